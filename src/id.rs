@@ -1,0 +1,130 @@
+//! Identifiers as types that can only be built valid, also through serde.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use ulid::Ulid;
+
+use crate::error::{Error, Kind, Result};
+
+/// The name of a plan, source, repository or notifier in plan files: 1–64 of `a-z A-Z 0-9 _ - .`, starting with a letter or digit.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+
+impl Name {
+    /// # Errors
+    /// [`Kind::Usage`] when the text is not a valid name.
+    pub fn new(text: impl Into<String>) -> Result<Self> {
+        let text = text.into();
+        let valid = (1..=64).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+            && text.as_bytes()[0].is_ascii_alphanumeric();
+        if valid {
+            Ok(Self(text))
+        } else {
+            Err(Error::new(Kind::Usage, format!("not a valid name: {text:?}"))
+                .hint("a name is 1 to 64 letters, digits, '_', '-' or '.', and starts with a letter or digit"))
+        }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self> {
+        Self::new(text)
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        Self::new(text)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+macro_rules! ulid_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Ulid);
+
+        impl $name {
+            /// A new identifier whose first 48 bits are `unix_ms` (for sorting only, never for safety) and the rest is random.
+            #[must_use]
+            pub fn generate(now: chrono::DateTime<chrono::Utc>) -> Self {
+                let mut random = [0u8; 16];
+                getrandom::fill(&mut random[..10]).expect("the operating system's random source works");
+                let ms = u64::try_from(now.timestamp_millis()).unwrap_or(0);
+                Self(Ulid::from_parts(ms, u128::from_le_bytes(random)))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Error;
+            fn try_from(text: String) -> Result<Self> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.to_string()
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+            /// Accepts upper and lower case.
+            fn from_str(text: &str) -> Result<Self> {
+                Ulid::from_string(&text.to_ascii_uppercase())
+                    .map(Self)
+                    .map_err(|_| Error::new(Kind::Usage, format!("not a valid id: {text:?}")).hint("an id is 26 letters and digits, as printed by `lifeboat snapshots`"))
+            }
+        }
+
+        impl fmt::Display for $name {
+            /// Lower case, 26 characters.
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0.to_string().to_ascii_lowercase())
+            }
+        }
+    };
+}
+
+ulid_id!(
+    /// Identifies a snapshot; sorts by the committing host's clock.
+    SnapshotId
+);
+ulid_id!(
+    /// Identifies a run in the journal.
+    RunId
+);
+ulid_id!(
+    /// Identifies a report (drill, verify) in the repository.
+    ReportId
+);
+ulid_id!(
+    /// Identifies a writer's session in the repository.
+    SessionId
+);

@@ -1,0 +1,9 @@
+//! lifeboat.
+pub mod clock;
+pub mod entry;
+pub mod error;
+pub mod event;
+pub mod id;
+pub mod plan;
+pub mod source;
+pub mod store;

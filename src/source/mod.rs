@@ -1,0 +1,172 @@
+//! Where data comes from and what proves that it came back: one folder a kind of source.
+//!
+//! A source hands out a consistent snapshot as a tree of entries with bytes, and, the other way, turns a restored tree into
+//! something usable and proves it. It knows nothing of repositories: the two meet in `ops`.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::entry::Entry;
+use crate::error::Result;
+use crate::event::{Cancel, Progress};
+
+/// What a source needs to know of the run that uses it.
+pub struct SourceContext {
+    /// A private folder (0700) of this run for staging copies; the caller removes it whatever happens.
+    pub scratch: PathBuf,
+    /// Keys the row digests of fingerprints, so that they tell nothing to who does not hold it.
+    pub fingerprint_key: [u8; 32],
+    pub progress: Arc<dyn Progress>,
+    pub cancel: Cancel,
+}
+
+/// Order-independent digest of one table's content, taken inside the snapshot that is backed up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableFingerprint {
+    pub table: String,
+    pub rows: u64,
+    /// Hex. Sum modulo 2^256 of the keyed BLAKE3 of every row's canonical text.
+    pub digest: String,
+}
+
+/// Something that was not read as it should have been. A run with problems is incomplete (exit 3), never silently fine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What it concerns (a path, a table), printable.
+    pub object: String,
+    /// `vanished`, `changed-while-read`, `unreadable`, `skipped-special`, …
+    pub kind: String,
+    pub message: String,
+}
+
+/// What a finished snapshot says about itself; kept in the manifest.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Finish {
+    /// The consistency point, by kind: for SQLite `{"journal_mode":…,"page_count":…,"change_counter":…}`, later LSN or GTID.
+    pub consistency: serde_json::Value,
+    /// Empty where the kind has no tables.
+    pub fingerprints: Vec<TableFingerprint>,
+    pub problems: Vec<Problem>,
+}
+
+/// One thing that `doctor` looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diagnosis {
+    pub name: String,
+    pub ok: bool,
+    /// What was found; when not ok, also what to do.
+    pub message: String,
+}
+
+/// A configured source. Cheap to build: nothing is opened before `begin`.
+pub trait Source: Send + Sync {
+    /// `sqlite`, `files`, `command`, …
+    fn kind(&self) -> &'static str;
+
+    /// Everything a backup needs, checked without changing anything.
+    fn diagnose(&self) -> Vec<Diagnosis>;
+
+    /// Begins a consistent snapshot that stays the same until it is finished or dropped.
+    ///
+    /// # Errors
+    /// Not a database, locked, missing, not permitted: each says what to do.
+    fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>>;
+
+    /// Finishes a restore: `restored` holds the tree as [`SourceSnapshot::entries`] yielded it, below a private folder. Leaves the
+    /// usable thing there and returns its path (for `sqlite`: the database file; for `files`: the folder).
+    ///
+    /// # Errors
+    /// When what was restored cannot be made usable.
+    fn adopt(&self, restored: &Path, context: &SourceContext) -> Result<PathBuf>;
+
+    /// Proves a usable restored thing (as returned by `adopt`): engine checks, fingerprints, the plan's SQL. Never changes it.
+    /// Every check asked for has a result; what could not be checked is `Skipped` and says why.
+    ///
+    /// # Errors
+    /// Only when checking itself was not possible (interrupted, machine out of room); damage is a failed check, not an error.
+    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>>;
+}
+
+/// A consistent snapshot being read.
+pub trait SourceSnapshot: Send {
+    /// Bytes and entries to expect, for progress; `None` when it cannot be told cheaply.
+    fn estimate(&self) -> Option<(u64, u64)>;
+
+    /// The next entry in tree order, `None` at the end. What vanished or may not be read is not yielded but kept as a problem.
+    ///
+    /// # Errors
+    /// When the listing itself fails: the run fails.
+    fn next_entry(&mut self) -> Result<Option<Entry>>;
+
+    /// Opens the bytes of a file entry that `next_entry` yielded. At most once an entry, in any order. `Ok(None)`: it vanished or
+    /// may not be read meanwhile; that is kept as a problem and the entry must be left out.
+    ///
+    /// # Errors
+    /// When reading fails in a way that makes the whole snapshot worthless.
+    fn open(&mut self, entry: &Entry) -> Result<Option<Box<dyn Read + Send>>>;
+
+    /// Says how many bytes of an opened entry were really read, when its reader reached the end; notices files that changed meanwhile.
+    ///
+    /// # Errors
+    /// When the source cannot be asked any more.
+    fn close(&mut self, entry: &Entry, bytes_read: u64) -> Result<()>;
+
+    /// Ends the snapshot after everything was read (a child process has exited 0 by now).
+    ///
+    /// # Errors
+    /// When the snapshot turns out to be worthless; the backup must not commit.
+    fn finish(self: Box<Self>) -> Result<Finish>;
+}
+
+/// An SQL assertion of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SqlCheck {
+    pub name: String,
+    pub sql: String,
+    /// Already parsed from the plan's text (`>= 1000`, `= 'ok'`, `between 1 and 5`).
+    pub expect: Expectation,
+    /// For servers with several databases.
+    pub database: Option<String>,
+}
+
+pub use expect::Expectation;
+
+/// What a drill asks a source to prove.
+#[derive(Debug, Clone)]
+pub struct ProveRequest {
+    /// Fingerprints from the manifest.
+    pub fingerprints: Vec<TableFingerprint>,
+    /// How many of the fingerprints to compare: 0–100 percent of the tables, at least one unless 0.
+    pub compare_percent: u8,
+    pub checks: Vec<SqlCheck>,
+    /// Limit for each SQL assertion.
+    pub check_timeout: Duration,
+}
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    Passed,
+    /// The engine or an assertion says no: exit 20.
+    Failed,
+    /// Content differs from what was backed up: exit 21.
+    Differs,
+    /// Could not be checked; the drill is incomplete at best.
+    Skipped,
+}
+
+/// One check of a drill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckResult {
+    pub name: String,
+    pub outcome: Outcome,
+    pub expected: String,
+    pub actual: String,
+}
+
+pub mod expect;
