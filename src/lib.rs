@@ -5,5 +5,6 @@ pub mod error;
 pub mod event;
 pub mod id;
 pub mod plan;
+pub mod repo;
 pub mod source;
 pub mod store;
