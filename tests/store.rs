@@ -243,7 +243,7 @@ async fn wrong_s3_keys_are_told_with_advice_and_without_the_keys() {
         store.probe().await.unwrap_err(),
     ] {
         assert_eq!(error.kind(), Kind::Failed, "{error:?}");
-        assert!(error.hint_text().unwrap().contains("access key"), "{error:?}");
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("access key")), "{error:?}");
         let text = format!("{error:?}");
         assert!(!text.contains("WRONGSECRET") && !text.contains("Signature=") && !text.contains(SECRET_KEY), "{text}");
     }
@@ -256,7 +256,7 @@ async fn a_bucket_that_is_not_there_is_told() {
     let store = Store::open(&config).unwrap();
     for error in [store.get("a").await.unwrap_err(), store.list("").await.unwrap_err()] {
         assert_eq!(error.kind(), Kind::Failed, "{error:?}");
-        assert!(error.hint_text().unwrap().contains("create the bucket"), "{error:?}");
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("create the bucket")), "{error:?}");
     }
 }
 
@@ -284,7 +284,8 @@ async fn the_probe_reports_a_server_that_ignores_conditions_and_single_writer_mo
     let config = rclone.bucket().fresh();
     let probe = Store::open(&config).unwrap().probe().await.unwrap();
     assert!(!probe.conditional_create && !probe.is_safe(), "{probe}");
-    assert!(probe.read_after_write && probe.range_reads && probe.delete, "{probe}");
+    // rclone 1.75 also answers 200 instead of 206 to every range.
+    assert!(probe.read_after_write && !probe.range_reads && probe.delete, "{probe}");
     assert!(probe.to_string().contains("create only if absent: NO"), "{probe}");
 
     let single = Store::open(&StoreConfig { single_writer: true, ..config }).unwrap();
