@@ -23,6 +23,8 @@ mod report;
 mod seal;
 mod session;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod verify;
 mod wire;

@@ -389,7 +389,7 @@ impl Repository {
                         _ => last.frames.push((place.frame, vec![(place.slot, item)])),
                     }
                 }
-                _ => requests.push(Request { pack: place.pack, directory, start: frame.offset, end, frames: vec![(place.frame, vec![(place.slot, item)])] }),
+                _ => requests.push(Request { pack: place.pack, directory: Arc::clone(&directory), start: frame.offset, end, frames: vec![(place.frame, vec![(place.slot, item)])] }),
             }
         }
         Ok(requests)
