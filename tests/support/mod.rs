@@ -3,6 +3,7 @@
 //! A test names what it needs with `mod support;` and uses, for example, `support::s3::SeaweedFs::shared()`.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod azure;
 pub mod s3;
 
 use std::net::TcpListener;
@@ -16,10 +17,14 @@ use std::time::{Duration, Instant};
 /// # Panics
 /// When it is not installed: a test that could not run is not a test that passed.
 pub fn tool(name: &str) -> PathBuf {
-    let tools = std::env::var_os("LIFEBOAT_TEST_TOOLS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/tools"), PathBuf::from);
+    let tools =
+        std::env::var_os("LIFEBOAT_TEST_TOOLS").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/tools"), PathBuf::from);
     let path = tools.join("bin").join(name);
-    assert!(path.exists(), "{} is missing: run scripts/test, which installs what tests need (or scripts/install-test-tools)", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run scripts/test, which installs what tests need (or scripts/install-test-tools)",
+        path.display()
+    );
     path
 }
 
