@@ -218,6 +218,28 @@ async fn a_real_azure_server_keeps_the_rules() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_create_whose_answer_is_cut_off_on_the_wire_is_found_out() {
+    let mut config = SeaweedFs::shared().bucket().fresh();
+    let proxy = support::proxy::Proxy::start(config.endpoint.as_deref().unwrap()).await;
+    let direct = Store::open(&config).unwrap();
+    config.endpoint = Some(proxy.endpoint());
+    let store = Store::open(&config).unwrap();
+
+    proxy.cut_answers("PUT ", 1);
+    assert_eq!(store.create("a", "mine".into()).await.unwrap(), Created::Same);
+    assert_eq!(direct.get("a").await.unwrap(), "mine");
+
+    // Somebody else's object under a lost answer is still somebody else's.
+    direct.create("b", "theirs".into()).await.unwrap();
+    proxy.cut_answers("PUT ", 1);
+    assert_eq!(store.create("b", "mine".into()).await.unwrap_err().kind(), Kind::AlreadyExists);
+
+    proxy.cut_answers("GET ", 1);
+    assert_eq!(store.get("a").await.unwrap(), "mine");
+    assert_eq!(proxy.cuts(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_listing_of_many_pages_is_complete() {
     let store = Store::open(&SeaweedFs::shared().bucket().fresh()).unwrap();
     let keys: Vec<String> = (0..2100).map(|number| format!("m/{:02}/{number:05}", number % 7)).collect();
