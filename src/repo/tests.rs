@@ -110,8 +110,12 @@ impl BlockSink for Collected {
 
 fn restore(repository: &Repository, manifest: &Manifest) -> Result<BTreeMap<String, Vec<u8>>> {
     let entries: Vec<StoredEntry> = repository.tree(&manifest.sources[0])?.collect::<Result<_>>()?;
-    let wanted: Vec<Wanted<'_>> =
-        entries.iter().enumerate().filter(|(_, e)| matches!(e.entry.kind, EntryKind::File { .. })).map(|(file, entry)| Wanted { file, entry }).collect();
+    let wanted: Vec<Wanted<'_>> = entries
+        .iter()
+        .enumerate()
+        .filter(|(_, e)| matches!(e.entry.kind, EntryKind::File { .. }))
+        .map(|(file, entry)| Wanted { file, entry })
+        .collect();
     let sink = Collected(Mutex::new(wanted.iter().map(|w| (w.file, vec![0; w.entry.size() as usize])).collect()));
     let stats = repository.fetch(&wanted, &sink, &Silent, &Cancel::default())?;
     assert_eq!(stats.bytes_delivered, manifest.sources[0].bytes);
@@ -193,7 +197,7 @@ fn an_interrupted_run_is_found_again() {
     let faults = Faults::new();
     let store = Store::with_faults(bench.store.clone(), faults.clone());
     let repository = bench.open_on(store);
-    faults.add(faults::Rule::on(crate::store::Verb::Create).below("snapshots/").always().then(faults::Effect::Fail(When::Before)));
+    faults.add(faults::Rule::on(crate::store::Verb::Create).below("snapshots/").always().then(faults::Effect::Fail(Kind::Failed)));
     backup(&repository, &files).unwrap_err();
     assert!(bench.keys("snapshots/").is_empty());
     // Nobody lists them: the index object is gone too.
@@ -243,15 +247,24 @@ fn a_writer_backs_up_and_cannot_read() {
     let verification = maintainer.verify(VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap();
     assert!(verification.findings.is_empty() && !verification.skipped.is_empty());
     assert_eq!(restore(&bench.open(), &manifest).unwrap(), expected(&files));
-    assert_eq!(Repository::open(bench.store.clone(), bench.runtime.handle().clone(), &Passphrase::new("wrong horse"), &bench.options()).unwrap_err().kind(), Kind::WrongKey);
+    assert_eq!(
+        Repository::open(bench.store.clone(), bench.runtime.handle().clone(), &Passphrase::new("wrong horse"), &bench.options())
+            .unwrap_err()
+            .kind(),
+        Kind::WrongKey
+    );
 }
 
 #[test]
 fn a_recovery_key_opens_and_the_last_reader_slot_stays() {
     let bench = Bench::new();
     let fresh = Store::in_memory();
-    let (repository, recovery) = Repository::init(fresh.clone(), bench.runtime.handle().clone(), &passphrase(), &bench.options(), Utc::now()).unwrap();
-    assert_eq!(Repository::init(fresh.clone(), bench.runtime.handle().clone(), &passphrase(), &bench.options(), Utc::now()).unwrap_err().kind(), Kind::AlreadyExists);
+    let (repository, recovery) =
+        Repository::init(fresh.clone(), bench.runtime.handle().clone(), &passphrase(), &bench.options(), Utc::now()).unwrap();
+    assert_eq!(
+        Repository::init(fresh.clone(), bench.runtime.handle().clone(), &passphrase(), &bench.options(), Utc::now()).unwrap_err().kind(),
+        Kind::AlreadyExists
+    );
     let typed = Passphrase::new(recovery.reveal().to_lowercase());
     let opened = Repository::open(fresh, bench.runtime.handle().clone(), &typed, &bench.options()).unwrap();
     assert_eq!(opened.role(), Role::Reader);
@@ -275,7 +288,8 @@ fn every_damage_is_found() {
         let original = bench.runtime.block_on(bench.store.get(key)).unwrap();
         let len = original.len();
         let other = objects.iter().find(|k| *k != key && k.starts_with(&folder)).cloned();
-        let mut damages: Vec<(String, Option<Bytes>)> = vec![("deleted".into(), None), ("emptied".into(), Some(Bytes::new())), ("garbage".into(), Some(Bytes::from(noise(7, len))))];
+        let mut damages: Vec<(String, Option<Bytes>)> =
+            vec![("deleted".into(), None), ("emptied".into(), Some(Bytes::new())), ("garbage".into(), Some(Bytes::from(noise(7, len))))];
         for at in [0, 5, len / 3, len / 2, len - 40.min(len), len - 1] {
             let mut flipped = original.to_vec();
             flipped[at] ^= 0x10;
@@ -333,7 +347,12 @@ fn a_crash_at_any_write_loses_nothing() {
         let when = if round % 2 == 0 { When::Before } else { When::After };
         let faults = Faults::new();
         faults.crash_at_write(round.div_ceil(2), when);
-        let repository = Repository::open(Store::with_faults(bench.store.clone(), faults.clone()), bench.runtime.handle().clone(), &passphrase(), &bench.options());
+        let repository = Repository::open(
+            Store::with_faults(bench.store.clone(), faults.clone()),
+            bench.runtime.handle().clone(),
+            &passphrase(),
+            &bench.options(),
+        );
         let outcome = repository.and_then(|r| backup(&r, &changed));
         let repository = bench.open();
         let verification = repository.verify(VerifyDepth::Structure, &Silent, &Cancel::default()).unwrap();

@@ -74,8 +74,11 @@ impl Findings {
     }
 
     fn into_sorted(self) -> Vec<Finding> {
-        let mut findings: Vec<Finding> =
-            self.0.into_iter().map(|((object, kind), (message, snapshots))| Finding { object, kind, message, snapshots: snapshots.into_iter().collect() }).collect();
+        let mut findings: Vec<Finding> = self
+            .0
+            .into_iter()
+            .map(|((object, kind), (message, snapshots))| Finding { object, kind, message, snapshots: snapshots.into_iter().collect() })
+            .collect();
         findings.sort_by(|a, b| (&a.object, &a.kind).cmp(&(&b.object, &b.kind)));
         findings
     }
@@ -139,7 +142,12 @@ impl Repository {
                         match present.get(&pack.id) {
                             None => findings.add(&pack.id.key(), "missing", "the index lists it and it is not there", []),
                             Some(len) if *len != pack.len => {
-                                findings.add(&pack.id.key(), "size", format!("the index says {} bytes, the store says {len}", pack.len), []);
+                                findings.add(
+                                    &pack.id.key(),
+                                    "size",
+                                    format!("the index says {} bytes, the store says {len}", pack.len),
+                                    [],
+                                );
                             }
                             Some(_) => {}
                         }
@@ -157,7 +165,12 @@ impl Repository {
             match (present.get(id), pack.reference) {
                 (None, _) => findings.add(&key, "missing", "snapshots need it and it is not there", pack.snapshots.iter().copied()),
                 (Some(len), Some(reference)) if *len != reference.len => {
-                    findings.add(&key, "size", format!("snapshots say {} bytes, the store says {len}", reference.len), pack.snapshots.iter().copied());
+                    findings.add(
+                        &key,
+                        "size",
+                        format!("snapshots say {} bytes, the store says {len}", reference.len),
+                        pack.snapshots.iter().copied(),
+                    );
                 }
                 _ => {}
             }
@@ -204,9 +217,19 @@ impl Repository {
                 let key = format!("{folder}/{}", parent.id);
                 match opened.get(&(manifest.plan.clone(), parent.id)) {
                     None if broken.contains(&key) => {}
-                    None => findings.add(&key, "chain-broken", format!("snapshot {} of plan {} came after it, and it is gone", manifest.id, manifest.plan), [parent.id]),
+                    None => findings.add(
+                        &key,
+                        "chain-broken",
+                        format!("snapshot {} of plan {} came after it, and it is gone", manifest.id, manifest.plan),
+                        [parent.id],
+                    ),
                     Some(hash) if *hash != parent.hash => {
-                        findings.add(&key, "chain-broken", format!("it is not the one that snapshot {} came after", manifest.id), [parent.id]);
+                        findings.add(
+                            &key,
+                            "chain-broken",
+                            format!("it is not the one that snapshot {} came after", manifest.id),
+                            [parent.id],
+                        );
                     }
                     Some(_) => {}
                 }
@@ -216,7 +239,13 @@ impl Repository {
     }
 
     /// Reads every node of every tree once and checks every reference against the directory of its pack.
-    fn verify_trees(&self, manifests: &[Manifest], findings: &mut Findings, progress: &dyn Progress, cancel: &Cancel) -> Result<HashMap<PackId, PackUse>> {
+    fn verify_trees(
+        &self,
+        manifests: &[Manifest],
+        findings: &mut Findings,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<HashMap<PackId, PackUse>> {
         let inner = &self.inner;
         let mut nodes = NodeReader::new(inner)?;
         let mut used: HashMap<PackId, PackUse> = HashMap::new();
@@ -278,7 +307,10 @@ impl Repository {
                         }
                         if !failed && counts != (source.entries, source.bytes) {
                             let key = format!("snapshots/{}/{}", inner.keys.chain_name(manifest.plan.as_str()), manifest.id);
-                            let message = format!("source {} has {} entries and {} bytes, its manifest says {} and {}", source.name, counts.0, counts.1, source.entries, source.bytes);
+                            let message = format!(
+                                "source {} has {} entries and {} bytes, its manifest says {} and {}",
+                                source.name, counts.0, counts.1, source.entries, source.bytes
+                            );
                             findings.add(&key, "damaged", message, [manifest.id]);
                         }
                     }
@@ -293,7 +325,13 @@ impl Repository {
     }
 
     /// Reads a node and checks what it refers to; returns the packs that it needs.
-    fn verify_node(&self, nodes: &mut NodeReader, node: &NodeRef<PackNo>, snapshot: SnapshotId, findings: &mut Findings) -> Result<Vec<PackNo>> {
+    fn verify_node(
+        &self,
+        nodes: &mut NodeReader,
+        node: &NodeRef<PackNo>,
+        snapshot: SnapshotId,
+        findings: &mut Findings,
+    ) -> Result<Vec<PackNo>> {
         let mut packs = BTreeSet::new();
         for record in nodes.records(node)? {
             let chunks = match record {
@@ -350,7 +388,8 @@ impl Repository {
                 inner.keys.role
             ));
         }
-        let mut packs: Vec<(PackId, u64)> = present.iter().map(|(id, len)| (*id, *len)).filter(|(id, _)| in_share(*id, percent, run)).collect();
+        let mut packs: Vec<(PackId, u64)> =
+            present.iter().map(|(id, len)| (*id, *len)).filter(|(id, _)| in_share(*id, percent, run)).collect();
         packs.sort_unstable();
         progress.event(Event::Phase { name: "data", detail: format!("{} of {} packs", packs.len(), present.len()) });
         progress.event(Event::Total { bytes: packs.iter().map(|p| p.1).sum(), items: packs.len() as u64 });
