@@ -285,7 +285,8 @@ mod tests {
             vec![Value::Text(b"ab".to_vec()), Value::Text(b"c".to_vec())],
             vec![Value::Text(b"a".to_vec()), Value::Text(b"bc".to_vec())],
         ];
-        let digests: std::collections::BTreeSet<_> = rows.iter().map(|row| table_of(std::slice::from_ref(row)).finish("t").digest).collect();
+        let digests: std::collections::BTreeSet<_> =
+            rows.iter().map(|row| table_of(std::slice::from_ref(row)).finish("t").digest).collect();
         assert_eq!(digests.len(), rows.len());
     }
 }

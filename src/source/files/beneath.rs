@@ -72,10 +72,8 @@ mod tests {
         symlink("real", folder.path().join("root/in")).unwrap();
         symlink("real/deep/file", folder.path().join("root/last")).unwrap();
         let root = fs::File::open(folder.path().join("root")).unwrap();
-        let ways: [fn(&fs::File, &[u8]) -> Result<OwnedFd>; 2] = [
-            |root, path| open(root, path, OFlags::RDONLY),
-            |root, path| open_by_parts(root, path, OFlags::RDONLY | OFlags::NOFOLLOW),
-        ];
+        let ways: [fn(&fs::File, &[u8]) -> Result<OwnedFd>; 2] =
+            [|root, path| open(root, path, OFlags::RDONLY), |root, path| open_by_parts(root, path, OFlags::RDONLY | OFlags::NOFOLLOW)];
         for way in ways {
             assert!(way(&root, b"real/deep/file").is_ok());
             assert!(way(&root, b"").is_ok());

@@ -150,9 +150,10 @@ pub fn classify(source: rusqlite::Error, message: String) -> Error {
         Some(ErrorCode::NotADatabase) => {
             (Kind::Failed, "the file is not an SQLite database, or it is encrypted: check `path`, or dump it with a `command` source")
         }
-        Some(ErrorCode::DatabaseCorrupt) => {
-            (Kind::Damaged, "the live database is damaged: save the raw file with a `files` source before repairing it with `.recover` of sqlite3")
-        }
+        Some(ErrorCode::DatabaseCorrupt) => (
+            Kind::Damaged,
+            "the live database is damaged: save the raw file with a `files` source before repairing it with `.recover` of sqlite3",
+        ),
         Some(ErrorCode::DiskFull) => (Kind::NoSpace, "free space for a copy of the database in the state folder"),
         Some(ErrorCode::CannotOpen) => (
             Kind::Failed,

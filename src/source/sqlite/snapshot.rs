@@ -171,7 +171,8 @@ fn stage(path: &Path, context: &SourceContext, wait: Duration) -> Result<(Staged
     context.progress.event(Event::Phase { name: "snapshot", detail: format!("{shown}") });
     let failed = |source| classify(source, format!("take a snapshot of database {shown}"));
     let live = open_live(path)?;
-    let schema_version = begin_reading(&live, context, wait).map_err(|error| error.within(format!("take a snapshot of database {shown}")))?;
+    let schema_version =
+        begin_reading(&live, context, wait).map_err(|error| error.within(format!("take a snapshot of database {shown}")))?;
     let staged = new_staging_file(&context.scratch)?;
     let mut copy = Connection::open(&staged.0).map_err(|source| classify(source, format!("open {}", staged.0.display())))?;
     // A copy that does not come to its end is thrown away, so it needs neither journal nor flushes.

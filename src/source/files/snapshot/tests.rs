@@ -130,7 +130,10 @@ fn only_whole_pages_are_cut_as_pages() {
         EntryKind::File { layout, .. } => layout,
         _ => unreachable!(),
     };
-    assert_eq!(["empty", "page", "pages", "odd", "small"].map(layout), [Layout::Content, Layout::Pages(8192), Layout::Pages(8192), Layout::Content, Layout::Content]);
+    assert_eq!(
+        ["empty", "page", "pages", "odd", "small"].map(layout),
+        [Layout::Content, Layout::Pages(8192), Layout::Pages(8192), Layout::Content, Layout::Content]
+    );
 }
 
 #[test]

@@ -110,7 +110,8 @@ fn every_page_size_encoding_and_vacuum_mode_comes_back() {
 #[test]
 fn content_that_is_only_in_the_log_comes_over_and_the_log_stays() {
     let fixture = fixture();
-    let writer = fixture.database("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (1), (2)");
+    let writer =
+        fixture.database("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (1), (2)");
     let log = super::super::open::beside(&fixture.path(), "-wal");
     let before = std::fs::metadata(&log).unwrap().len();
     let (finish, _, checks) = fixture.round_trip();
@@ -123,7 +124,8 @@ fn content_that_is_only_in_the_log_comes_over_and_the_log_stays() {
 #[test]
 fn a_log_left_by_a_crash_is_read_and_not_touched() {
     let fixture = fixture();
-    let writer = fixture.database("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (1), (2)");
+    let writer =
+        fixture.database("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (1), (2)");
     let crashed = self::fixture();
     for suffix in ["", "-wal"] {
         std::fs::copy(super::super::open::beside(&fixture.path(), suffix), super::super::open::beside(&crashed.path(), suffix)).unwrap();
@@ -178,9 +180,16 @@ fn tables_of_every_kind_have_fingerprints() {
     let (finish, usable, checks) = fixture.round_trip();
     assert_passed(&checks);
     let rows = |name: &str| finish.fingerprints.iter().find(|table| table.table == name).map(|table| table.rows);
-    for (name, count) in
-        [("we\"ird 'név' 表", 3), ("hidden", 1), ("keyed", 2), ("generated", 2), ("auto", 1), ("sqlite_sequence", 1), ("\"(schema)\"", 1), ("words_content", 2)]
-    {
+    for (name, count) in [
+        ("we\"ird 'név' 表", 3),
+        ("hidden", 1),
+        ("keyed", 2),
+        ("generated", 2),
+        ("auto", 1),
+        ("sqlite_sequence", 1),
+        ("\"(schema)\"", 1),
+        ("words_content", 2),
+    ] {
         assert_eq!(rows(name), Some(count), "{name}");
     }
     assert!(rows("boxes_node").is_some() && rows("(schema)").is_some() && rows("(header)").is_some());
@@ -198,7 +207,10 @@ fn tables_of_every_kind_have_fingerprints() {
     let request = ProveRequest {
         fingerprints: finish.fingerprints.clone(),
         compare_percent: 100,
-        checks: vec![check("SELECT count(*) FROM words WHERE words MATCH 'hello'", "= 1"), check("SELECT count(*) FROM boxes WHERE x0 < 1", "= 1")],
+        checks: vec![
+            check("SELECT count(*) FROM words WHERE words MATCH 'hello'", "= 1"),
+            check("SELECT count(*) FROM boxes WHERE x0 < 1", "= 1"),
+        ],
         check_timeout: Duration::from_secs(5),
     };
     assert_passed(&fixture.source().prove(&usable, &request, &fixture.context).unwrap());
