@@ -297,6 +297,9 @@ fn writers_at_work_never_tear_a_snapshot() {
     assert_eq!(integrity, "ok", "the live database is unharmed");
 }
 
+/// What is done to a restored database, and which check must say so, and how.
+type Damage = (&'static str, Box<dyn Fn(&Path)>, Outcome, Option<&'static str>);
+
 #[test]
 fn planted_damage_is_found_and_named() {
     let case = sqlite();
@@ -323,7 +326,6 @@ fn planted_damage_is_found_and_named() {
             fs::write(path, bytes).unwrap();
         })
     };
-    type Damage = (&'static str, Box<dyn Fn(&Path)>, Outcome, Option<&'static str>);
     let damages: Vec<Damage> = vec![
         ("a deleted row", sql("DELETE FROM call_records WHERE id = 17"), Outcome::Differs, Some("content of call_records")),
         (
@@ -372,11 +374,11 @@ fn planted_damage_is_found_and_named() {
         (
             "flipped letters in rows",
             bytes(|bytes| {
-                (0..bytes.len() - 12).for_each(|at| {
+                for at in 0..bytes.len() - 12 {
                     if bytes[at..].starts_with(b"Hand scanner") {
                         bytes[at] ^= 0x20;
                     }
-                })
+                }
             }),
             Outcome::Differs,
             Some("content of order_lines"),

@@ -216,7 +216,9 @@ mod tests {
 
     fn table_of(rows: &[Vec<Value>]) -> Accumulator {
         let mut sum = Accumulator::new(&[7; 32]);
-        rows.iter().for_each(|row| sum.add(&encode(row)));
+        for row in rows {
+            sum.add(&encode(row));
+        }
         sum
     }
 

@@ -1,6 +1,6 @@
 //! A tree of files: attachments, documents, a stopped server's data folder.
 //!
-//! Owns: the walk in tree order, reading files without being misled by what changes meanwhile ([`walk`], [`snapshot`]), and making such
+//! Owns: the walk in tree order, reading files without being misled by what changes meanwhile (`walk`, `snapshot`), and making such
 //! a tree again safely ([`apply`]). Symbolic links are kept, never followed; only the root itself may be one, and is resolved once.
 //!
 //! A tree of files has no snapshot of its own: each file is read consistently (or is reported), the tree as a whole is what it was while

@@ -116,7 +116,7 @@ pub fn open_copy(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(immutable_uri(path), flags)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
-    connection.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -16384; PRAGMA cell_size_check = ON")?;
+    connection.execute_batch("PRAGMA query_only = ON; PRAGMA cell_size_check = ON")?;
     Ok(connection)
 }
 

@@ -27,6 +27,8 @@ pub fn prove(database: &Path, request: &ProveRequest, context: &SourceContext) -
     let mut results = vec![check_file(database, &known, key)];
     match content::open_stoppable(database, &stop) {
         Ok(connection) => {
+            // Only speed depends on it.
+            let _ = content::widen_cache(&connection);
             results.push(check_integrity(&connection));
             context.cancel.check()?;
             results.push(check_foreign_keys(&connection, &known, key));
