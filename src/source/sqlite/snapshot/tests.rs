@@ -141,6 +141,25 @@ fn a_log_left_by_a_crash_is_read_and_not_touched() {
 }
 
 #[test]
+fn a_link_to_a_database_does_not_hide_its_log() {
+    let fixture = fixture();
+    let real = fixture.folder.path().join("real");
+    std::fs::create_dir(&real).unwrap();
+    let crashed = self::fixture();
+    let writer =
+        crashed.database("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (1), (2)");
+    for (suffix, name) in [("", "db"), ("-wal", "db-wal")] {
+        std::fs::copy(super::super::open::beside(&crashed.path(), suffix), real.join(name)).unwrap();
+    }
+    drop(writer);
+    std::os::unix::fs::symlink(real.join("db"), fixture.path()).unwrap();
+    let before = std::fs::read(real.join("db-wal")).unwrap();
+    let (_, _, checks) = fixture.round_trip();
+    assert_passed(&checks);
+    assert!(std::fs::read(real.join("db-wal")).unwrap() == before);
+}
+
+#[test]
 fn a_database_at_rest_is_left_as_it_was() {
     let fixture = fixture();
     drop(fixture.database("PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1)"));
