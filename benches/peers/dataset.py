@@ -58,7 +58,7 @@ class Cluster:
 
     def run(self, *command, env=None, stdin=None):
         prefix = ["runuser", "-u", self.account, "--"] if os.geteuid() == 0 else []
-        settings = dict(os.environ, LC_ALL="C.UTF-8", PGUSER="postgres", PGDATABASE="crm", **(env or {}))
+        settings = {**os.environ, "LC_ALL": "C.UTF-8", "PGUSER": "postgres", "PGDATABASE": "crm", **(env or {})}
         if self.socket:
             settings["PGHOST"] = str(self.socket)
         done = subprocess.run(prefix + [str(part) for part in command], env=settings, stdin=stdin, text=True, cwd="/",
@@ -85,7 +85,7 @@ class Cluster:
 
     def remove_old_log(self):
         """Of a cleanly stopped server, removes every log segment but the one with the shutdown checkpoint."""
-        told = self.run(self.programs / "pg_controldata", self.data, env={"LC_ALL": "C"})
+        told = self.run(self.programs / "pg_controldata", self.data)
         if not re.search(r"cluster state: +shut down$", told, re.M):
             raise RuntimeError(f"{self.data} was not cleanly stopped")
         needed = re.search(r"REDO WAL file: +(\S+)", told).group(1)
