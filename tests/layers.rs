@@ -90,13 +90,16 @@ fn sources() -> Vec<SourceFile> {
     collect(&root.join("src"), &mut paths);
     paths.sort();
     assert!(!paths.is_empty(), "no source files below {}", root.display());
-    let relative = |path: &Path| path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-    paths.iter().map(|path| SourceFile::new(&relative(path), &fs::read_to_string(path).unwrap())).collect()
+    let read = |path: &PathBuf| {
+        let relative = path.strip_prefix(&root).expect("below the project").to_str().expect("UTF-8 names");
+        SourceFile::new(relative, &fs::read_to_string(path).expect("source files are readable"))
+    };
+    paths.iter().map(read).collect()
 }
 
 fn collect(folder: &Path, paths: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in fs::read_dir(folder).expect("source folders are readable") {
+        let path = entry.expect("source folders are readable").path();
         if path.is_dir() {
             collect(&path, paths);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
