@@ -71,6 +71,8 @@ class Scenario:
         self.bytes, self.files = bytes_below(sources[0])
 
     def run(self):
+        for tool in self.entrants:
+            self.log(tool).unlink(missing_ok=True)
         for repetition in range(self.options.reps):
             out = set()
             places = {}

@@ -153,6 +153,8 @@ class Restic(Tool):
 class PgBackRest(Tool):
     """Block-incremental mode, on the stopped folder (`--no-online`), so that all tools read the very same bytes."""
     name, variable, version_arguments, minimum = "pgbackrest", "PGBACKREST", ["version"], (2, 46)
+    # An incremental backup refuses to run when no file has changed.
+    steps = ("first", "second", "verify", "restore")
     ignored = ("backup_label", "postgresql.auto.conf", "recovery.signal", "tablespace_map")
 
     def command(self, place, *arguments):
@@ -161,8 +163,10 @@ class PgBackRest(Tool):
     def write_settings(self, place, source):
         for folder in ("lock", "log", "spool"):
             (place.state / folder).mkdir(exist_ok=True)
+        # Versions that do not know `allow-root` warn about it and go on.
+        allow_root = "allow-root=y\n" if os.geteuid() == 0 else ""
         (place.state / "pgbackrest.conf").write_text(
-            f"[global]\nrepo1-path={place.repository}\nlock-path={place.state}/lock\nlog-path={place.state}/log\n"
+            f"[global]\n{allow_root}repo1-path={place.repository}\nlock-path={place.state}/lock\nlog-path={place.state}/log\n"
             f"spool-path={place.state}/spool\nlog-level-console=warn\nlog-level-file=off\nprocess-max={place.jobs}\n"
             "compress-type=zst\ncompress-level=3\nrepo1-retention-full=9\nrepo1-cipher-type=aes-256-cbc\n"
             f"repo1-cipher-pass={PASSPHRASE}\nrepo1-bundle=y\nrepo1-block=y\n[bench]\npg1-path={source}\n", encoding="utf-8")
