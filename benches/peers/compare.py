@@ -1,4 +1,5 @@
 """Whether a restored folder equals its source. A restore that differs voids the figure."""
+import fnmatch
 import os
 import stat
 
@@ -29,11 +30,11 @@ def same_bytes(one, other):
 
 def differences(source, restored, ignored=(), strict=False):
     """What differs, as `PATH: REASON`, at most ten. Kind, permissions, link target and every byte are compared; with `strict` also owner
-    and modification time. `ignored` paths (a tool's own additions) are left out.
+    and modification time. Paths that match one of the `ignored` patterns are left out.
     """
     wanted, got, found = walk(source), walk(restored), []
     for path in sorted(set(wanted) | set(got)):
-        if path in ignored:
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in ignored):
             continue
         if len(found) == 10:
             break

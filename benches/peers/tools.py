@@ -54,7 +54,7 @@ def newest(name, variable, bin_folder, version_arguments):
 
 
 class Tool:
-    """`steps` is what it takes part in; `ignored` are paths that its restore adds or changes by design."""
+    """`steps` is what it takes part in; `ignored` are patterns of paths that it leaves out or adds by design."""
     name = variable = ""
     version_arguments = ["--version"]
     minimum = ()
@@ -155,7 +155,10 @@ class PgBackRest(Tool):
     name, variable, version_arguments, minimum = "pgbackrest", "PGBACKREST", ["version"], (2, 46)
     # An incremental backup refuses to run when no file has changed.
     steps = ("first", "second", "verify", "restore")
-    ignored = ("backup_label", "postgresql.auto.conf", "recovery.signal", "tablespace_map")
+    # What a server makes anew is left out, and the restore adds its own settings.
+    ignored = ("backup_label", "postgresql.auto.conf", "recovery.signal", "tablespace_map", "postmaster.opts", "*/pg_internal.init",
+               "base/pgsql_tmp", "pg_dynshmem/*", "pg_notify/*", "pg_replslot/*", "pg_serial/*", "pg_snapshots/*", "pg_stat_tmp/*",
+               "pg_subtrans/*")
 
     def command(self, place, *arguments):
         return Command([self.program, f"--config={place.state}/pgbackrest.conf", "--stanza=bench", *arguments])
