@@ -12,6 +12,7 @@ import os
 import pathlib
 import platform
 import shutil
+import signal
 import stat
 import statistics
 import subprocess
@@ -46,11 +47,16 @@ def measured(command, log):
     wrapped = ["bash", "-c", f'exec 3>&{write_end} "$@"', "bash", sys.executable, HERE / "measure.py", *command.argv]
     with open(log, "ab") as output:
         child = subprocess.Popen([str(part) for part in wrapped], env=environment, cwd=command.cwd, stdout=output, stderr=output,
-                                 stdin=subprocess.DEVNULL, pass_fds=[write_end])
+                                 stdin=subprocess.DEVNULL, pass_fds=[write_end], start_new_session=True)
     os.close(write_end)
-    with os.fdopen(read_end) as pipe:
-        told = pipe.read()
-    child.wait()
+    try:
+        with os.fdopen(read_end) as pipe:
+            told = pipe.read()
+        child.wait()
+    except BaseException:
+        # Interrupted: the tool must not go on working in a folder that the next run uses.
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
     return json.loads(told) if told else {"exit": child.returncode or 1, "wall_s": 0.0}
 
 
@@ -249,6 +255,7 @@ def arguments():
 
 def main():
     options, parser = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for folder in ("bin", "run", "results"):
         (options.work / folder).mkdir(parents=True, exist_ok=True)
     # PostgreSQL runs as another user and must be able to enter.
