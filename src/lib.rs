@@ -6,5 +6,6 @@ pub mod event;
 pub mod id;
 pub mod plan;
 pub mod repo;
+pub mod daemon;
 pub mod source;
 pub mod store;
