@@ -4,6 +4,7 @@ pub mod entry;
 pub mod error;
 pub mod event;
 pub mod id;
+pub mod ops;
 pub mod plan;
 pub mod repo;
 pub mod daemon;
