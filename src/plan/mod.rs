@@ -1,1 +1,4 @@
 //! Plan files.
+pub mod schedule;
+pub mod secret;
+pub mod units;
