@@ -17,7 +17,9 @@ pub mod resolve;
 pub mod restore;
 pub mod select;
 pub mod snapshots;
+pub mod verdict;
 pub mod verify;
+mod work;
 
 use std::path::PathBuf;
 use std::sync::Arc;
