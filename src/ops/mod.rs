@@ -17,7 +17,9 @@ pub mod resolve;
 pub mod restore;
 pub mod select;
 pub mod snapshots;
+pub mod verdict;
 pub mod verify;
+mod work;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +29,7 @@ use crate::clock::Clock;
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
 use crate::repo::Repository;
-use crate::source::{Source, SqlCheck};
+use crate::source::{Source, SourceContext, SqlCheck};
 
 pub use document::{CheckRecord, Existing, Missing, Objective, Phase, Verdict};
 
@@ -91,6 +93,16 @@ pub struct DrillSettings {
     pub time_limit: Option<Duration>,
     /// A drill that would restore more bytes is not started.
     pub disk_limit_bytes: Option<u64>,
+}
+
+/// What a source needs to know of a run that works in `scratch`.
+fn context(job: &Job, scratch: PathBuf) -> SourceContext {
+    SourceContext {
+        scratch,
+        fingerprint_key: job.repository.fingerprint_key(),
+        progress: Arc::clone(&job.progress),
+        cancel: job.cancel.clone(),
+    }
 }
 
 impl Default for DrillSettings {

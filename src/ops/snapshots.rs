@@ -1,11 +1,14 @@
 //! Snapshots: what can be restored, and what was verified and proven.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::{backup, select};
 use crate::error::Result;
 use crate::id::{Name, SnapshotId};
-use crate::repo::Repository;
+use crate::repo::{Manifest, ReportRecord, Repository, SourceRecord};
 
 /// One source of a listed snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +66,57 @@ pub struct SnapshotList {
 ///
 /// # Errors
 /// What the repository says.
-pub fn run(_repository: &Repository, _plan: Option<&Name>) -> Result<SnapshotList> {
-    todo!()
+pub fn run(repository: &Repository, plan: Option<&Name>) -> Result<SnapshotList> {
+    let manifests = repository.manifests(plan)?;
+    let reports = repository.reports(None)?;
+    Ok(list(&manifests, &reports))
+}
+
+/// The document, of manifests in the order to show. Pure.
+#[must_use]
+pub fn list(manifests: &[Manifest], reports: &[ReportRecord]) -> SnapshotList {
+    SnapshotList {
+        schema: "lifeboat.snapshots/1".into(),
+        snapshots: manifests.iter().map(|manifest| listed(manifest, reports)).collect(),
+        recovery_ranges: ranges(manifests),
+    }
+}
+
+fn listed(manifest: &Manifest, reports: &[ReportRecord]) -> ListedSnapshot {
+    let source = |s: &SourceRecord| ListedSource { name: s.name.to_string(), kind: s.kind.clone(), bytes: s.bytes, entries: s.entries };
+    ListedSnapshot {
+        id: manifest.id,
+        time: manifest.time,
+        plan: manifest.plan.to_string(),
+        host: manifest.host.clone(),
+        sources: manifest.sources.iter().map(source).collect(),
+        bytes_source: manifest.stats.bytes_source,
+        bytes_read: manifest.stats.bytes_read,
+        bytes_stored: manifest.stats.bytes_stored,
+        problems: backup::missing(&manifest.sources).len() as u64,
+        verified_at: select::verified_at(reports, manifest.id),
+        proven_at: select::proven_at(reports, manifest.id),
+    }
+}
+
+/// One range for each source of each plan, by name: these kinds of source have only the moments of their snapshots.
+fn ranges(manifests: &[Manifest]) -> Vec<RecoveryRange> {
+    let mut ranges: BTreeMap<(String, String), RecoveryRange> = BTreeMap::new();
+    for manifest in manifests {
+        for source in &manifest.sources {
+            let key = (manifest.plan.to_string(), source.name.to_string());
+            let range = ranges.entry(key).or_insert_with_key(|(plan, source)| RecoveryRange {
+                plan: plan.clone(),
+                source: source.clone(),
+                from: manifest.time,
+                to: manifest.time,
+                continuous: false,
+                points: 0,
+            });
+            range.from = range.from.min(manifest.time);
+            range.to = range.to.max(manifest.time);
+            range.points += 1;
+        }
+    }
+    ranges.into_values().collect()
 }

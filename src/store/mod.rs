@@ -1,26 +1,68 @@
 //! The object store behind our few verbs: open by URL, conditional create, ranged reads, list, delete; with retry and limits.
 //!
-//! Everything above sees only these verbs. Objects are immutable: there is no overwrite.
+//! Everything above sees only [`Store`]. Objects are immutable: there is no overwrite. What this module promises:
+//!
+//! - [`Store::create`] returns only when the object is durable (local: file and folders flushed; remote: the store's word,
+//!   checked by a look), and never replaces an object that is there, whatever answers get lost on the way;
+//! - a listing is complete and sorted, and never shows half-written objects;
+//! - an error names operation, key and store, and never a secret; its kind says what can be done (see [`crate::error::Kind`]).
+//!
+//! What it does not do: it knows nothing of what objects contain, so "damaged" comes from here only for an object that is
+//! shorter than a range that was asked for, or larger than anything this program writes.
+//!
+//! Layers, outside in: [`Store`] (retries, lost answers, limits, counters) → `faults` (tests only) → `local` or `objects`
+//! (one call, one operation) → `object_store`.
 
+mod aws_profile;
+mod backend;
+mod config;
+pub mod faults;
+mod limits;
+mod local;
+mod metrics;
+mod objects;
+mod open;
+mod probe;
+mod refusal;
+mod retry;
+
+use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use object_store::memory::InMemory;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+use crate::store::backend::{Backend, PutMode, Want};
+use crate::store::faults::Faults;
+use crate::store::limits::Limits;
+use crate::store::metrics::Counters;
+use crate::store::objects::Objects;
+use crate::store::open::Place;
+use crate::store::refusal::Refusals;
+use crate::store::retry::{Policy, Tries};
 
-/// Where objects are, and how to talk to the place. Secrets inside are redacted in `Debug`.
-#[derive(Clone, Debug, Default)]
-pub struct StoreConfig {
-    /// `file:///path`, `s3://bucket/prefix`, `gs://…`, `az://…`.
-    pub url: String,
-}
+pub use crate::store::config::{Credential, StoreConfig};
+pub use crate::store::metrics::{Metrics, Verb, VerbMetrics};
+pub use crate::store::probe::Probe;
+
+/// The greatest object that is written or read whole; far above the greatest pack.
+pub const MAX_OBJECT_BYTES: u64 = 512 << 20;
+
+/// After each create on a remote store its size is looked at: a store that acknowledges what it does not have is noticed
+/// before anything depends on it. Costs one small request an object.
+const CONFIRM_REMOTE_CREATES: bool = true;
+
+/// The longest key, in bytes. S3 allows 1,024 with the prefix.
+const MAX_KEY_BYTES: usize = 800;
 
 /// How a create ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
-    /// This call (or a retry of it) wrote the object.
+    /// This call wrote the object: of several racing calls at most one gets this answer.
     New,
-    /// The very same bytes were there already.
+    /// The very same bytes are there: written by somebody else, by an earlier call, or by this one whose answer got lost.
     Same,
 }
 
@@ -29,38 +71,349 @@ pub enum Created {
 pub struct ObjectInfo {
     /// Relative to the repository's root, `/`-separated.
     pub key: String,
+    /// Stored bytes.
     pub size: u64,
+    /// By the store's clock, which may differ from ours.
     pub modified: chrono::DateTime<chrono::Utc>,
 }
 
-/// An open store. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Store {}
+/// An open store. Cheap to clone; clones share limits and counters.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
 
-impl Store {
-    pub fn open(_config: &StoreConfig) -> Result<Self> {
-        todo!()
-    }
-    pub fn in_memory() -> Self {
-        todo!()
-    }
-    pub async fn create(&self, _key: &str, _bytes: Bytes) -> Result<Created> {
-        todo!()
-    }
-    pub async fn get(&self, _key: &str) -> Result<Bytes> {
-        todo!()
-    }
-    pub async fn get_range(&self, _key: &str, _range: Range<u64>) -> Result<Bytes> {
-        todo!()
-    }
-    pub async fn head(&self, _key: &str) -> Result<Option<ObjectInfo>> {
-        todo!()
-    }
-    /// Sorted by key, complete.
-    pub async fn list(&self, _prefix: &str) -> Result<Vec<ObjectInfo>> {
-        todo!()
-    }
-    pub async fn delete(&self, _key: &str) -> Result<()> {
-        todo!()
+struct Inner {
+    backend: Arc<dyn Backend>,
+    describe: String,
+    local: bool,
+    confirm: bool,
+    single_writer: bool,
+    policy: Policy,
+    limits: Limits,
+    counters: Counters,
+    /// The place without injected faults, where there are some.
+    beneath: Option<Arc<dyn Backend>>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({})", self.0.describe)
     }
 }
+
+impl Store {
+    /// Opens the place of `config` without contacting it; a local folder is made by the first create.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for a configuration that cannot work: fix it.
+    pub fn open(config: &StoreConfig) -> Result<Self> {
+        let Place { backend, describe, local, limits } = open::open(config)?;
+        Ok(Self(Arc::new(Inner {
+            backend,
+            describe,
+            local,
+            confirm: CONFIRM_REMOTE_CREATES && !local,
+            single_writer: config.single_writer,
+            policy: if local { Policy::LOCAL } else { Policy::REMOTE },
+            limits,
+            counters: Counters::default(),
+            beneath: None,
+        })))
+    }
+
+    /// An empty store in this process's memory, with the rules of a real one. For tests and trials.
+    #[must_use]
+    pub fn in_memory() -> Self {
+        let memory = Arc::new(InMemory::new());
+        let describe = "memory".to_owned();
+        let backend = Objects {
+            writer: memory.clone(),
+            reader: memory,
+            prefix: object_store::path::Path::ROOT,
+            refusals: Refusals::new(&describe, Vec::new()),
+            download: None,
+        };
+        let defaults = StoreConfig::default();
+        Self(Arc::new(Inner {
+            backend: Arc::new(backend),
+            describe,
+            local: true,
+            confirm: false,
+            single_writer: false,
+            policy: Policy::LOCAL,
+            limits: Limits::new(defaults.max_requests, None, None),
+            counters: Counters::default(),
+            beneath: None,
+        }))
+    }
+
+    /// `inner` with programmable faults *below* retries and confirmation, so that those are tested too. Uploads are confirmed
+    /// as on a remote store; retries pause for milliseconds; counters start at zero. For tests.
+    #[must_use]
+    pub fn with_faults(inner: Self, faults: Faults) -> Self {
+        Self(Arc::new(Inner {
+            backend: faults.around(inner.0.backend.clone()),
+            describe: inner.0.describe.clone(),
+            local: inner.0.local,
+            confirm: true,
+            single_writer: inner.0.single_writer,
+            policy: Policy::LOCAL,
+            limits: inner.0.limits.clone(),
+            counters: Counters::default(),
+            beneath: Some(inner.beneath().clone()),
+        }))
+    }
+
+    /// Where it is, for people; without secrets.
+    #[must_use]
+    pub fn describe(&self) -> &str {
+        &self.0.describe
+    }
+
+    /// Whether objects are on this machine (or where it mounts), so that requests cost next to nothing.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.0.local
+    }
+
+    /// What was asked of the place so far through this store and its clones.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.0.counters.snapshot()
+    }
+
+    /// Writes a new object, at most [`MAX_OBJECT_BYTES`], and returns when it is durable.
+    ///
+    /// # Errors
+    /// [`Kind::AlreadyExists`]: other bytes are there under this key; they were not touched. [`Kind::Unavailable`]: it may or may
+    /// not have been written; calling again with the same bytes is safe. [`Kind::NoSpace`], [`Kind::Failed`]: not written, or the
+    /// store acknowledged it and does not have it.
+    ///
+    /// # Cancellation
+    /// When the future is dropped the object may or may not be written, and later than that; never partly.
+    pub async fn create(&self, key: &str, bytes: Bytes) -> Result<Created> {
+        check_key(key)?;
+        if bytes.len() as u64 > MAX_OBJECT_BYTES {
+            return Err(Error::new(Kind::Bug, format!("{}: {} bytes are too many", self.message("write", key), bytes.len())));
+        }
+        let mut tries = Tries::new(self.0.policy);
+        loop {
+            let error = match self.put(key, &bytes).await {
+                Ok(()) => {
+                    self.confirm(key, bytes.len() as u64).await?;
+                    return Ok(Created::New);
+                }
+                Err(error) => error,
+            };
+            // "Already exists" may be our own write whose answer got lost below us, or a 409 for two at once where nothing landed;
+            // "unavailable" may have landed. Only a look tells.
+            if !matches!(error.kind(), Kind::AlreadyExists | Kind::Unavailable) {
+                return Err(error);
+            }
+            match self.compare(key, &bytes).await {
+                Ok(Some(true)) => return Ok(Created::Same),
+                Ok(Some(false)) => {
+                    let message = format!("{}: another object is there", self.message("write", key));
+                    return Err(Error::new(Kind::AlreadyExists, message));
+                }
+                Ok(None) => {}
+                Err(look) if look.kind() == Kind::Unavailable => {}
+                Err(look) => return Err(look.within(format!("{}: its outcome is unknown", self.message("write", key)))),
+            }
+            if !tries.again().await {
+                return Err(match error.kind() {
+                    Kind::Unavailable => error,
+                    _ => Error::new(Kind::Unavailable, self.message("write", key)).because(error),
+                });
+            }
+            self.note(&error);
+        }
+    }
+
+    /// A whole object, at most [`MAX_OBJECT_BYTES`].
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; [`Kind::Damaged`] when it is larger than that; [`Kind::Unavailable`] after retries.
+    pub async fn get(&self, key: &str) -> Result<Bytes> {
+        check_key(key)?;
+        self.retrying(|| self.get_once(key, Want::All { limit: MAX_OBJECT_BYTES })).await
+    }
+
+    /// Exactly the bytes `range` of an object (end exclusive); an empty range asks nobody.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; [`Kind::Damaged`] when the object ends before the range does; [`Kind::Unavailable`] after retries.
+    pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
+        check_key(key)?;
+        if range.start > range.end || range.end - range.start > MAX_OBJECT_BYTES {
+            return Err(Error::new(Kind::Bug, format!("{}: bytes {}..{}", self.message("read", key), range.start, range.end)));
+        }
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        self.retrying(|| self.get_once(key, Want::Range(range.clone()))).await
+    }
+
+    /// Size and time of an object, or `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] after retries; [`Kind::Failed`].
+    pub async fn head(&self, key: &str) -> Result<Option<ObjectInfo>> {
+        check_key(key)?;
+        self.retrying(|| self.head_once(key)).await
+    }
+
+    /// All objects below the folder `prefix` (`"packs"` and `"packs/"` are the same; `""` is everything), sorted by key, complete.
+    /// A folder that is not there is empty.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] after retries; [`Kind::Failed`]. Never a part of the list.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
+        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+        if !prefix.is_empty() {
+            check_key(prefix)?;
+        }
+        let mut objects = self
+            .retrying(|| async {
+                let _place = self.0.limits.request().await;
+                self.counted(Verb::List, self.0.backend.list(prefix).await, |_| 0)
+            })
+            .await?;
+        objects.retain(|object| prefix.is_empty() || object.key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/')));
+        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        Ok(objects)
+    }
+
+    /// Removes an object. One that is not there is a success.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] when the store refuses (missing right, object lock); [`Kind::Unavailable`] after retries.
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        check_key(key)?;
+        self.retrying(|| async {
+            let _place = self.0.limits.request().await;
+            self.counted(Verb::Delete, self.0.backend.delete(key).await, |()| 0)
+        })
+        .await
+    }
+
+    /// Tries on the place itself what it is able to do, below `probe/`.
+    ///
+    /// # Errors
+    /// When the place cannot be written or read at all.
+    pub async fn probe(&self) -> Result<Probe> {
+        probe::probe(self).await
+    }
+
+    async fn put(&self, key: &str, bytes: &Bytes) -> Result<()> {
+        if self.0.single_writer {
+            // Nobody else writes (the operator's word), so between this look and the write nothing changes.
+            if self.head_once(key).await?.is_some() {
+                return Err(Error::new(Kind::AlreadyExists, self.message("write", key)));
+            }
+            return self.put_once(key, bytes, PutMode::Overwrite).await;
+        }
+        self.put_once(key, bytes, PutMode::Create).await
+    }
+
+    async fn put_once(&self, key: &str, bytes: &Bytes, mode: PutMode) -> Result<()> {
+        let size = bytes.len() as u64;
+        self.0.limits.upload(size).await;
+        let _place = self.0.limits.request().await;
+        self.counted(Verb::Create, self.0.backend.put(key, bytes.clone(), mode).await, |()| size)
+    }
+
+    async fn get_once(&self, key: &str, want: Want) -> Result<Bytes> {
+        let (verb, expected) = match &want {
+            Want::All { .. } => (Verb::Get, None),
+            Want::Range(range) => (Verb::GetRange, Some(range.end - range.start)),
+        };
+        let _place = self.0.limits.request().await;
+        let bytes = self.counted(verb, self.0.backend.get(key, want).await, |bytes| bytes.len() as u64)?;
+        match expected {
+            Some(expected) if bytes.len() as u64 != expected => Err(Error::new(
+                Kind::Damaged,
+                format!("{}: {} of {expected} bytes are there", self.message("read", key), bytes.len()),
+            )),
+            _ => Ok(bytes),
+        }
+    }
+
+    async fn head_once(&self, key: &str) -> Result<Option<ObjectInfo>> {
+        let _place = self.0.limits.request().await;
+        match self.counted(Verb::Head, self.0.backend.head(key).await, |_| 0) {
+            Ok(info) => Ok(Some(info)),
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the object at `key` is `bytes`; `None` when there is none.
+    async fn compare(&self, key: &str, bytes: &Bytes) -> Result<Option<bool>> {
+        let Some(info) = self.head_once(key).await? else { return Ok(None) };
+        if info.size != bytes.len() as u64 {
+            return Ok(Some(false));
+        }
+        match self.get_once(key, Want::All { limit: info.size }).await {
+            Ok(there) => Ok(Some(there == *bytes)),
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn confirm(&self, key: &str, size: u64) -> Result<()> {
+        if !self.0.confirm {
+            return Ok(());
+        }
+        let lie = |what: String| {
+            Err(Error::new(Kind::Failed, format!("{}: the store acknowledged it but {what}", self.message("write", key)))
+                .hint("do not trust this store with backups before this is understood"))
+        };
+        match self.retrying(|| self.head_once(key)).await? {
+            Some(info) if info.size == size => Ok(()),
+            Some(info) => lie(format!("has {} of {size} bytes", info.size)),
+            None => lie("does not have it".to_owned()),
+        }
+    }
+
+    async fn retrying<T, F: Future<Output = Result<T>>>(&self, operation: impl FnMut() -> F) -> Result<T> {
+        retry::run(self.0.policy, |error| self.note(error), operation).await
+    }
+
+    fn note(&self, error: &Error) {
+        self.0.counters.retry();
+        tracing::debug!(error = ?error, "repeating a store operation");
+    }
+
+    fn counted<T>(&self, verb: Verb, result: Result<T>, size: impl FnOnce(&T) -> u64) -> Result<T> {
+        self.0.counters.request(verb, result.as_ref().ok().map(size));
+        result
+    }
+
+    /// The place itself, past injected faults.
+    fn beneath(&self) -> &Arc<dyn Backend> {
+        self.0.beneath.as_ref().unwrap_or(&self.0.backend)
+    }
+
+    fn message(&self, operation: &str, key: &str) -> String {
+        format!("cannot {operation} {key} in {}", self.0.describe)
+    }
+}
+
+/// Keys are made by this program from checked parts, so a bad one is a bug; but it must never reach a file system.
+fn check_key(key: &str) -> Result<()> {
+    let segment_is_fine = |segment: &str| {
+        !segment.is_empty()
+            && segment.len() <= 200
+            && segment != "."
+            && segment != ".."
+            && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    if key.len() <= MAX_KEY_BYTES && key.split('/').all(segment_is_fine) {
+        Ok(())
+    } else {
+        Err(Error::new(Kind::Bug, format!("not a key of an object: {key:?}")))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,353 @@
+//! A folder as a store. Reading is `object_store`'s `LocalFileSystem`; writing is our own, because of what its `with_fsync`
+//! (0.14) leaves open:
+//!
+//! - it syncs the file, links it in, and syncs the folder and those parent folders that *this* call made; a call that finds the
+//!   folder made a moment ago by another one (or by a process that then died) does not sync its entry and still reports success;
+//! - "already exists" is reported for a link whose folder was never synced by the one who made it;
+//! - deletes are never synced, so after a crash a later delete may have happened and an earlier one not;
+//! - files and folders get the mode of the process's umask.
+//!
+//! Here: a temporary file `name#digits` of mode 0600 in the same folder (such names are invisible to `LocalFileSystem`), written
+//! and synced, linked to its name (which fails if the name is taken), folder synced. Each folder's entry in its parent is synced
+//! once per process and folder before anything in it counts, whoever made it; folders are 0700. Deletes sync their folder.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use object_store::local::LocalFileSystem;
+
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::store::ObjectInfo;
+use crate::store::backend::{Backend, PutMode, Want};
+use crate::store::limits::Rate;
+use crate::store::objects::Objects;
+use crate::store::refusal::Refusals;
+
+/// A temporary file that was not touched for so long belongs to a process that is gone.
+const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A local folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Local(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: PathBuf,
+    /// Made once the root exists.
+    reading: OnceLock<Objects>,
+    /// Folders whose entry in their parent is known to be on disk.
+    settled: Mutex<HashSet<PathBuf>>,
+    refusals: Refusals,
+    download: Option<Arc<Rate>>,
+}
+
+impl Local {
+    /// Nothing is touched: the root is made by the first create.
+    pub fn new(root: PathBuf, refusals: Refusals, download: Option<Arc<Rate>>) -> Self {
+        Self(Arc::new(Inner { root, reading: OnceLock::new(), settled: Mutex::default(), refusals, download }))
+    }
+
+    /// `None` while there is no root.
+    fn reading(&self) -> Result<Option<&Objects>> {
+        let inner = &*self.0;
+        if let Some(reading) = inner.reading.get() {
+            return Ok(Some(reading));
+        }
+        match fs::metadata(&inner.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(inner.refusals.message("open", ""), error)),
+            Ok(found) if !found.is_dir() => {
+                return Err(Error::new(Kind::Usage, format!("{}: not a folder", inner.refusals.message("open", ""))));
+            }
+            Ok(_) => {}
+        }
+        let files = LocalFileSystem::new_with_prefix(&inner.root).map_err(|error| inner.refusals.error("open", "", error))?;
+        let files = Arc::new(files);
+        let objects = Objects {
+            writer: files.clone(),
+            reader: files,
+            prefix: object_store::path::Path::ROOT,
+            refusals: inner.refusals.clone(),
+            download: inner.download.clone(),
+        };
+        Ok(Some(inner.reading.get_or_init(|| objects)))
+    }
+
+    fn absent(&self, operation: &str, key: &str) -> Error {
+        Error::new(Kind::NotFound, self.0.refusals.message(operation, key))
+    }
+}
+
+impl Backend for Local {
+    fn put<'a>(&'a self, key: &'a str, bytes: Bytes, mode: PutMode) -> BoxFuture<'a, Result<()>> {
+        let (inner, key) = (self.0.clone(), key.to_owned());
+        blocking(move || inner.put(&key, &bytes, mode)).boxed()
+    }
+
+    fn get<'a>(&'a self, key: &'a str, want: Want) -> BoxFuture<'a, Result<Bytes>> {
+        async move {
+            match self.reading()? {
+                Some(objects) => objects.get(key, want).await,
+                None => Err(self.absent("read", key)),
+            }
+        }
+        .boxed()
+    }
+
+    fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<ObjectInfo>> {
+        async move {
+            match self.reading()? {
+                Some(objects) => objects.head(key).await,
+                None => Err(self.absent("look at", key)),
+            }
+        }
+        .boxed()
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ObjectInfo>>> {
+        async move {
+            match self.reading()? {
+                Some(objects) => objects.list(prefix).await,
+                None => Ok(Vec::new()),
+            }
+        }
+        .boxed()
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<()>> {
+        let (inner, key) = (self.0.clone(), key.to_owned());
+        blocking(move || inner.delete(&key)).boxed()
+    }
+}
+
+/// Runs `work` where it may block. It runs to its end even when the future is dropped.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::new(Kind::Bug, "a file operation was cut short").because(error)),
+    }
+}
+
+impl Inner {
+    fn put(&self, key: &str, bytes: &Bytes, mode: PutMode) -> Result<()> {
+        let message = || self.refusals.message("write", key);
+        let path = self.root.join(key);
+        let folder = path.parent().unwrap_or(&self.root).to_owned();
+        let mut settled_again = false;
+        let temporary = loop {
+            self.settle(&folder).io_context(message)?;
+            match Temporary::beside(&path) {
+                Ok(temporary) => break temporary,
+                // Somebody removed the folder since it was settled.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !settled_again => {
+                    settled_again = true;
+                    self.settled.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                }
+                Err(error) => return Err(Error::io(message(), error)),
+            }
+        };
+        temporary.fill(bytes).io_context(message)?;
+        let linked = match mode {
+            PutMode::Create => temporary.link(&path),
+            PutMode::Overwrite => temporary.replace(&path),
+        };
+        // Also when the name was taken: whoever took it may have died before its own sync.
+        let taken = matches!(&linked, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
+        if linked.is_ok() || taken {
+            sync_folder(&folder).io_context(message)?;
+        }
+        drop(temporary);
+        if taken { Err(Error::new(Kind::AlreadyExists, message())) } else { linked.io_context(message) }
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        let message = || self.refusals.message("delete", key);
+        let path = self.root.join(key);
+        match fs::remove_file(&path) {
+            Ok(()) => sync_folder(path.parent().unwrap_or(&self.root)).io_context(message),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::io(message(), error)),
+        }
+    }
+
+    /// Makes `folder` and its parents where they are missing, and sees that their entries are on disk.
+    fn settle(&self, folder: &Path) -> io::Result<()> {
+        if self.settled.lock().unwrap_or_else(PoisonError::into_inner).contains(folder) {
+            return Ok(());
+        }
+        let root_existed = self.root.is_dir();
+        // What stands above the root already; everything below it may be new.
+        let anchor = self.root.ancestors().skip(1).find(|above| above.is_dir()).map(Path::to_owned);
+        if !folder.is_dir() {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        for parent in folder.ancestors().skip(1) {
+            let is_anchor = anchor.as_deref() == Some(parent);
+            match sync_folder(parent) {
+                // The folder that holds the root need not be readable for us; then we did not make the root in it either.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_anchor && root_existed => {}
+                result => result?,
+            }
+            if is_anchor {
+                break;
+            }
+        }
+        sweep(folder);
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned());
+        Ok(())
+    }
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Removes what dead processes left half-written. What cannot be removed only costs room.
+fn sweep(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let is_temporary = entry.file_name().to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, suffix)| {
+            !suffix.is_empty() && suffix.bytes().all(|b| b.is_ascii_digit())
+        });
+        let is_old = || entry.metadata().and_then(|m| m.modified()).is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ABANDONED));
+        if is_temporary && is_old() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// A file on its way; its name is removed on drop.
+struct Temporary {
+    path: PathBuf,
+    file: File,
+}
+
+impl Temporary {
+    fn beside(path: &Path) -> io::Result<Self> {
+        loop {
+            let number = getrandom::u64().map_err(io::Error::other)?;
+            let mut name = path.as_os_str().to_owned();
+            name.push(format!("#{number}"));
+            let temporary = PathBuf::from(name);
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary) {
+                Ok(file) => return Ok(Self { path: temporary, file }),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn fill(&self, bytes: &[u8]) -> io::Result<()> {
+        (&self.file).write_all(bytes)?;
+        self.file.sync_all()
+    }
+
+    /// Gives the file its name unless it is taken.
+    fn link(&self, path: &Path) -> io::Result<()> {
+        match fs::hard_link(&self.path, path) {
+            // NFS: the answer to our own link got lost and its repetition failed (open(2), on O_EXCL).
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let (ours, there) = (self.file.metadata()?, fs::metadata(path)?);
+                if ours.ino() == there.ino() && ours.dev() == there.dev() { Ok(()) } else { Err(error) }
+            }
+            // File systems without hard links (exFAT, some network mounts).
+            Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied) => {
+                use rustix::fs::{CWD, RenameFlags, renameat_with};
+                renameat_with(CWD, &self.path, CWD, path, RenameFlags::NOREPLACE).map_err(|second| match second.kind() {
+                    io::ErrorKind::AlreadyExists => second.into(),
+                    _ => error,
+                })
+            }
+            result => result,
+        }
+    }
+
+    fn replace(&self, path: &Path) -> io::Result<()> {
+        fs::rename(&self.path, path)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Gone already after a rename; else invisible, and swept later.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::time::SystemTime;
+
+    fn local(root: &Path) -> Local {
+        Local::new(root.to_owned(), Refusals::new("test", Vec::new()), None)
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[tokio::test]
+    async fn objects_and_folders_are_for_their_owner_only_and_nothing_else_is_left() {
+        let base = tempfile::tempdir().unwrap();
+        let root = base.path().join("new/root");
+        let store = local(&root);
+        store.put("packs/ab/cd", Bytes::from_static(b"x"), PutMode::Create).await.unwrap();
+        let again = store.put("packs/ab/cd", Bytes::from_static(b"y"), PutMode::Create).await.unwrap_err();
+        assert_eq!(again.kind(), Kind::AlreadyExists);
+        for folder in ["", "packs", "packs/ab"] {
+            assert_eq!(mode(&root.join(folder)), 0o700, "{folder}");
+        }
+        assert_eq!(mode(&root.join("packs/ab/cd")), 0o600);
+        assert_eq!(fs::read_dir(root.join("packs/ab")).unwrap().count(), 1);
+        assert_eq!(fs::read(root.join("packs/ab/cd")).unwrap(), b"x");
+    }
+
+    #[tokio::test]
+    async fn leftovers_of_a_killed_writer_are_never_listed_and_swept_after_a_day() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = base.path().join("packs");
+        fs::create_dir(&folder).unwrap();
+        let (old, young, named) = (folder.join("a#123"), folder.join("b#123"), folder.join("c"));
+        for path in [&old, &young, &named] {
+            fs::write(path, "half").unwrap();
+        }
+        let two_days_ago = SystemTime::now() - 2 * ABANDONED;
+        for path in [&old, &named] {
+            File::options().write(true).open(path).unwrap().set_modified(two_days_ago).unwrap();
+        }
+        let store = local(base.path());
+        let keys = |list: Vec<ObjectInfo>| list.into_iter().map(|info| info.key).collect::<Vec<_>>();
+        assert_eq!(keys(store.list("").await.unwrap()), ["packs/c"]);
+        store.put("packs/d", Bytes::new(), PutMode::Create).await.unwrap();
+        assert!(!old.exists() && young.exists() && named.exists());
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_was_removed_meanwhile_is_made_again() {
+        let base = tempfile::tempdir().unwrap();
+        let store = local(&base.path().join("root"));
+        store.put("a/b", Bytes::new(), PutMode::Create).await.unwrap();
+        fs::remove_dir_all(base.path().join("root")).unwrap();
+        store.put("a/b", Bytes::new(), PutMode::Create).await.unwrap();
+        assert!(store.head("a/b").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_root_that_is_a_file_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let root = base.path().join("file");
+        fs::write(&root, "").unwrap();
+        assert_eq!(local(&root).list("").await.unwrap_err().kind(), Kind::Usage);
+        assert!(local(&root).put("a", Bytes::new(), PutMode::Create).await.is_err());
+    }
+}
