@@ -4,6 +4,8 @@
 
 pub mod journal;
 pub mod owner;
+pub mod recorder;
+pub mod runner;
 pub mod scheduler;
 
 use std::os::unix::fs::DirBuilderExt;

@@ -9,8 +9,9 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::journal::{Run, State, Trigger};
-use crate::error::{Error, Kind};
+use crate::error::Kind;
 use crate::id::Name;
+use crate::plan::schedule::{Schedule, jitter_for};
 
 /// A slot that starts this much after it was due is late: the daemon was not there. It wakes far more often than that.
 const GRACE: TimeDelta = TimeDelta::minutes(2);
@@ -29,6 +30,19 @@ const LONGEST_DELAY: Duration = Duration::from_secs(3600);
 pub trait Slots {
     /// The first slot strictly after `after`; `None` when there is none any more.
     fn next_after(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>>;
+
+    /// The last slot at or before `at`.
+    fn last_until(&self, at: DateTime<Utc>) -> Option<DateTime<Utc>>;
+}
+
+impl Slots for Schedule {
+    fn next_after(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        Schedule::next_after(self, after)
+    }
+
+    fn last_until(&self, at: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        self.previous_at_or_before(at)
+    }
 }
 
 /// What to do with slots that passed while no daemon was there.
@@ -102,14 +116,14 @@ impl Step {
 
 /// Decides the next step. Calling it again without recording what it said yields the same step.
 #[must_use]
-pub fn next_step(plan: &Name, job: &str, slots: &dyn Slots, rules: &Rules, at: &Situation) -> Step {
+pub fn next_step(plan: &Name, slots: &dyn Slots, rules: &Rules, at: &Situation) -> Step {
     let now = at.now;
     let since = at.since.min(now);
     let anchor = at.last.map_or(since, |last| last.slot.max(since));
     let passed = passed(slots, anchor, now);
     let Some(passed) = passed else {
         let next = slots.next_after(anchor);
-        let next_due = next.map(|slot| slot + jitter(plan, job, slot, rules.jitter));
+        let next_due = next.map(|slot| due(plan, slot, rules));
         let Some(retry) = at.last.and_then(|last| retry_at(&last, rules)) else { return Step::Wait(next_due) };
         // Within the slot: a retry that would come after the next one is left to the next one.
         if next.is_some_and(|next| retry.1 >= next) {
@@ -120,11 +134,11 @@ pub fn next_step(plan: &Name, job: &str, slots: &dyn Slots, rules: &Rules, at: &
         }
         return Step::Wait(Some(next_due.map_or(retry.1, |due| due.min(retry.1))));
     };
-    let due = passed.latest + jitter(plan, job, passed.latest, rules.jitter);
-    if due > now {
-        return Step::Wait(Some(due));
+    let due_at = due(plan, passed.latest, rules);
+    if due_at > now {
+        return Step::Wait(Some(due_at));
     }
-    let late = now - due.max(at.free_since) > GRACE;
+    let late = now - due_at.max(at.free_since) > GRACE;
     match (rules.missed, late, passed.count) {
         (MissedSlots::Skip, true, count) => Step::Missed { slot: passed.latest, count, first: passed.first },
         (MissedSlots::Skip, false, count) if count > 1 => {
@@ -141,11 +155,11 @@ pub fn next_step(plan: &Name, job: &str, slots: &dyn Slots, rules: &Rules, at: &
 
 /// The moment of the next run as far as it can be told now: a retry, or the next slot with its jitter.
 #[must_use]
-pub fn next_run(plan: &Name, job: &str, slots: &dyn Slots, rules: &Rules, at: &Situation) -> Option<DateTime<Utc>> {
-    match next_step(plan, job, slots, rules, at) {
+pub fn next_run(plan: &Name, slots: &dyn Slots, rules: &Rules, at: &Situation) -> Option<DateTime<Utc>> {
+    match next_step(plan, slots, rules, at) {
         Step::Run { .. } => Some(at.now),
         Step::Wait(until) => until,
-        Step::Missed { .. } => slots.next_after(at.now).map(|slot| slot + jitter(plan, job, slot, rules.jitter)),
+        Step::Missed { .. } => slots.next_after(at.now).map(|slot| due(plan, slot, rules)),
     }
 }
 
@@ -156,22 +170,20 @@ struct Passed {
     count: u32,
 }
 
+/// The moment a slot starts: jitter spreads plans of the same minute.
+fn due(plan: &Name, slot: DateTime<Utc>, rules: &Rules) -> DateTime<Utc> {
+    slot + TimeDelta::from_std(jitter_for(plan, slot, rules.jitter)).unwrap_or_default()
+}
+
 /// The slots in `(anchor, now]`.
 fn passed(slots: &dyn Slots, anchor: DateTime<Utc>, now: DateTime<Utc>) -> Option<Passed> {
     let first = slots.next_after(anchor).filter(|slot| *slot <= now)?;
     let mut passed = Passed { first, before_latest: first, latest: first, count: 1 };
     while let Some(next) = slots.next_after(passed.latest).filter(|slot| *slot <= now) {
         if passed.count == COUNT_LIMIT {
-            // Too many to walk: find the latest by looking back from now, twice as far each time.
-            let mut back = TimeDelta::minutes(1);
-            while slots.next_after(now - back).is_none_or(|slot| slot > now) {
-                back += back;
-            }
-            let mut latest = now - back;
-            while let Some(next) = slots.next_after(latest).filter(|slot| *slot <= now) {
-                (passed.before_latest, latest) = (passed.latest.max(latest), next);
-            }
-            passed.latest = latest;
+            // Too many to walk.
+            passed.latest = slots.last_until(now).unwrap_or(passed.latest);
+            passed.before_latest = slots.last_until(passed.latest - TimeDelta::milliseconds(1)).unwrap_or(passed.latest);
             return Some(passed);
         }
         (passed.before_latest, passed.latest) = (passed.latest, next);
@@ -195,24 +207,6 @@ fn retry_at(last: &PastSlot, rules: &Rules) -> Option<(DateTime<Utc>, DateTime<U
     Some((last.slot, ended + TimeDelta::from_std(doubled).ok()?))
 }
 
-/// How much later than its slot a run starts: spreads plans of the same minute, and is the same at every start of the daemon.
-fn jitter(plan: &Name, job: &str, slot: DateTime<Utc>, most: Duration) -> TimeDelta {
-    let most_ms = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
-    if most_ms == 0 {
-        return TimeDelta::zero();
-    }
-    let hash = blake3::hash(format!("{plan}\n{job}\n{}", slot.timestamp()).as_bytes());
-    let mut number = [0u8; 8];
-    number.copy_from_slice(&hash.as_bytes()[..8]);
-    TimeDelta::milliseconds(i64::try_from(u64::from_le_bytes(number) % most_ms).unwrap_or(0))
-}
-
-/// Whether an error leaves hope for a further attempt.
-#[must_use]
-pub fn may_pass(error: &Error) -> bool {
-    error.kind().may_pass()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,6 +219,11 @@ mod tests {
         fn next_after(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
             let step = self.0.num_milliseconds();
             DateTime::from_timestamp_millis((after.timestamp_millis().div_euclid(step) + 1) * step)
+        }
+
+        fn last_until(&self, at: DateTime<Utc>) -> Option<DateTime<Utc>> {
+            let step = self.0.num_milliseconds();
+            DateTime::from_timestamp_millis(at.timestamp_millis().div_euclid(step) * step)
         }
     }
 
@@ -244,7 +243,7 @@ mod tests {
     }
 
     fn step_since(rules: &Rules, now: &str, last: Option<PastSlot>, free_since: &str) -> Step {
-        next_step(&plan(), "backup", &HOURLY, rules, &Situation { now: at(now), since: at("00:30:00"), last, free_since: at(free_since) })
+        next_step(&plan(), &HOURLY, rules, &Situation { now: at(now), since: at("00:30:00"), last, free_since: at(free_since) })
     }
 
     fn past(slot: &str, state: State, attempt: u32, ended: &str, may_pass: bool) -> Option<PastSlot> {
@@ -308,10 +307,10 @@ mod tests {
     fn jitter_is_bounded_and_always_the_same_for_a_slot() {
         let rules = Rules { jitter: Duration::from_secs(600), ..RULES };
         let Step::Wait(Some(due)) = step(&rules, "00:30:00", None) else { panic!() };
-        assert!(due >= at("01:00:00") && due < at("01:10:00"), "{due}");
+        assert!(due >= at("01:00:00") && due <= at("01:10:00"), "{due}");
         assert_eq!(step(&rules, "00:59:00", None), Step::Wait(Some(due)));
         let situation = Situation { now: due, since: at("00:30:00"), last: None, free_since: at("00:30:00") };
-        assert_eq!(next_step(&plan(), "backup", &HOURLY, &rules, &situation), run("01:00:00", Trigger::Schedule, 0, "01:00:00"));
+        assert_eq!(next_step(&plan(), &HOURLY, &rules, &situation), run("01:00:00", Trigger::Schedule, 0, "01:00:00"));
     }
 
     #[test]
@@ -319,7 +318,7 @@ mod tests {
         let now = at("05:00:30");
         let since = now - TimeDelta::days(3650);
         let situation = Situation { now, since, last: None, free_since: since };
-        let Step::Run { slot, trigger, covers, .. } = next_step(&plan(), "backup", &Every(TimeDelta::minutes(1)), &RULES, &situation) else { panic!() };
+        let Step::Run { slot, trigger, covers, .. } = next_step(&plan(), &Every(TimeDelta::minutes(1)), &RULES, &situation) else { panic!() };
         assert_eq!((slot, trigger, covers), (at("05:00:00"), Trigger::CatchUp, Step::COUNTED - 1));
     }
 
@@ -347,7 +346,7 @@ mod tests {
                 now += TimeDelta::seconds(seconds);
                 loop {
                     let situation = Situation { now, since, last, free_since: since };
-                    let (slot, count, state) = match next_step(&plan(), "backup", &HOURLY, &rules, &situation) {
+                    let (slot, count, state) = match next_step(&plan(), &HOURLY, &rules, &situation) {
                         Step::Run { slot, covers, .. } => (slot, covers + 1, State::Succeeded),
                         Step::Missed { slot, count, .. } => (slot, count, State::Missed),
                         Step::Wait(until) => {
