@@ -13,7 +13,7 @@ use std::fmt;
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use chrono::{DateTime, Datelike as _, MappedLocalTime, NaiveDateTime, TimeDelta, TimeZone as _, Timelike as _, Utc};
+use chrono::{DateTime, MappedLocalTime, NaiveDateTime, TimeDelta, TimeZone as _, Timelike as _, Utc};
 use chrono_tz::Tz;
 
 use crate::error::{Error, Kind, Result};
@@ -320,6 +320,7 @@ pub fn in_both(slot: DateTime<Utc>, zone: Tz) -> String {
 
 #[cfg(test)]
 mod tests {
+    use chrono::Datelike as _;
     use chrono_tz::{America, Asia, Australia, Europe, Pacific};
     use croner::parser::{CronParser, Seconds, Year};
     use proptest::prelude::*;
