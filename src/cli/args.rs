@@ -203,7 +203,8 @@ pub struct SnapshotsArgs {
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
     /// Name of the plan; with --from, its name inside the repository
-    pub plan: String,
+    #[arg(required_unless_present = "from")]
+    pub plan: Option<String>,
     /// Where to: a file for a database, a folder for files and for several sources
     #[arg(long, value_name = "TARGET")]
     pub to: PathBuf,

@@ -50,7 +50,7 @@ impl App {
     /// # Errors
     /// `Usage` with everything that is wrong in the files.
     pub fn plans(&self) -> Result<Plans> {
-        Ok(crate::plan::load(&self.plan_folders()?)?)
+        Ok(Plans::load(&self.plan_folders()?)?)
     }
 
     /// One plan by name.

@@ -638,15 +638,15 @@ impl Journal {
         })
     }
 
-    /// The newest slot of a schedule that has a row, in whatever state.
+    /// The newest slot of a schedule, not later than `until`, that has a row in whatever state.
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn last_slot(&self, plan: &Name, job: Job) -> Result<Option<Run>> {
+    pub fn last_slot(&self, plan: &Name, job: Job, until: DateTime<Utc>) -> Result<Option<Run>> {
         Ok(self
             .select(
-                "WHERE plan = ?1 AND job = ?2 AND scheduled_ms IS NOT NULL ORDER BY scheduled_ms DESC LIMIT 1",
-                params![plan.as_str(), job.word()],
+                "WHERE plan = ?1 AND job = ?2 AND scheduled_ms <= ?3 ORDER BY scheduled_ms DESC LIMIT 1",
+                params![plan.as_str(), job.word(), until.timestamp_millis()],
             )?
             .into_iter()
             .next())
@@ -701,6 +701,22 @@ impl Journal {
             )
             .map(time)
             .map_err(|error| self.failure("write", error))
+    }
+
+    /// Since when this schedule has been followed; `None` when it is new or has changed.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn schedule_known(&self, plan: &Name, job: Job, expression: &str) -> Result<Option<DateTime<Utc>>> {
+        self.lock()
+            .query_row(
+                "SELECT since_ms FROM schedules WHERE plan = ?1 AND job = ?2 AND expression = ?3",
+                params![plan.as_str(), job.word(), expression],
+                |row| row.get(0),
+            )
+            .optional()
+            .map(|since| since.map(time))
+            .map_err(|error| self.failure("read", error))
     }
 
     fn live(&self, plan: &Name, job: Job) -> Result<Option<Run>> {
@@ -952,7 +968,7 @@ mod tests {
         let plan = Name::new("crm").unwrap();
         journal.missed(&plan, Job::Backup, now(), "3 slots", later(9)).unwrap();
         journal.missed(&plan, Job::Backup, now(), "again", later(10)).unwrap();
-        let slot = journal.last_slot(&plan, Job::Backup).unwrap().unwrap();
+        let slot = journal.last_slot(&plan, Job::Backup, later(9)).unwrap().unwrap();
         assert_eq!((slot.state, slot.story.as_deref(), slot.scheduled), (State::Missed, Some("3 slots"), Some(now())));
         assert_eq!(journal.begin(&slot_run(Trigger::CatchUp), later(11)).unwrap_err().kind(), Kind::Busy);
     }

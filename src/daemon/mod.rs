@@ -7,6 +7,8 @@ pub mod owner;
 pub mod recorder;
 pub mod runner;
 pub mod scheduler;
+pub mod serve;
+pub mod status;
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;

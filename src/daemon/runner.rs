@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::journal::{Claim, Ending, ErrorRecord, Filter, Job, Journal, NewRun, Run, State};
 use super::recorder::Recorder;
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::id::RunId;
 use crate::ops::backup::BackupReport;
 use crate::ops::drill::{DrillReport, DrillRequest};
@@ -92,7 +92,9 @@ pub fn journalled<T: Outcome>(
     tracing::info!(trigger = run.trigger.word(), scheduled = run.scheduled.map(|slot| slot.to_rfc3339()), "run started");
     let recorder = Arc::new(Recorder::new(Arc::clone(&surroundings.progress)));
     let recorded = Surroundings { progress: recorder.clone(), ..surroundings.clone() };
-    let result = work(&recorded);
+    // A panic is a bug in one run: it must not leave the row open while this process lives on.
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&recorded)))
+        .unwrap_or_else(|_| Err(Error::new(Kind::Bug, format!("{} of plan {} panicked", run.job.word(), run.plan)).hint("please report this, with the lines above")));
     let (phases, warnings) = recorder.finish();
     let ending = match &result {
         Ok(outcome) => outcome.ending(),
