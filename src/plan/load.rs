@@ -1,0 +1,135 @@
+//! Reads plan files: finds them, bounds them, and says exactly where one cannot be read.
+
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize as _;
+use toml::de::DeTable;
+
+use crate::plan::findings::{File, Finding, PlanErrors};
+use crate::plan::model::Plans;
+use crate::plan::raw::RawFile;
+use crate::plan::schema::schema;
+use crate::plan::structure;
+use crate::plan::validate::{Loaded, validate};
+
+/// Far beyond any plan file; a mistaken path must not be read into memory whole.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// After the first few syntax errors the rest is usually their echo.
+const MAX_SYNTAX_ERRORS: usize = 5;
+
+impl Plans {
+    /// Reads all plan files: each path is a file, or a folder whose `*.toml` files are read (not those of its subfolders, nor
+    /// hidden ones). Nothing but these files is opened: no secret is resolved, no repository asked.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once. Turns into a [`crate::error::Error`] of kind usage.
+    pub fn load(paths: &[PathBuf]) -> Result<Self, PlanErrors> {
+        let mut findings = Vec::new();
+        let files = find_files(paths, &mut findings);
+        let schema = schema();
+        let mut loaded = Vec::new();
+        let mut complete = findings.is_empty();
+        for path in &files {
+            match read(path, &schema, &mut findings) {
+                Some(file) => loaded.push(file),
+                None => complete = false,
+            }
+        }
+        let mut plans = validate(&loaded, complete, &mut findings);
+        plans.files = files;
+        if findings.is_empty() { Ok(plans) } else { Err(PlanErrors::new(findings)) }
+    }
+}
+
+/// Each file once, sorted within its folder.
+fn find_files(paths: &[PathBuf], findings: &mut Vec<Finding>) -> Vec<PathBuf> {
+    let mut seen = BTreeSet::new();
+    let mut files = Vec::new();
+    if paths.is_empty() {
+        findings.push(Finding::about(".", "no plan file or folder was given").hint("name one with --plans"));
+    }
+    for path in paths {
+        let found = if path.is_dir() {
+            match list(path) {
+                Ok(found) if found.is_empty() => {
+                    findings.push(
+                        Finding::about(path, "the plans folder has no *.toml file").hint("put a plan file there, or name another folder with --plans"),
+                    );
+                    found
+                }
+                Ok(found) => found,
+                Err(error) => {
+                    findings.push(Finding::about(path, format!("the plans folder cannot be read: {error}")));
+                    Vec::new()
+                }
+            }
+        } else if path.exists() {
+            vec![path.clone()]
+        } else {
+            findings.push(Finding::about(path, "there is no such plan file or folder").hint("name the folder of the plan files with --plans"));
+            Vec::new()
+        };
+        files.extend(found.into_iter().filter(|file| seen.insert(file.canonicalize().unwrap_or_else(|_| file.clone()))));
+    }
+    files
+}
+
+fn list(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|extension| extension == "toml") && !path.is_dir() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// `None` when the file cannot be taken into account at all.
+fn read(path: &Path, schema: &serde_json::Value, findings: &mut Vec<Finding>) -> Option<Loaded> {
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
+    if let Err(error) = read {
+        findings.push(Finding::about(path, format!("the plan file cannot be read: {error}")));
+        return None;
+    }
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
+        findings.push(Finding::about(path, "the plan file is longer than 1 MiB").hint("is this really a plan file?"));
+        return None;
+    }
+    let text = match String::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let at = error.utf8_error().valid_up_to();
+            let file = Arc::new(File { path: path.to_owned(), text: String::from_utf8_lossy(error.as_bytes()).into_owned() });
+            findings.push(Finding::at(&file, at..at + 1, "the plan file is not UTF-8 text").hint("save it as UTF-8"));
+            return None;
+        }
+    };
+    let file = Arc::new(File { path: path.to_owned(), text });
+    let (mut root, errors) = DeTable::parse_recoverable(&file.text);
+    if !errors.is_empty() {
+        let syntax = |error: &toml::de::Error| {
+            let span = error.span().unwrap_or(file.text.len()..file.text.len());
+            Finding::at(&file, span, format!("not valid TOML: {}", error.message()))
+        };
+        findings.extend(errors.iter().take(MAX_SYNTAX_ERRORS).map(syntax));
+        return None;
+    }
+    let before = findings.len();
+    structure::check(schema, &file, root.get_mut(), findings);
+    let rejected = findings[before..].iter().filter_map(|finding| finding.place.as_ref().map(|(_, span)| span.start)).collect();
+    match RawFile::deserialize(toml::Deserializer::from(root)) {
+        Ok(raw) => Some(Loaded { file, raw, rejected }),
+        Err(error) => {
+            // The schema let something through that the types do not: still an error with its place.
+            findings.push(Finding::at(&file, error.span().unwrap_or(0..0), error.message()).masked());
+            None
+        }
+    }
+}

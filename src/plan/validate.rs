@@ -1,0 +1,740 @@
+//! From what was written to what is meant: values, references and rules between keys, all errors at once.
+//!
+//! A declaration with an error yields nothing but keeps its name, so that references to it are not reported as well.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU16;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono_tz::Tz;
+use url::Url;
+
+use crate::error::{Error, Kind, Result};
+use crate::id::Name;
+use crate::plan::findings::{File, Finding, suggest};
+use crate::plan::model::{
+    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, Keep, Method, Missed, Notifier, NotifierKind, Objectives, Occasion,
+    Plan, Plans, Repository, RepositoryUrl, Retry, Scheme, Server, Share, Source, SourceKind, Verify,
+};
+use crate::plan::raw::{
+    Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawMethod, RawMissed, RawNotifier,
+    RawNotifierKind, RawOccasion, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify, SOURCE_KEYS, Text, Words,
+};
+use crate::plan::schedule::{Schedule, parse_timezone};
+use crate::plan::secret::SecretRef;
+use crate::plan::structure::SECRET_HINT;
+use crate::plan::units::{parse_duration, parse_rate, parse_size};
+use crate::source::Expectation;
+
+const DEFAULT_MAX_REQUESTS: NonZeroU16 = NonZeroU16::new(16).unwrap();
+const DEFAULT_RETRY: Retry = Retry { attempts: 3, delay: Duration::from_secs(60) };
+const DEFAULT_WINDOW: Duration = Duration::from_secs(30 * 86_400);
+const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_secs(300);
+const DEFAULT_VERIFY_DATA: &str = "10%";
+
+/// A file that could be read.
+pub(super) struct Loaded {
+    pub file: Arc<File>,
+    pub raw: RawFile,
+    /// Where the first look took something out.
+    pub rejected: Vec<usize>,
+}
+
+/// What was declared, by name; `None` where the declaration has an error.
+type Declared<T> = BTreeMap<Name, Option<Arc<T>>>;
+
+/// Validates all files together. The result is only to be used when there is no finding. `complete`: all files could be read; else
+/// an unknown reference may well be known in the missing one.
+pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Finding>) -> Plans {
+    let mut checker = Checker { file: None, complete, findings, places: BTreeMap::new() };
+    let mut repositories = Declared::new();
+    let mut sources = Declared::new();
+    let mut notifiers = Declared::new();
+    let mut plans = Declared::new();
+    for loaded in files {
+        checker.file = Some(loaded);
+        checker.version(&loaded.raw);
+        checker.declare("repository", &loaded.raw.repository, &mut repositories, Checker::repository);
+        checker.declare("source", &loaded.raw.source, &mut sources, Checker::source);
+        checker.declare("notifier", &loaded.raw.notify, &mut notifiers, Checker::notifier);
+    }
+    for loaded in files {
+        checker.file = Some(loaded);
+        checker.declare("plan", &loaded.raw.plan, &mut plans, |checker, name, at, raw| {
+            checker.plan(name, at, raw, &sources, &repositories, &notifiers)
+        });
+    }
+    Plans {
+        plans: only_valid(plans),
+        sources: only_valid(sources),
+        repositories: only_valid(repositories),
+        notifiers: only_valid(notifiers),
+        files: Vec::new(),
+    }
+}
+
+fn only_valid<T>(declared: Declared<T>) -> BTreeMap<Name, Arc<T>> {
+    declared.into_iter().filter_map(|(name, value)| value.map(|value| (name, value))).collect()
+}
+
+struct Checker<'a> {
+    /// The file at hand.
+    file: Option<&'a Loaded>,
+    complete: bool,
+    findings: &'a mut Vec<Finding>,
+    /// Where each name was declared first.
+    places: BTreeMap<(&'static str, Name), String>,
+}
+
+impl<'a> Checker<'a> {
+    fn fail(&mut self, span: &Range<usize>, error: &Error) {
+        let mut finding = self.finding(span, error.to_string());
+        finding.hint = error.hint_text().map(str::to_owned);
+        self.findings.push(finding);
+    }
+
+    fn report(&mut self, span: &Range<usize>, message: impl Into<String>, hint: impl Into<String>) {
+        let finding = self.finding(span, message.into()).hint(hint);
+        self.findings.push(finding);
+    }
+
+    fn finding(&self, span: &Range<usize>, message: String) -> Finding {
+        match self.file {
+            Some(loaded) => Finding::at(&loaded.file, span.clone(), message),
+            None => Finding::about(".", message),
+        }
+    }
+
+    /// Reports a missing key of the table at `at`, unless something of that table was taken out: that may have been it.
+    fn missing(&mut self, at: &Range<usize>, message: impl Into<String>, hint: impl Into<String>) {
+        let Some(loaded) = self.file else { return };
+        let end = loaded.file.text.get(at.end..).and_then(|rest| rest.find("\n[")).map_or(usize::MAX, |length| at.end + length);
+        if !loaded.rejected.iter().any(|rejected| (at.start..end).contains(rejected)) {
+            self.report(at, message, hint);
+        }
+    }
+
+    fn version(&mut self, raw: &RawFile) {
+        if raw.version.is_none() {
+            let Some(loaded) = self.file else { return };
+            // A version of another number was reported already.
+            let rejected = loaded.rejected.iter().any(|at| loaded.file.text[..*at].lines().last().is_some_and(|line| line.trim_start().starts_with("version")));
+            if !rejected {
+                self.report(&(0..0), "`version` is missing", "begin the file with: version = 1");
+            }
+        }
+    }
+
+    /// Validates one kind of declaration of the file at hand.
+    fn declare<R, T>(
+        &mut self,
+        what: &'static str,
+        raw: &'a Named<R>,
+        into: &mut Declared<T>,
+        mut build: impl FnMut(&mut Self, &Name, &Range<usize>, &'a R) -> Option<T>,
+    ) {
+        for (key, raw) in raw {
+            let name = match Name::new(key.value.clone()) {
+                Ok(name) => name,
+                Err(error) => {
+                    self.fail(&key.span, &error);
+                    continue;
+                }
+            };
+            let place = self.file.map(|loaded| loaded.file.place(key.span.start)).unwrap_or_default();
+            if let Some(first) = self.places.get(&(what, name.clone())) {
+                let hint = format!("it is declared first at {first}; names are unique across all plan files");
+                self.report(&key.span, format!("{what} `{name}` is declared twice"), hint);
+            } else {
+                self.places.insert((what, name.clone()), place);
+            }
+            let built = build(self, &name, &key.span, raw).map(Arc::new);
+            into.entry(name).or_insert(built);
+        }
+    }
+
+    fn read<T>(&mut self, text: &Text, parse: impl FnOnce(&str) -> Result<T>) -> Option<T> {
+        let text = text.as_ref()?;
+        parse(&text.value).map_err(|error| self.fail(&text.span, &error)).ok()
+    }
+
+    /// A duration of more than nothing.
+    fn some_time(&mut self, text: &Text) -> Option<Duration> {
+        self.read(text, |text| match parse_duration(text)? {
+            Duration::ZERO => Err(Error::new(Kind::Usage, "this must be more than nothing").hint("leave the key out instead")),
+            duration => Ok(duration),
+        })
+    }
+
+    fn non_empty(&mut self, text: &Text) -> Option<String> {
+        self.read(text, |text| {
+            if text.trim().is_empty() || text.contains('\0') { Err(Error::new(Kind::Usage, "this text must not be empty")) } else { Ok(text.to_owned()) }
+        })
+    }
+
+    fn words(&mut self, words: &Words) -> Option<Vec<String>> {
+        let words = words.as_ref()?;
+        let wrong = words.value.iter().find(|word| word.value.contains('\0'));
+        match wrong.map(|word| &word.span).or_else(|| words.value.first().is_none_or(|first| first.value.is_empty()).then_some(&words.span)) {
+            Some(span) => {
+                self.report(span, "a command needs a program and cannot hold NUL", "write a list such as [\"pg_dump\", \"--format=custom\", \"crm\"]");
+                None
+            }
+            None => Some(words.value.iter().map(|word| word.value.clone()).collect()),
+        }
+    }
+
+    /// An absolute path; a relative one is meant from the plan file's folder.
+    fn path(&mut self, text: &Text) -> Option<PathBuf> {
+        let folder = self.file.and_then(|loaded| loaded.file.path.parent().map(Path::to_owned)).unwrap_or_default();
+        self.read(text, |text| {
+            if text.is_empty() || text.contains('\0') {
+                return Err(Error::new(Kind::Usage, "not a valid path"));
+            }
+            if text.starts_with('~') {
+                return Err(Error::new(Kind::Usage, "`~` has no meaning in a plan file").hint("write the whole path"));
+            }
+            std::path::absolute(folder.join(text)).map_err(|error| Error::new(Kind::Usage, "not a valid path").because(error))
+        })
+    }
+
+    fn secret(&mut self, secret: Option<&Located<RawSecret>>) -> Option<SecretRef> {
+        let secret = secret?;
+        self.secret_at(&secret.value, &secret.span)
+    }
+
+    fn secret_at(&mut self, raw: &RawSecret, at: &Range<usize>) -> Option<SecretRef> {
+        let given = [raw.env.is_some(), raw.file.is_some(), raw.command.is_some(), raw.credential.is_some()];
+        match given.into_iter().filter(|given| *given).count() {
+            1 => {}
+            0 => {
+                self.missing(at, "this secret reference says nothing", SECRET_HINT);
+                return None;
+            }
+            _ => {
+                self.report(at, "a secret reference has exactly one of `env`, `file`, `command` and `credential`", SECRET_HINT);
+                return None;
+            }
+        }
+        if raw.env.is_some() {
+            return self.read(&raw.env, variable_name).map(SecretRef::Env);
+        }
+        if raw.file.is_some() {
+            return self.path(&raw.file).map(SecretRef::File);
+        }
+        if raw.command.is_some() {
+            return self.words(&raw.command).map(SecretRef::Command);
+        }
+        let credential = self.read(&raw.credential, |name| {
+            if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+                return Err(Error::new(Kind::Usage, "not a valid credential name").hint("write the name given in LoadCredential=NAME:PATH"));
+            }
+            Ok(name.to_owned())
+        });
+        credential.map(SecretRef::Credential)
+    }
+
+    fn environment(&mut self, raw: Option<&Located<Named<Located<RawEnvironmentValue>>>>) -> Environment {
+        let mut environment = Environment::new();
+        for (key, value) in raw.into_iter().flat_map(|raw| &raw.value) {
+            let Some(name) = self.read(&Some(key.clone()), variable_name) else { continue };
+            let value_of = match &value.value {
+                RawEnvironmentValue::Plain(text) if text.contains('\0') => {
+                    self.report(&value.span, "an environment variable cannot hold NUL", "remove it");
+                    None
+                }
+                RawEnvironmentValue::Plain(text) => Some(EnvironmentValue::Plain(text.clone())),
+                RawEnvironmentValue::Secret(raw) => self.secret_at(raw, &value.span).map(EnvironmentValue::Secret),
+            };
+            if let Some(value) = value_of {
+                environment.insert(name, value);
+            }
+        }
+        environment
+    }
+
+    /// Reports keys that the kind does not have, and those it needs and lacks.
+    fn keys_of_kind(
+        &mut self,
+        what: &str,
+        at: &Range<usize>,
+        kind: &str,
+        given: &[(&'static str, Range<usize>)],
+        table: &[(&str, &'static [&'static str], &'static [&'static str])],
+    ) {
+        let Some((_, required, optional)) = table.iter().find(|(name, ..)| *name == kind) else { return };
+        for (key, span) in given.iter().filter(|(key, _)| !required.contains(key) && !optional.contains(key)) {
+            let known = required.iter().chain(*optional).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+            self.report(span, format!("a {what} of kind {kind} has no key `{key}`"), format!("it has {known}"));
+        }
+        for key in required.iter().filter(|key| !given.iter().any(|(given, _)| given == *key)) {
+            self.missing(at, format!("a {what} of kind {kind} needs `{key}`"), format!("add {key} = …"));
+        }
+    }
+
+    fn repository(&mut self, name: &Name, at: &Range<usize>, raw: &RawRepository) -> Option<Repository> {
+        let url = self.read(&raw.url, RepositoryUrl::parse);
+        if raw.url.is_none() {
+            self.missing(at, format!("repository `{name}` needs `url`"), "add url = \"file:///path\", \"s3://bucket/prefix\", …");
+        }
+        let passphrase = self.secret(raw.passphrase.as_ref());
+        if raw.passphrase.is_none() {
+            self.missing(at, format!("repository `{name}` needs `passphrase`"), "add passphrase = { env = \"LIFEBOAT_PASSPHRASE\" }");
+        }
+        let allow_http = raw.allow_http.as_ref().is_some_and(|value| value.value);
+        let endpoint = self.read(&raw.endpoint, |text| parse_endpoint(text, allow_http));
+        let region = self.non_empty(&raw.region);
+        let credentials = self.credentials(raw);
+        if let Some(scheme) = url.as_ref().map(RepositoryUrl::scheme) {
+            let only_s3 = [
+                ("region", raw.region.as_ref().map(|v| &v.span)),
+                ("path_style", raw.path_style.as_ref().map(|v| &v.span)),
+                ("access_key", raw.access_key.as_ref().map(|v| &v.span)),
+                ("secret_key", raw.secret_key.as_ref().map(|v| &v.span)),
+                ("session_token", raw.session_token.as_ref().map(|v| &v.span)),
+            ];
+            let not_file = [("endpoint", raw.endpoint.as_ref().map(|v| &v.span)), ("allow_http", raw.allow_http.as_ref().map(|v| &v.span))];
+            let foreign = only_s3.iter().filter(|_| scheme != Scheme::S3).chain(not_file.iter().filter(|_| scheme == Scheme::File));
+            for (key, span) in foreign.filter_map(|(key, span)| span.map(|span| (key, span))) {
+                let hint = match scheme {
+                    Scheme::Gs => "credentials come from the usual Google variables",
+                    Scheme::Az => "credentials come from the usual Azure variables",
+                    _ => "remove it",
+                };
+                self.report(span, format!("a repository at {}:// has no key `{key}`", scheme.word()), hint);
+            }
+        }
+        let upload_limit_bytes_per_sec = self.read(&raw.upload_limit, parse_rate);
+        let download_limit_bytes_per_sec = self.read(&raw.download_limit, parse_rate);
+        let cache = match &raw.cache {
+            None => Cache::Default,
+            Some(Located { value: RawCache::Switch(on), .. }) => if *on { Cache::Default } else { Cache::Off },
+            Some(Located { value: RawCache::Folder(folder), span }) => {
+                self.path(&Some(Located { span: span.clone(), value: folder.clone() })).map_or(Cache::Default, Cache::Folder)
+            }
+        };
+        Some(Repository {
+            name: name.clone(),
+            url: url?,
+            path_style: raw.path_style.as_ref().map_or(endpoint.is_some(), |value| value.value),
+            endpoint,
+            region,
+            credentials,
+            allow_http,
+            passphrase: passphrase?,
+            single_writer: raw.single_writer.as_ref().is_some_and(|value| value.value),
+            upload_limit_bytes_per_sec,
+            download_limit_bytes_per_sec,
+            max_requests: raw.max_requests.as_ref().and_then(|value| NonZeroU16::new(value.value)).unwrap_or(DEFAULT_MAX_REQUESTS),
+            cache,
+        })
+    }
+
+    fn credentials(&mut self, raw: &RawRepository) -> Option<Credentials> {
+        let access_key = self.secret(raw.access_key.as_ref());
+        let secret_key = self.secret(raw.secret_key.as_ref());
+        let session_token = self.secret(raw.session_token.as_ref());
+        let hint = "give both access_key and secret_key, or none to use the usual AWS credential chain";
+        match (&raw.access_key, &raw.secret_key, &raw.session_token) {
+            (Some(access), None, _) => self.missing(&access.span, "`access_key` without `secret_key`", hint),
+            (None, Some(secret), _) => self.missing(&secret.span, "`secret_key` without `access_key`", hint),
+            (None, None, Some(token)) => self.missing(&token.span, "`session_token` without `access_key` and `secret_key`", hint),
+            _ => {}
+        }
+        Some(Credentials { access_key: access_key?, secret_key: secret_key?, session_token })
+    }
+
+    fn source(&mut self, name: &Name, at: &Range<usize>, raw: &RawSource) -> Option<Source> {
+        let Some(kind) = &raw.kind else {
+            self.missing(at, format!("source `{name}` needs `kind`"), "add kind = \"sqlite\", \"files\", \"command\", \"postgres\" or \"mysql\"");
+            return None;
+        };
+        let word = match kind.value {
+            RawSourceKind::Sqlite => "sqlite",
+            RawSourceKind::Files => "files",
+            RawSourceKind::Command => "command",
+            RawSourceKind::Postgres => "postgres",
+            RawSourceKind::Mysql => "mysql",
+        };
+        self.keys_of_kind("source", at, word, &raw.given(), &SOURCE_KEYS);
+        let path = self.path(&raw.path);
+        let kind = match kind.value {
+            RawSourceKind::Sqlite => SourceKind::Sqlite { path: path? },
+            RawSourceKind::Files => {
+                let exclude = self.globs(&raw.exclude);
+                let page_size = raw.page_size.as_ref().map(|size| {
+                    if !size.value.is_power_of_two() {
+                        self.report(&size.span, "a page size is a power of two", "PostgreSQL uses 8192, MySQL 16384, SQLite 4096 unless told otherwise");
+                    }
+                    size.value
+                });
+                SourceKind::Files { path: path?, exclude, page_size }
+            }
+            RawSourceKind::Command => {
+                let environment = self.environment(raw.environment.as_ref());
+                let (dump, restore) = (self.words(&raw.dump), self.words(&raw.restore));
+                SourceKind::Command { dump: dump?, restore, environment }
+            }
+            RawSourceKind::Postgres => SourceKind::Postgres(self.server(raw)?),
+            RawSourceKind::Mysql => SourceKind::Mysql(self.server(raw)?),
+        };
+        Some(Source { name: name.clone(), kind })
+    }
+
+    fn server(&mut self, raw: &RawSource) -> Option<Server> {
+        let url = self.secret(raw.url.as_ref());
+        let (data_directory, bin_directory) = (self.path(&raw.data_directory), self.path(&raw.bin_directory));
+        let method = match raw.method.as_ref().map(|method| method.value) {
+            None | Some(RawMethod::Physical) => Method::Physical,
+            Some(RawMethod::Logical) => Method::Logical,
+        };
+        if let (Method::Logical, Some(folder)) = (method, &raw.data_directory) {
+            self.report(&folder.span, "`data_directory` is only used by the physical method", "remove it, or set method = \"physical\"");
+        }
+        Some(Server { url: url?, data_directory, method, bin_directory })
+    }
+
+    fn globs(&mut self, raw: &Words) -> Vec<String> {
+        let mut globs = Vec::new();
+        for glob in raw.iter().flat_map(|raw| &raw.value) {
+            if glob.value.is_empty() || glob.value.contains('\0') || glob.value.starts_with('/') {
+                self.report(&glob.span, "not a valid pattern", "patterns are matched against paths relative to `path`, such as \"cache/**\" or \"*.tmp\"");
+            }
+            globs.push(glob.value.clone());
+        }
+        globs
+    }
+
+    fn notifier(&mut self, name: &Name, at: &Range<usize>, raw: &RawNotifier) -> Option<Notifier> {
+        let Some(kind) = &raw.kind else {
+            self.missing(at, format!("notifier `{name}` needs `kind`"), "add kind = \"webhook\", \"email\", \"command\" or \"heartbeat\"");
+            return None;
+        };
+        let (word, default_on) = match kind.value {
+            RawNotifierKind::Webhook => ("webhook", &Occasion::ALL[1..]),
+            RawNotifierKind::Email => ("email", &Occasion::ALL[1..]),
+            RawNotifierKind::Command => ("command", &Occasion::ALL[1..]),
+            RawNotifierKind::Heartbeat => ("heartbeat", &Occasion::ALL[..]),
+        };
+        self.keys_of_kind("notifier", at, word, &raw.given(), &NOTIFIER_KEYS);
+        let mut on = raw.on.as_ref().map_or_else(|| default_on.to_vec(), |on| on.value.iter().map(|on| occasion(on.value)).collect());
+        on.sort_unstable();
+        on.dedup();
+        if let (true, Some(given)) = (on.is_empty(), &raw.on) {
+            self.missing(&given.span, "this notifier would never be told anything", "name at least one occasion, or leave `on` out");
+        }
+        let kind = match kind.value {
+            RawNotifierKind::Webhook => NotifierKind::Webhook { url: self.secret(raw.url.as_ref())? },
+            RawNotifierKind::Heartbeat => NotifierKind::Heartbeat { url: self.secret(raw.url.as_ref())? },
+            RawNotifierKind::Command => {
+                let environment = self.environment(raw.environment.as_ref());
+                NotifierKind::Command { run: self.words(&raw.run)?, environment }
+            }
+            RawNotifierKind::Email => {
+                let server = self.read(&raw.server, parse_mail_server);
+                let from = self.read(&raw.from, mail_address);
+                let to = raw.to.as_ref().map(|to| {
+                    if to.value.is_empty() {
+                        self.missing(&to.span, "this e-mail has no recipient", "name at least one address");
+                    }
+                    to.value.iter().filter_map(|address| self.read(&Some(address.clone()), mail_address)).collect()
+                });
+                let (username, password) = (self.non_empty(&raw.username), self.secret(raw.password.as_ref()));
+                match (&raw.username, &raw.password) {
+                    (Some(user), None) => self.missing(&user.span, "`username` without `password`", "add password = { file = \"…\" }"),
+                    (None, Some(password)) => self.missing(&password.span, "`password` without `username`", "add username = \"…\""),
+                    _ => {}
+                }
+                NotifierKind::Email { server: server?, from: from?, to: to?, credentials: username.zip(password) }
+            }
+        };
+        Some(Notifier { name: name.clone(), kind, on })
+    }
+
+    /// What a name refers to.
+    fn refer<T>(&mut self, what: &str, declared: &Declared<T>, name: &Located<String>) -> Option<Arc<T>> {
+        if let Some((_, found)) = declared.iter().find(|(known, _)| known.as_str() == name.value) {
+            return found.clone();
+        }
+        if self.complete {
+            let names = declared.keys().map(Name::as_str);
+            let hint = if declared.is_empty() { format!("the plan files declare no {what}") } else { suggest(&name.value, "declared are", names) };
+            self.report(&name.span, format!("unknown {what} `{}`", name.value), hint);
+        }
+        None
+    }
+
+    fn plan(
+        &mut self,
+        name: &Name,
+        at: &Range<usize>,
+        raw: &RawPlan,
+        all_sources: &Declared<Source>,
+        repositories: &Declared<Repository>,
+        notifiers: &Declared<Notifier>,
+    ) -> Option<Plan> {
+        let sources = self.sources_of(name, at, raw, all_sources);
+        let repository = raw.repository.as_ref().and_then(|repository| self.refer("repository", repositories, repository));
+        if raw.repository.is_none() {
+            self.missing(at, format!("plan `{name}` needs `repository`"), "add repository = \"NAME\"");
+        }
+        let notify = match &raw.notify {
+            None => notifiers.values().flatten().cloned().collect(),
+            Some(names) => names.value.iter().filter_map(|name| self.refer("notifier", notifiers, name)).collect(),
+        };
+        let timezone = self.read(&raw.timezone, parse_timezone);
+        let schedule = self.schedule(&raw.schedule, raw, timezone);
+        let jitter = self.read(&raw.jitter, parse_duration).unwrap_or_default();
+        let missed = match raw.missed.as_ref().map(|missed| missed.value) {
+            None | Some(RawMissed::RunOnce) => Missed::RunOnce,
+            Some(RawMissed::Skip) => Missed::Skip,
+        };
+        let retry = raw.retry.as_ref().map_or(DEFAULT_RETRY, |retry| Retry {
+            attempts: retry.attempts.as_ref().map_or(DEFAULT_RETRY.attempts, |attempts| attempts.value),
+            delay: self.read(&retry.delay, parse_duration).unwrap_or(DEFAULT_RETRY.delay),
+        });
+        let objectives = raw.objectives.as_ref().map_or_else(Objectives::default, |objectives| Objectives {
+            data_loss: self.some_time(&objectives.data_loss),
+            recovery_time: self.some_time(&objectives.recovery_time),
+        });
+        let keep = raw.keep.as_ref().map(|keep| self.keep(&keep.value, &keep.span)).unwrap_or_default();
+        let tags = self.tags(&raw.tags);
+        let drill = self.drill(raw, timezone, &sources, all_sources);
+        let verify = self.verify(raw.verify.as_ref(), raw, timezone);
+        let sources = sources.into_iter().map(|source| source.1).collect::<Option<Vec<_>>>().filter(|sources| !sources.is_empty());
+        Some(Plan {
+            name: name.clone(),
+            description: raw.description.as_ref().map(|text| text.value.clone()),
+            sources: sources?,
+            repository: repository?,
+            notify,
+            schedule,
+            timezone,
+            jitter,
+            missed,
+            retry,
+            objectives,
+            keep,
+            tags,
+            drill,
+            verify,
+        })
+    }
+
+    /// The plan's sources as named, each with what it refers to where that is valid.
+    fn sources_of(&mut self, name: &Name, at: &Range<usize>, raw: &RawPlan, all: &Declared<Source>) -> Vec<(String, Option<Arc<Source>>)> {
+        let named: Vec<&Located<String>> = match (&raw.source, &raw.sources) {
+            (Some(one), None) => vec![one],
+            (None, Some(several)) => {
+                if several.value.is_empty() {
+                    self.missing(&several.span, "`sources` is empty", "name at least one source");
+                }
+                several.value.iter().collect()
+            }
+            (Some(one), Some(several)) => {
+                self.report(&several.span, format!("plan `{name}` has both `source` and `sources`"), "keep `sources` and put all names there");
+                std::iter::once(one).chain(&several.value).collect()
+            }
+            (None, None) => {
+                self.missing(at, format!("plan `{name}` needs `source` or `sources`"), "add source = \"NAME\"");
+                Vec::new()
+            }
+        };
+        let mut found: Vec<(String, Option<Arc<Source>>)> = Vec::new();
+        for source in named {
+            if found.iter().any(|(known, _)| *known == source.value) {
+                if raw.source.is_none() {
+                    self.report(&source.span, format!("source `{}` is named twice", source.value), "name it once");
+                }
+                continue;
+            }
+            let referred = self.refer("source", all, source);
+            found.push((source.value.clone(), referred));
+        }
+        found
+    }
+
+    fn schedule(&mut self, text: &Text, raw: &RawPlan, zone: Option<Tz>) -> Option<Schedule> {
+        if let (Some(text), None) = (text, &raw.timezone) {
+            self.missing(&text.span, "a schedule needs the plan's `timezone`", "add timezone = \"Asia/Shanghai\" (or your zone) to the plan");
+        }
+        self.read(text, |text| Schedule::parse(text, zone.unwrap_or(Tz::UTC)))
+    }
+
+    fn keep(&mut self, raw: &RawKeep, at: &Range<usize>) -> Keep {
+        let count = |count: &Option<Located<u32>>| count.as_ref().map_or(0, |count| count.value);
+        let keep = Keep {
+            last: count(&raw.last),
+            hourly: count(&raw.hourly),
+            daily: count(&raw.daily),
+            weekly: count(&raw.weekly),
+            monthly: count(&raw.monthly),
+            yearly: count(&raw.yearly),
+            within: self.some_time(&raw.within),
+        };
+        if keep.is_everything() && raw.within.is_none() {
+            self.missing(at, "`keep` without a rule would keep nothing", "name a rule such as daily = 14, or leave `keep` out to keep everything");
+        }
+        keep
+    }
+
+    fn tags(&mut self, raw: &Words) -> Vec<String> {
+        let mut tags: Vec<String> = Vec::new();
+        for tag in raw.iter().flat_map(|raw| &raw.value) {
+            if Name::new(tag.value.clone()).is_err() {
+                self.report(&tag.span, "not a valid tag", "a tag is 1 to 64 letters, digits, '_', '-' or '.', and starts with a letter or digit");
+            } else if !tags.contains(&tag.value) {
+                tags.push(tag.value.clone());
+            }
+        }
+        tags
+    }
+
+    fn drill(&mut self, plan: &RawPlan, zone: Option<Tz>, sources: &[(String, Option<Arc<Source>>)], all: &Declared<Source>) -> Drill {
+        let nothing = RawDrill::default();
+        let raw = plan.drill.as_ref().unwrap_or(&nothing);
+        let mut checks: Vec<Check> = Vec::new();
+        let mut names: Vec<&str> = Vec::new();
+        for check in &raw.check {
+            if let Some(name) = &check.value.name {
+                if names.contains(&name.value.as_str()) {
+                    self.report(&name.span, format!("two checks are called {:?}", name.value), "give each its own name");
+                }
+                names.push(&name.value);
+            }
+            checks.extend(self.check(&check.value, &check.span, sources, all));
+        }
+        let limits = raw.limits.as_ref();
+        Drill {
+            schedule: self.schedule(&raw.schedule, plan, zone),
+            at: match raw.at.as_ref().map(|at| at.value) {
+                None | Some(RawDrillAt::Latest) => DrillAt::Latest,
+                Some(RawDrillAt::Random) => DrillAt::Random,
+            },
+            window: self.some_time(&raw.window).unwrap_or(DEFAULT_WINDOW),
+            compare: self.read(&raw.compare, Share::parse).unwrap_or(Share::ALL),
+            keep_target_on_failure: self.read(&raw.keep_target_on_failure, parse_duration).unwrap_or_default(),
+            time_limit: limits.and_then(|limits| self.some_time(&limits.time)),
+            disk_limit_bytes: limits.and_then(|limits| self.read(&limits.disk, parse_size)),
+            checks,
+        }
+    }
+
+    fn check(&mut self, raw: &RawCheck, at: &Range<usize>, sources: &[(String, Option<Arc<Source>>)], all: &Declared<Source>) -> Option<Check> {
+        for (key, given) in [("name", raw.name.is_some()), ("sql", raw.sql.is_some()), ("expect", raw.expect.is_some())] {
+            if !given {
+                self.missing(at, format!("a check needs `{key}`"), "a check has name, sql and expect");
+            }
+        }
+        let (name, sql) = (self.non_empty(&raw.name), self.non_empty(&raw.sql));
+        let expect = self.read(&raw.expect, Expectation::parse);
+        let database = self.non_empty(&raw.database);
+        let timeout = self.some_time(&raw.timeout).unwrap_or(DEFAULT_CHECK_TIMEOUT);
+        let place = raw.source.as_ref().or(raw.sql.as_ref()).map_or(at, |text| &text.span);
+        let asked = match (&raw.source, sources) {
+            (Some(source), _) => {
+                let found = sources.iter().find(|(name, _)| *name == source.value);
+                if found.is_none() && !sources.is_empty() {
+                    if all.keys().any(|name| name.as_str() == source.value) {
+                        self.report(&source.span, format!("source `{}` is not one of this plan", source.value), "name one of the plan's sources");
+                    } else {
+                        self.report(&source.span, format!("unknown source `{}`", source.value), suggest(&source.value, "the plan has", sources.iter().map(|(name, _)| name.as_str())));
+                    }
+                }
+                found
+            }
+            (None, [only]) => Some(only),
+            (None, []) => None,
+            (None, _) => {
+                self.missing(at, "a check needs `source` where the plan has several sources", "add source = \"NAME\"");
+                None
+            }
+        };
+        let source = asked?.1.clone()?;
+        if !source.kind.answers_sql() {
+            let message = format!("source `{}` is of kind {} and cannot answer SQL", source.name, source.kind.word());
+            self.report(place, message, "ask a database source, or remove the check");
+        }
+        if let (SourceKind::Sqlite { .. }, Some(database)) = (&source.kind, &raw.database) {
+            self.report(&database.span, "a sqlite source has one database", "remove `database`");
+        }
+        Some(Check { name: name?, sql: sql?, expect: expect?, database, source: source.name.clone(), timeout })
+    }
+
+    fn verify(&mut self, raw: Option<&RawVerify>, plan: &RawPlan, zone: Option<Tz>) -> Verify {
+        let nothing = RawVerify::default();
+        let raw = raw.unwrap_or(&nothing);
+        let schedule = self.schedule(&raw.schedule, plan, zone);
+        let data = self.read(&raw.data, Share::parse).or_else(|| Share::parse(DEFAULT_VERIFY_DATA).ok()).unwrap_or(Share::ALL);
+        Verify { schedule, data }
+    }
+}
+
+fn occasion(raw: RawOccasion) -> Occasion {
+    match raw {
+        RawOccasion::Success => Occasion::Success,
+        RawOccasion::Failure => Occasion::Failure,
+        RawOccasion::Incomplete => Occasion::Incomplete,
+        RawOccasion::Recovered => Occasion::Recovered,
+        RawOccasion::ObjectiveMissed => Occasion::ObjectiveMissed,
+        RawOccasion::DrillFailed => Occasion::DrillFailed,
+        RawOccasion::Overdue => Occasion::Overdue,
+    }
+}
+
+fn variable_name(text: &str) -> Result<String> {
+    if text.is_empty() || text.contains(['=', '\0', '$']) || text.contains(char::is_whitespace) {
+        return Err(Error::new(Kind::Usage, "not a valid name of an environment variable").hint("write the bare name, such as \"LIFEBOAT_PASSPHRASE\""));
+    }
+    Ok(text.to_owned())
+}
+
+/// The text is not repeated in errors: somebody may have put a password there.
+fn parse_endpoint(text: &str, allow_http: bool) -> Result<Url> {
+    let wrong = |why: &str| Error::new(Kind::Usage, format!("not a valid endpoint: {why}")).hint("write https://host or https://host:port");
+    let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(wrong("it is neither http nor https"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(wrong("it holds credentials").hint("use access_key and secret_key, or the environment"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(wrong("it has a query or a fragment"));
+    }
+    if url.scheme() == "http" && !allow_http && !is_loopback(&url) {
+        return Err(Error::new(Kind::Usage, "the endpoint is plain http to another machine")
+            .hint("use https, or accept that credentials pass unencrypted with allow_http = true"));
+    }
+    Ok(url)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+fn parse_mail_server(text: &str) -> Result<Url> {
+    let wrong = || Error::new(Kind::Usage, "not a valid mail server").hint("write smtps://host or smtp://host, with :port where it is not the usual one");
+    let url = Url::parse(text).map_err(|_| wrong())?;
+    let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none() && url.fragment().is_none();
+    let pathless = matches!(url.path(), "" | "/");
+    if matches!(url.scheme(), "smtp" | "smtps") && url.host_str().is_some_and(|host| !host.is_empty()) && bare && pathless { Ok(url) } else { Err(wrong()) }
+}
+
+fn mail_address(text: &str) -> Result<String> {
+    let valid = text.split_once('@').is_some_and(|(local, domain)| !local.is_empty() && !domain.is_empty() && !domain.contains('@'))
+        && !text.contains(|c: char| c.is_whitespace() || c.is_control() || "<>,;".contains(c));
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(Error::new(Kind::Usage, format!("not a valid e-mail address: {text:?}")).hint("write a bare address such as \"dba@example.com\""))
+    }
+}
