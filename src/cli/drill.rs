@@ -16,8 +16,7 @@ use crate::ops;
 use crate::ops::drill::{DrillReport, DrillRequest};
 use crate::ops::resolve;
 use crate::ops::select::Choice;
-use crate::plan::Repository;
-use crate::plan::units::parse_duration;
+use crate::plan::{Repository, parse_duration};
 
 pub(super) fn run(app: &App, args: &DrillRunArgs) -> Result<Exit> {
     let report = make(app, args)?;

@@ -81,6 +81,14 @@ pub fn note(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
+static ASKING: AtomicBool = AtomicBool::new(false);
+
+/// Whether a question waits for its answer: nothing has begun then, and a signal may end the process at once.
+#[must_use]
+pub fn is_asking() -> bool {
+    ASKING.load(Ordering::SeqCst)
+}
+
 /// Whether somebody can be asked.
 #[must_use]
 pub fn can_ask() -> bool {
@@ -95,8 +103,12 @@ pub fn ask(question: &str) -> Result<String> {
     let mut stderr = io::stderr().lock();
     let _ = write!(stderr, "{question} ");
     let _ = stderr.flush();
+    drop(stderr);
     let mut line = String::new();
-    io::stdin().read_line(&mut line).io_context(|| "read the answer".to_owned())?;
+    ASKING.store(true, Ordering::SeqCst);
+    let read = io::stdin().read_line(&mut line);
+    ASKING.store(false, Ordering::SeqCst);
+    read.io_context(|| "read the answer".to_owned())?;
     Ok(line.trim().to_owned())
 }
 

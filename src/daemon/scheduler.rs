@@ -11,7 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::journal::{Run, State, Trigger};
 use crate::error::Kind;
 use crate::id::Name;
-use crate::plan::schedule::{Schedule, jitter_for};
+use crate::plan::{Schedule, jitter_for};
 
 /// A slot that starts this much after it was due is late: the daemon was not there. It wakes far more often than that.
 const GRACE: TimeDelta = TimeDelta::minutes(2);

@@ -13,8 +13,7 @@ use crate::ops::drill::{self, DrillReport};
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::verify::VerifyReport;
 use crate::ops::Verdict;
-use crate::plan::schedule::Schedule;
-use crate::plan::{Missed, Plan, Plans};
+use crate::plan::{Missed, Plan, Plans, Schedule};
 use crate::repo::{Manifest, ReportKind};
 
 /// `lifeboat.status/1`.
