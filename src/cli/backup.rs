@@ -1,5 +1,7 @@
 //! `lifeboat backup`
 
+use std::fmt::Write as _;
+
 use super::args::BackupArgs;
 use super::{App, Exit, render};
 use crate::daemon::journal::Job;
@@ -44,14 +46,14 @@ pub(super) fn text(report: &BackupReport) -> String {
     ]);
     for (source, point) in &report.consistency {
         if !point.is_null() {
-            text.push_str(&format!("consistency of {source}: {point}\n"));
+            let _ = writeln!(text, "consistency of {source}: {point}");
         }
     }
     for warning in &report.warnings {
-        text.push_str(&format!("warning: {warning}\n"));
+        let _ = writeln!(text, "warning: {warning}");
     }
     for problem in &report.problems {
-        text.push_str(&format!("missing: {}: {}: {} ({})\n", problem.source, problem.object, problem.message, problem.kind));
+        let _ = writeln!(text, "missing: {}: {}: {} ({})", problem.source, problem.object, problem.message, problem.kind);
     }
     if report.incomplete {
         text.push_str("INCOMPLETE: the snapshot was committed without what is missing above\n");

@@ -1,5 +1,6 @@
 //! `lifeboat doctor`
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::args::DoctorArgs;
@@ -38,7 +39,7 @@ pub(super) fn run(app: &App, args: &DoctorArgs) -> Result<Exit> {
 fn text(report: &DoctorReport) -> String {
     let mut text = format!("plan {}\n", report.plan);
     for check in &report.checks {
-        text.push_str(&format!("  {:6} {}: {}\n", if check.ok { "ok" } else { "FAILED" }, check.name, check.message));
+        let _ = writeln!(text, "  {:6} {}: {}", if check.ok { "ok" } else { "FAILED" }, check.name, check.message);
     }
     text.push_str(if report.ok { "all is well\n" } else { "not ready: see FAILED above\n" });
     text

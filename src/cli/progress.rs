@@ -197,7 +197,7 @@ impl Drop for JsonLines {
 
 /// A bar with bytes, rate and time left; a spinner while the total is unknown.
 struct Bar {
-    bar: ProgressBar,
+    shown: ProgressBar,
     operation: String,
     phase: Mutex<Option<Phase>>,
 }
@@ -208,7 +208,7 @@ impl Bar {
         bar.set_style(style("{spinner} {msg}"));
         bar.set_message(operation.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
-        Self { bar, operation: operation.to_owned(), phase: Mutex::new(None) }
+        Self { shown: bar, operation: operation.to_owned(), phase: Mutex::new(None) }
     }
 
     fn message(&self, phase: &Phase) -> String {
@@ -229,14 +229,14 @@ impl Progress for Bar {
                 if let Some(phase) = current.take()
                     && phase.bytes > 0
                 {
-                    self.bar.println(format!("{}: {} in {}", self.message(&phase), render::bytes(phase.bytes), render::duration_ms(phase.elapsed_ms())));
+                    self.shown.println(format!("{}: {} in {}", self.message(&phase), render::bytes(phase.bytes), render::duration_ms(phase.elapsed_ms())));
                 }
                 let phase = Phase::new(name, detail);
-                self.bar.set_style(style("{spinner} {msg} {bytes}"));
-                self.bar.unset_length();
-                self.bar.set_position(0);
-                self.bar.reset_eta();
-                self.bar.set_message(self.message(&phase));
+                self.shown.set_style(style("{spinner} {msg} {bytes}"));
+                self.shown.unset_length();
+                self.shown.set_position(0);
+                self.shown.reset_eta();
+                self.shown.set_message(self.message(&phase));
                 *current = Some(phase);
             }
             Event::Total { bytes, items } => {
@@ -244,8 +244,8 @@ impl Progress for Bar {
                     (phase.total_bytes, phase.total_items) = (bytes, items);
                 }
                 if bytes > 0 {
-                    self.bar.set_style(style("{spinner} {msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left"));
-                    self.bar.set_length(bytes);
+                    self.shown.set_style(style("{spinner} {msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left"));
+                    self.shown.set_length(bytes);
                 }
             }
             Event::Advance { bytes, items } => {
@@ -253,15 +253,15 @@ impl Progress for Bar {
                     phase.bytes += bytes;
                     phase.items += items;
                 }
-                self.bar.inc(bytes);
+                self.shown.inc(bytes);
             }
-            Event::Warning { message } => self.bar.println(format!("{}: warning: {message}", self.operation)),
+            Event::Warning { message } => self.shown.println(format!("{}: warning: {message}", self.operation)),
         }
     }
 }
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        self.bar.finish_and_clear();
+        self.shown.finish_and_clear();
     }
 }

@@ -89,14 +89,14 @@ pub fn table(header: &[&str], rows: &[Vec<String>], right: &[usize]) -> String {
             column.set_padding((0, 2));
         }
     }
-    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    table.lines().fold(String::new(), |text, line| text + line.trim_end() + "\n")
 }
 
 /// Aligned `name  value` lines.
 #[must_use]
 pub fn pairs(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    pairs.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+    pairs.iter().fold(String::new(), |text, (name, value)| text + &format!("{name:width$}  {value}\n"))
 }
 
 #[cfg(test)]

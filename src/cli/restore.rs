@@ -1,5 +1,6 @@
 //! `lifeboat restore`
 
+use std::fmt::Write as _;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -156,10 +157,10 @@ fn plan_text(plan: &RestorePlan, zone: Tz) -> String {
     }
     let mut text = render::pairs(&pairs);
     for missing in &plan.missing {
-        text.push_str(&format!("missing in the snapshot: {}: {}: {}\n", missing.source, missing.object, missing.message));
+        let _ = writeln!(text, "missing in the snapshot: {}: {}: {}", missing.source, missing.object, missing.message);
     }
     for warning in &plan.warnings {
-        text.push_str(&format!("warning: {warning}\n"));
+        let _ = writeln!(text, "warning: {warning}");
     }
     text
 }
@@ -173,16 +174,16 @@ pub(super) fn text(report: &RestoreReport) -> String {
         ("took", render::duration_ms(report.duration_ms)),
     ]);
     if report.bytes_resumed > 0 {
-        text.push_str(&format!("{} were there already from the interrupted restore\n", render::bytes(report.bytes_resumed)));
+        let _ = writeln!(text, "{} were there already from the interrupted restore", render::bytes(report.bytes_resumed));
     }
     for moved in &report.moved_aside {
-        text.push_str(&format!("moved aside: {} is now {}\n", moved.path, moved.moved_to));
+        let _ = writeln!(text, "moved aside: {} is now {}", moved.path, moved.moved_to);
     }
     for missing in &report.missing {
-        text.push_str(&format!("missing: {}: {}: {} ({})\n", missing.source, missing.object, missing.message, missing.kind));
+        let _ = writeln!(text, "missing: {}: {}: {} ({})", missing.source, missing.object, missing.message, missing.kind);
     }
     for warning in &report.warnings {
-        text.push_str(&format!("warning: {warning}\n"));
+        let _ = writeln!(text, "warning: {warning}");
     }
     if report.incomplete {
         text.push_str("INCOMPLETE: what is missing above was not in the snapshot\n");

@@ -1,5 +1,7 @@
 //! `lifeboat run …`
 
+use std::fmt::Write as _;
+
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
@@ -112,19 +114,19 @@ fn text(run: &Run, attempts: &[Attempt]) -> String {
     pairs.extend(run.story.iter().map(|story| ("story", story.clone())));
     let mut text = render::pairs(&pairs);
     for phase in &run.phases {
-        text.push_str(&format!("phase {}: {}, {}\n", phase.name, render::duration_ms(phase.duration_ms), render::bytes(phase.bytes)));
+        let _ = writeln!(text, "phase {}: {}, {}", phase.name, render::duration_ms(phase.duration_ms), render::bytes(phase.bytes));
     }
     for warning in &run.warnings {
-        text.push_str(&format!("warning: {warning}\n"));
+        let _ = writeln!(text, "warning: {warning}");
     }
     if let Some(error) = &run.error {
-        text.push_str(&format!("error ({}): {}\n", error.kind, error.message));
+        let _ = writeln!(text, "error ({}): {}", error.kind, error.message);
         text.extend(error.causes.iter().map(|cause| format!("  because: {cause}\n")));
         text.extend(error.hint.iter().map(|hint| format!("hint: {hint}\n")));
     }
     for attempt in attempts {
         let error = attempt.error.as_ref().map_or_else(String::new, |error| format!(": {}", error.message));
-        text.push_str(&format!("attempt {}: {} {}{error}\n", attempt.attempt, render::time(attempt.started), attempt.state.word()));
+        let _ = writeln!(text, "attempt {}: {} {}{error}", attempt.attempt, render::time(attempt.started), attempt.state.word());
     }
     text
 }

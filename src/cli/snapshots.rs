@@ -1,5 +1,6 @@
 //! `lifeboat snapshots`
 
+use std::fmt::Write as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -65,7 +66,7 @@ fn text(list: &SnapshotList) -> String {
     text.push('\n');
     for range in &list.recovery_ranges {
         let how = if range.continuous { "any moment".to_owned() } else { format!("{} moments", range.points) };
-        text.push_str(&format!("{} {} can be recovered to {how} from {} to {}\n", range.plan, range.source, render::time(range.from), render::time(range.to)));
+        let _ = writeln!(text, "{} {} can be recovered to {how} from {} to {}", range.plan, range.source, render::time(range.from), render::time(range.to));
     }
     text
 }

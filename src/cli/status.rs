@@ -1,5 +1,6 @@
 //! `lifeboat status`
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::args::StatusArgs;
@@ -51,10 +52,10 @@ fn plan_text(plan: &PlanStatus, status: &Status) -> String {
     ];
     text.push_str(&render::pairs(&pairs));
     for run in &plan.running {
-        text.push_str(&format!("  running: {run}\n"));
+        let _ = writeln!(text, "  running: {run}");
     }
     for problem in &plan.problems {
-        text.push_str(&format!("  ! {}: {}\n", problem.kind, problem.message));
+        let _ = writeln!(text, "  ! {}: {}", problem.kind, problem.message);
     }
     text
 }

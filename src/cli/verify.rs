@@ -1,5 +1,7 @@
 //! `lifeboat verify`
 
+use std::fmt::Write as _;
+
 use super::args::VerifyArgs;
 use super::{App, Exit, render};
 use crate::daemon::journal::Job;
@@ -29,21 +31,20 @@ pub(super) fn make(app: &App, args: &VerifyArgs) -> Result<VerifyReport> {
 pub(super) fn text(report: &VerifyReport) -> String {
     let mut text = String::new();
     for finding in &report.findings {
-        text.push_str(&format!("FOUND {}: {}: {}\n", finding.kind, finding.object, finding.message));
+        let _ = writeln!(text, "FOUND {}: {}: {}", finding.kind, finding.object, finding.message);
         if !finding.snapshots.is_empty() {
             let harmed: Vec<String> = finding.snapshots.iter().map(ToString::to_string).collect();
-            text.push_str(&format!("      harms {}\n", harmed.join(", ")));
+            let _ = writeln!(text, "      harms {}", harmed.join(", "));
         }
     }
     for skipped in &report.skipped {
-        text.push_str(&format!("not checked: {skipped}\n"));
+        let _ = writeln!(text, "not checked: {skipped}");
     }
     for warning in &report.warnings {
-        text.push_str(&format!("warning: {warning}\n"));
+        let _ = writeln!(text, "warning: {warning}");
     }
     let depth = report.percent.map_or_else(|| report.depth.clone(), |percent| format!("{} ({percent}%)", report.depth));
-    text.push_str(&format!(
-        "{} objects and {} checked in {}, depth {depth}: {}\n",
+    let _ = writeln!(text, "{} objects and {} checked in {}, depth {depth}: {}",
         report.objects_checked,
         render::bytes(report.bytes_checked),
         render::duration_ms(report.duration_ms),
@@ -51,7 +52,6 @@ pub(super) fn text(report: &VerifyReport) -> String {
             0 => "no findings".to_owned(),
             1 => "1 finding".to_owned(),
             count => format!("{count} findings"),
-        }
-    ));
+        });
     text
 }

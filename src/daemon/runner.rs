@@ -100,7 +100,7 @@ pub fn journalled<T: Outcome>(
         Ok(outcome) => outcome.ending(),
         Err(error) => Ending::of_error(error),
     };
-    let ending = Ending { phases, warnings, story, ..ending };
+    let ending = Ending { story, phases, warnings, ..ending };
     log(&ending);
     let closed = close(journal, claim, &ending, surroundings.clock.now());
     // The result of the work is what counts; a journal that failed meanwhile is told when there is nothing worse.

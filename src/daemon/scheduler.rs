@@ -24,7 +24,7 @@ const COUNT_LIMIT: u32 = 1000;
 const INTERRUPTED_ATTEMPTS: u32 = 3;
 
 /// A retry waits at most this long, however often it was doubled.
-const LONGEST_DELAY: Duration = Duration::from_secs(3600);
+const LONGEST_DELAY: Duration = Duration::from_hours(1);
 
 /// The slots of a schedule.
 pub trait Slots {

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -33,7 +33,7 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(20);
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// After this a run that was asked to stop is left behind.
-const STOP_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_mins(1);
 
 /// A plan that was busy, or a journal that failed, is looked at again after this.
 const TRY_AGAIN: chrono::TimeDelta = chrono::TimeDelta::seconds(10);
@@ -184,12 +184,9 @@ impl Daemon<'_> {
     /// Until a run ends, a signal comes, or it is time.
     fn wait(&mut self, receiver: &Receiver<Ended>, wake: DateTime<Utc>) {
         loop {
-            match receiver.recv_timeout(SIGNAL_INTERVAL) {
-                Ok(ended) => {
-                    self.ended(ended);
-                    return;
-                }
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            if let Ok(ended) = receiver.recv_timeout(SIGNAL_INTERVAL) {
+                self.ended(ended);
+                return;
             }
             if self.surroundings.cancel.is_cancelled() || self.surroundings.clock.now() >= wake {
                 return;
@@ -224,13 +221,11 @@ impl Daemon<'_> {
             tracing::info!(runs = self.running.len(), "stopping: runs are asked to end");
         }
         while !self.running.is_empty() {
-            match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(ended) => self.ended(ended),
-                Err(_) => {
-                    tracing::error!(runs = self.running.len(), "runs did not end in time and are left behind; the next start settles them");
-                    return;
-                }
-            }
+            let Ok(ended) = receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
+                tracing::error!(runs = self.running.len(), "runs did not end in time and are left behind; the next start settles them");
+                return;
+            };
+            self.ended(ended);
         }
         tracing::info!("stopped");
     }

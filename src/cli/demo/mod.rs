@@ -6,6 +6,7 @@
 pub mod crm;
 mod plant;
 
+use std::fmt::Write as _;
 use std::fmt::Display;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -339,8 +340,8 @@ fn commands(place: &Place, keep: bool) -> String {
     let target = if keep { shell_word(&place.path("restored-again")) } else { "/srv/crm-restored".to_owned() };
     let mut text = "\nThe same by hand:\n".to_owned();
     for command in ["repo init main", "backup crm", "snapshots crm", "drill run crm", "verify main --data", "status"] {
-        text.push_str(&format!("    lifeboat {command}{options}\n"));
+        let _ = writeln!(text, "    lifeboat {command}{options}");
     }
-    text.push_str(&format!("    lifeboat restore crm --latest --to {target}{options}\n"));
+    let _ = writeln!(text, "    lifeboat restore crm --latest --to {target}{options}");
     text
 }

@@ -99,7 +99,7 @@ pub(super) fn prove(app: &App, plan: &str, database: &Path) -> Result<(Vec<Strin
     crate::daemon::private_folder(&scratch)?;
     let context =
         SourceContext { scratch: scratch.clone(), fingerprint_key: job.repository.fingerprint_key(), progress: Arc::new(Silent), cancel: app.cancel.clone() };
-    let request = ProveRequest { fingerprints: finish.fingerprints, compare_percent: 100, checks: Vec::new(), check_timeout: Duration::from_secs(60) };
+    let request = ProveRequest { fingerprints: finish.fingerprints, compare_percent: 100, checks: Vec::new(), check_timeout: Duration::from_mins(1) };
     let results = source.source.prove(database, &request, &context);
     fs::remove_dir_all(&scratch).io_context(|| format!("remove {}", scratch.display()))?;
     let results = results?;
