@@ -97,7 +97,8 @@ impl fmt::Display for Finding {
             mask_secrets(line)
         };
         // Tabs stay tabs above the caret; other control characters must not reach a terminal.
-        let shown = shown.chars().take(MAX_LINE_CHARS).map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect::<String>();
+        let shown =
+            shown.chars().take(MAX_LINE_CHARS).map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect::<String>();
         let gutter = line_number.to_string().len();
         let padding = shown.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect::<String>();
         carets = carets.min(shown.chars().count().saturating_sub(column - 1)).max(1);
@@ -108,7 +109,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Hides what follows `passphrase = "` and the like.
+/// Hides what follows `passphrase = "` and the like, and credentials within a URL.
 fn mask_secrets(line: &str) -> String {
     let mut line = line.to_owned();
     for key in SECRET_KEYS {
@@ -125,6 +126,15 @@ fn mask_secrets(line: &str) -> String {
             line.replace_range(start..end, "…");
             from = start;
         }
+    }
+    let mut from = 0;
+    while let Some(found) = line[from..].find("://") {
+        let start = from + found + 3;
+        let end = line[start..].find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'')).map_or(line.len(), |end| start + end);
+        if let Some(at) = line[start..end].rfind('@') {
+            line.replace_range(start..start + at, "…");
+        }
+        from = start;
     }
     line
 }
@@ -212,6 +222,7 @@ mod tests {
     fn secrets_are_masked_wherever_a_line_is_shown() {
         assert_eq!(mask_secrets(r#"passphrase = "hunter2""#), r#"passphrase = "…""#);
         assert_eq!(mask_secrets(r#"{ password='a', "secret_key" = "b", n = 1 }"#), r#"{ password='…', "secret_key" = "…", n = 1 }"#);
+        assert_eq!(mask_secrets(r#"a = "s3://k:p/w@b/p", b = "s3://c/p""#), r#"a = "s3://…@b/p", b = "s3://c/p""#);
         assert_eq!(mask_secrets(r#"passphrase = "no end"#), r#"passphrase = "…"#);
         assert_eq!(mask_secrets(r#"passphrase = { env = "X" }"#), r#"passphrase = { env = "X" }"#);
     }
