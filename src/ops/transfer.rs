@@ -47,6 +47,16 @@ pub(super) struct Brought {
     pub(super) warnings: Vec<String>,
 }
 
+impl Brought {
+    pub(super) fn add(&mut self, other: Self) {
+        self.entries += other.entries;
+        self.bytes += other.bytes;
+        self.bytes_existing += other.bytes_existing;
+        self.bytes_fetched += other.bytes_fetched;
+        self.warnings.extend(other.warnings);
+    }
+}
+
 /// What a comparison found.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
