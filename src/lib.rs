@@ -1,4 +1,5 @@
 //! lifeboat.
+pub mod cli;
 pub mod clock;
 pub mod entry;
 pub mod error;

@@ -169,4 +169,8 @@ pub struct CheckResult {
     pub actual: String,
 }
 
+pub mod command;
 pub mod expect;
+pub mod files;
+pub mod fingerprint;
+pub mod sqlite;

@@ -1,0 +1,2 @@
+//! `lifeboat demo`.
+pub mod crm;

@@ -1,0 +1,116 @@
+//! A tree of files: attachments, documents, a stopped server's data folder.
+//!
+//! Owns: the walk in tree order, reading files without being misled by what changes meanwhile ([`walk`], [`snapshot`]), and making such
+//! a tree again safely ([`apply`]). Symbolic links are kept, never followed; only the root itself may be one, and is resolved once.
+//!
+//! A tree of files has no snapshot of its own: each file is read consistently (or is reported), the tree as a whole is what it was while
+//! it was walked. Use a file system snapshot as the root where more is needed.
+//!
+//! # Stamps
+//!
+//! The stamp of a regular file is a version byte (1), then little endian: size (u64), modification time and change time (each i64 seconds, u32
+//! nanoseconds), inode number (u64). Equal stamps mean equal bytes because whoever changes a file's bytes also changes its change time, which no
+//! program can set back. That holds only beyond the granularity of the clock: a file changed twice within one tick shows the same times. So, as
+//! with git's index (`Documentation/technical/racy-git.txt`), a file whose modification or change time lies less than two seconds before the snapshot
+//! began, or after, has an empty stamp and is read again next time. (Two seconds: the coarsest time stamps in use, those of FAT.) Device numbers are left out: they change
+//! with the order in which disks are found.
+
+pub mod apply;
+mod beneath;
+mod exclude;
+mod snapshot;
+mod walk;
+mod xattr;
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Kind, Result};
+use crate::source::{CheckResult, Diagnosis, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot};
+
+pub use exclude::Exclude;
+
+/// A folder and everything in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilesSource {
+    /// The folder; a symbolic link to it is followed.
+    pub path: PathBuf,
+    /// What to leave out: see [`Exclude`].
+    pub exclude: Vec<String>,
+    /// Files whose size is a multiple of this (512 ..= 65536, a power of two) are cut in pages instead of by content.
+    pub page_size: Option<u32>,
+}
+
+impl FilesSource {
+    fn validate(&self) -> Result<Exclude> {
+        if let Some(size) = self.page_size
+            && !(size.is_power_of_two() && (512..=65536).contains(&size))
+        {
+            return Err(Error::new(Kind::Usage, format!("page size {size} is not a power of two from 512 to 65536"))
+                .hint("PostgreSQL has pages of 8192 bytes, InnoDB of 16384"));
+        }
+        Exclude::new(&self.exclude)
+    }
+}
+
+impl Source for FilesSource {
+    fn kind(&self) -> &'static str {
+        "files"
+    }
+
+    fn diagnose(&self) -> Vec<Diagnosis> {
+        let settings = match self.validate() {
+            Ok(_) => Diagnosis { name: "settings".into(), ok: true, message: format!("{} excluded patterns", self.exclude.len()) },
+            Err(error) => Diagnosis { name: "settings".into(), ok: false, message: error.to_string() },
+        };
+        let folder = match snapshot::open_root(&self.path) {
+            Ok((root, resolved)) => match rustix::fs::Dir::read_from(&root) {
+                Ok(_) => Diagnosis { name: "folder".into(), ok: true, message: resolved.display().to_string() },
+                Err(errno) => Diagnosis { name: "folder".into(), ok: false, message: format!("list {}: {errno}", resolved.display()) },
+            },
+            Err(error) => {
+                let cause = error.causes().first().map(|cause| format!(": {cause}")).unwrap_or_default();
+                Diagnosis { name: "folder".into(), ok: false, message: format!("{error}{cause} ({})", error.hint_text().unwrap_or_default()) }
+            }
+        };
+        vec![settings, folder]
+    }
+
+    fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>> {
+        let exclude = self.validate()?;
+        Ok(Box::new(snapshot::FilesSnapshot::begin(&self.path, exclude, self.page_size, context.cancel.clone())?))
+    }
+
+    fn adopt(&self, restored: &Path, _context: &SourceContext) -> Result<PathBuf> {
+        Ok(restored.to_owned())
+    }
+
+    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
+        prove_tree(usable, &request.checks, context)
+    }
+}
+
+/// What can be proved of a restored tree without knowing what was in it: that all of it can be listed and opened. SQL cannot be asked.
+///
+/// # Errors
+/// [`Kind::Interrupted`].
+pub(in crate::source) fn prove_tree(root: &Path, checks: &[crate::source::SqlCheck], context: &SourceContext) -> Result<Vec<CheckResult>> {
+    const WANTED: &str = "every entry readable";
+    let counted = snapshot::FilesSnapshot::begin(root, Exclude::default(), None, context.cancel.clone()).and_then(snapshot::count_readable);
+    let tree = match counted {
+        Ok((counts, problems)) => {
+            let outcome = if problems.is_empty() { Outcome::Passed } else { Outcome::Failed };
+            let first = problems.first().map(|problem| format!("; {} {}: {}", problem.object, problem.kind, problem.message)).unwrap_or_default();
+            CheckResult { name: "tree".into(), outcome, expected: WANTED.into(), actual: format!("{counts}{first}") }
+        }
+        Err(error) if error.kind() == Kind::Interrupted => return Err(error),
+        Err(error) => CheckResult { name: "tree".into(), outcome: Outcome::Failed, expected: WANTED.into(), actual: error.to_string() },
+    };
+    let mut results = vec![tree];
+    results.extend(checks.iter().map(|check| CheckResult {
+        name: check.name.clone(),
+        outcome: Outcome::Skipped,
+        expected: check.expect.to_string(),
+        actual: "files have no SQL".into(),
+    }));
+    Ok(results)
+}
