@@ -18,6 +18,7 @@ use crate::id::SnapshotId;
 use crate::repo::Manifest;
 
 pub(in crate::ops) use apply::{Done, Restored, bring_back};
+pub(in crate::ops) use place::free_bytes;
 pub(in crate::ops) use prepare::plan_of;
 
 /// What an operator asks for.
