@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::resolve::{Resolved, Surroundings};
 use super::restore::free_bytes;
-use super::select;
+use super::{explain, select};
 use super::work::{make_private, remove_tree, write_private};
 use crate::error::{Error, Kind};
 use crate::repo::{Repository, Role};
@@ -76,9 +76,8 @@ impl Findings {
     }
 
     fn error(&mut self, name: &str, error: &Error) {
-        let causes: String = error.causes().iter().map(|cause| format!(": {cause}")).collect();
         let hint = error.hint_text().map(|hint| format!(" ({hint})")).unwrap_or_default();
-        self.wrong(name, error.kind(), format!("{error}{causes}{hint}"));
+        self.wrong(name, error.kind(), format!("{}{hint}", explain(error)));
     }
 
     /// The kind that tells an operator most comes first.

@@ -12,7 +12,7 @@ use super::select::{self, Choice};
 use super::transfer::Transfer;
 use super::verdict::{Facts, duration_text, judge, millis, objectives};
 use super::work::{Kept, RunFolder, exists, keep, make_private};
-use super::{CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context};
+use super::{CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, explain};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::id::{Name, ReportId, SnapshotId};
@@ -148,8 +148,7 @@ pub fn run(job: &Job, request: &DrillRequest) -> Result<DrillReport> {
     judge_into(&mut report, leftover);
 
     if let Err(error) = store(job, &report) {
-        let cause = error.causes().first().map(|c| format!(": {c}")).unwrap_or_default();
-        judge_into(&mut report, Some(format!("this report could not be stored in the repository: {error}{cause}")));
+        judge_into(&mut report, Some(format!("this report could not be stored in the repository: {}", explain(&error))));
     }
     Ok(report)
 }
@@ -263,7 +262,7 @@ fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord>
         fingerprints: backup::finish_of(&restored.record).fingerprints,
         compare_percent: job.drill.compare_percent,
         checks: asked.iter().map(|c| c.check.clone()).collect(),
-        check_timeout: asked.iter().map(|c| c.timeout).max().unwrap_or(Duration::from_secs(60)),
+        check_timeout: asked.iter().map(|c| c.timeout).max().unwrap_or(Duration::from_mins(1)),
     };
     let scratch = folder.path().join(format!("prove-{name}"));
     let proved = make_private(&scratch).and_then(|()| restored.source.prove(&restored.usable, &request, &context(job, scratch)));
@@ -316,10 +315,6 @@ fn record_of(source: &Name, result: CheckResult) -> CheckRecord {
 
 fn skipped(source: &Name, name: &str, expected: String, why: String) -> CheckRecord {
     CheckRecord { source: source.to_string(), name: name.into(), outcome: Outcome::Skipped, expected, actual: why }
-}
-
-fn explain(error: &Error) -> String {
-    std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
 }
 
 /// Puts the facts into a report; the verdict comes later.

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::error::Error;
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
 use crate::repo::Repository;
@@ -94,6 +95,11 @@ pub struct DrillSettings {
     pub time_limit: Option<Duration>,
     /// A drill that would restore more bytes is not started.
     pub disk_limit_bytes: Option<u64>,
+}
+
+/// An error with its causes, in one line for a document.
+fn explain(error: &Error) -> String {
+    std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
 }
 
 /// What a source needs to know of a run that works in `scratch`.

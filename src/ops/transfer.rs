@@ -255,9 +255,8 @@ fn keep_existing(target: &TreeTarget, stored: &StoredEntry) -> Result<Option<Fil
             file.set_len(stored.size()).io_context(|| format!("make room for {} bytes in {}", stored.size(), stored.entry.display_path()))?;
             Ok(Some(file))
         }
-        Ok(None) => Ok(None),
         Err(error) if error.kind() == Kind::Damaged => Err(error),
-        Err(_) => Ok(None),
+        Ok(None) | Err(_) => Ok(None),
     }
 }
 

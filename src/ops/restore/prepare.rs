@@ -9,7 +9,7 @@ use super::{PlannedSource, RestorePlan, RestoreRequest};
 use crate::error::{Error, Kind, Result};
 use crate::id::{RunId, SnapshotId};
 use crate::ops::select::{self, Choice};
-use crate::ops::{Job, backup};
+use crate::ops::{Job, backup, explain};
 use crate::repo::{Manifest, ReportRecord, SourceRecord};
 
 /// Plans what an operator asked for.
@@ -25,20 +25,7 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         let manifest = resumed_manifest(job, &left)?;
         return plan_of(job, manifest, &request.to, &left.only, None, &reports.unwrap_or_default());
     }
-    let (manifest, newest) = match full_id(&request.choice) {
-        Some(id) => (one_of_plan(job, id)?, None),
-        None => {
-            let proofs = match (&reports, &request.choice) {
-                (Err(_), Choice::LatestProven) => return Err(reports.err().unwrap_or_else(|| Error::new(Kind::Bug, "read reports"))),
-                (reports, _) => reports.as_deref().unwrap_or_default(),
-            };
-            let manifests = job.repository.manifests(Some(&job.plan)).map_err(|e| {
-                e.within(format!("list the snapshots of plan {}", job.plan))
-            })?;
-            let chosen = select::choose(&manifests, proofs, &request.choice, job.clock.now())?.clone();
-            (chosen, manifests.into_iter().max_by_key(|m| m.time))
-        }
-    };
+    let (manifest, newest) = chosen(job, &request.choice, &reports)?;
     let mut plan = plan_of(job, manifest, &request.to, &request.only, Some(&request.choice), &reports.unwrap_or_default())?;
     if let (Choice::Latest, Some(newest)) = (&request.choice, newest)
         && newest.time > plan.at
@@ -49,6 +36,22 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         ));
     }
     Ok(plan)
+}
+
+/// The snapshot asked for and, where all were looked at, the one with the latest time.
+fn chosen(job: &Job, choice: &Choice, reports: &Result<Vec<ReportRecord>>) -> Result<(Manifest, Option<Manifest>)> {
+    if let Some(id) = full_id(choice) {
+        return Ok((one_of_plan(job, id)?, None));
+    }
+    let proofs = match (reports, choice) {
+        (Err(error), Choice::LatestProven) => {
+            return Err(Error::new(error.kind(), format!("find a proven snapshot: {}", explain(error))).hint("name one with --snapshot"));
+        }
+        (reports, _) => reports.as_deref().unwrap_or_default(),
+    };
+    let manifests = job.repository.manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
+    let chosen = select::choose(&manifests, proofs, choice, job.clock.now())?.clone();
+    Ok((chosen, manifests.into_iter().max_by_key(|m| m.time)))
 }
 
 /// Plans the restore of one snapshot.
