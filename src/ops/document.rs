@@ -1,7 +1,10 @@
 //! Pieces that several result documents share. Field names carry units; times are RFC 3339 in UTC.
 
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 
+use super::verdict::millis;
 use crate::source::Outcome;
 
 /// One timed step of an operation.
@@ -75,5 +78,50 @@ impl Verdict {
             Self::Failed => "failed",
             Self::Incomplete => "incomplete",
         }
+    }
+}
+
+/// Times the phases of an operation. Each phase lasts until the next begins.
+#[derive(Debug)]
+pub(crate) struct Stopwatch {
+    began: Instant,
+    phases: Vec<Phase>,
+    current: Option<(&'static str, Instant)>,
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Self { began: Instant::now(), phases: Vec::new(), current: None }
+    }
+
+    /// Ends the phase before and begins this one.
+    pub(crate) fn phase(&mut self, name: &'static str) {
+        self.end();
+        self.current = Some((name, Instant::now()));
+    }
+
+    /// Ends the present phase.
+    pub(crate) fn end(&mut self) {
+        if let Some((name, began)) = self.current.take() {
+            self.phases.push(Phase { name: name.into(), duration_ms: millis(began.elapsed()) });
+        }
+    }
+
+    /// Takes over phases that were timed elsewhere.
+    pub(crate) fn take(&mut self, phases: &[Phase]) {
+        self.end();
+        self.phases.extend_from_slice(phases);
+    }
+
+    /// Since the start.
+    pub(crate) fn elapsed_ms(&self) -> u64 {
+        millis(self.began.elapsed())
+    }
+
+    /// All phases, and the whole.
+    pub(crate) fn stop(mut self) -> (Vec<Phase>, u64) {
+        self.end();
+        let elapsed = self.elapsed_ms();
+        (self.phases, elapsed)
     }
 }

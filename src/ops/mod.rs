@@ -19,6 +19,7 @@ pub mod select;
 pub mod snapshots;
 pub mod verdict;
 pub mod verify;
+mod transfer;
 mod work;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::error::Error;
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
 use crate::repo::Repository;
@@ -38,6 +40,8 @@ pub use document::{CheckRecord, Existing, Missing, Objective, Phase, Verdict};
 pub struct NamedSource {
     pub name: Name,
     pub source: Arc<dyn Source>,
+    /// Whether a restore yields a folder where its kind alone does not tell: a command source with a restore command.
+    pub restores_folder: bool,
 }
 
 /// What every operation on a plan works with: opened, resolved, free of plan-file types.
@@ -70,9 +74,9 @@ pub struct Objectives {
 /// A plan's SQL check and the source it is asked of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedCheck {
-    /// `None`: the only source of the plan that answers SQL.
-    pub source: Option<Name>,
+    pub source: Name,
     pub check: SqlCheck,
+    pub timeout: Duration,
 }
 
 /// How a plan wants to be drilled.
@@ -82,17 +86,20 @@ pub struct DrillSettings {
     pub random: bool,
     /// How far back a random choice goes; `None`: all snapshots.
     pub window: Option<Duration>,
-    /// Share of content compared, 0–100; 0 turns it off and the drill is then incomplete at best only if it was asked for.
+    /// Share of content compared, 0–100; 0 turns it off: then it was not asked for and is not missing.
     pub compare_percent: u8,
     pub checks: Vec<PlannedCheck>,
-    /// Limit for each SQL check.
-    pub check_timeout: Duration,
     /// How long the target of a failed drill is kept; `None`: not at all.
     pub keep_on_failure: Option<Duration>,
     /// A drill that takes longer is stopped and has failed.
     pub time_limit: Option<Duration>,
     /// A drill that would restore more bytes is not started.
     pub disk_limit_bytes: Option<u64>,
+}
+
+/// An error with its causes, in one line for a document.
+fn explain(error: &Error) -> String {
+    std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
 }
 
 /// What a source needs to know of a run that works in `scratch`.
@@ -112,7 +119,6 @@ impl Default for DrillSettings {
             window: None,
             compare_percent: 100,
             checks: Vec::new(),
-            check_timeout: Duration::from_secs(60),
             keep_on_failure: None,
             time_limit: None,
             disk_limit_bytes: None,

@@ -47,6 +47,16 @@ pub(super) struct Brought {
     pub(super) warnings: Vec<String>,
 }
 
+impl Brought {
+    pub(super) fn add(&mut self, other: Self) {
+        self.entries += other.entries;
+        self.bytes += other.bytes;
+        self.bytes_existing += other.bytes_existing;
+        self.bytes_fetched += other.bytes_fetched;
+        self.warnings.extend(other.warnings);
+    }
+}
+
 /// What a comparison found.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
@@ -245,9 +255,8 @@ fn keep_existing(target: &TreeTarget, stored: &StoredEntry) -> Result<Option<Fil
             file.set_len(stored.size()).io_context(|| format!("make room for {} bytes in {}", stored.size(), stored.entry.display_path()))?;
             Ok(Some(file))
         }
-        Ok(None) => Ok(None),
         Err(error) if error.kind() == Kind::Damaged => Err(error),
-        Err(_) => Ok(None),
+        Ok(None) | Err(_) => Ok(None),
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::explain;
 use super::verdict::millis;
 use crate::clock::Clock;
 use crate::error::{Context, Error, Kind, Result};
@@ -109,8 +110,7 @@ pub fn run(
     };
     // The findings are what matters: a report that cannot be stored is told, not put in their place.
     if let Err(error) = store(repository, &report) {
-        let cause = error.causes().first().map(|c| format!(": {c}")).unwrap_or_default();
-        report.warnings.push(format!("this verification could not be recorded in the repository: {error}{cause}"));
+        report.warnings.push(format!("this verification could not be recorded in the repository: {}", explain(&error)));
     }
     for message in &report.warnings {
         progress.event(Event::Warning { message: message.clone() });

@@ -1,5 +1,11 @@
 //! Restore: plan first (nothing is touched), then apply. The drill uses the very same path with a private target.
 
+mod apply;
+mod estimate;
+mod partial;
+mod place;
+mod prepare;
+
 use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
@@ -10,6 +16,10 @@ use super::{Existing, Job, Missing, Phase};
 use crate::error::{Kind, Result};
 use crate::id::SnapshotId;
 use crate::repo::Manifest;
+
+pub(in crate::ops) use apply::{Done, Restored, bring_back};
+pub(in crate::ops) use place::free_bytes;
+pub(in crate::ops) use prepare::plan_of;
 
 /// What an operator asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +73,8 @@ pub struct RestorePlan {
     pub confirmation: Option<String>,
     /// An interrupted restore of the same snapshot to the same target will be continued.
     pub resumes: bool,
+    /// Free on the target's file system now.
+    pub bytes_free: u64,
     /// What the backup could not read: it will not be in the restored content.
     pub missing: Vec<Missing>,
     pub warnings: Vec<String>,
@@ -70,6 +82,9 @@ pub struct RestorePlan {
     pub(crate) manifest: Manifest,
     #[serde(skip)]
     pub(crate) to: PathBuf,
+    /// Names what is moved aside.
+    #[serde(skip)]
+    pub(crate) id: String,
 }
 
 /// `lifeboat.restore/1`.
@@ -85,6 +100,8 @@ pub struct RestoreReport {
     pub bytes_restored: u64,
     /// Of those, bytes that were there already.
     pub bytes_resumed: u64,
+    /// Sealed bytes read from the store.
+    pub bytes_fetched: u64,
     pub entries_restored: u64,
     pub duration_ms: u64,
     pub phases: Vec<Phase>,
@@ -108,8 +125,8 @@ impl RestoreReport {
 ///
 /// # Errors
 /// `NoRecoveryPoint`, `Usage` (a target that cannot be one, an interrupted restore of another snapshot in the way), `WrongKey`.
-pub fn plan(_job: &Job, _request: &RestoreRequest) -> Result<RestorePlan> {
-    todo!()
+pub fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
+    prepare::plan(job, request)
 }
 
 /// Does it. `confirmed` is what the operator typed (or `--yes` supplied) for [`RestorePlan::confirmation`].
@@ -118,6 +135,7 @@ pub fn plan(_job: &Job, _request: &RestoreRequest) -> Result<RestorePlan> {
 /// `Usage` when something stands at the target and was not confirmed; `NoSpace` before anything is written when there is no room;
 /// `Damaged`, `Unavailable`, `Interrupted` leave the private partial folder, which a next call continues. The target appears whole or
 /// not at all.
-pub fn apply(_job: &Job, _plan: &RestorePlan, _confirmed: Option<&str>) -> Result<RestoreReport> {
-    todo!()
+pub fn apply(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result<RestoreReport> {
+    job.repository.require_reader("restore")?;
+    Ok(bring_back(job, plan, confirmed)?.conclude())
 }

@@ -94,10 +94,15 @@ impl Place {
 
     /// The private folder beside it where a restore works.
     pub(crate) fn partial(&self) -> PathBuf {
-        let mut name = OsString::from(".");
-        name.push(&self.name);
-        name.push(".lifeboat-partial");
-        self.parent.join(name)
+        partial_in(&self.parent, &self.name)
+    }
+
+    /// The same of an absolute path that may turn out not to be a place.
+    pub(crate) fn partial_beside(target: &Path) -> Result<PathBuf> {
+        match (target.parent(), target.file_name()) {
+            (Some(parent), Some(name)) => Ok(partial_in(parent, name)),
+            _ => Err(Error::new(Kind::Usage, format!("restore to {}: that names no file or folder", target.display()))),
+        }
     }
 
     /// The word that confirms a restore into place.
@@ -181,6 +186,13 @@ impl Place {
     fn suffixes(&self) -> &'static [&'static str] {
         if self.shape == (Shape::File { sqlite: true }) { &SQLITE_SIBLINGS } else { &[] }
     }
+}
+
+fn partial_in(parent: &Path, target: &OsStr) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(target);
+    name.push(".lifeboat-partial");
+    parent.join(name)
 }
 
 /// Bytes that an ordinary user may still write on the file system of `folder`.

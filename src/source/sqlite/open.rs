@@ -127,7 +127,8 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn immutable_uri(path: &Path) -> String {
+/// Names a private copy so that SQLite neither locks it nor looks for a log beside it.
+pub fn immutable_uri(path: &Path) -> String {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut uri = String::from("file://");
     for &byte in absolute.as_os_str().as_bytes() {
