@@ -4,8 +4,8 @@
 //! exited with 0; a command that said nothing at all is a failure too, since an empty "success" has cost people their backups.
 //!
 //! Invariants: a command runs in a process group of its own, which is killed as a whole when the snapshot is dropped, the run is
-//! cancelled, or the command itself has exited; it is always reaped. It gets no descriptor but its three streams, and of this process's environment
-//! only [`PASSED_ON`]: lifeboat's own secrets are not for it. Values of the plan's `environment` never appear in a message.
+//! cancelled, or the command itself has exited; it is always reaped. It gets no descriptor that lifeboat opened but its three streams, and of
+//! this process's environment only [`PASSED_ON`]: lifeboat's own secrets are not for it. Values of the plan's `environment` never appear in a message.
 
 mod child;
 
