@@ -59,11 +59,14 @@ folder=$1; shift
 "$@" >"$folder/server.log" 2>&1 </dev/null &
 server=$!
 cat >/dev/null
-kill "$server" 2>/dev/null
+# The whole group, which is this shell's own: a server may have children.
+trap '' TERM
+kill -TERM -- -$$
 for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$server" 2>/dev/null || break; sleep 0.2; done
 kill -9 "$server" 2>/dev/null
 wait "$server" 2>/dev/null
 rm -rf "$folder"
+kill -9 -- -$$
 "#;
 
 impl Server {
