@@ -19,7 +19,6 @@ use crate::ops::resolve::{self, RepositorySettings, Resolved};
 use crate::ops::restore::{self, RestorePlan, RestoreReport, RestoreRequest};
 use crate::ops::select::Choice;
 use crate::repo::Passphrase;
-use crate::store::StoreConfig;
 
 pub(super) fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
     let Some(report) = make(app, args)? else { return Ok(None) };
@@ -76,7 +75,7 @@ fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz)> {
         Error::new(Kind::Usage, "restore by URL: the environment variable LIFEBOAT_PASSPHRASE is not set")
             .hint("set it to the repository's passphrase or recovery key for this command")
     })?;
-    let settings = RepositorySettings { name: None, store: StoreConfig { url: url.clone(), ..StoreConfig::default() }, passphrase: Passphrase::new(passphrase) };
+    let settings = RepositorySettings::at(url, Passphrase::new(passphrase))?;
     let repository = settings.open(&app.surroundings(Arc::new(Silent))?)?;
     let inside: BTreeSet<Name> = repository.manifests(None)?.into_iter().map(|manifest| manifest.plan).collect();
     let list = inside.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
