@@ -117,8 +117,13 @@ pub fn ask(question: &str) -> Result<String> {
 pub fn error_text(error: &Error) -> String {
     let mut text = format!("error: {error}\n");
     for cause in error.causes() {
-        text.push_str("  because: ");
-        text.push_str(&cause.replace('\n', "\n    "));
+        // A cause of several lines (all errors of a plan file with their places) stands as it is.
+        if cause.contains('\n') {
+            text.push_str(cause.trim_end());
+        } else {
+            text.push_str("  because: ");
+            text.push_str(&cause);
+        }
         text.push('\n');
     }
     if let Some(hint) = error.hint_text() {

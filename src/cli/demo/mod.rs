@@ -215,11 +215,13 @@ compare = "all"
 
 [[plan.{PLAN}.drill.check]]
 name = "customers are there"
+source = "database"
 sql = "select count(*) from accounts"
 expect = ">= {}"
 
 [[plan.{PLAN}.drill.check]]
 name = "no order without its account"
+source = "database"
 sql = "select count(*) from orders left join accounts on accounts.id = orders.account_id where accounts.id is null"
 expect = "= 0"
 "#,
