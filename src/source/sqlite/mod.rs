@@ -15,12 +15,15 @@ mod content;
 mod open;
 mod prove;
 mod snapshot;
+mod tables;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
+pub use tables::copy_tables;
+
 use crate::source::{CheckResult, Diagnosis, ProveRequest, Source, SourceContext, SourceSnapshot};
 
 /// One SQLite database file.
@@ -34,6 +37,23 @@ impl SqliteSource {
     /// The name of the one entry of a snapshot, and of the file in a restored folder: the database's own file name.
     fn entry_name(&self) -> Result<&OsStr> {
         self.path.file_name().ok_or_else(|| Error::new(Kind::Usage, format!("database path {} names no file", self.path.display())))
+    }
+}
+
+/// The one thing in a restored folder, whatever the live database is called now: its name may have changed since, and a restore
+/// without a plan knows none.
+fn only_file(restored: &Path) -> Result<PathBuf> {
+    let list = || -> std::io::Result<Vec<PathBuf>> { std::fs::read_dir(restored)?.map(|item| Ok(item?.path())).collect() };
+    let mut found = list().map_err(|source| Error::io(format!("list restored folder {}", restored.display()), source))?;
+    match (found.pop(), found.len()) {
+        (Some(one), 0) => Ok(one),
+        (_, others) => {
+            let count = others + 1;
+            Err(Error::new(
+                Kind::Damaged,
+                format!("restored folder {} should hold one database file, not {count} entries", restored.display()),
+            ))
+        }
     }
 }
 
@@ -52,7 +72,7 @@ impl Source for SqliteSource {
     }
 
     fn adopt(&self, restored: &Path, _context: &SourceContext) -> Result<PathBuf> {
-        let database = restored.join(self.entry_name()?);
+        let database = only_file(restored)?;
         match std::fs::symlink_metadata(&database) {
             Ok(metadata) if metadata.is_file() => Ok(database),
             Ok(_) => Err(Error::new(Kind::Damaged, format!("restored database {} is not a regular file", database.display()))),

@@ -133,7 +133,8 @@ fn log_bytes(path: &Path) -> u64 {
     std::fs::metadata(beside(&real, "-wal")).map_or(0, |log| log.len())
 }
 
-fn immutable_uri(path: &Path) -> String {
+/// Names a private copy so that SQLite neither locks it nor looks for a log beside it.
+pub fn immutable_uri(path: &Path) -> String {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut uri = String::from("file://");
     for &byte in absolute.as_os_str().as_bytes() {

@@ -1,0 +1,245 @@
+//! Backup: one snapshot of all sources of a plan, taken together and committed as a whole or not at all.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::{self, Read};
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::verdict::millis;
+use super::work::{RunFolder, lock_backup, make_private};
+use super::{Job, Missing, NamedSource, context, select};
+use crate::entry::{EntryKind, display_path};
+use crate::error::{Context, Error, Kind, Result};
+use crate::event::{Event, Progress};
+use crate::id::SnapshotId;
+use crate::repo::{Added, BackupWriter, Committed, Manifest, SourceRecord};
+use crate::source::{Finish, Problem, SourceSnapshot};
+
+/// `lifeboat.backup/1`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackupReport {
+    pub schema: String,
+    pub plan: String,
+    pub snapshot: SnapshotId,
+    /// The moment that the content is of.
+    pub time: DateTime<Utc>,
+    /// Plain bytes read from the sources.
+    pub bytes_read: u64,
+    /// Plain bytes of all files in the snapshot.
+    pub bytes_source: u64,
+    /// Sealed bytes that this backup added to the repository.
+    pub bytes_stored: u64,
+    pub entries: u64,
+    pub duration_ms: u64,
+    /// By source name: the consistency point as the source tells it.
+    pub consistency: BTreeMap<String, serde_json::Value>,
+    /// Sentences for the operator.
+    pub warnings: Vec<String>,
+    /// What the sources could not read; not empty means incomplete.
+    pub problems: Vec<Missing>,
+    /// Whether the snapshot lacks something (it was committed all the same, and its manifest records what).
+    pub incomplete: bool,
+}
+
+impl BackupReport {
+    /// How the process should end: `None` is exit 0.
+    #[must_use]
+    pub fn exit(&self) -> Option<Kind> {
+        self.incomplete.then_some(Kind::Incomplete)
+    }
+}
+
+/// One backup now.
+///
+/// # Errors
+/// `Busy` when another backup of this plan runs on this host; whatever a source or the store says: nothing was committed then.
+///
+/// # Cancellation
+/// By `job.cancel`: `Interrupted`, nothing committed, what was uploaded is reused by the next run.
+pub fn run(job: &Job) -> Result<BackupReport> {
+    let clock = Instant::now();
+    let started = job.clock.now();
+    if job.sources.is_empty() {
+        return Err(Error::new(Kind::Usage, format!("back up {}: the plan has no sources", job.plan)));
+    }
+    let _lock = lock_backup(&job.work, job.plan.as_str(), started)?;
+    let folder = RunFolder::create(&job.work, started)?;
+    let mut warnings = look_back(job, started);
+
+    // All sources first: an application set is of one moment, and that moment is known once the last one stands still.
+    let snapshots = begin_all(job, &folder)?;
+    let time = job.clock.now();
+
+    job.progress.event(Event::Phase { name: "read", detail: job.plan.to_string() });
+    job.progress.event(total(&snapshots));
+    let mut writer = job.repository.begin(&job.plan, started, &job.cancel)?;
+    let mut records = Vec::new();
+    for (source, snapshot) in snapshots {
+        let record = store_source(job, &mut writer, source, snapshot).map_err(|e| e.within(format!("back up source {}", source.name)))?;
+        records.push(record);
+    }
+    job.cancel.check()?;
+    job.progress.event(Event::Phase { name: "commit", detail: job.plan.to_string() });
+    let committed = writer.commit(records, time, Vec::new(), job.progress.as_ref())?;
+
+    // Committed: what goes wrong from here on is only told.
+    if let Err(error) = folder.remove() {
+        warnings.push(format!("the scratch folder could not be removed: {error}"));
+    }
+    Ok(account(committed, warnings, millis(clock.elapsed()), job.progress.as_ref()))
+}
+
+/// Begins the snapshots of all sources, each with a scratch folder of its own.
+fn begin_all<'a>(job: &'a Job, folder: &RunFolder) -> Result<Vec<(&'a NamedSource, Box<dyn SourceSnapshot>)>> {
+    job.progress.event(Event::Phase { name: "snapshot", detail: job.plan.to_string() });
+    let mut snapshots = Vec::new();
+    for source in &job.sources {
+        job.cancel.check()?;
+        let scratch = folder.path().join(format!("scratch-{}", source.name));
+        make_private(&scratch)?;
+        let begun =
+            source.source.begin(&context(job, scratch)).map_err(|e| e.within(format!("begin a snapshot of source {}", source.name)))?;
+        snapshots.push((source, begun));
+    }
+    Ok(snapshots)
+}
+
+/// Feeds one source's tree to the repository.
+fn store_source(job: &Job, writer: &mut BackupWriter, source: &NamedSource, mut snapshot: Box<dyn SourceSnapshot>) -> Result<SourceRecord> {
+    let mut tree = writer.tree(&source.name, source.source.kind())?;
+    let mut left_out: HashSet<Vec<u8>> = HashSet::new();
+    let mut lost_links = Vec::new();
+    while let Some(entry) = snapshot.next_entry()? {
+        job.cancel.check()?;
+        if let EntryKind::Hardlink { target } = &entry.kind
+            && left_out.contains(target)
+        {
+            // Another name of bytes that are not in the snapshot cannot be restored.
+            let message = format!("another name of {}, which could not be read", display_path(target));
+            lost_links.push(Problem { object: entry.display_path(), kind: "unreadable".into(), message });
+            continue;
+        }
+        let size = if let EntryKind::File { size, .. } = &entry.kind { size.unwrap_or(0) } else { 0 };
+        match tree.add(entry.clone())? {
+            Added::Complete => job.progress.event(Event::Advance { bytes: size, items: 1 }),
+            Added::NeedsContent => {
+                if let Some(reader) = snapshot.open(&entry)? {
+                    let mut reader = Watched { reader, job, unsaid: 0 };
+                    let read = tree.content(&mut reader).or_else(|error| job.cancel.check().and(Err(error)))?;
+                    reader.say();
+                    snapshot.close(&entry, read)?;
+                } else {
+                    tree.leave_out();
+                    left_out.insert(entry.path);
+                }
+                job.progress.event(Event::Advance { bytes: 0, items: 1 });
+            }
+        }
+    }
+    let mut finish = snapshot.finish()?;
+    finish.problems.append(&mut lost_links);
+    let finish = serde_json::to_value(&finish).context(Kind::Bug, || "write the source's account".into())?;
+    tree.finish(finish)
+}
+
+/// The result document of what was committed.
+fn account(committed: Committed, mut warnings: Vec<String>, duration_ms: u64, progress: &dyn Progress) -> BackupReport {
+    let Manifest { id, plan, time, sources, stats, .. } = committed.manifest;
+    let problems = missing(&sources);
+    if !problems.is_empty() {
+        let (first, more) = (&problems[0], problems.len() - 1);
+        let others = if more == 0 { String::new() } else { format!(" and {more} more") };
+        warnings.push(format!("not everything could be read: {}: {} {}{others}", first.source, first.object, first.kind));
+    }
+    for message in &warnings {
+        progress.event(Event::Warning { message: message.clone() });
+    }
+    let consistency = sources.iter().map(|s| (s.name.to_string(), finish_of(s).consistency)).collect();
+    BackupReport {
+        schema: "lifeboat.backup/1".into(),
+        plan: plan.to_string(),
+        snapshot: id,
+        time,
+        bytes_read: stats.bytes_read,
+        bytes_source: stats.bytes_source,
+        bytes_stored: stats.bytes_stored,
+        entries: stats.entries,
+        duration_ms,
+        consistency,
+        warnings,
+        incomplete: !problems.is_empty(),
+        problems,
+    }
+}
+
+/// What a source said when it was backed up. A record of a later version that cannot be read says nothing rather than failing a restore.
+pub(super) fn finish_of(record: &SourceRecord) -> Finish {
+    serde_json::from_value(record.finish.clone()).unwrap_or_default()
+}
+
+/// What the sources of a snapshot could not read.
+pub(super) fn missing(sources: &[SourceRecord]) -> Vec<Missing> {
+    let of = |record: &SourceRecord| {
+        let source = record.name.to_string();
+        let problems = finish_of(record).problems.into_iter();
+        problems.map(move |Problem { object, kind, message }| Missing { source: source.clone(), object, kind, message })
+    };
+    sources.iter().flat_map(of).collect()
+}
+
+/// A clock that went backwards harms nothing here, but makes "latest by time" a question. Pure.
+fn clock_warning(manifests: &[Manifest], now: DateTime<Utc>) -> Option<String> {
+    let newest = manifests.iter().max_by_key(|m| m.time).filter(|m| m.time > now)?;
+    Some(format!(
+        "the clock says {} but snapshot {} is later than that: this host's clock, or that of the host that made it ({}), is wrong",
+        select::moment(now),
+        select::describe(newest),
+        newest.host
+    ))
+}
+
+/// What is worth a warning before anything is read. Damage to an old snapshot must not keep a new one from being made.
+fn look_back(job: &Job, now: DateTime<Utc>) -> Vec<String> {
+    match job.repository.manifests(Some(&job.plan)) {
+        Ok(manifests) => clock_warning(&manifests, now).into_iter().collect(),
+        Err(error) => vec![format!("earlier snapshots could not be listed: {error}; run `lifeboat verify`")],
+    }
+}
+
+fn total(snapshots: &[(&NamedSource, Box<dyn SourceSnapshot>)]) -> Event {
+    let (bytes, items) = snapshots.iter().filter_map(|(_, s)| s.estimate()).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    Event::Total { bytes, items }
+}
+
+/// Passes bytes on, says how many, and stops when asked to.
+struct Watched<'a> {
+    reader: Box<dyn Read + Send>,
+    job: &'a Job,
+    unsaid: u64,
+}
+
+impl Watched<'_> {
+    fn say(&mut self) {
+        if self.unsaid > 0 {
+            self.job.progress.event(Event::Advance { bytes: self.unsaid, items: 0 });
+            self.unsaid = 0;
+        }
+    }
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.job.cancel.is_cancelled() {
+            // Not `io::ErrorKind::Interrupted`, which readers retry for ever.
+            return Err(io::Error::other("interrupted"));
+        }
+        let read = self.reader.read(buffer)?;
+        self.unsaid += read as u64;
+        if self.unsaid >= 1 << 20 || read == 0 {
+            self.say();
+        }
+        Ok(read)
+    }
+}

@@ -1,0 +1,201 @@
+//! Doctor: looks at everything a run needs before it runs, and changes nothing (but for probe objects it removes again).
+
+use serde::{Deserialize, Serialize};
+
+use super::resolve::{Resolved, Surroundings};
+use super::restore::free_bytes;
+use super::work::{make_private, remove_tree, write_private};
+use super::{explain, select};
+use crate::error::{Error, Kind};
+use crate::repo::{Repository, Role};
+use crate::source::Diagnosis;
+
+/// `lifeboat.doctor/1`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoctorReport {
+    pub schema: String,
+    pub plan: String,
+    pub checks: Vec<Diagnosis>,
+    pub ok: bool,
+    /// The word of the most telling failure's kind (`no-repository`, `wrong-key`, …).
+    pub exit: Option<String>,
+}
+
+impl DoctorReport {
+    /// How the process should end: `None` is exit 0.
+    #[must_use]
+    pub fn exit(&self) -> Option<Kind> {
+        let word = self.exit.as_deref()?;
+        Some(
+            [Kind::NoRepository, Kind::WrongKey, Kind::Unavailable, Kind::NoSpace, Kind::Damaged, Kind::Usage]
+                .into_iter()
+                .find(|k| k.word() == word)
+                .unwrap_or(Kind::Failed),
+        )
+    }
+}
+
+/// How far a clock may be from the store's before it is told.
+const CLOCK_TOLERANCE_SECS: i64 = 300;
+
+/// Examines one plan. Never fails as such: what is wrong is in the report.
+#[must_use]
+pub fn run(resolved: &Resolved, surroundings: &Surroundings) -> DoctorReport {
+    let mut findings = Findings::default();
+    state_folder(&mut findings, resolved, surroundings);
+    store(&mut findings, resolved, surroundings);
+    let repository = repository(&mut findings, resolved, surroundings);
+    for source in &resolved.sources {
+        for mut diagnosis in source.source.diagnose() {
+            diagnosis.name = format!("source {}: {}", source.name, diagnosis.name);
+            findings.add(diagnosis, Kind::Usage);
+        }
+    }
+    if let Some(repository) = repository {
+        snapshots(&mut findings, &repository, resolved, surroundings);
+    }
+    findings.report(resolved.plan.to_string())
+}
+
+/// What was found, and the kind of each thing that is wrong.
+#[derive(Default)]
+struct Findings {
+    checks: Vec<Diagnosis>,
+    kinds: Vec<Kind>,
+}
+
+impl Findings {
+    fn add(&mut self, diagnosis: Diagnosis, kind_if_wrong: Kind) {
+        if !diagnosis.ok {
+            self.kinds.push(kind_if_wrong);
+        }
+        self.checks.push(diagnosis);
+    }
+
+    fn good(&mut self, name: &str, message: impl Into<String>) {
+        self.checks.push(Diagnosis { name: name.into(), ok: true, message: message.into() });
+    }
+
+    fn wrong(&mut self, name: &str, kind: Kind, message: impl Into<String>) {
+        self.add(Diagnosis { name: name.into(), ok: false, message: message.into() }, kind);
+    }
+
+    fn error(&mut self, name: &str, error: &Error) {
+        let hint = error.hint_text().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        self.wrong(name, error.kind(), format!("{}{hint}", explain(error)));
+    }
+
+    /// The kind that tells an operator most comes first.
+    fn report(self, plan: String) -> DoctorReport {
+        let rank = |kind: &Kind| match kind {
+            Kind::NoRepository => 0,
+            Kind::WrongKey => 1,
+            Kind::Damaged => 2,
+            Kind::Unavailable => 3,
+            Kind::NoSpace => 4,
+            Kind::Usage => 5,
+            _ => 6,
+        };
+        let exit = self.kinds.into_iter().min_by_key(rank).map(|kind| kind.word().to_owned());
+        DoctorReport { schema: "lifeboat.doctor/1".into(), plan, ok: exit.is_none(), checks: self.checks, exit }
+    }
+}
+
+fn state_folder(findings: &mut Findings, resolved: &Resolved, surroundings: &Surroundings) {
+    let work = resolved.work(surroundings);
+    let probe = work.join("doctor");
+    let tried = make_private(&surroundings.state)
+        .and_then(|()| make_private(&work))
+        .and_then(|()| write_private(&probe, b"x"))
+        .and_then(|()| remove_tree(&probe));
+    match tried {
+        Ok(()) => findings.good("state folder", format!("{} is private and writable", surroundings.state.display())),
+        Err(error) => findings.error("state folder", &error),
+    }
+}
+
+fn store(findings: &mut Findings, resolved: &Resolved, surroundings: &Surroundings) {
+    let store = match resolved.repository.open_store() {
+        Ok(store) => store,
+        Err(error) => return findings.error("store", &error),
+    };
+    let single_writer = resolved.repository.store.single_writer;
+    match surroundings.runtime.block_on(store.probe()) {
+        Ok(probe) if probe.is_safe() => {
+            findings.good(
+                "store",
+                format!("{} keeps its promises (a small create took {} ms)", store.describe(), probe.create_took.as_millis()),
+            );
+        }
+        Ok(probe) if single_writer && probe.read_after_write && probe.list_after_write && probe.range_reads => {
+            findings.good("store", format!("{} ignores conditional create; the plan says there is a single writer", store.describe()));
+        }
+        Ok(probe) => findings.wrong(
+            "store",
+            Kind::Usage,
+            format!("{} does not do what a repository needs: {}", store.describe(), probe.to_string().replace('\n', "; ")),
+        ),
+        Err(error) => findings.error("store", &error),
+    }
+}
+
+fn repository(findings: &mut Findings, resolved: &Resolved, surroundings: &Surroundings) -> Option<Repository> {
+    match resolved.repository.open(surroundings) {
+        Ok(repository) => {
+            let role = match repository.role() {
+                Role::Reader => "reader: backs up, restores and drills",
+                Role::Writer => "writer: backs up; cannot restore or drill, keep a reader's key elsewhere",
+                Role::Maintainer => "maintainer: verifies and prunes; cannot back up or restore",
+            };
+            findings.good("repository", format!("{} opens", hex::encode(repository.id().0)));
+            if repository.role() == Role::Maintainer {
+                findings.wrong("key", Kind::WrongKey, role);
+            } else {
+                findings.good("key", role);
+            }
+            Some(repository)
+        }
+        Err(error) => {
+            findings.error("repository", &error);
+            None
+        }
+    }
+}
+
+/// What the snapshots say about clock and room.
+fn snapshots(findings: &mut Findings, repository: &Repository, resolved: &Resolved, surroundings: &Surroundings) {
+    let manifests = match repository.manifests(Some(&resolved.plan)) {
+        Ok(manifests) => manifests,
+        Err(error) => return findings.error("snapshots", &error),
+    };
+    let now = surroundings.clock.now();
+    let Some(latest) = select::latest(&manifests) else {
+        return findings.good("snapshots", "none yet: run `lifeboat backup`");
+    };
+    findings.good("snapshots", format!("{}, the latest is {}", manifests.len(), select::describe(latest)));
+    match manifests.iter().map(|m| m.time).max().filter(|newest| (*newest - now).num_seconds() > CLOCK_TOLERANCE_SECS) {
+        Some(newest) => findings.wrong(
+            "clock",
+            Kind::Failed,
+            format!(
+                "it says {}, but a snapshot is of {}: set this host's clock (NTP), or find the host whose clock was wrong",
+                select::moment(now),
+                select::moment(newest)
+            ),
+        ),
+        None => findings.good("clock", select::moment(now)),
+    }
+    let needed: u64 = latest.sources.iter().map(|s| s.bytes).sum();
+    match free_bytes(&surroundings.state) {
+        Ok(free) if free > needed => findings.good("room for a drill", format!("{needed} bytes are needed, {free} are free")),
+        Ok(free) => findings.wrong(
+            "room for a drill",
+            Kind::NoSpace,
+            format!(
+                "{needed} bytes are needed at {}, {free} are free: free some, or use --state on a larger file system",
+                surroundings.state.display()
+            ),
+        ),
+        Err(error) => findings.error("room for a drill", &error),
+    }
+}

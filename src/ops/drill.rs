@@ -1,0 +1,487 @@
+//! Drill: a restore into a private folder by the very code of an incident restore, then proof, verdict, report and clean-up.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::document::Stopwatch;
+use super::restore::{self, Restored};
+use super::select::{self, Choice};
+use super::transfer::Transfer;
+use super::verdict::{Facts, duration_text, judge, millis, objectives};
+use super::work::{Kept, RunFolder, exists, keep, make_private};
+use super::{CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, explain};
+use crate::error::{Context, Error, Kind, Result};
+use crate::event::{Cancel, Event};
+use crate::id::{Name, ReportId, SnapshotId};
+use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
+use crate::source::{CheckResult, Outcome, ProveRequest};
+
+/// What is asked for beyond the plan's drill settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DrillRequest {
+    /// `None`: as the plan says (latest, or random with a fresh seed).
+    pub choice: Option<Choice>,
+    /// Keep the restored target this long, whatever the verdict.
+    pub keep_target: Option<Duration>,
+}
+
+/// What became of the private target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleanup {
+    /// The folder was looked for after removal and is gone.
+    pub removed: bool,
+    /// Where it is kept, and until when.
+    pub kept: Option<String>,
+    pub kept_until: Option<DateTime<Utc>>,
+    pub message: String,
+}
+
+/// Why a recovery did not work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The error kind's word.
+    pub kind: String,
+    pub message: String,
+}
+
+/// `lifeboat.drill/1`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DrillReport {
+    pub schema: String,
+    pub id: ReportId,
+    pub plan: String,
+    pub host: String,
+    pub snapshot: SnapshotId,
+    /// The moment that the restored content is of.
+    pub snapshot_time: DateTime<Utc>,
+    /// Start of the drill − `snapshot_time`.
+    pub snapshot_age_ms: u64,
+    /// When the drill began.
+    pub time: DateTime<Utc>,
+    pub verdict: Verdict,
+    /// Why it is not `passed`; sentences.
+    pub reasons: Vec<String>,
+    /// What made the recovery itself fail.
+    pub failure: Option<Failure>,
+    /// From the choice of the snapshot until the content was usable (checks and clean-up not included). `None`: never usable.
+    pub recovery_time_ms: Option<u64>,
+    /// What a disaster at the start of this drill would have lost: start of the drill − time of the newest snapshot, 0 when the clock
+    /// says less. The drilled snapshot may be an older one on purpose (`snapshot_age_ms`): then this supposes that the newest can be
+    /// restored like it.
+    pub data_loss_ms: u64,
+    pub duration_ms: u64,
+    pub bytes_restored: u64,
+    pub entries_restored: u64,
+    pub phases: Vec<Phase>,
+    pub checks: Vec<CheckRecord>,
+    pub objectives: Vec<Objective>,
+    /// What was asked for and could not be checked; sentences.
+    pub skipped: Vec<String>,
+    /// What the backup itself could not read.
+    pub missing: Vec<Missing>,
+    pub warnings: Vec<String>,
+    pub cleanup: Cleanup,
+    /// The seed of a random choice, to repeat it.
+    pub seed: Option<u64>,
+    /// The exit kind's word (`damaged`, `differs`, `objective-missed`, …); `None` when the exit is 0.
+    pub exit: Option<String>,
+    /// Version of the program that drilled.
+    pub program: String,
+}
+
+impl DrillReport {
+    /// How the process should end: `None` is exit 0.
+    #[must_use]
+    pub fn exit(&self) -> Option<Kind> {
+        self.exit.as_deref().map(kind_of)
+    }
+}
+
+/// Every kind that a drill can end with.
+const ALL_KINDS: [Kind; 12] = [
+    Kind::Failed,
+    Kind::Unavailable,
+    Kind::NoSpace,
+    Kind::Usage,
+    Kind::Incomplete,
+    Kind::NotFound,
+    Kind::WrongKey,
+    Kind::NoRecoveryPoint,
+    Kind::Damaged,
+    Kind::Differs,
+    Kind::ObjectiveMissed,
+    Kind::Bug,
+];
+
+/// One drill now. A drill that fails is a result (stored in the repository like one that passes), not an error. A report that could not be
+/// stored makes the drill incomplete: nothing would remember the proof.
+///
+/// # Errors
+/// `NoRecoveryPoint` without a snapshot, `WrongKey` without the reader role, `Interrupted` (cleaned up, no report).
+pub fn run(job: &Job, request: &DrillRequest) -> Result<DrillReport> {
+    job.repository.require_reader("drill")?;
+    let time = job.clock.now();
+    let id = ReportId::generate(time);
+    let folder = RunFolder::create(&job.work, time)?;
+    let mut watch = Stopwatch::start();
+
+    watch.phase("select");
+    job.progress.event(Event::Phase { name: "select", detail: job.plan.to_string() });
+    let selected = select_snapshot(job, request, time)?;
+
+    let limit = Limit::start(&job.cancel, job.drill.time_limit);
+    let limited = Job { cancel: limit.cancel.clone(), ..job.clone() };
+    let attempt = attempt(&limited, &selected, &folder, &mut watch);
+    let timed_out = limit.stop();
+    job.cancel.check()?;
+
+    watch.phase("cleanup");
+    job.progress.event(Event::Phase { name: "cleanup", detail: job.plan.to_string() });
+    let mut report = account(job, id, time, selected, attempt, timed_out);
+    judge_into(&mut report, None);
+    report.cleanup = clean_up(job, request, &report, folder);
+    let leftover = (!report.cleanup.removed).then(|| report.cleanup.message.clone());
+    (report.phases, report.duration_ms) = watch.stop();
+    judge_into(&mut report, leftover);
+
+    if let Err(error) = store(job, &report) {
+        judge_into(&mut report, Some(format!("this report could not be stored in the repository: {}", explain(&error))));
+    }
+    Ok(report)
+}
+
+/// The snapshot that is drilled.
+struct Selected {
+    manifest: Manifest,
+    /// Of the newest snapshot there is.
+    newest: DateTime<Utc>,
+    reports: Vec<ReportRecord>,
+    seed: Option<u64>,
+}
+
+fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Result<Selected> {
+    let choice = match (&request.choice, job.drill.random) {
+        (Some(choice), _) => choice.clone(),
+        (None, true) => Choice::Random { seed: fresh_seed()?, window: job.drill.window },
+        (None, false) => Choice::Latest,
+    };
+    let manifests = job.repository.manifests(Some(&job.plan))?;
+    let reports = job.repository.reports(None).unwrap_or_default();
+    let manifest = select::choose(&manifests, &reports, &choice, now)?.clone();
+    let newest = select::latest(&manifests).map_or(manifest.time, |m| m.time);
+    let seed = if let Choice::Random { seed, .. } = choice { Some(seed) } else { None };
+    Ok(Selected { manifest, newest, reports, seed })
+}
+
+/// A seed for a random choice.
+///
+/// # Errors
+/// When the operating system has no randomness.
+pub fn fresh_seed() -> Result<u64> {
+    let mut bytes = [0u8; 8];
+    getrandom::fill(&mut bytes).map_err(|e| Error::new(Kind::Failed, "draw a random number").because(e.to_string()))?;
+    // JSON numbers are exact up to 2^53.
+    Ok(u64::from_le_bytes(bytes) >> 11)
+}
+
+/// What an attempt at a recovery found out, however far it came.
+#[derive(Default)]
+struct Attempt {
+    failure: Option<Error>,
+    recovery_time_ms: Option<u64>,
+    bytes: u64,
+    entries: u64,
+    checks: Vec<CheckRecord>,
+    warnings: Vec<String>,
+}
+
+/// Recovers and proves. Never returns early without saying why in the attempt.
+fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopwatch) -> Attempt {
+    let mut attempt = Attempt::default();
+    let done = match recover(job, selected, folder) {
+        Ok(done) => done,
+        Err(error) => {
+            watch.phase("fetch");
+            return Attempt { failure: Some(error), ..attempt };
+        }
+    };
+    attempt.recovery_time_ms = Some(watch.elapsed_ms());
+    attempt.bytes = done.report.bytes_restored;
+    attempt.entries = done.report.entries_restored;
+    attempt.warnings.clone_from(&done.report.warnings);
+    watch.take(&done.report.phases);
+
+    watch.phase("check");
+    job.progress.event(Event::Phase { name: "check", detail: job.plan.to_string() });
+    for restored in &done.restored {
+        attempt.checks.extend(prove(job, restored, folder));
+    }
+    attempt.checks.extend(unasked(job, &done.restored));
+
+    watch.phase("compare");
+    job.progress.event(Event::Phase { name: "compare", detail: job.plan.to_string() });
+    if job.drill.compare_percent > 0 {
+        // Last, so that a check which changed what it should only look at is found out too.
+        let seed = selected.seed.unwrap_or(selected.manifest.stats.entries);
+        attempt.checks.extend(done.restored.iter().map(|restored| compare(job, restored, seed)));
+    }
+    if let Err(error) = job.cancel.check() {
+        attempt.failure = Some(error);
+    }
+    watch.phase("cleanup");
+    done.conclude();
+    attempt
+}
+
+/// The same code path as a restore in an incident, to a private place.
+fn recover(job: &Job, selected: &Selected, folder: &RunFolder) -> Result<restore::Done> {
+    let bytes: u64 = selected.manifest.sources.iter().map(|s| s.bytes).sum();
+    if let Some(limit) = job.drill.disk_limit_bytes
+        && bytes > limit
+    {
+        return Err(Error::new(
+            Kind::NoSpace,
+            format!("drill {}: {bytes} bytes would be restored, the plan's disk limit is {limit}", job.plan),
+        )
+        .hint("raise the limit in the plan's drill.limits"));
+    }
+    let target = target_in(folder, &job.plan);
+    let plan = restore::plan_of(job, selected.manifest.clone(), &target, &[], None, &selected.reports)?;
+    restore::bring_back(job, &plan, None)
+}
+
+fn target_in(folder: &RunFolder, plan: &Name) -> PathBuf {
+    folder.path().join(format!("restored-{plan}"))
+}
+
+/// The source's own proof: engine checks, fingerprints, SQL.
+fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord> {
+    let name = &restored.record.name;
+    let asked: Vec<&PlannedCheck> = job.drill.checks.iter().filter(|c| c.source == *name).collect();
+    let request = ProveRequest {
+        fingerprints: backup::finish_of(&restored.record).fingerprints,
+        compare_percent: job.drill.compare_percent,
+        checks: asked.iter().map(|c| c.check.clone()).collect(),
+        check_timeout: asked.iter().map(|c| c.timeout).max().unwrap_or(Duration::from_mins(1)),
+    };
+    let scratch = folder.path().join(format!("prove-{name}"));
+    let proved = make_private(&scratch).and_then(|()| restored.source.prove(&restored.usable, &request, &context(job, scratch)));
+    match proved {
+        Ok(results) => {
+            let known: Vec<&str> = results.iter().map(|r| r.name.as_str()).collect();
+            let silent: Vec<CheckRecord> = request
+                .checks
+                .iter()
+                .filter(|c| !known.contains(&c.name.as_str()))
+                .map(|c| skipped(name, &c.name, c.expect.to_string(), "the source has not answered".into()))
+                .collect();
+            results.into_iter().map(|r| record_of(name, r)).chain(silent).collect()
+        }
+        Err(error) => vec![skipped(name, "prove", "checks".into(), explain(&error))],
+    }
+}
+
+/// Checks of the plan whose source is not in this snapshot.
+fn unasked(job: &Job, restored: &[Restored]) -> Vec<CheckRecord> {
+    let there = |check: &&PlannedCheck| !restored.iter().any(|r| r.record.name == check.source);
+    let checks = job.drill.checks.iter().filter(there);
+    checks.map(|c| skipped(&c.source, &c.check.name, c.check.expect.to_string(), "this source is not in the snapshot".into())).collect()
+}
+
+/// Reads back from disk what was restored and compares it with what was backed up.
+fn compare(job: &Job, restored: &Restored, seed: u64) -> CheckRecord {
+    let record = &restored.record;
+    let transfer = Transfer { repository: &job.repository, progress: job.progress.as_ref(), cancel: &job.cancel };
+    let percent = job.drill.compare_percent;
+    // A database's file has the times of its recovery; a tree of files has its own.
+    let times = record.kind == "files";
+    let share = if percent < 100 { format!(" ({percent}% of the files)") } else { String::new() };
+    let expected = format!("{} entries, {} bytes as backed up{share}", record.entries, record.bytes);
+    let (outcome, actual) = match transfer.compare(record, &restored.content, percent, seed, times) {
+        Ok(found) if found.differences == 0 => {
+            (Outcome::Passed, format!("{} entries, {} bytes read in {} files and equal", found.entries, found.bytes, found.files))
+        }
+        Ok(found) => (Outcome::Differs, format!("{} differ: {}", found.differences, found.described.join("; "))),
+        Err(error) if error.kind() == Kind::Damaged => (Outcome::Failed, explain(&error)),
+        Err(error) => (Outcome::Skipped, explain(&error)),
+    };
+    CheckRecord { source: record.name.to_string(), name: "content equal".into(), outcome, expected, actual }
+}
+
+fn record_of(source: &Name, result: CheckResult) -> CheckRecord {
+    let CheckResult { name, outcome, expected, actual } = result;
+    CheckRecord { source: source.to_string(), name, outcome, expected, actual }
+}
+
+fn skipped(source: &Name, name: &str, expected: String, why: String) -> CheckRecord {
+    CheckRecord { source: source.to_string(), name: name.into(), outcome: Outcome::Skipped, expected, actual: why }
+}
+
+/// Puts the facts into a report; the verdict comes later.
+fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, attempt: Attempt, timed_out: bool) -> DrillReport {
+    let age_ms = |moment: DateTime<Utc>| u64::try_from((time - moment).num_milliseconds()).unwrap_or(0);
+    let data_loss_ms = age_ms(selected.newest);
+    let missing = backup::missing(&selected.manifest.sources);
+    let failure = attempt.failure.map(|error| match job.drill.time_limit {
+        Some(limit) if timed_out && error.kind() == Kind::Interrupted => Failure {
+            kind: Kind::Failed.word().into(),
+            message: format!("stopped at the plan's time limit of {}", duration_text(millis(limit))),
+        },
+        _ => Failure { kind: error.kind().word().into(), message: explain(&error) },
+    });
+    DrillReport {
+        schema: "lifeboat.drill/1".into(),
+        id,
+        plan: job.plan.to_string(),
+        host: job.host.clone(),
+        snapshot: selected.manifest.id,
+        snapshot_time: selected.manifest.time,
+        snapshot_age_ms: age_ms(selected.manifest.time),
+        time,
+        verdict: Verdict::Failed,
+        reasons: Vec::new(),
+        failure,
+        recovery_time_ms: attempt.recovery_time_ms,
+        data_loss_ms,
+        duration_ms: 0,
+        bytes_restored: attempt.bytes,
+        entries_restored: attempt.entries,
+        phases: Vec::new(),
+        checks: attempt.checks,
+        objectives: objectives(&job.objectives, attempt.recovery_time_ms, data_loss_ms),
+        skipped: missing.first().map(|first| incomplete_backup(missing.len(), first)).into_iter().collect(),
+        missing,
+        warnings: attempt.warnings,
+        cleanup: Cleanup { removed: false, kept: None, kept_until: None, message: String::new() },
+        seed: selected.seed,
+        exit: None,
+        program: env!("CARGO_PKG_VERSION").into(),
+    }
+}
+
+fn incomplete_backup(count: usize, first: &Missing) -> String {
+    format!("the backup itself could not read {count} of the source (first: {}: {} {})", first.source, first.object, first.kind)
+}
+
+/// Judges what the report holds, with one more thing that could not be made sure.
+fn judge_into(report: &mut DrillReport, unsure: Option<String>) {
+    report.skipped.extend(unsure);
+    let failure = report.failure.as_ref().map(|f| (kind_of(&f.kind), f.message.as_str()));
+    let facts = Facts { failure, checks: &report.checks, objectives: &report.objectives, skipped: &report.skipped };
+    let judgement = judge(&facts);
+    report.verdict = judgement.verdict;
+    report.exit = judgement.exit.map(|kind| kind.word().into());
+    report.reasons = judgement.reasons;
+}
+
+fn kind_of(word: &str) -> Kind {
+    ALL_KINDS.into_iter().find(|kind| kind.word() == word).unwrap_or(Kind::Failed)
+}
+
+/// Keeps the target where that was asked for, removes everything else, and looks whether it is gone.
+fn clean_up(job: &Job, request: &DrillRequest, report: &DrillReport, folder: RunFolder) -> Cleanup {
+    let on_failure = job.drill.keep_on_failure.filter(|_| report.verdict == Verdict::Failed);
+    let until = request.keep_target.or(on_failure).and_then(|d| chrono::Duration::from_std(d).ok()).map(|d| job.clock.now() + d);
+    let target = target_in(&folder, &job.plan);
+    let (kept, trouble) = match until {
+        Some(until) if exists(&target).unwrap_or(false) => {
+            let note = Kept { until, drill: report.id.to_string(), snapshot: report.snapshot.to_string() };
+            match keep(&job.work, &target, &note) {
+                Ok(place) => (Some((place.display().to_string(), until)), None),
+                Err(error) => (None, Some(format!("the target could not be kept: {}; ", explain(&error)))),
+            }
+        }
+        Some(_) => (None, Some("there was no target to keep; ".into())),
+        None => (None, None),
+    };
+    let trouble = trouble.unwrap_or_default();
+    let (removed, message) = match folder.remove() {
+        Ok(()) => match &kept {
+            None => (true, format!("{trouble}the private folder was removed and is gone")),
+            Some((place, until)) => {
+                (true, format!("the target is kept in {place} until {}; everything else is gone", select::moment(*until)))
+            }
+        },
+        Err(error) => (false, format!("{trouble}the private folder could not be removed: {}", explain(&error))),
+    };
+    let (kept, kept_until) = kept.unzip();
+    Cleanup { removed, kept, kept_until, message }
+}
+
+fn store(job: &Job, report: &DrillReport) -> Result<()> {
+    job.repository.put_report(&ReportRecord {
+        id: report.id,
+        kind: ReportKind::Drill,
+        time: report.time,
+        plan: Some(report.plan.clone()),
+        snapshots: vec![report.snapshot],
+        passed: report.verdict == Verdict::Passed,
+        document: serde_json::to_value(report).context(Kind::Bug, || "write the drill report".into())?,
+    })
+}
+
+/// Cancels a drill at its time limit, or when the operation around it is cancelled.
+struct Limit {
+    cancel: Cancel,
+    stop: crossbeam_channel::Sender<()>,
+    thread: Option<std::thread::JoinHandle<bool>>,
+}
+
+impl Limit {
+    fn start(outer: &Cancel, limit: Option<Duration>) -> Self {
+        let cancel = Cancel::default();
+        let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
+        let (inner, outer) = (cancel.clone(), outer.clone());
+        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let watch = move || {
+            // Ends when `stop` is dropped.
+            while stopped.recv_timeout(Duration::from_millis(50)) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+                let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+                if over || outer.is_cancelled() {
+                    inner.cancel();
+                    return over;
+                }
+            }
+            false
+        };
+        Self { cancel, stop, thread: Some(std::thread::spawn(watch)) }
+    }
+
+    /// Whether the time limit was reached.
+    fn stop(mut self) -> bool {
+        drop(std::mem::replace(&mut self.stop, crossbeam_channel::bounded(0).0));
+        self.thread.take().is_some_and(|thread| thread.join().unwrap_or(false))
+    }
+}
+
+/// Past drills of one plan, or of all, oldest first. Reports of a later version of the document that this program cannot read are left out.
+///
+/// # Errors
+/// What the repository says.
+pub fn history(repository: &Repository, plan: Option<&Name>) -> Result<Vec<DrillReport>> {
+    let records = repository.reports(Some(ReportKind::Drill))?;
+    let of_plan = |record: &ReportRecord| plan.is_none_or(|plan| record.plan.as_deref() == Some(plan.as_str()));
+    Ok(records.into_iter().filter(of_plan).filter_map(|record| serde_json::from_value(record.document).ok()).collect())
+}
+
+/// One past drill by id or a unique beginning of it.
+///
+/// # Errors
+/// `NotFound`; `Usage` when ambiguous.
+pub fn find(repository: &Repository, id: &str) -> Result<DrillReport> {
+    let wanted = id.to_ascii_lowercase();
+    let mut found: Vec<DrillReport> =
+        history(repository, None)?.into_iter().filter(|report| report.id.to_string().starts_with(&wanted)).collect();
+    match (found.pop(), found.len()) {
+        (Some(report), 0) => Ok(report),
+        (Some(_), _) => {
+            Err(Error::new(Kind::Usage, format!("find drill report {id}: several begin with that")).hint("give more of the id"))
+        }
+        (None, _) => {
+            Err(Error::new(Kind::NotFound, format!("find drill report {id}: there is none")).hint("`lifeboat drill history` lists them"))
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Operations: each is one procedure that reads as its steps. They join a repository and sources, which do not know each other.
+//!
+//! Nothing here prints: progress goes out as events, results come back as documents (`lifeboat.<thing>/<version>`), each of which
+//! says by `exit()` how the process should end although the operation itself returned `Ok`. All functions block and are called from
+//! ordinary threads (`spawn_blocking`), never from an async task.
+//!
+//! Who may run beside whom: two backups of one plan on one host exclude each other by a file lock (`Busy`); everything else may run
+//! side by side, because the repository needs no locks and every run works in a folder of its own (`work.rs`).
+
+pub mod backup;
+pub mod doctor;
+pub mod document;
+pub mod drill;
+pub mod init;
+pub mod report;
+pub mod resolve;
+pub mod restore;
+pub mod select;
+pub mod snapshots;
+mod transfer;
+pub mod verdict;
+pub mod verify;
+mod work;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::error::Error;
+use crate::event::{Cancel, Progress};
+use crate::id::Name;
+use crate::repo::Repository;
+use crate::source::{Source, SourceContext, SqlCheck};
+
+pub use document::{CheckRecord, Existing, Missing, Objective, Phase, Verdict};
+
+/// A source under the name that plan and manifest know it by.
+#[derive(Clone)]
+pub struct NamedSource {
+    pub name: Name,
+    pub source: Arc<dyn Source>,
+    /// Whether a restore yields a folder where its kind alone does not tell: a command source with a restore command.
+    pub restores_folder: bool,
+}
+
+/// What every operation on a plan works with: opened, resolved, free of plan-file types.
+#[derive(Clone)]
+pub struct Job {
+    pub plan: Name,
+    /// In the order of the plan; empty for a restore on a machine without plans.
+    pub sources: Vec<NamedSource>,
+    pub repository: Repository,
+    /// Private folder (0700) of this plan below the state folder: locks, scratch folders, kept drill targets. Made when missing.
+    pub work: PathBuf,
+    /// Recorded in drill reports; the repository records its own in manifests.
+    pub host: String,
+    pub objectives: Objectives,
+    pub drill: DrillSettings,
+    pub clock: Arc<dyn Clock>,
+    pub progress: Arc<dyn Progress>,
+    pub cancel: Cancel,
+}
+
+/// What the plan promises.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Objectives {
+    /// RPO.
+    pub data_loss: Option<Duration>,
+    /// RTO.
+    pub recovery_time: Option<Duration>,
+}
+
+/// A plan's SQL check and the source it is asked of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedCheck {
+    pub source: Name,
+    pub check: SqlCheck,
+    pub timeout: Duration,
+}
+
+/// How a plan wants to be drilled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrillSettings {
+    /// Choose a random snapshot unless the request says otherwise.
+    pub random: bool,
+    /// How far back a random choice goes; `None`: all snapshots.
+    pub window: Option<Duration>,
+    /// Share of content compared, 0–100; 0 turns it off: then it was not asked for and is not missing.
+    pub compare_percent: u8,
+    pub checks: Vec<PlannedCheck>,
+    /// How long the target of a failed drill is kept; `None`: not at all.
+    pub keep_on_failure: Option<Duration>,
+    /// A drill that takes longer is stopped and has failed.
+    pub time_limit: Option<Duration>,
+    /// A drill that would restore more bytes is not started.
+    pub disk_limit_bytes: Option<u64>,
+}
+
+/// An error with its causes, in one line for a document.
+fn explain(error: &Error) -> String {
+    std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
+}
+
+/// What a source needs to know of a run that works in `scratch`.
+fn context(job: &Job, scratch: PathBuf) -> SourceContext {
+    SourceContext {
+        scratch,
+        fingerprint_key: job.repository.fingerprint_key(),
+        progress: Arc::clone(&job.progress),
+        cancel: job.cancel.clone(),
+    }
+}
+
+impl Default for DrillSettings {
+    fn default() -> Self {
+        Self {
+            random: false,
+            window: None,
+            compare_percent: 100,
+            checks: Vec::new(),
+            keep_on_failure: None,
+            time_limit: None,
+            disk_limit_bytes: None,
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! From a validated plan to what operations work with. The only module of `ops` that knows plan-file types, and the one place where a kind
+//! of source becomes its driver.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::work::make_private;
+use super::{DrillSettings, Job, NamedSource, Objectives, PlannedCheck};
+use crate::clock::Clock;
+use crate::error::{Error, Kind, Result};
+use crate::event::{Cancel, Progress};
+use crate::id::Name;
+use crate::plan::SecretRef;
+use crate::plan::{self, Cache, DrillAt, EnvironmentValue, SourceKind};
+use crate::repo::{OpenOptions, Passphrase, Repository, SourceRecord};
+use crate::source::Source;
+use crate::source::command::{CommandSource, SecretValue};
+use crate::source::files::FilesSource;
+use crate::source::sqlite::SqliteSource;
+use crate::store::{Credential, Store, StoreConfig};
+
+/// What the process around an operation gives it.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// `--state DIR`; made 0700 when missing.
+    pub state: PathBuf,
+    /// Drives the store's I/O; operations block on it from ordinary threads.
+    pub runtime: tokio::runtime::Handle,
+    pub clock: Arc<dyn Clock>,
+    pub progress: Arc<dyn Progress>,
+    pub cancel: Cancel,
+}
+
+/// A repository that is not open yet. `Debug` shows no secret.
+#[derive(Debug, Clone)]
+pub struct RepositorySettings {
+    /// Its name in plan files; `None` when it was given by URL.
+    pub name: Option<Name>,
+    pub store: StoreConfig,
+    pub passphrase: Passphrase,
+    pub cache: Cache,
+}
+
+impl RepositorySettings {
+    /// For `--from URL` on a machine without plans: everything but the place is at its default or from the environment.
+    ///
+    /// # Errors
+    /// `Usage` when it is no repository URL.
+    pub fn at(url: &str, passphrase: Passphrase) -> Result<Self> {
+        let url = plan::RepositoryUrl::parse(url)?;
+        Ok(Self { name: None, store: StoreConfig::at(url.as_str()), passphrase, cache: Cache::Default })
+    }
+
+    /// Opens the store alone.
+    ///
+    /// # Errors
+    /// `Usage` when it is configured wrong.
+    pub fn open_store(&self) -> Result<Store> {
+        Store::open(&self.store)
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// `NoRepository`, `WrongKey`, `Unavailable`, `Usage`.
+    pub fn open(&self, surroundings: &Surroundings) -> Result<Repository> {
+        let options = self.options(&surroundings.state)?;
+        Repository::open(self.open_store()?, surroundings.runtime.clone(), &self.passphrase, &options)
+    }
+
+    /// How to open it, its cache made.
+    pub(super) fn options(&self, state: &Path) -> Result<OpenOptions> {
+        let cache = match &self.cache {
+            Cache::Off => None,
+            Cache::Folder(folder) => Some(folder.clone()),
+            // Named by place, not by name: two plan files may call different places the same.
+            Cache::Default => {
+                make_private(state)?;
+                let place = blake3::hash(self.store.url.as_bytes()).to_hex();
+                Some(state.join("cache").join(&place[..16]))
+            }
+        };
+        Ok(OpenOptions { cache, workers: 0 })
+    }
+}
+
+/// A plan with its sources built and its secrets read; nothing is opened yet.
+#[derive(Clone)]
+pub struct Resolved {
+    pub plan: Name,
+    pub sources: Vec<NamedSource>,
+    pub repository: RepositorySettings,
+    pub objectives: Objectives,
+    pub drill: DrillSettings,
+}
+
+impl Resolved {
+    /// For a restore on a machine without plans: sources are taken from the manifest.
+    #[must_use]
+    pub fn bare(plan: Name, repository: RepositorySettings) -> Self {
+        Self { plan, sources: Vec::new(), repository, objectives: Objectives::default(), drill: DrillSettings::default() }
+    }
+
+    /// Opens the repository.
+    ///
+    /// # Errors
+    /// As [`RepositorySettings::open`], and when the state folder cannot be made.
+    pub fn open(&self, surroundings: &Surroundings) -> Result<Job> {
+        let work = self.work(surroundings);
+        make_private(&surroundings.state)?;
+        make_private(&work)?;
+        Ok(Job {
+            plan: self.plan.clone(),
+            sources: self.sources.clone(),
+            repository: self.repository.open(surroundings)?,
+            work,
+            host: host(),
+            objectives: self.objectives,
+            drill: self.drill.clone(),
+            clock: Arc::clone(&surroundings.clock),
+            progress: Arc::clone(&surroundings.progress),
+            cancel: surroundings.cancel.clone(),
+        })
+    }
+
+    /// The plan's private folder.
+    #[must_use]
+    pub fn work(&self, surroundings: &Surroundings) -> PathBuf {
+        surroundings.state.join("work").join(self.plan.as_str())
+    }
+}
+
+/// Builds the drivers of a plan's sources and reads its secrets.
+///
+/// # Errors
+/// `Usage` when this build has no driver for a source, or a secret cannot be read.
+pub fn plan(plan: &plan::Plan) -> Result<Resolved> {
+    let sources = plan.sources.iter().map(|s| source(s)).collect::<Result<_>>()?;
+    Ok(Resolved {
+        plan: plan.name.clone(),
+        sources,
+        repository: repository(&plan.repository)?,
+        objectives: Objectives { data_loss: plan.objectives.data_loss, recovery_time: plan.objectives.recovery_time },
+        drill: drill(&plan.drill),
+    })
+}
+
+/// Reads the secrets of a repository.
+///
+/// # Errors
+/// `Usage` when one cannot be read.
+pub fn repository(repository: &plan::Repository) -> Result<RepositorySettings> {
+    let named = |what: &str, secret: &SecretRef| {
+        secret.resolve().map_err(|e| e.within(format!("read the {what} of repository {}", repository.name)))
+    };
+    let credential = |what: &str, secret: &SecretRef| named(what, secret).map(|s| Credential::new(s.expose()));
+    let (access_key, secret_key, session_token) = match &repository.credentials {
+        None => (None, None, None),
+        Some(keys) => (
+            Some(credential("access key", &keys.access_key)?),
+            Some(credential("secret key", &keys.secret_key)?),
+            keys.session_token.as_ref().map(|token| credential("session token", token)).transpose()?,
+        ),
+    };
+    let store = StoreConfig {
+        endpoint: repository.endpoint.as_ref().map(ToString::to_string),
+        region: repository.region.clone(),
+        path_style: Some(repository.path_style),
+        access_key,
+        secret_key,
+        session_token,
+        allow_http: repository.allow_http,
+        single_writer: repository.single_writer,
+        upload_bytes_per_sec: repository.upload_limit_bytes_per_sec,
+        download_bytes_per_sec: repository.download_limit_bytes_per_sec,
+        max_requests: usize::from(repository.max_requests.get()),
+        ..StoreConfig::at(repository.url.as_str())
+    };
+    Ok(RepositorySettings {
+        name: Some(repository.name.clone()),
+        store,
+        passphrase: Passphrase::new(named("passphrase", &repository.passphrase)?.expose()),
+        cache: repository.cache.clone(),
+    })
+}
+
+/// The driver of a configured source.
+fn source(source: &plan::Source) -> Result<NamedSource> {
+    let mut restores_folder = false;
+    let driver: Arc<dyn Source> = match &source.kind {
+        SourceKind::Sqlite { path } => Arc::new(SqliteSource { path: path.clone() }),
+        SourceKind::Files { path, exclude, page_size } => {
+            Arc::new(FilesSource { path: path.clone(), exclude: exclude.clone(), page_size: *page_size })
+        }
+        SourceKind::Command { dump, restore, environment } => {
+            restores_folder = restore.is_some();
+            let mut values = Vec::new();
+            for (name, value) in environment {
+                let value = match value {
+                    EnvironmentValue::Plain(text) => SecretValue::new(text.clone()),
+                    EnvironmentValue::Secret(secret) => SecretValue::new(
+                        secret.resolve().map_err(|e| e.within(format!("read {name} for source {}", source.name)))?.expose(),
+                    ),
+                };
+                values.push((name.clone(), value));
+            }
+            Arc::new(CommandSource { dump: dump.clone(), restore: restore.clone(), environment: values, allow_empty: false })
+        }
+        SourceKind::Postgres(_) | SourceKind::Mysql(_) => return Err(no_driver(source.kind.word())),
+    };
+    Ok(NamedSource { name: source.name.clone(), source: driver, restores_folder })
+}
+
+fn drill(drill: &plan::Drill) -> DrillSettings {
+    DrillSettings {
+        random: drill.at == DrillAt::Random,
+        window: Some(drill.window),
+        compare_percent: drill.compare.percent(),
+        checks: drill
+            .checks
+            .iter()
+            .map(|check| PlannedCheck { source: check.source.clone(), check: check.to_sql_check(), timeout: check.timeout })
+            .collect(),
+        keep_on_failure: Some(drill.keep_target_on_failure).filter(|d| !d.is_zero()),
+        time_limit: drill.time_limit,
+        disk_limit_bytes: drill.disk_limit_bytes,
+    }
+}
+
+/// The source that brings back what a manifest holds: the plan's, or, where the plan has none of this name and kind (any more), one that
+/// only knows the way back.
+///
+/// # Errors
+/// `Usage` when this build has no driver for the kind.
+pub(super) fn restoring_source(job: &Job, record: &SourceRecord) -> Result<Arc<dyn Source>> {
+    match job.sources.iter().find(|s| s.name == record.name && s.source.kind() == record.kind) {
+        Some(found) => Ok(Arc::clone(&found.source)),
+        None => bare_source(&record.kind),
+    }
+}
+
+/// A source that only knows how to bring back what a manifest of this kind holds.
+///
+/// # Errors
+/// `Usage` when this build has no driver for the kind.
+pub fn bare_source(kind: &str) -> Result<Arc<dyn Source>> {
+    let nowhere = || PathBuf::from("restored");
+    match kind {
+        "sqlite" => Ok(Arc::new(SqliteSource { path: nowhere() })),
+        "files" => Ok(Arc::new(FilesSource { path: nowhere(), exclude: Vec::new(), page_size: None })),
+        "command" => Ok(Arc::new(CommandSource { dump: Vec::new(), restore: None, environment: Vec::new(), allow_empty: true })),
+        other => Err(no_driver(other)),
+    }
+}
+
+fn no_driver(kind: &str) -> Error {
+    Error::new(Kind::Usage, format!("this build has no driver for {kind}"))
+        .hint("sources can be sqlite, files or command; a dump program in a command source covers other databases")
+}
+
+/// This machine's name.
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

@@ -1,0 +1,238 @@
+//! Doing what a restore plan says.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::partial::Partial;
+use super::place::{Place, free_bytes, sync_folder};
+use super::prepare::{identity, shape};
+use super::{RestorePlan, RestoreReport};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::event::Event;
+use crate::id::Name;
+use crate::ops::document::Stopwatch;
+use crate::ops::transfer::{Brought, Transfer};
+use crate::ops::work::remove_tree;
+use crate::ops::{Job, context, resolve};
+use crate::repo::SourceRecord;
+use crate::source::Source;
+
+/// What became of one source.
+#[derive(Clone)]
+pub(in crate::ops) struct Restored {
+    pub(in crate::ops) record: SourceRecord,
+    pub(in crate::ops) source: Arc<dyn Source>,
+    /// The usable thing, in its final place.
+    pub(in crate::ops) usable: PathBuf,
+    /// Where the content as it was stored is now: the same, or still in the partial folder when the source made something else of it.
+    pub(in crate::ops) content: PathBuf,
+}
+
+/// A restore that is done, but for removing its partial folder.
+pub(in crate::ops) struct Done {
+    pub(in crate::ops) report: RestoreReport,
+    pub(in crate::ops) restored: Vec<Restored>,
+    partial: Partial,
+}
+
+impl Done {
+    /// Removes the partial folder. The target is whole already, so a failure is only told.
+    pub(in crate::ops) fn conclude(mut self) -> RestoreReport {
+        if let Err(error) = self.partial.remove() {
+            self.report.warnings.push(format!("the restore is complete, but its private folder could not be removed: {error}"));
+        }
+        self.report
+    }
+}
+
+/// The procedure, up to and including the moment that the target is whole.
+pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result<Done> {
+    let mut watch = Stopwatch::start();
+    let sources = &plan.manifest.sources;
+    let place = Place::new(&plan.to, shape(job, sources))?;
+    check_confirmed(&place, plan, confirmed)?;
+    let mut wanted = identity(job, &plan.manifest, &place, &plan.only);
+    wanted.id.clone_from(&plan.id);
+    let partial = Partial::own(&place.partial(), wanted, job.clock.now())?;
+    check_space(&place, &partial, sources)?;
+
+    watch.phase("fetch");
+    job.progress.event(Event::Phase { name: "restore", detail: plan.target.clone() });
+    job.progress.event(Event::Total { bytes: plan.bytes, items: plan.entries });
+    let mut brought = Brought::default();
+    for record in sources {
+        let one = fetch(job, record, &partial).map_err(|e| interrupted_at(e, record, &place))?;
+        brought.add(one);
+    }
+
+    watch.phase("adopt");
+    job.progress.event(Event::Phase { name: "adopt", detail: plan.target.clone() });
+    let mut restored = Vec::new();
+    for record in sources {
+        restored.push(adopt(job, record, plan, &partial).map_err(|e| interrupted_at(e, record, &place))?);
+    }
+
+    watch.phase("place");
+    job.cancel.check()?;
+    let whole = assemble(&partial, &mut restored)?;
+    flush(&whole)?;
+    let moved_aside = place.put(&whole, partial.id())?;
+    settle(&place, &mut restored);
+
+    Ok(Done { report: account(plan, &brought, moved_aside, watch), restored, partial })
+}
+
+fn check_confirmed(place: &Place, plan: &RestorePlan, confirmed: Option<&str>) -> Result<()> {
+    let standing = place.standing(&plan.id)?;
+    if standing.is_empty() || confirmed == Some(place.confirmation().as_str()) {
+        return Ok(());
+    }
+    let what: Vec<String> = standing.iter().map(|s| format!("{} ({})", s.path, s.what)).collect();
+    Err(Error::new(Kind::Usage, format!("restore to {}: something is there: {}", place.target().display(), what.join(", ")))
+        .hint(format!("restore to another place, or confirm with {:?} to move it aside and restore into its place", place.confirmation())))
+}
+
+/// Told before anything is written. A continued restore needs only what is not there yet.
+fn check_space(place: &Place, partial: &Partial, sources: &[SourceRecord]) -> Result<()> {
+    let needed: u64 = sources.iter().map(|s| s.bytes).sum();
+    let there = if partial.resumed() { sources.iter().map(|s| allocated(&partial.tree(&s.name))).sum() } else { 0 };
+    let free = free_bytes(place.parent())?;
+    if needed.saturating_sub(there) <= free {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::NoSpace,
+        format!("restore to {}: {} bytes are needed there and {free} are free", place.target().display(), needed.saturating_sub(there)),
+    )
+    .hint("free space on that file system, or restore to another one"))
+}
+
+/// Bytes on disk below a folder; what cannot be looked at counts nothing.
+fn allocated(folder: &Path) -> u64 {
+    let mut bytes = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for item in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let Ok(metadata) = item.metadata() else { continue };
+            if metadata.is_dir() {
+                folders.push(item.path());
+            } else {
+                bytes += metadata.blocks() * 512;
+            }
+        }
+    }
+    bytes
+}
+
+fn fetch(job: &Job, record: &SourceRecord, partial: &Partial) -> Result<Brought> {
+    let folder = partial.tree(&record.name);
+    if record.kind == "command" {
+        // What an interrupted restore command left there is no content.
+        remove_tree(&folder.join(crate::source::command::TARGET))?;
+    }
+    let transfer = Transfer { repository: &job.repository, progress: job.progress.as_ref(), cancel: &job.cancel };
+    let resumed = partial.resumed() && crate::ops::work::exists(&folder)?;
+    transfer.bring_back(record, &folder, resumed)
+}
+
+fn adopt(job: &Job, record: &SourceRecord, plan: &RestorePlan, partial: &Partial) -> Result<Restored> {
+    job.cancel.check()?;
+    let folder = partial.tree(&record.name);
+    let source = resolve::restoring_source(job, record)?;
+    let scratch = partial.scratch(&record.name)?;
+    let mut usable = source.adopt(&folder, &context(job, scratch.clone()))?;
+    if !plan.only.is_empty() {
+        let part = scratch.join("tables.sqlite");
+        crate::source::sqlite::copy_tables(&usable, &part, &plan.only)?;
+        usable = part;
+    }
+    let content = if usable == folder || (usable.parent() == Some(&folder) && usable.is_file()) { usable.clone() } else { folder };
+    Ok(Restored { record: record.clone(), source, usable, content })
+}
+
+/// The one thing that will be renamed into place. Several sources become one folder with one entry each.
+fn assemble(partial: &Partial, restored: &mut [Restored]) -> Result<PathBuf> {
+    if let [one] = restored {
+        return Ok(one.usable.clone());
+    }
+    let usable: Vec<(Name, PathBuf)> = restored.iter().map(|r| (r.record.name.clone(), r.usable.clone())).collect();
+    let whole = partial.assemble(&usable)?;
+    for one in restored.iter_mut() {
+        one.moved_to(whole.join(one.record.name.as_str()));
+    }
+    Ok(whole)
+}
+
+/// Everything below, whoever wrote it, is on disk before it may appear.
+fn flush(whole: &Path) -> Result<()> {
+    let file = File::open(whole).io_context(|| format!("open {}", whole.display()))?;
+    rustix::fs::syncfs(&file).map_err(std::io::Error::from).io_context(|| format!("flush {} to disk", whole.display()))?;
+    if let Some(parent) = whole.parent() {
+        sync_folder(parent)?;
+    }
+    Ok(())
+}
+
+/// Follows the rename into place.
+fn settle(place: &Place, restored: &mut [Restored]) {
+    if let [one] = restored {
+        one.moved_to(place.target().to_owned());
+    } else {
+        for one in restored.iter_mut() {
+            let name = one.record.name.to_string();
+            one.moved_to(place.target().join(name));
+        }
+    }
+}
+
+impl Restored {
+    fn moved_to(&mut self, path: PathBuf) {
+        if self.content == self.usable {
+            self.content.clone_from(&path);
+        }
+        self.usable = path;
+    }
+}
+
+fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::Existing>, watch: Stopwatch) -> RestoreReport {
+    let mut warnings = brought.warnings.clone();
+    if !plan.missing.is_empty() {
+        let first = &plan.missing[0];
+        warnings.push(format!(
+            "the backup itself could not read {} of the source (first: {} {}): not in what was restored, or not as they should be",
+            plan.missing.len(),
+            first.object,
+            first.kind
+        ));
+    }
+    let (phases, duration_ms) = watch.stop();
+    RestoreReport {
+        schema: "lifeboat.restore/1".into(),
+        plan: plan.plan.clone(),
+        snapshot: plan.snapshot,
+        target: plan.target.clone(),
+        at: plan.at,
+        bytes_restored: brought.bytes,
+        bytes_resumed: brought.bytes_existing,
+        bytes_fetched: brought.bytes_fetched,
+        entries_restored: brought.entries,
+        duration_ms,
+        phases,
+        moved_aside,
+        missing: plan.missing.clone(),
+        incomplete: !plan.missing.is_empty(),
+        warnings,
+    }
+}
+
+/// Says what was kept, where the error does not say what to do.
+fn interrupted_at(error: Error, record: &SourceRecord, place: &Place) -> Error {
+    let error = error.within(format!("restore source {} to {}", record.name, place.target().display()));
+    if error.hint_text().is_some() {
+        return error;
+    }
+    let partial = place.partial();
+    error.hint(format!("what was restored so far is kept in {}; run the same command again with --resume to go on", partial.display()))
+}

@@ -1,0 +1,141 @@
+//! Restore: plan first (nothing is touched), then apply. The drill uses the very same path with a private target.
+
+mod apply;
+mod estimate;
+mod partial;
+mod place;
+mod prepare;
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::select::Choice;
+use super::{Existing, Job, Missing, Phase};
+use crate::error::{Kind, Result};
+use crate::id::SnapshotId;
+use crate::repo::Manifest;
+
+pub(in crate::ops) use apply::{Done, Restored, bring_back};
+pub(in crate::ops) use place::free_bytes;
+pub(in crate::ops) use prepare::plan_of;
+
+/// What an operator asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreRequest {
+    pub choice: Choice,
+    /// A file for `sqlite` and `command`, a folder for `files` and for several sources.
+    pub to: PathBuf,
+    /// Only these tables (`sqlite` only); empty: everything.
+    pub only: Vec<String>,
+    /// Continue the interrupted restore to this target, with its snapshot, whatever `choice` says.
+    pub resume: bool,
+}
+
+/// How long it may take, and how we know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Estimate {
+    pub duration_ms: u64,
+    /// In words: `from 3 drills of this plan`, `a guess at 100 MB/s: this plan was never drilled`.
+    pub basis: String,
+}
+
+/// One source in a restore plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedSource {
+    pub name: String,
+    pub kind: String,
+    pub bytes: u64,
+    pub entries: u64,
+    pub target: String,
+}
+
+/// `lifeboat.restore-plan/1`: what a restore will do. Nothing was touched yet.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RestorePlan {
+    pub schema: String,
+    pub plan: String,
+    pub snapshot: SnapshotId,
+    /// The moment that the content is of.
+    pub at: DateTime<Utc>,
+    /// The moment asked for, when one was.
+    pub asked: Option<DateTime<Utc>>,
+    pub target: String,
+    pub sources: Vec<PlannedSource>,
+    pub bytes: u64,
+    pub entries: u64,
+    pub only: Vec<String>,
+    pub estimate: Estimate,
+    /// What stands at the target; not empty: [`apply`] needs `confirmed` to equal `confirmation`.
+    pub overwrites: Vec<Existing>,
+    /// The word that confirms the restore into place: the last part of the target's path. `None`: nothing to confirm.
+    pub confirmation: Option<String>,
+    /// An interrupted restore of the same snapshot to the same target will be continued.
+    pub resumes: bool,
+    /// Free on the target's file system now.
+    pub bytes_free: u64,
+    /// What the backup could not read: it will not be in the restored content.
+    pub missing: Vec<Missing>,
+    pub warnings: Vec<String>,
+    #[serde(skip)]
+    pub(crate) manifest: Manifest,
+    #[serde(skip)]
+    pub(crate) to: PathBuf,
+    /// Names what is moved aside.
+    #[serde(skip)]
+    pub(crate) id: String,
+}
+
+/// `lifeboat.restore/1`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RestoreReport {
+    pub schema: String,
+    pub plan: String,
+    pub snapshot: SnapshotId,
+    pub target: String,
+    /// The moment that the content is of.
+    pub at: DateTime<Utc>,
+    /// Plain bytes now at the target, those that an interrupted restore had left included.
+    pub bytes_restored: u64,
+    /// Of those, bytes that were there already.
+    pub bytes_resumed: u64,
+    /// Sealed bytes read from the store.
+    pub bytes_fetched: u64,
+    pub entries_restored: u64,
+    pub duration_ms: u64,
+    pub phases: Vec<Phase>,
+    /// What stood at the target and where it is now.
+    pub moved_aside: Vec<Existing>,
+    /// What the backup could not read and is therefore not here.
+    pub missing: Vec<Missing>,
+    pub incomplete: bool,
+    pub warnings: Vec<String>,
+}
+
+impl RestoreReport {
+    /// How the process should end: `None` is exit 0.
+    #[must_use]
+    pub fn exit(&self) -> Option<Kind> {
+        self.incomplete.then_some(Kind::Incomplete)
+    }
+}
+
+/// Says what a restore would do, without touching anything.
+///
+/// # Errors
+/// `NoRecoveryPoint`, `Usage` (a target that cannot be one, an interrupted restore of another snapshot in the way), `WrongKey`.
+pub fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
+    prepare::plan(job, request)
+}
+
+/// Does it. `confirmed` is what the operator typed (or `--yes` supplied) for [`RestorePlan::confirmation`].
+///
+/// # Errors
+/// `Usage` when something stands at the target and was not confirmed; `NoSpace` before anything is written when there is no room;
+/// `Damaged`, `Unavailable`, `Interrupted` leave the private partial folder, which a next call continues. The target appears whole or
+/// not at all.
+pub fn apply(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result<RestoreReport> {
+    job.repository.require_reader("restore")?;
+    Ok(bring_back(job, plan, confirmed)?.conclude())
+}

@@ -1,0 +1,198 @@
+//! What a restore would do: everything is looked at, nothing is touched.
+
+use std::path::{Path, PathBuf};
+
+use super::estimate::{estimate, measurements};
+use super::partial::{Identity, in_the_way, left_at};
+use super::place::{Place, Shape, free_bytes};
+use super::{PlannedSource, RestorePlan, RestoreRequest};
+use crate::error::{Error, Kind, Result};
+use crate::id::{RunId, SnapshotId};
+use crate::ops::select::{self, Choice};
+use crate::ops::{Job, backup, explain};
+use crate::repo::{Manifest, ReportRecord, SourceRecord};
+
+/// Plans what an operator asked for.
+pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
+    job.repository.require_reader("restore")?;
+    // A report that cannot be read must not stand between an operator and a restore.
+    let reports = job.repository.reports(None);
+    if request.resume {
+        let left = left_beside(&request.to)?.ok_or_else(|| {
+            Error::new(Kind::Usage, format!("resume the restore to {}: none was interrupted there", request.to.display()))
+                .hint("run it without --resume")
+        })?;
+        let manifest = resumed_manifest(job, &left)?;
+        return plan_of(job, manifest, &request.to, &left.only, None, &reports.unwrap_or_default());
+    }
+    let (manifest, newest) = chosen(job, &request.choice, &reports)?;
+    let mut plan = plan_of(job, manifest, &request.to, &request.only, Some(&request.choice), &reports.unwrap_or_default())?;
+    if let (Choice::Latest, Some(newest)) = (&request.choice, newest)
+        && newest.time > plan.at
+    {
+        plan.warnings.push(format!(
+            "snapshot {} has a later time but was committed before this one: a clock was wrong; name it with --snapshot if you want it",
+            select::describe(&newest)
+        ));
+    }
+    Ok(plan)
+}
+
+/// The snapshot asked for and, where all were looked at, the one with the latest time.
+fn chosen(job: &Job, choice: &Choice, reports: &Result<Vec<ReportRecord>>) -> Result<(Manifest, Option<Manifest>)> {
+    if let Some(id) = full_id(choice) {
+        return Ok((one_of_plan(job, id)?, None));
+    }
+    let proofs = match (reports, choice) {
+        (Err(error), Choice::LatestProven) => {
+            return Err(Error::new(error.kind(), format!("find a proven snapshot: {}", explain(error))).hint("name one with --snapshot"));
+        }
+        (reports, _) => reports.as_deref().unwrap_or_default(),
+    };
+    let manifests = job.repository.manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
+    let chosen = select::choose(&manifests, proofs, choice, job.clock.now())?.clone();
+    Ok((chosen, manifests.into_iter().max_by_key(|m| m.time)))
+}
+
+/// Plans the restore of one snapshot.
+pub(in crate::ops) fn plan_of(
+    job: &Job,
+    manifest: Manifest,
+    to: &Path,
+    only: &[String],
+    choice: Option<&Choice>,
+    reports: &[ReportRecord],
+) -> Result<RestorePlan> {
+    if manifest.sources.is_empty() {
+        return Err(Error::new(Kind::Damaged, format!("snapshot {} holds no source", manifest.id)).hint("restore another snapshot"));
+    }
+    check_only(&manifest, only)?;
+    let place = Place::new(to, shape(job, &manifest.sources))?;
+    let identity = identity(job, &manifest, &place, only);
+    let left = left_at(&place.partial())?;
+    if let Some(left) = left.as_ref().filter(|left| !left.same_content(&identity)) {
+        return Err(in_the_way(&place.partial(), left));
+    }
+    let id = left.as_ref().map_or(&identity.id, |left| &left.id).clone();
+    let overwrites = place.standing(&id)?;
+    let bytes = manifest.sources.iter().map(|s| s.bytes).sum();
+    let missing = backup::missing(&manifest.sources);
+    let mut warnings = Vec::new();
+    if !missing.is_empty() {
+        warnings.push(format!(
+            "this snapshot is incomplete: {} could not be backed up and will not be in the restored content",
+            count(missing.len(), "object")
+        ));
+    }
+    if !overwrites.is_empty() {
+        warnings.push("stop every program that uses what stands at the target before restoring into its place".into());
+    }
+    let free = free_bytes(place.parent())?;
+    if free < bytes && left.is_none() {
+        warnings.push(format!("there is no room: {bytes} bytes are needed at {}, {free} are free", place.parent().display()));
+    }
+    Ok(RestorePlan {
+        schema: "lifeboat.restore-plan/1".into(),
+        plan: manifest.plan.to_string(),
+        snapshot: manifest.id,
+        at: manifest.time,
+        asked: if let Some(Choice::At(moment)) = choice { Some(*moment) } else { None },
+        target: place.target().display().to_string(),
+        sources: manifest.sources.iter().map(|s| planned(s, &place, manifest.sources.len() > 1)).collect(),
+        bytes,
+        entries: manifest.sources.iter().map(|s| s.entries).sum(),
+        only: only.to_vec(),
+        estimate: estimate(bytes, &measurements(reports, manifest.plan.as_str())),
+        confirmation: (!overwrites.is_empty()).then(|| place.confirmation()),
+        overwrites,
+        resumes: left.is_some(),
+        bytes_free: free,
+        missing,
+        warnings,
+        to: place.target().to_owned(),
+        manifest,
+        id,
+    })
+}
+
+/// What names the content and the place of a restore.
+pub(super) fn identity(job: &Job, manifest: &Manifest, place: &Place, only: &[String]) -> Identity {
+    Identity {
+        repository: hex::encode(job.repository.id().0),
+        plan: manifest.plan.clone(),
+        snapshot: manifest.id,
+        target: place.target().display().to_string(),
+        only: only.to_vec(),
+        id: RunId::generate(job.clock.now()).to_string(),
+    }
+}
+
+/// What a snapshot of these sources is restored to.
+pub(super) fn shape(job: &Job, sources: &[SourceRecord]) -> Shape {
+    match sources {
+        [one] => match one.kind.as_str() {
+            "sqlite" => Shape::File { sqlite: true },
+            // A restore command fills a folder; without one its output is a file.
+            "command" if !restores_folder(job, one) => Shape::File { sqlite: false },
+            _ => Shape::Folder,
+        },
+        _ => Shape::Folder,
+    }
+}
+
+fn restores_folder(job: &Job, record: &SourceRecord) -> bool {
+    job.sources.iter().any(|s| s.name == record.name && s.source.kind() == record.kind && s.restores_folder)
+}
+
+fn planned(record: &SourceRecord, place: &Place, several: bool) -> PlannedSource {
+    let target = if several { place.target().join(record.name.as_str()) } else { place.target().to_owned() };
+    PlannedSource {
+        name: record.name.to_string(),
+        kind: record.kind.clone(),
+        bytes: record.bytes,
+        entries: record.entries,
+        target: target.display().to_string(),
+    }
+}
+
+fn check_only(manifest: &Manifest, only: &[String]) -> Result<()> {
+    let kinds: Vec<&str> = manifest.sources.iter().map(|s| s.kind.as_str()).collect();
+    if only.is_empty() || kinds == ["sqlite"] {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, format!("restore only some tables: this snapshot holds {}", kinds.join(", ")))
+        .hint("tables can be chosen where a plan has one source and it is a SQLite database; restore everything to another place and take from there what you need"))
+}
+
+/// What an interrupted restore to this target left beside it.
+fn left_beside(to: &Path) -> Result<Option<Identity>> {
+    // The partial folder's name depends on the target's name alone; the shape is not known before the snapshot is.
+    let target: PathBuf = std::path::absolute(to).unwrap_or_else(|_| to.to_owned());
+    left_at(&Place::partial_beside(&target)?)
+}
+
+fn resumed_manifest(job: &Job, left: &Identity) -> Result<Manifest> {
+    if left.repository != hex::encode(job.repository.id().0) {
+        return Err(Error::new(Kind::Usage, format!("resume the restore to {}: it was from another repository", left.target))
+            .hint("use the plan or URL it was begun with"));
+    }
+    one_of_plan(job, left.snapshot)
+}
+
+/// One manifest without looking at the others: damage to those must not keep this one from being restored.
+fn one_of_plan(job: &Job, id: SnapshotId) -> Result<Manifest> {
+    let manifest = job.repository.manifest(id)?;
+    if manifest.plan == job.plan {
+        return Ok(manifest);
+    }
+    Err(Error::new(Kind::NoRecoveryPoint, format!("snapshot {id} is not of plan {} but of {}", job.plan, manifest.plan))
+        .hint(format!("use `lifeboat restore {}`", manifest.plan)))
+}
+
+fn full_id(choice: &Choice) -> Option<SnapshotId> {
+    if let Choice::Snapshot(text) = choice { text.parse().ok() } else { None }
+}
+
+fn count(number: usize, of: &str) -> String {
+    format!("{number} {of}{}", if number == 1 { "" } else { "s" })
+}

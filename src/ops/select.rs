@@ -1,0 +1,350 @@
+//! Choosing a snapshot, and what is known to be proven. Pure: manifests and reports in, one manifest or a reason out.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+
+use crate::error::{Error, Kind, Result};
+use crate::id::SnapshotId;
+use crate::repo::{Manifest, ReportKind, ReportRecord};
+
+/// Which snapshot is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// The last one committed. Where the chain of manifests does not say which that is, the newest by content time: a clock that was
+    /// wrong once must not make an old snapshot the latest for ever.
+    Latest,
+    /// By id or a unique beginning of one (any case).
+    Snapshot(String),
+    /// The newest whose content is not later than this.
+    At(DateTime<Utc>),
+    /// The newest that a drill proved and nothing disproved since.
+    LatestProven,
+    /// One of those within `window` before now, each equally likely; the same seed chooses the same of the same list.
+    Random { seed: u64, window: Option<Duration> },
+}
+
+/// Chooses among the manifests of one plan (in any order). `reports` are all drill and verify reports; `now` bounds what exists.
+///
+/// # Errors
+/// `NoRecoveryPoint` lists the nearest that are available; `Usage` when a beginning of an id is ambiguous or not an id at all.
+pub fn choose<'a>(manifests: &'a [Manifest], reports: &[ReportRecord], choice: &Choice, now: DateTime<Utc>) -> Result<&'a Manifest> {
+    let Some(latest) = latest(manifests) else {
+        return Err(Error::new(Kind::NoRecoveryPoint, "find a snapshot: there is none yet").hint("run `lifeboat backup` first"));
+    };
+    match choice {
+        Choice::Latest => Ok(latest),
+        Choice::Snapshot(text) => by_id(manifests, text),
+        Choice::At(moment) => at(manifests, *moment, now),
+        Choice::LatestProven => by_age(manifests).into_iter().rev().find(|m| proven_at(reports, m.id).is_some()).ok_or_else(|| {
+            Error::new(Kind::NoRecoveryPoint, "find a proven snapshot: no drill has passed on any that still exist")
+                .hint(format!("run `lifeboat drill run`, or restore what is there unproven; the latest is {}", describe(latest)))
+        }),
+        Choice::Random { seed, window } => random(manifests, *seed, *window, now),
+    }
+}
+
+/// The last one committed, see [`Choice::Latest`]; `None` of an empty list.
+#[must_use]
+pub fn latest(manifests: &[Manifest]) -> Option<&Manifest> {
+    let superseded: HashSet<SnapshotId> = manifests.iter().flat_map(|m| m.parents.iter().map(|p| p.id)).collect();
+    manifests.iter().max_by_key(|m| (!superseded.contains(&m.id), m.time, m.id))
+}
+
+/// When a drill last proved this snapshot, unless a later drill or verification found it damaged or different. A drill that could not
+/// finish says nothing either way.
+#[must_use]
+pub fn proven_at(reports: &[ReportRecord], id: SnapshotId) -> Option<DateTime<Utc>> {
+    by_time(reports, id).into_iter().fold(None, |proven, report| match report.kind {
+        ReportKind::Drill if report.passed => Some(report.time),
+        ReportKind::Drill if is_disproof(report) => None,
+        ReportKind::Verify if harms(report, id) => None,
+        _ => proven,
+    })
+}
+
+/// When all stored bytes of this snapshot were last found sound: by one full verification, or by as many rotating shares in a row as
+/// cover everything. A later finding that harms it takes that back.
+#[must_use]
+pub fn verified_at(reports: &[ReportRecord], id: SnapshotId) -> Option<DateTime<Utc>> {
+    let mut verified = None;
+    // The rotation being followed: percent, last run, how many in a row.
+    let mut streak: Option<(u64, u64, u64)> = None;
+    for report in by_time(reports, id) {
+        if report.kind != ReportKind::Verify {
+            continue;
+        }
+        if harms(report, id) {
+            (verified, streak) = (None, None);
+            continue;
+        }
+        let number = |field: &str| report.document.get(field).and_then(serde_json::Value::as_u64);
+        let (Some(percent), Some(run)) = (number("percent"), number("run")) else { continue };
+        if !report.snapshots.contains(&id) || percent == 0 {
+            streak = None;
+            continue;
+        }
+        let in_a_row = match streak {
+            Some((p, last, count)) if p == percent && last + 1 == run => count + 1,
+            _ => 1,
+        };
+        streak = Some((percent, run, in_a_row));
+        if in_a_row >= 100u64.div_ceil(percent) {
+            verified = Some(report.time);
+        }
+    }
+    verified
+}
+
+/// One line on a snapshot for messages: id, moment.
+#[must_use]
+pub fn describe(manifest: &Manifest) -> String {
+    format!("{} of {}", manifest.id, moment(manifest.time))
+}
+
+/// A moment for messages: RFC 3339 in UTC, seconds.
+#[must_use]
+pub fn moment(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+fn by_id<'a>(manifests: &'a [Manifest], text: &str) -> Result<&'a Manifest> {
+    let wanted = text.to_ascii_lowercase();
+    if wanted.is_empty() || wanted.len() > 26 || !wanted.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return Err(Error::new(Kind::Usage, format!("not a snapshot id: {text:?}"))
+            .hint("an id is 26 letters and digits, or a unique beginning of one, as printed by `lifeboat snapshots`"));
+    }
+    let found: Vec<&Manifest> = by_age(manifests).into_iter().filter(|m| m.id.to_string().starts_with(&wanted)).collect();
+    match found.as_slice() {
+        [one] => Ok(one),
+        [] => Err(Error::new(Kind::NoRecoveryPoint, format!("find snapshot {text}: there is none")).hint(format!(
+            "`lifeboat snapshots` lists what is there; the latest is {}",
+            latest(manifests).map(describe).unwrap_or_default()
+        ))),
+        several => {
+            let list: Vec<String> = several.iter().take(10).map(|m| describe(m)).collect();
+            Err(Error::new(Kind::Usage, format!("find snapshot {text}: {} begin with that", several.len())).hint(format!(
+                "give more of the id: {}{}",
+                list.join(", "),
+                if several.len() > 10 { ", …" } else { "" }
+            )))
+        }
+    }
+}
+
+fn at(manifests: &[Manifest], wanted: DateTime<Utc>, now: DateTime<Utc>) -> Result<&Manifest> {
+    let ordered = by_age(manifests);
+    let before = ordered.iter().rev().find(|m| m.time <= wanted).copied();
+    let after = ordered.iter().find(|m| m.time > wanted).copied();
+    let nearest = match (before, after) {
+        (Some(b), Some(a)) => format!("the nearest are {} before it and {} after it", describe(b), describe(a)),
+        (Some(b), None) => format!("the nearest is {} before it", describe(b)),
+        (None, Some(a)) => format!("the nearest is {} after it", describe(a)),
+        (None, None) => String::new(),
+    };
+    if wanted > now {
+        return Err(Error::new(
+            Kind::NoRecoveryPoint,
+            format!("recover to {}: that is in the future (now is {})", moment(wanted), moment(now)),
+        )
+        .hint(nearest));
+    }
+    before.ok_or_else(|| {
+        Error::new(Kind::NoRecoveryPoint, format!("recover to {}: there is no snapshot as old as that", moment(wanted))).hint(nearest)
+    })
+}
+
+fn random(manifests: &[Manifest], seed: u64, window: Option<Duration>, now: DateTime<Utc>) -> Result<&Manifest> {
+    let ordered = by_age(manifests);
+    let earliest = window.and_then(|w| chrono::Duration::from_std(w).ok()).and_then(|w| now.checked_sub_signed(w));
+    let inside: Vec<&Manifest> = ordered.iter().copied().filter(|m| earliest.is_none_or(|e| m.time >= e)).collect();
+    if inside.is_empty() {
+        let newest = ordered.last().map(|m| describe(m)).unwrap_or_default();
+        return Err(Error::new(Kind::NoRecoveryPoint, "choose a random snapshot: there is none within the window")
+            .hint(format!("widen the drill's window; the newest is {newest}")));
+    }
+    let hash = blake3::hash(&seed.to_le_bytes());
+    let mut first = [0u8; 8];
+    first.copy_from_slice(&hash.as_bytes()[..8]);
+    let count = inside.len() as u64;
+    let index = usize::try_from(u64::from_le_bytes(first) % count).unwrap_or(0);
+    Ok(inside[index])
+}
+
+fn by_age(manifests: &[Manifest]) -> Vec<&Manifest> {
+    let mut ordered: Vec<&Manifest> = manifests.iter().collect();
+    ordered.sort_by_key(|m| (m.time, m.id));
+    ordered
+}
+
+/// Reports that can say something about a snapshot, oldest first.
+fn by_time(reports: &[ReportRecord], id: SnapshotId) -> Vec<&ReportRecord> {
+    let mut ordered: Vec<&ReportRecord> = reports.iter().filter(|r| r.kind == ReportKind::Verify || r.snapshots.contains(&id)).collect();
+    ordered.sort_by_key(|r| (r.time, r.id));
+    ordered
+}
+
+fn is_disproof(report: &ReportRecord) -> bool {
+    report
+        .document
+        .get("exit")
+        .and_then(serde_json::Value::as_str)
+        .is_some_and(|word| word == Kind::Damaged.word() || word == Kind::Differs.word())
+}
+
+fn harms(report: &ReportRecord, id: SnapshotId) -> bool {
+    let id = id.to_string();
+    let findings = report.document.get("findings").and_then(serde_json::Value::as_array);
+    findings.into_iter().flatten().any(|finding| {
+        let snapshots = finding.get("snapshots").and_then(serde_json::Value::as_array);
+        snapshots.into_iter().flatten().any(|s| s.as_str().is_some_and(|s| s.eq_ignore_ascii_case(&id)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Name, ReportId};
+    use crate::repo::{Parent, Stats};
+
+    fn time(hour: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_790_000_000 + hour * 3600, 0).unwrap()
+    }
+
+    fn manifest(hour: i64) -> Manifest {
+        Manifest {
+            id: SnapshotId::generate(time(hour)),
+            plan: Name::new("crm").unwrap(),
+            host: "host".into(),
+            started: time(hour),
+            time: time(hour),
+            parents: Vec::new(),
+            sources: Vec::new(),
+            stats: Stats::default(),
+            tags: Vec::new(),
+            program: "test".into(),
+        }
+    }
+
+    fn drill(hour: i64, id: SnapshotId, passed: bool, exit: Option<&str>) -> ReportRecord {
+        ReportRecord {
+            id: ReportId::generate(time(hour)),
+            kind: ReportKind::Drill,
+            time: time(hour),
+            plan: Some("crm".into()),
+            snapshots: vec![id],
+            passed,
+            document: serde_json::json!({ "exit": exit }),
+        }
+    }
+
+    fn verify(hour: i64, sound: &[SnapshotId], harmed: &[SnapshotId], share: Option<(u8, u64)>) -> ReportRecord {
+        let findings: Vec<_> = harmed.iter().map(|id| serde_json::json!({ "snapshots": [id] })).collect();
+        ReportRecord {
+            id: ReportId::generate(time(hour)),
+            kind: ReportKind::Verify,
+            time: time(hour),
+            plan: None,
+            snapshots: sound.to_vec(),
+            passed: harmed.is_empty(),
+            document: serde_json::json!({ "percent": share.map(|s| s.0), "run": share.map(|s| s.1), "findings": findings }),
+        }
+    }
+
+    #[test]
+    fn latest_follows_the_chain_and_not_a_clock_that_was_wrong_once() {
+        let wrong = manifest(100_000);
+        let mut right = manifest(2);
+        right.parents = vec![Parent { id: wrong.id, hash: String::new() }];
+        let list = [wrong, right];
+        assert_eq!(choose(&list, &[], &Choice::Latest, time(3)).unwrap().id, list[1].id);
+    }
+
+    #[test]
+    fn at_takes_the_newest_that_is_not_later() {
+        let list = [manifest(3), manifest(1), manifest(2)];
+        assert_eq!(choose(&list, &[], &Choice::At(time(2)), time(9)).unwrap().id, list[2].id);
+        assert_eq!(choose(&list, &[], &Choice::At(time(8)), time(9)).unwrap().id, list[0].id);
+    }
+
+    #[test]
+    fn a_moment_that_is_not_available_names_the_nearest() {
+        let list = [manifest(3), manifest(5)];
+        let early = choose(&list, &[], &Choice::At(time(1)), time(9)).unwrap_err();
+        assert_eq!(early.kind(), Kind::NoRecoveryPoint);
+        assert!(early.hint_text().unwrap().contains(&list[0].id.to_string()), "{early:?}");
+        let future = choose(&list, &[], &Choice::At(time(10)), time(9)).unwrap_err();
+        assert_eq!(future.kind(), Kind::NoRecoveryPoint);
+        assert!(future.hint_text().unwrap().contains(&list[1].id.to_string()), "{future:?}");
+    }
+
+    #[test]
+    fn without_a_snapshot_there_is_no_recovery_point() {
+        for choice in [
+            Choice::Latest,
+            Choice::At(time(0)),
+            Choice::LatestProven,
+            Choice::Snapshot("01".into()),
+            Choice::Random { seed: 1, window: None },
+        ] {
+            assert_eq!(choose(&[], &[], &choice, time(9)).unwrap_err().kind(), Kind::NoRecoveryPoint);
+        }
+    }
+
+    #[test]
+    fn ids_may_be_shortened_until_they_are_ambiguous() {
+        let list = [manifest(1), manifest(1)];
+        let full = list[0].id.to_string();
+        assert_eq!(choose(&list, &[], &Choice::Snapshot(full.to_uppercase()), time(9)).unwrap().id, list[0].id);
+        assert_eq!(choose(&list, &[], &Choice::Snapshot(full[..20].into()), time(9)).unwrap().id, list[0].id);
+        let ambiguous = choose(&list, &[], &Choice::Snapshot(full[..6].into()), time(9)).unwrap_err();
+        assert_eq!(ambiguous.kind(), Kind::Usage);
+        assert!(list.iter().all(|m| ambiguous.hint_text().unwrap().contains(&m.id.to_string())));
+        assert_eq!(choose(&list, &[], &Choice::Snapshot("../x".into()), time(9)).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(choose(&list, &[], &Choice::Snapshot("zzzz".into()), time(9)).unwrap_err().kind(), Kind::NoRecoveryPoint);
+    }
+
+    #[test]
+    fn proven_is_what_passed_and_was_not_disproved_since() {
+        let list = [manifest(1), manifest(2), manifest(3)];
+        let mut reports = vec![drill(4, list[0].id, true, None), drill(5, list[1].id, true, Some("objective-missed"))];
+        assert_eq!(choose(&list, &reports, &Choice::LatestProven, time(9)).unwrap().id, list[1].id);
+        // A drill that ran out of disk proves nothing and disproves nothing.
+        reports.push(drill(6, list[1].id, false, Some("no-space")));
+        assert_eq!(proven_at(&reports, list[1].id), Some(time(5)));
+        reports.push(drill(7, list[1].id, false, Some("differs")));
+        assert_eq!(choose(&list, &reports, &Choice::LatestProven, time(9)).unwrap().id, list[0].id);
+        reports.push(verify(8, &[], &[list[0].id], None));
+        assert_eq!(choose(&list, &reports, &Choice::LatestProven, time(9)).unwrap_err().kind(), Kind::NoRecoveryPoint);
+    }
+
+    #[test]
+    fn verified_needs_every_share_in_a_row() {
+        let id = manifest(1).id;
+        let mut reports = vec![verify(1, &[id], &[], None)];
+        assert_eq!(verified_at(&reports, id), None, "structure alone");
+        reports.push(verify(2, &[id], &[], Some((40, 7))));
+        reports.push(verify(3, &[id], &[], Some((40, 8))));
+        assert_eq!(verified_at(&reports, id), None, "two of three shares");
+        reports.push(verify(4, &[id], &[], Some((40, 9))));
+        assert_eq!(verified_at(&reports, id), Some(time(4)));
+        reports.push(verify(5, &[], &[id], Some((100, 0))));
+        assert_eq!(verified_at(&reports, id), None, "damaged since");
+        reports.push(verify(6, &[id], &[], Some((100, 1))));
+        assert_eq!(verified_at(&reports, id), Some(time(6)));
+    }
+
+    #[test]
+    fn a_random_choice_repeats_with_its_seed_and_reaches_everything_in_the_window() {
+        let list: Vec<Manifest> = (0..10).map(manifest).collect();
+        let window = Some(Duration::from_secs(5 * 3600));
+        let chosen: HashSet<SnapshotId> =
+            (0..500).map(|seed| choose(&list, &[], &Choice::Random { seed, window }, time(9)).unwrap().id).collect();
+        assert_eq!(chosen, list[4..].iter().map(|m| m.id).collect());
+        let twice = Choice::Random { seed: 42, window: None };
+        assert_eq!(choose(&list, &[], &twice, time(9)).unwrap().id, choose(&list, &[], &twice, time(9)).unwrap().id);
+        let narrow = Choice::Random { seed: 1, window: Some(Duration::from_secs(60)) };
+        assert_eq!(choose(&list, &[], &narrow, time(12)).unwrap_err().kind(), Kind::NoRecoveryPoint);
+    }
+}

@@ -1,0 +1,445 @@
+//! Between a stored tree and a folder on disk: bringing the content back, and comparing what is on disk with what was stored.
+//!
+//! Both go through the tree in batches of files, bounded by open files and by bytes, so that memory and descriptors stay bounded whatever
+//! the size of the source, while each batch is large enough to be fetched in pack order with many requests at once.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use crate::entry::{Entry, EntryKind, is_valid_path};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::event::{Cancel, Event, Progress};
+use crate::repo::{BlockSink, Repository, SourceRecord, StoredEntry, Wanted};
+use crate::source::files::apply::TreeTarget;
+
+/// Plain bytes that a batch holds at most, unless a single file is larger.
+const BATCH_BYTES: u64 = 1 << 30;
+/// Open files that a batch holds at most.
+const BATCH_FILES: u64 = 4096;
+/// How many differing places are described; the rest is counted.
+const DESCRIBED: usize = 5;
+/// The unit of comparing with zeros.
+const PIECE: usize = 64 * 1024;
+
+/// What the steps of a transfer share.
+#[derive(Clone, Copy)]
+pub(super) struct Transfer<'a> {
+    pub(super) repository: &'a Repository,
+    pub(super) progress: &'a dyn Progress,
+    pub(super) cancel: &'a Cancel,
+}
+
+/// What came back.
+#[derive(Debug, Default)]
+pub(super) struct Brought {
+    pub(super) entries: u64,
+    pub(super) bytes: u64,
+    /// Of those, bytes that were there already.
+    pub(super) bytes_existing: u64,
+    /// Sealed bytes read from the store.
+    pub(super) bytes_fetched: u64,
+    /// Metadata that could not be set.
+    pub(super) warnings: Vec<String>,
+}
+
+impl Brought {
+    pub(super) fn add(&mut self, other: Self) {
+        self.entries += other.entries;
+        self.bytes += other.bytes;
+        self.bytes_existing += other.bytes_existing;
+        self.bytes_fetched += other.bytes_fetched;
+        self.warnings.extend(other.warnings);
+    }
+}
+
+/// What a comparison found.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    pub(super) entries: u64,
+    pub(super) files: u64,
+    pub(super) bytes: u64,
+    pub(super) differences: u64,
+    /// The first of them, in words.
+    pub(super) described: Vec<String>,
+}
+
+impl Compared {
+    fn differs(&mut self, what: String) {
+        self.differences += 1;
+        if self.described.len() < DESCRIBED {
+            self.described.push(what);
+        }
+    }
+}
+
+impl Transfer<'_> {
+    /// Brings the tree of one source into `folder` (new, or left by an interrupted restore of the very same tree), flushed to disk, and
+    /// counts it against the manifest.
+    ///
+    /// # Errors
+    /// `Damaged` when what came is not what the manifest counted; whatever fetching or writing says.
+    pub(super) fn bring_back(&self, record: &SourceRecord, folder: &Path, resumed: bool) -> Result<Brought> {
+        let target = if resumed { TreeTarget::resume(folder)? } else { TreeTarget::create(folder)? };
+        let mut brought = Brought::default();
+        let mut batch = Batch::new(resumed);
+        for stored in self.repository.tree(record)? {
+            self.cancel.check()?;
+            let stored = stored?;
+            brought.entries += 1;
+            if matches!(stored.entry.kind, EntryKind::File { .. }) {
+                brought.bytes += stored.size();
+                let kept = if resumed { keep_existing(&target, &stored)? } else { None };
+                let (file, was_there) = match kept {
+                    Some(file) => (file, true),
+                    None => (make_file(&target, &stored)?, false),
+                };
+                batch.push(stored, file, was_there);
+                if batch.is_full() {
+                    self.fetch_batch(&mut batch, &target, &mut brought)?;
+                }
+            } else {
+                target.make(&stored.entry)?;
+                self.progress.event(Event::Advance { bytes: 0, items: 1 });
+            }
+        }
+        self.fetch_batch(&mut batch, &target, &mut brought)?;
+        brought.warnings = target.finish()?.warnings;
+        if (brought.entries, brought.bytes) == (record.entries, record.bytes) {
+            Ok(brought)
+        } else {
+            Err(Error::new(
+                Kind::Damaged,
+                format!(
+                    "count what was restored of source {}: {} entries with {} bytes came back, the manifest says {} with {}",
+                    record.name, brought.entries, brought.bytes, record.entries, record.bytes
+                ),
+            )
+            .hint("run `lifeboat verify`, and restore another snapshot meanwhile"))
+        }
+    }
+
+    fn fetch_batch(&self, batch: &mut Batch, target: &TreeTarget, brought: &mut Brought) -> Result<()> {
+        let batch = batch.take();
+        if batch.stored.is_empty() {
+            return Ok(());
+        }
+        let wanted = wanted(&batch.stored);
+        let stats = self.repository.fetch(&wanted, &batch.files, self.progress, self.cancel)?;
+        for (stored, slot) in batch.stored.iter().zip(&batch.files.0) {
+            target.seal(&stored.entry, &slot.file)?;
+        }
+        brought.bytes_existing += stats.bytes_existing;
+        brought.bytes_fetched += stats.bytes_fetched;
+        self.progress.event(Event::Advance { bytes: 0, items: batch.stored.len() as u64 });
+        Ok(())
+    }
+
+    /// Reads the content at `place` from disk and compares it with the chunk ids of the stored tree. `percent` (1–100) is the share of
+    /// files whose bytes are read, chosen by `seed`, at least one; names, kinds, sizes and links of all entries are always compared, and for a folder also
+    /// that nothing else is there. `times` adds modes and modification times.
+    ///
+    /// # Errors
+    /// `Interrupted`, `Damaged` (the repository, not the copy), `Unavailable`. A difference is a result.
+    pub(super) fn compare(&self, record: &SourceRecord, place: &Path, percent: u8, seed: u64, times: bool) -> Result<Compared> {
+        let folder = fs::symlink_metadata(place).io_context(|| format!("look at {}", place.display()))?.is_dir();
+        let mut compared = Compared::default();
+        let mut rooted = false;
+        let mut batch = Batch::new(true);
+        for stored in self.repository.tree(record)? {
+            self.cancel.check()?;
+            let stored = stored?;
+            compared.entries += 1;
+            rooted |= stored.entry.path.is_empty();
+            let Some(path) = locate(place, folder, &stored.entry) else {
+                compared.differs(format!("{}: has no place in a single file", stored.entry.display_path()));
+                continue;
+            };
+            if let Some(difference) = metadata_difference(&path, place, &stored, times) {
+                compared.differs(format!("{}: {difference}", stored.entry.display_path()));
+                continue;
+            }
+            if matches!(stored.entry.kind, EntryKind::File { .. }) && (compared.files == 0 || chosen(seed, &stored.entry.path, percent)) {
+                let file = open_plain(&path).io_context(|| format!("open {}", path.display()))?;
+                compared.files += 1;
+                compared.bytes += stored.size();
+                batch.push(stored, file, true);
+                if batch.is_full() {
+                    self.compare_batch(&mut batch, &mut compared)?;
+                }
+            }
+        }
+        self.compare_batch(&mut batch, &mut compared)?;
+        if folder && compared.differences == 0 {
+            // Everything stored is there; as many entries on disk as stored means that nothing else is.
+            let there = count_below(place, self.cancel)? + u64::from(rooted);
+            if there != compared.entries {
+                compared.differs(format!("{there} entries are there, {} were backed up", compared.entries));
+            }
+        }
+        Ok(compared)
+    }
+
+    fn compare_batch(&self, batch: &mut Batch, compared: &mut Compared) -> Result<()> {
+        let batch = batch.take();
+        if batch.stored.is_empty() {
+            return Ok(());
+        }
+        let wanted = wanted(&batch.stored);
+        let sink = Comparing { stored: &batch.stored, files: &batch.files, differing: Mutex::new((HashSet::new(), Vec::new())) };
+        self.repository.fetch(&wanted, &sink, self.progress, self.cancel)?;
+        let (files, described) = sink.differing.into_inner().unwrap_or_else(PoisonError::into_inner);
+        compared.differences += files.len() as u64;
+        let room = DESCRIBED.saturating_sub(compared.described.len());
+        compared.described.extend(described.into_iter().take(room));
+        Ok(())
+    }
+}
+
+/// Files that are fetched together.
+struct Batch {
+    stored: Vec<StoredEntry>,
+    files: Files,
+    bytes: u64,
+    files_limit: usize,
+    resumed: bool,
+}
+
+/// Open files by number.
+struct Files(Vec<Slot>);
+
+struct Slot {
+    file: File,
+    /// Whether content of an earlier run may be in it.
+    was_there: bool,
+}
+
+impl Batch {
+    fn new(resumed: bool) -> Self {
+        Self { stored: Vec::new(), files: Files(Vec::new()), bytes: 0, files_limit: open_files_limit(), resumed }
+    }
+
+    fn push(&mut self, stored: StoredEntry, file: File, was_there: bool) {
+        self.bytes = self.bytes.saturating_add(stored.size());
+        self.stored.push(stored);
+        self.files.0.push(Slot { file, was_there });
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= BATCH_BYTES || self.stored.len() >= self.files_limit
+    }
+
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, Self { files_limit: self.files_limit, ..Self::new(self.resumed) })
+    }
+}
+
+fn wanted(stored: &[StoredEntry]) -> Vec<Wanted<'_>> {
+    stored.iter().enumerate().map(|(file, entry)| Wanted { file, entry }).collect()
+}
+
+/// Half of what the process may open, the rest is for the store and everything else.
+fn open_files_limit() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(BATCH_FILES * 2);
+    usize::try_from((limit / 2).clamp(16, BATCH_FILES)).unwrap_or(16)
+}
+
+/// A file that an interrupted restore left, cut or extended to its length. One that cannot be opened is made again.
+fn keep_existing(target: &TreeTarget, stored: &StoredEntry) -> Result<Option<File>> {
+    match target.existing(&stored.entry) {
+        Ok(Some(file)) => {
+            file.set_len(stored.size())
+                .io_context(|| format!("make room for {} bytes in {}", stored.size(), stored.entry.display_path()))?;
+            Ok(Some(file))
+        }
+        Err(error) if error.kind() == Kind::Damaged => Err(error),
+        Ok(None) | Err(_) => Ok(None),
+    }
+}
+
+fn make_file(target: &TreeTarget, stored: &StoredEntry) -> Result<File> {
+    let file = target.make(&stored.entry)?;
+    let file = file.ok_or_else(|| Error::new(Kind::Bug, format!("make file {}: no file was made", stored.entry.display_path())))?;
+    file.set_len(stored.size()).io_context(|| format!("make room for {} bytes in {}", stored.size(), stored.entry.display_path()))?;
+    Ok(file)
+}
+
+impl Files {
+    fn slot(&self, file: usize) -> Result<&Slot> {
+        self.0.get(file).ok_or_else(|| Error::new(Kind::Bug, format!("deliver bytes: there is no file {file} in this batch")))
+    }
+}
+
+impl BlockSink for Files {
+    fn write(&self, file: usize, offset: u64, data: &[u8]) -> Result<()> {
+        self.slot(file)?.file.write_all_at(data, offset).io_context(|| format!("write {} restored bytes", data.len()))
+    }
+
+    fn zero(&self, file: usize, offset: u64, len: u64) -> Result<()> {
+        let slot = self.slot(file)?;
+        if slot.was_there {
+            // Keeps holes: only what is not zero yet is written.
+            each_piece(&slot.file, offset, len, |at, piece| {
+                if piece.iter().any(|&byte| byte != 0) { slot.file.write_all_at(&vec![0; piece.len()], at) } else { Ok(()) }
+            })
+            .io_context(|| format!("write {len} restored zeros"))?;
+        }
+        Ok(())
+    }
+
+    fn existing(&self, file: usize, offset: u64, buffer: &mut [u8]) -> Result<bool> {
+        let slot = self.slot(file)?;
+        Ok(slot.was_there && slot.file.read_exact_at(buffer, offset).is_ok())
+    }
+}
+
+/// A sink for which every delivery is a difference.
+struct Comparing<'a> {
+    stored: &'a [StoredEntry],
+    files: &'a Files,
+    /// Files that differ, and the first place in each in words.
+    differing: Mutex<(HashSet<usize>, Vec<String>)>,
+}
+
+impl Comparing<'_> {
+    fn differs(&self, file: usize, offset: u64) {
+        let mut differing = self.differing.lock().unwrap_or_else(PoisonError::into_inner);
+        if differing.0.insert(file) && differing.1.len() < DESCRIBED {
+            let name = self.stored.get(file).map(|s| s.entry.display_path()).unwrap_or_default();
+            differing.1.push(format!("{name}: differs at byte {offset}"));
+        }
+    }
+}
+
+impl BlockSink for Comparing<'_> {
+    fn write(&self, file: usize, offset: u64, data: &[u8]) -> Result<()> {
+        // The first differing byte of the delivered range; a range that is there after all is no difference.
+        let mut there = vec![0; data.len()];
+        let offset = match self.files.slot(file)?.file.read_exact_at(&mut there, offset) {
+            Ok(()) => match there.iter().zip(data).position(|(a, b)| a != b) {
+                Some(position) => offset + position as u64,
+                None => return Ok(()),
+            },
+            Err(_) => offset,
+        };
+        self.differs(file, offset);
+        Ok(())
+    }
+
+    fn zero(&self, file: usize, offset: u64, len: u64) -> Result<()> {
+        let mut differing = None;
+        let read = each_piece(&self.files.slot(file)?.file, offset, len, |at, piece| {
+            if differing.is_none() {
+                differing = piece.iter().position(|&byte| byte != 0).map(|position| at + position as u64);
+            }
+            Ok(())
+        });
+        if read.is_err() {
+            differing = differing.or(Some(offset));
+        }
+        if let Some(at) = differing {
+            self.differs(file, at);
+        }
+        Ok(())
+    }
+
+    fn existing(&self, file: usize, offset: u64, buffer: &mut [u8]) -> Result<bool> {
+        Ok(self.files.slot(file)?.file.read_exact_at(buffer, offset).is_ok())
+    }
+}
+
+/// Reads a range in pieces.
+fn each_piece(file: &File, offset: u64, len: u64, mut take: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut buffer = vec![0; PIECE];
+    let mut done = 0;
+    while done < len {
+        let count = usize::try_from((len - done).min(PIECE as u64)).unwrap_or(PIECE);
+        file.read_exact_at(&mut buffer[..count], offset + done)?;
+        take(offset + done, &buffer[..count])?;
+        done += count as u64;
+    }
+    Ok(())
+}
+
+/// Where an entry is: below the folder, or the one file of a tree that became a single file.
+fn locate(place: &Path, folder: bool, entry: &Entry) -> Option<PathBuf> {
+    match (folder, &entry.kind) {
+        (true, _) if entry.path.is_empty() => Some(place.to_owned()),
+        (true, _) => is_valid_path(&entry.path).then(|| place.join(std::ffi::OsStr::from_bytes(&entry.path))),
+        (false, EntryKind::File { .. }) => Some(place.to_owned()),
+        (false, _) => None,
+    }
+}
+
+/// How an entry on disk is not what was stored, content apart.
+fn metadata_difference(path: &Path, place: &Path, stored: &StoredEntry, times: bool) -> Option<String> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Some("is not there".into()) };
+    let kind = metadata.file_type();
+    let entry = &stored.entry;
+    let wrong = match &entry.kind {
+        EntryKind::File { .. } if !kind.is_file() => Some("is not a regular file".to_owned()),
+        EntryKind::File { .. } if metadata.len() != stored.size() => {
+            Some(format!("has {} bytes instead of {}", metadata.len(), stored.size()))
+        }
+        EntryKind::Directory if !kind.is_dir() => Some("is not a folder".into()),
+        EntryKind::Symlink { target } => match fs::read_link(path) {
+            Ok(found) if found.as_os_str().as_bytes() == target => None,
+            _ => Some("is not the symbolic link it was".into()),
+        },
+        EntryKind::Hardlink { target } => {
+            let other = fs::symlink_metadata(place.join(std::ffi::OsStr::from_bytes(target)));
+            let same = other.is_ok_and(|other| (other.dev(), other.ino()) == (metadata.dev(), metadata.ino()));
+            (!same).then(|| "is not the same file as its other name".into())
+        }
+        EntryKind::Fifo if !std::os::unix::fs::FileTypeExt::is_fifo(&kind) => Some("is not a named pipe".into()),
+        _ => None,
+    };
+    if wrong.is_some() || !times || kind.is_symlink() {
+        return wrong;
+    }
+    let mtime_ns = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+    // Set-id bits are given up together with an owner that could not be set.
+    let mask = if (metadata.uid(), metadata.gid()) == (entry.uid, entry.gid) { 0o7777 } else { 0o1777 };
+    if metadata.mode() & mask != entry.mode & mask {
+        return Some(format!("has mode {:o} instead of {:o}", metadata.mode() & mask, entry.mode & mask));
+    }
+    (mtime_ns != entry.mtime_ns).then(|| "has another modification time".into())
+}
+
+fn open_plain(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    OpenOptions::new().read(true).custom_flags(i32::try_from(flags.bits()).unwrap_or(0)).open(path)
+}
+
+/// Whether a file belongs to the share whose bytes are read.
+fn chosen(seed: u64, path: &[u8], percent: u8) -> bool {
+    if percent >= 100 {
+        return true;
+    }
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes()).update(path);
+    let mut first = [0u8; 8];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(first) % 100 < u64::from(percent)
+}
+
+/// Everything below a folder, links not followed.
+fn count_below(folder: &Path, cancel: &Cancel) -> Result<u64> {
+    let mut count = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        cancel.check()?;
+        for item in fs::read_dir(&folder).io_context(|| format!("list {}", folder.display()))? {
+            let item = item.io_context(|| format!("list {}", folder.display()))?;
+            count += 1;
+            if item.file_type().io_context(|| format!("look at {}", item.path().display()))?.is_dir() {
+                folders.push(item.path());
+            }
+        }
+    }
+    Ok(count)
+}

@@ -1,0 +1,168 @@
+//! Verify: the repository's own check, with a stored report. A finding is never exit 0.
+
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::explain;
+use super::verdict::millis;
+use crate::clock::Clock;
+use crate::error::{Context, Error, Kind, Result};
+use crate::event::{Cancel, Event, Progress};
+use crate::id::{Name, ReportId, SnapshotId};
+use crate::repo::{Finding, ReportKind, ReportRecord, Repository, VerifyDepth};
+
+/// How deep to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    Structure,
+    /// Also this share of the stored bytes, 1–100 percent; below 100 it rotates, so that ⌈100/percent⌉ runs in a row cover everything.
+    Data {
+        percent: u8,
+    },
+}
+
+/// `lifeboat.verify/1`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    pub schema: String,
+    pub id: ReportId,
+    pub plan: Option<String>,
+    pub time: DateTime<Utc>,
+    /// `structure` or `data`.
+    pub depth: String,
+    /// For `data`: the share that was read and the number of this run in the rotation.
+    pub percent: Option<u8>,
+    pub run: Option<u64>,
+    pub findings: Vec<Finding>,
+    pub bytes_checked: u64,
+    pub objects_checked: u64,
+    /// Snapshots all of whose objects were looked at, at this depth, without a finding.
+    pub snapshots_sound: Vec<SnapshotId>,
+    /// What this key's role could not check.
+    pub skipped: Vec<String>,
+    pub duration_ms: u64,
+    pub warnings: Vec<String>,
+}
+
+impl VerifyReport {
+    /// How the process should end: `None` is exit 0.
+    #[must_use]
+    pub fn exit(&self) -> Option<Kind> {
+        if !self.findings.is_empty() {
+            Some(Kind::Damaged)
+        } else if !self.skipped.is_empty() {
+            Some(Kind::Incomplete)
+        } else {
+            None
+        }
+    }
+}
+
+/// Checks the whole repository (`plan` is only recorded in the report).
+///
+/// # Errors
+/// When checking itself was not possible; damage is a finding, not an error.
+pub fn run(
+    repository: &Repository,
+    plan: Option<&Name>,
+    depth: Depth,
+    clock: &dyn Clock,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<VerifyReport> {
+    let began = Instant::now();
+    let time = clock.now();
+    if let Depth::Data { percent } = depth
+        && !(1..=100).contains(&percent)
+    {
+        return Err(Error::new(Kind::Usage, format!("verify {percent} percent of the data")).hint("the share is 1 to 100 percent"));
+    }
+    let mut warnings = Vec::new();
+    let share = match depth {
+        Depth::Structure => None,
+        Depth::Data { percent } => {
+            // A repository whose reports are damaged must still be verified: the rotation starts over then.
+            let earlier = repository.reports(Some(ReportKind::Verify)).unwrap_or_else(|error| {
+                warnings.push(format!("earlier verifications could not be read, the rotation starts over: {error}"));
+                Vec::new()
+            });
+            Some((percent, next_run(&earlier, percent)))
+        }
+    };
+    progress.event(Event::Phase { name: "verify", detail: share.map_or_else(|| "structure".into(), |(p, _)| format!("{p}% of the data")) });
+    let depth = share.map_or(VerifyDepth::Structure, |(percent, run)| VerifyDepth::Data { percent, run });
+    let verification = repository.verify(depth, progress, cancel)?;
+    let mut report = VerifyReport {
+        schema: "lifeboat.verify/1".into(),
+        id: ReportId::generate(time),
+        plan: plan.map(ToString::to_string),
+        time,
+        depth: if share.is_some() { "data" } else { "structure" }.into(),
+        percent: share.map(|(percent, _)| percent),
+        run: share.map(|(_, run)| run),
+        findings: verification.findings,
+        bytes_checked: verification.bytes_checked,
+        objects_checked: verification.objects_checked,
+        snapshots_sound: verification.snapshots_sound,
+        skipped: verification.skipped,
+        duration_ms: millis(began.elapsed()),
+        warnings,
+    };
+    // The findings are what matters: a report that cannot be stored is told, not put in their place.
+    if let Err(error) = store(repository, &report) {
+        report.warnings.push(format!("this verification could not be recorded in the repository: {}", explain(&error)));
+    }
+    for message in &report.warnings {
+        progress.event(Event::Warning { message: message.clone() });
+    }
+    Ok(report)
+}
+
+fn store(repository: &Repository, report: &VerifyReport) -> Result<()> {
+    repository.put_report(&ReportRecord {
+        id: report.id,
+        kind: ReportKind::Verify,
+        time: report.time,
+        plan: report.plan.clone(),
+        snapshots: report.snapshots_sound.clone(),
+        passed: report.exit().is_none(),
+        document: serde_json::to_value(report).context(Kind::Bug, || "write the verify report".into())?,
+    })
+}
+
+/// The number of the next run in the rotation of this share: one more than the last.
+fn next_run(earlier: &[ReportRecord], percent: u8) -> u64 {
+    let run = |report: &ReportRecord| {
+        let number = |field: &str| report.document.get(field).and_then(serde_json::Value::as_u64);
+        (number("percent") == Some(percent.into())).then(|| number("run")).flatten()
+    };
+    earlier.iter().filter_map(run).max().map_or(0, |last| last.wrapping_add(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(percent: Option<u8>, run: Option<u64>) -> ReportRecord {
+        let time = chrono::DateTime::from_timestamp(1_790_000_000, 0).unwrap();
+        ReportRecord {
+            id: ReportId::generate(time),
+            kind: ReportKind::Verify,
+            time,
+            plan: None,
+            snapshots: Vec::new(),
+            passed: true,
+            document: serde_json::json!({ "percent": percent, "run": run }),
+        }
+    }
+
+    #[test]
+    fn each_share_counts_its_own_runs() {
+        let earlier = [report(Some(10), Some(0)), report(Some(10), Some(1)), report(Some(25), Some(6)), report(None, None)];
+        assert_eq!(next_run(&earlier, 10), 2);
+        assert_eq!(next_run(&earlier, 25), 7);
+        assert_eq!(next_run(&earlier, 50), 0);
+    }
+}

@@ -1,0 +1,298 @@
+//! A plan's private folder on this host: the backup lock, a scratch folder for every run, and drill targets that are kept a while.
+//!
+//! ```text
+//! <work>/backup.lock       held (flock) while a backup runs; its text says by whom
+//! <work>/folders.lock      held for moments while run folders are made or swept
+//! <work>/run-<id>/owner    held while the run lives: an unheld one is what a killed run left, and is removed by the next
+//! <work>/dead-<id>…        a left folder on its way out
+//! <work>/kept-<id>/        a kept drill target, with kept.json beside it (`kept-<id>.json`) that says until when
+//! ```
+//!
+//! Locks are the kernel's: they end with the process, however it ends, so nothing here can go stale.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::id::RunId;
+
+/// A kernel lock on a file, held until dropped.
+#[derive(Debug)]
+pub(crate) struct FileLock(#[expect(dead_code, reason = "the lock lives as long as the open file")] File);
+
+impl FileLock {
+    /// Takes the lock at once and writes who holds it; `Ok(Err(text))` is what the present holder wrote.
+    pub(crate) fn try_take(path: &Path, now: DateTime<Utc>) -> Result<Result<Self, String>> {
+        let mut file = open_lock(path)?;
+        match file.try_lock() {
+            Ok(()) => {
+                let text = format!("process {} since {}\n", std::process::id(), now.to_rfc3339());
+                let written = file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).and_then(|_| file.write_all(text.as_bytes()));
+                written.io_context(|| format!("write lock file {}", path.display()))?;
+                Ok(Ok(Self(file)))
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                // Who it is is only for the message.
+                drop(Read::by_ref(&mut file).take(200).read_to_string(&mut text));
+                let text = text.trim();
+                Ok(Err(if text.is_empty() { "another process".into() } else { text.to_owned() }))
+            }
+            Err(TryLockError::Error(source)) => Err(Error::io(format!("lock {}", path.display()), source)),
+        }
+    }
+
+    fn wait(path: &Path) -> Result<Self> {
+        let file = open_lock(path)?;
+        file.lock().io_context(|| format!("lock {}", path.display()))?;
+        Ok(Self(file))
+    }
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .io_context(|| format!("open lock file {}", path.display()))
+}
+
+/// Makes a private folder (0700) and its parents; one that exists is made private.
+pub(crate) fn make_private(path: &Path) -> Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).io_context(|| format!("make folder {}", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).io_context(|| format!("make folder {} private", path.display()))
+}
+
+/// Takes the lock that makes backups of one plan on one host exclude each other.
+///
+/// # Errors
+/// `Busy` says who holds it.
+pub(crate) fn lock_backup(work: &Path, plan: &str, now: DateTime<Utc>) -> Result<FileLock> {
+    make_private(work)?;
+    FileLock::try_take(&work.join("backup.lock"), now)?.map_err(|holder| {
+        Error::new(Kind::Busy, format!("back up {plan}: another backup of this plan is running here ({holder})"))
+            .hint("wait until it has ended, then try again; nothing is wrong")
+    })
+}
+
+/// A run's private scratch folder. Removed when dropped; [`RunFolder::remove`] also proves it.
+#[derive(Debug)]
+pub(crate) struct RunFolder {
+    path: PathBuf,
+    _owner: FileLock,
+}
+
+impl RunFolder {
+    /// Makes one, after removing what killed runs left and kept targets whose time is over.
+    pub(crate) fn create(work: &Path, now: DateTime<Utc>) -> Result<Self> {
+        make_private(work)?;
+        let (folder, dead) = {
+            // Between making a folder and holding its owner file nobody may sweep.
+            let _moment = FileLock::wait(&work.join("folders.lock"))?;
+            let dead = bury(work, now)?;
+            let path = work.join(format!("run-{}", RunId::generate(now)));
+            make_private(&path)?;
+            let owner = FileLock::try_take(&path.join("owner"), now)?
+                .map_err(|holder| Error::new(Kind::Bug, format!("own new folder {}: it is held by {holder}", path.display())))?;
+            (Self { path, _owner: owner }, dead)
+        };
+        for path in dead {
+            remove_tree(&path)?;
+        }
+        Ok(folder)
+    }
+
+    /// The folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes it and looks whether it is gone.
+    ///
+    /// # Errors
+    /// When something is left.
+    pub(crate) fn remove(self) -> Result<()> {
+        remove_tree(&self.path)?;
+        if exists(&self.path)? {
+            return Err(Error::new(Kind::Failed, format!("remove folder {}: it is still there", self.path.display())));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept by the next run.
+        drop(remove_tree(&self.path));
+    }
+}
+
+/// Until when a kept target stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    pub(crate) until: DateTime<Utc>,
+    pub(crate) drill: String,
+    pub(crate) snapshot: String,
+}
+
+impl Kept {
+    /// Whether its time is over. A clock that went backwards keeps it longer, never removes it sooner.
+    pub(crate) fn expired(&self, now: DateTime<Utc>) -> bool {
+        self.until <= now
+    }
+}
+
+/// Moves a restored target out of a run folder to where it is kept; yields its new path.
+pub(crate) fn keep(work: &Path, target: &Path, kept: &Kept) -> Result<PathBuf> {
+    let name = target.file_name().ok_or_else(|| Error::new(Kind::Bug, format!("keep {}: it has no name", target.display())))?;
+    let folder = work.join(format!("kept-{}", kept.drill));
+    // The expiry first: a folder without one is removed by the next run.
+    let text =
+        serde_json::to_vec_pretty(kept).map_err(|source| Error::new(Kind::Bug, "write the expiry of a kept target").because(source))?;
+    let note = work.join(format!("kept-{}.json", kept.drill));
+    write_private(&note, &text)?;
+    make_private(&folder)?;
+    let place = folder.join(name);
+    fs::rename(target, &place).io_context(|| format!("move {} to {}", target.display(), place.display()))?;
+    Ok(place)
+}
+
+/// Writes a small private file whole or not at all.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("new");
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().io_context(|| format!("write {}", path.display()))
+}
+
+/// Renames what is dead (under the folders lock), so that removing it needs no lock.
+fn bury(work: &Path, now: DateTime<Utc>) -> Result<Vec<PathBuf>> {
+    let mut dead = Vec::new();
+    for item in fs::read_dir(work).io_context(|| format!("list {}", work.display()))? {
+        let item = item.io_context(|| format!("list {}", work.display()))?;
+        let (path, name) = (item.path(), item.file_name());
+        let Some(name) = name.to_str() else { continue };
+        if name.starts_with("dead-") {
+            dead.push(path);
+        } else if name.starts_with("run-") && item.file_type().is_ok_and(|t| t.is_dir()) {
+            if FileLock::try_take(&path.join("owner"), now)?.is_ok() {
+                let grave = work.join(format!("dead-{name}"));
+                fs::rename(&path, &grave).io_context(|| format!("rename {}", path.display()))?;
+                dead.push(grave);
+            }
+        } else if let Some(drill) = name.strip_prefix("kept-").filter(|name| Path::new(name).extension().is_none()) {
+            let note = work.join(format!("kept-{drill}.json"));
+            let live =
+                fs::read(&note).ok().and_then(|text| serde_json::from_slice::<Kept>(&text).ok()).is_some_and(|kept| !kept.expired(now));
+            if !live {
+                let grave = work.join(format!("dead-{name}"));
+                fs::rename(&path, &grave).io_context(|| format!("rename {}", path.display()))?;
+                dead.push(grave);
+                drop(fs::remove_file(&note));
+            }
+        }
+    }
+    Ok(dead)
+}
+
+/// Whether anything (a dangling link too) is at this path.
+pub(crate) fn exists(path: &Path) -> Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::io(format!("look at {}", path.display()), source)),
+    }
+}
+
+/// Removes whatever is at a path, folders that forbid it included. Nothing there is fine. Never follows links.
+pub(crate) fn remove_tree(path: &Path) -> Result<()> {
+    let result = match fs::symlink_metadata(path) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => Err(source),
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path).or_else(|_| {
+            unlock(path);
+            fs::remove_dir_all(path)
+        }),
+        Ok(_) => fs::remove_file(path),
+    };
+    match result {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::io(format!("remove {}", path.display()), source)),
+        _ => Ok(()),
+    }
+}
+
+/// A restored tree may hold folders that their owner may not write; removing what is in them needs that.
+fn unlock(folder: &Path) {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        drop(fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)));
+        let Ok(items) = fs::read_dir(&folder) else { continue };
+        folders.extend(items.flatten().filter(|item| item.file_type().is_ok_and(|t| t.is_dir())).map(|item| item.path()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(secs: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_790_000_000 + secs, 0).unwrap()
+    }
+
+    #[test]
+    fn a_second_backup_is_told_who_runs() {
+        let work = tempfile::tempdir().unwrap();
+        let first = lock_backup(work.path(), "crm", time(0)).unwrap();
+        let busy = lock_backup(work.path(), "crm", time(1)).unwrap_err();
+        assert_eq!(busy.kind(), Kind::Busy);
+        assert!(busy.to_string().contains(&std::process::id().to_string()), "{busy}");
+        drop(first);
+        lock_backup(work.path(), "crm", time(2)).unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_run_left_goes_and_a_live_run_stays() {
+        let work = tempfile::tempdir().unwrap();
+        let live = RunFolder::create(work.path(), time(0)).unwrap();
+        let left = work.path().join("run-left");
+        fs::create_dir_all(left.join("locked")).unwrap();
+        fs::write(left.join("owner"), "process 1").unwrap();
+        fs::write(left.join("locked/data"), "x").unwrap();
+        fs::set_permissions(left.join("locked"), fs::Permissions::from_mode(0o500)).unwrap();
+        let second = RunFolder::create(work.path(), time(1)).unwrap();
+        assert!(live.path().is_dir() && second.path().is_dir());
+        assert!(!left.exists());
+        let path = second.path().to_owned();
+        second.remove().unwrap();
+        assert!(!path.exists());
+        let names: Vec<_> = fs::read_dir(work.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(names.iter().all(|n| !n.to_string_lossy().starts_with("dead-")), "{names:?}");
+    }
+
+    #[test]
+    fn a_kept_target_goes_when_its_time_is_over() {
+        let work = tempfile::tempdir().unwrap();
+        let run = RunFolder::create(work.path(), time(0)).unwrap();
+        let target = run.path().join("crm.sqlite");
+        fs::write(&target, "x").unwrap();
+        let place = keep(work.path(), &target, &Kept { until: time(10), drill: "01abc".into(), snapshot: "01".into() }).unwrap();
+        drop(run);
+        drop(RunFolder::create(work.path(), time(9)).unwrap());
+        assert!(place.exists());
+        drop(RunFolder::create(work.path(), time(10)).unwrap());
+        assert!(!place.exists());
+        assert!(!work.path().join("kept-01abc.json").exists());
+    }
+}
