@@ -80,6 +80,21 @@ macro_rules! ulid_id {
             }
         }
 
+        impl $name {
+            /// Like `generate`, but sorts after `newest` even when the clock went backwards.
+            #[must_use]
+            pub fn generate_after(now: chrono::DateTime<chrono::Utc>, newest: Option<Self>) -> Self {
+                let id = Self::generate(now);
+                match newest {
+                    Some(newest) if id.0.timestamp_ms() <= newest.0.timestamp_ms() => {
+                        let random = id.0.random();
+                        Self(Ulid::from_parts(newest.0.timestamp_ms() + 1, random))
+                    }
+                    _ => id,
+                }
+            }
+        }
+
         impl TryFrom<String> for $name {
             type Error = Error;
             fn try_from(text: String) -> Result<Self> {

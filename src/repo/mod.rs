@@ -1,14 +1,35 @@
 //! The repository: what is stored, how it is sealed, written, read and verified. The byte format is in `docs/format.md`.
 //!
+//! - `format` names, limits; `wire` integers and varints; `keys` roles and slots; `seal` small sealed objects
+//! - `frame`, `pack` chunks compressed and sealed together; `tree` entries and the places of their chunks; `index` which chunk is where
+//! - `write` the backup pipeline; `read` trees and bytes back; `verify`; `snapshot` manifests; `report`
+//!
+//! Objects are created once and never changed. Commit order: packs → index → manifest. The manifest is the commit; anything
+//! before it is only garbage that a next run finds and reuses.
+//!
 //! All methods here block: call them from ordinary threads (`spawn_blocking`), never from an async task.
 
+mod content;
+mod format;
+mod frame;
+mod index;
 mod keys;
+mod nodes;
+mod pack;
+mod packs;
+mod pipeline;
 mod read;
 mod report;
+mod seal;
+mod session;
 mod snapshot;
+mod tree;
 mod verify;
+mod wire;
 mod write;
 
+pub use format::RepositoryId;
+pub use index::{IndexedPack, LocalIndex};
 pub use keys::{KeySlot, Passphrase, RecoveryKey, Role};
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
 pub use report::{ReportKind, ReportRecord};
@@ -16,23 +37,25 @@ pub use snapshot::{Manifest, Parent, SourceRecord, Stats};
 pub use verify::{Finding, Verification, VerifyDepth};
 pub use write::{Added, BackupWriter, Committed, TreeWriter};
 
-use std::path::PathBuf;
+use std::fmt;
+use std::future::Future;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
-use crate::event::{Cancel, Progress};
-use crate::id::{Name, SnapshotId};
-use crate::store::Store;
-
-/// Random identifier of a repository, fixed at `init`; hex, 32 characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct RepositoryId(pub [u8; 16]);
+use crate::error::{Error, IoContext as _, Kind, Result};
+use crate::store::{Created, Store};
+use format::{FORMAT_KEY, ObjectKind};
+use keys::{Keys, StoredSlot};
 
 /// How to open a repository.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
-    /// Folder for the local index and copies of sealed metadata (made when missing, 0700). `None`: a temporary one.
+    /// Folder for the local index (made when missing, 0700); safe to delete at any time. `None`: a temporary one.
     pub cache: Option<PathBuf>,
     /// Threads for hashing, compression and sealing; 0 means one a core.
     pub workers: usize,
@@ -40,75 +63,257 @@ pub struct OpenOptions {
 
 /// An open repository. Cheap to clone.
 #[derive(Clone)]
-pub struct Repository {}
+pub struct Repository {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    runtime: tokio::runtime::Handle,
+    id: RepositoryId,
+    keys: Keys,
+    slot: String,
+    workers: usize,
+    cache: CacheFolder,
+    packs: packs::PackTable,
+    directories: packs::Directories,
+}
+
+/// The folder for local copies; a temporary one goes away with the repository.
+struct CacheFolder {
+    path: PathBuf,
+    temporary: bool,
+}
+
+impl Drop for CacheFolder {
+    fn drop(&mut self) {
+        if self.temporary {
+            // Best effort: it holds only what can be made again, sealed or keyed.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// The `format` object: plain JSON, the one thing that can be read without a key.
+#[derive(Debug, Serialize, Deserialize)]
+struct FormatObject {
+    format: String,
+    version: u8,
+    id: RepositoryId,
+    created: DateTime<Utc>,
+}
+
+const FORMAT_WORD: &str = "lifeboat repository";
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Repository({}, {})", self.inner.id, self.inner.keys.role)
+    }
+}
 
 impl Repository {
     /// Creates a repository and opens it with the reader role. The recovery key opens it too; it is shown once and kept nowhere.
     ///
+    /// The caller has probed the store: conditional create must work, or be waived for a single writer.
+    ///
     /// # Errors
-    /// `AlreadyExists` where one is; `Usage` where the store ignores conditional create (and `single_writer` is not set).
-    pub fn init(_store: Store, _runtime: tokio::runtime::Handle, _passphrase: &Passphrase, _options: &OpenOptions, _now: DateTime<Utc>) -> Result<(Self, RecoveryKey)> {
-        todo!()
+    /// `AlreadyExists` where a repository is, or where foreign objects are.
+    pub fn init(
+        store: Store,
+        runtime: tokio::runtime::Handle,
+        passphrase: &Passphrase,
+        options: &OpenOptions,
+        now: DateTime<Utc>,
+    ) -> Result<(Self, RecoveryKey)> {
+        let exists = |what: &str| {
+            Error::new(Kind::AlreadyExists, format!("{what} at {}", store.describe()))
+                .hint("use it as it is (a plan that names it can back up right away), or choose another, empty place")
+        };
+        if block_on(&runtime, store.head(FORMAT_KEY))?.is_some() {
+            return Err(exists("there is a repository already"));
+        }
+        if !block_on(&runtime, store.list("keys/"))?.is_empty() || !block_on(&runtime, store.list("packs/"))?.is_empty() {
+            return Err(exists("there are parts of a repository without its format object"));
+        }
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|e| Error::new(Kind::Bug, "ask for random bytes").because(e))?;
+        let id = RepositoryId(id);
+        let keys = Keys::generate();
+        let recovery = keys::generate_recovery_key();
+        let slot = StoredSlot::create(&keys, id, Role::Reader, "passphrase", passphrase, now)?;
+        let recovery_slot = StoredSlot::create(&keys, id, Role::Reader, "recovery key", recovery.passphrase(), now)?;
+        // Slots first: with `format` there, the repository can be opened.
+        for slot in [&slot, &recovery_slot] {
+            block_on(&runtime, store.create(&slot.key(), Bytes::from(to_json(slot)?)))?;
+        }
+        let format = FormatObject { format: FORMAT_WORD.into(), version: format::VERSION, id, created: now };
+        block_on(&runtime, store.create(FORMAT_KEY, Bytes::from(to_json(&format)?)))
+            .map_err(|e| if e.kind() == Kind::AlreadyExists { exists("somebody else has just created a repository") } else { e })?;
+        Ok((Self::assemble(store, runtime, id, keys, slot.id, options)?, recovery))
     }
 
-    /// Opens with whatever role the passphrase's (or recovery key's) slot has.
+    /// Opens with the role of the slot that the passphrase (or recovery key) opens; of several, the strongest role.
     ///
     /// # Errors
     /// `NoRepository`, `WrongKey`, `Damaged`, `Unavailable`.
-    pub fn open(_store: Store, _runtime: tokio::runtime::Handle, _passphrase: &Passphrase, _options: &OpenOptions) -> Result<Self> {
-        todo!()
+    pub fn open(store: Store, runtime: tokio::runtime::Handle, passphrase: &Passphrase, options: &OpenOptions) -> Result<Self> {
+        let format = match block_on(&runtime, store.get(FORMAT_KEY)) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == Kind::NotFound => {
+                return Err(Error::new(Kind::NoRepository, format!("there is no repository at {}", store.describe()))
+                    .hint("check the url, or create one with `lifeboat repo init NAME`"));
+            }
+            Err(e) => return Err(e.within(format!("open the repository at {}", store.describe()))),
+        };
+        let foreign = |what: &str| Error::new(Kind::Damaged, format!("the format object at {} {what}", store.describe()));
+        let format: FormatObject = serde_json::from_slice(&format).map_err(|e| foreign("cannot be decoded").because(e))?;
+        if format.format != FORMAT_WORD {
+            return Err(Error::new(Kind::NoRepository, format!("what is at {} is not a lifeboat repository", store.describe())));
+        }
+        if format.version != format::VERSION {
+            return Err(foreign(&format!("has version {}, this program knows {}", format.version, format::VERSION)).hint("use a newer version of lifeboat"));
+        }
+        let mut slots = read_slots(&store, &runtime)?;
+        slots.sort_by_key(|(_, slot)| std::cmp::Reverse(slot.as_ref().map(|s| s.role).ok()));
+        let mut damaged = None;
+        for (_, slot) in slots {
+            match slot.and_then(|slot| slot.open(format.id, passphrase).map(|keys| keys.map(|keys| (slot.id, keys)))) {
+                Ok(Some((slot, keys))) => return Self::assemble(store, runtime, format.id, keys, slot, options),
+                Ok(None) => {}
+                Err(e) => damaged = Some(e),
+            }
+        }
+        Err(match damaged {
+            Some(damage) => Error::new(Kind::WrongKey, "no key slot opens with this passphrase, and some key slots are damaged").because(damage),
+            None => Error::new(Kind::WrongKey, format!("no key slot of the repository at {} opens with this passphrase", store.describe())),
+        }
+        .hint("check the passphrase that the plan refers to, or use the recovery key printed at `repo init`"))
     }
 
-    pub fn id(&self) -> RepositoryId { todo!() }
-    pub fn role(&self) -> Role { todo!() }
-    /// Can this role read data? Otherwise `WrongKey` with a hint that names the role needed.
-    pub fn require_reader(&self, _operation: &str) -> Result<()> { todo!() }
-    pub fn store(&self) -> &Store { todo!() }
+    fn assemble(store: Store, runtime: tokio::runtime::Handle, id: RepositoryId, keys: Keys, slot: String, options: &OpenOptions) -> Result<Self> {
+        let cache = match &options.cache {
+            Some(path) => CacheFolder { path: path.join(id.to_string()), temporary: false },
+            None => CacheFolder { path: std::env::temp_dir().join(format!("lifeboat-cache-{}", ulid::Ulid::generate())), temporary: true },
+        };
+        make_private_folder(&cache.path)?;
+        let workers = match options.workers {
+            0 => std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            workers => workers,
+        };
+        let inner = Inner { store, runtime, id, keys, slot, workers, cache, packs: packs::PackTable::default(), directories: packs::Directories::default() };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The repository's random identifier.
+    pub fn id(&self) -> RepositoryId {
+        self.inner.id
+    }
+
+    /// What the passphrase allows.
+    pub fn role(&self) -> Role {
+        self.inner.keys.role
+    }
+
+    /// # Errors
+    /// `WrongKey` with a hint when this role cannot read data; `operation` names what was asked for.
+    pub fn require_reader(&self, operation: &str) -> Result<()> {
+        self.inner.keys.require_reader(operation)
+    }
+
+    /// Where it is.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
 
     /// Key for [`crate::source::SourceContext::fingerprint_key`]; the same for ever in one repository.
-    pub fn fingerprint_key(&self) -> [u8; 32] { todo!() }
+    pub fn fingerprint_key(&self) -> [u8; 32] {
+        self.inner.keys.fingerprint_key()
+    }
 
-    /// Manifests of one plan, or of all, oldest first (by `time`, then id).
+    /// The key slots (public part), oldest first.
     ///
     /// # Errors
-    /// `Damaged` names the object when one cannot be opened.
-    pub fn manifests(&self, _plan: Option<&Name>) -> Result<Vec<Manifest>> { todo!() }
+    /// `Damaged` names a slot that cannot be decoded.
+    pub fn key_slots(&self) -> Result<Vec<KeySlot>> {
+        let mut slots = Vec::new();
+        for (_, slot) in read_slots(&self.inner.store, &self.inner.runtime)? {
+            let slot = slot?;
+            slots.push(slot.public(slot.id == self.inner.slot));
+        }
+        slots.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
+        Ok(slots)
+    }
 
-    /// One manifest.
+    /// Adds a slot for a role.
     ///
     /// # Errors
-    /// `NoRecoveryPoint` when there is no such snapshot.
-    pub fn manifest(&self, _id: SnapshotId) -> Result<Manifest> { todo!() }
+    /// `WrongKey` without the reader role; `Usage` for a passphrase that is too short.
+    pub fn add_key(&self, label: &str, role: Role, passphrase: &Passphrase, now: DateTime<Utc>) -> Result<KeySlot> {
+        let slot = StoredSlot::create(&self.inner.keys, self.inner.id, role, label, passphrase, now)?;
+        self.create(&slot.key(), to_json(&slot)?)?;
+        Ok(slot.public(false))
+    }
 
-    /// Begins a snapshot: publishes the session, reads tombstones and index, finds the previous snapshot of the plan.
-    pub fn begin(&self, _plan: &Name, _now: DateTime<Utc>, _cancel: &Cancel) -> Result<BackupWriter> { todo!() }
-
-    /// Entries of one source of a snapshot in tree order, streamed.
-    pub fn tree(&self, _source: &SourceRecord) -> Result<TreeReader> { todo!() }
-
-    /// Delivers the bytes of many files, in pack order, decoded in parallel; each chunk is checked against its id before it is
-    /// delivered. Needs the reader role.
+    /// Removes a slot.
     ///
     /// # Errors
-    /// `Damaged` (names object and file), `Unavailable`, `Interrupted`, or what the sink returns.
-    pub fn fetch(&self, _wanted: &[Wanted<'_>], _sink: &dyn BlockSink, _progress: &dyn Progress, _cancel: &Cancel) -> Result<FetchStats> { todo!() }
+    /// `WrongKey` without the reader role; `Usage` when there is no such slot or it is the last one with the reader role.
+    pub fn remove_key(&self, id: &str) -> Result<()> {
+        self.require_reader("remove a key slot")?;
+        let slots = self.key_slots()?;
+        let Some(slot) = slots.iter().find(|s| s.id == id) else {
+            return Err(Error::new(Kind::Usage, format!("there is no key slot {id:?}")).hint("see `lifeboat key list`"));
+        };
+        if slot.role == Role::Reader && slots.iter().filter(|s| s.role == Role::Reader).count() == 1 {
+            return Err(Error::new(Kind::Usage, "this is the last key slot that can read data").hint("add another reader slot first: without one, nothing can ever be restored"));
+        }
+        self.inner.block_on(self.inner.store.delete(&format!("keys/{id}")))
+    }
 
-    /// The bytes of one file in order (for pipes). Needs the reader role.
-    pub fn open_file(&self, _entry: &StoredEntry, _cancel: &Cancel) -> Result<Box<dyn std::io::Read + Send>> { todo!() }
+    fn create(&self, key: &str, bytes: Vec<u8>) -> Result<Created> {
+        self.inner.block_on(self.inner.store.create(key, Bytes::from(bytes)))
+    }
+}
 
-    /// Checks the repository: structure, or also stored bytes. Findings are in the result, not an error.
-    pub fn verify(&self, _depth: VerifyDepth, _progress: &dyn Progress, _cancel: &Cancel) -> Result<Verification> { todo!() }
+impl Inner {
+    fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        block_on(&self.runtime, future)
+    }
 
-    /// Stores a report (sealed).
-    pub fn put_report(&self, _report: &ReportRecord) -> Result<()> { todo!() }
+    /// Reads and opens a sealed object.
+    fn open_object(&self, kind: ObjectKind, key: &str) -> Result<Vec<u8>> {
+        let bytes = self.block_on(self.store.get(key))?;
+        seal::open(&self.keys, self.id, kind, key, &bytes)
+    }
 
-    /// All reports of a kind, oldest first.
-    pub fn reports(&self, _kind: Option<ReportKind>) -> Result<Vec<ReportRecord>> { todo!() }
+    fn seal_object(&self, kind: ObjectKind, key: &str, content: &[u8]) -> Result<Vec<u8>> {
+        seal::seal(&self.keys, self.id, kind, key, content)
+    }
+}
 
-    /// The key slots (public part).
-    pub fn key_slots(&self) -> Result<Vec<KeySlot>> { todo!() }
-    /// Adds a slot for a role; only the reader role can.
-    pub fn add_key(&self, _label: &str, _role: Role, _passphrase: &Passphrase, _now: DateTime<Utc>) -> Result<KeySlot> { todo!() }
-    /// Removes a slot; refuses the last one with the reader role.
-    pub fn remove_key(&self, _id: &str) -> Result<()> { todo!() }
+fn block_on<T>(runtime: &tokio::runtime::Handle, future: impl Future<Output = T>) -> T {
+    runtime.block_on(future)
+}
+
+/// All slots by key; one that cannot be decoded is an error in its place.
+fn read_slots(store: &Store, runtime: &tokio::runtime::Handle) -> Result<Vec<(String, Result<StoredSlot>)>> {
+    let mut slots = Vec::new();
+    for object in block_on(runtime, store.list("keys/"))? {
+        let slot = block_on(runtime, store.get(&object.key)).and_then(|bytes| {
+            let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {}: {what}", object.key));
+            let slot: StoredSlot = serde_json::from_slice(&bytes).map_err(|e| damaged("is not a key slot").because(e))?;
+            if slot.key() == object.key { Ok(slot) } else { Err(damaged("holds another key slot than its name says")) }
+        });
+        slots.push((object.key, slot));
+    }
+    Ok(slots)
+}
+
+fn to_json<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(value).map_err(|e| Error::new(Kind::Bug, "encode as JSON").because(e))
+}
+
+/// Makes a folder that only its owner enters.
+fn make_private_folder(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).io_context(|| format!("make the folder {}", path.display()))
 }

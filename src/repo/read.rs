@@ -1,24 +1,111 @@
-//! Reading.
-use crate::entry::Entry;
-use crate::error::Result;
+//! Reading back: trees as streams of entries, bytes in pack order, every chunk checked against its id.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use crossbeam_channel::bounded;
+
+use super::format::{ChunkId, PackKind};
+use super::frame::{Decoder, Encoding, apply_patch};
+use super::nodes::{NodeReader, chunk_id};
+use super::pack::{Directory, FrameEntry, FrameOpener};
+use super::packs::{PackNo, missing_pack};
+use super::snapshot::SourceRecord;
+use super::tree::{Chunk, Content, NodeRef, Place, Record, Stored};
+use super::{Inner, Repository};
+use crate::entry::{Entry, EntryKind, tree_order};
+use crate::error::{Error, Kind, Result};
+use crate::event::{Cancel, Event, Progress};
 
 /// An entry of a stored tree; its size is what was really read.
 #[derive(Debug, Clone)]
 pub struct StoredEntry {
     pub entry: Entry,
+    content: StoredContent,
+}
+
+#[derive(Debug, Clone)]
+enum StoredContent {
+    Inline(Vec<Chunk<PackNo>>),
+    /// Nodes of stretches, in order.
+    Stretches(Vec<NodeRef<PackNo>>),
 }
 
 impl StoredEntry {
     /// Plain bytes; 0 for what is not a file.
-    pub fn size(&self) -> u64 { todo!() }
+    pub fn size(&self) -> u64 {
+        match self.entry.kind {
+            EntryKind::File { size, .. } => size.unwrap_or(0),
+            _ => 0,
+        }
+    }
 }
 
-/// Streams a tree.
-pub struct TreeReader {}
+/// Streams a tree's entries in tree order.
+pub struct TreeReader {
+    nodes: NodeReader,
+    refs: Vec<NodeRef<PackNo>>,
+    next: usize,
+    records: std::vec::IntoIter<Record<PackNo>>,
+    /// Stretch nodes passed since the last node of entries.
+    stretches: Vec<NodeRef<PackNo>>,
+    last_path: Option<Vec<u8>>,
+    failed: bool,
+}
+
+impl TreeReader {
+    fn step(&mut self) -> Result<Option<StoredEntry>> {
+        let damaged = |what: &str| Error::new(Kind::Damaged, format!("a tree: {what}"));
+        loop {
+            if let Some(record) = self.records.next() {
+                let Record::Entry { entry, content } = record else { return Err(damaged("a stretch stands among entries")) };
+                if self.last_path.as_ref().is_some_and(|last| tree_order(last, &entry.path).is_ge()) {
+                    return Err(damaged("entries are not in order"));
+                }
+                self.last_path = Some(entry.path.clone());
+                let stretches = std::mem::take(&mut self.stretches);
+                let content = match content {
+                    Content::Stretches(count) if count == stretches.len() as u64 && count > 0 => StoredContent::Stretches(stretches),
+                    Content::Stretches(_) => return Err(damaged("a file has another number of stretches than its entry says")),
+                    _ if !stretches.is_empty() => return Err(damaged("stretches belong to no file")),
+                    Content::Inline(chunks) => StoredContent::Inline(chunks),
+                    Content::None => StoredContent::Inline(Vec::new()),
+                };
+                let entry = StoredEntry { entry, content };
+                if let StoredContent::Inline(chunks) = &entry.content
+                    && chunks.iter().map(|c| u64::from(c.len)).sum::<u64>() != entry.size()
+                {
+                    return Err(damaged("a file's chunks do not add up to its size"));
+                }
+                return Ok(Some(entry));
+            }
+            let Some(node) = self.refs.get(self.next).copied() else {
+                return if self.stretches.is_empty() { Ok(None) } else { Err(damaged("it ends within a file")) };
+            };
+            self.next += 1;
+            if node.stretch {
+                self.stretches.push(node);
+            } else {
+                self.records = self.nodes.records(&node)?.into_iter();
+            }
+        }
+    }
+}
 
 impl Iterator for TreeReader {
     type Item = Result<StoredEntry>;
-    fn next(&mut self) -> Option<Self::Item> { todo!() }
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let step = self.step();
+        self.failed = step.is_err();
+        step.transpose()
+    }
 }
 
 /// A file to fetch; `file` is the caller's number for it.
@@ -30,13 +117,40 @@ pub struct Wanted<'a> {
 /// Takes delivered bytes. Called from several threads, in any order, never twice for one range.
 pub trait BlockSink: Sync {
     /// `data` belongs at `offset` of `file`.
+    ///
+    /// # Errors
+    /// Stops the fetch.
     fn write(&self, file: usize, offset: u64, data: &[u8]) -> Result<()>;
+
     /// `len` zero bytes belong at `offset`. The default does nothing: right for a file that was made with its full length just now.
-    fn zero(&self, _file: usize, _offset: u64, _len: u64) -> Result<()> { Ok(()) }
-    /// Reads what the target holds already at `offset` (a resumed restore); `true`: `buffer` was filled. What equals is not fetched.
-    fn existing(&self, _file: usize, _offset: u64, _buffer: &mut [u8]) -> Result<bool> { Ok(false) }
-    /// All bytes of `file` were delivered (or found existing).
-    fn done(&self, _file: usize) -> Result<()> { Ok(()) }
+    ///
+    /// # Errors
+    /// Stops the fetch.
+    fn zero(&self, _file: usize, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether `existing` is worth asking.
+    fn has_existing(&self) -> bool {
+        false
+    }
+
+    /// Reads what the target holds already at `offset` (a resumed restore, a comparison); `true`: `buffer` was filled. What equals is
+    /// not fetched.
+    ///
+    /// # Errors
+    /// Stops the fetch.
+    fn existing(&self, _file: usize, _offset: u64, _buffer: &mut [u8]) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// All bytes of `file` were delivered, or found existing.
+    ///
+    /// # Errors
+    /// Stops the fetch.
+    fn done(&self, _file: usize) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a fetch moved.
@@ -48,4 +162,549 @@ pub struct FetchStats {
     pub bytes_existing: u64,
     /// Sealed bytes read from the store.
     pub bytes_fetched: u64,
+}
+
+/// A chunk wanted at a place of a file.
+#[derive(Debug, Clone, Copy)]
+struct Item {
+    file: usize,
+    offset: u64,
+    chunk: Chunk<PackNo>,
+}
+
+/// Chunks planned at a time: bounds memory (about 64 bytes each).
+const WINDOW_ITEMS: usize = 400_000;
+/// Sealed bytes asked for in one request, and the gap worth reading over.
+const REQUEST_BYTES: u64 = 4 << 20;
+const REQUEST_GAP: u64 = 128 << 10;
+/// Requests under way.
+const REQUESTS: usize = 16;
+
+impl Repository {
+    /// Entries of one source of a snapshot in tree order, streamed.
+    ///
+    /// # Errors
+    /// `Damaged`, `Unavailable`.
+    pub fn tree(&self, source: &SourceRecord) -> Result<TreeReader> {
+        let mut nodes = NodeReader::new(&self.inner)?;
+        let refs = nodes.leaves(&source.tree.bytes()?, source.tree.depth)?;
+        Ok(TreeReader { nodes, refs, next: 0, records: Vec::new().into_iter(), stretches: Vec::new(), last_path: None, failed: false })
+    }
+
+    /// All node references of a tree.
+    pub(super) fn tree_nodes(&self, source: &SourceRecord) -> Result<Vec<NodeRef<PackNo>>> {
+        NodeReader::new(&self.inner)?.leaves(&source.tree.bytes()?, source.tree.depth)
+    }
+
+    /// Delivers the bytes of many files, in pack order, decoded in parallel; each chunk is checked against its id before it is
+    /// delivered. Needs the reader role.
+    ///
+    /// # Errors
+    /// `Damaged` (names object and file), `Unavailable`, `Interrupted`, or what the sink returns.
+    pub fn fetch(&self, wanted: &[Wanted<'_>], sink: &dyn BlockSink, progress: &dyn Progress, cancel: &Cancel) -> Result<FetchStats> {
+        self.require_reader("read data")?;
+        let stats = Counters::default();
+        let mut nodes = NodeReader::new(&self.inner)?;
+        let mut window: Vec<Item> = Vec::new();
+        let mut finished: Vec<usize> = Vec::new();
+        for Wanted { file, entry } in wanted {
+            let mut offset = 0;
+            let mut take = |chunks: &[Chunk<PackNo>], window: &mut Vec<Item>| {
+                for chunk in chunks {
+                    window.push(Item { file: *file, offset, chunk: *chunk });
+                    offset += u64::from(chunk.len);
+                }
+            };
+            match &entry.content {
+                StoredContent::Inline(chunks) => take(chunks, &mut window),
+                StoredContent::Stretches(stretches) => {
+                    for node in stretches {
+                        match nodes.records(node)?.pop() {
+                            Some(Record::Stretch(chunks)) => take(&chunks, &mut window),
+                            _ => return Err(Error::new(Kind::Damaged, format!("{}: a node is not the stretch that it should be", entry.entry.display_path()))),
+                        }
+                        if window.len() >= WINDOW_ITEMS {
+                            self.fetch_window(&mut window, wanted, sink, progress, cancel, &stats)?;
+                        }
+                    }
+                }
+            }
+            if offset != entry.size() {
+                return Err(Error::new(Kind::Damaged, format!("{}: its chunks do not add up to its size", entry.entry.display_path())));
+            }
+            finished.push(*file);
+            if window.len() >= WINDOW_ITEMS {
+                self.fetch_window(&mut window, wanted, sink, progress, cancel, &stats)?;
+                finished.drain(..).try_for_each(|file| sink.done(file))?;
+            }
+        }
+        self.fetch_window(&mut window, wanted, sink, progress, cancel, &stats)?;
+        finished.drain(..).try_for_each(|file| sink.done(file))?;
+        Ok(stats.totals())
+    }
+
+    /// The bytes of one file in order (for pipes). Needs the reader role.
+    ///
+    /// # Errors
+    /// `WrongKey`, `Damaged`. Errors while reading come as [`std::io::Error`] with ours inside.
+    pub fn open_file(&self, entry: &StoredEntry, cancel: &Cancel) -> Result<Box<dyn Read + Send>> {
+        self.require_reader("read data")?;
+        let stretches = match &entry.content {
+            StoredContent::Inline(chunks) => vec![Stretch::Chunks(chunks.clone())],
+            StoredContent::Stretches(nodes) => nodes.iter().map(|n| Stretch::Node(*n)).collect(),
+        };
+        Ok(Box::new(FileReader {
+            repository: self.clone(),
+            nodes: NodeReader::new(&self.inner)?,
+            cancel: cancel.clone(),
+            stretches: stretches.into_iter(),
+            ready: Vec::new(),
+            at: 0,
+        }))
+    }
+
+    fn fetch_window(
+        &self,
+        window: &mut Vec<Item>,
+        wanted: &[Wanted<'_>],
+        sink: &dyn BlockSink,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+        stats: &Counters,
+    ) -> Result<()> {
+        let mut items = std::mem::take(window);
+        if sink.has_existing() {
+            items = self.drop_existing(items, sink, progress, cancel, stats)?;
+        }
+        let mut stored = Vec::with_capacity(items.len());
+        let mut deltas = Vec::new();
+        let mut zeros: Option<(usize, u64, u64)> = None;
+        let flush = |zeros: &mut Option<(usize, u64, u64)>| -> Result<()> {
+            if let Some((file, offset, len)) = zeros.take() {
+                sink.zero(file, offset, len)?;
+                stats.delivered.fetch_add(len, Ordering::Relaxed);
+                progress.event(Event::Advance { bytes: len, items: 0 });
+            }
+            Ok(())
+        };
+        for item in items {
+            match item.chunk.stored {
+                Stored::Zero => match &mut zeros {
+                    Some((file, offset, len)) if *file == item.file && *offset + *len == item.offset => *len += u64::from(item.chunk.len),
+                    _ => {
+                        flush(&mut zeros)?;
+                        zeros = Some((item.file, item.offset, u64::from(item.chunk.len)));
+                    }
+                },
+                Stored::Full(place) => stored.push((place, item)),
+                Stored::Delta { patch, base } => deltas.push((patch, base, item)),
+            }
+        }
+        flush(&mut zeros)?;
+        let name = |file: usize| wanted.iter().find(|w| w.file == file).map_or_else(String::new, |w| w.entry.entry.display_path());
+        for (patch, base, item) in deltas {
+            let data = self.delta_chunk(patch, base, &item.chunk).map_err(|e| e.within(format!("restore {}", name(item.file))))?;
+            sink.write(item.file, item.offset, &data)?;
+            stats.delivered.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
+        let requests = self.plan_requests(stored)?;
+        self.run_requests(requests, &name, sink, progress, cancel, stats)
+    }
+
+    /// Leaves out what the target holds already.
+    fn drop_existing(&self, items: Vec<Item>, sink: &dyn BlockSink, progress: &dyn Progress, cancel: &Cancel, stats: &Counters) -> Result<Vec<Item>> {
+        let key = self.inner.keys.chunk_id_key()?;
+        let share = items.len().div_ceil(self.inner.workers).max(1);
+        let results: Vec<Result<Vec<Item>>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = items
+                .chunks(share)
+                .map(|items| {
+                    scope.spawn(move || {
+                        let mut left = Vec::new();
+                        let mut buffer = Vec::new();
+                        for item in items {
+                            cancel.check()?;
+                            buffer.resize(item.chunk.len as usize, 0);
+                            let equal = sink.existing(item.file, item.offset, &mut buffer)?
+                                && match item.chunk.stored {
+                                    Stored::Zero => buffer.iter().all(|b| *b == 0),
+                                    _ => chunk_id(key, &buffer) == item.chunk.id,
+                                };
+                            if equal {
+                                stats.existing.fetch_add(u64::from(item.chunk.len), Ordering::Relaxed);
+                                progress.event(Event::Advance { bytes: u64::from(item.chunk.len), items: 0 });
+                            } else {
+                                left.push(*item);
+                            }
+                        }
+                        Ok(left)
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::new(Kind::Bug, "a comparing thread panicked")))).collect()
+        });
+        let mut left = Vec::new();
+        for result in results {
+            left.extend(result?);
+        }
+        Ok(left)
+    }
+
+    /// Groups wanted chunks into requests: packs in the order they are first needed, frames in the order they are stored.
+    fn plan_requests(&self, mut stored: Vec<(Place<PackNo>, Item)>) -> Result<Vec<Request>> {
+        let mut order: HashMap<PackNo, usize> = HashMap::new();
+        for (place, _) in &stored {
+            let next = order.len();
+            order.entry(place.pack).or_insert(next);
+        }
+        stored.sort_by_key(|(place, item)| (order[&place.pack], place.frame, item.file, item.offset));
+        let mut requests: Vec<Request> = Vec::new();
+        let mut directory: Option<(PackNo, Arc<Directory>)> = None;
+        for (place, item) in stored {
+            let directory = match &directory {
+                Some((pack, directory)) if *pack == place.pack => Arc::clone(directory),
+                _ => {
+                    let opened = self.inner.directory(self.inner.packs.get(place.pack))?;
+                    directory = Some((place.pack, Arc::clone(&opened)));
+                    opened
+                }
+            };
+            let pack = self.inner.packs.get(place.pack);
+            let frame = directory.frames.get(place.frame as usize);
+            let slot = frame.and_then(|f| f.chunks.get(place.slot as usize));
+            if directory.kind != PackKind::Data || slot.is_none_or(|s| s.id != item.chunk.id || s.len != item.chunk.len) {
+                return Err(Error::new(Kind::Damaged, format!("pack {}: does not hold what a snapshot says it holds", pack.id.key())));
+            }
+            let Some(frame) = frame else { continue };
+            let end = frame.offset + u64::from(frame.sealed_len);
+            match requests.last_mut() {
+                Some(last)
+                    if last.pack == place.pack
+                        && frame.offset <= last.end + REQUEST_GAP
+                        && end.max(last.end) - last.start <= REQUEST_BYTES.max(u64::from(frame.sealed_len)) =>
+                {
+                    last.end = last.end.max(end);
+                    match last.frames.last_mut() {
+                        Some((number, items)) if *number == place.frame => items.push((place.slot, item)),
+                        _ => last.frames.push((place.frame, vec![(place.slot, item)])),
+                    }
+                }
+                _ => requests.push(Request { pack: place.pack, directory, start: frame.offset, end, frames: vec![(place.frame, vec![(place.slot, item)])] }),
+            }
+        }
+        Ok(requests)
+    }
+
+    /// Fetches ahead, decodes on all workers.
+    fn run_requests(
+        &self,
+        requests: Vec<Request>,
+        name: &(dyn Fn(usize) -> String + Sync),
+        sink: &dyn BlockSink,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+        stats: &Counters,
+    ) -> Result<()> {
+        use futures::StreamExt as _;
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let failure: Mutex<Option<Error>> = Mutex::new(None);
+        let fail = |error: Error| {
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        };
+        let has_failed = || cancel.is_cancelled() || failure.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let (ready_in, ready) = bounded::<(Request, Bytes)>(self.inner.workers);
+        std::thread::scope(|scope| {
+            for _ in 0..self.inner.workers {
+                let ready = ready.clone();
+                let (fail, has_failed) = (&fail, &has_failed);
+                scope.spawn(move || {
+                    let mut worker = match DecodeWorker::new(&self.inner) {
+                        Ok(worker) => worker,
+                        Err(e) => return fail(e),
+                    };
+                    for (request, bytes) in ready {
+                        if has_failed() {
+                            continue;
+                        }
+                        if let Err(error) = worker.deliver(&request, &bytes, name, sink, progress, cancel, stats) {
+                            fail(error);
+                        }
+                    }
+                });
+            }
+            drop(ready);
+            // Requests run ahead on the runtime; this thread hands the answers on in order.
+            let (answers_in, answers) = bounded::<Result<(Request, Bytes)>>(1);
+            let inner = Arc::clone(&self.inner);
+            let at_a_time = if self.inner.store.is_local() { 2 } else { REQUESTS };
+            self.inner.runtime.spawn(async move {
+                let store = &inner.store;
+                let inner = &inner;
+                let mut fetches = futures::stream::iter(requests)
+                    .map(|request| async move {
+                        let key = inner.packs.get(request.pack).id.key();
+                        let bytes = store.get_range(&key, request.start..request.end).await.map_err(|e| missing_pack(e, &key))?;
+                        Ok((request, bytes))
+                    })
+                    .buffered(at_a_time);
+                while let Some(mut answer) = fetches.next().await {
+                    // Never block the runtime: wait for room politely.
+                    loop {
+                        match answers_in.try_send(answer) {
+                            Ok(()) => break,
+                            Err(crossbeam_channel::TrySendError::Full(back)) => {
+                                answer = back;
+                                tokio::time::sleep(std::time::Duration::from_micros(200)).await;
+                            }
+                            Err(crossbeam_channel::TrySendError::Disconnected(_)) => return,
+                        }
+                    }
+                }
+            });
+            for answer in answers {
+                if has_failed() {
+                    break;
+                }
+                match answer {
+                    Ok((request, bytes)) => {
+                        stats.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        if ready_in.send((request, bytes)).is_err() {
+                            break;
+                        }
+                    }
+                    Err(error) => {
+                        fail(error);
+                        break;
+                    }
+                }
+            }
+            drop(ready_in);
+        });
+        cancel.check()?;
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads one frame of one pack: for delta chunks and single chunks.
+    fn read_frame(&self, place: Place<PackNo>) -> Result<(Arc<Directory>, Vec<u8>)> {
+        let pack = self.inner.packs.get(place.pack);
+        let directory = self.inner.directory(pack)?;
+        let key = pack.id.key();
+        let damaged = |what: &str| Error::new(Kind::Damaged, format!("pack {key}: {what}"));
+        let frame = directory.frames.get(place.frame as usize).ok_or_else(|| damaged("has fewer frames than a reference to it says"))?;
+        let range = frame.offset..frame.offset + u64::from(frame.sealed_len);
+        let bytes = self.inner.block_on(self.inner.store.get_range(&key, range)).map_err(|e| missing_pack(e, &key))?;
+        let mut worker = DecodeWorker::new(&self.inner)?;
+        worker.decode(&key, &directory, frame, &bytes)?;
+        Ok((Arc::clone(&directory), worker.plain))
+    }
+
+    fn delta_chunk(&self, patch: Place<PackNo>, base: Place<PackNo>, chunk: &Chunk<PackNo>) -> Result<Vec<u8>> {
+        let damaged = |what: &str| Error::new(Kind::Damaged, format!("pack {}: {what}", self.inner.packs.get(patch.pack).id.key()));
+        let part = |directory: &Directory, place: Place<PackNo>, plain: &[u8]| -> Result<(super::pack::ChunkEntry, Vec<u8>)> {
+            let frame = &directory.frames[place.frame as usize];
+            let entry = *frame.chunks.get(place.slot as usize).ok_or_else(|| damaged("has fewer chunks than a reference to it says"))?;
+            let len = |c: &super::pack::ChunkEntry| c.base.map_or(c.len, |(_, patch_len)| patch_len) as usize;
+            let start: usize = frame.chunks[..place.slot as usize].iter().map(len).sum();
+            Ok((entry, plain[start..start + len(&entry)].to_vec()))
+        };
+        let (base_directory, base_plain) = self.read_frame(base)?;
+        let (base_entry, base_bytes) = part(&base_directory, base, &base_plain)?;
+        let (patch_directory, patch_plain) = self.read_frame(patch)?;
+        let (entry, patch_bytes) = part(&patch_directory, patch, &patch_plain)?;
+        if base_entry.base.is_some() || entry.base.map(|(id, _)| id) != Some(base_entry.id) || entry.id != chunk.id {
+            return Err(damaged("a patch does not belong to its base"));
+        }
+        let data = apply_patch(&base_bytes, &patch_bytes, chunk.len as usize).map_err(|e| damaged("a patch cannot be applied").because(e))?;
+        if chunk_id(self.inner.keys.chunk_id_key()?, &data) != chunk.id {
+            return Err(damaged("a chunk does not match its id"));
+        }
+        Ok(data)
+    }
+}
+
+/// A range of a pack and what is wanted from it.
+struct Request {
+    pack: PackNo,
+    directory: Arc<Directory>,
+    start: u64,
+    end: u64,
+    /// Frame number, and slot and target of each chunk wanted from it.
+    frames: Vec<(u32, Vec<(u32, Item)>)>,
+}
+
+#[derive(Default)]
+struct Counters {
+    delivered: AtomicU64,
+    existing: AtomicU64,
+    fetched: AtomicU64,
+}
+
+impl Counters {
+    fn totals(&self) -> FetchStats {
+        FetchStats {
+            bytes_delivered: self.delivered.load(Ordering::Relaxed),
+            bytes_existing: self.existing.load(Ordering::Relaxed),
+            bytes_fetched: self.fetched.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Opens, decompresses and checks frames; one a thread.
+pub(super) struct DecodeWorker<'i> {
+    inner: &'i Inner,
+    opener: FrameOpener<'i>,
+    decoder: Decoder,
+    sealed: Vec<u8>,
+    pub(super) plain: Vec<u8>,
+}
+
+impl<'i> DecodeWorker<'i> {
+    pub(super) fn new(inner: &'i Inner) -> Result<Self> {
+        let decoder = Decoder::new().map_err(|e| Error::new(Kind::Failed, "start a decoder").because(e))?;
+        Ok(Self { inner, opener: FrameOpener::new(&inner.keys, inner.id), decoder, sealed: Vec::new(), plain: Vec::new() })
+    }
+
+    /// Opens and decompresses a frame into `plain`.
+    pub(super) fn decode(&mut self, key: &str, directory: &Directory, frame: &FrameEntry, sealed: &[u8]) -> Result<()> {
+        if sealed.len() != frame.sealed_len as usize {
+            return Err(Error::new(Kind::Damaged, format!("pack {key}: is truncated")));
+        }
+        self.sealed.clear();
+        self.sealed.extend_from_slice(sealed);
+        self.opener.open(key, directory.kind, &directory.envelopes[frame.envelope as usize], frame, &mut self.sealed)?;
+        self.decoder
+            .decode(frame.encoding, &self.sealed, frame.plain_len as usize, &mut self.plain)
+            .map_err(|e| Error::new(Kind::Damaged, format!("pack {key}, frame at {}", frame.offset)).because(e))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the surroundings of one call")]
+    fn deliver(
+        &mut self,
+        request: &Request,
+        bytes: &[u8],
+        name: &dyn Fn(usize) -> String,
+        sink: &dyn BlockSink,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+        stats: &Counters,
+    ) -> Result<()> {
+        let key = self.inner.packs.get(request.pack).id.key();
+        let id_key = *self.inner.keys.chunk_id_key()?;
+        for (number, items) in &request.frames {
+            cancel.check()?;
+            let frame = &request.directory.frames[*number as usize];
+            let at = (frame.offset - request.start) as usize;
+            let within = |e: Error| e.within(format!("restore {}", name(items[0].1.file)));
+            let sealed = bytes.get(at..at + frame.sealed_len as usize).ok_or_else(|| Error::new(Kind::Damaged, format!("pack {key}: is truncated")));
+            self.decode(&key, &request.directory, frame, sealed.map_err(within)?).map_err(within)?;
+            if frame.encoding == Encoding::Delta {
+                return Err(Error::new(Kind::Damaged, format!("pack {key}: a patch is referred to as a full chunk")));
+            }
+            let mut starts = Vec::with_capacity(frame.chunks.len());
+            let mut start = 0usize;
+            for chunk in &frame.chunks {
+                starts.push(start);
+                start += chunk.len as usize;
+            }
+            let mut checked: Vec<ChunkId> = vec![ChunkId::default(); frame.chunks.len()];
+            // Chunks that lie one after the other here and there are written at once.
+            let mut run: Option<(usize, u64, std::ops::Range<usize>)> = None;
+            let mut delivered = 0u64;
+            for (slot, item) in items {
+                let slot = *slot as usize;
+                let range = starts[slot]..starts[slot] + item.chunk.len as usize;
+                if checked[slot] != item.chunk.id {
+                    if chunk_id(&id_key, &self.plain[range.clone()]) != item.chunk.id {
+                        return Err(within(Error::new(Kind::Damaged, format!("pack {key}, frame at {}: a chunk does not match its id", frame.offset))));
+                    }
+                    checked[slot] = item.chunk.id;
+                }
+                delivered += range.len() as u64;
+                match &mut run {
+                    Some((file, offset, bytes)) if *file == item.file && *offset + bytes.len() as u64 == item.offset && bytes.end == range.start => bytes.end = range.end,
+                    _ => {
+                        if let Some((file, offset, bytes)) = run.replace((item.file, item.offset, range)) {
+                            sink.write(file, offset, &self.plain[bytes])?;
+                        }
+                    }
+                }
+            }
+            if let Some((file, offset, bytes)) = run {
+                sink.write(file, offset, &self.plain[bytes])?;
+            }
+            stats.delivered.fetch_add(delivered, Ordering::Relaxed);
+            progress.event(Event::Advance { bytes: delivered, items: 0 });
+        }
+        Ok(())
+    }
+}
+
+enum Stretch {
+    Chunks(Vec<Chunk<PackNo>>),
+    Node(NodeRef<PackNo>),
+}
+
+/// Reads a file in order, a stretch at a time.
+struct FileReader {
+    repository: Repository,
+    nodes: NodeReader,
+    cancel: Cancel,
+    stretches: std::vec::IntoIter<Stretch>,
+    ready: Vec<u8>,
+    at: usize,
+}
+
+/// Collects a stretch in memory.
+struct MemorySink(Mutex<Vec<u8>>);
+
+impl BlockSink for MemorySink {
+    fn write(&self, _file: usize, offset: u64, data: &[u8]) -> Result<()> {
+        let start = usize::try_from(offset).map_err(|_| Error::new(Kind::Bug, "a stretch over memory"))?;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[start..start + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+}
+
+impl FileReader {
+    fn refill(&mut self) -> Result<bool> {
+        let chunks = match self.stretches.next() {
+            None => return Ok(false),
+            Some(Stretch::Chunks(chunks)) => chunks,
+            Some(Stretch::Node(node)) => match self.nodes.records(&node)?.pop() {
+                Some(Record::Stretch(chunks)) => chunks,
+                _ => return Err(Error::new(Kind::Damaged, "a node is not the stretch that it should be")),
+            },
+        };
+        let mut items = Vec::with_capacity(chunks.len());
+        let mut offset = 0u64;
+        for chunk in chunks {
+            items.push(Item { file: 0, offset, chunk });
+            offset += u64::from(chunk.len);
+        }
+        let len = usize::try_from(offset).map_err(|_| Error::new(Kind::Damaged, "a stretch is impossibly long"))?;
+        let sink = MemorySink(Mutex::new(vec![0; len]));
+        self.repository.fetch_window(&mut items, &[], &sink, &crate::event::Silent, &self.cancel, &Counters::default())?;
+        self.ready = sink.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.at = 0;
+        Ok(true)
+    }
+}
+
+impl Read for FileReader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.at == self.ready.len() {
+            if !self.refill().map_err(std::io::Error::other)? {
+                return Ok(0);
+            }
+        }
+        let take = buffer.len().min(self.ready.len() - self.at);
+        buffer[..take].copy_from_slice(&self.ready[self.at..self.at + take]);
+        self.at += take;
+        Ok(take)
+    }
 }

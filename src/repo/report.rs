@@ -1,7 +1,14 @@
-//! Reports kept in the repository, sealed: drills and verifications.
+//! Reports kept in the repository, sealed: drills and verifications. Drill reports are also signed by the reader role.
+
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use ed25519_dalek::Signer as _;
 use serde::{Deserialize, Serialize};
 
+use super::Repository;
+use super::format::ObjectKind;
+use super::keys::Role;
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::{ReportId, SnapshotId};
 
 /// What a report is about.
@@ -24,4 +31,83 @@ pub struct ReportRecord {
     pub passed: bool,
     /// The full document (`lifeboat.drill/1`, `lifeboat.verify/1`).
     pub document: serde_json::Value,
+}
+
+/// Content of a report object (JSON): the record as text, so that the signed bytes are these very bytes.
+#[derive(Serialize, Deserialize)]
+struct ReportObject {
+    record: String,
+    /// Hex Ed25519 signature of `record`; absent when the writer was no reader.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    signature: Option<String>,
+}
+
+impl Repository {
+    /// Stores a report, sealed, and signed when the role allows.
+    ///
+    /// # Errors
+    /// `Unavailable` and the like.
+    pub fn put_report(&self, report: &ReportRecord) -> Result<()> {
+        let key = format!("reports/{}", report.id);
+        let record = serde_json::to_string(report).context(Kind::Bug, || "encode a report".into())?;
+        let signature = match self.role() {
+            Role::Reader => Some(hex::encode(self.inner.keys.signing_key()?.sign(record.as_bytes()).to_bytes())),
+            _ => None,
+        };
+        let content = serde_json::to_vec(&ReportObject { record, signature }).context(Kind::Bug, || "encode a report".into())?;
+        let sealed = self.inner.seal_object(ObjectKind::Report, &key, &content)?;
+        self.inner.block_on(self.inner.store.create(&key, Bytes::from(sealed)))?;
+        Ok(())
+    }
+
+    /// All reports of a kind, oldest first.
+    ///
+    /// # Errors
+    /// `Damaged` names the object that cannot be opened.
+    pub fn reports(&self, kind: Option<ReportKind>) -> Result<Vec<ReportRecord>> {
+        let mut reports: Vec<ReportRecord> = Vec::new();
+        for (_, report) in self.open_reports()? {
+            let report = report?;
+            if kind.is_none_or(|kind| report.kind == kind) {
+                reports.push(report);
+            }
+        }
+        reports.sort_by_key(|r| (r.time, r.id));
+        Ok(reports)
+    }
+
+    pub(super) fn open_reports(&self) -> Result<Vec<(String, Result<ReportRecord>)>> {
+        use futures::StreamExt as _;
+        let inner = &self.inner;
+        let store = &inner.store;
+        let listed = inner.block_on(store.list("reports/"))?;
+        let fetched: Vec<_> =
+            inner.block_on(futures::stream::iter(listed).map(|object| async move { (store.get(&object.key).await, object.key) }).buffered(16).collect());
+        Ok(fetched
+            .into_iter()
+            .map(|(bytes, key)| {
+                let report = bytes.and_then(|bytes| self.decode_report(&key, &bytes));
+                (key, report)
+            })
+            .collect())
+    }
+
+    fn decode_report(&self, key: &str, bytes: &[u8]) -> Result<ReportRecord> {
+        let inner = &self.inner;
+        let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {key}: {what}"));
+        let content = super::seal::open(&inner.keys, inner.id, ObjectKind::Report, key, bytes)?;
+        let object: ReportObject = serde_json::from_slice(&content).map_err(|e| damaged("cannot be decoded").because(e))?;
+        let record: ReportRecord = serde_json::from_str(&object.record).map_err(|e| damaged("cannot be decoded").because(e))?;
+        if let (Some(signature), Role::Reader) = (&object.signature, self.role()) {
+            let signature = hex::decode(signature).ok().and_then(|s| ed25519_dalek::Signature::from_slice(&s).ok());
+            let verifying = inner.keys.signing_key()?.verifying_key();
+            if !signature.is_some_and(|s| verifying.verify_strict(object.record.as_bytes(), &s).is_ok()) {
+                return Err(damaged("its signature is not valid"));
+            }
+        }
+        if record.kind == ReportKind::Drill && object.signature.is_none() {
+            return Err(damaged("is a drill report without a signature"));
+        }
+        Ok(record)
+    }
 }

@@ -1,7 +1,12 @@
-//! Snapshot manifests: the commit.
+//! Snapshot manifests: the commit. Chained per plan by the hashes of their sealed bytes, so one that disappears is noticed.
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::Repository;
+use super::format::ObjectKind;
+use super::seal;
+use crate::error::{Error, Kind, Result};
 use crate::id::{Name, SnapshotId};
 
 /// An earlier manifest of the same plan, by id and hash of its sealed bytes.
@@ -19,12 +24,30 @@ pub struct Stats {
     pub bytes_read: u64,
     /// Plain bytes of all files in the snapshot.
     pub bytes_source: u64,
-    /// Sealed bytes that this backup added to the repository, everything included.
+    /// Sealed bytes of packs and index objects that this backup added to the repository.
     pub bytes_stored: u64,
     pub entries: u64,
     pub chunks_new: u64,
     pub chunks_reused: u64,
     pub packs: u64,
+}
+
+/// Where a source's tree begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeRoot {
+    /// How many levels of list nodes stand between `nodes` and the nodes of records.
+    pub depth: u32,
+    /// Hex of a list of node references (see `tree`).
+    pub nodes: String,
+}
+
+impl TreeRoot {
+    pub(super) fn bytes(&self) -> Result<Vec<u8>> {
+        if self.depth > 8 {
+            return Err(Error::new(Kind::Damaged, "a manifest's tree is impossibly deep"));
+        }
+        hex::decode(&self.nodes).map_err(|e| Error::new(Kind::Damaged, "a manifest's tree cannot be decoded").because(e))
+    }
 }
 
 /// One source in a snapshot.
@@ -38,8 +61,7 @@ pub struct SourceRecord {
     pub bytes: u64,
     /// [`crate::source::Finish`] as JSON: consistency, fingerprints, problems. Opaque here.
     pub finish: serde_json::Value,
-    /// Locator of the tree's root, opaque outside `repo`.
-    pub tree: serde_json::Value,
+    pub tree: TreeRoot,
 }
 
 /// A committed snapshot.
@@ -58,4 +80,104 @@ pub struct Manifest {
     pub tags: Vec<String>,
     /// Version of the program that wrote it.
     pub program: String,
+}
+
+/// How many of the newest manifests are looked at for heads of the chain.
+const HEADS_WINDOW: usize = 8;
+
+impl Repository {
+    /// Manifests of one plan, or of all, oldest first (by id, which is the order of commits).
+    ///
+    /// # Errors
+    /// `Damaged` names the object when one cannot be opened.
+    pub fn manifests(&self, plan: Option<&Name>) -> Result<Vec<Manifest>> {
+        let prefix = plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())));
+        let mut manifests = Vec::new();
+        for (key, opened) in self.open_manifests(&prefix)? {
+            if let Some((manifest, _)) = opened.map_err(|e| e.within(format!("read the manifest {key}")).hint("run `lifeboat verify` to see what else is harmed"))? {
+                manifests.push(manifest);
+            }
+        }
+        manifests.sort_by_key(|m| m.id);
+        Ok(manifests)
+    }
+
+    /// One manifest.
+    ///
+    /// # Errors
+    /// `NoRecoveryPoint` when there is no such snapshot.
+    pub fn manifest(&self, id: SnapshotId) -> Result<Manifest> {
+        let inner = &self.inner;
+        let listed = inner.block_on(inner.store.list("snapshots/"))?;
+        let name = format!("/{id}");
+        for object in listed.iter().filter(|o| o.key.ends_with(&name)) {
+            if let Some((manifest, _)) = self.open_manifest(&object.key)? {
+                return Ok(manifest);
+            }
+        }
+        Err(Error::new(Kind::NoRecoveryPoint, format!("there is no snapshot {id}")).hint("see `lifeboat snapshots`"))
+    }
+
+    /// All manifests below a prefix, opened many at a time; a void marker is `None`.
+    pub(super) fn open_manifests(&self, prefix: &str) -> Result<Vec<(String, Result<Option<(Manifest, String)>>)>> {
+        use futures::StreamExt as _;
+        let inner = &self.inner;
+        let listed = inner.block_on(inner.store.list(prefix))?;
+        let store = &inner.store;
+        let fetched: Vec<_> = inner.block_on(
+            futures::stream::iter(listed).map(|object| async move { (store.get(&object.key).await, object.key) }).buffered(16).collect(),
+        );
+        Ok(fetched
+            .into_iter()
+            .map(|(bytes, key)| {
+                let opened = bytes.and_then(|bytes| self.decode_manifest(&key, &bytes));
+                (key, opened)
+            })
+            .collect())
+    }
+
+    fn open_manifest(&self, key: &str) -> Result<Option<(Manifest, String)>> {
+        let bytes = self.inner.block_on(self.inner.store.get(key))?;
+        self.decode_manifest(key, &bytes)
+    }
+
+    /// The manifest and the hash of its sealed bytes; `None` for a void marker.
+    fn decode_manifest(&self, key: &str, bytes: &[u8]) -> Result<Option<(Manifest, String)>> {
+        let inner = &self.inner;
+        if seal::claimed_kind(bytes) == Some(ObjectKind::Void) {
+            seal::open(&inner.keys, inner.id, ObjectKind::Void, key, bytes)?;
+            return Ok(None);
+        }
+        let content = seal::open(&inner.keys, inner.id, ObjectKind::Manifest, key, bytes)?;
+        let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {key}: {what}"));
+        let manifest: Manifest = serde_json::from_slice(&content).map_err(|e| damaged("cannot be decoded").because(e))?;
+        let expected = format!("snapshots/{}/{}", inner.keys.chain_name(manifest.plan.as_str()), manifest.id);
+        if expected != key {
+            return Err(damaged("holds another snapshot than its name says"));
+        }
+        Ok(Some((manifest, blake3::hash(bytes).to_hex().to_string())))
+    }
+
+    /// The newest manifests of a chain that no other names as parent, and the newest of all.
+    pub(super) fn heads(&self, folder: &str) -> Result<(Vec<Parent>, Option<Manifest>)> {
+        let listed = self.inner.block_on(self.inner.store.list(folder))?;
+        let mut newest = Vec::new();
+        for object in listed.iter().rev().take(HEADS_WINDOW) {
+            match self.open_manifest(&object.key) {
+                Ok(Some(manifest)) => newest.push(manifest),
+                Ok(None) => {}
+                // It stays a hole in the chain that `verify` reports; the next backup must still be possible.
+                Err(e) if e.kind() == Kind::Damaged => tracing::warn!(object = %object.key, error = ?e, "a damaged manifest is not used"),
+                Err(e) => return Err(e),
+            }
+        }
+        let named: std::collections::HashSet<SnapshotId> = newest.iter().flat_map(|(m, _)| m.parents.iter().map(|p| p.id)).collect();
+        let parents = newest.iter().filter(|(m, _)| !named.contains(&m.id)).map(|(m, hash)| Parent { id: m.id, hash: hash.clone() }).collect();
+        Ok((parents, newest.into_iter().next().map(|(m, _)| m)))
+    }
+}
+
+/// The machine's name, for manifests and messages.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

@@ -1,11 +1,32 @@
-//! Writing.
+//! Writing a snapshot: what changed goes through the pipeline, what did not is named again.
+//!
+//! Order of a commit (see `session` for who may run beside it): session → tombstones, index, packs → packs and index written →
+//! manifest created → session removed.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::Read;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use super::snapshot::{Manifest, SourceRecord};
-use crate::entry::Entry;
-use crate::error::Result;
-use crate::event::Progress;
-use crate::id::Name;
+use super::content::ContentChunker;
+use super::format::{CONTENT_MAX, ChunkId, NODE_FRAME_TARGET, ObjectKind, PackId, STRETCH_CHUNKS};
+use super::frame::Encoder;
+use super::index::{self, IndexedPack, LocalIndex};
+use super::nodes::{NodeReader, node_id};
+use super::pack::ChunkEntry;
+use super::packs::PackNo;
+use super::pipeline::{Cuts, Job, Loc, Piece, PieceSlot, Pipeline, publish_index};
+use super::session::{Session, read_tombstones};
+use super::snapshot::{Manifest, Parent, SourceRecord, Stats, TreeRoot, host_name};
+use super::tree::{Chunk, Content, NodeEncoder, NodeRef, Place, Record, Stored, encode_list, ends_list, ends_node};
+use super::{Inner, Repository};
+use crate::entry::{Entry, EntryKind, Layout, is_valid_path, tree_order};
+use crate::error::{Context as _, Error, IoContext as _, Kind, Result};
+use crate::event::{Cancel, Event, Progress};
+use crate::id::{Name, SnapshotId};
 
 /// What [`TreeWriter::add`] says about an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,29 +37,799 @@ pub enum Added {
     NeedsContent,
 }
 
-/// A snapshot being written. Dropping it without `commit` leaves only garbage that a next run reuses.
-pub struct BackupWriter {}
-
-/// One source's tree being written.
-pub struct TreeWriter<'a> { _writer: &'a mut BackupWriter }
-
 /// A committed snapshot.
-pub struct Committed { pub manifest: Manifest }
+#[derive(Debug)]
+pub struct Committed {
+    pub manifest: Manifest,
+}
+
+/// A snapshot being written. Dropping it without `commit` leaves only garbage that a next run reuses.
+pub struct BackupWriter {
+    inner: Arc<Inner>,
+    plan: Name,
+    id: SnapshotId,
+    key: String,
+    started: DateTime<Utc>,
+    /// Until the commit.
+    session: Option<Session>,
+    parents: Vec<Parent>,
+    previous: Option<Manifest>,
+    pipeline: Pipeline,
+    cancel: Cancel,
+    bytes_read: u64,
+    warnings: Vec<String>,
+}
+
+/// Bytes of a file in one stretch of content-defined chunks.
+const STRETCH_BYTES: usize = 1 << 20;
+/// Bytes of small files that go to the workers together.
+const JOB_BYTES: usize = 1 << 20;
+const JOB_PIECES: usize = 128;
+/// Records that may wait for the names of packs before open packs are closed for their sake.
+const PENDING_MAX: usize = 20_000;
+/// Node references that a manifest holds itself; more go into list nodes.
+const ROOT_MAX: usize = 1024;
+/// Nodes of the previous tree around the present place that can be named again.
+const KNOWN_NODES: usize = 16_384;
+
+impl Repository {
+    /// Begins a snapshot: publishes the session, reads tombstones and index, finds the previous snapshot of the plan, takes in packs
+    /// that an interrupted run left.
+    ///
+    /// # Errors
+    /// `WrongKey` for the maintainer role; `Damaged`, `Unavailable`.
+    pub fn begin(&self, plan: &Name, now: DateTime<Utc>, cancel: &Cancel) -> Result<BackupWriter> {
+        let inner = &self.inner;
+        inner.keys.chunk_id_key()?;
+        let chain = inner.keys.chain_name(plan.as_str());
+        let folder = format!("snapshots/{chain}/");
+        // Ids sort in the order of commits even when the clock went backwards.
+        let listed = inner.block_on(inner.store.list(&folder))?;
+        let newest = listed.iter().filter_map(|o| o.key[folder.len()..].parse::<SnapshotId>().ok()).max();
+        let id = SnapshotId::generate_after(now, newest);
+        let key = format!("{folder}{id}");
+        let session = Session::publish(inner, &key, &host_name(), now)?;
+        let tombstones = read_tombstones(inner)?;
+        let index = self.refresh_index()?;
+        let mut warnings = Vec::new();
+        let usable = self.usable_packs(&index, &tombstones, &mut warnings)?;
+        let (parents, previous) = self.heads(&folder)?;
+        let pipeline = Pipeline::start(inner, index, usable, cancel)?;
+        Ok(BackupWriter {
+            inner: Arc::clone(inner),
+            plan: plan.clone(),
+            id,
+            key,
+            started: now,
+            session: Some(session),
+            parents,
+            previous,
+            pipeline,
+            cancel: cancel.clone(),
+            bytes_read: 0,
+            warnings,
+        })
+    }
+
+    /// Brings the local index up to the index objects of the repository.
+    pub(super) fn refresh_index(&self) -> Result<LocalIndex> {
+        let inner = &self.inner;
+        let index = LocalIndex::open(&inner.cache.path.join("index"))?;
+        let objects = inner.block_on(inner.store.list("index/"))?;
+        let names: Vec<String> = objects.iter().map(|o| o.key["index/".len()..].to_owned()).collect();
+        for name in index.retain(&names)? {
+            match self.read_index_object(&name) {
+                Ok(packs) => index.cover(&name, &packs)?,
+                // Without it some chunks are stored again; nothing is lost. `verify` tells of it.
+                Err(e) if e.kind() == Kind::Damaged => tracing::warn!(object = %name, error = ?e, "index object not used: damaged"),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(index)
+    }
+
+    pub(super) fn read_index_object(&self, name: &str) -> Result<Vec<IndexedPack>> {
+        let key = format!("index/{name}");
+        let inner = &self.inner;
+        let bytes = inner.block_on(inner.store.get(&key))?;
+        if blake3::hash(&bytes).to_hex().as_str() != name {
+            return Err(Error::new(Kind::Damaged, format!("object {key}: does not match its name")));
+        }
+        let content = super::seal::open(&inner.keys, inner.id, ObjectKind::Index, &key, &bytes)?;
+        index::decode(&content).map_err(|e| Error::new(Kind::Damaged, format!("object {key}: cannot be decoded")).because(e))
+    }
+
+    /// Packs that may be reused. Packs that no index object lists (an interrupted run left them) are listed now.
+    fn usable_packs(&self, index: &LocalIndex, tombstones: &std::collections::HashSet<PackId>, warnings: &mut Vec<String>) -> Result<HashMap<PackId, u64>> {
+        let inner = &self.inner;
+        let mut present: HashMap<PackId, u64> = HashMap::new();
+        for object in inner.block_on(inner.store.list("packs/"))? {
+            if let Some(id) = PackId::from_key(&object.key) {
+                present.insert(id, object.size);
+            }
+        }
+        let listed: HashMap<PackId, u64> = index.packs().into_iter().map(|(id, len, _)| (id, len)).collect();
+        let missing = listed.iter().filter(|(id, len)| present.get(id) != Some(len) && !tombstones.contains(id)).count();
+        if missing > 0 {
+            warnings.push(format!(
+                "{missing} packs that the repository should hold are missing or have another size; their content is stored again where the source still has it. Run `lifeboat verify` to see which snapshots are harmed"
+            ));
+        }
+        let mut adopted = Vec::new();
+        for (id, len) in present.iter().filter(|(id, _)| !listed.contains_key(id) && !tombstones.contains(id)) {
+            match inner.directory_of_listed(*id, *len) {
+                Ok((pack, directory)) => adopted.push(IndexedPack {
+                    id: *id,
+                    kind: directory.kind,
+                    len: *len,
+                    directory_len: pack.directory_len,
+                    prefixes: directory.chunks().map(|c| c.id.prefix()).collect(),
+                }),
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => tracing::warn!(pack = %id.key(), error = ?e, "a pack that nothing lists was left alone"),
+                Err(e) => return Err(e),
+            }
+        }
+        for packs in adopted.chunks(256) {
+            publish_index(inner, index, packs)?;
+        }
+        let known: std::collections::HashSet<PackId> = index.packs().into_iter().map(|(id, ..)| id).collect();
+        present.retain(|id, len| known.contains(id) && !tombstones.contains(id) && listed.get(id).is_none_or(|l| l == len));
+        Ok(present)
+    }
+}
 
 impl BackupWriter {
+    /// The snapshot's id, if it will be committed.
+    pub fn id(&self) -> SnapshotId {
+        self.id
+    }
+
+    /// What the operator should hear of the repository's state.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// Begins the tree of one source (unique name within the snapshot).
-    pub fn tree(&mut self, _name: &Name, _kind: &str) -> Result<TreeWriter<'_>> { todo!() }
-    /// Waits for all uploads, writes packs → index → manifest, ends the session. `time`: the consistency moment.
-    pub fn commit(self, _sources: Vec<SourceRecord>, _time: DateTime<Utc>, _tags: Vec<String>, _progress: &dyn Progress) -> Result<Committed> { todo!() }
+    ///
+    /// # Errors
+    /// When the previous tree cannot be read for another reason than damage (a damaged one is not reused).
+    pub fn tree(&mut self, name: &Name, kind: &str) -> Result<TreeWriter<'_>> {
+        let mut previous = None;
+        if let Some(record) = self.previous.as_ref().and_then(|m| m.sources.iter().find(|s| s.name == *name)) {
+            match PreviousTree::open(&self.inner, &record.tree) {
+                Ok(tree) => previous = Some(tree),
+                Err(e) if e.kind() == Kind::Damaged => {
+                    self.warnings.push(format!("the previous snapshot's tree of {name} is damaged, so everything is read again: {e}"));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        let level = |e| Error::new(Kind::Failed, "start an encoder").because(e);
+        Ok(TreeWriter {
+            chunker: ContentChunker::new(self.inner.keys.boundary_seed()?),
+            node_id_key: self.inner.keys.node_id_key(),
+            encoder: Encoder::new(9).map_err(level)?,
+            name: name.clone(),
+            kind: kind.to_owned(),
+            previous,
+            last_path: None,
+            current: None,
+            job: Job { data: self.pipeline.buffer(), pieces: Vec::new() },
+            pending: VecDeque::new(),
+            node: NodeEncoder::new(),
+            known: HashMap::new(),
+            known_order: VecDeque::new(),
+            frame: Vec::new(),
+            frame_nodes: Vec::new(),
+            frame_refs: Vec::new(),
+            refs: Vec::new(),
+            entries: 0,
+            bytes: 0,
+            writer: self,
+        })
+    }
+
+    /// Waits for all uploads, writes packs → index → manifest, ends the session. `time`: the moment that the content is of.
+    ///
+    /// # Errors
+    /// Whatever failed; nothing is committed then. `Busy` when a collector fenced this run (it was paused for long): run it again.
+    pub fn commit(self, sources: Vec<SourceRecord>, time: DateTime<Utc>, tags: Vec<String>, progress: &dyn Progress) -> Result<Committed> {
+        progress.event(Event::Phase { name: "commit", detail: String::new() });
+        self.pipeline.flush_nodes()?;
+        self.pipeline.drain()?;
+        self.cancel.check()?;
+        let counters = self.pipeline.counters();
+        let stats = Stats {
+            bytes_read: self.bytes_read,
+            bytes_source: sources.iter().map(|s| s.bytes).sum(),
+            bytes_stored: counters.bytes_stored.load(Ordering::Relaxed),
+            entries: sources.iter().map(|s| s.entries).sum(),
+            chunks_new: counters.chunks_new.load(Ordering::Relaxed),
+            chunks_reused: counters.chunks_reused.load(Ordering::Relaxed),
+            packs: counters.packs.load(Ordering::Relaxed),
+        };
+        let mut manifest = Manifest {
+            id: self.id,
+            plan: self.plan.clone(),
+            host: host_name(),
+            started: self.started,
+            time,
+            parents: self.parents.clone(),
+            sources,
+            stats,
+            tags,
+            program: env!("CARGO_PKG_VERSION").into(),
+        };
+        let json = serde_json::to_vec(&manifest).context(Kind::Bug, || "encode a manifest".into())?;
+        let sealed = self.inner.seal_object(ObjectKind::Manifest, &self.key, &json)?;
+        let sealed_len = sealed.len() as u64;
+        // The commit.
+        match self.inner.block_on(self.inner.store.create(&self.key, Bytes::from(sealed))) {
+            Ok(_) => {}
+            Err(e) if e.kind() == Kind::AlreadyExists => {
+                return Err(Error::new(Kind::Busy, "this backup was fenced by a collector that took it for dead (it had paused for long); nothing was committed")
+                    .hint("run the backup again: what it sent is reused as far as possible")
+                    .because(e));
+            }
+            Err(e) => return Err(e.within("commit the snapshot")),
+        }
+        manifest.stats.bytes_stored += sealed_len;
+        Ok(Committed { manifest })
+    }
 }
+
+impl Drop for BackupWriter {
+    /// Committed or given up: either way nothing more will be committed under this session.
+    fn drop(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.end(&self.inner);
+        }
+    }
+}
+
+/// One source's tree being written.
+pub struct TreeWriter<'a> {
+    writer: &'a mut BackupWriter,
+    name: Name,
+    kind: String,
+    chunker: ContentChunker,
+    node_id_key: [u8; 32],
+    encoder: Encoder,
+    previous: Option<PreviousTree>,
+    last_path: Option<Vec<u8>>,
+    /// The entry whose content is awaited.
+    current: Option<(Entry, Option<PreviousFile>)>,
+    job: Job,
+    pending: VecDeque<Pending>,
+    node: NodeEncoder<PackNo>,
+    /// Nodes of the previous tree (around the present place) and new ones, by id.
+    known: HashMap<ChunkId, Place<Loc>>,
+    known_order: VecDeque<ChunkId>,
+    /// Nodes on their way into one frame, and which reference each is for.
+    frame: Vec<u8>,
+    frame_nodes: Vec<ChunkEntry>,
+    frame_refs: Vec<usize>,
+    refs: Vec<NodeRef<Loc>>,
+    entries: u64,
+    bytes: u64,
+}
+
+/// A record that waits for its chunks to get places.
+enum Pending {
+    Entry(Entry, PendingContent),
+    Stretch(PieceSlot),
+    Known(Vec<Chunk<PackNo>>),
+}
+
+enum PendingContent {
+    None,
+    Slot(PieceSlot),
+    Known(Vec<Chunk<PackNo>>),
+    Stretches(u64),
+}
+
+/// No ticket: a place that is filled in when the node's frame is sealed.
+const UNPLACED: Place<Loc> = Place { pack: Loc::Ticket(u32::MAX), frame: 0, slot: 0 };
 
 impl TreeWriter<'_> {
     /// Adds the next entry in tree order.
-    pub fn add(&mut self, _entry: Entry) -> Result<Added> { todo!() }
+    ///
+    /// # Errors
+    /// `Bug` when entries are not in tree order or an earlier one still needs its content; what made the pipeline fail.
+    pub fn add(&mut self, entry: Entry) -> Result<Added> {
+        if self.current.is_some() {
+            return Err(Error::new(Kind::Bug, format!("entry {} was added while another one's bytes are awaited", entry.display_path())));
+        }
+        if !is_valid_path(&entry.path) || self.last_path.as_ref().is_some_and(|last| tree_order(last, &entry.path).is_ge()) {
+            return Err(Error::new(Kind::Bug, format!("entry {} is out of order or has an invalid path", entry.display_path())));
+        }
+        self.last_path = Some(entry.path.clone());
+        let EntryKind::File { layout, .. } = entry.kind else {
+            self.entries += 1;
+            self.pending.push_back(Pending::Entry(entry, PendingContent::None));
+            self.settle(PENDING_MAX)?;
+            return Ok(Added::Complete);
+        };
+        if let Layout::Pages(size) = layout
+            && !(size.is_power_of_two() && (512..=65_536).contains(&size))
+        {
+            return Err(Error::new(Kind::Usage, format!("page size {size} is not a power of two between 512 and 65536")));
+        }
+        let previous = match &mut self.previous {
+            Some(tree) => tree.find(&entry.path)?,
+            None => None,
+        };
+        if let Some(file) = &previous
+            && !entry.stamp.is_empty()
+            && file.entry.stamp == entry.stamp
+            && same_layout(&file.entry.kind, layout)
+            && self.reuse(&entry, previous.as_ref())?
+        {
+            return Ok(Added::Complete);
+        }
+        // Chunks of another layout stand at other positions.
+        let previous = previous.filter(|file| same_layout(&file.entry.kind, layout));
+        self.current = Some((entry, previous));
+        Ok(Added::NeedsContent)
+    }
+
+    /// Names the chunks of an unchanged file again. `false`: some of them cannot be reused, so the file must be read.
+    fn reuse(&mut self, entry: &Entry, previous: Option<&PreviousFile>) -> Result<bool> {
+        let (Some(file), Some(tree)) = (previous, &mut self.previous) else { return Ok(false) };
+        let mut stretches = Vec::new();
+        let content = match &file.content {
+            Content::None => return Ok(false),
+            Content::Inline(chunks) => {
+                if !chunks.iter().all(|c| self.writer.pipeline.is_usable(&c.stored)) {
+                    return Ok(false);
+                }
+                PendingContent::Known(chunks.clone())
+            }
+            Content::Stretches(count) => {
+                for node in &tree.refs[file.first_node..file.first_node + *count as usize] {
+                    let chunks = tree.nodes.stretch(node)?;
+                    if !chunks.iter().all(|c| self.writer.pipeline.is_usable(&c.stored)) {
+                        return Ok(false);
+                    }
+                    stretches.push((*node, chunks));
+                }
+                PendingContent::Stretches(*count)
+            }
+        };
+        let EntryKind::File { size, .. } = file.entry.kind else { return Ok(false) };
+        let mut entry = entry.clone();
+        if let EntryKind::File { size: new, .. } = &mut entry.kind {
+            *new = size;
+        }
+        for (node, chunks) in stretches {
+            self.remember(&node);
+            self.pending.push_back(Pending::Known(chunks));
+            self.settle(PENDING_MAX)?;
+        }
+        self.entries += 1;
+        self.bytes += size.unwrap_or(0);
+        self.pending.push_back(Pending::Entry(entry, content));
+        self.settle(PENDING_MAX)?;
+        Ok(true)
+    }
+
     /// Reads the bytes of the entry just added to their end; returns how many there were.
-    pub fn content(&mut self, _reader: &mut dyn std::io::Read) -> Result<u64> { todo!() }
+    ///
+    /// # Errors
+    /// What reading returns; what made the pipeline fail.
+    pub fn content(&mut self, reader: &mut dyn Read) -> Result<u64> {
+        let Some((entry, previous)) = self.current.take() else {
+            return Err(Error::new(Kind::Bug, "content without an entry that needs it"));
+        };
+        let EntryKind::File { layout, .. } = entry.kind else { return Err(Error::new(Kind::Bug, "content for an entry that is no file")) };
+        let failed = |entry: &Entry| format!("read {}", entry.display_path());
+        let stretch_len = match layout {
+            Layout::Pages(size) => size as usize * (STRETCH_BYTES / size as usize).clamp(1, STRETCH_CHUNKS),
+            Layout::Content => STRETCH_BYTES + CONTENT_MAX,
+        };
+        // One byte more than the file should have shows its end, so that many small files share a job.
+        let mut want = match entry.kind {
+            EntryKind::File { size: Some(size), .. } => usize::try_from(size).map_or(stretch_len, |size| stretch_len.min(size.saturating_add(1))),
+            _ => stretch_len,
+        };
+        let mut total = 0u64;
+        let mut count = 0u64;
+        // The first stretch is held back: a file that ends with it is kept inside its entry.
+        let mut first: Option<PieceSlot> = None;
+        let mut carry: Vec<u8> = Vec::new();
+        loop {
+            if self.job.data.len() + want > JOB_BYTES + CONTENT_MAX || self.job.pieces.len() >= JOB_PIECES {
+                self.submit()?;
+            }
+            let start = self.job.data.len();
+            self.job.data.append(&mut carry);
+            let held = self.job.data.len() - start;
+            let read = (&mut *reader).take((want - held) as u64).read_to_end(&mut self.job.data).map_err(|e| read_error(e, || failed(&entry)))?;
+            self.writer.bytes_read += read as u64;
+            let at_end = held + read < want;
+            let available = self.job.data.len() - start;
+            if available == 0 {
+                break;
+            }
+            if !at_end && want < stretch_len {
+                // It is longer than it was when it was listed: begin again with whole stretches.
+                want = stretch_len;
+                carry.extend_from_slice(&self.job.data[start..]);
+                self.job.data.truncate(start);
+                continue;
+            }
+            want = stretch_len;
+            let (used, cuts) = match layout {
+                Layout::Pages(size) => (available, Cuts::Pages(size as usize)),
+                Layout::Content => {
+                    let (used, lens) = self.cut(&self.job.data[start..], at_end);
+                    (used, Cuts::Lens(lens))
+                }
+            };
+            if used < available {
+                carry.extend_from_slice(&self.job.data[start + used..]);
+                self.job.data.truncate(start + used);
+            }
+            let previous_chunks = self.previous_chunks(previous.as_ref(), count)?;
+            let slot: PieceSlot = Arc::new(OnceLock::new());
+            self.job.pieces.push(Piece { start, end: start + used, cuts, previous: previous_chunks, slot: Arc::clone(&slot) });
+            total += used as u64;
+            count += 1;
+            match (&first, count) {
+                (None, 1) => first = Some(slot),
+                _ => {
+                    if let Some(first) = first.take() {
+                        self.pending.push_back(Pending::Stretch(first));
+                    }
+                    self.pending.push_back(Pending::Stretch(slot));
+                }
+            }
+            self.settle(PENDING_MAX)?;
+            self.writer.cancel.check()?;
+            if at_end && carry.is_empty() {
+                break;
+            }
+        }
+        let mut entry = entry;
+        if let EntryKind::File { size, .. } = &mut entry.kind {
+            *size = Some(total);
+        }
+        let content = match first {
+            Some(slot) => PendingContent::Slot(slot),
+            None if count == 0 => PendingContent::Known(Vec::new()),
+            None => PendingContent::Stretches(count),
+        };
+        self.entries += 1;
+        self.bytes += total;
+        self.pending.push_back(Pending::Entry(entry, content));
+        self.settle(PENDING_MAX)?;
+        Ok(total)
+    }
+
+    /// Cuts by content: lengths of chunks of about a stretch, and their sum.
+    fn cut(&self, bytes: &[u8], at_end: bool) -> (usize, Vec<u32>) {
+        let mut lens = Vec::new();
+        let mut used = 0;
+        while used < bytes.len() && used < STRETCH_BYTES && lens.len() < STRETCH_CHUNKS {
+            let rest = &bytes[used..];
+            if rest.len() < CONTENT_MAX && !at_end {
+                break;
+            }
+            let len = self.chunker.cut(&rest[..rest.len().min(CONTENT_MAX)]);
+            lens.push(len as u32);
+            used += len;
+        }
+        (used, lens)
+    }
+
+    /// What stood at this stretch in the previous snapshot, by position.
+    fn previous_chunks(&mut self, previous: Option<&PreviousFile>, stretch: u64) -> Result<Option<Vec<Chunk<PackNo>>>> {
+        let (Some(file), Some(tree)) = (previous, &mut self.previous) else { return Ok(None) };
+        match &file.content {
+            Content::Inline(chunks) if stretch == 0 => Ok(Some(chunks.clone())),
+            Content::Stretches(count) if stretch < *count => {
+                let node = tree.refs[file.first_node + stretch as usize];
+                let chunks = match tree.nodes.stretch(&node) {
+                    Ok(chunks) => Some(chunks),
+                    Err(e) if e.kind() == Kind::Damaged => None,
+                    Err(e) => return Err(e),
+                };
+                self.remember(&node);
+                Ok(chunks)
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Drops the entry just added (it vanished).
-    pub fn leave_out(&mut self) { todo!() }
+    pub fn leave_out(&mut self) {
+        self.current = None;
+    }
+
     /// Ends the tree; `finish` is the source's account, kept in the manifest.
-    pub fn finish(self, _finish: serde_json::Value) -> Result<SourceRecord> { todo!() }
+    ///
+    /// # Errors
+    /// What made the pipeline fail.
+    pub fn finish(mut self, finish: serde_json::Value) -> Result<SourceRecord> {
+        if self.current.is_some() {
+            return Err(Error::new(Kind::Bug, "the tree ended while an entry's bytes are awaited"));
+        }
+        self.submit()?;
+        self.writer.pipeline.flush()?;
+        self.settle(0)?;
+        self.close_node(false)?;
+        let mut depth = 0;
+        loop {
+            self.close_frame()?;
+            self.writer.pipeline.flush_nodes()?;
+            let refs = self.resolve_refs()?;
+            if refs.len() <= ROOT_MAX {
+                let inner = &self.writer.inner;
+                let root = encode_list(&refs, |number| inner.packs.get(number));
+                let tree = TreeRoot { depth, nodes: hex::encode(root) };
+                return Ok(SourceRecord { name: self.name, kind: self.kind, entries: self.entries, bytes: self.bytes, finish, tree });
+            }
+            depth += 1;
+            let mut list: Vec<NodeRef<PackNo>> = Vec::new();
+            for (at, node) in refs.iter().enumerate() {
+                list.push(*node);
+                if ends_list(node.id, list.len()) || at + 1 == refs.len() {
+                    let inner = Arc::clone(&self.writer.inner);
+                    let bytes = encode_list(&list, |number| inner.packs.get(number));
+                    self.place_node(bytes, false)?;
+                    list.clear();
+                }
+            }
+        }
+    }
+
+    fn resolve_refs(&mut self) -> Result<Vec<NodeRef<PackNo>>> {
+        let mut refs = Vec::with_capacity(self.refs.len());
+        for node in std::mem::take(&mut self.refs) {
+            refs.push(NodeRef { id: node.id, stretch: node.stretch, place: self.writer.pipeline.resolve(node.place)? });
+        }
+        Ok(refs)
+    }
+
+    fn submit(&mut self) -> Result<()> {
+        if self.job.pieces.is_empty() {
+            return Ok(());
+        }
+        let next = Job { data: self.writer.pipeline.buffer(), pieces: Vec::new() };
+        self.writer.pipeline.submit(std::mem::replace(&mut self.job, next))
+    }
+
+    /// Turns pending records into nodes as far as their places are known. With more than `most` waiting, waits for them.
+    fn settle(&mut self, most: usize) -> Result<()> {
+        let mut flushed = false;
+        while let Some(front) = self.pending.front() {
+            let record = match front {
+                Pending::Entry(entry, content) => {
+                    let content = match content {
+                        PendingContent::None => Some(Content::None),
+                        PendingContent::Known(chunks) => Some(Content::Inline(chunks.clone())),
+                        PendingContent::Stretches(count) => Some(Content::Stretches(*count)),
+                        PendingContent::Slot(slot) => self.chunks(slot).map(Content::Inline),
+                    };
+                    content.map(|content| Record::Entry { entry: entry.clone(), content })
+                }
+                Pending::Stretch(slot) => self.chunks(slot).map(Record::Stretch),
+                Pending::Known(chunks) => Some(Record::Stretch(chunks.clone())),
+            };
+            if let Some(record) = record {
+                self.pending.pop_front();
+                self.record(&record)?;
+                continue;
+            }
+            if self.pending.len() <= most {
+                return Ok(());
+            }
+            if flushed {
+                self.wait_for_front()?;
+            } else {
+                // Names are given to full packs only: close the open ones.
+                self.submit()?;
+                self.writer.pipeline.flush()?;
+                flushed = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for_front(&self) -> Result<()> {
+        let slot = match self.pending.front() {
+            Some(Pending::Entry(_, PendingContent::Slot(slot)) | Pending::Stretch(slot)) => slot,
+            _ => return Ok(()),
+        };
+        // `flush` has waited for the jobs, so the chunks are known; what is missing are names of packs.
+        let Some(chunks) = slot.get() else { return Err(Error::new(Kind::Bug, "a job ended without its chunks")) };
+        for place in chunks.iter().flat_map(|c| c.stored.places().collect::<Vec<_>>()) {
+            self.writer.pipeline.resolve(place)?;
+        }
+        Ok(())
+    }
+
+    /// The chunks of a piece with real places, if all have one by now.
+    fn chunks(&self, slot: &PieceSlot) -> Option<Vec<Chunk<PackNo>>> {
+        let pipeline = &self.writer.pipeline;
+        slot.get()?
+            .iter()
+            .map(|chunk| {
+                let stored = match chunk.stored {
+                    Stored::Zero => Stored::Zero,
+                    Stored::Full(place) => Stored::Full(pipeline.resolved(place)?),
+                    Stored::Delta { patch, base } => Stored::Delta { patch: pipeline.resolved(patch)?, base: pipeline.resolved(base)? },
+                };
+                Some(Chunk { id: chunk.id, len: chunk.len, stored })
+            })
+            .collect()
+    }
+
+    fn record(&mut self, record: &Record<PackNo>) -> Result<()> {
+        match record {
+            Record::Stretch(_) => {
+                self.close_node(false)?;
+                self.node.record(record);
+                self.close_node(true)
+            }
+            Record::Entry { entry, .. } => {
+                self.node.record(record);
+                if ends_node(&entry.path, self.node.len()) { self.close_node(false) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn close_node(&mut self, stretch: bool) -> Result<()> {
+        if self.node.is_empty() {
+            return Ok(());
+        }
+        let inner = Arc::clone(&self.writer.inner);
+        let node = std::mem::replace(&mut self.node, NodeEncoder::new());
+        self.place_node(node.finish(|number| inner.packs.get(number)), stretch)
+    }
+
+    /// Refers to a node: to the one that is stored already, or puts it into the open frame.
+    fn place_node(&mut self, bytes: Vec<u8>, stretch: bool) -> Result<()> {
+        let id = node_id(&self.node_id_key, &bytes);
+        if let Some(place) = self.known_place(id) {
+            self.refs.push(NodeRef { id, stretch, place });
+            return Ok(());
+        }
+        if !self.frame_nodes.is_empty() && self.frame.len() + bytes.len() > NODE_FRAME_TARGET {
+            self.close_frame()?;
+        }
+        self.frame_refs.push(self.refs.len());
+        self.refs.push(NodeRef { id, stretch, place: UNPLACED });
+        self.frame_nodes.push(ChunkEntry { id, len: bytes.len() as u32, base: None });
+        self.frame.extend_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn known_place(&mut self, id: ChunkId) -> Option<Place<Loc>> {
+        if let Some(place) = self.known.get(&id) {
+            return Some(*place);
+        }
+        let node = self.previous.as_ref()?.entry_nodes.get(&id).copied()?;
+        self.writer.pipeline.is_usable(&Stored::Full(node)).then_some(Place { pack: Loc::Known(node.pack), frame: node.frame, slot: node.slot })
+    }
+
+    /// A node of the previous tree near the present place: likely to be needed again.
+    fn remember(&mut self, node: &NodeRef<PackNo>) {
+        if !self.writer.pipeline.is_usable(&Stored::Full(node.place)) {
+            return;
+        }
+        let place = Place { pack: Loc::Known(node.place.pack), frame: node.place.frame, slot: node.place.slot };
+        if self.known.insert(node.id, place).is_none() {
+            self.known_order.push_back(node.id);
+        }
+        if self.known_order.len() > KNOWN_NODES
+            && let Some(oldest) = self.known_order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+
+    fn close_frame(&mut self) -> Result<()> {
+        if self.frame_nodes.is_empty() {
+            return Ok(());
+        }
+        let (encoding, encoded) = self.encoder.encode(&self.frame).context(Kind::Failed, || "compress a frame of metadata".into())?;
+        let ticket = self.writer.pipeline.push_nodes(encoding, encoded, std::mem::take(&mut self.frame_nodes))?;
+        for (slot, at) in self.frame_refs.drain(..).enumerate() {
+            self.refs[at].place = Place { pack: Loc::Ticket(ticket), frame: 0, slot: slot as u32 };
+        }
+        self.frame.clear();
+        Ok(())
+    }
+}
+
+/// An error of a source's reader: our own, wrapped, or an I/O error.
+fn read_error(error: std::io::Error, message: impl FnOnce() -> String) -> Error {
+    match error.downcast::<Error>() {
+        Ok(ours) => ours,
+        Err(error) => Err::<(), _>(error).io_context(message).err().unwrap_or_else(|| Error::new(Kind::Bug, "no error")),
+    }
+}
+
+fn same_layout(kind: &EntryKind, layout: Layout) -> bool {
+    matches!(kind, EntryKind::File { layout: other, .. } if *other == layout)
+}
+
+/// The previous snapshot's tree, walked beside the new one.
+struct PreviousTree {
+    nodes: NodeReader,
+    refs: Vec<NodeRef<PackNo>>,
+    /// Nodes of entries (not of stretches), by id.
+    entry_nodes: HashMap<ChunkId, Place<PackNo>>,
+    next: usize,
+    records: VecDeque<PreviousFile>,
+}
+
+/// A file of the previous snapshot.
+struct PreviousFile {
+    entry: Entry,
+    content: Content<PackNo>,
+    /// Where its stretches begin in the list of nodes.
+    first_node: usize,
+}
+
+impl PreviousTree {
+    fn open(inner: &Arc<Inner>, root: &TreeRoot) -> Result<Self> {
+        let mut nodes = NodeReader::new(inner)?;
+        let refs = nodes.leaves(&root.bytes()?, root.depth)?;
+        let entry_nodes = refs.iter().filter(|n| !n.stretch).map(|n| (n.id, n.place)).collect();
+        Ok(Self { nodes, refs, entry_nodes, next: 0, records: VecDeque::new() })
+    }
+
+    /// The entry with this path, which comes after all paths asked for before. Damaged nodes are passed over.
+    fn find(&mut self, path: &[u8]) -> Result<Option<PreviousFile>> {
+        loop {
+            while let Some(front) = self.records.front() {
+                match tree_order(&front.entry.path, path) {
+                    std::cmp::Ordering::Less => {
+                        self.records.pop_front();
+                    }
+                    std::cmp::Ordering::Equal => return Ok(self.records.pop_front()),
+                    std::cmp::Ordering::Greater => return Ok(None),
+                }
+            }
+            let Some(node) = self.refs.get(self.next).copied() else { return Ok(None) };
+            let position = self.next;
+            self.next += 1;
+            if node.stretch {
+                continue;
+            }
+            let records = match self.nodes.records(&node) {
+                Ok(records) => records,
+                Err(e) if e.kind() == Kind::Damaged => {
+                    tracing::warn!(error = ?e, "part of the previous tree is damaged and not reused");
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            for (number, record) in records.into_iter().enumerate() {
+                if let Record::Entry { entry, content } = record {
+                    let first_node = match &content {
+                        // Only the first entry of a node comes right after stretches.
+                        Content::Stretches(count) if number == 0 => usize::try_from(*count).ok().and_then(|c| position.checked_sub(c)),
+                        Content::Stretches(_) => None,
+                        _ => Some(position),
+                    };
+                    if let Some(first_node) = first_node {
+                        self.records.push_back(PreviousFile { entry, content, first_node });
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl NodeReader {
+    /// The chunks of a stretch node.
+    fn stretch(&mut self, node: &NodeRef<PackNo>) -> Result<Vec<Chunk<PackNo>>> {
+        match self.records(node)?.pop() {
+            Some(Record::Stretch(chunks)) => Ok(chunks),
+            _ => Err(Error::new(Kind::Damaged, "a node of a tree is not the stretch that it should be")),
+        }
+    }
 }

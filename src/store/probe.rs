@@ -117,8 +117,12 @@ async fn range_is_exact(store: &Store, key: &str, content: &Bytes) -> Result<boo
             #[expect(clippy::cast_possible_truncation, reason = "within a short constant")]
             Ok(bytes) if bytes == content.slice(range.start as usize..range.end as usize) => {}
             Ok(_) => return Ok(false),
-            Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound) => return Ok(false),
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == Kind::Unavailable => return Err(error),
+            // Reading as a whole was allowed, so this is about the range.
+            Err(error) => {
+                tracing::debug!(error = ?error, ?range, "a range read was refused");
+                return Ok(false);
+            }
         }
     }
     // And past the end: refused, not filled up.

@@ -185,6 +185,7 @@ fn sort(error: &object_store::Error, facts: &Facts) -> (Kind, Option<&'static st
         _ => {}
     }
     match facts.status {
+        Some(401 | 403) => (Kind::Failed, Some(CREDENTIALS)),
         Some(507) => (Kind::NoSpace, Some(ROOM)),
         Some(501) => (Kind::Failed, None),
         Some(408 | 429 | 500..=599) => (Kind::Unavailable, Some(SERVER)),

@@ -1,0 +1,141 @@
+//! Frames: the unit of compression. Consecutive new chunks, compressed together; sealing is the pack's.
+//!
+//! A *delta* frame holds chunks as differences against one full chunk each (depth one, never a chain): the plain bytes are
+//! the patches one after the other; a patch is one zstd frame made with the base chunk as its raw-content dictionary.
+
+use super::format::{CHUNK_MAX, FRAME_MAX};
+use super::wire::WireError;
+
+/// How a frame's bytes are encoded before they are sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Encoding {
+    /// As they are: incompressible data never grows.
+    Raw = 0,
+    /// One zstd frame.
+    Zstd = 1,
+    /// One zstd frame of patches.
+    Delta = 2,
+}
+
+impl Encoding {
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Raw),
+            1 => Some(Self::Zstd),
+            2 => Some(Self::Delta),
+            _ => None,
+        }
+    }
+}
+
+/// Compresses frames with one reused context; one a worker.
+pub struct Encoder {
+    compressor: zstd::bulk::Compressor<'static>,
+    scratch: Vec<u8>,
+}
+
+impl Encoder {
+    /// # Errors
+    /// When zstd cannot allocate or does not know the level.
+    pub fn new(level: i32) -> std::io::Result<Self> {
+        Ok(Self { compressor: zstd::bulk::Compressor::new(level)?, scratch: Vec::new() })
+    }
+
+    /// Encodes a frame's plain bytes: compressed, or raw when that would not make them smaller.
+    ///
+    /// # Errors
+    /// When zstd fails.
+    pub fn encode<'a>(&'a mut self, plain: &'a [u8]) -> std::io::Result<(Encoding, &'a [u8])> {
+        self.scratch.clear();
+        self.scratch.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+        self.compressor.compress_to_buffer(plain, &mut self.scratch)?;
+        if self.scratch.len() < plain.len() { Ok((Encoding::Zstd, &self.scratch)) } else { Ok((Encoding::Raw, plain)) }
+    }
+}
+
+/// Decompresses frames with one reused context; one a worker.
+pub struct Decoder {
+    decompressor: zstd::bulk::Decompressor<'static>,
+}
+
+impl Decoder {
+    /// # Errors
+    /// When zstd cannot allocate.
+    pub fn new() -> std::io::Result<Self> {
+        let mut decompressor = zstd::bulk::Decompressor::new()?;
+        // Frames are at most 16 MiB, so no honest one needs a larger window.
+        decompressor.set_parameter(zstd::zstd_safe::DParameter::WindowLogMax(24))?;
+        Ok(Self { decompressor })
+    }
+
+    /// Decodes to exactly `plain_len` bytes.
+    ///
+    /// # Errors
+    /// When the bytes are not a frame of that size.
+    pub fn decode(&mut self, encoding: Encoding, encoded: &[u8], plain_len: usize, plain: &mut Vec<u8>) -> Result<(), WireError> {
+        if plain_len > FRAME_MAX {
+            return Err(WireError::Invalid("frame is over the size limit"));
+        }
+        plain.clear();
+        match encoding {
+            Encoding::Raw => plain.extend_from_slice(encoded),
+            Encoding::Zstd | Encoding::Delta => {
+                plain.reserve(plain_len);
+                self.decompressor.decompress_to_buffer(encoded, plain).map_err(|_| WireError::Invalid("frame cannot be decompressed"))?;
+            }
+        }
+        if plain.len() == plain_len { Ok(()) } else { Err(WireError::Invalid("frame decompresses to another size")) }
+    }
+}
+
+/// Makes a patch that turns `base` into `chunk`.
+///
+/// # Errors
+/// When zstd fails.
+pub fn make_patch(base: &[u8], chunk: &[u8], level: i32) -> std::io::Result<Vec<u8>> {
+    let mut compressor = zstd::bulk::Compressor::with_dictionary(level, base)?;
+    compressor.compress(chunk)
+}
+
+/// Applies a patch of [`make_patch`].
+///
+/// # Errors
+/// When the patch does not yield `len` bytes with this base.
+pub fn apply_patch(base: &[u8], patch: &[u8], len: usize) -> Result<Vec<u8>, WireError> {
+    if len > CHUNK_MAX {
+        return Err(WireError::Invalid("chunk is over the size limit"));
+    }
+    let mut decompressor = zstd::bulk::Decompressor::with_dictionary(base).map_err(|_| WireError::Invalid("base cannot be used"))?;
+    let chunk = decompressor.decompress(patch, len).map_err(|_| WireError::Invalid("patch cannot be applied"))?;
+    if chunk.len() == len { Ok(chunk) } else { Err(WireError::Invalid("patch yields another size")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn frames_come_back_and_never_grow(plain in proptest::collection::vec(any::<u8>(), 0..5000), repeat in 1usize..4) {
+            let plain = plain.repeat(repeat);
+            let mut encoder = Encoder::new(3).unwrap();
+            let (encoding, encoded) = encoder.encode(&plain).unwrap();
+            prop_assert!(encoded.len() <= plain.len());
+            let mut back = Vec::new();
+            Decoder::new().unwrap().decode(encoding, encoded, plain.len(), &mut back).unwrap();
+            prop_assert_eq!(&back, &plain);
+            prop_assert!(Decoder::new().unwrap().decode(encoding, encoded, plain.len() + 1, &mut back).is_err());
+        }
+
+        #[test]
+        fn patches_come_back(base in proptest::collection::vec(any::<u8>(), 8192), at in 0usize..8192, byte: u8) {
+            let mut chunk = base.clone();
+            chunk[at] = byte;
+            let patch = make_patch(&base, &chunk, 3).unwrap();
+            prop_assert!(patch.len() < 200, "a one-byte change makes a small patch, not {} bytes", patch.len());
+            prop_assert_eq!(apply_patch(&base, &patch, 8192).unwrap(), chunk);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Reading nodes of trees: from the metadata packs, with a little read-ahead, each checked against its id.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::format::{ChunkId, PackId, PackKind};
+use super::frame::Decoder;
+use super::pack::{Directory, FrameOpener};
+use super::packs::{PackNo, missing_pack};
+use super::tree::{NodeRef, PackRef, Place, Record, decode_list, decode_records};
+use super::Inner;
+use crate::error::{Error, Kind, Result};
+
+/// Sealed bytes fetched at once when a frame of nodes is needed.
+const READ_AHEAD: u64 = 1 << 20;
+/// Decoded frames kept.
+const FRAMES_KEPT: usize = 48;
+
+/// Reads nodes; keeps the frames last decoded.
+pub struct NodeReader {
+    inner: Arc<Inner>,
+    decoder: Decoder,
+    frames: VecDeque<(PackId, u32, Arc<Vec<u8>>)>,
+}
+
+impl NodeReader {
+    pub fn new(inner: &Arc<Inner>) -> Result<Self> {
+        let decoder = Decoder::new().map_err(|e| Error::new(Kind::Failed, "start a decoder").because(e))?;
+        Ok(Self { inner: Arc::clone(inner), decoder, frames: VecDeque::new() })
+    }
+
+    /// The node's bytes, checked against its id.
+    ///
+    /// # Errors
+    /// `Damaged` when it is not there or not what it should be.
+    pub fn read(&mut self, node: &NodeRef<PackNo>) -> Result<Vec<u8>> {
+        let pack = self.inner.packs.get(node.place.pack);
+        let directory = self.inner.directory(pack)?;
+        let damaged = |what: &str| Error::new(Kind::Damaged, format!("pack {}: {what}", pack.id.key()));
+        if directory.kind != PackKind::Nodes {
+            return Err(damaged("is referred to as metadata and holds data"));
+        }
+        let frame = directory.frames.get(node.place.frame as usize).ok_or_else(|| damaged("has fewer frames than a reference to it says"))?;
+        let chunk = frame.chunks.get(node.place.slot as usize).ok_or_else(|| damaged("has fewer nodes than a reference to it says"))?;
+        if chunk.id != node.id {
+            return Err(damaged("holds another node than a reference to it says"));
+        }
+        let start: usize = frame.chunks[..node.place.slot as usize].iter().map(|c| c.len as usize).sum();
+        let plain = self.frame(pack, &directory, node.place.frame)?;
+        let bytes = &plain[start..start + chunk.len as usize];
+        if node_id(&self.inner.keys.node_id_key(), bytes) != node.id {
+            return Err(damaged("a node does not match its id"));
+        }
+        Ok(bytes.to_vec())
+    }
+
+    /// The records of a node.
+    pub fn records(&mut self, node: &NodeRef<PackNo>) -> Result<Vec<Record<PackNo>>> {
+        let bytes = self.read(node)?;
+        let inner = Arc::clone(&self.inner);
+        decode_records(&bytes, |pack| inner.packs.intern(pack))
+            .map_err(|e| Error::new(Kind::Damaged, format!("a node in pack {} cannot be decoded", inner.packs.get(node.place.pack).id.key())).because(e))
+    }
+
+    /// All node references of a tree, list nodes resolved.
+    pub fn leaves(&mut self, root: &[u8], depth: u32) -> Result<Vec<NodeRef<PackNo>>> {
+        let inner = Arc::clone(&self.inner);
+        let decode = |bytes: &[u8]| {
+            decode_list(bytes, |pack| inner.packs.intern(pack)).map_err(|e| Error::new(Kind::Damaged, "a list of nodes cannot be decoded").because(e))
+        };
+        let mut refs = decode(root)?;
+        for _ in 0..depth {
+            let mut next = Vec::new();
+            for node in &refs {
+                next.extend(decode(&self.read(node)?)?);
+            }
+            refs = next;
+        }
+        Ok(refs)
+    }
+
+    fn frame(&mut self, pack: PackRef, directory: &Directory, number: u32) -> Result<Arc<Vec<u8>>> {
+        if let Some((.., plain)) = self.frames.iter().find(|(id, frame, _)| *id == pack.id && *frame == number) {
+            return Ok(Arc::clone(plain));
+        }
+        let key = pack.id.key();
+        let first = &directory.frames[number as usize];
+        let ahead = &directory.frames[number as usize..];
+        let take = ahead.iter().take_while(|f| f.offset + u64::from(f.sealed_len) - first.offset <= READ_AHEAD).take(FRAMES_KEPT / 2).count().max(1);
+        let last = &ahead[take - 1];
+        let range = first.offset..last.offset + u64::from(last.sealed_len);
+        let bytes = self.inner.block_on(self.inner.store.get_range(&key, range.clone())).map_err(|e| missing_pack(e, &key))?;
+        if bytes.len() as u64 != range.end - range.start {
+            return Err(Error::new(Kind::Damaged, format!("pack {key}: is truncated")));
+        }
+        let inner = Arc::clone(&self.inner);
+        let mut opener = FrameOpener::new(&inner.keys, inner.id);
+        for (step, frame) in ahead[..take].iter().enumerate() {
+            let at = (frame.offset - first.offset) as usize;
+            let mut sealed = bytes[at..at + frame.sealed_len as usize].to_vec();
+            opener.open(&key, directory.kind, &directory.envelopes[frame.envelope as usize], frame, &mut sealed)?;
+            let mut plain = Vec::new();
+            self.decoder
+                .decode(frame.encoding, &sealed, frame.plain_len as usize, &mut plain)
+                .map_err(|e| Error::new(Kind::Damaged, format!("pack {key}, frame at {}", frame.offset)).because(e))?;
+            if self.frames.len() >= FRAMES_KEPT {
+                self.frames.pop_front();
+            }
+            self.frames.push_back((pack.id, number + step as u32, Arc::new(plain)));
+        }
+        let index = self.frames.len() - take;
+        Ok(Arc::clone(&self.frames[index].2))
+    }
+}
+
+/// The id of a node.
+pub fn node_id(key: &[u8; 32], bytes: &[u8]) -> ChunkId {
+    truncate(&blake3::keyed_hash(key, bytes))
+}
+
+/// The id of a chunk of data.
+pub fn chunk_id(key: &[u8; 32], bytes: &[u8]) -> ChunkId {
+    truncate(&blake3::keyed_hash(key, bytes))
+}
+
+fn truncate(hash: &blake3::Hash) -> ChunkId {
+    let mut id = ChunkId::default();
+    id.0.copy_from_slice(&hash.as_bytes()[..16]);
+    id
+}
+
+/// A place with its pack's number replaced.
+pub fn with_pack<A, B>(place: Place<A>, pack: B) -> Place<B> {
+    Place { pack, frame: place.frame, slot: place.slot }
+}

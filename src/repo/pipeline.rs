@@ -1,0 +1,633 @@
+//! The backup pipeline: cutting and hashing, compressing and sealing, uploading run at the same time, on a bounded number of threads
+//! with bounded memory.
+//!
+//! ```text
+//! caller ──jobs──▶ workers (hash, find, compress, seal) ──full packs──▶ uploaders (name, create) ──▶ index objects
+//! ```
+//! A new chunk's place is known late: its frame is a *ticket* until the frame is sealed into a pack, and the pack has no name until
+//! it is full. Whoever needs the name waits for it in [`Pipeline::resolve`].
+
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::format::{ChunkId, FRAME_TARGET, NODE_PACK_TARGET, ObjectKind, PACK_TARGET, PackId, PackKind};
+use super::frame::{Decoder, Encoder, Encoding};
+use super::index::{self, IndexedPack, LocalIndex};
+use super::nodes::chunk_id;
+use super::pack::{ChunkEntry, PackBuilder};
+use super::packs::PackNo;
+use super::tree::{Chunk, PackRef, Place, Stored};
+use super::Inner;
+use crate::error::{Error, Kind, Result};
+use crate::event::Cancel;
+
+/// Level of zstd for all frames.
+const LEVEL: i32 = 3;
+/// One in so many frames is decoded again and compared before it is trusted.
+const SAMPLE: u64 = 16;
+/// Packs after which an index object is written, so that an interrupted run is found again.
+const INDEX_EVERY: usize = 16;
+/// Packs being named and uploaded at a time.
+const UPLOADERS: usize = 2;
+
+/// Names a chunk's pack while the backup runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Loc {
+    Known(PackNo),
+    /// In the frame with this ticket (the `frame` of the place means nothing).
+    Ticket(u32),
+}
+
+/// How a piece is cut.
+pub enum Cuts {
+    /// At multiples of this size.
+    Pages(usize),
+    /// Into chunks of these lengths.
+    Lens(Vec<u32>),
+}
+
+/// The chunks of a piece, once they are known.
+pub type PieceSlot = Arc<OnceLock<Vec<Chunk<Loc>>>>;
+
+/// Part of a job: one stretch of a file, or a small file.
+pub struct Piece {
+    pub start: usize,
+    pub end: usize,
+    pub cuts: Cuts,
+    /// The chunks that stood at this very position in the previous snapshot.
+    pub previous: Option<Vec<Chunk<PackNo>>>,
+    pub slot: PieceSlot,
+}
+
+/// Bytes for a worker.
+pub struct Job {
+    pub data: Vec<u8>,
+    pub pieces: Vec<Piece>,
+}
+
+/// Counters of a backup.
+#[derive(Default)]
+pub struct Counters {
+    pub bytes_stored: AtomicU64,
+    pub chunks_new: AtomicU64,
+    pub chunks_reused: AtomicU64,
+    pub packs: AtomicU64,
+}
+
+/// A pack of this session: sealed frames refer to it by this number until it has a name.
+type Sequence = u32;
+
+#[derive(Default)]
+struct State {
+    /// By ticket: pack sequence and frame, once sealed.
+    tickets: Vec<Option<(Sequence, u32)>>,
+    /// By sequence: the name, once full.
+    named: Vec<Option<PackNo>>,
+    /// Packs handed to the uploaders and not yet stored.
+    uploading: usize,
+    /// Jobs handed to the workers and not yet done.
+    jobs: usize,
+    failure: Option<Error>,
+}
+
+struct Shared {
+    inner: Arc<Inner>,
+    index: LocalIndex,
+    /// Packs that may be reused: listed in the store with this length and not tombstoned.
+    usable: Mutex<HashMap<PackId, u64>>,
+    chunk_id_key: [u8; 32],
+    /// Chunks put into frames by this session and not yet found through the index: ticket and slot.
+    fresh: Mutex<HashMap<ChunkId, (u32, u32)>>,
+    state: Mutex<State>,
+    changed: Condvar,
+    data: Mutex<Option<(Sequence, PackBuilder)>>,
+    nodes: Mutex<Option<(Sequence, PackBuilder)>>,
+    builders: Vec<Mutex<FrameBuilder>>,
+    unindexed: Mutex<Vec<IndexedPack>>,
+    full: Sender<(Sequence, PackBuilder)>,
+    counters: Counters,
+    frames: AtomicU64,
+    cancel: Cancel,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// New chunks on their way into one frame.
+#[derive(Default)]
+struct FrameBuilder {
+    plain: Vec<u8>,
+    chunks: Vec<ChunkEntry>,
+    ticket: Option<u32>,
+    encoder: Option<Encoder>,
+}
+
+/// The threads of one backup.
+pub struct Pipeline {
+    shared: Arc<Shared>,
+    jobs: Option<Sender<Job>>,
+    workers: Vec<JoinHandle<()>>,
+    uploaders: Vec<JoinHandle<()>>,
+    spare: Receiver<Vec<u8>>,
+}
+
+impl Pipeline {
+    /// Starts the threads.
+    pub fn start(inner: &Arc<Inner>, index: LocalIndex, usable: HashMap<PackId, u64>, cancel: &Cancel) -> Result<Self> {
+        let (jobs, job_queue) = bounded::<Job>(inner.workers + 1);
+        let (full, full_queue) = bounded(1);
+        let (spare_in, spare) = bounded(inner.workers * 2 + 2);
+        let shared = Arc::new(Shared {
+            inner: Arc::clone(inner),
+            index,
+            usable: Mutex::new(usable),
+            chunk_id_key: *inner.keys.chunk_id_key()?,
+            fresh: Mutex::default(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            data: Mutex::default(),
+            nodes: Mutex::default(),
+            builders: (0..inner.workers).map(|_| Mutex::default()).collect(),
+            unindexed: Mutex::default(),
+            full,
+            counters: Counters::default(),
+            frames: AtomicU64::new(0),
+            cancel: cancel.clone(),
+        });
+        let workers = (0..inner.workers)
+            .map(|number| {
+                let (shared, queue, spare) = (Arc::clone(&shared), job_queue.clone(), spare_in.clone());
+                std::thread::spawn(move || {
+                    for job in queue {
+                        if let Some(data) = shared.work(number, job) {
+                            let _ = spare.try_send(data);
+                        }
+                        lock(&shared.state).jobs -= 1;
+                        shared.changed.notify_all();
+                    }
+                })
+            })
+            .collect();
+        let uploaders = (0..UPLOADERS)
+            .map(|_| {
+                let (shared, queue): (_, Receiver<(Sequence, PackBuilder)>) = (Arc::clone(&shared), full_queue.clone());
+                std::thread::spawn(move || {
+                    // `shared` holds a sender too, so the queue never closes by itself: an empty pack ends the thread.
+                    while let Ok((sequence, pack)) = queue.recv() {
+                        if pack.is_empty() {
+                            break;
+                        }
+                        if let Err(error) = shared.upload(sequence, pack) {
+                            shared.fail(error);
+                        }
+                        lock(&shared.state).uploading -= 1;
+                        shared.changed.notify_all();
+                    }
+                })
+            })
+            .collect();
+        Ok(Self { shared, jobs: Some(jobs), workers, uploaders, spare })
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    /// A buffer to fill, used ones again.
+    pub fn buffer(&self) -> Vec<u8> {
+        let mut buffer = self.spare.try_recv().unwrap_or_default();
+        buffer.clear();
+        buffer
+    }
+
+    /// Hands bytes to the workers; waits while they are busy.
+    ///
+    /// # Errors
+    /// What made the pipeline fail earlier.
+    pub fn submit(&self, job: Job) -> Result<()> {
+        self.check()?;
+        lock(&self.shared.state).jobs += 1;
+        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
+        if sent { Ok(()) } else { Err(Error::new(Kind::Bug, "the workers of the backup have ended")) }
+    }
+
+    /// # Errors
+    /// What made the pipeline fail, or `Interrupted`.
+    pub fn check(&self) -> Result<()> {
+        self.shared.cancel.check()?;
+        take_failure(&mut lock(&self.shared.state))
+    }
+
+    /// Whether a reused place is safe: its packs are listed, present and not tombstoned.
+    pub fn is_usable(&self, stored: &Stored<PackNo>) -> bool {
+        self.shared.is_usable(stored)
+    }
+
+    /// The real place, if it has a name by now.
+    pub fn resolved(&self, place: Place<Loc>) -> Option<Place<PackNo>> {
+        match place.pack {
+            Loc::Known(pack) => Some(Place { pack, frame: place.frame, slot: place.slot }),
+            Loc::Ticket(ticket) => lock(&self.shared.state).place(ticket, place.slot),
+        }
+    }
+
+    /// The real place; waits until it has a name. The caller has made sure that it will get one (`flush`).
+    ///
+    /// # Errors
+    /// What made the pipeline fail.
+    pub fn resolve(&self, place: Place<Loc>) -> Result<Place<PackNo>> {
+        let ticket = match place.pack {
+            Loc::Known(pack) => return Ok(Place { pack, frame: place.frame, slot: place.slot }),
+            Loc::Ticket(ticket) => ticket,
+        };
+        let mut state = lock(&self.shared.state);
+        loop {
+            if let Some(place) = state.place(ticket, place.slot) {
+                return Ok(place);
+            }
+            state = self.wait(state)?;
+        }
+    }
+
+    fn wait<'a>(&self, mut state: MutexGuard<'a, State>) -> Result<MutexGuard<'a, State>> {
+        take_failure(&mut state)?;
+        self.shared.cancel.check()?;
+        // The time-out is for a cancellation, which does not notify.
+        let (state, _) = self.shared.changed.wait_timeout(state, std::time::Duration::from_millis(200)).unwrap_or_else(PoisonError::into_inner);
+        Ok(state)
+    }
+
+    /// Waits until all jobs are done, then closes the open frames and the open data pack, so that every chunk gets a name.
+    ///
+    /// # Errors
+    /// What made the pipeline fail.
+    pub fn flush(&self) -> Result<()> {
+        let mut state = lock(&self.shared.state);
+        while state.jobs > 0 {
+            state = self.wait(state)?;
+        }
+        take_failure(&mut state)?;
+        drop(state);
+        for builder in &self.shared.builders {
+            self.shared.close_frame(&mut lock(builder))?;
+        }
+        self.shared.close_pack(PackKind::Data)
+    }
+
+    /// Seals a frame of nodes; their places have the ticket returned.
+    ///
+    /// # Errors
+    /// When sealing fails.
+    pub fn push_nodes(&self, encoding: Encoding, encoded: &[u8], nodes: Vec<ChunkEntry>) -> Result<u32> {
+        let ticket = self.shared.new_ticket();
+        self.shared.seal_frame(PackKind::Nodes, ticket, encoding, encoded, nodes)?;
+        Ok(ticket)
+    }
+
+    /// Closes the open pack of nodes, so that every node gets a name.
+    ///
+    /// # Errors
+    /// What made the pipeline fail.
+    pub fn flush_nodes(&self) -> Result<()> {
+        self.shared.close_pack(PackKind::Nodes)
+    }
+
+    /// Waits for all uploads and writes the last index object.
+    ///
+    /// # Errors
+    /// What made the pipeline fail.
+    pub fn drain(&self) -> Result<()> {
+        let mut state = lock(&self.shared.state);
+        while state.jobs > 0 || state.uploading > 0 {
+            state = self.wait(state)?;
+        }
+        take_failure(&mut state)?;
+        drop(state);
+        self.shared.write_index(1)
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+        for _ in 0..self.uploaders.len() {
+            if let Ok(end) = PackBuilder::new(&self.shared.inner.keys, self.shared.inner.id, PackKind::Nodes, 0) {
+                let _ = self.shared.full.send((0, end));
+            }
+        }
+        for uploader in self.uploaders.drain(..) {
+            let _ = uploader.join();
+        }
+    }
+}
+
+fn take_failure(state: &mut State) -> Result<()> {
+    match &mut state.failure {
+        None => Ok(()),
+        Some(failure) => {
+            // The first caller gets the whole error; later ones are told that it happened.
+            let again = Error::new(failure.kind(), "the backup failed before");
+            Err(std::mem::replace(failure, again))
+        }
+    }
+}
+
+impl State {
+    fn place(&self, ticket: u32, slot: u32) -> Option<Place<PackNo>> {
+        let (sequence, frame) = self.tickets[ticket as usize]?;
+        Some(Place { pack: self.named[sequence as usize]?, frame, slot })
+    }
+}
+
+impl Shared {
+    fn fail(&self, error: Error) {
+        let mut state = lock(&self.state);
+        if state.failure.is_none() {
+            state.failure = Some(error);
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn has_failed(&self) -> bool {
+        lock(&self.state).failure.is_some() || self.cancel.is_cancelled()
+    }
+
+    /// Does a job; gives its buffer back.
+    fn work(&self, number: usize, job: Job) -> Option<Vec<u8>> {
+        if self.has_failed() {
+            return None;
+        }
+        let mut builder = lock(&self.builders[number]);
+        for piece in &job.pieces {
+            match self.piece(&mut builder, &job.data[piece.start..piece.end], piece) {
+                Ok(chunks) => {
+                    let _ = piece.slot.set(chunks);
+                }
+                Err(error) => {
+                    self.fail(error);
+                    return None;
+                }
+            }
+        }
+        Some(job.data)
+    }
+
+    fn piece(&self, builder: &mut FrameBuilder, data: &[u8], piece: &Piece) -> Result<Vec<Chunk<Loc>>> {
+        let previous = piece.previous.as_deref().unwrap_or_default();
+        let mut chunks = Vec::new();
+        match &piece.cuts {
+            Cuts::Pages(size) => {
+                chunks.reserve(data.len().div_ceil(*size));
+                for (position, page) in data.chunks(*size).enumerate() {
+                    chunks.push(self.chunk(builder, page, previous.get(position))?);
+                }
+            }
+            Cuts::Lens(lens) => {
+                let mut rest = data;
+                for (position, len) in lens.iter().enumerate() {
+                    let (bytes, tail) = rest.split_at(*len as usize);
+                    rest = tail;
+                    chunks.push(self.chunk(builder, bytes, previous.get(position))?);
+                }
+            }
+        }
+        Ok(chunks)
+    }
+
+    fn chunk(&self, builder: &mut FrameBuilder, bytes: &[u8], previous: Option<&Chunk<PackNo>>) -> Result<Chunk<Loc>> {
+        let len = bytes.len() as u32;
+        if is_zero(bytes) {
+            return Ok(Chunk { id: ChunkId::default(), len, stored: Stored::Zero });
+        }
+        let id = chunk_id(&self.chunk_id_key, bytes);
+        let found = |stored| {
+            self.counters.chunks_reused.fetch_add(1, Ordering::Relaxed);
+            Ok(Chunk { id, len, stored })
+        };
+        if let Some(previous) = previous
+            && previous.id == id
+            && previous.len == len
+            && previous.stored != Stored::Zero
+            && self.is_usable(&previous.stored)
+        {
+            return found(known(previous.stored));
+        }
+        let fresh = |(ticket, slot): (u32, u32)| Stored::Full(Place { pack: Loc::Ticket(ticket), frame: 0, slot });
+        if let Some(place) = lock(&self.fresh).get(&id).copied() {
+            return found(fresh(place));
+        }
+        if let Some(place) = self.find(id, len)? {
+            return found(Stored::Full(place));
+        }
+        if builder.plain.len() + bytes.len() > FRAME_TARGET && !builder.chunks.is_empty() {
+            self.close_frame(builder)?;
+        }
+        let ticket = *builder.ticket.get_or_insert_with(|| self.new_ticket());
+        match lock(&self.fresh).entry(id) {
+            // Another worker was quicker.
+            Slot::Occupied(there) => return found(fresh(*there.get())),
+            Slot::Vacant(place) => {
+                place.insert((ticket, builder.chunks.len() as u32));
+            }
+        }
+        let slot = builder.chunks.len() as u32;
+        builder.plain.extend_from_slice(bytes);
+        builder.chunks.push(ChunkEntry { id, len, base: None });
+        self.counters.chunks_new.fetch_add(1, Ordering::Relaxed);
+        Ok(Chunk { id, len, stored: fresh((ticket, slot)) })
+    }
+
+    /// Looks a chunk up in the index and confirms it in the directory of its pack.
+    fn find(&self, id: ChunkId, len: u32) -> Result<Option<Place<Loc>>> {
+        for candidate in self.index.candidates(id)? {
+            let pack = PackRef { id: candidate.pack, len: candidate.len, directory_len: candidate.directory_len };
+            if lock(&self.usable).get(&pack.id) != Some(&pack.len) {
+                continue;
+            }
+            let directory = match self.inner.directory(pack) {
+                Ok(directory) => directory,
+                // A damaged pack is not reused; `verify` tells of it.
+                Err(e) if e.kind() == Kind::Damaged => {
+                    tracing::warn!(pack = %pack.id.key(), error = ?e, "not reused: damaged");
+                    lock(&self.usable).remove(&pack.id);
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            let Some((frame, slot)) = directory.locate(candidate.chunk) else { continue };
+            let entry = &directory.frames[frame as usize].chunks[slot as usize];
+            if directory.kind == PackKind::Data && entry.id == id && entry.len == len && entry.base.is_none() {
+                return Ok(Some(Place { pack: Loc::Known(self.inner.packs.intern(pack)), frame, slot }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_usable(&self, stored: &Stored<PackNo>) -> bool {
+        let usable = lock(&self.usable);
+        stored.places().all(|place| {
+            let pack = self.inner.packs.get(place.pack);
+            usable.get(&pack.id) == Some(&pack.len)
+        })
+    }
+
+    fn new_ticket(&self) -> u32 {
+        let mut state = lock(&self.state);
+        state.tickets.push(None);
+        (state.tickets.len() - 1) as u32
+    }
+
+    /// Compresses and seals what the builder holds.
+    fn close_frame(&self, builder: &mut FrameBuilder) -> Result<()> {
+        let Some(ticket) = builder.ticket.take() else { return Ok(()) };
+        let failed = |e: std::io::Error| Error::new(Kind::Failed, "compress a frame").because(e);
+        if builder.encoder.is_none() {
+            builder.encoder = Some(Encoder::new(LEVEL).map_err(failed)?);
+        }
+        let Some(encoder) = builder.encoder.as_mut() else { return Ok(()) };
+        let (encoding, encoded) = encoder.encode(&builder.plain).map_err(failed)?;
+        if self.frames.fetch_add(1, Ordering::Relaxed) % SAMPLE == 0 {
+            self.prove(encoding, encoded, &builder.plain)?;
+        }
+        let sealed = self.seal_frame(PackKind::Data, ticket, encoding, encoded, std::mem::take(&mut builder.chunks));
+        builder.plain.clear();
+        sealed
+    }
+
+    /// Decodes a frame again: a compressor that is wrong must not be found out at a restore.
+    fn prove(&self, encoding: Encoding, encoded: &[u8], plain: &[u8]) -> Result<()> {
+        let mut back = Vec::new();
+        let decoded = Decoder::new().map_err(|e| Error::new(Kind::Failed, "start a decoder").because(e))?.decode(encoding, encoded, plain.len(), &mut back);
+        if decoded.is_ok() && back == plain {
+            Ok(())
+        } else {
+            Err(Error::new(Kind::Bug, "a compressed frame does not decompress to what went in")
+                .hint("nothing was committed; check this machine's memory, and report this if it happens again"))
+        }
+    }
+
+    fn seal_frame(&self, kind: PackKind, ticket: u32, encoding: Encoding, encoded: &[u8], chunks: Vec<ChunkEntry>) -> Result<()> {
+        let target = if kind == PackKind::Data { PACK_TARGET } else { NODE_PACK_TARGET };
+        let mut open = lock(self.open(kind));
+        let (sequence, pack) = match &mut *open {
+            Some((sequence, pack)) => (*sequence, pack),
+            none => {
+                let mut state = lock(&self.state);
+                state.named.push(None);
+                let sequence = (state.named.len() - 1) as Sequence;
+                drop(state);
+                let capacity = if kind == PackKind::Data { target + (2 << 20) } else { 1 << 20 };
+                let (_, pack) = none.insert((sequence, PackBuilder::new(&self.inner.keys, self.inner.id, kind, capacity)?));
+                (sequence, pack)
+            }
+        };
+        let frame = pack.push(encoding, encoded, chunks)?;
+        lock(&self.state).tickets[ticket as usize] = Some((sequence, frame));
+        if pack.len() >= target {
+            self.hand_over(&mut open);
+        }
+        Ok(())
+    }
+
+    fn open(&self, kind: PackKind) -> &Mutex<Option<(Sequence, PackBuilder)>> {
+        match kind {
+            PackKind::Data => &self.data,
+            PackKind::Nodes => &self.nodes,
+        }
+    }
+
+    fn close_pack(&self, kind: PackKind) -> Result<()> {
+        self.hand_over(&mut lock(self.open(kind)));
+        self.cancel.check()
+    }
+
+    /// Gives the open pack to the uploaders; waits, holding others up, while they are busy. That bounds memory.
+    fn hand_over(&self, open: &mut Option<(Sequence, PackBuilder)>) {
+        if let Some(full) = open.take_if(|(_, pack)| !pack.is_empty()) {
+            lock(&self.state).uploading += 1;
+            if self.full.send(full).is_err() {
+                lock(&self.state).uploading -= 1;
+                self.fail(Error::new(Kind::Bug, "the uploaders of the backup have ended"));
+            }
+        }
+    }
+
+    fn upload(&self, sequence: Sequence, pack: PackBuilder) -> Result<()> {
+        if self.has_failed() {
+            return Ok(());
+        }
+        let finished = pack.finish(&self.inner.keys)?;
+        let reference = PackRef { id: finished.id, len: finished.bytes.len() as u64, directory_len: finished.directory_len };
+        let number = self.inner.packs.intern(reference);
+        lock(&self.state).named[sequence as usize] = Some(number);
+        self.changed.notify_all();
+        let indexed = IndexedPack {
+            id: finished.id,
+            kind: finished.directory.kind,
+            len: reference.len,
+            directory_len: reference.directory_len,
+            prefixes: finished.directory.chunks().map(|c| c.id.prefix()).collect(),
+        };
+        self.inner.block_on(self.inner.store.create(&finished.id.key(), Bytes::from(finished.bytes)))?;
+        self.inner.directories.put(finished.id, Arc::new(finished.directory));
+        lock(&self.usable).insert(reference.id, reference.len);
+        self.counters.bytes_stored.fetch_add(reference.len, Ordering::Relaxed);
+        self.counters.packs.fetch_add(1, Ordering::Relaxed);
+        lock(&self.unindexed).push(indexed);
+        self.write_index(INDEX_EVERY)
+    }
+
+    /// Writes an index object when at least so many packs wait for one.
+    fn write_index(&self, least: usize) -> Result<()> {
+        let packs = {
+            let mut unindexed = lock(&self.unindexed);
+            if unindexed.len() < least {
+                return Ok(());
+            }
+            std::mem::take(&mut *unindexed)
+        };
+        self.counters.bytes_stored.fetch_add(publish_index(&self.inner, &self.index, &packs)?, Ordering::Relaxed);
+        // From here on the index finds them.
+        let mut gone: HashSet<u64> = HashSet::new();
+        for pack in &packs {
+            gone.extend(&pack.prefixes);
+        }
+        lock(&self.fresh).retain(|id, _| !gone.contains(&id.prefix()));
+        Ok(())
+    }
+}
+
+/// Writes an index object for packs and takes it in locally. Returns its bytes.
+pub fn publish_index(inner: &Inner, index: &LocalIndex, packs: &[IndexedPack]) -> Result<u64> {
+    let object = inner.seal_object(ObjectKind::Index, "index", &index::encode(packs))?;
+    let name = blake3::hash(&object).to_hex().to_string();
+    let len = object.len() as u64;
+    inner.block_on(inner.store.create(&format!("index/{name}"), Bytes::from(object)))?;
+    index.cover(&name, packs)?;
+    Ok(len)
+}
+
+fn known(stored: Stored<PackNo>) -> Stored<Loc> {
+    let at = |place: Place<PackNo>| Place { pack: Loc::Known(place.pack), frame: place.frame, slot: place.slot };
+    match stored {
+        Stored::Zero => Stored::Zero,
+        Stored::Full(place) => Stored::Full(at(place)),
+        Stored::Delta { patch, base } => Stored::Delta { patch: at(patch), base: at(base) },
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<16>();
+    words.iter().all(|word| *word == [0; 16]) && rest.iter().all(|byte| *byte == 0)
+}

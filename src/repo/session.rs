@@ -1,0 +1,65 @@
+//! The writer's side of collection without locks: who may reuse what, and when.
+//!
+//! A writer (1) publishes a session that names the manifest key it will commit, (2) then reads tombstones, (3) then the index,
+//! and reuses only packs that are listed, present and not tombstoned, (4) writes packs → index, (5) commits by *creating* the
+//! manifest key, (6) removes its session. A collector waits for, or fences, every session that was there when it had published
+//! its tombstones, so whatever a committed writer reused is still there. Expiry times play no part.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::format::{ObjectKind, PackId};
+use super::Inner;
+use crate::error::{Error, Kind, Result};
+use crate::id::SessionId;
+
+/// Content of a session object (JSON).
+#[derive(Debug, Serialize, Deserialize)]
+struct SessionObject {
+    /// Key of the manifest that the writer will create.
+    manifest: String,
+    host: String,
+    process: u32,
+    started: DateTime<Utc>,
+}
+
+/// A published session.
+pub struct Session {
+    key: String,
+}
+
+impl Session {
+    /// Publishes a session: from now on no collector deletes what it may reuse.
+    pub fn publish(inner: &Inner, manifest: &str, host: &str, now: DateTime<Utc>) -> Result<Self> {
+        let key = format!("sessions/{}", SessionId::generate(now));
+        let object = SessionObject { manifest: manifest.to_owned(), host: host.to_owned(), process: std::process::id(), started: now };
+        let content = serde_json::to_vec(&object).map_err(|e| Error::new(Kind::Bug, "encode a session").because(e))?;
+        let sealed = inner.seal_object(ObjectKind::Session, &key, &content)?;
+        inner.block_on(inner.store.create(&key, Bytes::from(sealed)))?;
+        Ok(Self { key })
+    }
+
+    /// Removes the session. A failure harms nothing: a collector treats a session whose manifest exists as ended.
+    pub fn end(&self, inner: &Inner) {
+        if let Err(error) = inner.block_on(inner.store.delete(&self.key)) {
+            tracing::warn!(session = %self.key, error = ?error, "the session could not be removed; a collector will see that it has ended");
+        }
+    }
+}
+
+/// Packs that must not be reused any more. Content of a tombstones object: 32-byte pack names, one after the other.
+pub fn read_tombstones(inner: &Inner) -> Result<HashSet<PackId>> {
+    let mut dead = HashSet::new();
+    for object in inner.block_on(inner.store.list("gc/tombstones/"))? {
+        let content = inner.open_object(ObjectKind::Tombstones, &object.key)?;
+        let (names, rest) = content.as_chunks::<32>();
+        if !rest.is_empty() {
+            return Err(Error::new(Kind::Damaged, format!("object {}: has a wrong length", object.key)));
+        }
+        dead.extend(names.iter().map(|name| PackId(*name)));
+    }
+    Ok(dead)
+}
