@@ -81,11 +81,11 @@ impl Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some((file, span)) = &self.place else {
-            write!(f, "{}: {}", self.path.display(), self.message)?;
-            return self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "\n  = help: {hint}"));
+            write!(f, "{}: {}", self.path.display(), printable(&self.message))?;
+            return self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "\n  = help: {}", printable(hint)));
         };
         let (line_number, column) = file.position(span.start);
-        writeln!(f, "{}: {}", file.place(span.start), self.message)?;
+        writeln!(f, "{}: {}", file.place(span.start), printable(&self.message))?;
         let start = file.text[..file.text.floor_char_boundary(span.start)].rfind('\n').map_or(0, |newline| newline + 1);
         let line = file.text[start..].lines().next().unwrap_or_default();
         let mut carets = file.text.get(span.clone()).map_or(1, |text| text.lines().next().unwrap_or_default().chars().count());
@@ -97,18 +97,24 @@ impl fmt::Display for Finding {
             mask_secrets(line)
         };
         // Tabs stay tabs above the caret; other control characters must not reach a terminal.
-        let shown = shown.chars().take(MAX_LINE_CHARS).map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect::<String>();
+        let shown =
+            shown.chars().take(MAX_LINE_CHARS).map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect::<String>();
         let gutter = line_number.to_string().len();
         let padding = shown.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect::<String>();
         carets = carets.min(shown.chars().count().saturating_sub(column - 1)).max(1);
         writeln!(f, "{:gutter$} |", "")?;
         writeln!(f, "{line_number} | {shown}")?;
         write!(f, "{:gutter$} | {padding}{}", "", "^".repeat(carets))?;
-        self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "\n{:gutter$} = help: {hint}", ""))
+        self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "\n{:gutter$} = help: {}", "", printable(hint)))
     }
 }
 
-/// Hides what follows `passphrase = "` and the like.
+/// A key may hold an escape sequence; it must not reach a terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Hides what follows `passphrase = "` and the like, and credentials within a URL.
 fn mask_secrets(line: &str) -> String {
     let mut line = line.to_owned();
     for key in SECRET_KEYS {
@@ -125,6 +131,15 @@ fn mask_secrets(line: &str) -> String {
             line.replace_range(start..end, "…");
             from = start;
         }
+    }
+    let mut from = 0;
+    while let Some(found) = line[from..].find("://") {
+        let start = from + found + 3;
+        let end = line[start..].find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'')).map_or(line.len(), |end| start + end);
+        if let Some(at) = line[start..end].rfind('@') {
+            line.replace_range(start..start + at, "…");
+        }
+        from = start;
     }
     line
 }
@@ -212,6 +227,7 @@ mod tests {
     fn secrets_are_masked_wherever_a_line_is_shown() {
         assert_eq!(mask_secrets(r#"passphrase = "hunter2""#), r#"passphrase = "…""#);
         assert_eq!(mask_secrets(r#"{ password='a', "secret_key" = "b", n = 1 }"#), r#"{ password='…', "secret_key" = "…", n = 1 }"#);
+        assert_eq!(mask_secrets(r#"a = "s3://k:p/w@b/p", b = "s3://c/p""#), r#"a = "s3://…@b/p", b = "s3://c/p""#);
         assert_eq!(mask_secrets(r#"passphrase = "no end"#), r#"passphrase = "…"#);
         assert_eq!(mask_secrets(r#"passphrase = { env = "X" }"#), r#"passphrase = { env = "X" }"#);
     }
@@ -230,7 +246,7 @@ mod tests {
         let keys = ["schedule", "source", "sources", "repository"];
         assert_eq!(nearest("shedule", keys), Some("schedule"));
         assert_eq!(nearest("Source", keys), Some("source"));
-        assert_eq!(nearest("repo", keys), None);
+        assert_eq!(nearest("repo", keys), Some("repository"));
         assert_eq!(nearest("cron", keys), None);
     }
 }

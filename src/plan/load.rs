@@ -56,7 +56,8 @@ fn find_files(paths: &[PathBuf], findings: &mut Vec<Finding>) -> Vec<PathBuf> {
             match list(path) {
                 Ok(found) if found.is_empty() => {
                     findings.push(
-                        Finding::about(path, "the plans folder has no *.toml file").hint("put a plan file there, or name another folder with --plans"),
+                        Finding::about(path, "the plans folder has no *.toml file")
+                            .hint("put a plan file there, or name another folder with --plans"),
                     );
                     found
                 }
@@ -69,7 +70,8 @@ fn find_files(paths: &[PathBuf], findings: &mut Vec<Finding>) -> Vec<PathBuf> {
         } else if path.exists() {
             vec![path.clone()]
         } else {
-            findings.push(Finding::about(path, "there is no such plan file or folder").hint("name the folder of the plan files with --plans"));
+            findings
+                .push(Finding::about(path, "there is no such plan file or folder").hint("name the folder of the plan files with --plans"));
             Vec::new()
         };
         files.extend(found.into_iter().filter(|file| seen.insert(file.canonicalize().unwrap_or_else(|_| file.clone()))));

@@ -56,7 +56,11 @@ impl Plans {
 fn find<'a, T>(all: &'a BTreeMap<Name, T>, what: &str, name: &str) -> Result<&'a T> {
     all.iter().find(|(known, _)| known.as_str() == name).map(|(_, found)| found).ok_or_else(|| {
         let names = all.keys().map(Name::as_str);
-        let hint = if all.is_empty() { format!("the plan files declare no {what}") } else { suggest(name, &format!("each {what} there is"), names) };
+        let hint = if all.is_empty() {
+            format!("the plan files declare no {what}")
+        } else {
+            suggest(name, &format!("each {what} there is"), names)
+        };
         Error::new(Kind::Usage, format!("unknown {what} {name:?}")).hint(hint)
     })
 }
@@ -199,9 +203,10 @@ impl Share {
         match text {
             "all" => Ok(Self::ALL),
             "off" => Ok(Self::OFF),
-            _ => crate::plan::units::parse_percent(text)
-                .map(Self)
-                .map_err(|_| Error::new(Kind::Usage, format!("not a valid share: {text:?}")).hint("write \"all\", \"off\" or a percentage such as \"10%\"")),
+            _ => crate::plan::units::parse_percent(text).map(Self).map_err(|_| {
+                Error::new(Kind::Usage, format!("not a valid share: {text:?}"))
+                    .hint("write \"all\", \"off\" or a percentage such as \"10%\"")
+            }),
         }
     }
 

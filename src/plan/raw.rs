@@ -73,7 +73,7 @@ pub(super) type Named<T> = BTreeMap<Located<String>, T>;
 #[schemars(rename = "PlanFile")]
 pub(super) struct RawFile {
     /// The version of this dialect.
-    #[schemars(required, extend("const" = 1))]
+    #[schemars(extend("const" = 1))]
     pub version: Option<Located<i64>>,
     /// Where backups are stored, by name.
     pub repository: Named<RawRepository>,
@@ -106,7 +106,6 @@ pub(super) struct RawSecret {
 #[schemars(rename = "Repository")]
 pub(super) struct RawRepository {
     /// `file:///path`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
-    #[schemars(required)]
     pub url: Text,
     /// The address of an S3-compatible server (or of an emulator of the other two), such as `https://s3.example.com`.
     pub endpoint: Text,
@@ -123,7 +122,6 @@ pub(super) struct RawRepository {
     /// Whether `endpoint` may be plain http to another machine. Default: false (plain http to this machine is always allowed).
     pub allow_http: Option<Located<bool>>,
     /// The passphrase that opens a key slot of the repository.
-    #[schemars(required)]
     pub passphrase: Option<Located<RawSecret>>,
     /// Whether to accept a store that ignores conditional create, promising that only one writer ever runs. Default: false.
     pub single_writer: Option<Located<bool>>,
@@ -192,7 +190,6 @@ pub(super) enum RawMethod {
 #[schemars(rename = "Source")]
 pub(super) struct RawSource {
     /// The kind of source; decides which other keys there are.
-    #[schemars(required)]
     pub kind: Option<Located<RawSourceKind>>,
     /// sqlite: the database file. files: the folder. Relative to the plan file's folder.
     pub path: Text,
@@ -265,7 +262,6 @@ pub(super) struct RawPlan {
     /// The names of several sources that make one application: snapshotted together and restored together.
     pub sources: Words,
     /// The name of the repository.
-    #[schemars(required)]
     pub repository: Text,
     /// When to back up: five fields as in crontab(5). Default: only by hand.
     pub schedule: Text,
@@ -320,16 +316,22 @@ pub(super) struct RawObjectives {
 #[schemars(rename = "Keep")]
 pub(super) struct RawKeep {
     /// The newest so many.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub last: Option<Located<u32>>,
     /// The newest of each of the last so many hours that have one.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub hourly: Option<Located<u32>>,
     /// The newest of each of the last so many days that have one.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub daily: Option<Located<u32>>,
     /// The newest of each of the last so many weeks that have one.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub weekly: Option<Located<u32>>,
     /// The newest of each of the last so many months that have one.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub monthly: Option<Located<u32>>,
     /// The newest of each of the last so many years that have one.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub yearly: Option<Located<u32>>,
     /// Everything younger than this, such as `30d`.
     pub within: Text,
@@ -382,13 +384,10 @@ pub(super) struct RawLimits {
 #[schemars(rename = "Check")]
 pub(super) struct RawCheck {
     /// For people; unique within the drill.
-    #[schemars(required)]
     pub name: Text,
     /// A query that yields one value. It can only read.
-    #[schemars(required)]
     pub sql: Text,
     /// A comparison: `>= 1000`, `= 'ok'`, `between 1 and 5`, `is not null`.
-    #[schemars(required)]
     pub expect: Text,
     /// postgres, mysql: the database to ask, where the server has several.
     pub database: Text,
@@ -440,7 +439,6 @@ pub(super) enum RawOccasion {
 #[schemars(rename = "Notifier")]
 pub(super) struct RawNotifier {
     /// How somebody is told; decides which other keys there are.
-    #[schemars(required)]
     pub kind: Option<Located<RawNotifierKind>>,
     /// On what. Default: all but success; a heartbeat: all.
     pub on: Option<Located<Vec<Located<RawOccasion>>>>,
@@ -515,3 +513,13 @@ impl RawNotifier {
         keys.into_iter().filter_map(|(key, span)| span.map(|span| (key, span.clone()))).collect()
     }
 }
+
+/// What every table of a kind needs, by the name of its definition (empty: the file itself). Checked in `validate`.
+pub(super) const REQUIRED_KEYS: [(&str, &[&str]); 6] = [
+    ("", &["version"]),
+    ("Repository", &["url", "passphrase"]),
+    ("Source", &["kind"]),
+    ("Plan", &["repository"]),
+    ("Check", &["name", "sql", "expect"]),
+    ("Notifier", &["kind"]),
+];

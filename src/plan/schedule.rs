@@ -44,7 +44,12 @@ const FIELDS: [FieldRules; 5] = [
     FieldRules { name: "minute", min: 0, max: 59, names: &[] },
     FieldRules { name: "hour", min: 0, max: 23, names: &[] },
     FieldRules { name: "day of month", min: 1, max: 31, names: &[] },
-    FieldRules { name: "month", min: 1, max: 12, names: &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"] },
+    FieldRules {
+        name: "month",
+        min: 1,
+        max: 12,
+        names: &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"],
+    },
     // 7 is Sunday too; it becomes 0 once ranges are spread out.
     FieldRules { name: "day of week", min: 0, max: 7, names: &["sun", "mon", "tue", "wed", "thu", "fri", "sat"] },
 ];
@@ -66,11 +71,13 @@ impl Schedule {
     pub fn parse(text: &str, zone: Tz) -> Result<Self> {
         let fields = Fields::parse(text.trim())?;
         let schedule = Self { text: text.trim().to_owned(), zone, searches: fields.searches()? };
-        // 2096 to 2104 has no leap year in between: eight years is the longest wait of a schedule that runs at all, and the
-        // search space of the `cron` crate (1970 to 2100) holds any eight years we ask about here.
+        // The rarest schedule that runs at all is a 29 February on a given weekday: once in 28 years, and again well before 2100,
+        // where the search of the `cron` crate ends.
         let epoch = DateTime::from_timestamp(1_704_067_200, 0).unwrap_or_default();
         if schedule.next_after(epoch).is_none() {
-            return Err(Error::new(Kind::Usage, format!("schedule {:?} never runs", schedule.text)).hint("no month it names has such a day"));
+            return Err(
+                Error::new(Kind::Usage, format!("schedule {:?} never runs", schedule.text)).hint("no month it names has such a day")
+            );
         }
         Ok(schedule)
     }
@@ -107,7 +114,9 @@ impl Schedule {
         let wall = at.with_timezone(&self.zone).naive_local();
         // Within the second pass of a repeated hour, all of the first pass has gone by, also what is later on the wall clock.
         let passed = match self.zone.from_local_datetime(&wall) {
-            MappedLocalTime::Ambiguous(first, second) if at >= second.with_timezone(&Utc) => second.with_timezone(&Utc) - first.with_timezone(&Utc),
+            MappedLocalTime::Ambiguous(first, second) if at >= second.with_timezone(&Utc) => {
+                second.with_timezone(&Utc) - first.with_timezone(&Utc)
+            }
             _ => TimeDelta::zero(),
         };
         let mut local = wall.with_nanosecond(0)?.checked_add_signed(passed)?.checked_add_signed(TimeDelta::seconds(1))?;
@@ -225,13 +234,16 @@ impl Fields {
         };
         let words = expanded.split_ascii_whitespace().collect::<Vec<_>>();
         let words: [&str; 5] = words.as_slice().try_into().map_err(|_| match words.len() {
-            6 | 7 => wrong(format!("it has {} fields; exactly five are read, there is no field for seconds or years", words.len())).hint(HINT),
+            6 | 7 => {
+                wrong(format!("it has {} fields; exactly five are read, there is no field for seconds or years", words.len())).hint(HINT)
+            }
             count => wrong(format!("it has {count} fields instead of five")).hint(HINT),
         })?;
         let mut values = <[BTreeSet<u32>; 5]>::default();
         for ((set, rules), word) in values.iter_mut().zip(&FIELDS).zip(words) {
             for item in word.split(',') {
-                let (first, last, step) = rules.parse_item(item).map_err(|why| wrong(format!("{} {item:?} {why}", rules.name)).hint(HINT))?;
+                let (first, last, step) =
+                    rules.parse_item(item).map_err(|why| wrong(format!("{} {item:?} {why}", rules.name)).hint(HINT))?;
                 set.extend((first..=last).step_by(step));
             }
         }
@@ -256,8 +268,10 @@ impl Fields {
         let list = |values: &BTreeSet<u32>, add: u32| values.iter().map(|value| (value + add).to_string()).collect::<Vec<_>>().join(",");
         let [minutes, hours, _, months, _] = &self.values;
         // Seconds first, Sunday is 1.
-        let text = format!("0 {} {} {} {} {}", list(minutes, 0), list(hours, 0), list(days_of_month, 0), list(months, 0), list(days_of_week, 1));
-        cron::Schedule::from_str(&text).map_err(|error| Error::new(Kind::Bug, format!("hand the schedule {text:?} to the cron crate")).because(error))
+        let text =
+            format!("0 {} {} {} {} {}", list(minutes, 0), list(hours, 0), list(days_of_month, 0), list(months, 0), list(days_of_week, 1));
+        cron::Schedule::from_str(&text)
+            .map_err(|error| Error::new(Kind::Bug, format!("hand the schedule {text:?} to the cron crate")).because(error))
     }
 }
 
@@ -299,7 +313,11 @@ impl FieldRules {
     fn value(&self, word: &str) -> std::result::Result<u32, String> {
         if !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit()) {
             let value = word.parse::<u32>().unwrap_or(u32::MAX);
-            return if (self.min..=self.max).contains(&value) { Ok(value) } else { Err(format!("is not within {} to {}", self.min, self.max)) };
+            return if (self.min..=self.max).contains(&value) {
+                Ok(value)
+            } else {
+                Err(format!("is not within {} to {}", self.min, self.max))
+            };
         }
         match self.names.iter().zip(self.min..).find(|(name, _)| name.eq_ignore_ascii_case(word)) {
             Some((_, value)) => Ok(value),
@@ -419,7 +437,13 @@ mod tests {
         );
         assert_eq!(
             upcoming("*/30 1-3 * * *", Europe::Berlin, "2026-03-29T00:00:00Z", 5),
-            ["Sun 03-29 01:30 +01:00", "Sun 03-29 03:00 +02:00", "Sun 03-29 03:30 +02:00", "Mon 03-30 01:00 +02:00", "Mon 03-30 01:30 +02:00"]
+            [
+                "Sun 03-29 01:30 +01:00",
+                "Sun 03-29 03:00 +02:00",
+                "Sun 03-29 03:30 +02:00",
+                "Mon 03-30 01:00 +02:00",
+                "Mon 03-30 01:30 +02:00"
+            ]
         );
         // New York 2026-03-08: 02:00 becomes 03:00.
         assert_eq!(upcoming("0 2 8 3 *", America::New_York, "2026-01-01T00:00:00Z", 1), ["Sun 03-08 03:00 -04:00"]);
@@ -435,10 +459,7 @@ mod tests {
     #[test]
     fn a_repeated_local_time_runs_once_the_first_time() {
         // Berlin 2026-10-25: 03:00 becomes 02:00.
-        assert_eq!(
-            upcoming("30 2 * * *", Europe::Berlin, "2026-10-24T12:00:00Z", 2),
-            ["Sun 10-25 02:30 +02:00", "Mon 10-26 02:30 +01:00"]
-        );
+        assert_eq!(upcoming("30 2 * * *", Europe::Berlin, "2026-10-24T12:00:00Z", 2), ["Sun 10-25 02:30 +02:00", "Mon 10-26 02:30 +01:00"]);
         assert_eq!(
             upcoming("0 * * * *", Europe::Berlin, "2026-10-24T22:30:00Z", 4),
             ["Sun 10-25 01:00 +02:00", "Sun 10-25 02:00 +02:00", "Sun 10-25 03:00 +01:00", "Sun 10-25 04:00 +01:00"]
@@ -465,7 +486,9 @@ mod tests {
 
     #[test]
     fn jitter_is_steady_spread_and_bounded() {
-        let slots = (0..1000).map(|i| jitter_for(&Name::new("crm").unwrap(), DateTime::from_timestamp(i * 3600, 0).unwrap(), Duration::from_secs(60)).as_secs());
+        let slots = (0..1000).map(|i| {
+            jitter_for(&Name::new("crm").unwrap(), DateTime::from_timestamp(i * 3600, 0).unwrap(), Duration::from_mins(1)).as_secs()
+        });
         let seen = slots.collect::<BTreeSet<_>>();
         assert_eq!((seen.first(), seen.last(), seen.len()), (Some(&0), Some(&60), 61));
         let at = utc("2026-01-01T00:00:00Z");
@@ -476,7 +499,14 @@ mod tests {
     }
 
     const ZONES: [Tz; 8] = [
-        Tz::UTC, Asia::Shanghai, Europe::Berlin, America::New_York, Australia::Lord_Howe, Asia::Kolkata, America::Sao_Paulo, Pacific::Auckland,
+        Tz::UTC,
+        Asia::Shanghai,
+        Europe::Berlin,
+        America::New_York,
+        Australia::Lord_Howe,
+        Asia::Kolkata,
+        America::Sao_Paulo,
+        Pacific::Auckland,
     ];
 
     fn field(min: u32, max: u32) -> impl Strategy<Value = String> {

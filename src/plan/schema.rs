@@ -3,13 +3,22 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use crate::plan::raw::{NOTIFIER_KEYS, RawFile, SOURCE_KEYS};
+use crate::plan::raw::{NOTIFIER_KEYS, REQUIRED_KEYS, RawFile, SOURCE_KEYS};
 
 /// The JSON Schema (draft 2020-12) of a plan file.
 #[must_use]
 pub fn schema() -> Value {
     let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<RawFile>().to_value();
     tidy(&mut schema);
+    for (name, keys) in REQUIRED_KEYS {
+        let place = if name.is_empty() { String::new() } else { format!("/$defs/{name}") };
+        if let Some(definition) = schema.pointer_mut(&place).and_then(Value::as_object_mut) {
+            definition.insert("required".to_owned(), json!(keys));
+        }
+    }
+    if let Some(plan) = schema.pointer_mut("/$defs/Plan").and_then(Value::as_object_mut) {
+        plan.insert("oneOf".to_owned(), json!([{ "required": ["source"] }, { "required": ["sources"] }]));
+    }
     for (name, keys) in [("Source", SOURCE_KEYS.as_slice()), ("Notifier", NOTIFIER_KEYS.as_slice())] {
         if let Some(definition) = schema.pointer_mut(&format!("/$defs/{name}")).and_then(Value::as_object_mut) {
             add_kinds(definition, keys);

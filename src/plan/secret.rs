@@ -20,7 +20,7 @@ use crate::error::{Error, IoContext as _, Kind, Result};
 /// Longer than any passphrase, key or token; a mistaken path must not be read into memory whole.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
 /// Time for a secret command, which may ask a person or a slow vault.
-const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+const COMMAND_LIMIT: Duration = Duration::from_mins(2);
 const POLL: Duration = Duration::from_millis(10);
 
 /// A secret text in memory. Wiped when dropped; cloning is deliberate and its copy is wiped too.
@@ -103,15 +103,17 @@ impl SecretRef {
             Self::Env(name) => {
                 use std::os::unix::ffi::OsStringExt as _;
                 let value = environment(name).ok_or_else(|| {
-                    self.error("the environment variable is not set").hint(format!("set {name} for this program, or refer to a file: {{ file = \"…\" }}"))
+                    self.error("the environment variable is not set")
+                        .hint(format!("set {name} for this program, or refer to a file: {{ file = \"…\" }}"))
                 })?;
                 Zeroizing::new(value.into_vec())
             }
             Self::File(path) => self.read_file(path, environment)?,
             Self::Credential(name) => {
                 let folder = environment("CREDENTIALS_DIRECTORY").filter(|folder| !folder.is_empty()).ok_or_else(|| {
-                    self.error("CREDENTIALS_DIRECTORY is not set")
-                        .hint(format!("run under systemd with LoadCredential={name}:/path/to/the/secret, or refer to an environment variable or a file"))
+                    self.error("CREDENTIALS_DIRECTORY is not set").hint(format!(
+                        "run under systemd with LoadCredential={name}:/path/to/the/secret, or refer to an environment variable or a file"
+                    ))
                 })?;
                 self.read_file(&PathBuf::from(folder).join(name), environment)?
             }

@@ -43,7 +43,9 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let hint = suggest(name, "keys here", known.into_iter().flatten().map(|(key, _)| key.as_str()));
-            self.findings.push(Finding::at(self.file, key.span(), format!("unknown key `{name}`")).hint(hint));
+            let finding = Finding::at(self.file, key.span(), format!("unknown key `{name}`")).hint(hint);
+            // In a secret reference, what follows an unknown key may be the secret.
+            self.findings.push(if schema.get("maxProperties").is_some() { finding.masked() } else { finding });
         }
     }
 
@@ -75,14 +77,17 @@ impl<'a> Walk<'a> {
             DeValue::Array(items) => {
                 let Some(inner) = schema.get("items") else { return true };
                 // All items are looked at, so that all errors are told.
-                items.iter_mut().fold(true, |keep, item| self.value(inner, item) && keep)
+                let rejected = items.iter_mut().filter_map(|item| (!self.value(inner, item)).then_some(())).count();
+                rejected == 0
             }
             DeValue::String(text) => self.choice(schema, text, span),
             DeValue::Integer(number) => {
                 let parsed = i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok();
                 let bound = |name: &str| schema.get(name).and_then(Schema::as_f64);
                 #[expect(clippy::cast_precision_loss, reason = "bounds are small; a huge number stays huge")]
-                let fits = parsed.is_some_and(|n| bound("minimum").is_none_or(|min| n as f64 >= min) && bound("maximum").is_none_or(|max| n as f64 <= max));
+                let fits = parsed.is_some_and(|n| {
+                    bound("minimum").is_none_or(|min| n as f64 >= min) && bound("maximum").is_none_or(|max| n as f64 <= max)
+                });
                 let is_the_one = schema.get("const").is_none_or(|constant| constant.as_i64() == parsed);
                 if fits && is_the_one {
                     return true;

@@ -2,6 +2,7 @@
 //!
 //! Every reader here names the wrong text and shows a right one; every writer yields text that its reader accepts.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
@@ -54,7 +55,11 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
                 wrong(&format!(" (unknown unit {word:?})"))
             }
         })?;
-        total = number.checked_mul(*secs).and_then(|part| total.checked_add(part)).filter(|t| *t <= MAX_DURATION_SECS).ok_or_else(|| wrong(" is too long"))?;
+        total = number
+            .checked_mul(*secs)
+            .and_then(|part| total.checked_add(part))
+            .filter(|t| *t <= MAX_DURATION_SECS)
+            .ok_or_else(|| wrong(" is too long"))?;
     }
     Ok(Duration::from_secs(total))
 }
@@ -69,7 +74,7 @@ pub fn format_duration(duration: Duration) -> String {
         let count = secs / unit_secs;
         secs %= unit_secs;
         if count > 0 {
-            text.push_str(&format!("{count}{unit}"));
+            let _ = write!(text, "{count}{unit}");
         }
     }
     if text.is_empty() { "0s".to_owned() } else { text }
@@ -90,7 +95,8 @@ pub fn parse_size(text: &str) -> Result<u64> {
     if unit.is_empty() {
         return Err(wrong(" has no unit"));
     }
-    let (_, factor) = SIZE_UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or_else(|| wrong(&format!(" (unknown unit {unit:?})")))?;
+    let (_, factor) =
+        SIZE_UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or_else(|| wrong(&format!(" (unknown unit {unit:?})")))?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
     let whole = whole.parse::<u64>().map_err(|_| wrong(""))?;
     if fraction.len() > 6 {
@@ -110,7 +116,7 @@ pub fn parse_size(text: &str) -> Result<u64> {
 #[must_use]
 pub fn format_size(bytes: u64) -> String {
     for (unit, factor) in SIZE_UNITS {
-        if bytes >= factor && bytes.is_multiple_of(factor) && (unit.len() == 3 || unit == "B" || bytes % 1024 != 0) {
+        if bytes >= factor && bytes.is_multiple_of(factor) && (unit.len() == 3 || unit == "B" || !bytes.is_multiple_of(1024)) {
             return format!("{}{unit}", bytes / factor);
         }
     }
@@ -136,7 +142,9 @@ pub fn parse_percent(text: &str) -> Result<u8> {
         .strip_suffix('%')
         .and_then(|number| number.trim().parse::<u8>().ok())
         .filter(|percent| (1..=100).contains(percent))
-        .ok_or_else(|| Error::new(Kind::Usage, format!("not a valid percentage: {text:?}")).hint("write a whole percentage from \"1%\" to \"100%\""))
+        .ok_or_else(|| {
+            Error::new(Kind::Usage, format!("not a valid percentage: {text:?}")).hint("write a whole percentage from \"1%\" to \"100%\"")
+        })
 }
 
 #[cfg(test)]
@@ -166,7 +174,12 @@ mod tests {
         assert_eq!(parse_rate("50MiB/s").unwrap(), 50 << 20);
         assert!(parse_rate("50MiB").is_err() && parse_rate("50Mbit/s").is_err());
         assert_eq!(parse_percent("10%").unwrap(), 10);
-        assert!(parse_percent("0%").is_err() && parse_percent("101%").is_err() && parse_percent("10").is_err() && parse_percent("1.5%").is_err());
+        assert!(
+            parse_percent("0%").is_err()
+                && parse_percent("101%").is_err()
+                && parse_percent("10").is_err()
+                && parse_percent("1.5%").is_err()
+        );
     }
 
     proptest! {

@@ -16,12 +16,13 @@ use crate::error::{Error, Kind, Result};
 use crate::id::Name;
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
-    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, Keep, Method, Missed, Notifier, NotifierKind, Objectives, Occasion,
-    Plan, Plans, Repository, RepositoryUrl, Retry, Scheme, Server, Share, Source, SourceKind, Verify,
+    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, Keep, Method, Missed, Notifier, NotifierKind, Objectives,
+    Occasion, Plan, Plans, Repository, RepositoryUrl, Retry, Scheme, Server, Share, Source, SourceKind, Verify,
 };
 use crate::plan::raw::{
-    Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawMethod, RawMissed, RawNotifier,
-    RawNotifierKind, RawOccasion, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify, SOURCE_KEYS, Text, Words,
+    Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawMethod, RawMissed,
+    RawNotifier, RawNotifierKind, RawOccasion, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify, SOURCE_KEYS, Text,
+    Words,
 };
 use crate::plan::schedule::{Schedule, parse_timezone};
 use crate::plan::secret::SecretRef;
@@ -30,9 +31,9 @@ use crate::plan::units::{parse_duration, parse_rate, parse_size};
 use crate::source::Expectation;
 
 const DEFAULT_MAX_REQUESTS: NonZeroU16 = NonZeroU16::new(16).unwrap();
-const DEFAULT_RETRY: Retry = Retry { attempts: 3, delay: Duration::from_secs(60) };
-const DEFAULT_WINDOW: Duration = Duration::from_secs(30 * 86_400);
-const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_secs(300);
+const DEFAULT_RETRY: Retry = Retry { attempts: 3, delay: Duration::from_mins(1) };
+const DEFAULT_WINDOW: Duration = Duration::from_hours(30 * 24);
+const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_mins(5);
 const DEFAULT_VERIFY_DATA: &str = "10%";
 
 /// A file that could be read.
@@ -121,7 +122,10 @@ impl<'a> Checker<'a> {
         if raw.version.is_none() {
             let Some(loaded) = self.file else { return };
             // A version of another number was reported already.
-            let rejected = loaded.rejected.iter().any(|at| loaded.file.text[..*at].lines().last().is_some_and(|line| line.trim_start().starts_with("version")));
+            let rejected = loaded
+                .rejected
+                .iter()
+                .any(|at| loaded.file.text[..*at].lines().last().is_some_and(|line| line.trim_start().starts_with("version")));
             if !rejected {
                 self.report(&(0..0), "`version` is missing", "begin the file with: version = 1");
             }
@@ -171,16 +175,25 @@ impl<'a> Checker<'a> {
 
     fn non_empty(&mut self, text: &Text) -> Option<String> {
         self.read(text, |text| {
-            if text.trim().is_empty() || text.contains('\0') { Err(Error::new(Kind::Usage, "this text must not be empty")) } else { Ok(text.to_owned()) }
+            if text.trim().is_empty() || text.contains('\0') {
+                Err(Error::new(Kind::Usage, "this text must not be empty"))
+            } else {
+                Ok(text.to_owned())
+            }
         })
     }
 
     fn words(&mut self, words: &Words) -> Option<Vec<String>> {
         let words = words.as_ref()?;
         let wrong = words.value.iter().find(|word| word.value.contains('\0'));
-        match wrong.map(|word| &word.span).or_else(|| words.value.first().is_none_or(|first| first.value.is_empty()).then_some(&words.span)) {
+        match wrong.map(|word| &word.span).or_else(|| words.value.first().is_none_or(|first| first.value.is_empty()).then_some(&words.span))
+        {
             Some(span) => {
-                self.report(span, "a command needs a program and cannot hold NUL", "write a list such as [\"pg_dump\", \"--format=custom\", \"crm\"]");
+                self.report(
+                    span,
+                    "a command needs a program and cannot hold NUL",
+                    "write a list such as [\"pg_dump\", \"--format=custom\", \"crm\"]",
+                );
                 None
             }
             None => Some(words.value.iter().map(|word| word.value.clone()).collect()),
@@ -244,6 +257,12 @@ impl<'a> Checker<'a> {
             let value_of = match &value.value {
                 RawEnvironmentValue::Plain(text) if text.contains('\0') => {
                     self.report(&value.span, "an environment variable cannot hold NUL", "remove it");
+                    None
+                }
+                RawEnvironmentValue::Plain(_) if names_a_secret(&name) => {
+                    let finding =
+                        self.finding(&value.span, format!("by its name, `{name}` is a secret, and a secret never stands in a plan file"));
+                    self.findings.push(finding.hint(SECRET_HINT).masked());
                     None
                 }
                 RawEnvironmentValue::Plain(text) => Some(EnvironmentValue::Plain(text.clone())),
@@ -311,7 +330,13 @@ impl<'a> Checker<'a> {
         let download_limit_bytes_per_sec = self.read(&raw.download_limit, parse_rate);
         let cache = match &raw.cache {
             None => Cache::Default,
-            Some(Located { value: RawCache::Switch(on), .. }) => if *on { Cache::Default } else { Cache::Off },
+            Some(Located { value: RawCache::Switch(on), .. }) => {
+                if *on {
+                    Cache::Default
+                } else {
+                    Cache::Off
+                }
+            }
             Some(Located { value: RawCache::Folder(folder), span }) => {
                 self.path(&Some(Located { span: span.clone(), value: folder.clone() })).map_or(Cache::Default, Cache::Folder)
             }
@@ -349,7 +374,11 @@ impl<'a> Checker<'a> {
 
     fn source(&mut self, name: &Name, at: &Range<usize>, raw: &RawSource) -> Option<Source> {
         let Some(kind) = &raw.kind else {
-            self.missing(at, format!("source `{name}` needs `kind`"), "add kind = \"sqlite\", \"files\", \"command\", \"postgres\" or \"mysql\"");
+            self.missing(
+                at,
+                format!("source `{name}` needs `kind`"),
+                "add kind = \"sqlite\", \"files\", \"command\", \"postgres\" or \"mysql\"",
+            );
             return None;
         };
         let word = match kind.value {
@@ -367,7 +396,11 @@ impl<'a> Checker<'a> {
                 let exclude = self.globs(&raw.exclude);
                 let page_size = raw.page_size.as_ref().map(|size| {
                     if !size.value.is_power_of_two() {
-                        self.report(&size.span, "a page size is a power of two", "PostgreSQL uses 8192, MySQL 16384, SQLite 4096 unless told otherwise");
+                        self.report(
+                            &size.span,
+                            "a page size is a power of two",
+                            "PostgreSQL uses 8192, MySQL 16384, SQLite 4096 unless told otherwise",
+                        );
                     }
                     size.value
                 });
@@ -401,7 +434,11 @@ impl<'a> Checker<'a> {
         let mut globs = Vec::new();
         for glob in raw.iter().flat_map(|raw| &raw.value) {
             if glob.value.is_empty() || glob.value.contains('\0') || glob.value.starts_with('/') {
-                self.report(&glob.span, "not a valid pattern", "patterns are matched against paths relative to `path`, such as \"cache/**\" or \"*.tmp\"");
+                self.report(
+                    &glob.span,
+                    "not a valid pattern",
+                    "patterns are matched against paths relative to `path`, such as \"cache/**\" or \"*.tmp\"",
+                );
             }
             globs.push(glob.value.clone());
         }
@@ -461,7 +498,8 @@ impl<'a> Checker<'a> {
         }
         if self.complete {
             let names = declared.keys().map(Name::as_str);
-            let hint = if declared.is_empty() { format!("the plan files declare no {what}") } else { suggest(&name.value, "declared are", names) };
+            let hint =
+                if declared.is_empty() { format!("the plan files declare no {what}") } else { suggest(&name.value, "declared are", names) };
             self.report(&name.span, format!("unknown {what} `{}`", name.value), hint);
         }
         None
@@ -535,7 +573,11 @@ impl<'a> Checker<'a> {
                 several.value.iter().collect()
             }
             (Some(one), Some(several)) => {
-                self.report(&several.span, format!("plan `{name}` has both `source` and `sources`"), "keep `sources` and put all names there");
+                self.report(
+                    &several.span,
+                    format!("plan `{name}` has both `source` and `sources`"),
+                    "keep `sources` and put all names there",
+                );
                 std::iter::once(one).chain(&several.value).collect()
             }
             (None, None) => {
@@ -559,7 +601,11 @@ impl<'a> Checker<'a> {
 
     fn schedule(&mut self, text: &Text, raw: &RawPlan, zone: Option<Tz>) -> Option<Schedule> {
         if let (Some(text), None) = (text, &raw.timezone) {
-            self.missing(&text.span, "a schedule needs the plan's `timezone`", "add timezone = \"Asia/Shanghai\" (or your zone) to the plan");
+            self.missing(
+                &text.span,
+                "a schedule needs the plan's `timezone`",
+                "add timezone = \"Asia/Shanghai\" (or your zone) to the plan",
+            );
         }
         self.read(text, |text| Schedule::parse(text, zone.unwrap_or(Tz::UTC)))
     }
@@ -576,7 +622,11 @@ impl<'a> Checker<'a> {
             within: self.some_time(&raw.within),
         };
         if keep.is_everything() && raw.within.is_none() {
-            self.missing(at, "`keep` without a rule would keep nothing", "name a rule such as daily = 14, or leave `keep` out to keep everything");
+            self.missing(
+                at,
+                "`keep` without a rule would keep nothing",
+                "name a rule such as daily = 14, or leave `keep` out to keep everything",
+            );
         }
         keep
     }
@@ -585,7 +635,11 @@ impl<'a> Checker<'a> {
         let mut tags: Vec<String> = Vec::new();
         for tag in raw.iter().flat_map(|raw| &raw.value) {
             if Name::new(tag.value.clone()).is_err() {
-                self.report(&tag.span, "not a valid tag", "a tag is 1 to 64 letters, digits, '_', '-' or '.', and starts with a letter or digit");
+                self.report(
+                    &tag.span,
+                    "not a valid tag",
+                    "a tag is 1 to 64 letters, digits, '_', '-' or '.', and starts with a letter or digit",
+                );
             } else if !tags.contains(&tag.value) {
                 tags.push(tag.value.clone());
             }
@@ -623,7 +677,13 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn check(&mut self, raw: &RawCheck, at: &Range<usize>, sources: &[(String, Option<Arc<Source>>)], all: &Declared<Source>) -> Option<Check> {
+    fn check(
+        &mut self,
+        raw: &RawCheck,
+        at: &Range<usize>,
+        sources: &[(String, Option<Arc<Source>>)],
+        all: &Declared<Source>,
+    ) -> Option<Check> {
         for (key, given) in [("name", raw.name.is_some()), ("sql", raw.sql.is_some()), ("expect", raw.expect.is_some())] {
             if !given {
                 self.missing(at, format!("a check needs `{key}`"), "a check has name, sql and expect");
@@ -639,9 +699,17 @@ impl<'a> Checker<'a> {
                 let found = sources.iter().find(|(name, _)| *name == source.value);
                 if found.is_none() && !sources.is_empty() {
                     if all.keys().any(|name| name.as_str() == source.value) {
-                        self.report(&source.span, format!("source `{}` is not one of this plan", source.value), "name one of the plan's sources");
+                        self.report(
+                            &source.span,
+                            format!("source `{}` is not one of this plan", source.value),
+                            "name one of the plan's sources",
+                        );
                     } else {
-                        self.report(&source.span, format!("unknown source `{}`", source.value), suggest(&source.value, "the plan has", sources.iter().map(|(name, _)| name.as_str())));
+                        self.report(
+                            &source.span,
+                            format!("unknown source `{}`", source.value),
+                            suggest(&source.value, "the plan has", sources.iter().map(|(name, _)| name.as_str())),
+                        );
                     }
                 }
                 found
@@ -687,9 +755,17 @@ fn occasion(raw: RawOccasion) -> Occasion {
 
 fn variable_name(text: &str) -> Result<String> {
     if text.is_empty() || text.contains(['=', '\0', '$']) || text.contains(char::is_whitespace) {
-        return Err(Error::new(Kind::Usage, "not a valid name of an environment variable").hint("write the bare name, such as \"LIFEBOAT_PASSPHRASE\""));
+        return Err(Error::new(Kind::Usage, "not a valid name of an environment variable")
+            .hint("write the bare name, such as \"LIFEBOAT_PASSPHRASE\""));
     }
     Ok(text.to_owned())
+}
+
+/// Whether an environment variable of this name usually holds a secret, as `PGPASSWORD`, `MYSQL_PWD` and `API_KEY` do.
+fn names_a_secret(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    let within = ["PASSWORD", "PASSWD", "PASSPHRASE", "SECRET", "TOKEN"];
+    within.iter().any(|word| name.contains(word)) || name.ends_with("_KEY") || name.ends_with("_PWD")
 }
 
 /// The text is not repeated in errors: somebody may have put a password there.
@@ -722,11 +798,18 @@ fn is_loopback(url: &Url) -> bool {
 }
 
 fn parse_mail_server(text: &str) -> Result<Url> {
-    let wrong = || Error::new(Kind::Usage, "not a valid mail server").hint("write smtps://host or smtp://host, with :port where it is not the usual one");
+    let wrong = || {
+        Error::new(Kind::Usage, "not a valid mail server")
+            .hint("write smtps://host or smtp://host, with :port where it is not the usual one")
+    };
     let url = Url::parse(text).map_err(|_| wrong())?;
     let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none() && url.fragment().is_none();
     let pathless = matches!(url.path(), "" | "/");
-    if matches!(url.scheme(), "smtp" | "smtps") && url.host_str().is_some_and(|host| !host.is_empty()) && bare && pathless { Ok(url) } else { Err(wrong()) }
+    if matches!(url.scheme(), "smtp" | "smtps") && url.host_str().is_some_and(|host| !host.is_empty()) && bare && pathless {
+        Ok(url)
+    } else {
+        Err(wrong())
+    }
 }
 
 fn mail_address(text: &str) -> Result<String> {
@@ -735,6 +818,7 @@ fn mail_address(text: &str) -> Result<String> {
     if valid {
         Ok(text.to_owned())
     } else {
-        Err(Error::new(Kind::Usage, format!("not a valid e-mail address: {text:?}")).hint("write a bare address such as \"dba@example.com\""))
+        Err(Error::new(Kind::Usage, format!("not a valid e-mail address: {text:?}"))
+            .hint("write a bare address such as \"dba@example.com\""))
     }
 }

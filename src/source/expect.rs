@@ -369,8 +369,25 @@ mod tests {
     #[test]
     fn wrong_texts_are_refused() {
         for text in [
-            "", "5", "> ", "> five", "= 'ok", "= 'ok' or", "between 5 and 1", "between 1 5", "between 1", "between 'a' and 5", "> true", "== 1",
-            "is nothing", "=> 1", "= \"ok\"", "= 1 or 1", "between true and false", "< 1.2.3", "= .",
+            "",
+            "5",
+            "> ",
+            "> five",
+            "= 'ok",
+            "= 'ok' or",
+            "between 5 and 1",
+            "between 1 5",
+            "between 1",
+            "between 'a' and 5",
+            "> true",
+            "== 1",
+            "is nothing",
+            "=> 1",
+            "= \"ok\"",
+            "= 1 or 1",
+            "between true and false",
+            "< 1.2.3",
+            "= .",
         ] {
             assert!(Expectation::parse(text).is_err(), "{text:?} was accepted");
         }
@@ -379,8 +396,12 @@ mod tests {
     #[test]
     fn prints_what_it_parses() {
         for (text, printed) in [
-            (">=1000", ">= 1000"), ("<> 'a''b'", "!= 'a''b'"), ("Between  1.50 And 2", "between 1.5 and 2"), ("IS NOT NULL", "is not null"),
-            ("= -0.50", "= -0.5"), ("= TRUE", "= true"),
+            (">=1000", ">= 1000"),
+            ("<> 'a''b'", "!= 'a''b'"),
+            ("Between  1.50 And 2", "between 1.5 and 2"),
+            ("IS NOT NULL", "is not null"),
+            ("= -0.50", "= -0.5"),
+            ("= TRUE", "= true"),
         ] {
             let expectation = Expectation::parse(text).unwrap();
             assert_eq!(expectation.to_string(), printed);

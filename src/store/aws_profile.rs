@@ -39,15 +39,17 @@ fn read(path: Option<PathBuf>) -> Result<String> {
 
 fn fill(mut builder: AmazonS3Builder, settings: &HashMap<String, String>, asked: Option<&str>) -> Result<AmazonS3Builder> {
     let given = |builder: &AmazonS3Builder, key: Key| builder.get_config_value(&key).is_some();
-    if !given(&builder, Key::Region) && !given(&builder, Key::DefaultRegion) {
-        if let Some(region) = settings.get("region") {
-            builder = builder.with_region(region);
-        }
+    if !given(&builder, Key::Region)
+        && !given(&builder, Key::DefaultRegion)
+        && let Some(region) = settings.get("region")
+    {
+        builder = builder.with_region(region);
     }
-    if !given(&builder, Key::Endpoint) && !given(&builder, Key::S3Endpoint) {
-        if let Some(endpoint) = settings.get("endpoint_url") {
-            builder = builder.with_endpoint(endpoint);
-        }
+    if !given(&builder, Key::Endpoint)
+        && !given(&builder, Key::S3Endpoint)
+        && let Some(endpoint) = settings.get("endpoint_url")
+    {
+        builder = builder.with_endpoint(endpoint);
     }
     let others = [Key::AccessKeyId, Key::WebIdentityTokenFile, Key::ContainerCredentialsRelativeUri, Key::ContainerCredentialsFullUri];
     if others.into_iter().any(|key| given(&builder, key)) {
@@ -81,10 +83,11 @@ fn section(text: &str, name: &str) -> HashMap<String, String> {
         if let Some(header) = line.strip_prefix('[') {
             let header = header.split(']').next().unwrap_or_default();
             inside = header.split_whitespace().eq(name.split_whitespace());
-        } else if inside && !line.starts_with(['#', ';']) {
-            if let Some((key, value)) = line.split_once('=') {
-                settings.insert(key.trim().to_ascii_lowercase(), value.trim().to_owned());
-            }
+        } else if inside
+            && !line.starts_with(['#', ';'])
+            && let Some((key, value)) = line.split_once('=')
+        {
+            settings.insert(key.trim().to_ascii_lowercase(), value.trim().to_owned());
         }
     }
     settings

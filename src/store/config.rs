@@ -62,7 +62,7 @@ pub struct StoreConfig {
 }
 
 /// 64 MiB at 75 kB/s, a bad uplink.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(15);
 
 impl Default for StoreConfig {
     fn default() -> Self {

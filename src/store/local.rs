@@ -32,7 +32,7 @@ use crate::store::objects::Objects;
 use crate::store::refusal::Refusals;
 
 /// A temporary file that was not touched for so long belongs to a process that is gone.
-const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
+const ABANDONED: Duration = Duration::from_hours(24);
 
 /// A local folder.
 #[derive(Debug, Clone)]
@@ -214,9 +214,11 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        let is_temporary = entry.file_name().to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, suffix)| {
-            !suffix.is_empty() && suffix.bytes().all(|b| b.is_ascii_digit())
-        });
+        let is_temporary = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.rsplit_once('#'))
+            .is_some_and(|(_, suffix)| !suffix.is_empty() && suffix.bytes().all(|b| b.is_ascii_digit()));
         let is_old = || entry.metadata().and_then(|m| m.modified()).is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ABANDONED));
         if is_temporary && is_old() {
             let _ = fs::remove_file(entry.path());

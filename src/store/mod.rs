@@ -330,10 +330,9 @@ impl Store {
         let _place = self.0.limits.request().await;
         let bytes = self.counted(verb, self.0.backend.get(key, want).await, |bytes| bytes.len() as u64)?;
         match expected {
-            Some(expected) if bytes.len() as u64 != expected => Err(Error::new(
-                Kind::Damaged,
-                format!("{}: {} of {expected} bytes are there", self.message("read", key), bytes.len()),
-            )),
+            Some(expected) if bytes.len() as u64 != expected => {
+                Err(Error::new(Kind::Damaged, format!("{}: {} of {expected} bytes are there", self.message("read", key), bytes.len())))
+            }
             _ => Ok(bytes),
         }
     }

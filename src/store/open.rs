@@ -31,14 +31,14 @@ pub(crate) struct Place {
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence between two reads of a body, or before an answer to a request without body.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const READ_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Retries of single HTTP requests; the façade repeats whole operations above this.
 fn http_retries() -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(5), base: 2.0 },
         max_retries: 5,
-        retry_timeout: Duration::from_secs(60),
+        retry_timeout: Duration::from_mins(1),
     }
 }
 
@@ -89,7 +89,9 @@ fn bucket(url: &Url) -> Result<(String, Path)> {
     let prefix = url.path().trim_matches('/');
     let path = Path::parse(prefix).map_err(|error| usage(format!("not a usable prefix: {url}")).because(error))?;
     if !prefix.is_empty() && prefix.contains('%') {
-        return Err(usage(format!("the prefix in {url} has characters that must be escaped")).hint("use letters, digits, '-', '_', '.' and '/'"));
+        return Err(
+            usage(format!("the prefix in {url} has characters that must be escaped")).hint("use letters, digits, '-', '_', '.' and '/'")
+        );
     }
     Ok((bucket.to_owned(), path))
 }
@@ -171,11 +173,8 @@ fn s3(url: &Url, config: &StoreConfig, limits: Limits) -> Result<Place> {
     if let Some(region) = &config.region {
         builder = builder.with_region(region);
     }
-    let endpoint = config
-        .endpoint
-        .clone()
-        .or_else(|| builder.get_config_value(&Key::S3Endpoint))
-        .or_else(|| builder.get_config_value(&Key::Endpoint));
+    let endpoint =
+        config.endpoint.clone().or_else(|| builder.get_config_value(&Key::S3Endpoint)).or_else(|| builder.get_config_value(&Key::Endpoint));
     let path_style = config.path_style.unwrap_or(endpoint.is_some() || bucket.contains('.'));
     let mut allow_http = false;
     if let Some(endpoint) = &endpoint {

@@ -15,6 +15,7 @@ const RACERS: usize = 8;
 
 /// What was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent findings, not a state")]
 pub struct Probe {
     /// A create of an object that is there is refused and changes nothing, and of several creates at once exactly one wins. Without
     /// it only a single writer is safe.

@@ -187,15 +187,14 @@ fn sort(error: &object_store::Error, facts: &Facts) -> (Kind, Option<&'static st
     match facts.status {
         Some(401 | 403) => (Kind::Failed, Some(CREDENTIALS)),
         Some(507) => (Kind::NoSpace, Some(ROOM)),
-        Some(501) => (Kind::Failed, None),
-        Some(408 | 429 | 500..=599) => (Kind::Unavailable, Some(SERVER)),
+        // 501: the server does not know the request at all.
+        Some(408 | 429 | 500 | 502..=599) => (Kind::Unavailable, Some(SERVER)),
         Some(300..=399) => (Kind::Failed, Some(REGION)),
-        Some(_) => (Kind::Failed, None),
         None if facts.says(&["without location"]) => (Kind::Failed, Some(REGION)),
         None if facts.says(&["certificate", "unknownissuer"]) => (Kind::Failed, Some(CERTIFICATE)),
         None if facts.says(&["scheme is not allowed", "builder error", "invalid url"]) => (Kind::Failed, None),
         None if facts.transport || facts.says(&["error decoding response body"]) => (Kind::Unavailable, Some(SERVER)),
-        None => (Kind::Failed, None),
+        _ => (Kind::Failed, None),
     }
 }
 

@@ -29,7 +29,7 @@ impl Policy {
         tries: 4,
         first_pause: Duration::from_millis(500),
         longest_pause: Duration::from_secs(10),
-        deadline: Duration::from_secs(10 * 60),
+        deadline: Duration::from_mins(10),
     };
     /// For the local machine, where waiting seldom helps.
     pub const LOCAL: Self = Self {

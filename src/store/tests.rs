@@ -208,7 +208,9 @@ async fn requests_in_flight_and_bytes_per_second_are_limited() {
 #[test]
 fn urls_are_checked_before_anything_is_contacted() {
     let open = |url: &str| Store::open(&StoreConfig::at(url));
-    for bad in ["", "/var/backup", "backup", "ftp://host/x", "s3://", "s3:///x", "s3://b:9000/x", "s3://b/a//b", "file://host/x", "s3://b/a b"] {
+    for bad in
+        ["", "/var/backup", "backup", "ftp://host/x", "s3://", "s3:///x", "s3://b:9000/x", "s3://b/a//b", "file://host/x", "s3://b/a b"]
+    {
         assert_eq!(open(bad).unwrap_err().kind(), Kind::Usage, "{bad}");
     }
     for secret in ["s3://user:hunter2@bucket/x", "s3://bucket/x?sig=hunter2", "s3://hunter2@bucket", "hunter2"] {

@@ -3,6 +3,8 @@
 //! A test names what it needs with `mod support;` and uses, for example, `support::s3::SeaweedFs::shared()`.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod azure;
+pub mod proxy;
 pub mod s3;
 
 use std::net::TcpListener;
@@ -16,10 +18,14 @@ use std::time::{Duration, Instant};
 /// # Panics
 /// When it is not installed: a test that could not run is not a test that passed.
 pub fn tool(name: &str) -> PathBuf {
-    let tools = std::env::var_os("LIFEBOAT_TEST_TOOLS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/tools"), PathBuf::from);
+    let tools =
+        std::env::var_os("LIFEBOAT_TEST_TOOLS").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/tools"), PathBuf::from);
     let path = tools.join("bin").join(name);
-    assert!(path.exists(), "{} is missing: run scripts/test, which installs what tests need (or scripts/install-test-tools)", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run scripts/test, which installs what tests need (or scripts/install-test-tools)",
+        path.display()
+    );
     path
 }
 
@@ -53,11 +59,14 @@ folder=$1; shift
 "$@" >"$folder/server.log" 2>&1 </dev/null &
 server=$!
 cat >/dev/null
-kill "$server" 2>/dev/null
+# The whole group, which is this shell's own: a server may have children.
+trap '' TERM
+kill -TERM -- -$$
 for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$server" 2>/dev/null || break; sleep 0.2; done
 kill -9 "$server" 2>/dev/null
 wait "$server" 2>/dev/null
 rm -rf "$folder"
+kill -9 -- -$$
 "#;
 
 impl Server {

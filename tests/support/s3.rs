@@ -45,7 +45,7 @@ impl Bucket {
     }
 
     /// Access key id and secret, for programs that get them through their environment.
-    pub fn keys(&self) -> (&'static str, &'static str) {
+    pub fn keys() -> (&'static str, &'static str) {
         (ACCESS_KEY, SECRET_KEY)
     }
 

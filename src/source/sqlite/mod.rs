@@ -36,9 +36,7 @@ pub struct SqliteSource {
 impl SqliteSource {
     /// The name of the one entry of a snapshot, and of the file in a restored folder: the database's own file name.
     fn entry_name(&self) -> Result<&OsStr> {
-        self.path
-            .file_name()
-            .ok_or_else(|| Error::new(Kind::Usage, format!("database path {} names no file", self.path.display())))
+        self.path.file_name().ok_or_else(|| Error::new(Kind::Usage, format!("database path {} names no file", self.path.display())))
     }
 }
 

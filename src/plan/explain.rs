@@ -1,0 +1,176 @@
+//! What a plan will do and when, in words: the next runs of each schedule in the plan's zone with UTC beside.
+
+use std::fmt::Write as _;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Value, json};
+
+use crate::plan::model::{DrillAt, Missed, Plan, Share};
+use crate::plan::schedule::{Schedule, in_both};
+use crate::plan::units::{format_duration, format_size};
+
+/// How many runs are shown of each schedule.
+const RUNS: usize = 5;
+
+/// One kind of work of a plan.
+struct Job<'a> {
+    name: &'static str,
+    schedule: Option<&'a Schedule>,
+    command: String,
+    does: String,
+}
+
+/// `lifeboat.explain/1` for people.
+#[must_use]
+pub fn explain_text(plan: &Plan, now: DateTime<Utc>) -> String {
+    let zone = plan.zone();
+    let mut text = format!("plan {}", plan.name);
+    if let Some(description) = &plan.description {
+        let _ = write!(text, ": {description}");
+    }
+    let _ = writeln!(text, "\nnow {}", in_both(now, zone));
+    for job in jobs(plan) {
+        let _ = writeln!(text, "\n{}: {}", job.name, job.does);
+        match job.schedule {
+            None => {
+                let _ = writeln!(text, "  no schedule: only by hand, with `{}`", job.command);
+            }
+            Some(schedule) => {
+                let _ = writeln!(text, "  schedule {:?} in {}{}; next runs:", schedule.text(), schedule.zone(), lateness(plan));
+                for slot in schedule.upcoming(now, RUNS) {
+                    let _ = writeln!(text, "    {}", in_both(slot, schedule.zone()));
+                }
+            }
+        }
+    }
+    let _ = writeln!(text, "\n{}", promises(plan).join("\n"));
+    text
+}
+
+/// `lifeboat.explain/1`: `plan`, `timezone`, `now`, `jobs` (each `name`, `schedule`, `does`, `next` with `time` in UTC and `local`),
+/// `notes`.
+#[must_use]
+pub fn explain_json(plan: &Plan, now: DateTime<Utc>) -> Value {
+    let run = |slot: DateTime<Utc>, schedule: &Schedule| {
+        json!({
+            "time": slot.to_rfc3339_opts(SecondsFormat::Secs, true),
+            "local": slot.with_timezone(&schedule.zone()).to_rfc3339_opts(SecondsFormat::Secs, false),
+        })
+    };
+    let jobs = jobs(plan).into_iter().map(|job| {
+        let next =
+            job.schedule.map(|schedule| schedule.upcoming(now, RUNS).into_iter().map(|slot| run(slot, schedule)).collect::<Vec<_>>());
+        json!({ "name": job.name, "schedule": job.schedule.map(Schedule::text), "does": job.does, "next": next.unwrap_or_default() })
+    });
+    json!({
+        "schema": "lifeboat.explain/1",
+        "plan": plan.name,
+        "timezone": plan.timezone.map(chrono_tz::Tz::name),
+        "now": now.to_rfc3339_opts(SecondsFormat::Secs, true),
+        "jobs": jobs.collect::<Vec<_>>(),
+        "notes": promises(plan),
+    })
+}
+
+fn jobs(plan: &Plan) -> Vec<Job<'_>> {
+    let name = &plan.name;
+    vec![
+        Job { name: "backup", schedule: plan.schedule.as_ref(), command: format!("lifeboat backup {name}"), does: backup(plan) },
+        Job { name: "drill", schedule: plan.drill.schedule.as_ref(), command: format!("lifeboat drill run {name}"), does: drill(plan) },
+        Job { name: "verify", schedule: plan.verify.schedule.as_ref(), command: format!("lifeboat verify {name}"), does: verify(plan) },
+    ]
+}
+
+fn lateness(plan: &Plan) -> String {
+    if plan.jitter.is_zero() { String::new() } else { format!(", each up to {} later", format_duration(plan.jitter)) }
+}
+
+fn backup(plan: &Plan) -> String {
+    let sources = plan.sources.iter().map(|source| format!("{} ({})", source.name, source.kind.word())).collect::<Vec<_>>();
+    let what = if let [one] = sources.as_slice() { one.clone() } else { format!("{}, all together,", sources.join(", ")) };
+    format!("backs up {what} to repository {} at {}", plan.repository.name, plan.repository.url.as_str())
+}
+
+fn drill(plan: &Plan) -> String {
+    let drill = &plan.drill;
+    let point = match drill.at {
+        DrillAt::Latest => "the latest snapshot".to_owned(),
+        DrillAt::Random => format!("a random snapshot of the last {}", format_duration(drill.window)),
+    };
+    let compared = match drill.compare {
+        Share::OFF => "compares no content".to_owned(),
+        Share::ALL => "compares all content with its fingerprints".to_owned(),
+        share => format!("compares {share} of the content with its fingerprints"),
+    };
+    let checks = match drill.checks.len() {
+        0 => "asks no SQL".to_owned(),
+        1 => "makes 1 SQL check".to_owned(),
+        count => format!("makes {count} SQL checks"),
+    };
+    let kept = if drill.keep_target_on_failure.is_zero() {
+        "removes what it restored".to_owned()
+    } else {
+        format!("removes what it restored ({} later when it failed)", format_duration(drill.keep_target_on_failure))
+    };
+    let mut limits = Vec::new();
+    limits.extend(drill.time_limit.map(|time| format!("at most {}", format_duration(time))));
+    limits.extend(drill.disk_limit_bytes.map(|bytes| format!("at most {} of disk", format_size(bytes))));
+    let limits = if limits.is_empty() { String::new() } else { format!("; takes {}", limits.join(" and ")) };
+    format!("restores {point} into a private place, runs the engine's own checks, {compared}, {checks}, and {kept}{limits}")
+}
+
+fn verify(plan: &Plan) -> String {
+    let structure = format!("checks the structure of repository {}", plan.repository.name);
+    match plan.verify.data {
+        Share::OFF => format!("{structure}; reads no stored bytes"),
+        Share::ALL => format!("{structure} and reads every stored byte"),
+        share => format!("{structure} and reads a rotating {share} of the stored bytes"),
+    }
+}
+
+/// What holds for all runs, one sentence each.
+fn promises(plan: &Plan) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(limit) = plan.objectives.data_loss {
+        notes.push(format!("objective: at most {} of changes may be lost", format_duration(limit)));
+    }
+    if let Some(limit) = plan.objectives.recovery_time {
+        notes.push(format!("objective: a recovery may take at most {}", format_duration(limit)));
+    }
+    notes.push(match plan.missed {
+        Missed::RunOnce => "missed: runs whose time passed while the daemon was down are caught up by one run".to_owned(),
+        Missed::Skip => "missed: runs whose time passed while the daemon was down are skipped".to_owned(),
+    });
+    notes.push(match plan.retry.attempts {
+        1 => "retry: a run that fails is not tried again".to_owned(),
+        attempts => {
+            format!("retry: a failure that may pass is tried {attempts} times in all, first after {}", format_duration(plan.retry.delay))
+        }
+    });
+    notes.push(format!("keep: {}", keep(plan)));
+    let told = plan.notify.iter().map(|notifier| notifier.name.as_str()).collect::<Vec<_>>();
+    notes.push(if told.is_empty() { "notify: nobody is told".to_owned() } else { format!("notify: {}", told.join(", ")) });
+    notes
+}
+
+fn keep(plan: &Plan) -> String {
+    let keep = &plan.keep;
+    if keep.is_everything() {
+        return "every snapshot, for ever".to_owned();
+    }
+    let counts = [
+        (keep.last, "the newest", ""),
+        (keep.hourly, "one of each of the last", " hours"),
+        (keep.daily, "one of each of the last", " days"),
+        (keep.weekly, "one of each of the last", " weeks"),
+        (keep.monthly, "one of each of the last", " months"),
+        (keep.yearly, "one of each of the last", " years"),
+    ];
+    let mut rules = counts
+        .into_iter()
+        .filter(|(count, ..)| *count > 0)
+        .map(|(count, before, after)| format!("{before} {count}{after}"))
+        .collect::<Vec<_>>();
+    rules.extend(keep.within.map(|within| format!("everything younger than {}", format_duration(within))));
+    rules.join("; ")
+}
