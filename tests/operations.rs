@@ -1,4 +1,5 @@
 //! The operations together with the real repository, a local store and the real sources.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +24,7 @@ use lifeboat::ops::restore::{self, RestoreReport, RestoreRequest};
 use lifeboat::ops::select::Choice;
 use lifeboat::ops::verify::{self, Depth, VerifyReport};
 use lifeboat::ops::{Job, NamedSource, PlannedCheck, Verdict, doctor, init, report, snapshots};
-use lifeboat::repo::Passphrase;
+use lifeboat::repo::{Passphrase, Repository};
 use lifeboat::source::command::CommandSource;
 use lifeboat::source::files::FilesSource;
 use lifeboat::source::sqlite::SqliteSource;
@@ -42,6 +43,8 @@ struct World {
     runtime: tokio::runtime::Runtime,
     clock: ManualClock,
     resolved: Resolved,
+    /// Opened once: deriving a key from a passphrase takes its time on purpose.
+    repository: Repository,
 }
 
 impl World {
@@ -52,10 +55,12 @@ impl World {
         let url = format!("file://{}", folder.path().join("repository").display());
         let settings = RepositorySettings::at(&url, Passphrase::new("correct horse battery staple")).unwrap();
         let resolved = Resolved { sources: sources(folder.path()), ..Resolved::bare(name("crm"), settings) };
-        let world = Self { folder, runtime, clock: ManualClock::new(start), resolved };
-        let (report, _) = init::run(&world.resolved.repository, &world.surroundings()).unwrap();
+        let clock = ManualClock::new(start);
+        let surroundings = surroundings(folder.path(), &runtime, &clock);
+        let (report, _) = init::run(&resolved.repository, &surroundings).unwrap();
         assert_eq!(report.schema, "lifeboat.init/1");
-        world
+        let repository = resolved.repository.open(&surroundings).unwrap();
+        Self { folder, runtime, clock, resolved, repository }
     }
 
     fn sqlite() -> Self {
@@ -73,13 +78,7 @@ impl World {
     }
 
     fn surroundings(&self) -> Surroundings {
-        Surroundings {
-            state: self.path("state"),
-            runtime: self.runtime.handle().clone(),
-            clock: Arc::new(self.clock.clone()),
-            progress: Arc::new(Silent),
-            cancel: Cancel::default(),
-        }
+        surroundings(self.folder.path(), &self.runtime, &self.clock)
     }
 
     fn path(&self, below: &str) -> PathBuf {
@@ -87,7 +86,19 @@ impl World {
     }
 
     fn job(&self) -> Job {
-        self.resolved.open(&self.surroundings()).unwrap()
+        let surroundings = self.surroundings();
+        Job {
+            plan: self.resolved.plan.clone(),
+            sources: self.resolved.sources.clone(),
+            repository: self.repository.clone(),
+            work: self.resolved.work(&surroundings),
+            host: "test".into(),
+            objectives: self.resolved.objectives,
+            drill: self.resolved.drill.clone(),
+            clock: surroundings.clock,
+            progress: surroundings.progress,
+            cancel: surroundings.cancel,
+        }
     }
 
     fn pass(&self, secs: i64) {
@@ -113,6 +124,16 @@ impl World {
     fn assert_clean(&self) {
         let names: Vec<String> = fs::read_dir(self.path("state/work/crm")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         assert!(names.iter().all(|n| n.ends_with(".lock")), "left over: {names:?}");
+    }
+}
+
+fn surroundings(folder: &Path, runtime: &tokio::runtime::Runtime, clock: &ManualClock) -> Surroundings {
+    Surroundings {
+        state: folder.join("state"),
+        runtime: runtime.handle().clone(),
+        clock: Arc::new(clock.clone()),
+        progress: Arc::new(Silent),
+        cancel: Cancel::default(),
     }
 }
 
@@ -638,6 +659,35 @@ fn damage_in_the_repository_fails_drill_restore_and_verify() {
     assert_eq!(bad.exit(), Some(Kind::Damaged));
     assert!(bad.findings.iter().any(|f| f.snapshots.contains(&made.snapshot)), "{bad:?}");
     assert_eq!(listed(&world).verified_at, None);
+}
+
+#[test]
+fn a_damaged_manifest_does_not_hide_the_others() {
+    let world = World::sqlite();
+    let first = world.backup();
+    let second = world.backup();
+    let chain = fs::read_dir(world.path("repository/snapshots")).unwrap().next().unwrap().unwrap().path();
+    let manifest = chain.join(second.snapshot.to_string());
+    fs::set_permissions(&manifest, fs::Permissions::from_mode(0o600)).unwrap();
+    flip(&manifest, fs::metadata(&manifest).unwrap().len() / 2);
+    // Opened anew, as another process would.
+    let job = world.resolved.open(&world.surroundings()).unwrap();
+    let list = snapshots::run(&job.repository, None).unwrap();
+    assert_eq!((list.snapshots.len(), list.damaged.len(), list.exit()), (1, 1, Some(Kind::Damaged)));
+    let request = RestoreRequest { choice: Choice::Latest, to: world.path("back.db"), only: Vec::new(), resume: false };
+    let plan = restore::plan(&job, &request).unwrap();
+    assert_eq!(plan.snapshot, first.snapshot);
+    assert!(plan.warnings.iter().any(|w| w.contains("cannot be read")), "{:?}", plan.warnings);
+    restore::apply(&job, &plan, None).unwrap();
+    assert_eq!(rows(&world.path("back.db")).len(), 2000);
+    let named = RestoreRequest { choice: Choice::Snapshot(second.snapshot.to_string()), ..request };
+    assert_eq!(restore::plan(&job, &named).unwrap_err().kind(), Kind::Damaged);
+    let drilled = drill::run(&job, &DrillRequest::default()).unwrap();
+    assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)));
+    assert_eq!(doctor::run(&world.resolved, &world.surroundings()).exit(), Some(Kind::Damaged));
+    assert_eq!(verify_all(&world, Depth::Structure).exit(), Some(Kind::Damaged));
+    let third = backup::run(&job).unwrap();
+    assert!(third.warnings.iter().any(|w| w.contains("cannot be read")), "{:?}", third.warnings);
 }
 
 #[test]
