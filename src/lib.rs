@@ -1,6 +1,7 @@
 //! lifeboat.
 pub mod cli;
 pub mod clock;
+pub mod daemon;
 pub mod entry;
 pub mod error;
 pub mod event;

@@ -1,1 +1,108 @@
-fn main() {}
+//! The program: parses the command line, starts tracing, hands over to the library, and turns errors into exit codes.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use lifeboat::cli::args::{Cli, Command, Global, LogFormat};
+use lifeboat::cli::{self, App, output};
+use lifeboat::error::{Error, Kind, Result};
+use lifeboat::event::Cancel;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match run(&cli) {
+        Ok(exit) => ExitCode::from(exit.map_or(0, Kind::exit_code)),
+        Err(error) => {
+            let _ = std::io::stderr().lock().write_all(output::error_text(&error).as_bytes());
+            if cli.global.json {
+                // Nobody is left to tell when even this cannot be written.
+                let _ = output::Output::new(true).document(&output::error_document(&error));
+            }
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<cli::Exit> {
+    start_tracing(&cli.global, matches!(cli.command, Command::Serve(_)));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("io")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::io("start the I/O threads", error))?;
+    let cancel = Cancel::default();
+    stop_on_signals(&runtime, &cancel)?;
+    let app = App::new(cli.global.clone(), runtime.handle().clone(), cancel);
+    let result = cli::run(&app, &cli.command);
+    // Requests that are still in flight after an error are not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+/// The first signal asks everything to stop at its next check; the second one ends the process at once.
+fn stop_on_signals(runtime: &tokio::runtime::Runtime, cancel: &Cancel) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let _entered = runtime.enter();
+    let listen = |kind| signal(kind).map_err(|error| Error::io("listen to signals", error));
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let cancel = cancel.clone();
+    runtime.spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if cancel.is_cancelled() || output::is_asking() {
+                std::process::exit(i32::from(Kind::Interrupted.exit_code()));
+            }
+            cancel.cancel();
+            output::note("stopping cleanly; once more stops at once");
+        }
+    });
+    Ok(())
+}
+
+/// Help and version go to stdout with exit 0, everything else is a usage error: exit 2, as JSON too where that was asked for.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let _ = error.print();
+    if std::env::args_os().any(|word| word == "--json") {
+        let text = error.render().to_string();
+        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        let error = Error::new(Kind::Usage, message).hint("`lifeboat COMMAND --help` shows what it takes");
+        let _ = output::Output::new(true).document(&output::error_document(&error));
+    }
+    ExitCode::from(Kind::Usage.exit_code())
+}
+
+/// Logs go to stderr. `LIFEBOAT_LOG` (as in tracing's `EnvFilter`) wins over `-v` and `-q`.
+fn start_tracing(global: &Global, daemon: bool) {
+    let level = match (global.quiet, global.verbose, daemon) {
+        (true, _, _) => "error",
+        (_, 0, false) => "off",
+        (_, 0, true) | (_, 1, _) => "info",
+        (_, 2, _) => "debug",
+        _ => "trace",
+    };
+    // Other crates log URLs and headers at their lower levels: only their warnings are let through.
+    let filter = std::env::var("LIFEBOAT_LOG")
+        .ok()
+        .and_then(|text| EnvFilter::try_new(text).ok())
+        .unwrap_or_else(|| EnvFilter::new(if level == "off" { "off".to_owned() } else { format!("warn,lifeboat={level}") }));
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+    match global.log_format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().with_current_span(true).with_span_list(false).init(),
+    }
+}

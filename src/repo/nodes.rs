@@ -8,7 +8,7 @@ use super::format::{ChunkId, PackId, PackKind};
 use super::frame::Decoder;
 use super::pack::{Directory, FrameOpener};
 use super::packs::{PackNo, missing_pack};
-use super::tree::{NodeRef, PackRef, Place, Record, decode_list, decode_records};
+use super::tree::{NodeRef, PackRef, Record, decode_list, decode_records};
 use crate::error::{Error, Kind, Result};
 
 /// Sealed bytes fetched at once when a frame of nodes is needed.
@@ -135,9 +135,4 @@ fn truncate(hash: &blake3::Hash) -> ChunkId {
     let mut id = ChunkId::default();
     id.0.copy_from_slice(&hash.as_bytes()[..16]);
     id
-}
-
-/// A place with its pack's number replaced.
-pub fn with_pack<A, B>(place: Place<A>, pack: B) -> Place<B> {
-    Place { pack, frame: place.frame, slot: place.slot }
 }

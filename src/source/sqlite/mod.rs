@@ -49,7 +49,10 @@ fn only_file(restored: &Path) -> Result<PathBuf> {
         (Some(one), 0) => Ok(one),
         (_, others) => {
             let count = others + 1;
-            Err(Error::new(Kind::Damaged, format!("restored folder {} should hold one database file, not {count} entries", restored.display())))
+            Err(Error::new(
+                Kind::Damaged,
+                format!("restored folder {} should hold one database file, not {count} entries", restored.display()),
+            ))
         }
     }
 }

@@ -1,0 +1,424 @@
+//! The words of the command line: what is accepted, and the help that explains it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A backup and disaster-recovery orchestrator that keeps proving that recovery works.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lifeboat",
+    version,
+    about,
+    arg_required_else_help = true,
+    propagate_version = false,
+    disable_help_subcommand = true,
+    after_help = "\
+Examples:
+  lifeboat demo                      the whole story on a made-up CRM, in under a minute
+  lifeboat backup crm                one backup now
+  lifeboat restore crm --latest --to /srv/crm/restored.db
+  lifeboat drill run crm             restore it somewhere private and prove that it works
+
+Exit codes: 0 worked, 1 failed, 2 usage or plan error, 3 finished incomplete, 10 no repository, 11 busy, 12 wrong key,
+13 no such recovery point, 20 damage found, 21 content differs, 22 objective missed, 130 interrupted."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Folder with plan files (repeatable; default: ./plans, then /etc/lifeboat/plans)
+    #[arg(long, global = true, value_name = "DIR")]
+    pub plans: Vec<PathBuf>,
+    /// Folder for the journal, locks and caches (default: $STATE_DIRECTORY, else the XDG state folder)
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Print the result as one JSON document
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// How progress is shown on stderr
+    #[arg(long, global = true, value_enum, default_value_t = ProgressMode::Auto, value_name = "MODE")]
+    pub progress: ProgressMode,
+    /// Log more (-v: steps, -vv: details)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Log errors only, and show no progress
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Form of log lines on stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProgressMode {
+    /// A bar on a terminal, otherwise one line per phase
+    Auto,
+    /// A bar
+    Tty,
+    /// One JSON object a line
+    Json,
+    /// Nothing
+    None,
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the whole story on a made-up CRM: back up, drill, damage, and the damage is caught
+    #[command(after_help = "Example:\n  lifeboat demo\n  lifeboat demo --keep /tmp/lifeboat-demo    keep everything to look around")]
+    Demo(DemoArgs),
+    /// Look at plan files
+    #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat plan check plans/")]
+    Plan(PlanCommand),
+    /// Check everything a run needs, before it runs
+    #[command(after_help = "Example:\n  lifeboat doctor crm")]
+    Doctor(DoctorArgs),
+    /// Make a repository
+    #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat repo init main")]
+    Repo(RepoCommand),
+    /// Make one backup now
+    #[command(after_help = "Example:\n  lifeboat backup crm\n  lifeboat backup crm --json | jq .snapshot")]
+    Backup(BackupArgs),
+    /// List what can be restored
+    #[command(after_help = "Example:\n  lifeboat snapshots crm")]
+    Snapshots(SnapshotsArgs),
+    /// Bring data back
+    #[command(after_help = "\
+Examples:
+  lifeboat restore crm --latest --to /srv/crm/restored.db
+  lifeboat restore crm --at '2026-11-20 14:31' --to /srv/crm/restored.db     local time of the plan's zone
+  lifeboat restore crm --latest-proven --to /srv/crm --overwrite crm         in place: what is there is moved aside
+  LIFEBOAT_PASSPHRASE=… lifeboat restore crm --from s3://crm-dr/main --to ./restored.db    a machine without plans")]
+    Restore(RestoreArgs),
+    /// Check a repository; a finding is never exit 0
+    #[command(
+        after_help = "Examples:\n  lifeboat verify crm\n  lifeboat verify main --data        every stored byte\n  lifeboat verify main --data 10     a tenth, a different one each time"
+    )]
+    Verify(VerifyArgs),
+    /// Prove that recovery works
+    #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat drill run crm")]
+    Drill(DrillCommand),
+    /// Who can open a repository
+    #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat key list main")]
+    Key(KeyCommand),
+    /// Run backups, drills and verifications on their schedules
+    #[command(after_help = "Example:\n  lifeboat serve --plans /etc/lifeboat/plans --log-format json")]
+    Serve(ServeArgs),
+    /// What can be restored, how old it is, when that was last proven, and what is wrong
+    #[command(after_help = "Example:\n  lifeboat status\n  lifeboat status --json | jq '.plans[].problems'")]
+    Status(StatusArgs),
+    /// Look at past runs
+    #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat run history --plan crm")]
+    Run(RunCommand),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  lifeboat completions bash > /etc/bash_completion.d/lifeboat")]
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write all of them to a folder
+    #[command(after_help = "Example:\n  lifeboat man | man -l -\n  lifeboat man --dir /usr/local/share/man/man1")]
+    Man(ManArgs),
+}
+
+/// `lifeboat demo`
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Keep everything in this folder (new or empty); removed at the end otherwise
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+}
+
+/// `lifeboat plan …`
+#[derive(Debug, Subcommand)]
+pub enum PlanCommand {
+    /// Validate plan files and show every error with its place
+    #[command(after_help = "Example:\n  lifeboat plan check plans/ /etc/lifeboat/plans/crm.toml")]
+    Check {
+        /// Plan files or folders of them (default: the plans folders)
+        #[arg(value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
+    /// Show a plan with all defaults filled in, secrets redacted
+    #[command(after_help = "Example:\n  lifeboat plan show crm")]
+    Show {
+        /// Name of the plan
+        name: String,
+    },
+    /// Say what a plan will do and when
+    #[command(after_help = "Example:\n  lifeboat plan explain crm")]
+    Explain {
+        /// Name of the plan
+        name: String,
+    },
+    /// Print the JSON Schema of plan files
+    #[command(after_help = "Example:\n  lifeboat plan schema > lifeboat-plan.schema.json")]
+    Schema,
+}
+
+/// `lifeboat doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Name of the plan (default: all)
+    pub plan: Option<String>,
+}
+
+/// `lifeboat repo …`
+#[derive(Debug, Subcommand)]
+pub enum RepoCommand {
+    /// Create a repository and print its recovery key once
+    #[command(after_help = "Example:\n  lifeboat repo init main")]
+    Init {
+        /// Name of the repository in the plan files
+        name: String,
+    },
+}
+
+/// `lifeboat backup`
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// Name of the plan
+    pub plan: String,
+}
+
+/// `lifeboat snapshots`
+#[derive(Debug, Args)]
+pub struct SnapshotsArgs {
+    /// Name of the plan (default: all)
+    pub plan: Option<String>,
+}
+
+/// `lifeboat restore`
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// Name of the plan; with --from, its name inside the repository
+    #[arg(required_unless_present = "from")]
+    pub plan: Option<String>,
+    /// Where to: a file for a database, a folder for files and for several sources
+    #[arg(long, value_name = "TARGET")]
+    pub to: PathBuf,
+    #[command(flatten)]
+    pub point: PointArgs,
+    /// Only this table (repeatable)
+    #[arg(long, value_name = "TABLE")]
+    pub only: Vec<String>,
+    /// A repository by URL, on a machine without plans; the passphrase comes from LIFEBOAT_PASSPHRASE
+    #[arg(long, value_name = "URL")]
+    pub from: Option<String>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask; enough only where nothing is overwritten
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Confirm by name that what stands at the target is replaced (it is moved aside)
+    #[arg(long, value_name = "NAME")]
+    pub overwrite: Option<String>,
+    /// Continue an interrupted restore to the same target
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// Which recovery point.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct PointArgs {
+    /// The newest snapshot (the default)
+    #[arg(long)]
+    pub latest: bool,
+    /// The newest snapshot not later than this: RFC 3339, or local time of the plan's zone such as '2026-11-20 14:31'
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<String>,
+    /// This snapshot, by id or a unique beginning of it
+    #[arg(long, value_name = "ID")]
+    pub snapshot: Option<String>,
+    /// The newest snapshot that a drill has proven
+    #[arg(long)]
+    pub latest_proven: bool,
+}
+
+/// `lifeboat verify`
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Name of a plan or of a repository
+    #[arg(value_name = "PLAN|REPO")]
+    pub name: String,
+    /// Also read stored bytes: all of them, or a rotating share
+    #[arg(long, value_name = "PERCENT", num_args = 0..=1, default_missing_value = "100", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub data: Option<u8>,
+}
+
+/// `lifeboat drill …`
+#[derive(Debug, Subcommand)]
+pub enum DrillCommand {
+    /// Restore into a private folder and prove it, now
+    #[command(after_help = "Example:\n  lifeboat drill run crm --random --keep-target 4h")]
+    Run(DrillRunArgs),
+    /// List past drills
+    #[command(after_help = "Example:\n  lifeboat drill history crm")]
+    History {
+        /// Name of the plan (default: all)
+        plan: Option<String>,
+    },
+    /// Show one drill's report
+    #[command(after_help = "Example:\n  lifeboat drill report 01jd0v7m")]
+    Report {
+        /// Id of the report, or a unique beginning of it
+        id: String,
+    },
+}
+
+/// `lifeboat drill run`
+#[derive(Debug, Args)]
+pub struct DrillRunArgs {
+    /// Name of the plan
+    pub plan: String,
+    /// The newest snapshot not later than this: RFC 3339, or local time of the plan's zone
+    #[arg(long, value_name = "TIME", conflicts_with = "random")]
+    pub at: Option<String>,
+    /// A random snapshot of the plan's window
+    #[arg(long)]
+    pub random: bool,
+    /// Keep what was restored for so long, such as 4h
+    #[arg(long, value_name = "DURATION")]
+    pub keep_target: Option<String>,
+}
+
+/// `lifeboat key …`
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// List the key slots of a repository
+    #[command(after_help = "Example:\n  lifeboat key list main")]
+    List {
+        /// Name of the repository
+        repo: String,
+    },
+    /// Add a key slot; its passphrase is read from an environment variable
+    #[command(
+        after_help = "Example:\n  NEW_PASSPHRASE=… lifeboat key add main --label backup-host --role writer --passphrase-env NEW_PASSPHRASE"
+    )]
+    Add {
+        /// Name of the repository
+        repo: String,
+        /// What to call it
+        #[arg(long)]
+        label: String,
+        /// What its holder can do
+        #[arg(long, value_enum)]
+        role: RoleArg,
+        /// The environment variable that holds the new passphrase
+        #[arg(long, value_name = "VARIABLE", default_value = "LIFEBOAT_NEW_PASSPHRASE")]
+        passphrase_env: String,
+    },
+    /// Remove a key slot
+    #[command(after_help = "Example:\n  lifeboat key remove main 3f9a1c")]
+    Remove {
+        /// Name of the repository
+        repo: String,
+        /// Id of the slot, or a unique beginning of it
+        id: String,
+    },
+}
+
+/// What a key holder can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RoleArg {
+    /// Verifies and prunes; cannot read data
+    Maintainer,
+    /// Backs up; cannot read data
+    Writer,
+    /// Restores, drills, manages keys
+    Reader,
+}
+
+/// `lifeboat serve`
+#[derive(Debug, Args)]
+pub struct ServeArgs {}
+
+/// `lifeboat status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {}
+
+/// `lifeboat run …`
+#[derive(Debug, Subcommand)]
+pub enum RunCommand {
+    /// List past runs, newest first
+    #[command(after_help = "Example:\n  lifeboat run history --plan crm --limit 50")]
+    History {
+        /// Only of this plan
+        #[arg(long, value_name = "PLAN")]
+        plan: Option<String>,
+        /// At most so many; 0 means all
+        #[arg(long, value_name = "COUNT", default_value_t = 20)]
+        limit: u32,
+    },
+    /// Show one run
+    #[command(after_help = "Example:\n  lifeboat run show 01jd0v7m4z5k3n8q2w6x9y1b7c")]
+    Show {
+        /// Id of the run, or a unique beginning of it
+        id: String,
+    },
+}
+
+/// `lifeboat completions`
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// `lifeboat man`
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Write one page a command to this folder
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    fn examine(command: &clap::Command, path: &str) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(help.contains("Example"), "no example in the help of {path}");
+        for sub in command.get_subcommands() {
+            examine(sub, &format!("{path} {}", sub.get_name()));
+        }
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        examine(&Cli::command(), "lifeboat");
+    }
+
+    #[test]
+    fn data_takes_an_optional_share() {
+        for (words, percent) in [(vec!["--data"], Some(100)), (vec!["--data", "10"], Some(10)), (vec![], None)] {
+            let cli = Cli::try_parse_from(["lifeboat", "verify", "main"].into_iter().chain(words)).unwrap();
+            let Command::Verify(verify) = cli.command else { panic!() };
+            assert_eq!(verify.data, percent);
+        }
+        assert!(Cli::try_parse_from(["lifeboat", "verify", "main", "--data", "0"]).is_err());
+    }
+}

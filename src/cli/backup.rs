@@ -1,0 +1,62 @@
+//! `lifeboat backup`
+
+use std::fmt::Write as _;
+
+use super::args::BackupArgs;
+use super::{App, Exit, render};
+use crate::daemon::journal::Job;
+use crate::error::{Error, Kind, Result};
+use crate::ops;
+use crate::ops::backup::BackupReport;
+use crate::ops::resolve;
+
+pub(super) fn run(app: &App, args: &BackupArgs) -> Result<Exit> {
+    let report = make(app, &args.plan)?;
+    app.output.result(&report, || text(&report))?;
+    Ok(report.exit())
+}
+
+/// One backup, without showing its result.
+pub(super) fn make(app: &App, plan: &str) -> Result<BackupReport> {
+    let plan = app.plan(plan)?;
+    let surroundings = app.surroundings(app.progress("backup"))?;
+    app.manual(&plan.name, Job::Backup, &surroundings, |surroundings| {
+        let job = resolve::plan(&plan)?.open(surroundings)?;
+        ops::backup::run(&job)
+    })
+    .map_err(kept)
+}
+
+fn kept(error: Error) -> Error {
+    if error.kind() == Kind::Interrupted && error.hint_text().is_none() {
+        error.hint("no snapshot was committed; what was uploaded is kept and not sent again by the next backup")
+    } else {
+        error
+    }
+}
+
+pub(super) fn text(report: &BackupReport) -> String {
+    let mut text = render::pairs(&[
+        ("snapshot", report.snapshot.to_string()),
+        ("plan", report.plan.clone()),
+        ("content of", render::time(report.time)),
+        ("read", render::bytes(report.bytes_read)),
+        ("stored", render::bytes(report.bytes_stored)),
+        ("took", render::duration_ms(report.duration_ms)),
+    ]);
+    for (source, point) in &report.consistency {
+        if !point.is_null() {
+            let _ = writeln!(text, "consistency of {source}: {point}");
+        }
+    }
+    for warning in &report.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    for problem in &report.problems {
+        let _ = writeln!(text, "missing: {}: {}: {} ({})", problem.source, problem.object, problem.message, problem.kind);
+    }
+    if report.incomplete {
+        text.push_str("INCOMPLETE: the snapshot was committed without what is missing above\n");
+    }
+    text
+}

@@ -1,0 +1,14 @@
+//! `lifeboat completions`
+
+use clap::CommandFactory;
+
+use super::args::{Cli, CompletionsArgs};
+use super::{App, Exit};
+use crate::error::Result;
+
+pub(super) fn run(app: &App, args: &CompletionsArgs) -> Result<Exit> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "lifeboat", &mut script);
+    app.output.raw(&script)?;
+    Ok(None)
+}

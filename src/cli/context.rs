@@ -1,0 +1,169 @@
+//! What every command works with: where plans and state are, and how to open what a name means.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::args::Global;
+use super::output::{Output, note};
+use super::progress;
+use crate::clock::{Clock, SystemClock};
+use crate::daemon::journal::{Job, Journal, NewRun, Trigger};
+use crate::daemon::runner::{self, Outcome};
+use crate::error::{Error, Kind, Result};
+use crate::event::{Cancel, Progress};
+use crate::id::Name;
+use crate::ops::resolve::{self, RepositorySettings, Surroundings};
+use crate::plan::{Plan, Plans};
+
+/// The process as commands see it.
+#[derive(Clone)]
+pub struct App {
+    pub output: Arc<Output>,
+    pub global: Global,
+    pub runtime: tokio::runtime::Handle,
+    pub cancel: Cancel,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl App {
+    /// For the machine's clock.
+    #[must_use]
+    pub fn new(global: Global, runtime: tokio::runtime::Handle, cancel: Cancel) -> Self {
+        Self { output: Arc::new(Output::new(global.json)), global, runtime, cancel, clock: Arc::new(SystemClock) }
+    }
+
+    /// The folders that plan files are read from.
+    ///
+    /// # Errors
+    /// `Usage` when none is given and none of the usual ones is there.
+    pub fn plan_folders(&self) -> Result<Vec<PathBuf>> {
+        if !self.global.plans.is_empty() {
+            return Ok(self.global.plans.clone());
+        }
+        ["plans", "/etc/lifeboat/plans"].iter().map(PathBuf::from).find(|path| path.is_dir()).map(|path| vec![path]).ok_or_else(|| {
+            Error::new(Kind::Usage, "find plan files: neither ./plans nor /etc/lifeboat/plans is there")
+                .hint("say where they are with --plans DIR")
+        })
+    }
+
+    /// All plans.
+    ///
+    /// # Errors
+    /// `Usage` with everything that is wrong in the files.
+    pub fn plans(&self) -> Result<Plans> {
+        Ok(Plans::load(&self.plan_folders()?)?)
+    }
+
+    /// One plan by name.
+    ///
+    /// # Errors
+    /// `Usage` when there is none; the hint names the nearest.
+    pub fn plan(&self, name: &str) -> Result<Arc<Plan>> {
+        self.plans()?.plan(name).map(Arc::clone)
+    }
+
+    /// The state folder: the option, else systemd's, else the XDG one.
+    ///
+    /// # Errors
+    /// `Usage` when the environment names no home.
+    pub fn state(&self) -> Result<PathBuf> {
+        if let Some(state) = &self.global.state {
+            return Ok(state.clone());
+        }
+        // systemd gives a colon-separated list; the first is ours (systemd.exec(5), StateDirectory=).
+        let systemd = std::env::var("STATE_DIRECTORY")
+            .ok()
+            .and_then(|list| list.split(':').next().filter(|first| !first.is_empty()).map(PathBuf::from));
+        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        systemd
+            .or_else(|| absolute("XDG_STATE_HOME").map(|path| path.join("lifeboat")))
+            .or_else(|| absolute("HOME").map(|path| path.join(".local/state/lifeboat")))
+            .ok_or_else(|| Error::new(Kind::Usage, "find the state folder: HOME is not set").hint("say where it is with --state DIR"))
+    }
+
+    /// A progress listener for an operation.
+    #[must_use]
+    pub fn progress(&self, operation: &str) -> Arc<dyn Progress> {
+        progress::listener(self.global.progress, self.global.quiet, operation)
+    }
+
+    /// What an operation gets from this process.
+    ///
+    /// # Errors
+    /// As [`App::state`].
+    pub fn surroundings(&self, progress: Arc<dyn Progress>) -> Result<Surroundings> {
+        Ok(Surroundings {
+            state: self.state()?,
+            runtime: self.runtime.clone(),
+            clock: Arc::clone(&self.clock),
+            progress,
+            cancel: self.cancel.clone(),
+        })
+    }
+
+    /// The journal of the state folder.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn journal(&self) -> Result<Journal> {
+        Journal::open(&self.state()?, self.clock.now())
+    }
+
+    /// A repository's settings by its name, or by the name of a plan that uses it (the plan's name comes back too).
+    ///
+    /// # Errors
+    /// `Usage` when no plan and no repository is called so.
+    pub fn plan_or_repository(&self, name: &str) -> Result<(Option<Name>, RepositorySettings)> {
+        let plans = self.plans()?;
+        match (plans.plan(name), plans.repository(name)) {
+            (Ok(plan), Ok(repository)) if plan.repository.name != repository.name => {
+                Err(Error::new(Kind::Usage, format!("{name:?} is both a plan and another repository"))
+                    .hint("rename one of them in the plan files"))
+            }
+            (Ok(plan), _) => Ok((Some(plan.name.clone()), resolve::repository(&plan.repository)?)),
+            (Err(_), Ok(repository)) => Ok((None, resolve::repository(repository)?)),
+            (Err(error), Err(_)) => Err(error),
+        }
+    }
+
+    /// Runs one manual job with its journal entry, after settling what a crash left of this plan.
+    ///
+    /// # Errors
+    /// As [`runner::journalled`].
+    pub fn manual<T: Outcome>(
+        &self,
+        plan: &Name,
+        job: Job,
+        surroundings: &Surroundings,
+        work: impl FnOnce(&Surroundings) -> Result<T>,
+    ) -> Result<T> {
+        let journal = match self.journal() {
+            Ok(journal) => journal,
+            // Nothing may stand in the way of an incident restore.
+            Err(error) if job == Job::Restore => {
+                note(&format!("warning: this restore is not recorded: {error:?}"));
+                return work(surroundings);
+            }
+            Err(error) => return Err(error),
+        };
+        runner::settle(
+            &journal,
+            |run| run.plan == *plan,
+            |run| resolve::plan(&*self.plan(run.plan.as_str())?)?.repository.open(surroundings),
+            self.clock.now(),
+        )?;
+        let run = NewRun { plan: plan.clone(), job, trigger: Trigger::Manual, scheduled: None };
+        runner::journalled(&journal, &run, None, surroundings, work).map(|(_, outcome)| outcome)
+    }
+}
+
+/// A path as a person would type it to a shell.
+#[must_use]
+pub fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&b)) && !text.is_empty() {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}

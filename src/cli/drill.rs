@@ -1,0 +1,117 @@
+//! `lifeboat drill …`
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::args::DrillRunArgs;
+use super::output::note;
+use super::{App, Exit, render, time};
+use crate::daemon::journal::Job;
+use crate::error::{Error, Kind, Result};
+use crate::event::Silent;
+use crate::id::Name;
+use crate::ops;
+use crate::ops::drill::{DrillReport, DrillRequest};
+use crate::ops::resolve;
+use crate::ops::select::Choice;
+use crate::plan::{Repository, parse_duration};
+
+pub(super) fn run(app: &App, args: &DrillRunArgs) -> Result<Exit> {
+    let report = make(app, args)?;
+    app.output.result(&report, || ops::report::text(&report))?;
+    Ok(report.exit())
+}
+
+/// One drill, without showing its report.
+pub(super) fn make(app: &App, args: &DrillRunArgs) -> Result<DrillReport> {
+    let plan = app.plan(&args.plan)?;
+    let keep_target = args.keep_target.as_deref().map(parse_duration).transpose()?;
+    let choice = if let Some(at) = &args.at {
+        let at = time::parse(at, plan.zone())?;
+        note(&format!("recovery point asked for: {}", render::time_in_both(at, plan.zone())));
+        Some(Choice::At(at))
+    } else if args.random {
+        Some(Choice::Random { seed: random_seed()?, window: Some(plan.drill.window) })
+    } else {
+        None
+    };
+    let surroundings = app.surroundings(app.progress("drill"))?;
+    app.manual(&plan.name, Job::Drill, &surroundings, |surroundings| {
+        let job = resolve::plan(&plan)?.open(surroundings)?;
+        ops::drill::run(&job, &DrillRequest { choice, keep_target })
+    })
+}
+
+fn random_seed() -> Result<u64> {
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(|error| Error::new(Kind::Failed, "get a random seed").because(error))?;
+    // JSON readers that know only floating point keep 53 bits.
+    Ok(u64::from_le_bytes(seed) >> 11)
+}
+
+pub(super) fn history(app: &App, plan: Option<&str>) -> Result<Exit> {
+    let plans = app.plans()?;
+    let surroundings = app.surroundings(Arc::new(Silent))?;
+    let mut drills = if let Some(name) = plan {
+        let plan = plans.plan(name)?;
+        ops::drill::history(&resolve::repository(&plan.repository)?.open(&surroundings)?, Some(&plan.name))?
+    } else {
+        let used: BTreeMap<&Name, &Arc<Repository>> = plans.plans.values().map(|plan| (&plan.repository.name, &plan.repository)).collect();
+        let mut all = Vec::new();
+        for repository in used.values() {
+            all.extend(ops::drill::history(&resolve::repository(repository)?.open(&surroundings)?, None)?);
+        }
+        all
+    };
+    drills.sort_by_key(|drill| (drill.time, drill.id));
+    app.output.result(&json!({ "schema": "lifeboat.drills/1", "drills": drills }), || history_text(&drills))?;
+    Ok(None)
+}
+
+fn history_text(drills: &[DrillReport]) -> String {
+    if drills.is_empty() {
+        return "no drills yet; `lifeboat drill run PLAN` makes one\n".to_owned();
+    }
+    let rows: Vec<Vec<String>> = drills
+        .iter()
+        .map(|drill| {
+            vec![
+                drill.id.to_string(),
+                drill.plan.clone(),
+                render::time(drill.time),
+                drill.snapshot.to_string(),
+                drill.verdict.word().to_owned(),
+                render::or_dash(drill.recovery_time_ms.map(render::duration_ms)),
+                render::duration_ms(drill.data_loss_ms),
+                drill.reasons.first().cloned().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    render::table(&["id", "plan", "drilled", "snapshot", "verdict", "recovery time", "data loss", ""], &rows, &[5, 6])
+}
+
+pub(super) fn report(app: &App, id: &str) -> Result<Exit> {
+    let plans = app.plans()?;
+    let surroundings = app.surroundings(Arc::new(Silent))?;
+    let mut missing = None;
+    for repository in plans.repositories.values() {
+        match resolve::repository(repository).and_then(|settings| settings.open(&surroundings)).and_then(|open| ops::drill::find(&open, id))
+        {
+            Ok(report) => {
+                app.output.result(&report, || ops::report::text(&report))?;
+                return Ok(None);
+            }
+            // Another repository may have it; one that cannot be opened is told when none has.
+            Err(error) => match &missing {
+                Some(Kind::NotFound) | None => {
+                    missing = Some(error.kind()).filter(|kind| *kind != Kind::Usage).map_or_else(|| Err(error), |kind| Ok(Some(kind)))?
+                }
+                Some(_) => {}
+            },
+        }
+    }
+    Err(Error::new(missing.unwrap_or(Kind::NotFound), format!("find drill report {id}: no repository of the plan files has it"))
+        .hint("`lifeboat drill history` lists the drills"))
+}

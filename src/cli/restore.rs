@@ -1,0 +1,199 @@
+//! `lifeboat restore`
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use chrono_tz::Tz;
+
+use super::args::RestoreArgs;
+use super::context::shell_word;
+use super::output::{ask, can_ask, note};
+use super::{App, Exit, render, time};
+use crate::daemon::journal::Job as JobKind;
+use crate::error::{Error, Kind, Result};
+use crate::event::Silent;
+use crate::id::Name;
+use crate::ops::resolve::{self, RepositorySettings, Resolved};
+use crate::ops::restore::{self, RestorePlan, RestoreReport, RestoreRequest};
+use crate::ops::select::Choice;
+use crate::repo::Passphrase;
+
+pub(super) fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
+    let Some(report) = make(app, args)? else { return Ok(None) };
+    app.output.result(&report, || text(&report))?;
+    Ok(report.exit())
+}
+
+/// One restore, without showing its result. `None`: it was a dry run, and its plan has been shown.
+pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport>> {
+    let (resolved, zone) = resolve_from(app, args)?;
+    let choice = choice(args, zone)?;
+    if let Choice::At(at) = &choice {
+        note(&format!("recovery point asked for: {}", render::time_in_both(*at, zone)));
+    }
+    let request = RestoreRequest { choice, to: args.to.clone(), only: args.only.clone(), resume: args.resume };
+    if args.dry_run {
+        let job = resolved.open(&app.surroundings(Arc::new(Silent))?)?;
+        let plan = restore::plan(&job, &request)?;
+        app.output.result(&plan, || plan_text(&plan, zone))?;
+        return Ok(None);
+    }
+    // Look and ask first, with nothing recorded and no bar in the way; then do it.
+    let quiet = app.surroundings(Arc::new(Silent))?;
+    let job = resolved.open(&quiet)?;
+    let plan = restore::plan(&job, &request)?;
+    if !app.global.quiet {
+        note(&plan_text(&plan, zone));
+    }
+    let confirmed = confirm(app, args, &plan)?;
+    let surroundings = app.surroundings(app.progress("restore"))?;
+    let report = app.manual(&resolved.plan, JobKind::Restore, &surroundings, |surroundings| {
+        let job = crate::ops::Job { progress: Arc::clone(&surroundings.progress), ..job };
+        restore::apply(&job, &plan, confirmed.as_deref())
+    });
+    report.map(Some).map_err(|error| kept(error, args))
+}
+
+fn kept(error: Error, args: &RestoreArgs) -> Error {
+    if error.kind() == Kind::Interrupted && error.hint_text().is_none() {
+        error.hint(format!(
+            "the target is untouched; what was restored so far is kept beside it: run the same command with --resume (--to {})",
+            shell_word(&args.to)
+        ))
+    } else {
+        error
+    }
+}
+
+/// The plan to restore by, and the zone for its times.
+fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz)> {
+    let Some(url) = &args.from else {
+        let name = args.plan.as_deref().ok_or_else(|| Error::new(Kind::Usage, "restore: no plan was named"))?;
+        let plan = app.plan(name)?;
+        return Ok((resolve::plan(&plan)?, plan.zone()));
+    };
+    let passphrase = std::env::var("LIFEBOAT_PASSPHRASE").ok().filter(|text| !text.is_empty()).ok_or_else(|| {
+        Error::new(Kind::Usage, "restore by URL: the environment variable LIFEBOAT_PASSPHRASE is not set")
+            .hint("set it to the repository's passphrase or recovery key for this command")
+    })?;
+    let settings = RepositorySettings::at(url, Passphrase::new(passphrase))?;
+    let repository = settings.open(&app.surroundings(Arc::new(Silent))?)?;
+    let inside: BTreeSet<Name> = repository.manifests(None)?.into_iter().map(|manifest| manifest.plan).collect();
+    let list = inside.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+    let hint = if inside.is_empty() { "the repository holds no snapshot".to_owned() } else { format!("plans in this repository: {list}") };
+    let Some(name) = &args.plan else {
+        return Err(Error::new(Kind::Usage, "restore by URL: no plan was named").hint(hint));
+    };
+    let plan = inside.into_iter().find(|plan| plan.as_str() == name).ok_or_else(|| {
+        Error::new(Kind::NoRecoveryPoint, format!("restore {name}: the repository holds no snapshot of that plan")).hint(hint)
+    })?;
+    Ok((Resolved::bare(plan, settings), Tz::UTC))
+}
+
+fn choice(args: &RestoreArgs, zone: Tz) -> Result<Choice> {
+    let point = &args.point;
+    Ok(if let Some(at) = &point.at {
+        Choice::At(time::parse(at, zone)?)
+    } else if let Some(id) = &point.snapshot {
+        Choice::Snapshot(id.clone())
+    } else if point.latest_proven {
+        Choice::LatestProven
+    } else {
+        Choice::Latest
+    })
+}
+
+/// What confirms this restore. Overwriting needs the target's name, typed or passed; a new target at most a yes.
+fn confirm(app: &App, args: &RestoreArgs, plan: &RestorePlan) -> Result<Option<String>> {
+    let Some(name) = &plan.confirmation else {
+        if args.yes || !can_ask() || app.output.is_json() {
+            return Ok(None);
+        }
+        return if ["y", "yes"].contains(&ask("restore? [y/N]")?.to_ascii_lowercase().as_str()) { Ok(None) } else { Err(declined()) };
+    };
+    let flag = format!("--overwrite {}", shell_word(Path::new(name)));
+    let given = match &args.overwrite {
+        Some(given) => given.clone(),
+        None if can_ask() && !app.output.is_json() => {
+            ask(&format!("type {name} to replace what is there (it is moved aside, not deleted):"))?
+        }
+        None => {
+            return Err(Error::new(Kind::Usage, format!("restore to {}: something is there already", plan.target))
+                .hint(format!("confirm it by name with {flag}: what is there is moved aside, not deleted; --yes is not enough for that")));
+        }
+    };
+    if given == *name {
+        Ok(Some(given))
+    } else if args.overwrite.is_some() {
+        Err(Error::new(Kind::Usage, format!("restore to {}: the confirmation {given:?} is not the target's name", plan.target))
+            .hint(format!("the exact flag is {flag}")))
+    } else {
+        Err(declined())
+    }
+}
+
+fn declined() -> Error {
+    Error::new(Kind::Usage, "restore was not confirmed: nothing was touched")
+}
+
+fn plan_text(plan: &RestorePlan, zone: Tz) -> String {
+    let mut pairs =
+        vec![("restore", format!("snapshot {} of plan {}", plan.snapshot, plan.plan)), ("content of", render::time_in_both(plan.at, zone))];
+    for source in &plan.sources {
+        pairs.push((
+            "source",
+            format!("{} ({}): {}, {} entries, to {}", source.name, source.kind, render::bytes(source.bytes), source.entries, source.target),
+        ));
+    }
+    pairs.push(("target", plan.target.clone()));
+    pairs.push(("size", render::bytes(plan.bytes)));
+    pairs.push(("will take", format!("about {} ({})", render::duration_ms(plan.estimate.duration_ms), plan.estimate.basis)));
+    if !plan.only.is_empty() {
+        pairs.push(("only", plan.only.join(", ")));
+    }
+    if plan.resumes {
+        pairs.push(("continues", "an interrupted restore to this target".to_owned()));
+    }
+    if plan.overwrites.is_empty() {
+        pairs.push(("overwrites", "nothing".to_owned()));
+    }
+    for existing in &plan.overwrites {
+        pairs.push(("OVERWRITES", format!("{} ({}), moved to {}", existing.path, existing.what, existing.moved_to)));
+    }
+    let mut text = render::pairs(&pairs);
+    for missing in &plan.missing {
+        let _ = writeln!(text, "missing in the snapshot: {}: {}: {}", missing.source, missing.object, missing.message);
+    }
+    for warning in &plan.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    text
+}
+
+pub(super) fn text(report: &RestoreReport) -> String {
+    let mut text = render::pairs(&[
+        ("restored", format!("snapshot {} of plan {}", report.snapshot, report.plan)),
+        ("content of", render::time(report.at)),
+        ("to", report.target.clone()),
+        ("size", format!("{} in {} entries", render::bytes(report.bytes_restored), report.entries_restored)),
+        ("took", render::duration_ms(report.duration_ms)),
+    ]);
+    if report.bytes_resumed > 0 {
+        let _ = writeln!(text, "{} were there already from the interrupted restore", render::bytes(report.bytes_resumed));
+    }
+    for moved in &report.moved_aside {
+        let _ = writeln!(text, "moved aside: {} is now {}", moved.path, moved.moved_to);
+    }
+    for missing in &report.missing {
+        let _ = writeln!(text, "missing: {}: {}: {} ({})", missing.source, missing.object, missing.message, missing.kind);
+    }
+    for warning in &report.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    if report.incomplete {
+        text.push_str("INCOMPLETE: what is missing above was not in the snapshot\n");
+    }
+    text
+}

@@ -1,0 +1,83 @@
+//! `lifeboat snapshots`
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::args::SnapshotsArgs;
+use super::{App, Exit, render};
+use crate::error::Result;
+use crate::event::Silent;
+use crate::id::Name;
+use crate::ops::resolve;
+use crate::ops::snapshots::{SnapshotList, run as list};
+use crate::plan::Repository;
+
+pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
+    let plans = app.plans()?;
+    let surroundings = app.surroundings(Arc::new(Silent))?;
+    let found = if let Some(name) = &args.plan {
+        let plan = plans.plan(name)?;
+        list(&resolve::repository(&plan.repository)?.open(&surroundings)?, Some(&plan.name))?
+    } else {
+        let used: BTreeMap<&Name, &Arc<Repository>> = plans.plans.values().map(|plan| (&plan.repository.name, &plan.repository)).collect();
+        let mut all: Option<SnapshotList> = None;
+        for repository in used.values() {
+            let more = list(&resolve::repository(repository)?.open(&surroundings)?, None)?;
+            match &mut all {
+                Some(all) => {
+                    all.snapshots.extend(more.snapshots);
+                    all.recovery_ranges.extend(more.recovery_ranges);
+                }
+                None => all = Some(more),
+            }
+        }
+        let mut all = all.unwrap_or_else(|| SnapshotList {
+            schema: "lifeboat.snapshots/1".to_owned(),
+            snapshots: Vec::new(),
+            recovery_ranges: Vec::new(),
+        });
+        all.snapshots.sort_by_key(|snapshot| (snapshot.time, snapshot.id));
+        all
+    };
+    app.output.result(&found, || text(&found))?;
+    Ok(None)
+}
+
+fn text(list: &SnapshotList) -> String {
+    if list.snapshots.is_empty() {
+        return "no snapshots yet; `lifeboat backup PLAN` makes one\n".to_owned();
+    }
+    let rows: Vec<Vec<String>> = list
+        .snapshots
+        .iter()
+        .map(|snapshot| {
+            let sources: Vec<String> = snapshot.sources.iter().map(|source| format!("{} ({})", source.name, source.kind)).collect();
+            vec![
+                snapshot.id.to_string(),
+                snapshot.plan.clone(),
+                render::time(snapshot.time),
+                sources.join(", "),
+                render::bytes(snapshot.bytes_source),
+                render::bytes(snapshot.bytes_stored),
+                render::or_dash(snapshot.verified_at.map(render::time)),
+                render::or_dash(snapshot.proven_at.map(render::time)),
+                if snapshot.problems == 0 { String::new() } else { format!("incomplete: {} missing", snapshot.problems) },
+            ]
+        })
+        .collect();
+    let mut text = render::table(&["id", "plan", "content of", "sources", "size", "stored", "verified", "proven", ""], &rows, &[4, 5]);
+    text.push('\n');
+    for range in &list.recovery_ranges {
+        let how = if range.continuous { "any moment".to_owned() } else { format!("{} moments", range.points) };
+        let _ = writeln!(
+            text,
+            "{} {} can be recovered to {how} from {} to {}",
+            range.plan,
+            range.source,
+            render::time(range.from),
+            render::time(range.to)
+        );
+    }
+    text
+}

@@ -1,0 +1,72 @@
+//! `lifeboat status`
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::args::StatusArgs;
+use super::{App, Exit, render};
+use crate::daemon::journal::Journal;
+use crate::daemon::owner::DaemonLock;
+use crate::daemon::status::{PlanStatus, Status, gather};
+use crate::error::Result;
+use crate::event::Silent;
+
+pub(super) fn run(app: &App, _args: &StatusArgs) -> Result<Exit> {
+    let plans = app.plans()?;
+    let surroundings = app.surroundings(Arc::new(Silent))?;
+    let journal = Journal::open_existing(&surroundings.state, app.clock.now())?;
+    let status = gather(&plans, journal.as_ref(), &surroundings, DaemonLock::is_held(&surroundings.state))?;
+    app.output.result(&status, || text(&status))?;
+    Ok(None)
+}
+
+fn text(status: &Status) -> String {
+    let mut text = String::new();
+    for plan in &status.plans {
+        text.push_str(&plan_text(plan, status));
+        text.push('\n');
+    }
+    text.push_str(if status.daemon {
+        "a daemon is running\n"
+    } else {
+        "no daemon is running on this state folder: schedules are not followed (`lifeboat serve`)\n"
+    });
+    text
+}
+
+fn plan_text(plan: &PlanStatus, status: &Status) -> String {
+    let now = status.time;
+    let moment =
+        |at: Option<_>, never: &str| at.map_or_else(|| never.to_owned(), |at| format!("{} ({})", render::time(at), render::ago(at, now)));
+    let against = |value: Option<u64>, limit: Option<u64>, unknown: &str| {
+        let value = value.map_or_else(|| unknown.to_owned(), render::duration_ms);
+        limit.map_or_else(|| format!("{value} (no objective)"), |limit| format!("{value} of {} allowed", render::duration_ms(limit)))
+    };
+    let next = match (plan.next_run, &plan.next_job) {
+        (Some(at), Some(job)) => format!("{job} at {} ({})", render::time(at), render::ago(at, now)),
+        _ => "none: no schedule".to_owned(),
+    };
+    let mut text = format!("{}  {}\n", plan.name, if plan.problems.is_empty() { "OK" } else { "PROBLEMS" });
+    let pairs = [
+        ("  last success", moment(plan.last_success, "never")),
+        ("  can restore to", moment(plan.recovery_point, "nothing")),
+        ("  loss if lost now", against(plan.data_loss_ms, plan.data_loss_objective_ms, "everything")),
+        ("  recovery takes", against(plan.recovery_time_ms, plan.recovery_time_objective_ms, "not measured yet")),
+        (
+            "  last proven",
+            plan.proven_at.map_or_else(
+                || "never".to_owned(),
+                |at| format!("{}, the content of {}", moment(Some(at), ""), render::or_dash(plan.proven_point.map(render::time))),
+            ),
+        ),
+        ("  next run", next),
+    ];
+    text.push_str(&render::pairs(&pairs));
+    for run in &plan.running {
+        let _ = writeln!(text, "  running: {run}");
+    }
+    for problem in &plan.problems {
+        let _ = writeln!(text, "  ! {}: {}", problem.kind, problem.message);
+    }
+    text
+}

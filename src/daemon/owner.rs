@@ -1,0 +1,190 @@
+//! Who holds a run, and whether they still live.
+//!
+//! The proof of life is an advisory lock (flock(2)) on a small file that the owning process keeps open: the kernel releases it
+//! when the process ends, however it ends, and it means the same in every PID namespace. Host, process id, boot id and start time
+//! are kept beside it for the story that a broken run is closed with, and decide nothing.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, IoContext, Kind, Result};
+
+/// What identifies a process for a person who reads the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    pub host: String,
+    pub pid: u32,
+    /// Changes with every boot of the machine; empty where the system does not say (proc(5), `/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+    /// Start of the process in clock ticks since boot (proc(5), field 22 of `/proc/self/stat`); 0 where the system does not say.
+    pub start_ticks: u64,
+}
+
+impl Process {
+    /// This process.
+    #[must_use]
+    pub fn this() -> Self {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        // The second field is the program's name in parentheses and may hold anything, so count from the last one.
+        let start_ticks =
+            stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)).and_then(|ticks| ticks.parse().ok()).unwrap_or(0);
+        Self { host: host(), pid: std::process::id(), boot_id, start_ticks }
+    }
+}
+
+/// The machine's name as the kernel has it.
+#[must_use]
+pub fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// A held lock file of this process. Dropping it lets go.
+#[derive(Debug)]
+pub struct Owner {
+    id: String,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Owner {
+    /// Takes a fresh lock file `owners/<id>` below the state folder.
+    ///
+    /// # Errors
+    /// When the file cannot be made or locked.
+    pub fn claim(state: &Path, id: String) -> Result<Self> {
+        let folder = state.join("owners");
+        super::private_folder(&folder)?;
+        let path = folder.join(&id);
+        let mut lock = open(&path, true)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => Error::new(Kind::Bug, format!("lock {}: already locked", path.display())),
+            TryLockError::Error(error) => Error::io(format!("lock {}", path.display()), error),
+        })?;
+        // For a person who looks into the folder; a failure to write it changes nothing.
+        let _ = writeln!(lock, "{}", std::process::id());
+        Ok(Self { id, path, _lock: lock })
+    }
+
+    /// The name under which runs refer to this owner.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Whether the owner with this id still lives. A missing file means it is gone.
+///
+/// # Errors
+/// When the lock cannot be asked for; then nothing may be concluded.
+pub fn is_alive(state: &Path, id: &str) -> Result<bool> {
+    let path = state.join("owners").join(id);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Error::io(format!("open {}", path.display()), error)),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(Error::io(format!("lock {}", path.display()), error)),
+    }
+}
+
+/// Removes the lock file of an owner that is gone.
+pub fn forget(state: &Path, id: &str) {
+    let _ = std::fs::remove_file(state.join("owners").join(id));
+}
+
+/// The lock of the daemon: at most one on a state folder. The file stays; only the lock matters.
+#[derive(Debug)]
+pub struct DaemonLock(#[expect(dead_code, reason = "held, never read")] File);
+
+impl DaemonLock {
+    /// # Errors
+    /// [`Kind::Busy`] when another daemon holds it.
+    pub fn take(state: &Path) -> Result<Self> {
+        super::private_folder(state)?;
+        let path = state.join("serve.lock");
+        let mut file = open(&path, false)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let holder = std::fs::read_to_string(&path).unwrap_or_default();
+                let holder = holder.trim();
+                let message = if holder.is_empty() {
+                    format!("another daemon uses the state folder {}", state.display())
+                } else {
+                    format!("another daemon (process {holder}) uses the state folder {}", state.display())
+                };
+                return Err(
+                    Error::new(Kind::Busy, message).hint("stop it first, or give this one a state folder of its own with --state DIR")
+                );
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::io(format!("lock {}", path.display()), error)),
+        }
+        file.set_len(0).io_context(|| format!("write {}", path.display()))?;
+        writeln!(file, "{}", std::process::id()).io_context(|| format!("write {}", path.display()))?;
+        Ok(Self(file))
+    }
+
+    /// Whether a daemon holds the lock now.
+    #[must_use]
+    pub fn is_held(state: &Path) -> bool {
+        File::open(state.join("serve.lock")).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+}
+
+fn open(path: &Path, truncate: bool) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(truncate)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .io_context(|| format!("create {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_lives_until_it_is_dropped() {
+        let state = tempfile::tempdir().unwrap();
+        let owner = Owner::claim(state.path(), "a".into()).unwrap();
+        assert!(is_alive(state.path(), "a").unwrap());
+        assert!(!is_alive(state.path(), "b").unwrap());
+        drop(owner);
+        assert!(!is_alive(state.path(), "a").unwrap());
+    }
+
+    #[test]
+    fn a_left_over_file_without_a_lock_is_a_dead_owner() {
+        let state = tempfile::tempdir().unwrap();
+        std::fs::create_dir(state.path().join("owners")).unwrap();
+        std::fs::write(state.path().join("owners/x"), "1").unwrap();
+        assert!(!is_alive(state.path(), "x").unwrap());
+    }
+
+    #[test]
+    fn only_one_daemon_on_a_state_folder() {
+        let state = tempfile::tempdir().unwrap();
+        let first = DaemonLock::take(state.path()).unwrap();
+        assert!(DaemonLock::is_held(state.path()));
+        let second = DaemonLock::take(state.path()).unwrap_err();
+        assert_eq!(second.kind(), Kind::Busy);
+        assert!(second.to_string().contains(&std::process::id().to_string()));
+        drop(first);
+        assert!(!DaemonLock::is_held(state.path()));
+        DaemonLock::take(state.path()).unwrap();
+    }
+}

@@ -1,0 +1,97 @@
+//! Listens to a run for the journal: its phases with their time and bytes, and its warnings.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::journal::Phase;
+use crate::event::{Event, Progress};
+
+/// More warnings than this are counted, not kept.
+const WARNINGS_KEPT: usize = 100;
+
+/// Hands every event on, and keeps what the journal wants to know.
+pub struct Recorder {
+    next: Arc<dyn Progress>,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    current: Option<(Instant, Phase)>,
+    phases: Vec<Phase>,
+    warnings: Vec<String>,
+    more_warnings: usize,
+}
+
+impl Seen {
+    fn end_phase(&mut self) {
+        if let Some((since, mut phase)) = self.current.take() {
+            phase.duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.phases.push(phase);
+        }
+    }
+}
+
+impl Recorder {
+    /// `next` gets every event too.
+    #[must_use]
+    pub fn new(next: Arc<dyn Progress>) -> Self {
+        Self { next, seen: Mutex::new(Seen::default()) }
+    }
+
+    /// Phases and warnings so far; the current phase ends now.
+    #[must_use]
+    pub fn finish(&self) -> (Vec<Phase>, Vec<String>) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.end_phase();
+        let mut warnings = std::mem::take(&mut seen.warnings);
+        if seen.more_warnings > 0 {
+            warnings.push(format!("… and {} more", seen.more_warnings));
+        }
+        (std::mem::take(&mut seen.phases), warnings)
+    }
+}
+
+impl Progress for Recorder {
+    fn event(&self, event: Event) {
+        {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            match &event {
+                Event::Phase { name, .. } => {
+                    seen.end_phase();
+                    seen.current = Some((Instant::now(), Phase { name: (*name).to_owned(), duration_ms: 0, bytes: 0 }));
+                }
+                Event::Advance { bytes, .. } => {
+                    if let Some((_, phase)) = seen.current.as_mut() {
+                        phase.bytes += bytes;
+                    }
+                }
+                Event::Warning { message } if seen.warnings.len() < WARNINGS_KEPT => seen.warnings.push(message.clone()),
+                Event::Warning { .. } => seen.more_warnings += 1,
+                Event::Total { .. } => {}
+            }
+        }
+        self.next.event(event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Silent;
+
+    #[test]
+    fn phases_and_warnings_are_kept() {
+        let recorder = Recorder::new(Arc::new(Silent));
+        recorder.event(Event::Phase { name: "read", detail: String::new() });
+        recorder.event(Event::Advance { bytes: 3, items: 1 });
+        recorder.event(Event::Advance { bytes: 4, items: 1 });
+        recorder.event(Event::Phase { name: "commit", detail: String::new() });
+        for i in 0..150 {
+            recorder.event(Event::Warning { message: format!("w{i}") });
+        }
+        let (phases, warnings) = recorder.finish();
+        assert_eq!(phases.iter().map(|phase| (phase.name.as_str(), phase.bytes)).collect::<Vec<_>>(), [("read", 7), ("commit", 0)]);
+        assert_eq!((warnings.len(), warnings.last().unwrap().as_str()), (101, "… and 50 more"));
+    }
+}
