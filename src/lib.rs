@@ -1,6 +1,7 @@
 //! lifeboat.
 pub mod cli;
 pub mod clock;
+pub mod daemon;
 pub mod entry;
 pub mod error;
 pub mod event;
@@ -8,6 +9,5 @@ pub mod id;
 pub mod ops;
 pub mod plan;
 pub mod repo;
-pub mod daemon;
 pub mod source;
 pub mod store;

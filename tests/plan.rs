@@ -447,3 +447,9 @@ fn damaged_examples_never_make_the_loader_panic() {
         }
     }
 }
+
+#[test]
+fn escape_sequences_of_a_file_do_not_reach_the_terminal() {
+    let shown = errors("version = 1\n\"\\u001b[31mred\" = 1\n# \u{1f600}\n");
+    assert!(shown.contains("unknown key") && !shown.contains('\u{1b}'), "{shown:?}");
+}

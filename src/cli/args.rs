@@ -107,7 +107,9 @@ Examples:
   LIFEBOAT_PASSPHRASE=… lifeboat restore crm --from s3://crm-dr/main --to ./restored.db    a machine without plans")]
     Restore(RestoreArgs),
     /// Check a repository; a finding is never exit 0
-    #[command(after_help = "Examples:\n  lifeboat verify crm\n  lifeboat verify main --data        every stored byte\n  lifeboat verify main --data 10     a tenth, a different one each time")]
+    #[command(
+        after_help = "Examples:\n  lifeboat verify crm\n  lifeboat verify main --data        every stored byte\n  lifeboat verify main --data 10     a tenth, a different one each time"
+    )]
     Verify(VerifyArgs),
     /// Prove that recovery works
     #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat drill run crm")]
@@ -305,7 +307,9 @@ pub enum KeyCommand {
         repo: String,
     },
     /// Add a key slot; its passphrase is read from an environment variable
-    #[command(after_help = "Example:\n  NEW_PASSPHRASE=… lifeboat key add main --label backup-host --role writer --passphrase-env NEW_PASSPHRASE")]
+    #[command(
+        after_help = "Example:\n  NEW_PASSPHRASE=… lifeboat key add main --label backup-host --role writer --passphrase-env NEW_PASSPHRASE"
+    )]
     Add {
         /// Name of the repository
         repo: String,

@@ -41,7 +41,8 @@ impl App {
             return Ok(self.global.plans.clone());
         }
         ["plans", "/etc/lifeboat/plans"].iter().map(PathBuf::from).find(|path| path.is_dir()).map(|path| vec![path]).ok_or_else(|| {
-            Error::new(Kind::Usage, "find plan files: neither ./plans nor /etc/lifeboat/plans is there").hint("say where they are with --plans DIR")
+            Error::new(Kind::Usage, "find plan files: neither ./plans nor /etc/lifeboat/plans is there")
+                .hint("say where they are with --plans DIR")
         })
     }
 
@@ -70,7 +71,9 @@ impl App {
             return Ok(state.clone());
         }
         // systemd gives a colon-separated list; the first is ours (systemd.exec(5), StateDirectory=).
-        let systemd = std::env::var("STATE_DIRECTORY").ok().and_then(|list| list.split(':').next().filter(|first| !first.is_empty()).map(PathBuf::from));
+        let systemd = std::env::var("STATE_DIRECTORY")
+            .ok()
+            .and_then(|list| list.split(':').next().filter(|first| !first.is_empty()).map(PathBuf::from));
         let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         systemd
             .or_else(|| absolute("XDG_STATE_HOME").map(|path| path.join("lifeboat")))
@@ -89,7 +92,13 @@ impl App {
     /// # Errors
     /// As [`App::state`].
     pub fn surroundings(&self, progress: Arc<dyn Progress>) -> Result<Surroundings> {
-        Ok(Surroundings { state: self.state()?, runtime: self.runtime.clone(), clock: Arc::clone(&self.clock), progress, cancel: self.cancel.clone() })
+        Ok(Surroundings {
+            state: self.state()?,
+            runtime: self.runtime.clone(),
+            clock: Arc::clone(&self.clock),
+            progress,
+            cancel: self.cancel.clone(),
+        })
     }
 
     /// The journal of the state folder.
@@ -108,7 +117,8 @@ impl App {
         let plans = self.plans()?;
         match (plans.plan(name), plans.repository(name)) {
             (Ok(plan), Ok(repository)) if plan.repository.name != repository.name => {
-                Err(Error::new(Kind::Usage, format!("{name:?} is both a plan and another repository")).hint("rename one of them in the plan files"))
+                Err(Error::new(Kind::Usage, format!("{name:?} is both a plan and another repository"))
+                    .hint("rename one of them in the plan files"))
             }
             (Ok(plan), _) => Ok((Some(plan.name.clone()), resolve::repository(&plan.repository)?)),
             (Err(_), Ok(repository)) => Ok((None, resolve::repository(repository)?)),
@@ -120,7 +130,13 @@ impl App {
     ///
     /// # Errors
     /// As [`runner::journalled`].
-    pub fn manual<T: Outcome>(&self, plan: &Name, job: Job, surroundings: &Surroundings, work: impl FnOnce(&Surroundings) -> Result<T>) -> Result<T> {
+    pub fn manual<T: Outcome>(
+        &self,
+        plan: &Name,
+        job: Job,
+        surroundings: &Surroundings,
+        work: impl FnOnce(&Surroundings) -> Result<T>,
+    ) -> Result<T> {
         let journal = match self.journal() {
             Ok(journal) => journal,
             // Nothing may stand in the way of an incident restore.
@@ -130,7 +146,12 @@ impl App {
             }
             Err(error) => return Err(error),
         };
-        runner::settle(&journal, |run| run.plan == *plan, |run| resolve::plan(&*self.plan(run.plan.as_str())?)?.repository.open(surroundings), self.clock.now())?;
+        runner::settle(
+            &journal,
+            |run| run.plan == *plan,
+            |run| resolve::plan(&*self.plan(run.plan.as_str())?)?.repository.open(surroundings),
+            self.clock.now(),
+        )?;
         let run = NewRun { plan: plan.clone(), job, trigger: Trigger::Manual, scheduled: None };
         runner::journalled(&journal, &run, None, surroundings, work).map(|(_, outcome)| outcome)
     }

@@ -17,7 +17,9 @@ pub(super) fn run(app: &App, args: &DoctorArgs) -> Result<Exit> {
         None => plans.plans.values().cloned().collect(),
     };
     if chosen.is_empty() {
-        return Err(Error::new(Kind::Usage, "there is no plan to examine").hint("declare one in a plan file; `lifeboat plan schema` says how"));
+        return Err(
+            Error::new(Kind::Usage, "there is no plan to examine").hint("declare one in a plan file; `lifeboat plan schema` says how")
+        );
     }
     let surroundings = app.surroundings(Arc::new(Silent))?;
     let mut reports = Vec::new();
@@ -30,7 +32,8 @@ pub(super) fn run(app: &App, args: &DoctorArgs) -> Result<Exit> {
             app.output.result(report, || text(report))?;
         }
     } else {
-        let document = serde_json::json!({ "schema": "lifeboat.doctors/1", "ok": reports.iter().all(|report| report.ok), "plans": reports });
+        let document =
+            serde_json::json!({ "schema": "lifeboat.doctors/1", "ok": reports.iter().all(|report| report.ok), "plans": reports });
         app.output.result(&document, || reports.iter().map(text).collect::<Vec<_>>().join("\n"))?;
     }
     Ok(reports.iter().find_map(DoctorReport::exit))

@@ -97,14 +97,17 @@ pub(super) fn report(app: &App, id: &str) -> Result<Exit> {
     let surroundings = app.surroundings(Arc::new(Silent))?;
     let mut missing = None;
     for repository in plans.repositories.values() {
-        match resolve::repository(repository).and_then(|settings| settings.open(&surroundings)).and_then(|open| ops::drill::find(&open, id)) {
+        match resolve::repository(repository).and_then(|settings| settings.open(&surroundings)).and_then(|open| ops::drill::find(&open, id))
+        {
             Ok(report) => {
                 app.output.result(&report, || ops::report::text(&report))?;
                 return Ok(None);
             }
             // Another repository may have it; one that cannot be opened is told when none has.
             Err(error) => match &missing {
-                Some(Kind::NotFound) | None => missing = Some(error.kind()).filter(|kind| *kind != Kind::Usage).map_or_else(|| Err(error), |kind| Ok(Some(kind)))?,
+                Some(Kind::NotFound) | None => {
+                    missing = Some(error.kind()).filter(|kind| *kind != Kind::Usage).map_or_else(|| Err(error), |kind| Ok(Some(kind)))?
+                }
                 Some(_) => {}
             },
         }

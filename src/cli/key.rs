@@ -28,7 +28,8 @@ pub(super) fn run(app: &App, command: &KeyCommand) -> Result<Exit> {
                 RoleArg::Reader => Role::Reader,
             };
             let slot = open(app, repo)?.add_key(label, role, &Passphrase::new(passphrase), app.clock.now())?;
-            app.output.result(&json!({ "schema": "lifeboat.key/1", "repository": repo, "key": slot }), || text(std::slice::from_ref(&slot)))?;
+            app.output
+                .result(&json!({ "schema": "lifeboat.key/1", "repository": repo, "key": slot }), || text(std::slice::from_ref(&slot)))?;
         }
         KeyCommand::Remove { repo, id } => {
             let repository = open(app, repo)?;
@@ -37,12 +38,17 @@ pub(super) fn run(app: &App, command: &KeyCommand) -> Result<Exit> {
             let slot = match (matching.next(), matching.next()) {
                 (Some(slot), None) => slot,
                 (None, _) => {
-                    return Err(Error::new(Kind::NotFound, format!("remove key {id}: there is no such slot")).hint(format!("`lifeboat key list {repo}` lists them")));
+                    return Err(Error::new(Kind::NotFound, format!("remove key {id}: there is no such slot"))
+                        .hint(format!("`lifeboat key list {repo}` lists them")));
                 }
-                (Some(_), Some(_)) => return Err(Error::new(Kind::Usage, format!("remove key {id}: several slots begin so")).hint("give more of the id")),
+                (Some(_), Some(_)) => {
+                    return Err(Error::new(Kind::Usage, format!("remove key {id}: several slots begin so")).hint("give more of the id"));
+                }
             };
             repository.remove_key(&slot.id)?;
-            app.output.result(&json!({ "schema": "lifeboat.key-removed/1", "repository": repo, "key": slot }), || format!("removed key {} ({})\n", slot.id, slot.label))?;
+            app.output.result(&json!({ "schema": "lifeboat.key-removed/1", "repository": repo, "key": slot }), || {
+                format!("removed key {} ({})\n", slot.id, slot.label)
+            })?;
         }
     }
     Ok(None)
@@ -62,7 +68,13 @@ fn text(slots: &[KeySlot]) -> String {
                 Role::Writer => "writer",
                 Role::Reader => "reader",
             };
-            vec![slot.id.clone(), slot.label.clone(), role.to_owned(), render::time(slot.created), if slot.current { "this one".to_owned() } else { String::new() }]
+            vec![
+                slot.id.clone(),
+                slot.label.clone(),
+                role.to_owned(),
+                render::time(slot.created),
+                if slot.current { "this one".to_owned() } else { String::new() },
+            ]
         })
         .collect();
     render::table(&["id", "label", "role", "made", ""], &rows, &[])

@@ -15,7 +15,9 @@ pub(super) fn run(app: &App, args: &ManArgs) -> Result<Exit> {
         std::fs::create_dir_all(dir).io_context(|| format!("make folder {}", dir.display()))?;
         let mut count = 0;
         write(&command, dir, &mut count)?;
-        app.output.result(&serde_json::json!({ "schema": "lifeboat.man/1", "pages": count }), || format!("{count} pages written to {}\n", dir.display()))?;
+        app.output.result(&serde_json::json!({ "schema": "lifeboat.man/1", "pages": count }), || {
+            format!("{count} pages written to {}\n", dir.display())
+        })?;
     } else {
         app.output.raw(&page(&command)?)?;
     }

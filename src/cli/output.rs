@@ -147,7 +147,10 @@ mod tests {
 
     #[test]
     fn an_error_shows_message_causes_and_hint_once_each() {
-        let error = Error::new(Kind::Unavailable, "list objects").because(io::Error::other("refused")).hint("start the server").within("back up crm");
+        let error = Error::new(Kind::Unavailable, "list objects")
+            .because(io::Error::other("refused"))
+            .hint("start the server")
+            .within("back up crm");
         assert_eq!(error_text(&error), "error: back up crm\n  because: list objects\n  because: refused\nhint: start the server\n");
         assert_eq!(
             error_document(&error),

@@ -90,7 +90,14 @@ impl PhaseLines {
 
     fn finished(&self, phase: &Phase) {
         if phase.bytes > 0 {
-            line(&format!("{}: {}: {} in {} ({}/s)", self.operation, phase.name, render::bytes(phase.bytes), render::duration_ms(phase.elapsed_ms()), render::bytes(phase.rate())));
+            line(&format!(
+                "{}: {}: {} in {} ({}/s)",
+                self.operation,
+                phase.name,
+                render::bytes(phase.bytes),
+                render::duration_ms(phase.elapsed_ms()),
+                render::bytes(phase.rate())
+            ));
         }
     }
 }
@@ -212,7 +219,11 @@ impl Bar {
     }
 
     fn message(&self, phase: &Phase) -> String {
-        if phase.detail.is_empty() { format!("{}: {}", self.operation, phase.name) } else { format!("{}: {} {}", self.operation, phase.name, phase.detail) }
+        if phase.detail.is_empty() {
+            format!("{}: {}", self.operation, phase.name)
+        } else {
+            format!("{}: {} {}", self.operation, phase.name, phase.detail)
+        }
     }
 }
 
@@ -229,7 +240,12 @@ impl Progress for Bar {
                 if let Some(phase) = current.take()
                     && phase.bytes > 0
                 {
-                    self.shown.println(format!("{}: {} in {}", self.message(&phase), render::bytes(phase.bytes), render::duration_ms(phase.elapsed_ms())));
+                    self.shown.println(format!(
+                        "{}: {} in {}",
+                        self.message(&phase),
+                        render::bytes(phase.bytes),
+                        render::duration_ms(phase.elapsed_ms())
+                    ));
                 }
                 let phase = Phase::new(name, detail);
                 self.shown.set_style(style("{spinner} {msg} {bytes}"));

@@ -20,7 +20,13 @@ pub fn bytes(count: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    let decimals = if value >= 99.95 { 0 } else if value >= 9.995 { 1 } else { 2 };
+    let decimals = if value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
     format!("{value:.decimals$} {}", UNITS[unit])
 }
 
@@ -105,14 +111,23 @@ mod tests {
 
     #[test]
     fn bytes_have_three_digits() {
-        for (count, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (1024 * 1024 * 20, "20.0 MiB"), (1024 * 1024 * 999, "999 MiB"), (u64::MAX, "16.0 EiB")] {
+        for (count, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1536, "1.50 KiB"),
+            (1024 * 1024 * 20, "20.0 MiB"),
+            (1024 * 1024 * 999, "999 MiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
             assert_eq!(bytes(count), text);
         }
     }
 
     #[test]
     fn durations_have_two_units() {
-        for (ms, text) in [(0, "0 ms"), (999, "999 ms"), (2150, "2.1 s"), (250_000, "4 min 10 s"), (3_600_000, "1 h"), (90_000_000, "1 d 1 h")] {
+        for (ms, text) in
+            [(0, "0 ms"), (999, "999 ms"), (2150, "2.1 s"), (250_000, "4 min 10 s"), (3_600_000, "1 h"), (90_000_000, "1 d 1 h")]
+        {
             assert_eq!(duration_ms(ms), text);
         }
     }

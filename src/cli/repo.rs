@@ -16,7 +16,8 @@ pub(super) fn run(app: &App, command: &RepoCommand) -> Result<Exit> {
     let RepoCommand::Init { name } = command;
     let (report, key) = init(app, name)?;
     if app.output.is_json() {
-        let mut document = serde_json::to_value(&report).map_err(|error| Error::new(Kind::Bug, "write the result as JSON").because(error))?;
+        let mut document =
+            serde_json::to_value(&report).map_err(|error| Error::new(Kind::Bug, "write the result as JSON").because(error))?;
         document["recovery_key"] = json!(key.reveal());
         app.output.document(&document)?;
     } else {

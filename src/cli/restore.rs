@@ -1,7 +1,7 @@
 //! `lifeboat restore`
 
-use std::fmt::Write as _;
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -58,7 +58,10 @@ pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport
 
 fn kept(error: Error, args: &RestoreArgs) -> Error {
     if error.kind() == Kind::Interrupted && error.hint_text().is_none() {
-        error.hint(format!("the target is untouched; what was restored so far is kept beside it: run the same command with --resume (--to {})", shell_word(&args.to)))
+        error.hint(format!(
+            "the target is untouched; what was restored so far is kept beside it: run the same command with --resume (--to {})",
+            shell_word(&args.to)
+        ))
     } else {
         error
     }
@@ -83,10 +86,9 @@ fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz)> {
     let Some(name) = &args.plan else {
         return Err(Error::new(Kind::Usage, "restore by URL: no plan was named").hint(hint));
     };
-    let plan = inside
-        .into_iter()
-        .find(|plan| plan.as_str() == name)
-        .ok_or_else(|| Error::new(Kind::NoRecoveryPoint, format!("restore {name}: the repository holds no snapshot of that plan")).hint(hint))?;
+    let plan = inside.into_iter().find(|plan| plan.as_str() == name).ok_or_else(|| {
+        Error::new(Kind::NoRecoveryPoint, format!("restore {name}: the repository holds no snapshot of that plan")).hint(hint)
+    })?;
     Ok((Resolved::bare(plan, settings), Tz::UTC))
 }
 
@@ -114,17 +116,19 @@ fn confirm(app: &App, args: &RestoreArgs, plan: &RestorePlan) -> Result<Option<S
     let flag = format!("--overwrite {}", shell_word(Path::new(name)));
     let given = match &args.overwrite {
         Some(given) => given.clone(),
-        None if can_ask() && !app.output.is_json() => ask(&format!("type {name} to replace what is there (it is moved aside, not deleted):"))?,
+        None if can_ask() && !app.output.is_json() => {
+            ask(&format!("type {name} to replace what is there (it is moved aside, not deleted):"))?
+        }
         None => {
-            return Err(Error::new(Kind::Usage, format!("restore to {}: something is there already", plan.target)).hint(format!(
-                "confirm it by name with {flag}: what is there is moved aside, not deleted; --yes is not enough for that"
-            )));
+            return Err(Error::new(Kind::Usage, format!("restore to {}: something is there already", plan.target))
+                .hint(format!("confirm it by name with {flag}: what is there is moved aside, not deleted; --yes is not enough for that")));
         }
     };
     if given == *name {
         Ok(Some(given))
     } else if args.overwrite.is_some() {
-        Err(Error::new(Kind::Usage, format!("restore to {}: the confirmation {given:?} is not the target's name", plan.target)).hint(format!("the exact flag is {flag}")))
+        Err(Error::new(Kind::Usage, format!("restore to {}: the confirmation {given:?} is not the target's name", plan.target))
+            .hint(format!("the exact flag is {flag}")))
     } else {
         Err(declined())
     }
@@ -135,9 +139,13 @@ fn declined() -> Error {
 }
 
 fn plan_text(plan: &RestorePlan, zone: Tz) -> String {
-    let mut pairs = vec![("restore", format!("snapshot {} of plan {}", plan.snapshot, plan.plan)), ("content of", render::time_in_both(plan.at, zone))];
+    let mut pairs =
+        vec![("restore", format!("snapshot {} of plan {}", plan.snapshot, plan.plan)), ("content of", render::time_in_both(plan.at, zone))];
     for source in &plan.sources {
-        pairs.push(("source", format!("{} ({}): {}, {} entries, to {}", source.name, source.kind, render::bytes(source.bytes), source.entries, source.target)));
+        pairs.push((
+            "source",
+            format!("{} ({}): {}, {} entries, to {}", source.name, source.kind, render::bytes(source.bytes), source.entries, source.target),
+        ));
     }
     pairs.push(("target", plan.target.clone()));
     pairs.push(("size", render::bytes(plan.bytes)));

@@ -22,7 +22,8 @@ pub(super) fn run(app: &App, command: &RunCommand) -> Result<Exit> {
             app.output.result(&document, || history_text(&runs))?;
         }
         RunCommand::Show { id } => {
-            let journal = journal.ok_or_else(|| Error::new(Kind::NotFound, format!("find run {id}: nothing was ever run with this state folder")))?;
+            let journal =
+                journal.ok_or_else(|| Error::new(Kind::NotFound, format!("find run {id}: nothing was ever run with this state folder")))?;
             let run = find(&journal, id)?;
             let attempts = journal.attempts(run.id)?;
             let mut shown = document(&run, &attempts);
@@ -66,7 +67,12 @@ fn duration_ms(run: &Run) -> Option<u64> {
 }
 
 fn what(run: &Run) -> String {
-    run.error.as_ref().map(|error| error.message.clone()).or_else(|| run.story.clone()).or_else(|| run.snapshot.as_ref().map(|id| format!("snapshot {id}"))).unwrap_or_default()
+    run.error
+        .as_ref()
+        .map(|error| error.message.clone())
+        .or_else(|| run.story.clone())
+        .or_else(|| run.snapshot.as_ref().map(|id| format!("snapshot {id}")))
+        .unwrap_or_default()
 }
 
 fn history_text(runs: &[Run]) -> String {

@@ -1,7 +1,7 @@
 //! `lifeboat snapshots`
 
-use std::fmt::Write as _;
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::args::SnapshotsArgs;
@@ -32,7 +32,11 @@ pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
                 None => all = Some(more),
             }
         }
-        let mut all = all.unwrap_or_else(|| SnapshotList { schema: "lifeboat.snapshots/1".to_owned(), snapshots: Vec::new(), recovery_ranges: Vec::new() });
+        let mut all = all.unwrap_or_else(|| SnapshotList {
+            schema: "lifeboat.snapshots/1".to_owned(),
+            snapshots: Vec::new(),
+            recovery_ranges: Vec::new(),
+        });
         all.snapshots.sort_by_key(|snapshot| (snapshot.time, snapshot.id));
         all
     };
@@ -66,7 +70,14 @@ fn text(list: &SnapshotList) -> String {
     text.push('\n');
     for range in &list.recovery_ranges {
         let how = if range.continuous { "any moment".to_owned() } else { format!("{} moments", range.points) };
-        let _ = writeln!(text, "{} {} can be recovered to {how} from {} to {}", range.plan, range.source, render::time(range.from), render::time(range.to));
+        let _ = writeln!(
+            text,
+            "{} {} can be recovered to {how} from {} to {}",
+            range.plan,
+            range.source,
+            render::time(range.from),
+            render::time(range.to)
+        );
     }
     text
 }

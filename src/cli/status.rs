@@ -26,13 +26,18 @@ fn text(status: &Status) -> String {
         text.push_str(&plan_text(plan, status));
         text.push('\n');
     }
-    text.push_str(if status.daemon { "a daemon is running\n" } else { "no daemon is running on this state folder: schedules are not followed (`lifeboat serve`)\n" });
+    text.push_str(if status.daemon {
+        "a daemon is running\n"
+    } else {
+        "no daemon is running on this state folder: schedules are not followed (`lifeboat serve`)\n"
+    });
     text
 }
 
 fn plan_text(plan: &PlanStatus, status: &Status) -> String {
     let now = status.time;
-    let moment = |at: Option<_>, never: &str| at.map_or_else(|| never.to_owned(), |at| format!("{} ({})", render::time(at), render::ago(at, now)));
+    let moment =
+        |at: Option<_>, never: &str| at.map_or_else(|| never.to_owned(), |at| format!("{} ({})", render::time(at), render::ago(at, now)));
     let against = |value: Option<u64>, limit: Option<u64>, unknown: &str| {
         let value = value.map_or_else(|| unknown.to_owned(), render::duration_ms);
         limit.map_or_else(|| format!("{value} (no objective)"), |limit| format!("{value} of {} allowed", render::duration_ms(limit)))
@@ -47,7 +52,13 @@ fn plan_text(plan: &PlanStatus, status: &Status) -> String {
         ("  can restore to", moment(plan.recovery_point, "nothing")),
         ("  loss if lost now", against(plan.data_loss_ms, plan.data_loss_objective_ms, "everything")),
         ("  recovery takes", against(plan.recovery_time_ms, plan.recovery_time_objective_ms, "not measured yet")),
-        ("  last proven", plan.proven_at.map_or_else(|| "never".to_owned(), |at| format!("{}, the content of {}", moment(Some(at), ""), render::or_dash(plan.proven_point.map(render::time))))),
+        (
+            "  last proven",
+            plan.proven_at.map_or_else(
+                || "never".to_owned(),
+                |at| format!("{}, the content of {}", moment(Some(at), ""), render::or_dash(plan.proven_point.map(render::time))),
+            ),
+        ),
         ("  next run", next),
     ];
     text.push_str(&render::pairs(&pairs));

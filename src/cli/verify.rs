@@ -44,7 +44,9 @@ pub(super) fn text(report: &VerifyReport) -> String {
         let _ = writeln!(text, "warning: {warning}");
     }
     let depth = report.percent.map_or_else(|| report.depth.clone(), |percent| format!("{} ({percent}%)", report.depth));
-    let _ = writeln!(text, "{} objects and {} checked in {}, depth {depth}: {}",
+    let _ = writeln!(
+        text,
+        "{} objects and {} checked in {}, depth {depth}: {}",
         report.objects_checked,
         render::bytes(report.bytes_checked),
         render::duration_ms(report.duration_ms),
@@ -52,6 +54,7 @@ pub(super) fn text(report: &VerifyReport) -> String {
             0 => "no findings".to_owned(),
             1 => "1 finding".to_owned(),
             count => format!("{count} findings"),
-        });
+        }
+    );
     text
 }

@@ -408,8 +408,11 @@ impl Journal {
             return Ok(());
         }
         if found > known {
-            return Err(Error::new(Kind::Failed, format!("open the journal {}: version {found} is newer than this program", self.path().display()))
-                .hint("use the lifeboat that wrote it, or a later one; or give this one a state folder of its own with --state DIR"));
+            return Err(Error::new(
+                Kind::Failed,
+                format!("open the journal {}: version {found} is newer than this program", self.path().display()),
+            )
+            .hint("use the lifeboat that wrote it, or a later one; or give this one a state folder of its own with --state DIR"));
         }
         let mut apply = || -> rusqlite::Result<()> {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -444,13 +447,17 @@ impl Journal {
             if owner::is_alive(&self.state, &live.owner)? {
                 return Err(busy(live));
             }
-            return Err(Error::new(Kind::Bug, format!("start {} of plan {}: run {} has no owner and was not settled", run.job.word(), run.plan, live.id)));
+            return Err(Error::new(
+                Kind::Bug,
+                format!("start {} of plan {}: run {} has no owner and was not settled", run.job.word(), run.plan, live.id),
+            ));
         }
         let mut connection = self.lock();
         let mut insert = || -> rusqlite::Result<Option<Claim>> {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let fence: i64 =
-                transaction.query_row("UPDATE counters SET value = value + 1 WHERE name = 'fence' RETURNING value", [], |row| row.get(0))?;
+                transaction
+                    .query_row("UPDATE counters SET value = value + 1 WHERE name = 'fence' RETURNING value", [], |row| row.get(0))?;
             let scheduled = run.scheduled.map(|time| time.timestamp_millis());
             let earlier = transaction
                 .query_row(
@@ -633,9 +640,10 @@ impl Journal {
     /// # Errors
     /// `NotFound` when there is none.
     pub fn run(&self, id: RunId) -> Result<Run> {
-        self.select("WHERE id = ?1", [id.to_string()])?.into_iter().next().ok_or_else(|| {
-            Error::new(Kind::NotFound, format!("find run {id}: no such run")).hint("`lifeboat run history` lists the runs")
-        })
+        self.select("WHERE id = ?1", [id.to_string()])?
+            .into_iter()
+            .next()
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("find run {id}: no such run")).hint("`lifeboat run history` lists the runs"))
     }
 
     /// The newest slot of a schedule, not later than `until`, that has a row in whatever state.
@@ -667,8 +675,9 @@ impl Journal {
     pub fn attempts(&self, id: RunId) -> Result<Vec<Attempt>> {
         let connection = self.lock();
         let query = || -> rusqlite::Result<Vec<Attempt>> {
-            let mut statement =
-                connection.prepare_cached("SELECT attempt, started_ms, ended_ms, state, error, story FROM attempts WHERE run = ?1 ORDER BY attempt")?;
+            let mut statement = connection.prepare_cached(
+                "SELECT attempt, started_ms, ended_ms, state, error, story FROM attempts WHERE run = ?1 ORDER BY attempt",
+            )?;
             let rows = statement.query_map([id.to_string()], |row| {
                 Ok(Attempt {
                     attempt: row.get(0)?,
@@ -734,7 +743,8 @@ impl Journal {
     }
 
     fn select(&self, rest: &str, params: impl rusqlite::Params) -> Result<Vec<Run>> {
-        const COLUMNS: &str = "SELECT id, plan, job, trigger, scheduled_ms, attempt, state, started_ms, ended_ms, kind, error, story, phases,
+        const COLUMNS: &str =
+            "SELECT id, plan, job, trigger, scheduled_ms, attempt, state, started_ms, ended_ms, kind, error, story, phases,
             warnings, bytes_read, bytes_stored, snapshot, report, owner, host, pid, boot_id, start_ticks, fence FROM runs ";
         let connection = self.lock();
         let query = || -> rusqlite::Result<Vec<Option<Run>>> {
@@ -773,7 +783,15 @@ impl Journal {
 fn busy(live: &Run) -> Error {
     Error::new(
         Kind::Busy,
-        format!("start {} of plan {}: run {} (process {} on {}) is doing that since {}", live.job.word(), live.plan, live.id, live.process.pid, live.process.host, live.started.format("%Y-%m-%dT%H:%M:%SZ")),
+        format!(
+            "start {} of plan {}: run {} (process {} on {}) is doing that since {}",
+            live.job.word(),
+            live.plan,
+            live.id,
+            live.process.pid,
+            live.process.host,
+            live.started.format("%Y-%m-%dT%H:%M:%SZ")
+        ),
     )
     .hint("wait for it, then run the same command again; `lifeboat run history` shows it")
 }
@@ -953,7 +971,11 @@ mod tests {
         let second = journal.begin(&slot_run(Trigger::Retry), later(61)).unwrap();
         assert_eq!((second.id, second.attempt), (first.id, 2));
         assert!(second.fence > first.fence);
-        assert_eq!(journal.close(first, &Ending::new(State::Succeeded), later(62)).unwrap_err().kind(), Kind::Bug, "a stale claim cannot close");
+        assert_eq!(
+            journal.close(first, &Ending::new(State::Succeeded), later(62)).unwrap_err().kind(),
+            Kind::Bug,
+            "a stale claim cannot close"
+        );
         journal.close(second, &Ending::new(State::Succeeded), later(62)).unwrap();
         let attempts = journal.attempts(first.id).unwrap();
         assert_eq!(attempts.len(), 1);
@@ -1009,7 +1031,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let journal = Journal::open(folder.path(), now()).unwrap();
         journal.lock().pragma_update(None, "max_page_count", 1).unwrap();
-        let error = (0..200).map(|i| journal.missed(&Name::new("crm").unwrap(), Job::Backup, later(i), &"x".repeat(500), now())).find_map(Result::err);
+        let error = (0..200)
+            .map(|i| journal.missed(&Name::new("crm").unwrap(), Job::Backup, later(i), &"x".repeat(500), now()))
+            .find_map(Result::err);
         assert_eq!(error.unwrap().kind(), Kind::NoSpace);
     }
 

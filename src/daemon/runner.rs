@@ -50,7 +50,9 @@ impl Outcome for DrillReport {
             bytes_read: Some(self.bytes_restored),
             snapshot: Some(self.snapshot.to_string()),
             report: Some(self.id.to_string()),
-            ..ended(self.exit(), || if self.reasons.is_empty() { format!("the drill ended {}", self.verdict.word()) } else { self.reasons.join("; ") })
+            ..ended(self.exit(), || {
+                if self.reasons.is_empty() { format!("the drill ended {}", self.verdict.word()) } else { self.reasons.join("; ") }
+            })
         }
     }
 }
@@ -93,8 +95,10 @@ pub fn journalled<T: Outcome>(
     let recorder = Arc::new(Recorder::new(Arc::clone(&surroundings.progress)));
     let recorded = Surroundings { progress: recorder.clone(), ..surroundings.clone() };
     // A panic is a bug in one run: it must not leave the row open while this process lives on.
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&recorded)))
-        .unwrap_or_else(|_| Err(Error::new(Kind::Bug, format!("{} of plan {} panicked", run.job.word(), run.plan)).hint("please report this, with the lines above")));
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&recorded))).unwrap_or_else(|_| {
+        Err(Error::new(Kind::Bug, format!("{} of plan {} panicked", run.job.word(), run.plan))
+            .hint("please report this, with the lines above"))
+    });
     let (phases, warnings) = recorder.finish();
     let ending = match &result {
         Ok(outcome) => outcome.ending(),

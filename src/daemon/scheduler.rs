@@ -81,7 +81,8 @@ impl PastSlot {
     /// `None` for a run without a slot.
     #[must_use]
     pub fn of_run(run: &Run) -> Option<Self> {
-        let may_pass = run.kind.as_deref().is_some_and(|kind| [Kind::Unavailable, Kind::Busy].into_iter().any(|k| k.may_pass() && k.word() == kind));
+        let may_pass =
+            run.kind.as_deref().is_some_and(|kind| [Kind::Unavailable, Kind::Busy].into_iter().any(|k| k.may_pass() && k.word() == kind));
         Some(Self { slot: run.scheduled?, state: run.state, attempt: run.attempt, ended: run.ended, may_pass })
     }
 }
@@ -275,8 +276,15 @@ mod tests {
         assert_eq!(step(&skip, "05:20:00", done), Step::Missed { slot: at("05:00:00"), count: 4, first: at("02:00:00") });
         let missed = past("05:00:00", State::Missed, 0, "05:20:00", false);
         assert_eq!(step(&skip, "05:20:00", missed), Step::Wait(Some(at("06:00:00"))));
-        assert_eq!(step(&skip, "05:00:01", done), Step::Missed { slot: at("04:00:00"), count: 3, first: at("02:00:00") }, "the slot of now is still run");
-        assert_eq!(step(&skip, "05:00:01", past("04:00:00", State::Missed, 0, "05:00:01", false)), run("05:00:00", Trigger::Schedule, 0, "05:00:00"));
+        assert_eq!(
+            step(&skip, "05:00:01", done),
+            Step::Missed { slot: at("04:00:00"), count: 3, first: at("02:00:00") },
+            "the slot of now is still run"
+        );
+        assert_eq!(
+            step(&skip, "05:00:01", past("04:00:00", State::Missed, 0, "05:00:01", false)),
+            run("05:00:00", Trigger::Schedule, 0, "05:00:00")
+        );
     }
 
     #[test]
@@ -290,16 +298,26 @@ mod tests {
     fn only_errors_that_may_pass_are_retried_with_growing_delay_within_the_slot() {
         assert_eq!(step(&RULES, "01:05:00", past("01:00:00", State::Failed, 1, "01:05:00", false)), Step::Wait(Some(at("02:00:00"))));
         assert_eq!(step(&RULES, "01:05:00", past("01:00:00", State::Failed, 1, "01:05:00", true)), Step::Wait(Some(at("01:06:00"))));
-        assert_eq!(step(&RULES, "01:06:00", past("01:00:00", State::Failed, 1, "01:05:00", true)), run("01:00:00", Trigger::Retry, 0, "01:00:00"));
+        assert_eq!(
+            step(&RULES, "01:06:00", past("01:00:00", State::Failed, 1, "01:05:00", true)),
+            run("01:00:00", Trigger::Retry, 0, "01:00:00")
+        );
         assert_eq!(step(&RULES, "01:07:00", past("01:00:00", State::Failed, 2, "01:07:00", true)), Step::Wait(Some(at("01:09:00"))));
         assert_eq!(step(&RULES, "01:30:00", past("01:00:00", State::Failed, 3, "01:07:00", true)), Step::Wait(Some(at("02:00:00"))));
-        assert_eq!(step(&RULES, "01:59:30", past("01:00:00", State::Failed, 1, "01:59:30", true)), Step::Wait(Some(at("02:00:00"))), "left to the next slot");
+        assert_eq!(
+            step(&RULES, "01:59:30", past("01:00:00", State::Failed, 1, "01:59:30", true)),
+            Step::Wait(Some(at("02:00:00"))),
+            "left to the next slot"
+        );
     }
 
     #[test]
     fn an_interrupted_run_is_started_again_but_not_for_ever() {
         let once = Rules { attempts: 1, ..RULES };
-        assert_eq!(step(&once, "01:05:00", past("01:00:00", State::Interrupted, 1, "01:05:00", false)), run("01:00:00", Trigger::Retry, 0, "01:00:00"));
+        assert_eq!(
+            step(&once, "01:05:00", past("01:00:00", State::Interrupted, 1, "01:05:00", false)),
+            run("01:00:00", Trigger::Retry, 0, "01:00:00")
+        );
         assert_eq!(step(&once, "01:05:00", past("01:00:00", State::Interrupted, 3, "01:05:00", false)), Step::Wait(Some(at("02:00:00"))));
     }
 
@@ -318,7 +336,9 @@ mod tests {
         let now = at("05:00:30");
         let since = now - TimeDelta::days(3650);
         let situation = Situation { now, since, last: None, free_since: since };
-        let Step::Run { slot, trigger, covers, .. } = next_step(&plan(), &Every(TimeDelta::minutes(1)), &RULES, &situation) else { panic!() };
+        let Step::Run { slot, trigger, covers, .. } = next_step(&plan(), &Every(TimeDelta::minutes(1)), &RULES, &situation) else {
+            panic!()
+        };
         assert_eq!((slot, trigger, covers), (at("05:00:00"), Trigger::CatchUp, Step::COUNTED - 1));
     }
 

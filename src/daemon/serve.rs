@@ -167,7 +167,8 @@ impl Daemon<'_> {
 
     fn start(&mut self, plan: &Arc<Plan>, run: NewRun, story: Option<String>) {
         self.running.insert(plan.name.clone(), run.job);
-        let (journal, surroundings, plan, sender) = (Arc::clone(&self.journal), self.surroundings.clone(), Arc::clone(plan), self.sender.clone());
+        let (journal, surroundings, plan, sender) =
+            (Arc::clone(&self.journal), self.surroundings.clone(), Arc::clone(plan), self.sender.clone());
         let name = plan.name.clone();
         let work = move || {
             let result = runner::run_job(&journal, &plan, &run, story, &surroundings);

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::journal::{Job, Journal, Run, State};
 use super::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Slots};
 use crate::error::Result;
+use crate::ops::Verdict;
 use crate::ops::drill::{self, DrillReport};
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::verify::VerifyReport;
-use crate::ops::Verdict;
 use crate::plan::{Missed, Plan, Plans, Schedule};
 use crate::repo::{Manifest, ReportKind};
 
@@ -97,7 +97,8 @@ const OVERDUE: chrono::TimeDelta = chrono::TimeDelta::minutes(15);
 /// The schedules of a plan with their jobs.
 #[must_use]
 pub fn schedules(plan: &Plan) -> Vec<(Job, &Schedule)> {
-    let all = [(Job::Backup, plan.schedule.as_ref()), (Job::Drill, plan.drill.schedule.as_ref()), (Job::Verify, plan.verify.schedule.as_ref())];
+    let all =
+        [(Job::Backup, plan.schedule.as_ref()), (Job::Drill, plan.drill.schedule.as_ref()), (Job::Verify, plan.verify.schedule.as_ref())];
     all.into_iter().filter_map(|(job, schedule)| Some((job, schedule?))).collect()
 }
 
@@ -178,12 +179,18 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     if let (Some(loss), Some(limit)) = (data_loss_ms, plan.objectives.data_loss.map(ms))
         && loss > limit
     {
-        problems.push(problem("data-loss-objective", format!("a disaster now would lose {} s of work, {} s are allowed", loss / 1000, limit / 1000)));
+        problems.push(problem(
+            "data-loss-objective",
+            format!("a disaster now would lose {} s of work, {} s are allowed", loss / 1000, limit / 1000),
+        ));
     }
     if let (Some(time), Some(limit)) = (recovery_time_ms, plan.objectives.recovery_time.map(ms))
         && time > limit
     {
-        problems.push(problem("recovery-time-objective", format!("the last measured recovery took {} s, {} s are allowed", time / 1000, limit / 1000)));
+        problems.push(problem(
+            "recovery-time-objective",
+            format!("the last measured recovery took {} s, {} s are allowed", time / 1000, limit / 1000),
+        ));
     }
     if let Some(drill) = drills.last().filter(|drill| drill.verdict != Verdict::Passed) {
         let why = drill.reasons.first().cloned().unwrap_or_default();
@@ -193,13 +200,18 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
         problems.push(problem("never-proven", "no drill has ever passed: recovery is not proven"));
     }
     if let Some(verify) = stored.and_then(|stored| stored.last_verify.as_ref()).filter(|verify| !verify.findings.is_empty()) {
-        problems.push(problem("damaged", format!("the last verification found damage in {} places (report {})", verify.findings.len(), verify.id)));
+        problems.push(problem(
+            "damaged",
+            format!("the last verification found damage in {} places (report {})", verify.findings.len(), verify.id),
+        ));
     }
     let next = facts.next.iter().min_by_key(|(_, at)| *at);
     PlanStatus {
         name: plan.name.to_string(),
         last_success,
-        snapshot: newest.map(|manifest| manifest.id.to_string()).or_else(|| journal_backup.and_then(|run| run.snapshot.clone()).filter(|_| stored.is_none())),
+        snapshot: newest
+            .map(|manifest| manifest.id.to_string())
+            .or_else(|| journal_backup.and_then(|run| run.snapshot.clone()).filter(|_| stored.is_none())),
         recovery_point,
         snapshots: stored.map_or(0, |stored| u64::try_from(stored.manifests.len()).unwrap_or(u64::MAX)),
         data_loss_ms,
@@ -232,7 +244,10 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
         facts.repository = Some(stored(plan, surroundings).map_err(|error| format!("{error:?}")));
         let mut status = assess(plan, &facts, now);
         for run in broken.iter().filter(|run| run.plan == plan.name) {
-            status.problems.push(problem("interrupted", format!("the process of run {} ({}) is gone; the next run settles it", run.id, run.job.word())));
+            status.problems.push(problem(
+                "interrupted",
+                format!("the process of run {} ({}) is gone; the next run settles it", run.id, run.job.word()),
+            ));
         }
         statuses.push(status);
     }
@@ -242,7 +257,8 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
 fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<Utc>) -> Result<Facts> {
     let mut facts = Facts::default();
     let newest = |job, state| journal.last_in(&plan.name, job, state);
-    facts.last_backup = newest(Job::Backup, State::Succeeded)?.into_iter().chain(newest(Job::Backup, State::Incomplete)?).max_by_key(|run| run.started);
+    facts.last_backup =
+        newest(Job::Backup, State::Succeeded)?.into_iter().chain(newest(Job::Backup, State::Incomplete)?).max_by_key(|run| run.started);
     for job in [Job::Backup, Job::Drill, Job::Verify] {
         let mut closed = Vec::new();
         for state in [State::Succeeded, State::Incomplete, State::Failed, State::Interrupted, State::Missed] {
@@ -264,7 +280,8 @@ fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<U
         facts.next.extend(scheduler::next_run(&plan.name, schedule, &rules, &situation).map(|at| (job, at)));
         let is_running = facts.running.iter().any(|run| run.job == job);
         let done = situation.last.map_or(situation.since, |last| last.slot.max(situation.since));
-        let waits = Slots::next_after(schedule, done).filter(|slot| *slot + chrono::TimeDelta::from_std(plan.jitter).unwrap_or_default() + OVERDUE < now);
+        let waits = Slots::next_after(schedule, done)
+            .filter(|slot| *slot + chrono::TimeDelta::from_std(plan.jitter).unwrap_or_default() + OVERDUE < now);
         facts.overdue.extend(waits.filter(|_| !is_running).map(|slot| (job, slot)));
     }
     Ok(facts)
@@ -275,7 +292,10 @@ fn stored(plan: &Plan, surroundings: &Surroundings) -> Result<Stored> {
     let manifests = repository.manifests(Some(&plan.name))?;
     let drills = drill::history(&repository, Some(&plan.name))?;
     // A verification is of the whole repository, whichever plan asked for it.
-    let last_verify =
-        repository.reports(Some(ReportKind::Verify))?.into_iter().next_back().and_then(|record| serde_json::from_value(record.document).ok());
+    let last_verify = repository
+        .reports(Some(ReportKind::Verify))?
+        .into_iter()
+        .next_back()
+        .and_then(|record| serde_json::from_value(record.document).ok());
     Ok(Stored { manifests, drills, last_verify })
 }

@@ -99,19 +99,15 @@ fn begin_all<'a>(job: &'a Job, folder: &RunFolder) -> Result<Vec<(&'a NamedSourc
         job.cancel.check()?;
         let scratch = folder.path().join(format!("scratch-{}", source.name));
         make_private(&scratch)?;
-        let begun = source.source.begin(&context(job, scratch)).map_err(|e| e.within(format!("begin a snapshot of source {}", source.name)))?;
+        let begun =
+            source.source.begin(&context(job, scratch)).map_err(|e| e.within(format!("begin a snapshot of source {}", source.name)))?;
         snapshots.push((source, begun));
     }
     Ok(snapshots)
 }
 
 /// Feeds one source's tree to the repository.
-fn store_source(
-    job: &Job,
-    writer: &mut BackupWriter,
-    source: &NamedSource,
-    mut snapshot: Box<dyn SourceSnapshot>,
-) -> Result<SourceRecord> {
+fn store_source(job: &Job, writer: &mut BackupWriter, source: &NamedSource, mut snapshot: Box<dyn SourceSnapshot>) -> Result<SourceRecord> {
     let mut tree = writer.tree(&source.name, source.source.kind())?;
     let mut left_out: HashSet<Vec<u8>> = HashSet::new();
     let mut lost_links = Vec::new();

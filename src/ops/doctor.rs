@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::resolve::{Resolved, Surroundings};
 use super::restore::free_bytes;
-use super::{explain, select};
 use super::work::{make_private, remove_tree, write_private};
+use super::{explain, select};
 use crate::error::{Error, Kind};
 use crate::repo::{Repository, Role};
 use crate::source::Diagnosis;
@@ -26,7 +26,12 @@ impl DoctorReport {
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
         let word = self.exit.as_deref()?;
-        Some([Kind::NoRepository, Kind::WrongKey, Kind::Unavailable, Kind::NoSpace, Kind::Damaged, Kind::Usage].into_iter().find(|k| k.word() == word).unwrap_or(Kind::Failed))
+        Some(
+            [Kind::NoRepository, Kind::WrongKey, Kind::Unavailable, Kind::NoSpace, Kind::Damaged, Kind::Usage]
+                .into_iter()
+                .find(|k| k.word() == word)
+                .unwrap_or(Kind::Failed),
+        )
     }
 }
 
@@ -117,7 +122,10 @@ fn store(findings: &mut Findings, resolved: &Resolved, surroundings: &Surroundin
     let single_writer = resolved.repository.store.single_writer;
     match surroundings.runtime.block_on(store.probe()) {
         Ok(probe) if probe.is_safe() => {
-            findings.good("store", format!("{} keeps its promises (a small create took {} ms)", store.describe(), probe.create_took.as_millis()));
+            findings.good(
+                "store",
+                format!("{} keeps its promises (a small create took {} ms)", store.describe(), probe.create_took.as_millis()),
+            );
         }
         Ok(probe) if single_writer && probe.read_after_write && probe.list_after_write && probe.range_reads => {
             findings.good("store", format!("{} ignores conditional create; the plan says there is a single writer", store.describe()));
@@ -169,7 +177,11 @@ fn snapshots(findings: &mut Findings, repository: &Repository, resolved: &Resolv
         Some(newest) => findings.wrong(
             "clock",
             Kind::Failed,
-            format!("it says {}, but a snapshot is of {}: set this host's clock (NTP), or find the host whose clock was wrong", select::moment(now), select::moment(newest)),
+            format!(
+                "it says {}, but a snapshot is of {}: set this host's clock (NTP), or find the host whose clock was wrong",
+                select::moment(now),
+                select::moment(newest)
+            ),
         ),
         None => findings.good("clock", select::moment(now)),
     }
@@ -179,7 +191,10 @@ fn snapshots(findings: &mut Findings, repository: &Repository, resolved: &Resolv
         Ok(free) => findings.wrong(
             "room for a drill",
             Kind::NoSpace,
-            format!("{needed} bytes are needed at {}, {free} are free: free some, or use --state on a larger file system", surroundings.state.display()),
+            format!(
+                "{needed} bytes are needed at {}, {free} are free: free some, or use --state on a larger file system",
+                surroundings.state.display()
+            ),
         ),
         Err(error) => findings.error("room for a drill", &error),
     }

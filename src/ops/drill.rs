@@ -242,8 +242,11 @@ fn recover(job: &Job, selected: &Selected, folder: &RunFolder) -> Result<restore
     if let Some(limit) = job.drill.disk_limit_bytes
         && bytes > limit
     {
-        return Err(Error::new(Kind::NoSpace, format!("drill {}: {bytes} bytes would be restored, the plan's disk limit is {limit}", job.plan))
-            .hint("raise the limit in the plan's drill.limits"));
+        return Err(Error::new(
+            Kind::NoSpace,
+            format!("drill {}: {bytes} bytes would be restored, the plan's disk limit is {limit}", job.plan),
+        )
+        .hint("raise the limit in the plan's drill.limits"));
     }
     let target = target_in(folder, &job.plan);
     let plan = restore::plan_of(job, selected.manifest.clone(), &target, &[], None, &selected.reports)?;
@@ -398,7 +401,9 @@ fn clean_up(job: &Job, request: &DrillRequest, report: &DrillReport, folder: Run
     let (removed, message) = match folder.remove() {
         Ok(()) => match &kept {
             None => (true, format!("{trouble}the private folder was removed and is gone")),
-            Some((place, until)) => (true, format!("the target is kept in {place} until {}; everything else is gone", select::moment(*until))),
+            Some((place, until)) => {
+                (true, format!("the target is kept in {place} until {}; everything else is gone", select::moment(*until)))
+            }
         },
         Err(error) => (false, format!("{trouble}the private folder could not be removed: {}", explain(&error))),
     };
@@ -472,7 +477,11 @@ pub fn find(repository: &Repository, id: &str) -> Result<DrillReport> {
         history(repository, None)?.into_iter().filter(|report| report.id.to_string().starts_with(&wanted)).collect();
     match (found.pop(), found.len()) {
         (Some(report), 0) => Ok(report),
-        (Some(_), _) => Err(Error::new(Kind::Usage, format!("find drill report {id}: several begin with that")).hint("give more of the id")),
-        (None, _) => Err(Error::new(Kind::NotFound, format!("find drill report {id}: there is none")).hint("`lifeboat drill history` lists them")),
+        (Some(_), _) => {
+            Err(Error::new(Kind::Usage, format!("find drill report {id}: several begin with that")).hint("give more of the id"))
+        }
+        (None, _) => {
+            Err(Error::new(Kind::NotFound, format!("find drill report {id}: there is none")).hint("`lifeboat drill history` lists them"))
+        }
     }
 }

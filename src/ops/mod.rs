@@ -17,9 +17,9 @@ pub mod resolve;
 pub mod restore;
 pub mod select;
 pub mod snapshots;
+mod transfer;
 pub mod verdict;
 pub mod verify;
-mod transfer;
 mod work;
 
 use std::path::PathBuf;

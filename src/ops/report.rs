@@ -38,7 +38,11 @@ fn write_report(out: &mut String, report: &DrillReport) -> std::fmt::Result {
     }
     for check in &report.checks {
         let place = if check.source.is_empty() { String::new() } else { format!("{}: ", check.source) };
-        let what = if check.outcome == Outcome::Passed { check.actual.clone() } else { format!("expected {}, found {}", check.expected, check.actual) };
+        let what = if check.outcome == Outcome::Passed {
+            check.actual.clone()
+        } else {
+            format!("expected {}, found {}", check.expected, check.actual)
+        };
         writeln!(out, "  {:<8} {place}{} — {what}", word(check.outcome), check.name)?;
     }
     writeln!(out, "\nPhases")?;

@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
-use crate::plan::secret::SecretRef;
+use crate::plan::SecretRef;
 use crate::plan::{self, Cache, DrillAt, EnvironmentValue, SourceKind};
 use crate::repo::{OpenOptions, Passphrase, Repository, SourceRecord};
 use crate::source::Source;

@@ -118,12 +118,17 @@ fn by_id<'a>(manifests: &'a [Manifest], text: &str) -> Result<&'a Manifest> {
     let found: Vec<&Manifest> = by_age(manifests).into_iter().filter(|m| m.id.to_string().starts_with(&wanted)).collect();
     match found.as_slice() {
         [one] => Ok(one),
-        [] => Err(Error::new(Kind::NoRecoveryPoint, format!("find snapshot {text}: there is none"))
-            .hint(format!("`lifeboat snapshots` lists what is there; the latest is {}", latest(manifests).map(describe).unwrap_or_default()))),
+        [] => Err(Error::new(Kind::NoRecoveryPoint, format!("find snapshot {text}: there is none")).hint(format!(
+            "`lifeboat snapshots` lists what is there; the latest is {}",
+            latest(manifests).map(describe).unwrap_or_default()
+        ))),
         several => {
             let list: Vec<String> = several.iter().take(10).map(|m| describe(m)).collect();
-            Err(Error::new(Kind::Usage, format!("find snapshot {text}: {} begin with that", several.len()))
-                .hint(format!("give more of the id: {}{}", list.join(", "), if several.len() > 10 { ", …" } else { "" })))
+            Err(Error::new(Kind::Usage, format!("find snapshot {text}: {} begin with that", several.len())).hint(format!(
+                "give more of the id: {}{}",
+                list.join(", "),
+                if several.len() > 10 { ", …" } else { "" }
+            )))
         }
     }
 }
@@ -139,10 +144,11 @@ fn at(manifests: &[Manifest], wanted: DateTime<Utc>, now: DateTime<Utc>) -> Resu
         (None, None) => String::new(),
     };
     if wanted > now {
-        return Err(
-            Error::new(Kind::NoRecoveryPoint, format!("recover to {}: that is in the future (now is {})", moment(wanted), moment(now)))
-                .hint(nearest),
-        );
+        return Err(Error::new(
+            Kind::NoRecoveryPoint,
+            format!("recover to {}: that is in the future (now is {})", moment(wanted), moment(now)),
+        )
+        .hint(nearest));
     }
     before.ok_or_else(|| {
         Error::new(Kind::NoRecoveryPoint, format!("recover to {}: there is no snapshot as old as that", moment(wanted))).hint(nearest)
@@ -180,7 +186,11 @@ fn by_time(reports: &[ReportRecord], id: SnapshotId) -> Vec<&ReportRecord> {
 }
 
 fn is_disproof(report: &ReportRecord) -> bool {
-    report.document.get("exit").and_then(serde_json::Value::as_str).is_some_and(|word| word == Kind::Damaged.word() || word == Kind::Differs.word())
+    report
+        .document
+        .get("exit")
+        .and_then(serde_json::Value::as_str)
+        .is_some_and(|word| word == Kind::Damaged.word() || word == Kind::Differs.word())
 }
 
 fn harms(report: &ReportRecord, id: SnapshotId) -> bool {
@@ -271,7 +281,13 @@ mod tests {
 
     #[test]
     fn without_a_snapshot_there_is_no_recovery_point() {
-        for choice in [Choice::Latest, Choice::At(time(0)), Choice::LatestProven, Choice::Snapshot("01".into()), Choice::Random { seed: 1, window: None }] {
+        for choice in [
+            Choice::Latest,
+            Choice::At(time(0)),
+            Choice::LatestProven,
+            Choice::Snapshot("01".into()),
+            Choice::Random { seed: 1, window: None },
+        ] {
             assert_eq!(choose(&[], &[], &choice, time(9)).unwrap_err().kind(), Kind::NoRecoveryPoint);
         }
     }

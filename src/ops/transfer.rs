@@ -252,7 +252,8 @@ fn open_files_limit() -> usize {
 fn keep_existing(target: &TreeTarget, stored: &StoredEntry) -> Result<Option<File>> {
     match target.existing(&stored.entry) {
         Ok(Some(file)) => {
-            file.set_len(stored.size()).io_context(|| format!("make room for {} bytes in {}", stored.size(), stored.entry.display_path()))?;
+            file.set_len(stored.size())
+                .io_context(|| format!("make room for {} bytes in {}", stored.size(), stored.entry.display_path()))?;
             Ok(Some(file))
         }
         Err(error) if error.kind() == Kind::Damaged => Err(error),
@@ -381,7 +382,9 @@ fn metadata_difference(path: &Path, place: &Path, stored: &StoredEntry, times: b
     let entry = &stored.entry;
     let wrong = match &entry.kind {
         EntryKind::File { .. } if !kind.is_file() => Some("is not a regular file".to_owned()),
-        EntryKind::File { .. } if metadata.len() != stored.size() => Some(format!("has {} bytes instead of {}", metadata.len(), stored.size())),
+        EntryKind::File { .. } if metadata.len() != stored.size() => {
+            Some(format!("has {} bytes instead of {}", metadata.len(), stored.size()))
+        }
         EntryKind::Directory if !kind.is_dir() => Some("is not a folder".into()),
         EntryKind::Symlink { target } => match fs::read_link(path) {
             Ok(found) if found.as_os_str().as_bytes() == target => None,

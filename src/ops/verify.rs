@@ -18,7 +18,9 @@ use crate::repo::{Finding, ReportKind, ReportRecord, Repository, VerifyDepth};
 pub enum Depth {
     Structure,
     /// Also this share of the stored bytes, 1–100 percent; below 100 it rotates, so that ⌈100/percent⌉ runs in a row cover everything.
-    Data { percent: u8 },
+    Data {
+        percent: u8,
+    },
 }
 
 /// `lifeboat.verify/1`.

@@ -155,7 +155,8 @@ pub(crate) fn keep(work: &Path, target: &Path, kept: &Kept) -> Result<PathBuf> {
     let name = target.file_name().ok_or_else(|| Error::new(Kind::Bug, format!("keep {}: it has no name", target.display())))?;
     let folder = work.join(format!("kept-{}", kept.drill));
     // The expiry first: a folder without one is removed by the next run.
-    let text = serde_json::to_vec_pretty(kept).map_err(|source| Error::new(Kind::Bug, "write the expiry of a kept target").because(source))?;
+    let text =
+        serde_json::to_vec_pretty(kept).map_err(|source| Error::new(Kind::Bug, "write the expiry of a kept target").because(source))?;
     let note = work.join(format!("kept-{}.json", kept.drill));
     write_private(&note, &text)?;
     make_private(&folder)?;
@@ -193,7 +194,8 @@ fn bury(work: &Path, now: DateTime<Utc>) -> Result<Vec<PathBuf>> {
             }
         } else if let Some(drill) = name.strip_prefix("kept-").filter(|name| Path::new(name).extension().is_none()) {
             let note = work.join(format!("kept-{drill}.json"));
-            let live = fs::read(&note).ok().and_then(|text| serde_json::from_slice::<Kept>(&text).ok()).is_some_and(|kept| !kept.expired(now));
+            let live =
+                fs::read(&note).ok().and_then(|text| serde_json::from_slice::<Kept>(&text).ok()).is_some_and(|kept| !kept.expired(now));
             if !live {
                 let grave = work.join(format!("dead-{name}"));
                 fs::rename(&path, &grave).io_context(|| format!("rename {}", path.display()))?;

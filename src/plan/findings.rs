@@ -81,11 +81,11 @@ impl Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some((file, span)) = &self.place else {
-            write!(f, "{}: {}", self.path.display(), self.message)?;
-            return self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "\n  = help: {hint}"));
+            write!(f, "{}: {}", self.path.display(), printable(&self.message))?;
+            return self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "\n  = help: {}", printable(hint)));
         };
         let (line_number, column) = file.position(span.start);
-        writeln!(f, "{}: {}", file.place(span.start), self.message)?;
+        writeln!(f, "{}: {}", file.place(span.start), printable(&self.message))?;
         let start = file.text[..file.text.floor_char_boundary(span.start)].rfind('\n').map_or(0, |newline| newline + 1);
         let line = file.text[start..].lines().next().unwrap_or_default();
         let mut carets = file.text.get(span.clone()).map_or(1, |text| text.lines().next().unwrap_or_default().chars().count());
@@ -105,8 +105,13 @@ impl fmt::Display for Finding {
         writeln!(f, "{:gutter$} |", "")?;
         writeln!(f, "{line_number} | {shown}")?;
         write!(f, "{:gutter$} | {padding}{}", "", "^".repeat(carets))?;
-        self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "\n{:gutter$} = help: {hint}", ""))
+        self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "\n{:gutter$} = help: {}", "", printable(hint)))
     }
+}
+
+/// A key may hold an escape sequence; it must not reach a terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Hides what follows `passphrase = "` and the like, and credentials within a URL.
@@ -241,7 +246,7 @@ mod tests {
         let keys = ["schedule", "source", "sources", "repository"];
         assert_eq!(nearest("shedule", keys), Some("schedule"));
         assert_eq!(nearest("Source", keys), Some("source"));
-        assert_eq!(nearest("repo", keys), None);
+        assert_eq!(nearest("repo", keys), Some("repository"));
         assert_eq!(nearest("cron", keys), None);
     }
 }

@@ -71,8 +71,8 @@ impl Schedule {
     pub fn parse(text: &str, zone: Tz) -> Result<Self> {
         let fields = Fields::parse(text.trim())?;
         let schedule = Self { text: text.trim().to_owned(), zone, searches: fields.searches()? };
-        // 2096 to 2104 has no leap year in between: eight years is the longest wait of a schedule that runs at all, and the
-        // search space of the `cron` crate (1970 to 2100) holds any eight years we ask about here.
+        // The rarest schedule that runs at all is a 29 February on a given weekday: once in 28 years, and again well before 2100,
+        // where the search of the `cron` crate ends.
         let epoch = DateTime::from_timestamp(1_704_067_200, 0).unwrap_or_default();
         if schedule.next_after(epoch).is_none() {
             return Err(

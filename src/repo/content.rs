@@ -30,7 +30,19 @@ impl ContentChunker {
             return bytes.len();
         }
         let (mask_s_ls, mask_l_ls) = (self.mask_s << 1, self.mask_l << 1);
-        cut_gear(bytes, CONTENT_MIN, CONTENT_AVERAGE, CONTENT_MAX, self.mask_s, self.mask_l, mask_s_ls, mask_l_ls, &self.gear, &self.gear_ls).1
+        cut_gear(
+            bytes,
+            CONTENT_MIN,
+            CONTENT_AVERAGE,
+            CONTENT_MAX,
+            self.mask_s,
+            self.mask_l,
+            mask_s_ls,
+            mask_l_ls,
+            &self.gear,
+            &self.gear_ls,
+        )
+        .1
     }
 }
 
@@ -59,7 +71,7 @@ mod tests {
         let lens = cuts(&ContentChunker::new(0x0123_4567_89ab_cdef), &noise(1 << 20));
         assert_eq!(lens.iter().sum::<usize>(), 1 << 20);
         // Golden: a change here is a change of the format.
-        insta::assert_compact_debug_snapshot!(lens, @"");
+        assert_eq!(lens, [29085, 91378, 61444, 66052, 111568, 104136, 17335, 37917, 85356, 73745, 87357, 98154, 88946, 72229, 17985, 5889]);
     }
 
     #[test]
@@ -69,7 +81,13 @@ mod tests {
         let mut shifted = b"inserted".to_vec();
         shifted.extend_from_slice(&bytes);
         let ends = |lens: &[usize], total: usize| -> std::collections::HashSet<usize> {
-            lens.iter().scan(0, |at, len| { *at += len; Some(*at) }).map(|end| total - end).collect()
+            lens.iter()
+                .scan(0, |at, len| {
+                    *at += len;
+                    Some(*at)
+                })
+                .map(|end| total - end)
+                .collect()
         };
         let a = ends(&cuts(&chunker, &bytes), bytes.len());
         let b = ends(&cuts(&chunker, &shifted), shifted.len());

@@ -242,7 +242,8 @@ impl LocalIndex {
         let path = self.folder.join("segments.json");
         let temporary = self.folder.join("segments.json.new");
         let failed = || format!("write {}", path.display());
-        let bytes = serde_json::to_vec(&records).map_err(|e| crate::error::Error::new(crate::error::Kind::Bug, "encode the list of segments").because(e))?;
+        let bytes = serde_json::to_vec(&records)
+            .map_err(|e| crate::error::Error::new(crate::error::Kind::Bug, "encode the list of segments").because(e))?;
         std::fs::write(&temporary, bytes).io_context(failed)?;
         std::fs::rename(&temporary, &path).io_context(failed)
     }

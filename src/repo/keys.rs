@@ -12,8 +12,8 @@
 
 use std::fmt;
 
-use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::Aes256Gcm;
+use aes_gcm::aead::{AeadInOut, KeyInit};
 use chrono::{DateTime, Utc};
 use hpke::aead::AesGcm256;
 use hpke::kdf::HkdfSha256;
@@ -122,7 +122,8 @@ impl fmt::Debug for RecoveryKey {
 /// Recovery keys are read from paper: case, spaces and dashes do not matter, and O, I, L mean 0, 1, 1.
 fn normalise(text: &str) -> Zeroizing<String> {
     let text = text.trim_end_matches(['\n', '\r']);
-    let compact: Zeroizing<String> = Zeroizing::new(text.chars().filter(|c| !c.is_whitespace() && *c != '-').collect::<String>().to_ascii_uppercase());
+    let compact: Zeroizing<String> =
+        Zeroizing::new(text.chars().filter(|c| !c.is_whitespace() && *c != '-').collect::<String>().to_ascii_uppercase());
     let prefix = RECOVERY_PREFIX.trim_end_matches('-');
     match compact.strip_prefix(prefix) {
         Some(rest) if rest.len() == 32 => {
@@ -275,11 +276,18 @@ impl Keys {
     ///
     /// # Errors
     /// `WrongKey` without the reader role.
-    pub fn open_pack_key(&self, encapsulated: &[u8; ENCAPSULATED_BYTES], sealed: &[u8; SEALED_KEY_BYTES], context: &[u8]) -> Result<Option<Zeroizing<[u8; 32]>>> {
+    pub fn open_pack_key(
+        &self,
+        encapsulated: &[u8; ENCAPSULATED_BYTES],
+        sealed: &[u8; SEALED_KEY_BYTES],
+        context: &[u8],
+    ) -> Result<Option<Zeroizing<[u8; 32]>>> {
         let root = self.root.as_ref().ok_or_else(|| wrong_role("read data", self.role, "reader"))?;
         let (private, _) = Kem::derive_keypair(&blake3::derive_key("lifeboat v1 data key pair", root));
         let Ok(encapsulated) = <Kem as hpke::Kem>::EncappedKey::from_bytes(encapsulated) else { return Ok(None) };
-        let Ok(key) = hpke::single_shot_open::<AesGcm256, HkdfSha256, Kem>(&OpModeR::Base, &private, &encapsulated, HPKE_INFO, sealed, context) else {
+        let Ok(key) =
+            hpke::single_shot_open::<AesGcm256, HkdfSha256, Kem>(&OpModeR::Base, &private, &encapsulated, HPKE_INFO, sealed, context)
+        else {
             return Ok(None);
         };
         let key = Zeroizing::new(key);
@@ -321,6 +329,8 @@ pub struct StoredSlot {
     commitment: String,
     /// Hex. The bundle sealed by AES-256-GCM, zero nonce (the key is used once).
     sealed: String,
+    /// Hex BLAKE3 of the other fields (see `digest`): finds rot in a slot whose passphrase is not at hand. No proof against forgery.
+    check: String,
 }
 
 /// Parameters of Argon2id (RFC 9106), version 0x13, 32 bytes out.
@@ -363,19 +373,28 @@ impl StoredSlot {
     ///
     /// # Errors
     /// `Usage` for an empty passphrase; `WrongKey` when `keys` are not a reader's.
-    pub fn create(keys: &Keys, repository: RepositoryId, role: Role, label: &str, passphrase: &Passphrase, now: DateTime<Utc>) -> Result<Self> {
+    pub fn create(
+        keys: &Keys,
+        repository: RepositoryId,
+        role: Role,
+        label: &str,
+        passphrase: &Passphrase,
+        now: DateTime<Utc>,
+    ) -> Result<Self> {
         keys.require_reader("add a key slot")?;
         if passphrase.expose().trim().is_empty() {
             return Err(Error::new(Kind::Usage, "the passphrase is empty").hint("set a passphrase of at least eight characters"));
         }
         if passphrase.expose().chars().count() < 8 {
-            return Err(Error::new(Kind::Usage, "the passphrase is shorter than eight characters").hint("use a longer one, for example several random words"));
+            return Err(Error::new(Kind::Usage, "the passphrase is shorter than eight characters")
+                .hint("use a longer one, for example several random words"));
         }
         let mut salt = [0u8; 32];
         let mut id = [0u8; 8];
         getrandom::fill(&mut salt).context(Kind::Bug, || "ask for random bytes".into())?;
         getrandom::fill(&mut id).context(Kind::Bug, || "ask for random bytes".into())?;
-        let kdf = Kdf { algorithm: "argon2id".into(), salt: hex::encode(salt), memory_kib: ARGON_MEMORY_KIB, passes: ARGON_PASSES, lanes: 1 };
+        let kdf =
+            Kdf { algorithm: "argon2id".into(), salt: hex::encode(salt), memory_kib: ARGON_MEMORY_KIB, passes: ARGON_PASSES, lanes: 1 };
         let stretched = stretch(&kdf, passphrase).map_err(|e| Error::new(Kind::Bug, format!("derive a slot key: {e}")))?;
         let keys = keys.reduced(role);
         let bundle = Bundle {
@@ -395,13 +414,31 @@ impl StoredSlot {
             kdf,
             commitment: hex::encode(blake3::derive_key("lifeboat v1 slot commitment", &*stretched)),
             sealed: String::new(),
+            check: String::new(),
         };
         let associated = slot.associated(repository);
         slot_cipher(&stretched)
             .encrypt_in_place(&[0u8; 12].into(), &associated, &mut *sealed)
             .map_err(|_| Error::new(Kind::Bug, "seal a key slot"))?;
         slot.sealed = hex::encode(&*sealed);
+        slot.check = slot.digest();
         Ok(slot)
+    }
+
+    /// Hex BLAKE3 of all fields but `check`, in the order of the object, each followed by a line feed.
+    fn digest(&self) -> String {
+        let Self { version, id, label, role, created, kdf, commitment, sealed, check: _ } = self;
+        let Kdf { algorithm, salt, memory_kib, passes, lanes } = kdf;
+        let created = created.to_rfc3339_opts(chrono::SecondsFormat::Nanos, true);
+        let text = format!(
+            "{version}\n{id}\n{label}\n{role}\n{created}\n{algorithm}\n{salt}\n{memory_kib}\n{passes}\n{lanes}\n{commitment}\n{sealed}\n"
+        );
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
+
+    /// Whether the slot is as it was stored, as far as that can be told without its passphrase.
+    pub fn is_whole(&self) -> bool {
+        self.check == self.digest()
     }
 
     /// Opens the slot. `None`: the passphrase is not this slot's.
@@ -409,8 +446,14 @@ impl StoredSlot {
     /// # Errors
     /// `Damaged` when the passphrase is right (or cannot be told) but the slot's content is not what was stored.
     pub fn open(&self, repository: RepositoryId, passphrase: &Passphrase) -> Result<Option<Keys>> {
-        let damaged = |what: &str| Error::new(Kind::Damaged, format!("key slot {}: {what}", self.id)).hint("use another key slot or the recovery key");
-        if self.version != 1 || self.kdf.algorithm != "argon2id" || self.kdf.memory_kib > ARGON_MEMORY_KIB_MAX || self.kdf.passes > ARGON_PASSES_MAX {
+        let damaged = |what: &str| {
+            Error::new(Kind::Damaged, format!("key slot {}: {what}", self.id)).hint("use another key slot or the recovery key")
+        };
+        if self.version != 1
+            || self.kdf.algorithm != "argon2id"
+            || self.kdf.memory_kib > ARGON_MEMORY_KIB_MAX
+            || self.kdf.passes > ARGON_PASSES_MAX
+        {
             return Err(damaged("unknown version or key derivation"));
         }
         let stretched = stretch(&self.kdf, passphrase).map_err(|e| damaged(&e))?;

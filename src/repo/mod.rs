@@ -23,6 +23,8 @@ mod report;
 mod seal;
 mod session;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod verify;
 mod wire;
@@ -171,7 +173,8 @@ impl Repository {
             return Err(Error::new(Kind::NoRepository, format!("what is at {} is not a lifeboat repository", store.describe())));
         }
         if format.version != format::VERSION {
-            return Err(foreign(&format!("has version {}, this program knows {}", format.version, format::VERSION)).hint("use a newer version of lifeboat"));
+            return Err(foreign(&format!("has version {}, this program knows {}", format.version, format::VERSION))
+                .hint("use a newer version of lifeboat"));
         }
         let mut slots = read_slots(&store, &runtime)?;
         slots.sort_by_key(|(_, slot)| std::cmp::Reverse(slot.as_ref().map(|s| s.role).ok()));
@@ -184,13 +187,22 @@ impl Repository {
             }
         }
         Err(match damaged {
-            Some(damage) => Error::new(Kind::WrongKey, "no key slot opens with this passphrase, and some key slots are damaged").because(damage),
+            Some(damage) => {
+                Error::new(Kind::WrongKey, "no key slot opens with this passphrase, and some key slots are damaged").because(damage)
+            }
             None => Error::new(Kind::WrongKey, format!("no key slot of the repository at {} opens with this passphrase", store.describe())),
         }
         .hint("check the passphrase that the plan refers to, or use the recovery key printed at `repo init`"))
     }
 
-    fn assemble(store: Store, runtime: tokio::runtime::Handle, id: RepositoryId, keys: Keys, slot: String, options: &OpenOptions) -> Result<Self> {
+    fn assemble(
+        store: Store,
+        runtime: tokio::runtime::Handle,
+        id: RepositoryId,
+        keys: Keys,
+        slot: String,
+        options: &OpenOptions,
+    ) -> Result<Self> {
         let cache = match &options.cache {
             Some(path) => CacheFolder { path: path.join(id.to_string()), temporary: false },
             None => CacheFolder { path: std::env::temp_dir().join(format!("lifeboat-cache-{}", ulid::Ulid::generate())), temporary: true },
@@ -200,7 +212,17 @@ impl Repository {
             0 => std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             workers => workers,
         };
-        let inner = Inner { store, runtime, id, keys, slot, workers, cache, packs: packs::PackTable::default(), directories: packs::Directories::default() };
+        let inner = Inner {
+            store,
+            runtime,
+            id,
+            keys,
+            slot,
+            workers,
+            cache,
+            packs: packs::PackTable::default(),
+            directories: packs::Directories::default(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -265,7 +287,8 @@ impl Repository {
             return Err(Error::new(Kind::Usage, format!("there is no key slot {id:?}")).hint("see `lifeboat key list`"));
         };
         if slot.role == Role::Reader && slots.iter().filter(|s| s.role == Role::Reader).count() == 1 {
-            return Err(Error::new(Kind::Usage, "this is the last key slot that can read data").hint("add another reader slot first: without one, nothing can ever be restored"));
+            return Err(Error::new(Kind::Usage, "this is the last key slot that can read data")
+                .hint("add another reader slot first: without one, nothing can ever be restored"));
         }
         self.inner.block_on(self.inner.store.delete(&format!("keys/{id}")))
     }
@@ -302,7 +325,10 @@ fn read_slots(store: &Store, runtime: &tokio::runtime::Handle) -> Result<Vec<(St
         let slot = block_on(runtime, store.get(&object.key)).and_then(|bytes| {
             let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {}: {what}", object.key));
             let slot: StoredSlot = serde_json::from_slice(&bytes).map_err(|e| damaged("is not a key slot").because(e))?;
-            if slot.key() == object.key { Ok(slot) } else { Err(damaged("holds another key slot than its name says")) }
+            if slot.key() != object.key {
+                return Err(damaged("holds another key slot than its name says"));
+            }
+            if slot.is_whole() { Ok(slot) } else { Err(damaged("was changed")) }
         });
         slots.push((object.key, slot));
     }

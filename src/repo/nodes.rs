@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::Inner;
 use super::format::{ChunkId, PackId, PackKind};
 use super::frame::Decoder;
 use super::pack::{Directory, FrameOpener};
 use super::packs::{PackNo, missing_pack};
-use super::tree::{NodeRef, PackRef, Place, Record, decode_list, decode_records};
-use super::Inner;
+use super::tree::{NodeRef, PackRef, Record, decode_list, decode_records};
 use crate::error::{Error, Kind, Result};
 
 /// Sealed bytes fetched at once when a frame of nodes is needed.
@@ -40,7 +40,8 @@ impl NodeReader {
         if directory.kind != PackKind::Nodes {
             return Err(damaged("is referred to as metadata and holds data"));
         }
-        let frame = directory.frames.get(node.place.frame as usize).ok_or_else(|| damaged("has fewer frames than a reference to it says"))?;
+        let frame =
+            directory.frames.get(node.place.frame as usize).ok_or_else(|| damaged("has fewer frames than a reference to it says"))?;
         let chunk = frame.chunks.get(node.place.slot as usize).ok_or_else(|| damaged("has fewer nodes than a reference to it says"))?;
         if chunk.id != node.id {
             return Err(damaged("holds another node than a reference to it says"));
@@ -58,15 +59,17 @@ impl NodeReader {
     pub fn records(&mut self, node: &NodeRef<PackNo>) -> Result<Vec<Record<PackNo>>> {
         let bytes = self.read(node)?;
         let inner = Arc::clone(&self.inner);
-        decode_records(&bytes, |pack| inner.packs.intern(pack))
-            .map_err(|e| Error::new(Kind::Damaged, format!("a node in pack {} cannot be decoded", inner.packs.get(node.place.pack).id.key())).because(e))
+        decode_records(&bytes, |pack| inner.packs.intern(pack)).map_err(|e| {
+            Error::new(Kind::Damaged, format!("a node in pack {} cannot be decoded", inner.packs.get(node.place.pack).id.key())).because(e)
+        })
     }
 
     /// All node references of a tree, list nodes resolved.
     pub fn leaves(&mut self, root: &[u8], depth: u32) -> Result<Vec<NodeRef<PackNo>>> {
         let inner = Arc::clone(&self.inner);
         let decode = |bytes: &[u8]| {
-            decode_list(bytes, |pack| inner.packs.intern(pack)).map_err(|e| Error::new(Kind::Damaged, "a list of nodes cannot be decoded").because(e))
+            decode_list(bytes, |pack| inner.packs.intern(pack))
+                .map_err(|e| Error::new(Kind::Damaged, "a list of nodes cannot be decoded").because(e))
         };
         let mut refs = decode(root)?;
         for _ in 0..depth {
@@ -86,7 +89,12 @@ impl NodeReader {
         let key = pack.id.key();
         let first = &directory.frames[number as usize];
         let ahead = &directory.frames[number as usize..];
-        let take = ahead.iter().take_while(|f| f.offset + u64::from(f.sealed_len) - first.offset <= READ_AHEAD).take(FRAMES_KEPT / 2).count().max(1);
+        let take = ahead
+            .iter()
+            .take_while(|f| f.offset + u64::from(f.sealed_len) - first.offset <= READ_AHEAD)
+            .take(FRAMES_KEPT / 2)
+            .count()
+            .max(1);
         let last = &ahead[take - 1];
         let range = first.offset..last.offset + u64::from(last.sealed_len);
         let bytes = self.inner.block_on(self.inner.store.get_range(&key, range.clone())).map_err(|e| missing_pack(e, &key))?;
@@ -127,9 +135,4 @@ fn truncate(hash: &blake3::Hash) -> ChunkId {
     let mut id = ChunkId::default();
     id.0.copy_from_slice(&hash.as_bytes()[..16]);
     id
-}
-
-/// A place with its pack's number replaced.
-pub fn with_pack<A, B>(place: Place<A>, pack: B) -> Place<B> {
-    Place { pack, frame: place.frame, slot: place.slot }
 }

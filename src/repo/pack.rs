@@ -15,9 +15,9 @@
 //! *Directory*: key `derive_key("lifeboat v1 pack directory", metadata key ‖ trailer salt)`, zero nonce, associated data: header
 //! and trailer. Its content is in [`Directory`].
 
+use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
-use aes_gcm::Aes256Gcm;
 use zeroize::Zeroizing;
 
 use super::format::{CHUNK_MAX, ChunkId, FRAME_MAX, ID_BYTES, PACK_MAX, PackId, PackKind, RepositoryId, TAG_BYTES, VERSION};
@@ -92,7 +92,8 @@ impl Directory {
 
     /// Memory that it takes, roughly.
     pub fn memory_bytes(&self) -> usize {
-        self.frames.iter().map(|f| 64 + f.chunks.len() * size_of::<ChunkEntry>()).sum::<usize>() + self.envelopes.len() * size_of::<Envelope>()
+        self.frames.iter().map(|f| 64 + f.chunks.len() * size_of::<ChunkEntry>()).sum::<usize>()
+            + self.envelopes.len() * size_of::<Envelope>()
     }
 
     /// Content of the sealed directory: varint count of envelopes, each generation u16, salt 32, encapsulated 32, sealed key 48; varint
@@ -138,7 +139,12 @@ impl Directory {
         let mut reader = Reader::new(bytes);
         let mut envelopes = Vec::new();
         for _ in 0..reader.count(2 + 32 + ENCAPSULATED_BYTES + SEALED_KEY_BYTES)? {
-            envelopes.push(Envelope { generation: reader.u16()?, salt: reader.array()?, encapsulated: reader.array()?, sealed_key: reader.array()? });
+            envelopes.push(Envelope {
+                generation: reader.u16()?,
+                salt: reader.array()?,
+                encapsulated: reader.array()?,
+                sealed_key: reader.array()?,
+            });
         }
         let mut offset = HEADER_BYTES as u64;
         let mut first_chunk = 0u32;
@@ -186,7 +192,8 @@ impl Directory {
             }
             frames.push(FrameEntry { encoding, envelope, ordinal, offset, sealed_len, plain_len, first_chunk, chunks });
             offset += u64::from(sealed_len);
-            first_chunk = u32::try_from(count).ok().and_then(|c| first_chunk.checked_add(c)).ok_or(WireError::Invalid("too many chunks"))?;
+            first_chunk =
+                u32::try_from(count).ok().and_then(|c| first_chunk.checked_add(c)).ok_or(WireError::Invalid("too many chunks"))?;
         }
         reader.finish()?;
         if offset - HEADER_BYTES as u64 != frames_len {
@@ -270,7 +277,16 @@ impl PackBuilder {
         let last = self.directory.frames.last();
         let first_chunk = last.map_or(0, |f| f.first_chunk + f.chunks.len() as u32);
         let sealed_len = (self.bytes.len() - start) as u32;
-        self.directory.frames.push(FrameEntry { encoding, envelope: 0, ordinal, offset: start as u64, sealed_len, plain_len, first_chunk, chunks });
+        self.directory.frames.push(FrameEntry {
+            encoding,
+            envelope: 0,
+            ordinal,
+            offset: start as u64,
+            sealed_len,
+            plain_len,
+            first_chunk,
+            chunks,
+        });
         Ok(frame_no)
     }
 
@@ -324,7 +340,8 @@ fn key_context(repository: RepositoryId, generation: u16, salt: &[u8; 32]) -> Ve
 }
 
 fn frame_associated(repository: RepositoryId, kind: PackKind, envelope: &Envelope, ordinal: u64) -> Vec<u8> {
-    [b"lifeboat v1 frame", &repository.0[..], &[kind as u8], &envelope.generation.to_le_bytes(), &envelope.salt, &ordinal.to_le_bytes()].concat()
+    [b"lifeboat v1 frame", &repository.0[..], &[kind as u8], &envelope.generation.to_le_bytes(), &envelope.salt, &ordinal.to_le_bytes()]
+        .concat()
 }
 
 /// Reads the trailer: kind and sealed length of the directory before it.

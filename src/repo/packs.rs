@@ -3,10 +3,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use super::Inner;
 use super::format::{PACK_MAX, PackId};
 use super::pack::{Directory, TRAILER_BYTES, open_directory, read_trailer};
 use super::tree::PackRef;
-use super::Inner;
 use crate::error::{Error, Kind, Result};
 
 /// A pack by number: 4 bytes instead of 44 wherever chunks are named.

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::Inner;
 use super::format::{ChunkId, FRAME_TARGET, NODE_PACK_TARGET, ObjectKind, PACK_TARGET, PackId, PackKind};
 use super::frame::{Decoder, Encoder, Encoding};
 use super::index::{self, IndexedPack, LocalIndex};
@@ -23,7 +24,6 @@ use super::nodes::chunk_id;
 use super::pack::{ChunkEntry, PackBuilder};
 use super::packs::PackNo;
 use super::tree::{Chunk, PackRef, Place, Stored};
-use super::Inner;
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 
@@ -260,7 +260,8 @@ impl Pipeline {
         take_failure(&mut state)?;
         self.shared.cancel.check()?;
         // The time-out is for a cancellation, which does not notify.
-        let (state, _) = self.shared.changed.wait_timeout(state, std::time::Duration::from_millis(200)).unwrap_or_else(PoisonError::into_inner);
+        let (state, _) =
+            self.shared.changed.wait_timeout(state, std::time::Duration::from_millis(200)).unwrap_or_else(PoisonError::into_inner);
         Ok(state)
     }
 
@@ -508,7 +509,12 @@ impl Shared {
     /// Decodes a frame again: a compressor that is wrong must not be found out at a restore.
     fn prove(&self, encoding: Encoding, encoded: &[u8], plain: &[u8]) -> Result<()> {
         let mut back = Vec::new();
-        let decoded = Decoder::new().map_err(|e| Error::new(Kind::Failed, "start a decoder").because(e))?.decode(encoding, encoded, plain.len(), &mut back);
+        let decoded = Decoder::new().map_err(|e| Error::new(Kind::Failed, "start a decoder").because(e))?.decode(
+            encoding,
+            encoded,
+            plain.len(),
+            &mut back,
+        );
         if decoded.is_ok() && back == plain {
             Ok(())
         } else {

@@ -221,7 +221,12 @@ impl Repository {
                     for node in stretches {
                         match nodes.records(node)?.pop() {
                             Some(Record::Stretch(chunks)) => take(&chunks, &mut window),
-                            _ => return Err(Error::new(Kind::Damaged, format!("{}: a node is not the stretch that it should be", entry.entry.display_path()))),
+                            _ => {
+                                return Err(Error::new(
+                                    Kind::Damaged,
+                                    format!("{}: a node is not the stretch that it should be", entry.entry.display_path()),
+                                ));
+                            }
                         }
                         if window.len() >= WINDOW_ITEMS {
                             self.fetch_window(&mut window, wanted, sink, progress, cancel, &stats)?;
@@ -312,7 +317,14 @@ impl Repository {
     }
 
     /// Leaves out what the target holds already.
-    fn drop_existing(&self, items: Vec<Item>, sink: &dyn BlockSink, progress: &dyn Progress, cancel: &Cancel, stats: &Counters) -> Result<Vec<Item>> {
+    fn drop_existing(
+        &self,
+        items: Vec<Item>,
+        sink: &dyn BlockSink,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+        stats: &Counters,
+    ) -> Result<Vec<Item>> {
         let key = self.inner.keys.chunk_id_key()?;
         let share = items.len().div_ceil(self.inner.workers).max(1);
         let results: Vec<Result<Vec<Item>>> = std::thread::scope(|scope| {
@@ -389,7 +401,13 @@ impl Repository {
                         _ => last.frames.push((place.frame, vec![(place.slot, item)])),
                     }
                 }
-                _ => requests.push(Request { pack: place.pack, directory, start: frame.offset, end, frames: vec![(place.frame, vec![(place.slot, item)])] }),
+                _ => requests.push(Request {
+                    pack: place.pack,
+                    directory: Arc::clone(&directory),
+                    start: frame.offset,
+                    end,
+                    frames: vec![(place.frame, vec![(place.slot, item)])],
+                }),
             }
         }
         Ok(requests)
@@ -519,7 +537,8 @@ impl Repository {
         if base_entry.base.is_some() || entry.base.map(|(id, _)| id) != Some(base_entry.id) || entry.id != chunk.id {
             return Err(damaged("a patch does not belong to its base"));
         }
-        let data = apply_patch(&base_bytes, &patch_bytes, chunk.len as usize).map_err(|e| damaged("a patch cannot be applied").because(e))?;
+        let data =
+            apply_patch(&base_bytes, &patch_bytes, chunk.len as usize).map_err(|e| damaged("a patch cannot be applied").because(e))?;
         if chunk_id(self.inner.keys.chunk_id_key()?, &data) != chunk.id {
             return Err(damaged("a chunk does not match its id"));
         }
@@ -600,7 +619,8 @@ impl<'i> DecodeWorker<'i> {
             let frame = &request.directory.frames[*number as usize];
             let at = (frame.offset - request.start) as usize;
             let within = |e: Error| e.within(format!("restore {}", name(items[0].1.file)));
-            let sealed = bytes.get(at..at + frame.sealed_len as usize).ok_or_else(|| Error::new(Kind::Damaged, format!("pack {key}: is truncated")));
+            let sealed =
+                bytes.get(at..at + frame.sealed_len as usize).ok_or_else(|| Error::new(Kind::Damaged, format!("pack {key}: is truncated")));
             self.decode(&key, &request.directory, frame, sealed.map_err(within)?).map_err(within)?;
             if frame.encoding == Encoding::Delta {
                 return Err(Error::new(Kind::Damaged, format!("pack {key}: a patch is referred to as a full chunk")));
@@ -620,13 +640,20 @@ impl<'i> DecodeWorker<'i> {
                 let range = starts[slot]..starts[slot] + item.chunk.len as usize;
                 if checked[slot] != item.chunk.id {
                     if chunk_id(&id_key, &self.plain[range.clone()]) != item.chunk.id {
-                        return Err(within(Error::new(Kind::Damaged, format!("pack {key}, frame at {}: a chunk does not match its id", frame.offset))));
+                        return Err(within(Error::new(
+                            Kind::Damaged,
+                            format!("pack {key}, frame at {}: a chunk does not match its id", frame.offset),
+                        )));
                     }
                     checked[slot] = item.chunk.id;
                 }
                 delivered += range.len() as u64;
                 match &mut run {
-                    Some((file, offset, bytes)) if *file == item.file && *offset + bytes.len() as u64 == item.offset && bytes.end == range.start => bytes.end = range.end,
+                    Some((file, offset, bytes))
+                        if *file == item.file && *offset + bytes.len() as u64 == item.offset && bytes.end == range.start =>
+                    {
+                        bytes.end = range.end
+                    }
                     _ => {
                         if let Some((file, offset, bytes)) = run.replace((item.file, item.offset, range)) {
                             sink.write(file, offset, &self.plain[bytes])?;

@@ -81,8 +81,9 @@ impl Repository {
         let inner = &self.inner;
         let store = &inner.store;
         let listed = inner.block_on(store.list("reports/"))?;
-        let fetched: Vec<_> =
-            inner.block_on(futures::stream::iter(listed).map(|object| async move { (store.get(&object.key).await, object.key) }).buffered(16).collect());
+        let fetched: Vec<_> = inner.block_on(
+            futures::stream::iter(listed).map(|object| async move { (store.get(&object.key).await, object.key) }).buffered(16).collect(),
+        );
         Ok(fetched
             .into_iter()
             .map(|(bytes, key)| {

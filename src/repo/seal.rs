@@ -29,7 +29,10 @@ const PURPOSE: &str = "lifeboat v1 sealed object";
 /// Only when the operating system gives no random bytes or `content` is over the limit.
 pub fn seal(keys: &Keys, repository: RepositoryId, kind: ObjectKind, key: &str, content: &[u8]) -> Result<Vec<u8>> {
     if content.len() > OBJECT_MAX {
-        return Err(Error::new(Kind::Failed, format!("the {} object would have {} bytes, over the limit of {OBJECT_MAX}", kind.word(), content.len())));
+        return Err(Error::new(
+            Kind::Failed,
+            format!("the {} object would have {} bytes, over the limit of {OBJECT_MAX}", kind.word(), content.len()),
+        ));
     }
     let mut salt = [0u8; 32];
     getrandom::fill(&mut salt).map_err(|e| Error::new(Kind::Bug, "ask for random bytes").because(e))?;

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::format::{ObjectKind, PackId};
 use super::Inner;
+use super::format::{ObjectKind, PackId};
 use crate::error::{Error, Kind, Result};
 use crate::id::SessionId;
 

@@ -91,10 +91,13 @@ impl Repository {
     /// # Errors
     /// `Damaged` names the object when one cannot be opened.
     pub fn manifests(&self, plan: Option<&Name>) -> Result<Vec<Manifest>> {
-        let prefix = plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())));
+        let prefix =
+            plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())));
         let mut manifests = Vec::new();
         for (key, opened) in self.open_manifests(&prefix)? {
-            if let Some((manifest, _)) = opened.map_err(|e| e.within(format!("read the manifest {key}")).hint("run `lifeboat verify` to see what else is harmed"))? {
+            if let Some((manifest, _)) =
+                opened.map_err(|e| e.within(format!("read the manifest {key}")).hint("run `lifeboat verify` to see what else is harmed"))?
+            {
                 manifests.push(manifest);
             }
         }
@@ -172,7 +175,8 @@ impl Repository {
             }
         }
         let named: std::collections::HashSet<SnapshotId> = newest.iter().flat_map(|(m, _)| m.parents.iter().map(|p| p.id)).collect();
-        let parents = newest.iter().filter(|(m, _)| !named.contains(&m.id)).map(|(m, hash)| Parent { id: m.id, hash: hash.clone() }).collect();
+        let parents =
+            newest.iter().filter(|(m, _)| !named.contains(&m.id)).map(|(m, hash)| Parent { id: m.id, hash: hash.clone() }).collect();
         Ok((parents, newest.into_iter().next().map(|(m, _)| m)))
     }
 }

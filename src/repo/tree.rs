@@ -44,7 +44,10 @@ pub enum Stored<P> {
     Zero,
     Full(Place<P>),
     /// As a patch of the full chunk at `base`.
-    Delta { patch: Place<P>, base: Place<P> },
+    Delta {
+        patch: Place<P>,
+        base: Place<P>,
+    },
 }
 
 impl<P: Copy> Stored<P> {
@@ -62,7 +65,10 @@ impl<P: Copy> Stored<P> {
 /// One record of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record<P> {
-    Entry { entry: Entry, content: Content<P> },
+    Entry {
+        entry: Entry,
+        content: Content<P>,
+    },
     /// The next stretch of the large file whose entry comes after its stretches.
     Stretch(Vec<Chunk<P>>),
 }
@@ -165,10 +171,13 @@ impl<P: Copy + PartialEq> NodeEncoder<P> {
             EntryKind::File { size, layout } => {
                 out.push(b'f');
                 put_varint(out, size.unwrap_or(0));
-                put_varint(out, match layout {
-                    Layout::Content => 0,
-                    Layout::Pages(size) => u64::from(*size),
-                });
+                put_varint(
+                    out,
+                    match layout {
+                        Layout::Content => 0,
+                        Layout::Pages(size) => u64::from(*size),
+                    },
+                );
                 match content {
                     Content::Stretches(count) => {
                         out.push(1);
@@ -389,7 +398,10 @@ impl<P: Copy, I: FnMut(PackRef) -> P> NodeDecoder<'_, P, I> {
         let mut at = 0;
         while at < count {
             let head = self.reader.varint()?;
-            let run = usize::try_from(head >> 2).ok().filter(|r| (1..=count - at).contains(r)).ok_or(WireError::Invalid("run of chunks has an impossible length"))?;
+            let run = usize::try_from(head >> 2)
+                .ok()
+                .filter(|r| (1..=count - at).contains(r))
+                .ok_or(WireError::Invalid("run of chunks has an impossible length"))?;
             let stored = match head & 3 {
                 0 => Stored::Zero,
                 1 => Stored::Full(self.place()?),
@@ -474,11 +486,11 @@ mod tests {
     }
 
     fn record() -> impl Strategy<Value = Record<u32>> {
-        let chunks = proptest::collection::vec(chunk(), 0..40);
+        let chunks = || proptest::collection::vec(chunk(), 0..40);
         let path = proptest::collection::vec(prop_oneof![1u8..=46, 48u8..=255], 1..30).prop_filter("valid", |p| is_valid_path(p));
         prop_oneof![
-            chunks.clone().prop_map(Record::Stretch),
-            (path, any::<u32>(), any::<i64>(), chunks, 0u8..6, any::<u64>()).prop_map(|(path, mode, mtime_ns, chunks, kind, number)| {
+            chunks().prop_map(Record::Stretch),
+            (path, any::<u32>(), any::<i64>(), chunks(), 0u8..6, any::<u64>()).prop_map(|(path, mode, mtime_ns, chunks, kind, number)| {
                 let file = |layout| EntryKind::File { size: Some(number), layout };
                 let (kind, content) = match kind {
                     0 => (file(Layout::Content), Content::Inline(chunks)),
@@ -488,7 +500,8 @@ mod tests {
                     4 => (EntryKind::Hardlink { target: path.clone() }, Content::None),
                     _ => (EntryKind::Fifo, Content::None),
                 };
-                let entry = Entry { path, kind, mode, uid: mode, gid: 0, mtime_ns, stamp: vec![1, 2], xattrs: vec![(b"user.a".to_vec(), vec![0])] };
+                let entry =
+                    Entry { path, kind, mode, uid: mode, gid: 0, mtime_ns, stamp: vec![1, 2], xattrs: vec![(b"user.a".to_vec(), vec![0])] };
                 Record::Entry { entry, content }
             }),
         ]

@@ -1,14 +1,27 @@
-//! Verification.
+//! Verification: is every committed snapshot whole? Findings are never a warning; the caller exits with them.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
 use serde::{Deserialize, Serialize};
 
+use super::format::{PackId, PackKind};
+use super::keys::Role;
+use super::nodes::{NodeReader, chunk_id, node_id};
+use super::packs::PackNo;
+use super::read::DecodeWorker;
+use super::snapshot::Manifest;
+use super::tree::{Content, NodeRef, PackRef, Place, Record, Stored};
+use super::{Repository, read_slots};
+use crate::error::{Error, Kind, Result};
+use crate::event::{Cancel, Event, Progress};
 use crate::id::SnapshotId;
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VerifyDepth {
-    /// Every object's presence, seals, chain, index and trees; no pack data.
+    /// Every object's presence, seals, chain, index, trees and directories; no data of packs.
     Structure,
-    /// Also every byte of this share of packs; `run` is a counter so that 100/percent consecutive runs cover everything.
+    /// Also every byte of this share of packs (1–100 percent); `run` is a counter: any ⌈100 / percent⌉ consecutive values cover every pack.
     Data { percent: u8, run: u64 },
 }
 
@@ -17,7 +30,7 @@ pub enum VerifyDepth {
 pub struct Finding {
     /// Key of the object.
     pub object: String,
-    /// `missing`, `damaged`, `foreign`, `chain-broken`, `unreadable`, …
+    /// `missing`, `damaged`, `size`, `chain-broken`, `not-indexed`.
     pub kind: String,
     pub message: String,
     /// Snapshots that it harms.
@@ -35,4 +48,458 @@ pub struct Verification {
     pub snapshots_sound: Vec<SnapshotId>,
     /// What could not be checked with this key's role, in words.
     pub skipped: Vec<String>,
+}
+
+/// Gathers findings, one for each object and kind.
+#[derive(Default)]
+struct Findings(HashMap<(String, String), (String, BTreeSet<SnapshotId>)>);
+
+impl Findings {
+    fn add(&mut self, object: &str, kind: &str, message: impl Into<String>, snapshots: impl IntoIterator<Item = SnapshotId>) {
+        let (_, harmed) = self.0.entry((object.to_owned(), kind.to_owned())).or_insert_with(|| (message.into(), BTreeSet::new()));
+        harmed.extend(snapshots);
+    }
+
+    fn add_error(&mut self, object: &str, error: &Error, snapshots: impl IntoIterator<Item = SnapshotId>) {
+        let mut message = error.to_string();
+        for cause in error.causes() {
+            message.push_str(": ");
+            message.push_str(&cause);
+        }
+        self.add(object, if error.kind() == Kind::NotFound { "missing" } else { "damaged" }, message, snapshots);
+    }
+
+    fn harmed(&self) -> HashSet<SnapshotId> {
+        self.0.values().flat_map(|(_, snapshots)| snapshots.iter().copied()).collect()
+    }
+
+    fn into_sorted(self) -> Vec<Finding> {
+        let mut findings: Vec<Finding> = self
+            .0
+            .into_iter()
+            .map(|((object, kind), (message, snapshots))| Finding { object, kind, message, snapshots: snapshots.into_iter().collect() })
+            .collect();
+        findings.sort_by(|a, b| (&a.object, &a.kind).cmp(&(&b.object, &b.kind)));
+        findings
+    }
+}
+
+/// What the trees refer to in one pack.
+#[derive(Default)]
+struct PackUse {
+    reference: Option<PackRef>,
+    snapshots: HashSet<SnapshotId>,
+}
+
+impl Repository {
+    /// Checks the repository: structure, or also stored bytes. Findings are in the result, not an error.
+    ///
+    /// # Errors
+    /// Only when the store cannot be asked, or interrupted.
+    pub fn verify(&self, depth: VerifyDepth, progress: &dyn Progress, cancel: &Cancel) -> Result<Verification> {
+        let inner = &self.inner;
+        let mut out = Verification::default();
+        let mut findings = Findings::default();
+        if let VerifyDepth::Data { percent, .. } = depth
+            && !(1..=100).contains(&percent)
+        {
+            return Err(Error::new(Kind::Usage, format!("a share of {percent} percent cannot be verified")).hint("give 1 to 100"));
+        }
+
+        progress.event(Event::Phase { name: "structure", detail: "keys, manifests, reports, index".into() });
+        for (key, slot) in read_slots(&inner.store, &inner.runtime)? {
+            out.objects_checked += 1;
+            if let Err(error) = slot {
+                findings.add_error(&key, &tolerable(error)?, []);
+            }
+        }
+        for (key, report) in self.open_reports()? {
+            out.objects_checked += 1;
+            if let Err(error) = report {
+                findings.add_error(&key, &tolerable(error)?, []);
+            }
+        }
+        let manifests = self.verify_manifests(&mut out, &mut findings)?;
+
+        // What is there, and what the index says is there.
+        let mut present: HashMap<PackId, u64> = HashMap::new();
+        for object in inner.block_on(inner.store.list("packs/"))? {
+            match PackId::from_key(&object.key) {
+                Some(id) => {
+                    present.insert(id, object.size);
+                }
+                None => findings.add(&object.key, "damaged", "is no name of a pack", []),
+            }
+        }
+        let mut indexed: HashSet<PackId> = HashSet::new();
+        for object in inner.block_on(inner.store.list("index/"))? {
+            cancel.check()?;
+            out.objects_checked += 1;
+            match self.read_index_object(&object.key["index/".len()..]) {
+                Ok(packs) => {
+                    for pack in packs {
+                        indexed.insert(pack.id);
+                        match present.get(&pack.id) {
+                            None => findings.add(&pack.id.key(), "missing", "the index lists it and it is not there", []),
+                            Some(len) if *len != pack.len => {
+                                findings.add(
+                                    &pack.id.key(),
+                                    "size",
+                                    format!("the index says {} bytes, the store says {len}", pack.len),
+                                    [],
+                                );
+                            }
+                            Some(_) => {}
+                        }
+                    }
+                }
+                Err(error) => findings.add_error(&object.key, &tolerable(error)?, []),
+            }
+        }
+
+        progress.event(Event::Phase { name: "trees", detail: format!("{} snapshots", manifests.len()) });
+        progress.event(Event::Total { bytes: 0, items: manifests.len() as u64 });
+        let used = self.verify_trees(&manifests, &mut findings, progress, cancel)?;
+        for (id, pack) in &used {
+            let key = id.key();
+            match (present.get(id), pack.reference) {
+                (None, _) => findings.add(&key, "missing", "snapshots need it and it is not there", pack.snapshots.iter().copied()),
+                (Some(len), Some(reference)) if *len != reference.len => {
+                    findings.add(
+                        &key,
+                        "size",
+                        format!("snapshots say {} bytes, the store says {len}", reference.len),
+                        pack.snapshots.iter().copied(),
+                    );
+                }
+                _ => {}
+            }
+            if present.contains_key(id) && !indexed.contains(id) {
+                findings.add(&key, "not-indexed", "no index object lists it; the next backup lists it again", []);
+            }
+        }
+        out.objects_checked += used.len() as u64;
+
+        if let VerifyDepth::Data { percent, run } = depth {
+            self.verify_data(percent, run, &present, &used, &mut out, &mut findings, progress, cancel)?;
+        }
+
+        let harmed = findings.harmed();
+        out.snapshots_sound = manifests.iter().map(|m| m.id).filter(|id| !harmed.contains(id)).collect();
+        out.findings = findings.into_sorted();
+        Ok(out)
+    }
+
+    /// Opens every manifest and follows the chains.
+    fn verify_manifests(&self, out: &mut Verification, findings: &mut Findings) -> Result<Vec<Manifest>> {
+        let mut opened = HashMap::new();
+        let mut manifests = Vec::new();
+        let mut broken: HashSet<String> = HashSet::new();
+        for (key, manifest) in self.open_manifests("snapshots/")? {
+            out.objects_checked += 1;
+            match manifest {
+                Ok(Some((manifest, hash))) => {
+                    opened.insert((manifest.plan.clone(), manifest.id), hash);
+                    manifests.push(manifest);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    let id = key.rsplit('/').next().and_then(|name| name.parse::<SnapshotId>().ok());
+                    broken.insert(key.clone());
+                    findings.add_error(&key, &tolerable(error)?, id);
+                }
+            }
+        }
+        manifests.sort_by_key(|m| m.id);
+        for manifest in &manifests {
+            let folder = format!("snapshots/{}", self.inner.keys.chain_name(manifest.plan.as_str()));
+            for parent in &manifest.parents {
+                let key = format!("{folder}/{}", parent.id);
+                match opened.get(&(manifest.plan.clone(), parent.id)) {
+                    None if broken.contains(&key) => {}
+                    None => findings.add(
+                        &key,
+                        "chain-broken",
+                        format!("snapshot {} of plan {} came after it, and it is gone", manifest.id, manifest.plan),
+                        [parent.id],
+                    ),
+                    Some(hash) if *hash != parent.hash => {
+                        findings.add(
+                            &key,
+                            "chain-broken",
+                            format!("it is not the one that snapshot {} came after", manifest.id),
+                            [parent.id],
+                        );
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok(manifests)
+    }
+
+    /// Reads every node of every tree once and checks every reference against the directory of its pack.
+    fn verify_trees(
+        &self,
+        manifests: &[Manifest],
+        findings: &mut Findings,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<HashMap<PackId, PackUse>> {
+        let inner = &self.inner;
+        let mut nodes = NodeReader::new(inner)?;
+        let mut used: HashMap<PackId, PackUse> = HashMap::new();
+        // A node that several snapshots share is read once; what it needs is remembered.
+        let mut needs: HashMap<(PackNo, u32, u32), Vec<PackNo>> = HashMap::new();
+        let mut unreadable: HashMap<(PackNo, u32, u32), (String, String)> = HashMap::new();
+        for manifest in manifests {
+            for source in &manifest.sources {
+                let refs = match self.tree_nodes(source) {
+                    Ok(refs) => refs,
+                    Err(error) => {
+                        let key = format!("snapshots/{}/{}", inner.keys.chain_name(manifest.plan.as_str()), manifest.id);
+                        findings.add_error(&key, &tolerable(error)?, [manifest.id]);
+                        continue;
+                    }
+                };
+                for node in &refs {
+                    cancel.check()?;
+                    let at = (node.place.pack, node.place.frame, node.place.slot);
+                    let pack = inner.packs.get(node.place.pack);
+                    note_use(&mut used, pack, manifest.id);
+                    if let Some((object, message)) = unreadable.get(&at) {
+                        findings.add(object, "damaged", message.clone(), [manifest.id]);
+                        continue;
+                    }
+                    if let Some(packs) = needs.get(&at) {
+                        packs.iter().for_each(|pack| note_use(&mut used, inner.packs.get(*pack), manifest.id));
+                        continue;
+                    }
+                    match self.verify_node(&mut nodes, node, manifest.id, findings) {
+                        Ok(packs) => {
+                            packs.iter().for_each(|pack| note_use(&mut used, inner.packs.get(*pack), manifest.id));
+                            needs.insert(at, packs);
+                        }
+                        Err(error) => {
+                            let error = tolerable(error)?;
+                            findings.add_error(&pack.id.key(), &error, [manifest.id]);
+                            unreadable.insert(at, (pack.id.key(), error.to_string()));
+                        }
+                    }
+                }
+                // The entries, their order and sizes.
+                match self.tree(source) {
+                    Ok(tree) => {
+                        let mut counts = (0u64, 0u64);
+                        let mut failed = false;
+                        for entry in tree {
+                            match entry {
+                                Ok(entry) => {
+                                    counts.0 += 1;
+                                    counts.1 += entry.size();
+                                }
+                                Err(error) => {
+                                    failed = true;
+                                    let key = format!("snapshots/{}/{}", inner.keys.chain_name(manifest.plan.as_str()), manifest.id);
+                                    findings.add_error(&key, &tolerable(error)?, [manifest.id]);
+                                }
+                            }
+                        }
+                        if !failed && counts != (source.entries, source.bytes) {
+                            let key = format!("snapshots/{}/{}", inner.keys.chain_name(manifest.plan.as_str()), manifest.id);
+                            let message = format!(
+                                "source {} has {} entries and {} bytes, its manifest says {} and {}",
+                                source.name, counts.0, counts.1, source.entries, source.bytes
+                            );
+                            findings.add(&key, "damaged", message, [manifest.id]);
+                        }
+                    }
+                    Err(error) => {
+                        tolerable(error)?;
+                    }
+                }
+            }
+            progress.event(Event::Advance { bytes: 0, items: 1 });
+        }
+        Ok(used)
+    }
+
+    /// Reads a node and checks what it refers to; returns the packs that it needs.
+    fn verify_node(
+        &self,
+        nodes: &mut NodeReader,
+        node: &NodeRef<PackNo>,
+        snapshot: SnapshotId,
+        findings: &mut Findings,
+    ) -> Result<Vec<PackNo>> {
+        let mut packs = BTreeSet::new();
+        for record in nodes.records(node)? {
+            let chunks = match record {
+                Record::Stretch(chunks) | Record::Entry { content: Content::Inline(chunks), .. } => chunks,
+                Record::Entry { .. } => continue,
+            };
+            for chunk in chunks {
+                for (number, place) in chunk.stored.places().enumerate() {
+                    packs.insert(place.pack);
+                    let pack = self.inner.packs.get(place.pack);
+                    let expected = match chunk.stored {
+                        Stored::Delta { .. } if number == 1 => None,
+                        _ => Some((chunk.id, chunk.len)),
+                    };
+                    if let Err(error) = self.verify_place(pack, place, expected) {
+                        findings.add_error(&pack.id.key(), &tolerable(error)?, [snapshot]);
+                    }
+                }
+            }
+        }
+        Ok(packs.into_iter().collect())
+    }
+
+    fn verify_place(&self, pack: PackRef, place: Place<PackNo>, expected: Option<(super::format::ChunkId, u32)>) -> Result<()> {
+        let directory = self.inner.directory(pack)?;
+        let entry = directory.frames.get(place.frame as usize).and_then(|f| f.chunks.get(place.slot as usize));
+        let fits = entry.is_some_and(|e| expected.is_none_or(|(id, len)| e.id == id && e.len == len));
+        if fits && directory.kind == PackKind::Data {
+            Ok(())
+        } else {
+            Err(Error::new(Kind::Damaged, format!("pack {}: does not hold what a snapshot says it holds", pack.id.key())))
+        }
+    }
+
+    /// Reads the share's packs whole: the name is the hash, every frame opens, every chunk has its id.
+    #[expect(clippy::too_many_arguments, reason = "the surroundings of one call")]
+    fn verify_data(
+        &self,
+        percent: u8,
+        run: u64,
+        present: &HashMap<PackId, u64>,
+        used: &HashMap<PackId, PackUse>,
+        out: &mut Verification,
+        findings: &mut Findings,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        use std::sync::{Mutex, PoisonError};
+        let inner = &self.inner;
+        let reader = inner.keys.role == Role::Reader;
+        if !reader {
+            out.skipped.push(format!(
+                "the content of data packs was not opened: the passphrase is a {} key; their bytes were compared with their names, which finds any change",
+                inner.keys.role
+            ));
+        }
+        let mut packs: Vec<(PackId, u64)> =
+            present.iter().map(|(id, len)| (*id, *len)).filter(|(id, _)| in_share(*id, percent, run)).collect();
+        packs.sort_unstable();
+        progress.event(Event::Phase { name: "data", detail: format!("{} of {} packs", packs.len(), present.len()) });
+        progress.event(Event::Total { bytes: packs.iter().map(|p| p.1).sum(), items: packs.len() as u64 });
+        let queue = Mutex::new(packs.into_iter());
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let results: Vec<Result<(u64, Vec<(PackId, Error)>)>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..inner.workers)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut checked = 0;
+                        let mut bad = Vec::new();
+                        while let Some((id, len)) = next() {
+                            cancel.check()?;
+                            match self.verify_pack(id, len, reader, cancel) {
+                                Ok(()) => checked += len,
+                                Err(error) => bad.push((id, tolerable(error)?)),
+                            }
+                            progress.event(Event::Advance { bytes: len, items: 1 });
+                        }
+                        Ok((checked, bad))
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::new(Kind::Bug, "a verifying thread panicked")))).collect()
+        });
+        for result in results {
+            let (checked, bad) = result?;
+            out.bytes_checked += checked;
+            for (id, error) in bad {
+                findings.add_error(&id.key(), &error, used.get(&id).into_iter().flat_map(|u| u.snapshots.iter().copied()));
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_pack(&self, id: PackId, len: u64, reader: bool, cancel: &Cancel) -> Result<()> {
+        let inner = &self.inner;
+        let key = id.key();
+        let damaged = |what: &str| Error::new(Kind::Damaged, format!("pack {key}: {what}"));
+        let bytes = inner.block_on(inner.store.get(&key))?;
+        if *blake3::hash(&bytes).as_bytes() != id.0 {
+            return Err(damaged("its bytes do not match its name (changed or truncated in the store)"));
+        }
+        if bytes.len() as u64 != len {
+            return Err(damaged("has another size than the store lists"));
+        }
+        let (_, directory) = inner.directory_of_listed(id, len)?;
+        if directory.kind == PackKind::Data && !reader {
+            return Ok(());
+        }
+        let id_key = if directory.kind == PackKind::Data { *inner.keys.chunk_id_key()? } else { inner.keys.node_id_key() };
+        let mut worker = DecodeWorker::new(inner)?;
+        for frame in &directory.frames {
+            cancel.check()?;
+            let start = frame.offset as usize;
+            worker.decode(&key, &directory, frame, &bytes[start..start + frame.sealed_len as usize])?;
+            let mut at = 0;
+            for chunk in &frame.chunks {
+                // A patch is checked where its chunk is restored.
+                let len = chunk.base.map_or(chunk.len, |(_, patch_len)| patch_len) as usize;
+                let data = &worker.plain[at..at + len];
+                let found = if directory.kind == PackKind::Data { chunk_id(&id_key, data) } else { node_id(&id_key, data) };
+                if chunk.base.is_none() && found != chunk.id {
+                    return Err(damaged("a chunk does not match its id"));
+                }
+                at += len;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn note_use(used: &mut HashMap<PackId, PackUse>, pack: PackRef, snapshot: SnapshotId) {
+    let entry = used.entry(pack.id).or_default();
+    entry.reference = Some(pack);
+    entry.snapshots.insert(snapshot);
+}
+
+/// Whether a pack is verified in this run: its name puts it into one of 100 buckets, and runs go round the buckets.
+fn in_share(id: PackId, percent: u8, run: u64) -> bool {
+    let bucket = u64::from(u16::from_le_bytes([id.0[0], id.0[1]]) % 100);
+    let runs = 100u64.div_ceil(u64::from(percent));
+    bucket / u64::from(percent) == run % runs
+}
+
+/// Damage and absence become findings; a store that is away, or an interruption, ends the verification.
+fn tolerable(error: Error) -> Result<Error> {
+    match error.kind() {
+        Kind::Damaged | Kind::NotFound => Ok(error),
+        _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn consecutive_runs_cover_every_pack() {
+        for percent in 1..=100u8 {
+            let runs = 100u64.div_ceil(u64::from(percent));
+            for first in [0u64, 7, 1000] {
+                for bucket in 0..=u16::MAX {
+                    let mut id = PackId([0; 32]);
+                    id.0[..2].copy_from_slice(&bucket.to_le_bytes());
+                    if bucket < 200 {
+                        assert!((first..first + runs).any(|run| in_share(id, percent, run)), "{percent}% bucket {bucket}");
+                    }
+                }
+            }
+        }
+    }
 }

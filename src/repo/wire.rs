@@ -50,10 +50,6 @@ impl<'a> Reader<'a> {
         self.array().map(u16::from_le_bytes)
     }
 
-    pub fn u32(&mut self) -> WireResult<u32> {
-        self.array().map(u32::from_le_bytes)
-    }
-
     /// Unsigned LEB128, at most ten bytes, shortest form only.
     pub fn varint(&mut self) -> WireResult<u64> {
         let mut value = 0u64;

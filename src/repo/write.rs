@@ -140,7 +140,12 @@ impl Repository {
     }
 
     /// Packs that may be reused. Packs that no index object lists (an interrupted run left them) are listed now.
-    fn usable_packs(&self, index: &LocalIndex, tombstones: &std::collections::HashSet<PackId>, warnings: &mut Vec<String>) -> Result<HashMap<PackId, u64>> {
+    fn usable_packs(
+        &self,
+        index: &LocalIndex,
+        tombstones: &std::collections::HashSet<PackId>,
+        warnings: &mut Vec<String>,
+    ) -> Result<HashMap<PackId, u64>> {
         let inner = &self.inner;
         let mut present: HashMap<PackId, u64> = HashMap::new();
         for object in inner.block_on(inner.store.list("packs/"))? {
@@ -165,7 +170,9 @@ impl Repository {
                     directory_len: pack.directory_len,
                     prefixes: directory.chunks().map(|c| c.id.prefix()).collect(),
                 }),
-                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => tracing::warn!(pack = %id.key(), error = ?e, "a pack that nothing lists was left alone"),
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => {
+                    tracing::warn!(pack = %id.key(), error = ?e, "a pack that nothing lists was left alone")
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -267,9 +274,12 @@ impl BackupWriter {
         match self.inner.block_on(self.inner.store.create(&self.key, Bytes::from(sealed))) {
             Ok(_) => {}
             Err(e) if e.kind() == Kind::AlreadyExists => {
-                return Err(Error::new(Kind::Busy, "this backup was fenced by a collector that took it for dead (it had paused for long); nothing was committed")
-                    .hint("run the backup again: what it sent is reused as far as possible")
-                    .because(e));
+                return Err(Error::new(
+                    Kind::Busy,
+                    "this backup was fenced by a collector that took it for dead (it had paused for long); nothing was committed",
+                )
+                .hint("run the backup again: what it sent is reused as far as possible")
+                .because(e));
             }
             Err(e) => return Err(e.within("commit the snapshot")),
         }
@@ -429,7 +439,9 @@ impl TreeWriter<'_> {
         };
         // One byte more than the file should have shows its end, so that many small files share a job.
         let mut want = match entry.kind {
-            EntryKind::File { size: Some(size), .. } => usize::try_from(size).map_or(stretch_len, |size| stretch_len.min(size.saturating_add(1))),
+            EntryKind::File { size: Some(size), .. } => {
+                usize::try_from(size).map_or(stretch_len, |size| stretch_len.min(size.saturating_add(1)))
+            }
             _ => stretch_len,
         };
         let mut total = 0u64;
@@ -444,7 +456,8 @@ impl TreeWriter<'_> {
             let start = self.job.data.len();
             self.job.data.append(&mut carry);
             let held = self.job.data.len() - start;
-            let read = (&mut *reader).take((want - held) as u64).read_to_end(&mut self.job.data).map_err(|e| read_error(e, || failed(&entry)))?;
+            let read =
+                (&mut *reader).take((want - held) as u64).read_to_end(&mut self.job.data).map_err(|e| read_error(e, || failed(&entry)))?;
             self.writer.bytes_read += read as u64;
             let at_end = held + read < want;
             let available = self.job.data.len() - start;
@@ -710,7 +723,11 @@ impl TreeWriter<'_> {
             return Some(*place);
         }
         let node = self.previous.as_ref()?.entry_nodes.get(&id).copied()?;
-        self.writer.pipeline.is_usable(&Stored::Full(node)).then_some(Place { pack: Loc::Known(node.pack), frame: node.frame, slot: node.slot })
+        self.writer.pipeline.is_usable(&Stored::Full(node)).then_some(Place {
+            pack: Loc::Known(node.pack),
+            frame: node.frame,
+            slot: node.slot,
+        })
     }
 
     /// A node of the previous tree near the present place: likely to be needed again.

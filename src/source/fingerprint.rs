@@ -216,7 +216,9 @@ mod tests {
 
     fn table_of(rows: &[Vec<Value>]) -> Accumulator {
         let mut sum = Accumulator::new(&[7; 32]);
-        rows.iter().for_each(|row| sum.add(&encode(row)));
+        for row in rows {
+            sum.add(&encode(row));
+        }
         sum
     }
 
@@ -285,7 +287,8 @@ mod tests {
             vec![Value::Text(b"ab".to_vec()), Value::Text(b"c".to_vec())],
             vec![Value::Text(b"a".to_vec()), Value::Text(b"bc".to_vec())],
         ];
-        let digests: std::collections::BTreeSet<_> = rows.iter().map(|row| table_of(std::slice::from_ref(row)).finish("t").digest).collect();
+        let digests: std::collections::BTreeSet<_> =
+            rows.iter().map(|row| table_of(std::slice::from_ref(row)).finish("t").digest).collect();
         assert_eq!(digests.len(), rows.len());
     }
 }

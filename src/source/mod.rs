@@ -76,7 +76,7 @@ pub trait Source: Send + Sync {
     /// Not a database, locked, missing, not permitted: each says what to do.
     fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>>;
 
-    /// Finishes a restore: `restored` holds the tree as [`SourceSnapshot::entries`] yielded it, below a private folder. Leaves the
+    /// Finishes a restore: `restored` holds the tree as [`SourceSnapshot::next_entry`] yielded it, below a private folder. Leaves the
     /// usable thing there and returns its path (for `sqlite`: the database file; for `files`: the folder).
     ///
     /// # Errors

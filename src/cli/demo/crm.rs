@@ -163,34 +163,99 @@ CREATE VIEW revenue AS SELECT o.account_id, sum(l.total_cents) AS total_cents FR
 ";
 
 const GIVEN: [&str; 24] = [
-    "Anna", "Boris", "Chloé", "David", "Elif", "Farid", "Grace", "Hugo", "Ingrid", "João", "Kenji", "Lena", "Mateo", "Nadia", "Oskar", "Priya",
-    "Quentin", "Rosa", "Søren", "Tomasz", "Uma", "Viktor", "Wanjiru", "Zoë",
+    "Anna", "Boris", "Chloé", "David", "Elif", "Farid", "Grace", "Hugo", "Ingrid", "João", "Kenji", "Lena", "Mateo", "Nadia", "Oskar",
+    "Priya", "Quentin", "Rosa", "Søren", "Tomasz", "Uma", "Viktor", "Wanjiru", "Zoë",
 ];
 const FAMILY: [&str; 24] = [
-    "Almeida", "Berg", "Carter", "Dubois", "Eriksen", "Fischer", "García", "Hughes", "Ivanova", "Jansen", "Kowalska", "Lindqvist", "Müller", "Nakamura",
-    "O'Brien", "Patel", "Quist", "Rossi", "Schmidt", "Tanaka", "Usman", "Vogel", "Weber", "Yılmaz",
+    "Almeida",
+    "Berg",
+    "Carter",
+    "Dubois",
+    "Eriksen",
+    "Fischer",
+    "García",
+    "Hughes",
+    "Ivanova",
+    "Jansen",
+    "Kowalska",
+    "Lindqvist",
+    "Müller",
+    "Nakamura",
+    "O'Brien",
+    "Patel",
+    "Quist",
+    "Rossi",
+    "Schmidt",
+    "Tanaka",
+    "Usman",
+    "Vogel",
+    "Weber",
+    "Yılmaz",
 ];
 const CHINESE_FAMILY: [&str; 16] = ["王", "李", "张", "刘", "陈", "杨", "赵", "黄", "周", "吴", "徐", "孙", "胡", "朱", "高", "林"];
-const CHINESE_GIVEN: [&str; 16] =
-    ["伟", "芳", "秀英", "敏", "静", "丽", "强", "磊", "军", "洋", "艳", "勇", "杰", "娟", "晓明", "志强"];
+const CHINESE_GIVEN: [&str; 16] = ["伟", "芳", "秀英", "敏", "静", "丽", "强", "磊", "军", "洋", "艳", "勇", "杰", "娟", "晓明", "志强"];
 const COMPANY: [&str; 16] = [
-    "Northwind", "Blue Harbour", "Cedar & Finch", "Delta Marine", "Evergreen", "Falcon", "Granite", "Horizon", "Ironbridge", "Juniper", "Kestrel",
-    "Lighthouse", "Meridian", "Nimbus", "Orchard", "Pioneer",
+    "Northwind",
+    "Blue Harbour",
+    "Cedar & Finch",
+    "Delta Marine",
+    "Evergreen",
+    "Falcon",
+    "Granite",
+    "Horizon",
+    "Ironbridge",
+    "Juniper",
+    "Kestrel",
+    "Lighthouse",
+    "Meridian",
+    "Nimbus",
+    "Orchard",
+    "Pioneer",
 ];
 const COMPANY_KIND: [&str; 8] = ["Logistics", "Foods", "Instruments", "Textiles", "Software", "Medical", "Energy", "Printing"];
 const CHINESE_COMPANY: [&str; 12] = ["华兴", "东方", "远达", "金桥", "海天", "宏图", "新航", "瑞丰", "中信达", "长城", "明日", "万里"];
 const CHINESE_KIND: [&str; 6] = ["科技有限公司", "物流有限公司", "贸易有限公司", "医疗器械有限公司", "食品有限公司", "电子有限公司"];
 const PLACES: [(&str, &str); 12] = [
-    ("DE", "Hamburg"), ("CN", "上海"), ("CN", "深圳"), ("CN", "杭州"), ("US", "Portland"), ("GB", "Leeds"), ("FR", "Lyon"), ("PT", "Porto"), ("SE", "Malmö"),
-    ("PL", "Gdańsk"), ("JP", "大阪"), ("KE", "Nairobi"),
+    ("DE", "Hamburg"),
+    ("CN", "上海"),
+    ("CN", "深圳"),
+    ("CN", "杭州"),
+    ("US", "Portland"),
+    ("GB", "Leeds"),
+    ("FR", "Lyon"),
+    ("PT", "Porto"),
+    ("SE", "Malmö"),
+    ("PL", "Gdańsk"),
+    ("JP", "大阪"),
+    ("KE", "Nairobi"),
 ];
-const TITLES: [&str; 10] =
-    ["Head of Purchasing", "Operations Manager", "CFO", "IT Lead", "采购经理", "运营总监", "Assistant", "Founder", "Warehouse Manager", "客户经理"];
+const TITLES: [&str; 10] = [
+    "Head of Purchasing",
+    "Operations Manager",
+    "CFO",
+    "IT Lead",
+    "采购经理",
+    "运营总监",
+    "Assistant",
+    "Founder",
+    "Warehouse Manager",
+    "客户经理",
+];
 const KINDS: [&str; 5] = ["call", "mail", "meeting", "task", "visit"];
 const STATUS: [&str; 5] = ["draft", "confirmed", "shipped", "invoiced", "cancelled"];
 const SUBJECTS: [&str; 12] = [
-    "Follow up on the offer", "Renewal of the service contract", "Complaint about a late delivery", "Introduce the new price list", "Quarterly review",
-    "Samples requested", "确认交货日期", "讨论续签合同", "发送最新报价单", "安装现场考察", "Invoice sent twice", "Change of contact person",
+    "Follow up on the offer",
+    "Renewal of the service contract",
+    "Complaint about a late delivery",
+    "Introduce the new price list",
+    "Quarterly review",
+    "Samples requested",
+    "确认交货日期",
+    "讨论续签合同",
+    "发送最新报价单",
+    "安装现场考察",
+    "Invoice sent twice",
+    "Change of contact person",
 ];
 const SENTENCES: [&str; 18] = [
     "Spoke with the warehouse; they can take the pallets from Tuesday on.",
@@ -213,8 +278,20 @@ const SENTENCES: [&str; 18] = [
     "Would like to receive the newsletter in Chinese: 请使用中文联系。",
 ];
 const PRODUCTS: [&str; 14] = [
-    "Label printer LP-200", "Thermal paper 80 mm", "Hand scanner", "Pallet scale 1500 kg", "Service contract, one year", "Spare battery", "Cold chain sensor",
-    "条码打印机 LP-300", "热敏纸 57 毫米", "Conveyor belt, per metre", "Forklift terminal", "Installation, per day", "扫描枪支架", "Cable, 5 m",
+    "Label printer LP-200",
+    "Thermal paper 80 mm",
+    "Hand scanner",
+    "Pallet scale 1500 kg",
+    "Service contract, one year",
+    "Spare battery",
+    "Cold chain sensor",
+    "条码打印机 LP-300",
+    "热敏纸 57 毫米",
+    "Conveyor belt, per metre",
+    "Forklift terminal",
+    "Installation, per day",
+    "扫描枪支架",
+    "Cable, 5 m",
 ];
 
 fn person(random: &mut Random) -> (String, &'static str) {
@@ -249,7 +326,10 @@ fn text(random: &mut Random, sentences: u64) -> String {
 fn custom(random: &mut Random) -> String {
     let (segment, vat, score) = (random.pick(&["A", "B", "C"]), random.below(1_000_000_000), random.below(100));
     let tag = random.pick(&["重点客户", "fair 2025", "newsletter", "partner", "at risk", "老客户"]);
-    format!(r#"{{"segment":"{segment}","vat":"XX{vat:09}","score":{score},"tags":["{tag}"],"payment":{{"days":{},"method":"transfer"}}}}"#, 10 + random.below(50))
+    format!(
+        r#"{{"segment":"{segment}","vat":"XX{vat:09}","score":{score},"tags":["{tag}"],"payment":{{"days":{},"method":"transfer"}}}}"#,
+        10 + random.below(50)
+    )
 }
 
 fn moment(random: &mut Random) -> i64 {
@@ -273,7 +353,8 @@ impl<'a> Inserts<'a> {
             contact: work.prepare("INSERT INTO contacts VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?,
             activity: work.prepare("INSERT INTO activities VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6)")?,
             order: work.prepare("INSERT INTO orders VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?,
-            line: work.prepare("INSERT INTO order_lines (order_id, line, product, quantity, unit_price_cents) VALUES (?1, ?2, ?3, ?4, ?5)")?,
+            line: work
+                .prepare("INSERT INTO order_lines (order_id, line, product, quantity, unit_price_cents) VALUES (?1, ?2, ?3, ?4, ?5)")?,
             call: work.prepare("INSERT INTO call_records VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7)")?,
         })
     }
@@ -287,7 +368,12 @@ impl<'a> Inserts<'a> {
 
     fn add_contact(&mut self, accounts: u64, random: &mut Random) -> rusqlite::Result<()> {
         let (name, language) = person(random);
-        let mail = format!("{}.{:06x}@{}.example", random.pick(&GIVEN).to_lowercase(), random.below(1 << 24), random.pick(&COMPANY).to_lowercase().replace([' ', '&'], ""));
+        let mail = format!(
+            "{}.{:06x}@{}.example",
+            random.pick(&GIVEN).to_lowercase(),
+            random.below(1 << 24),
+            random.pick(&COMPANY).to_lowercase().replace([' ', '&'], "")
+        );
         let phone = (random.below(8) > 0).then(|| format!("+1-{}-555-01{:02}", 200 + random.below(700), random.below(100)));
         let row = params![random.id(accounts), name, mail, phone, random.pick(&TITLES), language, custom(random), moment(random)];
         self.contact.execute(row).map(drop)
@@ -295,13 +381,21 @@ impl<'a> Inserts<'a> {
 
     fn add_activity(&mut self, contacts: u64, random: &mut Random) -> rusqlite::Result<()> {
         let due = (random.below(4) > 0).then(|| moment(random));
-        let row = params![random.id(contacts), random.pick(&KINDS), random.pick(&SUBJECTS), text(random, 3), due, random.below(2).cast_signed()];
+        let row =
+            params![random.id(contacts), random.pick(&KINDS), random.pick(&SUBJECTS), text(random, 3), due, random.below(2).cast_signed()];
         self.activity.execute(row).map(drop)
     }
 
     fn add_order(&mut self, id: u64, accounts: u64, random: &mut Random) -> rusqlite::Result<()> {
         let number = format!("SO-2026-{id:07}");
-        let row = params![id.cast_signed(), random.id(accounts), number, random.pick(&STATUS), random.pick(&["EUR", "USD", "CNY"]), moment(random)];
+        let row = params![
+            id.cast_signed(),
+            random.id(accounts),
+            number,
+            random.pick(&STATUS),
+            random.pick(&["EUR", "USD", "CNY"]),
+            moment(random)
+        ];
         self.order.execute(row).map(drop)
     }
 

@@ -6,8 +6,8 @@
 pub mod crm;
 mod plant;
 
-use std::fmt::Write as _;
 use std::fmt::Display;
+use std::fmt::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,7 +62,8 @@ impl Place {
             Some(keep) => {
                 let keep = std::path::absolute(keep).io_context(|| format!("find {}", keep.display()))?;
                 if std::fs::read_dir(&keep).is_ok_and(|mut entries| entries.next().is_some()) {
-                    return Err(Error::new(Kind::Usage, format!("keep the demo in {}: the folder is not empty", keep.display())).hint("name a new or an empty folder"));
+                    return Err(Error::new(Kind::Usage, format!("keep the demo in {}: the folder is not empty", keep.display()))
+                        .hint("name a new or an empty folder"));
                 }
                 keep
             }
@@ -127,7 +128,11 @@ fn tell(app: &App, place: &Place, story: &mut Story<'_>, keep: bool) -> Result<V
     story.step("init", "A plan and an encrypted repository")?;
     write_plan(place, "plans", "repository", &made)?;
     let (init, _recovery_key) = repo::init(&demo, "main")?;
-    story.say(format_args!("   plan {}; repository {} made, its recovery key is shown once (not in a demo)", shell_word(&place.path("plans/crm.toml")), init.repository))?;
+    story.say(format_args!(
+        "   plan {}; repository {} made, its recovery key is shown once (not in a demo)",
+        shell_word(&place.path("plans/crm.toml")),
+        init.repository
+    ))?;
 
     story.step("backup", "The first backup")?;
     let first = make_backup(&demo)?;
@@ -145,9 +150,14 @@ fn tell(app: &App, place: &Place, story: &mut Story<'_>, keep: bool) -> Result<V
     story.step("drill", "A drill: restored somewhere private, checked, compared with fingerprints taken during the backup")?;
     let drilled = make_drill(&demo)?;
     if drilled.verdict != Verdict::Passed || drilled.exit().is_some() {
-        return Err(Error::new(Kind::Failed, format!("drill a sound repository: the verdict is {}", drilled.verdict.word())).because(report::text(&drilled)));
+        return Err(Error::new(Kind::Failed, format!("drill a sound repository: the verdict is {}", drilled.verdict.word()))
+            .because(report::text(&drilled)));
     }
-    story.say(format_args!("   passed: {} checks, recovered in {}", drilled.checks.len(), render::duration_ms(drilled.recovery_time_ms.unwrap_or_default())))?;
+    story.say(format_args!(
+        "   passed: {} checks, recovered in {}",
+        drilled.checks.len(),
+        render::duration_ms(drilled.recovery_time_ms.unwrap_or_default())
+    ))?;
 
     let caught = vec![damage_repository(app, place, story, &made)?, damage_restored(&demo, place, story)?];
 
@@ -171,8 +181,14 @@ fn tell(app: &App, place: &Place, story: &mut Story<'_>, keep: bool) -> Result<V
 
 /// This process with the demo's folders, quiet but for what the demo says itself.
 fn inner(app: &App, place: &Place, plans: &str, state: &str) -> App {
-    let global =
-        Global { plans: vec![place.path(plans)], state: Some(place.path(state)), json: false, progress: ProgressMode::None, quiet: true, ..app.global.clone() };
+    let global = Global {
+        plans: vec![place.path(plans)],
+        state: Some(place.path(state)),
+        json: false,
+        progress: ProgressMode::None,
+        quiet: true,
+        ..app.global.clone()
+    };
     App { global, output: Arc::clone(&app.output), ..app.clone() }
 }
 
@@ -181,10 +197,16 @@ fn write_plan(place: &Place, plans: &str, repository: &str, made: &crm::CrmSumma
     if !secret.exists() {
         let mut random = [0; 24];
         getrandom::fill(&mut random).context(Kind::Failed, || "make a passphrase".to_owned())?;
-        let mut file = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&secret).io_context(|| format!("create {}", secret.display()))?;
+        let mut file = std::fs::OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(&secret)
+            .io_context(|| format!("create {}", secret.display()))?;
         std::io::Write::write_all(&mut file, hex::encode(random).as_bytes()).io_context(|| format!("write {}", secret.display()))?;
     }
-    let url = url::Url::from_file_path(place.path(repository)).map_err(|()| Error::new(Kind::Usage, "the demo's folder has no absolute path"))?;
+    let url =
+        url::Url::from_file_path(place.path(repository)).map_err(|()| Error::new(Kind::Usage, "the demo's folder has no absolute path"))?;
     let text = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
     let plan = format!(
         r#"version = 1
@@ -281,12 +303,17 @@ fn damage_repository(app: &App, place: &Place, story: &mut Story<'_>, made: &crm
     let drilled = make_drill(&damaged).map(|report| report.exit());
     let by_drill = expect("drill", drilled, &[Kind::Damaged, Kind::Differs])?;
     story.say(format_args!("   lifeboat drill run {PLAN}: exit {}, {}", by_drill.exit_code(), by_drill.word()))?;
-    Ok(json!({ "planted": planted, "caught_by": [{ "check": "verify", "kind": by_verify.word() }, { "check": "drill", "kind": by_drill.word() }] }))
+    Ok(
+        json!({ "planted": planted, "caught_by": [{ "check": "verify", "kind": by_verify.word() }, { "check": "drill", "kind": by_drill.word() }] }),
+    )
 }
 
 /// A changed row in restored content: the proof that a drill asks for must say that it differs.
 fn damage_restored(demo: &App, place: &Place, story: &mut Story<'_>) -> Result<Value> {
-    story.step("damage-restored", "Somebody changes one amount in a restored database: valid SQLite, every checksum right, the content wrong")?;
+    story.step(
+        "damage-restored",
+        "Somebody changes one amount in a restored database: valid SQLite, every checksum right, the content wrong",
+    )?;
     let target = place.path("tampered");
     make_restore(demo, &target)?;
     let database = plant::database_in(&target)?;
@@ -333,12 +360,19 @@ fn sizes(first: &BackupReport, second: &BackupReport, drill: &DrillReport) -> St
         ("data loss (RPO)", format!("{} measured, 1 d allowed", render::duration_ms(drill.data_loss_ms))),
         ("first backup", format!("{} of content, {} stored", render::bytes(first.bytes_source), render::bytes(first.bytes_stored))),
         ("second backup", format!("{} of content, {} stored", render::bytes(second.bytes_source), render::bytes(second.bytes_stored))),
-        ("both", format!("{} of content in {}: {ratio:.1} to 1 by deduplication and compression", render::bytes(plain), render::bytes(stored))),
+        (
+            "both",
+            format!("{} of content in {}: {ratio:.1} to 1 by deduplication and compression", render::bytes(plain), render::bytes(stored)),
+        ),
     ])
 }
 
 fn commands(place: &Place, keep: bool) -> String {
-    let options = if keep { format!(" --plans {} --state {}", shell_word(&place.path("plans")), shell_word(&place.path("state"))) } else { String::new() };
+    let options = if keep {
+        format!(" --plans {} --state {}", shell_word(&place.path("plans")), shell_word(&place.path("state")))
+    } else {
+        String::new()
+    };
     let target = if keep { shell_word(&place.path("restored-again")) } else { "/srv/crm-restored".to_owned() };
     let mut text = "\nThe same by hand:\n".to_owned();
     for command in ["repo init main", "backup crm", "snapshots crm", "drill run crm", "verify main --data", "status"] {

@@ -52,7 +52,8 @@ pub(super) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
 /// Flips one bit in the middle of the largest pack.
 pub(super) fn flip_a_byte_of_a_pack(repository: &Path) -> Result<String> {
     let packs = files(&repository.join("packs"))?;
-    let (name, size) = packs.into_iter().max_by_key(|(_, size)| *size).ok_or_else(|| Error::new(Kind::Bug, "the repository has no packs"))?;
+    let (name, size) =
+        packs.into_iter().max_by_key(|(_, size)| *size).ok_or_else(|| Error::new(Kind::Bug, "the repository has no packs"))?;
     let path = repository.join("packs").join(&name);
     let mut bytes = fs::read(&path).io_context(|| format!("read {}", path.display()))?;
     let at = bytes.len() / 2;
@@ -70,7 +71,11 @@ pub(super) fn database_in(restored: &Path) -> Result<PathBuf> {
     let database = restored.join("database");
     let inside = database.join("crm.sqlite");
     let found = if database.is_dir() { inside } else { database };
-    if found.is_file() { Ok(found) } else { Err(Error::new(Kind::Bug, format!("find the restored database: {} is not there", found.display()))) }
+    if found.is_file() {
+        Ok(found)
+    } else {
+        Err(Error::new(Kind::Bug, format!("find the restored database: {} is not there", found.display())))
+    }
 }
 
 /// Changes one amount, as valid SQL.
@@ -91,15 +96,26 @@ pub(super) fn change_a_row(database: &Path) -> Result<String> {
 pub(super) fn prove(app: &App, plan: &str, database: &Path) -> Result<(Vec<String>, Option<Kind>)> {
     let plan = app.plan(plan)?;
     let job = resolve::plan(&plan)?.open(&app.surroundings(Arc::new(Silent))?)?;
-    let manifest = job.repository.manifests(Some(&job.plan))?.pop().ok_or_else(|| Error::new(Kind::Bug, "the repository has no snapshot"))?;
-    let record = manifest.sources.iter().find(|record| record.kind == "sqlite").ok_or_else(|| Error::new(Kind::Bug, "the snapshot has no database"))?;
+    let manifest =
+        job.repository.manifests(Some(&job.plan))?.pop().ok_or_else(|| Error::new(Kind::Bug, "the repository has no snapshot"))?;
+    let record = manifest
+        .sources
+        .iter()
+        .find(|record| record.kind == "sqlite")
+        .ok_or_else(|| Error::new(Kind::Bug, "the snapshot has no database"))?;
     let finish: Finish = serde_json::from_value(record.finish.clone()).context(Kind::Damaged, || "read the fingerprints".to_owned())?;
-    let source = job.sources.iter().find(|source| source.name == record.name).ok_or_else(|| Error::new(Kind::Bug, "the plan has no database"))?;
+    let source =
+        job.sources.iter().find(|source| source.name == record.name).ok_or_else(|| Error::new(Kind::Bug, "the plan has no database"))?;
     let scratch = job.work.join("demo-proof");
     crate::daemon::private_folder(&scratch)?;
-    let context =
-        SourceContext { scratch: scratch.clone(), fingerprint_key: job.repository.fingerprint_key(), progress: Arc::new(Silent), cancel: app.cancel.clone() };
-    let request = ProveRequest { fingerprints: finish.fingerprints, compare_percent: 100, checks: Vec::new(), check_timeout: Duration::from_mins(1) };
+    let context = SourceContext {
+        scratch: scratch.clone(),
+        fingerprint_key: job.repository.fingerprint_key(),
+        progress: Arc::new(Silent),
+        cancel: app.cancel.clone(),
+    };
+    let request =
+        ProveRequest { fingerprints: finish.fingerprints, compare_percent: 100, checks: Vec::new(), check_timeout: Duration::from_mins(1) };
     let results = source.source.prove(database, &request, &context);
     fs::remove_dir_all(&scratch).io_context(|| format!("remove {}", scratch.display()))?;
     let results = results?;

@@ -18,7 +18,8 @@ pub(super) struct Measurement {
 /// The newest measured recoveries of a plan, oldest first, from its drill reports.
 pub(super) fn measurements(reports: &[ReportRecord], plan: &str) -> Vec<Measurement> {
     let number = |report: &ReportRecord, field: &str| report.document.get(field).and_then(serde_json::Value::as_u64);
-    let mut ordered: Vec<&ReportRecord> = reports.iter().filter(|r| r.kind == ReportKind::Drill && r.plan.as_deref() == Some(plan)).collect();
+    let mut ordered: Vec<&ReportRecord> =
+        reports.iter().filter(|r| r.kind == ReportKind::Drill && r.plan.as_deref() == Some(plan)).collect();
     ordered.sort_by_key(|r| (r.time, r.id));
     let measured: Vec<Measurement> = ordered
         .into_iter()
@@ -37,7 +38,8 @@ pub(super) fn estimate(bytes: u64, measured: &[Measurement]) -> Estimate {
     match measured.iter().map(scaled).max() {
         Some(slowest) => {
             let floor = measured.iter().map(|m| m.ms).min().unwrap_or(0).min(1000);
-            let drills = if measured.len() == 1 { "the last drill".into() } else { format!("the slowest of the last {} drills", measured.len()) };
+            let drills =
+                if measured.len() == 1 { "the last drill".into() } else { format!("the slowest of the last {} drills", measured.len()) };
             Estimate { duration_ms: slowest.max(floor), basis: format!("from {drills} of this plan") }
         }
         None => Estimate {

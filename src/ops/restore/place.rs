@@ -64,11 +64,14 @@ impl Place {
     }
 
     fn check_shape(&self) -> Result<()> {
-        let refuse = |why: String, hint: &str| Err(Error::new(Kind::Usage, format!("restore to {}: {why}", self.target.display())).hint(hint));
+        let refuse =
+            |why: String, hint: &str| Err(Error::new(Kind::Usage, format!("restore to {}: {why}", self.target.display())).hint(hint));
         let Some(metadata) = look(&self.target)? else { return Ok(()) };
         match self.shape {
             Shape::File { .. } if metadata.is_dir() => refuse("that is a folder, and this restores one file".into(), "name a file in it"),
-            Shape::Folder if metadata.is_file() => refuse("that is a file, and this restores a folder".into(), "name a new or empty folder"),
+            Shape::Folder if metadata.is_file() => {
+                refuse("that is a file, and this restores a folder".into(), "name a new or empty folder")
+            }
             Shape::Folder if metadata.is_dir() => {
                 let parent = fs::metadata(&self.parent).io_context(|| format!("look at {}", self.parent.display()))?;
                 if parent.dev() == metadata.dev() {

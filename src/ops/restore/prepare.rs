@@ -79,7 +79,10 @@ pub(in crate::ops) fn plan_of(
     let missing = backup::missing(&manifest.sources);
     let mut warnings = Vec::new();
     if !missing.is_empty() {
-        warnings.push(format!("this snapshot is incomplete: {} could not be backed up and will not be in the restored content", count(missing.len(), "object")));
+        warnings.push(format!(
+            "this snapshot is incomplete: {} could not be backed up and will not be in the restored content",
+            count(missing.len(), "object")
+        ));
     }
     if !overwrites.is_empty() {
         warnings.push("stop every program that uses what stands at the target before restoring into its place".into());

@@ -29,7 +29,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub fn command(words: &[String], environment: &[(String, SecretValue)]) -> Command {
     let mut command = Command::new(words.first().map_or("", String::as_str));
     command.args(words.get(1..).unwrap_or_default()).env_clear();
-    let inherited = std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| PASSED_ON.contains(&name) || name.starts_with("LC_")));
+    let inherited =
+        std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| PASSED_ON.contains(&name) || name.starts_with("LC_")));
     command.envs(inherited);
     command.envs(environment.iter().map(|(name, value)| (name, value.reveal())));
     command.stdin(Stdio::null()).stderr(Stdio::piped()).process_group(0);
@@ -74,7 +75,8 @@ impl Child {
         let (done, all_said) = channel();
         let stderr = process.stderr.take();
         let group = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
-        let secrets = environment.iter().map(|(_, value)| Zeroizing::new(value.reveal().to_owned())).filter(|value| !value.is_empty()).collect();
+        let secrets =
+            environment.iter().map(|(_, value)| Zeroizing::new(value.reveal().to_owned())).filter(|value| !value.is_empty()).collect();
         let child = Self { program: program.to_owned(), process, group, said: Arc::clone(&said), all_said, secrets, ended: false };
         if let Some(mut stderr) = stderr {
             let listen = move || {

@@ -69,12 +69,10 @@ pub struct CommandSource {
     pub allow_empty: bool,
 }
 
-impl CommandSource {
-    fn program<'a>(&self, words: &'a [String], what: &str) -> Result<&'a str> {
-        words.first().map(String::as_str).filter(|program| !program.is_empty()).ok_or_else(|| {
-            Error::new(Kind::Usage, format!("the {what} command is empty")).hint("write the program and its arguments as a list")
-        })
-    }
+fn program<'a>(words: &'a [String], what: &str) -> Result<&'a str> {
+    words.first().map(String::as_str).filter(|program| !program.is_empty()).ok_or_else(|| {
+        Error::new(Kind::Usage, format!("the {what} command is empty")).hint("write the program and its arguments as a list")
+    })
 }
 
 impl Source for CommandSource {
@@ -84,7 +82,7 @@ impl Source for CommandSource {
 
     fn diagnose(&self) -> Vec<Diagnosis> {
         let look = |name: &str, words: &[String]| {
-            let found = self.program(words, name).and_then(child::find_program);
+            let found = program(words, name).and_then(child::find_program);
             let (ok, message) = match found {
                 Ok(path) => (true, path.display().to_string()),
                 Err(error) => (false, format!("{error} ({})", error.hint_text().unwrap_or_default())),
@@ -97,7 +95,7 @@ impl Source for CommandSource {
     }
 
     fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>> {
-        let program = self.program(&self.dump, "dump")?;
+        let program = program(&self.dump, "dump")?;
         context.progress.event(Event::Phase { name: "snapshot", detail: format!("run {program}") });
         let mut command = child::command(&self.dump, &self.environment);
         command.stdout(std::process::Stdio::piped());
@@ -121,7 +119,7 @@ impl Source for CommandSource {
             return Err(Error::new(Kind::Damaged, format!("restored output {} is not a regular file", output.display())));
         }
         let Some(restore) = &self.restore else { return Ok(output) };
-        let program = self.program(restore, "restore")?;
+        let program = program(restore, "restore")?;
         let target = std::path::absolute(restored.join(TARGET)).io_context(|| format!("find folder {}", restored.display()))?;
         std::fs::DirBuilder::new().mode(0o700).create(&target).io_context(|| format!("create folder {}", target.display()))?;
         let Some(target_text) = target.to_str() else {
@@ -220,7 +218,10 @@ impl SourceSnapshot for CommandSnapshot {
         if self.ended.load(Ordering::Acquire) && read == bytes_read {
             return Ok(());
         }
-        Err(Error::new(Kind::Bug, format!("output closed after {bytes_read} bytes, but {read} were read and its end may not have been reached")))
+        Err(Error::new(
+            Kind::Bug,
+            format!("output closed after {bytes_read} bytes, but {read} were read and its end may not have been reached"),
+        ))
     }
 
     fn finish(mut self: Box<Self>) -> Result<Finish> {
@@ -230,8 +231,11 @@ impl SourceSnapshot for CommandSnapshot {
         self.child.wait(&self.cancel)?;
         let bytes = self.read.load(Ordering::Relaxed);
         if bytes == 0 && !self.allow_empty {
-            return Err(Error::new(Kind::Failed, format!("dump command {} exited with 0 but wrote nothing{}", self.child.program(), self.child.said()))
-                .hint("run the command by hand; a dump is never empty"));
+            return Err(Error::new(
+                Kind::Failed,
+                format!("dump command {} exited with 0 but wrote nothing{}", self.child.program(), self.child.said()),
+            )
+            .hint("run the command by hand; a dump is never empty"));
         }
         Ok(Finish { consistency: json!({ "exit_status": 0, "bytes": bytes }), ..Finish::default() })
     }

@@ -11,8 +11,12 @@ struct Fixture {
 
 fn fixture() -> Fixture {
     let folder = tempfile::tempdir().unwrap();
-    let context =
-        SourceContext { scratch: folder.path().to_owned(), fingerprint_key: [0; 32], progress: Arc::new(Silent), cancel: Cancel::default() };
+    let context = SourceContext {
+        scratch: folder.path().to_owned(),
+        fingerprint_key: [0; 32],
+        progress: Arc::new(Silent),
+        cancel: Cancel::default(),
+    };
     Fixture { folder, context }
 }
 
@@ -157,7 +161,10 @@ fn the_restore_command_gets_the_output_and_a_folder() {
     let restored = fixture.folder.path().join("restored");
     fs::create_dir(&restored).unwrap();
     fs::write(restored.join(OUTPUT), "content").unwrap();
-    let with = |script: &str| CommandSource { restore: Some(["/bin/sh", "-c", script, "sh", "{target}/named"].map(str::to_owned).to_vec()), ..shell("") };
+    let with = |script: &str| CommandSource {
+        restore: Some(["/bin/sh", "-c", script, "sh", "{target}/named"].map(str::to_owned).to_vec()),
+        ..shell("")
+    };
     let usable = with("cat > \"$1\"; cp \"$1\" $LIFEBOAT_TARGET/copy; echo chatter").adopt(&restored, &fixture.context).unwrap();
     assert_eq!(usable, restored.join(TARGET));
     for name in ["named", "copy"] {

@@ -71,8 +71,8 @@ impl TreeTarget {
             Err(errno) => return Err(Error::io(format!("create folder {}", root.display()), errno.into())),
         }
         let flags = FOLDER | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let root_fd =
-            rustix::fs::open(root, flags, Mode::empty()).map_err(|errno| Error::io(format!("open folder {}", root.display()), errno.into()))?;
+        let root_fd = rustix::fs::open(root, flags, Mode::empty())
+            .map_err(|errno| Error::io(format!("open folder {}", root.display()), errno.into()))?;
         Ok(Self {
             root: root_fd,
             shown: root.to_owned(),
@@ -316,7 +316,8 @@ impl TreeTarget {
     }
 
     fn time_by_name(&self, parent: &OwnedFd, name: &OsStr, entry: &Entry) -> Result<()> {
-        rustix::fs::utimensat(parent, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| self.failed("set the times of", entry, errno))
+        rustix::fs::utimensat(parent, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| self.failed("set the times of", entry, errno))
     }
 
     fn owner_refused(&self, entry: &Entry, errno: Errno) -> Result<()> {

@@ -72,15 +72,13 @@ mod tests {
         symlink("real", folder.path().join("root/in")).unwrap();
         symlink("real/deep/file", folder.path().join("root/last")).unwrap();
         let root = fs::File::open(folder.path().join("root")).unwrap();
-        let ways: [fn(&fs::File, &[u8]) -> Result<OwnedFd>; 2] = [
-            |root, path| open(root, path, OFlags::RDONLY),
-            |root, path| open_by_parts(root, path, OFlags::RDONLY | OFlags::NOFOLLOW),
-        ];
-        for way in ways {
-            assert!(way(&root, b"real/deep/file").is_ok());
-            assert!(way(&root, b"").is_ok());
+        let by_kernel = |path: &[u8]| open(&root, path, OFlags::RDONLY);
+        let by_parts = |path: &[u8]| open_by_parts(&root, path, OFlags::RDONLY | OFlags::NOFOLLOW);
+        for way in [&by_kernel as &dyn Fn(&[u8]) -> Result<OwnedFd>, &by_parts] {
+            assert!(way(b"real/deep/file").is_ok());
+            assert!(way(b"").is_ok());
             for path in [&b"out/secret"[..], b"in/deep/file", b"last", b"out"] {
-                assert!(way(&root, path).is_err(), "{}", path.escape_ascii());
+                assert!(way(path).is_err(), "{}", path.escape_ascii());
             }
         }
     }

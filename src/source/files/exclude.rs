@@ -37,15 +37,21 @@ impl Exclude {
             let by_path = body.contains('/');
             let body = body.strip_prefix('/').unwrap_or(body);
             let bad = |why: String| {
-                Error::new(Kind::Usage, format!("exclude pattern {pattern:?} {why}")).hint("write a glob such as \"*.tmp\", \"cache/\" or \"/var/**/*.log\"")
+                Error::new(Kind::Usage, format!("exclude pattern {pattern:?} {why}"))
+                    .hint("write a glob such as \"*.tmp\", \"cache/\" or \"/var/**/*.log\"")
             };
             if body.is_empty() {
                 return Err(bad("matches nothing".into()));
             }
-            let glob = GlobBuilder::new(body).literal_separator(true).backslash_escape(true).build().map_err(|error| bad(error.kind().to_string()))?;
+            let glob = GlobBuilder::new(body)
+                .literal_separator(true)
+                .backslash_escape(true)
+                .build()
+                .map_err(|error| bad(error.kind().to_string()))?;
             sets[usize::from(folders_only) * 2 + usize::from(by_path)].add(glob);
         }
-        let build = |set: &GlobSetBuilder| set.build().map_err(|error| Error::new(Kind::Usage, "compile the exclude patterns").because(error));
+        let build =
+            |set: &GlobSetBuilder| set.build().map_err(|error| Error::new(Kind::Usage, "compile the exclude patterns").because(error));
         Ok(Self { names: build(&sets[0])?, paths: build(&sets[1])?, folder_names: build(&sets[2])?, folder_paths: build(&sets[3])? })
     }
 

@@ -1,6 +1,6 @@
 //! A tree of files: attachments, documents, a stopped server's data folder.
 //!
-//! Owns: the walk in tree order, reading files without being misled by what changes meanwhile ([`walk`], [`snapshot`]), and making such
+//! Owns: the walk in tree order, reading files without being misled by what changes meanwhile (`walk`, `snapshot`), and making such
 //! a tree again safely ([`apply`]). Symbolic links are kept, never followed; only the root itself may be one, and is resolved once.
 //!
 //! A tree of files has no snapshot of its own: each file is read consistently (or is reported), the tree as a whole is what it was while
@@ -69,7 +69,11 @@ impl Source for FilesSource {
             },
             Err(error) => {
                 let cause = error.causes().first().map(|cause| format!(": {cause}")).unwrap_or_default();
-                Diagnosis { name: "folder".into(), ok: false, message: format!("{error}{cause} ({})", error.hint_text().unwrap_or_default()) }
+                Diagnosis {
+                    name: "folder".into(),
+                    ok: false,
+                    message: format!("{error}{cause} ({})", error.hint_text().unwrap_or_default()),
+                }
             }
         };
         vec![settings, folder]
@@ -99,7 +103,8 @@ pub(in crate::source) fn prove_tree(root: &Path, checks: &[crate::source::SqlChe
     let tree = match counted {
         Ok((counts, problems)) => {
             let outcome = if problems.is_empty() { Outcome::Passed } else { Outcome::Failed };
-            let first = problems.first().map(|problem| format!("; {} {}: {}", problem.object, problem.kind, problem.message)).unwrap_or_default();
+            let first =
+                problems.first().map(|problem| format!("; {} {}: {}", problem.object, problem.kind, problem.message)).unwrap_or_default();
             CheckResult { name: "tree".into(), outcome, expected: WANTED.into(), actual: format!("{counts}{first}") }
         }
         Err(error) if error.kind() == Kind::Interrupted => return Err(error),

@@ -84,7 +84,8 @@ pub fn open_root(path: &Path) -> Result<(OwnedFd, PathBuf)> {
 impl FilesSnapshot {
     pub fn begin(path: &Path, exclude: Exclude, page_size: Option<u32>, cancel: Cancel) -> Result<Self> {
         let (root, _) = open_root(path)?;
-        let began_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i128::try_from(since.as_nanos()).unwrap_or(i128::MAX));
+        let began_ns =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i128::try_from(since.as_nanos()).unwrap_or(i128::MAX));
         let walked = root.try_clone().map_err(|source| Error::io(format!("open folder {}", path.display()), source))?;
         let mut problems = Vec::new();
         if !Path::new("/proc/self/fd").exists() {
@@ -119,17 +120,16 @@ impl FilesSnapshot {
                 self.counts.fifos += 1;
                 (EntryKind::Fifo, Vec::new())
             }
-            _ => match self.earlier_name(&path, &stat) {
-                Some(target) => {
+            _ => {
+                if let Some(target) = self.earlier_name(&path, &stat) {
                     self.counts.hardlinks += 1;
                     (EntryKind::Hardlink { target }, Vec::new())
-                }
-                None => {
+                } else {
                     self.counts.files += 1;
                     let size = u64::try_from(stat.st_size).unwrap_or(0);
                     (EntryKind::File { size: Some(size), layout: self.layout(size) }, stamp(&stat, self.began_ns))
                 }
-            },
+            }
         };
         Entry { path, kind, mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid, mtime_ns: mtime_ns(&stat), stamp, xattrs }
     }
@@ -188,7 +188,9 @@ impl SourceSnapshot for FilesSnapshot {
         let (before, file) = match opened {
             Ok(opened) => opened,
             Err(errno) if is_ours(errno) => {
-                return Err(Error::io(format!("open {shown}"), errno.into()).hint("raise the limits of the lifeboat process (open files, memory)"));
+                return Err(
+                    Error::io(format!("open {shown}"), errno.into()).hint("raise the limits of the lifeboat process (open files, memory)")
+                );
             }
             Err(errno) => {
                 self.lost(&entry.path, problem_kind(errno), &std::io::Error::from(errno).to_string());
@@ -221,9 +223,17 @@ impl SourceSnapshot for FilesSnapshot {
         let times = |stat: &Stat| (stat.st_size, mtime_ns(stat), stat.st_ctime, stat.st_ctime_nsec);
         // A name given or taken while reading moves the change time of the file but not its bytes; nothing tells the two apart here.
         if times(&before) != times(&after) {
-            self.problem(&entry.path, "changed-while-read", "changed while it was read; what was read is kept but may be neither the old nor the new content");
+            self.problem(
+                &entry.path,
+                "changed-while-read",
+                "changed while it was read; what was read is kept but may be neither the old nor the new content",
+            );
         } else if u64::try_from(after.st_size) != Ok(bytes_read) {
-            self.problem(&entry.path, "changed-while-read", format!("has {} bytes by its metadata, but {bytes_read} were read", after.st_size));
+            self.problem(
+                &entry.path,
+                "changed-while-read",
+                format!("has {} bytes by its metadata, but {bytes_read} were read", after.st_size),
+            );
         }
         Ok(())
     }

@@ -36,9 +36,7 @@ pub struct SqliteSource {
 impl SqliteSource {
     /// The name of the one entry of a snapshot, and of the file in a restored folder: the database's own file name.
     fn entry_name(&self) -> Result<&OsStr> {
-        self.path
-            .file_name()
-            .ok_or_else(|| Error::new(Kind::Usage, format!("database path {} names no file", self.path.display())))
+        self.path.file_name().ok_or_else(|| Error::new(Kind::Usage, format!("database path {} names no file", self.path.display())))
     }
 }
 
@@ -51,7 +49,10 @@ fn only_file(restored: &Path) -> Result<PathBuf> {
         (Some(one), 0) => Ok(one),
         (_, others) => {
             let count = others + 1;
-            Err(Error::new(Kind::Damaged, format!("restored folder {} should hold one database file, not {count} entries", restored.display())))
+            Err(Error::new(
+                Kind::Damaged,
+                format!("restored folder {} should hold one database file, not {count} entries", restored.display()),
+            ))
         }
     }
 }

@@ -98,7 +98,7 @@ pub fn open_live(path: &Path) -> Result<Connection> {
     look(path)?;
     // When the last connection closes, SQLite copies the log into the database and deletes it. Where the log is somebody
     // else's (a crashed application's), that is not for a backup to do; where there was none, it cleans up ours.
-    let had_log = std::fs::metadata(beside(path, "-wal")).is_ok_and(|log| log.len() > 0);
+    let had_log = log_bytes(path) > 0;
     let open = || -> rusqlite::Result<Connection> {
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         connection.busy_timeout(ONE_WAIT)?;
@@ -116,7 +116,7 @@ pub fn open_copy(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(immutable_uri(path), flags)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
-    connection.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -16384; PRAGMA cell_size_check = ON")?;
+    connection.execute_batch("PRAGMA query_only = ON; PRAGMA cell_size_check = ON")?;
     Ok(connection)
 }
 
@@ -125,6 +125,12 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
+}
+
+/// How long the log of a live database is; it lies beside the file itself, not beside a link to it.
+fn log_bytes(path: &Path) -> u64 {
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    std::fs::metadata(beside(&real, "-wal")).map_or(0, |log| log.len())
 }
 
 /// Names a private copy so that SQLite neither locks it nor looks for a log beside it.
@@ -151,9 +157,10 @@ pub fn classify(source: rusqlite::Error, message: String) -> Error {
         Some(ErrorCode::NotADatabase) => {
             (Kind::Failed, "the file is not an SQLite database, or it is encrypted: check `path`, or dump it with a `command` source")
         }
-        Some(ErrorCode::DatabaseCorrupt) => {
-            (Kind::Damaged, "the live database is damaged: save the raw file with a `files` source before repairing it with `.recover` of sqlite3")
-        }
+        Some(ErrorCode::DatabaseCorrupt) => (
+            Kind::Damaged,
+            "the live database is damaged: save the raw file with a `files` source before repairing it with `.recover` of sqlite3",
+        ),
         Some(ErrorCode::DiskFull) => (Kind::NoSpace, "free space for a copy of the database in the state folder"),
         Some(ErrorCode::CannotOpen) => (
             Kind::Failed,
@@ -215,9 +222,8 @@ pub fn diagnose(path: &Path) -> Vec<Diagnosis> {
 /// # Errors
 /// [`Kind::NoSpace`] when it has not.
 pub fn check_room(path: &Path, scratch: &Path) -> Result<()> {
-    let size = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
     // Pages of the log may replace pages of the database or come after them: the sum is the most that the copy can take.
-    let needed = size(path) + size(&beside(path, "-wal"));
+    let needed = std::fs::metadata(path).map_or(0, |metadata| metadata.len()) + log_bytes(path);
     let Ok(room) = rustix::fs::statvfs(scratch) else { return Ok(()) };
     let free = room.f_bavail.saturating_mul(room.f_frsize);
     if free >= needed {

@@ -27,6 +27,8 @@ pub fn prove(database: &Path, request: &ProveRequest, context: &SourceContext) -
     let mut results = vec![check_file(database, &known, key)];
     match content::open_stoppable(database, &stop) {
         Ok(connection) => {
+            // Only speed depends on it.
+            let _ = content::widen_cache(&connection);
             results.push(check_integrity(&connection));
             context.cancel.check()?;
             results.push(check_foreign_keys(&connection, &known, key));
@@ -108,7 +110,9 @@ fn check_foreign_keys(connection: &Connection, known: &HashMap<&str, &TableFinge
         None => "as at the source, which could not be checked".to_owned(),
     };
     match (content::violations(connection, key), expected) {
-        (Ok(actual), Some(&expected)) if actual == *expected => result(NAME, Outcome::Passed, wanted, format!("{} violations", actual.rows)),
+        (Ok(actual), Some(&expected)) if actual == *expected => {
+            result(NAME, Outcome::Passed, wanted, format!("{} violations", actual.rows))
+        }
         (Ok(actual), Some(expected)) => {
             let outcome = if actual.rows > expected.rows { Outcome::Failed } else { Outcome::Differs };
             result(NAME, outcome, wanted, format!("{} violations{}", actual.rows, first_violations(connection)))
@@ -267,9 +271,28 @@ fn connect_virtual_tables(connection: &Connection) {
 /// Lets an assertion read and nothing else: no write, no transaction, no attached file, no setting, no extension.
 fn authorize(context: AuthContext<'_>) -> Authorization {
     const READING_PRAGMAS: [&str; 22] = [
-        "application_id", "collation_list", "compile_options", "data_version", "encoding", "foreign_key_check", "foreign_key_list",
-        "freelist_count", "function_list", "index_info", "index_list", "index_xinfo", "integrity_check", "journal_mode", "module_list",
-        "page_count", "page_size", "quick_check", "schema_version", "table_info", "table_list", "table_xinfo",
+        "application_id",
+        "collation_list",
+        "compile_options",
+        "data_version",
+        "encoding",
+        "foreign_key_check",
+        "foreign_key_list",
+        "freelist_count",
+        "function_list",
+        "index_info",
+        "index_list",
+        "index_xinfo",
+        "integrity_check",
+        "journal_mode",
+        "module_list",
+        "page_count",
+        "page_size",
+        "quick_check",
+        "schema_version",
+        "table_info",
+        "table_list",
+        "table_xinfo",
     ];
     // With a value these would set something; the others take the name of a table or a count.
     const NO_VALUE: [&str; 6] = ["application_id", "encoding", "journal_mode", "page_size", "schema_version", "user_version"];

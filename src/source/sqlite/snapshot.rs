@@ -19,7 +19,7 @@ use rusqlite::{Connection, ErrorCode};
 use serde_json::json;
 
 use super::content::{self, Stop};
-use super::open::{Header, check_room, classify, look, open_copy, open_live};
+use super::open::{Header, check_room, classify, look, open_live};
 use crate::entry::{Entry, EntryKind, Layout};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Event;
@@ -171,7 +171,8 @@ fn stage(path: &Path, context: &SourceContext, wait: Duration) -> Result<(Staged
     context.progress.event(Event::Phase { name: "snapshot", detail: format!("{shown}") });
     let failed = |source| classify(source, format!("take a snapshot of database {shown}"));
     let live = open_live(path)?;
-    let schema_version = begin_reading(&live, context, wait).map_err(|error| error.within(format!("take a snapshot of database {shown}")))?;
+    let schema_version =
+        begin_reading(&live, context, wait).map_err(|error| error.within(format!("take a snapshot of database {shown}")))?;
     let staged = new_staging_file(&context.scratch)?;
     let mut copy = Connection::open(&staged.0).map_err(|source| classify(source, format!("open {}", staged.0.display())))?;
     // A copy that does not come to its end is thrown away, so it needs neither journal nor flushes.
@@ -245,51 +246,60 @@ fn new_staging_file(scratch: &Path) -> Result<Staged> {
 
 /// Checks and fingerprints the copy. Damage is a problem of the snapshot, not an error: operators need the bytes all the same.
 fn inspect(copy: &Path, object: &str, header: &Header, key: &[u8; 32], stop: &Stop) -> Result<Inspection> {
-    let mut problems = Vec::new();
-    let mut problem = |object: &str, kind: &str, message: String| {
-        problems.push(Problem { object: object.to_owned(), kind: kind.into(), message });
+    // The checks keep one processor busy, jumping about; the tables are scanned beside them.
+    let (checked, tables) = std::thread::scope(|scope| {
+        let tables = scope.spawn(|| content::tables(copy, key, None, stop));
+        (check(copy, object, header, key, stop), tables.join())
+    });
+    let mut inspection = checked?;
+    let mut lost = |object: &str, message: String| {
+        inspection.problems.push(Problem { object: object.to_owned(), kind: "no-fingerprint".into(), message });
     };
-    let stopped = || if stop() { Err(Error::new(Kind::Interrupted, "interrupted")) } else { Ok(()) };
-    let connection = content::open_stoppable(copy, stop).or_else(|_| open_copy(copy));
-    let connection = connection.map_err(|source| classify(source, format!("open the copy of {object}")))?;
+    match tables.map_err(|_| Error::new(Kind::Bug, format!("a thread that reads the copy of {object} panicked")))? {
+        Ok(tables) => {
+            for table in tables {
+                match table.content {
+                    Ok(fingerprint) => inspection.fingerprints.push(fingerprint),
+                    Err(error) => lost(&table.table, format!("read table {}: {error}", table.table)),
+                }
+            }
+        }
+        Err(error) => lost(object, format!("list the tables: {error}")),
+    }
+    if stop() { Err(Error::new(Kind::Interrupted, "interrupted")) } else { Ok(inspection) }
+}
 
+/// The engine's checks, and the fingerprints of what is not in a table.
+fn check(copy: &Path, object: &str, header: &Header, key: &[u8; 32], stop: &Stop) -> Result<Inspection> {
+    let mut problems = Vec::new();
+    let mut problem = |kind: &str, message: String| problems.push(Problem { object: object.to_owned(), kind: kind.into(), message });
+    let connection = content::open_stoppable(copy, stop).and_then(|connection| {
+        content::widen_cache(&connection)?;
+        Ok(connection)
+    });
+    let connection = connection.map_err(|source| classify(source, format!("open the copy of {object}")))?;
     let integrity = match content::findings(&connection, "quick_check") {
         Ok(found) if found.is_empty() => "ok".to_owned(),
         Ok(found) => {
             let message = format!("{} findings of PRAGMA quick_check, first: {}", found.len(), found[0]);
-            problem(object, "integrity", message.clone());
+            problem("integrity", message.clone());
             message
         }
         Err(error) if content::needs_application(&error) => format!("not checked: {error}"),
         Err(error) => {
-            stopped()?;
-            problem(object, "integrity", format!("PRAGMA quick_check: {error}"));
+            problem("integrity", format!("PRAGMA quick_check: {error}"));
             error.to_string()
         }
     };
     let mut fingerprints = vec![content::header(header, key)];
     match content::schema(&connection, key) {
         Ok(fingerprint) => fingerprints.push(fingerprint),
-        Err(error) => problem(object, "no-fingerprint", format!("read the schema: {error}")),
+        Err(error) => problem("no-fingerprint", format!("read the schema: {error}")),
     }
     // An error here (a parent table without a unique index, say) is the application's own; the drill then says that it did not check.
-    let foreign_key_violations = content::violations(&connection, key).ok().map(|fingerprint| {
-        let count = fingerprint.rows;
-        fingerprints.push(fingerprint);
-        count
-    });
-    match content::tables(copy, key, None, stop) {
-        Ok(tables) => {
-            for table in tables {
-                match table.content {
-                    Ok(fingerprint) => fingerprints.push(fingerprint),
-                    Err(error) => problem(&table.table, "no-fingerprint", format!("read table {}: {error}", table.table)),
-                }
-            }
-        }
-        Err(error) => problem(object, "no-fingerprint", format!("list the tables: {error}")),
-    }
-    stopped()?;
+    let violations = content::violations(&connection, key).ok();
+    let foreign_key_violations = violations.as_ref().map(|violations| violations.rows);
+    fingerprints.extend(violations);
     Ok(Inspection { integrity, foreign_key_violations, fingerprints, problems })
 }
 

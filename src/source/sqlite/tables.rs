@@ -50,7 +50,8 @@ fn copy_table(database: &Connection, table: &str) -> rusqlite::Result<bool> {
     let columns = stored_columns(database, &name)?.join(", ");
     let quoted = quote(&name);
     database.execute_batch(&format!("INSERT INTO main.{quoted} ({columns}) SELECT {columns} FROM restored.{quoted}"))?;
-    let rest = "SELECT sql FROM restored.sqlite_schema WHERE tbl_name = ?1 AND type IN ('index', 'trigger') AND sql IS NOT NULL ORDER BY type";
+    let rest =
+        "SELECT sql FROM restored.sqlite_schema WHERE tbl_name = ?1 AND type IN ('index', 'trigger') AND sql IS NOT NULL ORDER BY type";
     let statements: Vec<String> = database.prepare(rest)?.query_map([&name], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     statements.iter().try_for_each(|statement| database.execute_batch(statement))?;
     Ok(true)

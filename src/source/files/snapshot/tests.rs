@@ -113,7 +113,7 @@ fn stamps_prove_only_what_lies_far_enough_back() {
     fs::File::options().write(true).open(&path).unwrap().set_times(FileTimes::new().set_modified(modified)).unwrap();
     assert_ne!(stamp_of(true), first);
 
-    let future = SystemTime::now() + Duration::from_secs(86_400);
+    let future = SystemTime::now() + Duration::from_hours(24);
     fs::File::options().write(true).open(&path).unwrap().set_times(FileTimes::new().set_modified(future)).unwrap();
     assert!(stamp_of(true).is_empty(), "a time in the future proves nothing");
 }
@@ -130,7 +130,10 @@ fn only_whole_pages_are_cut_as_pages() {
         EntryKind::File { layout, .. } => layout,
         _ => unreachable!(),
     };
-    assert_eq!(["empty", "page", "pages", "odd", "small"].map(layout), [Layout::Content, Layout::Pages(8192), Layout::Pages(8192), Layout::Content, Layout::Content]);
+    assert_eq!(
+        ["empty", "page", "pages", "odd", "small"].map(layout),
+        [Layout::Content, Layout::Pages(8192), Layout::Pages(8192), Layout::Content, Layout::Content]
+    );
 }
 
 #[test]
@@ -217,8 +220,8 @@ fn what_may_not_be_read_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("closed")).unwrap();
     fs::write(folder.path().join("f"), "x").unwrap();
-    fs::set_permissions(folder.path().join("closed"), fs::Permissions::from_mode(0)).unwrap();
-    fs::set_permissions(folder.path().join("f"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(folder.path().join("closed"), fs::Permissions::from_mode(0o0)).unwrap();
+    fs::set_permissions(folder.path().join("f"), fs::Permissions::from_mode(0o0)).unwrap();
     let mut snapshot = begin(folder.path(), &[], None);
     let found = entries(&mut snapshot);
     assert!(snapshot.open(find(&found, "f")).unwrap().is_none());

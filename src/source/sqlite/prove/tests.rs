@@ -10,8 +10,12 @@ fn database(sql: &str) -> (tempfile::TempDir, std::path::PathBuf) {
 }
 
 fn run(path: &Path, sql: &str, expect: &str, limit: Duration) -> CheckResult {
-    let context =
-        SourceContext { scratch: std::path::PathBuf::new(), fingerprint_key: [0; 32], progress: Arc::new(Silent), cancel: Cancel::default() };
+    let context = SourceContext {
+        scratch: std::path::PathBuf::new(),
+        fingerprint_key: [0; 32],
+        progress: Arc::new(Silent),
+        cancel: Cancel::default(),
+    };
     let check = SqlCheck { name: "check".into(), sql: sql.into(), expect: Expectation::parse(expect).unwrap(), database: None };
     let request = ProveRequest { fingerprints: Vec::new(), compare_percent: 100, checks: vec![check], check_timeout: limit };
     prove(path, &request, &context).unwrap().pop().unwrap()
@@ -99,7 +103,9 @@ fn the_sample_is_rounded_up_and_moves_with_the_content() {
     let known = |digest: &str| -> Vec<TableFingerprint> {
         (0..10).map(|n| TableFingerprint { table: format!("t{n}"), rows: 1, digest: digest.into() }).collect()
     };
-    let names = |known: &[TableFingerprint], percent| -> Vec<String> { choose(known, percent).into_iter().map(|known| known.table.clone()).collect() };
+    let names = |known: &[TableFingerprint], percent| -> Vec<String> {
+        choose(known, percent).into_iter().map(|known| known.table.clone()).collect()
+    };
     for (percent, count) in [(0, 0), (1, 1), (10, 1), (11, 2), (50, 5), (99, 10), (100, 10)] {
         assert_eq!(names(&known("aa"), percent).len(), count, "{percent}");
     }

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 
+use super::super::open::open_copy;
 use super::*;
 use crate::event::{Cancel, Silent};
 use crate::source::sqlite::SqliteSource;
@@ -110,7 +111,8 @@ fn every_page_size_encoding_and_vacuum_mode_comes_back() {
 #[test]
 fn content_that_is_only_in_the_log_comes_over_and_the_log_stays() {
     let fixture = fixture();
-    let writer = fixture.database("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (1), (2)");
+    let writer =
+        fixture.database("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (1), (2)");
     let log = super::super::open::beside(&fixture.path(), "-wal");
     let before = std::fs::metadata(&log).unwrap().len();
     let (finish, _, checks) = fixture.round_trip();
@@ -123,7 +125,8 @@ fn content_that_is_only_in_the_log_comes_over_and_the_log_stays() {
 #[test]
 fn a_log_left_by_a_crash_is_read_and_not_touched() {
     let fixture = fixture();
-    let writer = fixture.database("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (1), (2)");
+    let writer =
+        fixture.database("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (1), (2)");
     let crashed = self::fixture();
     for suffix in ["", "-wal"] {
         std::fs::copy(super::super::open::beside(&fixture.path(), suffix), super::super::open::beside(&crashed.path(), suffix)).unwrap();
@@ -135,6 +138,25 @@ fn a_log_left_by_a_crash_is_read_and_not_touched() {
     assert_passed(&checks);
     assert_eq!(finish.fingerprints.iter().find(|table| table.table == "t").unwrap().rows, 2);
     assert!(files() == before, "database and log are as the crash left them");
+}
+
+#[test]
+fn a_link_to_a_database_does_not_hide_its_log() {
+    let fixture = fixture();
+    let real = fixture.folder.path().join("real");
+    std::fs::create_dir(&real).unwrap();
+    let crashed = self::fixture();
+    let writer =
+        crashed.database("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (1), (2)");
+    for (suffix, name) in [("", "db"), ("-wal", "db-wal")] {
+        std::fs::copy(super::super::open::beside(&crashed.path(), suffix), real.join(name)).unwrap();
+    }
+    drop(writer);
+    std::os::unix::fs::symlink(real.join("db"), fixture.path()).unwrap();
+    let before = std::fs::read(real.join("db-wal")).unwrap();
+    let (_, _, checks) = fixture.round_trip();
+    assert_passed(&checks);
+    assert!(std::fs::read(real.join("db-wal")).unwrap() == before);
 }
 
 #[test]
@@ -178,9 +200,16 @@ fn tables_of_every_kind_have_fingerprints() {
     let (finish, usable, checks) = fixture.round_trip();
     assert_passed(&checks);
     let rows = |name: &str| finish.fingerprints.iter().find(|table| table.table == name).map(|table| table.rows);
-    for (name, count) in
-        [("we\"ird 'név' 表", 3), ("hidden", 1), ("keyed", 2), ("generated", 2), ("auto", 1), ("sqlite_sequence", 1), ("\"(schema)\"", 1), ("words_content", 2)]
-    {
+    for (name, count) in [
+        ("we\"ird 'név' 表", 3),
+        ("hidden", 1),
+        ("keyed", 2),
+        ("generated", 2),
+        ("auto", 1),
+        ("sqlite_sequence", 1),
+        ("\"(schema)\"", 1),
+        ("words_content", 2),
+    ] {
         assert_eq!(rows(name), Some(count), "{name}");
     }
     assert!(rows("boxes_node").is_some() && rows("(schema)").is_some() && rows("(header)").is_some());
@@ -198,7 +227,10 @@ fn tables_of_every_kind_have_fingerprints() {
     let request = ProveRequest {
         fingerprints: finish.fingerprints.clone(),
         compare_percent: 100,
-        checks: vec![check("SELECT count(*) FROM words WHERE words MATCH 'hello'", "= 1"), check("SELECT count(*) FROM boxes WHERE x0 < 1", "= 1")],
+        checks: vec![
+            check("SELECT count(*) FROM words WHERE words MATCH 'hello'", "= 1"),
+            check("SELECT count(*) FROM boxes WHERE x0 < 1", "= 1"),
+        ],
         check_timeout: Duration::from_secs(5),
     };
     assert_passed(&fixture.source().prove(&usable, &request, &fixture.context).unwrap());
@@ -327,4 +359,27 @@ fn a_source_deleted_meanwhile_is_still_whole_in_its_snapshot() {
     assert_eq!(Some((bytes.len() as u64, 1)), snapshot.estimate());
     snapshot.close(&entry, bytes.len() as u64).unwrap();
     assert!(snapshot.finish().unwrap().problems.is_empty());
+}
+
+#[test]
+#[ignore = "prints figures: processor time, so that it means something on a busy machine"]
+fn processor_time_of_each_phase() {
+    let ticks = || -> u64 {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        stat.rsplit(") ").next().unwrap().split(' ').skip(11).take(2).map(|word| word.parse::<u64>().unwrap()).sum()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let crm = crate::cli::demo::crm::generate(&folder.path().join("h"), 1, 5.0).unwrap();
+    let megabytes = std::fs::metadata(&crm.database).unwrap().len() / 1_000_000;
+    let stop: Stop = Arc::new(|| false);
+    let connection = content::open_stoppable(&crm.database, &stop).unwrap();
+    content::widen_cache(&connection).unwrap();
+    let time = |what: &str, work: &dyn Fn()| {
+        let before = ticks();
+        work();
+        println!("{what}: {megabytes} MB in {} ms of processor time", (ticks() - before) * 10);
+    };
+    time("quick_check", &|| drop(content::findings(&connection, "quick_check").unwrap()));
+    time("foreign_key_check", &|| drop(content::violations(&connection, &[0; 32]).unwrap()));
+    time("tables", &|| drop(content::tables(&crm.database, &[0; 32], None, &stop).unwrap()));
 }

@@ -1,0 +1,394 @@
+//! The repository as a whole: what goes in comes out, what is damaged is found, what is interrupted is reused.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use chrono::Utc;
+use proptest::prelude::*;
+
+use super::*;
+use crate::entry::{Entry, EntryKind, Layout};
+use crate::event::{Cancel, Silent};
+use crate::id::Name;
+use crate::store::faults::{self, Faults, When};
+
+struct Bench {
+    runtime: tokio::runtime::Runtime,
+    store: Store,
+    cache: tempfile::TempDir,
+}
+
+/// One file of a test tree: path, layout, stamp, bytes.
+type TestFile = (&'static str, Layout, &'static [u8], Vec<u8>);
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// Compressible pages, some of them zero.
+fn pages(seed: u64, count: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for page in 0..count as u64 {
+        if page % 7 == 3 {
+            bytes.extend_from_slice(&[0; 8192]);
+        } else {
+            bytes.extend(noise(seed * 100_000 + page, 512).into_iter().cycle().take(8192));
+        }
+    }
+    bytes
+}
+
+fn passphrase() -> Passphrase {
+    Passphrase::new("correct horse battery staple")
+}
+
+fn plan() -> Name {
+    Name::new("crm").unwrap()
+}
+
+fn file_entry(path: &str, layout: Layout, stamp: &[u8], size: usize) -> Entry {
+    let kind = EntryKind::File { size: Some(size as u64), layout };
+    Entry { path: path.into(), kind, mode: 0o640, uid: 1, gid: 2, mtime_ns: -5, stamp: stamp.to_vec(), xattrs: vec![] }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let bench = Self { runtime, store: Store::in_memory(), cache: tempfile::tempdir().unwrap() };
+        Repository::init(bench.store.clone(), bench.runtime.handle().clone(), &passphrase(), &bench.options(), Utc::now()).unwrap();
+        bench
+    }
+
+    fn options(&self) -> OpenOptions {
+        OpenOptions { cache: Some(self.cache.path().to_owned()), workers: 2 }
+    }
+
+    fn open(&self) -> Repository {
+        self.open_on(self.store.clone())
+    }
+
+    fn open_on(&self, store: Store) -> Repository {
+        Repository::open(store, self.runtime.handle().clone(), &passphrase(), &self.options()).unwrap()
+    }
+
+    fn backup(&self, files: &[TestFile]) -> Manifest {
+        backup(&self.open(), files).unwrap()
+    }
+
+    fn keys(&self, prefix: &str) -> Vec<String> {
+        self.runtime.block_on(self.store.list(prefix)).unwrap().into_iter().map(|o| o.key).collect()
+    }
+}
+
+fn backup(repository: &Repository, files: &[TestFile]) -> Result<Manifest> {
+    let mut writer = repository.begin(&plan(), Utc::now(), &Cancel::default())?;
+    let mut tree = writer.tree(&plan(), "files")?;
+    assert_eq!(tree.add(Entry { kind: EntryKind::Directory, ..file_entry("", Layout::Content, b"", 0) })?, Added::Complete);
+    for (path, layout, stamp, bytes) in files {
+        if tree.add(file_entry(path, *layout, stamp, bytes.len()))? == Added::NeedsContent {
+            assert_eq!(tree.content(&mut &bytes[..])?, bytes.len() as u64);
+        }
+    }
+    let record = tree.finish(serde_json::json!({"problems": []}))?;
+    Ok(writer.commit(vec![record], Utc::now(), vec![], &Silent)?.manifest)
+}
+
+struct Collected(Mutex<BTreeMap<usize, Vec<u8>>>);
+
+impl BlockSink for Collected {
+    fn write(&self, file: usize, offset: u64, data: &[u8]) -> Result<()> {
+        let mut files = self.0.lock().unwrap();
+        let bytes = files.get_mut(&file).unwrap();
+        let range = offset as usize..offset as usize + data.len();
+        assert!(bytes[range.clone()].iter().all(|b| *b == 0), "delivered twice");
+        bytes[range].copy_from_slice(data);
+        Ok(())
+    }
+}
+
+fn restore(repository: &Repository, manifest: &Manifest) -> Result<BTreeMap<String, Vec<u8>>> {
+    let entries: Vec<StoredEntry> = repository.tree(&manifest.sources[0])?.collect::<Result<_>>()?;
+    let wanted: Vec<Wanted<'_>> = entries
+        .iter()
+        .enumerate()
+        .filter(|(_, e)| matches!(e.entry.kind, EntryKind::File { .. }))
+        .map(|(file, entry)| Wanted { file, entry })
+        .collect();
+    let sink = Collected(Mutex::new(wanted.iter().map(|w| (w.file, vec![0; w.entry.size() as usize])).collect()));
+    let stats = repository.fetch(&wanted, &sink, &Silent, &Cancel::default())?;
+    assert_eq!(stats.bytes_delivered, manifest.sources[0].bytes);
+    let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for (number, bytes) in sink.0.into_inner().unwrap() {
+        let entry = &entries[number];
+        let mut streamed = Vec::new();
+        repository.open_file(entry, &Cancel::default())?.read_to_end(&mut streamed).unwrap();
+        assert!(streamed == bytes, "{} differs between fetch and stream", entry.entry.display_path());
+        files.insert(entry.entry.display_path(), bytes);
+    }
+    Ok(files)
+}
+
+use std::io::Read as _;
+
+fn expected(files: &[TestFile]) -> BTreeMap<String, Vec<u8>> {
+    files.iter().map(|(path, _, _, bytes)| ((*path).to_owned(), bytes.clone())).collect()
+}
+
+fn sample() -> Vec<TestFile> {
+    vec![
+        ("a-empty", Layout::Content, b"", vec![]),
+        ("b-small", Layout::Content, b"", b"hello".to_vec()),
+        ("c-noise", Layout::Content, b"", noise(1, 3_500_000)),
+        ("d-pages", Layout::Pages(8192), b"", pages(2, 700)),
+        ("e-odd", Layout::Pages(8192), b"", pages(3, 129)[..1_050_000].to_vec()),
+        ("f-zero", Layout::Pages(8192), b"", vec![0; 2_500_000]),
+        ("g-twice", Layout::Content, b"", noise(1, 3_500_000)),
+    ]
+}
+
+#[test]
+fn what_goes_in_comes_out_and_an_unchanged_backup_stores_nothing() {
+    let bench = Bench::new();
+    let files = sample();
+    let first = bench.backup(&files);
+    assert_eq!(restore(&bench.open(), &first).unwrap(), expected(&files));
+    let packs = bench.keys("packs/");
+    let second = bench.backup(&files);
+    assert_eq!(bench.keys("packs/"), packs, "nothing new was packed");
+    assert_eq!(second.stats.chunks_new, 0);
+    assert_eq!(second.parents.len(), 1);
+    assert_eq!(second.parents[0].id, first.id);
+    assert_eq!(restore(&bench.open(), &second).unwrap(), expected(&files));
+    assert!(bench.keys("sessions/").is_empty());
+    // "c" and "g" are the same bytes: stored once.
+    assert!(first.stats.bytes_stored < 3_700_000 + 1_000_000, "{}", first.stats.bytes_stored);
+}
+
+#[test]
+fn a_changed_page_costs_a_page() {
+    let bench = Bench::new();
+    let mut files = vec![("db", Layout::Pages(8192), &b""[..], noise(9, 8192 * 4000))];
+    bench.backup(&files);
+    files[0].3[8192 * 1234..8192 * 1234 + 8192].copy_from_slice(&noise(10, 8192));
+    files[0].3.extend_from_slice(&noise(11, 8192));
+    let second = bench.backup(&files);
+    assert_eq!(second.stats.chunks_new, 2);
+    assert!(second.stats.bytes_stored < 3 * 8192 + 12_000, "{}", second.stats.bytes_stored);
+    assert_eq!(restore(&bench.open(), &second).unwrap(), expected(&files));
+}
+
+#[test]
+fn an_equal_stamp_is_not_read_again() {
+    let bench = Bench::new();
+    let mut files = vec![("a", Layout::Content, &b"stamp"[..], noise(1, 100)), ("b", Layout::Pages(8192), &b"stamp"[..], pages(1, 300))];
+    let first = bench.backup(&files);
+    files[0].3 = noise(2, 100);
+    let second = bench.backup(&files);
+    assert_eq!(second.stats.bytes_read, 0);
+    assert_eq!(restore(&bench.open(), &second).unwrap(), restore(&bench.open(), &first).unwrap());
+}
+
+#[test]
+fn an_interrupted_run_is_found_again() {
+    let bench = Bench::new();
+    let files = vec![("db", Layout::Content, &b""[..], noise(5, 80_000_000))];
+    let faults = Faults::new();
+    let store = Store::with_faults(bench.store.clone(), faults.clone());
+    let repository = bench.open_on(store);
+    faults.add(faults::Rule::on(crate::store::Verb::Create).below("snapshots/").always().then(faults::Effect::Fail(Kind::Failed)));
+    backup(&repository, &files).unwrap_err();
+    assert!(bench.keys("snapshots/").is_empty());
+    // Nobody lists them: the index object is gone too.
+    for key in bench.keys("index/") {
+        bench.runtime.block_on(bench.store.delete(&key)).unwrap();
+    }
+    let manifest = bench.backup(&files);
+    assert_eq!(manifest.stats.chunks_new, 0, "everything sent before is reused");
+    assert_eq!(restore(&bench.open(), &manifest).unwrap(), expected(&files));
+}
+
+#[test]
+fn a_missing_pack_is_told_and_its_content_stored_again() {
+    let bench = Bench::new();
+    let files = sample();
+    let first = bench.backup(&files);
+    let pack = bench.keys("packs/").into_iter().find(|k| is_data_pack(&bench, k)).unwrap();
+    bench.runtime.block_on(bench.store.delete(&pack)).unwrap();
+    let verification = bench.open().verify(VerifyDepth::Structure, &Silent, &Cancel::default()).unwrap();
+    assert!(verification.findings.iter().any(|f| f.object == pack && f.kind == "missing" && f.snapshots == [first.id]), "{verification:?}");
+    assert!(verification.snapshots_sound.is_empty());
+    assert_eq!(restore(&bench.open(), &first).unwrap_err().kind(), Kind::Damaged);
+    let second = bench.backup(&files);
+    assert_eq!(restore(&bench.open(), &second).unwrap(), expected(&files));
+}
+
+fn is_data_pack(bench: &Bench, key: &str) -> bool {
+    bench.runtime.block_on(bench.store.get(key)).unwrap()[5] == 1
+}
+
+#[test]
+fn a_writer_backs_up_and_cannot_read() {
+    let bench = Bench::new();
+    let writer_key = Passphrase::new("a writer's passphrase");
+    bench.open().add_key("host", Role::Writer, &writer_key, Utc::now()).unwrap();
+    let maintainer_key = Passphrase::new("a maintainer's passphrase");
+    bench.open().add_key("janitor", Role::Maintainer, &maintainer_key, Utc::now()).unwrap();
+    let open = |key| Repository::open(bench.store.clone(), bench.runtime.handle().clone(), key, &bench.options()).unwrap();
+    let files = sample();
+    let writer = open(&writer_key);
+    backup(&writer, &files).unwrap();
+    let manifest = backup(&writer, &files).unwrap();
+    assert_eq!(manifest.stats.chunks_new, 0);
+    assert_eq!(restore(&writer, &manifest).unwrap_err().kind(), Kind::WrongKey);
+    let maintainer = open(&maintainer_key);
+    assert_eq!(backup(&maintainer, &files).unwrap_err().kind(), Kind::WrongKey);
+    let verification = maintainer.verify(VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap();
+    assert!(verification.findings.is_empty() && !verification.skipped.is_empty());
+    assert_eq!(restore(&bench.open(), &manifest).unwrap(), expected(&files));
+    assert_eq!(
+        Repository::open(bench.store.clone(), bench.runtime.handle().clone(), &Passphrase::new("wrong horse"), &bench.options())
+            .unwrap_err()
+            .kind(),
+        Kind::WrongKey
+    );
+}
+
+#[test]
+fn a_recovery_key_opens_and_the_last_reader_slot_stays() {
+    let bench = Bench::new();
+    let fresh = Store::in_memory();
+    let (repository, recovery) =
+        Repository::init(fresh.clone(), bench.runtime.handle().clone(), &passphrase(), &bench.options(), Utc::now()).unwrap();
+    assert_eq!(
+        Repository::init(fresh.clone(), bench.runtime.handle().clone(), &passphrase(), &bench.options(), Utc::now()).unwrap_err().kind(),
+        Kind::AlreadyExists
+    );
+    let typed = Passphrase::new(recovery.reveal().to_lowercase());
+    let opened = Repository::open(fresh, bench.runtime.handle().clone(), &typed, &bench.options()).unwrap();
+    assert_eq!(opened.role(), Role::Reader);
+    let slots = repository.key_slots().unwrap();
+    assert_eq!(slots.len(), 2);
+    repository.remove_key(&slots[0].id).unwrap();
+    assert_eq!(repository.remove_key(&slots[1].id).unwrap_err().kind(), Kind::Usage);
+}
+
+/// Kind of object × kind of damage: a verification with data finds each, and a restore never returns other bytes.
+#[test]
+fn every_damage_is_found() {
+    let bench = Bench::new();
+    let files: Vec<TestFile> = vec![("a", Layout::Content, b"", noise(1, 300_000)), ("b", Layout::Pages(8192), b"", pages(2, 300))];
+    let first = bench.backup(&files);
+    bench.backup(&files[..1]);
+    let objects = bench.keys("");
+    let mut seen = std::collections::HashSet::new();
+    for key in &objects {
+        let folder = key.split('/').next().unwrap().to_owned();
+        let original = bench.runtime.block_on(bench.store.get(key)).unwrap();
+        let len = original.len();
+        let other = objects.iter().find(|k| *k != key && k.starts_with(&folder)).cloned();
+        let mut damages: Vec<(String, Option<Bytes>)> =
+            vec![("deleted".into(), None), ("emptied".into(), Some(Bytes::new())), ("garbage".into(), Some(Bytes::from(noise(7, len))))];
+        for at in [0, 5, len / 3, len / 2, len - 40.min(len), len - 1] {
+            let mut flipped = original.to_vec();
+            flipped[at] ^= 0x10;
+            damages.push((format!("flipped at {at} of {len}"), Some(Bytes::from(flipped))));
+            damages.push((format!("cut at {at} of {len}"), Some(original.slice(..at))));
+        }
+        if let Some(other) = other {
+            damages.push((format!("swapped with {other}"), Some(bench.runtime.block_on(bench.store.get(&other)).unwrap())));
+        }
+        for (what, damaged) in damages {
+            match damaged {
+                None => bench.runtime.block_on(bench.store.delete(key)).unwrap(),
+                Some(bytes) => bench.runtime.block_on(faults::replace(&bench.store, key, bytes)).unwrap(),
+            }
+            let opened = Repository::open(bench.store.clone(), bench.runtime.handle().clone(), &passphrase(), &bench.options());
+            match opened {
+                Err(e) => assert!(matches!(e.kind(), Kind::Damaged | Kind::WrongKey | Kind::NoRepository), "{key} {what}: {e:?}"),
+                Ok(repository) => {
+                    let verification = repository.verify(VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap();
+                    // A deleted key slot, index object or newest manifest leaves a whole, smaller repository.
+                    let quiet = what == "deleted" && (folder == "keys" || *key == newest_manifest(&objects));
+                    assert_eq!(verification.findings.is_empty(), quiet, "{key} {what}: {verification:?}");
+                    match restore(&repository, &first) {
+                        Ok(restored) => assert_eq!(restored, expected(&files), "{key} {what}"),
+                        Err(e) => {
+                            assert_eq!(e.kind(), Kind::Damaged, "{key} {what}: {e:?}");
+                            assert!(!verification.snapshots_sound.contains(&first.id), "{key} {what}");
+                        }
+                    }
+                }
+            }
+            bench.runtime.block_on(faults::replace(&bench.store, key, original.clone())).unwrap();
+            seen.insert(folder.clone());
+        }
+    }
+    for folder in ["format", "keys", "packs", "index", "snapshots"] {
+        assert!(seen.contains(folder), "{folder} was tried");
+    }
+    assert!(bench.open().verify(VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap().findings.is_empty());
+}
+
+fn newest_manifest(objects: &[String]) -> String {
+    objects.iter().filter(|k| k.starts_with("snapshots/")).max().unwrap().clone()
+}
+
+/// A crash before or after every single write: what was committed stays whole, the next run succeeds.
+#[test]
+fn a_crash_at_any_write_loses_nothing() {
+    let bench = Bench::new();
+    let files: Vec<TestFile> = vec![("a", Layout::Content, b"", noise(1, 300_000)), ("b", Layout::Pages(8192), b"", pages(2, 300))];
+    let first = bench.backup(&files);
+    let mut changed = files.clone();
+    for round in 1..200u64 {
+        changed[0].3 = noise(round + 10, 300_000);
+        let when = if round % 2 == 0 { When::Before } else { When::After };
+        let faults = Faults::new();
+        faults.crash_at_write(round.div_ceil(2), when);
+        let repository = Repository::open(
+            Store::with_faults(bench.store.clone(), faults.clone()),
+            bench.runtime.handle().clone(),
+            &passphrase(),
+            &bench.options(),
+        );
+        let outcome = repository.and_then(|r| backup(&r, &changed));
+        let repository = bench.open();
+        let verification = repository.verify(VerifyDepth::Structure, &Silent, &Cancel::default()).unwrap();
+        assert!(verification.findings.iter().all(|f| f.kind == "not-indexed"), "round {round}: {verification:?}");
+        assert_eq!(restore(&repository, &first).unwrap(), expected(&files), "round {round}");
+        let next = backup(&repository, &changed).unwrap();
+        assert_eq!(restore(&repository, &next).unwrap(), expected(&changed), "round {round}");
+        if outcome.is_ok() && !faults.crashed() {
+            assert!(round > 8, "the crash came at {round} writes at least");
+            return;
+        }
+    }
+    panic!("no round went through without a crash");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    /// Random histories of files: every snapshot restores to what it was.
+    #[test]
+    fn random_histories_restore(history in proptest::collection::vec(proptest::collection::btree_map(0usize..8, (0u64..4, 0usize..400_000, any::<bool>()), 0..6), 1..5)) {
+        const PATHS: [&str; 8] = ["a", "b", "b.x", "c", "d", "e", "f", "g"];
+        let bench = Bench::new();
+        let mut snapshots = Vec::new();
+        for state in &history {
+            let files: Vec<TestFile> = state.iter().map(|(path, (seed, len, paged))| {
+                let bytes = if *paged { pages(*seed, len / 8192 + 1)[..*len].to_vec() } else { noise(*seed, *len) };
+                (PATHS[*path], if *paged { Layout::Pages(4096) } else { Layout::Content }, &b""[..], bytes)
+            }).collect();
+            snapshots.push((bench.backup(&files), expected(&files)));
+        }
+        let repository = bench.open();
+        for (manifest, files) in &snapshots {
+            prop_assert_eq!(&restore(&repository, manifest).unwrap(), files);
+        }
+        let verification = repository.verify(VerifyDepth::Data { percent: 100, run: 3 }, &Silent, &Cancel::default()).unwrap();
+        prop_assert!(verification.findings.is_empty());
+        prop_assert_eq!(verification.snapshots_sound.len(), snapshots.len());
+    }
+}
