@@ -56,7 +56,10 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     let mut wanted = identity(job, &plan.manifest, &place, &plan.only);
     wanted.id.clone_from(&plan.id);
     let partial = Partial::own(&place.partial(), wanted, job.clock.now())?;
-    check_space(&place, &partial, sources)?;
+    if let Err(error) = check_space(&place, &partial, sources) {
+        // Nothing was written: nothing is worth keeping.
+        return Err(if partial.resumed() { error } else { partial.remove().err().unwrap_or(error) });
+    }
 
     watch.phase("fetch");
     job.progress.event(Event::Phase { name: "restore", detail: plan.target.clone() });
