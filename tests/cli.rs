@@ -1,5 +1,7 @@
 //! The command line as a contract: exit codes, documents, what is said where, and what is never said.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
+
 #[path = "support/workspace.rs"]
 mod workspace;
 
