@@ -34,9 +34,35 @@ fn kind(document: &Value) -> &str {
 #[test]
 fn help_of_every_command_has_an_example() {
     let commands = [
-        "", "demo", "plan", "plan check", "plan show", "plan explain", "plan schema", "doctor", "repo", "repo init", "backup", "snapshots", "restore",
-        "verify", "drill", "drill run", "drill history", "drill report", "key", "key list", "key add", "key remove", "serve", "status", "run",
-        "run history", "run show", "completions", "man",
+        "",
+        "demo",
+        "plan",
+        "plan check",
+        "plan show",
+        "plan explain",
+        "plan schema",
+        "doctor",
+        "repo",
+        "repo init",
+        "backup",
+        "snapshots",
+        "restore",
+        "verify",
+        "drill",
+        "drill run",
+        "drill history",
+        "drill report",
+        "key",
+        "key list",
+        "key add",
+        "key remove",
+        "serve",
+        "status",
+        "run",
+        "run history",
+        "run show",
+        "completions",
+        "man",
     ];
     for command in commands {
         let words: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
@@ -91,11 +117,16 @@ fn plans_are_checked_shown_and_explained() {
 fn a_backup_is_listed_restored_verified_and_drilled() {
     let workspace = Workspace::ready("");
     let backup = workspace.backup();
-    has(&backup, "lifeboat.backup/1", &["plan", "snapshot", "time", "bytes_read", "bytes_stored", "duration_ms", "consistency", "warnings"]);
+    has(
+        &backup,
+        "lifeboat.backup/1",
+        &["plan", "snapshot", "time", "bytes_read", "bytes_stored", "duration_ms", "consistency", "warnings"],
+    );
     let snapshot = backup["snapshot"].as_str().unwrap().to_owned();
 
     let drill = workspace.json(&["drill", "run", "crm"], 0);
-    let wanted = ["id", "plan", "snapshot", "verdict", "recovery_time_ms", "data_loss_ms", "phases", "checks", "objectives", "skipped", "cleanup"];
+    let wanted =
+        ["id", "plan", "snapshot", "verdict", "recovery_time_ms", "data_loss_ms", "phases", "checks", "objectives", "skipped", "cleanup"];
     has(&drill, "lifeboat.drill/1", &wanted);
     assert_eq!(drill["verdict"], "passed");
     has(&workspace.json(&["verify", "crm"], 0), "lifeboat.verify/1", &["findings", "bytes_checked", "objects_checked"]);
@@ -134,7 +165,10 @@ fn a_backup_is_listed_restored_verified_and_drilled() {
     let jobs: Vec<&str> = runs["runs"].as_array().unwrap().iter().map(|run| run["job"].as_str().unwrap()).collect();
     assert_eq!(jobs, ["restore", "verify", "verify", "drill", "backup"]);
     let run = workspace.json(&["run", "show", runs["runs"][4]["id"].as_str().unwrap()], 0);
-    assert_eq!((run["schema"].as_str(), run["state"].as_str(), run["snapshot"].as_str()), (Some("lifeboat.run/1"), Some("succeeded"), Some(snapshot.as_str())));
+    assert_eq!(
+        (run["schema"].as_str(), run["state"].as_str(), run["snapshot"].as_str()),
+        (Some("lifeboat.run/1"), Some("succeeded"), Some(snapshot.as_str()))
+    );
     assert!(!run["phases"].as_array().unwrap().is_empty());
 
     assert!(text(&workspace.run(&["snapshots"]).stdout).contains(&snapshot));
@@ -297,7 +331,8 @@ fn progress_as_json_lines_starts_at_once_and_stays_off_stdout() {
     let workspace = Workspace::ready("");
     let output = workspace.run(&["backup", "crm", "--progress", "json", "--json"]);
     serde_json::from_slice::<Value>(&output.stdout).unwrap();
-    let lines: Vec<Value> = text(&output.stderr).lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
+    let lines: Vec<Value> =
+        text(&output.stderr).lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
     assert_eq!(lines[0]["event"], "start");
     assert_eq!(lines.last().unwrap()["event"], "end");
     assert!(lines.iter().any(|line| line["event"] == "phase") && lines.iter().any(|line| line["bytes"].as_u64() > Some(0)));
@@ -392,7 +427,12 @@ fn an_interrupted_backup_says_what_was_kept_and_the_next_one_succeeds() {
         pipe.display()
     );
     workspace.write_plan(&plan);
-    let mut child = workspace.command(&["backup", "slow", "--json", "--progress", "json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = workspace
+        .command(&["backup", "slow", "--json", "--progress", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     // Opening the other end succeeds once the program reads; it gets some bytes and then waits for more.
     let mut writer = std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
     std::io::Write::write_all(&mut writer, b"half a dump").unwrap();

@@ -91,7 +91,9 @@ fn missed_runs_are_caught_up_once_at_the_start_and_sigterm_is_clean() {
     followed_for_days(&workspace, "crm", Job::Backup, &expression);
     followed_for_days(&workspace, "crm", Job::Drill, &expression);
     let mut daemon = Daemon::start(&workspace);
-    let found = until("backup and drill are done", || Some(runs(&workspace)).filter(|runs| runs.len() == 2 && runs.iter().all(|run| run["state"] == "succeeded")));
+    let found = until("backup and drill are done", || {
+        Some(runs(&workspace)).filter(|runs| runs.len() == 2 && runs.iter().all(|run| run["state"] == "succeeded"))
+    });
     assert_eq!((found[1]["job"].as_str(), found[0]["job"].as_str()), (Some("backup"), Some("drill")), "the backup goes first");
     for run in &found {
         assert_eq!(run["trigger"], "catch-up");
@@ -181,7 +183,9 @@ fn a_killed_daemon_leaves_a_run_that_the_next_start_settles_and_tries_again() {
     let mut second = Daemon::start(&workspace);
     let writer = feed(&pipe);
     drop(writer);
-    let run = until("the second attempt succeeded", || Some(runs(&workspace)).and_then(|runs| runs.into_iter().find(|run| run["state"] == "succeeded")));
+    let run = until("the second attempt succeeded", || {
+        Some(runs(&workspace)).and_then(|runs| runs.into_iter().find(|run| run["state"] == "succeeded"))
+    });
     assert_eq!((run["attempt"].as_u64(), run["trigger"].as_str()), (Some(2), Some("retry")));
     let shown = workspace.json(&["run", "show", run["id"].as_str().unwrap()], 0);
     let story = shown["earlier_attempts"][0]["story"].as_str().unwrap();
@@ -223,7 +227,12 @@ fn a_crash_after_the_commit_is_seen_as_success() {
         journal.begin(&run, started).unwrap()
     };
     let mut command = workspace::bare(&["backup", "crm", "--json"]);
-    command.arg("--plans").arg(workspace.path("plans")).arg("--state").arg(workspace.path("state-of-the-dead")).env("CRM_PASSPHRASE", PASSPHRASE);
+    command
+        .arg("--plans")
+        .arg(workspace.path("plans"))
+        .arg("--state")
+        .arg(workspace.path("state-of-the-dead"))
+        .env("CRM_PASSPHRASE", PASSPHRASE);
     let output = command.output().unwrap();
     let snapshot = serde_json::from_slice::<Value>(&output.stdout).unwrap()["snapshot"].as_str().unwrap().to_owned();
 

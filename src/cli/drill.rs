@@ -98,7 +98,8 @@ pub(super) fn report(app: &App, id: &str) -> Result<Exit> {
     // Another repository may have it; one that cannot be opened is told when none has.
     let mut missing = Kind::NotFound;
     for repository in plans.repositories.values() {
-        match resolve::repository(repository).and_then(|settings| settings.open(&surroundings)).and_then(|open| ops::drill::find(&open, id)) {
+        match resolve::repository(repository).and_then(|settings| settings.open(&surroundings)).and_then(|open| ops::drill::find(&open, id))
+        {
             Ok(report) => {
                 app.output.result(&report, || ops::report::text(&report))?;
                 return Ok(None);

@@ -290,7 +290,14 @@ fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<U
 
 /// Since when slots of a schedule count. Where no daemon ever followed it, the last backup is what the next one is expected after: that
 /// nobody runs it at all must be seen too.
-fn followed_since(plan: &Name, job: Job, schedule: &Schedule, journal: &Journal, facts: &Facts, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
+fn followed_since(
+    plan: &Name,
+    job: Job,
+    schedule: &Schedule,
+    journal: &Journal,
+    facts: &Facts,
+    now: DateTime<Utc>,
+) -> Result<DateTime<Utc>> {
     if let Some(since) = journal.schedule_known(plan, job, &expression(schedule))? {
         return Ok(since);
     }

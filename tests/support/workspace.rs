@@ -93,7 +93,12 @@ timezone = "Asia/Shanghai"
 /// The program without any folders of this machine's user.
 pub fn bare(words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
-    command.args(words).env_remove("LIFEBOAT_PASSPHRASE").env_remove("STATE_DIRECTORY").env_remove("LIFEBOAT_LOG").stdin(std::process::Stdio::null());
+    command
+        .args(words)
+        .env_remove("LIFEBOAT_PASSPHRASE")
+        .env_remove("STATE_DIRECTORY")
+        .env_remove("LIFEBOAT_LOG")
+        .stdin(std::process::Stdio::null());
     command
 }
 
