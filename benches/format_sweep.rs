@@ -8,7 +8,14 @@
 //! index), and the speed of the first in memory. Last, what the second would add if every changed page were a delta against the page
 //! that stood at its place.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a measuring program")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::type_complexity,
+    clippy::large_stack_arrays,
+    reason = "a measuring program"
+)]
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

@@ -2,7 +2,14 @@
 //!
 //!     cargo bench --bench index [-- MILLIONS…]
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a measuring program")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::type_complexity,
+    clippy::large_stack_arrays,
+    reason = "a measuring program"
+)]
 
 use std::time::Instant;
 

@@ -71,7 +71,13 @@ mod tests {
         let lens = cuts(&ContentChunker::new(0x0123_4567_89ab_cdef), &noise(1 << 20));
         assert_eq!(lens.iter().sum::<usize>(), 1 << 20);
         // Golden: a change here is a change of the format.
-        assert_eq!(lens, [29085, 91378, 61444, 66052, 111568, 104136, 17335, 37917, 85356, 73745, 87357, 98154, 88946, 72229, 17985, 5889]);
+        assert_eq!(
+            lens,
+            [
+                29_085, 91_378, 61_444, 66_052, 111_568, 104_136, 17_335, 37_917, 85_356, 73_745, 87_357, 98_154, 88_946, 72_229, 17_985,
+                5_889
+            ]
+        );
     }
 
     #[test]

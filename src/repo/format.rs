@@ -99,8 +99,7 @@ pub struct ChunkId(pub [u8; ID_BYTES]);
 impl ChunkId {
     /// The part that index objects keep.
     pub fn prefix(&self) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = self.0;
-        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+        (u128::from_be_bytes(self.0) >> 64) as u64
     }
 }
 

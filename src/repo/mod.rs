@@ -9,6 +9,16 @@
 //!
 //! All methods here block: call them from ordinary threads (`spawn_blocking`), never from an async task.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "sizes and counts are bounded by the limits in `format`; this program runs on 64-bit machines only"
+)]
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("lifeboat needs a 64-bit machine");
+
 mod content;
 mod format;
 mod frame;

@@ -410,19 +410,18 @@ impl<'k> FrameOpener<'k> {
     /// `Damaged`, or `WrongKey` when data is opened without the reader role.
     pub fn open(&mut self, key: &str, kind: PackKind, envelope: &Envelope, frame: &FrameEntry, sealed: &mut Vec<u8>) -> Result<()> {
         let damaged = |what: &str| Error::new(Kind::Damaged, format!("pack {key}, frame at {}: {what}", frame.offset));
-        let cipher = match self.ciphers.get(&envelope.salt) {
-            Some(cipher) => cipher,
-            None => {
-                let cipher = match kind {
-                    PackKind::Nodes => self.keys.metadata_cipher(NODES_PURPOSE, &envelope.salt),
-                    PackKind::Data => {
-                        let context = key_context(self.repository, envelope.generation, &envelope.salt);
-                        let opened = self.keys.open_pack_key(&envelope.encapsulated, &envelope.sealed_key, &context)?;
-                        Aes256Gcm::new((&*opened.ok_or_else(|| damaged("its key cannot be opened"))?).into())
-                    }
-                };
-                self.ciphers.put(envelope.salt, cipher)
-            }
+        let cipher = if let Some(cipher) = self.ciphers.get(&envelope.salt) {
+            cipher
+        } else {
+            let cipher = match kind {
+                PackKind::Nodes => self.keys.metadata_cipher(NODES_PURPOSE, &envelope.salt),
+                PackKind::Data => {
+                    let context = key_context(self.repository, envelope.generation, &envelope.salt);
+                    let opened = self.keys.open_pack_key(&envelope.encapsulated, &envelope.sealed_key, &context)?;
+                    Aes256Gcm::new((&*opened.ok_or_else(|| damaged("its key cannot be opened"))?).into())
+                }
+            };
+            self.ciphers.put(envelope.salt, cipher)
         };
         let split = sealed.len().checked_sub(TAG_BYTES).ok_or_else(|| damaged("is truncated"))?;
         let mut tag = [0; TAG_BYTES];

@@ -535,8 +535,8 @@ impl Shared {
         };
         builder.paged = 0;
         let (encoding, encoded) = encoder.encode(&builder.plain).map_err(failed)?;
-        if self.frames.fetch_add(1, Ordering::Relaxed) % SAMPLE == 0 {
-            self.prove(encoding, encoded, &builder.plain)?;
+        if self.frames.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE) {
+            Self::prove(encoding, encoded, &builder.plain)?;
         }
         let sealed = self.seal_frame(PackKind::Data, ticket, encoding, encoded, std::mem::take(&mut builder.chunks));
         builder.plain.clear();
@@ -544,7 +544,7 @@ impl Shared {
     }
 
     /// Decodes a frame again: a compressor that is wrong must not be found out at a restore.
-    fn prove(&self, encoding: Encoding, encoded: &[u8], plain: &[u8]) -> Result<()> {
+    fn prove(encoding: Encoding, encoded: &[u8], plain: &[u8]) -> Result<()> {
         let mut back = Vec::new();
         let decoded = Decoder::new().map_err(|e| Error::new(Kind::Failed, "start a decoder").because(e))?.decode(
             encoding,

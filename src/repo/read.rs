@@ -652,7 +652,7 @@ impl<'i> DecodeWorker<'i> {
                     Some((file, offset, bytes))
                         if *file == item.file && *offset + bytes.len() as u64 == item.offset && bytes.end == range.start =>
                     {
-                        bytes.end = range.end
+                        bytes.end = range.end;
                     }
                     _ => {
                         if let Some((file, offset, bytes)) = run.replace((item.file, item.offset, range)) {

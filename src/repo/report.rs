@@ -102,7 +102,7 @@ impl Repository {
         if let (Some(signature), Role::Reader) = (&object.signature, self.role()) {
             let signature = hex::decode(signature).ok().and_then(|s| ed25519_dalek::Signature::from_slice(&s).ok());
             let verifying = inner.keys.signing_key()?.verifying_key();
-            if !signature.is_some_and(|s| verifying.verify_strict(object.record.as_bytes(), &s).is_ok()) {
+            if signature.is_none_or(|s| verifying.verify_strict(object.record.as_bytes(), &s).is_err()) {
                 return Err(damaged("its signature is not valid"));
             }
         }

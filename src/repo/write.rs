@@ -171,7 +171,7 @@ impl Repository {
                     prefixes: directory.chunks().map(|c| c.id.prefix()).collect(),
                 }),
                 Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => {
-                    tracing::warn!(pack = %id.key(), error = ?e, "a pack that nothing lists was left alone")
+                    tracing::warn!(pack = %id.key(), error = ?e, "a pack that nothing lists was left alone");
                 }
                 Err(e) => return Err(e),
             }
@@ -488,14 +488,13 @@ impl TreeWriter<'_> {
             self.job.pieces.push(Piece { start, end: start + used, cuts, previous: previous_chunks, slot: Arc::clone(&slot) });
             total += used as u64;
             count += 1;
-            match (&first, count) {
-                (None, 1) => first = Some(slot),
-                _ => {
-                    if let Some(first) = first.take() {
-                        self.pending.push_back(Pending::Stretch(first));
-                    }
-                    self.pending.push_back(Pending::Stretch(slot));
+            if let (None, 1) = (&first, count) {
+                first = Some(slot);
+            } else {
+                if let Some(first) = first.take() {
+                    self.pending.push_back(Pending::Stretch(first));
                 }
+                self.pending.push_back(Pending::Stretch(slot));
             }
             self.settle(PENDING_MAX)?;
             self.writer.cancel.check()?;
@@ -650,10 +649,7 @@ impl TreeWriter<'_> {
     }
 
     fn wait_for_front(&self) -> Result<()> {
-        let slot = match self.pending.front() {
-            Some(Pending::Entry(_, PendingContent::Slot(slot)) | Pending::Stretch(slot)) => slot,
-            _ => return Ok(()),
-        };
+        let Some(Pending::Entry(_, PendingContent::Slot(slot)) | Pending::Stretch(slot)) = self.pending.front() else { return Ok(()) };
         // `flush` has waited for the jobs, so the chunks are known; what is missing are names of packs.
         let Some(chunks) = slot.get() else { return Err(Error::new(Kind::Bug, "a job ended without its chunks")) };
         for place in chunks.iter().flat_map(|c| c.stored.places().collect::<Vec<_>>()) {
