@@ -280,17 +280,20 @@ class Repository:
         return data[5], decompress(body, OBJECT_MAX, name)
 
     def manifests(self):
-        """All snapshots, oldest first."""
-        found = []
+        """All snapshots, oldest first, and what is wrong with those that cannot be opened: they do not stand in the way of the others."""
+        found, problems = [], []
         for name in self.names("snapshots"):
-            kind, content = self.open_object(name)
-            need(kind in (MANIFEST, VOID), f"{name}: is of another kind than its name says")
-            if kind == MANIFEST:
-                manifest = json.loads(content)
-                chain = mac16(self.chain_names, manifest["plan"].encode()).hex()
-                need(name == f"snapshots/{chain}/{manifest['id']}", f"{name}: holds another snapshot than its name says")
-                found.append(manifest)
-        return sorted(found, key=lambda manifest: manifest["id"])
+            try:
+                kind, content = self.open_object(name)
+                need(kind in (MANIFEST, VOID), f"{name}: is of another kind than its name says")
+                if kind == MANIFEST:
+                    manifest = json.loads(content)
+                    chain = mac16(self.chain_names, manifest["plan"].encode()).hex()
+                    need(name == f"snapshots/{chain}/{manifest['id']}", f"{name}: holds another snapshot than its name says")
+                    found.append(manifest)
+            except (Bad, ValueError, KeyError) as error:
+                problems.append(str(error))
+        return sorted(found, key=lambda manifest: manifest["id"]), problems
 
     # --- packs ----------------------------------------------------------------------------------------------------------------
 
@@ -646,12 +649,14 @@ def main(words):
         return 2
     try:
         repository = Repository(words[0], passphrase)
-        manifests = repository.manifests()
+        manifests, problems = repository.manifests()
+        for problem in problems:
+            print(f"damaged: {problem}", file=sys.stderr)
         if words[1] == "list":
             for manifest in manifests:
                 sources = ", ".join(f"{s['name']} ({s['kind']}, {s['entries']} entries, {s['bytes']} bytes)" for s in manifest["sources"])
                 print(f"{manifest['id']}  {manifest['time']}  {manifest['plan']}: {sources}")
-            return 0
+            return 1 if problems else 0
         wanted = [manifest for manifest in manifests if manifest["id"].startswith(words[2].lower())]
         need(len(wanted) == 1, f"{len(wanted)} snapshots begin with {words[2]!r}")
         os.mkdir(words[3], 0o700)
