@@ -43,7 +43,7 @@ fn a_kept_demo_can_be_used_by_the_commands_it_prints() {
     assert!(status["plans"][0]["proven_at"].is_string(), "{status}");
     assert!(with(&["verify", "main", "--data"]).output().unwrap().status.success());
     let to = keep.join("restored-again");
-    let restored = with(&["restore", "crm", "--latest-proven", "--to"]).arg(&to).output().unwrap();
+    let restored = with(&["restore", "crm", "--latest-proven", "--to", to.to_str().unwrap()]).output().unwrap();
     assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
     assert!(to.read_dir().unwrap().count() >= 2);
 

@@ -95,7 +95,8 @@ fn history_text(drills: &[DrillReport]) -> String {
 pub(super) fn report(app: &App, id: &str) -> Result<Exit> {
     let plans = app.plans()?;
     let surroundings = app.surroundings(Arc::new(Silent))?;
-    let mut missing = None;
+    // Another repository may have it; one that cannot be opened is told when none has.
+    let mut missing = Kind::NotFound;
     for repository in plans.repositories.values() {
         match resolve::repository(repository).and_then(|settings| settings.open(&surroundings)).and_then(|open| ops::drill::find(&open, id))
         {
@@ -103,15 +104,11 @@ pub(super) fn report(app: &App, id: &str) -> Result<Exit> {
                 app.output.result(&report, || ops::report::text(&report))?;
                 return Ok(None);
             }
-            // Another repository may have it; one that cannot be opened is told when none has.
-            Err(error) => match &missing {
-                Some(Kind::NotFound) | None => {
-                    missing = Some(error.kind()).filter(|kind| *kind != Kind::Usage).map_or_else(|| Err(error), |kind| Ok(Some(kind)))?
-                }
-                Some(_) => {}
-            },
+            Err(error) if error.kind() == Kind::Usage => return Err(error),
+            Err(error) if missing == Kind::NotFound => missing = error.kind(),
+            Err(_) => {}
         }
     }
-    Err(Error::new(missing.unwrap_or(Kind::NotFound), format!("find drill report {id}: no repository of the plan files has it"))
+    Err(Error::new(missing, format!("find drill report {id}: no repository of the plan files has it"))
         .hint("`lifeboat drill history` lists the drills"))
 }

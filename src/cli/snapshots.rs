@@ -28,6 +28,7 @@ pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
                 Some(all) => {
                     all.snapshots.extend(more.snapshots);
                     all.recovery_ranges.extend(more.recovery_ranges);
+                    all.damaged.extend(more.damaged);
                 }
                 None => all = Some(more),
             }
@@ -36,16 +37,17 @@ pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
             schema: "lifeboat.snapshots/1".to_owned(),
             snapshots: Vec::new(),
             recovery_ranges: Vec::new(),
+            damaged: Vec::new(),
         });
         all.snapshots.sort_by_key(|snapshot| (snapshot.time, snapshot.id));
         all
     };
     app.output.result(&found, || text(&found))?;
-    Ok(None)
+    Ok(found.exit())
 }
 
 fn text(list: &SnapshotList) -> String {
-    if list.snapshots.is_empty() {
+    if list.snapshots.is_empty() && list.damaged.is_empty() {
         return "no snapshots yet; `lifeboat backup PLAN` makes one\n".to_owned();
     }
     let rows: Vec<Vec<String>> = list
@@ -68,6 +70,9 @@ fn text(list: &SnapshotList) -> String {
         .collect();
     let mut text = render::table(&["id", "plan", "content of", "sources", "size", "stored", "verified", "proven", ""], &rows, &[4, 5]);
     text.push('\n');
+    for damaged in &list.damaged {
+        let _ = writeln!(text, "DAMAGED: {damaged}");
+    }
     for range in &list.recovery_ranges {
         let how = if range.continuous { "any moment".to_owned() } else { format!("{} moments", range.points) };
         let _ = writeln!(

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::journal::{Job, Journal, Run, State};
 use super::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Slots};
 use crate::error::Result;
+use crate::id::Name;
 use crate::ops::Verdict;
 use crate::ops::drill::{self, DrillReport};
 use crate::ops::resolve::{self, Surroundings};
@@ -273,7 +274,7 @@ fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<U
     for (job, schedule) in schedules(plan) {
         let situation = Situation {
             now,
-            since: journal.schedule_known(&plan.name, job, &expression(schedule))?.unwrap_or(now),
+            since: followed_since(&plan.name, job, schedule, journal, &facts, now)?,
             last: journal.last_slot(&plan.name, job, now)?.as_ref().and_then(PastSlot::of_run),
             free_since: now,
         };
@@ -285,6 +286,22 @@ fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<U
         facts.overdue.extend(waits.filter(|_| !is_running).map(|slot| (job, slot)));
     }
     Ok(facts)
+}
+
+/// Since when slots of a schedule count. Where no daemon ever followed it, the last backup is what the next one is expected after: that
+/// nobody runs it at all must be seen too.
+fn followed_since(
+    plan: &Name,
+    job: Job,
+    schedule: &Schedule,
+    journal: &Journal,
+    facts: &Facts,
+    now: DateTime<Utc>,
+) -> Result<DateTime<Utc>> {
+    if let Some(since) = journal.schedule_known(plan, job, &expression(schedule))? {
+        return Ok(since);
+    }
+    Ok(facts.last_backup.as_ref().filter(|_| job == Job::Backup).map_or(now, |run| run.started))
 }
 
 fn stored(plan: &Plan, surroundings: &Surroundings) -> Result<Stored> {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::verdict::millis;
 use super::work::{RunFolder, lock_backup, make_private};
-use super::{Job, Missing, NamedSource, context, select};
+use super::{Job, Missing, NamedSource, context, damaged_warning, explain, select};
 use crate::entry::{EntryKind, display_path};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Event, Progress};
@@ -202,9 +202,9 @@ fn clock_warning(manifests: &[Manifest], now: DateTime<Utc>) -> Option<String> {
 
 /// What is worth a warning before anything is read. Damage to an old snapshot must not keep a new one from being made.
 fn look_back(job: &Job, now: DateTime<Utc>) -> Vec<String> {
-    match job.repository.manifests(Some(&job.plan)) {
-        Ok(manifests) => clock_warning(&manifests, now).into_iter().collect(),
-        Err(error) => vec![format!("earlier snapshots could not be listed: {error}; run `lifeboat verify`")],
+    match job.repository.sound_manifests(Some(&job.plan)) {
+        Ok((manifests, damaged)) => damaged_warning(&damaged).into_iter().chain(clock_warning(&manifests, now)).collect(),
+        Err(error) => vec![format!("earlier snapshots could not be listed: {}", explain(&error))],
     }
 }
 

@@ -164,10 +164,13 @@ fn repository(findings: &mut Findings, resolved: &Resolved, surroundings: &Surro
 
 /// What the snapshots say about clock and room.
 fn snapshots(findings: &mut Findings, repository: &Repository, resolved: &Resolved, surroundings: &Surroundings) {
-    let manifests = match repository.manifests(Some(&resolved.plan)) {
-        Ok(manifests) => manifests,
+    let (manifests, damaged) = match repository.sound_manifests(Some(&resolved.plan)) {
+        Ok(found) => found,
         Err(error) => return findings.error("snapshots", &error),
     };
+    for error in &damaged {
+        findings.error("manifest", error);
+    }
     let now = surroundings.clock.now();
     let Some(latest) = select::latest(&manifests) else {
         return findings.good("snapshots", "none yet: run `lifeboat backup`");

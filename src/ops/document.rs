@@ -94,8 +94,11 @@ impl Stopwatch {
         Self { began: Instant::now(), phases: Vec::new(), current: None }
     }
 
-    /// Ends the phase before and begins this one.
+    /// Ends the phase before and begins this one; the same goes on.
     pub(crate) fn phase(&mut self, name: &'static str) {
+        if self.current.is_some_and(|(current, _)| current == name) {
+            return;
+        }
         self.end();
         self.current = Some((name, Instant::now()));
     }

@@ -12,7 +12,7 @@ use super::select::{self, Choice};
 use super::transfer::Transfer;
 use super::verdict::{Facts, duration_text, judge, millis, objectives};
 use super::work::{Kept, RunFolder, exists, keep, make_private};
-use super::{CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, explain};
+use super::{CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, damaged_warning, explain};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::id::{Name, ReportId, SnapshotId};
@@ -160,6 +160,8 @@ struct Selected {
     newest: DateTime<Utc>,
     reports: Vec<ReportRecord>,
     seed: Option<u64>,
+    /// Some snapshots could not be looked at: perhaps the one that was meant.
+    damaged: Option<String>,
 }
 
 fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Result<Selected> {
@@ -168,12 +170,12 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         (None, true) => Choice::Random { seed: fresh_seed()?, window: job.drill.window },
         (None, false) => Choice::Latest,
     };
-    let manifests = job.repository.manifests(Some(&job.plan))?;
+    let (manifests, damaged) = job.repository.sound_manifests(Some(&job.plan))?;
     let reports = job.repository.reports(None).unwrap_or_default();
     let manifest = select::choose(&manifests, &reports, &choice, now)?.clone();
     let newest = select::latest(&manifests).map_or(manifest.time, |m| m.time);
     let seed = if let Choice::Random { seed, .. } = choice { Some(seed) } else { None };
-    Ok(Selected { manifest, newest, reports, seed })
+    Ok(Selected { manifest, newest, reports, seed, damaged: damaged_warning(&damaged) })
 }
 
 /// A seed for a random choice.
@@ -352,7 +354,7 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
         phases: Vec::new(),
         checks: attempt.checks,
         objectives: objectives(&job.objectives, attempt.recovery_time_ms, data_loss_ms),
-        skipped: missing.first().map(|first| incomplete_backup(missing.len(), first)).into_iter().collect(),
+        skipped: missing.first().map(|first| incomplete_backup(missing.len(), first)).into_iter().chain(selected.damaged).collect(),
         missing,
         warnings: attempt.warnings,
         cleanup: Cleanup { removed: false, kept: None, kept_until: None, message: String::new() },

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::resolve::{RepositorySettings, Surroundings};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::repo::{RecoveryKey, Repository};
 
 /// `lifeboat.init/1`. The recovery key is not part of it: it is shown once and kept nowhere.
@@ -26,6 +26,14 @@ pub fn run(settings: &RepositorySettings, surroundings: &Surroundings) -> Result
     let store = settings.open_store()?;
     let url = store.describe().to_owned();
     let options = settings.options(&surroundings.state)?;
+    // Where create does not refuse what is there, two writers would destroy each other's commits.
+    let probe = surroundings.runtime.block_on(store.probe()).map_err(|e| e.within(format!("try what {url} can do")))?;
+    let alone = settings.store.single_writer && probe.read_after_write && probe.list_after_write && probe.range_reads;
+    if !(probe.is_safe() || alone) {
+        let seen = probe.to_string().replace('\n', "; ");
+        return Err(Error::new(Kind::Usage, format!("create a repository at {url}: it does not do what a repository needs: {seen}"))
+            .hint("choose another store; where only conditional create is missing, `single_writer = true` in the plan promises that one host alone writes"));
+    }
     let now = surroundings.clock.now();
     let (repository, key) = Repository::init(store, surroundings.runtime.clone(), &settings.passphrase, &options, now)?;
     let report = InitReport {

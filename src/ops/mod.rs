@@ -102,6 +102,13 @@ fn explain(error: &Error) -> String {
     std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
 }
 
+/// What to say when manifests are damaged: a snapshot is lost, perhaps the newest.
+fn damaged_warning(damaged: &[Error]) -> Option<String> {
+    let first = damaged.first()?;
+    let count = if damaged.len() == 1 { "a manifest".to_owned() } else { format!("each of {} manifests", damaged.len()) };
+    Some(format!("{count} cannot be read and its snapshot cannot be chosen (run `lifeboat verify`): {}", explain(first)))
+}
+
 /// What a source needs to know of a run that works in `scratch`.
 fn context(job: &Job, scratch: PathBuf) -> SourceContext {
     SourceContext {

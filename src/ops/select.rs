@@ -338,13 +338,13 @@ mod tests {
     #[test]
     fn a_random_choice_repeats_with_its_seed_and_reaches_everything_in_the_window() {
         let list: Vec<Manifest> = (0..10).map(manifest).collect();
-        let window = Some(Duration::from_secs(5 * 3600));
+        let window = Some(Duration::from_hours(5));
         let chosen: HashSet<SnapshotId> =
             (0..500).map(|seed| choose(&list, &[], &Choice::Random { seed, window }, time(9)).unwrap().id).collect();
         assert_eq!(chosen, list[4..].iter().map(|m| m.id).collect());
         let twice = Choice::Random { seed: 42, window: None };
         assert_eq!(choose(&list, &[], &twice, time(9)).unwrap().id, choose(&list, &[], &twice, time(9)).unwrap().id);
-        let narrow = Choice::Random { seed: 1, window: Some(Duration::from_secs(60)) };
+        let narrow = Choice::Random { seed: 1, window: Some(Duration::from_mins(1)) };
         assert_eq!(choose(&list, &[], &narrow, time(12)).unwrap_err().kind(), Kind::NoRecoveryPoint);
     }
 }

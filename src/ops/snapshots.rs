@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{backup, select};
-use crate::error::Result;
+use super::{backup, explain, select};
+use crate::error::{Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::repo::{Manifest, ReportRecord, Repository, SourceRecord};
 
@@ -60,6 +60,16 @@ pub struct SnapshotList {
     /// Oldest first.
     pub snapshots: Vec<ListedSnapshot>,
     pub recovery_ranges: Vec<RecoveryRange>,
+    /// Manifests that cannot be read: their snapshots are not listed. Also reports: then nothing is known to be verified or proven.
+    pub damaged: Vec<String>,
+}
+
+impl SnapshotList {
+    /// How the process should end: `None` is exit 0.
+    #[must_use]
+    pub fn exit(&self) -> Option<Kind> {
+        (!self.damaged.is_empty()).then_some(Kind::Damaged)
+    }
 }
 
 /// Lists the snapshots of one plan, or of all.
@@ -67,9 +77,12 @@ pub struct SnapshotList {
 /// # Errors
 /// What the repository says.
 pub fn run(repository: &Repository, plan: Option<&Name>) -> Result<SnapshotList> {
-    let manifests = repository.manifests(plan)?;
-    let reports = repository.reports(None)?;
-    Ok(list(&manifests, &reports))
+    let (mut manifests, damaged) = repository.sound_manifests(plan)?;
+    manifests.sort_by_key(|m| (m.time, m.id));
+    let reports = repository.reports(None);
+    let mut list = list(&manifests, reports.as_deref().unwrap_or_default());
+    list.damaged = damaged.iter().chain(reports.as_ref().err()).map(explain).collect();
+    Ok(list)
 }
 
 /// The document, of manifests in the order to show. Pure.
@@ -79,6 +92,7 @@ pub fn list(manifests: &[Manifest], reports: &[ReportRecord]) -> SnapshotList {
         schema: "lifeboat.snapshots/1".into(),
         snapshots: manifests.iter().map(|manifest| listed(manifest, reports)).collect(),
         recovery_ranges: ranges(manifests),
+        damaged: Vec::new(),
     }
 }
 

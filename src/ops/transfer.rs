@@ -291,6 +291,10 @@ impl BlockSink for Files {
         Ok(())
     }
 
+    fn has_existing(&self) -> bool {
+        self.0.iter().any(|slot| slot.was_there)
+    }
+
     fn existing(&self, file: usize, offset: u64, buffer: &mut [u8]) -> Result<bool> {
         let slot = self.slot(file)?;
         Ok(slot.was_there && slot.file.read_exact_at(buffer, offset).is_ok())
@@ -345,6 +349,10 @@ impl BlockSink for Comparing<'_> {
             self.differs(file, at);
         }
         Ok(())
+    }
+
+    fn has_existing(&self) -> bool {
+        true
     }
 
     fn existing(&self, file: usize, offset: u64, buffer: &mut [u8]) -> Result<bool> {

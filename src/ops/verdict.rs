@@ -138,7 +138,8 @@ mod tests {
     #[test]
     fn the_verdict_and_exit_of_every_mixture() {
         use Outcome::{Differs, Failed, Passed, Skipped};
-        let table: &[(Option<Kind>, &[Outcome], &[Objective], &[&str], Verdict, Option<Kind>)] = &[
+        type Row<'a> = (Option<Kind>, &'a [Outcome], &'a [Objective], &'a [&'a str], Verdict, Option<Kind>);
+        let table: &[Row<'_>] = &[
             (None, &[Passed, Passed], &[], &[], Verdict::Passed, None),
             (None, &[Passed, Failed, Differs], &[missed()], &[], Verdict::Failed, Some(Kind::Damaged)),
             (None, &[Differs, Skipped], &[missed()], &[], Verdict::Failed, Some(Kind::Differs)),

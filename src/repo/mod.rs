@@ -30,7 +30,7 @@ mod verify;
 mod wire;
 mod write;
 
-pub use format::RepositoryId;
+pub use format::{ChunkId, PackId, PackKind, RepositoryId};
 pub use index::{IndexedPack, LocalIndex};
 pub use keys::{KeySlot, Passphrase, RecoveryKey, Role};
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};

@@ -105,6 +105,25 @@ impl Repository {
         Ok(manifests)
     }
 
+    /// Like [`Repository::manifests`], but what is damaged does not hide what is sound: an error for each manifest that is.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub fn sound_manifests(&self, plan: Option<&Name>) -> Result<(Vec<Manifest>, Vec<Error>)> {
+        let prefix =
+            plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())));
+        let (mut manifests, mut damaged) = (Vec::new(), Vec::new());
+        for (key, opened) in self.open_manifests(&prefix)? {
+            match opened {
+                Ok(found) => manifests.extend(found.map(|(manifest, _)| manifest)),
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => damaged.push(e.within(format!("read the manifest {key}"))),
+                Err(e) => return Err(e.within(format!("read the manifest {key}"))),
+            }
+        }
+        manifests.sort_by_key(|m| m.id);
+        Ok((manifests, damaged))
+    }
+
     /// One manifest.
     ///
     /// # Errors

@@ -56,7 +56,10 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     let mut wanted = identity(job, &plan.manifest, &place, &plan.only);
     wanted.id.clone_from(&plan.id);
     let partial = Partial::own(&place.partial(), wanted, job.clock.now())?;
-    check_space(&place, &partial, sources)?;
+    if let Err(error) = check_space(&place, &partial, sources) {
+        // Nothing was written: nothing is worth keeping.
+        return Err(if partial.resumed() { error } else { partial.remove().err().unwrap_or(error) });
+    }
 
     watch.phase("fetch");
     job.progress.event(Event::Phase { name: "restore", detail: plan.target.clone() });
@@ -71,7 +74,12 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     job.progress.event(Event::Phase { name: "adopt", detail: plan.target.clone() });
     let mut restored = Vec::new();
     for record in sources {
-        restored.push(adopt(job, record, plan, &partial).map_err(|e| interrupted_at(e, record, &place))?);
+        match adopt(job, record, plan, &partial) {
+            Ok(one) => restored.push(one),
+            // A mistake in what was asked for (a table that is not there): going on would not help, asking otherwise would.
+            Err(error) if error.kind() == Kind::Usage && !partial.resumed() => return Err(partial.remove().err().unwrap_or(error)),
+            Err(error) => return Err(interrupted_at(error, record, &place)),
+        }
     }
 
     watch.phase("place");
@@ -234,5 +242,11 @@ fn interrupted_at(error: Error, record: &SourceRecord, place: &Place) -> Error {
         return error;
     }
     let partial = place.partial();
-    error.hint(format!("what was restored so far is kept in {}; run the same command again with --resume to go on", partial.display()))
+    let partial = partial.display();
+    if error.kind() == Kind::Damaged {
+        return error.hint(format!(
+            "`lifeboat verify` says which snapshots are harmed: restore another one, to another place or after removing {partial}"
+        ));
+    }
+    error.hint(format!("what was restored so far is kept in {partial}; run the same command again with --resume to go on"))
 }

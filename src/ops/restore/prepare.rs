@@ -9,7 +9,7 @@ use super::{PlannedSource, RestorePlan, RestoreRequest};
 use crate::error::{Error, Kind, Result};
 use crate::id::{RunId, SnapshotId};
 use crate::ops::select::{self, Choice};
-use crate::ops::{Job, backup, explain};
+use crate::ops::{Job, backup, damaged_warning, explain};
 use crate::repo::{Manifest, ReportRecord, SourceRecord};
 
 /// Plans what an operator asked for.
@@ -25,8 +25,9 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         let manifest = resumed_manifest(job, &left)?;
         return plan_of(job, manifest, &request.to, &left.only, None, &reports.unwrap_or_default());
     }
-    let (manifest, newest) = chosen(job, &request.choice, &reports)?;
+    let Chosen { manifest, newest, damaged } = chosen(job, &request.choice, &reports)?;
     let mut plan = plan_of(job, manifest, &request.to, &request.only, Some(&request.choice), &reports.unwrap_or_default())?;
+    plan.warnings.extend(damaged);
     if let (Choice::Latest, Some(newest)) = (&request.choice, newest)
         && newest.time > plan.at
     {
@@ -38,10 +39,18 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
     Ok(plan)
 }
 
-/// The snapshot asked for and, where all were looked at, the one with the latest time.
-fn chosen(job: &Job, choice: &Choice, reports: &Result<Vec<ReportRecord>>) -> Result<(Manifest, Option<Manifest>)> {
+/// The snapshot asked for.
+struct Chosen {
+    manifest: Manifest,
+    /// Where all were looked at, the one with the latest time.
+    newest: Option<Manifest>,
+    /// A warning where some could not be looked at.
+    damaged: Option<String>,
+}
+
+fn chosen(job: &Job, choice: &Choice, reports: &Result<Vec<ReportRecord>>) -> Result<Chosen> {
     if let Some(id) = full_id(choice) {
-        return Ok((one_of_plan(job, id)?, None));
+        return Ok(Chosen { manifest: one_of_plan(job, id)?, newest: None, damaged: None });
     }
     let proofs = match (reports, choice) {
         (Err(error), Choice::LatestProven) => {
@@ -49,9 +58,14 @@ fn chosen(job: &Job, choice: &Choice, reports: &Result<Vec<ReportRecord>>) -> Re
         }
         (reports, _) => reports.as_deref().unwrap_or_default(),
     };
-    let manifests = job.repository.manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
-    let chosen = select::choose(&manifests, proofs, choice, job.clock.now())?.clone();
-    Ok((chosen, manifests.into_iter().max_by_key(|m| m.time)))
+    let (manifests, damaged) =
+        job.repository.sound_manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
+    let damaged = damaged_warning(&damaged);
+    let manifest = match select::choose(&manifests, proofs, choice, job.clock.now()) {
+        Ok(manifest) => manifest.clone(),
+        Err(error) => return Err(damaged.into_iter().fold(error, |error, lost| error.within(format!("choose a snapshot: {lost}")))),
+    };
+    Ok(Chosen { manifest, newest: manifests.into_iter().max_by_key(|m| m.time), damaged })
 }
 
 /// Plans the restore of one snapshot.

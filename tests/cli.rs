@@ -1,0 +1,456 @@
+//! The command line as a contract: exit codes, documents, what is said where, and what is never said.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
+
+#[path = "support/workspace.rs"]
+mod workspace;
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::process::Stdio;
+
+use serde_json::Value;
+use workspace::{MARKER, PASSPHRASE, Workspace, bare, damage, files, text};
+
+fn fields(document: &Value) -> BTreeSet<&str> {
+    document.as_object().unwrap_or_else(|| panic!("not an object: {document}")).keys().map(String::as_str).collect()
+}
+
+/// Every field of the contract is there (more may be).
+fn has(document: &Value, schema: &str, wanted: &[&str]) {
+    assert_eq!(document["schema"], schema, "{document}");
+    let found = fields(document);
+    for field in wanted {
+        assert!(found.contains(field), "{schema} has no {field}: {found:?}");
+    }
+}
+
+fn kind(document: &Value) -> &str {
+    assert_eq!(document["schema"], "lifeboat.error/1");
+    assert_eq!(fields(&document["error"]), BTreeSet::from(["causes", "hint", "kind", "message"]));
+    document["error"]["kind"].as_str().unwrap()
+}
+
+#[test]
+fn help_of_every_command_has_an_example() {
+    let commands = [
+        "",
+        "demo",
+        "plan",
+        "plan check",
+        "plan show",
+        "plan explain",
+        "plan schema",
+        "doctor",
+        "repo",
+        "repo init",
+        "backup",
+        "snapshots",
+        "restore",
+        "verify",
+        "drill",
+        "drill run",
+        "drill history",
+        "drill report",
+        "key",
+        "key list",
+        "key add",
+        "key remove",
+        "serve",
+        "status",
+        "run",
+        "run history",
+        "run show",
+        "completions",
+        "man",
+    ];
+    for command in commands {
+        let words: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
+        let output = bare(&words).output().unwrap();
+        assert!(output.status.success(), "{command}");
+        let help = text(&output.stdout);
+        assert!(help.contains("Example"), "no example in `lifeboat {command} --help`:\n{help}");
+        assert!(output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn commands_of_later_releases_are_unknown_words() {
+    for command in ["prune", "repair", "copy", "log", "recover", "audit", "report"] {
+        let output = bare(&[command, "crm"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{command}");
+    }
+}
+
+#[test]
+fn usage_errors_are_exit_2_also_as_a_document() {
+    assert_eq!(bare(&["backup"]).output().unwrap().status.code(), Some(2));
+    let output = bare(&["backup", "--json"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(kind(&serde_json::from_slice(&output.stdout).unwrap()), "usage");
+    let workspace = Workspace::new("");
+    assert_eq!(kind(&workspace.json(&["backup", "crn"], 2)), "usage");
+    let output = workspace.run(&["backup", "crn"]);
+    assert!(text(&output.stderr).contains("hint: did you mean `crm`?"), "{}", text(&output.stderr));
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn plans_are_checked_shown_and_explained() {
+    let workspace = Workspace::new("schedule = \"15 2 * * *\"");
+    assert!(workspace.run(&["plan", "check"]).status.success());
+    assert!(text(&workspace.run(&["plan", "explain", "crm"]).stdout).contains("02:15"));
+    assert!(text(&workspace.run(&["plan", "show", "crm"]).stdout).contains("Asia/Shanghai"));
+    let schema: Value = serde_json::from_slice(&bare(&["plan", "schema"]).output().unwrap().stdout).unwrap();
+    assert!(schema["properties"]["plan"].is_object());
+    workspace.write_plan("shedule = \"15 2 * * *\"\nretry = { attempts = 0 }");
+    let output = workspace.run(&["plan", "check"]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = text(&output.stderr);
+    assert!(said.contains("crm.toml:15:1") && said.contains("did you mean `schedule`?") && said.contains("crm.toml:16:"), "{said}");
+    let document = workspace.json(&["plan", "check"], 2);
+    assert_eq!(document["errors"].as_array().unwrap().len(), 2, "{document}");
+    assert_eq!(workspace.run(&["backup", "crm"]).status.code(), Some(2), "nothing runs on a broken plan");
+}
+
+#[test]
+fn a_backup_is_listed_restored_verified_and_drilled() {
+    let workspace = Workspace::ready("");
+    let backup = workspace.backup();
+    has(
+        &backup,
+        "lifeboat.backup/1",
+        &["plan", "snapshot", "time", "bytes_read", "bytes_stored", "duration_ms", "consistency", "warnings"],
+    );
+    let snapshot = backup["snapshot"].as_str().unwrap().to_owned();
+
+    let drill = workspace.json(&["drill", "run", "crm"], 0);
+    let wanted =
+        ["id", "plan", "snapshot", "verdict", "recovery_time_ms", "data_loss_ms", "phases", "checks", "objectives", "skipped", "cleanup"];
+    has(&drill, "lifeboat.drill/1", &wanted);
+    assert_eq!(drill["verdict"], "passed");
+    has(&workspace.json(&["verify", "crm"], 0), "lifeboat.verify/1", &["findings", "bytes_checked", "objects_checked"]);
+    assert!(workspace.json(&["verify", "main", "--data"], 0)["bytes_checked"].as_u64().unwrap() > 0);
+
+    let list = workspace.json(&["snapshots", "crm"], 0);
+    has(&list, "lifeboat.snapshots/1", &["snapshots", "recovery_ranges"]);
+    let listed = &list["snapshots"][0];
+    for field in ["id", "time", "plan", "sources", "bytes_source", "bytes_stored", "verified_at", "proven_at"] {
+        assert!(fields(listed).contains(field), "{field}");
+    }
+    assert_eq!(listed["id"], snapshot.as_str());
+    assert!(listed["verified_at"].is_string() && listed["proven_at"].is_string(), "{listed}");
+    assert_eq!(list["recovery_ranges"].as_array().unwrap().len(), 2);
+
+    let to = workspace.path("restored");
+    let restored = workspace.json(&["restore", "crm", "--snapshot", &snapshot[..20], "--to", to.to_str().unwrap()], 0);
+    has(&restored, "lifeboat.restore/1", &["plan", "snapshot", "target", "at", "bytes_restored", "duration_ms", "phases"]);
+    assert_eq!(std::fs::read_to_string(to.join("attachments/marked.txt")).unwrap(), MARKER);
+
+    let id = drill["id"].as_str().unwrap();
+    assert_eq!(workspace.json(&["drill", "report", id], 0)["id"], id);
+    assert_eq!(workspace.json(&["drill", "history", "crm"], 0)["drills"][0]["id"], id);
+    assert!(text(&workspace.run(&["drill", "history"]).stdout).contains("passed"));
+    assert_eq!(kind(&workspace.json(&["drill", "report", "00000000000000000000000000"], 1)), "not-found");
+
+    let status = workspace.json(&["status"], 0);
+    has(&status, "lifeboat.status/1", &["plans"]);
+    for field in ["name", "last_success", "next_run", "proven_at", "data_loss_ms", "recovery_time_ms", "problems"] {
+        assert!(fields(&status["plans"][0]).contains(field), "{field}");
+    }
+    assert_eq!(status["plans"][0]["problems"].as_array().unwrap().len(), 0, "{status}");
+    assert!(text(&workspace.run(&["status"]).stdout).contains("crm  OK"));
+
+    let runs = workspace.json(&["run", "history"], 0);
+    let jobs: Vec<&str> = runs["runs"].as_array().unwrap().iter().map(|run| run["job"].as_str().unwrap()).collect();
+    assert_eq!(jobs, ["restore", "verify", "verify", "drill", "backup"]);
+    let run = workspace.json(&["run", "show", runs["runs"][4]["id"].as_str().unwrap()], 0);
+    assert_eq!(
+        (run["schema"].as_str(), run["state"].as_str(), run["snapshot"].as_str()),
+        (Some("lifeboat.run/1"), Some("succeeded"), Some(snapshot.as_str()))
+    );
+    assert!(!run["phases"].as_array().unwrap().is_empty());
+
+    assert!(text(&workspace.run(&["snapshots"]).stdout).contains(&snapshot));
+    let doctor = workspace.json(&["doctor", "crm"], 0);
+    has(&doctor, "lifeboat.doctor/1", &["checks", "ok"]);
+    assert!(workspace.run(&["doctor"]).status.success());
+}
+
+#[test]
+fn the_recovery_key_is_shown_once_and_opens_the_repository_by_url() {
+    let workspace = Workspace::new("");
+    let init = workspace.json(&["repo", "init", "main"], 0);
+    let key = init["recovery_key"].as_str().unwrap().to_owned();
+    assert_eq!(kind(&workspace.json(&["repo", "init", "main"], 1)), "already-exists");
+    workspace.backup();
+    let url = format!("file://{}", workspace.path("repository").display());
+    let other_state = workspace.path("other-machine");
+    let restore = |plan: &str, passphrase: &str, to: &str| {
+        let mut command = bare(&["restore", plan, "--from", &url, "--to"]);
+        command.arg(workspace.path(to)).arg("--state").arg(&other_state).arg("--json").env("LIFEBOAT_PASSPHRASE", passphrase);
+        let output = command.output().unwrap();
+        (output.status.code(), serde_json::from_slice::<Value>(&output.stdout).unwrap(), text(&output.stderr))
+    };
+    let (code, document, said) = restore("crm", &key, "by-key");
+    assert_eq!(code, Some(0), "{document} {said}");
+    assert_eq!(std::fs::read_to_string(workspace.path("by-key/attachments/marked.txt")).unwrap(), MARKER);
+    let (code, document, _) = restore("nobody", PASSPHRASE, "x");
+    assert_eq!((code, kind(&document)), (Some(13), "no-recovery-point"));
+    assert!(document["error"]["hint"].as_str().unwrap().contains("crm"), "{document}");
+    let (code, document, _) = restore("crm", "wrong", "x");
+    assert_eq!((code, kind(&document)), (Some(12), "wrong-key"));
+    let output = bare(&["restore", "crm", "--from", &url, "--to", "x"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("LIFEBOAT_PASSPHRASE"));
+}
+
+#[test]
+fn keys_have_roles() {
+    let workspace = Workspace::ready("");
+    let mut add = workspace.command(&["key", "add", "main", "--label", "backup-host", "--role", "writer", "--json"]);
+    let output = add.env("LIFEBOAT_NEW_PASSPHRASE", "for-writing-only").output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let keys = workspace.json(&["key", "list", "main"], 0);
+    let slot = keys["keys"].as_array().unwrap().iter().find(|key| key["label"] == "backup-host").unwrap_or_else(|| panic!("{keys}"));
+    assert_eq!(slot["role"], "writer");
+    let as_writer = |words: &[&str]| workspace.command(words).env("CRM_PASSPHRASE", "for-writing-only").output().unwrap().status.code();
+    assert_eq!(as_writer(&["backup", "crm"]), Some(0));
+    assert_eq!(as_writer(&["restore", "crm", "--to", workspace.path("r").to_str().unwrap()]), Some(12), "a writer cannot read");
+    assert_eq!(as_writer(&["drill", "run", "crm"]), Some(12));
+    assert!(workspace.run(&["key", "remove", "main", slot["id"].as_str().unwrap()]).status.success());
+    assert_eq!(as_writer(&["backup", "crm"]), Some(12));
+    let unset = workspace.run(&["key", "add", "main", "--label", "x", "--role", "reader", "--passphrase-env", "NOT_SET_AT_ALL"]);
+    assert_eq!(unset.status.code(), Some(2));
+}
+
+#[test]
+fn exit_codes_tell_what_is_wrong() {
+    let workspace = Workspace::new("");
+    assert_eq!(kind(&workspace.json(&["backup", "crm"], 10)), "no-repository");
+    assert!(workspace.run(&["repo", "init", "main"]).status.success());
+    let to = workspace.path("restored");
+    let to = to.to_str().unwrap();
+    assert_eq!(kind(&workspace.json(&["restore", "crm", "--to", to], 13)), "no-recovery-point");
+    let missing = workspace.command(&["backup", "crm"]).env_remove("CRM_PASSPHRASE").output().unwrap();
+    assert_eq!(missing.status.code(), Some(2), "{}", text(&missing.stderr));
+    let wrong = workspace.command(&["backup", "crm"]).env("CRM_PASSPHRASE", "wrong").output().unwrap();
+    assert_eq!(wrong.status.code(), Some(12), "{}", text(&wrong.stderr));
+    workspace.backup();
+    assert_eq!(kind(&workspace.json(&["restore", "crm", "--at", "2020-01-01 00:00", "--to", to], 13)), "no-recovery-point");
+    assert_eq!(kind(&workspace.json(&["restore", "crm", "--at", "yesterday", "--to", to], 2)), "usage");
+    assert_eq!(kind(&workspace.json(&["restore", "crm", "--latest-proven", "--to", to], 13)), "no-recovery-point");
+    std::fs::rename(&workspace.made.database, workspace.path("gone")).unwrap();
+    let gone = workspace.run(&["backup", "crm"]);
+    assert_eq!(gone.status.code(), Some(1), "{}", text(&gone.stderr));
+    assert_eq!(workspace.json(&["snapshots"], 0)["snapshots"].as_array().unwrap().len(), 1, "nothing half-done was committed");
+    let status = workspace.json(&["status"], 0);
+    let problems: BTreeSet<&str> = status["plans"][0]["problems"].as_array().unwrap().iter().map(|p| p["kind"].as_str().unwrap()).collect();
+    assert_eq!(problems, BTreeSet::from(["failed", "never-proven"]), "{status}");
+}
+
+#[test]
+fn damage_is_exit_20_and_a_missed_objective_22() {
+    let workspace = Workspace::ready("objectives = { data_loss = \"1s\" }");
+    workspace.backup();
+    let report = loop {
+        // The data-loss objective of one second passes by itself; the condition is the clock, not this machine's speed.
+        let output = workspace.command(&["drill", "run", "crm", "--json"]).output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        if report["data_loss_ms"].as_u64().unwrap() > 1000 {
+            assert_eq!(output.status.code(), Some(22), "{report}");
+            break report;
+        }
+    };
+    assert_eq!(report["verdict"], "passed", "recovery itself worked: {report}");
+    let pack = files(&workspace.path("repository/packs")).into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    damage(&pack);
+    let verify = workspace.json(&["verify", "main", "--data"], 20);
+    assert!(!verify["findings"].as_array().unwrap().is_empty());
+    let drill = workspace.json(&["drill", "run", "crm"], 20);
+    assert_eq!(drill["verdict"], "failed");
+    let status = workspace.json(&["status"], 0);
+    let problems: BTreeSet<&str> = status["plans"][0]["problems"].as_array().unwrap().iter().map(|p| p["kind"].as_str().unwrap()).collect();
+    for kind in ["drill-failed", "damaged", "data-loss-objective"] {
+        assert!(problems.contains(kind), "{kind}: {status}");
+    }
+}
+
+#[test]
+fn what_stands_at_the_target_is_only_replaced_by_name() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let to = workspace.path("place");
+    std::fs::create_dir(&to).unwrap();
+    std::fs::write(to.join("precious"), "mine").unwrap();
+    let to_text = to.to_str().unwrap();
+    for words in [vec![], vec!["--yes"], vec!["--overwrite", "other"]] {
+        let words: Vec<&str> = ["restore", "crm", "--to", to_text].into_iter().chain(words).collect();
+        let output = workspace.run(&words);
+        assert_eq!(output.status.code(), Some(2), "{words:?}");
+        assert!(text(&output.stderr).contains("--overwrite place"), "{}", text(&output.stderr));
+        assert_eq!(std::fs::read_to_string(to.join("precious")).unwrap(), "mine");
+    }
+    let dry = workspace.json(&["restore", "crm", "--to", to_text, "--dry-run"], 0);
+    assert_eq!((dry["schema"].as_str(), dry["confirmation"].as_str()), (Some("lifeboat.restore-plan/1"), Some("place")));
+    let done = workspace.json(&["restore", "crm", "--to", to_text, "--overwrite", "place"], 0);
+    let aside = done["moved_aside"][0]["moved_to"].as_str().unwrap();
+    assert_eq!(std::fs::read_to_string(std::path::Path::new(aside).join("precious")).unwrap(), "mine");
+    assert!(to.join("attachments/marked.txt").exists());
+}
+
+#[test]
+fn a_restore_says_what_it_will_do_and_echoes_times_in_both_zones() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let output = workspace.run(&["restore", "crm", "--at", "2099-01-01 08:00", "--to", workspace.path("r").to_str().unwrap()]);
+    let said = text(&output.stderr);
+    if output.status.success() {
+        assert!(said.contains("will take") && said.contains("overwrites"), "{said}");
+    } else {
+        assert_eq!(output.status.code(), Some(13), "the future is no recovery point: {said}");
+    }
+    assert!(said.contains("2099-01-01 08:00:00 +08:00 (2099-01-01T00:00:00Z)"), "{said}");
+}
+
+#[test]
+fn an_incomplete_backup_prints_its_result_and_exits_3() {
+    let workspace = Workspace::ready("");
+    // A file that cannot be read: for root only one that is not a plain file, so a socket serves both.
+    let _socket = std::os::unix::net::UnixListener::bind(workspace.made.attachments.join("socket")).unwrap();
+    let report = workspace.json(&["backup", "crm"], 3);
+    assert_eq!(report["incomplete"], true);
+    assert!(report["snapshot"].is_string());
+    let output = workspace.run(&["backup", "crm"]);
+    assert!(text(&output.stdout).contains("INCOMPLETE"), "{}", text(&output.stdout));
+    assert_eq!(workspace.json(&["run", "history"], 0)["runs"][0]["state"], "incomplete");
+}
+
+#[test]
+fn progress_as_json_lines_starts_at_once_and_stays_off_stdout() {
+    let workspace = Workspace::ready("");
+    let output = workspace.run(&["backup", "crm", "--progress", "json", "--json"]);
+    serde_json::from_slice::<Value>(&output.stdout).unwrap();
+    let lines: Vec<Value> =
+        text(&output.stderr).lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
+    assert_eq!(lines[0]["event"], "start");
+    assert_eq!(lines.last().unwrap()["event"], "end");
+    assert!(lines.iter().any(|line| line["event"] == "phase") && lines.iter().any(|line| line["bytes"].as_u64() > Some(0)));
+    let silent = workspace.run(&["backup", "crm", "--progress", "none"]);
+    assert!(silent.stderr.is_empty(), "{}", text(&silent.stderr));
+    let lines = text(&workspace.run(&["backup", "crm"]).stderr);
+    assert!(lines.starts_with("backup: starting\n") && !lines.contains('\u{1b}'), "{lines}");
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_output_quietly() {
+    let mut child = bare(&["completions", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(said, "");
+}
+
+#[test]
+fn completions_and_manual_pages_are_written() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(text(&bare(&["completions", shell]).output().unwrap().stdout).contains("lifeboat"), "{shell}");
+    }
+    assert!(text(&bare(&["man"]).output().unwrap().stdout).contains(".TH lifeboat"));
+    let folder = tempfile::tempdir().unwrap();
+    assert!(bare(&["man", "--dir"]).arg(folder.path()).output().unwrap().status.success());
+    for page in ["lifeboat.1", "lifeboat-drill-run.1", "lifeboat-key-add.1"] {
+        assert!(folder.path().join(page).exists(), "{page}: {:?}", files(folder.path()));
+    }
+}
+
+#[test]
+fn a_damaged_journal_stops_backups_with_a_way_out_but_never_a_restore() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    for file in files(&workspace.path("state")).iter().filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("journal")) {
+        std::fs::write(file, vec![b'x'; 9000]).unwrap();
+    }
+    let refused = workspace.run(&["backup", "crm"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("move it aside"), "{}", text(&refused.stderr));
+    let restored = workspace.run(&["restore", "crm", "--to", workspace.path("restored").to_str().unwrap()]);
+    assert!(restored.status.success(), "{}", text(&restored.stderr));
+    assert!(text(&restored.stderr).contains("not recorded"));
+}
+
+#[test]
+fn secrets_and_content_are_nowhere_but_where_they_belong() {
+    let workspace = Workspace::ready("");
+    let mut said = Vec::new();
+    let target = workspace.path("restored");
+    for words in [
+        vec!["backup", "crm", "-vvv"],
+        vec!["backup", "crm", "--json", "-vvv", "--log-format", "json", "--progress", "json"],
+        vec!["drill", "run", "crm", "-vvv"],
+        vec!["verify", "main", "--data", "-vvv"],
+        vec!["plan", "show", "crm"],
+        vec!["doctor", "crm", "-vvv"],
+        vec!["status", "-vvv"],
+        vec!["run", "history", "--json"],
+        vec!["drill", "history", "--json"],
+        vec!["restore", "crm", "-vvv", "--to", target.to_str().unwrap()],
+    ] {
+        let output = workspace.run(&words);
+        assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
+        said.push((words.join(" "), [output.stdout, output.stderr].concat()));
+    }
+    for folder in ["state", "repository"] {
+        said.extend(files(&workspace.path(folder)).into_iter().map(|path| (path.display().to_string(), std::fs::read(path).unwrap())));
+    }
+    assert!(said.len() > 15);
+    for (place, bytes) in said {
+        for secret in [PASSPHRASE, MARKER] {
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{secret} is in {place}");
+        }
+    }
+    let restored = files(&target).into_iter().any(|path| {
+        let bytes = std::fs::read(path).unwrap();
+        bytes.windows(MARKER.len()).any(|window| window == MARKER.as_bytes())
+    });
+    assert!(restored, "the marker is found where it belongs, so the search works");
+}
+
+#[test]
+fn an_interrupted_backup_says_what_was_kept_and_the_next_one_succeeds() {
+    let workspace = Workspace::ready("");
+    let pipe = workspace.path("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let plan = format!(
+        "[source.slow]\nkind = \"command\"\ndump = [\"cat\", \"{}\"]\n[plan.slow]\nsource = \"slow\"\nrepository = \"main\"",
+        pipe.display()
+    );
+    workspace.write_plan(&plan);
+    let mut child = workspace
+        .command(&["backup", "slow", "--json", "--progress", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Opening the other end succeeds once the program reads; it gets some bytes and then waits for more.
+    let mut writer = std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    std::io::Write::write_all(&mut writer, b"half a dump").unwrap();
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let output = {
+        let mut stdout = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        (child.wait().unwrap().code(), stdout, stderr)
+    };
+    drop(writer);
+    assert_eq!(output.0, Some(130), "{output:?}");
+    let document: Value = serde_json::from_str(&output.1).unwrap();
+    assert_eq!(kind(&document), "interrupted");
+    assert!(output.2.contains("stopping cleanly"), "{}", output.2);
+    assert!(!document["error"]["hint"].is_null(), "{document}");
+    assert_eq!(workspace.json(&["run", "history"], 0)["runs"][0]["state"], "interrupted");
+    workspace.backup();
+}

@@ -1,0 +1,244 @@
+//! The daemon as a real process: what it missed, what kills it, what stops it, and that there is one only. Planning itself is
+//! tested as a library with a clock moved by hand (`daemon::scheduler`).
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
+
+#[path = "support/workspace.rs"]
+mod workspace;
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use chrono::{TimeDelta, Utc};
+use lifeboat::daemon::journal::{Job, Journal};
+use lifeboat::id::Name;
+use serde_json::Value;
+use workspace::{MARKER, PASSPHRASE, Workspace, files, text};
+
+/// Far beyond what anything here takes; a test that waits so long has failed.
+const BOUND: Duration = Duration::from_mins(2);
+
+/// A daemon that is killed when the test ends, however it ends.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(workspace: &Workspace) -> Self {
+        let log = File::create(workspace.path("serve.log")).unwrap();
+        Self(workspace.command(&["serve", "--log-format", "json"]).stdout(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.0.id().to_string()]).status().unwrap().success());
+    }
+
+    fn ended(&mut self) -> Option<i32> {
+        let status = until("the daemon ends", || self.0.try_wait().unwrap());
+        status.code()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(began.elapsed() < BOUND, "waited in vain until {what}");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+fn log(workspace: &Workspace) -> String {
+    std::fs::read_to_string(workspace.path("serve.log")).unwrap()
+}
+
+fn serving(workspace: &Workspace) {
+    until("the daemon serves", || log(workspace).contains("\"serving\"").then_some(()));
+}
+
+/// Makes the journal believe that this schedule has been followed for three days.
+fn followed_for_days(workspace: &Workspace, plan: &str, job: Job, expression: &str) {
+    let now = Utc::now();
+    let journal = Journal::open(&workspace.path("state"), now).unwrap();
+    journal.schedule_since(&Name::new(plan).unwrap(), job, expression, now - TimeDelta::days(3)).unwrap();
+}
+
+fn runs(workspace: &Workspace) -> Vec<Value> {
+    workspace.json(&["run", "history"], 0)["runs"].as_array().unwrap().clone()
+}
+
+/// A schedule that has no slot within hours of now, so that nothing but a catch-up runs during a test.
+fn quiet_schedule() -> String {
+    let hour = chrono::Timelike::hour(&(Utc::now() + TimeDelta::hours(12)));
+    format!("7 {hour} * * *")
+}
+
+#[test]
+fn missed_runs_are_caught_up_once_at_the_start_and_sigterm_is_clean() {
+    let schedule = quiet_schedule();
+    let plan = format!("schedule = \"{schedule}\"\n[plan.crm.drill]\nschedule = \"{schedule}\"");
+    let workspace = Workspace::ready(&plan);
+    let expression = format!("{schedule} Asia/Shanghai");
+    followed_for_days(&workspace, "crm", Job::Backup, &expression);
+    followed_for_days(&workspace, "crm", Job::Drill, &expression);
+    let mut daemon = Daemon::start(&workspace);
+    let found = until("backup and drill are done", || {
+        Some(runs(&workspace)).filter(|runs| runs.len() == 2 && runs.iter().all(|run| run["state"] == "succeeded"))
+    });
+    assert_eq!((found[1]["job"].as_str(), found[0]["job"].as_str()), (Some("backup"), Some("drill")), "the backup goes first");
+    for run in &found {
+        assert_eq!(run["trigger"], "catch-up");
+        assert!(run["scheduled_at"].is_string());
+        assert!(run["story"].as_str().unwrap().contains("stands for"), "{run}");
+    }
+    let status = workspace.json(&["status"], 0);
+    assert_eq!(status["daemon"], true);
+    assert!(status["plans"][0]["next_run"].is_string() && status["plans"][0]["proven_at"].is_string(), "{status}");
+    assert_eq!(status["plans"][0]["problems"].as_array().unwrap().len(), 0, "{status}");
+
+    let second = workspace.run(&["serve"]);
+    assert_eq!(second.status.code(), Some(11), "{}", text(&second.stderr));
+    assert!(text(&second.stderr).contains(&daemon.0.id().to_string()), "it says who holds it");
+
+    daemon.signal("-TERM");
+    assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
+    assert_eq!(workspace.json(&["status"], 0)["daemon"], false);
+    // Another start finds nothing to catch up.
+    let mut again = Daemon::start(&workspace);
+    serving(&workspace);
+    again.signal("-TERM");
+    assert_eq!(again.ended(), Some(0));
+    assert_eq!(runs(&workspace).len(), 2);
+    for line in log(&workspace).lines().filter(|line| line.starts_with('{')) {
+        serde_json::from_str::<Value>(line).unwrap();
+    }
+    let all = files(&workspace.path("state")).into_iter().chain([workspace.path("serve.log")]);
+    for path in all {
+        let bytes = std::fs::read(&path).unwrap();
+        for secret in [PASSPHRASE, MARKER] {
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{secret} is in {}", path.display());
+        }
+    }
+}
+
+#[test]
+fn missed_runs_are_recorded_where_the_plan_says_skip() {
+    let schedule = quiet_schedule();
+    let workspace = Workspace::ready(&format!("schedule = \"{schedule}\"\nmissed = \"skip\""));
+    followed_for_days(&workspace, "crm", Job::Backup, &format!("{schedule} Asia/Shanghai"));
+    let mut daemon = Daemon::start(&workspace);
+    let found = until("the gap is recorded", || Some(runs(&workspace)).filter(|runs| !runs.is_empty()));
+    assert_eq!((found.len(), found[0]["state"].as_str()), (1, Some("missed")), "{found:?}");
+    let status = workspace.json(&["status"], 0);
+    assert!(status["plans"][0]["problems"].to_string().contains("missed"), "{status}");
+    daemon.signal("-TERM");
+    assert_eq!(daemon.ended(), Some(0));
+}
+
+/// A plan whose backup reads from a pipe, so that a test decides how long it runs.
+fn with_pipe() -> (Workspace, std::path::PathBuf) {
+    let schedule = quiet_schedule();
+    let workspace = Workspace::new("");
+    let pipe = workspace.path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    workspace.write_plan(&format!(
+        "[source.slow]\nkind = \"command\"\ndump = [\"cat\", \"{}\"]\n[plan.slow]\nsource = \"slow\"\nrepository = \"main\"\nschedule = \"{schedule}\"\ntimezone = \"UTC\"",
+        pipe.display()
+    ));
+    assert!(workspace.run(&["repo", "init", "main"]).status.success());
+    followed_for_days(&workspace, "slow", Job::Backup, &format!("{schedule} UTC"));
+    (workspace, pipe)
+}
+
+/// Opens the other end; returns once a backup reads from it.
+fn feed(pipe: &std::path::Path) -> File {
+    let mut writer = OpenOptions::new().write(true).open(pipe).unwrap();
+    writer.write_all(b"half of a dump\n").unwrap();
+    writer
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_run_that_the_next_start_settles_and_tries_again() {
+    let (workspace, pipe) = with_pipe();
+    let mut first = Daemon::start(&workspace);
+    let writer = feed(&pipe);
+    assert_eq!(runs(&workspace)[0]["state"], "running", "recorded before it starts");
+    let busy = workspace.run(&["backup", "slow"]);
+    assert_eq!(busy.status.code(), Some(11), "a manual run does not double it: {}", text(&busy.stderr));
+    first.signal("-KILL");
+    first.ended();
+    drop(writer);
+    let status = workspace.json(&["status"], 0);
+    assert!(status["plans"].to_string().contains("is gone"), "{status}");
+
+    let mut second = Daemon::start(&workspace);
+    let writer = feed(&pipe);
+    drop(writer);
+    let run = until("the second attempt succeeded", || {
+        Some(runs(&workspace)).and_then(|runs| runs.into_iter().find(|run| run["state"] == "succeeded"))
+    });
+    assert_eq!((run["attempt"].as_u64(), run["trigger"].as_str()), (Some(2), Some("retry")));
+    let shown = workspace.json(&["run", "show", run["id"].as_str().unwrap()], 0);
+    let story = shown["earlier_attempts"][0]["story"].as_str().unwrap();
+    assert!(story.contains("ended without closing this run") && story.contains("no snapshot was committed"), "{story}");
+    assert_eq!(workspace.json(&["snapshots", "slow"], 0)["snapshots"].as_array().unwrap().len(), 1);
+    second.signal("-TERM");
+    assert_eq!(second.ended(), Some(0));
+}
+
+#[test]
+fn sigterm_ends_a_run_cleanly_and_records_it() {
+    let (workspace, pipe) = with_pipe();
+    let mut daemon = Daemon::start(&workspace);
+    let writer = feed(&pipe);
+    daemon.signal("-TERM");
+    assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
+    drop(writer);
+    let run = &runs(&workspace)[0];
+    assert_eq!((run["state"].as_str(), run["error"]["kind"].as_str()), (Some("interrupted"), Some("interrupted")), "{run}");
+    assert!(workspace.json(&["snapshots", "slow"], 0)["snapshots"].as_array().unwrap().is_empty());
+    let lines = BufReader::new(File::open(workspace.path("serve.log")).unwrap()).lines();
+    let spans = lines.map_while(Result::ok).filter(|line| line.contains(run["id"].as_str().unwrap())).count();
+    assert!(spans >= 2, "log lines carry the run's id");
+}
+
+#[test]
+fn a_crash_after_the_commit_is_seen_as_success() {
+    let workspace = Workspace::ready("");
+    // A run of a process that is gone, and the snapshot that it committed before it died.
+    let started = Utc::now();
+    let claim = {
+        let journal = Journal::open(&workspace.path("state"), started).unwrap();
+        let run = lifeboat::daemon::journal::NewRun {
+            plan: Name::new("crm").unwrap(),
+            job: Job::Backup,
+            trigger: lifeboat::daemon::journal::Trigger::Manual,
+            scheduled: None,
+        };
+        journal.begin(&run, started).unwrap()
+    };
+    let mut command = workspace::bare(&["backup", "crm", "--json"]);
+    command
+        .arg("--plans")
+        .arg(workspace.path("plans"))
+        .arg("--state")
+        .arg(workspace.path("state-of-the-dead"))
+        .env("CRM_PASSPHRASE", PASSPHRASE);
+    let output = command.output().unwrap();
+    let snapshot = serde_json::from_slice::<Value>(&output.stdout).unwrap()["snapshot"].as_str().unwrap().to_owned();
+
+    let next = workspace.backup();
+    let shown = workspace.json(&["run", "show", &claim.id.to_string()], 0);
+    assert_eq!((shown["state"].as_str(), shown["snapshot"].as_str()), (Some("succeeded"), Some(snapshot.as_str())), "{shown}");
+    assert!(shown["story"].as_str().unwrap().contains("after a crash"));
+    assert_ne!(next["snapshot"], snapshot.as_str());
+}

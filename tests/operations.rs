@@ -1,0 +1,916 @@
+//! The operations together with the real repository, a local store and the real sources.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use lifeboat::clock::{Clock, ManualClock};
+use lifeboat::entry::Entry;
+use lifeboat::error::{Error, Kind, Result};
+use lifeboat::event::{Cancel, Event, Progress, Silent};
+use lifeboat::id::Name;
+use lifeboat::ops::backup::{self, BackupReport};
+use lifeboat::ops::drill::{self, DrillReport, DrillRequest};
+use lifeboat::ops::resolve::{RepositorySettings, Resolved, Surroundings};
+use lifeboat::ops::restore::{self, RestoreReport, RestoreRequest};
+use lifeboat::ops::select::Choice;
+use lifeboat::ops::verify::{self, Depth, VerifyReport};
+use lifeboat::ops::{Job, NamedSource, PlannedCheck, Verdict, doctor, init, report, snapshots};
+use lifeboat::repo::{Passphrase, Repository};
+use lifeboat::source::command::CommandSource;
+use lifeboat::source::files::FilesSource;
+use lifeboat::source::sqlite::SqliteSource;
+use lifeboat::source::{
+    CheckResult, Diagnosis, Expectation, Finish, Outcome, Problem, ProveRequest, Source, SourceContext, SourceSnapshot, SqlCheck,
+};
+use rusqlite::Connection;
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+/// A state folder, a repository and sources, all below one temporary folder.
+struct World {
+    folder: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+    clock: ManualClock,
+    resolved: Resolved,
+    /// Opened once: deriving a key from a passphrase takes its time on purpose.
+    repository: Repository,
+}
+
+impl World {
+    fn new(sources: impl FnOnce(&Path) -> Vec<NamedSource>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let start = DateTime::from_timestamp(1_790_000_000, 0).unwrap();
+        let url = format!("file://{}", folder.path().join("repository").display());
+        let settings = RepositorySettings::at(&url, Passphrase::new("correct horse battery staple")).unwrap();
+        let resolved = Resolved { sources: sources(folder.path()), ..Resolved::bare(name("crm"), settings) };
+        let clock = ManualClock::new(start);
+        let surroundings = surroundings(folder.path(), &runtime, &clock);
+        let (report, _) = init::run(&resolved.repository, &surroundings).unwrap();
+        assert_eq!(report.schema, "lifeboat.init/1");
+        let repository = resolved.repository.open(&surroundings).unwrap();
+        Self { folder, runtime, clock, resolved, repository }
+    }
+
+    fn sqlite() -> Self {
+        Self::new(|folder| {
+            make_database(&folder.join("live.db"), 2000);
+            vec![sqlite("crm", &folder.join("live.db"))]
+        })
+    }
+
+    fn files() -> Self {
+        Self::new(|folder| {
+            make_tree(&folder.join("live"));
+            vec![files("attachments", &folder.join("live"))]
+        })
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        surroundings(self.folder.path(), &self.runtime, &self.clock)
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        self.folder.path().join(below)
+    }
+
+    fn job(&self) -> Job {
+        let surroundings = self.surroundings();
+        Job {
+            plan: self.resolved.plan.clone(),
+            sources: self.resolved.sources.clone(),
+            repository: self.repository.clone(),
+            work: self.resolved.work(&surroundings),
+            host: "test".into(),
+            objectives: self.resolved.objectives,
+            drill: self.resolved.drill.clone(),
+            clock: surroundings.clock,
+            progress: surroundings.progress,
+            cancel: surroundings.cancel,
+        }
+    }
+
+    fn pass(&self, secs: i64) {
+        self.clock.set(self.clock.now() + chrono::Duration::seconds(secs));
+    }
+
+    fn backup(&self) -> BackupReport {
+        self.pass(60);
+        let report = backup::run(&self.job()).unwrap();
+        self.pass(60);
+        report
+    }
+
+    fn restore(&self, choice: Choice, to: &str) -> Result<RestoreReport> {
+        restore_by(&self.job(), choice, &self.path(to), None)
+    }
+
+    fn drill(&self) -> DrillReport {
+        drill::run(&self.job(), &DrillRequest::default()).unwrap()
+    }
+
+    /// Nothing of any run is left in the state folder.
+    fn assert_clean(&self) {
+        let names: Vec<String> =
+            fs::read_dir(self.path("state/work/crm")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        assert!(names.iter().all(|n| n.contains(".lock")), "left over: {names:?}");
+    }
+}
+
+fn surroundings(folder: &Path, runtime: &tokio::runtime::Runtime, clock: &ManualClock) -> Surroundings {
+    Surroundings {
+        state: folder.join("state"),
+        runtime: runtime.handle().clone(),
+        clock: Arc::new(clock.clone()),
+        progress: Arc::new(Silent),
+        cancel: Cancel::default(),
+    }
+}
+
+fn restore_by(job: &Job, choice: Choice, to: &Path, confirmed: Option<&str>) -> Result<RestoreReport> {
+    let plan = restore::plan(job, &RestoreRequest { choice, to: to.to_owned(), only: Vec::new(), resume: false })?;
+    restore::apply(job, &plan, confirmed)
+}
+
+fn sqlite(name_: &str, path: &Path) -> NamedSource {
+    NamedSource { name: name(name_), source: Arc::new(SqliteSource { path: path.to_owned() }), restores_folder: false }
+}
+
+fn files(name_: &str, path: &Path) -> NamedSource {
+    let source = FilesSource { path: path.to_owned(), exclude: Vec::new(), page_size: None };
+    NamedSource { name: name(name_), source: Arc::new(source), restores_folder: false }
+}
+
+fn make_database(path: &Path, rows: u32) {
+    let mut database = Connection::open(path).unwrap();
+    database
+        .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE customer(id INTEGER PRIMARY KEY, name TEXT); CREATE TABLE note(t TEXT)")
+        .unwrap();
+    let transaction = database.transaction().unwrap();
+    for row in 0..rows {
+        transaction.execute("INSERT INTO customer(name) VALUES (?1)", [format!("customer {row} {}", "x".repeat(100))]).unwrap();
+    }
+    transaction.execute("INSERT INTO note VALUES ('hello')", []).unwrap();
+    transaction.commit().unwrap();
+}
+
+fn rows(path: &Path) -> Vec<(i64, String)> {
+    let database = Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let mut statement = database.prepare("SELECT id, name FROM customer ORDER BY id").unwrap();
+    statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(|row| row.unwrap()).collect()
+}
+
+/// Bytes that do not compress and never repeat.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+fn make_tree(root: &Path) {
+    fs::create_dir_all(root.join("deep/er")).unwrap();
+    fs::create_dir(root.join("empty")).unwrap();
+    for number in 0..40 {
+        fs::write(root.join(format!("deep/file {number}")), noise(number, 3000 + 17 * usize::try_from(number).unwrap())).unwrap();
+    }
+    fs::write(root.join("deep/er/big"), noise(1000, 6_000_000)).unwrap();
+    fs::write(root.join("nothing"), "").unwrap();
+    fs::write(root.join(std::ffi::OsStr::from_bytes(b"not\xffutf8")), "odd").unwrap();
+    symlink("deep/er/big", root.join("link")).unwrap();
+    symlink("/nowhere/at all", root.join("dangling")).unwrap();
+    fs::hard_link(root.join("deep/file 1"), root.join("hard")).unwrap();
+    let sparse = fs::File::create(root.join("sparse")).unwrap();
+    sparse.set_len(3_000_000).unwrap();
+    fs::set_permissions(root.join("nothing"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(root.join("empty"), fs::Permissions::from_mode(0o500)).unwrap();
+}
+
+/// Everything there is to know of a tree: by path, mode, time, content or link target.
+fn census(root: &Path) -> BTreeMap<Vec<u8>, String> {
+    let mut all = BTreeMap::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for item in fs::read_dir(&folder).unwrap() {
+            let path = item.unwrap().path();
+            let metadata = fs::symlink_metadata(&path).unwrap();
+            let content = if metadata.is_dir() {
+                folders.push(path.clone());
+                "folder".into()
+            } else if metadata.is_symlink() {
+                format!("-> {}", fs::read_link(&path).unwrap().display())
+            } else {
+                format!("{} {} links", blake3::hash(&fs::read(&path).unwrap()), metadata.nlink())
+            };
+            let times = if metadata.is_symlink() {
+                String::new()
+            } else {
+                format!("{:o} {}.{}", metadata.mode(), metadata.mtime(), metadata.mtime_nsec())
+            };
+            all.insert(path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec(), format!("{times} {content}"));
+        }
+    }
+    all
+}
+
+/// What a test does to a source on its way.
+type Hook<T> = Box<dyn Fn(&T) + Send + Sync>;
+
+/// A real source with something planted in it.
+struct Planted {
+    inner: Arc<dyn Source>,
+    at_begin: Option<Hook<SourceContext>>,
+    after_adopt: Option<Hook<PathBuf>>,
+    problem: Option<Problem>,
+    fail_at_finish: bool,
+}
+
+impl Planted {
+    fn over(source: &NamedSource) -> Self {
+        Self { inner: Arc::clone(&source.source), at_begin: None, after_adopt: None, problem: None, fail_at_finish: false }
+    }
+
+    fn named(self, name_: &str) -> NamedSource {
+        NamedSource { name: name(name_), source: Arc::new(self), restores_folder: false }
+    }
+}
+
+impl Source for Planted {
+    fn kind(&self) -> &'static str {
+        self.inner.kind()
+    }
+    fn diagnose(&self) -> Vec<Diagnosis> {
+        self.inner.diagnose()
+    }
+    fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>> {
+        if let Some(hook) = &self.at_begin {
+            hook(context);
+        }
+        Ok(Box::new(PlantedSnapshot { inner: self.inner.begin(context)?, problem: self.problem.clone(), fail: self.fail_at_finish }))
+    }
+    fn adopt(&self, restored: &Path, context: &SourceContext) -> Result<PathBuf> {
+        let usable = self.inner.adopt(restored, context)?;
+        if let Some(hook) = &self.after_adopt {
+            hook(&usable);
+        }
+        Ok(usable)
+    }
+    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
+        self.inner.prove(usable, request, context)
+    }
+}
+
+struct PlantedSnapshot {
+    inner: Box<dyn SourceSnapshot>,
+    problem: Option<Problem>,
+    fail: bool,
+}
+
+impl SourceSnapshot for PlantedSnapshot {
+    fn estimate(&self) -> Option<(u64, u64)> {
+        self.inner.estimate()
+    }
+    fn next_entry(&mut self) -> Result<Option<Entry>> {
+        self.inner.next_entry()
+    }
+    fn open(&mut self, entry: &Entry) -> Result<Option<Box<dyn Read + Send>>> {
+        self.inner.open(entry)
+    }
+    fn close(&mut self, entry: &Entry, bytes_read: u64) -> Result<()> {
+        self.inner.close(entry, bytes_read)
+    }
+    fn finish(self: Box<Self>) -> Result<Finish> {
+        if self.fail {
+            return Err(Error::new(Kind::Failed, "planted failure"));
+        }
+        let mut finish = self.inner.finish()?;
+        finish.problems.extend(self.problem);
+        Ok(finish)
+    }
+}
+
+/// Cancels once this many bytes were restored.
+struct CancelAfter(Cancel, AtomicU64, u64);
+
+impl Progress for CancelAfter {
+    fn event(&self, event: Event) {
+        if let Event::Advance { bytes, .. } = event
+            && self.1.fetch_add(bytes, Ordering::SeqCst) + bytes >= self.2
+        {
+            self.0.cancel();
+        }
+    }
+}
+
+fn flip(path: &Path, at: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+#[test]
+fn a_database_comes_back_row_by_row() {
+    let world = World::sqlite();
+    let first = world.backup();
+    assert_eq!((first.exit(), first.warnings.len()), (None, 0), "{first:?}");
+    let before = rows(&world.path("live.db"));
+    Connection::open(world.path("live.db")).unwrap().execute_batch("DELETE FROM customer WHERE id BETWEEN 700 AND 750").unwrap();
+    let second = world.backup();
+    assert!(second.bytes_stored < first.bytes_stored);
+
+    let report = world.restore(Choice::Latest, "latest.db").unwrap();
+    assert_eq!(report.snapshot, second.snapshot);
+    assert_eq!(report.exit(), None);
+    assert_eq!(report.bytes_restored, second.bytes_source);
+    assert_eq!(rows(&world.path("latest.db")), rows(&world.path("live.db")));
+    world.restore(Choice::At(first.time), "first.db").unwrap();
+    assert_eq!(rows(&world.path("first.db")), before);
+    world.restore(Choice::Snapshot(first.snapshot.to_string()), "by-id.db").unwrap();
+    assert_eq!(rows(&world.path("by-id.db")), before);
+    for file in fs::read_dir(world.folder.path()).unwrap() {
+        let file = file.unwrap().file_name().into_string().unwrap();
+        assert!(!file.contains("partial"), "left over: {file}");
+    }
+    world.assert_clean();
+}
+
+#[test]
+fn a_tree_comes_back_byte_by_byte() {
+    let world = World::files();
+    world.backup();
+    let report = world.restore(Choice::Latest, "back").unwrap();
+    assert_eq!(census(&world.path("back")), census(&world.path("live")));
+    assert_eq!(report.entries_restored, world.job().repository.manifests(None).unwrap()[0].sources[0].entries);
+    let sparse = fs::metadata(world.path("back/sparse")).unwrap();
+    assert!(sparse.blocks() * 512 < 1_000_000, "holes stay holes: {} blocks", sparse.blocks());
+    // An empty folder is a place too.
+    fs::create_dir(world.path("empty")).unwrap();
+    world.restore(Choice::Latest, "empty").unwrap();
+    assert_eq!(census(&world.path("empty")), census(&world.path("live")));
+}
+
+#[test]
+fn a_command_comes_back_as_output_or_through_its_restore_command() {
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let world = World::new(|folder| {
+        fs::write(folder.join("dump"), noise(5, 100_000)).unwrap();
+        let dump = words(&format!("cat {}", folder.join("dump").display()));
+        let source = CommandSource { dump, restore: None, environment: Vec::new(), allow_empty: false };
+        vec![NamedSource { name: name("legacy"), source: Arc::new(source), restores_folder: false }]
+    });
+    world.backup();
+    world.restore(Choice::Latest, "output").unwrap();
+    assert_eq!(fs::read(world.path("output")).unwrap(), noise(5, 100_000));
+    assert_eq!(world.drill().verdict, Verdict::Passed);
+
+    let mut job = world.job();
+    let restore = vec!["sh".into(), "-c".into(), "cat > {target}/loaded".into()];
+    let source = CommandSource { dump: words("true"), restore: Some(restore), environment: Vec::new(), allow_empty: false };
+    job.sources = vec![NamedSource { name: name("legacy"), source: Arc::new(source), restores_folder: true }];
+    restore_by(&job, Choice::Latest, &world.path("loaded"), None).unwrap();
+    assert_eq!(fs::read(world.path("loaded/loaded")).unwrap(), noise(5, 100_000));
+    let drilled = drill::run(&job, &DrillRequest::default()).unwrap();
+    assert_eq!(drilled.verdict, Verdict::Passed, "{}", report::text(&drilled));
+}
+
+fn application() -> World {
+    World::new(|folder| {
+        make_database(&folder.join("live.db"), 300);
+        make_tree(&folder.join("live"));
+        vec![sqlite("db", &folder.join("live.db")), files("attachments", &folder.join("live"))]
+    })
+}
+
+#[test]
+fn an_application_set_comes_back_together() {
+    let world = application();
+    let made = world.backup();
+    assert_eq!(made.consistency.len(), 2);
+    world.restore(Choice::Latest, "set").unwrap();
+    assert_eq!(rows(&world.path("set/db")), rows(&world.path("live.db")));
+    assert_eq!(census(&world.path("set/attachments")), census(&world.path("live")));
+    let drilled = world.drill();
+    assert_eq!(drilled.verdict, Verdict::Passed, "{}", report::text(&drilled));
+    for source in ["db", "attachments"] {
+        assert!(drilled.checks.iter().any(|c| c.source == source && c.name == "content equal" && c.outcome == Outcome::Passed));
+    }
+}
+
+#[test]
+fn what_one_source_cannot_give_keeps_the_whole_set_from_being_committed() {
+    let mut world = application();
+    let failing = Planted { fail_at_finish: true, ..Planted::over(&world.resolved.sources[1]) };
+    world.resolved.sources[1] = failing.named("attachments");
+    let error = backup::run(&world.job()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Failed);
+    assert!(world.job().repository.manifests(None).unwrap().is_empty());
+    world.assert_clean();
+}
+
+#[test]
+fn a_problem_is_committed_recorded_and_never_passes() {
+    let mut world = World::files();
+    let problem = Problem { object: "deep/gone".into(), kind: "vanished".into(), message: "it was there a moment ago".into() };
+    world.resolved.sources[0] = Planted { problem: Some(problem), ..Planted::over(&world.resolved.sources[0]) }.named("attachments");
+    let made = world.backup();
+    assert_eq!(made.exit(), Some(Kind::Incomplete));
+    assert_eq!(made.problems[0].object, "deep/gone");
+    let restored = world.restore(Choice::Latest, "back").unwrap();
+    assert_eq!(restored.exit(), Some(Kind::Incomplete));
+    assert!(restored.warnings.iter().any(|w| w.contains("deep/gone")), "{restored:?}");
+    let drilled = world.drill();
+    assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)));
+    assert_eq!(snapshots::run(&world.job().repository, None).unwrap().snapshots[0].problems, 1);
+}
+
+#[test]
+fn what_stands_at_the_target_is_refused_and_moved_aside_when_confirmed() {
+    let world = World::sqlite();
+    world.backup();
+    let target = world.path("live.db");
+    // A log that belongs to the database that stands there.
+    let open = Connection::open(&target).unwrap();
+    open.execute_batch("PRAGMA wal_autocheckpoint = 0; INSERT INTO customer(name) VALUES ('after the backup')").unwrap();
+    let log = world.path("live.db-wal");
+    assert!(log.exists());
+    let held = fs::read(&target).unwrap();
+
+    let refused = restore_by(&world.job(), Choice::Latest, &target, None).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Usage);
+    assert!(refused.to_string().contains("live.db-wal"), "{refused}");
+    assert_eq!(restore_by(&world.job(), Choice::Latest, &target, Some("yes")).unwrap_err().kind(), Kind::Usage);
+    assert_eq!(fs::read(&target).unwrap(), held);
+    assert!(!world.path(".live.db.lifeboat-partial").exists());
+
+    let report = restore_by(&world.job(), Choice::Latest, &target, Some("live.db")).unwrap();
+    assert!(!log.exists() && !world.path("live.db-shm").exists());
+    assert_eq!(rows(&target).len(), 2000);
+    let aside = PathBuf::from(&report.moved_aside[0].moved_to);
+    assert_eq!(fs::read(&aside).unwrap(), held);
+    drop(open);
+    assert_eq!(rows(&aside).len(), 2001, "the old database keeps its log");
+}
+
+#[test]
+fn an_interrupted_restore_is_continued_and_never_looks_whole() {
+    let world = World::files();
+    let first = world.backup();
+    let target = world.path("back");
+    let mut job = world.job();
+    job.progress = Arc::new(CancelAfter(job.cancel.clone(), AtomicU64::new(0), 2_000_000));
+    let interrupted = restore_by(&job, Choice::Latest, &target, None).unwrap_err();
+    assert_eq!(interrupted.kind(), Kind::Interrupted);
+    assert!(interrupted.hint_text().unwrap().contains("--resume"));
+    assert!(!target.exists());
+    let partial = world.path(".back.lifeboat-partial");
+    assert_eq!(fs::metadata(&partial).unwrap().mode() & 0o777, 0o700);
+
+    // What was left is damaged meanwhile: the resumed restore notices.
+    let big = partial.join("tree/attachments/deep/er/big");
+    if big.exists() {
+        flip(&big, 10);
+    }
+    fs::write(world.path("live/new"), "x").unwrap();
+    let second = world.backup();
+    let other = restore_by(&world.job(), Choice::Latest, &target, None).unwrap_err();
+    assert_eq!(other.kind(), Kind::Usage, "another snapshot");
+    assert!(other.hint_text().unwrap().contains("--resume"));
+
+    let job = world.job();
+    let plan = restore::plan(&job, &RestoreRequest { choice: Choice::Latest, to: target.clone(), only: Vec::new(), resume: true }).unwrap();
+    assert!(plan.resumes && plan.snapshot == first.snapshot);
+    let report = restore::apply(&job, &plan, None).unwrap();
+    assert!(report.bytes_resumed > 0, "{report:?}");
+    fs::remove_file(world.path("live/new")).unwrap();
+    fs::File::open(world.path("live"))
+        .unwrap()
+        .set_times(fs::FileTimes::new().set_modified(fs::metadata(&target).unwrap().modified().unwrap()))
+        .unwrap();
+    assert_eq!(census(&target), census(&world.path("live")));
+    assert!(!partial.exists());
+    let nothing = restore::plan(&job, &RestoreRequest { choice: Choice::Latest, to: target, only: Vec::new(), resume: true }).unwrap_err();
+    assert_eq!(nothing.kind(), Kind::Usage);
+    assert_ne!(first.snapshot, second.snapshot);
+}
+
+#[test]
+fn a_second_backup_of_the_same_plan_is_busy() {
+    let mut world = World::sqlite();
+    let inner = world.job();
+    let seen: Arc<std::sync::Mutex<Option<Kind>>> = Arc::default();
+    let result = Arc::clone(&seen);
+    let planted = Planted {
+        at_begin: Some(Box::new(move |_| *result.lock().unwrap() = backup::run(&inner).err().map(|e| e.kind()))),
+        ..Planted::over(&world.resolved.sources[0])
+    };
+    world.resolved.sources[0] = planted.named("crm");
+    backup::run(&world.job()).unwrap();
+    assert_eq!(*seen.lock().unwrap(), Some(Kind::Busy));
+    assert_eq!(world.job().repository.manifests(None).unwrap().len(), 1);
+}
+
+#[test]
+fn a_clock_that_goes_backwards_is_told_and_harms_nothing() {
+    let world = World::sqlite();
+    let first = world.backup();
+    world.pass(-7200);
+    Connection::open(world.path("live.db")).unwrap().execute_batch("DELETE FROM customer").unwrap();
+    let second = backup::run(&world.job()).unwrap();
+    assert!(second.time < first.time);
+    assert!(second.warnings.iter().any(|w| w.contains("clock")), "{second:?}");
+    let restored = world.restore(Choice::Latest, "back.db").unwrap();
+    assert_eq!(restored.snapshot, second.snapshot, "the latest is what was committed last");
+    assert!(rows(&world.path("back.db")).is_empty());
+}
+
+#[test]
+fn a_drill_proves_and_leaves_nothing() {
+    let mut world = World::sqlite();
+    let check = |name_: &str, sql: &str, expect: &str| PlannedCheck {
+        source: name("crm"),
+        check: SqlCheck { name: name_.into(), sql: sql.into(), expect: Expectation::parse(expect).unwrap(), database: None },
+        timeout: Duration::from_secs(10),
+    };
+    world.resolved.drill.checks = vec![check("customers", "select count(*) from customer", "= 2000")];
+    world.resolved.objectives.recovery_time = Some(Duration::from_mins(10));
+    let made = world.backup();
+    let drilled = world.drill();
+    assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Passed, None), "{}", report::text(&drilled));
+    assert_eq!(drilled.snapshot, made.snapshot);
+    assert_eq!(drilled.data_loss_ms, 60_000);
+    assert!(drilled.objectives[0].met && drilled.cleanup.removed);
+    assert_eq!(
+        drilled.phases.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(),
+        ["select", "fetch", "adopt", "place", "check", "compare", "cleanup"]
+    );
+    assert!(drilled.checks.iter().any(|c| c.name == "customers" && c.outcome == Outcome::Passed), "{:?}", drilled.checks);
+    world.assert_clean();
+
+    let job = world.job();
+    assert_eq!(drill::history(&job.repository, Some(&job.plan)).unwrap(), std::slice::from_ref(&drilled));
+    assert_eq!(drill::find(&job.repository, &drilled.id.to_string()[..20]).unwrap(), drilled);
+    let list = snapshots::run(&job.repository, None).unwrap();
+    assert_eq!(list.snapshots[0].proven_at, Some(drilled.time));
+    let request = RestoreRequest { choice: Choice::LatestProven, to: world.path("x.db"), only: Vec::new(), resume: false };
+    let plan = restore::plan(&job, &request).unwrap();
+    assert!(plan.estimate.basis.contains("drill"), "{:?}", plan.estimate);
+
+    // The same with an assertion that does not hold: exit 20.
+    world.resolved.drill.checks.push(check("too many", "select count(*) from customer", "> 5000"));
+    let failed = world.drill();
+    assert_eq!((failed.verdict, failed.exit()), (Verdict::Failed, Some(Kind::Damaged)));
+    // With one for a source that is not there: incomplete.
+    world.resolved.drill.checks = vec![PlannedCheck { source: name("other"), ..check("x", "select 1", "= 1") }];
+    let incomplete = world.drill();
+    assert_eq!((incomplete.verdict, incomplete.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)));
+}
+
+#[test]
+fn a_drill_notices_what_was_planted_in_the_restored_copy() {
+    type Plant = fn(&Path);
+    let plants: [(&str, Plant); 6] = [
+        ("a flipped byte", |root| {
+            let time = fs::metadata(root.join("deep/er/big")).unwrap().modified().unwrap();
+            flip(&root.join("deep/er/big"), 4_000_000);
+            fs::File::open(root.join("deep/er/big")).unwrap().set_times(fs::FileTimes::new().set_modified(time)).unwrap();
+        }),
+        ("a byte in a hole", |root| flip(&root.join("sparse"), 2_500_000)),
+        ("a missing file", |root| fs::remove_file(root.join("deep/file 7")).unwrap()),
+        ("a file too many", |root| fs::write(root.join("deep/extra"), "x").unwrap()),
+        ("another link", |root| {
+            fs::remove_file(root.join("link")).unwrap();
+            symlink("elsewhere", root.join("link")).unwrap();
+        }),
+        ("other rights", |root| fs::set_permissions(root.join("nothing"), fs::Permissions::from_mode(0o666)).unwrap()),
+    ];
+    let mut world = World::files();
+    world.backup();
+    let honest = world.resolved.sources[0].clone();
+    for (what, plant) in plants {
+        let planted = Planted { after_adopt: Some(Box::new(move |usable: &PathBuf| plant(usable))), ..Planted::over(&honest) };
+        world.resolved.sources[0] = planted.named("attachments");
+        let drilled = world.drill();
+        assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Failed, Some(Kind::Differs)), "{what}: {}", report::text(&drilled));
+        world.assert_clean();
+    }
+    world.resolved.sources[0] = honest;
+    assert_eq!(world.drill().verdict, Verdict::Passed);
+}
+
+#[test]
+fn a_drill_notices_a_changed_row() {
+    let mut world = World::sqlite();
+    world.backup();
+    let change = |usable: &PathBuf| {
+        Connection::open(usable)
+            .unwrap()
+            .execute_batch("PRAGMA journal_mode = DELETE; UPDATE customer SET name = 'somebody else' WHERE id = 42")
+            .unwrap();
+    };
+    world.resolved.sources[0] = Planted { after_adopt: Some(Box::new(change)), ..Planted::over(&world.resolved.sources[0]) }.named("crm");
+    let drilled = world.drill();
+    assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Failed, Some(Kind::Differs)), "{}", report::text(&drilled));
+    assert!(drilled.reasons.iter().any(|r| r.contains("customer")), "{:?}", drilled.reasons);
+    assert_eq!(snapshots::run(&world.job().repository, None).unwrap().snapshots[0].proven_at, None);
+}
+
+fn packs(world: &World) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![world.path("repository/packs")];
+    while let Some(folder) = folders.pop() {
+        for item in fs::read_dir(&folder).unwrap() {
+            let path = item.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { found.push(path) }
+        }
+    }
+    found.sort_by_key(|p| fs::metadata(p).unwrap().len());
+    found
+}
+
+fn verify_all(world: &World, depth: Depth) -> VerifyReport {
+    let job = world.job();
+    verify::run(&job.repository, Some(&job.plan), depth, &world.clock, &Silent, &Cancel::default()).unwrap()
+}
+
+#[test]
+fn damage_in_the_repository_fails_drill_restore_and_verify() {
+    let world = World::files();
+    let made = world.backup();
+    let good = verify_all(&world, Depth::Data { percent: 100 });
+    assert_eq!((good.exit(), good.findings.len()), (None, 0), "{good:?}");
+    assert!(good.bytes_checked > 6_000_000);
+    world.pass(1);
+    assert_eq!(world.drill().exit(), None);
+    let listed = |world: &World| snapshots::run(&world.job().repository, None).unwrap().snapshots[0].clone();
+    assert!(listed(&world).verified_at.is_some() && listed(&world).proven_at.is_some());
+
+    let pack = packs(&world).pop().unwrap();
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
+    flip(&pack, fs::metadata(&pack).unwrap().len() / 2);
+    world.pass(1);
+    let drilled = world.drill();
+    assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Failed, Some(Kind::Damaged)), "{}", report::text(&drilled));
+    assert!(drilled.recovery_time_ms.is_none());
+    assert_eq!(listed(&world).proven_at, None, "a later drill disproved it");
+    world.assert_clean();
+
+    let error = world.restore(Choice::Latest, "back").unwrap_err();
+    assert_eq!(error.kind(), Kind::Damaged, "{error:?}");
+    assert!(!world.path("back").exists());
+
+    world.pass(1);
+    let bad = verify_all(&world, Depth::Data { percent: 100 });
+    assert_eq!(bad.exit(), Some(Kind::Damaged));
+    assert!(bad.findings.iter().any(|f| f.snapshots.contains(&made.snapshot)), "{bad:?}");
+    assert_eq!(listed(&world).verified_at, None);
+}
+
+#[test]
+fn a_damaged_manifest_does_not_hide_the_others() {
+    let world = World::sqlite();
+    let first = world.backup();
+    let second = world.backup();
+    let chain = fs::read_dir(world.path("repository/snapshots")).unwrap().next().unwrap().unwrap().path();
+    let manifest = chain.join(second.snapshot.to_string());
+    fs::set_permissions(&manifest, fs::Permissions::from_mode(0o600)).unwrap();
+    flip(&manifest, fs::metadata(&manifest).unwrap().len() / 2);
+    // Opened anew, as another process would.
+    let job = world.resolved.open(&world.surroundings()).unwrap();
+    let list = snapshots::run(&job.repository, None).unwrap();
+    assert_eq!((list.snapshots.len(), list.damaged.len(), list.exit()), (1, 1, Some(Kind::Damaged)));
+    let request = RestoreRequest { choice: Choice::Latest, to: world.path("back.db"), only: Vec::new(), resume: false };
+    let plan = restore::plan(&job, &request).unwrap();
+    assert_eq!(plan.snapshot, first.snapshot);
+    assert!(plan.warnings.iter().any(|w| w.contains("cannot be read")), "{:?}", plan.warnings);
+    restore::apply(&job, &plan, None).unwrap();
+    assert_eq!(rows(&world.path("back.db")).len(), 2000);
+    let named = RestoreRequest { choice: Choice::Snapshot(second.snapshot.to_string()), ..request };
+    assert_eq!(restore::plan(&job, &named).unwrap_err().kind(), Kind::Damaged);
+    let drilled = drill::run(&job, &DrillRequest::default()).unwrap();
+    assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)));
+    assert_eq!(doctor::run(&world.resolved, &world.surroundings()).exit(), Some(Kind::Damaged));
+    assert_eq!(verify_all(&world, Depth::Structure).exit(), Some(Kind::Damaged));
+    let third = backup::run(&job).unwrap();
+    assert!(third.warnings.iter().any(|w| w.contains("cannot be read")), "{:?}", third.warnings);
+}
+
+#[test]
+fn a_rotating_verification_covers_everything_in_its_runs() {
+    let world = World::files();
+    world.backup();
+    let mut bytes = 0;
+    for run in 0..2 {
+        world.pass(1);
+        let report = verify_all(&world, Depth::Data { percent: 50 });
+        assert_eq!((report.run, report.percent, report.exit()), (Some(run), Some(50), None));
+        bytes += report.bytes_checked;
+    }
+    assert!(bytes >= 6_000_000, "{bytes}");
+    assert!(snapshots::run(&world.job().repository, None).unwrap().snapshots[0].verified_at.is_some());
+}
+
+#[test]
+fn a_drill_keeps_to_its_limits() {
+    let mut world = World::files();
+    world.backup();
+    world.resolved.drill.disk_limit_bytes = Some(1_000_000);
+    let large = world.drill();
+    assert_eq!((large.verdict, large.exit()), (Verdict::Failed, Some(Kind::NoSpace)));
+    world.resolved.drill.disk_limit_bytes = None;
+    world.resolved.drill.time_limit = Some(Duration::ZERO);
+    // The limit is looked at every 50 ms: something must take longer than that.
+    let slow = |_: &PathBuf| std::thread::sleep(Duration::from_millis(400));
+    world.resolved.sources[0] =
+        Planted { after_adopt: Some(Box::new(slow)), ..Planted::over(&world.resolved.sources[0]) }.named("attachments");
+    let late = world.drill();
+    assert_eq!((late.verdict, late.exit()), (Verdict::Failed, Some(Kind::Failed)), "{}", report::text(&late));
+    assert!(late.reasons[0].contains("time limit"), "{:?}", late.reasons);
+    assert!(late.cleanup.removed);
+    world.assert_clean();
+}
+
+#[test]
+fn an_objective_that_is_missed_is_exit_22_and_no_damage() {
+    let mut world = World::sqlite();
+    world.backup();
+    world.resolved.objectives.data_loss = Some(Duration::from_secs(30));
+    let drilled = world.drill();
+    assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Passed, Some(Kind::ObjectiveMissed)), "{}", report::text(&drilled));
+    assert!(report::text(&drilled).contains("MISSED"));
+    assert!(snapshots::run(&world.job().repository, None).unwrap().snapshots[0].proven_at.is_some());
+}
+
+#[test]
+fn a_kept_target_stays_until_its_time_is_over() {
+    let world = World::sqlite();
+    world.backup();
+    let request = DrillRequest { keep_target: Some(Duration::from_hours(1)), ..DrillRequest::default() };
+    let drilled = drill::run(&world.job(), &request).unwrap();
+    assert!(drilled.cleanup.removed);
+    let kept = PathBuf::from(drilled.cleanup.kept.unwrap());
+    assert_eq!(rows(&kept).len(), 2000);
+    world.pass(3000);
+    world.backup();
+    assert!(kept.exists());
+    world.pass(600);
+    world.backup();
+    assert!(!kept.exists());
+    world.assert_clean();
+}
+
+#[test]
+fn a_random_drill_records_its_seed() {
+    let mut world = World::sqlite();
+    for _ in 0..3 {
+        world.backup();
+    }
+    world.resolved.drill.random = true;
+    let drilled = world.drill();
+    let again = DrillRequest { choice: Some(Choice::Random { seed: drilled.seed.unwrap(), window: None }), keep_target: None };
+    assert_eq!(drill::run(&world.job(), &again).unwrap().snapshot, drilled.snapshot);
+}
+
+#[test]
+fn without_a_snapshot_or_the_key_nothing_begins() {
+    let mut world = World::sqlite();
+    assert_eq!(drill::run(&world.job(), &DrillRequest::default()).unwrap_err().kind(), Kind::NoRecoveryPoint);
+    assert_eq!(world.restore(Choice::Latest, "x").unwrap_err().kind(), Kind::NoRecoveryPoint);
+    let again = init::run(&world.resolved.repository, &world.surroundings()).err().unwrap();
+    assert_eq!(again.kind(), Kind::AlreadyExists);
+    world.backup();
+    let future = world.clock.now() + chrono::Duration::days(1);
+    assert_eq!(world.restore(Choice::At(future), "x").unwrap_err().kind(), Kind::NoRecoveryPoint);
+    assert_eq!(world.restore(Choice::At(DateTime::<Utc>::UNIX_EPOCH), "x").unwrap_err().kind(), Kind::NoRecoveryPoint);
+    world.resolved.repository.passphrase = Passphrase::new("something else altogether");
+    assert_eq!(world.resolved.open(&world.surroundings()).err().unwrap().kind(), Kind::WrongKey);
+    let doctor = doctor::run(&world.resolved, &world.surroundings());
+    assert_eq!(doctor.exit(), Some(Kind::WrongKey));
+}
+
+#[test]
+fn doctor_looks_at_everything() {
+    let world = World::sqlite();
+    world.backup();
+    let healthy = doctor::run(&world.resolved, &world.surroundings());
+    assert!(healthy.ok, "{healthy:?}");
+    for wanted in ["state folder", "store", "repository", "key", "clock", "room for a drill"] {
+        assert!(healthy.checks.iter().any(|c| c.name == wanted), "{wanted}: {healthy:?}");
+    }
+    assert!(healthy.checks.iter().any(|c| c.name.starts_with("source crm")));
+    fs::remove_file(world.path("live.db")).unwrap();
+    world.pass(-86_400);
+    let ill = doctor::run(&world.resolved, &world.surroundings());
+    assert_eq!(ill.exit(), Some(Kind::Usage));
+    let wrong: Vec<&str> = ill.checks.iter().filter(|c| !c.ok).map(|c| c.name.as_str()).collect();
+    assert!(wrong.contains(&"clock") && wrong.iter().any(|n| n.starts_with("source crm")), "{wrong:?}");
+}
+
+#[test]
+fn single_tables_come_back_alone() {
+    let world = World::sqlite();
+    world.backup();
+    let job = world.job();
+    let request = |tables: &[&str]| RestoreRequest {
+        choice: Choice::Latest,
+        to: world.path("part.db"),
+        only: tables.iter().map(|t| (*t).to_owned()).collect(),
+        resume: false,
+    };
+    let unknown = restore::apply(&job, &restore::plan(&job, &request(&["nope"])).unwrap(), None).unwrap_err();
+    assert_eq!(unknown.kind(), Kind::Usage);
+    assert!(!world.path(".part.db.lifeboat-partial").exists());
+    restore::apply(&job, &restore::plan(&job, &request(&["customer"])).unwrap(), None).unwrap();
+    assert_eq!(rows(&world.path("part.db")), rows(&world.path("live.db")));
+    assert!(Connection::open(world.path("part.db")).unwrap().prepare("SELECT * FROM note").is_err());
+}
+
+#[test]
+fn a_machine_without_plans_restores_by_repository_alone() {
+    let mut world = application();
+    world.backup();
+    world.resolved = Resolved::bare(name("crm"), world.resolved.repository.clone());
+    world.restore(Choice::Latest, "set").unwrap();
+    assert_eq!(rows(&world.path("set/db")), rows(&world.path("live.db")));
+    assert_eq!(world.drill().verdict, Verdict::Passed);
+}
+
+/// A file system of a few megabytes; `None` without the right to mount one.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: PathBuf, bytes: u64) -> Option<Self> {
+        fs::create_dir(&at).unwrap();
+        let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(&at).output();
+        mounted.is_ok_and(|output| output.status.success()).then_some(Self(at))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        drop(std::process::Command::new("umount").arg("-l").arg(&self.0).status());
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_before_anything_is_written() {
+    let world = World::files();
+    world.backup();
+    let Some(small) = Small::mount(world.path("small"), 4_000_000) else {
+        eprintln!("not run: no right to mount a file system");
+        return;
+    };
+    let job = world.job();
+    let to = small.0.join("back");
+    let plan = restore::plan(&job, &RestoreRequest { choice: Choice::Latest, to: to.clone(), only: Vec::new(), resume: false }).unwrap();
+    assert!(plan.warnings.iter().any(|w| w.contains("no room")), "{:?}", plan.warnings);
+    let error = restore::apply(&job, &plan, None).unwrap_err();
+    assert_eq!(error.kind(), Kind::NoSpace);
+    assert!(error.hint_text().is_some());
+    assert_eq!(fs::read_dir(&small.0).unwrap().count(), 0, "nothing is left");
+    // A mount point itself cannot be replaced at once.
+    let error =
+        restore::plan(&job, &RestoreRequest { choice: Choice::Latest, to: small.0.clone(), only: Vec::new(), resume: false }).unwrap_err();
+    assert_eq!(error.kind(), Kind::Usage);
+}
+
+#[test]
+fn a_state_folder_that_is_full_fails_the_backup_and_the_next_succeeds() {
+    let mut world = World::sqlite();
+    make_database(&world.path("large.db"), 40_000);
+    world.resolved.sources = vec![sqlite("crm", &world.path("large.db"))];
+    let Some(small) = Small::mount(world.path("small"), 2_000_000) else {
+        eprintln!("not run: no right to mount a file system");
+        return;
+    };
+    let surroundings = Surroundings { state: small.0.clone(), ..world.surroundings() };
+    let job = world.resolved.open(&surroundings).unwrap();
+    let error = backup::run(&job).unwrap_err();
+    assert_eq!(error.kind(), Kind::NoSpace, "{error:?}");
+    assert!(world.job().repository.manifests(None).unwrap().is_empty());
+    assert_eq!(world.backup().exit(), None);
+}
+
+#[test]
+fn nothing_of_the_data_is_in_documents() {
+    let world = World::sqlite();
+    Connection::open(world.path("live.db")).unwrap().execute_batch("INSERT INTO customer(name) VALUES ('MARKER-5f1e')").unwrap();
+    let made = world.backup();
+    let mut all = serde_json::to_string(&made).unwrap();
+    all += &serde_json::to_string(&world.drill()).unwrap();
+    all += &serde_json::to_string(&snapshots::run(&world.job().repository, None).unwrap()).unwrap();
+    all += &serde_json::to_string(&world.restore(Choice::Latest, "back.db").unwrap()).unwrap();
+    std::io::sink().write_all(all.as_bytes()).unwrap();
+    assert!(!all.contains("MARKER-5f1e"));
+}
