@@ -1,6 +1,7 @@
 //! Every repository that an older version wrote can still be read: verified whole, and every snapshot restored to what it was made from.
 //!
 //! The repositories stand in `tests/frozen`; see `scripts/freeze-format` for how one is made.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,4 +1,5 @@
 //! `docs/format.md` is enough to read a repository: `scripts/extract.py`, which shares no code with the program, restores the same bytes.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
