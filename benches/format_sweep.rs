@@ -38,9 +38,20 @@ fn main() {
     println!("|---|---|---|---|---|---|---|---|");
     let kib = 1024;
     for (unit, frame, level) in [
-        (8, 64, 3), (8, 256, 3), (8, 512, 3), (8, 1024, 3), (8, 2048, 3), (8, 4096, 3),
-        (8, 1024, 1), (8, 1024, 2), (8, 1024, 4), (8, 1024, 6),
-        (16, 1024, 3), (32, 1024, 3), (64, 1024, 3), (128, 1024, 3),
+        (8, 64, 3),
+        (8, 256, 3),
+        (8, 512, 3),
+        (8, 1024, 3),
+        (8, 2048, 3),
+        (8, 4096, 3),
+        (8, 1024, 1),
+        (8, 1024, 2),
+        (8, 1024, 4),
+        (8, 1024, 6),
+        (16, 1024, 3),
+        (32, 1024, 3),
+        (64, 1024, 3),
+        (128, 1024, 3),
     ] {
         let mut seen = HashSet::new();
         let start = Instant::now();
@@ -49,7 +60,11 @@ fn main() {
         let (second, second_units) = store(&changed, unit * kib, frame * kib, level, &mut seen);
         println!(
             "| {unit} | {frame} | {level} | {:.0} | {:.0} | {:.1} | {:.1} | {:.0} |",
-            megabytes(first), megabytes(second), megabytes(first_units * 40), megabytes(second_units * 40), megabytes(total) / seconds
+            megabytes(first),
+            megabytes(second),
+            megabytes(first_units * 40),
+            megabytes(second_units * 40),
+            megabytes(total) / seconds
         );
     }
     deltas(&base, &changed);

@@ -82,6 +82,8 @@ impl fmt::Debug for Passphrase {
 /// The key printed once at `repo init`; usable wherever a passphrase is.
 pub struct RecoveryKey(Passphrase);
 
+/// Label of the slot that the recovery key opens.
+pub const RECOVERY_LABEL: &str = "recovery key";
 /// What a recovery key begins with.
 const RECOVERY_PREFIX: &str = "LBRK1-";
 /// Crockford's base 32: no I, L, O, U.

@@ -143,7 +143,7 @@ impl Repository {
         let keys = Keys::generate();
         let recovery = keys::generate_recovery_key();
         let slot = StoredSlot::create(&keys, id, Role::Reader, "passphrase", passphrase, now)?;
-        let recovery_slot = StoredSlot::create(&keys, id, Role::Reader, "recovery key", recovery.passphrase(), now)?;
+        let recovery_slot = StoredSlot::create(&keys, id, Role::Reader, keys::RECOVERY_LABEL, recovery.passphrase(), now)?;
         // Slots first: with `format` there, the repository can be opened.
         for slot in [&slot, &recovery_slot] {
             block_on(&runtime, store.create(&slot.key(), Bytes::from(to_json(slot)?)))?;
@@ -177,7 +177,8 @@ impl Repository {
                 .hint("use a newer version of lifeboat"));
         }
         let mut slots = read_slots(&store, &runtime)?;
-        slots.sort_by_key(|(_, slot)| std::cmp::Reverse(slot.as_ref().map(|s| s.role).ok()));
+        // Each try costs a key derivation: the likeliest first.
+        slots.sort_by_key(|(_, slot)| slot.as_ref().ok().map(|s| (std::cmp::Reverse(s.role), s.label == keys::RECOVERY_LABEL)));
         let mut damaged = None;
         for (_, slot) in slots {
             match slot.and_then(|slot| slot.open(format.id, passphrase).map(|keys| keys.map(|keys| (slot.id, keys)))) {

@@ -223,11 +223,11 @@ pub struct FinishedPack {
 }
 
 impl PackBuilder {
-    /// A new, empty pack with a key of its own.
+    /// A new, empty pack with a key of its own, filled into `bytes` (an empty buffer).
     ///
     /// # Errors
     /// When there are no random bytes to be had.
-    pub fn new(keys: &Keys, repository: RepositoryId, kind: PackKind, capacity: usize) -> Result<Self> {
+    pub fn new(keys: &Keys, repository: RepositoryId, kind: PackKind, mut bytes: Vec<u8>) -> Result<Self> {
         let mut random = Zeroizing::new([0u8; 64]);
         getrandom::fill(&mut *random).map_err(|e| Error::new(Kind::Bug, "ask for random bytes").because(e))?;
         let mut salt = [0; 32];
@@ -242,7 +242,6 @@ impl PackBuilder {
             }
             PackKind::Nodes => (keys.metadata_cipher(NODES_PURPOSE, &salt), [0; ENCAPSULATED_BYTES], [0; SEALED_KEY_BYTES]),
         };
-        let mut bytes = Vec::with_capacity(capacity);
         bytes.extend_from_slice(&header(kind, generation));
         let envelopes = vec![Envelope { generation, salt, encapsulated, sealed_key }];
         Ok(Self { repository, kind, generation, cipher, bytes, directory: Directory { kind, envelopes, frames: Vec::new() } })

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Inner;
 use super::format::{ChunkId, FRAME_TARGET, NODE_PACK_TARGET, ObjectKind, PACK_TARGET, PackId, PackKind};
-use super::frame::{Decoder, Encoder, Encoding};
+use super::frame::{Decoder, Encoder, Encoding, Profile};
 use super::index::{self, IndexedPack, LocalIndex};
 use super::nodes::chunk_id;
 use super::pack::{ChunkEntry, PackBuilder};
@@ -27,10 +27,8 @@ use super::tree::{Chunk, PackRef, Place, Stored};
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 
-/// Level of zstd for all frames.
-const LEVEL: i32 = 3;
 /// One in so many frames is decoded again and compared before it is trusted.
-const SAMPLE: u64 = 16;
+const SAMPLE: u64 = 32;
 /// Packs after which an index object is written, so that an interrupted run is found again.
 const INDEX_EVERY: usize = 16;
 /// Packs being named and uploaded at a time.
@@ -111,6 +109,7 @@ struct Shared {
     builders: Vec<Mutex<FrameBuilder>>,
     unindexed: Mutex<Vec<IndexedPack>>,
     full: Sender<(Sequence, PackBuilder)>,
+    buffers: PackBuffers,
     counters: Counters,
     frames: AtomicU64,
     cancel: Cancel,
@@ -126,7 +125,37 @@ struct FrameBuilder {
     plain: Vec<u8>,
     chunks: Vec<ChunkEntry>,
     ticket: Option<u32>,
-    encoder: Option<Encoder>,
+    /// Plain bytes that are pages.
+    paged: usize,
+    pages: Option<Encoder>,
+    general: Option<Encoder>,
+}
+
+/// Buffers of packs, used again: fresh memory costs a page fault every 4 KiB.
+#[derive(Clone, Default)]
+struct PackBuffers(Arc<Mutex<Vec<Vec<u8>>>>);
+
+/// A pack's bytes on their way to the store; the buffer comes back when the last reference goes.
+struct Lent {
+    bytes: Vec<u8>,
+    home: PackBuffers,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.bytes);
+        buffer.clear();
+        let mut spare = lock(&self.home.0);
+        if spare.len() < UPLOADERS + 1 {
+            spare.push(buffer);
+        }
+    }
 }
 
 /// The threads of one backup.
@@ -157,6 +186,7 @@ impl Pipeline {
             builders: (0..inner.workers).map(|_| Mutex::default()).collect(),
             unindexed: Mutex::default(),
             full,
+            buffers: PackBuffers::default(),
             counters: Counters::default(),
             frames: AtomicU64::new(0),
             cancel: cancel.clone(),
@@ -322,7 +352,7 @@ impl Drop for Pipeline {
             let _ = worker.join();
         }
         for _ in 0..self.uploaders.len() {
-            if let Ok(end) = PackBuilder::new(&self.shared.inner.keys, self.shared.inner.id, PackKind::Nodes, 0) {
+            if let Ok(end) = PackBuilder::new(&self.shared.inner.keys, self.shared.inner.id, PackKind::Nodes, Vec::new()) {
                 let _ = self.shared.full.send((0, end));
             }
         }
@@ -391,7 +421,7 @@ impl Shared {
             Cuts::Pages(size) => {
                 chunks.reserve(data.len().div_ceil(*size));
                 for (position, page) in data.chunks(*size).enumerate() {
-                    chunks.push(self.chunk(builder, page, previous.get(position))?);
+                    chunks.push(self.chunk(builder, page, true, previous.get(position))?);
                 }
             }
             Cuts::Lens(lens) => {
@@ -399,14 +429,14 @@ impl Shared {
                 for (position, len) in lens.iter().enumerate() {
                     let (bytes, tail) = rest.split_at(*len as usize);
                     rest = tail;
-                    chunks.push(self.chunk(builder, bytes, previous.get(position))?);
+                    chunks.push(self.chunk(builder, bytes, false, previous.get(position))?);
                 }
             }
         }
         Ok(chunks)
     }
 
-    fn chunk(&self, builder: &mut FrameBuilder, bytes: &[u8], previous: Option<&Chunk<PackNo>>) -> Result<Chunk<Loc>> {
+    fn chunk(&self, builder: &mut FrameBuilder, bytes: &[u8], paged: bool, previous: Option<&Chunk<PackNo>>) -> Result<Chunk<Loc>> {
         let len = bytes.len() as u32;
         if is_zero(bytes) {
             return Ok(Chunk { id: ChunkId::default(), len, stored: Stored::Zero });
@@ -444,6 +474,7 @@ impl Shared {
         }
         let slot = builder.chunks.len() as u32;
         builder.plain.extend_from_slice(bytes);
+        builder.paged += if paged { bytes.len() } else { 0 };
         builder.chunks.push(ChunkEntry { id, len, base: None });
         self.counters.chunks_new.fetch_add(1, Ordering::Relaxed);
         Ok(Chunk { id, len, stored: fresh((ticket, slot)) })
@@ -493,10 +524,16 @@ impl Shared {
     fn close_frame(&self, builder: &mut FrameBuilder) -> Result<()> {
         let Some(ticket) = builder.ticket.take() else { return Ok(()) };
         let failed = |e: std::io::Error| Error::new(Kind::Failed, "compress a frame").because(e);
-        if builder.encoder.is_none() {
-            builder.encoder = Some(Encoder::new(LEVEL).map_err(failed)?);
-        }
-        let Some(encoder) = builder.encoder.as_mut() else { return Ok(()) };
+        let (kept, profile) = if builder.paged * 2 >= builder.plain.len() {
+            (&mut builder.pages, Profile::Pages)
+        } else {
+            (&mut builder.general, Profile::General)
+        };
+        let encoder = match kept {
+            Some(encoder) => encoder,
+            none => none.insert(Encoder::new(profile).map_err(failed)?),
+        };
+        builder.paged = 0;
         let (encoding, encoded) = encoder.encode(&builder.plain).map_err(failed)?;
         if self.frames.fetch_add(1, Ordering::Relaxed) % SAMPLE == 0 {
             self.prove(encoding, encoded, &builder.plain)?;
@@ -533,8 +570,11 @@ impl Shared {
                 state.named.push(None);
                 let sequence = (state.named.len() - 1) as Sequence;
                 drop(state);
-                let capacity = if kind == PackKind::Data { target + (2 << 20) } else { 1 << 20 };
-                let (_, pack) = none.insert((sequence, PackBuilder::new(&self.inner.keys, self.inner.id, kind, capacity)?));
+                let buffer = match kind {
+                    PackKind::Data => lock(&self.buffers.0).pop().unwrap_or_else(|| Vec::with_capacity(target + (2 << 20))),
+                    PackKind::Nodes => Vec::new(),
+                };
+                let (_, pack) = none.insert((sequence, PackBuilder::new(&self.inner.keys, self.inner.id, kind, buffer)?));
                 (sequence, pack)
             }
         };
@@ -585,7 +625,11 @@ impl Shared {
             directory_len: reference.directory_len,
             prefixes: finished.directory.chunks().map(|c| c.id.prefix()).collect(),
         };
-        self.inner.block_on(self.inner.store.create(&finished.id.key(), Bytes::from(finished.bytes)))?;
+        let bytes = match finished.directory.kind {
+            PackKind::Data => Bytes::from_owner(Lent { bytes: finished.bytes, home: self.buffers.clone() }),
+            PackKind::Nodes => Bytes::from(finished.bytes),
+        };
+        self.inner.block_on(self.inner.store.create(&finished.id.key(), bytes))?;
         self.inner.directories.put(finished.id, Arc::new(finished.directory));
         lock(&self.usable).insert(reference.id, reference.len);
         self.counters.bytes_stored.fetch_add(reference.len, Ordering::Relaxed);

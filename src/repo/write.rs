@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 
 use super::content::ContentChunker;
 use super::format::{CONTENT_MAX, ChunkId, NODE_FRAME_TARGET, ObjectKind, PackId, STRETCH_CHUNKS};
-use super::frame::Encoder;
+use super::frame::{Encoder, Profile};
 use super::index::{self, IndexedPack, LocalIndex};
 use super::nodes::{NodeReader, node_id};
 use super::pack::ChunkEntry;
@@ -215,7 +215,7 @@ impl BackupWriter {
         Ok(TreeWriter {
             chunker: ContentChunker::new(self.inner.keys.boundary_seed()?),
             node_id_key: self.inner.keys.node_id_key(),
-            encoder: Encoder::new(9).map_err(level)?,
+            encoder: Encoder::new(Profile::Nodes).map_err(level)?,
             name: name.clone(),
             kind: kind.to_owned(),
             previous,
