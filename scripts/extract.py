@@ -1,0 +1,679 @@
+#!/usr/bin/env python3
+"""Reads a lifeboat repository (format version 1) without lifeboat: a second reader, written from docs/format.md alone.
+
+    LIFEBOAT_PASSPHRASE=… extract.py REPOSITORY_FOLDER list
+    LIFEBOAT_PASSPHRASE=… extract.py REPOSITORY_FOLDER restore SNAPSHOT TARGET_FOLDER
+
+REPOSITORY_FOLDER is a repository on a local folder, or a copy of a bucket's objects below their prefix. The passphrase is that of a
+reader slot, or the recovery key. SNAPSHOT is an id or a unique beginning of it. TARGET_FOLDER must not exist; it gets one
+folder for each source of the snapshot. Everything that is read is checked: seals, hashes, ids, order, counts. Any doubt ends the program with exit 1
+and leaves what was written so far: a target is complete only when the program ends with exit 0.
+
+Needs Python 3.9 and, from PyPI: cryptography, argon2-cffi, blake3, zstandard.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import stat
+import sys
+from collections import OrderedDict
+
+import argon2.low_level
+import zstandard
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+CHUNK_MAX, FRAME_MAX, PACK_MAX, OBJECT_MAX = 4 << 20, 16 << 20, 1 << 30, 256 << 20
+DATA, NODES = 1, 2
+MANIFEST, VOID = 2, 6
+RAW, ZSTD, DELTA = 0, 1, 2
+ZERO_NONCE = bytes(12)
+
+
+class Bad(Exception):
+    """The repository is not what docs/format.md says."""
+
+
+def need(condition, message):
+    if not condition:
+        raise Bad(message)
+
+
+# --- primitives ---------------------------------------------------------------------------------------------------------------
+
+
+def kdf(context, material):
+    return blake3(material, derive_key_context=context).digest()
+
+
+def mac16(key, data):
+    return blake3(data, key=key).digest()[:16]
+
+
+def unseal(key, nonce, sealed, associated, what):
+    try:
+        return AESGCM(key).decrypt(nonce, sealed, associated)
+    except InvalidTag:
+        raise Bad(f"{what}: the seal is broken") from None
+
+
+def u16(data):
+    return int.from_bytes(data, "little")
+
+
+def hkdf_extract(salt, material):
+    return hmac.new(salt or bytes(32), material, hashlib.sha256).digest()
+
+
+def hkdf_expand(key, info, length):
+    out, block, number = b"", b"", 1
+    while len(out) < length:
+        block = hmac.new(key, block + info + bytes([number]), hashlib.sha256).digest()
+        out, number = out + block, number + 1
+    return out[:length]
+
+
+class Hpke:
+    """RFC 9180, single shot, base mode: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM."""
+
+    KEM = b"KEM" + (0x0020).to_bytes(2, "big")
+    SUITE = b"HPKE" + b"".join(n.to_bytes(2, "big") for n in (0x0020, 0x0001, 0x0002))
+
+    def __init__(self, material):
+        prk = self._extract(self.KEM, b"", b"dkp_prk", material)
+        self.private = X25519PrivateKey.from_private_bytes(self._expand(self.KEM, prk, b"sk", b"", 32))
+        self.public = self.private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+    @staticmethod
+    def _extract(suite, salt, label, material):
+        return hkdf_extract(salt, b"HPKE-v1" + suite + label + material)
+
+    @staticmethod
+    def _expand(suite, key, label, info, length):
+        return hkdf_expand(key, length.to_bytes(2, "big") + b"HPKE-v1" + suite + label + info, length)
+
+    def open(self, encapsulated, sealed, info, associated, what):
+        shared_point = self.private.exchange(X25519PublicKey.from_public_bytes(encapsulated))
+        eae = self._extract(self.KEM, b"", b"eae_prk", shared_point)
+        shared = self._expand(self.KEM, eae, b"shared_secret", encapsulated + self.public, 32)
+        context = b"\x00" + self._extract(self.SUITE, b"", b"psk_id_hash", b"") + self._extract(self.SUITE, b"", b"info_hash", info)
+        secret = self._extract(self.SUITE, shared, b"secret", b"")
+        key = self._expand(self.SUITE, secret, b"key", context, 32)
+        nonce = self._expand(self.SUITE, secret, b"base_nonce", context, 12)
+        return unseal(key, nonce, sealed, associated, what)
+
+
+class Wire:
+    """Takes values off the front of bytes; never past their end."""
+
+    def __init__(self, data, what):
+        self.data, self.at, self.what = data, 0, what
+
+    def left(self):
+        return len(self.data) - self.at
+
+    def take(self, count):
+        need(0 <= count <= self.left(), f"{self.what}: ends too early")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def u8(self):
+        return self.take(1)[0]
+
+    def varint(self):
+        value = shift = 0
+        while True:
+            byte = self.u8()
+            need(shift < 63 or (shift == 63 and byte <= 1), f"{self.what}: a varint over 64 bits")
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                need(byte or not shift, f"{self.what}: a varint that is not in its shortest form")
+                return value
+            shift += 7
+
+    def varint32(self):
+        value = self.varint()
+        need(value < 1 << 32, f"{self.what}: a number over 32 bits")
+        return value
+
+    def count(self, least):
+        count = self.varint()
+        need(count * least <= self.left(), f"{self.what}: a count that does not fit")
+        return count
+
+    def blob(self):
+        return self.take(self.count(1))
+
+    def finish(self):
+        need(not self.left(), f"{self.what}: has bytes too many")
+
+
+def decompress(data, most, what, dictionary=None):
+    """Exactly one zstd frame that yields at most `most` bytes."""
+    options = {"max_window_size": 1 << 24}
+    if dictionary is not None:
+        options = {"dict_data": zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)}
+    try:
+        size = zstandard.frame_content_size(data)
+        need(size <= most, f"{what}: claims an impossible size")
+        decompressor = zstandard.ZstdDecompressor(**options).decompressobj()
+        plain = decompressor.decompress(data)
+    except zstandard.ZstdError as error:
+        raise Bad(f"{what}: cannot be decompressed: {error}") from None
+    need(decompressor.eof and not decompressor.unused_data, f"{what}: not one whole zstd frame")
+    need(len(plain) <= most and size in (-1, len(plain)), f"{what}: decompresses to another size")
+    return plain
+
+
+# --- objects and keys ---------------------------------------------------------------------------------------------------------
+
+
+class Repository:
+    def __init__(self, folder, passphrase):
+        self.folder = folder
+        try:
+            with open(os.path.join(folder, "format"), "rb") as file:
+                form = json.load(file)
+        except FileNotFoundError:
+            raise Bad(f"there is no repository in {folder}") from None
+        need(form.get("format") == "lifeboat repository", "this is not a lifeboat repository")
+        need(form.get("version") == 1, f"format version {form.get('version')}; this program reads version 1")
+        need(re.fullmatch("[0-9a-f]{32}", form["id"]), "the format object has an impossible id")
+        self.id = bytes.fromhex(form["id"])
+        bundle = self._unlock(passphrase)
+        self.generation = bundle["generation"]
+        self.metadata = bytes.fromhex(bundle["metadata"])
+        root = bytes.fromhex(bundle["root"])
+        need(len(root) == 32 and kdf("lifeboat v1 metadata", root) == self.metadata, "the key bundle does not fit together")
+        self.chunk_ids = kdf("lifeboat v1 chunk ids", root)
+        self.node_ids = kdf("lifeboat v1 node ids", self.metadata)
+        self.chain_names = kdf("lifeboat v1 chain names", self.metadata)
+        self.hpke = Hpke(kdf("lifeboat v1 data key pair", root))
+        need(self.hpke.public.hex() == bundle["public"], "the key bundle does not fit together")
+        self.directories = OrderedDict()
+        self.frames = OrderedDict()
+        self.frame_keys = {}
+
+    def path(self, name):
+        return os.path.join(self.folder, *name.split("/"))
+
+    def read(self, name, offset=0, length=None, total=None):
+        try:
+            with open(self.path(name), "rb") as file:
+                if total is not None:
+                    size = os.fstat(file.fileno()).st_size
+                    need(size == total, f"{name}: has {size} bytes and should have {total}")
+                file.seek(offset)
+                data = file.read() if length is None else file.read(length)
+        except FileNotFoundError:
+            raise Bad(f"{name}: is missing") from None
+        need(length is None or len(data) == length, f"{name}: is truncated")
+        return data
+
+    def names(self, prefix):
+        found = []
+        for folder, _, files in os.walk(self.path(prefix)):
+            inside = os.path.relpath(folder, self.folder).replace(os.sep, "/")
+            found += [f"{inside}/{name}" for name in files if "#" not in name]
+        return sorted(found)
+
+    def _unlock(self, passphrase):
+        text = passphrase.rstrip("\r\n")
+        compact = "".join(c for c in text if not c.isspace() and c != "-")
+        compact = "".join(c.upper() if c.isascii() else c for c in compact)
+        if compact.startswith("LBRK1") and len(compact[5:].encode()) == 32:
+            text = "LBRK1" + compact[5:].translate(str.maketrans("OIL", "011"))
+        problems, weaker = [], None
+        for name in self.names("keys"):
+            try:
+                bundle, role = self._open_slot(name, text.encode())
+            except (Bad, ValueError, KeyError) as error:
+                problems.append(f"{name}: {error}")
+                continue
+            if bundle and role == "reader":
+                return bundle
+            weaker = weaker or (bundle and role)
+        need(weaker is None, f"this passphrase opens a {weaker} key slot: reading data needs a reader's")
+        raise Bad("; ".join(["no key slot opens with this passphrase", *problems]))
+
+    def _open_slot(self, name, passphrase):
+        slot = json.loads(self.read(name))
+        fields = {"version", "id", "label", "role", "created", "kdf", "commitment", "sealed", "check"}
+        need(set(slot) == fields and name == f"keys/{slot['id']}", "is not the key slot that its name says")
+        kind = slot["kdf"]
+        need(slot["version"] == 1 and kind["algorithm"] == "argon2id", "unknown version or key derivation")
+        need(kind["memory_kib"] <= 1 << 20 and kind["passes"] <= 64, "asks for too much memory or time")
+        match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", slot["created"])
+        need(match, "has an impossible time")
+        created = f"{match[1]}.{(match[2] or '').ljust(9, '0')}Z"
+        told = [slot["version"], slot["id"], slot["label"], slot["role"], created, kind["algorithm"], kind["salt"], kind["memory_kib"]]
+        told += [kind["passes"], kind["lanes"], slot["commitment"], slot["sealed"]]
+        need(blake3("".join(f"{field}\n" for field in told).encode()).hexdigest() == slot["check"], "was changed")
+        stretched = argon2.low_level.hash_secret_raw(
+            passphrase, bytes.fromhex(kind["salt"]), kind["passes"], kind["memory_kib"], kind["lanes"], 32, argon2.low_level.Type.ID, 0x13
+        )
+        commitment = kdf("lifeboat v1 slot commitment", stretched)
+        if not hmac.compare_digest(commitment, bytes.fromhex(slot["commitment"])):
+            return None, None
+        associated = f"lifeboat v1 key slot\n{self.id.hex()}\n{slot['id']}\n{slot['role']}\n".encode()
+        key = kdf("lifeboat v1 slot wrap", stretched)
+        return json.loads(unseal(key, ZERO_NONCE, bytes.fromhex(slot["sealed"]), associated, name)), slot["role"]
+
+    def metadata_key(self, purpose, salt):
+        return kdf(purpose, self.metadata + salt)
+
+    def open_object(self, name):
+        """Kind and content of a sealed object (not an index object: those are bound to another name)."""
+        data = self.read(name)
+        need(len(data) >= 72 and data[:4] == b"LBSO" and data[4] == 1, f"{name}: is no sealed object of this version")
+        need(data[8:24] == self.id, f"{name}: belongs to another repository")
+        need(u16(data[6:8]) == self.generation, f"{name}: sealed under another key generation")
+        key = self.metadata_key("lifeboat v1 sealed object", data[24:56])
+        body = unseal(key, ZERO_NONCE, data[56:], data[:56] + name.encode(), name)
+        need(zstandard.frame_content_size(body) >= 0, f"{name}: does not state its size")
+        return data[5], decompress(body, OBJECT_MAX, name)
+
+    def manifests(self):
+        """All snapshots, oldest first, and what is wrong with those that cannot be opened: they do not stand in the way of the others."""
+        found, problems = [], []
+        for name in self.names("snapshots"):
+            try:
+                kind, content = self.open_object(name)
+                need(kind in (MANIFEST, VOID), f"{name}: is of another kind than its name says")
+                if kind == MANIFEST:
+                    manifest = json.loads(content)
+                    chain = mac16(self.chain_names, manifest["plan"].encode()).hex()
+                    need(name == f"snapshots/{chain}/{manifest['id']}", f"{name}: holds another snapshot than its name says")
+                    found.append(manifest)
+            except (Bad, ValueError, KeyError) as error:
+                problems.append(str(error))
+        return sorted(found, key=lambda manifest: manifest["id"]), problems
+
+    # --- packs ----------------------------------------------------------------------------------------------------------------
+
+    def directory(self, pack):
+        """Kind, envelopes and frames of a pack. `pack`: name, length, sealed bytes of the directory."""
+        if pack in self.directories:
+            self.directories.move_to_end(pack)
+            return self.directories[pack]
+        digest, length, sealed_len = pack
+        name = pack_name(digest)
+        need(length <= PACK_MAX and 16 <= sealed_len <= length - 72, f"{name}: a reference to it has an impossible size")
+        tail = self.read(name, length - 64 - sealed_len, sealed_len + 64, total=length)
+        sealed, trailer = tail[:-64], tail[-64:]
+        need(trailer[60:] == b"LBPT" and trailer[56] == 1, f"{name}: has no trailer of this version")
+        need(trailer[36:52] == self.id, f"{name}: belongs to another repository")
+        need(u16(trailer[58:60]) == self.generation, f"{name}: sealed under another key generation")
+        need(int.from_bytes(trailer[32:36], "little") == sealed_len, f"{name}: its directory has another size")
+        kind = trailer[57]
+        need(kind in (DATA, NODES), f"{name}: is of an unknown kind")
+        header = b"LBPK" + bytes([trailer[56], kind]) + trailer[58:60]
+        key = self.metadata_key("lifeboat v1 pack directory", trailer[:32])
+        wire = Wire(unseal(key, ZERO_NONCE, sealed, header + trailer, name), f"{name}: directory")
+        envelopes = [(u16(wire.take(2)), wire.take(32), wire.take(32), wire.take(48)) for _ in range(wire.count(114))]
+        frames, offset = [], 8
+        for _ in range(wire.count(7)):
+            encoding, envelope, ordinal = wire.u8(), wire.varint32(), wire.varint()
+            sealed_bytes, plain_bytes = wire.varint32(), wire.varint32()
+            count, mode = wire.count(16), wire.u8()
+            need(encoding in (RAW, ZSTD, DELTA) and envelope < len(envelopes) and mode in (0, 1), f"{name}: impossible frame")
+            need(plain_bytes <= FRAME_MAX and sealed_bytes >= 16, f"{name}: frame of an impossible size")
+            lengths = [wire.varint32()] * count if mode == 0 else [wire.varint32() for _ in range(count)]
+            need(all(length <= CHUNK_MAX for length in lengths), f"{name}: chunk over the limit")
+            ids = [wire.take(16) for _ in range(count)]
+            bases = [(wire.take(16), wire.varint32()) for _ in range(count)] if encoding == DELTA else [None] * count
+            stored = [base[1] if base else length for base, length in zip(bases, lengths)]
+            need(sum(stored) == plain_bytes, f"{name}: chunks do not add up to their frame")
+            frames.append((encoding, envelope, ordinal, offset, sealed_bytes, plain_bytes, list(zip(ids, lengths, bases, stored))))
+            offset += sealed_bytes
+        wire.finish()
+        need(offset == length - 64 - sealed_len, f"{name}: frames do not add up to the pack")
+        self.directories[pack] = (kind, envelopes, frames)
+        while len(self.directories) > 64:
+            self.directories.popitem(last=False)
+        return self.directories[pack]
+
+    def frame(self, pack, number):
+        """The plain bytes of one frame."""
+        at = (pack[0], number)
+        if at in self.frames:
+            self.frames.move_to_end(at)
+            return self.frames[at]
+        kind, envelopes, frames = self.directory(pack)
+        name = pack_name(pack[0])
+        need(number < len(frames), f"{name}: has fewer frames than a reference to it says")
+        encoding, envelope, ordinal, offset, sealed_bytes, plain_bytes, _ = frames[number]
+        generation, salt, encapsulated, sealed_key = envelopes[envelope]
+        if (kind, salt) not in self.frame_keys:
+            if kind == NODES:
+                key = self.metadata_key("lifeboat v1 node pack", salt)
+            else:
+                context = self.id + generation.to_bytes(2, "little") + salt
+                key = self.hpke.open(encapsulated, sealed_key, b"lifeboat v1 pack key", context, f"{name}: its key")
+            self.frame_keys[kind, salt] = key
+        bound = b"lifeboat v1 frame" + self.id + bytes([kind]) + generation.to_bytes(2, "little") + salt + ordinal.to_bytes(8, "little")
+        nonce = ordinal.to_bytes(8, "little") + bytes(4)
+        sealed = self.read(name, offset, sealed_bytes)
+        plain = unseal(self.frame_keys[kind, salt], nonce, sealed, bound, f"{name}, frame at {offset}")
+        if encoding != RAW:
+            plain = decompress(plain, plain_bytes, f"{name}, frame at {offset}")
+        need(len(plain) == plain_bytes, f"{name}, frame at {offset}: has another size")
+        self.frames[at] = plain
+        while len(self.frames) > 16:
+            self.frames.popitem(last=False)
+        return plain
+
+    def slot(self, kind, place):
+        """Directory entry and stored bytes at a place."""
+        pack, number, slot = place
+        name = pack_name(pack[0])
+        there, _, frames = self.directory(pack)
+        need(there == kind, f"{name}: is a pack of the other kind")
+        need(number < len(frames) and slot < len(frames[number][6]), f"{name}: holds less than a reference to it says")
+        chunks = frames[number][6]
+        start = sum(chunk[3] for chunk in chunks[:slot])
+        return chunks[slot], self.frame(pack, number)[start : start + chunks[slot][3]]
+
+    # --- trees ----------------------------------------------------------------------------------------------------------------
+
+    def node(self, reference):
+        node_id, _, place = reference
+        (known, _, base, _), data = self.slot(NODES, place)
+        need(known == node_id and base is None and mac16(self.node_ids, data) == node_id, f"{pack_name(place[0][0])}: holds another node")
+        return data
+
+    def leaves(self, tree):
+        """References of a tree's nodes of records, in order."""
+        need(0 <= tree["depth"] <= 8, "a tree is impossibly deep")
+        references = decode_list(bytes.fromhex(tree["nodes"]))
+        for _ in range(tree["depth"]):
+            references = [below for reference in references for below in decode_list(self.node(reference))]
+        return references
+
+    def entries(self, source):
+        """(entry, parts): `parts` are the chunk lists of a file, each made when it is asked for."""
+        last, stretches, counted, total = None, [], 0, 0
+        for reference in self.leaves(source["tree"]):
+            if reference[1]:
+                stretches.append(reference)
+                continue
+            for entry in decode_entries(self.node(reference)):
+                parts = entry["path"].split(b"/") if entry["path"] else []
+                need(last is None or parts > last, "a tree's entries are not in order")
+                last = parts
+                if entry.get("stretches") is not None:
+                    need(0 < entry["stretches"] == len(stretches), "a file has another number of stretches than it says")
+                    lists = [lambda r=reference: decode_stretch(self.node(r)) for reference in stretches]
+                    stretches = []
+                else:
+                    need(not stretches, "stretches belong to no file")
+                    lists = [lambda e=entry: e.get("chunks", [])]
+                counted, total = counted + 1, total + entry.get("size", 0)
+                yield entry, lists
+        need(not stretches, "a tree ends within a file")
+        need((counted, total) == (source["entries"], source["bytes"]), "a tree has other counts than its manifest")
+
+    def chunk(self, length, run):
+        """The bytes of a chunk; `None` for zeros."""
+        if run is None:
+            return None
+        chunk_id, place, base_place = run
+        (known, known_length, base, _), data = self.slot(DATA, place)
+        where = pack_name(place[0][0])
+        need(known == chunk_id and known_length == length, f"{where}: holds another chunk than a tree says")
+        need((base is None) == (base_place is None), f"{where}: a patch is taken for a chunk, or the other way round")
+        if base_place is not None:
+            (base_id, _, base_base, _), base_data = self.slot(DATA, base_place)
+            need(base_base is None and base_id == base[0], f"{where}: a patch does not belong to its base")
+            need(mac16(self.chunk_ids, base_data) == base_id, f"{where}: a base does not have its id")
+            data = decompress(data, CHUNK_MAX, f"{where}: a patch", dictionary=base_data)
+        need(len(data) == length and mac16(self.chunk_ids, data) == chunk_id, f"{where}: a chunk does not have its id")
+        return data
+
+
+def pack_name(digest):
+    return f"packs/{digest.hex()[:2]}/{digest.hex()}"
+
+
+def pack_table(wire, kind):
+    need(wire.u8() == kind, f"{wire.what}: is of another type")
+    return [(wire.take(32), wire.varint(), wire.varint32()) for _ in range(wire.count(34))]
+
+
+def place(wire, packs, number=None):
+    number = wire.varint32() if number is None else number
+    need(number < len(packs), f"{wire.what}: names a pack that is not in its table")
+    return packs[number], wire.varint32(), wire.varint32()
+
+
+def decode_list(data):
+    wire = Wire(data, "a list of nodes")
+    packs, references = pack_table(wire, 2), []
+    for _ in range(wire.count(19)):
+        node_id, head = wire.take(16), wire.varint32()
+        references.append((node_id, bool(head & 1), place(wire, packs, head >> 1)))
+    wire.finish()
+    return references
+
+
+def decode_chunks(wire, packs):
+    """[(length, None or (id, place, base place or None))]"""
+    count = wire.varint()
+    need(count <= 128, "a chunk list is over the limit")
+    if not count:
+        return []
+    mode = wire.u8()
+    need(mode in (0, 1), "unknown lengths mode")
+    if mode == 0:
+        common, last = wire.varint32(), wire.varint32()
+        lengths = [common] * (count - 1) + [last]
+    else:
+        lengths = [wire.varint32() for _ in range(count)]
+    need(all(0 < length <= CHUNK_MAX for length in lengths), "a chunk has an impossible size")
+    runs = []
+    while len(runs) < count:
+        head = wire.varint()
+        number, kind = head >> 2, head & 3
+        need(1 <= number <= count - len(runs) and kind < 3, "an impossible run of chunks")
+        if kind == 0:
+            runs += [None] * number
+            continue
+        pack, frame, slot = place(wire, packs)
+        base = place(wire, packs) if kind == 2 else None
+        for step in range(number):
+            moved = base and (base[0], base[1], base[2] + step)
+            runs.append((wire.take(16), (pack, frame, slot + step), moved))
+    return list(zip(lengths, runs))
+
+
+def decode_stretch(data):
+    wire = Wire(data, "a stretch")
+    packs = pack_table(wire, 1)
+    need(wire.u8() == 2, "a node is not the stretch that it should be")
+    chunks = decode_chunks(wire, packs)
+    wire.finish()
+    return chunks
+
+
+def is_valid_path(path):
+    return len(path) <= 65535 and b"\0" not in path and not any(part in (b"", b".", b"..") for part in path.split(b"/"))
+
+
+def decode_entries(data):
+    wire = Wire(data, "a node")
+    packs = pack_table(wire, 1)
+    while wire.left():
+        need(wire.u8() == 1, "a stretch stands among entries")
+        entry = {"path": wire.blob(), "mode": wire.varint32(), "uid": wire.varint32(), "gid": wire.varint32()}
+        need(not entry["path"] or is_valid_path(entry["path"]), "an entry has an invalid path")
+        zigzag = wire.varint()
+        entry["mtime_ns"] = (zigzag >> 1) ^ -(zigzag & 1)
+        wire.blob()  # The stamp is the source's own.
+        entry["xattrs"] = [(wire.blob(), wire.blob()) for _ in range(wire.count(2))]
+        entry["kind"] = kind = chr(wire.u8())
+        if kind == "f":
+            entry["size"] = wire.varint()
+            page = wire.varint32()
+            need(page & (page - 1) == 0 and page <= CHUNK_MAX, "impossible page size")
+            form = wire.u8()
+            need(form in (0, 1), "unknown form of content")
+            if form:
+                entry["stretches"] = wire.varint()
+            else:
+                entry["chunks"] = decode_chunks(wire, packs)
+        elif kind in "lh":
+            entry["target"] = wire.blob()
+            need(kind == "l" or is_valid_path(entry["target"]), "a hard link has an invalid target")
+        else:
+            need(kind in "dp", "unknown kind of entry")
+        yield entry
+
+
+# --- restoring ----------------------------------------------------------------------------------------------------------------
+
+
+def parent_of(root, path):
+    """A descriptor of the folder that `path` is in, reached without passing through a symbolic link, and the last name."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    folder = os.open(root, flags)
+    parts = path.split(b"/")
+    for part in parts[:-1]:
+        try:
+            below = os.open(part, flags, dir_fd=folder)
+        finally:
+            os.close(folder)
+        folder = below
+    return folder, parts[-1]
+
+
+def write_file(repository, entry, lists, handle):
+    written = 0
+    for make in lists:
+        for length, run in make():
+            data = repository.chunk(length, run)
+            if data is None:
+                os.lseek(handle, length, os.SEEK_CUR)
+            else:
+                while data:
+                    data = data[os.write(handle, data) :]
+            written += length
+    need(written == entry["size"], "a file's chunks do not add up to its size")
+    os.ftruncate(handle, written)
+
+
+def settle(handle, entry, notes):
+    try:
+        os.chown(handle, entry["uid"], entry["gid"])
+        mode = entry["mode"] & 0o7777
+    except PermissionError:
+        notes.add("owners were not restored: only root may do that")
+        mode = entry["mode"] & 0o1777
+    for name, value in entry["xattrs"]:
+        try:
+            os.setxattr(handle, name, value)
+        except OSError:
+            notes.add("some extended attributes were not restored")
+    os.chmod(handle, mode)
+    os.utime(handle, ns=(entry["mtime_ns"], entry["mtime_ns"]))
+
+
+def restore_source(repository, source, target, notes):
+    os.mkdir(target, 0o700)
+    files, folders = set(), []
+    for entry, lists in repository.entries(source):
+        path = entry["path"]
+        if not path:
+            need(entry["kind"] == "d", "the root of a tree is no folder")
+            folders.append(entry)
+            continue
+        folder, name = parent_of(target, path)
+        try:
+            if entry["kind"] == "f":
+                handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+                try:
+                    write_file(repository, entry, lists, handle)
+                    settle(handle, entry, notes)
+                finally:
+                    os.close(handle)
+                files.add(path)
+            elif entry["kind"] == "d":
+                os.mkdir(name, 0o700, dir_fd=folder)
+                folders.append(entry)
+            elif entry["kind"] == "l":
+                os.symlink(entry["target"], name, dir_fd=folder)
+                os.utime(name, ns=(entry["mtime_ns"], entry["mtime_ns"]), dir_fd=folder, follow_symlinks=False)
+                try:
+                    os.chown(name, entry["uid"], entry["gid"], dir_fd=folder, follow_symlinks=False)
+                except PermissionError:
+                    notes.add("owners were not restored: only root may do that")
+            elif entry["kind"] == "h":
+                need(entry["target"] in files, "a hard link's target is no earlier file")
+                other, other_name = parent_of(target, entry["target"])
+                try:
+                    os.link(other_name, name, src_dir_fd=other, dst_dir_fd=folder, follow_symlinks=False)
+                finally:
+                    os.close(other)
+            else:
+                os.mkfifo(name, entry["mode"] & 0o777, dir_fd=folder)
+                os.utime(name, ns=(entry["mtime_ns"], entry["mtime_ns"]), dir_fd=folder, follow_symlinks=False)
+        finally:
+            os.close(folder)
+    for entry in reversed(folders):
+        if entry["path"]:
+            folder, name = parent_of(target, entry["path"])
+        else:
+            folder, name = os.open(target, os.O_RDONLY | os.O_DIRECTORY), b"."
+        try:
+            handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            settle(handle, entry, notes)
+            os.close(handle)
+        finally:
+            os.close(folder)
+    if not stat.S_ISDIR(os.lstat(target).st_mode):
+        raise Bad("the target is no folder any more")
+
+
+def main(words):
+    if len(words) not in (2, 4) or words[1] not in ("list", "restore") or (words[1] == "restore") != (len(words) == 4):
+        print(__doc__, file=sys.stderr)
+        return 2
+    passphrase = os.environ.get("LIFEBOAT_PASSPHRASE")
+    if not passphrase:
+        print("extract: LIFEBOAT_PASSPHRASE is not set", file=sys.stderr)
+        return 2
+    try:
+        repository = Repository(words[0], passphrase)
+        manifests, problems = repository.manifests()
+        for problem in problems:
+            print(f"damaged: {problem}", file=sys.stderr)
+        if words[1] == "list":
+            for manifest in manifests:
+                sources = ", ".join(f"{s['name']} ({s['kind']}, {s['entries']} entries, {s['bytes']} bytes)" for s in manifest["sources"])
+                print(f"{manifest['id']}  {manifest['time']}  {manifest['plan']}: {sources}")
+            return 1 if problems else 0
+        wanted = [manifest for manifest in manifests if manifest["id"].startswith(words[2].lower())]
+        need(len(wanted) == 1, f"{len(wanted)} snapshots begin with {words[2]!r}")
+        os.mkdir(words[3], 0o700)
+        notes = set()
+        for source in wanted[0]["sources"]:
+            need(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", source["name"]), "a source has an impossible name")
+            restore_source(repository, source, os.path.join(words[3], source["name"]).encode(), notes)
+            print(f"restored {source['name']}: {source['entries']} entries, {source['bytes']} bytes")
+            for problem in source["finish"].get("problems", []):
+                notes.add(f"not in the backup: {problem['object']}: {problem['message']}")
+        for note in sorted(notes):
+            print(f"note: {note}", file=sys.stderr)
+        return 0
+    except (Bad, OSError, ValueError, KeyError) as error:
+        print(f"extract: {type(error).__name__}: {error}" if not isinstance(error, Bad) else f"extract: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,165 @@
+//! `docs/format.md` is enough to read a repository: `scripts/extract.py`, which shares no code with the program, restores the same bytes.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const PASSPHRASE: &str = "a passphrase for the second reader";
+const WRITER: &str = "a writer's own passphrase";
+
+struct Story {
+    temp: tempfile::TempDir,
+}
+
+impl Story {
+    /// A repository with two snapshots of a database and of files.
+    fn new() -> Self {
+        let story = Self { temp: tempfile::tempdir().unwrap() };
+        let files = story.at("files");
+        std::fs::create_dir_all(files.join("folder/empty")).unwrap();
+        std::fs::write(files.join("folder/note.txt"), "kept\n").unwrap();
+        std::fs::hard_link(files.join("folder/note.txt"), files.join("other name")).unwrap();
+        std::os::unix::fs::symlink("../away", files.join("link")).unwrap();
+        std::fs::write(files.join(std::ffi::OsString::from_vec(b"bytes \xff".to_vec())), b"").unwrap();
+        let mut noise = vec![0; 3 << 20];
+        blake3::Hasher::new().update(b"second reader").finalize_xof().fill(&mut noise);
+        std::fs::write(files.join("large"), &noise).unwrap();
+        let sparse = std::fs::File::create(files.join("sparse")).unwrap();
+        sparse.write_all_at(b"end", 5 << 20).unwrap();
+        story.sql("CREATE TABLE t(id INTEGER PRIMARY KEY, x BLOB)");
+        story.sql("INSERT INTO t WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 3000) SELECT i, randomblob(200) FROM n");
+        std::fs::create_dir(story.at("plans")).unwrap();
+        let here = story.temp.path().display();
+        let plan = format!(
+            "version = 1\n[repository.main]\nurl = \"file://{here}/repository\"\npassphrase = {{ env = \"LIFEBOAT_PASSPHRASE\" }}\n\
+             [source.database]\nkind = \"sqlite\"\npath = \"{here}/crm.sqlite\"\n[source.files]\nkind = \"files\"\npath = \"{here}/files\"\n\
+             [plan.crm]\nsources = [\"database\", \"files\"]\nrepository = \"main\"\n"
+        );
+        std::fs::write(story.at("plans/crm.toml"), plan).unwrap();
+        story.lifeboat(&["repo", "init", "main"]);
+        story.lifeboat(&["key", "add", "main", "--label", "host", "--role", "writer"]);
+        story.lifeboat(&["backup", "crm"]);
+        story.sql("UPDATE t SET x = randomblob(200) WHERE id % 100 = 0");
+        std::fs::File::options().write(true).open(files.join("large")).unwrap().write_all_at(b"changed", 1 << 20).unwrap();
+        story.lifeboat(&["backup", "crm"]);
+        story
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.temp.path().join(path)
+    }
+
+    fn sql(&self, statement: &str) {
+        rusqlite::Connection::open(self.at("crm.sqlite")).unwrap().execute_batch(statement).unwrap();
+    }
+
+    fn lifeboat(&self, words: &[&str]) -> serde_json::Value {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
+        command.args(words).args(["--json", "--quiet", "--plans"]).arg(self.at("plans")).arg("--state").arg(self.at("state"));
+        let output = command.env("LIFEBOAT_PASSPHRASE", PASSPHRASE).env("LIFEBOAT_NEW_PASSPHRASE", WRITER).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn extract(&self, passphrase: &str, words: &[&str]) -> Output {
+        extract(&self.at("repository"), passphrase, words)
+    }
+}
+
+fn extract(repository: &Path, passphrase: &str, words: &[&str]) -> Output {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/extract.py");
+    Command::new(support::tool("reader-python"))
+        .arg(script)
+        .arg(repository)
+        .args(words)
+        .env("LIFEBOAT_PASSPHRASE", passphrase)
+        .output()
+        .unwrap()
+}
+
+/// Every entry below a folder: path, kind, mode, time, content.
+fn tree(top: &Path) -> Vec<String> {
+    let (mut found, mut left) = (Vec::new(), vec![top.to_owned()]);
+    while let Some(path) = left.pop() {
+        let metadata = path.symlink_metadata().unwrap();
+        let content = if metadata.is_dir() {
+            left.extend(path.read_dir().unwrap().map(|item| item.unwrap().path()));
+            "folder".to_owned()
+        } else if metadata.is_symlink() {
+            format!("link {}", path.read_link().unwrap().display())
+        } else {
+            format!("{} bytes {}", metadata.len(), blake3::hash(&std::fs::read(&path).unwrap()))
+        };
+        let name = path.strip_prefix(top).unwrap().as_os_str().as_bytes().escape_ascii().to_string();
+        found.push(format!("{name} {:o} {}.{} {content}", metadata.mode(), metadata.mtime(), metadata.mtime_nsec()));
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn the_second_reader_restores_what_the_program_restores() {
+    let story = Story::new();
+    let listed = story.extract(PASSPHRASE, &["list"]);
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    let snapshots = story.lifeboat(&["snapshots", "crm"]);
+    let ids: Vec<&str> = snapshots["snapshots"].as_array().unwrap().iter().map(|s| s["id"].as_str().unwrap()).collect();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert_eq!(listed.lines().map(|line| &line[..26]).collect::<Vec<_>>(), ids);
+    for (number, id) in ids.into_iter().enumerate() {
+        let (theirs, ours) = (story.at(&format!("theirs-{number}")), story.at(&format!("ours-{number}")));
+        let output = story.extract(PASSPHRASE, &["restore", id, theirs.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        story.lifeboat(&["restore", "crm", "--snapshot", id, "--to", ours.to_str().unwrap()]);
+        assert_eq!(tree(&theirs.join("files")), tree(&ours.join("files")));
+        assert!(std::fs::read(theirs.join("database/crm.sqlite")).unwrap() == std::fs::read(ours.join("database")).unwrap());
+    }
+}
+
+#[test]
+fn the_second_reader_notices_what_is_wrong() {
+    let story = Story::new();
+    let refused = |passphrase: &str, words: &[&str], why: &str| {
+        let output = story.extract(passphrase, words);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(why), "{said}");
+    };
+    refused("another passphrase", &["list"], "no key slot opens");
+    refused(WRITER, &["list"], "opens a writer key slot");
+    let to = story.at("to");
+    let restore = ["restore", "0", to.to_str().unwrap()];
+    refused(PASSPHRASE, &restore, "2 snapshots begin with");
+
+    // The largest pack holds the large file, near its front.
+    let mut packs = Vec::new();
+    for folder in story.at("repository/packs").read_dir().unwrap() {
+        packs.extend(folder.unwrap().path().read_dir().unwrap().map(|pack| pack.unwrap().path()));
+    }
+    let largest = packs.into_iter().max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&largest).unwrap();
+    bytes[1000] ^= 1;
+    std::fs::write(&largest, bytes).unwrap();
+    let snapshots = story.lifeboat(&["snapshots", "crm"]);
+    let id = snapshots["snapshots"][0]["id"].as_str().unwrap();
+    refused(PASSPHRASE, &["restore", id, to.to_str().unwrap()], "the seal is broken");
+}
+
+#[test]
+fn the_second_reader_reads_the_frozen_repositories() {
+    let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/frozen/v1");
+    let temp = tempfile::tempdir().unwrap();
+    let expected = std::fs::read_to_string(frozen.join("expected")).unwrap();
+    for id in expected.lines().filter_map(|line| line.strip_prefix("# ")) {
+        let to = temp.path().join(id);
+        let output = extract(&frozen.join("repository"), "frozen format version 1", &["restore", id, to.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let base = std::fs::read(to.join("pages/base.dat")).unwrap();
+        let told = format!("{id} pages base.dat file:{}:{} ", base.len(), blake3::hash(&base));
+        assert!(expected.contains(&told), "{told}");
+    }
+}
