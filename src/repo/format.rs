@@ -25,8 +25,8 @@ pub const CHUNK_MAX: usize = 4 << 20;
 pub const PACK_TARGET: usize = 32 << 20;
 /// Sealed bytes at which a writer closes a pack of metadata.
 pub const NODE_PACK_TARGET: usize = 8 << 20;
-/// Greatest pack that is read: 1 GiB.
-pub const PACK_MAX: u64 = 1 << 30;
+/// Greatest pack that is read: 512 MiB.
+pub const PACK_MAX: u64 = 512 << 20;
 /// Greatest plain size of a sealed object other than a pack: 256 MiB.
 pub const OBJECT_MAX: usize = 256 << 20;
 /// Chunks in one stretch of a large file's map (1 MiB of 8 KiB pages).

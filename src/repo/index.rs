@@ -79,6 +79,8 @@ pub struct Candidate {
 const RECORD_BYTES: usize = 16;
 /// Records read at a time: 4 KiB.
 const BLOCK_RECORDS: u64 = 256;
+/// How old a file that nobody lists must be before it is removed.
+const STRANGER_AGE: std::time::Duration = std::time::Duration::from_hours(24);
 /// How many segments are searched before small ones are merged.
 const SEGMENTS_MAX: usize = 8;
 
@@ -209,6 +211,12 @@ impl LocalIndex {
         let mut all = self.segments.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         all.retain(|s| !kept.contains(s.record.file.as_str()));
         all.push(Arc::new(segment));
+        drop(all);
+        self.save()?;
+        for file in kept {
+            // Whoever has it open reads on; whoever comes later rebuilds what it covered.
+            let _ = std::fs::remove_file(self.folder.join(file));
+        }
         Ok(())
     }
 
@@ -240,7 +248,8 @@ impl LocalIndex {
     fn save(&self) -> Result<()> {
         let records: Vec<SegmentRecord> = self.snapshot().iter().map(|s| s.record.clone()).collect();
         let path = self.folder.join("segments.json");
-        let temporary = self.folder.join("segments.json.new");
+        // A name of its own: other processes may save theirs at the same time. The last one wins; what it does not know of is rebuilt.
+        let temporary = self.folder.join(format!("segments.{}.new", ulid::Ulid::generate()));
         let failed = || format!("write {}", path.display());
         let bytes = serde_json::to_vec(&records)
             .map_err(|e| crate::error::Error::new(crate::error::Kind::Bug, "encode the list of segments").because(e))?;
@@ -248,6 +257,7 @@ impl LocalIndex {
         std::fs::rename(&temporary, &path).io_context(failed)
     }
 
+    /// Removes files that nobody lists, once they are a day old: younger ones may be another process's.
     fn remove_strangers(&self) -> Result<()> {
         let segments = self.snapshot();
         let kept: HashSet<&str> = segments.iter().map(|s| s.record.file.as_str()).collect();
@@ -255,7 +265,9 @@ impl LocalIndex {
         for entry in std::fs::read_dir(&self.folder).io_context(failed)? {
             let entry = entry.io_context(failed)?;
             let name = entry.file_name();
-            if name.to_str().is_some_and(|n| n.ends_with(".segment") && !kept.contains(n)) {
+            let ours = name.to_str().is_some_and(|n| (n.ends_with(".segment") || n.ends_with(".new")) && !kept.contains(n));
+            let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|m| m.elapsed().ok()).unwrap_or_default();
+            if ours && age > STRANGER_AGE {
                 // Another process may be removing it too; a leftover is harmless.
                 let _ = std::fs::remove_file(entry.path());
             }
@@ -468,6 +480,30 @@ mod tests {
             prop_assert_eq!(decode(&encode(&packs)).unwrap(), packs);
             let _ = decode(&garbage);
         }
+    }
+
+    #[test]
+    fn many_processes_share_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for process in 0..8u64 {
+                let folder = folder.path();
+                scope.spawn(move || {
+                    let index = LocalIndex::open(folder).unwrap();
+                    for object in 0..12u64 {
+                        index.cover(&format!("{process}-{object}"), &[pack(process as u8, &[process * 1000 + object])]).unwrap();
+                        for earlier in 0..=object {
+                            assert_eq!(
+                                index.candidates(id(process * 1000 + earlier)).unwrap().len(),
+                                1,
+                                "process {process} object {earlier}"
+                            );
+                        }
+                    }
+                });
+            }
+        });
+        LocalIndex::open(folder.path()).unwrap();
     }
 
     #[test]

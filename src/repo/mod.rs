@@ -144,8 +144,18 @@ impl Repository {
         if block_on(&runtime, store.head(FORMAT_KEY))?.is_some() {
             return Err(exists("there is a repository already"));
         }
-        if !block_on(&runtime, store.list("keys/"))?.is_empty() || !block_on(&runtime, store.list("packs/"))?.is_empty() {
-            return Err(exists("there are parts of a repository without its format object"));
+        for folder in ["packs/", "index/", "snapshots/"] {
+            if !block_on(&runtime, store.list(folder))?.is_empty() {
+                return Err(Error::new(
+                    Kind::AlreadyExists,
+                    format!("there are parts of a repository without its format object at {}", store.describe()),
+                )
+                .hint("this was a repository once: put its `format` object back from a copy, or choose another, empty place"));
+            }
+        }
+        // Key slots alone are what an interrupted `init` leaves: they open nothing.
+        for object in block_on(&runtime, store.list("keys/"))? {
+            block_on(&runtime, store.delete(&object.key))?;
         }
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(|e| Error::new(Kind::Bug, "ask for random bytes").because(e))?;
@@ -263,15 +273,17 @@ impl Repository {
         self.inner.keys.fingerprint_key()
     }
 
-    /// The key slots (public part), oldest first.
+    /// The key slots (public part), oldest first. A damaged slot is left out and logged; `verify` finds it.
     ///
     /// # Errors
-    /// `Damaged` names a slot that cannot be decoded.
+    /// `Unavailable` and the like.
     pub fn key_slots(&self) -> Result<Vec<KeySlot>> {
         let mut slots = Vec::new();
-        for (_, slot) in read_slots(&self.inner.store, &self.inner.runtime)? {
-            let slot = slot?;
-            slots.push(slot.public(slot.id == self.inner.slot));
+        for (key, slot) in read_slots(&self.inner.store, &self.inner.runtime)? {
+            match slot {
+                Ok(slot) => slots.push(slot.public(slot.id == self.inner.slot)),
+                Err(error) => tracing::warn!(slot = %key, error = ?error, "a damaged key slot; remove it with `lifeboat key remove`"),
+            }
         }
         slots.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
         Ok(slots)
@@ -294,14 +306,16 @@ impl Repository {
     pub fn remove_key(&self, id: &str) -> Result<()> {
         self.require_reader("remove a key slot")?;
         let slots = self.key_slots()?;
-        let Some(slot) = slots.iter().find(|s| s.id == id) else {
+        let slot = slots.iter().find(|s| s.id == id);
+        let key = format!("keys/{id}");
+        if slot.is_none() && !read_slots(&self.inner.store, &self.inner.runtime)?.iter().any(|(k, _)| *k == key) {
             return Err(Error::new(Kind::Usage, format!("there is no key slot {id:?}")).hint("see `lifeboat key list`"));
-        };
-        if slot.role == Role::Reader && slots.iter().filter(|s| s.role == Role::Reader).count() == 1 {
+        }
+        if slot.is_some_and(|s| s.role == Role::Reader) && slots.iter().filter(|s| s.role == Role::Reader).count() == 1 {
             return Err(Error::new(Kind::Usage, "this is the last key slot that can read data")
                 .hint("add another reader slot first: without one, nothing can ever be restored"));
         }
-        self.inner.block_on(self.inner.store.delete(&format!("keys/{id}")))
+        self.inner.block_on(self.inner.store.delete(&key))
     }
 
     fn create(&self, key: &str, bytes: Vec<u8>) -> Result<Created> {

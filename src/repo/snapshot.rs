@@ -13,7 +13,7 @@ use crate::id::{Name, SnapshotId};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parent {
     pub id: SnapshotId,
-    /// Hex BLAKE3 of the stored object.
+    /// Hex BLAKE3 of the stored object; empty when it was damaged already, so that only its presence can be checked.
     pub hash: String,
 }
 
@@ -184,18 +184,23 @@ impl Repository {
     pub(super) fn heads(&self, folder: &str) -> Result<(Vec<Parent>, Option<Manifest>)> {
         let listed = self.inner.block_on(self.inner.store.list(folder))?;
         let mut newest = Vec::new();
+        let mut unreadable = Vec::new();
         for object in listed.iter().rev().take(HEADS_WINDOW) {
             match self.open_manifest(&object.key) {
                 Ok(Some(manifest)) => newest.push(manifest),
                 Ok(None) => {}
-                // It stays a hole in the chain that `verify` reports; the next backup must still be possible.
-                Err(e) if e.kind() == Kind::Damaged => tracing::warn!(object = %object.key, error = ?e, "a damaged manifest is not used"),
+                // `verify` reports it; the next backup must still be possible, and names it, so that it cannot vanish unnoticed.
+                Err(e) if e.kind() == Kind::Damaged => {
+                    tracing::warn!(object = %object.key, error = ?e, "a damaged manifest is not used");
+                    unreadable.extend(object.key[folder.len()..].parse::<SnapshotId>().ok());
+                }
                 Err(e) => return Err(e),
             }
         }
         let named: std::collections::HashSet<SnapshotId> = newest.iter().flat_map(|(m, _)| m.parents.iter().map(|p| p.id)).collect();
-        let parents =
-            newest.iter().filter(|(m, _)| !named.contains(&m.id)).map(|(m, hash)| Parent { id: m.id, hash: hash.clone() }).collect();
+        let heads = newest.iter().map(|(m, hash)| Parent { id: m.id, hash: hash.clone() });
+        let lost = unreadable.into_iter().map(|id| Parent { id, hash: String::new() });
+        let parents = heads.chain(lost).filter(|parent| !named.contains(&parent.id)).collect();
         Ok((parents, newest.into_iter().next().map(|(m, _)| m)))
     }
 }

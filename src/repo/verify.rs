@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::format::{PackId, PackKind};
+use super::format::{ObjectKind, PackId, PackKind};
 use super::keys::Role;
 use super::nodes::{NodeReader, chunk_id, node_id};
 use super::packs::PackNo;
@@ -119,6 +119,17 @@ impl Repository {
                 findings.add_error(&key, &tolerable(error)?, []);
             }
         }
+        for (folder, kind) in [("gc/tombstones/", ObjectKind::Tombstones), ("sessions/", ObjectKind::Session)] {
+            for object in inner.block_on(inner.store.list(folder))? {
+                out.objects_checked += 1;
+                match inner.open_object(kind, &object.key) {
+                    Ok(_) => {}
+                    // A session that ended meanwhile.
+                    Err(error) if error.kind() == Kind::NotFound => {}
+                    Err(error) => findings.add_error(&object.key, &tolerable(error)?, []),
+                }
+            }
+        }
         let manifests = self.verify_manifests(&mut out, &mut findings)?;
 
         // What is there, and what the index says is there.
@@ -159,7 +170,7 @@ impl Repository {
 
         progress.event(Event::Phase { name: "trees", detail: format!("{} snapshots", manifests.len()) });
         progress.event(Event::Total { bytes: 0, items: manifests.len() as u64 });
-        let used = self.verify_trees(&manifests, &mut findings, progress, cancel)?;
+        let used = self.verify_trees(&manifests, &present, &mut findings, progress, cancel)?;
         for (id, pack) in &used {
             let key = id.key();
             match (present.get(id), pack.reference) {
@@ -223,7 +234,7 @@ impl Repository {
                         format!("snapshot {} of plan {} came after it, and it is gone", manifest.id, manifest.plan),
                         [parent.id],
                     ),
-                    Some(hash) if *hash != parent.hash => {
+                    Some(hash) if *hash != parent.hash && !parent.hash.is_empty() => {
                         findings.add(
                             &key,
                             "chain-broken",
@@ -242,6 +253,7 @@ impl Repository {
     fn verify_trees(
         &self,
         manifests: &[Manifest],
+        present: &HashMap<PackId, u64>,
         findings: &mut Findings,
         progress: &dyn Progress,
         cancel: &Cancel,
@@ -275,10 +287,14 @@ impl Repository {
                         packs.iter().for_each(|pack| note_use(&mut used, inner.packs.get(*pack), manifest.id));
                         continue;
                     }
-                    match self.verify_node(&mut nodes, node, manifest.id, findings) {
+                    match self.verify_node(&mut nodes, node, manifest.id, present, findings) {
                         Ok(packs) => {
                             packs.iter().for_each(|pack| note_use(&mut used, inner.packs.get(*pack), manifest.id));
                             needs.insert(at, packs);
+                        }
+                        // A pack that is not there is told once, by the caller.
+                        Err(error) if !present.contains_key(&pack.id) => {
+                            tolerable(error)?;
                         }
                         Err(error) => {
                             let error = tolerable(error)?;
@@ -330,6 +346,7 @@ impl Repository {
         nodes: &mut NodeReader,
         node: &NodeRef<PackNo>,
         snapshot: SnapshotId,
+        present: &HashMap<PackId, u64>,
         findings: &mut Findings,
     ) -> Result<Vec<PackNo>> {
         let mut packs = BTreeSet::new();
@@ -342,6 +359,9 @@ impl Repository {
                 for (number, place) in chunk.stored.places().enumerate() {
                     packs.insert(place.pack);
                     let pack = self.inner.packs.get(place.pack);
+                    if !present.contains_key(&pack.id) {
+                        continue;
+                    }
                     let expected = match chunk.stored {
                         Stored::Delta { .. } if number == 1 => None,
                         _ => Some((chunk.id, chunk.len)),

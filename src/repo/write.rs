@@ -255,7 +255,7 @@ impl BackupWriter {
             chunks_reused: counters.chunks_reused.load(Ordering::Relaxed),
             packs: counters.packs.load(Ordering::Relaxed),
         };
-        let mut manifest = Manifest {
+        let manifest = Manifest {
             id: self.id,
             plan: self.plan.clone(),
             host: host_name(),
@@ -269,7 +269,6 @@ impl BackupWriter {
         };
         let json = serde_json::to_vec(&manifest).context(Kind::Bug, || "encode a manifest".into())?;
         let sealed = self.inner.seal_object(ObjectKind::Manifest, &self.key, &json)?;
-        let sealed_len = sealed.len() as u64;
         // The commit.
         match self.inner.block_on(self.inner.store.create(&self.key, Bytes::from(sealed))) {
             Ok(_) => {}
@@ -283,7 +282,6 @@ impl BackupWriter {
             }
             Err(e) => return Err(e.within("commit the snapshot")),
         }
-        manifest.stats.bytes_stored += sealed_len;
         Ok(Committed { manifest })
     }
 }
@@ -312,7 +310,7 @@ pub struct TreeWriter<'a> {
     job: Job,
     pending: VecDeque<Pending>,
     node: NodeEncoder<PackNo>,
-    /// Nodes of the previous tree (around the present place) and new ones, by id.
+    /// Nodes of the previous tree around the present place, by id.
     known: HashMap<ChunkId, Place<Loc>>,
     known_order: VecDeque<ChunkId>,
     /// Nodes on their way into one frame, and which reference each is for.
