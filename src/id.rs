@@ -86,7 +86,8 @@ macro_rules! ulid_id {
             pub fn generate_after(now: chrono::DateTime<chrono::Utc>, newest: Option<Self>) -> Self {
                 let id = Self::generate(now);
                 match newest {
-                    Some(newest) if id.0.timestamp_ms() <= newest.0.timestamp_ms() => {
+                    // A name a century ahead is no clock's.
+                    Some(newest) if id.0.timestamp_ms() <= newest.0.timestamp_ms() && newest.0.timestamp_ms() < 7_258_118_400_000 => {
                         let random = id.0.random();
                         Self(Ulid::from_parts(newest.0.timestamp_ms() + 1, random))
                     }

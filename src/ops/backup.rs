@@ -146,6 +146,7 @@ fn store_source(job: &Job, writer: &mut BackupWriter, source: &NamedSource, mut 
 
 /// The result document of what was committed.
 fn account(committed: Committed, mut warnings: Vec<String>, duration_ms: u64, progress: &dyn Progress) -> BackupReport {
+    warnings.extend(committed.warnings);
     let Manifest { id, plan, time, sources, stats, .. } = committed.manifest;
     let problems = missing(&sources);
     if !problems.is_empty() {

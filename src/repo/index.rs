@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -104,6 +104,8 @@ struct Segment {
 #[derive(Debug)]
 pub struct LocalIndex {
     folder: PathBuf,
+    /// One at a time takes in objects and merges.
+    writing: Mutex<()>,
     segments: RwLock<Vec<Arc<Segment>>>,
 }
 
@@ -117,7 +119,7 @@ impl LocalIndex {
         let list = folder.join("segments.json");
         let records: Vec<SegmentRecord> = std::fs::read(&list).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
         let segments: Vec<_> = records.into_iter().filter_map(|record| open_segment(folder, record)).map(Arc::new).collect();
-        let index = Self { folder: folder.to_owned(), segments: RwLock::new(segments) };
+        let index = Self { folder: folder.to_owned(), writing: Mutex::default(), segments: RwLock::new(segments) };
         index.remove_strangers()?;
         Ok(index)
     }
@@ -144,6 +146,7 @@ impl LocalIndex {
     /// # Errors
     /// When the local files cannot be written.
     pub fn cover(&self, object: &str, packs: &[IndexedPack]) -> Result<()> {
+        let _writing = self.writing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let table = packs.iter().map(|p| (p.id, p.len, p.directory_len)).collect();
         let mut records: Vec<(u64, u32, u32)> = Vec::with_capacity(packs.iter().map(|p| p.prefixes.len()).sum());
         for (number, pack) in packs.iter().enumerate() {

@@ -97,27 +97,51 @@ impl NodeReader {
             .max(1);
         let last = &ahead[take - 1];
         let range = first.offset..last.offset + u64::from(last.sealed_len);
-        let bytes = self.inner.block_on(self.inner.store.get_range(&key, range.clone())).map_err(|e| missing_pack(e, &key))?;
-        if bytes.len() as u64 != range.end - range.start {
+        let fetched = self.inner.block_on(self.inner.store.get_range(&key, range.clone()));
+        // A pack that ends early may still have the one frame that is wanted.
+        let (take, bytes) = match fetched {
+            Ok(bytes) => (take, bytes),
+            Err(e) if e.kind() == Kind::Damaged && take > 1 => {
+                let range = first.offset..first.offset + u64::from(first.sealed_len);
+                (1, self.inner.block_on(self.inner.store.get_range(&key, range)).map_err(|e| missing_pack(e, &key))?)
+            }
+            Err(e) => return Err(missing_pack(e, &key)),
+        };
+        if take > 1 && bytes.len() as u64 != range.end - range.start {
             return Err(Error::new(Kind::Damaged, format!("pack {key}: is truncated")));
         }
         let inner = Arc::clone(&self.inner);
         let mut opener = FrameOpener::new(&inner.keys, inner.id);
+        let mut wanted = None;
         for (step, frame) in ahead[..take].iter().enumerate() {
             let at = (frame.offset - first.offset) as usize;
-            let mut sealed = bytes[at..at + frame.sealed_len as usize].to_vec();
-            opener.open(&key, directory.kind, &directory.envelopes[frame.envelope as usize], frame, &mut sealed)?;
-            let mut plain = Vec::new();
-            self.decoder
-                .decode(frame.encoding, &sealed, frame.plain_len as usize, &mut plain)
-                .map_err(|e| Error::new(Kind::Damaged, format!("pack {key}, frame at {}", frame.offset)).because(e))?;
-            if self.frames.len() >= FRAMES_KEPT {
-                self.frames.pop_front();
+            let opened = match bytes.get(at..at + frame.sealed_len as usize) {
+                None => Err(Error::new(Kind::Damaged, format!("pack {key}: is truncated"))),
+                Some(sealed) => {
+                    let mut sealed = sealed.to_vec();
+                    let mut plain = Vec::new();
+                    opener.open(&key, directory.kind, &directory.envelopes[frame.envelope as usize], frame, &mut sealed).and_then(|()| {
+                        self.decoder
+                            .decode(frame.encoding, &sealed, frame.plain_len as usize, &mut plain)
+                            .map_err(|e| Error::new(Kind::Damaged, format!("pack {key}, frame at {}", frame.offset)).because(e))?;
+                        Ok(Arc::new(plain))
+                    })
+                }
+            };
+            match opened {
+                Ok(plain) => {
+                    if self.frames.len() >= FRAMES_KEPT {
+                        self.frames.pop_front();
+                    }
+                    self.frames.push_back((pack.id, number + step as u32, Arc::clone(&plain)));
+                    wanted.get_or_insert(plain);
+                }
+                Err(error) if step == 0 => return Err(error),
+                // Damage further on is told when that frame is wanted.
+                Err(_) => break,
             }
-            self.frames.push_back((pack.id, number + step as u32, Arc::new(plain)));
         }
-        let index = self.frames.len() - take;
-        Ok(Arc::clone(&self.frames[index].2))
+        wanted.ok_or_else(|| Error::new(Kind::Bug, "a frame was read and not kept"))
     }
 }
 

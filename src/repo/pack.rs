@@ -252,6 +252,11 @@ impl PackBuilder {
         self.bytes.len()
     }
 
+    /// Chunks so far.
+    pub fn chunk_count(&self) -> u32 {
+        self.directory.frames.last().map_or(0, |f| f.first_chunk + f.chunks.len() as u32)
+    }
+
     /// Whether no frame was added yet.
     pub fn is_empty(&self) -> bool {
         self.directory.frames.is_empty()
@@ -260,9 +265,15 @@ impl PackBuilder {
     /// Seals an encoded frame into the pack and returns its number.
     ///
     /// # Errors
-    /// Never for frames within the limits.
+    /// `Bug` for what no reader would accept: a frame or chunk over the limits.
     pub fn push(&mut self, encoding: Encoding, encoded: &[u8], chunks: Vec<ChunkEntry>) -> Result<u32> {
         let plain_len: u32 = chunks.iter().map(|c| c.base.map_or(c.len, |(_, patch_len)| patch_len)).sum();
+        if plain_len as usize > FRAME_MAX
+            || chunks.iter().any(|c| c.len as usize > CHUNK_MAX)
+            || (self.bytes.len() + encoded.len()) as u64 > PACK_MAX / 2
+        {
+            return Err(Error::new(Kind::Bug, "a frame over the limits of the format"));
+        }
         let frame_no = self.directory.frames.len() as u32;
         let ordinal = u64::from(frame_no);
         let start = self.bytes.len();
@@ -273,8 +284,7 @@ impl PackBuilder {
             .encrypt_inout_detached(&nonce(ordinal).into(), &associated, InOutBuf::from(&mut self.bytes[start..]))
             .map_err(|_| Error::new(Kind::Bug, "seal a frame"))?;
         self.bytes.extend_from_slice(&tag);
-        let last = self.directory.frames.last();
-        let first_chunk = last.map_or(0, |f| f.first_chunk + f.chunks.len() as u32);
+        let first_chunk = self.chunk_count();
         let sealed_len = (self.bytes.len() - start) as u32;
         self.directory.frames.push(FrameEntry {
             encoding,

@@ -31,6 +31,10 @@ use crate::event::Cancel;
 const SAMPLE: u64 = 32;
 /// Packs after which an index object is written, so that an interrupted run is found again.
 const INDEX_EVERY: usize = 16;
+/// Chunks at which a pack is closed however small it is.
+const PACK_CHUNKS: u32 = 1 << 18;
+/// Chunks that one index object lists at most (32 MiB of prefixes).
+const INDEX_CHUNKS: usize = 1 << 22;
 /// Packs being named and uploaded at a time.
 const UPLOADERS: usize = 2;
 
@@ -108,6 +112,7 @@ struct Shared {
     nodes: Mutex<Option<(Sequence, PackBuilder)>>,
     builders: Vec<Mutex<FrameBuilder>>,
     unindexed: Mutex<Vec<IndexedPack>>,
+    warnings: Mutex<Vec<String>>,
     full: Sender<(Sequence, PackBuilder)>,
     buffers: PackBuffers,
     counters: Counters,
@@ -185,6 +190,7 @@ impl Pipeline {
             nodes: Mutex::default(),
             builders: (0..inner.workers).map(|_| Mutex::default()).collect(),
             unindexed: Mutex::default(),
+            warnings: Mutex::default(),
             full,
             buffers: PackBuffers::default(),
             counters: Counters::default(),
@@ -196,11 +202,10 @@ impl Pipeline {
                 let (shared, queue, spare) = (Arc::clone(&shared), job_queue.clone(), spare_in.clone());
                 std::thread::spawn(move || {
                     for job in queue {
+                        let _done = Done(&shared, |state| state.jobs -= 1);
                         if let Some(data) = shared.work(number, job) {
                             let _ = spare.try_send(data);
                         }
-                        lock(&shared.state).jobs -= 1;
-                        shared.changed.notify_all();
                     }
                 })
             })
@@ -214,11 +219,10 @@ impl Pipeline {
                         if pack.is_empty() {
                             break;
                         }
+                        let _done = Done(&shared, |state| state.uploading -= 1);
                         if let Err(error) = shared.upload(sequence, pack) {
                             shared.fail(error);
                         }
-                        lock(&shared.state).uploading -= 1;
-                        shared.changed.notify_all();
                     }
                 })
             })
@@ -253,6 +257,16 @@ impl Pipeline {
     pub fn check(&self) -> Result<()> {
         self.shared.cancel.check()?;
         take_failure(&mut lock(&self.shared.state))
+    }
+
+    /// Reuses nothing of a pack any more; `true` when that is news.
+    pub fn distrust(&self, pack: PackNo) -> bool {
+        lock(&self.shared.usable).remove(&self.shared.inner.packs.get(pack).id).is_some()
+    }
+
+    /// What the operator should hear; sentences.
+    pub fn warnings(&self) -> Vec<String> {
+        std::mem::take(&mut *lock(&self.shared.warnings))
     }
 
     /// Whether a reused place is safe: its packs are listed, present and not tombstoned.
@@ -345,8 +359,10 @@ impl Pipeline {
     }
 }
 
-impl Drop for Pipeline {
-    fn drop(&mut self) {
+impl Pipeline {
+    /// Ends all threads; work that is not done yet is given up. Does nothing the second time.
+    pub fn stop(&mut self) {
+        self.shared.fail(Error::new(Kind::Interrupted, "the backup has ended"));
         self.jobs = None;
         for worker in self.workers.drain(..) {
             let _ = worker.join();
@@ -359,6 +375,25 @@ impl Drop for Pipeline {
         for uploader in self.uploaders.drain(..) {
             let _ = uploader.join();
         }
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Counts a piece of work as done when it is left, however it is left: a thread that panics must not make others wait for ever.
+struct Done<'a>(&'a Shared, fn(&mut State));
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(Error::new(Kind::Bug, "a thread of the backup panicked"));
+        }
+        self.1(&mut lock(&self.0.state));
+        self.0.changed.notify_all();
     }
 }
 
@@ -491,8 +526,9 @@ impl Shared {
                 Ok(directory) => directory,
                 // A damaged pack is not reused; `verify` tells of it.
                 Err(e) if e.kind() == Kind::Damaged => {
-                    tracing::warn!(pack = %pack.id.key(), error = ?e, "not reused: damaged");
-                    lock(&self.usable).remove(&pack.id);
+                    if lock(&self.usable).remove(&pack.id).is_some() {
+                        lock(&self.warnings).push(format!("a damaged pack is not reused, its content was stored again: {e}. Run `lifeboat verify` to see which snapshots are harmed"));
+                    }
                     continue;
                 }
                 Err(e) => return Err(e),
@@ -580,7 +616,7 @@ impl Shared {
         };
         let frame = pack.push(encoding, encoded, chunks)?;
         lock(&self.state).tickets[ticket as usize] = Some((sequence, frame));
-        if pack.len() >= target {
+        if pack.len() >= target || pack.chunk_count() >= PACK_CHUNKS {
             self.hand_over(&mut open);
         }
         Ok(())
@@ -658,8 +694,28 @@ impl Shared {
     }
 }
 
-/// Writes an index object for packs and takes it in locally. Returns its bytes.
+/// Writes index objects for packs and takes them in locally. Returns their bytes.
 pub fn publish_index(inner: &Inner, index: &LocalIndex, packs: &[IndexedPack]) -> Result<u64> {
+    let mut bytes = 0;
+    let mut rest = packs;
+    while !rest.is_empty() {
+        let mut chunks = 0;
+        let take = rest
+            .iter()
+            .take_while(|p| {
+                chunks += p.prefixes.len();
+                chunks <= INDEX_CHUNKS
+            })
+            .count()
+            .max(1);
+        let (now, later) = rest.split_at(take);
+        bytes += publish_index_object(inner, index, now)?;
+        rest = later;
+    }
+    Ok(bytes)
+}
+
+fn publish_index_object(inner: &Inner, index: &LocalIndex, packs: &[IndexedPack]) -> Result<u64> {
     let object = inner.seal_object(ObjectKind::Index, "index", &index::encode(packs))?;
     let name = blake3::hash(&object).to_hex().to_string();
     let len = object.len() as u64;

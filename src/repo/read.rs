@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use crossbeam_channel::bounded;
 
-use super::format::{ChunkId, PackKind};
+use super::format::PackKind;
 use super::frame::{Decoder, Encoding, apply_patch};
 use super::nodes::{NodeReader, chunk_id};
 use super::pack::{Directory, FrameEntry, FrameOpener};
@@ -24,11 +24,11 @@ use crate::event::{Cancel, Event, Progress};
 #[derive(Debug, Clone)]
 pub struct StoredEntry {
     pub entry: Entry,
-    content: StoredContent,
+    pub(super) content: StoredContent,
 }
 
 #[derive(Debug, Clone)]
-enum StoredContent {
+pub(super) enum StoredContent {
     Inline(Vec<Chunk<PackNo>>),
     /// Nodes of stretches, in order.
     Stretches(Vec<NodeRef<PackNo>>),
@@ -205,6 +205,7 @@ impl Repository {
         self.require_reader("read data")?;
         let stats = Counters::default();
         let mut nodes = NodeReader::new(&self.inner)?;
+        let mut asked = 0;
         let mut window: Vec<Item> = Vec::new();
         let mut finished: Vec<usize> = Vec::new();
         for Wanted { file, entry } in wanted {
@@ -237,6 +238,7 @@ impl Repository {
             if offset != entry.size() {
                 return Err(Error::new(Kind::Damaged, format!("{}: its chunks do not add up to its size", entry.entry.display_path())));
             }
+            asked += offset;
             finished.push(*file);
             if window.len() >= WINDOW_ITEMS {
                 self.fetch_window(&mut window, wanted, sink, progress, cancel, &stats)?;
@@ -244,8 +246,15 @@ impl Repository {
             }
         }
         self.fetch_window(&mut window, wanted, sink, progress, cancel, &stats)?;
+        let totals = stats.totals();
+        if totals.bytes_delivered + totals.bytes_existing != asked {
+            return Err(Error::new(
+                Kind::Bug,
+                format!("{asked} bytes were asked for, {} arrived", totals.bytes_delivered + totals.bytes_existing),
+            ));
+        }
         finished.drain(..).try_for_each(|file| sink.done(file))?;
-        Ok(stats.totals())
+        Ok(totals)
     }
 
     /// The bytes of one file in order (for pipes). Needs the reader role.
@@ -265,6 +274,7 @@ impl Repository {
             stretches: stretches.into_iter(),
             ready: Vec::new(),
             at: 0,
+            missing: entry.size(),
         }))
     }
 
@@ -456,6 +466,7 @@ impl Repository {
             // Requests run ahead on the runtime; this thread hands the answers on in order.
             let (answers_in, answers) = bounded::<Result<(Request, Bytes)>>(1);
             let inner = Arc::clone(&self.inner);
+            let mut unanswered = requests.len();
             let at_a_time = if self.inner.store.is_local() { 2 } else { REQUESTS };
             self.inner.runtime.spawn(async move {
                 let store = &inner.store;
@@ -482,6 +493,7 @@ impl Repository {
                 }
             });
             for answer in answers {
+                unanswered -= 1;
                 if has_failed() {
                     break;
                 }
@@ -499,6 +511,9 @@ impl Repository {
                 }
             }
             drop(ready_in);
+            if unanswered > 0 && !has_failed() {
+                fail(Error::new(Kind::Bug, format!("{unanswered} requests to the store were never answered")));
+            }
         });
         cancel.check()?;
         match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -631,21 +646,21 @@ impl<'i> DecodeWorker<'i> {
                 starts.push(start);
                 start += chunk.len as usize;
             }
-            let mut checked: Vec<ChunkId> = vec![ChunkId::default(); frame.chunks.len()];
+            let mut checked = vec![false; frame.chunks.len()];
             // Chunks that lie one after the other here and there are written at once.
             let mut run: Option<(usize, u64, std::ops::Range<usize>)> = None;
             let mut delivered = 0u64;
             for (slot, item) in items {
                 let slot = *slot as usize;
                 let range = starts[slot]..starts[slot] + item.chunk.len as usize;
-                if checked[slot] != item.chunk.id {
+                if !checked[slot] {
                     if chunk_id(&id_key, &self.plain[range.clone()]) != item.chunk.id {
                         return Err(within(Error::new(
                             Kind::Damaged,
                             format!("pack {key}, frame at {}: a chunk does not match its id", frame.offset),
                         )));
                     }
-                    checked[slot] = item.chunk.id;
+                    checked[slot] = true;
                 }
                 delivered += range.len() as u64;
                 match &mut run {
@@ -684,6 +699,8 @@ struct FileReader {
     stretches: std::vec::IntoIter<Stretch>,
     ready: Vec<u8>,
     at: usize,
+    /// Bytes of the file that are still to come.
+    missing: u64,
 }
 
 /// Collects a stretch in memory.
@@ -700,6 +717,9 @@ impl BlockSink for MemorySink {
 impl FileReader {
     fn refill(&mut self) -> Result<bool> {
         let chunks = match self.stretches.next() {
+            None if self.missing > 0 => {
+                return Err(Error::new(Kind::Damaged, format!("a file ends {} bytes before its size", self.missing)));
+            }
             None => return Ok(false),
             Some(Stretch::Chunks(chunks)) => chunks,
             Some(Stretch::Node(node)) => match self.nodes.records(&node)?.pop() {
@@ -715,6 +735,7 @@ impl FileReader {
         }
         let len = usize::try_from(offset).map_err(|_| Error::new(Kind::Damaged, "a stretch is impossibly long"))?;
         let sink = MemorySink(Mutex::new(vec![0; len]));
+        self.missing = self.missing.checked_sub(offset).ok_or_else(|| Error::new(Kind::Damaged, "a file has more bytes than its size"))?;
         self.repository.fetch_window(&mut items, &[], &sink, &crate::event::Silent, &self.cancel, &Counters::default())?;
         self.ready = sink.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         self.at = 0;

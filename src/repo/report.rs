@@ -99,6 +99,9 @@ impl Repository {
         let content = super::seal::open(&inner.keys, inner.id, ObjectKind::Report, key, bytes)?;
         let object: ReportObject = serde_json::from_slice(&content).map_err(|e| damaged("cannot be decoded").because(e))?;
         let record: ReportRecord = serde_json::from_str(&object.record).map_err(|e| damaged("cannot be decoded").because(e))?;
+        if key != format!("reports/{}", record.id) {
+            return Err(damaged("holds another report than its name says"));
+        }
         if let (Some(signature), Role::Reader) = (&object.signature, self.role()) {
             let signature = hex::decode(signature).ok().and_then(|s| ed25519_dalek::Signature::from_slice(&s).ok());
             let verifying = inner.keys.signing_key()?.verifying_key();

@@ -42,6 +42,11 @@ impl Session {
         Ok(Self { key })
     }
 
+    /// Gives the session up without removing it: whether its commit landed is not known.
+    pub fn leave(self) {
+        tracing::warn!(session = %self.key, "the session stays: whether its commit landed is not known");
+    }
+
     /// Removes the session. A failure harms nothing: a collector treats a session whose manifest exists as ended.
     pub fn end(&self, inner: &Inner) {
         if let Err(error) = inner.block_on(inner.store.delete(&self.key)) {

@@ -181,17 +181,20 @@ impl Repository {
     }
 
     /// The newest manifests of a chain that no other names as parent, and the newest of all.
-    pub(super) fn heads(&self, folder: &str) -> Result<(Vec<Parent>, Option<Manifest>)> {
+    pub(super) fn heads(&self, folder: &str, warnings: &mut Vec<String>) -> Result<(Vec<Parent>, Option<Manifest>)> {
         let listed = self.inner.block_on(self.inner.store.list(folder))?;
         let mut newest = Vec::new();
         let mut unreadable = Vec::new();
-        for object in listed.iter().rev().take(HEADS_WINDOW) {
+        for object in listed.iter().rev().take(HEADS_WINDOW * 8) {
+            if newest.len() == HEADS_WINDOW {
+                break;
+            }
             match self.open_manifest(&object.key) {
                 Ok(Some(manifest)) => newest.push(manifest),
                 Ok(None) => {}
                 // `verify` reports it; the next backup must still be possible, and names it, so that it cannot vanish unnoticed.
                 Err(e) if e.kind() == Kind::Damaged => {
-                    tracing::warn!(object = %object.key, error = ?e, "a damaged manifest is not used");
+                    warnings.push(format!("a damaged manifest was passed over: {e}. Run `lifeboat verify`"));
                     unreadable.extend(object.key[folder.len()..].parse::<SnapshotId>().ok());
                 }
                 Err(e) => return Err(e),

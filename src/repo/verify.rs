@@ -8,7 +8,7 @@ use super::format::{ObjectKind, PackId, PackKind};
 use super::keys::Role;
 use super::nodes::{NodeReader, chunk_id, node_id};
 use super::packs::PackNo;
-use super::read::DecodeWorker;
+use super::read::{DecodeWorker, StoredContent};
 use super::snapshot::Manifest;
 use super::tree::{Content, NodeRef, PackRef, Place, Record, Stored};
 use super::{Repository, read_slots};
@@ -133,6 +133,20 @@ impl Repository {
         let manifests = self.verify_manifests(&mut out, &mut findings)?;
 
         // What is there, and what the index says is there.
+        // Manifests were read before the index, and the index is before the packs: a backup that runs meanwhile writes them the other way round.
+        let mut indexed: HashMap<PackId, u64> = HashMap::new();
+        for object in inner.block_on(inner.store.list("index/"))? {
+            cancel.check()?;
+            out.objects_checked += 1;
+            match self.read_index_object(&object.key["index/".len()..]) {
+                Ok(packs) => {
+                    for pack in packs {
+                        indexed.insert(pack.id, pack.len);
+                    }
+                }
+                Err(error) => findings.add_error(&object.key, &tolerable(error)?, []),
+            }
+        }
         let mut present: HashMap<PackId, u64> = HashMap::new();
         for object in inner.block_on(inner.store.list("packs/"))? {
             match PackId::from_key(&object.key) {
@@ -142,29 +156,13 @@ impl Repository {
                 None => findings.add(&object.key, "damaged", "is no name of a pack", []),
             }
         }
-        let mut indexed: HashSet<PackId> = HashSet::new();
-        for object in inner.block_on(inner.store.list("index/"))? {
-            cancel.check()?;
-            out.objects_checked += 1;
-            match self.read_index_object(&object.key["index/".len()..]) {
-                Ok(packs) => {
-                    for pack in packs {
-                        indexed.insert(pack.id);
-                        match present.get(&pack.id) {
-                            None => findings.add(&pack.id.key(), "missing", "the index lists it and it is not there", []),
-                            Some(len) if *len != pack.len => {
-                                findings.add(
-                                    &pack.id.key(),
-                                    "size",
-                                    format!("the index says {} bytes, the store says {len}", pack.len),
-                                    [],
-                                );
-                            }
-                            Some(_) => {}
-                        }
-                    }
+        for (id, len) in &indexed {
+            match present.get(id) {
+                None => findings.add(&id.key(), "missing", "the index lists it and it is not there", []),
+                Some(stored) if stored != len => {
+                    findings.add(&id.key(), "size", format!("the index says {len} bytes, the store says {stored}"), []);
                 }
-                Err(error) => findings.add_error(&object.key, &tolerable(error)?, []),
+                Some(_) => {}
             }
         }
 
@@ -185,7 +183,7 @@ impl Repository {
                 }
                 _ => {}
             }
-            if present.contains_key(id) && !indexed.contains(id) {
+            if present.contains_key(id) && !indexed.contains_key(id) {
                 findings.add(&key, "not-indexed", "no index object lists it; the next backup lists it again", []);
             }
         }
@@ -195,6 +193,12 @@ impl Repository {
             self.verify_data(percent, run, &present, &used, &mut out, &mut findings, progress, cancel)?;
         }
 
+        // Snapshots share packs: what is wrong with one harms all that use it.
+        for ((object, _), (_, snapshots)) in &mut findings.0 {
+            if let Some(pack) = PackId::from_key(object).and_then(|id| used.get(&id)).filter(|_| !snapshots.is_empty()) {
+                snapshots.extend(pack.snapshots.iter().copied());
+            }
+        }
         let harmed = findings.harmed();
         out.snapshots_sound = manifests.iter().map(|m| m.id).filter(|id| !harmed.contains(id)).collect();
         out.findings = findings.into_sorted();
@@ -262,7 +266,7 @@ impl Repository {
         let mut nodes = NodeReader::new(inner)?;
         let mut used: HashMap<PackId, PackUse> = HashMap::new();
         // A node that several snapshots share is read once; what it needs is remembered.
-        let mut needs: HashMap<(PackNo, u32, u32), Vec<PackNo>> = HashMap::new();
+        let mut needs: HashMap<(PackNo, u32, u32), (Vec<PackNo>, u64)> = HashMap::new();
         let mut unreadable: HashMap<(PackNo, u32, u32), (String, String)> = HashMap::new();
         for manifest in manifests {
             for source in &manifest.sources {
@@ -283,14 +287,14 @@ impl Repository {
                         findings.add(object, "damaged", message.clone(), [manifest.id]);
                         continue;
                     }
-                    if let Some(packs) = needs.get(&at) {
+                    if let Some((packs, _)) = needs.get(&at) {
                         packs.iter().for_each(|pack| note_use(&mut used, inner.packs.get(*pack), manifest.id));
                         continue;
                     }
                     match self.verify_node(&mut nodes, node, manifest.id, present, findings) {
-                        Ok(packs) => {
+                        Ok((packs, bytes)) => {
                             packs.iter().for_each(|pack| note_use(&mut used, inner.packs.get(*pack), manifest.id));
-                            needs.insert(at, packs);
+                            needs.insert(at, (packs, bytes));
                         }
                         // A pack that is not there is told once, by the caller.
                         Err(error) if !present.contains_key(&pack.id) => {
@@ -311,6 +315,20 @@ impl Repository {
                         for entry in tree {
                             match entry {
                                 Ok(entry) => {
+                                    if let StoredContent::Stretches(stretches) = &entry.content {
+                                        let at = |n: &NodeRef<PackNo>| (n.place.pack, n.place.frame, n.place.slot);
+                                        let known: Option<u64> = stretches.iter().map(|n| needs.get(&at(n)).map(|(_, bytes)| *bytes)).sum();
+                                        if known.is_some_and(|bytes| bytes != entry.size()) {
+                                            let key =
+                                                format!("snapshots/{}/{}", inner.keys.chain_name(manifest.plan.as_str()), manifest.id);
+                                            findings.add(
+                                                &key,
+                                                "damaged",
+                                                format!("{}: its chunks do not add up to its size", entry.entry.display_path()),
+                                                [manifest.id],
+                                            );
+                                        }
+                                    }
                                     counts.0 += 1;
                                     counts.1 += entry.size();
                                 }
@@ -331,7 +349,8 @@ impl Repository {
                         }
                     }
                     Err(error) => {
-                        tolerable(error)?;
+                        let key = format!("snapshots/{}/{}", inner.keys.chain_name(manifest.plan.as_str()), manifest.id);
+                        findings.add_error(&key, &tolerable(error)?, [manifest.id]);
                     }
                 }
             }
@@ -340,7 +359,7 @@ impl Repository {
         Ok(used)
     }
 
-    /// Reads a node and checks what it refers to; returns the packs that it needs.
+    /// Reads a node and checks what it refers to; returns the packs that it needs and the plain bytes of its chunks.
     fn verify_node(
         &self,
         nodes: &mut NodeReader,
@@ -348,14 +367,16 @@ impl Repository {
         snapshot: SnapshotId,
         present: &HashMap<PackId, u64>,
         findings: &mut Findings,
-    ) -> Result<Vec<PackNo>> {
+    ) -> Result<(Vec<PackNo>, u64)> {
         let mut packs = BTreeSet::new();
+        let mut bytes = 0;
         for record in nodes.records(node)? {
             let chunks = match record {
                 Record::Stretch(chunks) | Record::Entry { content: Content::Inline(chunks), .. } => chunks,
                 Record::Entry { .. } => continue,
             };
             for chunk in chunks {
+                bytes += u64::from(chunk.len);
                 for (number, place) in chunk.stored.places().enumerate() {
                     packs.insert(place.pack);
                     let pack = self.inner.packs.get(place.pack);
@@ -372,7 +393,7 @@ impl Repository {
                 }
             }
         }
-        Ok(packs.into_iter().collect())
+        Ok((packs.into_iter().collect(), bytes))
     }
 
     fn verify_place(&self, pack: PackRef, place: Place<PackNo>, expected: Option<(super::format::ChunkId, u32)>) -> Result<()> {

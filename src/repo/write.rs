@@ -41,6 +41,8 @@ pub enum Added {
 #[derive(Debug)]
 pub struct Committed {
     pub manifest: Manifest,
+    /// What the operator should hear of the repository's state; sentences.
+    pub warnings: Vec<String>,
 }
 
 /// A snapshot being written. Dropping it without `commit` leaves only garbage that a next run reuses.
@@ -60,6 +62,8 @@ pub struct BackupWriter {
     warnings: Vec<String>,
 }
 
+/// Greatest bytes of one entry's path and extended attributes, well below the limit of a node.
+const ENTRY_MAX: usize = 1 << 20;
 /// Bytes of a file in one stretch of content-defined chunks.
 const STRETCH_BYTES: usize = 1 << 20;
 /// Bytes of small files that go to the workers together.
@@ -89,12 +93,21 @@ impl Repository {
         let id = SnapshotId::generate_after(now, newest);
         let key = format!("{folder}{id}");
         let session = Session::publish(inner, &key, &host_name(), now)?;
-        let tombstones = read_tombstones(inner)?;
-        let index = self.refresh_index()?;
         let mut warnings = Vec::new();
-        let usable = self.usable_packs(&index, &tombstones, &mut warnings)?;
-        let (parents, previous) = self.heads(&folder)?;
-        let pipeline = Pipeline::start(inner, index, usable, cancel)?;
+        let begun = (|| {
+            let tombstones = read_tombstones(inner)?;
+            let index = self.refresh_index(&mut warnings)?;
+            let usable = self.usable_packs(&index, &tombstones, &mut warnings)?;
+            let (parents, previous) = self.heads(&folder, &mut warnings)?;
+            Ok((parents, previous, Pipeline::start(inner, index, usable, cancel)?))
+        })();
+        let (parents, previous, pipeline) = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                session.end(inner);
+                return Err(error);
+            }
+        };
         Ok(BackupWriter {
             inner: Arc::clone(inner),
             plan: plan.clone(),
@@ -112,7 +125,7 @@ impl Repository {
     }
 
     /// Brings the local index up to the index objects of the repository.
-    pub(super) fn refresh_index(&self) -> Result<LocalIndex> {
+    pub(super) fn refresh_index(&self, warnings: &mut Vec<String>) -> Result<LocalIndex> {
         let inner = &self.inner;
         let index = LocalIndex::open(&inner.cache.path.join("index"))?;
         let objects = inner.block_on(inner.store.list("index/"))?;
@@ -121,7 +134,9 @@ impl Repository {
             match self.read_index_object(&name) {
                 Ok(packs) => index.cover(&name, &packs)?,
                 // Without it some chunks are stored again; nothing is lost. `verify` tells of it.
-                Err(e) if e.kind() == Kind::Damaged => tracing::warn!(object = %name, error = ?e, "index object not used: damaged"),
+                Err(e) if e.kind() == Kind::Damaged => {
+                    warnings.push(format!("an index object is damaged and was not used: {e}. Run `lifeboat verify`"))
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -191,9 +206,12 @@ impl BackupWriter {
         self.id
     }
 
-    /// What the operator should hear of the repository's state.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+    /// Reuses nothing of a damaged pack any more, and tells of it.
+    fn distrust(&mut self, pack: PackNo, error: &Error) {
+        if self.pipeline.distrust(pack) {
+            let key = self.inner.packs.get(pack).id.key();
+            self.warnings.push(format!("{key} is damaged and not reused, its content was stored again: {error}. Run `lifeboat verify` to see which snapshots are harmed"));
+        }
     }
 
     /// Begins the tree of one source (unique name within the snapshot).
@@ -240,7 +258,13 @@ impl BackupWriter {
     ///
     /// # Errors
     /// Whatever failed; nothing is committed then. `Busy` when a collector fenced this run (it was paused for long): run it again.
-    pub fn commit(self, sources: Vec<SourceRecord>, time: DateTime<Utc>, tags: Vec<String>, progress: &dyn Progress) -> Result<Committed> {
+    pub fn commit(
+        mut self,
+        sources: Vec<SourceRecord>,
+        time: DateTime<Utc>,
+        tags: Vec<String>,
+        progress: &dyn Progress,
+    ) -> Result<Committed> {
         progress.event(Event::Phase { name: "commit", detail: String::new() });
         self.pipeline.flush_nodes()?;
         self.pipeline.drain()?;
@@ -282,13 +306,15 @@ impl BackupWriter {
             }
             Err(e) => return Err(e.within("commit the snapshot")),
         }
-        Ok(Committed { manifest })
+        Ok(Committed { manifest, warnings: std::mem::take(&mut self.warnings) })
     }
 }
 
 impl Drop for BackupWriter {
     /// Committed or given up: either way nothing more will be committed under this session.
     fn drop(&mut self) {
+        // Nothing may be written any more once the session is gone.
+        self.pipeline.stop();
         if let Some(session) = self.session.take() {
             session.end(&self.inner);
         }
@@ -351,7 +377,26 @@ impl TreeWriter<'_> {
         if !is_valid_path(&entry.path) || self.last_path.as_ref().is_some_and(|last| tree_order(last, &entry.path).is_ge()) {
             return Err(Error::new(Kind::Bug, format!("entry {} is out of order or has an invalid path", entry.display_path())));
         }
+        let attributes: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if attributes + entry.path.len() > ENTRY_MAX {
+            return Err(Error::new(
+                Kind::Failed,
+                format!("{} has {attributes} bytes of extended attributes, over the limit of {ENTRY_MAX}", entry.display_path()),
+            )
+            .hint("remove attributes from it, or exclude it from the source"));
+        }
         self.last_path = Some(entry.path.clone());
+        // Asked for every entry, so that the walk through the previous tree keeps step.
+        let previous = match &mut self.previous {
+            Some(tree) => {
+                let found = tree.find(&entry.path)?;
+                for (pack, error) in tree.damaged.drain(..) {
+                    self.writer.distrust(pack, &error);
+                }
+                found
+            }
+            None => None,
+        };
         let EntryKind::File { layout, .. } = entry.kind else {
             self.entries += 1;
             self.pending.push_back(Pending::Entry(entry, PendingContent::None));
@@ -363,10 +408,6 @@ impl TreeWriter<'_> {
         {
             return Err(Error::new(Kind::Usage, format!("page size {size} is not a power of two between 512 and 65536")));
         }
-        let previous = match &mut self.previous {
-            Some(tree) => tree.find(&entry.path)?,
-            None => None,
-        };
         if let Some(file) = &previous
             && !entry.stamp.is_empty()
             && file.entry.stamp == entry.stamp
@@ -385,6 +426,7 @@ impl TreeWriter<'_> {
     fn reuse(&mut self, entry: &Entry, previous: Option<&PreviousFile>) -> Result<bool> {
         let (Some(file), Some(tree)) = (previous, &mut self.previous) else { return Ok(false) };
         let mut stretches = Vec::new();
+        let mut damaged = None;
         let content = match &file.content {
             Content::None => return Ok(false),
             Content::Inline(chunks) => {
@@ -394,22 +436,34 @@ impl TreeWriter<'_> {
                 PendingContent::Known(chunks.clone())
             }
             Content::Stretches(count) => {
-                for node in &tree.refs[file.first_node..file.first_node + *count as usize] {
-                    let chunks = tree.nodes.stretch(node)?;
-                    if !chunks.iter().all(|c| self.writer.pipeline.is_usable(&c.stored)) {
-                        return Ok(false);
+                // Looked at first and named again afterwards: a file's whole list may not fit in memory.
+                stretches.extend_from_slice(&tree.refs[file.first_node..file.first_node + *count as usize]);
+                for node in &stretches {
+                    match tree.nodes.stretch(node) {
+                        Ok(chunks) if chunks.iter().all(|c| self.writer.pipeline.is_usable(&c.stored)) => {}
+                        Ok(_) => return Ok(false),
+                        Err(e) if e.kind() == Kind::Damaged => {
+                            damaged = Some((node.place.pack, e));
+                            break;
+                        }
+                        Err(e) => return Err(e),
                     }
-                    stretches.push((*node, chunks));
                 }
                 PendingContent::Stretches(*count)
             }
         };
+        if let Some((pack, error)) = damaged {
+            self.writer.distrust(pack, &error);
+            return Ok(false);
+        }
         let EntryKind::File { size, .. } = file.entry.kind else { return Ok(false) };
         let mut entry = entry.clone();
         if let EntryKind::File { size: new, .. } = &mut entry.kind {
             *new = size;
         }
-        for (node, chunks) in stretches {
+        for node in stretches {
+            let Some(tree) = &mut self.previous else { return Err(Error::new(Kind::Bug, "the previous tree is gone")) };
+            let chunks = tree.nodes.stretch(&node)?;
             self.remember(&node);
             self.pending.push_back(Pending::Known(chunks));
             self.settle(PENDING_MAX)?;
@@ -502,6 +556,10 @@ impl TreeWriter<'_> {
         }
         let mut entry = entry;
         if let EntryKind::File { size, .. } = &mut entry.kind {
+            if size.is_some_and(|declared| declared != total) {
+                // It changed under the reader's eyes: its stamp vouches for nothing.
+                entry.stamp.clear();
+            }
             *size = Some(total);
         }
         let content = match first {
@@ -539,13 +597,17 @@ impl TreeWriter<'_> {
             Content::Inline(chunks) if stretch == 0 => Ok(Some(chunks.clone())),
             Content::Stretches(count) if stretch < *count => {
                 let node = tree.refs[file.first_node + stretch as usize];
-                let chunks = match tree.nodes.stretch(&node) {
-                    Ok(chunks) => Some(chunks),
-                    Err(e) if e.kind() == Kind::Damaged => None,
-                    Err(e) => return Err(e),
-                };
-                self.remember(&node);
-                Ok(chunks)
+                match tree.nodes.stretch(&node) {
+                    Ok(chunks) => {
+                        self.remember(&node);
+                        Ok(Some(chunks))
+                    }
+                    Err(e) if e.kind() == Kind::Damaged => {
+                        self.writer.distrust(node.place.pack, &e);
+                        Ok(None)
+                    }
+                    Err(e) => Err(e),
+                }
             }
             _ => Ok(None),
         }
@@ -770,8 +832,10 @@ fn same_layout(kind: &EntryKind, layout: Layout) -> bool {
 struct PreviousTree {
     nodes: NodeReader,
     refs: Vec<NodeRef<PackNo>>,
-    /// Nodes of entries (not of stretches), by id.
+    /// Nodes of entries (not of stretches) that were read and found whole, by id: only these may be named again.
     entry_nodes: HashMap<ChunkId, Place<PackNo>>,
+    /// Packs with nodes that could not be read.
+    damaged: Vec<(PackNo, Error)>,
     next: usize,
     records: VecDeque<PreviousFile>,
 }
@@ -788,8 +852,7 @@ impl PreviousTree {
     fn open(inner: &Arc<Inner>, root: &TreeRoot) -> Result<Self> {
         let mut nodes = NodeReader::new(inner)?;
         let refs = nodes.leaves(&root.bytes()?, root.depth)?;
-        let entry_nodes = refs.iter().filter(|n| !n.stretch).map(|n| (n.id, n.place)).collect();
-        Ok(Self { nodes, refs, entry_nodes, next: 0, records: VecDeque::new() })
+        Ok(Self { nodes, refs, entry_nodes: HashMap::new(), next: 0, records: VecDeque::new(), damaged: Vec::new() })
     }
 
     /// The entry with this path, which comes after all paths asked for before. Damaged nodes are passed over.
@@ -813,11 +876,12 @@ impl PreviousTree {
             let records = match self.nodes.records(&node) {
                 Ok(records) => records,
                 Err(e) if e.kind() == Kind::Damaged => {
-                    tracing::warn!(error = ?e, "part of the previous tree is damaged and not reused");
+                    self.damaged.push((node.place.pack, e));
                     continue;
                 }
                 Err(e) => return Err(e),
             };
+            self.entry_nodes.insert(node.id, node.place);
             for (number, record) in records.into_iter().enumerate() {
                 if let Record::Entry { entry, content } = record {
                     let first_node = match &content {
