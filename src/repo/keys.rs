@@ -348,7 +348,11 @@ struct Kdf {
 }
 
 /// Memory for Argon2id: RFC 9106's second recommended option (64 MiB, 3 passes).
+#[cfg(not(test))]
 const ARGON_MEMORY_KIB: u32 = 64 * 1024;
+/// Unit tests open hundreds of repositories.
+#[cfg(test)]
+const ARGON_MEMORY_KIB: u32 = 64;
 const ARGON_PASSES: u32 = 3;
 /// Upper limits for what a stored slot may ask of this machine.
 const ARGON_MEMORY_KIB_MAX: u32 = 1024 * 1024;

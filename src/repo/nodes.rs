@@ -59,9 +59,14 @@ impl NodeReader {
     pub fn records(&mut self, node: &NodeRef<PackNo>) -> Result<Vec<Record<PackNo>>> {
         let bytes = self.read(node)?;
         let inner = Arc::clone(&self.inner);
-        decode_records(&bytes, |pack| inner.packs.intern(pack)).map_err(|e| {
-            Error::new(Kind::Damaged, format!("a node in pack {} cannot be decoded", inner.packs.get(node.place.pack).id.key())).because(e)
-        })
+        let damaged =
+            |what: &str| Error::new(Kind::Damaged, format!("a node in pack {} {what}", inner.packs.get(node.place.pack).id.key()));
+        let records = decode_records(&bytes, |pack| inner.packs.intern(pack)).map_err(|e| damaged("cannot be decoded").because(e))?;
+        let fits = match records.as_slice() {
+            [Record::Stretch(_)] => node.stretch,
+            records => !node.stretch && records.iter().all(|r| matches!(r, Record::Entry { .. })),
+        };
+        if fits { Ok(records) } else { Err(damaged("is not what a tree says it is")) }
     }
 
     /// All node references of a tree, list nodes resolved.

@@ -55,6 +55,18 @@ impl Session {
     }
 }
 
+/// Says that these packs must not be reused any more: their content is damaged. A live pack stays where it is.
+pub fn condemn(inner: &Inner, packs: &[PackId], now: DateTime<Utc>) -> Result<()> {
+    if packs.is_empty() {
+        return Ok(());
+    }
+    let key = format!("gc/tombstones/{}", SessionId::generate(now));
+    let content: Vec<u8> = packs.iter().flat_map(|pack| pack.0).collect();
+    let sealed = inner.seal_object(ObjectKind::Tombstones, &key, &content)?;
+    inner.block_on(inner.store.create(&key, Bytes::from(sealed)))?;
+    Ok(())
+}
+
 /// Packs that must not be reused any more. Content of a tombstones object: 32-byte pack names, one after the other.
 pub fn read_tombstones(inner: &Inner) -> Result<HashSet<PackId>> {
     let mut dead = HashSet::new();

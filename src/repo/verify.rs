@@ -9,6 +9,7 @@ use super::keys::Role;
 use super::nodes::{NodeReader, chunk_id, node_id};
 use super::packs::PackNo;
 use super::read::{DecodeWorker, StoredContent};
+use super::session::{condemn, read_tombstones};
 use super::snapshot::Manifest;
 use super::tree::{Content, NodeRef, PackRef, Place, Record, Stored};
 use super::{Repository, read_slots};
@@ -456,12 +457,21 @@ impl Repository {
                 .collect();
             threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::new(Kind::Bug, "a verifying thread panicked")))).collect()
         });
+        let known = read_tombstones(inner).unwrap_or_default();
+        let mut condemned = Vec::new();
         for result in results {
             let (checked, bad) = result?;
             out.bytes_checked += checked;
             for (id, error) in bad {
+                if !known.contains(&id) && error.kind() == Kind::Damaged {
+                    condemned.push(id);
+                }
                 findings.add_error(&id.key(), &error, used.get(&id).into_iter().flat_map(|u| u.snapshots.iter().copied()));
             }
+        }
+        // The next backup must not lean on them: it stores their content again where the source still has it.
+        if let Err(error) = condemn(inner, &condemned, chrono::Utc::now()) {
+            out.skipped.push(format!("the damaged packs could not be marked, so backups may go on reusing them: {error}"));
         }
         Ok(())
     }

@@ -304,8 +304,15 @@ impl BackupWriter {
                 .hint("run the backup again: what it sent is reused as far as possible")
                 .because(e));
             }
-            Err(e) => return Err(e.within("commit the snapshot")),
+            Err(e) => {
+                // It may still land. The session stays, so that a collector must fence this key before it deletes anything.
+                if let Some(session) = self.session.take() {
+                    session.leave();
+                }
+                return Err(e.within("commit the snapshot"));
+            }
         }
+        self.warnings.extend(self.pipeline.warnings());
         Ok(Committed { manifest, warnings: std::mem::take(&mut self.warnings) })
     }
 }
