@@ -454,3 +454,55 @@ fn an_interrupted_backup_says_what_was_kept_and_the_next_one_succeeds() {
     assert_eq!(workspace.json(&["run", "history"], 0)["runs"][0]["state"], "interrupted");
     workspace.backup();
 }
+
+#[test]
+fn a_damaged_report_or_manifest_hides_nothing_else() {
+    let workspace = Workspace::ready("[plan.files]\nsources = [\"attachments\"]\nrepository = \"main\"");
+    let first = workspace.backup();
+    let other = workspace.json(&["backup", "files"], 0);
+    let lost = workspace.json(&["drill", "run", "crm"], 0);
+    let kept = workspace.json(&["drill", "run", "crm"], 0);
+    damage(&workspace.path("repository/reports").join(lost["id"].as_str().unwrap()));
+    let history = workspace.json(&["drill", "history", "crm"], 20);
+    assert_eq!((history["drills"].as_array().unwrap().len(), history["damaged"].as_array().unwrap().len()), (1, 1), "{history}");
+    assert_eq!(kind(&workspace.json(&["drill", "report", lost["id"].as_str().unwrap()], 20)), "damaged");
+    assert_eq!(workspace.json(&["drill", "report", kept["id"].as_str().unwrap()], 0)["id"], kept["id"]);
+    let list = workspace.json(&["snapshots", "crm"], 20);
+    assert_eq!(list["snapshots"][0]["proven_at"], kept["time"], "{list}");
+    let to = workspace.path("restored");
+    let proven = workspace.run(&["restore", "crm", "--latest-proven", "--to", to.to_str().unwrap()]);
+    assert!(proven.status.success(), "{}", text(&proven.stderr));
+    assert!(text(&proven.stderr).contains("a report cannot be read"), "{}", text(&proven.stderr));
+    let again = workspace.json(&["drill", "run", "crm"], 0);
+    assert!(again["warnings"].to_string().contains("a report cannot be read"), "{again}");
+
+    let manifests = files(&workspace.path("repository/snapshots"));
+    damage(manifests.iter().find(|path| path.ends_with(other["snapshot"].as_str().unwrap())).unwrap());
+    let status = workspace.json(&["status"], 0);
+    for plan in status["plans"].as_array().unwrap() {
+        assert_eq!(plan["repository_reachable"], true, "{plan}");
+        assert!(plan["problems"].as_array().unwrap().iter().any(|problem| problem["kind"] == "damaged"), "{plan}");
+    }
+    assert_eq!(status["plans"][0]["recovery_point"], first["time"], "{status}");
+    let url = format!("file://{}", workspace.path("repository").display());
+    let words = ["restore", "crm", "--from", &url, "--snapshot", first["snapshot"].as_str().unwrap(), "--to"];
+    let by_url = |to: &str| {
+        let mut command = bare(&words);
+        command.arg(workspace.path(to)).arg("--state").arg(workspace.path("other-state")).env("LIFEBOAT_PASSPHRASE", PASSPHRASE);
+        command.output().unwrap()
+    };
+    let restored = by_url("by-url");
+    assert!(restored.status.success(), "{}", text(&restored.stderr));
+    assert!(text(&restored.stderr).contains("warning: a manifest cannot be read"), "{}", text(&restored.stderr));
+    let listed = text(&workspace.run(&["snapshots", "crm"]).stdout);
+    assert!(listed.contains("can be recovered to 1 moment: "), "{listed}");
+}
+
+#[test]
+fn a_wrong_passphrase_is_no_unreachable_repository() {
+    let workspace = Workspace::ready("");
+    let output = workspace.command(&["status", "--json"]).env("CRM_PASSPHRASE", "wrong").output().unwrap();
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let problems = status["plans"][0]["problems"].to_string();
+    assert!(problems.contains("\"wrong-key\"") && !problems.contains("repository-unreachable"), "{status}");
+}

@@ -54,23 +54,30 @@ fn random_seed() -> Result<u64> {
 pub(super) fn history(app: &App, plan: Option<&str>) -> Result<Exit> {
     let plans = app.plans()?;
     let surroundings = app.surroundings(Arc::new(Silent))?;
-    let mut drills = if let Some(name) = plan {
+    let (mut drills, damaged) = if let Some(name) = plan {
         let plan = plans.plan(name)?;
         ops::drill::history(&resolve::repository(&plan.repository)?.open(&surroundings)?, Some(&plan.name))?
     } else {
         let used: BTreeMap<&Name, &Arc<Repository>> = plans.plans.values().map(|plan| (&plan.repository.name, &plan.repository)).collect();
-        let mut all = Vec::new();
+        let (mut all, mut lost) = (Vec::new(), Vec::new());
         for repository in used.values() {
-            all.extend(ops::drill::history(&resolve::repository(repository)?.open(&surroundings)?, None)?);
+            let (drills, damaged) = ops::drill::history(&resolve::repository(repository)?.open(&surroundings)?, None)?;
+            all.extend(drills);
+            lost.extend(damaged);
         }
-        all
+        (all, lost)
     };
     drills.sort_by_key(|drill| (drill.time, drill.id));
-    app.output.result(&json!({ "schema": "lifeboat.drills/1", "drills": drills }), || history_text(&drills))?;
-    Ok(None)
+    let damaged: Vec<String> = damaged.iter().map(ops::explain).collect();
+    app.output.result(&json!({ "schema": "lifeboat.drills/1", "drills": drills, "damaged": damaged }), || history_text(&drills, &damaged))?;
+    Ok((!damaged.is_empty()).then_some(Kind::Damaged))
 }
 
-fn history_text(drills: &[DrillReport]) -> String {
+fn history_text(drills: &[DrillReport], damaged: &[String]) -> String {
+    let damaged: String = damaged.iter().map(|damaged| format!("DAMAGED: {damaged}\n")).collect();
+    if drills.is_empty() && !damaged.is_empty() {
+        return damaged;
+    }
     if drills.is_empty() {
         return "no drills yet; `lifeboat drill run PLAN` makes one\n".to_owned();
     }
@@ -89,7 +96,7 @@ fn history_text(drills: &[DrillReport]) -> String {
             ]
         })
         .collect();
-    render::table(&["id", "plan", "drilled", "snapshot", "verdict", "recovery time", "data loss", ""], &rows, &[5, 6])
+    render::table(&["id", "plan", "drilled", "snapshot", "verdict", "recovery time", "data loss", ""], &rows, &[5, 6]) + &damaged
 }
 
 pub(super) fn report(app: &App, id: &str) -> Result<Exit> {
@@ -104,7 +111,7 @@ pub(super) fn report(app: &App, id: &str) -> Result<Exit> {
                 app.output.result(&report, || ops::report::text(&report))?;
                 return Ok(None);
             }
-            Err(error) if error.kind() == Kind::Usage => return Err(error),
+            Err(error) if matches!(error.kind(), Kind::Usage | Kind::Damaged) => return Err(error),
             Err(error) if missing == Kind::NotFound => missing = error.kind(),
             Err(_) => {}
         }

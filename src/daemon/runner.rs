@@ -200,10 +200,15 @@ fn committed(journal: &Journal, run: &Run, repository: &Repository, now: DateTim
     // The manifest's clock is the same machine's, read a moment after the run's.
     let (from, to) = (run.started - TimeDelta::seconds(1), now + TimeDelta::seconds(1));
     let known = journal.runs(&Filter { plan: Some(run.plan.clone()), job: Some(Job::Backup), ..Filter::default() })?;
-    let manifests = repository.manifests(Some(&run.plan))?;
-    Ok(manifests
+    let (manifests, damaged) = repository.sound_manifests(Some(&run.plan))?;
+    let found = manifests
         .iter()
         .filter(|manifest| manifest.host == run.process.host && (from..=to).contains(&manifest.started))
         .map(|manifest| manifest.id.to_string())
-        .find(|id| known.iter().all(|other| other.snapshot.as_deref() != Some(id))))
+        .find(|id| known.iter().all(|other| other.snapshot.as_deref() != Some(id)));
+    // A manifest that cannot be read may be the one.
+    match (found, damaged.into_iter().next()) {
+        (None, Some(error)) => Err(error),
+        (found, _) => Ok(found),
+    }
 }

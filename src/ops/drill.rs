@@ -12,7 +12,7 @@ use super::select::{self, Choice};
 use super::transfer::Transfer;
 use super::verdict::{Facts, duration_text, judge, millis, objectives};
 use super::work::{Kept, RunFolder, exists, keep, make_private};
-use super::{CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, damaged_warning, explain};
+use super::{CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, damaged_reports_warning, damaged_warning, explain};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::id::{Name, ReportId, SnapshotId};
@@ -162,6 +162,8 @@ struct Selected {
     seed: Option<u64>,
     /// Some snapshots could not be looked at: perhaps the one that was meant.
     damaged: Option<String>,
+    /// Some reports could not be.
+    warning: Option<String>,
 }
 
 fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Result<Selected> {
@@ -171,11 +173,14 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         (None, false) => Choice::Latest,
     };
     let (manifests, damaged) = job.repository.sound_manifests(Some(&job.plan))?;
-    let reports = job.repository.reports(None).unwrap_or_default();
+    let (reports, warning) = match job.repository.sound_reports(None) {
+        Ok((reports, damaged)) => (reports, damaged_reports_warning(&damaged)),
+        Err(error) => (Vec::new(), Some(format!("earlier reports could not be read: {}", explain(&error)))),
+    };
     let manifest = select::choose(&manifests, &reports, &choice, now)?.clone();
     let newest = select::latest(&manifests).map_or(manifest.time, |m| m.time);
     let seed = if let Choice::Random { seed, .. } = choice { Some(seed) } else { None };
-    Ok(Selected { manifest, newest, reports, seed, damaged: damaged_warning(&damaged) })
+    Ok(Selected { manifest, newest, reports, seed, damaged: damaged_warning(&damaged), warning })
 }
 
 /// A seed for a random choice.
@@ -356,7 +361,7 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
         objectives: objectives(&job.objectives, attempt.recovery_time_ms, data_loss_ms),
         skipped: missing.first().map(|first| incomplete_backup(missing.len(), first)).into_iter().chain(selected.damaged).collect(),
         missing,
-        warnings: attempt.warnings,
+        warnings: selected.warning.into_iter().chain(attempt.warnings).collect(),
         cleanup: Cleanup { removed: false, kept: None, kept_until: None, message: String::new() },
         seed: selected.seed,
         exit: None,
@@ -459,30 +464,34 @@ impl Limit {
     }
 }
 
-/// Past drills of one plan, or of all, oldest first. Reports of a later version of the document that this program cannot read are left out.
+/// Past drills of one plan, or of all, oldest first, and an error for each report (of whatever kind and plan) that is damaged. Reports of
+/// a later version of the document that this program cannot read are left out.
 ///
 /// # Errors
-/// What the repository says.
-pub fn history(repository: &Repository, plan: Option<&Name>) -> Result<Vec<DrillReport>> {
-    let records = repository.reports(Some(ReportKind::Drill))?;
+/// When the store cannot be asked.
+pub fn history(repository: &Repository, plan: Option<&Name>) -> Result<(Vec<DrillReport>, Vec<Error>)> {
+    let (records, damaged) = repository.sound_reports(Some(ReportKind::Drill))?;
     let of_plan = |record: &ReportRecord| plan.is_none_or(|plan| record.plan.as_deref() == Some(plan.as_str()));
-    Ok(records.into_iter().filter(of_plan).filter_map(|record| serde_json::from_value(record.document).ok()).collect())
+    Ok((records.into_iter().filter(of_plan).filter_map(|record| serde_json::from_value(record.document).ok()).collect(), damaged))
 }
 
 /// One past drill by id or a unique beginning of it.
 ///
 /// # Errors
-/// `NotFound`; `Usage` when ambiguous.
+/// `NotFound`; `Damaged` when it is there and cannot be read; `Usage` when ambiguous.
 pub fn find(repository: &Repository, id: &str) -> Result<DrillReport> {
     let wanted = id.to_ascii_lowercase();
-    let mut found: Vec<DrillReport> =
-        history(repository, None)?.into_iter().filter(|report| report.id.to_string().starts_with(&wanted)).collect();
+    let (drills, damaged) = history(repository, None)?;
+    let mut found: Vec<DrillReport> = drills.into_iter().filter(|report| report.id.to_string().starts_with(&wanted)).collect();
     match (found.pop(), found.len()) {
         (Some(report), 0) => Ok(report),
         (Some(_), _) => {
             Err(Error::new(Kind::Usage, format!("find drill report {id}: several begin with that")).hint("give more of the id"))
         }
         (None, _) => {
+            if let Some(error) = damaged.into_iter().find(|error| error.to_string().contains(&format!("reports/{wanted}"))) {
+                return Err(error);
+            }
             Err(Error::new(Kind::NotFound, format!("find drill report {id}: there is none")).hint("`lifeboat drill history` lists them"))
         }
     }
