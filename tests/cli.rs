@@ -103,6 +103,12 @@ fn plans_are_checked_shown_and_explained() {
     assert!(text(&workspace.run(&["plan", "show", "crm"]).stdout).contains("Asia/Shanghai"));
     let schema: Value = serde_json::from_slice(&bare(&["plan", "schema"]).output().unwrap().stdout).unwrap();
     assert!(schema["properties"]["plan"].is_object());
+    workspace.write_plan("keep = { last = 1 }\nnotify = [\"ops\"]\n[notify.ops]\nkind = \"webhook\"\nurl = { env = \"HOOK\" }");
+    let checked = workspace.json(&["plan", "check"], 0);
+    assert_eq!(checked["warnings"].as_array().unwrap().len(), 2, "{checked}");
+    let said = text(&workspace.run(&["plan", "explain", "crm"]).stdout);
+    assert!(said.contains("nothing is ever deleted") && said.contains("notifications are not sent by this release"), "{said}");
+    assert!(text(&workspace.run(&["plan", "show", "crm"]).stdout).contains("# keep: retention is not applied by this release"));
     workspace.write_plan("shedule = \"15 2 * * *\"\nretry = { attempts = 0 }");
     let output = workspace.run(&["plan", "check"]);
     assert_eq!(output.status.code(), Some(2));
@@ -182,7 +188,10 @@ fn the_recovery_key_is_shown_once_and_opens_the_repository_by_url() {
     let workspace = Workspace::new("");
     let init = workspace.json(&["repo", "init", "main"], 0);
     let key = init["recovery_key"].as_str().unwrap().to_owned();
+    let touched = || std::fs::metadata(workspace.path("repository")).unwrap().modified().unwrap();
+    let before = touched();
     assert_eq!(kind(&workspace.json(&["repo", "init", "main"], 1)), "already-exists");
+    assert_eq!(touched(), before, "nothing is written where a repository is");
     workspace.backup();
     let url = format!("file://{}", workspace.path("repository").display());
     let other_state = workspace.path("other-machine");
@@ -378,6 +387,29 @@ fn a_damaged_journal_stops_backups_with_a_way_out_but_never_a_restore() {
     let restored = workspace.run(&["restore", "crm", "--to", workspace.path("restored").to_str().unwrap()]);
     assert!(restored.status.success(), "{}", text(&restored.stderr));
     assert!(text(&restored.stderr).contains("not recorded"));
+}
+
+#[test]
+fn a_journal_that_refuses_every_write_neither_stops_nor_fails_a_restore() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let journal = || {
+        let journals = files(&workspace.path("state"));
+        let path = journals.iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with("journal")).unwrap();
+        rusqlite::Connection::open(path).unwrap()
+    };
+    let restored = |to: &str| {
+        let output = workspace.run(&["restore", "crm", "--to", workspace.path(to).to_str().unwrap()]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("not recorded"), "{}", text(&output.stderr));
+        assert_eq!(std::fs::read_to_string(workspace.path(to).join("attachments/marked.txt")).unwrap(), MARKER);
+    };
+    journal().execute_batch("CREATE TRIGGER no_end BEFORE UPDATE ON runs BEGIN SELECT RAISE(FAIL, 'planted'); END").unwrap();
+    restored("no-end");
+    // That run was left open: the next one would have to settle it first.
+    restored("no-settling");
+    journal().execute_batch("CREATE TRIGGER no_begin BEFORE INSERT ON runs BEGIN SELECT RAISE(FAIL, 'planted'); END").unwrap();
+    restored("no-begin");
 }
 
 #[test]

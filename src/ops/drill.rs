@@ -208,20 +208,15 @@ struct Attempt {
 /// Recovers and proves. Never returns early without saying why in the attempt.
 fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopwatch) -> Attempt {
     let mut attempt = Attempt::default();
-    let done = match recover(job, selected, folder) {
+    let done = match recover(job, selected, folder, watch) {
         Ok(done) => done,
-        Err(error) => {
-            watch.phase("fetch");
-            return Attempt { failure: Some(error), ..attempt };
-        }
+        Err(error) => return Attempt { failure: Some(error), ..attempt },
     };
     attempt.recovery_time_ms = Some(watch.elapsed_ms());
     attempt.bytes = done.report.bytes_restored;
     attempt.entries = done.report.entries_restored;
     attempt.warnings.clone_from(&done.report.warnings);
-    watch.take(&done.report.phases);
-
-    watch.phase("check");
+    watch.split(&done.report.phases, "check");
     job.progress.event(Event::Phase { name: "check", detail: job.plan.to_string() });
     for restored in &done.restored {
         attempt.checks.extend(prove(job, restored, folder));
@@ -244,7 +239,7 @@ fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
 }
 
 /// The same code path as a restore in an incident, to a private place.
-fn recover(job: &Job, selected: &Selected, folder: &RunFolder) -> Result<restore::Done> {
+fn recover(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopwatch) -> Result<restore::Done> {
     let bytes: u64 = selected.manifest.sources.iter().map(|s| s.bytes).sum();
     if let Some(limit) = job.drill.disk_limit_bytes
         && bytes > limit
@@ -257,6 +252,7 @@ fn recover(job: &Job, selected: &Selected, folder: &RunFolder) -> Result<restore
     }
     let target = target_in(folder, &job.plan);
     let plan = restore::plan_of(job, selected.manifest.clone(), &target, &[], None, &selected.reports)?;
+    watch.phase("fetch");
     restore::bring_back(job, &plan, None)
 }
 
@@ -267,16 +263,24 @@ fn target_in(folder: &RunFolder, plan: &Name) -> PathBuf {
 /// The source's own proof: engine checks, fingerprints, SQL.
 fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord> {
     let name = &restored.record.name;
+    // Without what was recorded there is nothing to compare with, and the plan did not ask for that.
+    let (fingerprints, unknown) = match backup::finish_of(&restored.record) {
+        Ok(finish) => (finish.fingerprints, None),
+        Err(error) => {
+            (Vec::new(), Some(skipped(name, "fingerprints", "what was recorded when it was backed up".into(), explain(&error))))
+        }
+    };
     let asked: Vec<&PlannedCheck> = job.drill.checks.iter().filter(|c| c.source == *name).collect();
     let request = ProveRequest {
-        fingerprints: backup::finish_of(&restored.record).fingerprints,
+        fingerprints,
         compare_percent: job.drill.compare_percent,
         checks: asked.iter().map(|c| c.check.clone()).collect(),
         check_timeout: asked.iter().map(|c| c.timeout).max().unwrap_or(Duration::from_mins(1)),
     };
     let scratch = folder.path().join(format!("prove-{name}"));
     let proved = make_private(&scratch).and_then(|()| restored.source.prove(&restored.usable, &request, &context(job, scratch)));
-    match proved {
+    let unproved = restored.record.kind == "sqlite" && request.fingerprints.is_empty() && job.drill.compare_percent > 0;
+    let mut checks = match proved {
         Ok(results) => {
             let known: Vec<&str> = results.iter().map(|r| r.name.as_str()).collect();
             let silent: Vec<CheckRecord> = request
@@ -288,7 +292,13 @@ fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord>
             results.into_iter().map(|r| record_of(name, r)).chain(silent).collect()
         }
         Err(error) => vec![skipped(name, "prove", "checks".into(), explain(&error))],
+    };
+    checks.extend(unknown);
+    if unproved && checks.iter().all(|check| check.outcome == Outcome::Passed) {
+        let why = "the snapshot has no fingerprints of this database";
+        checks.push(skipped(name, "fingerprints", "tables as backed up".into(), why.into()));
     }
+    checks
 }
 
 /// Checks of the plan whose source is not in this snapshot.

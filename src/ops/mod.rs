@@ -48,6 +48,8 @@ pub struct NamedSource {
 #[derive(Clone)]
 pub struct Job {
     pub plan: Name,
+    /// Recorded in every manifest.
+    pub tags: Vec<String>,
     /// In the order of the plan; empty for a restore on a machine without plans.
     pub sources: Vec<NamedSource>,
     pub repository: Repository,
