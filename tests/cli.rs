@@ -499,6 +499,10 @@ fn a_damaged_report_or_manifest_hides_nothing_else() {
     assert_eq!((history["drills"].as_array().unwrap().len(), history["damaged"].as_array().unwrap().len()), (1, 1), "{history}");
     assert_eq!(kind(&workspace.json(&["drill", "report", lost["id"].as_str().unwrap()], 20)), "damaged");
     assert_eq!(workspace.json(&["drill", "report", kept["id"].as_str().unwrap()], 0)["id"], kept["id"]);
+    let page = workspace.path("report.html");
+    workspace.json(&["drill", "report", kept["id"].as_str().unwrap(), "--html", page.to_str().unwrap()], 0);
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains("Recovery drill of crm: PASSED") && page.contains("<svg"), "{page}");
     let list = workspace.json(&["snapshots", "crm"], 20);
     assert_eq!(list["snapshots"][0]["proven_at"], kept["time"], "{list}");
     let to = workspace.path("restored");

@@ -1,6 +1,7 @@
 //! `lifeboat drill …`
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -9,7 +10,7 @@ use super::args::DrillRunArgs;
 use super::output::note;
 use super::{App, Exit, render, time};
 use crate::daemon::journal::Job;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Silent;
 use crate::id::Name;
 use crate::ops;
@@ -69,12 +70,13 @@ pub(super) fn history(app: &App, plan: Option<&str>) -> Result<Exit> {
     };
     drills.sort_by_key(|drill| (drill.time, drill.id));
     let damaged: Vec<String> = damaged.iter().map(ops::explain).collect();
-    app.output.result(&json!({ "schema": "lifeboat.drills/1", "drills": drills, "damaged": damaged }), || history_text(&drills, &damaged))?;
+    app.output
+        .result(&json!({ "schema": "lifeboat.drills/1", "drills": drills, "damaged": damaged }), || history_text(&drills, &damaged))?;
     Ok((!damaged.is_empty()).then_some(Kind::Damaged))
 }
 
 fn history_text(drills: &[DrillReport], damaged: &[String]) -> String {
-    let damaged: String = damaged.iter().map(|damaged| format!("DAMAGED: {damaged}\n")).collect();
+    let damaged = damaged.iter().fold(String::new(), |text, damaged| text + "DAMAGED: " + damaged + "\n");
     if drills.is_empty() && !damaged.is_empty() {
         return damaged;
     }
@@ -99,7 +101,7 @@ fn history_text(drills: &[DrillReport], damaged: &[String]) -> String {
     render::table(&["id", "plan", "drilled", "snapshot", "verdict", "recovery time", "data loss", ""], &rows, &[5, 6]) + &damaged
 }
 
-pub(super) fn report(app: &App, id: &str) -> Result<Exit> {
+pub(super) fn report(app: &App, id: &str, html: Option<&Path>) -> Result<Exit> {
     let plans = app.plans()?;
     let surroundings = app.surroundings(Arc::new(Silent))?;
     // Another repository may have it; one that cannot be opened is told when none has.
@@ -108,6 +110,9 @@ pub(super) fn report(app: &App, id: &str) -> Result<Exit> {
         match resolve::repository(repository).and_then(|settings| settings.open(&surroundings)).and_then(|open| ops::drill::find(&open, id))
         {
             Ok(report) => {
+                if let Some(file) = html {
+                    std::fs::write(file, ops::report_html::html(&report)).io_context(|| format!("write {}", file.display()))?;
+                }
                 app.output.result(&report, || ops::report::text(&report))?;
                 return Ok(None);
             }

@@ -10,10 +10,10 @@ use super::journal::{Job, Journal, Run, State};
 use super::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Slots};
 use crate::error::{Kind, Result};
 use crate::id::Name;
-use crate::ops::{Verdict, damaged_reports_warning, damaged_warning};
 use crate::ops::drill::{self, DrillReport};
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::verify::VerifyReport;
+use crate::ops::{Verdict, damaged_reports_warning, damaged_warning};
 use crate::plan::{Missed, Plan, Plans, Schedule};
 use crate::repo::{Manifest, ReportKind};
 

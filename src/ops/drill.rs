@@ -12,7 +12,9 @@ use super::select::{self, Choice};
 use super::transfer::Transfer;
 use super::verdict::{Facts, duration_text, judge, millis, objectives};
 use super::work::{Kept, RunFolder, exists, keep, make_private};
-use super::{CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, damaged_reports_warning, damaged_warning, explain};
+use super::{
+    CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, damaged_reports_warning, damaged_warning, explain,
+};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::id::{Name, ReportId, SnapshotId};
@@ -266,9 +268,7 @@ fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord>
     // Without what was recorded there is nothing to compare with, and the plan did not ask for that.
     let (fingerprints, unknown) = match backup::finish_of(&restored.record) {
         Ok(finish) => (finish.fingerprints, None),
-        Err(error) => {
-            (Vec::new(), Some(skipped(name, "fingerprints", "what was recorded when it was backed up".into(), explain(&error))))
-        }
+        Err(error) => (Vec::new(), Some(skipped(name, "fingerprints", "what was recorded when it was backed up".into(), explain(&error)))),
     };
     let asked: Vec<&PlannedCheck> = job.drill.checks.iter().filter(|c| c.source == *name).collect();
     let request = ProveRequest {

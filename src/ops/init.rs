@@ -27,7 +27,9 @@ pub fn run(settings: &RepositorySettings, surroundings: &Surroundings) -> Result
     let url = store.describe().to_owned();
     let options = settings.options(&surroundings.state)?;
     // Looked at before anything is written there.
-    let look = async { Ok((store.head("format").await?.is_some(), !store.list("keys/").await?.is_empty() || !store.list("packs/").await?.is_empty())) };
+    let look = async {
+        Ok((store.head("format").await?.is_some(), !store.list("keys/").await?.is_empty() || !store.list("packs/").await?.is_empty()))
+    };
     let (whole, parts) = surroundings.runtime.block_on(look).map_err(|e: Error| e.within(format!("look what is at {url}")))?;
     if whole || parts {
         let what = if whole { "there is a repository already" } else { "there are parts of a repository without its format object" };

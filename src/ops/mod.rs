@@ -13,6 +13,7 @@ pub mod document;
 pub mod drill;
 pub mod init;
 pub mod report;
+pub mod report_html;
 pub mod resolve;
 pub mod restore;
 pub mod select;

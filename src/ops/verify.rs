@@ -5,8 +5,8 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{damaged_reports_warning, explain};
 use super::verdict::millis;
+use super::{damaged_reports_warning, explain};
 use crate::clock::Clock;
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};

@@ -70,7 +70,8 @@ fn chosen(job: &Job, choice: &Choice, reports: &Result<(Vec<ReportRecord>, Vec<E
     let manifest = match select::choose(&manifests, proofs, choice, job.clock.now()) {
         Ok(manifest) => manifest.clone(),
         Err(error) => {
-            let unread = reports.as_ref().ok().filter(|_| *choice == Choice::LatestProven).and_then(|(_, lost)| damaged_reports_warning(lost));
+            let unread =
+                reports.as_ref().ok().filter(|_| *choice == Choice::LatestProven).and_then(|(_, lost)| damaged_reports_warning(lost));
             let lost = damaged.into_iter().chain(unread);
             return Err(lost.fold(error, |error, lost| error.within(format!("choose a snapshot: {lost}"))));
         }
