@@ -12,6 +12,7 @@ use lifeboat::event::Cancel;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    raise_open_files();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -27,6 +28,15 @@ fn main() -> ExitCode {
             ExitCode::from(error.kind().exit_code())
         }
     }
+}
+
+/// A restore has many files open at once; what starts programs often allows 1024 although the system allows many more.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where it is not allowed, restores work in smaller batches.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 fn run(cli: &Cli) -> Result<cli::Exit> {

@@ -103,6 +103,12 @@ fn plans_are_checked_shown_and_explained() {
     assert!(text(&workspace.run(&["plan", "show", "crm"]).stdout).contains("Asia/Shanghai"));
     let schema: Value = serde_json::from_slice(&bare(&["plan", "schema"]).output().unwrap().stdout).unwrap();
     assert!(schema["properties"]["plan"].is_object());
+    workspace.write_plan("keep = { last = 1 }\nnotify = [\"ops\"]\n[notify.ops]\nkind = \"webhook\"\nurl = { env = \"HOOK\" }");
+    let checked = workspace.json(&["plan", "check"], 0);
+    assert_eq!(checked["warnings"].as_array().unwrap().len(), 2, "{checked}");
+    let said = text(&workspace.run(&["plan", "explain", "crm"]).stdout);
+    assert!(said.contains("nothing is ever deleted") && said.contains("notifications are not sent by this release"), "{said}");
+    assert!(text(&workspace.run(&["plan", "show", "crm"]).stdout).contains("# keep: retention is not applied by this release"));
     workspace.write_plan("shedule = \"15 2 * * *\"\nretry = { attempts = 0 }");
     let output = workspace.run(&["plan", "check"]);
     assert_eq!(output.status.code(), Some(2));
@@ -182,7 +188,10 @@ fn the_recovery_key_is_shown_once_and_opens_the_repository_by_url() {
     let workspace = Workspace::new("");
     let init = workspace.json(&["repo", "init", "main"], 0);
     let key = init["recovery_key"].as_str().unwrap().to_owned();
+    let touched = || std::fs::metadata(workspace.path("repository")).unwrap().modified().unwrap();
+    let before = touched();
     assert_eq!(kind(&workspace.json(&["repo", "init", "main"], 1)), "already-exists");
+    assert_eq!(touched(), before, "nothing is written where a repository is");
     workspace.backup();
     let url = format!("file://{}", workspace.path("repository").display());
     let other_state = workspace.path("other-machine");
@@ -381,6 +390,29 @@ fn a_damaged_journal_stops_backups_with_a_way_out_but_never_a_restore() {
 }
 
 #[test]
+fn a_journal_that_refuses_every_write_neither_stops_nor_fails_a_restore() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let journal = || {
+        let journals = files(&workspace.path("state"));
+        let path = journals.iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with("journal")).unwrap();
+        rusqlite::Connection::open(path).unwrap()
+    };
+    let restored = |to: &str| {
+        let output = workspace.run(&["restore", "crm", "--to", workspace.path(to).to_str().unwrap()]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("not recorded"), "{}", text(&output.stderr));
+        assert_eq!(std::fs::read_to_string(workspace.path(to).join("attachments/marked.txt")).unwrap(), MARKER);
+    };
+    journal().execute_batch("CREATE TRIGGER no_end BEFORE UPDATE ON runs BEGIN SELECT RAISE(FAIL, 'planted'); END").unwrap();
+    restored("no-end");
+    // That run was left open: the next one would have to settle it first.
+    restored("no-settling");
+    journal().execute_batch("CREATE TRIGGER no_begin BEFORE INSERT ON runs BEGIN SELECT RAISE(FAIL, 'planted'); END").unwrap();
+    restored("no-begin");
+}
+
+#[test]
 fn secrets_and_content_are_nowhere_but_where_they_belong() {
     let workspace = Workspace::ready("");
     let mut said = Vec::new();
@@ -453,4 +485,60 @@ fn an_interrupted_backup_says_what_was_kept_and_the_next_one_succeeds() {
     assert!(!document["error"]["hint"].is_null(), "{document}");
     assert_eq!(workspace.json(&["run", "history"], 0)["runs"][0]["state"], "interrupted");
     workspace.backup();
+}
+
+#[test]
+fn a_damaged_report_or_manifest_hides_nothing_else() {
+    let workspace = Workspace::ready("[plan.files]\nsources = [\"attachments\"]\nrepository = \"main\"");
+    let first = workspace.backup();
+    let other = workspace.json(&["backup", "files"], 0);
+    let lost = workspace.json(&["drill", "run", "crm"], 0);
+    let kept = workspace.json(&["drill", "run", "crm"], 0);
+    damage(&workspace.path("repository/reports").join(lost["id"].as_str().unwrap()));
+    let history = workspace.json(&["drill", "history", "crm"], 20);
+    assert_eq!((history["drills"].as_array().unwrap().len(), history["damaged"].as_array().unwrap().len()), (1, 1), "{history}");
+    assert_eq!(kind(&workspace.json(&["drill", "report", lost["id"].as_str().unwrap()], 20)), "damaged");
+    assert_eq!(workspace.json(&["drill", "report", kept["id"].as_str().unwrap()], 0)["id"], kept["id"]);
+    let page = workspace.path("report.html");
+    workspace.json(&["drill", "report", kept["id"].as_str().unwrap(), "--html", page.to_str().unwrap()], 0);
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains("Recovery drill of crm: PASSED") && page.contains("<svg"), "{page}");
+    let list = workspace.json(&["snapshots", "crm"], 20);
+    assert_eq!(list["snapshots"][0]["proven_at"], kept["time"], "{list}");
+    let to = workspace.path("restored");
+    let proven = workspace.run(&["restore", "crm", "--latest-proven", "--to", to.to_str().unwrap()]);
+    assert!(proven.status.success(), "{}", text(&proven.stderr));
+    assert!(text(&proven.stderr).contains("a report cannot be read"), "{}", text(&proven.stderr));
+    let again = workspace.json(&["drill", "run", "crm"], 0);
+    assert!(again["warnings"].to_string().contains("a report cannot be read"), "{again}");
+
+    let manifests = files(&workspace.path("repository/snapshots"));
+    damage(manifests.iter().find(|path| path.ends_with(other["snapshot"].as_str().unwrap())).unwrap());
+    let status = workspace.json(&["status"], 0);
+    for plan in status["plans"].as_array().unwrap() {
+        assert_eq!(plan["repository_reachable"], true, "{plan}");
+        assert!(plan["problems"].as_array().unwrap().iter().any(|problem| problem["kind"] == "damaged"), "{plan}");
+    }
+    assert_eq!(status["plans"][0]["recovery_point"], first["time"], "{status}");
+    let url = format!("file://{}", workspace.path("repository").display());
+    let words = ["restore", "crm", "--from", &url, "--snapshot", first["snapshot"].as_str().unwrap(), "--to"];
+    let by_url = |to: &str| {
+        let mut command = bare(&words);
+        command.arg(workspace.path(to)).arg("--state").arg(workspace.path("other-state")).env("LIFEBOAT_PASSPHRASE", PASSPHRASE);
+        command.output().unwrap()
+    };
+    let restored = by_url("by-url");
+    assert!(restored.status.success(), "{}", text(&restored.stderr));
+    assert!(text(&restored.stderr).contains("warning: a manifest cannot be read"), "{}", text(&restored.stderr));
+    let listed = text(&workspace.run(&["snapshots", "crm"]).stdout);
+    assert!(listed.contains("can be recovered to 1 moment: "), "{listed}");
+}
+
+#[test]
+fn a_wrong_passphrase_is_no_unreachable_repository() {
+    let workspace = Workspace::ready("");
+    let output = workspace.command(&["status", "--json"]).env("CRM_PASSPHRASE", "wrong").output().unwrap();
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let problems = status["plans"][0]["problems"].to_string();
+    assert!(problems.contains("\"wrong-key\"") && !problems.contains("repository-unreachable"), "{status}");
 }

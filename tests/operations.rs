@@ -24,7 +24,7 @@ use lifeboat::ops::restore::{self, RestoreReport, RestoreRequest};
 use lifeboat::ops::select::Choice;
 use lifeboat::ops::verify::{self, Depth, VerifyReport};
 use lifeboat::ops::{Job, NamedSource, PlannedCheck, Verdict, doctor, init, report, snapshots};
-use lifeboat::repo::{Passphrase, Repository};
+use lifeboat::repo::{Passphrase, Repository, Role};
 use lifeboat::source::command::CommandSource;
 use lifeboat::source::files::FilesSource;
 use lifeboat::source::sqlite::SqliteSource;
@@ -89,6 +89,7 @@ impl World {
         let surroundings = self.surroundings();
         Job {
             plan: self.resolved.plan.clone(),
+            tags: self.resolved.tags.clone(),
             sources: self.resolved.sources.clone(),
             repository: self.repository.clone(),
             work: self.resolved.work(&surroundings),
@@ -555,11 +556,15 @@ fn a_drill_proves_and_leaves_nothing() {
         drilled.phases.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(),
         ["select", "fetch", "adopt", "place", "check", "compare", "cleanup"]
     );
+    let sum: u64 = drilled.phases.iter().map(|p| p.duration_ms).sum();
+    assert!(sum <= drilled.duration_ms && drilled.duration_ms - sum <= 100, "phases count each moment once: {:?}", drilled.phases);
     assert!(drilled.checks.iter().any(|c| c.name == "customers" && c.outcome == Outcome::Passed), "{:?}", drilled.checks);
     world.assert_clean();
 
     let job = world.job();
-    assert_eq!(drill::history(&job.repository, Some(&job.plan)).unwrap(), std::slice::from_ref(&drilled));
+    let (past, damaged) = drill::history(&job.repository, Some(&job.plan)).unwrap();
+    assert!(damaged.is_empty());
+    assert_eq!(past, std::slice::from_ref(&drilled));
     assert_eq!(drill::find(&job.repository, &drilled.id.to_string()[..20]).unwrap(), drilled);
     let list = snapshots::run(&job.repository, None).unwrap();
     assert_eq!(list.snapshots[0].proven_at, Some(drilled.time));
@@ -913,4 +918,68 @@ fn nothing_of_the_data_is_in_documents() {
     all += &serde_json::to_string(&world.restore(Choice::Latest, "back.db").unwrap()).unwrap();
     std::io::sink().write_all(all.as_bytes()).unwrap();
     assert!(!all.contains("MARKER-5f1e"));
+}
+
+#[test]
+fn a_record_that_cannot_be_read_never_passes_a_drill() {
+    let world = World::sqlite();
+    let made = world.backup();
+    let manifest = world.repository.manifest(made.snapshot).unwrap();
+    let recommit = |finish: serde_json::Value| {
+        let mut record = manifest.sources[0].clone();
+        record.finish = finish;
+        world.pass(60);
+        let writer = world.repository.begin(&name("crm"), world.clock.now(), &Cancel::default()).unwrap();
+        writer.commit(vec![record], world.clock.now(), Vec::new(), &Silent).unwrap();
+        world.pass(60);
+    };
+    for finish in [serde_json::json!({ "fingerprints": 7 }), serde_json::json!(null)] {
+        recommit(finish);
+        let drilled = world.drill();
+        assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)), "{}", report::text(&drilled));
+        let unread = |c: &lifeboat::ops::CheckRecord| c.outcome == Outcome::Skipped && c.actual.contains("cannot be read by this version");
+        assert!(drilled.checks.iter().any(unread), "{:?}", drilled.checks);
+        let list = snapshots::run(&world.repository, None).unwrap();
+        assert_eq!(list.snapshots.last().unwrap().problems, 1, "not known to be complete");
+    }
+    let mut finish = manifest.sources[0].finish.clone();
+    finish["fingerprints"] = serde_json::json!([]);
+    recommit(finish);
+    let drilled = world.drill();
+    assert_eq!(drilled.verdict, Verdict::Incomplete, "{}", report::text(&drilled));
+    assert!(drilled.checks.iter().any(|c| c.outcome == Outcome::Skipped && c.actual.contains("no fingerprints")), "{:?}", drilled.checks);
+}
+
+#[test]
+fn a_key_that_cannot_do_it_does_not_begin_and_proves_nothing() {
+    static BEGUN: AtomicU64 = AtomicU64::new(0);
+    let mut world = World::new(|folder| {
+        make_database(&folder.join("live.db"), 10);
+        let hook = |_: &SourceContext| {
+            BEGUN.fetch_add(1, Ordering::Relaxed);
+        };
+        vec![Planted { at_begin: Some(Box::new(hook)), ..Planted::over(&sqlite("crm", &folder.join("live.db"))) }.named("crm")]
+    });
+    world.resolved.tags = vec!["nightly".into()];
+    let made = world.backup();
+    assert_eq!(world.repository.manifest(made.snapshot).unwrap().tags, ["nightly"]);
+    let open = |role: Role, passphrase: &str| {
+        let passphrase = Passphrase::new(passphrase);
+        world.repository.add_key("other", role, &passphrase, world.clock.now()).unwrap();
+        let repository = RepositorySettings { passphrase, ..world.resolved.repository.clone() };
+        Job { repository: repository.open(&world.surroundings()).unwrap(), ..world.job() }
+    };
+    let writer = open(Role::Writer, "for writing only");
+    let all = Depth::Data { percent: 100 };
+    let looked = verify::run(&writer.repository, None, all, &world.clock, &Silent, &Cancel::default()).unwrap();
+    assert_eq!(looked.exit(), Some(Kind::Incomplete));
+    assert_eq!(snapshots::run(&world.repository, None).unwrap().snapshots[0].verified_at, None, "nothing was opened");
+    world.pass(60);
+    let looked = verify_all(&world, all);
+    assert_eq!(snapshots::run(&world.repository, None).unwrap().snapshots[0].verified_at, Some(looked.time));
+
+    let maintainer = open(Role::Maintainer, "for maintenance only");
+    let before = BEGUN.load(Ordering::Relaxed);
+    assert_eq!(backup::run(&maintainer).unwrap_err().kind(), Kind::WrongKey);
+    assert_eq!(BEGUN.load(Ordering::Relaxed), before, "no source was touched");
 }

@@ -390,8 +390,9 @@ fn show_and_explain_and_check() {
     let check = plan::check_text(&plans);
     assert_eq!(
         check,
-        "1 plan file is valid\nplans         crm-all\nsources       attachments, crm, directory\nrepositories  local\nnotifiers     none\n"
+        "1 plan file is valid\nplans         crm-all\nsources       attachments, crm, directory\nrepositories  local\nnotifiers     none\nwarning: plan crm-all: keep: retention is not applied by this release: nothing is ever deleted\n"
     );
+    assert_eq!(plan::check_json(&plans)["warnings"].as_array().unwrap().len(), 1);
     assert_eq!(plan::check_json(&plans)["plans"], serde_json::json!(["crm-all"]));
 }
 

@@ -274,10 +274,13 @@ pub enum DrillCommand {
         plan: Option<String>,
     },
     /// Show one drill's report
-    #[command(after_help = "Example:\n  lifeboat drill report 01jd0v7m")]
+    #[command(after_help = "Example:\n  lifeboat drill report 01jd0v7m --html report.html")]
     Report {
         /// Id of the report, or a unique beginning of it
         id: String,
+        /// Also write it to this file as one page without external parts
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
     },
 }
 

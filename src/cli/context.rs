@@ -141,20 +141,31 @@ impl App {
             Ok(journal) => journal,
             // Nothing may stand in the way of an incident restore.
             Err(error) if job == Job::Restore => {
-                note(&format!("warning: this restore is not recorded: {error:?}"));
+                not_recorded(&error);
                 return work(surroundings);
             }
             Err(error) => return Err(error),
         };
-        runner::settle(
+        let settled = runner::settle(
             &journal,
             |run| run.plan == *plan,
             |run| resolve::plan(&*self.plan(run.plan.as_str())?)?.repository.open(surroundings),
             self.clock.now(),
-        )?;
+        );
         let run = NewRun { plan: plan.clone(), job, trigger: Trigger::Manual, scheduled: None };
+        if job == Job::Restore {
+            if let Err(error) = &settled {
+                note(&format!("warning: what a crash left in the journal could not be settled: {error:?}"));
+            }
+            return runner::journalled_if_possible(&journal, &run, surroundings, not_recorded, work);
+        }
+        settled?;
         runner::journalled(&journal, &run, None, surroundings, work).map(|(_, outcome)| outcome)
     }
+}
+
+fn not_recorded(error: &Error) {
+    note(&format!("warning: this restore is not recorded: {error:?}"));
 }
 
 /// A path as a person would type it to a shell.

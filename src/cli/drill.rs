@@ -1,6 +1,7 @@
 //! `lifeboat drill …`
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -9,7 +10,7 @@ use super::args::DrillRunArgs;
 use super::output::note;
 use super::{App, Exit, render, time};
 use crate::daemon::journal::Job;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Silent;
 use crate::id::Name;
 use crate::ops;
@@ -54,23 +55,31 @@ fn random_seed() -> Result<u64> {
 pub(super) fn history(app: &App, plan: Option<&str>) -> Result<Exit> {
     let plans = app.plans()?;
     let surroundings = app.surroundings(Arc::new(Silent))?;
-    let mut drills = if let Some(name) = plan {
+    let (mut drills, damaged) = if let Some(name) = plan {
         let plan = plans.plan(name)?;
         ops::drill::history(&resolve::repository(&plan.repository)?.open(&surroundings)?, Some(&plan.name))?
     } else {
         let used: BTreeMap<&Name, &Arc<Repository>> = plans.plans.values().map(|plan| (&plan.repository.name, &plan.repository)).collect();
-        let mut all = Vec::new();
+        let (mut all, mut lost) = (Vec::new(), Vec::new());
         for repository in used.values() {
-            all.extend(ops::drill::history(&resolve::repository(repository)?.open(&surroundings)?, None)?);
+            let (drills, damaged) = ops::drill::history(&resolve::repository(repository)?.open(&surroundings)?, None)?;
+            all.extend(drills);
+            lost.extend(damaged);
         }
-        all
+        (all, lost)
     };
     drills.sort_by_key(|drill| (drill.time, drill.id));
-    app.output.result(&json!({ "schema": "lifeboat.drills/1", "drills": drills }), || history_text(&drills))?;
-    Ok(None)
+    let damaged: Vec<String> = damaged.iter().map(ops::explain).collect();
+    app.output
+        .result(&json!({ "schema": "lifeboat.drills/1", "drills": drills, "damaged": damaged }), || history_text(&drills, &damaged))?;
+    Ok((!damaged.is_empty()).then_some(Kind::Damaged))
 }
 
-fn history_text(drills: &[DrillReport]) -> String {
+fn history_text(drills: &[DrillReport], damaged: &[String]) -> String {
+    let damaged = damaged.iter().fold(String::new(), |text, damaged| text + "DAMAGED: " + damaged + "\n");
+    if drills.is_empty() && !damaged.is_empty() {
+        return damaged;
+    }
     if drills.is_empty() {
         return "no drills yet; `lifeboat drill run PLAN` makes one\n".to_owned();
     }
@@ -89,10 +98,10 @@ fn history_text(drills: &[DrillReport]) -> String {
             ]
         })
         .collect();
-    render::table(&["id", "plan", "drilled", "snapshot", "verdict", "recovery time", "data loss", ""], &rows, &[5, 6])
+    render::table(&["id", "plan", "drilled", "snapshot", "verdict", "recovery time", "data loss", ""], &rows, &[5, 6]) + &damaged
 }
 
-pub(super) fn report(app: &App, id: &str) -> Result<Exit> {
+pub(super) fn report(app: &App, id: &str, html: Option<&Path>) -> Result<Exit> {
     let plans = app.plans()?;
     let surroundings = app.surroundings(Arc::new(Silent))?;
     // Another repository may have it; one that cannot be opened is told when none has.
@@ -101,10 +110,13 @@ pub(super) fn report(app: &App, id: &str) -> Result<Exit> {
         match resolve::repository(repository).and_then(|settings| settings.open(&surroundings)).and_then(|open| ops::drill::find(&open, id))
         {
             Ok(report) => {
+                if let Some(file) = html {
+                    std::fs::write(file, ops::report_html::html(&report)).io_context(|| format!("write {}", file.display()))?;
+                }
                 app.output.result(&report, || ops::report::text(&report))?;
                 return Ok(None);
             }
-            Err(error) if error.kind() == Kind::Usage => return Err(error),
+            Err(error) if matches!(error.kind(), Kind::Usage | Kind::Damaged) => return Err(error),
             Err(error) if missing == Kind::NotFound => missing = error.kind(),
             Err(_) => {}
         }

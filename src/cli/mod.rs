@@ -50,7 +50,7 @@ pub fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Verify(args) => verify::run(app, args),
         Command::Drill(DrillCommand::Run(args)) => drill::run(app, args),
         Command::Drill(DrillCommand::History { plan }) => drill::history(app, plan.as_deref()),
-        Command::Drill(DrillCommand::Report { id }) => drill::report(app, id),
+        Command::Drill(DrillCommand::Report { id, html }) => drill::report(app, id, html.as_deref()),
         Command::Key(command) => key::run(app, command),
         Command::Serve(args) => serve::run(app, args),
         Command::Status(args) => status::run(app, args),

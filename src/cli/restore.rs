@@ -15,6 +15,7 @@ use crate::daemon::journal::Job as JobKind;
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
 use crate::id::Name;
+use crate::ops::damaged_warning;
 use crate::ops::resolve::{self, RepositorySettings, Resolved};
 use crate::ops::restore::{self, RestorePlan, RestoreReport, RestoreRequest};
 use crate::ops::select::Choice;
@@ -28,7 +29,7 @@ pub(super) fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
 
 /// One restore, without showing its result. `None`: it was a dry run, and its plan has been shown.
 pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport>> {
-    let (resolved, zone) = resolve_from(app, args)?;
+    let (resolved, zone, lost) = resolve_from(app, args)?;
     let choice = choice(args, zone)?;
     if let Choice::At(at) = &choice {
         note(&format!("recovery point asked for: {}", render::time_in_both(*at, zone)));
@@ -36,14 +37,14 @@ pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport
     let request = RestoreRequest { choice, to: args.to.clone(), only: args.only.clone(), resume: args.resume };
     if args.dry_run {
         let job = resolved.open(&app.surroundings(Arc::new(Silent))?)?;
-        let plan = restore::plan(&job, &request)?;
+        let plan = planned(&job, &request, lost)?;
         app.output.result(&plan, || plan_text(&plan, zone))?;
         return Ok(None);
     }
     // Look and ask first, with nothing recorded and no bar in the way; then do it.
     let quiet = app.surroundings(Arc::new(Silent))?;
     let job = resolved.open(&quiet)?;
-    let plan = restore::plan(&job, &request)?;
+    let plan = planned(&job, &request, lost)?;
     if !app.global.quiet {
         note(&plan_text(&plan, zone));
     }
@@ -54,6 +55,14 @@ pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport
         restore::apply(&job, &plan, confirmed.as_deref())
     });
     report.map(Some).map_err(|error| kept(error, args))
+}
+
+/// `lost`: what could not be read on the way here.
+fn planned(job: &crate::ops::Job, request: &RestoreRequest, lost: Option<String>) -> Result<RestorePlan> {
+    let mut plan = restore::plan(job, request)?;
+    plan.warnings.extend(lost);
+    plan.warnings.dedup();
+    Ok(plan)
 }
 
 fn kept(error: Error, args: &RestoreArgs) -> Error {
@@ -67,12 +76,12 @@ fn kept(error: Error, args: &RestoreArgs) -> Error {
     }
 }
 
-/// The plan to restore by, and the zone for its times.
-fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz)> {
+/// The plan to restore by, the zone for its times, and a warning where manifests could not be read.
+fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz, Option<String>)> {
     let Some(url) = &args.from else {
         let name = args.plan.as_deref().ok_or_else(|| Error::new(Kind::Usage, "restore: no plan was named"))?;
         let plan = app.plan(name)?;
-        return Ok((resolve::plan(&plan)?, plan.zone()));
+        return Ok((resolve::plan(&plan)?, plan.zone(), None));
     };
     let passphrase = std::env::var("LIFEBOAT_PASSPHRASE").ok().filter(|text| !text.is_empty()).ok_or_else(|| {
         Error::new(Kind::Usage, "restore by URL: the environment variable LIFEBOAT_PASSPHRASE is not set")
@@ -80,16 +89,20 @@ fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz)> {
     })?;
     let settings = RepositorySettings::at(url, Passphrase::new(passphrase))?;
     let repository = settings.open(&app.surroundings(Arc::new(Silent))?)?;
-    let inside: BTreeSet<Name> = repository.manifests(None)?.into_iter().map(|manifest| manifest.plan).collect();
+    // Damage to any plan's manifest must not stand before the restore of another.
+    let (manifests, damaged) = repository.sound_manifests(None)?;
+    let lost = damaged_warning(&damaged);
+    let inside: BTreeSet<Name> = manifests.into_iter().map(|manifest| manifest.plan).collect();
     let list = inside.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
     let hint = if inside.is_empty() { "the repository holds no snapshot".to_owned() } else { format!("plans in this repository: {list}") };
+    let hint = lost.iter().fold(hint, |hint, lost| format!("{hint}; {lost}"));
     let Some(name) = &args.plan else {
         return Err(Error::new(Kind::Usage, "restore by URL: no plan was named").hint(hint));
     };
     let plan = inside.into_iter().find(|plan| plan.as_str() == name).ok_or_else(|| {
         Error::new(Kind::NoRecoveryPoint, format!("restore {name}: the repository holds no snapshot of that plan")).hint(hint)
     })?;
-    Ok((Resolved::bare(plan, settings), Tz::UTC))
+    Ok((Resolved::bare(plan, settings), Tz::UTC, lost))
 }
 
 fn choice(args: &RestoreArgs, zone: Tz) -> Result<Choice> {

@@ -74,15 +74,13 @@ fn text(list: &SnapshotList) -> String {
         let _ = writeln!(text, "DAMAGED: {damaged}");
     }
     for range in &list.recovery_ranges {
-        let how = if range.continuous { "any moment".to_owned() } else { format!("{} moments", range.points) };
-        let _ = writeln!(
-            text,
-            "{} {} can be recovered to {how} from {} to {}",
-            range.plan,
-            range.source,
-            render::time(range.from),
-            render::time(range.to)
-        );
+        let (from, to) = (render::time(range.from), render::time(range.to));
+        let how = match (range.continuous, range.points) {
+            (true, _) => format!("any moment from {from} to {to}"),
+            (false, 1) => format!("1 moment: {from}"),
+            (false, points) => format!("{points} moments from {from} to {to}"),
+        };
+        let _ = writeln!(text, "{} {} can be recovered to {how}", range.plan, range.source);
     }
     text
 }

@@ -57,6 +57,8 @@ impl Progress for Recorder {
         {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             match &event {
+                // The same again goes on: it is one phase.
+                Event::Phase { name, .. } if seen.current.as_ref().is_some_and(|(_, phase)| phase.name == *name) => {}
                 Event::Phase { name, .. } => {
                     seen.end_phase();
                     seen.current = Some((Instant::now(), Phase { name: (*name).to_owned(), duration_ms: 0, bytes: 0 }));
@@ -86,6 +88,7 @@ mod tests {
         recorder.event(Event::Phase { name: "read", detail: String::new() });
         recorder.event(Event::Advance { bytes: 3, items: 1 });
         recorder.event(Event::Advance { bytes: 4, items: 1 });
+        recorder.event(Event::Phase { name: "commit", detail: "crm".into() });
         recorder.event(Event::Phase { name: "commit", detail: String::new() });
         for i in 0..150 {
             recorder.event(Event::Warning { message: format!("w{i}") });

@@ -92,6 +92,46 @@ pub fn journalled<T: Outcome>(
     let span = tracing::info_span!("run", id = %claim.id, plan = %run.plan, job = run.job.word(), attempt = claim.attempt);
     let _entered = span.enter();
     tracing::info!(trigger = run.trigger.word(), scheduled = run.scheduled.map(|slot| slot.to_rfc3339()), "run started");
+    let (result, ending) = carry_out(run, story, surroundings, work);
+    let closed = close(journal, claim, &ending, surroundings.clock.now());
+    // The result of the work is what counts; a journal that failed meanwhile is told when there is nothing worse.
+    let outcome = result?;
+    closed?;
+    Ok((claim.id, outcome))
+}
+
+/// Like [`journalled`], but nothing that is wrong with the journal stops the work or makes it fail: `told` hears of it. For restores.
+///
+/// # Errors
+/// What `work` says.
+pub fn journalled_if_possible<T: Outcome>(
+    journal: &Journal,
+    run: &NewRun,
+    surroundings: &Surroundings,
+    told: impl Fn(&Error),
+    work: impl FnOnce(&Surroundings) -> Result<T>,
+) -> Result<T> {
+    let claim = match journal.begin(run, surroundings.clock.now()) {
+        Ok(claim) => claim,
+        Err(error) => {
+            told(&error);
+            return work(surroundings);
+        }
+    };
+    let (result, ending) = carry_out(run, None, surroundings, work);
+    if let Err(error) = close(journal, claim, &ending, surroundings.clock.now()) {
+        told(&error);
+    }
+    result
+}
+
+/// Does the work, and says what the journal is to keep of it.
+fn carry_out<T: Outcome>(
+    run: &NewRun,
+    story: Option<String>,
+    surroundings: &Surroundings,
+    work: impl FnOnce(&Surroundings) -> Result<T>,
+) -> (Result<T>, Ending) {
     let recorder = Arc::new(Recorder::new(Arc::clone(&surroundings.progress)));
     let recorded = Surroundings { progress: recorder.clone(), ..surroundings.clone() };
     // A panic is a bug in one run: it must not leave the row open while this process lives on.
@@ -106,11 +146,7 @@ pub fn journalled<T: Outcome>(
     };
     let ending = Ending { story, phases, warnings, ..ending };
     log(&ending);
-    let closed = close(journal, claim, &ending, surroundings.clock.now());
-    // The result of the work is what counts; a journal that failed meanwhile is told when there is nothing worse.
-    let outcome = result?;
-    closed?;
-    Ok((claim.id, outcome))
+    (result, ending)
 }
 
 fn close(journal: &Journal, claim: Claim, ending: &Ending, now: DateTime<Utc>) -> Result<()> {
@@ -200,10 +236,15 @@ fn committed(journal: &Journal, run: &Run, repository: &Repository, now: DateTim
     // The manifest's clock is the same machine's, read a moment after the run's.
     let (from, to) = (run.started - TimeDelta::seconds(1), now + TimeDelta::seconds(1));
     let known = journal.runs(&Filter { plan: Some(run.plan.clone()), job: Some(Job::Backup), ..Filter::default() })?;
-    let manifests = repository.manifests(Some(&run.plan))?;
-    Ok(manifests
+    let (manifests, damaged) = repository.sound_manifests(Some(&run.plan))?;
+    let found = manifests
         .iter()
         .filter(|manifest| manifest.host == run.process.host && (from..=to).contains(&manifest.started))
         .map(|manifest| manifest.id.to_string())
-        .find(|id| known.iter().all(|other| other.snapshot.as_deref() != Some(id))))
+        .find(|id| known.iter().all(|other| other.snapshot.as_deref() != Some(id)));
+    // A manifest that cannot be read may be the one.
+    match (found, damaged.into_iter().next()) {
+        (None, Some(error)) => Err(error),
+        (found, _) => Ok(found),
+    }
 }

@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::journal::{Job, Journal, Run, State};
 use super::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Slots};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::id::Name;
-use crate::ops::Verdict;
 use crate::ops::drill::{self, DrillReport};
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::verify::VerifyReport;
+use crate::ops::{Verdict, damaged_reports_warning, damaged_warning};
 use crate::plan::{Missed, Plan, Plans, Schedule};
 use crate::repo::{Manifest, ReportKind};
 
@@ -61,7 +61,7 @@ pub struct PlanStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// `never-backed-up`, `overdue`, `failed`, `incomplete`, `interrupted`, `missed`, `never-proven`, `drill-failed`, `damaged`,
-    /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`.
+    /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`.
     pub kind: String,
     pub message: String,
 }
@@ -79,7 +79,14 @@ pub struct Facts {
     /// Slots that are due since this moment and did not start.
     pub overdue: Vec<(Job, DateTime<Utc>)>,
     /// `Err`: why the repository could not be asked.
-    pub repository: Option<std::result::Result<Stored, String>>,
+    pub repository: Option<std::result::Result<Stored, Unasked>>,
+}
+
+/// Why a repository could not be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unasked {
+    pub kind: Kind,
+    pub message: String,
 }
 
 /// What the repository knows of a plan.
@@ -90,6 +97,8 @@ pub struct Stored {
     /// Oldest first.
     pub drills: Vec<DrillReport>,
     pub last_verify: Option<VerifyReport>,
+    /// Manifests and reports that cannot be read; sentences. All else here is of those that can.
+    pub damaged: Vec<String>,
 }
 
 /// A schedule's next run is this late before it is called overdue: jitter and a busy plan are not yet a problem.
@@ -142,7 +151,10 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     let stored = match &facts.repository {
         Some(Ok(stored)) => Some(stored),
         Some(Err(why)) => {
-            problems.push(problem("repository-unreachable", format!("the repository could not be asked: {why}")));
+            problems.push(match why.kind {
+                Kind::WrongKey => problem("wrong-key", format!("the passphrase does not open the repository: {}", why.message)),
+                _ => problem("repository-unreachable", format!("the repository could not be asked: {}", why.message)),
+            });
             None
         }
         None => None,
@@ -206,6 +218,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
             format!("the last verification found damage in {} places (report {})", verify.findings.len(), verify.id),
         ));
     }
+    problems.extend(stored.into_iter().flat_map(|stored| &stored.damaged).map(|lost| problem("damaged", lost.clone())));
     let next = facts.next.iter().min_by_key(|(_, at)| *at);
     PlanStatus {
         name: plan.name.to_string(),
@@ -242,7 +255,7 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
         if journal.is_none() {
             facts.next = schedules(plan).into_iter().filter_map(|(job, schedule)| Some((job, schedule.next_after(now)?))).collect();
         }
-        facts.repository = Some(stored(plan, surroundings).map_err(|error| format!("{error:?}")));
+        facts.repository = Some(stored(plan, surroundings).map_err(|error| Unasked { kind: error.kind(), message: format!("{error:?}") }));
         let mut status = assess(plan, &facts, now);
         for run in broken.iter().filter(|run| run.plan == plan.name) {
             status.problems.push(problem(
@@ -306,13 +319,11 @@ fn followed_since(
 
 fn stored(plan: &Plan, surroundings: &Surroundings) -> Result<Stored> {
     let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
-    let manifests = repository.manifests(Some(&plan.name))?;
-    let drills = drill::history(&repository, Some(&plan.name))?;
+    let (manifests, damaged) = repository.sound_manifests(Some(&plan.name))?;
+    let (drills, _) = drill::history(&repository, Some(&plan.name))?;
     // A verification is of the whole repository, whichever plan asked for it.
-    let last_verify = repository
-        .reports(Some(ReportKind::Verify))?
-        .into_iter()
-        .next_back()
-        .and_then(|record| serde_json::from_value(record.document).ok());
-    Ok(Stored { manifests, drills, last_verify })
+    let (verifications, damaged_reports) = repository.sound_reports(Some(ReportKind::Verify))?;
+    let last_verify = verifications.into_iter().next_back().and_then(|record| serde_json::from_value(record.document).ok());
+    let damaged = damaged_warning(&damaged).into_iter().chain(damaged_reports_warning(&damaged_reports)).collect();
+    Ok(Stored { manifests, drills, last_verify, damaged })
 }

@@ -14,7 +14,7 @@ use crate::entry::{EntryKind, display_path};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Event, Progress};
 use crate::id::SnapshotId;
-use crate::repo::{Added, BackupWriter, Committed, Manifest, SourceRecord};
+use crate::repo::{Added, BackupWriter, Committed, Manifest, Role, SourceRecord};
 use crate::source::{Finish, Problem, SourceSnapshot};
 
 /// `lifeboat.backup/1`.
@@ -64,6 +64,11 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     if job.sources.is_empty() {
         return Err(Error::new(Kind::Usage, format!("back up {}: the plan has no sources", job.plan)));
     }
+    // Before any source is touched: dump commands may take hours.
+    if job.repository.role() == Role::Maintainer {
+        return Err(Error::new(Kind::WrongKey, format!("back up {}: this passphrase opens a maintainer key slot", job.plan))
+            .hint("back up with the passphrase of a writer or reader key slot (`lifeboat key list`)"));
+    }
     let _lock = lock_backup(&job.work, job.plan.as_str(), started)?;
     let folder = RunFolder::create(&job.work, started)?;
     let mut warnings = look_back(job, started);
@@ -82,7 +87,7 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     }
     job.cancel.check()?;
     job.progress.event(Event::Phase { name: "commit", detail: job.plan.to_string() });
-    let committed = writer.commit(records, time, Vec::new(), job.progress.as_ref())?;
+    let committed = writer.commit(records, time, job.tags.clone(), job.progress.as_ref())?;
 
     // Committed: what goes wrong from here on is only told.
     if let Err(error) = folder.remove() {
@@ -157,7 +162,7 @@ fn account(committed: Committed, mut warnings: Vec<String>, duration_ms: u64, pr
     for message in &warnings {
         progress.event(Event::Warning { message: message.clone() });
     }
-    let consistency = sources.iter().map(|s| (s.name.to_string(), finish_of(s).consistency)).collect();
+    let consistency = sources.iter().map(|s| (s.name.to_string(), finish_of(s).unwrap_or_default().consistency)).collect();
     BackupReport {
         schema: "lifeboat.backup/1".into(),
         plan: plan.to_string(),
@@ -175,16 +180,26 @@ fn account(committed: Committed, mut warnings: Vec<String>, duration_ms: u64, pr
     }
 }
 
-/// What a source said when it was backed up. A record of a later version that cannot be read says nothing rather than failing a restore.
-pub(super) fn finish_of(record: &SourceRecord) -> Finish {
-    serde_json::from_value(record.finish.clone()).unwrap_or_default()
+/// What a source said when it was backed up.
+///
+/// # Errors
+/// When this version cannot read it: nothing is known then, neither that all was backed up nor what it was.
+pub(super) fn finish_of(record: &SourceRecord) -> Result<Finish> {
+    serde_json::from_value(record.finish.clone()).map_err(|error| {
+        Error::new(Kind::Damaged, format!("what source {} said when it was backed up cannot be read by this version", record.name))
+            .because(error)
+    })
 }
 
-/// What the sources of a snapshot could not read.
+/// What the sources of a snapshot could not read. A record that says nothing is not one that says "nothing is missing".
 pub(super) fn missing(sources: &[SourceRecord]) -> Vec<Missing> {
     let of = |record: &SourceRecord| {
         let source = record.name.to_string();
-        let problems = finish_of(record).problems.into_iter();
+        let problems = finish_of(record).map_or_else(
+            |error| vec![Problem { object: "the record of this backup".into(), kind: "unknown".into(), message: explain(&error) }],
+            |finish| finish.problems,
+        );
+        let problems = problems.into_iter();
         problems.map(move |Problem { object, kind, message }| Missing { source: source.clone(), object, kind, message })
     };
     sources.iter().flat_map(of).collect()

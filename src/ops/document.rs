@@ -99,21 +99,29 @@ impl Stopwatch {
         if self.current.is_some_and(|(current, _)| current == name) {
             return;
         }
-        self.end();
-        self.current = Some((name, Instant::now()));
+        let now = Instant::now();
+        self.end(now);
+        self.current = Some((name, now));
     }
 
-    /// Ends the present phase.
-    pub(crate) fn end(&mut self) {
+    fn end(&mut self, now: Instant) {
         if let Some((name, began)) = self.current.take() {
-            self.phases.push(Phase { name: name.into(), duration_ms: millis(began.elapsed()) });
+            self.phases.push(Phase { name: name.into(), duration_ms: millis(now - began) });
         }
     }
 
-    /// Takes over phases that were timed elsewhere.
-    pub(crate) fn take(&mut self, phases: &[Phase]) {
-        self.end();
-        self.phases.extend_from_slice(phases);
+    /// Ends the present phase and begins `next`. Where `parts` tell what the present one consisted of, they stand in its place, and what
+    /// they leave of its time is the first one's: no moment counts twice.
+    pub(crate) fn split(&mut self, parts: &[Phase], next: &'static str) {
+        self.phase(next);
+        if parts.is_empty() {
+            return;
+        }
+        let whole = self.phases.pop().map_or(0, |phase| phase.duration_ms);
+        let rest = whole.saturating_sub(parts.iter().map(|part| part.duration_ms).sum());
+        let from = self.phases.len();
+        self.phases.extend_from_slice(parts);
+        self.phases[from].duration_ms += rest;
     }
 
     /// Since the start.
@@ -123,8 +131,31 @@ impl Stopwatch {
 
     /// All phases, and the whole.
     pub(crate) fn stop(mut self) -> (Vec<Phase>, u64) {
-        self.end();
+        self.end(Instant::now());
         let elapsed = self.elapsed_ms();
         (self.phases, elapsed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_are_disjoint_and_add_up() {
+        let part = |name: &str, duration_ms| Phase { name: name.into(), duration_ms };
+        let mut watch = Stopwatch::start();
+        watch.phase("select");
+        watch.phase("fetch");
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        watch.split(&[part("fetch", 5), part("adopt", 7)], "check");
+        watch.phase("cleanup");
+        watch.phase("cleanup");
+        let (phases, whole) = watch.stop();
+        assert_eq!(phases.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["select", "fetch", "adopt", "check", "cleanup"]);
+        assert_eq!(phases[2].duration_ms, 7);
+        assert!(phases[1].duration_ms >= 23, "{phases:?}");
+        let sum: u64 = phases.iter().map(|p| p.duration_ms).sum();
+        assert!(sum <= whole && whole - sum <= 6, "{sum} of {whole}");
     }
 }

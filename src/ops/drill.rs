@@ -12,7 +12,9 @@ use super::select::{self, Choice};
 use super::transfer::Transfer;
 use super::verdict::{Facts, duration_text, judge, millis, objectives};
 use super::work::{Kept, RunFolder, exists, keep, make_private};
-use super::{CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, damaged_warning, explain};
+use super::{
+    CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, damaged_reports_warning, damaged_warning, explain,
+};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::id::{Name, ReportId, SnapshotId};
@@ -162,6 +164,8 @@ struct Selected {
     seed: Option<u64>,
     /// Some snapshots could not be looked at: perhaps the one that was meant.
     damaged: Option<String>,
+    /// Some reports could not be.
+    warning: Option<String>,
 }
 
 fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Result<Selected> {
@@ -171,11 +175,14 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         (None, false) => Choice::Latest,
     };
     let (manifests, damaged) = job.repository.sound_manifests(Some(&job.plan))?;
-    let reports = job.repository.reports(None).unwrap_or_default();
+    let (reports, warning) = match job.repository.sound_reports(None) {
+        Ok((reports, damaged)) => (reports, damaged_reports_warning(&damaged)),
+        Err(error) => (Vec::new(), Some(format!("earlier reports could not be read: {}", explain(&error)))),
+    };
     let manifest = select::choose(&manifests, &reports, &choice, now)?.clone();
     let newest = select::latest(&manifests).map_or(manifest.time, |m| m.time);
     let seed = if let Choice::Random { seed, .. } = choice { Some(seed) } else { None };
-    Ok(Selected { manifest, newest, reports, seed, damaged: damaged_warning(&damaged) })
+    Ok(Selected { manifest, newest, reports, seed, damaged: damaged_warning(&damaged), warning })
 }
 
 /// A seed for a random choice.
@@ -203,20 +210,15 @@ struct Attempt {
 /// Recovers and proves. Never returns early without saying why in the attempt.
 fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopwatch) -> Attempt {
     let mut attempt = Attempt::default();
-    let done = match recover(job, selected, folder) {
+    let done = match recover(job, selected, folder, watch) {
         Ok(done) => done,
-        Err(error) => {
-            watch.phase("fetch");
-            return Attempt { failure: Some(error), ..attempt };
-        }
+        Err(error) => return Attempt { failure: Some(error), ..attempt },
     };
     attempt.recovery_time_ms = Some(watch.elapsed_ms());
     attempt.bytes = done.report.bytes_restored;
     attempt.entries = done.report.entries_restored;
     attempt.warnings.clone_from(&done.report.warnings);
-    watch.take(&done.report.phases);
-
-    watch.phase("check");
+    watch.split(&done.report.phases, "check");
     job.progress.event(Event::Phase { name: "check", detail: job.plan.to_string() });
     for restored in &done.restored {
         attempt.checks.extend(prove(job, restored, folder));
@@ -239,7 +241,7 @@ fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
 }
 
 /// The same code path as a restore in an incident, to a private place.
-fn recover(job: &Job, selected: &Selected, folder: &RunFolder) -> Result<restore::Done> {
+fn recover(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopwatch) -> Result<restore::Done> {
     let bytes: u64 = selected.manifest.sources.iter().map(|s| s.bytes).sum();
     if let Some(limit) = job.drill.disk_limit_bytes
         && bytes > limit
@@ -252,6 +254,7 @@ fn recover(job: &Job, selected: &Selected, folder: &RunFolder) -> Result<restore
     }
     let target = target_in(folder, &job.plan);
     let plan = restore::plan_of(job, selected.manifest.clone(), &target, &[], None, &selected.reports)?;
+    watch.phase("fetch");
     restore::bring_back(job, &plan, None)
 }
 
@@ -262,16 +265,22 @@ fn target_in(folder: &RunFolder, plan: &Name) -> PathBuf {
 /// The source's own proof: engine checks, fingerprints, SQL.
 fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord> {
     let name = &restored.record.name;
+    // Without what was recorded there is nothing to compare with, and the plan did not ask for that.
+    let (fingerprints, unknown) = match backup::finish_of(&restored.record) {
+        Ok(finish) => (finish.fingerprints, None),
+        Err(error) => (Vec::new(), Some(skipped(name, "fingerprints", "what was recorded when it was backed up".into(), explain(&error)))),
+    };
     let asked: Vec<&PlannedCheck> = job.drill.checks.iter().filter(|c| c.source == *name).collect();
     let request = ProveRequest {
-        fingerprints: backup::finish_of(&restored.record).fingerprints,
+        fingerprints,
         compare_percent: job.drill.compare_percent,
         checks: asked.iter().map(|c| c.check.clone()).collect(),
         check_timeout: asked.iter().map(|c| c.timeout).max().unwrap_or(Duration::from_mins(1)),
     };
     let scratch = folder.path().join(format!("prove-{name}"));
     let proved = make_private(&scratch).and_then(|()| restored.source.prove(&restored.usable, &request, &context(job, scratch)));
-    match proved {
+    let unproved = restored.record.kind == "sqlite" && request.fingerprints.is_empty() && job.drill.compare_percent > 0;
+    let mut checks = match proved {
         Ok(results) => {
             let known: Vec<&str> = results.iter().map(|r| r.name.as_str()).collect();
             let silent: Vec<CheckRecord> = request
@@ -283,7 +292,13 @@ fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord>
             results.into_iter().map(|r| record_of(name, r)).chain(silent).collect()
         }
         Err(error) => vec![skipped(name, "prove", "checks".into(), explain(&error))],
+    };
+    checks.extend(unknown);
+    if unproved && checks.iter().all(|check| check.outcome == Outcome::Passed) {
+        let why = "the snapshot has no fingerprints of this database";
+        checks.push(skipped(name, "fingerprints", "tables as backed up".into(), why.into()));
     }
+    checks
 }
 
 /// Checks of the plan whose source is not in this snapshot.
@@ -356,7 +371,7 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
         objectives: objectives(&job.objectives, attempt.recovery_time_ms, data_loss_ms),
         skipped: missing.first().map(|first| incomplete_backup(missing.len(), first)).into_iter().chain(selected.damaged).collect(),
         missing,
-        warnings: attempt.warnings,
+        warnings: selected.warning.into_iter().chain(attempt.warnings).collect(),
         cleanup: Cleanup { removed: false, kept: None, kept_until: None, message: String::new() },
         seed: selected.seed,
         exit: None,
@@ -459,30 +474,34 @@ impl Limit {
     }
 }
 
-/// Past drills of one plan, or of all, oldest first. Reports of a later version of the document that this program cannot read are left out.
+/// Past drills of one plan, or of all, oldest first, and an error for each report (of whatever kind and plan) that is damaged. Reports of
+/// a later version of the document that this program cannot read are left out.
 ///
 /// # Errors
-/// What the repository says.
-pub fn history(repository: &Repository, plan: Option<&Name>) -> Result<Vec<DrillReport>> {
-    let records = repository.reports(Some(ReportKind::Drill))?;
+/// When the store cannot be asked.
+pub fn history(repository: &Repository, plan: Option<&Name>) -> Result<(Vec<DrillReport>, Vec<Error>)> {
+    let (records, damaged) = repository.sound_reports(Some(ReportKind::Drill))?;
     let of_plan = |record: &ReportRecord| plan.is_none_or(|plan| record.plan.as_deref() == Some(plan.as_str()));
-    Ok(records.into_iter().filter(of_plan).filter_map(|record| serde_json::from_value(record.document).ok()).collect())
+    Ok((records.into_iter().filter(of_plan).filter_map(|record| serde_json::from_value(record.document).ok()).collect(), damaged))
 }
 
 /// One past drill by id or a unique beginning of it.
 ///
 /// # Errors
-/// `NotFound`; `Usage` when ambiguous.
+/// `NotFound`; `Damaged` when it is there and cannot be read; `Usage` when ambiguous.
 pub fn find(repository: &Repository, id: &str) -> Result<DrillReport> {
     let wanted = id.to_ascii_lowercase();
-    let mut found: Vec<DrillReport> =
-        history(repository, None)?.into_iter().filter(|report| report.id.to_string().starts_with(&wanted)).collect();
+    let (drills, damaged) = history(repository, None)?;
+    let mut found: Vec<DrillReport> = drills.into_iter().filter(|report| report.id.to_string().starts_with(&wanted)).collect();
     match (found.pop(), found.len()) {
         (Some(report), 0) => Ok(report),
         (Some(_), _) => {
             Err(Error::new(Kind::Usage, format!("find drill report {id}: several begin with that")).hint("give more of the id"))
         }
         (None, _) => {
+            if let Some(error) = damaged.into_iter().find(|error| error.to_string().contains(&format!("reports/{wanted}"))) {
+                return Err(error);
+            }
             Err(Error::new(Kind::NotFound, format!("find drill report {id}: there is none")).hint("`lifeboat drill history` lists them"))
         }
     }

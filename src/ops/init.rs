@@ -26,6 +26,16 @@ pub fn run(settings: &RepositorySettings, surroundings: &Surroundings) -> Result
     let store = settings.open_store()?;
     let url = store.describe().to_owned();
     let options = settings.options(&surroundings.state)?;
+    // Looked at before anything is written there.
+    let look = async {
+        Ok((store.head("format").await?.is_some(), !store.list("keys/").await?.is_empty() || !store.list("packs/").await?.is_empty()))
+    };
+    let (whole, parts) = surroundings.runtime.block_on(look).map_err(|e: Error| e.within(format!("look what is at {url}")))?;
+    if whole || parts {
+        let what = if whole { "there is a repository already" } else { "there are parts of a repository without its format object" };
+        return Err(Error::new(Kind::AlreadyExists, format!("{what} at {url}"))
+            .hint("use it as it is (a plan that names it can back up right away), or choose another, empty place"));
+    }
     // Where create does not refuse what is there, two writers would destroy each other's commits.
     let probe = surroundings.runtime.block_on(store.probe()).map_err(|e| e.within(format!("try what {url} can do")))?;
     let alone = settings.store.single_writer && probe.read_after_write && probe.list_after_write && probe.range_reads;

@@ -13,6 +13,7 @@ pub mod document;
 pub mod drill;
 pub mod init;
 pub mod report;
+pub mod report_html;
 pub mod resolve;
 pub mod restore;
 pub mod select;
@@ -48,6 +49,8 @@ pub struct NamedSource {
 #[derive(Clone)]
 pub struct Job {
     pub plan: Name,
+    /// Recorded in every manifest.
+    pub tags: Vec<String>,
     /// In the order of the plan; empty for a restore on a machine without plans.
     pub sources: Vec<NamedSource>,
     pub repository: Repository,
@@ -98,15 +101,22 @@ pub struct DrillSettings {
 }
 
 /// An error with its causes, in one line for a document.
-fn explain(error: &Error) -> String {
+pub(crate) fn explain(error: &Error) -> String {
     std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
 }
 
 /// What to say when manifests are damaged: a snapshot is lost, perhaps the newest.
-fn damaged_warning(damaged: &[Error]) -> Option<String> {
+pub(crate) fn damaged_warning(damaged: &[Error]) -> Option<String> {
     let first = damaged.first()?;
     let count = if damaged.len() == 1 { "a manifest".to_owned() } else { format!("each of {} manifests", damaged.len()) };
     Some(format!("{count} cannot be read and its snapshot cannot be chosen (run `lifeboat verify`): {}", explain(first)))
+}
+
+/// What to say when reports are damaged: a proof is lost, or what took one back.
+pub(crate) fn damaged_reports_warning(damaged: &[Error]) -> Option<String> {
+    let first = damaged.first()?;
+    let count = if damaged.len() == 1 { "a report".to_owned() } else { format!("each of {} reports", damaged.len()) };
+    Some(format!("{count} cannot be read, and what it says of a snapshot is not known (run `lifeboat verify`): {}", explain(first)))
 }
 
 /// What a source needs to know of a run that works in `scratch`.

@@ -64,7 +64,7 @@ fn section(out: &mut String, title: &str, lines: &[String]) -> std::fmt::Result 
     lines.iter().try_for_each(|line| writeln!(out, "  {line}"))
 }
 
-fn headline(report: &DrillReport) -> String {
+pub(super) fn headline(report: &DrillReport) -> String {
     let verdict = match report.verdict {
         Verdict::Passed => "PASSED",
         Verdict::Failed => "FAILED",
@@ -78,13 +78,13 @@ fn headline(report: &DrillReport) -> String {
     }
 }
 
-fn limit(report: &DrillReport, name: &str) -> String {
+pub(super) fn limit(report: &DrillReport, name: &str) -> String {
     report.objectives.iter().find(|o| o.name == name).map_or_else(String::new, |objective| {
         format!(" (objective {}: {})", duration_text(objective.limit_ms), if objective.met { "met" } else { "MISSED" })
     })
 }
 
-fn word(outcome: Outcome) -> &'static str {
+pub(super) fn word(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Passed => "passed",
         Outcome::Failed => "FAILED",
@@ -94,7 +94,7 @@ fn word(outcome: Outcome) -> &'static str {
 }
 
 /// Digits in groups of three.
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (position, digit) in digits.chars().enumerate() {

@@ -88,6 +88,7 @@ impl RepositorySettings {
 #[derive(Clone)]
 pub struct Resolved {
     pub plan: Name,
+    pub tags: Vec<String>,
     pub sources: Vec<NamedSource>,
     pub repository: RepositorySettings,
     pub objectives: Objectives,
@@ -98,7 +99,7 @@ impl Resolved {
     /// For a restore on a machine without plans: sources are taken from the manifest.
     #[must_use]
     pub fn bare(plan: Name, repository: RepositorySettings) -> Self {
-        Self { plan, sources: Vec::new(), repository, objectives: Objectives::default(), drill: DrillSettings::default() }
+        Self { plan, tags: Vec::new(), sources: Vec::new(), repository, objectives: Objectives::default(), drill: DrillSettings::default() }
     }
 
     /// Opens the repository.
@@ -111,6 +112,7 @@ impl Resolved {
         make_private(&work)?;
         Ok(Job {
             plan: self.plan.clone(),
+            tags: self.tags.clone(),
             sources: self.sources.clone(),
             repository: self.repository.open(surroundings)?,
             work,
@@ -138,6 +140,7 @@ pub fn plan(plan: &plan::Plan) -> Result<Resolved> {
     let sources = plan.sources.iter().map(|s| source(s)).collect::<Result<_>>()?;
     Ok(Resolved {
         plan: plan.name.clone(),
+        tags: plan.tags.clone(),
         sources,
         repository: repository(&plan.repository)?,
         objectives: Objectives { data_loss: plan.objectives.data_loss, recovery_time: plan.objectives.recovery_time },

@@ -79,6 +79,12 @@ pub fn verified_at(reports: &[ReportRecord], id: SnapshotId) -> Option<DateTime<
             (verified, streak) = (None, None);
             continue;
         }
+        // Whose key opens no data (a writer's, a maintainer's) has not seen that the content is sound: neither verified nor part of a row.
+        let list = |field: &str| report.document.get(field).and_then(serde_json::Value::as_array).map_or(0, Vec::len);
+        if list("skipped") > 0 || (!report.passed && list("findings") == 0) {
+            streak = None;
+            continue;
+        }
         let number = |field: &str| report.document.get(field).and_then(serde_json::Value::as_u64);
         let (Some(percent), Some(run)) = (number("percent"), number("run")) else { continue };
         if !report.snapshots.contains(&id) || percent == 0 {
@@ -333,6 +339,25 @@ mod tests {
         assert_eq!(verified_at(&reports, id), None, "damaged since");
         reports.push(verify(6, &[id], &[], Some((100, 1))));
         assert_eq!(verified_at(&reports, id), Some(time(6)));
+    }
+
+    #[test]
+    fn a_verification_that_opened_no_data_verifies_nothing() {
+        let id = SnapshotId::generate(time(0));
+        let skipped = |hour, share| {
+            let mut report = verify(hour, &[id], &[], Some(share));
+            report.passed = false;
+            report.document["skipped"] = serde_json::json!(["the content of data packs was not opened"]);
+            report
+        };
+        let mut reports = vec![skipped(1, (100, 0))];
+        assert_eq!(verified_at(&reports, id), None);
+        reports.extend([verify(2, &[id], &[], Some((50, 0))), skipped(3, (50, 1)), verify(4, &[id], &[], Some((50, 2)))]);
+        assert_eq!(verified_at(&reports, id), None, "the row was interrupted");
+        reports.push(verify(5, &[id], &[], Some((50, 3))));
+        assert_eq!(verified_at(&reports, id), Some(time(5)));
+        reports.push(skipped(6, (100, 1)));
+        assert_eq!(verified_at(&reports, id), Some(time(5)), "what was known before still is");
     }
 
     #[test]

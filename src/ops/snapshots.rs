@@ -60,7 +60,8 @@ pub struct SnapshotList {
     /// Oldest first.
     pub snapshots: Vec<ListedSnapshot>,
     pub recovery_ranges: Vec<RecoveryRange>,
-    /// Manifests that cannot be read: their snapshots are not listed. Also reports: then nothing is known to be verified or proven.
+    /// Manifests that cannot be read: their snapshots are not listed. Also reports: what they say is not known, so a snapshot may have
+    /// been verified or proven later than it is listed here, or that may have been taken back.
     pub damaged: Vec<String>,
 }
 
@@ -79,9 +80,9 @@ impl SnapshotList {
 pub fn run(repository: &Repository, plan: Option<&Name>) -> Result<SnapshotList> {
     let (mut manifests, damaged) = repository.sound_manifests(plan)?;
     manifests.sort_by_key(|m| (m.time, m.id));
-    let reports = repository.reports(None);
-    let mut list = list(&manifests, reports.as_deref().unwrap_or_default());
-    list.damaged = damaged.iter().chain(reports.as_ref().err()).map(explain).collect();
+    let (reports, damaged_reports) = repository.sound_reports(None)?;
+    let mut list = list(&manifests, &reports);
+    list.damaged = damaged.iter().chain(&damaged_reports).map(explain).collect();
     Ok(list)
 }
 

@@ -5,8 +5,8 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::explain;
 use super::verdict::millis;
+use super::{damaged_reports_warning, explain};
 use crate::clock::Clock;
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
@@ -83,11 +83,12 @@ pub fn run(
     let share = match depth {
         Depth::Structure => None,
         Depth::Data { percent } => {
-            // A repository whose reports are damaged must still be verified: the rotation starts over then.
-            let earlier = repository.reports(Some(ReportKind::Verify)).unwrap_or_else(|error| {
+            // A repository whose reports are damaged must still be verified: the rotation goes on from those that are not.
+            let (earlier, damaged) = repository.sound_reports(Some(ReportKind::Verify)).unwrap_or_else(|error| {
                 warnings.push(format!("earlier verifications could not be read, the rotation starts over: {error}"));
-                Vec::new()
+                (Vec::new(), Vec::new())
             });
+            warnings.extend(damaged_reports_warning(&damaged));
             Some((percent, next_run(&earlier, percent)))
         }
     };

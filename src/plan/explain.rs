@@ -147,17 +147,32 @@ fn promises(plan: &Plan) -> Vec<String> {
             format!("retry: a failure that may pass is tried {attempts} times in all, first after {}", format_duration(plan.retry.delay))
         }
     });
-    notes.push(format!("keep: {}", keep(plan)));
+    notes.push(if plan.keep.is_everything() {
+        "keep: every snapshot, for ever".to_owned()
+    } else {
+        format!("keep: {NOT_KEPT} (asked for: {})", keep(plan))
+    });
     let told = plan.notify.iter().map(|notifier| notifier.name.as_str()).collect::<Vec<_>>();
-    notes.push(if told.is_empty() { "notify: nobody is told".to_owned() } else { format!("notify: {}", told.join(", ")) });
+    notes.push(if told.is_empty() {
+        "notify: nobody is told".to_owned()
+    } else {
+        format!("notify: {NOT_TOLD} (asked for: {})", told.join(", "))
+    });
     notes
+}
+
+const NOT_KEPT: &str = "retention is not applied by this release: nothing is ever deleted";
+const NOT_TOLD: &str = "notifications are not sent by this release: nobody is told";
+
+/// What a plan asks for and this release does not do; sentences. A plan is valid all the same.
+pub(super) fn not_applied(plan: &Plan) -> Vec<String> {
+    let keep = (!plan.keep.is_everything()).then(|| format!("keep: {NOT_KEPT}"));
+    let notify = (!plan.notify.is_empty()).then(|| format!("notify: {NOT_TOLD}"));
+    keep.into_iter().chain(notify).collect()
 }
 
 fn keep(plan: &Plan) -> String {
     let keep = &plan.keep;
-    if keep.is_everything() {
-        return "every snapshot, for ever".to_owned();
-    }
     let counts = [
         (keep.last, "the newest", ""),
         (keep.hourly, "one of each of the last", " hours"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use crate::plan::explain::not_applied;
 use crate::plan::model::{
     Cache, Check, Drill, Environment, EnvironmentValue, Notifier, NotifierKind, Occasion, Plan, Plans, Repository, Server, Source,
     SourceKind, Verify,
@@ -42,6 +43,9 @@ pub fn show_text(plan: &Plan) -> String {
     sections.extend(plan_subsections(plan));
     sections.extend(plan.notify.iter().map(|notifier| notifier_section(notifier)));
     let mut text = "version = 1\n".to_owned();
+    for what in not_applied(plan) {
+        let _ = writeln!(text, "# {what}");
+    }
     for section in sections {
         let (open, close) = if section.repeated { ("[[", "]]") } else { ("[", "]") };
         let _ = write!(text, "\n{open}{}{close}\n", section.header);
@@ -53,7 +57,7 @@ pub fn show_text(plan: &Plan) -> String {
 }
 
 /// `lifeboat.plan/1`: `name`, the keys of the plan file (durations and sizes in its spelling), `sources`, `repository` and `notify`
-/// as whole objects with their `name`.
+/// as whole objects with their `name`; `warnings`: what this release does not apply.
 #[must_use]
 pub fn show_json(plan: &Plan) -> Value {
     let named = |name: &str, section: &Section| {
@@ -65,6 +69,7 @@ pub fn show_json(plan: &Plan) -> Value {
     object.remove("source");
     object.insert("schema".to_owned(), json!("lifeboat.plan/1"));
     object.insert("name".to_owned(), json!(plan.name.as_str()));
+    object.insert("warnings".to_owned(), json!(not_applied(plan)));
     object.insert("repository".to_owned(), named(plan.repository.name.as_str(), &repository_section(&plan.repository)));
     let sources = plan.sources.iter().map(|source| named(source.name.as_str(), &source_section(source)));
     object.insert("sources".to_owned(), sources.collect());
@@ -91,10 +96,18 @@ pub fn check_text(plans: &Plans) -> String {
     list("sources", plans.sources.keys().map(crate::id::Name::as_str).collect());
     list("repositories", plans.repositories.keys().map(crate::id::Name::as_str).collect());
     list("notifiers", plans.notifiers.keys().map(crate::id::Name::as_str).collect());
+    for warning in warnings(plans) {
+        let _ = writeln!(text, "warning: {warning}");
+    }
     text
 }
 
-/// `lifeboat.plan-check/1`: `files`, `plans`, `sources`, `repositories`, `notifiers`, each a sorted list of names.
+/// What the plans ask for and this release does not do.
+fn warnings(plans: &Plans) -> Vec<String> {
+    plans.plans.values().flat_map(|plan| not_applied(plan).into_iter().map(|what| format!("plan {}: {what}", plan.name))).collect()
+}
+
+/// `lifeboat.plan-check/1`: `files`, `plans`, `sources`, `repositories`, `notifiers`, each a sorted list of names; `warnings`, sentences.
 #[must_use]
 pub fn check_json(plans: &Plans) -> Value {
     json!({
@@ -104,6 +117,7 @@ pub fn check_json(plans: &Plans) -> Value {
         "sources": plans.sources.keys().collect::<Vec<_>>(),
         "repositories": plans.repositories.keys().collect::<Vec<_>>(),
         "notifiers": plans.notifiers.keys().collect::<Vec<_>>(),
+        "warnings": warnings(plans),
     })
 }
 

@@ -76,6 +76,24 @@ impl Repository {
         Ok(reports)
     }
 
+    /// Like [`Repository::reports`], but what is damaged does not hide what is sound: an error for each report that is.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub fn sound_reports(&self, kind: Option<ReportKind>) -> Result<(Vec<ReportRecord>, Vec<Error>)> {
+        let (mut reports, mut damaged) = (Vec::new(), Vec::new());
+        for (key, report) in self.open_reports()? {
+            match report {
+                Ok(report) if kind.is_none_or(|kind| report.kind == kind) => reports.push(report),
+                Ok(_) => {}
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => damaged.push(e.within(format!("read the report {key}"))),
+                Err(e) => return Err(e.within(format!("read the report {key}"))),
+            }
+        }
+        reports.sort_by_key(|r| (r.time, r.id));
+        Ok((reports, damaged))
+    }
+
     pub(super) fn open_reports(&self) -> Result<Vec<(String, Result<ReportRecord>)>> {
         use futures::StreamExt as _;
         let inner = &self.inner;

@@ -9,25 +9,30 @@ use super::{PlannedSource, RestorePlan, RestoreRequest};
 use crate::error::{Error, Kind, Result};
 use crate::id::{RunId, SnapshotId};
 use crate::ops::select::{self, Choice};
-use crate::ops::{Job, backup, damaged_warning, explain};
+use crate::ops::{Job, backup, damaged_reports_warning, damaged_warning, explain};
 use crate::repo::{Manifest, ReportRecord, SourceRecord};
 
 /// Plans what an operator asked for.
 pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
     job.repository.require_reader("restore")?;
     // A report that cannot be read must not stand between an operator and a restore.
-    let reports = job.repository.reports(None);
+    let reports = job.repository.sound_reports(None);
     if request.resume {
         let left = left_beside(&request.to)?.ok_or_else(|| {
             Error::new(Kind::Usage, format!("resume the restore to {}: none was interrupted there", request.to.display()))
                 .hint("run it without --resume")
         })?;
         let manifest = resumed_manifest(job, &left)?;
-        return plan_of(job, manifest, &request.to, &left.only, None, &reports.unwrap_or_default());
+        let (sound, _) = reports.unwrap_or_default();
+        return plan_of(job, manifest, &request.to, &left.only, None, &sound);
     }
     let Chosen { manifest, newest, damaged } = chosen(job, &request.choice, &reports)?;
-    let mut plan = plan_of(job, manifest, &request.to, &request.only, Some(&request.choice), &reports.unwrap_or_default())?;
+    let (sound, damaged_reports) = reports.unwrap_or_default();
+    let mut plan = plan_of(job, manifest, &request.to, &request.only, Some(&request.choice), &sound)?;
     plan.warnings.extend(damaged);
+    if request.choice == Choice::LatestProven {
+        plan.warnings.extend(damaged_reports_warning(&damaged_reports));
+    }
     if let (Choice::Latest, Some(newest)) = (&request.choice, newest)
         && newest.time > plan.at
     {
@@ -48,7 +53,7 @@ struct Chosen {
     damaged: Option<String>,
 }
 
-fn chosen(job: &Job, choice: &Choice, reports: &Result<Vec<ReportRecord>>) -> Result<Chosen> {
+fn chosen(job: &Job, choice: &Choice, reports: &Result<(Vec<ReportRecord>, Vec<Error>)>) -> Result<Chosen> {
     if let Some(id) = full_id(choice) {
         return Ok(Chosen { manifest: one_of_plan(job, id)?, newest: None, damaged: None });
     }
@@ -56,14 +61,20 @@ fn chosen(job: &Job, choice: &Choice, reports: &Result<Vec<ReportRecord>>) -> Re
         (Err(error), Choice::LatestProven) => {
             return Err(Error::new(error.kind(), format!("find a proven snapshot: {}", explain(error))).hint("name one with --snapshot"));
         }
-        (reports, _) => reports.as_deref().unwrap_or_default(),
+        (Ok((sound, _)), _) => sound.as_slice(),
+        (Err(_), _) => &[],
     };
     let (manifests, damaged) =
         job.repository.sound_manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
     let damaged = damaged_warning(&damaged);
     let manifest = match select::choose(&manifests, proofs, choice, job.clock.now()) {
         Ok(manifest) => manifest.clone(),
-        Err(error) => return Err(damaged.into_iter().fold(error, |error, lost| error.within(format!("choose a snapshot: {lost}")))),
+        Err(error) => {
+            let unread =
+                reports.as_ref().ok().filter(|_| *choice == Choice::LatestProven).and_then(|(_, lost)| damaged_reports_warning(lost));
+            let lost = damaged.into_iter().chain(unread);
+            return Err(lost.fold(error, |error, lost| error.within(format!("choose a snapshot: {lost}"))));
+        }
     };
     Ok(Chosen { manifest, newest: manifests.into_iter().max_by_key(|m| m.time), damaged })
 }
