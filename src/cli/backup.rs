@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::args::BackupArgs;
-use super::{App, Exit, render};
+use crate::cli::args::BackupArgs;
+use crate::cli::{App, Exit, render};
 use crate::daemon::journal::Job;
 use crate::error::{Error, Kind, Result};
 use crate::ops;

@@ -2,8 +2,8 @@
 
 use clap::CommandFactory;
 
-use super::args::{Cli, CompletionsArgs};
-use super::{App, Exit};
+use crate::cli::args::{Cli, CompletionsArgs};
+use crate::cli::{App, Exit};
 use crate::error::Result;
 
 pub(super) fn run(app: &App, args: &CompletionsArgs) -> Result<Exit> {

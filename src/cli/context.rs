@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::args::Global;
-use super::output::{Output, note};
-use super::progress;
+use crate::cli::args::Global;
+use crate::cli::output::{Output, note};
+use crate::cli::progress;
 use crate::clock::{Clock, SystemClock};
 use crate::daemon::journal::{Job, Journal, NewRun, Trigger};
 use crate::daemon::runner::{self, Outcome};

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::args::DoctorArgs;
-use super::{App, Exit};
+use crate::cli::args::DoctorArgs;
+use crate::cli::{App, Exit};
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
 use crate::ops::doctor::{DoctorReport, run as examine};

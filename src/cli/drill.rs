@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::args::DrillRunArgs;
-use super::output::note;
-use super::{App, Exit, render, time};
+use crate::cli::args::DrillRunArgs;
+use crate::cli::output::note;
+use crate::cli::{App, Exit, render, time};
 use crate::daemon::journal::Job;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Silent;

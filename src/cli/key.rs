@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::args::{KeyCommand, RoleArg};
-use super::{App, Exit, render};
+use crate::cli::args::{KeyCommand, RoleArg};
+use crate::cli::{App, Exit, render};
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
 use crate::ops::resolve;

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use clap::{Command, CommandFactory};
 
-use super::args::{Cli, ManArgs};
-use super::{App, Exit};
+use crate::cli::args::{Cli, ManArgs};
+use crate::cli::{App, Exit};
 use crate::error::{IoContext, Result};
 
 pub(super) fn run(app: &App, args: &ManArgs) -> Result<Exit> {

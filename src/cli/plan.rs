@@ -1,8 +1,8 @@
 //! `lifeboat plan …`
 
-use super::args::PlanCommand;
-use super::output::note;
-use super::{App, Exit};
+use crate::cli::args::PlanCommand;
+use crate::cli::output::note;
+use crate::cli::{App, Exit};
 use crate::error::{Error, Kind, Result};
 use crate::plan::{Plans, check_json, check_text, explain_json, explain_text, schema_text, show_json, show_text};
 

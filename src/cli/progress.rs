@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::args::ProgressMode;
-use super::render;
+use crate::cli::args::ProgressMode;
+use crate::cli::render;
 use crate::event::{Event, Progress, Silent};
 
 /// JSON lines and phase lines for one phase come at most this often; every phase has a first and a last one.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::args::RepoCommand;
-use super::{App, Exit, render};
+use crate::cli::args::RepoCommand;
+use crate::cli::{App, Exit, render};
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
 use crate::ops::init::{InitReport, run as create};

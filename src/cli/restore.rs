@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use chrono_tz::Tz;
 
-use super::args::RestoreArgs;
-use super::context::shell_word;
-use super::output::{ask, can_ask, note};
-use super::{App, Exit, render, time};
+use crate::cli::args::RestoreArgs;
+use crate::cli::context::shell_word;
+use crate::cli::output::{ask, can_ask, note};
+use crate::cli::{App, Exit, render, time};
 use crate::daemon::journal::Job as JobKind;
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;

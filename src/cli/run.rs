@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use super::args::RunCommand;
-use super::{App, Exit, render};
+use crate::cli::args::RunCommand;
+use crate::cli::{App, Exit, render};
 use crate::daemon::journal::{Attempt, Filter, Journal, Run, State};
 use crate::error::{Error, Kind, Result};
 use crate::id::Name;

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::args::ServeArgs;
-use super::{App, Exit};
+use crate::cli::args::ServeArgs;
+use crate::cli::{App, Exit};
 use crate::daemon::serve;
 use crate::error::Result;
 use crate::event::Silent;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::args::SnapshotsArgs;
-use super::{App, Exit, render};
+use crate::cli::args::SnapshotsArgs;
+use crate::cli::{App, Exit, render};
 use crate::error::Result;
 use crate::event::Silent;
 use crate::id::Name;

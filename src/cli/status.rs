@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::args::StatusArgs;
-use super::{App, Exit, render};
+use crate::cli::args::StatusArgs;
+use crate::cli::{App, Exit, render};
 use crate::daemon::journal::Journal;
 use crate::daemon::owner::DaemonLock;
 use crate::daemon::status::{PlanStatus, Status, gather};

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::args::VerifyArgs;
-use super::{App, Exit, render};
+use crate::cli::args::VerifyArgs;
+use crate::cli::{App, Exit, render};
 use crate::daemon::journal::Job;
 use crate::error::Result;
 use crate::id::Name;

@@ -19,7 +19,7 @@ use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 
-use super::owner::{self, Owner, Process};
+use crate::daemon::owner::{self, Owner, Process};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::{Name, RunId};
 
@@ -356,7 +356,7 @@ impl Journal {
     /// # Errors
     /// `Failed` when the file is damaged or of a later version (the hint says what to do), `NoSpace`, `Busy`.
     pub fn open(state: &Path, now: DateTime<Utc>) -> Result<Self> {
-        super::private_folder(state)?;
+        crate::daemon::private_folder(state)?;
         let path = state.join(FILE);
         // SQLite gives its side files the mode of the main one, so making that first is enough.
         std::fs::OpenOptions::new()

@@ -56,7 +56,7 @@ impl Owner {
     /// When the file cannot be made or locked.
     pub fn claim(state: &Path, id: String) -> Result<Self> {
         let folder = state.join("owners");
-        super::private_folder(&folder)?;
+        crate::daemon::private_folder(&folder)?;
         let path = folder.join(&id);
         let mut lock = open(&path, true)?;
         lock.try_lock().map_err(|error| match error {
@@ -112,7 +112,7 @@ impl DaemonLock {
     /// # Errors
     /// [`Kind::Busy`] when another daemon holds it.
     pub fn take(state: &Path) -> Result<Self> {
-        super::private_folder(state)?;
+        crate::daemon::private_folder(state)?;
         let path = state.join("serve.lock");
         let mut file = open(&path, false)?;
         match file.try_lock() {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::journal::Phase;
+use crate::daemon::journal::Phase;
 use crate::event::{Event, Progress};
 
 /// More warnings than this are counted, not kept.

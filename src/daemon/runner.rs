@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::journal::{Claim, Ending, ErrorRecord, Filter, Job, Journal, NewRun, Run, State};
-use super::recorder::Recorder;
+use crate::daemon::journal::{Claim, Ending, ErrorRecord, Filter, Job, Journal, NewRun, Run, State};
+use crate::daemon::recorder::Recorder;
 use crate::error::{Error, Kind, Result};
 use crate::id::RunId;
 use crate::ops::backup::BackupReport;

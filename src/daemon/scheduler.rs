@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::journal::{Run, State, Trigger};
+use crate::daemon::journal::{Run, State, Trigger};
 use crate::error::Kind;
 use crate::id::Name;
 use crate::plan::{Schedule, jitter_for};

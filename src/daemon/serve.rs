@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
-use super::journal::{Job, Journal, NewRun};
-use super::owner::DaemonLock;
-use super::scheduler::{self, PastSlot, Situation, Step};
-use super::{runner, status};
+use crate::daemon::journal::{Job, Journal, NewRun};
+use crate::daemon::owner::DaemonLock;
+use crate::daemon::scheduler::{self, PastSlot, Situation, Step};
+use crate::daemon::{runner, status};
 use crate::error::{Kind, Result};
 use crate::id::{Name, RunId};
 use crate::ops::resolve::{self, Surroundings};
@@ -94,7 +94,7 @@ pub fn run(plans: &Plans, surroundings: &Surroundings, ready: impl FnOnce()) -> 
 }
 
 fn settle(plans: &Plans, journal: &Journal, surroundings: &Surroundings) -> Result<()> {
-    let open = |run: &super::journal::Run| resolve::repository(&plans.plan(run.plan.as_str())?.repository)?.open(surroundings);
+    let open = |run: &crate::daemon::journal::Run| resolve::repository(&plans.plan(run.plan.as_str())?.repository)?.open(surroundings);
     runner::settle(journal, |_| true, open, surroundings.clock.now()).map(|_| ())
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::journal::{Job, Journal, Run, State};
-use super::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Slots};
+use crate::daemon::journal::{Job, Journal, Run, State};
+use crate::daemon::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Slots};
 use crate::error::{Kind, Result};
 use crate::id::Name;
 use crate::ops::drill::{self, DrillReport};

@@ -7,13 +7,13 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::verdict::millis;
-use super::work::{RunFolder, lock_backup, make_private};
-use super::{Job, Missing, NamedSource, context, damaged_warning, explain, select};
 use crate::entry::{EntryKind, display_path};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Event, Progress};
 use crate::id::SnapshotId;
+use crate::ops::verdict::millis;
+use crate::ops::work::{RunFolder, lock_backup, make_private};
+use crate::ops::{Job, Missing, NamedSource, context, damaged_warning, explain, select};
 use crate::repo::{Added, BackupWriter, Committed, Manifest, Role, SourceRecord};
 use crate::source::{Finish, Problem, SourceSnapshot};
 

@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::resolve::{Resolved, Surroundings};
-use super::restore::free_bytes;
-use super::work::{make_private, remove_tree, write_private};
-use super::{explain, select};
 use crate::error::{Error, Kind};
+use crate::ops::resolve::{Resolved, Surroundings};
+use crate::ops::restore::free_bytes;
+use crate::ops::work::{make_private, remove_tree, write_private};
+use crate::ops::{explain, select};
 use crate::repo::{Repository, Role};
 use crate::source::Diagnosis;
 

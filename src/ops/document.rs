@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::verdict::millis;
+use crate::ops::verdict::millis;
 use crate::source::Outcome;
 
 /// One timed step of an operation.

@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::document::Stopwatch;
-use super::restore::{self, Restored};
-use super::select::{self, Choice};
-use super::transfer::Transfer;
-use super::verdict::{Facts, duration_text, judge, millis, objectives};
-use super::work::{Kept, RunFolder, exists, keep, make_private};
-use super::{
-    CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, damaged_reports_warning, damaged_warning, explain,
-};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::id::{Name, ReportId, SnapshotId};
+use crate::ops::document::Stopwatch;
+use crate::ops::restore::{self, Restored};
+use crate::ops::select::{self, Choice};
+use crate::ops::transfer::Transfer;
+use crate::ops::verdict::{Facts, duration_text, judge, millis, objectives};
+use crate::ops::work::{Kept, RunFolder, exists, keep, make_private};
+use crate::ops::{
+    CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, damaged_reports_warning, damaged_warning, explain,
+};
 use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
 use crate::source::{CheckResult, Outcome, ProveRequest};
 

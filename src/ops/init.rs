@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::resolve::{RepositorySettings, Surroundings};
 use crate::error::{Error, Kind, Result};
+use crate::ops::resolve::{RepositorySettings, Surroundings};
 use crate::repo::{RecoveryKey, Repository};
 
 /// `lifeboat.init/1`. The recovery key is not part of it: it is shown once and kept nowhere.

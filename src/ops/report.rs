@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use super::Verdict;
-use super::drill::DrillReport;
-use super::select::moment;
-use super::verdict::duration_text;
 use crate::error::Kind;
+use crate::ops::Verdict;
+use crate::ops::drill::DrillReport;
+use crate::ops::select::moment;
+use crate::ops::verdict::duration_text;
 use crate::source::Outcome;
 
 /// The recovery report: verdict first, then what was restored, checked, measured and skipped. Lines end with `\n`; no colours.

@@ -2,11 +2,11 @@
 
 use std::fmt::{self, Write as _};
 
-use super::drill::DrillReport;
-use super::report::{grouped, headline, limit, word};
-use super::select::moment;
-use super::verdict::duration_text;
-use super::{Phase, Verdict};
+use crate::ops::drill::DrillReport;
+use crate::ops::report::{grouped, headline, limit, word};
+use crate::ops::select::moment;
+use crate::ops::verdict::duration_text;
+use crate::ops::{Phase, Verdict};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--back:#fff;--text:#1c2024;--soft:#60666d;--line:#d9dde1;--good:#1a7f37;--bad:#c62828;--open:#9a6700;--bar:#3b6fb6}

@@ -4,12 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::work::make_private;
-use super::{DrillSettings, Job, NamedSource, Objectives, PlannedCheck};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
+use crate::ops::work::make_private;
+use crate::ops::{DrillSettings, Job, NamedSource, Objectives, PlannedCheck};
 use crate::plan::SecretRef;
 use crate::plan::{self, Cache, DrillAt, EnvironmentValue, SourceKind};
 use crate::repo::{OpenOptions, Passphrase, Repository, SourceRecord};

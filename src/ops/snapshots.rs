@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{backup, explain, select};
 use crate::error::{Kind, Result};
 use crate::id::{Name, SnapshotId};
+use crate::ops::{backup, explain, select};
 use crate::repo::{Manifest, ReportRecord, Repository, SourceRecord};
 
 /// One source of a listed snapshot.

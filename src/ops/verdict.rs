@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use super::{CheckRecord, Objective, Objectives, Verdict};
 use crate::error::Kind;
+use crate::ops::{CheckRecord, Objective, Objectives, Verdict};
 use crate::source::Outcome;
 
 /// What a drill found out.

@@ -5,12 +5,12 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::verdict::millis;
-use super::{damaged_reports_warning, explain};
 use crate::clock::Clock;
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, ReportId, SnapshotId};
+use crate::ops::verdict::millis;
+use crate::ops::{damaged_reports_warning, explain};
 use crate::repo::{Finding, ReportKind, ReportRecord, Repository, VerifyDepth};
 
 /// How deep to look.

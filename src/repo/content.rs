@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use fastcdc::v2020::{Normalization, cut_gear, get_gear_with_seed, select_masks};
 
-use super::format::{CONTENT_AVERAGE, CONTENT_MAX, CONTENT_MIN};
+use crate::repo::format::{CONTENT_AVERAGE, CONTENT_MAX, CONTENT_MIN};
 
 /// Finds content-defined boundaries.
 pub struct ContentChunker {

@@ -3,8 +3,8 @@
 //! A *delta* frame holds chunks as differences against one full chunk each (depth one, never a chain): the plain bytes are
 //! the patches one after the other; a patch is one zstd frame made with the base chunk as its raw-content dictionary.
 
-use super::format::{CHUNK_MAX, FRAME_MAX};
-use super::wire::WireError;
+use crate::repo::format::{CHUNK_MAX, FRAME_MAX};
+use crate::repo::wire::WireError;
 
 /// How a frame's bytes are encoded before they are sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use serde::{Deserialize, Serialize};
 
-use super::format::{ChunkId, PackId, PackKind};
-use super::wire::{Reader, WireError, WireResult, put_varint};
 use crate::error::{IoContext as _, Result};
+use crate::repo::format::{ChunkId, PackId, PackKind};
+use crate::repo::wire::{Reader, WireError, WireResult, put_varint};
 
 /// One pack as an index object lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,7 +115,7 @@ impl LocalIndex {
     /// # Errors
     /// When the folder cannot be made or read.
     pub fn open(folder: &Path) -> Result<Self> {
-        super::make_private_folder(folder)?;
+        crate::repo::make_private_folder(folder)?;
         let list = folder.join("segments.json");
         let records: Vec<SegmentRecord> = std::fs::read(&list).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
         let segments: Vec<_> = records.into_iter().filter_map(|record| open_segment(folder, record)).map(Arc::new).collect();

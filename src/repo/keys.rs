@@ -22,8 +22,8 @@ use hpke::{Deserializable, Kem as _, OpModeR, OpModeS, Serializable};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::format::RepositoryId;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::repo::format::RepositoryId;
 
 /// What a key holder can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::Inner;
-use super::format::{ChunkId, PackId, PackKind};
-use super::frame::Decoder;
-use super::pack::{Directory, FrameOpener};
-use super::packs::{PackNo, missing_pack};
-use super::tree::{NodeRef, PackRef, Record, decode_list, decode_records};
 use crate::error::{Error, Kind, Result};
+use crate::repo::Inner;
+use crate::repo::format::{ChunkId, PackId, PackKind};
+use crate::repo::frame::Decoder;
+use crate::repo::pack::{Directory, FrameOpener};
+use crate::repo::packs::{PackNo, missing_pack};
+use crate::repo::tree::{NodeRef, PackRef, Record, decode_list, decode_records};
 
 /// Sealed bytes fetched at once when a frame of nodes is needed.
 const READ_AHEAD: u64 = 1 << 20;

@@ -20,11 +20,11 @@ use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use zeroize::Zeroizing;
 
-use super::format::{CHUNK_MAX, ChunkId, FRAME_MAX, ID_BYTES, PACK_MAX, PackId, PackKind, RepositoryId, TAG_BYTES, VERSION};
-use super::frame::Encoding;
-use super::keys::{ENCAPSULATED_BYTES, Keys, SEALED_KEY_BYTES};
-use super::wire::{Reader, WireError, WireResult, put_varint};
 use crate::error::{Error, Kind, Result};
+use crate::repo::format::{CHUNK_MAX, ChunkId, FRAME_MAX, ID_BYTES, PACK_MAX, PackId, PackKind, RepositoryId, TAG_BYTES, VERSION};
+use crate::repo::frame::Encoding;
+use crate::repo::keys::{ENCAPSULATED_BYTES, Keys, SEALED_KEY_BYTES};
+use crate::repo::wire::{Reader, WireError, WireResult, put_varint};
 
 pub const HEADER_BYTES: usize = 8;
 pub const TRAILER_BYTES: usize = 64;

@@ -3,11 +3,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::Inner;
-use super::format::{PACK_MAX, PackId};
-use super::pack::{Directory, TRAILER_BYTES, open_directory, read_trailer};
-use super::tree::PackRef;
 use crate::error::{Error, Kind, Result};
+use crate::repo::Inner;
+use crate::repo::format::{PACK_MAX, PackId};
+use crate::repo::pack::{Directory, TRAILER_BYTES, open_directory, read_trailer};
+use crate::repo::tree::PackRef;
 
 /// A pack by number: 4 bytes instead of 44 wherever chunks are named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -16,16 +16,16 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::Inner;
-use super::format::{ChunkId, FRAME_TARGET, NODE_PACK_TARGET, ObjectKind, PACK_TARGET, PackId, PackKind};
-use super::frame::{Decoder, Encoder, Encoding, Profile};
-use super::index::{self, IndexedPack, LocalIndex};
-use super::nodes::chunk_id;
-use super::pack::{ChunkEntry, PackBuilder};
-use super::packs::PackNo;
-use super::tree::{Chunk, PackRef, Place, Stored};
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
+use crate::repo::Inner;
+use crate::repo::format::{ChunkId, FRAME_TARGET, NODE_PACK_TARGET, ObjectKind, PACK_TARGET, PackId, PackKind};
+use crate::repo::frame::{Decoder, Encoder, Encoding, Profile};
+use crate::repo::index::{self, IndexedPack, LocalIndex};
+use crate::repo::nodes::chunk_id;
+use crate::repo::pack::{ChunkEntry, PackBuilder};
+use crate::repo::packs::PackNo;
+use crate::repo::tree::{Chunk, PackRef, Place, Stored};
 
 /// One in so many frames is decoded again and compared before it is trusted.
 const SAMPLE: u64 = 32;

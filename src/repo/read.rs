@@ -8,17 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use crossbeam_channel::bounded;
 
-use super::format::PackKind;
-use super::frame::{Decoder, Encoding, apply_patch};
-use super::nodes::{NodeReader, chunk_id};
-use super::pack::{Directory, FrameEntry, FrameOpener};
-use super::packs::{PackNo, missing_pack};
-use super::snapshot::SourceRecord;
-use super::tree::{Chunk, Content, NodeRef, Place, Record, Stored};
-use super::{Inner, Repository};
 use crate::entry::{Entry, EntryKind, tree_order};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
+use crate::repo::format::PackKind;
+use crate::repo::frame::{Decoder, Encoding, apply_patch};
+use crate::repo::nodes::{NodeReader, chunk_id};
+use crate::repo::pack::{Directory, FrameEntry, FrameOpener};
+use crate::repo::packs::{PackNo, missing_pack};
+use crate::repo::snapshot::SourceRecord;
+use crate::repo::tree::{Chunk, Content, NodeRef, Place, Record, Stored};
+use crate::repo::{Inner, Repository};
 
 /// An entry of a stored tree; its size is what was really read.
 #[derive(Debug, Clone)]
@@ -538,10 +538,10 @@ impl Repository {
 
     fn delta_chunk(&self, patch: Place<PackNo>, base: Place<PackNo>, chunk: &Chunk<PackNo>) -> Result<Vec<u8>> {
         let damaged = |what: &str| Error::new(Kind::Damaged, format!("pack {}: {what}", self.inner.packs.get(patch.pack).id.key()));
-        let part = |directory: &Directory, place: Place<PackNo>, plain: &[u8]| -> Result<(super::pack::ChunkEntry, Vec<u8>)> {
+        let part = |directory: &Directory, place: Place<PackNo>, plain: &[u8]| -> Result<(crate::repo::pack::ChunkEntry, Vec<u8>)> {
             let frame = &directory.frames[place.frame as usize];
             let entry = *frame.chunks.get(place.slot as usize).ok_or_else(|| damaged("has fewer chunks than a reference to it says"))?;
-            let len = |c: &super::pack::ChunkEntry| c.base.map_or(c.len, |(_, patch_len)| patch_len) as usize;
+            let len = |c: &crate::repo::pack::ChunkEntry| c.base.map_or(c.len, |(_, patch_len)| patch_len) as usize;
             let start: usize = frame.chunks[..place.slot as usize].iter().map(len).sum();
             Ok((entry, plain[start..start + len(&entry)].to_vec()))
         };

@@ -5,11 +5,11 @@ use chrono::{DateTime, Utc};
 use ed25519_dalek::Signer as _;
 use serde::{Deserialize, Serialize};
 
-use super::Repository;
-use super::format::ObjectKind;
-use super::keys::Role;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::{ReportId, SnapshotId};
+use crate::repo::Repository;
+use crate::repo::format::ObjectKind;
+use crate::repo::keys::Role;
 
 /// What a report is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,7 +114,7 @@ impl Repository {
     fn decode_report(&self, key: &str, bytes: &[u8]) -> Result<ReportRecord> {
         let inner = &self.inner;
         let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {key}: {what}"));
-        let content = super::seal::open(&inner.keys, inner.id, ObjectKind::Report, key, bytes)?;
+        let content = crate::repo::seal::open(&inner.keys, inner.id, ObjectKind::Report, key, bytes)?;
         let object: ReportObject = serde_json::from_slice(&content).map_err(|e| damaged("cannot be decoded").because(e))?;
         let record: ReportRecord = serde_json::from_str(&object.record).map_err(|e| damaged("cannot be decoded").because(e))?;
         if key != format!("reports/{}", record.id) {

@@ -15,9 +15,9 @@
 
 use aes_gcm::aead::AeadInOut;
 
-use super::format::{OBJECT_MAX, ObjectKind, RepositoryId, TAG_BYTES, VERSION};
-use super::keys::Keys;
 use crate::error::{Error, Kind, Result};
+use crate::repo::format::{OBJECT_MAX, ObjectKind, RepositoryId, TAG_BYTES, VERSION};
+use crate::repo::keys::Keys;
 
 const MAGIC: &[u8; 4] = b"LBSO";
 const HEADER_BYTES: usize = 56;

@@ -11,10 +11,10 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::Inner;
-use super::format::{ObjectKind, PackId};
 use crate::error::{Error, Kind, Result};
 use crate::id::SessionId;
+use crate::repo::Inner;
+use crate::repo::format::{ObjectKind, PackId};
 
 /// Content of a session object (JSON).
 #[derive(Debug, Serialize, Deserialize)]

@@ -3,11 +3,11 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::Repository;
-use super::format::ObjectKind;
-use super::seal;
 use crate::error::{Error, Kind, Result};
 use crate::id::{Name, SnapshotId};
+use crate::repo::Repository;
+use crate::repo::format::ObjectKind;
+use crate::repo::seal;
 
 /// An earlier manifest of the same plan, by id and hash of its sealed bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

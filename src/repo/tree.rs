@@ -6,9 +6,9 @@
 //! has the same bytes, so the same id, and is not stored again. The manifest names all nodes, or, when there are many, *list nodes*
 //! that do.
 
-use super::format::{CHUNK_MAX, ChunkId, ID_BYTES, PackId, STRETCH_CHUNKS};
-use super::wire::{Reader, WireError, WireResult, put_blob, put_varint, unzigzag, zigzag};
 use crate::entry::{Entry, EntryKind, Layout, is_valid_path};
+use crate::repo::format::{CHUNK_MAX, ChunkId, ID_BYTES, PackId, STRETCH_CHUNKS};
+use crate::repo::wire::{Reader, WireError, WireResult, put_blob, put_varint, unzigzag, zigzag};
 
 /// A pack as nodes and manifests name it: enough to read its directory in one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -4,18 +4,18 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::format::{ObjectKind, PackId, PackKind};
-use super::keys::Role;
-use super::nodes::{NodeReader, chunk_id, node_id};
-use super::packs::PackNo;
-use super::read::{DecodeWorker, StoredContent};
-use super::session::{condemn, read_tombstones};
-use super::snapshot::Manifest;
-use super::tree::{Content, NodeRef, PackRef, Place, Record, Stored};
-use super::{Repository, read_slots};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::SnapshotId;
+use crate::repo::format::{ObjectKind, PackId, PackKind};
+use crate::repo::keys::Role;
+use crate::repo::nodes::{NodeReader, chunk_id, node_id};
+use crate::repo::packs::PackNo;
+use crate::repo::read::{DecodeWorker, StoredContent};
+use crate::repo::session::{condemn, read_tombstones};
+use crate::repo::snapshot::Manifest;
+use crate::repo::tree::{Content, NodeRef, PackRef, Place, Record, Stored};
+use crate::repo::{Repository, read_slots};
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -397,7 +397,7 @@ impl Repository {
         Ok((packs.into_iter().collect(), bytes))
     }
 
-    fn verify_place(&self, pack: PackRef, place: Place<PackNo>, expected: Option<(super::format::ChunkId, u32)>) -> Result<()> {
+    fn verify_place(&self, pack: PackRef, place: Place<PackNo>, expected: Option<(crate::repo::format::ChunkId, u32)>) -> Result<()> {
         let directory = self.inner.directory(pack)?;
         let entry = directory.frames.get(place.frame as usize).and_then(|f| f.chunks.get(place.slot as usize));
         let fits = entry.is_some_and(|e| expected.is_none_or(|(id, len)| e.id == id && e.len == len));

@@ -11,22 +11,22 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use super::content::ContentChunker;
-use super::format::{CONTENT_MAX, ChunkId, NODE_FRAME_TARGET, ObjectKind, PackId, STRETCH_CHUNKS};
-use super::frame::{Encoder, Profile};
-use super::index::{self, IndexedPack, LocalIndex};
-use super::nodes::{NodeReader, node_id};
-use super::pack::ChunkEntry;
-use super::packs::PackNo;
-use super::pipeline::{Cuts, Job, Loc, Piece, PieceSlot, Pipeline, publish_index};
-use super::session::{Session, read_tombstones};
-use super::snapshot::{Manifest, Parent, SourceRecord, Stats, TreeRoot, host_name};
-use super::tree::{Chunk, Content, NodeEncoder, NodeRef, Place, Record, Stored, encode_list, ends_list, ends_node};
-use super::{Inner, Repository};
 use crate::entry::{Entry, EntryKind, Layout, is_valid_path, tree_order};
 use crate::error::{Context as _, Error, IoContext as _, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, SnapshotId};
+use crate::repo::content::ContentChunker;
+use crate::repo::format::{CONTENT_MAX, ChunkId, NODE_FRAME_TARGET, ObjectKind, PackId, STRETCH_CHUNKS};
+use crate::repo::frame::{Encoder, Profile};
+use crate::repo::index::{self, IndexedPack, LocalIndex};
+use crate::repo::nodes::{NodeReader, node_id};
+use crate::repo::pack::ChunkEntry;
+use crate::repo::packs::PackNo;
+use crate::repo::pipeline::{Cuts, Job, Loc, Piece, PieceSlot, Pipeline, publish_index};
+use crate::repo::session::{Session, read_tombstones};
+use crate::repo::snapshot::{Manifest, Parent, SourceRecord, Stats, TreeRoot, host_name};
+use crate::repo::tree::{Chunk, Content, NodeEncoder, NodeRef, Place, Record, Stored, encode_list, ends_list, ends_node};
+use crate::repo::{Inner, Repository};
 
 /// What [`TreeWriter::add`] says about an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +150,7 @@ impl Repository {
         if blake3::hash(&bytes).to_hex().as_str() != name {
             return Err(Error::new(Kind::Damaged, format!("object {key}: does not match its name")));
         }
-        let content = super::seal::open(&inner.keys, inner.id, ObjectKind::Index, &key, &bytes)?;
+        let content = crate::repo::seal::open(&inner.keys, inner.id, ObjectKind::Index, &key, &bytes)?;
         index::decode(&content).map_err(|e| Error::new(Kind::Damaged, format!("object {key}: cannot be decoded")).because(e))
     }
 

@@ -15,9 +15,9 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::args::{BackupArgs, DemoArgs, DrillRunArgs, Global, PointArgs, ProgressMode, RestoreArgs, VerifyArgs};
-use super::context::shell_word;
-use super::{App, Exit, backup, drill, render, repo, restore, verify};
+use crate::cli::args::{BackupArgs, DemoArgs, DrillRunArgs, Global, PointArgs, ProgressMode, RestoreArgs, VerifyArgs};
+use crate::cli::context::shell_word;
+use crate::cli::{App, Exit, backup, drill, render, repo, restore, verify};
 use crate::daemon::private_folder;
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::id::RunId;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 
-use super::crm::CrmSummary;
 use crate::cli::App;
+use crate::cli::demo::crm::CrmSummary;
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::event::Silent;
 use crate::ops::resolve;

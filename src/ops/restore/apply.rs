@@ -5,14 +5,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::partial::Partial;
-use super::place::{Place, free_bytes, sync_folder};
-use super::prepare::{identity, shape};
-use super::{RestorePlan, RestoreReport};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Event;
 use crate::id::Name;
 use crate::ops::document::Stopwatch;
+use crate::ops::restore::partial::Partial;
+use crate::ops::restore::place::{Place, free_bytes, sync_folder};
+use crate::ops::restore::prepare::{identity, shape};
+use crate::ops::restore::{RestorePlan, RestoreReport};
 use crate::ops::transfer::{Brought, Transfer};
 use crate::ops::work::remove_tree;
 use crate::ops::{Job, context, resolve};

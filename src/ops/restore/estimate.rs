@@ -1,6 +1,6 @@
 //! How long a restore will take, from what drills measured. Pure.
 
-use super::Estimate;
+use crate::ops::restore::Estimate;
 use crate::repo::{ReportKind, ReportRecord};
 
 /// What is assumed of a plan that was never drilled; plain bytes per second.

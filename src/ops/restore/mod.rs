@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::select::Choice;
-use super::{Existing, Job, Missing, Phase};
 use crate::error::{Kind, Result};
 use crate::id::SnapshotId;
+use crate::ops::select::Choice;
+use crate::ops::{Existing, Job, Missing, Phase};
 use crate::repo::Manifest;
 
 pub(in crate::ops) use apply::{Done, Restored, bring_back};

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags};
 
-use super::super::work::exists;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::ops::Existing;
+use crate::ops::work::exists;
 
 /// What belongs to a SQLite database beside its file.
 const SQLITE_SIBLINGS: [&str; 3] = ["-wal", "-shm", "-journal"];

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::estimate::{estimate, measurements};
-use super::partial::{Identity, in_the_way, left_at};
-use super::place::{Place, Shape, free_bytes};
-use super::{PlannedSource, RestorePlan, RestoreRequest};
 use crate::error::{Error, Kind, Result};
 use crate::id::{RunId, SnapshotId};
+use crate::ops::restore::estimate::{estimate, measurements};
+use crate::ops::restore::partial::{Identity, in_the_way, left_at};
+use crate::ops::restore::place::{Place, Shape, free_bytes};
+use crate::ops::restore::{PlannedSource, RestorePlan, RestoreRequest};
 use crate::ops::select::{self, Choice};
 use crate::ops::{Job, backup, damaged_reports_warning, damaged_warning, explain};
 use crate::repo::{Manifest, ReportRecord, SourceRecord};

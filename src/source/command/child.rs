@@ -14,9 +14,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid};
 use zeroize::Zeroizing;
 
-use super::{PASSED_ON, SecretValue};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Cancel;
+use crate::source::command::{PASSED_ON, SecretValue};
 
 /// How much of what a command says on standard error is kept: its end, which names the reason.
 const MOST_SAID_BYTES: usize = 4096;

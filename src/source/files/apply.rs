@@ -20,10 +20,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::beneath;
-use super::walk::proc_path;
 use crate::entry::{Entry, EntryKind, display_path, is_valid_path, tree_order};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::source::files::beneath;
+use crate::source::files::walk::proc_path;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 

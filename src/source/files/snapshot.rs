@@ -12,11 +12,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{Advice, FileType, Mode, OFlags, Stat};
 use serde_json::json;
 
-use super::exclude::Exclude;
-use super::walk::{Found, Walk, is_ours, open_file, problem_kind};
 use crate::entry::{Entry, EntryKind, Layout, display_path};
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
+use crate::source::files::exclude::Exclude;
+use crate::source::files::walk::{Found, Walk, is_ours, open_file, problem_kind};
 use crate::source::{Finish, Problem, SourceSnapshot};
 
 /// Times nearer to the beginning than this do not prove that a file did not change (see the module documentation of `files`).

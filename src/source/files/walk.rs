@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::exclude::Exclude;
-use super::{beneath, xattr};
 use crate::entry::display_path;
 use crate::error::{Error, Result};
 use crate::source::Problem;
+use crate::source::files::exclude::Exclude;
+use crate::source::files::{beneath, xattr};
 
 /// How folders are opened: the last flag spares an access-time update and is only allowed to the owner.
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

@@ -27,9 +27,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
-use super::open::{Header, open_copy};
 use crate::source::TableFingerprint;
 use crate::source::fingerprint::{Accumulator, RowEncoder};
+use crate::source::sqlite::open::{Header, open_copy};
 
 /// Pseudo tables.
 pub const HEADER: &str = "(header)";

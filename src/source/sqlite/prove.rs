@@ -10,9 +10,9 @@ use rusqlite::Connection;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::types::ValueRef;
 
-use super::content::{self, Stop, TableContent};
-use super::open::{Header, beside, open_copy};
 use crate::error::Result;
+use crate::source::sqlite::content::{self, Stop, TableContent};
+use crate::source::sqlite::open::{Header, beside, open_copy};
 use crate::source::{CheckResult, Outcome, ProveRequest, SourceContext, SqlCheck, TableFingerprint};
 
 /// Virtual-machine steps between two looks at the clock: a few milliseconds at most.

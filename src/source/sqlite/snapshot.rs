@@ -18,11 +18,11 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode};
 use serde_json::json;
 
-use super::content::{self, Stop};
-use super::open::{Header, check_room, classify, look, open_live};
 use crate::entry::{Entry, EntryKind, Layout};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Event;
+use crate::source::sqlite::content::{self, Stop};
+use crate::source::sqlite::open::{Header, check_room, classify, look, open_live};
 use crate::source::{Finish, Problem, SourceContext, SourceSnapshot, TableFingerprint};
 
 /// How long a lock of somebody else is waited for before the run is told that the database is busy.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
-use super::open::immutable_uri;
 use crate::error::{Context, Error, Kind, Result};
+use crate::source::sqlite::open::immutable_uri;
 
 /// Makes a new database `to` that holds these tables of the database `from`, with their rows, indexes and triggers. Names compare as SQLite
 /// compares them (ASCII case does not matter). `from` is not changed.

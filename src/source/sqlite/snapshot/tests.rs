@@ -360,26 +360,3 @@ fn a_source_deleted_meanwhile_is_still_whole_in_its_snapshot() {
     snapshot.close(&entry, bytes.len() as u64).unwrap();
     assert!(snapshot.finish().unwrap().problems.is_empty());
 }
-
-#[test]
-#[ignore = "prints figures: processor time, so that it means something on a busy machine"]
-fn processor_time_of_each_phase() {
-    let ticks = || -> u64 {
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-        stat.rsplit(") ").next().unwrap().split(' ').skip(11).take(2).map(|word| word.parse::<u64>().unwrap()).sum()
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let crm = crate::cli::demo::crm::generate(&folder.path().join("h"), 1, 5.0).unwrap();
-    let megabytes = std::fs::metadata(&crm.database).unwrap().len() / 1_000_000;
-    let stop: Stop = Arc::new(|| false);
-    let connection = content::open_stoppable(&crm.database, &stop).unwrap();
-    content::widen_cache(&connection).unwrap();
-    let time = |what: &str, work: &dyn Fn()| {
-        let before = ticks();
-        work();
-        println!("{what}: {megabytes} MB in {} ms of processor time", (ticks() - before) * 10);
-    };
-    time("quick_check", &|| drop(content::findings(&connection, "quick_check").unwrap()));
-    time("foreign_key_check", &|| drop(content::violations(&connection, &[0; 32]).unwrap()));
-    time("tables", &|| drop(content::tables(&crm.database, &[0; 32], None, &stop).unwrap()));
-}
