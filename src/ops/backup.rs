@@ -181,7 +181,7 @@ pub(super) fn finish_of(record: &SourceRecord) -> Finish {
 }
 
 /// What the sources of a snapshot could not read.
-pub(super) fn missing(sources: &[SourceRecord]) -> Vec<Missing> {
+pub(crate) fn missing(sources: &[SourceRecord]) -> Vec<Missing> {
     let of = |record: &SourceRecord| {
         let source = record.name.to_string();
         let problems = finish_of(record).problems.into_iter();
