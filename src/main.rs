@@ -56,18 +56,30 @@ fn run(cli: &Cli) -> Result<cli::Exit> {
     result
 }
 
-/// The first signal asks everything to stop at its next check; the second one ends the process at once.
+/// The first signal asks everything to stop at its next check; the second one ends the process at once. A terminal or SSH session
+/// that goes away (SIGHUP) stops cleanly too, but never at once: it may be told more than once. Under `nohup` it is ignored.
 fn stop_on_signals(runtime: &tokio::runtime::Runtime, cancel: &Cancel) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let _entered = runtime.enter();
     let listen = |kind| signal(kind).map_err(|error| Error::io("listen to signals", error));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let mut hangup = if ignores_hangup() { None } else { Some(listen(SignalKind::hangup())?) };
     let cancel = cancel.clone();
     runtime.spawn(async move {
         loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
+            let hung_up = async {
+                match hangup.as_mut() {
+                    Some(hangup) => hangup.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let is_hangup = tokio::select! {
+                _ = interrupt.recv() => false,
+                _ = terminate.recv() => false,
+                _ = hung_up => true,
+            };
+            if is_hangup && cancel.is_cancelled() {
+                continue;
             }
             if cancel.is_cancelled() || output::is_asking() {
                 std::process::exit(i32::from(Kind::Interrupted.exit_code()));
@@ -77,6 +89,13 @@ fn stop_on_signals(runtime: &tokio::runtime::Runtime, cancel: &Cancel) -> Result
         }
     });
     Ok(())
+}
+
+/// Whether this process was started with SIGHUP ignored, as `nohup` does (proc(5), `SigIgn`: bit 0 is signal 1).
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Help and version go to stdout with exit 0, everything else is a usage error: exit 2, as JSON too where that was asked for.

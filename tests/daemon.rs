@@ -196,6 +196,41 @@ fn a_killed_daemon_leaves_a_run_that_the_next_start_settles_and_tries_again() {
 }
 
 #[test]
+fn a_killed_manual_run_is_settled_by_the_daemon_that_serves_meanwhile() {
+    let (workspace, pipe) = with_pipe();
+    let mut manual = workspace.command(&["backup", "slow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let writer = feed(&pipe);
+    let _daemon = Daemon::start(&workspace);
+    until("the daemon finds the plan busy", || log(&workspace).contains("the plan is busy").then_some(()));
+    manual.kill().unwrap();
+    manual.wait().unwrap();
+    drop(writer);
+    drop(feed(&pipe));
+    let run = until("the daemon's own run succeeded", || runs(&workspace).into_iter().find(|run| run["state"] == "succeeded"));
+    assert_eq!(run["trigger"], "catch-up");
+    let dead = runs(&workspace).into_iter().find(|run| run["trigger"] == "manual").unwrap();
+    assert_eq!(dead["state"], "interrupted", "{dead}");
+    assert!(!log(&workspace).contains("was not settled"), "{}", log(&workspace));
+}
+
+#[test]
+fn a_hangup_stops_manual_runs_and_the_daemon_cleanly() {
+    let (workspace, pipe) = with_pipe();
+    let mut manual = Daemon(workspace.command(&["backup", "slow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let writer = feed(&pipe);
+    manual.signal("-HUP");
+    assert_eq!(manual.ended(), Some(130));
+    drop(writer);
+    assert_eq!(runs(&workspace)[0]["state"], "interrupted");
+    let mut daemon = Daemon::start(&workspace);
+    let writer = feed(&pipe);
+    daemon.signal("-HUP");
+    assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
+    drop(writer);
+    assert!(runs(&workspace).iter().all(|run| run["state"] == "interrupted"));
+}
+
+#[test]
 fn sigterm_ends_a_run_cleanly_and_records_it() {
     let (workspace, pipe) = with_pipe();
     let mut daemon = Daemon::start(&workspace);

@@ -10,12 +10,13 @@
 //! The tables are made for what comes later too: `fence` grows with every claim, `node` and `lease_until_ms` serve several
 //! machines, `attempts` keeps the reason of every retry. Changes are migrations, numbered from 1, never edited once released.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,9 @@ pub const FILE: &str = "journal.sqlite";
 
 /// How long a writer waits for another process's transaction. All transactions here take milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A heartbeat says that its run lives for so long from now. A run that died was at work no later than its last lease says.
+pub const LEASE: TimeDelta = TimeDelta::minutes(2);
 
 /// Migrations in order; the first has number 1. `PRAGMA user_version` holds the last one applied.
 const MIGRATIONS: &[&str] = &[r"
@@ -318,6 +322,8 @@ pub struct Run {
     pub owner: String,
     pub process: Process,
     pub fence: u64,
+    /// Its last heartbeat and [`LEASE`]; `None` when it never had one.
+    pub lease_until: Option<DateTime<Utc>>,
 }
 
 /// An earlier attempt of a run.
@@ -348,6 +354,10 @@ pub struct Journal {
     process: Process,
     /// Made at the first claim and held until the journal is dropped.
     owner: Mutex<Option<Owner>>,
+    /// Fences of the runs that this process is at work on: a `running` row of its own that is not here is broken.
+    held: Mutex<BTreeSet<u64>>,
+    /// Endings that could not be written yet, with the time of each.
+    unfinished: Mutex<Vec<(Claim, Ending, DateTime<Utc>)>>,
 }
 
 impl Journal {
@@ -390,7 +400,14 @@ impl Journal {
             Ok(connection)
         };
         let connection = open().map_err(|error| failure("open", &path, error))?;
-        Ok(Self { connection: Mutex::new(connection), state: state.to_owned(), process: Process::this(), owner: Mutex::new(None) })
+        Ok(Self {
+            connection: Mutex::new(connection),
+            state: state.to_owned(),
+            process: Process::this(),
+            owner: Mutex::new(None),
+            held: Mutex::default(),
+            unfinished: Mutex::default(),
+        })
     }
 
     /// The state folder.
@@ -439,12 +456,13 @@ impl Journal {
     /// # Errors
     /// `Busy` when a live run of the same plan and job is there, or when the slot was already run successfully.
     pub fn begin(&self, run: &NewRun, now: DateTime<Utc>) -> Result<Claim> {
+        self.finish_unfinished()?;
         let owner = self.owner(now)?;
         let live = self.live(&run.plan, run.job)?;
         if run.job.is_exclusive()
             && let Some(live) = &live
         {
-            if owner::is_alive(&self.state, &live.owner)? {
+            if !self.is_broken(live)? {
                 return Err(busy(live));
             }
             return Err(Error::new(
@@ -452,6 +470,8 @@ impl Journal {
                 format!("start {} of plan {}: run {} has no owner and was not settled", run.job.word(), run.plan, live.id),
             ));
         }
+        // Held until the claim is noted: whoever sees the row must see the claim too.
+        let mut held = guard(&self.held);
         let mut connection = self.lock();
         let mut insert = || -> rusqlite::Result<Option<Claim>> {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -479,7 +499,7 @@ impl Journal {
                 transaction.execute(
                     "UPDATE runs SET trigger = ?2, attempt = ?3, state = 'running', started_ms = ?4, ended_ms = NULL, kind = NULL,
                         error = NULL, story = NULL, phases = NULL, warnings = NULL, bytes_read = NULL, bytes_stored = NULL,
-                        snapshot = NULL, report = NULL, owner = ?5, host = ?6, node = ?6, pid = ?7, boot_id = ?8, start_ticks = ?9,
+                        snapshot = NULL, report = NULL, lease_until_ms = NULL, owner = ?5, host = ?6, node = ?6, pid = ?7, boot_id = ?8, start_ticks = ?9,
                         fence = ?10 WHERE id = ?1",
                     params![
                         id.to_string(),
@@ -523,7 +543,10 @@ impl Journal {
             Ok(Some(claim))
         };
         match insert() {
-            Ok(Some(claim)) => Ok(claim),
+            Ok(Some(claim)) => {
+                held.insert(claim.fence);
+                Ok(claim)
+            }
             Ok(None) => Err(Error::new(Kind::Busy, format!("start {} of plan {}: this slot was run already", run.job.word(), run.plan))),
             Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) => {
                 Err(Error::new(Kind::Busy, format!("start {} of plan {}: another one has just started", run.job.word(), run.plan))
@@ -533,16 +556,55 @@ impl Journal {
         }
     }
 
-    /// Closes a run that this process holds.
+    /// Closes a run that this process holds. An ending that cannot be written now is kept for [`Journal::finish_unfinished`].
     ///
     /// # Errors
-    /// `Bug` when the claim is no longer the current one.
+    /// `Bug` when the claim is no longer the current one; when the journal cannot be written.
     pub fn close(&self, claim: Claim, ending: &Ending, now: DateTime<Utc>) -> Result<()> {
-        if self.end(claim.id, claim.fence, ending, now)? {
-            Ok(())
-        } else {
-            Err(Error::new(Kind::Bug, format!("close run {}: it is not held by this process any more", claim.id)))
+        let ended = self.end(claim.id, claim.fence, ending, now).inspect_err(|_| {
+            guard(&self.unfinished).push((claim, ending.clone(), now));
+        })?;
+        guard(&self.held).remove(&claim.fence);
+        if ended { Ok(()) } else { Err(Error::new(Kind::Bug, format!("close run {}: it is not held by this process any more", claim.id))) }
+    }
+
+    /// Writes the endings that could not be written when their runs ended; how many.
+    ///
+    /// # Errors
+    /// When the journal still cannot be written: the rest is kept.
+    pub fn finish_unfinished(&self) -> Result<usize> {
+        let mut unfinished = guard(&self.unfinished);
+        let mut finished = 0;
+        while let Some((claim, ending, ended)) = unfinished.first() {
+            // Already closed by somebody else is closed too.
+            self.end(claim.id, claim.fence, ending, *ended)?;
+            guard(&self.held).remove(&claim.fence);
+            unfinished.remove(0);
+            finished += 1;
         }
+        Ok(finished)
+    }
+
+    /// Says that a run of this process is still at work.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn heartbeat(&self, claim: Claim, now: DateTime<Utc>) -> Result<()> {
+        self.lock()
+            .execute(
+                "UPDATE runs SET lease_until_ms = ?3 WHERE id = ?1 AND fence = ?2 AND state = 'running'",
+                params![claim.id.to_string(), signed(claim.fence), (now + LEASE).timestamp_millis()],
+            )
+            .map(|_| ())
+            .map_err(|error| self.failure("write", error))
+    }
+
+    /// Whether nobody is at work on this `running` row any more.
+    fn is_broken(&self, run: &Run) -> Result<bool> {
+        if guard(&self.owner).as_ref().is_some_and(|owner| owner.id() == run.owner) {
+            return Ok(!guard(&self.held).contains(&run.fence));
+        }
+        Ok(!owner::is_alive(&self.state, &run.owner)?)
     }
 
     /// Closes a broken run ([`Journal::broken`]) of another process; `false` when somebody else was quicker.
@@ -551,7 +613,8 @@ impl Journal {
     /// When the journal cannot be written.
     pub fn settle(&self, run: &Run, ending: &Ending, now: DateTime<Utc>) -> Result<bool> {
         let settled = self.end(run.id, run.fence, ending, now)?;
-        if settled && self.running_of(&run.owner)? == 0 {
+        let own = guard(&self.owner).as_ref().is_some_and(|owner| owner.id() == run.owner);
+        if settled && !own && self.running_of(&run.owner)? == 0 {
             owner::forget(&self.state, &run.owner);
         }
         Ok(settled)
@@ -607,7 +670,7 @@ impl Journal {
             .map_err(|error| self.failure("write", error))
     }
 
-    /// Runs that are `running` though their owner is gone, oldest first.
+    /// Runs that are `running` though their owner is gone, or is this process and not at work on them; oldest first.
     ///
     /// # Errors
     /// When the journal or a lock cannot be read.
@@ -615,7 +678,7 @@ impl Journal {
         let running = self.runs(&Filter { state: Some(State::Running), ..Filter::default() })?;
         let mut broken = Vec::new();
         for run in running.into_iter().rev() {
-            if !owner::is_alive(&self.state, &run.owner)? {
+            if self.is_broken(&run)? {
                 broken.push(run);
             }
         }
@@ -745,7 +808,7 @@ impl Journal {
     fn select(&self, rest: &str, params: impl rusqlite::Params) -> Result<Vec<Run>> {
         const COLUMNS: &str =
             "SELECT id, plan, job, trigger, scheduled_ms, attempt, state, started_ms, ended_ms, kind, error, story, phases,
-            warnings, bytes_read, bytes_stored, snapshot, report, owner, host, pid, boot_id, start_ticks, fence FROM runs ";
+            warnings, bytes_read, bytes_stored, snapshot, report, owner, host, pid, boot_id, start_ticks, fence, lease_until_ms FROM runs ";
         let connection = self.lock();
         let query = || -> rusqlite::Result<Vec<Option<Run>>> {
             let mut statement = connection.prepare_cached(&format!("{COLUMNS}{rest}"))?;
@@ -778,6 +841,10 @@ impl Journal {
     fn failure(&self, operation: &str, error: rusqlite::Error) -> Error {
         failure(operation, &self.path(), error)
     }
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn busy(live: &Run) -> Error {
@@ -852,6 +919,7 @@ fn read_run(row: &Row<'_>) -> rusqlite::Result<Option<Run>> {
             start_ticks: row.get::<_, i64>(22)?.unsigned_abs(),
         },
         fence: row.get::<_, i64>(23)?.unsigned_abs(),
+        lease_until: row.get::<_, Option<i64>>(24)?.map(time),
     }))
 }
 
@@ -959,6 +1027,38 @@ mod tests {
         assert!(!journal.settle(&broken[0], &Ending::new(State::Failed), later(61)).unwrap());
         assert_eq!(journal.run(claim.id).unwrap().story.as_deref(), Some("gone"));
         assert!(journal.broken().unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_ending_that_could_not_be_written_is_written_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path(), now()).unwrap();
+        let claim = journal.begin(&manual(Job::Backup), now()).unwrap();
+        journal.lock().pragma_update(None, "query_only", true).unwrap();
+        let ending = Ending { snapshot: Some("s".into()), ..Ending::new(State::Succeeded) };
+        journal.close(claim, &ending, later(1)).unwrap_err();
+        journal.finish_unfinished().unwrap_err();
+        assert!(journal.broken().unwrap().is_empty(), "its ending is known: nothing is to be guessed");
+        journal.lock().pragma_update(None, "query_only", false).unwrap();
+        assert_eq!(journal.finish_unfinished().unwrap(), 1);
+        let run = journal.run(claim.id).unwrap();
+        assert_eq!((run.state, run.ended, run.snapshot.as_deref()), (State::Succeeded, Some(later(1)), Some("s")));
+        assert_eq!(journal.finish_unfinished().unwrap(), 0);
+        journal.begin(&manual(Job::Backup), later(2)).unwrap();
+    }
+
+    #[test]
+    fn a_row_of_this_process_that_it_does_not_work_on_is_broken() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path(), now()).unwrap();
+        let claim = journal.begin(&manual(Job::Backup), now()).unwrap();
+        assert!(journal.broken().unwrap().is_empty());
+        guard(&journal.held).clear();
+        let broken = journal.broken().unwrap();
+        assert_eq!(broken.iter().map(|run| run.id).collect::<Vec<_>>(), [claim.id]);
+        assert!(journal.settle(&broken[0], &Ending::new(State::Interrupted), later(1)).unwrap());
+        assert!(owner::is_alive(folder.path(), &broken[0].owner).unwrap(), "this process keeps its own lock file");
+        journal.begin(&manual(Job::Backup), later(2)).unwrap();
     }
 
     #[test]

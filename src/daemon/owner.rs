@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, IoContext, Kind, Result};
 
@@ -104,6 +105,9 @@ pub fn forget(state: &Path, id: &str) {
     let _ = std::fs::remove_file(state.join("owners").join(id));
 }
 
+/// For so long a daemon tries to take its lock: [`DaemonLock::is_held`] of another process holds it for a moment too.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The lock of the daemon: at most one on a state folder. The file stays; only the lock matters.
 #[derive(Debug)]
 pub struct DaemonLock(#[expect(dead_code, reason = "held, never read")] File);
@@ -115,7 +119,14 @@ impl DaemonLock {
         crate::daemon::private_folder(state)?;
         let path = state.join("serve.lock");
         let mut file = open(&path, false)?;
-        match file.try_lock() {
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        let locked = loop {
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::park_timeout(Duration::from_millis(50)),
+                locked => break locked,
+            }
+        };
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let holder = std::fs::read_to_string(&path).unwrap_or_default();
@@ -186,5 +197,19 @@ mod tests {
         drop(first);
         assert!(!DaemonLock::is_held(state.path()));
         DaemonLock::take(state.path()).unwrap();
+    }
+
+    #[test]
+    fn somebody_who_asks_for_the_lock_does_not_keep_a_daemon_from_starting() {
+        let state = tempfile::tempdir().unwrap();
+        drop(DaemonLock::take(state.path()).unwrap());
+        let asking = File::open(state.path().join("serve.lock")).unwrap();
+        asking.try_lock_shared().unwrap();
+        let asker = std::thread::spawn(move || {
+            std::thread::park_timeout(Duration::from_millis(300));
+            drop(asking);
+        });
+        DaemonLock::take(state.path()).unwrap();
+        asker.join().unwrap();
     }
 }

@@ -1,7 +1,7 @@
 //! Listens to a run for the journal: its phases with their time and bytes, and its warnings.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::daemon::journal::Phase;
 use crate::event::{Event, Progress};
@@ -17,6 +17,7 @@ pub struct Recorder {
 
 #[derive(Default)]
 struct Seen {
+    last_event: Option<Instant>,
     current: Option<(Instant, Phase)>,
     phases: Vec<Phase>,
     warnings: Vec<String>,
@@ -36,7 +37,19 @@ impl Recorder {
     /// `next` gets every event too.
     #[must_use]
     pub fn new(next: Arc<dyn Progress>) -> Self {
-        Self { next, seen: Mutex::new(Seen::default()) }
+        Self { next, seen: Mutex::new(Seen { last_event: Some(Instant::now()), ..Seen::default() }) }
+    }
+
+    /// For how long nothing has been heard of the run.
+    #[must_use]
+    pub fn silent_for(&self) -> Duration {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).last_event.map_or(Duration::ZERO, |last| last.elapsed())
+    }
+
+    /// The name of the current phase.
+    #[must_use]
+    pub fn current_phase(&self) -> Option<String> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).current.as_ref().map(|(_, phase)| phase.name.clone())
     }
 
     /// Phases and warnings so far; the current phase ends now.
@@ -56,6 +69,7 @@ impl Progress for Recorder {
     fn event(&self, event: Event) {
         {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.last_event = Some(Instant::now());
             match &event {
                 // The same again goes on: it is one phase.
                 Event::Phase { name, .. } if seen.current.as_ref().is_some_and(|(_, phase)| phase.name == *name) => {}

@@ -4,12 +4,16 @@
 //! never run beside each other.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
-use crate::daemon::journal::{Claim, Ending, ErrorRecord, Filter, Job, Journal, NewRun, Run, State};
+use crate::daemon::journal::{Claim, Ending, ErrorRecord, Filter, Job, Journal, LEASE, NewRun, Run, State};
 use crate::daemon::recorder::Recorder;
 use crate::error::{Error, Kind, Result};
+use crate::event::Cancel;
 use crate::id::RunId;
 use crate::ops::backup::BackupReport;
 use crate::ops::drill::{DrillReport, DrillRequest};
@@ -18,7 +22,18 @@ use crate::ops::restore::RestoreReport;
 use crate::ops::verify::{Depth, VerifyReport};
 use crate::ops::{backup, drill, verify};
 use crate::plan::Plan;
-use crate::repo::Repository;
+use crate::repo::{Manifest, Repository};
+
+/// A backup, drill or verification that reports nothing (no phase, no bytes, no warning) for so long is taken to hang: it is
+/// cancelled and fails as `unavailable`. Far above what one step of a sound run takes without a sign. Restores wait for persons
+/// and are never cancelled.
+pub const STALL: Duration = Duration::from_hours(2);
+
+/// How soon a run learns that it should stop.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How often a run says in the journal that it lives; well within [`LEASE`].
+const HEARTBEAT: Duration = Duration::from_secs(30);
 
 /// A result document that the journal can keep the essence of.
 pub trait Outcome {
@@ -77,7 +92,7 @@ impl Outcome for RestoreReport {
     }
 }
 
-/// Runs `work` as `run`. `covers`: what the story says beside the result. `work` gets surroundings whose progress is recorded.
+/// Runs `work` as `run`. `story`: what the journal says beside the result. `work` gets surroundings whose progress is recorded.
 ///
 /// # Errors
 /// `Busy` when such a run is going on; what `work` says, after it was recorded; what the journal says.
@@ -88,11 +103,23 @@ pub fn journalled<T: Outcome>(
     surroundings: &Surroundings,
     work: impl FnOnce(&Surroundings) -> Result<T>,
 ) -> Result<(RunId, T)> {
+    let stall = (run.job != Job::Restore).then_some(STALL);
+    watched(journal, run, story, surroundings, stall, work)
+}
+
+fn watched<T: Outcome>(
+    journal: &Journal,
+    run: &NewRun,
+    story: Option<String>,
+    surroundings: &Surroundings,
+    stall: Option<Duration>,
+    work: impl FnOnce(&Surroundings) -> Result<T>,
+) -> Result<(RunId, T)> {
     let claim = journal.begin(run, surroundings.clock.now())?;
     let span = tracing::info_span!("run", id = %claim.id, plan = %run.plan, job = run.job.word(), attempt = claim.attempt);
     let _entered = span.enter();
     tracing::info!(trigger = run.trigger.word(), scheduled = run.scheduled.map(|slot| slot.to_rfc3339()), "run started");
-    let (result, ending) = carry_out(run, story, surroundings, work);
+    let (result, ending) = carry_out(journal, claim, run, story, surroundings, stall, work);
     let closed = close(journal, claim, &ending, surroundings.clock.now());
     // The result of the work is what counts; a journal that failed meanwhile is told when there is nothing worse.
     let outcome = result?;
@@ -118,27 +145,44 @@ pub fn journalled_if_possible<T: Outcome>(
             return work(surroundings);
         }
     };
-    let (result, ending) = carry_out(run, None, surroundings, work);
+    let (result, ending) = carry_out(journal, claim, run, None, surroundings, None, work);
     if let Err(error) = close(journal, claim, &ending, surroundings.clock.now()) {
         told(&error);
     }
     result
 }
 
-/// Does the work, and says what the journal is to keep of it.
+/// Does the work under a watch, and says what the journal is to keep of it.
 fn carry_out<T: Outcome>(
+    journal: &Journal,
+    claim: Claim,
     run: &NewRun,
     story: Option<String>,
     surroundings: &Surroundings,
+    stall: Option<Duration>,
     work: impl FnOnce(&Surroundings) -> Result<T>,
 ) -> (Result<T>, Ending) {
     let recorder = Arc::new(Recorder::new(Arc::clone(&surroundings.progress)));
-    let recorded = Surroundings { progress: recorder.clone(), ..surroundings.clone() };
+    let recorded = Surroundings { progress: recorder.clone(), cancel: Cancel::default(), ..surroundings.clone() };
+    let watch = Watch { journal, claim, surroundings, recorder: &recorder, own: &recorded.cancel, stall, stalled: AtomicBool::new(false) };
     // A panic is a bug in one run: it must not leave the row open while this process lives on.
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&recorded))).unwrap_or_else(|_| {
-        Err(Error::new(Kind::Bug, format!("{} of plan {} panicked", run.job.word(), run.plan))
-            .hint("please report this, with the lines above"))
+    let result = std::thread::scope(|scope| {
+        let (alive, over) = channel::<()>();
+        let spawned = std::thread::Builder::new().name("watch".into()).spawn_scoped(scope, || watch.until(over));
+        if let Err(error) = spawned {
+            return Err(Error::io("start the thread that watches the run", error));
+        }
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&recorded))).unwrap_or_else(|_| {
+            Err(Error::new(Kind::Bug, format!("{} of plan {} panicked", run.job.word(), run.plan))
+                .hint("please report this, with the lines above"))
+        });
+        drop(alive);
+        result
     });
+    let result = match result {
+        Err(error) if watch.stalled.load(Ordering::SeqCst) && error.kind() != Kind::Bug => Err(stalled(run, stall, &recorder, &error)),
+        result => result,
+    };
     let (phases, warnings) = recorder.finish();
     let ending = match &result {
         Ok(outcome) => outcome.ending(),
@@ -147,6 +191,55 @@ fn carry_out<T: Outcome>(
     let ending = Ending { story, phases, warnings, ..ending };
     log(&ending);
     (result, ending)
+}
+
+/// Looks after one run while it works: passes a stop on, says that it lives, and cancels it when it hangs.
+struct Watch<'a> {
+    journal: &'a Journal,
+    claim: Claim,
+    surroundings: &'a Surroundings,
+    recorder: &'a Recorder,
+    /// The run's own cancel: a run that hangs takes no other one with it.
+    own: &'a Cancel,
+    stall: Option<Duration>,
+    stalled: AtomicBool,
+}
+
+impl Watch<'_> {
+    /// Until the other end of `over` is gone.
+    #[expect(clippy::needless_pass_by_value, reason = "the receiver belongs to this thread")]
+    fn until(&self, over: Receiver<()>) {
+        let mut beat: Option<Instant> = None;
+        loop {
+            if beat.is_none_or(|beat| beat.elapsed() >= HEARTBEAT) {
+                if let Err(error) = self.journal.heartbeat(self.claim, self.surroundings.clock.now()) {
+                    tracing::warn!(run = %self.claim.id, error = ?error, "the run's heartbeat could not be recorded");
+                }
+                beat = Some(Instant::now());
+            }
+            if self.surroundings.cancel.is_cancelled() {
+                self.own.cancel();
+            }
+            if !self.own.is_cancelled() && self.stall.is_some_and(|stall| self.recorder.silent_for() >= stall) {
+                tracing::error!(run = %self.claim.id, "the run hangs: it is cancelled");
+                self.stalled.store(true, Ordering::SeqCst);
+                self.own.cancel();
+            }
+            if over.recv_timeout(WATCH_INTERVAL) == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+        }
+    }
+}
+
+fn stalled(run: &NewRun, stall: Option<Duration>, recorder: &Recorder, error: &Error) -> Error {
+    let minutes = stall.unwrap_or_default().as_secs() / 60;
+    let phase = recorder.current_phase().map_or_else(String::new, |phase| format!(" in the phase {phase:?}"));
+    Error::new(
+        Kind::Unavailable,
+        format!("{} of plan {}: no progress for {minutes} minutes{phase}, so it was cancelled ({error})", run.job.word(), run.plan),
+    )
+    .hint("something that it waits for does not answer: look at the source, the store and the commands of the plan")
 }
 
 fn close(journal: &Journal, claim: Claim, ending: &Ending, now: DateTime<Utc>) -> Result<()> {
@@ -208,11 +301,7 @@ pub fn settle(
         let died = format!("process {} on {} ended without closing this run", run.process.pid, run.process.host);
         let ending = match run.job {
             Job::Backup => match open(&run).and_then(|repository| committed(journal, &run, &repository, now)) {
-                Ok(Some(snapshot)) => Ending {
-                    story: Some(format!("succeeded after a crash: {died}, but its snapshot had been committed")),
-                    snapshot: Some(snapshot),
-                    ..Ending::new(State::Succeeded)
-                },
+                Ok(Some(manifest)) => after_crash(&manifest, &died),
                 Ok(None) => interrupted(format!("{died}; no snapshot was committed, and what was uploaded is used by the next run")),
                 Err(error) => interrupted(format!("{died}; whether its snapshot was committed could not be seen: {error:?}")),
             },
@@ -231,20 +320,140 @@ fn interrupted(story: String) -> Ending {
     Ending { story: Some(story), ..Ending::new(State::Interrupted) }
 }
 
-/// The snapshot that a broken backup committed: of the same plan and host, begun while the run was on, and of no other run.
-fn committed(journal: &Journal, run: &Run, repository: &Repository, now: DateTime<Utc>) -> Result<Option<String>> {
-    // The manifest's clock is the same machine's, read a moment after the run's.
-    let (from, to) = (run.started - TimeDelta::seconds(1), now + TimeDelta::seconds(1));
+/// The ending of a backup whose snapshot was committed before its process died: as complete as its manifest says.
+fn after_crash(manifest: &Manifest, died: &str) -> Ending {
+    let problems = backup::missing(&manifest.sources).len();
+    let how = if problems == 0 { "succeeded" } else { "incomplete" };
+    let exit = (problems > 0).then_some(Kind::Incomplete);
+    Ending {
+        story: Some(format!("{how} after a crash: {died}, but its snapshot had been committed")),
+        snapshot: Some(manifest.id.to_string()),
+        bytes_read: Some(manifest.stats.bytes_read),
+        bytes_stored: Some(manifest.stats.bytes_stored),
+        ..ended(exit, || format!("{problems} objects of the source could not be backed up as they should"))
+    }
+}
+
+/// The snapshot that a broken backup committed: of the same plan and host, begun while the run was known to live, of no other run.
+/// Where more than one could be it, none is taken: a run that is said to have failed is made again, a wrong success is not.
+fn committed(journal: &Journal, run: &Run, repository: &Repository, now: DateTime<Utc>) -> Result<Option<Manifest>> {
     let known = journal.runs(&Filter { plan: Some(run.plan.clone()), job: Some(Job::Backup), ..Filter::default() })?;
-    let (manifests, damaged) = repository.sound_manifests(Some(&run.plan))?;
-    let found = manifests
-        .iter()
-        .filter(|manifest| manifest.host == run.process.host && (from..=to).contains(&manifest.started))
-        .map(|manifest| manifest.id.to_string())
-        .find(|id| known.iter().all(|other| other.snapshot.as_deref() != Some(id)));
-    // A manifest that cannot be read may be the one.
-    match (found, damaged.into_iter().next()) {
-        (None, Some(error)) => Err(error),
-        (found, _) => Ok(found),
+    let mut own = repository.manifests(Some(&run.plan))?;
+    own.retain(|manifest| may_be_of(&known, run, manifest, now));
+    match own.len() {
+        0 | 1 => Ok(own.pop()),
+        count => Err(Error::new(Kind::Failed, format!("{count} snapshots were begun while it was on"))),
+    }
+}
+
+/// Whether a snapshot can be the one of `run`. Pure.
+fn may_be_of(known: &[Run], run: &Run, manifest: &Manifest, now: DateTime<Utc>) -> bool {
+    let id = manifest.id.to_string();
+    // The manifest's clock is the same machine's, read after the run's. A run without a heartbeat died early or is of an old version.
+    let until = run.lease_until.unwrap_or(run.started + LEASE * 5).min(now);
+    manifest.host == run.process.host
+        && (run.started..=until).contains(&manifest.started)
+        && known.iter().all(|other| {
+            let began_between = other.id != run.id && other.started > run.started && other.started <= manifest.started;
+            other.snapshot.as_deref() != Some(&id) && !began_between
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::journal::Trigger;
+    use crate::id::{Name, SnapshotId};
+    use crate::source::{Finish, Problem};
+    use crate::{clock::SystemClock, event::Silent, repo::Stats};
+
+    fn at(text: &str) -> DateTime<Utc> {
+        format!("2026-11-20T{text}Z").parse().unwrap()
+    }
+
+    fn new_run() -> NewRun {
+        NewRun { plan: Name::new("crm").unwrap(), job: Job::Backup, trigger: Trigger::Manual, scheduled: None }
+    }
+
+    fn manifest(started: &str, problems: usize) -> Manifest {
+        let problem = Problem { object: "a".into(), kind: "unreadable".into(), message: "no".into() };
+        let finish = Finish { problems: vec![problem; problems], ..Finish::default() };
+        let host = crate::daemon::owner::host();
+        let finish = serde_json::to_value(finish).unwrap();
+        let tree = serde_json::json!({ "depth": 0, "nodes": "" });
+        let record = serde_json::json!({ "name": "files", "kind": "files", "entries": 1, "bytes": 1, "finish": finish, "tree": tree });
+        let stats = serde_json::to_value(Stats::default()).unwrap();
+        let value = serde_json::json!({
+            "id": SnapshotId::generate(at(started)), "plan": "crm", "host": host, "started": at(started), "time": at(started),
+            "parents": [], "sources": [record], "stats": stats, "tags": [], "program": "test",
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn dead_run(lease: Option<&str>) -> Run {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path(), at("02:00:00")).unwrap();
+        let claim = journal.begin(&new_run(), at("02:00:00")).unwrap();
+        if let Some(lease) = lease {
+            journal.heartbeat(claim, at(lease)).unwrap();
+        }
+        journal.run(claim.id).unwrap()
+    }
+
+    #[test]
+    fn an_incomplete_snapshot_stays_incomplete_after_a_crash() {
+        let ending = after_crash(&manifest("02:00:01", 2), "x");
+        assert_eq!((ending.state, ending.error.unwrap().kind.as_str()), (State::Incomplete, "incomplete"));
+        let ending = after_crash(&manifest("02:00:01", 0), "x");
+        assert_eq!((ending.state, ending.error), (State::Succeeded, None));
+    }
+
+    #[test]
+    fn only_a_snapshot_begun_while_the_run_lived_is_its_own() {
+        let run = dead_run(Some("02:01:00"));
+        let now = at("09:00:00");
+        let known = [run.clone()];
+        assert!(may_be_of(&known, &run, &manifest("02:00:01", 0), now));
+        assert!(!may_be_of(&known, &run, &manifest("01:59:59", 0), now), "begun before it");
+        assert!(!may_be_of(&known, &run, &manifest("04:00:00", 0), now), "begun when it was dead");
+        let elsewhere = Manifest { host: "elsewhere".into(), ..manifest("02:00:01", 0) };
+        assert!(!may_be_of(&known, &run, &elsewhere, now));
+        let taken = manifest("02:00:01", 0);
+        let other = Run { id: RunId::generate(now), snapshot: Some(taken.id.to_string()), ..run.clone() };
+        assert!(!may_be_of(&[run.clone(), other], &run, &taken, now), "of another run");
+        let later = Run { id: RunId::generate(now), started: at("02:00:30"), ..run.clone() };
+        assert!(!may_be_of(&[run.clone(), later], &run, &manifest("02:00:40", 0), now), "a later run was nearer");
+        let silent = dead_run(None);
+        assert!(!may_be_of(&[silent.clone()], &silent, &manifest("02:30:00", 0), now), "long after its only sign of life");
+    }
+
+    #[test]
+    fn a_run_that_hangs_is_cancelled_alone_and_fails_as_unavailable() {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let surroundings = Surroundings {
+            state: folder.path().to_owned(),
+            runtime: runtime.handle().clone(),
+            clock: Arc::new(SystemClock),
+            progress: Arc::new(Silent),
+            cancel: Cancel::default(),
+        };
+        let journal = Journal::open(folder.path(), Utc::now()).unwrap();
+        let hang = |surroundings: &Surroundings| -> Result<BackupReport> {
+            loop {
+                surroundings.cancel.check()?;
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+        };
+        let error = watched(&journal, &new_run(), None, &surroundings, Some(Duration::from_millis(300)), hang).map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+        assert!(!surroundings.cancel.is_cancelled(), "no other run is stopped");
+        let runs = journal.runs(&Filter::default()).unwrap();
+        assert_eq!((runs[0].state, runs[0].kind.as_deref()), (State::Failed, Some("unavailable")));
+        assert!(runs[0].error.as_ref().unwrap().message.contains("no progress for"), "{runs:?}");
+        assert!(runs[0].lease_until.is_some());
+        surroundings.cancel.cancel();
+        let error = watched(&journal, &new_run(), None, &surroundings, Some(STALL), hang).map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Interrupted, "a stop reaches the run");
     }
 }

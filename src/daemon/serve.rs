@@ -18,13 +18,13 @@ use crate::daemon::journal::{Job, Journal, NewRun};
 use crate::daemon::owner::DaemonLock;
 use crate::daemon::scheduler::{self, PastSlot, Situation, Step};
 use crate::daemon::{runner, status};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::id::{Name, RunId};
 use crate::ops::resolve::{self, Surroundings};
 use crate::plan::{Plan, Plans};
 
 /// Greatest number of runs at once.
-const MAX_RUNS: usize = 2;
+const MAX_RUNS: usize = 4;
 
 /// The loop looks at the clock at least this often, so that a clock that is set is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(20);
@@ -42,6 +42,24 @@ const TRY_AGAIN: chrono::TimeDelta = chrono::TimeDelta::seconds(10);
 struct Ended {
     plan: Name,
     result: Result<RunId>,
+}
+
+/// Sends [`Ended`] when it is dropped, also by a panic: a plan must not be held up by a run that is no more.
+struct Ending {
+    sender: Sender<Ended>,
+    plan: Name,
+    result: Option<Result<RunId>>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let result = self.result.take().unwrap_or_else(|| {
+            Err(Error::new(Kind::Bug, format!("the thread of a run of plan {} panicked", self.plan))
+                .hint("please report this, with the lines above"))
+        });
+        // The receiver is gone only when the daemon gave up waiting.
+        let _ = self.sender.send(Ended { plan: self.plan.clone(), result });
+    }
 }
 
 struct Daemon<'a> {
@@ -67,7 +85,8 @@ pub fn run(plans: &Plans, surroundings: &Surroundings, ready: impl FnOnce()) -> 
     let _lock = DaemonLock::take(&surroundings.state)?;
     let now = surroundings.clock.now();
     let journal = Arc::new(Journal::open(&surroundings.state, now)?);
-    settle(plans, &journal, surroundings)?;
+    let open = |run: &super::journal::Run| resolve::repository(&plans.plan(run.plan.as_str())?.repository)?.open(surroundings);
+    runner::settle(&journal, |_| true, open, surroundings.clock.now())?;
     let (sender, receiver) = channel();
     let mut daemon = Daemon {
         plans,
@@ -93,14 +112,20 @@ pub fn run(plans: &Plans, surroundings: &Surroundings, ready: impl FnOnce()) -> 
     Ok(())
 }
 
-fn settle(plans: &Plans, journal: &Journal, surroundings: &Surroundings) -> Result<()> {
-    let open = |run: &crate::daemon::journal::Run| resolve::repository(&plans.plan(run.plan.as_str())?.repository)?.open(surroundings);
-    runner::settle(journal, |_| true, open, surroundings.clock.now()).map(|_| ())
+/// What killed processes left of this plan: they would be in the way of its next run.
+fn settle(plan: &Plan, journal: &Journal, surroundings: &Surroundings) -> Result<()> {
+    let open = |_: &crate::daemon::journal::Run| resolve::repository(&plan.repository)?.open(surroundings);
+    runner::settle(journal, |run| run.plan == plan.name, open, surroundings.clock.now()).map(|_| ())
 }
 
 impl Daemon<'_> {
     /// Starts every run that is due and for which there is room; returns when to look again.
     fn start_due(&mut self) -> DateTime<Utc> {
+        match self.journal.finish_unfinished() {
+            Ok(0) => {}
+            Ok(runs) => tracing::info!(runs, "the ends of runs that could not be recorded before are recorded now"),
+            Err(error) => tracing::error!(error = ?error, hint = error.hint_text(), "the ends of runs still cannot be recorded"),
+        }
         let now = self.surroundings.clock.now();
         let mut wake = now + chrono::TimeDelta::from_std(LONGEST_SLEEP).unwrap_or_default();
         let plans = self.plans;
@@ -171,9 +196,15 @@ impl Daemon<'_> {
             (Arc::clone(&self.journal), self.surroundings.clone(), Arc::clone(plan), self.sender.clone());
         let name = plan.name.clone();
         let work = move || {
-            let result = runner::run_job(&journal, &plan, &run, story, &surroundings);
-            // The receiver is gone only when the daemon gave up waiting.
-            let _ = sender.send(Ended { plan: plan.name.clone(), result });
+            let mut ending = Ending { sender, plan: plan.name.clone(), result: None };
+            let result = settle(&plan, &journal, &surroundings).and_then(|()| runner::run_job(&journal, &plan, &run, story, &surroundings));
+            if result.is_err() {
+                // A claim whose answer was lost is in no one's hands.
+                if let Err(error) = settle(&plan, &journal, &surroundings) {
+                    tracing::error!(plan = %plan.name, error = ?error, "what the run left could not be settled");
+                }
+            }
+            ending.result = Some(result);
         };
         if let Err(error) = std::thread::Builder::new().name(format!("run-{name}")).spawn(work) {
             tracing::error!(plan = %name, %error, "no thread for the run");
@@ -211,7 +242,11 @@ impl Daemon<'_> {
                     tracing::error!(plan = %ended.plan, error = ?error, "a run ended by a bug");
                     self.paused.insert(ended.plan, now + TRY_AGAIN);
                 }
-                _ => tracing::error!(plan = %ended.plan, error = ?error, hint = error.hint_text(), "run failed"),
+                // Also where it could not even be recorded: then nothing else keeps it from being tried again at once.
+                _ => {
+                    tracing::error!(plan = %ended.plan, error = ?error, hint = error.hint_text(), "run failed");
+                    self.paused.insert(ended.plan, now + TRY_AGAIN);
+                }
             }
         }
     }
@@ -223,10 +258,14 @@ impl Daemon<'_> {
         }
         while !self.running.is_empty() {
             let Ok(ended) = receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
+                let _ = self.journal.finish_unfinished();
                 tracing::error!(runs = self.running.len(), "runs did not end in time and are left behind; the next start settles them");
                 return;
             };
             self.ended(ended);
+        }
+        if let Err(error) = self.journal.finish_unfinished() {
+            tracing::error!(error = ?error, "the ends of runs could not be recorded; the next start settles them");
         }
         tracing::info!("stopped");
     }

@@ -192,7 +192,7 @@ pub(super) fn finish_of(record: &SourceRecord) -> Result<Finish> {
 }
 
 /// What the sources of a snapshot could not read. A record that says nothing is not one that says "nothing is missing".
-pub(super) fn missing(sources: &[SourceRecord]) -> Vec<Missing> {
+pub(crate) fn missing(sources: &[SourceRecord]) -> Vec<Missing> {
     let of = |record: &SourceRecord| {
         let source = record.name.to_string();
         let problems = finish_of(record).map_or_else(
