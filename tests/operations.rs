@@ -490,6 +490,13 @@ fn an_interrupted_restore_is_continued_and_never_looks_whole() {
     assert!(other.hint_text().unwrap().contains("--resume"));
 
     let job = world.job();
+    let named =
+        RestoreRequest { choice: Choice::Snapshot(second.snapshot.to_string()), to: target.clone(), only: Vec::new(), resume: true };
+    let differs = restore::plan(&job, &named).unwrap_err();
+    assert_eq!(differs.kind(), Kind::Usage);
+    assert!([first.snapshot, second.snapshot].iter().all(|id| differs.to_string().contains(&id.to_string())), "{differs}");
+    let only = RestoreRequest { choice: Choice::Latest, only: vec!["t".into()], ..named };
+    assert_eq!(restore::plan(&job, &only).unwrap_err().kind(), Kind::Usage);
     let plan = restore::plan(&job, &RestoreRequest { choice: Choice::Latest, to: target.clone(), only: Vec::new(), resume: true }).unwrap();
     assert!(plan.resumes && plan.snapshot == first.snapshot);
     let report = restore::apply(&job, &plan, None).unwrap();
@@ -825,6 +832,7 @@ fn doctor_looks_at_everything() {
 #[test]
 fn single_tables_come_back_alone() {
     let world = World::sqlite();
+    fs::set_permissions(world.path("live.db"), fs::Permissions::from_mode(0o600)).unwrap();
     world.backup();
     let job = world.job();
     let request = |tables: &[&str]| RestoreRequest {
@@ -838,6 +846,7 @@ fn single_tables_come_back_alone() {
     assert!(!world.path(".part.db.lifeboat-partial").exists());
     restore::apply(&job, &restore::plan(&job, &request(&["customer"])).unwrap(), None).unwrap();
     assert_eq!(rows(&world.path("part.db")), rows(&world.path("live.db")));
+    assert_eq!(fs::metadata(world.path("part.db")).unwrap().mode() & 0o777, 0o600, "as the database, whatever the umask");
     assert!(Connection::open(world.path("part.db")).unwrap().prepare("SELECT * FROM note").is_err());
 }
 
@@ -982,4 +991,50 @@ fn a_key_that_cannot_do_it_does_not_begin_and_proves_nothing() {
     let before = BEGUN.load(Ordering::Relaxed);
     assert_eq!(backup::run(&maintainer).unwrap_err().kind(), Kind::WrongKey);
     assert_eq!(BEGUN.load(Ordering::Relaxed), before, "no source was touched");
+}
+
+#[test]
+fn an_empty_folder_and_a_source_that_is_not_there_are_incomplete() {
+    let mut world = World::new(|folder| {
+        fs::create_dir(folder.join("live")).unwrap();
+        vec![files("attachments", &folder.join("live"))]
+    });
+    let made = world.backup();
+    assert_eq!((made.exit(), made.problems[0].kind.as_str()), (Some(Kind::Incomplete), "empty-folder"));
+    assert!(!doctor::run(&world.resolved, &world.surroundings()).ok);
+    fs::write(world.path("live/x"), "x").unwrap();
+    assert_eq!(world.backup().exit(), None);
+    make_database(&world.path("live.db"), 10);
+    world.resolved.sources.push(sqlite("later", &world.path("live.db")));
+    world.resolved.drill.compare_percent = 50;
+    let drilled = world.drill();
+    assert_eq!(drilled.verdict, Verdict::Incomplete);
+    assert!(drilled.skipped.iter().any(|s| s.contains("later")), "{drilled:?}");
+    let again = world.drill();
+    assert!(drilled.seed.is_some() && drilled.seed != again.seed);
+    // Compare off: nothing was asked for, nothing is missing.
+    assert_eq!(world.backup().exit(), None);
+    world.resolved.drill.compare_percent = 0;
+    assert_eq!(world.drill().verdict, Verdict::Passed);
+}
+
+#[test]
+fn a_snapshot_claims_no_later_moment_than_its_begin_and_dumps_are_read_first() {
+    let mut world = World::sqlite();
+    let clock = world.clock.clone();
+    let late = Planted {
+        at_begin: Some(Box::new(move |_| clock.set(clock.now() + chrono::Duration::seconds(30)))),
+        ..Planted::over(&world.resolved.sources[0])
+    };
+    let words = ["/bin/sh", "-c", "echo dump"].map(String::from).to_vec();
+    let dump = CommandSource { dump: words, restore: None, environment: Vec::new(), allow_empty: false };
+    world.resolved.sources = vec![NamedSource { name: name("dump"), source: Arc::new(dump), restores_folder: false }, late.named("crm")];
+    let before = world.clock.now() + chrono::Duration::seconds(60);
+    let made = world.backup();
+    assert_eq!(made.time, before);
+    let job = world.job();
+    let manifest = job.repository.manifest(made.snapshot).unwrap();
+    let names: Vec<&str> = manifest.sources.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["dump", "crm"], "the manifest keeps the plan's order");
+    assert_eq!(world.drill().verdict, Verdict::Passed);
 }

@@ -73,9 +73,12 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     let folder = RunFolder::create(&job.work, started)?;
     let mut warnings = look_back(job, started);
 
-    // All sources first: an application set is of one moment, and that moment is known once the last one stands still.
-    let snapshots = begin_all(job, &folder)?;
+    // All sources first: an application set is of one moment. What happens while they begin may be in it or not, so the snapshot never
+    // claims to be of later than when the first one began.
     let time = job.clock.now();
+    let mut snapshots = begin_all(job, &folder)?;
+    // A dump waits, perhaps with a transaction open, until its output is read.
+    snapshots.sort_by_key(|(source, _)| source.source.kind() != "command");
 
     job.progress.event(Event::Phase { name: "read", detail: job.plan.to_string() });
     job.progress.event(total(&snapshots));
@@ -85,6 +88,7 @@ pub fn run(job: &Job) -> Result<BackupReport> {
         let record = store_source(job, &mut writer, source, snapshot).map_err(|e| e.within(format!("back up source {}", source.name)))?;
         records.push(record);
     }
+    records.sort_by_key(|record: &SourceRecord| job.sources.iter().position(|s| s.name == record.name));
     job.cancel.check()?;
     job.progress.event(Event::Phase { name: "commit", detail: job.plan.to_string() });
     let committed = writer.commit(records, time, job.tags.clone(), job.progress.as_ref())?;
@@ -100,7 +104,9 @@ pub fn run(job: &Job) -> Result<BackupReport> {
 fn begin_all<'a>(job: &'a Job, folder: &RunFolder) -> Result<Vec<(&'a NamedSource, Box<dyn SourceSnapshot>)>> {
     job.progress.event(Event::Phase { name: "snapshot", detail: job.plan.to_string() });
     let mut snapshots = Vec::new();
-    for source in &job.sources {
+    let is_command = |source: &&NamedSource| source.source.kind() == "command";
+    let others = job.sources.iter().filter(|source| !is_command(source));
+    for source in others.chain(job.sources.iter().filter(is_command)) {
         job.cancel.check()?;
         let scratch = folder.path().join(format!("scratch-{}", source.name));
         make_private(&scratch)?;

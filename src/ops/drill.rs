@@ -86,7 +86,7 @@ pub struct DrillReport {
     pub missing: Vec<Missing>,
     pub warnings: Vec<String>,
     pub cleanup: Cleanup,
-    /// The seed of a random choice, to repeat it.
+    /// The seed of a random choice of the snapshot or of what is compared, to repeat it.
     pub seed: Option<u64>,
     /// The exit kind's word (`damaged`, `differs`, `objective-missed`, …); `None` when the exit is 0.
     pub exit: Option<String>,
@@ -181,7 +181,12 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
     };
     let manifest = select::choose(&manifests, &reports, &choice, now)?.clone();
     let newest = select::latest(&manifests).map_or(manifest.time, |m| m.time);
-    let seed = if let Choice::Random { seed, .. } = choice { Some(seed) } else { None };
+    let seed = match choice {
+        Choice::Random { seed, .. } => Some(seed),
+        // Another sample each time, so that everything has its turn.
+        _ if (1..100).contains(&job.drill.compare_percent) => Some(fresh_seed()?),
+        _ => None,
+    };
     Ok(Selected { manifest, newest, reports, seed, damaged: damaged_warning(&damaged), warning })
 }
 
@@ -229,7 +234,7 @@ fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
     job.progress.event(Event::Phase { name: "compare", detail: job.plan.to_string() });
     if job.drill.compare_percent > 0 {
         // Last, so that a check which changed what it should only look at is found out too.
-        let seed = selected.seed.unwrap_or(selected.manifest.stats.entries);
+        let seed = selected.seed.unwrap_or_default();
         attempt.checks.extend(done.restored.iter().map(|restored| compare(job, restored, seed)));
     }
     if let Err(error) = job.cancel.check() {
@@ -342,6 +347,12 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
     let age_ms = |moment: DateTime<Utc>| u64::try_from((time - moment).num_milliseconds()).unwrap_or(0);
     let data_loss_ms = age_ms(selected.newest);
     let missing = backup::missing(&selected.manifest.sources);
+    let absent: Vec<String> = job
+        .sources
+        .iter()
+        .filter(|s| selected.manifest.sources.iter().all(|record| record.name != s.name))
+        .map(|s| format!("source {} of the plan is not in this snapshot and was not drilled", s.name))
+        .collect();
     let failure = attempt.failure.map(|error| match job.drill.time_limit {
         Some(limit) if timed_out && error.kind() == Kind::Interrupted => Failure {
             kind: Kind::Failed.word().into(),
@@ -369,7 +380,13 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
         phases: Vec::new(),
         checks: attempt.checks,
         objectives: objectives(&job.objectives, attempt.recovery_time_ms, data_loss_ms),
-        skipped: missing.first().map(|first| incomplete_backup(missing.len(), first)).into_iter().chain(selected.damaged).collect(),
+        skipped: missing
+            .first()
+            .map(|first| incomplete_backup(missing.len(), first))
+            .into_iter()
+            .chain(selected.damaged)
+            .chain(absent)
+            .collect(),
         missing,
         warnings: selected.warning.into_iter().chain(attempt.warnings).collect(),
         cleanup: Cleanup { removed: false, kept: None, kept_until: None, message: String::new() },

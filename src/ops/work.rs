@@ -105,7 +105,7 @@ impl RunFolder {
             (Self { path, _owner: owner }, dead)
         };
         for path in dead {
-            remove_tree(&path)?;
+            told(remove_tree(&path));
         }
         Ok(folder)
     }
@@ -177,6 +177,11 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     write().io_context(|| format!("write {}", path.display()))
 }
 
+/// What an earlier run left and cannot be removed must not keep a new one from running.
+fn told<T>(result: Result<T>) -> Option<T> {
+    result.map_err(|error| tracing::warn!(%error, causes = ?error.causes(), "what an earlier run left could not be removed")).ok()
+}
+
 /// Renames what is dead (under the folders lock), so that removing it needs no lock.
 fn bury(work: &Path, now: DateTime<Utc>) -> Result<Vec<PathBuf>> {
     let mut dead = Vec::new();
@@ -187,10 +192,11 @@ fn bury(work: &Path, now: DateTime<Utc>) -> Result<Vec<PathBuf>> {
         if name.starts_with("dead-") {
             dead.push(path);
         } else if name.starts_with("run-") && item.file_type().is_ok_and(|t| t.is_dir()) {
-            if FileLock::try_take(&path.join("owner"), now)?.is_ok() {
+            if let Some(Ok(_)) = told(FileLock::try_take(&path.join("owner"), now)) {
                 let grave = work.join(format!("dead-{name}"));
-                fs::rename(&path, &grave).io_context(|| format!("rename {}", path.display()))?;
-                dead.push(grave);
+                if told(fs::rename(&path, &grave).io_context(|| format!("rename {}", path.display()))).is_some() {
+                    dead.push(grave);
+                }
             }
         } else if let Some(drill) = name.strip_prefix("kept-").filter(|name| Path::new(name).extension().is_none()) {
             let note = work.join(format!("kept-{drill}.json"));
@@ -279,6 +285,14 @@ mod tests {
         assert!(!path.exists());
         let names: Vec<_> = fs::read_dir(work.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(names.iter().all(|n| !n.to_string_lossy().starts_with("dead-")), "{names:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_removed_stops_no_run() {
+        let work = tempfile::tempdir().unwrap();
+        // A lock file that cannot be opened, whoever asks.
+        fs::create_dir_all(work.path().join("run-left/owner")).unwrap();
+        drop(RunFolder::create(work.path(), time(0)).unwrap());
     }
 
     #[test]

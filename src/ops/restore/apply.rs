@@ -1,7 +1,7 @@
 //! Doing what a restore plan says.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -86,7 +86,7 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     job.cancel.check()?;
     let whole = assemble(&partial, &mut restored)?;
     flush(&whole)?;
-    let moved_aside = place.put(&whole, partial.id())?;
+    let moved_aside = place.put(&whole, partial.id(), &plan.overwrites)?;
     settle(&place, &mut restored);
 
     Ok(Done { report: account(plan, &brought, moved_aside, watch), restored, partial })
@@ -153,11 +153,24 @@ fn adopt(job: &Job, record: &SourceRecord, plan: &RestorePlan, partial: &Partial
     let mut usable = source.adopt(&folder, &context(job, scratch.clone()))?;
     if !plan.only.is_empty() {
         let part = scratch.join("tables.sqlite");
+        // Private from its first moment; then what the whole database would have had.
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
+        let file = file.io_context(|| format!("make {}", part.display()))?;
         crate::source::sqlite::copy_tables(&usable, &part, &plan.only)?;
+        like(&file, &usable).io_context(|| format!("give {} the owner and mode of the database", part.display()))?;
         usable = part;
     }
     let content = if usable == folder || (usable.parent() == Some(&folder) && usable.is_file()) { usable.clone() } else { folder };
     Ok(Restored { record: record.clone(), source, usable, content })
+}
+
+/// Gives a file the owner (where allowed) and the mode of another one.
+fn like(file: &File, model: &Path) -> std::io::Result<()> {
+    let model = std::fs::symlink_metadata(model)?;
+    // Without the owner that it was meant for, nobody else gets in.
+    let owned = std::os::unix::fs::fchown(file, Some(model.uid()), Some(model.gid())).is_ok();
+    let mask = if owned { 0o777 } else { 0o700 };
+    file.set_permissions(std::fs::Permissions::from_mode(model.mode() & mask))
 }
 
 /// The one thing that will be renamed into place. Several sources become one folder with one entry each.

@@ -131,8 +131,21 @@ impl Place {
     }
 
     /// Moves what stands there aside and lets `whole` appear. `whole` must be flushed already and on the same file system.
-    pub(crate) fn put(&self, whole: &Path, id: &str) -> Result<Vec<Existing>> {
+    /// Only what is among `confirmed` is moved.
+    ///
+    /// # Errors
+    /// `Usage` when anything else has come to stand there: then nothing was moved.
+    pub(crate) fn put(&self, whole: &Path, id: &str, confirmed: &[Existing]) -> Result<Vec<Existing>> {
         let moved = self.standing(id)?;
+        let strangers: Vec<String> =
+            moved.iter().filter(|m| confirmed.iter().all(|c| c.path != m.path)).map(|m| format!("{} ({})", m.path, m.what)).collect();
+        if !strangers.is_empty() {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("put the restored content at {}: appeared there meanwhile: {}", self.target.display(), strangers.join(", ")),
+            )
+            .hint("nothing was moved; look at what it is and stop the program that made it; the restored content is complete beside it, and the same command with --resume puts it into place"));
+        }
         for (path, aside) in self.candidates(id) {
             if let Some(metadata) = look(&path)?
                 && !(self.shape == Shape::Folder && metadata.is_dir() && is_empty(&path)?)
@@ -289,7 +302,11 @@ mod tests {
         let whole = folder.path().join("whole");
         fs::write(&whole, "new").unwrap();
         let place = Place::new(&target, SQLITE).unwrap();
-        let moved = place.put(&whole, "01x").unwrap();
+        let moved = place.standing("01x").unwrap();
+        let refused = place.put(&whole, "01x", &moved[..1]).unwrap_err();
+        assert!(refused.hint_text().unwrap().contains("--resume") && refused.to_string().contains("crm.db-wal"), "{refused}");
+        assert_eq!(fs::read_to_string(&target).unwrap(), "old", "nothing was moved");
+        let moved = place.put(&whole, "01x", &moved).unwrap();
         assert_eq!(moved.len(), 3);
         let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
         assert_eq!(read("crm.db"), "new");
@@ -315,7 +332,8 @@ mod tests {
             let whole = folder.path().join(whole);
             fs::create_dir(&whole).unwrap();
             fs::write(whole.join("new"), "x").unwrap();
-            Place::new(&target, Shape::Folder).unwrap().put(&whole, "01x").unwrap()
+            let place = Place::new(&target, Shape::Folder).unwrap();
+            place.put(&whole, "01x", &place.standing("01x").unwrap()).unwrap()
         };
         fs::create_dir(&target).unwrap();
         assert!(place("first").is_empty());

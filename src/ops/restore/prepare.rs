@@ -23,6 +23,7 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
                 .hint("run it without --resume")
         })?;
         let manifest = resumed_manifest(job, &left)?;
+        check_resumed(job, request, &left, &reports)?;
         let (sound, _) = reports.unwrap_or_default();
         return plan_of(job, manifest, &request.to, &left.only, None, &sound);
     }
@@ -42,6 +43,29 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         ));
     }
     Ok(plan)
+}
+
+/// What was asked for by name must be what was begun; to go on with plain `--resume` is always right.
+fn check_resumed(job: &Job, request: &RestoreRequest, left: &Identity, reports: &Result<(Vec<ReportRecord>, Vec<Error>)>) -> Result<()> {
+    let begun = |what: String, asked: String| {
+        Error::new(Kind::Usage, format!("resume the restore to {}: it was begun with {what}, and {asked} is asked for", left.target)).hint(
+            format!(
+                "finish it with --resume alone, or give it up by removing {} and restore without --resume",
+                Place::partial_beside(Path::new(&left.target)).unwrap_or_default().display()
+            ),
+        )
+    };
+    if request.choice != Choice::Latest {
+        let asked = chosen(job, &request.choice, reports)?.manifest.id;
+        if asked != left.snapshot {
+            return Err(begun(format!("snapshot {}", left.snapshot), format!("snapshot {asked}")));
+        }
+    }
+    if !request.only.is_empty() && request.only != left.only {
+        let had = if left.only.is_empty() { "everything".to_owned() } else { format!("only {}", left.only.join(", ")) };
+        return Err(begun(had, format!("only {}", request.only.join(", "))));
+    }
+    Ok(())
 }
 
 /// The snapshot asked for.

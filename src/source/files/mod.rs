@@ -63,8 +63,11 @@ impl Source for FilesSource {
             Err(error) => Diagnosis { name: "settings".into(), ok: false, message: error.to_string() },
         };
         let folder = match snapshot::open_root(&self.path) {
-            Ok((root, resolved)) => match rustix::fs::Dir::read_from(&root) {
-                Ok(_) => Diagnosis { name: "folder".into(), ok: true, message: resolved.display().to_string() },
+            Ok((root, resolved)) => match rustix::fs::Dir::read_from(&root)
+                .map(|mut items| items.all(|item| item.is_ok_and(|item| matches!(item.file_name().to_bytes(), b"." | b".."))))
+            {
+                Ok(true) => Diagnosis { name: "folder".into(), ok: false, message: format!("{}: {}", resolved.display(), snapshot::EMPTY) },
+                Ok(false) => Diagnosis { name: "folder".into(), ok: true, message: resolved.display().to_string() },
                 Err(errno) => Diagnosis { name: "folder".into(), ok: false, message: format!("list {}: {errno}", resolved.display()) },
             },
             Err(error) => {

@@ -24,6 +24,9 @@ const RACY_NS: i128 = 2_000_000_000;
 /// Files from this size on are announced to the kernel as read in order.
 const ANNOUNCE_BYTES: i64 = 1 << 20;
 
+/// An empty tree is what a missing mount looks like.
+pub const EMPTY: &str = "there is nothing in this folder to back up: is the file system mounted, and does `exclude` leave anything?";
+
 /// A tree being walked and read.
 pub struct FilesSnapshot {
     root: Arc<OwnedFd>,
@@ -242,6 +245,9 @@ impl SourceSnapshot for FilesSnapshot {
         let mut problems = std::mem::take(&mut self.walk.problems);
         problems.append(&mut self.problems);
         let Counts { files, folders, symlinks, hardlinks, fifos } = self.counts;
+        if problems.is_empty() && folders <= 1 && files + symlinks + hardlinks + fifos == 0 {
+            problems.push(Problem { object: ".".into(), kind: "empty-folder".into(), message: EMPTY.into() });
+        }
         let consistency = json!({ "files": files, "folders": folders, "symlinks": symlinks, "hardlinks": hardlinks, "fifos": fifos });
         Ok(Finish { consistency, fingerprints: Vec::new(), problems })
     }
