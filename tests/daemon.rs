@@ -8,6 +8,7 @@ mod workspace;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -205,8 +206,14 @@ fn a_killed_manual_run_is_settled_by_the_daemon_that_serves_meanwhile() {
     manual.kill().unwrap();
     manual.wait().unwrap();
     drop(writer);
-    drop(feed(&pipe));
-    let run = until("the daemon's own run succeeded", || runs(&workspace).into_iter().find(|run| run["state"] == "succeeded"));
+    // The killed run's command lives on for a moment and may take a feed that was meant for the daemon's run: feed whoever reads.
+    let run = until("the daemon's own run succeeded", || {
+        let reader = File::options().write(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed()).open(&pipe);
+        if let Ok(mut pipe) = reader {
+            let _ = pipe.write_all(b"data");
+        }
+        runs(&workspace).into_iter().find(|run| run["state"] == "succeeded")
+    });
     assert_eq!(run["trigger"], "catch-up");
     let dead = runs(&workspace).into_iter().find(|run| run["trigger"] == "manual").unwrap();
     assert_eq!(dead["state"], "interrupted", "{dead}");
