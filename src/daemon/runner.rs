@@ -424,7 +424,7 @@ mod tests {
         let later = Run { id: RunId::generate(now), started: at("02:00:30"), ..run.clone() };
         assert!(!may_be_of(&[run.clone(), later], &run, &manifest("02:00:40", 0), now), "a later run was nearer");
         let silent = dead_run(None);
-        assert!(!may_be_of(&[silent.clone()], &silent, &manifest("02:30:00", 0), now), "long after its only sign of life");
+        assert!(!may_be_of(std::slice::from_ref(&silent), &silent, &manifest("02:30:00", 0), now), "long after its only sign of life");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! runs of other processes are kept apart by the journal. The loop itself never works: runs have threads of their own, so that a
 //! hanging store holds up its own plan only.
 //!
-//! A clean stop: the shared [`Cancel`] is set by the signal, runs end as `interrupted` at their next check and close their rows. A
+//! A clean stop: the shared [`Cancel`](crate::event::Cancel) is set by the signal, runs end as `interrupted` at their next check and close their rows. A
 //! run that does not end within [`STOP_DEADLINE`] is left as it is; the next start settles it like one that was killed.
 
 use std::collections::BTreeMap;
@@ -85,7 +85,7 @@ pub fn run(plans: &Plans, surroundings: &Surroundings, ready: impl FnOnce()) -> 
     let _lock = DaemonLock::take(&surroundings.state)?;
     let now = surroundings.clock.now();
     let journal = Arc::new(Journal::open(&surroundings.state, now)?);
-    let open = |run: &super::journal::Run| resolve::repository(&plans.plan(run.plan.as_str())?.repository)?.open(surroundings);
+    let open = |run: &crate::daemon::journal::Run| resolve::repository(&plans.plan(run.plan.as_str())?.repository)?.open(surroundings);
     runner::settle(&journal, |_| true, open, surroundings.clock.now())?;
     let (sender, receiver) = channel();
     let mut daemon = Daemon {

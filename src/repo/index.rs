@@ -268,7 +268,8 @@ impl LocalIndex {
         for entry in std::fs::read_dir(&self.folder).io_context(failed)? {
             let entry = entry.io_context(failed)?;
             let name = entry.file_name();
-            let ours = name.to_str().is_some_and(|n| (n.ends_with(".segment") || n.ends_with(".new")) && !kept.contains(n));
+            let of_an_index = Path::new(&name).extension().is_some_and(|extension| extension == "segment" || extension == "new");
+            let ours = of_an_index && name.to_str().is_some_and(|n| !kept.contains(n));
             let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|m| m.elapsed().ok()).unwrap_or_default();
             if ours && age > STRANGER_AGE {
                 // Another process may be removing it too; a leftover is harmless.

@@ -135,7 +135,7 @@ impl Repository {
                 Ok(packs) => index.cover(&name, &packs)?,
                 // Without it some chunks are stored again; nothing is lost. `verify` tells of it.
                 Err(e) if e.kind() == Kind::Damaged => {
-                    warnings.push(format!("an index object is damaged and was not used: {e}. Run `lifeboat verify`"))
+                    warnings.push(format!("an index object is damaged and was not used: {e}. Run `lifeboat verify`"));
                 }
                 Err(e) => return Err(e),
             }

@@ -64,8 +64,9 @@ fn create(database: &Connection, sql: &str) -> rusqlite::Result<()> {
 /// No other file, no setting, no code: whatever a statement of the snapshot's schema asks for.
 fn authorize(context: AuthContext<'_>) -> Authorization {
     match context.action {
-        AuthAction::Attach { .. } | AuthAction::Detach { .. } => Authorization::Deny,
-        AuthAction::Function { function_name } if matches!(function_name, "load_extension" | "fts3_tokenizer") => Authorization::Deny,
+        AuthAction::Attach { .. }
+        | AuthAction::Detach { .. }
+        | AuthAction::Function { function_name: "load_extension" | "fts3_tokenizer" } => Authorization::Deny,
         AuthAction::Pragma { pragma_name, pragma_value: Some(_) } => {
             let known = ["table_xinfo", "defer_foreign_keys"].iter().any(|known| pragma_name.eq_ignore_ascii_case(known));
             if known { Authorization::Allow } else { Authorization::Deny }
