@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind};
 use crate::ops::resolve::{Resolved, Surroundings};
 use crate::ops::restore::free_bytes;
-use crate::ops::work::{make_private, remove_tree, write_private};
+use crate::ops::work::{make_missing, make_private, remove_tree, write_private};
 use crate::ops::{explain, select};
 use crate::repo::{Repository, Role};
 use crate::source::Diagnosis;
@@ -104,12 +104,12 @@ impl Findings {
 fn state_folder(findings: &mut Findings, resolved: &Resolved, surroundings: &Surroundings) {
     let work = resolved.work(surroundings);
     let probe = work.join("doctor");
-    let tried = make_private(&surroundings.state)
+    let tried = make_missing(&surroundings.state)
         .and_then(|()| make_private(&work))
         .and_then(|()| write_private(&probe, b"x"))
         .and_then(|()| remove_tree(&probe));
     match tried {
-        Ok(()) => findings.good("state folder", format!("{} is private and writable", surroundings.state.display())),
+        Ok(()) => findings.good("state folder", format!("{} is writable", surroundings.state.display())),
         Err(error) => findings.error("state folder", &error),
     }
 }

@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
-use crate::ops::work::make_private;
+use crate::ops::work::{make_missing, make_private};
 use crate::ops::{DrillSettings, Job, NamedSource, Objectives, PlannedCheck};
 use crate::plan::SecretRef;
 use crate::plan::{self, Cache, DrillAt, EnvironmentValue, SourceKind};
@@ -75,7 +75,7 @@ impl RepositorySettings {
             Cache::Folder(folder) => Some(folder.clone()),
             // Named by place, not by name: two plan files may call different places the same.
             Cache::Default => {
-                make_private(state)?;
+                make_missing(state)?;
                 let place = blake3::hash(self.store.url.as_bytes()).to_hex();
                 Some(state.join("cache").join(&place[..16]))
             }
@@ -108,7 +108,7 @@ impl Resolved {
     /// As [`RepositorySettings::open`], and when the state folder cannot be made.
     pub fn open(&self, surroundings: &Surroundings) -> Result<Job> {
         let work = self.work(surroundings);
-        make_private(&surroundings.state)?;
+        make_missing(&surroundings.state)?;
         make_private(&work)?;
         Ok(Job {
             plan: self.plan.clone(),

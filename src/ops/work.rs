@@ -65,6 +65,11 @@ fn open_lock(path: &Path) -> Result<File> {
         .io_context(|| format!("open lock file {}", path.display()))
 }
 
+/// Makes a folder and its parents, private (0700). One that exists is somebody's and stays as it is: `--state` may name any folder.
+pub(crate) fn make_missing(path: &Path) -> Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).io_context(|| format!("make folder {}", path.display()))
+}
+
 /// Makes a private folder (0700) and its parents; one that exists is made private.
 pub(crate) fn make_private(path: &Path) -> Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).io_context(|| format!("make folder {}", path.display()))?;
