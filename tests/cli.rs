@@ -283,6 +283,47 @@ fn damage_is_exit_20_and_a_missed_objective_22() {
     for kind in ["drill-failed", "damaged", "data-loss-objective"] {
         assert!(problems.contains(kind), "{kind}: {status}");
     }
+    workspace.json(&["verify", "main"], 0);
+    let status = workspace.json(&["status", "--check"], 20);
+    assert!(status["plans"][0]["problems"].to_string().contains("\"damaged\""), "the structure says nothing of it: {status}");
+}
+
+#[test]
+fn status_with_check_is_exit_0_only_without_any_problem() {
+    let workspace = Workspace::ready("");
+    let told = |words: &[&str], code| workspace.json(words, code)["plans"][0]["problems"].to_string();
+    assert!(told(&["status", "--check"], 22).contains("never-backed-up"));
+    workspace.backup();
+    assert!(told(&["status", "--check"], 20).contains("never-proven"));
+    workspace.json(&["drill", "run", "crm"], 0);
+    assert_eq!(told(&["status", "--check"], 0), "[]");
+    std::os::unix::net::UnixListener::bind(workspace.made.attachments.join("socket")).unwrap();
+    workspace.json(&["backup", "crm"], 3);
+    assert!(told(&["status", "--check"], 3).contains("socket"));
+    assert!(told(&["status"], 0).contains("socket"));
+    let help = text(&workspace.run(&["status", "--help"]).stdout);
+    assert!(help.contains("--check") && help.contains("the exit code is 0 also with problems"), "{help}");
+}
+
+#[test]
+fn a_drill_without_a_stored_report_is_in_the_history() {
+    use lifeboat::daemon::journal::{Ending, Job, Journal, NewRun, State, Trigger};
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let drilled = workspace.json(&["drill", "run", "crm"], 0);
+    let now = chrono::Utc::now();
+    let journal = Journal::open(&workspace.path("state"), now).unwrap();
+    let run = NewRun { plan: lifeboat::id::Name::new("crm").unwrap(), job: Job::Drill, trigger: Trigger::Manual, scheduled: None };
+    let claim = journal.begin(&run, now).unwrap();
+    let ending = Ending { report: Some(lifeboat::id::ReportId::generate(now).to_string()), ..Ending::new(State::Failed) };
+    journal.close(claim, &ending, now).unwrap();
+    drop(journal);
+    let history = workspace.json(&["drill", "history", "crm"], 0);
+    assert_eq!((history["drills"].as_array().unwrap().len(), history["drills"][0]["id"].clone()), (1, drilled["id"].clone()));
+    let unstored = history["unstored"].as_array().unwrap();
+    assert!(unstored.len() == 1 && unstored[0].as_str().unwrap().contains(&claim.id.to_string()), "{history}");
+    assert!(text(&workspace.run(&["drill", "history"]).stdout).contains("WITHOUT A STORED REPORT"));
+    assert!(workspace.json(&["status", "--check"], 20)["plans"][0]["problems"].to_string().contains("drill-failed"));
 }
 
 #[test]

@@ -121,7 +121,11 @@ Examples:
     #[command(after_help = "Example:\n  lifeboat serve --plans /etc/lifeboat/plans --log-format json")]
     Serve(ServeArgs),
     /// What can be restored, how old it is, when that was last proven, and what is wrong
-    #[command(after_help = "Example:\n  lifeboat status\n  lifeboat status --json | jq '.plans[].problems'")]
+    ///
+    /// Without --check the exit code is 0 also with problems: status has then done what it was asked for.
+    #[command(
+        after_help = "Example:\n  lifeboat status\n  lifeboat status --check --quiet || page-somebody\n  lifeboat status --json | jq '.plans[].problems'"
+    )]
     Status(StatusArgs),
     /// Look at past runs
     #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat run history --plan crm")]
@@ -353,7 +357,12 @@ pub struct ServeArgs {}
 
 /// `lifeboat status`
 #[derive(Debug, Args)]
-pub struct StatusArgs {}
+pub struct StatusArgs {
+    /// For monitoring: exit 0 only when there is no problem; 20 damage, or recovery failed or is not proven; 22 overdue, missed or
+    /// beyond an objective; 1 anything else; 3 only that the newest snapshot is incomplete
+    #[arg(long)]
+    pub check: bool,
+}
 
 /// `lifeboat run …`
 #[derive(Debug, Subcommand)]

@@ -1,6 +1,6 @@
 //! `lifeboat drill …`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,13 +9,13 @@ use serde_json::json;
 use crate::cli::args::DrillRunArgs;
 use crate::cli::output::note;
 use crate::cli::{App, Exit, render, time};
-use crate::daemon::journal::Job;
+use crate::daemon::journal::{Filter, Job, Journal, Run};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Silent;
 use crate::id::Name;
 use crate::ops;
 use crate::ops::drill::{DrillReport, DrillRequest};
-use crate::ops::resolve;
+use crate::ops::resolve::{self, Surroundings};
 use crate::ops::select::Choice;
 use crate::plan::{Repository, parse_duration};
 
@@ -70,13 +70,30 @@ pub(super) fn history(app: &App, plan: Option<&str>) -> Result<Exit> {
     };
     drills.sort_by_key(|drill| (drill.time, drill.id));
     let damaged: Vec<String> = damaged.iter().map(ops::explain).collect();
-    app.output
-        .result(&json!({ "schema": "lifeboat.drills/1", "drills": drills, "damaged": damaged }), || history_text(&drills, &damaged))?;
+    let unstored = unstored(app, plan, &drills, &damaged, &surroundings)
+        .unwrap_or_else(|error| vec![format!("drills whose report is not in the repository are not known: {}", ops::explain(&error))]);
+    let document = json!({ "schema": "lifeboat.drills/1", "drills": drills, "damaged": damaged, "unstored": unstored });
+    app.output.result(&document, || history_text(&drills, &damaged, &unstored))?;
     Ok((!damaged.is_empty()).then_some(Kind::Damaged))
 }
 
-fn history_text(drills: &[DrillReport], damaged: &[String]) -> String {
+/// Drills of this host that ended without a report in the repository: only the journal knows of them.
+fn unstored(app: &App, plan: Option<&str>, drills: &[DrillReport], damaged: &[String], surroundings: &Surroundings) -> Result<Vec<String>> {
+    let Some(journal) = Journal::open_existing(&surroundings.state, app.clock.now())? else { return Ok(Vec::new()) };
+    let filter = Filter { plan: plan.map(Name::new).transpose()?, job: Some(Job::Drill), ..Filter::default() };
+    let stored: BTreeSet<String> = drills.iter().map(|drill| drill.id.to_string()).collect();
+    let is_damaged = |report: &str| damaged.iter().any(|text| text.contains(&format!("reports/{report}")));
+    let lost = |run: &Run| run.report.as_ref().is_some_and(|report| !stored.contains(report) && !is_damaged(report));
+    let say = |run: Run| {
+        let why = run.error.map(|error| error.message).unwrap_or_default();
+        format!("a drill of {} at {} ended {} (run {}): {why}", run.plan, render::time(run.started), run.state.word(), run.id)
+    };
+    Ok(journal.runs(&filter)?.into_iter().rev().filter(lost).map(say).collect())
+}
+
+fn history_text(drills: &[DrillReport], damaged: &[String], unstored: &[String]) -> String {
     let damaged = damaged.iter().fold(String::new(), |text, damaged| text + "DAMAGED: " + damaged + "\n");
+    let damaged = unstored.iter().fold(damaged, |text, run| text + "WITHOUT A STORED REPORT: " + run + "\n");
     if drills.is_empty() && !damaged.is_empty() {
         return damaged;
     }

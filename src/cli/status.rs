@@ -11,13 +11,13 @@ use crate::daemon::status::{PlanStatus, Status, gather};
 use crate::error::Result;
 use crate::event::Silent;
 
-pub(super) fn run(app: &App, _args: &StatusArgs) -> Result<Exit> {
+pub(super) fn run(app: &App, args: &StatusArgs) -> Result<Exit> {
     let plans = app.plans()?;
     let surroundings = app.surroundings(Arc::new(Silent))?;
     let journal = Journal::open_existing(&surroundings.state, app.clock.now())?;
     let status = gather(&plans, journal.as_ref(), &surroundings, DaemonLock::is_held(&surroundings.state))?;
     app.output.result(&status, || text(&status))?;
-    Ok(None)
+    Ok(status.check().filter(|_| args.check))
 }
 
 fn text(status: &Status) -> String {
@@ -50,7 +50,10 @@ fn plan_text(plan: &PlanStatus, status: &Status) -> String {
     let pairs = [
         ("  last success", moment(plan.last_success, "never")),
         ("  can restore to", moment(plan.recovery_point, "nothing")),
-        ("  loss if lost now", against(plan.data_loss_ms, plan.data_loss_objective_ms, "everything")),
+        (
+            "  loss if lost now",
+            against(plan.data_loss_ms, plan.data_loss_objective_ms, if plan.recovery_point.is_some() { "not known" } else { "everything" }),
+        ),
         ("  recovery takes", against(plan.recovery_time_ms, plan.recovery_time_objective_ms, "not measured yet")),
         (
             "  last proven",

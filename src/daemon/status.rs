@@ -1,6 +1,7 @@
 //! How each plan stands: what can be restored, how old it is, when that was last proven, and what is wrong. Pure, but for
 //! [`gather`], which asks the journal and the repositories.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -9,13 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::daemon::journal::{Job, Journal, Run, State};
 use crate::daemon::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Slots};
 use crate::error::{Kind, Result};
-use crate::id::Name;
-use crate::ops::drill::{self, DrillReport};
+use crate::id::{Name, SnapshotId};
+use crate::ops::drill::DrillReport;
 use crate::ops::resolve::{self, Surroundings};
-use crate::ops::verify::VerifyReport;
-use crate::ops::{Verdict, damaged_reports_warning, damaged_warning};
+use crate::ops::{Missing, backup, damage, damaged_reports_warning, damaged_warning, select};
 use crate::plan::{Missed, Plan, Plans, Schedule};
-use crate::repo::{Manifest, ReportKind};
+use crate::repo::{Manifest, ReportKind, ReportRecord};
 
 /// `lifeboat.status/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,23 +28,36 @@ pub struct Status {
     pub plans: Vec<PlanStatus>,
 }
 
+impl Status {
+    /// How `status --check` ends: `None` (exit 0) only when no plan has a problem. The most telling wins: 20 (it is in doubt whether a
+    /// recovery works), 22 (the plan's promises are not kept), 1, 3 (the newest snapshot is incomplete and nothing else is wrong).
+    #[must_use]
+    pub fn check(&self) -> Option<Kind> {
+        let order = [Kind::Damaged, Kind::ObjectiveMissed, Kind::Failed, Kind::Incomplete];
+        let problems = || self.plans.iter().flat_map(|plan| &plan.problems);
+        order.into_iter().find(|kind| problems().any(|problem| problem.exit() == *kind))
+    }
+}
+
 /// One plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanStatus {
     pub name: String,
-    /// End of the last successful backup, from the repository or the journal, whichever is later.
+    /// End of the last backup that committed a snapshot, from the repository or the journal, whichever is later. Where that snapshot is
+    /// incomplete, a problem says so.
     pub last_success: Option<DateTime<Utc>>,
     /// The newest snapshot in the repository, and the moment its content is of.
     pub snapshot: Option<String>,
     pub recovery_point: Option<DateTime<Utc>>,
     pub snapshots: u64,
-    /// What a disaster now would lose. `None`: nothing was ever backed up.
+    /// What a disaster now would lose. `None`: nothing was ever backed up, or a clock is wrong (`clock`) and it is not known.
     pub data_loss_ms: Option<u64>,
     pub data_loss_objective_ms: Option<u64>,
     /// As measured by the last drill that got so far.
     pub recovery_time_ms: Option<u64>,
     pub recovery_time_objective_ms: Option<u64>,
-    /// When a drill last passed, and the recovery point it proved.
+    /// Of the newest snapshot that is proven, the one that `restore --latest-proven` takes: when a drill last passed on it, and the moment
+    /// that it is of.
     pub proven_at: Option<DateTime<Utc>>,
     pub proven_point: Option<DateTime<Utc>>,
     /// The nearest run of any schedule of the plan.
@@ -60,10 +73,26 @@ pub struct PlanStatus {
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// `never-backed-up`, `overdue`, `failed`, `incomplete`, `interrupted`, `missed`, `never-proven`, `drill-failed`, `damaged`,
+    /// `never-backed-up`, `overdue`, `failed`, `incomplete`, `interrupted`, `missed`, `never-proven`, `drill-failed`, `damaged`, `clock`,
     /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`.
     pub kind: String,
+    /// The job that a run did (`backup`, `drill`, `verify`), where the problem is about one.
+    pub job: Option<String>,
     pub message: String,
+}
+
+impl Problem {
+    /// What it alone makes of `status --check`.
+    fn exit(&self) -> Kind {
+        let proving = self.job.as_deref().is_some_and(|job| job == Job::Drill.word() || job == Job::Verify.word());
+        match self.kind.as_str() {
+            "damaged" | "drill-failed" | "never-proven" => Kind::Damaged,
+            "failed" | "incomplete" | "interrupted" if proving => Kind::Damaged,
+            "never-backed-up" | "overdue" | "missed" | "data-loss-objective" | "recovery-time-objective" => Kind::ObjectiveMissed,
+            "incomplete" => Kind::Incomplete,
+            _ => Kind::Failed,
+        }
+    }
 }
 
 /// What is known of a plan.
@@ -73,6 +102,8 @@ pub struct Facts {
     pub last: Vec<Run>,
     /// The newest backup that succeeded or was incomplete.
     pub last_backup: Option<Run>,
+    /// The newest drill that failed or was incomplete, unless one succeeded since.
+    pub failed_drill: Option<Run>,
     pub running: Vec<Run>,
     /// The next step of each schedule.
     pub next: Vec<(Job, DateTime<Utc>)>,
@@ -92,17 +123,21 @@ pub struct Unasked {
 /// What the repository knows of a plan.
 #[derive(Debug, Clone, Default)]
 pub struct Stored {
-    /// Oldest first.
+    /// Of the plan, oldest first.
     pub manifests: Vec<Manifest>,
-    /// Oldest first.
-    pub drills: Vec<DrillReport>,
-    pub last_verify: Option<VerifyReport>,
+    /// Of the whole repository, oldest first: a verification is of all plans, whichever asked for it.
+    pub reports: Vec<ReportRecord>,
+    /// Every snapshot of the repository; `None`: not all could be read.
+    pub existing: Option<HashSet<SnapshotId>>,
     /// Manifests and reports that cannot be read; sentences. All else here is of those that can.
     pub damaged: Vec<String>,
 }
 
 /// A schedule's next run is this late before it is called overdue: jitter and a busy plan are not yet a problem.
 const OVERDUE: chrono::TimeDelta = chrono::TimeDelta::minutes(15);
+
+/// Two hosts that keep their clocks right differ by less; a snapshot that is further ahead is of a wrong clock.
+const CLOCK_SKEW: chrono::TimeDelta = chrono::TimeDelta::seconds(5);
 
 /// The schedules of a plan with their jobs.
 #[must_use]
@@ -136,12 +171,12 @@ fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn since_ms(then: DateTime<Utc>, now: DateTime<Utc>) -> u64 {
-    u64::try_from((now - then).num_milliseconds()).unwrap_or(0)
+fn problem(kind: &str, message: impl Into<String>) -> Problem {
+    Problem { kind: kind.to_owned(), job: None, message: message.into() }
 }
 
-fn problem(kind: &str, message: impl Into<String>) -> Problem {
-    Problem { kind: kind.to_owned(), message: message.into() }
+fn problem_of(kind: &str, job: Job, message: impl Into<String>) -> Problem {
+    Problem { job: Some(job.word().to_owned()), ..problem(kind, message) }
 }
 
 /// Judges one plan.
@@ -159,36 +194,141 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
         }
         None => None,
     };
-    let newest = stored.and_then(|stored| stored.manifests.last());
+    let newest = stored.and_then(|stored| select::latest(&stored.manifests));
     let journal_backup = facts.last_backup.as_ref();
     let recovery_point = if stored.is_some() { newest.map(|manifest| manifest.time) } else { journal_backup.map(|run| run.started) };
     let last_success = newest.map(|manifest| manifest.time).max(journal_backup.and_then(|run| run.ended));
-    let data_loss_ms = recovery_point.map(|point| since_ms(point, now));
-    let drills = stored.map(|stored| stored.drills.as_slice()).unwrap_or_default();
-    let passed = drills.iter().rev().find(|drill| drill.verdict == Verdict::Passed);
-    let recovery_time_ms = drills.iter().rev().find_map(|drill| drill.recovery_time_ms);
+    let data_loss_ms = recovery_point.and_then(|point| age_ms(point, now));
+    let drills = stored.map(|stored| drills(plan, stored)).unwrap_or_default();
+    let recovery_time_ms = drills.iter().rev().find_map(|(_, drill)| drill.as_ref()?.recovery_time_ms);
+    let proven = stored.and_then(|stored| select::latest_proven(&stored.manifests, &stored.reports));
 
-    if recovery_point.is_none() && facts.repository.is_some() {
+    if recovery_point.is_none() && stored.is_some() {
         problems.push(problem("never-backed-up", "there is no snapshot: nothing can be restored"));
     }
-    for (job, due) in &facts.overdue {
-        problems.push(problem("overdue", format!("a {} was due at {} and did not start", job.word(), due.format("%Y-%m-%d %H:%M:%S UTC"))));
+    problems.extend(newest.and_then(|newest| incomplete(plan, newest)));
+    problems.extend(clock(stored.map_or(&[], |stored| &stored.manifests), recovery_point, now));
+    problems.extend(facts.overdue.iter().map(|(job, due)| overdue(*job, *due, &facts.running)));
+    // The newest snapshot says itself what it lacks.
+    let told = newest.map(|newest| newest.id.to_string());
+    problems.extend(facts.last.iter().filter_map(|run| of_run(run, told.as_deref())));
+    problems.extend(objectives(plan, data_loss_ms, recovery_time_ms));
+    problems.extend(drill_problems(facts, stored, &drills));
+    if stored.is_some() && proven.is_none() && recovery_point.is_some() {
+        let was = drills.iter().any(|(record, _)| record.passed);
+        problems.push(problem(
+            "never-proven",
+            if was {
+                "no snapshot that is there is proven: what drills proved is gone, or a later drill or verification took it back"
+            } else {
+                "no drill has ever passed: recovery is not proven"
+            },
+        ));
     }
-    for run in &facts.last {
-        let (job, id) = (run.job.word(), run.id);
-        let why = run.error.as_ref().map(|error| error.message.clone()).or_else(|| run.story.clone()).unwrap_or_default();
-        match run.state {
-            State::Failed if run.job == Job::Drill => {} // told by the drill's own report, or below when there is none
-            State::Failed => problems.push(problem("failed", format!("the last {job} failed: {why} (run {id})"))),
-            State::Incomplete => problems.push(problem("incomplete", format!("the last {job} was incomplete: {why} (run {id})"))),
-            State::Interrupted => problems.push(problem("interrupted", format!("the last {job} was interrupted: {why} (run {id})"))),
-            State::Missed => problems.push(problem("missed", format!("the last {job} was not run: {why}"))),
-            State::Running | State::Succeeded => {}
-        }
-        if run.job == Job::Drill && run.state == State::Failed && run.report.is_none() {
-            problems.push(problem("failed", format!("the last drill could not be done: {why} (run {id})")));
-        }
+    problems.extend(stored.and_then(standing_damage));
+    problems.extend(stored.into_iter().flat_map(|stored| &stored.damaged).map(|lost| problem("damaged", lost.clone())));
+    let next = facts.next.iter().min_by_key(|(_, at)| *at);
+    PlanStatus {
+        name: plan.name.to_string(),
+        last_success,
+        snapshot: newest
+            .map(|manifest| manifest.id.to_string())
+            .or_else(|| journal_backup.and_then(|run| run.snapshot.clone()).filter(|_| stored.is_none())),
+        recovery_point,
+        snapshots: stored.map_or(0, |stored| u64::try_from(stored.manifests.len()).unwrap_or(u64::MAX)),
+        data_loss_ms,
+        data_loss_objective_ms: plan.objectives.data_loss.map(ms),
+        recovery_time_ms,
+        recovery_time_objective_ms: plan.objectives.recovery_time.map(ms),
+        proven_at: proven.map(|(_, at)| at),
+        proven_point: proven.map(|(manifest, _)| manifest.time),
+        next_run: next.map(|(_, at)| *at),
+        next_job: next.map(|(job, _)| job.word().to_owned()),
+        running: facts.running.iter().map(|run| run.id.to_string()).collect(),
+        repository_reachable: stored.is_some(),
+        problems,
     }
+}
+
+/// `None`: that moment has not been yet, so one of two clocks is wrong and nothing is known.
+fn age_ms(then: DateTime<Utc>, now: DateTime<Utc>) -> Option<u64> {
+    if then > now + CLOCK_SKEW {
+        return None;
+    }
+    Some(u64::try_from((now - then).num_milliseconds()).unwrap_or(0))
+}
+
+/// The drills of the plan, oldest first; the document is `None` where it is of a later version than this program can read.
+fn drills<'a>(plan: &Plan, stored: &'a Stored) -> Vec<(&'a ReportRecord, Option<DrillReport>)> {
+    let own = |record: &&ReportRecord| record.kind == ReportKind::Drill && record.plan.as_deref() == Some(plan.name.as_str());
+    stored.reports.iter().filter(own).map(|record| (record, serde_json::from_value(record.document.clone()).ok())).collect()
+}
+
+/// What the newest snapshot lacks, as its own manifest tells: known on every machine, without the journal of the one that made it.
+fn incomplete(plan: &Plan, newest: &Manifest) -> Option<Problem> {
+    const NAMED: usize = 3;
+    let mut lacks: Vec<String> = plan
+        .sources
+        .iter()
+        .filter(|source| newest.sources.iter().all(|record| record.name != source.name))
+        .map(|source| format!("all of source {}", source.name))
+        .collect();
+    let say = |missing: Missing| format!("{}: {} {} ({})", missing.source, missing.object, missing.kind, missing.message);
+    lacks.extend(backup::missing(&newest.sources).into_iter().map(say));
+    let more = lacks.len().saturating_sub(NAMED);
+    lacks.truncate(NAMED);
+    let others = if more == 0 { String::new() } else { format!("; and {more} more") };
+    let message = format!("the newest snapshot ({}) is incomplete, it lacks: {}{others}", newest.id, lacks.join("; "));
+    (!lacks.is_empty()).then(|| problem_of("incomplete", Job::Backup, message))
+}
+
+/// A snapshot of a moment that has not been yet.
+fn clock(manifests: &[Manifest], recovery_point: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Option<Problem> {
+    let latest = manifests.iter().max_by_key(|manifest| manifest.time);
+    let moment = latest.map(|manifest| manifest.time).max(recovery_point).filter(|moment| age_ms(*moment, now).is_none())?;
+    let whose =
+        latest.map_or_else(|| "this host's clock was".to_owned(), |m| format!("this host's clock, or that of {} that made it,", m.host));
+    let loss = recovery_point.is_some_and(|point| age_ms(point, now).is_none());
+    let unknown = if loss { "; what would be lost now is not known" } else { "" };
+    Some(problem(
+        "clock",
+        format!("a snapshot is of {}, and now is {}: {whose} wrong{unknown}", select::moment(moment), select::moment(now)),
+    ))
+}
+
+/// A run in the way does not excuse what did not start: it may hang.
+fn overdue(job: Job, due: DateTime<Utc>, running: &[Run]) -> Problem {
+    let in_the_way = running.iter().find(|run| run.job == job).or_else(|| running.first());
+    let why = in_the_way.map_or_else(String::new, |run| {
+        format!("; a {} run has been going since {} (run {})", run.job.word(), select::moment(run.started), run.id)
+    });
+    problem_of("overdue", job, format!("a {} was due at {} and did not start{why}", job.word(), due.format("%Y-%m-%d %H:%M:%S UTC")))
+}
+
+fn why(run: &Run) -> String {
+    run.error.as_ref().map(|error| error.message.clone()).or_else(|| run.story.clone()).unwrap_or_default()
+}
+
+/// What the newest run of a job says. `told`: a snapshot whose gaps are told already.
+fn of_run(run: &Run, told: Option<&str>) -> Option<Problem> {
+    let (job, id, why) = (run.job.word(), run.id, why(run));
+    match run.state {
+        // Told by the drill's report, or where that is not to be had as a drill without one.
+        State::Failed | State::Incomplete if run.job == Job::Drill && run.report.is_some() => None,
+        State::Failed if run.job == Job::Drill => {
+            Some(problem_of("failed", run.job, format!("the last drill could not be done: {why} (run {id})")))
+        }
+        State::Failed => Some(problem_of("failed", run.job, format!("the last {job} failed: {why} (run {id})"))),
+        State::Incomplete if told.is_some() && run.snapshot.as_deref() == told => None,
+        State::Incomplete => Some(problem_of("incomplete", run.job, format!("the last {job} was incomplete: {why} (run {id})"))),
+        State::Interrupted => Some(problem_of("interrupted", run.job, format!("the last {job} was interrupted: {why} (run {id})"))),
+        State::Missed => Some(problem_of("missed", run.job, format!("the last {job} was not run: {why}"))),
+        State::Running | State::Succeeded => None,
+    }
+}
+
+fn objectives(plan: &Plan, data_loss_ms: Option<u64>, recovery_time_ms: Option<u64>) -> Vec<Problem> {
+    let mut problems = Vec::new();
     if let (Some(loss), Some(limit)) = (data_loss_ms, plan.objectives.data_loss.map(ms))
         && loss > limit
     {
@@ -205,41 +345,50 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
             format!("the last measured recovery took {} s, {} s are allowed", time / 1000, limit / 1000),
         ));
     }
-    if let Some(drill) = drills.last().filter(|drill| drill.verdict != Verdict::Passed) {
-        let why = drill.reasons.first().cloned().unwrap_or_default();
-        problems.push(problem("drill-failed", format!("the last drill ended {}: {why} (report {})", drill.verdict.word(), drill.id)));
+    problems
+}
+
+/// The last stored drill, and a later one of this host whose report is not in the repository: nothing but the journal knows of it.
+fn drill_problems(facts: &Facts, stored: Option<&Stored>, drills: &[(&ReportRecord, Option<DrillReport>)]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if let Some((record, drill)) = drills.last().filter(|(record, _)| !record.passed) {
+        let (verdict, why) = match drill {
+            Some(drill) => (drill.verdict.word(), drill.reasons.first().cloned().unwrap_or_default()),
+            None => ("not passed", "its report is of a later version of the program".to_owned()),
+        };
+        problems.push(problem_of("drill-failed", Job::Drill, format!("the last drill ended {verdict}: {why} (report {})", record.id)));
     }
-    if stored.is_some() && passed.is_none() && recovery_point.is_some() {
-        problems.push(problem("never-proven", "no drill has ever passed: recovery is not proven"));
-    }
-    if let Some(verify) = stored.and_then(|stored| stored.last_verify.as_ref()).filter(|verify| !verify.findings.is_empty()) {
-        problems.push(problem(
-            "damaged",
-            format!("the last verification found damage in {} places (report {})", verify.findings.len(), verify.id),
+    if let Some(run) = &facts.failed_drill
+        && let Some(report) = &run.report
+        && drills.iter().all(|(record, _)| record.id.to_string() != *report && !(record.passed && record.time > run.started))
+    {
+        let where_ = if stored.is_some() {
+            "its report is not in the repository, or cannot be read there"
+        } else {
+            "its report could not be looked for"
+        };
+        problems.push(problem_of(
+            "drill-failed",
+            Job::Drill,
+            format!("a drill here ended {} and {where_}: {} (run {})", run.state.word(), why(run), run.id),
         ));
     }
-    problems.extend(stored.into_iter().flat_map(|stored| &stored.damaged).map(|lost| problem("damaged", lost.clone())));
-    let next = facts.next.iter().min_by_key(|(_, at)| *at);
-    PlanStatus {
-        name: plan.name.to_string(),
-        last_success,
-        snapshot: newest
-            .map(|manifest| manifest.id.to_string())
-            .or_else(|| journal_backup.and_then(|run| run.snapshot.clone()).filter(|_| stored.is_none())),
-        recovery_point,
-        snapshots: stored.map_or(0, |stored| u64::try_from(stored.manifests.len()).unwrap_or(u64::MAX)),
-        data_loss_ms,
-        data_loss_objective_ms: plan.objectives.data_loss.map(ms),
-        recovery_time_ms,
-        recovery_time_objective_ms: plan.objectives.recovery_time.map(ms),
-        proven_at: passed.map(|drill| drill.time),
-        proven_point: passed.map(|drill| drill.snapshot_time),
-        next_run: next.map(|(_, at)| *at),
-        next_job: next.map(|(job, _)| job.word().to_owned()),
-        running: facts.running.iter().map(|run| run.id.to_string()).collect(),
-        repository_reachable: stored.is_some(),
-        problems,
-    }
+    problems
+}
+
+fn standing_damage(stored: &Stored) -> Option<Problem> {
+    let standing = damage::standing(&stored.reports, stored.existing.as_ref());
+    let last = standing.iter().max_by_key(|damage| (damage.time, damage.report))?;
+    let own = stored.manifests.iter().filter(|m| standing.iter().any(|damage| damage.finding.snapshots.contains(&m.id))).count();
+    let message = format!(
+        "verification found damage in {} places that none as deep has found sound since, and {own} snapshots of this plan are harmed: {} is {} (report {} of {})",
+        standing.len(),
+        last.finding.object,
+        last.finding.kind,
+        last.report,
+        select::moment(last.time)
+    );
+    Some(problem_of("damaged", Job::Verify, message))
 }
 
 /// Asks the journal (`None`: nothing was ever run here) and the repositories, and judges every plan.
@@ -258,8 +407,9 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
         facts.repository = Some(stored(plan, surroundings).map_err(|error| Unasked { kind: error.kind(), message: format!("{error:?}") }));
         let mut status = assess(plan, &facts, now);
         for run in broken.iter().filter(|run| run.plan == plan.name) {
-            status.problems.push(problem(
+            status.problems.push(problem_of(
                 "interrupted",
+                run.job,
                 format!("the process of run {} ({}) is gone; the next run settles it", run.id, run.job.word()),
             ));
         }
@@ -280,6 +430,10 @@ fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<U
         }
         facts.last.extend(closed.into_iter().max_by_key(|run| run.started));
     }
+    let ended_ill = newest(Job::Drill, State::Failed)?.into_iter().chain(newest(Job::Drill, State::Incomplete)?);
+    let passed = newest(Job::Drill, State::Succeeded)?;
+    facts.failed_drill =
+        ended_ill.max_by_key(|run| run.started).filter(|run| passed.as_ref().is_none_or(|passed| passed.started < run.started));
     for job in [Job::Backup, Job::Drill, Job::Verify, Job::Restore] {
         facts.running.extend(newest(job, State::Running)?.filter(|run| broken.iter().all(|broken| broken.id != run.id)));
     }
@@ -292,11 +446,10 @@ fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<U
             free_since: now,
         };
         facts.next.extend(scheduler::next_run(&plan.name, schedule, &rules, &situation).map(|at| (job, at)));
-        let is_running = facts.running.iter().any(|run| run.job == job);
         let done = situation.last.map_or(situation.since, |last| last.slot.max(situation.since));
         let waits = Slots::next_after(schedule, done)
             .filter(|slot| *slot + chrono::TimeDelta::from_std(plan.jitter).unwrap_or_default() + OVERDUE < now);
-        facts.overdue.extend(waits.filter(|_| !is_running).map(|slot| (job, slot)));
+        facts.overdue.extend(waits.map(|slot| (job, slot)));
     }
     Ok(facts)
 }
@@ -320,10 +473,17 @@ fn followed_since(
 fn stored(plan: &Plan, surroundings: &Surroundings) -> Result<Stored> {
     let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
     let (manifests, damaged) = repository.sound_manifests(Some(&plan.name))?;
-    let (drills, _) = drill::history(&repository, Some(&plan.name))?;
-    // A verification is of the whole repository, whichever plan asked for it.
-    let (verifications, damaged_reports) = repository.sound_reports(Some(ReportKind::Verify))?;
-    let last_verify = verifications.into_iter().next_back().and_then(|record| serde_json::from_value(record.document).ok());
+    let (reports, damaged_reports) = repository.sound_reports(None)?;
+    // What other plans have matters only where something was found.
+    let existing = if damage::standing(&reports, None).is_empty() {
+        None
+    } else {
+        let (all, damaged) = repository.sound_manifests(None)?;
+        damaged.is_empty().then(|| all.into_iter().map(|manifest| manifest.id).collect())
+    };
     let damaged = damaged_warning(&damaged).into_iter().chain(damaged_reports_warning(&damaged_reports)).collect();
-    Ok(Stored { manifests, drills, last_verify, damaged })
+    Ok(Stored { manifests, reports, existing, damaged })
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@
 //! side by side, because the repository needs no locks and every run works in a folder of its own (`work.rs`).
 
 pub mod backup;
+pub mod damage;
 pub mod doctor;
 pub mod document;
 pub mod drill;

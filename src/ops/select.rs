@@ -7,6 +7,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
+use crate::ops::Verdict;
 use crate::repo::{Manifest, ReportKind, ReportRecord};
 
 /// Which snapshot is wanted.
@@ -37,7 +38,7 @@ pub fn choose<'a>(manifests: &'a [Manifest], reports: &[ReportRecord], choice: &
         Choice::Latest => Ok(latest),
         Choice::Snapshot(text) => by_id(manifests, text),
         Choice::At(moment) => at(manifests, *moment, now),
-        Choice::LatestProven => by_age(manifests).into_iter().rev().find(|m| proven_at(reports, m.id).is_some()).ok_or_else(|| {
+        Choice::LatestProven => latest_proven(manifests, reports).map(|(manifest, _)| manifest).ok_or_else(|| {
             Error::new(Kind::NoRecoveryPoint, "find a proven snapshot: no drill has passed on any that still exist")
                 .hint(format!("run `lifeboat drill run`, or restore what is there unproven; the latest is {}", describe(latest)))
         }),
@@ -52,8 +53,14 @@ pub fn latest(manifests: &[Manifest]) -> Option<&Manifest> {
     manifests.iter().max_by_key(|m| (!superseded.contains(&m.id), m.time, m.id))
 }
 
-/// When a drill last proved this snapshot, unless a later drill or verification found it damaged or different. A drill that could not
-/// finish says nothing either way.
+/// The newest snapshot that is proven, and since when; see [`proven_at`].
+#[must_use]
+pub fn latest_proven<'a>(manifests: &'a [Manifest], reports: &[ReportRecord]) -> Option<(&'a Manifest, DateTime<Utc>)> {
+    by_age(manifests).into_iter().rev().find_map(|manifest| Some((manifest, proven_at(reports, manifest.id)?)))
+}
+
+/// When a drill last proved this snapshot, unless a later drill of it failed or a later verification found that it is harmed. A drill that
+/// this machine or the store kept from finishing says nothing either way.
 #[must_use]
 pub fn proven_at(reports: &[ReportRecord], id: SnapshotId) -> Option<DateTime<Utc>> {
     by_time(reports, id).into_iter().fold(None, |proven, report| match report.kind {
@@ -192,11 +199,14 @@ fn by_time(reports: &[ReportRecord], id: SnapshotId) -> Vec<&ReportRecord> {
 }
 
 fn is_disproof(report: &ReportRecord) -> bool {
-    report
-        .document
-        .get("exit")
-        .and_then(serde_json::Value::as_str)
-        .is_some_and(|word| word == Kind::Damaged.word() || word == Kind::Differs.word())
+    // What failed here had other reasons than the snapshot.
+    const SURROUNDINGS: [Kind; 6] = [Kind::Unavailable, Kind::NoSpace, Kind::Busy, Kind::Usage, Kind::WrongKey, Kind::Interrupted];
+    let field = |name: &str| report.document.get(name).and_then(serde_json::Value::as_str);
+    // An incomplete drill found nothing wrong. The verdict of a document without one is known by its exit alone.
+    let incomplete = field("verdict").is_some_and(|verdict| verdict == Verdict::Incomplete.word());
+    !report.passed
+        && !incomplete
+        && field("exit").is_none_or(|exit| exit != Kind::Incomplete.word() && SURROUNDINGS.iter().all(|kind| kind.word() != exit))
 }
 
 fn harms(report: &ReportRecord, id: SnapshotId) -> bool {
@@ -319,6 +329,12 @@ mod tests {
         // A drill that ran out of disk proves nothing and disproves nothing.
         reports.push(drill(6, list[1].id, false, Some("no-space")));
         assert_eq!(proven_at(&reports, list[1].id), Some(time(5)));
+        reports.push(drill(7, list[1].id, false, Some("incomplete")));
+        assert_eq!(proven_at(&reports, list[1].id), Some(time(5)));
+        for exit in ["failed", "not-found", "damaged"] {
+            let failed = [reports.clone(), vec![drill(7, list[1].id, false, Some(exit))]].concat();
+            assert_eq!(proven_at(&failed, list[1].id), None, "a drill of it that failed takes the proof back: {exit}");
+        }
         reports.push(drill(7, list[1].id, false, Some("differs")));
         assert_eq!(choose(&list, &reports, &Choice::LatestProven, time(9)).unwrap().id, list[0].id);
         reports.push(verify(8, &[], &[list[0].id], None));

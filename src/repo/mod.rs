@@ -46,7 +46,7 @@ pub use keys::{KeySlot, Passphrase, RecoveryKey, Role};
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
 pub use report::{ReportKind, ReportRecord};
 pub use snapshot::{Manifest, Parent, SourceRecord, Stats};
-pub use verify::{Finding, Verification, VerifyDepth};
+pub use verify::{Finding, Verification, VerifyDepth, share_covers};
 pub use write::{Added, BackupWriter, Committed, TreeWriter};
 
 use std::fmt;

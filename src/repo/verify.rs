@@ -519,6 +519,12 @@ fn note_use(used: &mut HashMap<PackId, PackUse>, pack: PackRef, snapshot: Snapsh
     entry.snapshots.insert(snapshot);
 }
 
+/// Whether a verification of data by this share and run reads the object of this key. Only packs are shared out: all else is always read.
+#[must_use]
+pub fn share_covers(key: &str, percent: u8, run: u64) -> bool {
+    (1..=100).contains(&percent) && PackId::from_key(key).is_none_or(|id| in_share(id, percent, run))
+}
+
 /// Whether a pack is verified in this run: its name puts it into one of 100 buckets, and runs go round the buckets.
 fn in_share(id: PackId, percent: u8, run: u64) -> bool {
     let bucket = u64::from(u16::from_le_bytes([id.0[0], id.0[1]]) % 100);

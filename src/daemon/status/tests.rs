@@ -1,0 +1,235 @@
+use serde_json::json;
+
+use super::*;
+use crate::daemon::journal::{Ending, ErrorRecord, NewRun, Trigger};
+use crate::id::ReportId;
+use crate::source::{Finish, Problem as Unread};
+
+fn at(text: &str) -> DateTime<Utc> {
+    format!("2026-11-20T{text}Z").parse().unwrap()
+}
+
+/// A plan with one source and objectives, as a file says it.
+fn plan() -> std::sync::Arc<Plan> {
+    let folder = tempfile::tempdir().unwrap();
+    let text = r#"version = 1
+[repository.main]
+url = "file:///nowhere/repository"
+passphrase = { env = "NONE" }
+[source.db]
+kind = "sqlite"
+path = "/nowhere/db.sqlite"
+[plan.crm]
+sources = ["db"]
+repository = "main"
+objectives = { data_loss = "1h" }
+schedule = "0 * * * *"
+timezone = "UTC"
+"#;
+    std::fs::write(folder.path().join("crm.toml"), text).unwrap();
+    let plans = Plans::load(&[folder.path().to_owned()]).unwrap();
+    std::sync::Arc::clone(plans.plan("crm").unwrap())
+}
+
+fn manifest(time: &str, source: &str, problems: &[&str]) -> Manifest {
+    let problem = |object: &&str| Unread { object: (*object).to_owned(), kind: "unreadable".into(), message: "not permitted".into() };
+    let finish = Finish { problems: problems.iter().map(problem).collect(), ..Finish::default() };
+    let record =
+        json!({ "name": source, "kind": "sqlite", "entries": 1, "bytes": 1, "finish": finish, "tree": { "depth": 0, "nodes": "" } });
+    let stats = serde_json::to_value(crate::repo::Stats::default()).unwrap();
+    let value = json!({
+        "id": SnapshotId::generate(at(time)), "plan": "crm", "host": "elsewhere", "started": at(time), "time": at(time),
+        "parents": [], "sources": [record], "stats": stats, "tags": [], "program": "test",
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+fn drill(time: &str, snapshot: SnapshotId, passed: bool) -> ReportRecord {
+    let exit = (!passed).then_some("differs");
+    ReportRecord {
+        id: ReportId::generate(at(time)),
+        kind: ReportKind::Drill,
+        time: at(time),
+        plan: Some("crm".into()),
+        snapshots: vec![snapshot],
+        passed,
+        document: json!({ "exit": exit }),
+    }
+}
+
+fn verify(time: &str, percent: Option<u8>, harmed: &[SnapshotId]) -> ReportRecord {
+    let id = ReportId::generate(at(time));
+    let finding = json!({ "object": format!("packs/ab/ab{}", "00".repeat(31)), "kind": "damaged", "message": "bad", "snapshots": harmed });
+    let findings = if harmed.is_empty() { json!([]) } else { json!([finding]) };
+    let document = json!({
+        "schema": "lifeboat.verify/1", "id": id, "plan": null, "time": at(time), "depth": "data", "percent": percent, "run": percent.map(|_| 0),
+        "findings": findings, "bytes_checked": 0, "objects_checked": 0, "snapshots_sound": [], "skipped": [], "duration_ms": 0, "warnings": [],
+    });
+    ReportRecord { id, kind: ReportKind::Verify, time: at(time), plan: None, snapshots: vec![], passed: harmed.is_empty(), document }
+}
+
+fn facts(manifests: &[Manifest], reports: &[ReportRecord]) -> Facts {
+    let existing = Some(manifests.iter().map(|manifest| manifest.id).collect());
+    let stored = Stored { manifests: manifests.to_vec(), reports: reports.to_vec(), existing, damaged: Vec::new() };
+    Facts { repository: Some(Ok(stored)), ..Facts::default() }
+}
+
+fn judged(facts: &Facts) -> PlanStatus {
+    assess(&plan(), facts, at("12:00:00"))
+}
+
+fn kinds(status: &PlanStatus) -> Vec<&str> {
+    status.problems.iter().map(|problem| problem.kind.as_str()).collect()
+}
+
+fn message<'a>(status: &'a PlanStatus, kind: &str) -> &'a str {
+    &status.problems.iter().find(|problem| problem.kind == kind).unwrap_or_else(|| panic!("no {kind}: {status:?}")).message
+}
+
+fn exit(status: &PlanStatus) -> Option<Kind> {
+    Status { schema: String::new(), time: at("12:00:00"), daemon: false, plans: vec![status.clone()] }.check()
+}
+
+/// A journal with one run of this job that ended so.
+fn ran(job: Job, started: &str, ending: Option<Ending>) -> Run {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path(), at(started)).unwrap();
+    let new = NewRun { plan: Name::new("crm").unwrap(), job, trigger: Trigger::Manual, scheduled: None };
+    let claim = journal.begin(&new, at(started)).unwrap();
+    if let Some(ending) = ending {
+        journal.close(claim, &ending, at(started)).unwrap();
+    }
+    journal.run(claim.id).unwrap()
+}
+
+#[test]
+fn no_problem_is_exit_0() {
+    let made = manifest("11:30:00", "db", &[]);
+    let status = judged(&facts(std::slice::from_ref(&made), &[drill("11:40:00", made.id, true)]));
+    assert_eq!((kinds(&status), exit(&status)), (vec![], None), "{status:?}");
+    assert_eq!((status.data_loss_ms, status.proven_at), (Some(1_800_000), Some(at("11:40:00"))));
+}
+
+#[test]
+fn damage_stands_after_a_shallower_verification_and_takes_proof_away() {
+    let made = manifest("11:30:00", "db", &[]);
+    let mut reports = vec![drill("11:40:00", made.id, true), verify("11:45:00", Some(100), &[made.id]), verify("11:50:00", None, &[])];
+    let status = judged(&facts(std::slice::from_ref(&made), &reports));
+    assert_eq!(kinds(&status), ["never-proven", "damaged"], "{status:?}");
+    assert!(message(&status, "damaged").contains("1 snapshots of this plan"), "{status:?}");
+    assert_eq!((status.proven_at, exit(&status)), (None, Some(Kind::Damaged)));
+    reports.push(verify("11:55:00", Some(100), &[]));
+    let status = judged(&facts(std::slice::from_ref(&made), &reports));
+    assert_eq!(kinds(&status), ["never-proven"], "what is sound again is not proven again");
+    let after = manifest("11:56:00", "db", &[]);
+    let status = judged(&facts(std::slice::from_ref(&after), &reports[..2]));
+    assert_eq!(kinds(&status), ["never-proven"], "what was harmed is gone: {status:?}");
+}
+
+#[test]
+fn proven_is_what_a_restore_would_take() {
+    let (old, new) = (manifest("10:00:00", "db", &[]), manifest("11:30:00", "db", &[]));
+    let reports = [drill("10:30:00", old.id, true), drill("11:40:00", new.id, true), drill("11:45:00", new.id, false)];
+    let status = judged(&facts(&[old.clone(), new.clone()], &reports));
+    assert_eq!((status.proven_at, status.proven_point), (Some(at("10:30:00")), Some(old.time)), "{status:?}");
+    assert_eq!(kinds(&status), ["drill-failed"]);
+    let status = judged(&facts(&[new], &reports));
+    assert_eq!((status.proven_at, kinds(&status)), (None, vec!["drill-failed", "never-proven"]));
+    assert!(message(&status, "never-proven").contains("took it back"), "{status:?}");
+}
+
+#[test]
+fn a_failed_drill_whose_report_was_not_stored_is_known_by_the_journal() {
+    let made = manifest("11:30:00", "db", &[]);
+    let report = ReportId::generate(at("11:50:00")).to_string();
+    let error = ErrorRecord { kind: "differs".into(), message: "content differs".into(), causes: vec![], hint: None };
+    let ending = Ending { error: Some(error), report: Some(report.clone()), ..Ending::new(State::Failed) };
+    let run = ran(Job::Drill, "11:50:00", Some(ending));
+    let mut known = facts(std::slice::from_ref(&made), &[drill("11:40:00", made.id, true)]);
+    (known.last, known.failed_drill) = (vec![run.clone()], Some(run.clone()));
+    let status = judged(&known);
+    assert_eq!(kinds(&status), ["drill-failed"], "{status:?}");
+    let text = message(&status, "drill-failed");
+    assert!(text.contains("content differs") && text.contains("not in the repository") && text.contains(&run.id.to_string()), "{text}");
+    // Told once where its report is there; and over when a later drill passed.
+    let mut stored = drill("11:50:00", made.id, false);
+    stored.id = report.parse().unwrap();
+    let Some(Ok(repository)) = known.repository.as_mut() else { panic!() };
+    repository.reports.push(stored);
+    assert_eq!(kinds(&judged(&known)), ["drill-failed", "never-proven"]);
+    let passed = facts(std::slice::from_ref(&made), &[drill("11:55:00", made.id, true)]);
+    assert_eq!(kinds(&judged(&Facts { failed_drill: Some(run.clone()), ..passed })), Vec::<&str>::new());
+    // Without the repository the journal is all there is.
+    let away = Err(Unasked { kind: Kind::Unavailable, message: "away".into() });
+    let status = judged(&Facts { repository: Some(away), failed_drill: Some(run), ..Facts::default() });
+    assert_eq!(kinds(&status), ["repository-unreachable", "drill-failed"]);
+}
+
+#[test]
+fn an_incomplete_snapshot_is_no_full_success_also_without_a_journal() {
+    let old = manifest("10:00:00", "db", &[]);
+    let new = Manifest {
+        parents: vec![crate::repo::Parent { id: old.id, hash: String::new() }],
+        ..manifest("11:30:00", "db", &["a", "b", "c", "d"])
+    };
+    let proof = drill("11:40:00", old.id, true);
+    let status = judged(&facts(&[old.clone(), new.clone()], std::slice::from_ref(&proof)));
+    assert_eq!((kinds(&status), exit(&status)), (vec!["incomplete"], Some(Kind::Incomplete)));
+    let text = message(&status, "incomplete");
+    assert!(
+        text.contains(&new.id.to_string()) && text.contains("db: a unreadable (not permitted)") && text.contains("and 1 more"),
+        "{text}"
+    );
+    // The run that made it is not told a second time.
+    let ending = Ending { snapshot: Some(new.id.to_string()), ..Ending::new(State::Incomplete) };
+    let run = ran(Job::Backup, "11:30:00", Some(ending));
+    let known = Facts { last: vec![run.clone()], last_backup: Some(run), ..facts(&[old.clone(), new], std::slice::from_ref(&proof)) };
+    assert_eq!(kinds(&judged(&known)), ["incomplete"]);
+    // A source that the plan has and the snapshot has not.
+    let other = manifest("11:30:00", "other", &[]);
+    let status = judged(&facts(std::slice::from_ref(&other), &[drill("11:40:00", other.id, true)]));
+    assert!(message(&status, "incomplete").contains("all of source db"), "{status:?}");
+}
+
+#[test]
+fn a_snapshot_of_the_future_is_a_problem_and_no_data_loss_of_0() {
+    let made = manifest("13:00:00", "db", &[]);
+    let status = judged(&facts(std::slice::from_ref(&made), &[drill("11:40:00", made.id, true)]));
+    assert_eq!((kinds(&status), status.data_loss_ms), (vec!["clock"], None), "{status:?}");
+    assert!(message(&status, "clock").contains("elsewhere"), "{status:?}");
+    assert_eq!(exit(&status), Some(Kind::Failed));
+    let near = manifest("12:00:01", "db", &[]);
+    let status = judged(&facts(std::slice::from_ref(&near), &[drill("11:40:00", near.id, true)]));
+    assert_eq!((kinds(&status), status.data_loss_ms), (vec![], Some(0)), "two hosts are never quite alike");
+}
+
+#[test]
+fn a_run_that_goes_on_hides_no_overdue_slot() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = plan();
+    let journal = Journal::open(folder.path(), at("05:00:00")).unwrap();
+    let (job, schedule) = schedules(&plan)[0];
+    journal.schedule_since(&plan.name, job, &expression(schedule), at("05:30:00")).unwrap();
+    let slot = NewRun { plan: plan.name.clone(), job, trigger: Trigger::Schedule, scheduled: Some(at("06:00:00")) };
+    journal.begin(&slot, at("06:00:00")).unwrap();
+    let facts = journal_facts(&plan, &journal, &[], at("06:50:00")).unwrap();
+    assert_eq!((facts.running.len(), facts.overdue.len()), (1, 0), "its own slot");
+    let facts = journal_facts(&plan, &journal, &[], at("12:00:00")).unwrap();
+    assert_eq!(facts.overdue, [(Job::Backup, at("07:00:00"))]);
+    let status = judged(&facts);
+    assert!(message(&status, "overdue").contains("a backup run has been going since 2026-11-20T06:00:00Z"), "{status:?}");
+    assert_eq!(exit(&status), Some(Kind::ObjectiveMissed));
+}
+
+#[test]
+fn the_most_telling_problem_makes_the_exit() {
+    let of = |problems: &[(&str, Option<Job>)]| {
+        let made = |(kind, job): &(&str, Option<Job>)| job.map_or_else(|| problem(kind, ""), |job| problem_of(kind, job, ""));
+        exit(&PlanStatus { problems: problems.iter().map(made).collect(), ..judged(&Facts::default()) })
+    };
+    assert_eq!(of(&[("overdue", None), ("failed", Some(Job::Verify))]), Some(Kind::Damaged));
+    assert_eq!(of(&[("incomplete", Some(Job::Backup)), ("failed", Some(Job::Backup)), ("missed", None)]), Some(Kind::ObjectiveMissed));
+    assert_eq!(of(&[("incomplete", Some(Job::Backup)), ("wrong-key", None)]), Some(Kind::Failed));
+    assert_eq!(of(&[("incomplete", Some(Job::Backup))]), Some(Kind::Incomplete));
+    assert_eq!(of(&[("something-new", None)]), Some(Kind::Failed), "what is not known is not fine");
+}

@@ -1,0 +1,177 @@
+//! Damage that stands: what a verification found and no later one that looked as deep has found sound again. Pure.
+//!
+//! Whether a later verification takes a finding back depends on what it looked at. What the check of the structure sees, every verification
+//! sees again. What only reading the stored bytes shows (a pack whose bytes were changed) is taken back by nothing less than reading these
+//! very bytes again, with a key that opens them. A finding is also over when none of the snapshots that it harmed exists any more.
+
+use std::collections::{BTreeMap, HashSet};
+
+use chrono::{DateTime, Utc};
+
+use crate::id::{ReportId, SnapshotId};
+use crate::ops::verify::VerifyReport;
+use crate::repo::{Finding, ReportKind, ReportRecord, share_covers};
+
+/// One finding that stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    pub finding: Finding,
+    /// The last verification that found it, and when.
+    pub report: ReportId,
+    pub time: DateTime<Utc>,
+    /// Only reading the object's stored bytes can show that it is sound again.
+    deep: bool,
+}
+
+/// Findings that stand, by object. `existing`: every snapshot of the repository; `None`: not all could be listed, so none counts as gone.
+#[must_use]
+pub fn standing(reports: &[ReportRecord], existing: Option<&HashSet<SnapshotId>>) -> Vec<Damage> {
+    let mut ordered: Vec<&ReportRecord> = reports.iter().filter(|report| report.kind == ReportKind::Verify).collect();
+    ordered.sort_by_key(|report| (report.time, report.id));
+    let mut standing: BTreeMap<(String, String), Damage> = BTreeMap::new();
+    for record in ordered {
+        let Ok(report) = serde_json::from_value::<VerifyReport>(record.document.clone()) else {
+            if !record.passed {
+                let damage = unreadable(record);
+                standing.insert((damage.finding.object.clone(), damage.finding.kind.clone()), damage);
+            }
+            continue;
+        };
+        standing.retain(|_, damage| !takes_back(&report, damage));
+        for finding in &report.findings {
+            let key = (finding.object.clone(), finding.kind.clone());
+            let deep =
+                reads(&report, &finding.object) && is_pack(&finding.object) && matches!(finding.kind.as_str(), "damaged" | "missing");
+            let deep = deep || standing.get(&key).is_some_and(|earlier| earlier.deep);
+            standing.insert(key, Damage { finding: finding.clone(), report: record.id, time: record.time, deep });
+        }
+    }
+    standing.into_values().filter(|damage| existing.is_none_or(|existing| !is_gone(damage, existing))).collect()
+}
+
+/// A verification of a later version of the program that did not pass: what it found is not known here, but that it found something is.
+fn unreadable(record: &ReportRecord) -> Damage {
+    let finding = Finding {
+        object: format!("reports/{}", record.id),
+        kind: "unknown".into(),
+        message: "this verification did not pass, and what it found cannot be read by this version".into(),
+        snapshots: Vec::new(),
+    };
+    Damage { finding, report: record.id, time: record.time, deep: true }
+}
+
+fn takes_back(report: &VerifyReport, damage: &Damage) -> bool {
+    if report.findings.iter().any(|finding| finding.object == damage.finding.object) {
+        return false;
+    }
+    // A key that opens no data saw that bytes fit their names, not that their content is sound.
+    !damage.deep || (report.skipped.is_empty() && reads(report, &damage.finding.object))
+}
+
+/// Whether a verification read the stored bytes of this object. What is no pack stands for more than one object: all must be read.
+fn reads(report: &VerifyReport, object: &str) -> bool {
+    match (report.percent, report.run) {
+        (Some(percent), Some(run)) if is_pack(object) => share_covers(object, percent, run),
+        (Some(percent), _) => percent >= 100,
+        (None, _) => false,
+    }
+}
+
+fn is_pack(object: &str) -> bool {
+    object.starts_with("packs/")
+}
+
+/// Packs only: that a manifest is not there is a finding itself.
+fn is_gone(damage: &Damage, existing: &HashSet<SnapshotId>) -> bool {
+    let harmed = &damage.finding.snapshots;
+    is_pack(&damage.finding.object) && !harmed.is_empty() && harmed.iter().all(|id| !existing.contains(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(hour: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_790_000_000 + hour * 3600, 0).unwrap()
+    }
+
+    /// A pack of bucket `first`.
+    fn pack(first: u8) -> String {
+        format!("packs/{first:02x}/{first:02x}{}", "00".repeat(31))
+    }
+
+    fn finding(object: &str, kind: &str, harmed: &[SnapshotId]) -> Finding {
+        Finding { object: object.into(), kind: kind.into(), message: "bad".into(), snapshots: harmed.to_vec() }
+    }
+
+    fn verify(hour: i64, share: Option<(u8, u64)>, findings: &[Finding]) -> ReportRecord {
+        let id = ReportId::generate(time(hour));
+        let report = VerifyReport {
+            schema: "lifeboat.verify/1".into(),
+            id,
+            plan: None,
+            time: time(hour),
+            depth: if share.is_some() { "data" } else { "structure" }.into(),
+            percent: share.map(|share| share.0),
+            run: share.map(|share| share.1),
+            findings: findings.to_vec(),
+            bytes_checked: 0,
+            objects_checked: 0,
+            snapshots_sound: Vec::new(),
+            skipped: Vec::new(),
+            duration_ms: 0,
+            warnings: Vec::new(),
+        };
+        let (passed, document) = (report.exit().is_none(), serde_json::to_value(report).unwrap());
+        ReportRecord { id, kind: ReportKind::Verify, time: time(hour), plan: None, snapshots: Vec::new(), passed, document }
+    }
+
+    fn count(reports: &[ReportRecord]) -> usize {
+        standing(reports, None).len()
+    }
+
+    #[test]
+    fn a_shallower_verification_takes_no_damage_back() {
+        let bad = finding(&pack(60), "damaged", &[]);
+        let mut reports = vec![verify(1, Some((100, 0)), std::slice::from_ref(&bad)), verify(2, None, &[])];
+        assert_eq!(count(&reports), 1, "the structure says nothing of stored bytes");
+        reports.push(verify(3, Some((50, 0)), &[]));
+        assert_eq!(count(&reports), 1, "the other half was read");
+        let mut blind = verify(4, Some((100, 1)), &[]);
+        blind.document["skipped"] = serde_json::json!(["the content was not opened"]);
+        reports.push(blind);
+        assert_eq!(count(&reports), 1, "a key that opens no data");
+        reports.push(verify(5, Some((50, 1)), &[]));
+        assert_eq!(count(&reports), 0, "its own half was read and is sound");
+        reports.push(verify(6, None, &[finding(&pack(60), "not-indexed", &[])]));
+        assert_eq!(count(&reports), 1);
+        reports.push(verify(7, None, &[]));
+        assert_eq!(count(&reports), 0, "the structure is seen by every verification");
+    }
+
+    #[test]
+    fn damage_found_by_the_structure_stays_deep_once_it_was_found_deep() {
+        let bad = finding(&pack(1), "damaged", &[]);
+        let reports =
+            [verify(1, Some((100, 0)), std::slice::from_ref(&bad)), verify(2, None, std::slice::from_ref(&bad)), verify(3, None, &[])];
+        assert_eq!(count(&reports), 1);
+    }
+
+    #[test]
+    fn damage_to_nothing_that_still_exists_is_over() {
+        let (gone, there) = (SnapshotId::generate(time(0)), SnapshotId::generate(time(0)));
+        let existing: HashSet<SnapshotId> = [there].into();
+        let of = |finding: Finding| standing(&[verify(1, Some((100, 0)), &[finding])], Some(&existing)).len();
+        assert_eq!(of(finding(&pack(1), "damaged", &[gone])), 0);
+        assert_eq!(of(finding(&pack(1), "damaged", &[gone, there])), 1);
+        assert_eq!(of(finding("snapshots/x/y", "chain-broken", &[gone])), 1, "that it is gone is the finding");
+    }
+
+    #[test]
+    fn what_a_later_version_found_is_not_nothing() {
+        let mut strange = verify(1, Some((100, 0)), &[]);
+        (strange.passed, strange.document) = (false, serde_json::json!({ "schema": "lifeboat.verify/9" }));
+        assert_eq!(count(&[strange.clone(), verify(2, None, &[]), verify(3, Some((99, 0)), &[])]), 1);
+        assert_eq!(count(&[strange, verify(2, Some((100, 0)), &[])]), 0);
+    }
+}
