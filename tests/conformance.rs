@@ -128,11 +128,17 @@ fn restore(read: &[Read1], to: &Path) {
 }
 
 fn request(finish: &Finish, checks: Vec<SqlCheck>) -> ProveRequest {
-    ProveRequest { fingerprints: finish.fingerprints.clone(), compare_percent: 100, checks, check_timeout: Duration::from_secs(10) }
+    ProveRequest { fingerprints: finish.fingerprints.clone(), compare_percent: 100, checks }
 }
 
 fn sql_check(sql: &str, expect: &str) -> SqlCheck {
-    SqlCheck { name: "asked".into(), sql: sql.into(), expect: Expectation::parse(expect).unwrap(), database: None }
+    SqlCheck {
+        name: "asked".into(),
+        sql: sql.into(),
+        expect: Expectation::parse(expect).unwrap(),
+        database: None,
+        timeout: Duration::from_secs(10),
+    }
 }
 
 fn tree_of(folder: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {

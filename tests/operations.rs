@@ -233,12 +233,14 @@ struct Planted {
     at_begin: Option<Hook<SourceContext>>,
     after_adopt: Option<Hook<PathBuf>>,
     problem: Option<Problem>,
+    /// Changes every entry on its way into the repository.
+    edit: fn(&mut Entry),
     fail_at_finish: bool,
 }
 
 impl Planted {
     fn over(source: &NamedSource) -> Self {
-        Self { inner: Arc::clone(&source.source), at_begin: None, after_adopt: None, problem: None, fail_at_finish: false }
+        Self { inner: Arc::clone(&source.source), at_begin: None, after_adopt: None, problem: None, edit: |_| (), fail_at_finish: false }
     }
 
     fn named(self, name_: &str) -> NamedSource {
@@ -257,7 +259,12 @@ impl Source for Planted {
         if let Some(hook) = &self.at_begin {
             hook(context);
         }
-        Ok(Box::new(PlantedSnapshot { inner: self.inner.begin(context)?, problem: self.problem.clone(), fail: self.fail_at_finish }))
+        Ok(Box::new(PlantedSnapshot {
+            inner: self.inner.begin(context)?,
+            problem: self.problem.clone(),
+            edit: self.edit,
+            fail: self.fail_at_finish,
+        }))
     }
     fn adopt(&self, restored: &Path, context: &SourceContext) -> Result<PathBuf> {
         let usable = self.inner.adopt(restored, context)?;
@@ -274,6 +281,7 @@ impl Source for Planted {
 struct PlantedSnapshot {
     inner: Box<dyn SourceSnapshot>,
     problem: Option<Problem>,
+    edit: fn(&mut Entry),
     fail: bool,
 }
 
@@ -282,7 +290,10 @@ impl SourceSnapshot for PlantedSnapshot {
         self.inner.estimate()
     }
     fn next_entry(&mut self) -> Result<Option<Entry>> {
-        self.inner.next_entry()
+        Ok(self.inner.next_entry()?.map(|mut entry| {
+            (self.edit)(&mut entry);
+            entry
+        }))
     }
     fn open(&mut self, entry: &Entry) -> Result<Option<Box<dyn Read + Send>>> {
         self.inner.open(entry)
@@ -544,12 +555,32 @@ fn a_clock_that_goes_backwards_is_told_and_harms_nothing() {
 }
 
 #[test]
+fn a_snapshot_of_the_future_has_no_data_loss_of_0() {
+    let mut world = World::sqlite();
+    world.backup();
+    world.pass(-7200);
+    let drilled = world.drill();
+    assert_eq!((drilled.verdict, drilled.data_loss_ms), (Verdict::Passed, None), "{}", report::text(&drilled));
+    assert!(drilled.warnings.iter().any(|warning| warning.contains("a clock is wrong")), "{drilled:?}");
+    assert!(report::text(&drilled).contains("not known"));
+    world.resolved.objectives.data_loss = Some(Duration::from_mins(1));
+    let drilled = world.drill();
+    assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)), "{}", report::text(&drilled));
+    assert!(!drilled.objectives[0].met && drilled.skipped[0].contains("a clock is wrong"), "{drilled:?}");
+}
+
+#[test]
 fn a_drill_proves_and_leaves_nothing() {
     let mut world = World::sqlite();
     let check = |name_: &str, sql: &str, expect: &str| PlannedCheck {
         source: name("crm"),
-        check: SqlCheck { name: name_.into(), sql: sql.into(), expect: Expectation::parse(expect).unwrap(), database: None },
-        timeout: Duration::from_secs(10),
+        check: SqlCheck {
+            name: name_.into(),
+            sql: sql.into(),
+            expect: Expectation::parse(expect).unwrap(),
+            database: None,
+            timeout: Duration::from_secs(10),
+        },
     };
     world.resolved.drill.checks = vec![check("customers", "select count(*) from customer", "= 2000")];
     world.resolved.objectives.recovery_time = Some(Duration::from_mins(10));
@@ -557,7 +588,7 @@ fn a_drill_proves_and_leaves_nothing() {
     let drilled = world.drill();
     assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Passed, None), "{}", report::text(&drilled));
     assert_eq!(drilled.snapshot, made.snapshot);
-    assert_eq!(drilled.data_loss_ms, 60_000);
+    assert_eq!(drilled.data_loss_ms, Some(60_000));
     assert!(drilled.objectives[0].met && drilled.cleanup.removed);
     assert_eq!(
         drilled.phases.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(),
@@ -592,7 +623,7 @@ fn a_drill_proves_and_leaves_nothing() {
 #[test]
 fn a_drill_notices_what_was_planted_in_the_restored_copy() {
     type Plant = fn(&Path);
-    let plants: [(&str, Plant); 6] = [
+    let plants: [(&str, Plant); 8] = [
         ("a flipped byte", |root| {
             let time = fs::metadata(root.join("deep/er/big")).unwrap().modified().unwrap();
             flip(&root.join("deep/er/big"), 4_000_000);
@@ -604,6 +635,14 @@ fn a_drill_notices_what_was_planted_in_the_restored_copy() {
         ("another link", |root| {
             fs::remove_file(root.join("link")).unwrap();
             symlink("elsewhere", root.join("link")).unwrap();
+        }),
+        ("an attribute too many", |root| {
+            rustix::fs::setxattr(root.join("nothing"), "user.planted", b"x", rustix::fs::XattrFlags::empty()).unwrap();
+        }),
+        ("another time of a link", |root| {
+            let time = rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            rustix::fs::utimensat(rustix::fs::CWD, root.join("link"), &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
         }),
         ("other rights", |root| fs::set_permissions(root.join("nothing"), fs::Permissions::from_mode(0o666)).unwrap()),
     ];
@@ -619,6 +658,50 @@ fn a_drill_notices_what_was_planted_in_the_restored_copy() {
     }
     world.resolved.sources[0] = honest;
     assert_eq!(world.drill().verdict, Verdict::Passed);
+}
+
+#[test]
+fn a_drill_compares_owners_and_attributes() {
+    let mut world = World::files();
+    rustix::fs::setxattr(world.path("live/nothing"), "user.note", b"kept", rustix::fs::XattrFlags::empty()).unwrap();
+    world.backup();
+    let equal = world.drill();
+    assert_eq!(equal.verdict, Verdict::Passed, "{}", report::text(&equal));
+    assert!(equal.checks.iter().any(|c| c.name == "owners and attributes" && c.outcome == Outcome::Passed), "{equal:?}");
+    let honest = world.resolved.sources[0].clone();
+    let differs = |world: &mut World, plant: fn(&Path)| {
+        let planted = Planted { after_adopt: Some(Box::new(move |usable: &PathBuf| plant(usable))), ..Planted::over(&honest) };
+        world.resolved.sources[0] = planted.named("attachments");
+        let drilled = world.drill();
+        assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Failed, Some(Kind::Differs)), "{}", report::text(&drilled));
+        assert!(drilled.reasons.iter().any(|reason| reason.contains("owners and attributes")), "{:?}", drilled.reasons);
+    };
+    differs(&mut world, |root| {
+        rustix::fs::setxattr(root.join("nothing"), "user.note", b"lost", rustix::fs::XattrFlags::empty()).unwrap();
+    });
+    if rustix::process::geteuid().is_root() {
+        differs(&mut world, |root| std::os::unix::fs::lchown(root.join("link"), Some(12_345), None).unwrap());
+    }
+}
+
+#[test]
+fn lost_attributes_make_a_restore_incomplete_and_a_drill_says_what_it_could_not_compare() {
+    let mut world = World::files();
+    let edit = |entry: &mut Entry| {
+        if entry.path == b"nothing" {
+            // The kernel refuses a name without an end.
+            entry.xattrs.push((b"user.".to_vec(), b"x".to_vec()));
+        }
+    };
+    world.resolved.sources[0] = Planted { edit, ..Planted::over(&world.resolved.sources[0]) }.named("attachments");
+    world.backup();
+    let restored = world.restore(Choice::Latest, "back").unwrap();
+    assert_eq!((restored.exit(), restored.lost), (Some(Kind::Incomplete), 1), "{restored:?}");
+    assert!(restored.warnings.iter().any(|warning| warning.contains("attributes were not restored")), "{restored:?}");
+    let drilled = world.drill();
+    assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)), "{}", report::text(&drilled));
+    let skipped = drilled.checks.iter().find(|check| check.outcome == Outcome::Skipped).unwrap();
+    assert!(skipped.name == "owners and attributes" && skipped.actual.contains("nothing: attribute user."), "{skipped:?}");
 }
 
 #[test]
@@ -1003,6 +1086,15 @@ fn an_empty_folder_and_a_source_that_is_not_there_are_incomplete() {
     assert_eq!((made.exit(), made.problems[0].kind.as_str()), (Some(Kind::Incomplete), "empty-folder"));
     assert!(!doctor::run(&world.resolved, &world.surroundings()).ok);
     fs::write(world.path("live/x"), "x").unwrap();
+    let honest = world.resolved.sources.clone();
+    let source = Arc::new(FilesSource { path: world.path("live"), exclude: vec!["*".into()], page_size: None });
+    world.resolved.sources = vec![NamedSource { name: name("attachments"), source, restores_folder: false }];
+    let made = world.backup();
+    assert_eq!((made.exit(), made.problems[0].kind.as_str()), (Some(Kind::Incomplete), "all-excluded"), "{made:?}");
+    assert!(made.problems[0].message.contains("exclude") && !made.problems[0].message.contains("mounted"), "{made:?}");
+    let checked = doctor::run(&world.resolved, &world.surroundings());
+    assert!(!checked.ok && checked.checks.iter().any(|check| check.message.contains("`exclude` leaves nothing")), "{checked:?}");
+    world.resolved.sources = honest;
     assert_eq!(world.backup().exit(), None);
     make_database(&world.path("live.db"), 10);
     world.resolved.sources.push(sqlite("later", &world.path("live.db")));

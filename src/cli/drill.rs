@@ -110,7 +110,7 @@ fn history_text(drills: &[DrillReport], damaged: &[String], unstored: &[String])
                 drill.snapshot.to_string(),
                 drill.verdict.word().to_owned(),
                 render::or_dash(drill.recovery_time_ms.map(render::duration_ms)),
-                render::duration_ms(drill.data_loss_ms),
+                render::or_dash(drill.data_loss_ms.map(render::duration_ms)),
                 drill.reasons.first().cloned().unwrap_or_default(),
             ]
         })

@@ -205,8 +205,11 @@ pub(super) fn text(report: &RestoreReport) -> String {
     for warning in &report.warnings {
         let _ = writeln!(text, "warning: {warning}");
     }
-    if report.incomplete {
+    if !report.missing.is_empty() {
         text.push_str("INCOMPLETE: what is missing above was not in the snapshot\n");
+    }
+    if report.lost > 0 {
+        let _ = writeln!(text, "INCOMPLETE: {} owners or attributes could not be restored here, see the warnings", report.lost);
     }
     text
 }

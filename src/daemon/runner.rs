@@ -87,7 +87,9 @@ impl Outcome for RestoreReport {
         Ending {
             bytes_read: Some(self.bytes_restored),
             snapshot: Some(self.snapshot.to_string()),
-            ..ended(self.exit(), || format!("{} objects were not in the snapshot", self.missing.len()))
+            ..ended(self.exit(), || {
+                format!("{} objects were not in the snapshot, {} owners or attributes could not be set", self.missing.len(), self.lost)
+            })
         }
     }
 }

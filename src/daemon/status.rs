@@ -136,9 +136,6 @@ pub struct Stored {
 /// A schedule's next run is this late before it is called overdue: jitter and a busy plan are not yet a problem.
 const OVERDUE: chrono::TimeDelta = chrono::TimeDelta::minutes(15);
 
-/// Two hosts that keep their clocks right differ by less; a snapshot that is further ahead is of a wrong clock.
-const CLOCK_SKEW: chrono::TimeDelta = chrono::TimeDelta::seconds(5);
-
 /// The schedules of a plan with their jobs.
 #[must_use]
 pub fn schedules(plan: &Plan) -> Vec<(Job, &Schedule)> {
@@ -198,7 +195,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     let journal_backup = facts.last_backup.as_ref();
     let recovery_point = if stored.is_some() { newest.map(|manifest| manifest.time) } else { journal_backup.map(|run| run.started) };
     let last_success = newest.map(|manifest| manifest.time).max(journal_backup.and_then(|run| run.ended));
-    let data_loss_ms = recovery_point.and_then(|point| age_ms(point, now));
+    let data_loss_ms = recovery_point.and_then(|point| select::age_ms(point, now));
     let drills = stored.map(|stored| drills(plan, stored)).unwrap_or_default();
     let recovery_time_ms = drills.iter().rev().find_map(|(_, drill)| drill.as_ref()?.recovery_time_ms);
     let proven = stored.and_then(|stored| select::latest_proven(&stored.manifests, &stored.reports));
@@ -250,14 +247,6 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     }
 }
 
-/// `None`: that moment has not been yet, so one of two clocks is wrong and nothing is known.
-fn age_ms(then: DateTime<Utc>, now: DateTime<Utc>) -> Option<u64> {
-    if then > now + CLOCK_SKEW {
-        return None;
-    }
-    Some(u64::try_from((now - then).num_milliseconds()).unwrap_or(0))
-}
-
 /// The drills of the plan, oldest first; the document is `None` where it is of a later version than this program can read.
 fn drills<'a>(plan: &Plan, stored: &'a Stored) -> Vec<(&'a ReportRecord, Option<DrillReport>)> {
     let own = |record: &&ReportRecord| record.kind == ReportKind::Drill && record.plan.as_deref() == Some(plan.name.as_str());
@@ -285,10 +274,10 @@ fn incomplete(plan: &Plan, newest: &Manifest) -> Option<Problem> {
 /// A snapshot of a moment that has not been yet.
 fn clock(manifests: &[Manifest], recovery_point: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Option<Problem> {
     let latest = manifests.iter().max_by_key(|manifest| manifest.time);
-    let moment = latest.map(|manifest| manifest.time).max(recovery_point).filter(|moment| age_ms(*moment, now).is_none())?;
+    let moment = latest.map(|manifest| manifest.time).max(recovery_point).filter(|moment| select::age_ms(*moment, now).is_none())?;
     let whose =
         latest.map_or_else(|| "this host's clock was".to_owned(), |m| format!("this host's clock, or that of {} that made it,", m.host));
-    let loss = recovery_point.is_some_and(|point| age_ms(point, now).is_none());
+    let loss = recovery_point.is_some_and(|point| select::age_ms(point, now).is_none());
     let unknown = if loss { "; what would be lost now is not known" } else { "" };
     Some(problem(
         "clock",

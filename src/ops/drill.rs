@@ -12,7 +12,7 @@ use crate::id::{Name, ReportId, SnapshotId};
 use crate::ops::document::Stopwatch;
 use crate::ops::restore::{self, Restored};
 use crate::ops::select::{self, Choice};
-use crate::ops::transfer::Transfer;
+use crate::ops::transfer::{Compared, Metadata, Transfer};
 use crate::ops::verdict::{Facts, duration_text, judge, millis, objectives};
 use crate::ops::work::{Kept, RunFolder, exists, keep, make_private};
 use crate::ops::{
@@ -70,10 +70,10 @@ pub struct DrillReport {
     pub failure: Option<Failure>,
     /// From the choice of the snapshot until the content was usable (checks and clean-up not included). `None`: never usable.
     pub recovery_time_ms: Option<u64>,
-    /// What a disaster at the start of this drill would have lost: start of the drill − time of the newest snapshot, 0 when the clock
-    /// says less. The drilled snapshot may be an older one on purpose (`snapshot_age_ms`): then this supposes that the newest can be
+    /// What a disaster at the start of this drill would have lost: start of the drill − time of the newest snapshot. `None`: that
+    /// moment has not been yet, a clock is wrong. The drilled snapshot may be an older one on purpose (`snapshot_age_ms`): then this supposes that the newest can be
     /// restored like it.
-    pub data_loss_ms: u64,
+    pub data_loss_ms: Option<u64>,
     pub duration_ms: u64,
     pub bytes_restored: u64,
     pub entries_restored: u64,
@@ -118,6 +118,9 @@ const ALL_KINDS: [Kind; 12] = [
     Kind::Bug,
 ];
 
+/// Clean-up is waited for until the plan's time limit, but at least so long: a drill that was stopped at its limit must not leave data behind.
+const CLEANUP_GRACE: Duration = Duration::from_mins(1);
+
 /// One drill now. A drill that fails is a result (stored in the repository like one that passes), not an error. A report that could not be
 /// stored makes the drill incomplete: nothing would remember the proof.
 ///
@@ -129,12 +132,13 @@ pub fn run(job: &Job, request: &DrillRequest) -> Result<DrillReport> {
     let id = ReportId::generate(time);
     let folder = RunFolder::create(&job.work, time)?;
     let mut watch = Stopwatch::start();
+    let began = Instant::now();
 
     watch.phase("select");
     job.progress.event(Event::Phase { name: "select", detail: job.plan.to_string() });
     let selected = select_snapshot(job, request, time)?;
 
-    let limit = Limit::start(&job.cancel, job.drill.time_limit);
+    let limit = Limit::start(&job.cancel, began, job.drill.time_limit);
     let limited = Job { cancel: limit.cancel.clone(), ..job.clone() };
     let attempt = attempt(&limited, &selected, &folder, &mut watch);
     let timed_out = limit.stop();
@@ -144,9 +148,14 @@ pub fn run(job: &Job, request: &DrillRequest) -> Result<DrillReport> {
     job.progress.event(Event::Phase { name: "cleanup", detail: job.plan.to_string() });
     let mut report = account(job, id, time, selected, attempt, timed_out);
     judge_into(&mut report, None);
-    report.cleanup = clean_up(job, request, &report, folder);
+    let patience = job.drill.time_limit.map(|limit| limit.saturating_sub(began.elapsed()).max(CLEANUP_GRACE));
+    report.cleanup = clean_up(job, request, &report, folder, patience);
     let leftover = (!report.cleanup.removed).then(|| report.cleanup.message.clone());
     (report.phases, report.duration_ms) = watch.stop();
+    report.warnings.extend(job.drill.time_limit.filter(|limit| !timed_out && report.duration_ms > millis(*limit)).map(|limit| {
+        let (took, limit) = (duration_text(report.duration_ms), duration_text(millis(limit)));
+        format!("with its clean-up the drill took {took}, the plan's time limit is {limit}")
+    }));
     judge_into(&mut report, leftover);
 
     if let Err(error) = store(job, &report) {
@@ -235,13 +244,11 @@ fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
     if job.drill.compare_percent > 0 {
         // Last, so that a check which changed what it should only look at is found out too.
         let seed = selected.seed.unwrap_or_default();
-        attempt.checks.extend(done.restored.iter().map(|restored| compare(job, restored, seed)));
+        attempt.checks.extend(done.restored.iter().flat_map(|restored| compare(job, restored, seed)));
     }
     if let Err(error) = job.cancel.check() {
         attempt.failure = Some(error);
     }
-    watch.phase("cleanup");
-    done.conclude();
     attempt
 }
 
@@ -276,12 +283,8 @@ fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord>
         Err(error) => (Vec::new(), Some(skipped(name, "fingerprints", "what was recorded when it was backed up".into(), explain(&error)))),
     };
     let asked: Vec<&PlannedCheck> = job.drill.checks.iter().filter(|c| c.source == *name).collect();
-    let request = ProveRequest {
-        fingerprints,
-        compare_percent: job.drill.compare_percent,
-        checks: asked.iter().map(|c| c.check.clone()).collect(),
-        check_timeout: asked.iter().map(|c| c.timeout).max().unwrap_or(Duration::from_mins(1)),
-    };
+    let request =
+        ProveRequest { fingerprints, compare_percent: job.drill.compare_percent, checks: asked.iter().map(|c| c.check.clone()).collect() };
     let scratch = folder.path().join(format!("prove-{name}"));
     let proved = make_private(&scratch).and_then(|()| restored.source.prove(&restored.usable, &request, &context(job, scratch)));
     let unproved = restored.record.kind == "sqlite" && request.fingerprints.is_empty() && job.drill.compare_percent > 0;
@@ -314,15 +317,20 @@ fn unasked(job: &Job, restored: &[Restored]) -> Vec<CheckRecord> {
 }
 
 /// Reads back from disk what was restored and compares it with what was backed up.
-fn compare(job: &Job, restored: &Restored, seed: u64) -> CheckRecord {
+fn compare(job: &Job, restored: &Restored, seed: u64) -> Vec<CheckRecord> {
     let record = &restored.record;
     let transfer = Transfer { repository: &job.repository, progress: job.progress.as_ref(), cancel: &job.cancel };
     let percent = job.drill.compare_percent;
-    // A database's file has the times of its recovery; a tree of files has its own.
-    let times = record.kind == "files";
+    let metadata = match record.kind.as_str() {
+        "files" => Metadata::All,
+        "sqlite" => Metadata::Rights,
+        _ => Metadata::None,
+    };
     let share = if percent < 100 { format!(" ({percent}% of the files)") } else { String::new() };
     let expected = format!("{} entries, {} bytes as backed up{share}", record.entries, record.bytes);
-    let (outcome, actual) = match transfer.compare(record, &restored.content, percent, seed, times) {
+    let compared = transfer.compare(record, &restored.content, percent, seed, metadata);
+    let rights = compared.as_ref().ok().filter(|_| metadata != Metadata::None).map(|found| compare_rights(restored, found));
+    let (outcome, actual) = match compared {
         Ok(found) if found.differences == 0 => {
             (Outcome::Passed, format!("{} entries, {} bytes read in {} files and equal", found.entries, found.bytes, found.files))
         }
@@ -330,7 +338,25 @@ fn compare(job: &Job, restored: &Restored, seed: u64) -> CheckRecord {
         Err(error) if error.kind() == Kind::Damaged => (Outcome::Failed, explain(&error)),
         Err(error) => (Outcome::Skipped, explain(&error)),
     };
-    CheckRecord { source: record.name.to_string(), name: "content equal".into(), outcome, expected, actual }
+    let content = CheckRecord { source: record.name.to_string(), name: "content equal".into(), outcome, expected, actual };
+    std::iter::once(content).chain(rights).collect()
+}
+
+/// What could not be restored cannot be compared either, and is not passed over: as many other owners and attributes as the restore had to
+/// give up are skipped, more of them differ.
+fn compare_rights(restored: &Restored, found: &Compared) -> CheckRecord {
+    let (owners, attributes) = (&found.owners, &found.attributes);
+    let first: Vec<&str> = [owners, attributes].into_iter().filter_map(|other| other.first.as_deref()).collect();
+    let what = format!("{} owners, {} attributes are other ones: {}", owners.count, attributes.count, first.join("; "));
+    let (outcome, actual) = if owners.count > restored.lost.owners || attributes.count > restored.lost.attributes {
+        (Outcome::Differs, what)
+    } else if restored.lost.owners + restored.lost.attributes > 0 {
+        (Outcome::Skipped, format!("they could not be restored here, as this user or on this file system ({what})"))
+    } else {
+        (Outcome::Passed, format!("equal for {} entries", found.entries))
+    };
+    let expected = "owners and extended attributes as backed up".into();
+    CheckRecord { source: restored.record.name.to_string(), name: "owners and attributes".into(), outcome, expected, actual }
 }
 
 fn record_of(source: &Name, result: CheckResult) -> CheckRecord {
@@ -345,7 +371,13 @@ fn skipped(source: &Name, name: &str, expected: String, why: String) -> CheckRec
 /// Puts the facts into a report; the verdict comes later.
 fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, attempt: Attempt, timed_out: bool) -> DrillReport {
     let age_ms = |moment: DateTime<Utc>| u64::try_from((time - moment).num_milliseconds()).unwrap_or(0);
-    let data_loss_ms = age_ms(selected.newest);
+    let data_loss_ms = select::age_ms(selected.newest, time);
+    let clock = data_loss_ms.is_none().then(|| {
+        let newest = select::moment(selected.newest);
+        format!("data loss is not known: the newest snapshot is of {newest}, and it is {} now: a clock is wrong", select::moment(time))
+    });
+    // Not measured though asked for; otherwise only told.
+    let (unmeasured, clock) = if job.objectives.data_loss.is_some() { (clock, None) } else { (None, clock) };
     let missing = backup::missing(&selected.manifest.sources);
     let absent: Vec<String> = job
         .sources
@@ -386,9 +418,10 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
             .into_iter()
             .chain(selected.damaged)
             .chain(absent)
+            .chain(unmeasured)
             .collect(),
         missing,
-        warnings: selected.warning.into_iter().chain(attempt.warnings).collect(),
+        warnings: selected.warning.into_iter().chain(clock).chain(attempt.warnings).collect(),
         cleanup: Cleanup { removed: false, kept: None, kept_until: None, message: String::new() },
         seed: selected.seed,
         exit: None,
@@ -416,7 +449,7 @@ fn kind_of(word: &str) -> Kind {
 }
 
 /// Keeps the target where that was asked for, removes everything else, and looks whether it is gone.
-fn clean_up(job: &Job, request: &DrillRequest, report: &DrillReport, folder: RunFolder) -> Cleanup {
+fn clean_up(job: &Job, request: &DrillRequest, report: &DrillReport, folder: RunFolder, patience: Option<Duration>) -> Cleanup {
     let on_failure = job.drill.keep_on_failure.filter(|_| report.verdict == Verdict::Failed);
     let until = request.keep_target.or(on_failure).and_then(|d| chrono::Duration::from_std(d).ok()).map(|d| job.clock.now() + d);
     let target = target_in(&folder, &job.plan);
@@ -432,7 +465,7 @@ fn clean_up(job: &Job, request: &DrillRequest, report: &DrillReport, folder: Run
         None => (None, None),
     };
     let trouble = trouble.unwrap_or_default();
-    let (removed, message) = match folder.remove() {
+    let (removed, message) = match folder.remove_within(patience) {
         Ok(()) => match &kept {
             None => (true, format!("{trouble}the private folder was removed and is gone")),
             Some((place, until)) => {
@@ -465,11 +498,11 @@ struct Limit {
 }
 
 impl Limit {
-    fn start(outer: &Cancel, limit: Option<Duration>) -> Self {
+    fn start(outer: &Cancel, began: Instant, limit: Option<Duration>) -> Self {
         let cancel = Cancel::default();
         let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
         let (inner, outer) = (cancel.clone(), outer.clone());
-        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let deadline = limit.and_then(|limit| began.checked_add(limit));
         let watch = move || {
             // Ends when `stop` is dropped.
             while stopped.recv_timeout(Duration::from_millis(50)) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {

@@ -35,6 +35,8 @@ use crate::id::Name;
 use crate::repo::Repository;
 use crate::source::{Source, SourceContext, SqlCheck};
 
+pub use work::sweep;
+
 pub use document::{CheckRecord, Existing, Missing, Objective, Phase, Verdict};
 
 /// A source under the name that plan and manifest know it by.
@@ -80,7 +82,6 @@ pub struct Objectives {
 pub struct PlannedCheck {
     pub source: Name,
     pub check: SqlCheck,
-    pub timeout: Duration,
 }
 
 /// How a plan wants to be drilled.

@@ -29,7 +29,7 @@ fn write_report(out: &mut String, report: &DrillReport) -> std::fmt::Result {
     writeln!(out, "  restored   {} bytes in {} entries", grouped(report.bytes_restored), grouped(report.entries_restored))?;
     let recovery = report.recovery_time_ms.map_or_else(|| "not reached".into(), duration_text);
     writeln!(out, "  recovery   {recovery}{}", limit(report, "recovery_time"))?;
-    writeln!(out, "  data loss  {} if disaster had struck then{}", duration_text(report.data_loss_ms), limit(report, "data_loss"))?;
+    writeln!(out, "  data loss  {} if disaster had struck then{}", data_loss(report), limit(report, "data_loss"))?;
 
     section(out, "Why", &report.reasons)?;
     writeln!(out, "\nChecks")?;
@@ -76,6 +76,10 @@ pub(super) fn headline(report: &DrillReport) -> String {
         Some(Kind::Differs) => format!("{verdict}: restored content differs from what was backed up"),
         _ => verdict.into(),
     }
+}
+
+pub(super) fn data_loss(report: &DrillReport) -> String {
+    report.data_loss_ms.map_or_else(|| "not known".into(), duration_text)
 }
 
 pub(super) fn limit(report: &DrillReport, name: &str) -> String {

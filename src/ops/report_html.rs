@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use crate::ops::drill::DrillReport;
-use crate::ops::report::{grouped, headline, limit, word};
+use crate::ops::report::{data_loss, grouped, headline, limit, word};
 use crate::ops::select::moment;
 use crate::ops::verdict::duration_text;
 use crate::ops::{Phase, Verdict};
@@ -65,7 +65,7 @@ fn page(out: &mut String, report: &DrillReport) -> fmt::Result {
         ("Snapshot", format!("{} of {} ({} old)", report.snapshot, moment(report.snapshot_time), duration_text(report.snapshot_age_ms))),
         ("Restored", format!("{} bytes in {} entries", grouped(report.bytes_restored), grouped(report.entries_restored))),
         ("Recovery time", report.recovery_time_ms.map_or_else(|| "not reached".into(), duration_text) + &limit(report, "recovery_time")),
-        ("Data loss", format!("{} if disaster had struck then{}", duration_text(report.data_loss_ms), limit(report, "data_loss"))),
+        ("Data loss", format!("{} if disaster had struck then{}", data_loss(report), limit(report, "data_loss"))),
         ("Clean-up", report.cleanup.message.clone()),
     ];
     rows.extend(report.seed.map(|seed| ("Chosen", format!("at random, seed {seed}"))));
@@ -168,7 +168,7 @@ mod tests {
             reasons: vec![evil.into()],
             failure: None,
             recovery_time_ms: Some(1500),
-            data_loss_ms: 60_000,
+            data_loss_ms: Some(60_000),
             duration_ms: 2000,
             bytes_restored: 1234,
             entries_restored: 2,

@@ -219,11 +219,7 @@ fn drill(drill: &plan::Drill) -> DrillSettings {
         random: drill.at == DrillAt::Random,
         window: Some(drill.window),
         compare_percent: drill.compare.percent(),
-        checks: drill
-            .checks
-            .iter()
-            .map(|check| PlannedCheck { source: check.source.clone(), check: check.to_sql_check(), timeout: check.timeout })
-            .collect(),
+        checks: drill.checks.iter().map(|check| PlannedCheck { source: check.source.clone(), check: check.to_sql_check() }).collect(),
         keep_on_failure: Some(drill.keep_target_on_failure).filter(|d| !d.is_zero()),
         time_limit: drill.time_limit,
         disk_limit_bytes: drill.disk_limit_bytes,

@@ -110,6 +110,15 @@ pub fn verified_at(reports: &[ReportRecord], id: SnapshotId) -> Option<DateTime<
     verified
 }
 
+/// How old something of this moment is. `None`: that moment has not been yet, so one of two clocks is wrong and nothing is known. (Two hosts
+/// that keep their clocks right still differ a little.)
+#[must_use]
+pub fn age_ms(moment: DateTime<Utc>, now: DateTime<Utc>) -> Option<u64> {
+    const SKEW_MS: i64 = 5_000;
+    let age = (now - moment).num_milliseconds();
+    (age >= -SKEW_MS).then(|| u64::try_from(age).unwrap_or(0))
+}
+
 /// One line on a snapshot for messages: id, moment.
 #[must_use]
 pub fn describe(manifest: &Manifest) -> String {

@@ -15,7 +15,8 @@ use crate::entry::{Entry, EntryKind, is_valid_path};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::repo::{BlockSink, Repository, SourceRecord, StoredEntry, Wanted};
-use crate::source::files::apply::TreeTarget;
+use crate::source::files::apply::{Lost, TreeTarget};
+use crate::source::files::xattr;
 
 /// Plain bytes that a batch holds at most, unless a single file is larger.
 const BATCH_BYTES: u64 = 1 << 30;
@@ -45,6 +46,7 @@ pub(super) struct Brought {
     pub(super) bytes_fetched: u64,
     /// Metadata that could not be set.
     pub(super) warnings: Vec<String>,
+    pub(super) lost: Lost,
 }
 
 impl Brought {
@@ -54,6 +56,9 @@ impl Brought {
         self.bytes_existing += other.bytes_existing;
         self.bytes_fetched += other.bytes_fetched;
         self.warnings.extend(other.warnings);
+        self.lost.owners += other.lost.owners;
+        self.lost.attributes += other.lost.attributes;
+        self.lost.content += other.lost.content;
     }
 }
 
@@ -66,6 +71,34 @@ pub(super) struct Compared {
     pub(super) differences: u64,
     /// The first of them, in words.
     pub(super) described: Vec<String>,
+    /// Owners and attributes that are other ones; not counted as differences, because they may have been impossible to restore.
+    pub(super) owners: Other,
+    pub(super) attributes: Other,
+}
+
+/// Metadata that is not what it was: how often, and the first in words.
+#[derive(Debug, Default)]
+pub(super) struct Other {
+    pub(super) count: u64,
+    pub(super) first: Option<String>,
+}
+
+impl Other {
+    fn add(&mut self, entry: &Entry, what: impl FnOnce() -> String) {
+        self.count += 1;
+        self.first.get_or_insert_with(|| format!("{}: {}", entry.display_path(), what()));
+    }
+}
+
+/// What of an entry's metadata is compared beside kind, size and link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Metadata {
+    /// A stream has none of its own.
+    None,
+    /// Mode, owner and attributes: a database's file has the time of its recovery.
+    Rights,
+    /// Also modification times.
+    All,
 }
 
 impl Compared {
@@ -108,7 +141,8 @@ impl Transfer<'_> {
             }
         }
         self.fetch_batch(&mut batch, &target, &mut brought)?;
-        brought.warnings = target.finish()?.warnings;
+        let applied = target.finish()?;
+        (brought.warnings, brought.lost) = (applied.warnings, applied.lost);
         if (brought.entries, brought.bytes) == (record.entries, record.bytes) {
             Ok(brought)
         } else {
@@ -141,11 +175,11 @@ impl Transfer<'_> {
 
     /// Reads the content at `place` from disk and compares it with the chunk ids of the stored tree. `percent` (1–100) is the share of
     /// files whose bytes are read, chosen by `seed`, at least one; names, kinds, sizes and links of all entries are always compared, and for a folder also
-    /// that nothing else is there. `times` adds modes and modification times.
+    /// that nothing else is there. `metadata` adds more of all entries.
     ///
     /// # Errors
     /// `Interrupted`, `Damaged` (the repository, not the copy), `Unavailable`. A difference is a result.
-    pub(super) fn compare(&self, record: &SourceRecord, place: &Path, percent: u8, seed: u64, times: bool) -> Result<Compared> {
+    pub(super) fn compare(&self, record: &SourceRecord, place: &Path, percent: u8, seed: u64, metadata: Metadata) -> Result<Compared> {
         let folder = fs::symlink_metadata(place).io_context(|| format!("look at {}", place.display()))?.is_dir();
         let mut compared = Compared::default();
         let mut rooted = false;
@@ -159,9 +193,13 @@ impl Transfer<'_> {
                 compared.differs(format!("{}: has no place in a single file", stored.entry.display_path()));
                 continue;
             };
-            if let Some(difference) = metadata_difference(&path, place, &stored, times) {
+            if let Some(difference) = metadata_difference(&path, place, &stored, metadata) {
                 compared.differs(format!("{}: {difference}", stored.entry.display_path()));
                 continue;
+            }
+            // Another name of a file that was compared by its first one.
+            if metadata != Metadata::None && !matches!(stored.entry.kind, EntryKind::Hardlink { .. }) {
+                compare_rights(&path, &stored.entry, &mut compared)?;
             }
             if matches!(stored.entry.kind, EntryKind::File { .. }) && (compared.files == 0 || chosen(seed, &stored.entry.path, percent)) {
                 let file = open_plain(&path).io_context(|| format!("open {}", path.display()))?;
@@ -384,7 +422,7 @@ fn locate(place: &Path, folder: bool, entry: &Entry) -> Option<PathBuf> {
 }
 
 /// How an entry on disk is not what was stored, content apart.
-fn metadata_difference(path: &Path, place: &Path, stored: &StoredEntry, times: bool) -> Option<String> {
+fn metadata_difference(path: &Path, place: &Path, stored: &StoredEntry, compared: Metadata) -> Option<String> {
     let Ok(metadata) = fs::symlink_metadata(path) else { return Some("is not there".into()) };
     let kind = metadata.file_type();
     let entry = &stored.entry;
@@ -406,16 +444,43 @@ fn metadata_difference(path: &Path, place: &Path, stored: &StoredEntry, times: b
         EntryKind::Fifo if !std::os::unix::fs::FileTypeExt::is_fifo(&kind) => Some("is not a named pipe".into()),
         _ => None,
     };
-    if wrong.is_some() || !times || kind.is_symlink() {
+    if wrong.is_some() || compared == Metadata::None {
         return wrong;
     }
     let mtime_ns = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
     // Set-id bits are given up together with an owner that could not be set.
     let mask = if (metadata.uid(), metadata.gid()) == (entry.uid, entry.gid) { 0o7777 } else { 0o1777 };
-    if metadata.mode() & mask != entry.mode & mask {
+    // A symbolic link has no mode of its own.
+    if !kind.is_symlink() && metadata.mode() & mask != entry.mode & mask {
         return Some(format!("has mode {:o} instead of {:o}", metadata.mode() & mask, entry.mode & mask));
     }
-    (mtime_ns != entry.mtime_ns).then(|| "has another modification time".into())
+    (compared == Metadata::All && mtime_ns != entry.mtime_ns).then(|| "has another modification time".into())
+}
+
+/// Owner and attributes. Attributes that only are there now are the system's (a security label), unless somebody else made them.
+fn compare_rights(path: &Path, entry: &Entry, compared: &mut Compared) -> Result<()> {
+    let found = fs::symlink_metadata(path).io_context(|| format!("look at {}", path.display()))?;
+    if (found.uid(), found.gid()) != (entry.uid, entry.gid) {
+        compared.owners.add(entry, || format!("belongs to {}:{} instead of {}:{}", found.uid(), found.gid(), entry.uid, entry.gid));
+    }
+    let there = match xattr::read_all(path) {
+        Ok(there) => there,
+        Err(errno) => {
+            compared.attributes.add(entry, || format!("attributes cannot be read: {}", io::Error::from(errno)));
+            return Ok(());
+        }
+    };
+    for (name, value) in &entry.xattrs {
+        if !there.iter().any(|(known, found)| known == name && found == value) {
+            compared.attributes.add(entry, || format!("attribute {} is not what it was", name.escape_ascii()));
+        }
+    }
+    for (name, _) in there.iter().filter(|(name, _)| name.starts_with(b"user.")) {
+        if entry.xattrs.iter().all(|(known, _)| known != name) {
+            compared.attributes.add(entry, || format!("attribute {} was not there", name.escape_ascii()));
+        }
+    }
+    Ok(())
 }
 
 fn open_plain(path: &Path) -> io::Result<File> {

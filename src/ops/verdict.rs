@@ -76,13 +76,13 @@ pub fn judge(facts: &Facts<'_>) -> Judgement {
 
 /// Measured against the plan's promises; in the order recovery time, data loss.
 #[must_use]
-pub fn objectives(promised: &Objectives, recovery_time_ms: Option<u64>, data_loss_ms: u64) -> Vec<Objective> {
+pub fn objectives(promised: &Objectives, recovery_time_ms: Option<u64>, data_loss_ms: Option<u64>) -> Vec<Objective> {
     let objective = |name: &str, limit: Duration, actual_ms: Option<u64>| {
         let limit_ms = millis(limit);
         Objective { name: name.into(), limit_ms, actual_ms, met: actual_ms.is_some_and(|actual| actual <= limit_ms) }
     };
     let recovery = promised.recovery_time.map(|limit| objective("recovery_time", limit, recovery_time_ms));
-    let loss = promised.data_loss.map(|limit| objective("data_loss", limit, Some(data_loss_ms)));
+    let loss = promised.data_loss.map(|limit| objective("data_loss", limit, data_loss_ms));
     recovery.into_iter().chain(loss).collect()
 }
 
@@ -159,10 +159,11 @@ mod tests {
     #[test]
     fn a_limit_is_met_when_it_is_just_reached() {
         let promised = Objectives { data_loss: Some(Duration::from_millis(10)), recovery_time: Some(Duration::from_secs(1)) };
-        let measured = objectives(&promised, Some(1000), 11);
+        let measured = objectives(&promised, Some(1000), Some(11));
         assert_eq!(measured.iter().map(|o| (o.name.as_str(), o.met)).collect::<Vec<_>>(), [("recovery_time", true), ("data_loss", false)]);
-        assert!(!objectives(&promised, None, 0)[0].met, "what could not be measured was not met");
-        assert!(objectives(&Objectives::default(), Some(1), 1).is_empty());
+        assert!(!objectives(&promised, None, Some(0))[0].met, "what could not be measured was not met");
+        assert!(!objectives(&promised, Some(1), None)[1].met, "a wrong clock meets nothing");
+        assert!(objectives(&Objectives::default(), Some(1), Some(1)).is_empty());
     }
 
     #[test]

@@ -14,12 +14,14 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::RunId;
+use crate::ops::verdict::{duration_text, millis};
 
 /// A kernel lock on a file, held until dropped.
 #[derive(Debug)]
@@ -88,6 +90,26 @@ pub(crate) fn lock_backup(work: &Path, plan: &str, now: DateTime<Utc>) -> Result
     })
 }
 
+/// Removes what killed runs left and kept drill targets whose time is over, in the work folders of all plans below this state folder, also
+/// of those that no plan file knows any more. What cannot be removed is logged, and told by nothing else.
+pub fn sweep(state: &Path, now: DateTime<Utc>) {
+    let Ok(plans) = fs::read_dir(state.join("work")) else { return };
+    for plan in plans.flatten().filter(|item| item.file_type().is_ok_and(|kind| kind.is_dir())) {
+        told(sweep_plan(&plan.path(), now));
+    }
+}
+
+fn sweep_plan(work: &Path, now: DateTime<Utc>) -> Result<()> {
+    let dead = {
+        let _moment = FileLock::wait(&work.join("folders.lock"))?;
+        bury(work, now)?
+    };
+    for path in dead {
+        told(remove_tree(&path));
+    }
+    Ok(())
+}
+
 /// A run's private scratch folder. Removed when dropped; [`RunFolder::remove`] also proves it.
 #[derive(Debug)]
 pub(crate) struct RunFolder {
@@ -118,6 +140,28 @@ impl RunFolder {
     /// The folder.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Like [`RunFolder::remove`], but waits no longer than this. What is left then is removed all the same if this process lives long
+    /// enough, and otherwise swept by the next run or the daemon.
+    ///
+    /// # Errors
+    /// When something is left.
+    pub(crate) fn remove_within(self, limit: Option<Duration>) -> Result<()> {
+        let Some(limit) = limit else { return self.remove() };
+        let (path, (sender, receiver)) = (self.path.clone(), std::sync::mpsc::channel());
+        std::thread::Builder::new()
+            .name("cleanup".into())
+            // Whoever gave up waiting does not listen.
+            .spawn(move || drop(sender.send(self.remove())))
+            .io_context(|| format!("start the removal of {}", path.display()))?;
+        receiver.recv_timeout(limit).unwrap_or_else(|_| {
+            let limit = duration_text(millis(limit));
+            Err(Error::new(
+                Kind::Failed,
+                format!("remove folder {}: not done after {limit}, the next run removes what is left", path.display()),
+            ))
+        })
     }
 
     /// Removes it and looks whether it is gone.
@@ -298,6 +342,43 @@ mod tests {
         // A lock file that cannot be opened, whoever asks.
         fs::create_dir_all(work.path().join("run-left/owner")).unwrap();
         drop(RunFolder::create(work.path(), time(0)).unwrap());
+    }
+
+    #[test]
+    fn a_sweep_reaches_every_plan_there_ever_was() {
+        let state = tempfile::tempdir().unwrap();
+        sweep(state.path(), time(0));
+        let work = state.path().join("work/gone");
+        let run = RunFolder::create(&work, time(0)).unwrap();
+        let kept = |drill: &str, until| {
+            let target = run.path().join("crm.sqlite");
+            fs::write(&target, "x").unwrap();
+            keep(&work, &target, &Kept { until: time(until), drill: drill.into(), snapshot: "01".into() }).unwrap()
+        };
+        let (short, long) = (kept("01short", 10), kept("01long", 20));
+        sweep(state.path(), time(9));
+        assert!(short.exists() && long.exists() && run.path().is_dir());
+        sweep(state.path(), time(10));
+        assert!(!short.exists() && long.exists() && run.path().is_dir(), "a live run and what may stay, stay");
+        assert!(!work.join("kept-01short.json").exists());
+        fs::create_dir_all(work.join("run-left")).unwrap();
+        sweep(state.path(), time(11));
+        assert!(!work.join("run-left").exists(), "what a killed run left");
+    }
+
+    #[test]
+    fn removal_is_waited_for_no_longer_than_its_limit() {
+        let work = tempfile::tempdir().unwrap();
+        let run = RunFolder::create(work.path(), time(0)).unwrap();
+        let path = run.path().to_owned();
+        run.remove_within(Some(Duration::from_mins(5))).unwrap();
+        assert!(!path.exists());
+        let run = RunFolder::create(work.path(), time(0)).unwrap();
+        for number in 0..2000 {
+            fs::write(run.path().join(number.to_string()), "x").unwrap();
+        }
+        let late = run.remove_within(Some(Duration::ZERO)).unwrap_err();
+        assert!(late.to_string().contains("not done after 0 ms"), "{late}");
     }
 
     #[test]

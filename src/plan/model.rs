@@ -244,7 +244,13 @@ impl Check {
     /// As a source wants it.
     #[must_use]
     pub fn to_sql_check(&self) -> SqlCheck {
-        SqlCheck { name: self.name.clone(), sql: self.sql.clone(), expect: self.expect.clone(), database: self.database.clone() }
+        SqlCheck {
+            name: self.name.clone(),
+            sql: self.sql.clone(),
+            expect: self.expect.clone(),
+            database: self.database.clone(),
+            timeout: self.timeout,
+        }
     }
 }
 

@@ -183,6 +183,17 @@ impl Expectation {
         if ordered { Ok(Self(Form::Between(low, high))) } else { Err(wrong("the first value of between is greater than the second")) }
     }
 
+    /// Whether a row of one or more values is as expected. Of several values, null is as in SQL: the row `is null` when all of them are and
+    /// `is not null` when none is; a row with some of both is neither. For a comparison they are one text ([`row_text`]).
+    #[must_use]
+    pub fn holds_row(&self, row: &[Option<String>]) -> bool {
+        match self.0 {
+            Form::Null => row.iter().all(Option::is_none),
+            Form::NotNull => row.iter().all(Option::is_some),
+            Form::Compare(..) | Form::Between(..) => self.holds(row_text(row).as_deref()),
+        }
+    }
+
     /// Whether the value that a database answered (its text form; `None` is SQL's null) is as expected.
     #[must_use]
     pub fn holds(&self, value: Option<&str>) -> bool {
@@ -226,6 +237,16 @@ impl TryFrom<String> for Expectation {
 impl From<Expectation> for String {
     fn from(expectation: Expectation) -> Self {
         expectation.to_string()
+    }
+}
+
+/// The text of a row: a lone value as it is, several joined by `|`, a null among them empty. `None`: nothing but nulls.
+#[must_use]
+pub fn row_text(row: &[Option<String>]) -> Option<String> {
+    match row {
+        [value] => value.clone(),
+        row if row.iter().all(Option::is_none) => None,
+        row => Some(row.iter().map(|value| value.as_deref().unwrap_or_default()).collect::<Vec<_>>().join("|")),
     }
 }
 
@@ -364,6 +385,24 @@ mod tests {
         assert!(!Expectation::parse("is  NOT null").unwrap().holds(None));
         assert!(holds("is not null", ""));
         assert!(!Expectation::parse("!= 1").unwrap().holds(None));
+    }
+
+    #[test]
+    fn a_row_of_several_values_is_null_as_in_sql() {
+        let row = |values: &[Option<&str>]| values.iter().map(|value| value.map(str::to_owned)).collect::<Vec<_>>();
+        let holds = |text: &str, values: &[Option<&str>]| Expectation::parse(text).unwrap().holds_row(&row(values));
+        let table: [(&[Option<&str>], bool, bool); 5] = [
+            (&[None], true, false),
+            (&[Some("")], false, true),
+            (&[None, None, None], true, false),
+            (&[Some("1"), None], false, false),
+            (&[Some("1"), Some("")], false, true),
+        ];
+        for (values, null, not_null) in table {
+            assert_eq!((holds("is null", values), holds("is not null", values)), (null, not_null), "{values:?}");
+        }
+        assert!(holds("= '1||a'", &[Some("1"), None, Some("a")]));
+        assert!(!holds("!= 'x'", &[None, None]) && !holds("= '|'", &[None, None]), "nothing but nulls compares with nothing");
     }
 
     #[test]

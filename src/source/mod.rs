@@ -131,6 +131,8 @@ pub struct SqlCheck {
     pub expect: Expectation,
     /// For servers with several databases.
     pub database: Option<String>,
+    /// The longest time for its answer.
+    pub timeout: Duration,
 }
 
 pub use expect::Expectation;
@@ -143,8 +145,6 @@ pub struct ProveRequest {
     /// How many of the fingerprints to compare: 0–100 percent of the tables, at least one unless 0.
     pub compare_percent: u8,
     pub checks: Vec<SqlCheck>,
-    /// Limit for each SQL assertion.
-    pub check_timeout: Duration,
 }
 
 /// How a check ended.

@@ -357,7 +357,7 @@ fn sizes(first: &BackupReport, second: &BackupReport, drill: &DrillReport) -> St
     let ratio = plain as f64 / stored.max(1) as f64;
     render::pairs(&[
         ("recovery time (RTO)", format!("{} measured, 15 min allowed", render::or_dash(drill.recovery_time_ms.map(render::duration_ms)))),
-        ("data loss (RPO)", format!("{} measured, 1 d allowed", render::duration_ms(drill.data_loss_ms))),
+        ("data loss (RPO)", format!("{} measured, 1 d allowed", render::or_dash(drill.data_loss_ms.map(render::duration_ms)))),
         ("first backup", format!("{} of content, {} stored", render::bytes(first.bytes_source), render::bytes(first.bytes_stored))),
         ("second backup", format!("{} of content, {} stored", render::bytes(second.bytes_source), render::bytes(second.bytes_stored))),
         (

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
@@ -114,8 +113,7 @@ pub(super) fn prove(app: &App, plan: &str, database: &Path) -> Result<(Vec<Strin
         progress: Arc::new(Silent),
         cancel: app.cancel.clone(),
     };
-    let request =
-        ProveRequest { fingerprints: finish.fingerprints, compare_percent: 100, checks: Vec::new(), check_timeout: Duration::from_mins(1) };
+    let request = ProveRequest { fingerprints: finish.fingerprints, compare_percent: 100, checks: Vec::new() };
     let results = source.source.prove(database, &request, &context);
     fs::remove_dir_all(&scratch).io_context(|| format!("remove {}", scratch.display()))?;
     let results = results?;

@@ -18,6 +18,7 @@ use crate::ops::work::remove_tree;
 use crate::ops::{Job, context, resolve};
 use crate::repo::SourceRecord;
 use crate::source::Source;
+use crate::source::files::apply::Lost;
 
 /// What became of one source.
 #[derive(Clone)]
@@ -28,6 +29,8 @@ pub(in crate::ops) struct Restored {
     pub(in crate::ops) usable: PathBuf,
     /// Where the content as it was stored is now: the same, or still in the partial folder when the source made something else of it.
     pub(in crate::ops) content: PathBuf,
+    /// Metadata that could not be set.
+    pub(in crate::ops) lost: Lost,
 }
 
 /// A restore that is done, but for removing its partial folder.
@@ -65,17 +68,19 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     job.progress.event(Event::Phase { name: "restore", detail: plan.target.clone() });
     job.progress.event(Event::Total { bytes: plan.bytes, items: plan.entries });
     let mut brought = Brought::default();
+    let mut lost = Vec::new();
     for record in sources {
         let one = fetch(job, record, &partial).map_err(|e| interrupted_at(e, record, &place))?;
+        lost.push(one.lost);
         brought.add(one);
     }
 
     watch.phase("adopt");
     job.progress.event(Event::Phase { name: "adopt", detail: plan.target.clone() });
     let mut restored = Vec::new();
-    for record in sources {
+    for (record, lost) in sources.iter().zip(lost) {
         match adopt(job, record, plan, &partial) {
-            Ok(one) => restored.push(one),
+            Ok(one) => restored.push(Restored { lost, ..one }),
             // A mistake in what was asked for (a table that is not there): going on would not help, asking otherwise would.
             Err(error) if error.kind() == Kind::Usage && !partial.resumed() => return Err(partial.remove().err().unwrap_or(error)),
             Err(error) => return Err(interrupted_at(error, record, &place)),
@@ -161,7 +166,7 @@ fn adopt(job: &Job, record: &SourceRecord, plan: &RestorePlan, partial: &Partial
         usable = part;
     }
     let content = if usable == folder || (usable.parent() == Some(&folder) && usable.is_file()) { usable.clone() } else { folder };
-    Ok(Restored { record: record.clone(), source, usable, content })
+    Ok(Restored { record: record.clone(), source, usable, content, lost: Lost::default() })
 }
 
 /// Gives a file the owner (where allowed) and the mode of another one.
@@ -243,7 +248,8 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
         phases,
         moved_aside,
         missing: plan.missing.clone(),
-        incomplete: !plan.missing.is_empty(),
+        lost: brought.lost.content,
+        incomplete: !plan.missing.is_empty() || brought.lost.content > 0,
         warnings,
     }
 }

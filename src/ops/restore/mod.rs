@@ -109,6 +109,10 @@ pub struct RestoreReport {
     pub moved_aside: Vec<Existing>,
     /// What the backup could not read and is therefore not here.
     pub missing: Vec<Missing>,
+    /// How many owners and attributes could not be set although they are part of what was backed up: every attribute that somebody may have
+    /// put there, and, for root, every owner. The warnings say which. An owner that only root may set is a warning and not counted.
+    pub lost: u64,
+    /// Something is missing or lost.
     pub incomplete: bool,
     pub warnings: Vec<String>,
 }

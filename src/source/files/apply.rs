@@ -37,6 +37,7 @@ pub struct TreeTarget {
     parent: Mutex<Option<(Vec<u8>, Arc<OwnedFd>)>>,
     folders: Mutex<Vec<Entry>>,
     warnings: Mutex<BTreeMap<&'static str, (u64, String)>>,
+    lost: Mutex<Lost>,
 }
 
 /// What became of a finished tree.
@@ -44,7 +45,24 @@ pub struct TreeTarget {
 pub struct Applied {
     /// Metadata that this user or this file system does not allow to set; one line for each kind, with a count and an example.
     pub warnings: Vec<String>,
+    pub lost: Lost,
 }
+
+/// How much metadata could not be set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Entries whose owner or group is another one.
+    pub owners: u64,
+    /// Attributes of entries.
+    pub attributes: u64,
+    /// Of these all, what a restore must not call whole without: attributes that hold what somebody put there (`user.…`, ACLs in `system.…`),
+    /// and whatever root, who may set anything, could not set. An owner that is not root cannot give away what it restores, nor set what the
+    /// kernel keeps for root.
+    pub content: u64,
+}
+
+const OWNERS: &str = "owners were not restored: only root may do that";
+const ATTRIBUTES: &str = "extended attributes were not restored: not allowed here";
 
 impl TreeTarget {
     /// Begins a tree in a new folder (made `0700`; its parent must exist) or an empty one.
@@ -80,6 +98,7 @@ impl TreeTarget {
             parent: Mutex::new(None),
             folders: Mutex::new(Vec::new()),
             warnings: Mutex::new(BTreeMap::new()),
+            lost: Mutex::default(),
         })
     }
 
@@ -178,7 +197,7 @@ impl TreeTarget {
         rustix::fs::syncfs(&self.root).map_err(|errno| Error::io(format!("flush {} to disk", self.shown.display()), errno.into()))?;
         let warnings = self.warnings.into_inner().unwrap_or_else(PoisonError::into_inner);
         let lines = warnings.into_iter().map(|(what, (count, example))| format!("{what} ({count} times, for example {example})"));
-        Ok(Applied { warnings: lines.collect() })
+        Ok(Applied { warnings: lines.collect(), lost: self.lost.into_inner().unwrap_or_else(PoisonError::into_inner) })
     }
 
     fn later(&self, entry: &Entry) {
@@ -274,7 +293,12 @@ impl TreeTarget {
         }
         for (name, value) in &entry.xattrs {
             if let Err(errno) = rustix::fs::fsetxattr(&file, OsStr::from_bytes(name), value, XattrFlags::empty()) {
-                self.attribute_refused(entry, errno)?;
+                let mut there = vec![0; value.len() + 1];
+                let length = rustix::fs::fgetxattr(&file, OsStr::from_bytes(name), &mut there[..]);
+                if length.is_ok_and(|length| there[..length] == **value) {
+                    continue;
+                }
+                self.attribute_refused(entry, name, errno)?;
             }
         }
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).map_err(failed)?;
@@ -286,7 +310,7 @@ impl TreeTarget {
         for (attribute, value) in &entry.xattrs {
             let path = proc_path(parent, name.as_bytes());
             if let Err(errno) = rustix::fs::lsetxattr(&path, OsStr::from_bytes(attribute), value, XattrFlags::empty()) {
-                self.attribute_refused(entry, errno)?;
+                self.attribute_refused(entry, attribute, errno)?;
             }
         }
         self.time_by_name(parent, name, entry)
@@ -323,17 +347,24 @@ impl TreeTarget {
     fn owner_refused(&self, entry: &Entry, errno: Errno) -> Result<()> {
         match errno {
             Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP => {
-                self.warn("owners were not restored: only root may do that", entry, errno);
+                self.warn(OWNERS, entry, errno);
+                let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+                lost.owners += 1;
+                lost.content += u64::from(rustix::process::geteuid().is_root());
                 Ok(())
             }
             other => Err(self.failed("set the owner of", entry, other)),
         }
     }
 
-    fn attribute_refused(&self, entry: &Entry, errno: Errno) -> Result<()> {
+    fn attribute_refused(&self, entry: &Entry, name: &[u8], errno: Errno) -> Result<()> {
         match errno {
             Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL => {
-                self.warn("extended attributes were not restored: not allowed here", entry, errno);
+                self.warn(ATTRIBUTES, entry, errno);
+                let of_content = name.starts_with(b"user.") || name.starts_with(b"system.") || rustix::process::geteuid().is_root();
+                let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+                lost.attributes += 1;
+                lost.content += u64::from(of_content);
                 Ok(())
             }
             other => Err(self.failed("set an extended attribute of", entry, other)),

@@ -20,11 +20,12 @@ mod beneath;
 mod exclude;
 mod snapshot;
 mod walk;
-mod xattr;
+pub mod xattr;
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
+use crate::event::Cancel;
 use crate::source::{CheckResult, Diagnosis, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot};
 
 pub use exclude::Exclude;
@@ -63,13 +64,17 @@ impl Source for FilesSource {
             Err(error) => Diagnosis { name: "settings".into(), ok: false, message: error.to_string() },
         };
         let folder = match snapshot::open_root(&self.path) {
-            Ok((root, resolved)) => match rustix::fs::Dir::read_from(&root)
-                .map(|mut items| items.all(|item| item.is_ok_and(|item| matches!(item.file_name().to_bytes(), b"." | b".."))))
-            {
-                Ok(true) => Diagnosis { name: "folder".into(), ok: false, message: format!("{}: {}", resolved.display(), snapshot::EMPTY) },
-                Ok(false) => Diagnosis { name: "folder".into(), ok: true, message: resolved.display().to_string() },
-                Err(errno) => Diagnosis { name: "folder".into(), ok: false, message: format!("list {}: {errno}", resolved.display()) },
-            },
+            Ok((_, resolved)) => {
+                // Patterns that are wrong are told above.
+                let exclude = self.validate().unwrap_or_default();
+                let begun = snapshot::FilesSnapshot::begin(&self.path, exclude, None, Cancel::default());
+                let (ok, message) = match begun.and_then(snapshot::nothing) {
+                    Ok(None) => (true, resolved.display().to_string()),
+                    Ok(Some(why)) => (false, format!("{}: {why}", resolved.display())),
+                    Err(error) => (false, format!("list {}: {error}", resolved.display())),
+                };
+                Diagnosis { name: "folder".into(), ok, message }
+            }
             Err(error) => {
                 let cause = error.causes().first().map(|cause| format!(": {cause}")).unwrap_or_default();
                 Diagnosis {

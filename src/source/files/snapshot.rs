@@ -25,7 +25,9 @@ const RACY_NS: i128 = 2_000_000_000;
 const ANNOUNCE_BYTES: i64 = 1 << 20;
 
 /// An empty tree is what a missing mount looks like.
-pub const EMPTY: &str = "there is nothing in this folder to back up: is the file system mounted, and does `exclude` leave anything?";
+pub const EMPTY: &str = "there is nothing in this folder to back up: is the file system mounted?";
+/// The folder holds something, and the plan leaves all of it out.
+pub const ALL_EXCLUDED: &str = "`exclude` leaves nothing of this folder to back up: look at its patterns";
 
 /// A tree being walked and read.
 pub struct FilesSnapshot {
@@ -246,11 +248,21 @@ impl SourceSnapshot for FilesSnapshot {
         problems.append(&mut self.problems);
         let Counts { files, folders, symlinks, hardlinks, fifos } = self.counts;
         if problems.is_empty() && folders <= 1 && files + symlinks + hardlinks + fifos == 0 {
-            problems.push(Problem { object: ".".into(), kind: "empty-folder".into(), message: EMPTY.into() });
+            let (kind, message) = if self.walk.excluded > 0 { ("all-excluded", ALL_EXCLUDED) } else { ("empty-folder", EMPTY) };
+            problems.push(Problem { object: ".".into(), kind: kind.into(), message: message.into() });
         }
         let consistency = json!({ "files": files, "folders": folders, "symlinks": symlinks, "hardlinks": hardlinks, "fifos": fifos });
         Ok(Finish { consistency, fingerprints: Vec::new(), problems })
     }
+}
+
+/// Why there is nothing below the root; `None`: there is something.
+pub fn nothing(mut snapshot: FilesSnapshot) -> Result<Option<&'static str>> {
+    let _root = snapshot.walk.next()?;
+    if snapshot.walk.next()?.is_some() || !snapshot.walk.problems.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(if snapshot.walk.excluded > 0 { ALL_EXCLUDED } else { EMPTY }))
 }
 
 /// Lists a whole tree and opens every file in it, without reading.

@@ -39,12 +39,14 @@ pub struct Walk {
     root: Option<OwnedFd>,
     levels: Vec<Level>,
     exclude: Exclude,
+    /// How many were left out because of `exclude`; what is in a folder that was left out is not counted.
+    pub excluded: u64,
     pub problems: Vec<Problem>,
 }
 
 impl Walk {
     pub fn new(root: OwnedFd, exclude: Exclude) -> Self {
-        Self { root: Some(root), levels: Vec::new(), exclude, problems: Vec::new() }
+        Self { root: Some(root), levels: Vec::new(), exclude, excluded: 0, problems: Vec::new() }
     }
 
     /// The next thing in tree order; first the root itself.
@@ -89,7 +91,9 @@ impl Walk {
             Ok(stat) => stat,
             Err(errno) => {
                 // What cannot even be looked at is a problem unless its name is left out anyway.
-                if !self.exclude.matches(&path, name.to_bytes(), false) {
+                if self.exclude.matches(&path, name.to_bytes(), false) {
+                    self.excluded += 1;
+                } else {
                     lost(&mut self.problems, &path, errno)?;
                 }
                 return Ok(None);
@@ -97,6 +101,7 @@ impl Walk {
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         if self.exclude.matches(&path, name.to_bytes(), kind == FileType::Directory) {
+            self.excluded += 1;
             return Ok(None);
         }
         let mut found = Found { path, stat, target: Vec::new(), xattrs: Vec::new() };

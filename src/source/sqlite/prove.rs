@@ -11,6 +11,7 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::types::ValueRef;
 
 use crate::error::Result;
+use crate::source::expect::row_text;
 use crate::source::sqlite::content::{self, Stop, TableContent};
 use crate::source::sqlite::open::{Header, beside, open_copy};
 use crate::source::{CheckResult, Outcome, ProveRequest, SourceContext, SqlCheck, TableFingerprint};
@@ -40,7 +41,7 @@ pub fn prove(database: &Path, request: &ProveRequest, context: &SourceContext) -
     results.extend(check_content(database, request, key, &stop));
     context.cancel.check()?;
     for check in &request.checks {
-        results.push(check_sql(database, check, request.check_timeout, &stop));
+        results.push(check_sql(database, check, &stop));
         context.cancel.check()?;
     }
     Ok(results)
@@ -216,16 +217,17 @@ fn choose(fingerprints: &[TableFingerprint], percent: u8) -> Vec<&TableFingerpri
 }
 
 /// One SQL assertion, on a connection of its own.
-fn check_sql(database: &Path, check: &SqlCheck, limit: Duration, stop: &Stop) -> CheckResult {
+fn check_sql(database: &Path, check: &SqlCheck, stop: &Stop) -> CheckResult {
+    let limit = check.timeout;
     let expected = check.expect.to_string();
     let timed_out = Arc::new(AtomicBool::new(false));
     let outcome = open_limited(database, limit, stop, &timed_out)
         .map_err(|error| error.to_string())
         .and_then(|connection| ask(&connection, &check.sql));
     match outcome {
-        Ok(value) => {
-            let outcome = if check.expect.holds(value.as_deref()) { Outcome::Passed } else { Outcome::Failed };
-            result(&check.name, outcome, expected, value.unwrap_or_else(|| "NULL".into()))
+        Ok(row) => {
+            let outcome = if check.expect.holds_row(&row) { Outcome::Passed } else { Outcome::Failed };
+            result(&check.name, outcome, expected, row_text(&row).unwrap_or_else(|| "NULL".into()))
         }
         Err(_) if timed_out.load(Ordering::Relaxed) => {
             result(&check.name, Outcome::Failed, expected, format!("took longer than its limit of {} s", limit.as_secs_f64()))
@@ -309,8 +311,8 @@ fn authorize(context: AuthContext<'_>) -> Authorization {
     }
 }
 
-/// Runs one statement that yields one row: a lone value as it is, several joined by `|`. NULL is `None`.
-fn ask(connection: &Connection, sql: &str) -> Result<Option<String>, String> {
+/// Runs one statement that yields one row. NULL is `None`.
+fn ask(connection: &Connection, sql: &str) -> Result<Vec<Option<String>>, String> {
     let text = |error: rusqlite::Error| error.to_string();
     let mut statement = connection.prepare(sql).map_err(text)?;
     let columns = statement.column_count();
@@ -324,10 +326,7 @@ fn ask(connection: &Connection, sql: &str) -> Result<Option<String>, String> {
     if rows.next().map_err(text)?.is_some() {
         return Err("the statement yields more than one row".into());
     }
-    Ok(match values.as_slice() {
-        [value] => value.clone(),
-        values => Some(values.iter().map(|value| value.as_deref().unwrap_or_default()).collect::<Vec<_>>().join("|")),
-    })
+    Ok(values)
 }
 
 fn show_value(value: ValueRef<'_>) -> Option<String> {

@@ -16,8 +16,9 @@ fn run(path: &Path, sql: &str, expect: &str, limit: Duration) -> CheckResult {
         progress: Arc::new(Silent),
         cancel: Cancel::default(),
     };
-    let check = SqlCheck { name: "check".into(), sql: sql.into(), expect: Expectation::parse(expect).unwrap(), database: None };
-    let request = ProveRequest { fingerprints: Vec::new(), compare_percent: 100, checks: vec![check], check_timeout: limit };
+    let check =
+        SqlCheck { name: "check".into(), sql: sql.into(), expect: Expectation::parse(expect).unwrap(), database: None, timeout: limit };
+    let request = ProveRequest { fingerprints: Vec::new(), compare_percent: 100, checks: vec![check] };
     prove(path, &request, &context).unwrap().pop().unwrap()
 }
 
@@ -40,6 +41,9 @@ fn values_are_shown_as_sqlite_shows_them() {
         assert_eq!(run(&path, sql, "= 1", LIMIT).actual, value, "{sql}");
     }
     assert_eq!(run(&path, "SELECT NULL", "= 1", LIMIT).actual, "NULL");
+    let row = run(&path, "SELECT NULL, NULL", "is not null", LIMIT);
+    assert_eq!((row.outcome, row.actual.as_str()), (Outcome::Failed, "NULL"));
+    assert_eq!(run(&path, "SELECT 1, NULL", "is not null", LIMIT).outcome, Outcome::Failed);
     assert_eq!(run(&path, "SELECT count(*) FROM t", "= 2", LIMIT).outcome, Outcome::Passed);
     assert_eq!(run(&path, "SELECT count(*) FROM t", ">= 3", LIMIT).outcome, Outcome::Failed);
 }
@@ -93,7 +97,7 @@ fn without_fingerprints_content_is_skipped_not_passed() {
         progress: Arc::new(Silent),
         cancel: Cancel::default(),
     };
-    let request = ProveRequest { fingerprints: Vec::new(), compare_percent: 100, checks: Vec::new(), check_timeout: LIMIT };
+    let request = ProveRequest { fingerprints: Vec::new(), compare_percent: 100, checks: Vec::new() };
     let results = prove(&path, &request, &context).unwrap();
     assert!(results.iter().any(|check| check.name == "fingerprint sample" && check.outcome == Outcome::Skipped));
 }
@@ -112,4 +116,30 @@ fn the_sample_is_rounded_up_and_moves_with_the_content() {
     assert_eq!(names(&known("aa"), 30), names(&known("aa"), 30));
     let choices: HashSet<Vec<String>> = (0..20).map(|n| names(&known(&format!("{n:02}")), 10)).collect();
     assert!(choices.len() > 3, "every table has its turn");
+}
+
+#[test]
+fn each_check_has_its_own_limit() {
+    let (_folder, path) = database("CREATE TABLE t (x)");
+    let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+    let check = |sql: &str, timeout| SqlCheck {
+        name: "check".into(),
+        sql: sql.into(),
+        expect: Expectation::parse("= 1").unwrap(),
+        database: None,
+        timeout,
+    };
+    let context = SourceContext {
+        scratch: std::path::PathBuf::new(),
+        fingerprint_key: [0; 32],
+        progress: Arc::new(Silent),
+        cancel: Cancel::default(),
+    };
+    let checks = vec![check(endless, Duration::from_millis(100)), check("SELECT 1", Duration::from_hours(1))];
+    let began = Instant::now();
+    let results = prove(&path, &ProveRequest { fingerprints: Vec::new(), compare_percent: 0, checks }, &context).unwrap();
+    assert!(began.elapsed() < Duration::from_mins(10), "the longest limit is not everybody's");
+    let [.., slow, quick] = results.as_slice() else { panic!("{results:?}") };
+    assert!(slow.outcome == Outcome::Failed && slow.actual.contains("limit of 0.1 s"), "{slow:?}");
+    assert_eq!(quick.outcome, Outcome::Passed);
 }

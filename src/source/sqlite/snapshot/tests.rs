@@ -65,12 +65,7 @@ impl Fixture {
     }
 
     fn prove(&self, usable: &Path, finish: &Finish) -> Vec<crate::source::CheckResult> {
-        let request = ProveRequest {
-            fingerprints: finish.fingerprints.clone(),
-            compare_percent: 100,
-            checks: Vec::new(),
-            check_timeout: Duration::from_secs(5),
-        };
+        let request = ProveRequest { fingerprints: finish.fingerprints.clone(), compare_percent: 100, checks: Vec::new() };
         self.source().prove(usable, &request, &self.context).unwrap()
     }
 }
@@ -223,6 +218,7 @@ fn tables_of_every_kind_have_fingerprints() {
         sql: sql.into(),
         expect: crate::source::Expectation::parse(expect).unwrap(),
         database: None,
+        timeout: Duration::from_secs(5),
     };
     let request = ProveRequest {
         fingerprints: finish.fingerprints.clone(),
@@ -231,7 +227,6 @@ fn tables_of_every_kind_have_fingerprints() {
             check("SELECT count(*) FROM words WHERE words MATCH 'hello'", "= 1"),
             check("SELECT count(*) FROM boxes WHERE x0 < 1", "= 1"),
         ],
-        check_timeout: Duration::from_secs(5),
     };
     assert_passed(&fixture.source().prove(&usable, &request, &fixture.context).unwrap());
 }
