@@ -132,6 +132,22 @@ fn missed_runs_are_caught_up_once_at_the_start_and_sigterm_is_clean() {
 }
 
 #[test]
+fn a_kept_target_is_removed_when_its_time_is_over_whether_or_not_its_plan_is_there() {
+    let workspace = Workspace::ready("");
+    for (plan, until) in [("gone", "2020-01-01T00:00:00Z"), ("crm", "2999-01-01T00:00:00Z")] {
+        let work = workspace.path("state/work").join(plan);
+        std::fs::create_dir_all(work.join("kept-01x/restored-crm")).unwrap();
+        std::fs::write(work.join("kept-01x.json"), format!(r#"{{"until":"{until}","drill":"01x","snapshot":"01"}}"#)).unwrap();
+    }
+    let mut daemon = Daemon::start(&workspace);
+    until("the kept target is gone", || (!workspace.path("state/work/gone/kept-01x").exists()).then_some(()));
+    serving(&workspace);
+    daemon.signal("-TERM");
+    assert_eq!(daemon.ended(), Some(0));
+    assert!(workspace.path("state/work/crm/kept-01x/restored-crm").exists(), "its time is not over");
+}
+
+#[test]
 fn missed_runs_are_recorded_where_the_plan_says_skip() {
     let schedule = quiet_schedule();
     let workspace = Workspace::ready(&format!("schedule = \"{schedule}\"\nmissed = \"skip\""));

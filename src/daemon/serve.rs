@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -37,6 +38,9 @@ const STOP_DEADLINE: Duration = Duration::from_mins(1);
 
 /// A plan that was busy, or a journal that failed, is looked at again after this.
 const TRY_AGAIN: chrono::TimeDelta = chrono::TimeDelta::seconds(10);
+
+/// How often what runs left is swept: kept drill targets whose time is over, above all.
+const SWEEP_INTERVAL: Duration = Duration::from_mins(10);
 
 /// A run's thread says that it ended.
 struct Ended {
@@ -75,6 +79,8 @@ struct Daemon<'a> {
     /// Plans to leave alone until then.
     paused: BTreeMap<Name, DateTime<Utc>>,
     sender: Sender<Ended>,
+    /// The last sweep and when it began.
+    sweep: Option<(Instant, JoinHandle<()>)>,
 }
 
 /// Runs until `surroundings.cancel` is set. `ready` is called once everything is in place.
@@ -97,6 +103,7 @@ pub fn run(plans: &Plans, surroundings: &Surroundings, ready: impl FnOnce()) -> 
         room_since: DateTime::<Utc>::MIN_UTC,
         paused: BTreeMap::new(),
         sender,
+        sweep: None,
     };
     let schedules: usize = plans.plans.values().map(|plan| status::schedules(plan).len()).sum();
     if schedules == 0 {
@@ -105,6 +112,7 @@ pub fn run(plans: &Plans, surroundings: &Surroundings, ready: impl FnOnce()) -> 
     tracing::info!(plans = plans.plans.len(), schedules, state = %surroundings.state.display(), "serving");
     ready();
     while !surroundings.cancel.is_cancelled() {
+        daemon.sweep();
         let wake = daemon.start_due();
         daemon.wait(&receiver, wake);
     }
@@ -119,6 +127,18 @@ fn settle(plan: &Plan, journal: &Journal, surroundings: &Surroundings) -> Result
 }
 
 impl Daemon<'_> {
+    /// Sweeps now and then, in a thread of its own: a target may be large. Plans that have no schedule, or are gone, have no other chance.
+    fn sweep(&mut self) {
+        if self.sweep.as_ref().is_some_and(|(began, thread)| began.elapsed() < SWEEP_INTERVAL || !thread.is_finished()) {
+            return;
+        }
+        let (state, clock) = (self.surroundings.state.clone(), Arc::clone(&self.surroundings.clock));
+        match std::thread::Builder::new().name("sweep".into()).spawn(move || crate::ops::sweep(&state, clock.now())) {
+            Ok(thread) => self.sweep = Some((Instant::now(), thread)),
+            Err(error) => tracing::error!(%error, "no thread to remove what runs left"),
+        }
+    }
+
     /// Starts every run that is due and for which there is room; returns when to look again.
     fn start_due(&mut self) -> DateTime<Utc> {
         match self.journal.finish_unfinished() {
