@@ -1,7 +1,7 @@
 //! How each plan stands: what can be restored, how old it is, when that was last proven, and what is wrong. Pure, but for
 //! [`gather`], which asks the journal and the repositories.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -128,7 +128,7 @@ pub struct Stored {
     /// Of the whole repository, oldest first: a verification is of all plans, whichever asked for it.
     pub reports: Vec<ReportRecord>,
     /// Every snapshot of the repository; `None`: not all could be read.
-    pub existing: Option<HashSet<SnapshotId>>,
+    pub existing: Option<BTreeSet<SnapshotId>>,
     /// Manifests and reports that cannot be read; sentences. All else here is of those that can.
     pub damaged: Vec<String>,
 }
@@ -370,7 +370,7 @@ fn standing_damage(stored: &Stored) -> Option<Problem> {
     let last = standing.iter().max_by_key(|damage| (damage.time, damage.report))?;
     let own = stored.manifests.iter().filter(|m| standing.iter().any(|damage| damage.finding.snapshots.contains(&m.id))).count();
     let message = format!(
-        "verification found damage in {} places that none as deep has found sound since, and {own} snapshots of this plan are harmed: {} is {} (report {} of {})",
+        "verification found damage in {} places that none as deep has found sound since; harmed snapshots of this plan: {own}; {} is {} (report {} of {})",
         standing.len(),
         last.finding.object,
         last.finding.kind,

@@ -4,7 +4,7 @@
 //! sees again. What only reading the stored bytes shows (a pack whose bytes were changed) is taken back by nothing less than reading these
 //! very bytes again, with a key that opens them. A finding is also over when none of the snapshots that it harmed exists any more.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 
@@ -25,7 +25,7 @@ pub struct Damage {
 
 /// Findings that stand, by object. `existing`: every snapshot of the repository; `None`: not all could be listed, so none counts as gone.
 #[must_use]
-pub fn standing(reports: &[ReportRecord], existing: Option<&HashSet<SnapshotId>>) -> Vec<Damage> {
+pub fn standing(reports: &[ReportRecord], existing: Option<&BTreeSet<SnapshotId>>) -> Vec<Damage> {
     let mut ordered: Vec<&ReportRecord> = reports.iter().filter(|report| report.kind == ReportKind::Verify).collect();
     ordered.sort_by_key(|report| (report.time, report.id));
     let mut standing: BTreeMap<(String, String), Damage> = BTreeMap::new();
@@ -82,7 +82,7 @@ fn is_pack(object: &str) -> bool {
 }
 
 /// Packs only: that a manifest is not there is a finding itself.
-fn is_gone(damage: &Damage, existing: &HashSet<SnapshotId>) -> bool {
+fn is_gone(damage: &Damage, existing: &BTreeSet<SnapshotId>) -> bool {
     let harmed = &damage.finding.snapshots;
     is_pack(&damage.finding.object) && !harmed.is_empty() && harmed.iter().all(|id| !existing.contains(id))
 }
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn damage_to_nothing_that_still_exists_is_over() {
         let (gone, there) = (SnapshotId::generate(time(0)), SnapshotId::generate(time(0)));
-        let existing: HashSet<SnapshotId> = [there].into();
+        let existing: BTreeSet<SnapshotId> = [there].into();
         let of = |finding: Finding| standing(&[verify(1, Some((100, 0)), &[finding])], Some(&existing)).len();
         assert_eq!(of(finding(&pack(1), "damaged", &[gone])), 0);
         assert_eq!(of(finding(&pack(1), "damaged", &[gone, there])), 1);

@@ -116,7 +116,7 @@ fn damage_stands_after_a_shallower_verification_and_takes_proof_away() {
     let mut reports = vec![drill("11:40:00", made.id, true), verify("11:45:00", Some(100), &[made.id]), verify("11:50:00", None, &[])];
     let status = judged(&facts(std::slice::from_ref(&made), &reports));
     assert_eq!(kinds(&status), ["never-proven", "damaged"], "{status:?}");
-    assert!(message(&status, "damaged").contains("1 snapshots of this plan"), "{status:?}");
+    assert!(message(&status, "damaged").contains("harmed snapshots of this plan: 1;"), "{status:?}");
     assert_eq!((status.proven_at, exit(&status)), (None, Some(Kind::Damaged)));
     reports.push(verify("11:55:00", Some(100), &[]));
     let status = judged(&facts(std::slice::from_ref(&made), &reports));
