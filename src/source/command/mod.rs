@@ -225,6 +225,10 @@ impl SourceSnapshot for CommandSnapshot {
         ))
     }
 
+    fn unread(&mut self, _entry: &Entry, error: Error) -> Result<()> {
+        Err(error)
+    }
+
     fn finish(mut self: Box<Self>) -> Result<Finish> {
         if !self.ended.load(Ordering::Acquire) {
             return Err(Error::new(Kind::Bug, "the output of the dump command was not read to its end"));
