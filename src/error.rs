@@ -102,13 +102,14 @@ struct Inner {
     kind: Kind,
     message: String,
     hint: Option<String>,
+    said: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
     /// `message`: operation + object, lower case, no full stop, nothing secret.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into(), hint: None, source: None }))
+        Self(Box::new(Inner { kind, message: message.into(), hint: None, said: None, source: None }))
     }
 
     /// Adds the cause. Its text must not repeat in `message`.
@@ -123,6 +124,23 @@ impl Error {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
+    }
+
+    /// Adds what a program of the plan said, which may quote what it worked on. It is for the operator's eyes only: no message, cause,
+    /// document, log or journal has it.
+    #[must_use]
+    pub fn saying(mut self, said: Option<String>) -> Self {
+        self.0.said = said;
+        self
+    }
+
+    /// What was given to [`Error::saying`], here or at a cause. To be shown on a terminal and kept nowhere.
+    #[must_use]
+    pub fn said(&self) -> Option<&str> {
+        if let Some(said) = self.0.said.as_deref() {
+            return Some(said);
+        }
+        self.0.source.as_deref().and_then(|s| s.downcast_ref::<Self>()).and_then(Self::said)
     }
 
     /// An I/O failure on a path: `message` names operation and path. A full disk is told apart.

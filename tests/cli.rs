@@ -491,6 +491,66 @@ fn secrets_and_content_are_nowhere_but_where_they_belong() {
 }
 
 #[test]
+fn rows_that_a_check_yields_or_a_command_prints_are_kept_nowhere() {
+    let place = Workspace::new("");
+    let marked = place.made.attachments.join("marked.txt");
+    // Quotes a row and fails, as loading a dump does where a key is there already.
+    let quote = format!("cat '{}' >&2; exit 4", marked.display());
+    let check = |name: &str, sql: &str, expect: &str| {
+        format!("[[plan.crm.drill.check]]\nname = \"{name}\"\nsource = \"database\"\nsql = \"{sql}\"\nexpect = \"{expect}\"\n")
+    };
+    let first = "FROM accounts WHERE id = (SELECT min(id) FROM accounts)";
+    place.write_plan(&format!(
+        "[plan.crm.drill]\nkeep_target_on_failure = \"0s\"\n{}{}{}
+[source.broken]\nkind = \"command\"\ndump = [\"sh\", \"-c\", \"{quote}\"]
+[plan.broken]\nsource = \"broken\"\nrepository = \"main\"
+[source.loads]\nkind = \"command\"\ndump = [\"echo\", \"x\"]\nrestore = [\"sh\", \"-c\", \"{quote}\"]
+[plan.loads]\nsource = \"loads\"\nrepository = \"main\"",
+        check("wrong text", &format!("SELECT name {first}"), "= 'nobody'"),
+        check("right text", &format!("SELECT name {first}"), "is not null"),
+        check("quoting function", &format!("SELECT json_extract('{{}}', name) {first}"), "= 1"),
+    ));
+    let mut said: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut run = |words: &[&str], code: i32| {
+        let output = place.run(words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}", text(&output.stderr));
+        let (quoted, kept): (Vec<String>, Vec<String>) =
+            text(&output.stderr).lines().map(str::to_owned).partition(|line| line.contains(MARKER));
+        assert!(quoted.iter().all(|line| line.starts_with("  it said: ")), "only to whoever is there: {quoted:?}");
+        said.push((words.join(" "), [output.stdout.clone(), kept.join("\n").into_bytes()].concat()));
+        (text(&output.stdout), quoted.len())
+    };
+    run(&["repo", "init", "main"], 0);
+    run(&["backup", "crm"], 0);
+    run(&["backup", "loads"], 0);
+    let (report, _) = run(&["drill", "run", "crm", "-vvv"], 20);
+    let length = format!("expected = 'nobody', found text of {} bytes", MARKER.len());
+    assert!(report.contains(&length) && report.contains("quoting function: expected = 1, found"), "{report}");
+    let (document, _) = run(&["drill", "run", "crm", "--json", "-vvv", "--log-format", "json"], 20);
+    let id = serde_json::from_str::<Value>(&document).unwrap()["id"].as_str().unwrap().to_owned();
+    run(&["drill", "report", &id], 0);
+    let page = place.path("state/report.html");
+    run(&["drill", "report", &id, "--html", page.to_str().unwrap()], 0);
+    assert_eq!(run(&["backup", "broken", "-vvv"], 1).1, 1, "the operator sees what the command said");
+    assert_eq!(run(&["backup", "broken", "--json", "-vvv", "--log-format", "json"], 1).1, 1);
+    assert_eq!(run(&["drill", "run", "loads", "-vvv"], 1).1, 1, "also when it is the restore command of a drill");
+    for words in [["run", "history", "--json"], ["drill", "history", "--json"], ["status", "--json", "-vvv"]] {
+        run(&words, 0);
+    }
+    let runs = place.json(&["run", "history"], 0);
+    for run in runs["runs"].as_array().unwrap() {
+        said.push(("run show".into(), run.to_string().into_bytes()));
+    }
+    assert!(runs.to_string().contains("exited with 4"), "{runs}");
+    for folder in ["state", "repository"] {
+        said.extend(files(&place.path(folder)).into_iter().map(|path| (path.display().to_string(), std::fs::read(path).unwrap())));
+    }
+    for (place, bytes) in said {
+        assert!(!bytes.windows(MARKER.len()).any(|window| window == MARKER.as_bytes()), "a row is in {place}");
+    }
+}
+
+#[test]
 fn an_interrupted_backup_says_what_was_kept_and_the_next_one_succeeds() {
     let workspace = Workspace::ready("");
     let pipe = workspace.path("pipe");

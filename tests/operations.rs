@@ -236,11 +236,21 @@ struct Planted {
     /// Changes every entry on its way into the repository.
     edit: fn(&mut Entry),
     fail_at_finish: bool,
+    /// Reading these files fails after so many bytes, as on a bad sector.
+    unreadable: Vec<(&'static str, u64)>,
 }
 
 impl Planted {
     fn over(source: &NamedSource) -> Self {
-        Self { inner: Arc::clone(&source.source), at_begin: None, after_adopt: None, problem: None, edit: |_| (), fail_at_finish: false }
+        Self {
+            inner: Arc::clone(&source.source),
+            at_begin: None,
+            after_adopt: None,
+            problem: None,
+            edit: |_| (),
+            fail_at_finish: false,
+            unreadable: Vec::new(),
+        }
     }
 
     fn named(self, name_: &str) -> NamedSource {
@@ -259,12 +269,8 @@ impl Source for Planted {
         if let Some(hook) = &self.at_begin {
             hook(context);
         }
-        Ok(Box::new(PlantedSnapshot {
-            inner: self.inner.begin(context)?,
-            problem: self.problem.clone(),
-            edit: self.edit,
-            fail: self.fail_at_finish,
-        }))
+        let (inner, problem, unreadable) = (self.inner.begin(context)?, self.problem.clone(), self.unreadable.clone());
+        Ok(Box::new(PlantedSnapshot { inner, problem, edit: self.edit, fail: self.fail_at_finish, unreadable }))
     }
     fn adopt(&self, restored: &Path, context: &SourceContext) -> Result<PathBuf> {
         let usable = self.inner.adopt(restored, context)?;
@@ -283,6 +289,22 @@ struct PlantedSnapshot {
     problem: Option<Problem>,
     edit: fn(&mut Entry),
     fail: bool,
+    unreadable: Vec<(&'static str, u64)>,
+}
+
+/// A reader that meets a bad sector.
+struct BadSector(Box<dyn Read + Send>, u64);
+
+impl Read for BadSector {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.1 == 0 {
+            return Err(std::io::Error::from_raw_os_error(5));
+        }
+        let most = buffer.len().min(usize::try_from(self.1).unwrap());
+        let read = self.0.read(&mut buffer[..most])?;
+        self.1 -= read as u64;
+        Ok(read)
+    }
 }
 
 impl SourceSnapshot for PlantedSnapshot {
@@ -296,7 +318,15 @@ impl SourceSnapshot for PlantedSnapshot {
         }))
     }
     fn open(&mut self, entry: &Entry) -> Result<Option<Box<dyn Read + Send>>> {
-        self.inner.open(entry)
+        let bad = self.unreadable.iter().find(|(path, _)| path.as_bytes() == entry.path).map(|(_, after)| *after);
+        let reader = self.inner.open(entry)?;
+        Ok(reader.map(|reader| match bad {
+            Some(after) => Box::new(BadSector(reader, after)) as Box<dyn Read + Send>,
+            None => reader,
+        }))
+    }
+    fn unread(&mut self, entry: &Entry, error: Error) -> Result<()> {
+        self.inner.unread(entry, error)
     }
     fn close(&mut self, entry: &Entry, bytes_read: u64) -> Result<()> {
         self.inner.close(entry, bytes_read)
@@ -445,6 +475,57 @@ fn a_problem_is_committed_recorded_and_never_passes() {
     let drilled = world.drill();
     assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)));
     assert_eq!(snapshots::run(&world.job().repository, None).unwrap().snapshots[0].problems, 1);
+}
+
+#[test]
+fn a_bad_sector_costs_one_file_and_not_the_backup() {
+    let mut world = World::files();
+    let live = world.path("live");
+    fs::write(live.join("a-small"), noise(3, 9_000)).unwrap();
+    fs::write(live.join("m-zeros"), vec![0; 7_000_000]).unwrap();
+    fs::write(live.join("n-large"), noise(4, 9_000_000)).unwrap();
+    fs::hard_link(live.join("n-large"), live.join("o-other-name")).unwrap();
+    fs::write(live.join("z-last"), noise(5, 3_000_000)).unwrap();
+    let bad = ["a-small", "m-zeros", "n-large", "o-other-name"];
+    // A time in the future proves nothing: they are read each time.
+    let future = std::time::SystemTime::now() + Duration::from_hours(24);
+    for path in bad {
+        fs::File::options().write(true).open(live.join(path)).unwrap().set_times(fs::FileTimes::new().set_modified(future)).unwrap();
+    }
+    // The second time their chunks are known already, so that records of them are written before the sector is met.
+    for (round, known) in [false, true].into_iter().enumerate() {
+        if known {
+            world.backup();
+        }
+        let honest = world.resolved.sources[0].source.clone();
+        let source = NamedSource { source: honest.clone(), ..files("attachments", &live) };
+        let unreadable = vec![("a-small", 4_096), ("m-zeros", 5_500_000), ("n-large", 6_000_000), ("o-other-name", 0)];
+        world.resolved.sources[0] = Planted { unreadable, ..Planted::over(&source) }.named("attachments");
+        let made = world.backup();
+        world.resolved.sources[0] = source;
+        assert_eq!(made.exit(), Some(Kind::Incomplete), "{made:?}");
+        let named: Vec<(&str, &str)> = made.problems.iter().map(|p| (p.object.as_str(), p.kind.as_str())).collect();
+        let mut wanted = bad.map(|path| (path, "unreadable")).to_vec();
+        wanted.sort_unstable();
+        let mut sorted = named.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, wanted);
+        assert!(made.problems.iter().any(|p| p.message.contains("os error 5")), "{made:?}");
+
+        let target = format!("back-{round}");
+        assert_eq!(world.restore(Choice::Latest, &target).unwrap().exit(), Some(Kind::Incomplete));
+        let mut whole = census(&live);
+        for path in bad {
+            whole.remove(path.as_bytes());
+        }
+        assert_eq!(census(&world.path(&target)), whole);
+        let job = world.job();
+        let verified =
+            verify::run(&job.repository, None, verify::Depth::Data { percent: 100 }, &*job.clock, &*job.progress, &job.cancel).unwrap();
+        assert!(verified.findings.is_empty(), "{verified:?}");
+    }
+    // What can be read again is backed up again.
+    assert_eq!(world.backup().exit(), None);
 }
 
 #[test]

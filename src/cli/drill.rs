@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::cli::args::DrillRunArgs;
-use crate::cli::output::note;
+use crate::cli::output::{note, said_text};
 use crate::cli::{App, Exit, render, time};
 use crate::daemon::journal::{Filter, Job, Journal, Run};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -22,6 +22,9 @@ use crate::plan::{Repository, parse_duration};
 pub(super) fn run(app: &App, args: &DrillRunArgs) -> Result<Exit> {
     let report = make(app, args)?;
     app.output.result(&report, || ops::report::text(&report))?;
+    if let Some(said) = &report.said {
+        note(said_text(said).trim_end());
+    }
     Ok(report.exit())
 }
 

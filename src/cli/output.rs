@@ -126,12 +126,20 @@ pub fn error_text(error: &Error) -> String {
         }
         text.push('\n');
     }
+    text.extend(error.said().map(said_text));
     if let Some(hint) = error.hint_text() {
         text.push_str("hint: ");
         text.push_str(hint);
         text.push('\n');
     }
     text
+}
+
+/// What a program of the plan said, for stderr only: it may quote rows. Without what would move a terminal's cursor.
+#[must_use]
+pub fn said_text(said: &str) -> String {
+    let plain = |line: &str| line.chars().filter(|c| *c == '\t' || !c.is_control()).collect::<String>();
+    said.lines().fold(String::new(), |text, line| text + "  it said: " + &plain(line) + "\n")
 }
 
 /// An error as its document, `lifeboat.error/1`.
@@ -144,6 +152,14 @@ pub fn error_document(error: &Error) -> serde_json::Value {
 mod tests {
     use super::*;
     use crate::error::Kind;
+
+    #[test]
+    fn what_a_program_said_is_shown_and_in_no_document() {
+        let error = Error::new(Kind::Failed, "dump exited with 1").saying(Some("row 7\u{1b}[2J\nthe end".into())).within("back up crm");
+        assert_eq!(error_text(&error), "error: back up crm\n  because: dump exited with 1\n  it said: row 7[2J\n  it said: the end\n");
+        assert!(!error_document(&error).to_string().contains("row 7"));
+        assert!(!format!("{error:?} {error} {:?}", error.causes()).contains("row 7"));
+    }
 
     #[test]
     fn an_error_shows_message_causes_and_hint_once_each() {

@@ -5,7 +5,8 @@
 //!   a crash leaves a `running` row whose owner is gone, never a silent gap. [`Journal::broken`] finds those.
 //! - A slot of a schedule is one row for ever: `UNIQUE(plan, job, scheduled_ms)`. Retries are further attempts of that row.
 //! - At most one live run per plan and exclusive job, held by a partial unique index, whoever starts it.
-//! - Nothing secret and no row content is ever written: errors and warnings are texts that the terminal shows too.
+//! - Nothing secret and no row content is ever written: errors and warnings are texts that the terminal shows too, without what a command of
+//!   the plan said (`Error::saying`).
 //!
 //! The tables are made for what comes later too: `fence` grows with every claim, `node` and `lease_until_ms` serve several
 //! machines, `attempts` keeps the reason of every retry. Changes are migrations, numbered from 1, never edited once released.
@@ -872,7 +873,7 @@ fn failure(operation: &str, path: &Path, error: rusqlite::Error) -> Error {
         Some(Code::DatabaseCorrupt | Code::NotADatabase) => Error::new(Kind::Failed, format!("{message}: the file is damaged")).because(error).hint(format!(
             "move it aside with `mv {path_text} {path_text}.damaged` (and the -wal and -shm files beside it) and run the same command again: the history of runs starts anew, snapshots and reports are in the repository and are not touched"
         )),
-        Some(Code::DiskFull) => Error::new(Kind::NoSpace, message)
+        code if code == Some(Code::DiskFull) || crate::source::sqlite::no_room_for_index(&error) => Error::new(Kind::NoSpace, message)
             .because(error)
             .hint(format!("free space on the file system of {path_text}, then run the same command again")),
         Some(Code::DatabaseBusy | Code::DatabaseLocked) => {

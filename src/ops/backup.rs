@@ -137,10 +137,21 @@ fn store_source(job: &Job, writer: &mut BackupWriter, source: &NamedSource, mut 
             Added::Complete => job.progress.event(Event::Advance { bytes: size, items: 1 }),
             Added::NeedsContent => {
                 if let Some(reader) = snapshot.open(&entry)? {
-                    let mut reader = Watched { reader, job, unsaid: 0 };
-                    let read = tree.content(&mut reader).or_else(|error| job.cancel.check().and(Err(error)))?;
+                    let mut reader = Watched { reader, job, unsaid: 0, failed: false };
+                    let read = tree.content(&mut reader);
                     reader.say();
-                    snapshot.close(&entry, read)?;
+                    match read {
+                        Ok(read) => snapshot.close(&entry, read)?,
+                        Err(error) => {
+                            job.cancel.check()?;
+                            if !reader.failed {
+                                return Err(error);
+                            }
+                            // One file on a bad sector must not cost all others their backup.
+                            snapshot.unread(&entry, error)?;
+                            left_out.insert(entry.path);
+                        }
+                    }
                 } else {
                     tree.leave_out();
                     left_out.insert(entry.path);
@@ -240,6 +251,8 @@ struct Watched<'a> {
     reader: Box<dyn Read + Send>,
     job: &'a Job,
     unsaid: u64,
+    /// Whether the source could not give its bytes.
+    failed: bool,
 }
 
 impl Watched<'_> {
@@ -257,7 +270,7 @@ impl Read for Watched<'_> {
             // Not `io::ErrorKind::Interrupted`, which readers retry for ever.
             return Err(io::Error::other("interrupted"));
         }
-        let read = self.reader.read(buffer)?;
+        let read = self.reader.read(buffer).inspect_err(|error| self.failed = error.kind() != io::ErrorKind::Interrupted)?;
         self.unsaid += read as u64;
         if self.unsaid >= 1 << 20 || read == 0 {
             self.say();

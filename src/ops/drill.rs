@@ -92,6 +92,9 @@ pub struct DrillReport {
     pub exit: Option<String>,
     /// Version of the program that drilled.
     pub program: String,
+    /// What a command of the plan said when it failed: for the terminal of whoever started the drill, in no document.
+    #[serde(skip)]
+    pub said: Option<String>,
 }
 
 impl DrillReport {
@@ -385,6 +388,7 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
         .filter(|s| selected.manifest.sources.iter().all(|record| record.name != s.name))
         .map(|s| format!("source {} of the plan is not in this snapshot and was not drilled", s.name))
         .collect();
+    let said = attempt.failure.as_ref().and_then(Error::said).map(str::to_owned);
     let failure = attempt.failure.map(|error| match job.drill.time_limit {
         Some(limit) if timed_out && error.kind() == Kind::Interrupted => Failure {
             kind: Kind::Failed.word().into(),
@@ -426,6 +430,7 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
         seed: selected.seed,
         exit: None,
         program: env!("CARGO_PKG_VERSION").into(),
+        said,
     }
 }
 

@@ -188,6 +188,7 @@ mod tests {
             seed: Some(7),
             exit: Some("differs".into()),
             program: evil.into(),
+            said: None,
         }
     }
 

@@ -191,6 +191,29 @@ fn an_equal_stamp_is_not_read_again() {
 }
 
 #[test]
+fn a_pack_that_the_disk_cannot_read_is_a_finding_and_the_others_are_checked() {
+    let bench = Bench::new();
+    let files = vec![("a", Layout::Content, &b""[..], noise(1, 40_000_000)), ("b", Layout::Content, &b""[..], noise(2, 30_000_000))];
+    bench.backup(&files);
+    let packs = bench.keys("packs/");
+    assert!(packs.len() >= 3, "{packs:?}");
+    let faults = Faults::new();
+    let repository = bench.open_on(Store::with_faults(bench.store.clone(), faults.clone()));
+    let depth = VerifyDepth::Data { percent: 100, run: 0 };
+    for bad in &packs {
+        faults.clear();
+        // As `store::refusal` tells a read error of the disk.
+        for verb in [crate::store::Verb::Get, crate::store::Verb::GetRange] {
+            faults.add(faults::Rule::on(verb).below(bad).always().then(faults::Effect::Fail(Kind::Damaged)));
+        }
+        let verified = repository.verify(depth, &Silent, &Cancel::default()).unwrap();
+        assert!(verified.findings.iter().any(|f| f.object == *bad && f.kind == "damaged"), "{bad}: {verified:?}");
+        assert!(verified.findings.iter().all(|f| f.object == *bad || f.object.starts_with("snapshots/")), "{bad}: {verified:?}");
+        assert!(verified.snapshots_sound.is_empty());
+    }
+}
+
+#[test]
 fn an_interrupted_run_is_found_again() {
     let bench = Bench::new();
     let files = vec![("db", Layout::Content, &b""[..], noise(5, 80_000_000))];

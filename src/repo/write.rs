@@ -485,11 +485,37 @@ impl TreeWriter<'_> {
     /// Reads the bytes of the entry just added to their end; returns how many there were.
     ///
     /// # Errors
-    /// What reading returns; what made the pipeline fail.
+    /// What reading returns: the entry is left out then and the tree may go on; what made the pipeline fail.
     pub fn content(&mut self, reader: &mut dyn Read) -> Result<u64> {
         let Some((entry, previous)) = self.current.take() else {
             return Err(Error::new(Kind::Bug, "content without an entry that needs it"));
         };
+        let mut stretches = 0;
+        let read = self.read_content(entry, previous, reader, &mut stretches);
+        if read.is_err() {
+            self.withdraw(stretches);
+        }
+        read
+    }
+
+    /// Takes back the last `stretches` records, all of an entry that will not follow. Their chunks stay stored and are found again.
+    fn withdraw(&mut self, mut stretches: usize) {
+        while stretches > 0 && matches!(self.pending.back(), Some(Pending::Stretch(_))) {
+            self.pending.pop_back();
+            stretches -= 1;
+        }
+        self.job.data.truncate(self.job.pieces.last().map_or(0, |piece| piece.end));
+        // The others are nodes by now: the last ones referred to, and the last ones of the open frame unless it was closed meanwhile.
+        self.refs.truncate(self.refs.len().saturating_sub(stretches));
+        while self.frame_refs.last().is_some_and(|at| *at >= self.refs.len()) {
+            self.frame_refs.pop();
+            let len = self.frame_nodes.pop().map_or(0, |node| node.len as usize);
+            self.frame.truncate(self.frame.len().saturating_sub(len));
+        }
+    }
+
+    /// `stretches` counts the records of stretches that were added.
+    fn read_content(&mut self, entry: Entry, previous: Option<PreviousFile>, reader: &mut dyn Read, stretches: &mut usize) -> Result<u64> {
         let EntryKind::File { layout, .. } = entry.kind else { return Err(Error::new(Kind::Bug, "content for an entry that is no file")) };
         let failed = |entry: &Entry| format!("read {}", entry.display_path());
         let stretch_len = match layout {
@@ -550,10 +576,10 @@ impl TreeWriter<'_> {
             if let (None, 1) = (&first, count) {
                 first = Some(slot);
             } else {
-                if let Some(first) = first.take() {
-                    self.pending.push_back(Pending::Stretch(first));
+                for slot in first.take().into_iter().chain([slot]) {
+                    self.pending.push_back(Pending::Stretch(slot));
+                    *stretches += 1;
                 }
-                self.pending.push_back(Pending::Stretch(slot));
             }
             self.settle(PENDING_MAX)?;
             self.writer.cancel.check()?;

@@ -208,6 +208,19 @@ impl Expectation {
     }
 }
 
+impl Expectation {
+    /// Whether this very text stands in the expectation: showing it tells nothing that the plan does not.
+    #[must_use]
+    pub fn names(&self, answer: &str) -> bool {
+        let is_it = |value: &Value| matches!(value, Value::Text(text) if text == answer);
+        match &self.0 {
+            Form::Compare(_, value) => is_it(value),
+            Form::Between(low, high) => is_it(low) || is_it(high),
+            Form::Null | Form::NotNull => false,
+        }
+    }
+}
+
 impl fmt::Display for Expectation {
     /// One canonical spelling; parsing it again yields the same expectation.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

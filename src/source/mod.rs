@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::{Cancel, Progress};
 
 /// What a source needs to know of the run that uses it.
@@ -114,6 +114,12 @@ pub trait SourceSnapshot: Send {
     /// # Errors
     /// When the source cannot be asked any more.
     fn close(&mut self, entry: &Entry, bytes_read: u64) -> Result<()>;
+
+    /// Instead of `close`: reading an opened entry failed. `Ok`: that is kept as a problem and the entry must be left out.
+    ///
+    /// # Errors
+    /// `error` itself when the snapshot is worthless without that entry.
+    fn unread(&mut self, entry: &Entry, error: Error) -> Result<()>;
 
     /// Ends the snapshot after everything was read (a child process has exited 0 by now).
     ///

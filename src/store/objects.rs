@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::store::ObjectInfo;
 use crate::store::backend::{Backend, PutMode, Want};
 use crate::store::limits::Rate;
-use crate::store::refusal::Refusals;
+use crate::store::refusal::{READ, Refusals};
 
 /// One bucket or folder below a prefix.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Objects {
     }
 
     async fn read(&self, key: &str, want: Want) -> Result<Bytes> {
-        let refused = |error| self.refusals.error("read", key, error);
+        let refused = |error| self.refusals.error(READ, key, error);
         let path = self.path(key)?;
         let range = match &want {
             Want::All { .. } => None,

@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 
 use object_store::client::HttpError;
+use rustix::io::Errno;
 
 use crate::error::{Error, Kind};
 use crate::store::Credential;
@@ -35,7 +36,7 @@ impl Refusals {
     /// Sorts and strips `error`.
     pub fn error(&self, operation: &str, key: &str, error: object_store::Error) -> Error {
         let facts = Facts::of(&error);
-        let (kind, hint) = sort(&error, &facts);
+        let (kind, hint) = if facts.unreadable && operation == READ { (Kind::Damaged, Some(MEDIUM)) } else { sort(&error, &facts) };
         let mut mapped = Error::new(kind, self.message(operation, key)).because(Cause(self.strip(&facts.summary())));
         if let Some(hint) = hint {
             mapped = mapped.hint(hint);
@@ -82,6 +83,8 @@ struct Facts {
     code: Option<String>,
     message: Option<String>,
     io: Option<io::ErrorKind>,
+    /// The disk or its file system could not give the bytes.
+    unreadable: bool,
     transport: bool,
     text: String,
 }
@@ -94,6 +97,7 @@ impl Facts {
         while let Some(error) = next {
             if let Some(io) = error.downcast_ref::<io::Error>() {
                 facts.io = Some(io.kind());
+                facts.unreadable |= Errno::from_io_error(io).is_some_and(|errno| UNREADABLE.contains(&errno));
             }
             facts.transport |= error.is::<HttpError>();
             texts.push(error.to_string());
@@ -139,6 +143,12 @@ impl Facts {
     }
 }
 
+/// The operation of reading an object's bytes, as it stands in messages.
+pub(crate) const READ: &str = "read";
+/// What a disk answers for a block that it cannot read, and a file system for one that is not what it wrote.
+const UNREADABLE: [Errno; 3] = [Errno::IO, Errno::UCLEAN, Errno::BADMSG];
+
+const MEDIUM: &str = "the disk or file system below the repository cannot read it: look at the kernel's log, and run `lifeboat verify` to see what is harmed";
 const CREDENTIALS: &str = "check the access key, its secret and its rights on this bucket";
 const NO_CREDENTIALS: &str =
     "no credentials were found: name them in the plan, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE";
@@ -252,6 +262,17 @@ mod tests {
             let text = error.to_string();
             assert_eq!(map(error).kind(), kind, "{text}");
         }
+    }
+
+    #[test]
+    fn bytes_that_the_disk_cannot_read_are_damage_and_nothing_else_of_the_disk_is() {
+        let refusals = Refusals::new("file:///r", Vec::new());
+        let disk = |errno: Errno| object_store::Error::Generic { store: "L", source: Box::new(io::Error::from(errno)) };
+        for errno in UNREADABLE {
+            assert_eq!(refusals.error(READ, "packs/ab/cd", disk(errno)).kind(), Kind::Damaged, "{errno:?}");
+            assert_eq!(refusals.error("list", "packs", disk(errno)).kind(), Kind::Failed, "a listing that fails tells nothing of objects");
+        }
+        assert_eq!(refusals.error(READ, "packs/ab/cd", disk(Errno::ACCESS)).kind(), Kind::Failed);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::event::Cancel;
 use crate::source::command::{PASSED_ON, SecretValue};
 
 /// How much of what a command says on standard error is kept: its end, which names the reason.
-const MOST_SAID_BYTES: usize = 4096;
+const MOST_SAID_BYTES: usize = 2048;
 /// How often a wait looks at the cancel signal.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// How long the rest of standard error is waited for after everything that may write there was killed.
@@ -130,16 +130,17 @@ impl Child {
         if status.success() {
             return Ok(());
         }
-        Err(Error::new(Kind::Failed, format!("{} {}{}", self.program, describe(status), self.said()))
-            .hint("run the command by hand as the user that runs lifeboat; its output was not kept"))
+        Err(Error::new(Kind::Failed, format!("{} {}", self.program, describe(status)))
+            .saying(self.said())
+            .hint("what it said on standard error is shown on the terminal only: run this by hand, or the command itself, as the user that runs lifeboat"))
     }
 
-    /// The end of what it said on standard error, for a message; without secrets.
-    pub fn said(&self) -> String {
+    /// The end of what it said on standard error, without secrets. Dump and restore programs quote rows there: for [`Error::saying`] only.
+    pub fn said(&self) -> Option<String> {
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let text = redact(&String::from_utf8_lossy(&said), &self.secrets);
         let text = text.trim();
-        if text.is_empty() { String::new() } else { format!(", saying: {text}") }
+        (!text.is_empty()).then(|| text.to_owned())
     }
 
     /// Kills the whole group and reaps the child.

@@ -6,6 +6,7 @@
 //! Invariants: a command runs in a process group of its own, which is killed as a whole when the snapshot is dropped, the run is
 //! cancelled, or the command itself has exited; it is always reaped. It gets no descriptor that lifeboat opened but its three streams, and of
 //! this process's environment only [`PASSED_ON`]: lifeboat's own secrets are not for it. Values of the plan's `environment` never appear in a message.
+//! What a command says on standard error may quote rows: its end is shown to whoever started the run (`Error::saying`) and kept nowhere.
 
 mod child;
 
@@ -224,6 +225,10 @@ impl SourceSnapshot for CommandSnapshot {
         ))
     }
 
+    fn unread(&mut self, _entry: &Entry, error: Error) -> Result<()> {
+        Err(error)
+    }
+
     fn finish(mut self: Box<Self>) -> Result<Finish> {
         if !self.ended.load(Ordering::Acquire) {
             return Err(Error::new(Kind::Bug, "the output of the dump command was not read to its end"));
@@ -231,11 +236,9 @@ impl SourceSnapshot for CommandSnapshot {
         self.child.wait(&self.cancel)?;
         let bytes = self.read.load(Ordering::Relaxed);
         if bytes == 0 && !self.allow_empty {
-            return Err(Error::new(
-                Kind::Failed,
-                format!("dump command {} exited with 0 but wrote nothing{}", self.child.program(), self.child.said()),
-            )
-            .hint("run the command by hand; a dump is never empty"));
+            return Err(Error::new(Kind::Failed, format!("dump command {} exited with 0 but wrote nothing", self.child.program()))
+                .saying(self.child.said())
+                .hint("run the command by hand; a dump is never empty"));
         }
         Ok(Finish { consistency: json!({ "exit_status": 0, "bytes": bytes }), ..Finish::default() })
     }

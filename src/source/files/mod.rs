@@ -84,7 +84,11 @@ impl Source for FilesSource {
                 }
             }
         };
-        vec![settings, folder]
+        let mut found = vec![settings, folder];
+        if found.iter().all(|found| found.ok) {
+            found.push(self.diagnose_entries());
+        }
+        found
     }
 
     fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>> {
@@ -101,13 +105,45 @@ impl Source for FilesSource {
     }
 }
 
+/// Entries that are opened to see whether a backup could read them.
+const ENTRIES_TRIED: u64 = 100_000;
+
+impl FilesSource {
+    /// What a backup could not read, as far as it shows without reading.
+    fn diagnose_entries(&self) -> Diagnosis {
+        let name = "entries".to_owned();
+        let counted = self
+            .validate()
+            .and_then(|exclude| snapshot::FilesSnapshot::begin(&self.path, exclude, None, Cancel::default()))
+            .and_then(|tree| snapshot::count_readable(tree, ENTRIES_TRIED));
+        match counted {
+            // A live tree changes while it is looked at.
+            Ok((counts, problems)) => match problems.iter().find(|problem| problem.kind != "vanished") {
+                None => {
+                    Diagnosis { name, ok: true, message: format!("can be opened: {counts} (at most {ENTRIES_TRIED} entries are tried)") }
+                }
+                Some(first) => {
+                    let more = if problems.len() == 1 { String::new() } else { format!("; {} problems in all", problems.len()) };
+                    let (object, kind, why) = (&first.object, &first.kind, &first.message);
+                    let message = format!(
+                        "{object}: {kind}: {why}{more}; a backup would be incomplete: let the user that runs lifeboat read it, or exclude it"
+                    );
+                    Diagnosis { name, ok: false, message }
+                }
+            },
+            Err(error) => Diagnosis { name, ok: false, message: error.to_string() },
+        }
+    }
+}
+
 /// What can be proved of a restored tree without knowing what was in it: that all of it can be listed and opened. SQL cannot be asked.
 ///
 /// # Errors
 /// [`Kind::Interrupted`].
 pub(in crate::source) fn prove_tree(root: &Path, checks: &[crate::source::SqlCheck], context: &SourceContext) -> Result<Vec<CheckResult>> {
     const WANTED: &str = "every entry readable";
-    let counted = snapshot::FilesSnapshot::begin(root, Exclude::default(), None, context.cancel.clone()).and_then(snapshot::count_readable);
+    let counted = snapshot::FilesSnapshot::begin(root, Exclude::default(), None, context.cancel.clone())
+        .and_then(|tree| snapshot::count_readable(tree, u64::MAX));
     let tree = match counted {
         Ok((counts, problems)) => {
             let outcome = if problems.is_empty() { Outcome::Passed } else { Outcome::Failed };

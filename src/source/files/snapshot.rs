@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Advice, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
 use serde_json::json;
 
 use crate::entry::{Entry, EntryKind, Layout, display_path};
@@ -243,6 +244,18 @@ impl SourceSnapshot for FilesSnapshot {
         Ok(())
     }
 
+    fn unread(&mut self, entry: &Entry, error: Error) -> Result<()> {
+        self.opened.remove(&entry.path);
+        let io = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+        match io.map(|io| (Errno::from_io_error(io), io.to_string())) {
+            Some((Some(errno), text)) if !is_ours(errno) => {
+                self.lost(&entry.path, "unreadable", &text);
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+
     fn finish(mut self: Box<Self>) -> Result<Finish> {
         let mut problems = std::mem::take(&mut self.walk.problems);
         problems.append(&mut self.problems);
@@ -265,9 +278,13 @@ pub fn nothing(mut snapshot: FilesSnapshot) -> Result<Option<&'static str>> {
     Ok(Some(if snapshot.walk.excluded > 0 { ALL_EXCLUDED } else { EMPTY }))
 }
 
-/// Lists a whole tree and opens every file in it, without reading.
-pub fn count_readable(mut snapshot: FilesSnapshot) -> Result<(Counts, Vec<Problem>)> {
-    while let Some(entry) = snapshot.next_entry()? {
+/// Lists a tree and opens every file in it, without reading; at most so many entries.
+pub fn count_readable(mut snapshot: FilesSnapshot, most: u64) -> Result<(Counts, Vec<Problem>)> {
+    let mut left = most;
+    while left > 0
+        && let Some(entry) = snapshot.next_entry()?
+    {
+        left -= 1;
         if matches!(entry.kind, EntryKind::File { .. }) && snapshot.open(&entry)?.is_some() {
             snapshot.opened.clear();
         }

@@ -22,6 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
+pub(crate) use open::no_room_for_index;
 pub use tables::copy_tables;
 
 use crate::source::{CheckResult, Diagnosis, ProveRequest, Source, SourceContext, SourceSnapshot};

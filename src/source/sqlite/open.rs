@@ -148,6 +148,11 @@ pub fn immutable_uri(path: &Path) -> String {
     uri + "?immutable=1"
 }
 
+/// Whether a WAL's shared-memory file found no room: SQLite calls that an I/O error.
+pub fn no_room_for_index(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE)
+}
+
 /// Turns an SQLite error on the live database into one that says how to react.
 pub fn classify(source: rusqlite::Error, message: String) -> Error {
     let (kind, hint) = match source.sqlite_error_code() {
@@ -161,6 +166,7 @@ pub fn classify(source: rusqlite::Error, message: String) -> Error {
             Kind::Damaged,
             "the live database is damaged: save the raw file with a `files` source before repairing it with `.recover` of sqlite3",
         ),
+        _ if no_room_for_index(&source) => (Kind::NoSpace, "free space on the file system of the database"),
         Some(ErrorCode::DiskFull) => (Kind::NoSpace, "free space for a copy of the database in the state folder"),
         Some(ErrorCode::CannotOpen) => (
             Kind::Failed,

@@ -1,4 +1,7 @@
 //! Proving a restored database: it is opened strictly for reading and never changed.
+//!
+//! Results go into reports (which every role can read), the journal and logs, so no content of a row leaves this module but numbers: a text
+//! or blob that an assertion yields is described by its length, unless it is one that the plan itself names.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -225,9 +228,10 @@ fn check_sql(database: &Path, check: &SqlCheck, stop: &Stop) -> CheckResult {
         .map_err(|error| error.to_string())
         .and_then(|connection| ask(&connection, &check.sql));
     match outcome {
-        Ok(row) => {
+        Ok(Answer { row, described }) => {
             let outcome = if check.expect.holds_row(&row) { Outcome::Passed } else { Outcome::Failed };
-            result(&check.name, outcome, expected, row_text(&row).unwrap_or_else(|| "NULL".into()))
+            let named = row_text(&row).filter(|value| check.expect.names(value));
+            result(&check.name, outcome, expected, named.unwrap_or(described))
         }
         Err(_) if timed_out.load(Ordering::Relaxed) => {
             result(&check.name, Outcome::Failed, expected, format!("took longer than its limit of {} s", limit.as_secs_f64()))
@@ -311,22 +315,45 @@ fn authorize(context: AuthContext<'_>) -> Authorization {
     }
 }
 
-/// Runs one statement that yields one row. NULL is `None`.
-fn ask(connection: &Connection, sql: &str) -> Result<Vec<Option<String>>, String> {
-    let text = |error: rusqlite::Error| error.to_string();
-    let mut statement = connection.prepare(sql).map_err(text)?;
+/// What an assertion yields.
+struct Answer {
+    /// To compare. NULL is `None`.
+    row: Vec<Option<String>>,
+    /// To show.
+    described: String,
+}
+
+/// Runs one statement that yields one row.
+fn ask(connection: &Connection, sql: &str) -> Result<Answer, String> {
+    // Preparing knows the plan's SQL and the schema; running it meets rows, which some functions quote when they fail.
+    let mut statement = connection.prepare(sql).map_err(|error| error.to_string())?;
+    let text = |error: rusqlite::Error| match error {
+        rusqlite::Error::SqliteFailure(code, _) => code.to_string(),
+        error => error.to_string(),
+    };
     let columns = statement.column_count();
     if columns == 0 {
         return Err("the statement yields no value".into());
     }
     let mut rows = statement.query([]).map_err(text)?;
     let Some(row) = rows.next().map_err(text)? else { return Err("the statement yields no row".into()) };
-    let values: Vec<Option<String>> =
-        (0..columns).map(|index| row.get_ref(index).map(show_value)).collect::<rusqlite::Result<_>>().map_err(text)?;
+    let refs: Vec<ValueRef<'_>> = (0..columns).map(|index| row.get_ref(index)).collect::<rusqlite::Result<_>>().map_err(text)?;
+    let described = refs.iter().map(|value| describe_value(*value)).collect::<Vec<_>>().join("|");
+    let values: Vec<Option<String>> = refs.into_iter().map(show_value).collect();
     if rows.next().map_err(text)?.is_some() {
         return Err("the statement yields more than one row".into());
     }
-    Ok(values)
+    Ok(Answer { row: values, described })
+}
+
+/// A value as it may be kept: numbers as they are, of everything else only its kind and length.
+fn describe_value(value: ValueRef<'_>) -> String {
+    let length = |bytes: &[u8]| if bytes.len() == 1 { "1 byte".to_owned() } else { format!("{} bytes", bytes.len()) };
+    match value {
+        ValueRef::Text(text) => format!("text of {}", length(text)),
+        ValueRef::Blob(blob) => format!("blob of {}", length(blob)),
+        number => show_value(number).unwrap_or_else(|| "NULL".into()),
+    }
 }
 
 fn show_value(value: ValueRef<'_>) -> Option<String> {

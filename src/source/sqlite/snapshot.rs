@@ -131,6 +131,10 @@ impl SourceSnapshot for SqliteSnapshot {
         Err(Error::new(Kind::Failed, message).hint("something else touches lifeboat's state folder; run the backup again"))
     }
 
+    fn unread(&mut self, _entry: &Entry, error: Error) -> Result<()> {
+        Err(error)
+    }
+
     fn finish(mut self: Box<Self>) -> Result<Finish> {
         let Some(inspection) = self.end_inspection()? else {
             return Err(Error::new(Kind::Bug, format!("snapshot of {} has no inspection", self.shown)));

@@ -25,16 +25,16 @@ fn run(path: &Path, sql: &str, expect: &str, limit: Duration) -> CheckResult {
 const LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
-fn values_are_shown_as_sqlite_shows_them() {
+fn numbers_are_shown_as_sqlite_shows_them_and_other_values_by_their_length() {
     let (_folder, path) = database("CREATE TABLE t (x); INSERT INTO t VALUES (1), (2)");
     for (sql, value) in [
         ("SELECT count(*) FROM t", "2"),
         ("SELECT 1.5", "1.5"),
         ("SELECT 2.0", "2.0"),
-        ("SELECT 'ok'", "ok"),
-        ("SELECT x'01ff'", "x'01ff'"),
-        ("SELECT 1, NULL, 'a';", "1||a"),
-        ("PRAGMA integrity_check", "ok"),
+        ("SELECT 'Ada Lovelace'", "text of 12 bytes"),
+        ("SELECT x'01ff'", "blob of 2 bytes"),
+        ("SELECT 1, NULL, 'a';", "1|NULL|text of 1 byte"),
+        ("PRAGMA integrity_check", "text of 2 bytes"),
         ("SELECT count(*) FROM pragma_table_info('t') -- a comment", "1"),
         ("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10) SELECT max(i) FROM n", "10"),
     ] {
@@ -44,6 +44,10 @@ fn values_are_shown_as_sqlite_shows_them() {
     let row = run(&path, "SELECT NULL, NULL", "is not null", LIMIT);
     assert_eq!((row.outcome, row.actual.as_str()), (Outcome::Failed, "NULL"));
     assert_eq!(run(&path, "SELECT 1, NULL", "is not null", LIMIT).outcome, Outcome::Failed);
+    for (expect, shown) in [("= 'ok'", "ok"), ("!= 'ok'", "ok"), ("between 'a' and 'ok'", "ok"), ("= 'oK'", "text of 2 bytes")] {
+        assert_eq!(run(&path, "PRAGMA integrity_check", expect, LIMIT).actual, shown, "{expect}");
+    }
+    assert_eq!(run(&path, "SELECT 1, 'x'", "= '1|x'", LIMIT).actual, "1|x");
     assert_eq!(run(&path, "SELECT count(*) FROM t", "= 2", LIMIT).outcome, Outcome::Passed);
     assert_eq!(run(&path, "SELECT count(*) FROM t", ">= 3", LIMIT).outcome, Outcome::Failed);
 }
@@ -77,6 +81,18 @@ fn anything_but_reading_one_row_fails_and_changes_nothing() {
     }
     assert!(std::fs::read(&path).unwrap() == before);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing was made beside it");
+}
+
+#[test]
+fn an_assertion_that_fails_on_a_row_does_not_quote_it() {
+    let (_folder, path) = database("CREATE TABLE t (x); INSERT INTO t VALUES ('planted-row')");
+    for sql in
+        ["SELECT json_extract('{}', x) FROM t", "SELECT abs(-9223372036854775808) FROM t", "SELECT x FROM t", "SELECT json(x) FROM t"]
+    {
+        let result = run(&path, sql, "= 1", LIMIT);
+        assert_eq!(result.outcome, Outcome::Failed, "{result:?}");
+        assert!(!result.actual.contains("planted-row") && !result.actual.is_empty(), "{sql}: {result:?}");
+    }
 }
 
 #[test]
