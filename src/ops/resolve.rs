@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
-use crate::ops::work::{make_missing, make_private};
+use crate::ops::work::make_missing;
 use crate::ops::{DrillSettings, Job, NamedSource, Objectives, PlannedCheck};
 use crate::plan::SecretRef;
 use crate::plan::{self, Cache, DrillAt, EnvironmentValue, SourceKind};
@@ -107,15 +107,14 @@ impl Resolved {
     /// # Errors
     /// As [`RepositorySettings::open`], and when the state folder cannot be made.
     pub fn open(&self, surroundings: &Surroundings) -> Result<Job> {
-        let work = self.work(surroundings);
         make_missing(&surroundings.state)?;
-        make_private(&work)?;
         Ok(Job {
             plan: self.plan.clone(),
             tags: self.tags.clone(),
             sources: self.sources.clone(),
             repository: self.repository.open(surroundings)?,
-            work,
+            // Made by who uses it: a restore does not, and whoever runs it need not be who backs up.
+            work: self.work(surroundings),
             host: host(),
             objectives: self.objectives,
             drill: self.drill.clone(),

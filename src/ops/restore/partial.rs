@@ -1,4 +1,5 @@
-//! The private folder in which a restore works, beside its target: owned by one process, continued by the next after a crash.
+//! The private folder in which a restore works, beside its target: owned by one process, continued by the next after a crash. Its name can
+//! be guessed and its parent may be anybody's, so one that exists is used only when it is ours alone.
 //!
 //! ```text
 //! <parent>/.<name>.lifeboat-partial/     0700
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::id::{Name, SnapshotId};
-use crate::ops::work::{FileLock, exists, make_private, remove_tree, write_private};
+use crate::ops::work::{FileLock, exists, make_private, own_private, read_private, remove_tree, write_private};
 
 /// What a partial folder is of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,13 +43,17 @@ impl Identity {
 /// What an earlier restore left at a partial folder; `None` when nothing worth continuing is there.
 ///
 /// # Errors
-/// `Usage` when something is there that no restore of this program left.
+/// `Usage` when something is there that no restore of this program and user left.
 pub(super) fn left_at(folder: &Path) -> Result<Option<Identity>> {
-    if !exists(folder)? || !has_content(folder)? {
+    if !exists(folder)? {
+        return Ok(None);
+    }
+    own_private(folder)?;
+    if !has_content(folder)? {
         return Ok(None);
     }
     let path = folder.join("restore.json");
-    fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).map(Some).ok_or_else(|| {
+    read_private(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).map(Some).ok_or_else(|| {
         Error::new(Kind::Usage, format!("{} is in the way and was not left by an interrupted restore", folder.display()))
             .hint("look at it, and remove or rename it")
     })
@@ -189,6 +194,26 @@ mod tests {
         assert_eq!(again.id(), first.id, "the name of what is moved aside outlives a crash");
         again.remove().unwrap();
         assert!(!folder.exists());
+    }
+
+    #[test]
+    fn a_planted_link_is_refused_and_never_followed() {
+        let parent = tempfile::tempdir().unwrap();
+        let (folder, victim) = (parent.path().join(".crm.db.lifeboat-partial"), parent.path().join("victim"));
+        fs::create_dir(&victim).unwrap();
+        std::os::unix::fs::symlink(&victim, &folder).unwrap();
+        let wanted = identity(SnapshotId::generate(now()));
+        assert_eq!(Partial::own(&folder, wanted.clone(), now()).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(left_at(&folder).unwrap_err().kind(), Kind::Usage, "noticed when it is planned");
+        fs::remove_file(&folder).unwrap();
+        for inside in ["owner", "restore.new", "tree"] {
+            fs::create_dir(&folder).unwrap();
+            std::os::unix::fs::symlink(victim.join("new"), folder.join(inside)).unwrap();
+            // What is only replaced may be a link; what is opened may not.
+            assert_eq!(Partial::own(&folder, wanted.clone(), now()).is_ok(), inside == "restore.new", "{inside}");
+            remove_tree(&folder).unwrap();
+        }
+        assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
     }
 
     #[test]
