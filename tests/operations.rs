@@ -402,6 +402,9 @@ fn an_application_set_comes_back_together() {
     world.restore(Choice::Latest, "set").unwrap();
     assert_eq!(rows(&world.path("set/db")), rows(&world.path("live.db")));
     assert_eq!(census(&world.path("set/attachments")), census(&world.path("live")));
+    fs::create_dir(world.path("new")).unwrap();
+    let mode = |path: &str| fs::metadata(world.path(path)).unwrap().mode();
+    assert_eq!(mode("set"), mode("new"), "as the umask wants any new folder");
     let drilled = world.drill();
     assert_eq!(drilled.verdict, Verdict::Passed, "{}", report::text(&drilled));
     for source in ["db", "attachments"] {

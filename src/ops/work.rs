@@ -214,8 +214,27 @@ pub(crate) fn keep(work: &Path, target: &Path, kept: &Kept) -> Result<PathBuf> {
     write_private(&note, &text)?;
     make_private(&folder)?;
     let place = folder.join(name);
-    fs::rename(target, &place).io_context(|| format!("move {} to {}", target.display(), place.display()))?;
+    movable(target, || fs::rename(target, &place)).io_context(|| format!("move {} to {}", target.display(), place.display()))?;
     Ok(place)
+}
+
+/// Runs what moves a folder of ours into another one. The kernel then writes into the moved folder itself (its `..`), so a restored one
+/// that its owner may not write is writable for that moment.
+pub(crate) fn movable(from: &Path, rename: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    let refused = match rename() {
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => source,
+        other => return other,
+    };
+    let metadata = fs::symlink_metadata(from)?;
+    if !metadata.is_dir() || metadata.mode() & 0o700 == 0o700 {
+        return Err(refused);
+    }
+    fs::set_permissions(from, fs::Permissions::from_mode(metadata.mode() | 0o700))?;
+    // By its handle it is the same folder before and after.
+    let folder = File::open(from)?;
+    let moved = rename();
+    folder.set_permissions(metadata.permissions())?;
+    moved
 }
 
 /// Writes a small private file whole or not at all.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::id::{Name, SnapshotId};
-use crate::ops::work::{FileLock, exists, make_private, own_private, read_private, remove_tree, write_private};
+use crate::ops::work::{FileLock, exists, make_private, movable, own_private, read_private, remove_tree, write_private};
 
 /// What a partial folder is of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,10 +137,11 @@ impl Partial {
     /// One folder with one entry a source, each moved in under the source's name.
     pub(super) fn assemble(&self, usable: &[(Name, PathBuf)]) -> Result<PathBuf> {
         let whole = self.folder.join("whole");
-        make_private(&whole)?;
+        // The only folder here that will be seen by others: as the umask wants it, like any new folder.
+        fs::create_dir(&whole).io_context(|| format!("make folder {}", whole.display()))?;
         for (name, path) in usable {
             let place = whole.join(name.as_str());
-            fs::rename(path, &place).io_context(|| format!("move {} to {}", path.display(), place.display()))?;
+            movable(path, || fs::rename(path, &place)).io_context(|| format!("move {} to {}", path.display(), place.display()))?;
         }
         Ok(whole)
     }
