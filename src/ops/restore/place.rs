@@ -136,37 +136,50 @@ impl Place {
         Ok(standing)
     }
 
-    /// Moves what stands there aside and lets `whole` appear. `whole` must be flushed already and on the same file system.
-    /// Only what is among `confirmed` is moved.
+    /// What [`put`](Self::put) will move aside: what stands there, if it is among `confirmed`.
     ///
     /// # Errors
-    /// `Usage` when anything else has come to stand there: then nothing was moved.
-    pub(crate) fn put(&self, whole: &Path, id: &str, confirmed: &[Existing]) -> Result<Vec<Existing>> {
-        let moved = self.standing(id)?;
+    /// `Usage` when anything else has come to stand there.
+    pub(crate) fn movable(&self, id: &str, confirmed: &[Existing]) -> Result<Vec<Existing>> {
+        let standing = self.standing(id)?;
         let strangers: Vec<String> =
-            moved.iter().filter(|m| confirmed.iter().all(|c| c.path != m.path)).map(|m| format!("{} ({})", m.path, m.what)).collect();
-        if !strangers.is_empty() {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("put the restored content at {}: appeared there meanwhile: {}", self.target.display(), strangers.join(", ")),
-            )
-            .hint("nothing was moved; look at what it is and stop the program that made it; the restored content is complete beside it, and the same command with --resume puts it into place"));
+            standing.iter().filter(|m| confirmed.iter().all(|c| c.path != m.path)).map(|m| format!("{} ({})", m.path, m.what)).collect();
+        if strangers.is_empty() {
+            return Ok(standing);
         }
+        Err(Error::new(
+            Kind::Usage,
+            format!("put the restored content at {}: appeared there meanwhile: {}", self.target.display(), strangers.join(", ")),
+        )
+        .hint("nothing was moved; look at what it is and stop the program that made it; the restored content is complete beside it, and the same command with --resume puts it into place"))
+    }
+
+    /// Whether something stands there whose name aside is taken: this restore moved it aside once, and it came again.
+    pub(crate) fn is_spent(&self, id: &str) -> Result<bool> {
+        for (path, aside) in self.candidates(id) {
+            if look(&path)?.is_some() && look(&aside)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Moves what stands there aside and lets `whole` appear. `whole` must be flushed already and on the same file system.
+    ///
+    /// # Errors
+    /// As [`movable`](Self::movable): then nothing was moved.
+    pub(crate) fn put(&self, whole: &Path, id: &str, confirmed: &[Existing]) -> Result<()> {
+        self.movable(id, confirmed)?;
         for (path, aside) in self.candidates(id) {
             if let Some(metadata) = look(&path)?
                 && !(self.shape == Shape::Folder && metadata.is_dir() && is_empty(&path)?)
             {
-                rename_new(&path, &aside).map_err(|source| {
-                    let what = format!("move {} aside to {}", path.display(), aside.display());
-                    let hint = "the same command with --resume goes on; where an interrupted restore has moved something there before, rename that first";
-                    Error::io(what, source).hint(hint)
-                })?;
+                rename_new(&path, &aside).io_context(|| format!("move {} aside to {}", path.display(), aside.display()))?;
             }
         }
         self.appear(whole)?;
         sync_folder(&self.parent)?;
-        self.nothing_stale()?;
-        Ok(moved)
+        self.nothing_stale()
     }
 
     fn appear(&self, whole: &Path) -> Result<()> {
@@ -188,7 +201,7 @@ impl Place {
     }
 
     /// A log of another database beside a restored one would be replayed into it.
-    fn nothing_stale(&self) -> Result<()> {
+    pub(crate) fn nothing_stale(&self) -> Result<()> {
         for sibling in self.siblings() {
             if look(&sibling)?.is_some() {
                 return Err(Error::new(Kind::Failed, format!("{} has appeared beside the restored database", sibling.display()))
@@ -340,8 +353,9 @@ mod tests {
         let refused = place.put(&whole, "01x", &moved[..1]).unwrap_err();
         assert!(refused.hint_text().unwrap().contains("--resume") && refused.to_string().contains("crm.db-wal"), "{refused}");
         assert_eq!(fs::read_to_string(&target).unwrap(), "old", "nothing was moved");
-        let moved = place.put(&whole, "01x", &moved).unwrap();
+        place.put(&whole, "01x", &moved).unwrap();
         assert_eq!(moved.len(), 3);
+        assert!(place.is_spent("01x").unwrap() && !place.is_spent("01y").unwrap());
         let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
         assert_eq!(read("crm.db"), "new");
         assert_eq!(read("crm.db.before-restore-01x"), "old");
@@ -373,7 +387,8 @@ mod tests {
             let log = suffixed(&target, "-wal");
             let logged = fs::write(&log, "log").is_ok();
             fs::write(partial.join("whole"), "new").unwrap();
-            let moved = place.put(&partial.join("whole"), id, &place.standing(id).unwrap()).unwrap();
+            let moved = place.standing(id).unwrap();
+            place.put(&partial.join("whole"), id, &moved).unwrap();
             assert_eq!(moved.len(), 1 + usize::from(logged), "{moved:?}");
             assert!(moved.iter().all(|m| m.moved_to.contains(&format!(".before-restore-{id}"))));
             assert_eq!(fs::read_to_string(&moved[0].moved_to).unwrap(), "old");
@@ -412,7 +427,9 @@ mod tests {
             fs::create_dir(&whole).unwrap();
             fs::write(whole.join("new"), "x").unwrap();
             let place = Place::new(&target, Shape::Folder).unwrap();
-            place.put(&whole, "01x", &place.standing("01x").unwrap()).unwrap()
+            let moved = place.standing("01x").unwrap();
+            place.put(&whole, "01x", &moved).unwrap();
+            moved
         };
         fs::create_dir(&target).unwrap();
         assert!(place("first").is_empty());
