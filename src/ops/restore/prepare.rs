@@ -9,7 +9,7 @@ use crate::ops::restore::partial::{Identity, in_the_way, left_at};
 use crate::ops::restore::place::{Place, Shape, free_bytes};
 use crate::ops::restore::{PlannedSource, RestorePlan, RestoreRequest};
 use crate::ops::select::{self, Choice};
-use crate::ops::{Job, backup, damaged_reports_warning, damaged_warning, explain};
+use crate::ops::{Job, backup, damaged_reports_warning, damaged_warning, explain, resolve};
 use crate::repo::{Manifest, ReportRecord, SourceRecord};
 
 /// Plans what an operator asked for.
@@ -117,6 +117,9 @@ pub(in crate::ops) fn plan_of(
         return Err(Error::new(Kind::Damaged, format!("snapshot {} holds no source", manifest.id)).hint("restore another snapshot"));
     }
     check_only(&manifest, only)?;
+    for record in &manifest.sources {
+        resolve::restoring_source(job, record)?.ready()?;
+    }
     let place = Place::new(to, shape(job, &manifest.sources))?;
     let identity = identity(job, &manifest, &place, only);
     let left = left_at(&place.partial(), place.target())?;
