@@ -80,7 +80,9 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
         match adopt(job, record, plan, &partial) {
             Ok(one) => restored.push(one),
             // A mistake in what was asked for (a table that is not there): going on would not help, asking otherwise would.
-            Err(error) if error.kind() == Kind::Usage && !partial.resumed() => return Err(partial.remove().err().unwrap_or(error)),
+            Err(error) if error.kind() == Kind::Usage && !plan.only.is_empty() && !partial.resumed() => {
+                return Err(partial.remove().err().unwrap_or(error));
+            }
             Err(error) => return Err(interrupted_at(error, record, &place)),
         }
     }
