@@ -528,7 +528,7 @@ fn what_is_not_of_the_snapshot_does_not_survive_a_resumed_restore() {
     fs::write(tree.join("deep/zz"), "stray").unwrap();
     fs::create_dir_all(tree.join("deep/file 1.d/below")).unwrap();
     fs::write(tree.join("deep/file 1.d/below/x"), "stray").unwrap();
-    fs::set_permissions(tree.join("deep/file 1.d"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(tree.join("deep/file 1.d"), fs::Permissions::from_mode(0o000)).unwrap();
     symlink(world.path("live"), tree.join("a link")).unwrap();
     let report = restore::apply(&world.job(), &restore::plan(&world.job(), &resume(&target)).unwrap(), None).unwrap();
     assert_eq!(census(&target), census(&world.path("live")), "and nothing was removed through the link");

@@ -26,9 +26,9 @@ pub fn copy_tables(from: &Path, to: &Path, tables: &[String]) -> Result<()> {
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )
     .context(Kind::Failed, || format!("create database {}", to.display()))?;
-    // `immutable`: a restored file is private, so no log or lock file is made beside it.
-    database.execute("ATTACH DATABASE ?1 AS restored", [immutable_uri(from)]).context(Kind::Failed, failed)?;
     let refused = |source: rusqlite::Error| Error::new(Kind::Failed, failed()).because(source).hint(HINT);
+    // `immutable`: a restored file is private, so no log or lock file is made beside it.
+    database.execute("ATTACH DATABASE ?1 AS restored", [immutable_uri(from)]).map_err(refused)?;
     // From here on statements come from the snapshot, which may be hostile.
     database
         .set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)
@@ -64,13 +64,14 @@ pub fn copy_tables(from: &Path, to: &Path, tables: &[String]) -> Result<()> {
 
 /// Runs one statement of the snapshot's schema: exactly one, and one that creates what the schema says it does.
 fn create(database: &Connection, kind: &str, sql: &str) -> rusqlite::Result<()> {
-    let words: Vec<String> = words(sql, 3);
-    let plain = match (kind, words.iter().map(String::as_str).collect::<Vec<_>>().as_slice()) {
+    let words = words(sql, 3);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let plain = matches!(
+        (kind, words.as_slice()),
         ("table", ["CREATE", "TABLE", ..] | ["CREATE", "VIRTUAL", "TABLE"])
-        | ("index", ["CREATE", "INDEX", ..] | ["CREATE", "UNIQUE", "INDEX"])
-        | ("trigger", ["CREATE", "TRIGGER", ..]) => true,
-        _ => false,
-    };
+            | ("index", ["CREATE", "INDEX", ..] | ["CREATE", "UNIQUE", "INDEX"])
+            | ("trigger", ["CREATE", "TRIGGER", ..])
+    );
     if !plain {
         return Err(rusqlite::Error::InvalidQuery);
     }
