@@ -416,6 +416,53 @@ fn completions_and_manual_pages_are_written() {
 }
 
 #[test]
+fn a_restore_needs_no_secret_and_no_driver_that_its_snapshot_does_not() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    // Since then the plan has grown: by a database without a driver here, and by dumps whose secrets this machine does not have.
+    let file = workspace.path("plans/crm.toml");
+    let plan = std::fs::read_to_string(&file).unwrap();
+    let more = r#"[source.orders]
+kind = "mysql"
+url = { env = "NO_SUCH_URL" }
+[source.dumped]
+kind = "command"
+dump = ["true"]
+environment = { TOKEN = { env = "NO_SUCH_TOKEN" } }
+[plan.crm]
+sources = ["database", "attachments", "orders", "dumped"]
+"#;
+    let plan = plan.replace("[plan.crm]\nsources = [\"database\", \"attachments\"]\n", more);
+    std::fs::write(&file, &plan).unwrap();
+    workspace.json(&["backup", "crm"], 2);
+    let to = workspace.path("back");
+    let restored = workspace.json(&["restore", "crm", "--yes", "--to", to.to_str().unwrap()], 0);
+    assert_eq!(restored["incomplete"], false);
+    assert!(to.join("attachments/marked.txt").exists());
+
+    // What the snapshot does need is missed before anything is fetched.
+    let command = |secret: &str, restore: &str| {
+        let start = plan.find("[source.orders]").unwrap();
+        let end = plan.find("repository = \"main\"").unwrap();
+        let sources = format!(
+            "[source.dumped]\nkind = \"command\"\ndump = [\"echo\", \"x\"]\n{restore}environment = {{ TOKEN = {{ env = \"{secret}\" }} }}\n"
+        );
+        std::fs::write(&file, format!("{}{sources}[plan.crm]\nsources = [\"dumped\"]\n{}", &plan[..start], &plan[end..])).unwrap();
+    };
+    command("CRM_PASSPHRASE", "");
+    workspace.backup();
+    let (dump, folder) = (workspace.path("dump"), workspace.path("loaded"));
+    command("NO_SUCH_TOKEN", "");
+    workspace.json(&["restore", "crm", "--yes", "--to", dump.to_str().unwrap()], 0);
+    assert_eq!(std::fs::read_to_string(&dump).unwrap(), "x\n");
+    command("NO_SUCH_TOKEN", "restore = [\"true\"]\n");
+    let missing = workspace.run(&["restore", "crm", "--yes", "--to", folder.to_str().unwrap()]);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(text(&missing.stderr).contains("NO_SUCH_TOKEN"), "{}", text(&missing.stderr));
+    assert!(!workspace.path(".loaded.lifeboat-partial").exists());
+}
+
+#[test]
 fn a_damaged_journal_stops_backups_with_a_way_out_but_never_a_restore() {
     let workspace = Workspace::ready("");
     workspace.backup();

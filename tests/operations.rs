@@ -443,6 +443,9 @@ fn an_application_set_comes_back_together() {
     world.restore(Choice::Latest, "set").unwrap();
     assert_eq!(rows(&world.path("set/db")), rows(&world.path("live.db")));
     assert_eq!(census(&world.path("set/attachments")), census(&world.path("live")));
+    fs::create_dir(world.path("new")).unwrap();
+    let mode = |path: &str| fs::metadata(world.path(path)).unwrap().mode();
+    assert_eq!(mode("set"), mode("new"), "as the umask wants any new folder");
     let drilled = world.drill();
     assert_eq!(drilled.verdict, Verdict::Passed, "{}", report::text(&drilled));
     for source in ["db", "attachments"] {
@@ -603,6 +606,126 @@ fn an_interrupted_restore_is_continued_and_never_looks_whole() {
     let nothing = restore::plan(&job, &RestoreRequest { choice: Choice::Latest, to: target, only: Vec::new(), resume: true }).unwrap_err();
     assert_eq!(nothing.kind(), Kind::Usage);
     assert_ne!(first.snapshot, second.snapshot);
+}
+
+#[test]
+fn what_is_not_of_the_snapshot_does_not_survive_a_resumed_restore() {
+    let world = World::files();
+    world.backup();
+    let target = world.path("back");
+    let mut job = world.job();
+    job.progress = Arc::new(CancelAfter(job.cancel.clone(), AtomicU64::new(0), 2_000_000));
+    assert_eq!(restore_by(&job, Choice::Latest, &target, None).unwrap_err().kind(), Kind::Interrupted);
+    let tree = world.path(".back.lifeboat-partial/tree/attachments");
+    fs::write(tree.join("deep/zz"), "stray").unwrap();
+    fs::create_dir_all(tree.join("deep/file 1.d/below")).unwrap();
+    fs::write(tree.join("deep/file 1.d/below/x"), "stray").unwrap();
+    fs::set_permissions(tree.join("deep/file 1.d"), fs::Permissions::from_mode(0o000)).unwrap();
+    symlink(world.path("live"), tree.join("a link")).unwrap();
+    let report = restore::apply(&world.job(), &restore::plan(&world.job(), &resume(&target)).unwrap(), None).unwrap();
+    assert_eq!(census(&target), census(&world.path("live")), "and nothing was removed through the link");
+    assert!(report.warnings.iter().any(|w| w.contains("3 that the snapshot does not hold") && w.contains("a link")), "{report:?}");
+}
+
+fn resume(to: &Path) -> RestoreRequest {
+    RestoreRequest { choice: Choice::Latest, to: to.to_owned(), only: Vec::new(), resume: true }
+}
+
+/// Dies when this phase begins.
+struct CrashAt(&'static str);
+
+impl Progress for CrashAt {
+    fn event(&self, event: Event) {
+        if let Event::Phase { name, .. } = event {
+            assert_ne!(name, self.0, "planted crash");
+        }
+    }
+}
+
+/// A restore that dies when a phase begins: nothing of it is tidied up.
+fn crash_at(phase: &'static str, world: &World, request: RestoreRequest, confirmed: Option<&str>) {
+    let job = Job { progress: Arc::new(CrashAt(phase)), ..world.job() };
+    let plan = restore::plan(&job, &request).unwrap();
+    let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| restore::apply(&job, &plan, confirmed)));
+    assert!(died.is_err(), "it has not come to {phase}");
+}
+
+#[test]
+fn a_restore_that_died_after_its_content_was_in_place_is_only_ended() {
+    let world = World::sqlite();
+    world.backup();
+    let target = world.path("live.db");
+    let latest = |resume| RestoreRequest { choice: Choice::Latest, to: world.path("live.db"), only: Vec::new(), resume };
+    for resume in [false, true] {
+        let before = fs::read(&target).unwrap();
+        crash_at("clean up", &world, latest(false), Some("live.db"));
+        assert!(world.path(".live.db.lifeboat-partial").exists());
+        let plan = restore::plan(&world.job(), &latest(resume)).unwrap();
+        assert!(plan.resumes && plan.overwrites.is_empty() && plan.confirmation.is_none(), "{plan:?}");
+        let report = restore::apply(&world.job(), &plan, None).unwrap();
+        assert_eq!(report.bytes_resumed, report.bytes_restored);
+        assert_eq!(fs::read(&report.moved_aside[0].moved_to).unwrap(), before, "what was moved aside is not forgotten");
+        assert_eq!(rows(&target).len(), 2000);
+        assert!(!world.path(".live.db.lifeboat-partial").exists());
+    }
+
+    // What has changed since is never taken for what was restored, nor overwritten.
+    crash_at("clean up", &world, latest(false), Some("live.db"));
+    Connection::open(&target).unwrap().execute_batch("PRAGMA journal_mode = DELETE; DELETE FROM customer WHERE id > 5").unwrap();
+    for resume in [false, true] {
+        let plan = restore::plan(&world.job(), &latest(resume)).unwrap();
+        let changed = restore::apply(&world.job(), &plan, None).unwrap_err();
+        assert_eq!(changed.kind(), Kind::Usage);
+        assert!(changed.to_string().contains("changed since") && changed.hint_text().unwrap().contains("remove"), "{changed:?}");
+        assert_eq!(rows(&target).len(), 5);
+    }
+    // Nor is anything else that stands there by now.
+    fs::rename(&target, world.path("elsewhere.db")).unwrap();
+    make_database(&target, 7);
+    let plan = restore::plan(&world.job(), &latest(false)).unwrap();
+    assert_eq!(plan.overwrites[0].path, target.display().to_string(), "{plan:?}");
+    let report = restore::apply(&world.job(), &plan, Some("live.db")).unwrap();
+    let databases = report.moved_aside.iter().filter(|m| m.path == target.display().to_string());
+    let aside: Vec<usize> = databases.map(|m| rows(Path::new(&m.moved_to)).len()).collect();
+    assert_eq!((rows(&target).len(), aside), (2000, vec![2000, 7]), "under two names: {report:?}");
+}
+
+#[test]
+fn what_cannot_be_compared_again_is_ended_only_when_asked_to() {
+    let world = World::sqlite();
+    world.backup();
+    let part = world.path("part.db");
+    let only = RestoreRequest { choice: Choice::Latest, to: part.clone(), only: vec!["customer".into()], resume: false };
+    crash_at("clean up", &world, only.clone(), None);
+    let refused = restore::apply(&world.job(), &restore::plan(&world.job(), &only).unwrap(), None).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Usage);
+    assert!(refused.hint_text().unwrap().contains("--resume"), "{refused:?}");
+    let report = restore::apply(&world.job(), &restore::plan(&world.job(), &resume(&part)).unwrap(), None).unwrap();
+    assert!(report.warnings.iter().any(|w| w.contains("cannot be compared")), "{report:?}");
+    assert_eq!(rows(&part).len(), 2000);
+    assert!(!world.path(".part.db.lifeboat-partial").exists());
+}
+
+#[test]
+fn what_was_moved_aside_before_a_crash_is_reported_after_it() {
+    let world = World::files();
+    world.backup();
+    let target = world.path("back");
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("precious"), "x").unwrap();
+    let latest = RestoreRequest { resume: false, ..resume(&target) };
+    crash_at("place", &world, latest, Some("back"));
+    // As if it had died a little later: recorded and moved, but nothing in its place yet.
+    let record = world.path(".back.lifeboat-partial/restore.json");
+    let mut document: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    let aside = world.path(&format!("back.before-restore-{}", document["id"].as_str().unwrap()));
+    let moved = serde_json::json!([{ "path": target, "what": "a folder with 1 entry", "moved_to": aside }]);
+    document["placing"] = serde_json::json!({ "inode": 1, "moved_aside": moved });
+    fs::write(&record, document.to_string()).unwrap();
+    fs::rename(&target, &aside).unwrap();
+    let report = restore::apply(&world.job(), &restore::plan(&world.job(), &resume(&target)).unwrap(), None).unwrap();
+    assert_eq!(serde_json::to_value(&report.moved_aside).unwrap(), moved);
+    assert_eq!(census(&target), census(&world.path("live")));
 }
 
 #[test]

@@ -149,7 +149,7 @@ impl App {
         let settled = runner::settle(
             &journal,
             |run| run.plan == *plan,
-            |run| resolve::plan(&*self.plan(run.plan.as_str())?)?.repository.open(surroundings),
+            |run| resolve::repository(&self.plan(run.plan.as_str())?.repository)?.open(surroundings),
             self.clock.now(),
         );
         let run = NewRun { plan: plan.clone(), job, trigger: Trigger::Manual, scheduled: None };

@@ -81,7 +81,7 @@ fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz, Option<S
     let Some(url) = &args.from else {
         let name = args.plan.as_deref().ok_or_else(|| Error::new(Kind::Usage, "restore: no plan was named"))?;
         let plan = app.plan(name)?;
-        return Ok((resolve::plan(&plan)?, plan.zone(), None));
+        return Ok((resolve::to_restore(&plan)?, plan.zone(), None));
     };
     let passphrase = std::env::var("LIFEBOAT_PASSPHRASE").ok().filter(|text| !text.is_empty()).ok_or_else(|| {
         Error::new(Kind::Usage, "restore by URL: the environment variable LIFEBOAT_PASSPHRASE is not set")

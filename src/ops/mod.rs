@@ -57,7 +57,7 @@ pub struct Job {
     /// In the order of the plan; empty for a restore on a machine without plans.
     pub sources: Vec<NamedSource>,
     pub repository: Repository,
-    /// Private folder (0700) of this plan below the state folder: locks, scratch folders, kept drill targets. Made when missing.
+    /// Private folder (0700) of this plan below the state folder: locks, scratch folders, kept drill targets. Made by the runs that use it.
     pub work: PathBuf,
     /// Recorded in drill reports; the repository records its own in manifests.
     pub host: String,

@@ -8,15 +8,15 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
-use crate::ops::work::{make_missing, make_private};
-use crate::ops::{DrillSettings, Job, NamedSource, Objectives, PlannedCheck};
+use crate::ops::work::make_missing;
+use crate::ops::{DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain};
 use crate::plan::SecretRef;
 use crate::plan::{self, Cache, DrillAt, EnvironmentValue, SourceKind};
 use crate::repo::{OpenOptions, Passphrase, Repository, SourceRecord};
-use crate::source::Source;
 use crate::source::command::{CommandSource, SecretValue};
 use crate::source::files::FilesSource;
 use crate::source::sqlite::SqliteSource;
+use crate::source::{CheckResult, Diagnosis, ProveRequest, Source, SourceContext, SourceSnapshot};
 use crate::store::{Credential, Store, StoreConfig};
 
 /// What the process around an operation gives it.
@@ -107,15 +107,14 @@ impl Resolved {
     /// # Errors
     /// As [`RepositorySettings::open`], and when the state folder cannot be made.
     pub fn open(&self, surroundings: &Surroundings) -> Result<Job> {
-        let work = self.work(surroundings);
         make_missing(&surroundings.state)?;
-        make_private(&work)?;
         Ok(Job {
             plan: self.plan.clone(),
             tags: self.tags.clone(),
             sources: self.sources.clone(),
             repository: self.repository.open(surroundings)?,
-            work,
+            // Made by who uses it: a restore does not, and whoever runs it need not be who backs up.
+            work: self.work(surroundings),
             host: host(),
             objectives: self.objectives,
             drill: self.drill.clone(),
@@ -137,7 +136,24 @@ impl Resolved {
 /// # Errors
 /// `Usage` when this build has no driver for a source, or a secret cannot be read.
 pub fn plan(plan: &plan::Plan) -> Result<Resolved> {
-    let sources = plan.sources.iter().map(|s| source(s)).collect::<Result<_>>()?;
+    resolved(plan, plan.sources.iter().map(|s| source(s)).collect::<Result<_>>()?)
+}
+
+/// The same for a restore: a source's driver is built and its secrets are read only when the snapshot needs it for its way back. In an
+/// incident, what a restore has no use for must not stand in its way.
+///
+/// # Errors
+/// `Usage` when a secret of the repository cannot be read.
+pub fn to_restore(plan: &plan::Plan) -> Result<Resolved> {
+    let later = |source: &Arc<plan::Source>| NamedSource {
+        name: source.name.clone(),
+        restores_folder: matches!(source.kind, SourceKind::Command { restore: Some(_), .. }),
+        source: Arc::new(Later(Arc::clone(source))),
+    };
+    resolved(plan, plan.sources.iter().map(later).collect())
+}
+
+fn resolved(plan: &plan::Plan, sources: Vec<NamedSource>) -> Result<Resolved> {
     Ok(Resolved {
         plan: plan.name.clone(),
         tags: plan.tags.clone(),
@@ -146,6 +162,48 @@ pub fn plan(plan: &plan::Plan) -> Result<Resolved> {
         objectives: Objectives { data_loss: plan.objectives.data_loss, recovery_time: plan.objectives.recovery_time },
         drill: drill(&plan.drill),
     })
+}
+
+/// A configured source whose driver is built when it is used.
+struct Later(Arc<plan::Source>);
+
+impl Later {
+    fn driver(&self) -> Result<Arc<dyn Source>> {
+        match &self.0.kind {
+            // Nothing is run on the way back.
+            SourceKind::Command { restore: None, .. } => bare_source(self.kind()),
+            _ => Ok(source(&self.0)?.source),
+        }
+    }
+}
+
+impl Source for Later {
+    fn kind(&self) -> &'static str {
+        self.0.kind.word()
+    }
+
+    fn diagnose(&self) -> Vec<Diagnosis> {
+        match source(&self.0) {
+            Ok(named) => named.source.diagnose(),
+            Err(error) => vec![Diagnosis { name: "configuration".into(), ok: false, message: explain(&error) }],
+        }
+    }
+
+    fn ready(&self) -> Result<()> {
+        self.driver()?.ready()
+    }
+
+    fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>> {
+        source(&self.0)?.source.begin(context)
+    }
+
+    fn adopt(&self, restored: &Path, context: &SourceContext) -> Result<PathBuf> {
+        self.driver()?.adopt(restored, context)
+    }
+
+    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
+        self.driver()?.prove(usable, request, context)
+    }
 }
 
 /// Reads the secrets of a repository.

@@ -11,9 +11,10 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use crate::entry::{Entry, EntryKind, is_valid_path};
+use crate::entry::{Entry, EntryKind, display_path, is_valid_path, tree_order};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
+use crate::ops::work::remove_tree;
 use crate::repo::{BlockSink, Repository, SourceRecord, StoredEntry, Wanted};
 use crate::source::files::apply::{Lost, TreeTarget};
 use crate::source::files::xattr;
@@ -44,7 +45,7 @@ pub(super) struct Brought {
     pub(super) bytes_existing: u64,
     /// Sealed bytes read from the store.
     pub(super) bytes_fetched: u64,
-    /// Metadata that could not be set.
+    /// Metadata that could not be set, and what was there and is not of the snapshot.
     pub(super) warnings: Vec<String>,
     pub(super) lost: Lost,
 }
@@ -112,18 +113,22 @@ impl Compared {
 
 impl Transfer<'_> {
     /// Brings the tree of one source into `folder` (new, or left by an interrupted restore of the very same tree), flushed to disk, and
-    /// counts it against the manifest.
+    /// counts both what came and what is then on disk against the manifest. What else is in a folder that is resumed (it is our private
+    /// one) is removed and told.
     ///
     /// # Errors
-    /// `Damaged` when what came is not what the manifest counted; whatever fetching or writing says.
+    /// `Damaged` when what came is not what the manifest counted; `Failed` when that is not what is on disk; whatever fetching or writing
+    /// says.
     pub(super) fn bring_back(&self, record: &SourceRecord, folder: &Path, resumed: bool) -> Result<Brought> {
         let target = if resumed { TreeTarget::resume(folder)? } else { TreeTarget::create(folder)? };
         let mut brought = Brought::default();
         let mut batch = Batch::new(resumed);
+        let mut rooted = false;
         for stored in self.repository.tree(record)? {
             self.cancel.check()?;
             let stored = stored?;
             brought.entries += 1;
+            rooted |= stored.entry.path.is_empty();
             if matches!(stored.entry.kind, EntryKind::File { .. }) {
                 brought.bytes += stored.size();
                 let kept = if resumed { keep_existing(&target, &stored)? } else { None };
@@ -141,20 +146,71 @@ impl Transfer<'_> {
             }
         }
         self.fetch_batch(&mut batch, &target, &mut brought)?;
-        let applied = target.finish()?;
-        (brought.warnings, brought.lost) = (applied.warnings, applied.lost);
-        if (brought.entries, brought.bytes) == (record.entries, record.bytes) {
-            Ok(brought)
-        } else {
-            Err(Error::new(
+        if (brought.entries, brought.bytes) != (record.entries, record.bytes) {
+            return Err(Error::new(
                 Kind::Damaged,
                 format!(
                     "count what was restored of source {}: {} entries with {} bytes came back, the manifest says {} with {}",
                     record.name, brought.entries, brought.bytes, record.entries, record.bytes
                 ),
             )
-            .hint("run `lifeboat verify`, and restore another snapshot meanwhile"))
+            .hint("run `lifeboat verify`, and restore another snapshot meanwhile"));
         }
+        // Before folders get their modes, which may forbid to look into them.
+        if resumed {
+            brought.warnings.extend(self.remove_strays(record, folder)?);
+        }
+        let there = count_below(folder, self.cancel)? + u64::from(rooted);
+        if there != brought.entries {
+            return Err(Error::new(
+                Kind::Failed,
+                format!("count what is on disk of source {}: {there} entries are there, {} were restored", record.name, brought.entries),
+            )
+            .hint("either another program writes there, or that file system takes different names for the same (upper and lower case): restore to another one"));
+        }
+        let applied = target.finish()?;
+        brought.warnings.extend(applied.warnings);
+        brought.lost = applied.lost;
+        Ok(brought)
+    }
+
+    /// Removes what is on disk and not in the tree; a warning where something was. Both are walked in tree order, side by side.
+    fn remove_strays(&self, record: &SourceRecord, folder: &Path) -> Result<Option<String>> {
+        let mut stored = self.repository.tree(record)?.fuse();
+        let mut next: Option<StoredEntry> = None;
+        let (mut count, mut first) = (0_u64, String::new());
+        // Of each folder on the way, what is still to be looked at in it.
+        let mut folders = vec![children(folder, &[])?];
+        while let Some(folder_left) = folders.last_mut() {
+            self.cancel.check()?;
+            let Some((path, is_folder)) = folder_left.pop() else {
+                folders.pop();
+                continue;
+            };
+            while next.as_ref().is_none_or(|entry| tree_order(&entry.entry.path, &path).is_lt()) {
+                match stored.next() {
+                    Some(entry) => next = Some(entry?),
+                    None => break,
+                }
+            }
+            let place = folder.join(std::ffi::OsStr::from_bytes(&path));
+            let known = next.as_ref().is_some_and(|entry| entry.entry.path == path);
+            if known && is_folder {
+                folders.push(children(&place, &path)?);
+            } else if !known {
+                remove_tree(&place)?;
+                if count == 0 {
+                    first = display_path(&path);
+                }
+                count += 1;
+            }
+        }
+        Ok((count > 0).then(|| {
+            format!(
+                "source {}: {count} that the snapshot does not hold were left by the interrupted restore and are removed (first: {first})",
+                record.name
+            )
+        }))
     }
 
     fn fetch_batch(&self, batch: &mut Batch, target: &TreeTarget, brought: &mut Brought) -> Result<()> {
@@ -498,6 +554,23 @@ fn chosen(seed: u64, path: &[u8], percent: u8) -> bool {
     let mut first = [0u8; 8];
     first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
     u64::from_le_bytes(first) % 100 < u64::from(percent)
+}
+
+/// What is in a folder, with its path in the tree and whether it is a folder, the first in tree order last.
+fn children(folder: &Path, path: &[u8]) -> Result<Vec<(Vec<u8>, bool)>> {
+    let failed = || format!("list {}", folder.display());
+    let mut all = Vec::new();
+    for item in fs::read_dir(folder).io_context(failed)? {
+        let item = item.io_context(failed)?;
+        let mut below = path.to_vec();
+        if !below.is_empty() {
+            below.push(b'/');
+        }
+        below.extend_from_slice(item.file_name().as_bytes());
+        all.push((below, item.file_type().io_context(|| format!("look at {}", item.path().display()))?.is_dir()));
+    }
+    all.sort_by(|(a, _), (b, _)| tree_order(b, a));
+    Ok(all)
 }
 
 /// Everything below a folder, links not followed.

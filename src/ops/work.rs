@@ -9,14 +9,19 @@
 //! ```
 //!
 //! Locks are the kernel's: they end with the process, however it ends, so nothing here can go stale.
+//!
+//! lifeboat often runs as root beside users it must not trust. So a private folder that exists already is used only when it is ours
+//! alone, and files in it are never opened through a link.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Kind, Result};
@@ -57,14 +62,19 @@ impl FileLock {
 }
 
 fn open_lock(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .io_context(|| format!("open lock file {}", path.display()))
+    open_ours(path, OFlags::RDWR | OFlags::CREATE).map_err(|source| Error::io(format!("open lock file {}", path.display()), source))
+}
+
+/// Opens a regular file of ours, never through a link.
+fn open_ours(path: &Path, flags: OFlags) -> io::Result<File> {
+    // Without waiting for who would write to a pipe.
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+    let metadata = file.metadata()?;
+    if metadata.is_file() && metadata.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(file);
+    }
+    Err(io::Error::other("it is not a regular file of the user that runs lifeboat"))
 }
 
 /// Makes a folder and its parents, private (0700). One that exists is somebody's and stays as it is: `--state` may name any folder.
@@ -72,10 +82,48 @@ pub(crate) fn make_missing(path: &Path) -> Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).io_context(|| format!("make folder {}", path.display()))
 }
 
-/// Makes a private folder (0700) and its parents; one that exists is made private.
+/// Makes a private folder (0700) and its parents. One that exists must be ours alone (see [`own_private`]) and is made private.
+///
+/// # Errors
+/// `Usage` when what is there is not ours alone.
 pub(crate) fn make_private(path: &Path) -> Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).io_context(|| format!("make folder {}", path.display()))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).io_context(|| format!("make folder {} private", path.display()))
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        make_missing(parent)?;
+    }
+    match rustix::fs::mkdir(path, Mode::RWXU) {
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => {
+            let folder = own_private(path)?;
+            folder.set_permissions(fs::Permissions::from_mode(0o700)).io_context(|| format!("make folder {} private", path.display()))
+        }
+        Err(errno) => Err(Error::io(format!("make folder {}", path.display()), errno.into())),
+    }
+}
+
+/// Opens a folder that nobody else can have put anything into: a folder and no link to one, of this user, writable by no other.
+///
+/// # Errors
+/// `Usage` when it is not.
+pub(crate) fn own_private(path: &Path) -> Result<File> {
+    let refuse = |why: String| {
+        Err(Error::new(Kind::Usage, format!("use private folder {}: {why}", path.display()))
+            .hint("run lifeboat as the user that it belongs to; or look at what it is, and remove or rename it"))
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let folder = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(folder) => File::from(folder),
+        Err(Errno::NOTDIR | Errno::LOOP) => return refuse("it is a link or a file, not a folder".into()),
+        Err(errno) => return Err(Error::io(format!("open private folder {}", path.display()), errno.into())),
+    };
+    let metadata = folder.metadata().io_context(|| format!("look at {}", path.display()))?;
+    let user = rustix::process::geteuid().as_raw();
+    if metadata.uid() != user {
+        return refuse(format!("it belongs to user {}, and lifeboat runs as user {user}", metadata.uid()));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return refuse(format!("others may write to it (mode {:o})", metadata.mode() & 0o7777));
+    }
+    Ok(folder)
 }
 
 /// Takes the lock that makes backups of one plan on one host exclude each other.
@@ -210,20 +258,51 @@ pub(crate) fn keep(work: &Path, target: &Path, kept: &Kept) -> Result<PathBuf> {
     write_private(&note, &text)?;
     make_private(&folder)?;
     let place = folder.join(name);
-    fs::rename(target, &place).io_context(|| format!("move {} to {}", target.display(), place.display()))?;
+    movable(target, || fs::rename(target, &place)).io_context(|| format!("move {} to {}", target.display(), place.display()))?;
     Ok(place)
+}
+
+/// Runs what moves a folder of ours into another one. The kernel then writes into the moved folder itself (its `..`), so a restored one
+/// that its owner may not write is writable for that moment.
+pub(crate) fn movable(from: &Path, rename: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    let refused = match rename() {
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => source,
+        other => return other,
+    };
+    let metadata = fs::symlink_metadata(from)?;
+    if !metadata.is_dir() || metadata.mode() & 0o700 == 0o700 {
+        return Err(refused);
+    }
+    fs::set_permissions(from, fs::Permissions::from_mode(metadata.mode() | 0o700))?;
+    // By its handle it is the same folder before and after.
+    let folder = File::open(from)?;
+    let moved = rename();
+    folder.set_permissions(metadata.permissions())?;
+    moved
 }
 
 /// Writes a small private file whole or not at all.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("new");
     let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        match fs::remove_file(&temporary) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(source),
+            _ => {}
+        }
+        // Exclusively: what stands there is neither followed nor overwritten.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)
     };
     write().io_context(|| format!("write {}", path.display()))
+}
+
+/// Reads what [`write_private`] wrote.
+pub(crate) fn read_private(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_ours(path, OFlags::RDONLY)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// What an earlier run left and cannot be removed must not keep a new one from running.
@@ -250,7 +329,7 @@ fn bury(work: &Path, now: DateTime<Utc>) -> Result<Vec<PathBuf>> {
         } else if let Some(drill) = name.strip_prefix("kept-").filter(|name| Path::new(name).extension().is_none()) {
             let note = work.join(format!("kept-{drill}.json"));
             let live =
-                fs::read(&note).ok().and_then(|text| serde_json::from_slice::<Kept>(&text).ok()).is_some_and(|kept| !kept.expired(now));
+                read_private(&note).ok().and_then(|text| serde_json::from_slice::<Kept>(&text).ok()).is_some_and(|kept| !kept.expired(now));
             if !live {
                 let grave = work.join(format!("dead-{name}"));
                 fs::rename(&path, &grave).io_context(|| format!("rename {}", path.display()))?;
@@ -334,6 +413,54 @@ mod tests {
         assert!(!path.exists());
         let names: Vec<_> = fs::read_dir(work.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(names.iter().all(|n| !n.to_string_lossy().starts_with("dead-")), "{names:?}");
+    }
+
+    #[test]
+    fn what_others_planted_is_refused_and_never_followed() {
+        let outer = tempfile::tempdir().unwrap();
+        let victim = outer.path().join("victim");
+        fs::create_dir(&victim).unwrap();
+        fs::write(victim.join("file"), "precious").unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o755)).unwrap();
+
+        let folder = outer.path().join("folder");
+        let refused = |why: &str| {
+            let error = make_private(&folder).unwrap_err();
+            assert_eq!(error.kind(), Kind::Usage);
+            assert!(error.to_string().contains(why) && error.hint_text().is_some(), "{error:?}");
+        };
+        std::os::unix::fs::symlink(&victim, &folder).unwrap();
+        refused("link");
+        assert_eq!(fs::metadata(&victim).unwrap().mode() & 0o777, 0o755, "nothing was changed through the link");
+        fs::remove_file(&folder).unwrap();
+        fs::write(&folder, "").unwrap();
+        refused("file");
+        fs::remove_file(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        for mode in [0o777, 0o1777, 0o770, 0o702] {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+            refused("others may write");
+        }
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        make_private(&folder).unwrap();
+        assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o7777, 0o700);
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&folder, Some(65534), None).unwrap();
+            refused("belongs to user 65534");
+            std::os::unix::fs::chown(&folder, Some(0), None).unwrap();
+        }
+
+        // In a folder of ours: neither lock nor small files go through a link.
+        for (name, to) in [("backup.lock", "file"), ("folders.lock", "new"), ("note.json", "file"), ("note.new", "file")] {
+            std::os::unix::fs::symlink(victim.join(to), folder.join(name)).unwrap();
+        }
+        assert!(lock_backup(&folder, "crm", time(0)).is_err());
+        assert!(RunFolder::create(&folder, time(0)).is_err());
+        assert!(read_private(&folder.join("note.json")).is_err());
+        write_private(&folder.join("note.json"), b"ours").unwrap();
+        assert_eq!(read_private(&folder.join("note.json")).unwrap(), b"ours");
+        assert_eq!(fs::read_to_string(victim.join("file")).unwrap(), "precious");
+        assert_eq!(fs::read_dir(&victim).unwrap().count(), 1);
     }
 
     #[test]

@@ -70,6 +70,14 @@ pub trait Source: Send + Sync {
     /// Everything a backup needs, checked without changing anything.
     fn diagnose(&self) -> Vec<Diagnosis>;
 
+    /// Whether everything is there that a restore needs of this machine, secrets for example; asked before anything is fetched.
+    ///
+    /// # Errors
+    /// `Usage` when something is not.
+    fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Begins a consistent snapshot that stays the same until it is finished or dropped.
     ///
     /// # Errors

@@ -9,11 +9,11 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Event;
 use crate::id::Name;
 use crate::ops::document::Stopwatch;
-use crate::ops::restore::partial::Partial;
+use crate::ops::restore::partial::{Partial, left_at};
 use crate::ops::restore::place::{Place, free_bytes, sync_folder};
-use crate::ops::restore::prepare::{identity, shape};
+use crate::ops::restore::prepare::{identity, restores_folder, shape};
 use crate::ops::restore::{RestorePlan, RestoreReport};
-use crate::ops::transfer::{Brought, Transfer};
+use crate::ops::transfer::{Brought, Metadata, Transfer};
 use crate::ops::work::remove_tree;
 use crate::ops::{Job, context, resolve};
 use crate::repo::SourceRecord;
@@ -55,10 +55,13 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     let mut watch = Stopwatch::start();
     let sources = &plan.manifest.sources;
     let place = Place::new(&plan.to, shape(job, sources))?;
-    check_confirmed(&place, plan, confirmed)?;
     let mut wanted = identity(job, &plan.manifest, &place, &plan.only);
     wanted.id.clone_from(&plan.id);
-    let partial = Partial::own(&place.partial(), wanted, job.clock.now())?;
+    if left_at(&place.partial(), place.target())?.is_some_and(|left| left.same_content(&wanted) && left.is_placed(place.target())) {
+        return finish(job, plan, &place, Partial::own(&place, wanted, job.clock.now())?, watch);
+    }
+    check_confirmed(&place, plan, confirmed)?;
+    let mut partial = Partial::own(&place, wanted, job.clock.now())?;
     if let Err(error) = check_space(&place, &partial, sources) {
         // Nothing was written: nothing is worth keeping.
         return Err(if partial.resumed() { error } else { partial.remove().err().unwrap_or(error) });
@@ -82,19 +85,74 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
         match adopt(job, record, plan, &partial) {
             Ok(one) => restored.push(Restored { lost, ..one }),
             // A mistake in what was asked for (a table that is not there): going on would not help, asking otherwise would.
-            Err(error) if error.kind() == Kind::Usage && !partial.resumed() => return Err(partial.remove().err().unwrap_or(error)),
+            Err(error) if error.kind() == Kind::Usage && !plan.only.is_empty() && !partial.resumed() => {
+                return Err(partial.remove().err().unwrap_or(error));
+            }
             Err(error) => return Err(interrupted_at(error, record, &place)),
         }
     }
 
     watch.phase("place");
+    job.progress.event(Event::Phase { name: "place", detail: plan.target.clone() });
     job.cancel.check()?;
     let whole = assemble(&partial, &mut restored)?;
     flush(&whole)?;
-    let moved_aside = place.put(&whole, partial.id(), &plan.overwrites)?;
+    // With what an attempt before a crash has moved.
+    let mut moved = partial.moved_aside();
+    moved.extend(place.movable(partial.id(), &plan.overwrites)?);
+    partial.place(&whole, moved.clone())?;
+    place.put(&whole, partial.id(), &plan.overwrites)?;
     settle(&place, &mut restored);
 
-    Ok(Done { report: account(plan, &brought, moved_aside, watch), restored, partial })
+    Ok(Done { report: account(plan, &brought, moved, watch), restored, partial })
+}
+
+/// Ends a restore that was interrupted after its content went into place. Whether that is still what the snapshot holds is looked at, not
+/// believed: time has passed.
+fn finish(job: &Job, plan: &RestorePlan, place: &Place, partial: Partial, mut watch: Stopwatch) -> Result<Done> {
+    watch.phase("compare");
+    job.progress.event(Event::Phase { name: "compare", detail: plan.target.clone() });
+    let sources = &plan.manifest.sources;
+    let transfer = Transfer { repository: &job.repository, progress: job.progress.as_ref(), cancel: &job.cancel };
+    let again = format!(
+        "to keep what is there, remove {}; to restore once more, remove that folder and run the same command without --resume",
+        partial.folder().display()
+    );
+    // With a log beside it, a database is not what its file alone is.
+    place.nothing_stale().map_err(|error| error.hint(again.clone()))?;
+    let mut restored = Vec::new();
+    let mut brought = Brought::default();
+    for record in sources {
+        let usable = if sources.len() > 1 { place.target().join(record.name.as_str()) } else { place.target().to_owned() };
+        if plan.only.is_empty() && !restores_folder(job, record) {
+            let compared = transfer.compare(record, &usable, 100, 0, Metadata::None)?;
+            if compared.differences > 0 {
+                let what = format!("restore to {}: an interrupted restore of this snapshot was complete there", place.target().display());
+                let since = format!("{what}, and it has been changed since: {}", compared.described.join("; "));
+                return Err(Error::new(Kind::Usage, since).hint(again));
+            }
+        } else if plan.resume {
+            let what = "was complete at the target when the restore was interrupted, and cannot be compared with the snapshot again";
+            brought.warnings.push(format!("source {}: {what}", record.name));
+        } else {
+            let what = format!("restore to {}: an interrupted restore of this snapshot was complete there", place.target().display());
+            return Err(Error::new(Kind::Usage, what).hint(format!("end it with --resume; {again}")));
+        }
+        brought.add(Brought { entries: record.entries, bytes: record.bytes, bytes_existing: record.bytes, ..Brought::default() });
+        restored.push(Restored {
+            record: record.clone(),
+            source: resolve::restoring_source(job, record)?,
+            content: usable.clone(),
+            usable,
+            lost: Lost::default(),
+        });
+    }
+    brought.warnings.push(
+        "the restore had been interrupted after its content was in place: whether owners and attributes could be set is not known any more"
+            .into(),
+    );
+    let moved = partial.moved_aside();
+    Ok(Done { report: account(plan, &brought, moved, watch), restored, partial })
 }
 
 fn check_confirmed(place: &Place, plan: &RestorePlan, confirmed: Option<&str>) -> Result<()> {

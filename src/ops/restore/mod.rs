@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Kind, Result};
+use crate::event::Event;
 use crate::id::SnapshotId;
 use crate::ops::select::Choice;
 use crate::ops::{Existing, Job, Missing, Phase};
@@ -85,6 +86,9 @@ pub struct RestorePlan {
     /// Names what is moved aside.
     #[serde(skip)]
     pub(crate) id: String,
+    /// Going on was asked for by name.
+    #[serde(skip)]
+    pub(crate) resume: bool,
 }
 
 /// `lifeboat.restore/1`.
@@ -141,5 +145,7 @@ pub fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
 /// not at all.
 pub fn apply(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result<RestoreReport> {
     job.repository.require_reader("restore")?;
-    Ok(bring_back(job, plan, confirmed)?.conclude())
+    let done = bring_back(job, plan, confirmed)?;
+    job.progress.event(Event::Phase { name: "clean up", detail: plan.target.clone() });
+    Ok(done.conclude())
 }

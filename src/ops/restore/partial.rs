@@ -1,15 +1,17 @@
-//! The private folder in which a restore works, beside its target: owned by one process, continued by the next after a crash.
+//! The private folder in which a restore works, beside its target: owned by one process, continued by the next after a crash. Its name can
+//! be guessed and its parent may be anybody's, so one that exists is used only when it is ours alone.
 //!
 //! ```text
 //! <parent>/.<name>.lifeboat-partial/     0700
 //!     owner          held (flock) while a restore works here
-//!     restore.json   what is being restored; written before any content
+//!     restore.json   what is being restored; written before any content, again before the target is touched, and removed last
 //!     tree/<source>/ the content as it comes
 //!     scratch/       the sources' own
 //!     whole/         a set of sources, assembled
 //! ```
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
@@ -17,7 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::id::{Name, SnapshotId};
-use crate::ops::work::{FileLock, exists, make_private, remove_tree, write_private};
+use crate::ops::Existing;
+use crate::ops::restore::place::{Place, sync_folder};
+use crate::ops::work::{FileLock, exists, make_private, movable, own_private, read_private, remove_tree, write_private};
 
 /// What a partial folder is of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,8 +32,20 @@ pub(super) struct Identity {
     pub(super) snapshot: SnapshotId,
     pub(super) target: String,
     pub(super) only: Vec<String>,
-    /// Names what is moved aside; kept over a crash, so that a database and its log get the same name.
+    /// Names what is moved aside; kept over a crash, so that a database and its log get the same name, until that name is taken.
     pub(super) id: String,
+    /// Written before anything moves at the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) placing: Option<Placing>,
+}
+
+/// What is about to happen at the target, so that after a crash the next run knows its own result and what was moved aside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Placing {
+    /// Of what will appear there; a rename keeps it.
+    pub(super) inode: u64,
+    /// What this restore moves aside, earlier attempts included.
+    pub(super) moved_aside: Vec<Existing>,
 }
 
 impl Identity {
@@ -37,21 +53,33 @@ impl Identity {
     pub(super) fn same_content(&self, other: &Self) -> bool {
         (&self.repository, self.snapshot, &self.target, &self.only) == (&other.repository, other.snapshot, &other.target, &other.only)
     }
+
+    /// Whether the restored content went into place already: all that is missing is to clean up.
+    pub(super) fn is_placed(&self, target: &Path) -> bool {
+        let there = fs::symlink_metadata(target).ok().map(|metadata| metadata.ino());
+        self.placing.as_ref().is_some_and(|placing| there == Some(placing.inode))
+    }
 }
 
-/// What an earlier restore left at a partial folder; `None` when nothing worth continuing is there.
+/// What an earlier restore to `target` left at its partial folder; `None` when nothing worth continuing is there.
 ///
 /// # Errors
-/// `Usage` when something is there that no restore of this program left.
-pub(super) fn left_at(folder: &Path) -> Result<Option<Identity>> {
-    if !exists(folder)? || !has_content(folder)? {
+/// `Usage` when something is there that no restore of this program and user left.
+pub(super) fn left_at(folder: &Path, target: &Path) -> Result<Option<Identity>> {
+    if !exists(folder)? {
         return Ok(None);
     }
-    let path = folder.join("restore.json");
-    fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).map(Some).ok_or_else(|| {
-        Error::new(Kind::Usage, format!("{} is in the way and was not left by an interrupted restore", folder.display()))
-            .hint("look at it, and remove or rename it")
-    })
+    own_private(folder)?;
+    let read = read_private(&folder.join("restore.json")).ok().and_then(|text| serde_json::from_slice::<Identity>(&text).ok());
+    match (read, has_content(folder)?) {
+        (Some(left), true) => Ok(Some(left)),
+        // Its content may be at the target by now.
+        (left, false) => Ok(left.filter(|left| left.is_placed(target))),
+        (None, true) => {
+            Err(Error::new(Kind::Usage, format!("{} is in the way and was not left by an interrupted restore", folder.display()))
+                .hint("look at it, and remove or rename it"))
+        }
+    }
 }
 
 fn has_content(folder: &Path) -> Result<bool> {
@@ -84,32 +112,63 @@ impl Partial {
     ///
     /// # Errors
     /// `Busy` while another process restores there; `Usage` when it holds another restore.
-    pub(super) fn own(folder: &Path, wanted: Identity, now: DateTime<Utc>) -> Result<Self> {
-        make_private(folder)?;
+    pub(super) fn own(place: &Place, wanted: Identity, now: DateTime<Utc>) -> Result<Self> {
+        let folder = place.partial();
+        make_private(&folder)?;
         let owner = FileLock::try_take(&folder.join("owner"), now)?.map_err(|holder| {
             Error::new(Kind::Busy, format!("restore to {}: another restore to it is running here ({holder})", wanted.target))
                 .hint("wait until it has ended")
         })?;
-        let left = left_at(folder)?;
+        let left = left_at(&folder, place.target())?;
         if let Some(left) = &left
             && !left.same_content(&wanted)
         {
-            return Err(in_the_way(folder, left));
+            return Err(in_the_way(&folder, left));
         }
         let resumed = left.is_some();
-        let identity = left.unwrap_or(wanted);
-        let text = serde_json::to_vec_pretty(&identity).context(Kind::Bug, || "write restore.json".into())?;
-        write_private(&folder.join("restore.json"), &text)?;
+        let identity = match left {
+            Some(left) if place.is_spent(&left.id)? && !left.is_placed(place.target()) => Identity { id: wanted.id, ..left },
+            Some(left) => left,
+            None => wanted,
+        };
+        let partial = Self { folder, identity, resumed, _owner: owner };
+        partial.record()?;
         // Only content is continued; what sources make of it is made again.
         for part in ["scratch", "whole"] {
-            remove_tree(&folder.join(part))?;
+            remove_tree(&partial.folder.join(part))?;
         }
-        make_private(&folder.join("tree"))?;
-        Ok(Self { folder: folder.to_owned(), identity, resumed, _owner: owner })
+        make_private(&partial.folder.join("tree"))?;
+        Ok(partial)
+    }
+
+    fn record(&self) -> Result<()> {
+        let text = serde_json::to_vec_pretty(&self.identity).context(Kind::Bug, || "write restore.json".into())?;
+        write_private(&self.folder.join("restore.json"), &text)?;
+        sync_folder(&self.folder)
+    }
+
+    /// Records that `whole` is about to appear at the target, after `moved` was moved aside.
+    pub(super) fn place(&mut self, whole: &Path, moved: Vec<Existing>) -> Result<()> {
+        let metadata = fs::symlink_metadata(whole).io_context(|| format!("look at {}", whole.display()))?;
+        self.identity.placing = Some(Placing { inode: metadata.ino(), moved_aside: moved });
+        self.record()
+    }
+
+    /// What this restore has moved aside so far, as recorded.
+    pub(super) fn moved_aside(&self) -> Vec<Existing> {
+        let recorded = self.identity.placing.as_ref().map_or(&[][..], |placing| &placing.moved_aside);
+        // It was recorded before it was moved. A name that is no text cannot be looked for: better told in vain than not.
+        let is_there =
+            |existing: &&Existing| exists(Path::new(&existing.moved_to)).unwrap_or(true) || existing.moved_to.contains('\u{fffd}');
+        recorded.iter().filter(is_there).cloned().collect()
     }
 
     pub(super) fn resumed(&self) -> bool {
         self.resumed
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Names what is moved aside.
@@ -132,16 +191,20 @@ impl Partial {
     /// One folder with one entry a source, each moved in under the source's name.
     pub(super) fn assemble(&self, usable: &[(Name, PathBuf)]) -> Result<PathBuf> {
         let whole = self.folder.join("whole");
-        make_private(&whole)?;
+        // The only folder here that will be seen by others: as the umask wants it, like any new folder.
+        fs::create_dir(&whole).io_context(|| format!("make folder {}", whole.display()))?;
         for (name, path) in usable {
             let place = whole.join(name.as_str());
-            fs::rename(path, &place).io_context(|| format!("move {} to {}", path.display(), place.display()))?;
+            movable(path, || fs::rename(path, &place)).io_context(|| format!("move {} to {}", path.display(), place.display()))?;
         }
         Ok(whole)
     }
 
-    /// Removes the folder after its content went into place.
+    /// Removes the folder, the record of what it was last: a crash meanwhile leaves something that is understood.
     pub(super) fn remove(self) -> Result<()> {
+        for part in ["tree", "scratch", "whole"] {
+            remove_tree(&self.folder.join(part))?;
+        }
         remove_tree(&self.folder)
     }
 }
@@ -164,6 +227,7 @@ mod tests {
             target: "/x/crm.db".into(),
             only: Vec::new(),
             id: SnapshotId::generate(now()).to_string(),
+            placing: None,
         }
     }
 
@@ -171,20 +235,25 @@ mod tests {
         DateTime::from_timestamp(1_790_000_000, 0).unwrap()
     }
 
+    fn place(parent: &Path) -> Place {
+        Place::new(&parent.join("crm.db"), crate::ops::restore::place::Shape::File { sqlite: true }).unwrap()
+    }
+
     #[test]
     fn only_the_same_restore_continues() {
         let parent = tempfile::tempdir().unwrap();
-        let folder = parent.path().join(".crm.db.lifeboat-partial");
+        let place = place(parent.path());
+        let folder = place.partial();
         let first = identity(SnapshotId::generate(now()));
-        let partial = Partial::own(&folder, first.clone(), now()).unwrap();
+        let partial = Partial::own(&place, first.clone(), now()).unwrap();
         assert!(!partial.resumed());
-        assert_eq!(Partial::own(&folder, first.clone(), now()).unwrap_err().kind(), Kind::Busy);
+        assert_eq!(Partial::own(&place, first.clone(), now()).unwrap_err().kind(), Kind::Busy);
         make_private(&partial.tree(&first.plan)).unwrap();
         drop(partial);
-        let other = Partial::own(&folder, identity(SnapshotId::generate(now())), now()).unwrap_err();
+        let other = Partial::own(&place, identity(SnapshotId::generate(now())), now()).unwrap_err();
         assert_eq!(other.kind(), Kind::Usage);
         assert!(other.hint_text().unwrap().contains("--resume"));
-        let again = Partial::own(&folder, Identity { id: "new".into(), ..first.clone() }, now()).unwrap();
+        let again = Partial::own(&place, Identity { id: "new".into(), ..first.clone() }, now()).unwrap();
         assert!(again.resumed());
         assert_eq!(again.id(), first.id, "the name of what is moved aside outlives a crash");
         again.remove().unwrap();
@@ -192,10 +261,32 @@ mod tests {
     }
 
     #[test]
+    fn a_planted_link_is_refused_and_never_followed() {
+        let parent = tempfile::tempdir().unwrap();
+        let place = place(parent.path());
+        let (folder, victim) = (place.partial(), parent.path().join("victim"));
+        fs::create_dir(&victim).unwrap();
+        std::os::unix::fs::symlink(&victim, &folder).unwrap();
+        let wanted = identity(SnapshotId::generate(now()));
+        assert_eq!(Partial::own(&place, wanted.clone(), now()).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(left_at(&folder, place.target()).unwrap_err().kind(), Kind::Usage, "noticed when it is planned");
+        fs::remove_file(&folder).unwrap();
+        for inside in ["owner", "restore.new", "tree"] {
+            fs::create_dir(&folder).unwrap();
+            std::os::unix::fs::symlink(victim.join("new"), folder.join(inside)).unwrap();
+            // What is only replaced may be a link; what is opened may not.
+            assert_eq!(Partial::own(&place, wanted.clone(), now()).is_ok(), inside == "restore.new", "{inside}");
+            remove_tree(&folder).unwrap();
+        }
+        assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
+    }
+
+    #[test]
     fn a_foreign_folder_is_left_alone() {
         let parent = tempfile::tempdir().unwrap();
-        let folder = parent.path().join(".x.lifeboat-partial");
+        let place = place(parent.path());
+        let folder = place.partial();
         fs::create_dir_all(folder.join("tree/precious")).unwrap();
-        assert_eq!(left_at(&folder).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(left_at(&folder, place.target()).unwrap_err().kind(), Kind::Usage);
     }
 }

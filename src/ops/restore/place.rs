@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -14,8 +15,10 @@ use rustix::fs::{CWD, RenameFlags};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::ops::Existing;
-use crate::ops::work::exists;
+use crate::ops::work::movable;
 
+/// Bytes that a file name has at most on all usual file systems.
+const LONGEST_NAME: usize = 255;
 /// What belongs to a SQLite database beside its file.
 const SQLITE_SIBLINGS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
@@ -49,6 +52,9 @@ impl Place {
         let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
             return refuse("that names no file or folder", "name a new file or folder");
         };
+        if name.len() > LONGEST_NAME {
+            return refuse("that name is too long", "name a file or folder with at most 255 bytes in its name");
+        }
         let (parent, name) = (parent.to_owned(), name.to_owned());
         match fs::metadata(&parent) {
             Ok(metadata) if metadata.is_dir() => {}
@@ -130,22 +136,40 @@ impl Place {
         Ok(standing)
     }
 
-    /// Moves what stands there aside and lets `whole` appear. `whole` must be flushed already and on the same file system.
-    /// Only what is among `confirmed` is moved.
+    /// What [`put`](Self::put) will move aside: what stands there, if it is among `confirmed`.
     ///
     /// # Errors
-    /// `Usage` when anything else has come to stand there: then nothing was moved.
-    pub(crate) fn put(&self, whole: &Path, id: &str, confirmed: &[Existing]) -> Result<Vec<Existing>> {
-        let moved = self.standing(id)?;
+    /// `Usage` when anything else has come to stand there.
+    pub(crate) fn movable(&self, id: &str, confirmed: &[Existing]) -> Result<Vec<Existing>> {
+        let standing = self.standing(id)?;
         let strangers: Vec<String> =
-            moved.iter().filter(|m| confirmed.iter().all(|c| c.path != m.path)).map(|m| format!("{} ({})", m.path, m.what)).collect();
-        if !strangers.is_empty() {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("put the restored content at {}: appeared there meanwhile: {}", self.target.display(), strangers.join(", ")),
-            )
-            .hint("nothing was moved; look at what it is and stop the program that made it; the restored content is complete beside it, and the same command with --resume puts it into place"));
+            standing.iter().filter(|m| confirmed.iter().all(|c| c.path != m.path)).map(|m| format!("{} ({})", m.path, m.what)).collect();
+        if strangers.is_empty() {
+            return Ok(standing);
         }
+        Err(Error::new(
+            Kind::Usage,
+            format!("put the restored content at {}: appeared there meanwhile: {}", self.target.display(), strangers.join(", ")),
+        )
+        .hint("nothing was moved; look at what it is and stop the program that made it; the restored content is complete beside it, and the same command with --resume puts it into place"))
+    }
+
+    /// Whether something stands there whose name aside is taken: this restore moved it aside once, and it came again.
+    pub(crate) fn is_spent(&self, id: &str) -> Result<bool> {
+        for (path, aside) in self.candidates(id) {
+            if look(&path)?.is_some() && look(&aside)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Moves what stands there aside and lets `whole` appear. `whole` must be flushed already and on the same file system.
+    ///
+    /// # Errors
+    /// As [`movable`](Self::movable): then nothing was moved.
+    pub(crate) fn put(&self, whole: &Path, id: &str, confirmed: &[Existing]) -> Result<()> {
+        self.movable(id, confirmed)?;
         for (path, aside) in self.candidates(id) {
             if let Some(metadata) = look(&path)?
                 && !(self.shape == Shape::Folder && metadata.is_dir() && is_empty(&path)?)
@@ -155,17 +179,16 @@ impl Place {
         }
         self.appear(whole)?;
         sync_folder(&self.parent)?;
-        self.nothing_stale()?;
-        Ok(moved)
+        self.nothing_stale()
     }
 
     fn appear(&self, whole: &Path) -> Result<()> {
         let what = || format!("put the restored content at {}", self.target.display());
         let result = if self.shape == Shape::Folder && look(&self.target)?.is_some_and(|m| m.is_dir()) {
             // Replaces a folder only when it is (still) empty.
-            fs::rename(whole, &self.target)
+            movable(whole, || fs::rename(whole, &self.target))
         } else {
-            rename_new(whole, &self.target)
+            movable(whole, || rename_new(whole, &self.target))
         };
         match result {
             Err(source) if matches!(source.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) => {
@@ -178,9 +201,9 @@ impl Place {
     }
 
     /// A log of another database beside a restored one would be replayed into it.
-    fn nothing_stale(&self) -> Result<()> {
+    pub(crate) fn nothing_stale(&self) -> Result<()> {
         for sibling in self.siblings() {
-            if exists(&sibling)? {
+            if look(&sibling)?.is_some() {
                 return Err(Error::new(Kind::Failed, format!("{} has appeared beside the restored database", sibling.display()))
                     .hint("stop the program that uses the database, and restore again"));
             }
@@ -190,7 +213,10 @@ impl Place {
 
     /// Paths that must be free, with where each is moved, in the order to move them.
     fn candidates(&self, id: &str) -> Vec<(PathBuf, PathBuf)> {
-        let aside = suffixed(&self.target, &format!(".before-restore-{id}"));
+        let ending = format!(".before-restore-{id}");
+        // With room for what a database has beside it: all of that goes under one name.
+        let room = LONGEST_NAME - ending.len() - self.suffixes().iter().map(|suffix| suffix.len()).max().unwrap_or(0);
+        let aside = suffixed(&self.parent.join(cut(&self.name, room)), &ending);
         let siblings = self.suffixes().iter().map(|suffix| (suffixed(&self.target, suffix), suffixed(&aside, suffix)));
         std::iter::once((self.target.clone(), aside.clone())).chain(siblings).collect()
     }
@@ -205,10 +231,28 @@ impl Place {
 }
 
 fn partial_in(parent: &Path, target: &OsStr) -> PathBuf {
+    const ENDING: &str = ".lifeboat-partial";
     let mut name = OsString::from(".");
-    name.push(target);
-    name.push(".lifeboat-partial");
+    if target.len() + 1 + ENDING.len() <= LONGEST_NAME {
+        name.push(target);
+    } else {
+        // What is cut off still tells two targets apart.
+        let digest = blake3::hash(target.as_bytes()).to_hex();
+        name.push(cut(target, LONGEST_NAME - 1 - ENDING.len() - 17));
+        name.push(format!("~{}", &digest[..16]));
+    }
+    name.push(ENDING);
     parent.join(name)
+}
+
+/// The beginning of a name, not cut within a character.
+fn cut(name: &OsStr, most: usize) -> &OsStr {
+    let bytes = name.as_bytes();
+    if bytes.len() <= most {
+        return name;
+    }
+    let end = name.to_str().map_or(most, |text| text.floor_char_boundary(most));
+    OsStr::from_bytes(&bytes[..end])
 }
 
 /// Bytes that an ordinary user may still write on the file system of `folder`.
@@ -225,7 +269,10 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
 fn look(path: &Path) -> Result<Option<fs::Metadata>> {
     match fs::symlink_metadata(path) {
         Ok(metadata) => Ok(Some(metadata)),
-        Err(source) if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        // What has a name too long to be, is not.
+        Err(source) if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename) => {
+            Ok(None)
+        }
         Err(source) => Err(Error::io(format!("look at {}", path.display()), source)),
     }
 }
@@ -306,8 +353,9 @@ mod tests {
         let refused = place.put(&whole, "01x", &moved[..1]).unwrap_err();
         assert!(refused.hint_text().unwrap().contains("--resume") && refused.to_string().contains("crm.db-wal"), "{refused}");
         assert_eq!(fs::read_to_string(&target).unwrap(), "old", "nothing was moved");
-        let moved = place.put(&whole, "01x", &moved).unwrap();
+        place.put(&whole, "01x", &moved).unwrap();
         assert_eq!(moved.len(), 3);
+        assert!(place.is_spent("01x").unwrap() && !place.is_spent("01y").unwrap());
         let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
         assert_eq!(read("crm.db"), "new");
         assert_eq!(read("crm.db.before-restore-01x"), "old");
@@ -325,6 +373,52 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_names_are_moved_aside_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let id = "01m5wjtzs7v6sf2gazmcb3gm00";
+        for (name, other) in [("x".repeat(247), "y"), ("ü".repeat(123), "ä"), ("z".repeat(255), "y")] {
+            let target = folder.path().join(&name);
+            let place = Place::new(&target, SQLITE).unwrap();
+            let partial = place.partial();
+            fs::create_dir(&partial).unwrap();
+            let twin = Place::new(&folder.path().join(format!("{}{other}", &name[..name.len() - other.len()])), SQLITE).unwrap();
+            assert_ne!(twin.partial(), partial);
+            fs::write(&target, "old").unwrap();
+            let log = suffixed(&target, "-wal");
+            let logged = fs::write(&log, "log").is_ok();
+            fs::write(partial.join("whole"), "new").unwrap();
+            let moved = place.standing(id).unwrap();
+            place.put(&partial.join("whole"), id, &moved).unwrap();
+            assert_eq!(moved.len(), 1 + usize::from(logged), "{moved:?}");
+            assert!(moved.iter().all(|m| m.moved_to.contains(&format!(".before-restore-{id}"))));
+            assert_eq!(fs::read_to_string(&moved[0].moved_to).unwrap(), "old");
+            assert!(!logged || moved[1].moved_to == format!("{}-wal", moved[0].moved_to), "{moved:?}");
+            assert_eq!(fs::read_to_string(&target).unwrap(), "new");
+        }
+        assert!(refusal(&folder.path().join("x".repeat(256)), SQLITE).contains("too long"));
+    }
+
+    #[test]
+    fn a_folder_that_its_owner_may_not_write_goes_into_place_with_its_mode() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        crate::source::files::apply::tests::unprivileged(folder.path(), || {
+            let (inner, target) = (folder.path().join("inner"), folder.path().join("target"));
+            for over in [false, true] {
+                fs::create_dir_all(inner.join("whole/below")).unwrap();
+                fs::set_permissions(inner.join("whole"), fs::Permissions::from_mode(0o555)).unwrap();
+                if over {
+                    fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).unwrap();
+                    fs::remove_dir(target.join("below")).unwrap();
+                }
+                Place::new(&target, Shape::Folder).unwrap().put(&inner.join("whole"), "01x", &[]).unwrap();
+                assert!(target.join("below").is_dir());
+                assert_eq!(fs::metadata(&target).unwrap().mode() & 0o7777, 0o555);
+            }
+        });
+    }
+
+    #[test]
     fn an_empty_folder_is_replaced_and_a_full_one_moved_aside() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("target");
@@ -333,7 +427,9 @@ mod tests {
             fs::create_dir(&whole).unwrap();
             fs::write(whole.join("new"), "x").unwrap();
             let place = Place::new(&target, Shape::Folder).unwrap();
-            place.put(&whole, "01x", &place.standing("01x").unwrap()).unwrap()
+            let moved = place.standing("01x").unwrap();
+            place.put(&whole, "01x", &moved).unwrap();
+            moved
         };
         fs::create_dir(&target).unwrap();
         assert!(place("first").is_empty());

@@ -9,7 +9,7 @@ use crate::ops::restore::partial::{Identity, in_the_way, left_at};
 use crate::ops::restore::place::{Place, Shape, free_bytes};
 use crate::ops::restore::{PlannedSource, RestorePlan, RestoreRequest};
 use crate::ops::select::{self, Choice};
-use crate::ops::{Job, backup, damaged_reports_warning, damaged_warning, explain};
+use crate::ops::{Job, backup, damaged_reports_warning, damaged_warning, explain, resolve};
 use crate::repo::{Manifest, ReportRecord, SourceRecord};
 
 /// Plans what an operator asked for.
@@ -25,7 +25,8 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         let manifest = resumed_manifest(job, &left)?;
         check_resumed(job, request, &left, &reports)?;
         let (sound, _) = reports.unwrap_or_default();
-        return plan_of(job, manifest, &request.to, &left.only, None, &sound);
+        let plan = plan_of(job, manifest, &request.to, &left.only, None, &sound)?;
+        return Ok(RestorePlan { resume: true, ..plan });
     }
     let Chosen { manifest, newest, damaged } = chosen(job, &request.choice, &reports)?;
     let (sound, damaged_reports) = reports.unwrap_or_default();
@@ -116,14 +117,21 @@ pub(in crate::ops) fn plan_of(
         return Err(Error::new(Kind::Damaged, format!("snapshot {} holds no source", manifest.id)).hint("restore another snapshot"));
     }
     check_only(&manifest, only)?;
+    for record in &manifest.sources {
+        resolve::restoring_source(job, record)?.ready()?;
+    }
     let place = Place::new(to, shape(job, &manifest.sources))?;
     let identity = identity(job, &manifest, &place, only);
-    let left = left_at(&place.partial())?;
+    let left = left_at(&place.partial(), place.target())?;
     if let Some(left) = left.as_ref().filter(|left| !left.same_content(&identity)) {
         return Err(in_the_way(&place.partial(), left));
     }
-    let id = left.as_ref().map_or(&identity.id, |left| &left.id).clone();
-    let overwrites = place.standing(&id)?;
+    let id = match &left {
+        Some(left) if !place.is_spent(&left.id)? => left.id.clone(),
+        _ => identity.id.clone(),
+    };
+    let placed = left.as_ref().is_some_and(|left| left.is_placed(place.target()));
+    let overwrites = if placed { Vec::new() } else { place.standing(&id)? };
     let bytes = manifest.sources.iter().map(|s| s.bytes).sum();
     let missing = backup::missing(&manifest.sources);
     let mut warnings = Vec::new();
@@ -132,6 +140,12 @@ pub(in crate::ops) fn plan_of(
             "this snapshot is incomplete: {} could not be backed up and will not be in the restored content",
             count(missing.len(), "object")
         ));
+    }
+    if placed {
+        warnings.push(
+            "an interrupted restore has put this snapshot there already: it is only looked at, and what is left beside it is removed"
+                .into(),
+        );
     }
     if !overwrites.is_empty() {
         warnings.push("stop every program that uses what stands at the target before restoring into its place".into());
@@ -161,6 +175,7 @@ pub(in crate::ops) fn plan_of(
         to: place.target().to_owned(),
         manifest,
         id,
+        resume: false,
     })
 }
 
@@ -173,6 +188,7 @@ pub(super) fn identity(job: &Job, manifest: &Manifest, place: &Place, only: &[St
         target: place.target().display().to_string(),
         only: only.to_vec(),
         id: RunId::generate(job.clock.now()).to_string(),
+        placing: None,
     }
 }
 
@@ -189,7 +205,7 @@ pub(super) fn shape(job: &Job, sources: &[SourceRecord]) -> Shape {
     }
 }
 
-fn restores_folder(job: &Job, record: &SourceRecord) -> bool {
+pub(super) fn restores_folder(job: &Job, record: &SourceRecord) -> bool {
     job.sources.iter().any(|s| s.name == record.name && s.source.kind() == record.kind && s.restores_folder)
 }
 
@@ -217,7 +233,7 @@ fn check_only(manifest: &Manifest, only: &[String]) -> Result<()> {
 fn left_beside(to: &Path) -> Result<Option<Identity>> {
     // The partial folder's name depends on the target's name alone; the shape is not known before the snapshot is.
     let target: PathBuf = std::path::absolute(to).unwrap_or_else(|_| to.to_owned());
-    left_at(&Place::partial_beside(&target)?)
+    left_at(&Place::partial_beside(&target)?, &target)
 }
 
 fn resumed_manifest(job: &Job, left: &Identity) -> Result<Manifest> {

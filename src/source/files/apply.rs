@@ -79,13 +79,18 @@ impl TreeTarget {
         Ok(Self { resumed: false, ..target })
     }
 
-    /// Goes on with a tree that an earlier run did not finish: folders are kept, anything else that is made again is replaced.
+    /// Goes on with a tree that an earlier run did not finish: folders are kept and made writable again where that run had already given
+    /// them their mode, anything else that is made again is replaced.
     ///
     /// # Errors
     /// When the root cannot be made or is not a folder.
     pub fn resume(root: &Path) -> Result<Self> {
         match rustix::fs::mkdir(root, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                reopen(rustix::fs::CWD, root.as_os_str())
+                    .map_err(|errno| Error::io(format!("open folder {}", root.display()), errno.into()))?;
+            }
             Err(errno) => return Err(Error::io(format!("create folder {}", root.display()), errno.into())),
         }
         let flags = FOLDER | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -134,7 +139,7 @@ impl TreeTarget {
                 match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
                     Ok(()) => {}
                     // Made for a child before, or by the run that this one resumes; opening shows that it is a folder and no link.
-                    Err(Errno::EXIST) => drop(rustix::fs::openat(&parent, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()).map_err(failed)?),
+                    Err(Errno::EXIST) => reopen(&parent, name).map_err(failed)?,
                     Err(errno) => return Err(failed(errno)),
                 }
                 self.later(entry);
@@ -165,7 +170,15 @@ impl TreeTarget {
         if !is_valid_path(&entry.path) {
             return Err(Error::new(Kind::Damaged, format!("snapshot holds an entry that no source yields: {:?}", entry.display_path())));
         }
-        match beneath::open(&self.root, &entry.path, OFlags::RDWR | OFlags::NONBLOCK) {
+        let open = || beneath::open(&self.root, &entry.path, OFlags::RDWR | OFlags::NONBLOCK);
+        let opened = match open() {
+            // It has its mode already.
+            Err(Errno::ACCESS) => beneath::open(&self.root, &entry.path, OFlags::PATH)
+                .and_then(|file| allow(&file, FileType::RegularFile, Mode::RUSR | Mode::WUSR))
+                .and_then(|()| open()),
+            other => other,
+        };
+        match opened {
             Ok(file) => {
                 let stat = rustix::fs::fstat(&file).map_err(|errno| self.failed("look at", entry, errno))?;
                 Ok((FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile).then(|| File::from(file)))
@@ -372,6 +385,22 @@ impl TreeTarget {
     }
 }
 
+/// Looks that a name is a folder and no link, and lets its owner work in it: it may have got its mode already.
+fn reopen(parent: impl AsFd, name: &OsStr) -> rustix::io::Result<()> {
+    let folder = rustix::fs::openat(parent, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    allow(&folder, FileType::Directory, Mode::RWXU)
+}
+
+/// Gives the owner these rights, and nobody else any, where they are missing. `file` may be open as a path only.
+fn allow(file: &OwnedFd, kind: FileType, rights: Mode) -> rustix::io::Result<()> {
+    let stat = rustix::fs::fstat(file)?;
+    if FileType::from_raw_mode(stat.st_mode) != kind || Mode::from_raw_mode(stat.st_mode).contains(rights) {
+        return Ok(());
+    }
+    // Opening may be what the mode forbids; by way of /proc a path is as good as the file itself.
+    rustix::fs::chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), rights)
+}
+
 /// Access time is set like the modification time: there is no better one.
 fn times(entry: &Entry) -> Timestamps {
     let time = Timespec { tv_sec: entry.mtime_ns.div_euclid(1_000_000_000), tv_nsec: entry.mtime_ns.rem_euclid(1_000_000_000) };
@@ -379,4 +408,4 @@ fn times(entry: &Entry) -> Timestamps {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -154,3 +154,60 @@ fn owners_that_may_not_be_set_are_one_warning_and_take_set_id_bits_away() {
         assert!(applied.warnings[0].contains("2 times"));
     }
 }
+
+/// Runs as a user without privileges: in a thread of another user where the tests run as root, for rights are a thread's in Linux.
+pub(crate) fn unprivileged<T: Send>(folder: &Path, work: impl FnOnce() -> T + Send) -> T {
+    use rustix::fs::{Gid, Uid};
+    if !rustix::process::geteuid().is_root() {
+        return work();
+    }
+    let (uid, gid) = (Uid::from_raw(65534), Gid::from_raw(65534));
+    std::os::unix::fs::chown(folder, Some(65534), Some(65534)).unwrap();
+    let thread = || {
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(thread).join()).unwrap()
+}
+
+#[test]
+fn a_resumed_tree_is_made_below_folders_and_over_files_that_forbid_it() {
+    let (outer, root) = target();
+    unprivileged(outer.path(), || {
+        let fixed = |path: &str, mode: u32| Entry { mode, ..folder(path) };
+        let all = [fixed("", 0o555), fixed("d", 0o555), fixed("d/none", 0)];
+        let sealed = Entry { mode: 0o444, ..file("d/sealed") };
+        let tree = TreeTarget::create(&root).unwrap();
+        for entry in &all {
+            tree.make(entry).unwrap();
+        }
+        let mut made = tree.make(&sealed).unwrap().unwrap();
+        made.write_all(b"kept").unwrap();
+        tree.seal(&sealed, &made).unwrap();
+        tree.finish().unwrap();
+        assert!(fs::write(root.join("d/new"), "").is_err(), "who runs this may not write there");
+
+        let tree = TreeTarget::resume(&root).unwrap();
+        for entry in &all {
+            tree.make(entry).unwrap();
+        }
+        assert_eq!(fs::metadata(root.join("d")).unwrap().mode() & 0o7777, 0o700);
+        let kept = tree.existing(&sealed).unwrap().unwrap();
+        tree.seal(&sealed, &kept).unwrap();
+        let late = file("d/none/late");
+        let mut made = tree.make(&late).unwrap().unwrap();
+        made.write_all(b"late").unwrap();
+        tree.seal(&late, &made).unwrap();
+        tree.make(&entry("d/two", EntryKind::Hardlink { target: b"d/sealed".to_vec() })).unwrap();
+        tree.finish().unwrap();
+        let mode = |path: &str| fs::metadata(root.join(path)).unwrap().mode() & 0o7777;
+        assert_eq!([mode(""), mode("d"), mode("d/none"), mode("d/sealed")], [0o555, 0o555, 0, 0o444]);
+        assert_eq!(fs::read_to_string(root.join("d/two")).unwrap(), "kept");
+        for path in ["", "d", "d/none"] {
+            fs::set_permissions(root.join(path), fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        assert_eq!(fs::read_to_string(root.join("d/none/late")).unwrap(), "late");
+    });
+}
