@@ -28,6 +28,7 @@ mod nodes;
 mod pack;
 mod packs;
 mod pipeline;
+mod previous;
 mod read;
 mod report;
 mod seal;
