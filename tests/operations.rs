@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use lifeboat::clock::{Clock, ManualClock};
-use lifeboat::entry::Entry;
+use lifeboat::entry::{Entry, Order};
 use lifeboat::error::{Error, Kind, Result};
 use lifeboat::event::{Cancel, Event, Progress, Silent};
 use lifeboat::id::Name;
@@ -234,11 +234,20 @@ struct Planted {
     after_adopt: Option<Hook<PathBuf>>,
     problem: Option<Problem>,
     fail_at_finish: bool,
+    /// Yields everything backwards: what is in a folder before the folder, other names before their file.
+    backwards: bool,
 }
 
 impl Planted {
     fn over(source: &NamedSource) -> Self {
-        Self { inner: Arc::clone(&source.source), at_begin: None, after_adopt: None, problem: None, fail_at_finish: false }
+        Self {
+            inner: Arc::clone(&source.source),
+            at_begin: None,
+            after_adopt: None,
+            problem: None,
+            fail_at_finish: false,
+            backwards: false,
+        }
     }
 
     fn named(self, name_: &str) -> NamedSource {
@@ -257,7 +266,14 @@ impl Source for Planted {
         if let Some(hook) = &self.at_begin {
             hook(context);
         }
-        Ok(Box::new(PlantedSnapshot { inner: self.inner.begin(context)?, problem: self.problem.clone(), fail: self.fail_at_finish }))
+        let mut inner = self.inner.begin(context)?;
+        let mut backwards = self.backwards.then(Vec::new);
+        if let Some(entries) = &mut backwards {
+            while let Some(entry) = inner.next_entry()? {
+                entries.push(entry);
+            }
+        }
+        Ok(Box::new(PlantedSnapshot { inner, problem: self.problem.clone(), fail: self.fail_at_finish, backwards }))
     }
     fn adopt(&self, restored: &Path, context: &SourceContext) -> Result<PathBuf> {
         let usable = self.inner.adopt(restored, context)?;
@@ -275,14 +291,21 @@ struct PlantedSnapshot {
     inner: Box<dyn SourceSnapshot>,
     problem: Option<Problem>,
     fail: bool,
+    backwards: Option<Vec<Entry>>,
 }
 
 impl SourceSnapshot for PlantedSnapshot {
     fn estimate(&self) -> Option<(u64, u64)> {
         self.inner.estimate()
     }
+    fn order(&self) -> Order {
+        if self.backwards.is_some() { Order::Any } else { self.inner.order() }
+    }
     fn next_entry(&mut self) -> Result<Option<Entry>> {
-        self.inner.next_entry()
+        match &mut self.backwards {
+            Some(entries) => Ok(entries.pop()),
+            None => self.inner.next_entry(),
+        }
     }
     fn open(&mut self, entry: &Entry) -> Result<Option<Box<dyn Read + Send>>> {
         self.inner.open(entry)
@@ -407,6 +430,23 @@ fn an_application_set_comes_back_together() {
     for source in ["db", "attachments"] {
         assert!(drilled.checks.iter().any(|c| c.source == source && c.name == "content equal" && c.outcome == Outcome::Passed));
     }
+}
+
+#[test]
+fn a_source_that_cannot_choose_its_order_is_backed_up_all_the_same() {
+    let mut world = World::files();
+    let ordered = world.resolved.sources[0].clone();
+    world.resolved.sources[0] = Planted { backwards: true, ..Planted::over(&ordered) }.named("attachments");
+    let first = world.backup();
+    assert_eq!((first.exit(), first.warnings.len()), (None, 0), "{first:?}");
+    world.resolved.sources[0] = ordered;
+    let second = world.backup();
+    assert!(second.bytes_stored < first.bytes_stored / 10, "{} of {}", second.bytes_stored, first.bytes_stored);
+    for (snapshot, to) in [(first.snapshot, "first"), (second.snapshot, "second")] {
+        assert_eq!(world.restore(Choice::Snapshot(snapshot.to_string()), to).unwrap().exit(), None);
+        assert_eq!(census(&world.path(to)), census(&world.path("live")));
+    }
+    assert_eq!(world.drill().verdict, Verdict::Passed);
 }
 
 #[test]
