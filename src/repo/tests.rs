@@ -12,6 +12,8 @@ use crate::event::{Cancel, Silent};
 use crate::id::Name;
 use crate::store::faults::{self, Faults, When};
 
+mod log;
+
 struct Bench {
     runtime: tokio::runtime::Runtime,
     store: Store,
