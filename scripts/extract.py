@@ -3,10 +3,13 @@
 
     LIFEBOAT_PASSPHRASE=… extract.py REPOSITORY_FOLDER list
     LIFEBOAT_PASSPHRASE=… extract.py REPOSITORY_FOLDER restore SNAPSHOT TARGET_FOLDER
+    LIFEBOAT_PASSPHRASE=… extract.py REPOSITORY_FOLDER logs
+    LIFEBOAT_PASSPHRASE=… extract.py REPOSITORY_FOLDER log PLAN/SOURCE TARGET_FOLDER
 
 REPOSITORY_FOLDER is a repository on a local folder, or a copy of a bucket's objects below their prefix. The passphrase is that of a
 reader slot, or the recovery key. SNAPSHOT is an id or a unique beginning of it. TARGET_FOLDER must not exist; it gets one
-folder for each source of the snapshot. Everything that is read is checked: seals, hashes, ids, order, counts. Any doubt ends the program with exit 1
+folder for each source of the snapshot. `log` writes the pieces of a source's continuous log there, each under STREAM-START-END, and its side
+files into `history`. Everything that is read is checked: seals, hashes, ids, order, counts. Any doubt ends the program with exit 1
 and leaves what was written so far: a target is complete only when the program ends with exit 0.
 
 Needs Python 3.9 and, from PyPI: cryptography, argon2-cffi, blake3, zstandard.
@@ -29,9 +32,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-CHUNK_MAX, FRAME_MAX, PACK_MAX, OBJECT_MAX = 4 << 20, 16 << 20, 1 << 30, 256 << 20
-DATA, NODES = 1, 2
-MANIFEST, VOID = 2, 6
+CHUNK_MAX, FRAME_MAX, PACK_MAX, OBJECT_MAX, LOG_PIECE_MAX = 4 << 20, 16 << 20, 1 << 30, 256 << 20, 128 << 20
+DATA, NODES, LOG = 1, 2, 3
+MANIFEST, VOID, LOG_SIDE, LOG_GAP = 2, 6, 7, 8
 RAW, ZSTD, DELTA = 0, 1, 2
 ZERO_NONCE = bytes(12)
 
@@ -306,16 +309,29 @@ class Repository:
         name = pack_name(digest)
         need(length <= PACK_MAX and 16 <= sealed_len <= length - 72, f"{name}: a reference to it has an impossible size")
         tail = self.read(name, length - 64 - sealed_len, sealed_len + 64, total=length)
+        kind, wire = self.open_tail(name, tail, (DATA, NODES), b"")
+        envelopes, frames = self.decode_directory(name, wire, length - 64 - sealed_len)
+        self.directories[pack] = (kind, envelopes, frames)
+        while len(self.directories) > 64:
+            self.directories.popitem(last=False)
+        return self.directories[pack]
+
+    def open_tail(self, name, tail, kinds, place):
+        """Kind and content of a sealed directory, which stands before the trailer at the end of `tail`."""
         sealed, trailer = tail[:-64], tail[-64:]
         need(trailer[60:] == b"LBPT" and trailer[56] == 1, f"{name}: has no trailer of this version")
         need(trailer[36:52] == self.id, f"{name}: belongs to another repository")
         need(u16(trailer[58:60]) == self.generation, f"{name}: sealed under another key generation")
-        need(int.from_bytes(trailer[32:36], "little") == sealed_len, f"{name}: its directory has another size")
+        need(int.from_bytes(trailer[32:36], "little") == len(sealed), f"{name}: its directory has another size")
         kind = trailer[57]
-        need(kind in (DATA, NODES), f"{name}: is of an unknown kind")
+        need(kind in kinds, f"{name}: is of an unknown kind")
         header = b"LBPK" + bytes([trailer[56], kind]) + trailer[58:60]
         key = self.metadata_key("lifeboat v1 pack directory", trailer[:32])
-        wire = Wire(unseal(key, ZERO_NONCE, sealed, header + trailer, name), f"{name}: directory")
+        return kind, Wire(unseal(key, ZERO_NONCE, sealed, header + trailer + place, name), f"{name}: directory")
+
+    @staticmethod
+    def decode_directory(name, wire, end):
+        """Envelopes and frames; the frames end at `end`."""
         envelopes = [(u16(wire.take(2)), wire.take(32), wire.take(32), wire.take(48)) for _ in range(wire.count(114))]
         frames, offset = [], 8
         for _ in range(wire.count(7)):
@@ -333,11 +349,8 @@ class Repository:
             frames.append((encoding, envelope, ordinal, offset, sealed_bytes, plain_bytes, list(zip(ids, lengths, bases, stored))))
             offset += sealed_bytes
         wire.finish()
-        need(offset == length - 64 - sealed_len, f"{name}: frames do not add up to the pack")
-        self.directories[pack] = (kind, envelopes, frames)
-        while len(self.directories) > 64:
-            self.directories.popitem(last=False)
-        return self.directories[pack]
+        need(offset == end, f"{name}: frames do not add up to the pack")
+        return envelopes, frames
 
     def frame(self, pack, number):
         """The plain bytes of one frame."""
@@ -348,7 +361,13 @@ class Repository:
         kind, envelopes, frames = self.directory(pack)
         name = pack_name(pack[0])
         need(number < len(frames), f"{name}: has fewer frames than a reference to it says")
-        encoding, envelope, ordinal, offset, sealed_bytes, plain_bytes, _ = frames[number]
+        self.frames[at] = self.open_frame(name, kind, envelopes, frames[number], self.read(name, frames[number][3], frames[number][4]))
+        while len(self.frames) > 16:
+            self.frames.popitem(last=False)
+        return self.frames[at]
+
+    def open_frame(self, name, kind, envelopes, frame, sealed):
+        encoding, envelope, ordinal, offset, _, plain_bytes, _ = frame
         generation, salt, encapsulated, sealed_key = envelopes[envelope]
         if (kind, salt) not in self.frame_keys:
             if kind == NODES:
@@ -359,14 +378,10 @@ class Repository:
             self.frame_keys[kind, salt] = key
         bound = b"lifeboat v1 frame" + self.id + bytes([kind]) + generation.to_bytes(2, "little") + salt + ordinal.to_bytes(8, "little")
         nonce = ordinal.to_bytes(8, "little") + bytes(4)
-        sealed = self.read(name, offset, sealed_bytes)
         plain = unseal(self.frame_keys[kind, salt], nonce, sealed, bound, f"{name}, frame at {offset}")
         if encoding != RAW:
             plain = decompress(plain, plain_bytes, f"{name}, frame at {offset}")
         need(len(plain) == plain_bytes, f"{name}, frame at {offset}: has another size")
-        self.frames[at] = plain
-        while len(self.frames) > 16:
-            self.frames.popitem(last=False)
         return plain
 
     def slot(self, kind, place):
@@ -379,6 +394,59 @@ class Repository:
         chunks = frames[number][6]
         start = sum(chunk[3] for chunk in chunks[:slot])
         return chunks[slot], self.frame(pack, number)[start : start + chunks[slot][3]]
+
+    # --- logs -----------------------------------------------------------------------------------------------------------------
+
+    def pieces(self, chain=None):
+        """(name, stream, start, end) of the pieces of one log, or of all."""
+        found = []
+        for name in self.names("logs" if chain is None else f"logs/{chain}"):
+            match = re.fullmatch("logs/([0-9a-f]{32})/(pieces|gaps|history)/(.*)", name)
+            need(match, f"{name}: is no name of an object of a log")
+            if match[2] == "pieces":
+                stretch = re.fullmatch("([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})", match[3])
+                need(stretch and stretch[2] < stretch[3], f"{name}: is no name of a piece of a log")
+                found.append((name, *(int(part, 16) for part in stretch.groups())))
+        return found
+
+    def piece(self, name, start, end):
+        """Label and bytes of a piece of a log."""
+        data = self.read(name)
+        need(72 <= len(data) <= PACK_MAX and end - start <= LOG_PIECE_MAX, f"{name}: has an impossible size")
+        sealed_len = int.from_bytes(data[-32:-28], "little")
+        split = len(data) - 64 - sealed_len
+        need(split >= 8 and sealed_len >= 16, f"{name}: its directory has an impossible size")
+        _, wire = self.open_tail(name, data[split:], (LOG,), name.encode())
+        label = json.loads(wire.blob())
+        envelopes, frames = self.decode_directory(name, wire, split)
+        chain = mac16(self.chain_names, f"{label['plan']}/{label['source']}".encode()).hex()
+        need(name.startswith(f"logs/{chain}/"), f"{name}: holds another log than its name says")
+        need(blake3(data[:split]).hexdigest() == label["sealed"], f"{name}: its bytes are not those that were stored")
+        plain = b""
+        for frame in frames:
+            need(frame[0] != DELTA and len(frame[6]) == 1, f"{name}: impossible frame")
+            part = self.open_frame(name, LOG, envelopes, frame, data[frame[3] : frame[3] + frame[4]])
+            need(mac16(self.chunk_ids, part) == frame[6][0][0], f"{name}: a frame does not hold what it should")
+            plain += part
+        need(len(plain) == end - start, f"{name}: does not hold as many bytes as its name says")
+        key = kdf("lifeboat v1 log content", self.chunk_ids)
+        need(blake3(plain, key=key).hexdigest() == label["content"], f"{name}: its content is not what was stored")
+        return label, plain
+
+    def beside_log(self, chain):
+        """Side files by name, and gaps."""
+        sides, gaps = {}, []
+        for name in self.names(f"logs/{chain}/history"):
+            kind, content = self.open_object(name)
+            need(kind == LOG_SIDE, f"{name}: is of another kind than its name says")
+            sides[name.rsplit("/", 1)[1]] = content
+        for name in self.names(f"logs/{chain}/gaps"):
+            kind, content = self.open_object(name)
+            gap = json.loads(content)
+            stretch = f"{gap['stream']:016x}-{gap['from']:016x}-{gap['to']:016x}"
+            need(kind == LOG_GAP and name.endswith(f"/{stretch}"), f"{name}: holds something else than its name says")
+            gaps.append(gap)
+        return sides, gaps
 
     # --- trees ----------------------------------------------------------------------------------------------------------------
 
@@ -639,8 +707,27 @@ def restore_source(repository, source, target, notes):
         raise Bad("the target is no folder any more")
 
 
+def extract_log(repository, log, target):
+    chain = mac16(repository.chain_names, log.encode()).hex()
+    sides, gaps = repository.beside_log(chain)
+    pieces = repository.pieces(chain)
+    need(pieces or sides or gaps, f"there is no log of {log}")
+    os.makedirs(os.path.join(target, "history"), 0o700)
+    for name, stream, start, end in pieces:
+        _, plain = repository.piece(name, start, end)
+        with open(os.path.join(target, name.rsplit("/", 1)[1]), "xb") as file:
+            file.write(plain)
+    for name, content in sides.items():
+        need(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name), "a side file has an impossible name")
+        with open(os.path.join(target, "history", name), "xb") as file:
+            file.write(content)
+    for gap in gaps:
+        print(f"gap: stream {gap['stream']} from {gap['from']:#x} to {gap['to']:#x}: {gap['reason']}")
+    print(f"extracted {len(pieces)} pieces and {len(sides)} side files")
+
+
 def main(words):
-    if len(words) not in (2, 4) or words[1] not in ("list", "restore") or (words[1] == "restore") != (len(words) == 4):
+    if len(words) < 2 or len(words) != {"list": 2, "logs": 2, "restore": 4, "log": 4}.get(words[1]):
         print(__doc__, file=sys.stderr)
         return 2
     passphrase = os.environ.get("LIFEBOAT_PASSPHRASE")
@@ -649,6 +736,14 @@ def main(words):
         return 2
     try:
         repository = Repository(words[0], passphrase)
+        if words[1] == "logs":
+            for name, stream, start, end in repository.pieces():
+                label, _ = repository.piece(name, start, end)
+                print(f"{label['plan']}/{label['source']} {stream} {start:#x} {end:#x} {json.dumps(label['facts'], sort_keys=True)}")
+            return 0
+        if words[1] == "log":
+            extract_log(repository, words[2], words[3])
+            return 0
         manifests, problems = repository.manifests()
         for problem in problems:
             print(f"damaged: {problem}", file=sys.stderr)

@@ -37,6 +37,16 @@ pub enum EntryKind {
     Fifo,
 }
 
+/// In which order a source yields its entries. What is stored is in tree order either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// Tree order (see [`tree_order`]): memory does not grow with the tree.
+    #[default]
+    Tree,
+    /// As they come, each path once, a hard link possibly before its target. Memory grows with the number of entries.
+    Any,
+}
+
 /// One entry of a source's tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

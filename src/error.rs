@@ -24,6 +24,8 @@ pub enum Kind {
     Incomplete,
     /// An object that must not exist exists already. Exit 1.
     AlreadyExists,
+    /// Two hosts wrote different content for the same stretch of a log: one of them is not what it believes to be. Exit 1.
+    SplitBrain,
     /// A single object or file is not there. Exit 1.
     NotFound,
     /// There is no repository at this place. Exit 10.
@@ -51,7 +53,7 @@ impl Kind {
     #[must_use]
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::Failed | Self::Unavailable | Self::NoSpace | Self::AlreadyExists | Self::NotFound | Self::Bug => 1,
+            Self::Failed | Self::Unavailable | Self::NoSpace | Self::AlreadyExists | Self::SplitBrain | Self::NotFound | Self::Bug => 1,
             Self::Usage => 2,
             Self::Incomplete => 3,
             Self::NoRepository => 10,
@@ -75,6 +77,7 @@ impl Kind {
             Self::Usage => "usage",
             Self::Incomplete => "incomplete",
             Self::AlreadyExists => "already-exists",
+            Self::SplitBrain => "split-brain",
             Self::NotFound => "not-found",
             Self::NoRepository => "no-repository",
             Self::Busy => "busy",

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use lifeboat::clock::{Clock, ManualClock};
-use lifeboat::entry::Entry;
+use lifeboat::entry::{Entry, Order};
 use lifeboat::error::{Error, Kind, Result};
 use lifeboat::event::{Cancel, Event, Progress, Silent};
 use lifeboat::id::Name;
@@ -238,6 +238,8 @@ struct Planted {
     fail_at_finish: bool,
     /// Reading these files fails after so many bytes, as on a bad sector.
     unreadable: Vec<(&'static str, u64)>,
+    /// Yields everything backwards: what is in a folder before the folder, other names before their file.
+    backwards: bool,
 }
 
 impl Planted {
@@ -250,6 +252,7 @@ impl Planted {
             edit: |_| (),
             fail_at_finish: false,
             unreadable: Vec::new(),
+            backwards: false,
         }
     }
 
@@ -269,8 +272,15 @@ impl Source for Planted {
         if let Some(hook) = &self.at_begin {
             hook(context);
         }
-        let (inner, problem, unreadable) = (self.inner.begin(context)?, self.problem.clone(), self.unreadable.clone());
-        Ok(Box::new(PlantedSnapshot { inner, problem, edit: self.edit, fail: self.fail_at_finish, unreadable }))
+        let mut inner = self.inner.begin(context)?;
+        let mut backwards = self.backwards.then(Vec::new);
+        if let Some(entries) = &mut backwards {
+            while let Some(entry) = inner.next_entry()? {
+                entries.push(entry);
+            }
+        }
+        let (problem, unreadable) = (self.problem.clone(), self.unreadable.clone());
+        Ok(Box::new(PlantedSnapshot { inner, problem, edit: self.edit, fail: self.fail_at_finish, unreadable, backwards }))
     }
     fn adopt(&self, restored: &Path, context: &SourceContext) -> Result<PathBuf> {
         let usable = self.inner.adopt(restored, context)?;
@@ -290,6 +300,7 @@ struct PlantedSnapshot {
     edit: fn(&mut Entry),
     fail: bool,
     unreadable: Vec<(&'static str, u64)>,
+    backwards: Option<Vec<Entry>>,
 }
 
 /// A reader that meets a bad sector.
@@ -311,8 +322,15 @@ impl SourceSnapshot for PlantedSnapshot {
     fn estimate(&self) -> Option<(u64, u64)> {
         self.inner.estimate()
     }
+    fn order(&self) -> Order {
+        if self.backwards.is_some() { Order::Any } else { self.inner.order() }
+    }
     fn next_entry(&mut self) -> Result<Option<Entry>> {
-        Ok(self.inner.next_entry()?.map(|mut entry| {
+        let next = match &mut self.backwards {
+            Some(entries) => entries.pop(),
+            None => self.inner.next_entry()?,
+        };
+        Ok(next.map(|mut entry| {
             (self.edit)(&mut entry);
             entry
         }))
@@ -451,6 +469,23 @@ fn an_application_set_comes_back_together() {
     for source in ["db", "attachments"] {
         assert!(drilled.checks.iter().any(|c| c.source == source && c.name == "content equal" && c.outcome == Outcome::Passed));
     }
+}
+
+#[test]
+fn a_source_that_cannot_choose_its_order_is_backed_up_all_the_same() {
+    let mut world = World::files();
+    let ordered = world.resolved.sources[0].clone();
+    world.resolved.sources[0] = Planted { backwards: true, ..Planted::over(&ordered) }.named("attachments");
+    let first = world.backup();
+    assert_eq!((first.exit(), first.warnings.len()), (None, 0), "{first:?}");
+    world.resolved.sources[0] = ordered;
+    let second = world.backup();
+    assert!(second.bytes_stored < first.bytes_stored / 10, "{} of {}", second.bytes_stored, first.bytes_stored);
+    for (snapshot, to) in [(first.snapshot, "first"), (second.snapshot, "second")] {
+        assert_eq!(world.restore(Choice::Snapshot(snapshot.to_string()), to).unwrap().exit(), None);
+        assert_eq!(census(&world.path(to)), census(&world.path("live")));
+    }
+    assert_eq!(world.drill().verdict, Verdict::Passed);
 }
 
 #[test]

@@ -163,3 +163,34 @@ fn the_second_reader_reads_the_frozen_repositories() {
         assert!(expected.contains(&told), "{told}");
     }
 }
+
+#[test]
+fn the_second_reader_reads_the_frozen_logs() {
+    let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/frozen/v1-logs");
+    let (repository, passphrase) = (frozen.join("repository"), "frozen format version 1 with logs");
+    let expected = std::fs::read_to_string(frozen.join("expected")).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let to = temp.path().join("to");
+    let output = extract(&repository, passphrase, &["log", "crm/database", to.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("gap: stream 1") && said.contains("extracted 6 pieces and 1 side files"), "{said}");
+    let hash = |name: String| blake3::hash(&std::fs::read(to.join(name)).unwrap()).to_hex();
+    for line in expected.lines() {
+        let words: Vec<&str> = line.splitn(6, ' ').collect();
+        match words[..] {
+            ["piece", stream, start, end, content, _] => {
+                let number = |text: &str| text.parse::<u64>().unwrap();
+                let name = format!("{:016x}-{:016x}-{:016x}", number(stream), number(start), number(end));
+                assert_eq!(hash(name).as_str(), content, "{line}");
+            }
+            ["side", name, content] => assert_eq!(hash(format!("history/{name}")).as_str(), content, "{line}"),
+            _ => assert_eq!(words[0], "gap", "{line}"),
+        }
+    }
+    let listed = extract(&repository, passphrase, &["logs"]);
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    assert_eq!(String::from_utf8(listed.stdout).unwrap().lines().filter(|line| line.starts_with("crm/database ")).count(), 6);
+    let refused = extract(&repository, passphrase, &["log", "crm/other", temp.path().join("none").to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(1));
+}

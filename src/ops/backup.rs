@@ -119,7 +119,7 @@ fn begin_all<'a>(job: &'a Job, folder: &RunFolder) -> Result<Vec<(&'a NamedSourc
 
 /// Feeds one source's tree to the repository.
 fn store_source(job: &Job, writer: &mut BackupWriter, source: &NamedSource, mut snapshot: Box<dyn SourceSnapshot>) -> Result<SourceRecord> {
-    let mut tree = writer.tree(&source.name, source.source.kind())?;
+    let mut tree = writer.tree(&source.name, source.source.kind(), snapshot.order())?;
     let mut left_out: HashSet<Vec<u8>> = HashSet::new();
     let mut lost_links = Vec::new();
     while let Some(entry) = snapshot.next_entry()? {

@@ -32,6 +32,9 @@ pub const OBJECT_MAX: usize = 256 << 20;
 /// Chunks in one stretch of a large file's map (1 MiB of 8 KiB pages).
 pub const STRETCH_CHUNKS: usize = 128;
 
+/// Greatest plain size of a piece of a log: 128 MiB.
+pub const LOG_PIECE_MAX: usize = 128 << 20;
+
 /// AES-GCM tag.
 pub const TAG_BYTES: usize = 16;
 
@@ -117,9 +120,12 @@ pub enum PackKind {
     Data = 1,
     /// Nodes of trees, sealed under the metadata key.
     Nodes = 2,
+    /// A piece of a log: like data, but named by what it covers, and never below `packs/`.
+    Log = 3,
 }
 
 impl PackKind {
+    /// The kind of a pack below `packs/`, so never a piece of a log.
     pub fn from_byte(byte: u8) -> Option<Self> {
         match byte {
             1 => Some(Self::Data),
@@ -141,6 +147,10 @@ pub enum ObjectKind {
     Report = 5,
     /// Stands at a manifest's key and fences the writer that meant to commit there.
     Void = 6,
+    /// A small file beside a log, such as a timeline's history.
+    LogSide = 7,
+    /// A stretch of a log that is known to be missing.
+    LogGap = 8,
 }
 
 impl ObjectKind {
@@ -152,6 +162,8 @@ impl ObjectKind {
             4 => Self::Tombstones,
             5 => Self::Report,
             6 => Self::Void,
+            7 => Self::LogSide,
+            8 => Self::LogGap,
             _ => return None,
         })
     }
@@ -164,6 +176,8 @@ impl ObjectKind {
             Self::Tombstones => "tombstones",
             Self::Report => "report",
             Self::Void => "void",
+            Self::LogSide => "log side file",
+            Self::LogGap => "log gap",
         }
     }
 }

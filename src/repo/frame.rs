@@ -3,6 +3,7 @@
 //! A *delta* frame holds chunks as differences against one full chunk each (depth one, never a chain): the plain bytes are
 //! the patches one after the other; a patch is one zstd frame made with the base chunk as its raw-content dictionary.
 
+use crate::error::{Error, Kind, Result};
 use crate::repo::format::{CHUNK_MAX, FRAME_MAX};
 use crate::repo::wire::WireError;
 
@@ -107,6 +108,21 @@ impl Decoder {
             }
         }
         if plain.len() == plain_len { Ok(()) } else { Err(WireError::Invalid("frame decompresses to another size")) }
+    }
+}
+
+/// Decodes a frame again: a compressor that is wrong must not be found out at a restore.
+///
+/// # Errors
+/// `Bug` when it does not decompress to what went in.
+pub fn prove(encoding: Encoding, encoded: &[u8], plain: &[u8]) -> Result<()> {
+    let mut back = Vec::new();
+    let mut decoder = Decoder::new().map_err(|e| Error::new(Kind::Failed, "start a decoder").because(e))?;
+    if decoder.decode(encoding, encoded, plain.len(), &mut back).is_ok() && back == plain {
+        Ok(())
+    } else {
+        Err(Error::new(Kind::Bug, "a compressed frame does not decompress to what went in")
+            .hint("nothing was committed; check this machine's memory, and report this if it happens again"))
     }
 }
 

@@ -250,6 +250,20 @@ impl Keys {
         hex::encode(&blake3::keyed_hash(&key, plan.as_bytes()).as_bytes()[..16])
     }
 
+    /// Names the folder of a source's log in the same manner. No plan's name holds a `/`, so no two chains meet.
+    pub fn log_name(&self, plan: &str, source: &str) -> String {
+        self.chain_name(&format!("{plan}/{source}"))
+    }
+
+    /// Keyed hash of a log piece's plain bytes: whether two are equal can be told, what they are cannot.
+    ///
+    /// # Errors
+    /// `WrongKey` for the maintainer role.
+    pub fn log_content(&self, bytes: &[u8]) -> Result<blake3::Hash> {
+        let key = Zeroizing::new(blake3::derive_key("lifeboat v1 log content", self.chunk_id_key()?));
+        Ok(blake3::keyed_hash(&key, bytes))
+    }
+
     /// AES key of one sealed thing: `purpose` and its random salt.
     pub fn metadata_cipher(&self, purpose: &'static str, salt: &[u8; 32]) -> Aes256Gcm {
         let mut material = Zeroizing::new([0u8; 64]);

@@ -3,6 +3,7 @@
 //! - `format` names, limits; `wire` integers and varints; `keys` roles and slots; `seal` small sealed objects
 //! - `frame`, `pack` chunks compressed and sealed together; `tree` entries and the places of their chunks; `index` which chunk is where
 //! - `write` the backup pipeline; `read` trees and bytes back; `verify`; `snapshot` manifests; `report`
+//! - `log` the continuous log of a source beside its snapshots
 //!
 //! Objects are created once and never changed. Commit order: packs → index → manifest. The manifest is the commit; anything
 //! before it is only garbage that a next run finds and reuses.
@@ -24,10 +25,12 @@ mod format;
 mod frame;
 mod index;
 mod keys;
+mod log;
 mod nodes;
 mod pack;
 mod packs;
 mod pipeline;
+mod previous;
 mod read;
 mod report;
 mod seal;
@@ -43,6 +46,7 @@ mod write;
 pub use format::{ChunkId, PackId, PackKind, RepositoryId};
 pub use index::{IndexedPack, LocalIndex};
 pub use keys::{KeySlot, Passphrase, RecoveryKey, Role};
+pub use log::{Appended, Gap, Log, LogRun, PieceInfo, runs};
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
 pub use report::{ReportKind, ReportRecord};
 pub use snapshot::{Manifest, Parent, SourceRecord, Stats};
@@ -144,7 +148,7 @@ impl Repository {
         if block_on(&runtime, store.head(FORMAT_KEY))?.is_some() {
             return Err(exists("there is a repository already"));
         }
-        for folder in ["packs/", "index/", "snapshots/"] {
+        for folder in ["packs/", "index/", "snapshots/", "logs/"] {
             if !block_on(&runtime, store.list(folder))?.is_empty() {
                 return Err(Error::new(
                     Kind::AlreadyExists,

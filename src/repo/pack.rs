@@ -14,6 +14,9 @@
 //!
 //! *Directory*: key `derive_key("lifeboat v1 pack directory", metadata key ‖ trailer salt)`, zero nonce, associated data: header
 //! and trailer. Its content is in [`Directory`].
+//!
+//! A *piece of a log* (kind 3, see `log`) is the same with a name of its own: the associated data of its directory ends with its
+//! key, and before the directory's content stands a label (a blob).
 
 use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::inout::InOutBuf;
@@ -24,7 +27,7 @@ use crate::error::{Error, Kind, Result};
 use crate::repo::format::{CHUNK_MAX, ChunkId, FRAME_MAX, ID_BYTES, PACK_MAX, PackId, PackKind, RepositoryId, TAG_BYTES, VERSION};
 use crate::repo::frame::Encoding;
 use crate::repo::keys::{ENCAPSULATED_BYTES, Keys, SEALED_KEY_BYTES};
-use crate::repo::wire::{Reader, WireError, WireResult, put_varint};
+use crate::repo::wire::{Reader, WireError, WireResult, put_blob, put_varint};
 
 pub const HEADER_BYTES: usize = 8;
 pub const TRAILER_BYTES: usize = 64;
@@ -234,7 +237,7 @@ impl PackBuilder {
         salt.copy_from_slice(&random[..32]);
         let generation = keys.generation;
         let (cipher, encapsulated, sealed_key) = match kind {
-            PackKind::Data => {
+            PackKind::Data | PackKind::Log => {
                 let mut key = Zeroizing::new([0u8; 32]);
                 key.copy_from_slice(&random[32..]);
                 let (encapsulated, sealed) = keys.seal_pack_key(&key, &key_context(repository, generation, &salt))?;
@@ -304,19 +307,37 @@ impl PackBuilder {
     /// # Errors
     /// When there are no random bytes to be had.
     pub fn finish(mut self, keys: &Keys) -> Result<FinishedPack> {
-        let mut body = self.directory.encode();
+        let directory_len = self.seal_directory(keys, self.directory.encode(), "")?;
+        let id = PackId(*blake3::hash(&self.bytes).as_bytes());
+        Ok(FinishedPack { id, bytes: self.bytes, directory_len, directory: self.directory })
+    }
+
+    /// Ends a piece of a log, which stands under a name of its own: bound to it, and with a label in front of the directory. `label`
+    /// gets the hash of the bytes so far.
+    ///
+    /// # Errors
+    /// When there are no random bytes to be had.
+    pub fn finish_log(mut self, keys: &Keys, key: &str, label: impl FnOnce(blake3::Hash) -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+        let mut body = Vec::new();
+        put_blob(&mut body, &label(blake3::hash(&self.bytes))?);
+        body.extend_from_slice(&self.directory.encode());
+        self.seal_directory(keys, body, key)?;
+        Ok(self.bytes)
+    }
+
+    /// Adds the sealed directory and the trailer; returns the sealed bytes of the directory.
+    fn seal_directory(&mut self, keys: &Keys, mut body: Vec<u8>, place: &str) -> Result<u32> {
         let mut salt = [0u8; 32];
         getrandom::fill(&mut salt).map_err(|e| Error::new(Kind::Bug, "ask for random bytes").because(e))?;
         let directory_len = u32::try_from(body.len() + TAG_BYTES).map_err(|_| Error::new(Kind::Bug, "a pack directory over 4 GiB"))?;
         let trailer = trailer(self.repository, self.kind, self.generation, &salt, directory_len);
-        let associated = [&self.bytes[..HEADER_BYTES], &trailer].concat();
+        let associated = [&self.bytes[..HEADER_BYTES], &trailer, place.as_bytes()].concat();
         keys.metadata_cipher(DIRECTORY_PURPOSE, &salt)
             .encrypt_in_place(&[0u8; 12].into(), &associated, &mut body)
             .map_err(|_| Error::new(Kind::Bug, "seal a pack directory"))?;
         self.bytes.extend_from_slice(&body);
         self.bytes.extend_from_slice(&trailer);
-        let id = PackId(*blake3::hash(&self.bytes).as_bytes());
-        Ok(FinishedPack { id, bytes: self.bytes, directory_len, directory: self.directory })
+        Ok(directory_len)
     }
 }
 
@@ -358,7 +379,24 @@ fn frame_associated(repository: RepositoryId, kind: PackKind, envelope: &Envelop
 /// # Errors
 /// `Damaged` when it is not the trailer of a pack of this repository.
 pub fn read_trailer(repository: RepositoryId, key: &str, trailer: &[u8]) -> Result<(PackKind, u32)> {
-    let damaged = |what: &str| Error::new(Kind::Damaged, format!("pack {key}: {what}"));
+    let (kind, len) = read_any_trailer(repository, key, trailer)?;
+    let kind = PackKind::from_byte(kind).ok_or_else(|| Error::new(Kind::Damaged, format!("pack {key}: is of an unknown kind")))?;
+    Ok((kind, len))
+}
+
+/// The same for a piece of a log: the sealed length of its directory.
+///
+/// # Errors
+/// `Damaged` when it is not the trailer of such a piece of this repository.
+pub fn read_log_trailer(repository: RepositoryId, key: &str, trailer: &[u8]) -> Result<u32> {
+    match read_any_trailer(repository, key, trailer)? {
+        (kind, len) if kind == PackKind::Log as u8 => Ok(len),
+        _ => Err(Error::new(Kind::Damaged, format!("object {key}: is of another kind than its name says"))),
+    }
+}
+
+fn read_any_trailer(repository: RepositoryId, key: &str, trailer: &[u8]) -> Result<(u8, u32)> {
+    let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {key}: {what}"));
     if trailer.len() != TRAILER_BYTES || &trailer[60..] != TRAILER_MAGIC {
         return Err(damaged("has no trailer (truncated or overwritten)"));
     }
@@ -368,10 +406,9 @@ pub fn read_trailer(repository: RepositoryId, key: &str, trailer: &[u8]) -> Resu
     if trailer[36..52] != repository.0 {
         return Err(damaged("belongs to another repository"));
     }
-    let kind = PackKind::from_byte(trailer[57]).ok_or_else(|| damaged("is of an unknown kind"))?;
     let mut len = [0; 4];
     len.copy_from_slice(&trailer[32..36]);
-    Ok((kind, u32::from_le_bytes(len)))
+    Ok((trailer[57], u32::from_le_bytes(len)))
 }
 
 /// Opens a pack's directory from its tail: the sealed directory and the trailer, `pack_len` being the whole pack's bytes.
@@ -379,10 +416,40 @@ pub fn read_trailer(repository: RepositoryId, key: &str, trailer: &[u8]) -> Resu
 /// # Errors
 /// `Damaged` when anything does not fit.
 pub fn open_directory(keys: &Keys, repository: RepositoryId, key: &str, pack_len: u64, tail: &[u8]) -> Result<Directory> {
-    let damaged = |what: &str| Error::new(Kind::Damaged, format!("pack {key}: {what}"));
-    let split = tail.len().checked_sub(TRAILER_BYTES).ok_or_else(|| damaged("is truncated"))?;
-    let (sealed, trailer) = tail.split_at(split);
-    let (kind, directory_len) = read_trailer(repository, key, trailer)?;
+    let split = tail.len().saturating_sub(TRAILER_BYTES);
+    let (kind, directory_len) = read_trailer(repository, key, &tail[split..])?;
+    let (body, frames_len) = open_tail(keys, kind, key, "", pack_len, directory_len, tail)?;
+    Directory::decode(kind, &body, frames_len)
+        .map_err(|e| Error::new(Kind::Damaged, format!("pack {key}: its directory cannot be decoded")).because(e))
+}
+
+/// Opens the label and the directory of a piece of a log from its tail, as [`open_directory`] does.
+///
+/// # Errors
+/// `Damaged` when anything does not fit.
+pub fn open_log_directory(keys: &Keys, repository: RepositoryId, key: &str, len: u64, tail: &[u8]) -> Result<(Vec<u8>, Directory)> {
+    let split = tail.len().saturating_sub(TRAILER_BYTES);
+    let directory_len = read_log_trailer(repository, key, &tail[split..])?;
+    let (body, frames_len) = open_tail(keys, PackKind::Log, key, key, len, directory_len, tail)?;
+    let mut reader = Reader::new(&body);
+    let label = reader.blob().map(<[u8]>::to_vec);
+    label
+        .and_then(|label| Ok((label, Directory::decode(PackKind::Log, reader.rest(), frames_len)?)))
+        .map_err(|e| Error::new(Kind::Damaged, format!("object {key}: its directory cannot be decoded")).because(e))
+}
+
+/// Opens the seal around a directory: its content, and how many bytes the frames before it take.
+fn open_tail(
+    keys: &Keys,
+    kind: PackKind,
+    key: &str,
+    place: &str,
+    pack_len: u64,
+    directory_len: u32,
+    tail: &[u8],
+) -> Result<(Vec<u8>, u64)> {
+    let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {key}: {what}"));
+    let (sealed, trailer) = tail.split_at(tail.len() - TRAILER_BYTES);
     let rest = (HEADER_BYTES + TRAILER_BYTES) as u64 + u64::from(directory_len);
     if pack_len > PACK_MAX || sealed.len() != directory_len as usize || pack_len < rest || directory_len < TAG_BYTES as u32 {
         return Err(damaged("its directory has an impossible size"));
@@ -394,12 +461,12 @@ pub fn open_directory(keys: &Keys, repository: RepositoryId, key: &str, pack_len
     }
     let mut salt = [0; 32];
     salt.copy_from_slice(&trailer[..32]);
-    let associated = [&header(kind, u16::from_le_bytes(generation))[..], trailer].concat();
+    let associated = [&header(kind, u16::from_le_bytes(generation))[..], trailer, place.as_bytes()].concat();
     let mut body = sealed.to_vec();
     keys.metadata_cipher(DIRECTORY_PURPOSE, &salt)
         .decrypt_in_place(&[0u8; 12].into(), &associated, &mut body)
-        .map_err(|_| damaged("the seal of its directory is broken (changed or truncated)"))?;
-    Directory::decode(kind, &body, pack_len - rest).map_err(|e| damaged("its directory cannot be decoded").because(e))
+        .map_err(|_| damaged("the seal of its directory is broken (changed, truncated or moved here from another place)"))?;
+    Ok((body, pack_len - rest))
 }
 
 /// Opens frames of packs: holds the AES keys of the envelopes met.
@@ -425,7 +492,7 @@ impl<'k> FrameOpener<'k> {
         } else {
             let cipher = match kind {
                 PackKind::Nodes => self.keys.metadata_cipher(NODES_PURPOSE, &envelope.salt),
-                PackKind::Data => {
+                PackKind::Data | PackKind::Log => {
                     let context = key_context(self.repository, envelope.generation, &envelope.salt);
                     let opened = self.keys.open_pack_key(&envelope.encapsulated, &envelope.sealed_key, &context)?;
                     Aes256Gcm::new((&*opened.ok_or_else(|| damaged("its key cannot be opened"))?).into())

@@ -20,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 use crate::repo::Inner;
 use crate::repo::format::{ChunkId, FRAME_TARGET, NODE_PACK_TARGET, ObjectKind, PACK_TARGET, PackId, PackKind};
-use crate::repo::frame::{Decoder, Encoder, Encoding, Profile};
+use crate::repo::frame::{Encoder, Encoding, Profile, prove};
 use crate::repo::index::{self, IndexedPack, LocalIndex};
 use crate::repo::nodes::chunk_id;
 use crate::repo::pack::{ChunkEntry, PackBuilder};
@@ -572,28 +572,11 @@ impl Shared {
         builder.paged = 0;
         let (encoding, encoded) = encoder.encode(&builder.plain).map_err(failed)?;
         if self.frames.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE) {
-            Self::prove(encoding, encoded, &builder.plain)?;
+            prove(encoding, encoded, &builder.plain)?;
         }
         let sealed = self.seal_frame(PackKind::Data, ticket, encoding, encoded, std::mem::take(&mut builder.chunks));
         builder.plain.clear();
         sealed
-    }
-
-    /// Decodes a frame again: a compressor that is wrong must not be found out at a restore.
-    fn prove(encoding: Encoding, encoded: &[u8], plain: &[u8]) -> Result<()> {
-        let mut back = Vec::new();
-        let decoded = Decoder::new().map_err(|e| Error::new(Kind::Failed, "start a decoder").because(e))?.decode(
-            encoding,
-            encoded,
-            plain.len(),
-            &mut back,
-        );
-        if decoded.is_ok() && back == plain {
-            Ok(())
-        } else {
-            Err(Error::new(Kind::Bug, "a compressed frame does not decompress to what went in")
-                .hint("nothing was committed; check this machine's memory, and report this if it happens again"))
-        }
     }
 
     fn seal_frame(&self, kind: PackKind, ticket: u32, encoding: Encoding, encoded: &[u8], chunks: Vec<ChunkEntry>) -> Result<()> {
@@ -608,7 +591,7 @@ impl Shared {
                 drop(state);
                 let buffer = match kind {
                     PackKind::Data => lock(&self.buffers.0).pop().unwrap_or_else(|| Vec::with_capacity(target + (2 << 20))),
-                    PackKind::Nodes => Vec::new(),
+                    PackKind::Nodes | PackKind::Log => Vec::new(),
                 };
                 let (_, pack) = none.insert((sequence, PackBuilder::new(&self.inner.keys, self.inner.id, kind, buffer)?));
                 (sequence, pack)
@@ -625,7 +608,7 @@ impl Shared {
     fn open(&self, kind: PackKind) -> &Mutex<Option<(Sequence, PackBuilder)>> {
         match kind {
             PackKind::Data => &self.data,
-            PackKind::Nodes => &self.nodes,
+            PackKind::Nodes | PackKind::Log => &self.nodes,
         }
     }
 
@@ -663,7 +646,7 @@ impl Shared {
         };
         let bytes = match finished.directory.kind {
             PackKind::Data => Bytes::from_owner(Lent { bytes: finished.bytes, home: self.buffers.clone() }),
-            PackKind::Nodes => Bytes::from(finished.bytes),
+            PackKind::Nodes | PackKind::Log => Bytes::from(finished.bytes),
         };
         self.inner.block_on(self.inner.store.create(&finished.id.key(), bytes))?;
         self.inner.directories.put(finished.id, Arc::new(finished.directory));

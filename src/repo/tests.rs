@@ -7,10 +7,12 @@ use chrono::Utc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::entry::{Entry, EntryKind, Layout};
+use crate::entry::{Entry, EntryKind, Layout, Order};
 use crate::event::{Cancel, Silent};
 use crate::id::Name;
 use crate::store::faults::{self, Faults, When};
+
+mod log;
 
 struct Bench {
     runtime: tokio::runtime::Runtime,
@@ -83,16 +85,57 @@ impl Bench {
 }
 
 fn backup(repository: &Repository, files: &[TestFile]) -> Result<Manifest> {
-    let mut writer = repository.begin(&plan(), Utc::now(), &Cancel::default())?;
-    let mut tree = writer.tree(&plan(), "files")?;
-    assert_eq!(tree.add(Entry { kind: EntryKind::Directory, ..file_entry("", Layout::Content, b"", 0) })?, Added::Complete);
+    backup_entries(repository, tree_of(files), Order::Tree)
+}
+
+/// The same in an order that the seed decides.
+fn backup_shuffled(repository: &Repository, files: &[TestFile], seed: u64) -> Result<Manifest> {
+    backup_entries(repository, shuffled(tree_of(files), seed), Order::Any)
+}
+
+/// Entries and their bytes in tree order: the root folder, the files, and the folders that they are in.
+fn tree_of(files: &[TestFile]) -> Vec<(Entry, Vec<u8>)> {
+    let folder = |path: &str| Entry { kind: EntryKind::Directory, ..file_entry(path, Layout::Content, b"", 0) };
+    let mut entries = vec![(folder(""), Vec::new())];
     for (path, layout, stamp, bytes) in files {
-        if tree.add(file_entry(path, *layout, stamp, bytes.len()))? == Added::NeedsContent {
+        for (at, _) in path.match_indices('/') {
+            if !entries.iter().any(|(e, _)| e.path == path.as_bytes()[..at]) {
+                entries.push((folder(&path[..at]), Vec::new()));
+            }
+        }
+        entries.push((file_entry(path, *layout, stamp, bytes.len()), bytes.clone()));
+    }
+    entries
+}
+
+fn shuffled<T>(mut items: Vec<T>, seed: u64) -> Vec<T> {
+    let random = noise(seed, items.len() * 8);
+    for at in (1..items.len()).rev() {
+        let number = u64::from_le_bytes(random[at * 8..at * 8 + 8].try_into().unwrap());
+        items.swap(at, number as usize % (at + 1));
+    }
+    items
+}
+
+fn backup_entries(repository: &Repository, entries: Vec<(Entry, Vec<u8>)>, order: Order) -> Result<Manifest> {
+    let mut writer = repository.begin(&plan(), Utc::now(), &Cancel::default())?;
+    let mut tree = writer.tree(&plan(), "files", order)?;
+    for (entry, bytes) in entries {
+        if tree.add(entry)? == Added::NeedsContent {
             assert_eq!(tree.content(&mut &bytes[..])?, bytes.len() as u64);
         }
     }
     let record = tree.finish(serde_json::json!({"problems": []}))?;
     Ok(writer.commit(vec![record], Utc::now(), vec![], &Silent)?.manifest)
+}
+
+/// Entries as they are stored, in stored order.
+fn stored_entries(repository: &Repository, manifest: &Manifest) -> Vec<Entry> {
+    repository.tree(&manifest.sources[0]).unwrap().map(|entry| entry.unwrap().entry).collect()
+}
+
+fn node_ids(repository: &Repository, manifest: &Manifest) -> Vec<ChunkId> {
+    repository.tree_nodes(&manifest.sources[0]).unwrap().into_iter().map(|node| node.id).collect()
 }
 
 struct Collected(Mutex<BTreeMap<usize, Vec<u8>>>);
@@ -190,6 +233,164 @@ fn an_equal_stamp_is_not_read_again() {
     assert_eq!(restore(&bench.open(), &second).unwrap(), restore(&bench.open(), &first).unwrap());
 }
 
+/// A tree with folders, large and small files of both layouts, in tree order.
+fn nested() -> Vec<TestFile> {
+    let mut files: Vec<TestFile> = vec![
+        ("base/1/112", Layout::Pages(8192), b"", pages(1, 40)),
+        ("base/1/16384", Layout::Pages(8192), b"stamped", pages(2, 700)),
+        ("base/1/16384_fsm", Layout::Pages(8192), b"", pages(3, 3)),
+        ("base/1/PG_VERSION", Layout::Content, b"", b"15\n".to_vec()),
+        ("base/5/112", Layout::Pages(8192), b"", pages(1, 40)),
+        ("base/5/noise", Layout::Content, b"stamped", noise(4, 3_300_000)),
+        ("base.old", Layout::Content, b"", vec![]),
+        ("global/pg_control", Layout::Content, b"", noise(5, 8192)),
+        ("zero", Layout::Pages(8192), b"", vec![0; 2_500_000]),
+    ];
+    // "base.old" comes after what is in "base": a comparison of whole paths would say otherwise.
+    files.sort_by(|a, b| crate::entry::tree_order(a.0.as_bytes(), b.0.as_bytes()));
+    files
+}
+
+#[test]
+fn any_order_stores_the_same_tree_and_reuses_it_in_any_other() {
+    let files = nested();
+    let ordered = Bench::new();
+    let reference = ordered.backup(&files);
+    for seed in 0..6 {
+        let bench = Bench::new();
+        let first = backup_shuffled(&bench.open(), &files, seed).unwrap();
+        assert_eq!(stored_entries(&bench.open(), &first), stored_entries(&ordered.open(), &reference), "seed {seed}");
+        assert!(restore(&bench.open(), &first).unwrap() == expected(&files), "seed {seed}");
+        assert_eq!(first.stats.entries, reference.stats.entries);
+        let (stored, reference_stored) = (first.stats.bytes_stored, reference.stats.bytes_stored);
+        assert!(stored < reference_stored + reference_stored / 50, "seed {seed}: {stored} bytes stored, {reference_stored} in tree order");
+        let packs = bench.keys("packs/");
+        // In another order, in tree order after any order, and the other way round.
+        let again = [
+            backup_shuffled(&bench.open(), &files, seed + 100).unwrap(),
+            bench.backup(&files),
+            backup_shuffled(&bench.open(), &files, seed + 200).unwrap(),
+        ];
+        for manifest in again {
+            assert_eq!(bench.keys("packs/"), packs, "seed {seed}: nothing new was packed");
+            assert_eq!(manifest.stats.chunks_new, 0);
+            assert_eq!(node_ids(&bench.open(), &manifest), node_ids(&bench.open(), &first));
+        }
+        let found = bench.open().verify(VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap();
+        assert_eq!((found.findings.len(), found.snapshots_sound.len()), (0, 4));
+    }
+}
+
+#[test]
+fn in_any_order_equal_stamps_are_not_read_and_a_changed_page_costs_a_page() {
+    let bench = Bench::new();
+    let mut files = nested();
+    backup_shuffled(&bench.open(), &files, 1).unwrap();
+    let large = files.iter().position(|f| f.0 == "base/1/16384").unwrap();
+    let before = files[large].3.clone();
+    files[large].3 = pages(77, 700);
+    let second = backup_shuffled(&bench.open(), &files, 2).unwrap();
+    assert_eq!(second.stats.chunks_new, 0, "its stamp says that it did not change");
+    files[large].3 = before;
+    assert!(restore(&bench.open(), &second).unwrap() == expected(&files));
+    files[large].2 = b"another";
+    files[large].3[8192 * 300..8192 * 301].copy_from_slice(&noise(10, 8192));
+    let third = backup_shuffled(&bench.open(), &files, 3).unwrap();
+    assert_eq!(third.stats.chunks_new, 1);
+    assert!(third.stats.bytes_stored < 8192 + 12_000, "{}", third.stats.bytes_stored);
+    assert!(restore(&bench.open(), &third).unwrap() == expected(&files));
+}
+
+#[test]
+fn many_entries_in_any_order_cost_the_metadata_of_tree_order() {
+    let paths: Vec<&'static str> = (0..4000).map(|n| &*format!("base/{}/{}", n % 7, 10_000 + n * 37 % 4001).leak()).collect();
+    let mut files: Vec<TestFile> = paths.iter().map(|path| (*path, Layout::Pages(8192), &b""[..], path.repeat(900).into_bytes())).collect();
+    files.sort_by(|a, b| crate::entry::tree_order(a.0.as_bytes(), b.0.as_bytes()));
+    let nodes_bytes = |bench: &Bench| -> u64 {
+        let packs = bench.runtime.block_on(bench.store.list("packs/")).unwrap();
+        packs.iter().filter(|pack| !is_data_pack(bench, &pack.key)).map(|pack| pack.size).sum()
+    };
+    let (ordered, any) = (Bench::new(), Bench::new());
+    ordered.backup(&files);
+    let first = backup_shuffled(&any.open(), &files, 1).unwrap();
+    let (in_order, shuffled) = (nodes_bytes(&ordered), nodes_bytes(&any));
+    assert!(shuffled < in_order * 13 / 10, "{shuffled} bytes of nodes, {in_order} in tree order");
+    // One file more changes one node, wherever in the stream it comes.
+    files.insert(0, ("a", Layout::Content, b"", b"one more".to_vec()));
+    let second = backup_shuffled(&any.open(), &files, 2).unwrap();
+    assert_eq!(second.stats.chunks_new, 1);
+    assert!(nodes_bytes(&any) - shuffled < 20_000, "{}", nodes_bytes(&any) - shuffled);
+    assert_eq!(second.stats.entries, first.stats.entries + 1);
+    assert!(restore(&any.open(), &second).unwrap() == expected(&files));
+}
+
+#[test]
+fn in_any_order_what_no_tree_may_hold_is_refused() {
+    let bench = Bench::new();
+    let refused = |entries: Vec<(Entry, Vec<u8>)>| {
+        let error = backup_entries(&bench.open(), entries, Order::Any).unwrap_err();
+        assert!(bench.keys("snapshots/").is_empty() && bench.keys("sessions/").is_empty());
+        error.to_string()
+    };
+    let file = |path: &str| (file_entry(path, Layout::Content, b"", 3), b"abc".to_vec());
+    let link = |path: &str, target: &str| {
+        let kind = EntryKind::Hardlink { target: target.into() };
+        (Entry { kind, ..file_entry(path, Layout::Content, b"", 0) }, Vec::new())
+    };
+    assert!(refused(vec![file("b"), file("a"), file("b")]).contains("yielded b twice"));
+    assert!(refused(vec![file("a/../b")]).contains("invalid path"));
+    for target in ["missing", "z", "b"] {
+        assert!(refused(vec![link("b", target), file("z"), file("a")]).contains("no file before it"), "{target}");
+    }
+    // Before its target in the stream, after it in the tree.
+    let manifest = backup_entries(&bench.open(), vec![link("b", "a"), file("z"), file("a")], Order::Any).unwrap();
+    let paths: Vec<Vec<u8>> = stored_entries(&bench.open(), &manifest).into_iter().map(|e| e.path).collect();
+    assert_eq!(paths, [b"a", b"b", b"z"]);
+}
+
+#[test]
+fn a_tree_in_any_order_that_ends_in_the_middle_commits_nothing() {
+    let bench = Bench::new();
+    let files = nested();
+    let first = backup_shuffled(&bench.open(), &files, 1).unwrap();
+    let mut changed = files.clone();
+    (changed[1].2, changed[1].3) = (b"", noise(99, 2_000_000));
+    for (round, when) in (1..60u64).flat_map(|n| [(n, When::Before), (n, When::After)]) {
+        let faults = Faults::new();
+        faults.crash_at_write(round, when);
+        let repository = bench.open_on(Store::with_faults(bench.store.clone(), faults.clone()));
+        let outcome = backup_shuffled(&repository, &changed, round);
+        if let (Ok(committed), false) = (&outcome, faults.crashed()) {
+            assert!(round > 4, "the crash came at {round} writes at least");
+            assert!(restore(&bench.open(), committed).unwrap() == expected(&changed));
+            break;
+        }
+        assert!(restore(&bench.open(), &first).unwrap() == expected(&files));
+        // Either all of it is there, or nothing.
+        for manifest in bench.open().manifests(None).unwrap().iter().skip(1) {
+            assert!(restore(&bench.open(), manifest).unwrap() == expected(&changed));
+        }
+        assert!(round < 59, "a round goes through without a crash");
+        changed[1].3 = noise(100 + round, 2_000_000);
+        for key in bench.keys("snapshots/").into_iter().skip(1) {
+            bench.runtime.block_on(bench.store.delete(&key)).unwrap();
+        }
+    }
+    // A source that fails in the middle.
+    let before = (bench.keys("snapshots/"), bench.keys("sessions/"));
+    let repository = bench.open();
+    let mut writer = repository.begin(&plan(), Utc::now(), &Cancel::default()).unwrap();
+    let mut tree = writer.tree(&plan(), "files", Order::Any).unwrap();
+    for (entry, bytes) in shuffled(tree_of(&changed), 9).into_iter().take(6) {
+        if tree.add(entry).unwrap() == Added::NeedsContent {
+            tree.content(&mut &bytes[..]).unwrap();
+        }
+    }
+    drop(tree);
+    drop(writer);
+    assert_eq!((bench.keys("snapshots/"), bench.keys("sessions/")), before);
+}
+
 #[test]
 fn a_pack_that_the_disk_cannot_read_is_a_finding_and_the_others_are_checked() {
     let bench = Bench::new();
@@ -279,6 +480,11 @@ fn a_backup_after_damage_restores() {
 /// The same for metadata, without a verification in between.
 #[test]
 fn a_backup_finds_damaged_metadata_by_itself() {
+    damaged_metadata_is_found(backup);
+    damaged_metadata_is_found(|repository, files| backup_shuffled(repository, files, 5));
+}
+
+fn damaged_metadata_is_found(backup: impl Fn(&Repository, &[TestFile]) -> Result<Manifest>) {
     let files: Vec<TestFile> = vec![("b", Layout::Pages(8192), b"", pages(2, 300)), ("c", Layout::Pages(8192), b"stamped", pages(4, 300))];
     let bench = Bench::new();
     bench.backup(&files);
@@ -286,7 +492,7 @@ fn a_backup_finds_damaged_metadata_by_itself() {
     let original = bench.runtime.block_on(bench.store.get(&key)).unwrap();
     for at in (10..original.len()).step_by(original.len() / 12) {
         runtime_flip(&bench, &key, at);
-        let manifest = bench.backup(&files);
+        let manifest = backup(&bench.open(), &files).unwrap();
         assert_eq!(restore(&bench.open(), &manifest).unwrap(), expected(&files), "at {at}");
         bench.runtime.block_on(faults::replace(&bench.store, &key, original.clone())).unwrap();
         let newest = bench.keys("snapshots/").pop().unwrap();
@@ -447,18 +653,19 @@ fn a_crash_at_any_write_loses_nothing() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
-    /// Random histories of files: every snapshot restores to what it was.
+    /// Random histories of files, each snapshot in its own order (0: tree order): every snapshot restores to what it was.
     #[test]
-    fn random_histories_restore(history in proptest::collection::vec(proptest::collection::btree_map(0usize..8, (0u64..4, 0usize..400_000, any::<bool>()), 0..6), 1..5)) {
+    fn random_histories_restore(history in proptest::collection::vec((0u64..3, proptest::collection::btree_map(0usize..8, (0u64..4, 0usize..1_700_000, any::<bool>()), 0..6)), 1..5)) {
         const PATHS: [&str; 8] = ["a", "b", "b.x", "c", "d", "e", "f", "g"];
         let bench = Bench::new();
         let mut snapshots = Vec::new();
-        for state in &history {
+        for (order, state) in &history {
             let files: Vec<TestFile> = state.iter().map(|(path, (seed, len, paged))| {
                 let bytes = if *paged { pages(*seed, len / 8192 + 1)[..*len].to_vec() } else { noise(*seed, *len) };
                 (PATHS[*path], if *paged { Layout::Pages(4096) } else { Layout::Content }, &b""[..], bytes)
             }).collect();
-            snapshots.push((bench.backup(&files), expected(&files)));
+            let manifest = if *order == 0 { bench.backup(&files) } else { backup_shuffled(&bench.open(), &files, *order).unwrap() };
+            snapshots.push((manifest, expected(&files)));
         }
         let repository = bench.open();
         for (manifest, files) in &snapshots {

@@ -297,21 +297,19 @@ pub fn encode_list<P: Copy + PartialEq>(refs: &[NodeRef<P>], resolve: impl FnMut
     finish_node(TYPE_LIST, &packs, &body, resolve)
 }
 
-struct NodeDecoder<'a, P, I: FnMut(PackRef) -> P> {
+struct NodeDecoder<'a, P> {
     reader: Reader<'a>,
     packs: Vec<P>,
-    intern: I,
 }
 
-impl<P: Copy, I: FnMut(PackRef) -> P> NodeDecoder<'_, P, I> {
-    fn table(&mut self, kind: u8) -> WireResult<()> {
+impl<P: Copy> NodeDecoder<'_, P> {
+    fn table(&mut self, kind: u8, mut intern: impl FnMut(PackRef) -> P) -> WireResult<()> {
         if self.reader.u8()? != kind {
             return Err(WireError::Invalid("node is of another type"));
         }
         for _ in 0..self.reader.count(34)? {
             let pack = PackRef { id: PackId(self.reader.array()?), len: self.reader.varint()?, directory_len: self.reader.varint32()? };
-            let pack = (self.intern)(pack);
-            self.packs.push(pack);
+            self.packs.push(intern(pack));
         }
         Ok(())
     }
@@ -429,10 +427,35 @@ impl<P: Copy, I: FnMut(PackRef) -> P> NodeDecoder<'_, P, I> {
     }
 }
 
+/// A chunk list that takes no more memory than in a node (about 17 bytes a chunk), for lists that wait in great numbers.
+pub struct PackedChunks<P> {
+    packs: Box<[P]>,
+    body: Box<[u8]>,
+}
+
+impl<P: Copy + PartialEq> PackedChunks<P> {
+    pub fn new(chunks: &[Chunk<P>]) -> Self {
+        let mut encoder = NodeEncoder::new();
+        encoder.chunks(chunks);
+        Self { packs: encoder.packs.into_boxed_slice(), body: encoder.body.into_boxed_slice() }
+    }
+
+    /// The list again.
+    ///
+    /// # Errors
+    /// For a list over the limits of a node only: no reader would accept it.
+    pub fn chunks(&self) -> WireResult<Vec<Chunk<P>>> {
+        let mut decoder = NodeDecoder { reader: Reader::new(&self.body), packs: self.packs.to_vec() };
+        let chunks = decoder.chunks()?;
+        decoder.reader.finish()?;
+        Ok(chunks)
+    }
+}
+
 /// Decodes a node of records; each pack of its table is turned into a number by `intern`.
 pub fn decode_records<P: Copy>(bytes: &[u8], intern: impl FnMut(PackRef) -> P) -> WireResult<Vec<Record<P>>> {
-    let mut decoder = NodeDecoder { reader: Reader::new(bytes), packs: Vec::new(), intern };
-    decoder.table(TYPE_RECORDS)?;
+    let mut decoder = NodeDecoder { reader: Reader::new(bytes), packs: Vec::new() };
+    decoder.table(TYPE_RECORDS, intern)?;
     let mut records = Vec::new();
     while !decoder.reader.is_empty() {
         records.push(match decoder.reader.u8()? {
@@ -446,8 +469,8 @@ pub fn decode_records<P: Copy>(bytes: &[u8], intern: impl FnMut(PackRef) -> P) -
 
 /// Decodes what [`encode_list`] made.
 pub fn decode_list<P: Copy>(bytes: &[u8], intern: impl FnMut(PackRef) -> P) -> WireResult<Vec<NodeRef<P>>> {
-    let mut decoder = NodeDecoder { reader: Reader::new(bytes), packs: Vec::new(), intern };
-    decoder.table(TYPE_LIST)?;
+    let mut decoder = NodeDecoder { reader: Reader::new(bytes), packs: Vec::new() };
+    decoder.table(TYPE_LIST, intern)?;
     let count = decoder.reader.count(ID_BYTES + 3)?;
     let mut refs = Vec::with_capacity(count);
     for _ in 0..count {
@@ -515,6 +538,11 @@ mod tests {
             let bytes = encoder.finish(pack_ref);
             let back = decode_records(&bytes, |p| u32::from(p.id.0[0])).unwrap();
             prop_assert_eq!(back, records);
+        }
+
+        #[test]
+        fn packed_chunks_come_back(chunks in proptest::collection::vec(chunk(), 0..60)) {
+            prop_assert_eq!(PackedChunks::new(&chunks).chunks().unwrap(), chunks);
         }
 
         #[test]

@@ -53,15 +53,15 @@ pub struct Verification {
 
 /// Gathers findings, one for each object and kind.
 #[derive(Default)]
-struct Findings(HashMap<(String, String), (String, BTreeSet<SnapshotId>)>);
+pub(super) struct Findings(HashMap<(String, String), (String, BTreeSet<SnapshotId>)>);
 
 impl Findings {
-    fn add(&mut self, object: &str, kind: &str, message: impl Into<String>, snapshots: impl IntoIterator<Item = SnapshotId>) {
+    pub(super) fn add(&mut self, object: &str, kind: &str, message: impl Into<String>, snapshots: impl IntoIterator<Item = SnapshotId>) {
         let (_, harmed) = self.0.entry((object.to_owned(), kind.to_owned())).or_insert_with(|| (message.into(), BTreeSet::new()));
         harmed.extend(snapshots);
     }
 
-    fn add_error(&mut self, object: &str, error: &Error, snapshots: impl IntoIterator<Item = SnapshotId>) {
+    pub(super) fn add_error(&mut self, object: &str, error: &Error, snapshots: impl IntoIterator<Item = SnapshotId>) {
         let mut message = error.to_string();
         for cause in error.causes() {
             message.push_str(": ");
@@ -193,6 +193,8 @@ impl Repository {
         if let VerifyDepth::Data { percent, run } = depth {
             self.verify_data(percent, run, &present, &used, &mut out, &mut findings, progress, cancel)?;
         }
+
+        self.verify_logs(depth, &mut out, &mut findings, progress, cancel)?;
 
         // Snapshots share packs: what is wrong with one harms all that use it.
         for ((object, _), (_, snapshots)) in &mut findings.0 {
@@ -526,14 +528,14 @@ pub fn share_covers(key: &str, percent: u8, run: u64) -> bool {
 }
 
 /// Whether a pack is verified in this run: its name puts it into one of 100 buckets, and runs go round the buckets.
-fn in_share(id: PackId, percent: u8, run: u64) -> bool {
+pub(super) fn in_share(id: PackId, percent: u8, run: u64) -> bool {
     let bucket = u64::from(u16::from_le_bytes([id.0[0], id.0[1]]) % 100);
     let runs = 100u64.div_ceil(u64::from(percent));
     bucket / u64::from(percent) == run % runs
 }
 
 /// Damage and absence become findings; a store that is away, or an interruption, ends the verification.
-fn tolerable(error: Error) -> Result<Error> {
+pub(super) fn tolerable(error: Error) -> Result<Error> {
     match error.kind() {
         Kind::Damaged | Kind::NotFound => Ok(error),
         _ => Err(error),

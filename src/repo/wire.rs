@@ -89,6 +89,11 @@ impl<'a> Reader<'a> {
         self.bytes(count)
     }
 
+    /// All that is left.
+    pub fn rest(self) -> &'a [u8] {
+        self.rest
+    }
+
     pub fn finish(self) -> WireResult<()> {
         if self.rest.is_empty() { Ok(()) } else { Err(WireError::Trailing(self.rest.len())) }
     }

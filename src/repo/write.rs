@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::entry::{Entry, EntryKind, Layout, is_valid_path, tree_order};
+use crate::entry::{Entry, EntryKind, Layout, Order, display_path, is_valid_path, tree_order};
 use crate::error::{Context as _, Error, IoContext as _, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, SnapshotId};
@@ -19,13 +19,14 @@ use crate::repo::content::ContentChunker;
 use crate::repo::format::{CONTENT_MAX, ChunkId, NODE_FRAME_TARGET, ObjectKind, PackId, STRETCH_CHUNKS};
 use crate::repo::frame::{Encoder, Profile};
 use crate::repo::index::{self, IndexedPack, LocalIndex};
-use crate::repo::nodes::{NodeReader, node_id};
+use crate::repo::nodes::node_id;
 use crate::repo::pack::ChunkEntry;
 use crate::repo::packs::PackNo;
 use crate::repo::pipeline::{Cuts, Job, Loc, Piece, PieceSlot, Pipeline, publish_index};
+use crate::repo::previous::{PreviousFile, PreviousTree};
 use crate::repo::session::{Session, read_tombstones};
 use crate::repo::snapshot::{Manifest, Parent, SourceRecord, Stats, TreeRoot, host_name};
-use crate::repo::tree::{Chunk, Content, NodeEncoder, NodeRef, Place, Record, Stored, encode_list, ends_list, ends_node};
+use crate::repo::tree::{Chunk, Content, NodeEncoder, NodeRef, PackedChunks, Place, Record, Stored, encode_list, ends_list, ends_node};
 use crate::repo::{Inner, Repository};
 
 /// What [`TreeWriter::add`] says about an entry.
@@ -214,15 +215,20 @@ impl BackupWriter {
         }
     }
 
-    /// Begins the tree of one source (unique name within the snapshot).
+    /// Begins the tree of one source (unique name within the snapshot), whose entries come in this order.
     ///
     /// # Errors
     /// When the previous tree cannot be read for another reason than damage (a damaged one is not reused).
-    pub fn tree(&mut self, name: &Name, kind: &str) -> Result<TreeWriter<'_>> {
+    pub fn tree(&mut self, name: &Name, kind: &str, order: Order) -> Result<TreeWriter<'_>> {
         let mut previous = None;
         if let Some(record) = self.previous.as_ref().and_then(|m| m.sources.iter().find(|s| s.name == *name)) {
-            match PreviousTree::open(&self.inner, &record.tree) {
-                Ok(tree) => previous = Some(tree),
+            match PreviousTree::open(&self.inner, &record.tree, order) {
+                Ok(mut tree) => {
+                    for (pack, error) in tree.damaged.drain(..) {
+                        self.distrust(pack, &error);
+                    }
+                    previous = Some(tree);
+                }
                 Err(e) if e.kind() == Kind::Damaged => {
                     self.warnings.push(format!("the previous snapshot's tree of {name} is damaged, so everything is read again: {e}"));
                 }
@@ -236,6 +242,7 @@ impl BackupWriter {
             encoder: Encoder::new(Profile::Nodes).map_err(level)?,
             name: name.clone(),
             kind: kind.to_owned(),
+            order,
             previous,
             last_path: None,
             current: None,
@@ -248,6 +255,7 @@ impl BackupWriter {
             frame_nodes: Vec::new(),
             frame_refs: Vec::new(),
             refs: Vec::new(),
+            arrived: Vec::new(),
             entries: 0,
             bytes: 0,
             writer: self,
@@ -329,10 +337,16 @@ impl Drop for BackupWriter {
 }
 
 /// One source's tree being written.
+///
+/// Memory with [`Order::Any`], beside the pipeline's: an entry waits for the end with its path and attributes and, when it is one
+/// stretch, its packed chunk list (17 bytes a chunk, at most about 2 KiB); a larger file with 36 bytes for each stretch (about 1 MiB of it),
+/// because the stretches themselves are placed at once. The previous snapshot's files are kept the same way, and each goes when its path
+/// comes up. So 100,000 relation files of 1 TiB are about 40 MB for their entries and 40 MB for their stretches, twice while they are put in order.
 pub struct TreeWriter<'a> {
     writer: &'a mut BackupWriter,
     name: Name,
     kind: String,
+    order: Order,
     chunker: ContentChunker,
     node_id_key: [u8; 32],
     encoder: Encoder,
@@ -350,9 +364,28 @@ pub struct TreeWriter<'a> {
     frame: Vec<u8>,
     frame_nodes: Vec<ChunkEntry>,
     frame_refs: Vec<usize>,
+    /// In the order of the tree; with [`Order::Any`], until the end, those of stretches in the order they came.
     refs: Vec<NodeRef<Loc>>,
+    /// With [`Order::Any`]: entries that wait for the end.
+    arrived: Vec<Arrived>,
     entries: u64,
     bytes: u64,
+}
+
+/// An entry whose content has its places, on the way into tree order.
+struct Arrived {
+    entry: Entry,
+    content: ArrivedContent,
+}
+
+enum ArrivedContent {
+    None,
+    Inline(PackedChunks<PackNo>),
+    /// Its stretches among `refs`.
+    Stretches {
+        first: usize,
+        count: usize,
+    },
 }
 
 /// A record that waits for its chunks to get places.
@@ -373,15 +406,17 @@ enum PendingContent {
 const UNPLACED: Place<Loc> = Place { pack: Loc::Ticket(u32::MAX), frame: 0, slot: 0 };
 
 impl TreeWriter<'_> {
-    /// Adds the next entry in tree order.
+    /// Adds the next entry.
     ///
     /// # Errors
-    /// `Bug` when entries are not in tree order or an earlier one still needs its content; what made the pipeline fail.
+    /// `Bug` when entries are not in the order that was promised or an earlier one still needs its content; what made the pipeline fail.
     pub fn add(&mut self, entry: Entry) -> Result<Added> {
         if self.current.is_some() {
             return Err(Error::new(Kind::Bug, format!("entry {} was added while another one's bytes are awaited", entry.display_path())));
         }
-        if !is_valid_path(&entry.path) || self.last_path.as_ref().is_some_and(|last| tree_order(last, &entry.path).is_ge()) {
+        // With any order, a path that comes twice is found at the end.
+        let misplaced = self.order == Order::Tree && self.last_path.as_ref().is_some_and(|last| tree_order(last, &entry.path).is_ge());
+        if misplaced || !is_valid_path(&entry.path) {
             return Err(Error::new(Kind::Bug, format!("entry {} is out of order or has an invalid path", entry.display_path())));
         }
         let attributes: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -392,7 +427,9 @@ impl TreeWriter<'_> {
             )
             .hint("remove attributes from it, or exclude it from the source"));
         }
-        self.last_path = Some(entry.path.clone());
+        if self.order == Order::Tree {
+            self.last_path = Some(entry.path.clone());
+        }
         // Asked for every entry, so that the walk through the previous tree keeps step.
         let previous = match &mut self.previous {
             Some(tree) => {
@@ -417,14 +454,14 @@ impl TreeWriter<'_> {
         }
         if let Some(file) = &previous
             && !entry.stamp.is_empty()
-            && file.entry.stamp == entry.stamp
-            && same_layout(&file.entry.kind, layout)
+            && file.stamp == entry.stamp
+            && file.layout == layout
             && self.reuse(&entry, previous.as_ref())?
         {
             return Ok(Added::Complete);
         }
         // Chunks of another layout stand at other positions.
-        let previous = previous.filter(|file| same_layout(&file.entry.kind, layout));
+        let previous = previous.filter(|file| file.layout == layout);
         self.current = Some((entry, previous));
         Ok(Added::NeedsContent)
     }
@@ -463,10 +500,10 @@ impl TreeWriter<'_> {
             self.writer.distrust(pack, &error);
             return Ok(false);
         }
-        let EntryKind::File { size, .. } = file.entry.kind else { return Ok(false) };
+        let size = file.size;
         let mut entry = entry.clone();
         if let EntryKind::File { size: new, .. } = &mut entry.kind {
-            *new = size;
+            *new = Some(size);
         }
         for node in stretches {
             let Some(tree) = &mut self.previous else { return Err(Error::new(Kind::Bug, "the previous tree is gone")) };
@@ -476,7 +513,7 @@ impl TreeWriter<'_> {
             self.settle(PENDING_MAX)?;
         }
         self.entries += 1;
-        self.bytes += size.unwrap_or(0);
+        self.bytes += size;
         self.pending.push_back(Pending::Entry(entry, content));
         self.settle(PENDING_MAX)?;
         Ok(true)
@@ -654,7 +691,7 @@ impl TreeWriter<'_> {
     /// Ends the tree; `finish` is the source's account, kept in the manifest.
     ///
     /// # Errors
-    /// What made the pipeline fail.
+    /// What made the pipeline fail; with [`Order::Any`] also a path that came twice, or a hard link to what is no file before it in the tree.
     pub fn finish(mut self, finish: serde_json::Value) -> Result<SourceRecord> {
         if self.current.is_some() {
             return Err(Error::new(Kind::Bug, "the tree ended while an entry's bytes are awaited"));
@@ -662,6 +699,9 @@ impl TreeWriter<'_> {
         self.submit()?;
         self.writer.pipeline.flush()?;
         self.settle(0)?;
+        if self.order == Order::Any {
+            self.arrange()?;
+        }
         self.close_node(false)?;
         let mut depth = 0;
         loop {
@@ -723,7 +763,7 @@ impl TreeWriter<'_> {
             };
             if let Some(record) = record {
                 self.pending.pop_front();
-                self.record(&record)?;
+                self.record(record)?;
                 continue;
             }
             if self.pending.len() <= most {
@@ -767,18 +807,71 @@ impl TreeWriter<'_> {
             .collect()
     }
 
-    fn record(&mut self, record: &Record<PackNo>) -> Result<()> {
+    /// Takes a record whose places are known.
+    fn record(&mut self, record: Record<PackNo>) -> Result<()> {
         match record {
             Record::Stretch(_) => {
                 self.close_node(false)?;
-                self.node.record(record);
+                self.node.record(&record);
                 self.close_node(true)
             }
-            Record::Entry { entry, .. } => {
-                self.node.record(record);
-                if ends_node(&entry.path, self.node.len()) { self.close_node(false) } else { Ok(()) }
+            Record::Entry { entry, content } if self.order == Order::Any => {
+                let content = match content {
+                    Content::None => ArrivedContent::None,
+                    Content::Inline(chunks) => ArrivedContent::Inline(PackedChunks::new(&chunks)),
+                    // They were placed just before.
+                    Content::Stretches(count) => {
+                        let count = count as usize;
+                        ArrivedContent::Stretches { first: self.refs.len() - count, count }
+                    }
+                };
+                self.arrived.push(Arrived { entry, content });
+                Ok(())
+            }
+            Record::Entry { .. } => self.record_entry(&record),
+        }
+    }
+
+    /// Puts an entry, which is the next one of the tree, into the open node.
+    fn record_entry(&mut self, record: &Record<PackNo>) -> Result<()> {
+        self.node.record(record);
+        match record {
+            Record::Entry { entry, .. } if ends_node(&entry.path, self.node.len()) => self.close_node(false),
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings what came in any order into tree order: from here on nothing tells the two apart.
+    fn arrange(&mut self) -> Result<()> {
+        // All stretches get their places.
+        self.close_frame()?;
+        let stretches = std::mem::take(&mut self.refs);
+        let mut arrived = std::mem::take(&mut self.arrived);
+        arrived.sort_unstable_by(|a, b| tree_order(&a.entry.path, &b.entry.path));
+        if let Some([twice, _]) = arrived.array_windows().find(|[a, b]| a.entry.path == b.entry.path) {
+            return Err(Error::new(Kind::Failed, format!("the source yielded {} twice", twice.entry.display_path())));
+        }
+        for (position, Arrived { entry, .. }) in arrived.iter().enumerate() {
+            let EntryKind::Hardlink { target } = &entry.kind else { continue };
+            let found = arrived[..position].binary_search_by(|other| tree_order(&other.entry.path, target));
+            if !found.is_ok_and(|at| matches!(arrived[at].entry.kind, EntryKind::File { .. })) {
+                let message = format!("{} is another name of {}, which is no file before it", entry.display_path(), display_path(target));
+                return Err(Error::new(Kind::Failed, message));
             }
         }
+        for Arrived { entry, content } in arrived {
+            let content = match content {
+                ArrivedContent::None => Content::None,
+                ArrivedContent::Inline(chunks) => Content::Inline(chunks.chunks().context(Kind::Bug, || "unpack a chunk list".into())?),
+                ArrivedContent::Stretches { first, count } => {
+                    self.close_node(false)?;
+                    self.refs.extend_from_slice(&stretches[first..first + count]);
+                    Content::Stretches(count as u64)
+                }
+            };
+            self.record_entry(&Record::Entry { entry, content })?;
+        }
+        Ok(())
     }
 
     fn close_node(&mut self, stretch: bool) -> Result<()> {
@@ -854,90 +947,5 @@ fn read_error(error: std::io::Error, message: impl FnOnce() -> String) -> Error 
     match error.downcast::<Error>() {
         Ok(ours) => ours,
         Err(error) => Err::<(), _>(error).io_context(message).err().unwrap_or_else(|| Error::new(Kind::Bug, "no error")),
-    }
-}
-
-fn same_layout(kind: &EntryKind, layout: Layout) -> bool {
-    matches!(kind, EntryKind::File { layout: other, .. } if *other == layout)
-}
-
-/// The previous snapshot's tree, walked beside the new one.
-struct PreviousTree {
-    nodes: NodeReader,
-    refs: Vec<NodeRef<PackNo>>,
-    /// Nodes of entries (not of stretches) that were read and found whole, by id: only these may be named again.
-    entry_nodes: HashMap<ChunkId, Place<PackNo>>,
-    /// Packs with nodes that could not be read.
-    damaged: Vec<(PackNo, Error)>,
-    next: usize,
-    records: VecDeque<PreviousFile>,
-}
-
-/// A file of the previous snapshot.
-struct PreviousFile {
-    entry: Entry,
-    content: Content<PackNo>,
-    /// Where its stretches begin in the list of nodes.
-    first_node: usize,
-}
-
-impl PreviousTree {
-    fn open(inner: &Arc<Inner>, root: &TreeRoot) -> Result<Self> {
-        let mut nodes = NodeReader::new(inner)?;
-        let refs = nodes.leaves(&root.bytes()?, root.depth)?;
-        Ok(Self { nodes, refs, entry_nodes: HashMap::new(), next: 0, records: VecDeque::new(), damaged: Vec::new() })
-    }
-
-    /// The entry with this path, which comes after all paths asked for before. Damaged nodes are passed over.
-    fn find(&mut self, path: &[u8]) -> Result<Option<PreviousFile>> {
-        loop {
-            while let Some(front) = self.records.front() {
-                match tree_order(&front.entry.path, path) {
-                    std::cmp::Ordering::Less => {
-                        self.records.pop_front();
-                    }
-                    std::cmp::Ordering::Equal => return Ok(self.records.pop_front()),
-                    std::cmp::Ordering::Greater => return Ok(None),
-                }
-            }
-            let Some(node) = self.refs.get(self.next).copied() else { return Ok(None) };
-            let position = self.next;
-            self.next += 1;
-            if node.stretch {
-                continue;
-            }
-            let records = match self.nodes.records(&node) {
-                Ok(records) => records,
-                Err(e) if e.kind() == Kind::Damaged => {
-                    self.damaged.push((node.place.pack, e));
-                    continue;
-                }
-                Err(e) => return Err(e),
-            };
-            self.entry_nodes.insert(node.id, node.place);
-            for (number, record) in records.into_iter().enumerate() {
-                if let Record::Entry { entry, content } = record {
-                    let first_node = match &content {
-                        // Only the first entry of a node comes right after stretches.
-                        Content::Stretches(count) if number == 0 => usize::try_from(*count).ok().and_then(|c| position.checked_sub(c)),
-                        Content::Stretches(_) => None,
-                        _ => Some(position),
-                    };
-                    if let Some(first_node) = first_node {
-                        self.records.push_back(PreviousFile { entry, content, first_node });
-                    }
-                }
-            }
-        }
-    }
-}
-
-impl NodeReader {
-    /// The chunks of a stretch node.
-    fn stretch(&mut self, node: &NodeRef<PackNo>) -> Result<Vec<Chunk<PackNo>>> {
-        match self.records(node)?.pop() {
-            Some(Record::Stretch(chunks)) => Ok(chunks),
-            _ => Err(Error::new(Kind::Damaged, "a node of a tree is not the stretch that it should be")),
-        }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::entry::Entry;
+use crate::entry::{Entry, Order};
 use crate::error::{Error, Result};
 use crate::event::{Cancel, Progress};
 
@@ -104,7 +104,12 @@ pub trait SourceSnapshot: Send {
     /// Bytes and entries to expect, for progress; `None` when it cannot be told cheaply.
     fn estimate(&self) -> Option<(u64, u64)>;
 
-    /// The next entry in tree order, `None` at the end. What vanished or may not be read is not yielded but kept as a problem.
+    /// In which order `next_entry` yields.
+    fn order(&self) -> Order {
+        Order::Tree
+    }
+
+    /// The next entry in the promised order, `None` at the end. What vanished or may not be read is not yielded but kept as a problem.
     ///
     /// # Errors
     /// When the listing itself fails: the run fails.

@@ -1,0 +1,346 @@
+//! Logs: the continuous log of a source beside its snapshots, kept as pieces of streams. The repository does not know what is in them.
+//!
+//! A *piece* is a stretch `start .. end` of one stream (PostgreSQL: timeline and LSNs; MySQL: number of a binary log and offsets), one byte
+//! a position. Pieces may overlap: small ones that were sent while a segment filled, and the whole segment after them. Everything here is
+//! create-only; nothing refers to a piece but its name, so a listing shows what is there. What a piece covers can be read by whoever
+//! lists the store; its bytes only by the reader role.
+//!
+//! Beside the pieces stand *side files* (timeline histories: sealed under the metadata key, so that the writer reads them back) and
+//! *gap records* (what is known to be missing, and why).
+
+mod piece;
+mod ranges;
+mod verify;
+
+pub use piece::PieceInfo;
+pub use ranges::{LogRun, runs};
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+use crate::id::Name;
+use crate::repo::format::{LOG_PIECE_MAX, ObjectKind};
+use crate::repo::{Inner, Repository};
+use crate::store::ObjectInfo;
+use piece::{OpenPiece, parse_name, stretch_name};
+
+/// The log of one source of a plan.
+#[derive(Clone)]
+pub struct Log {
+    inner: Arc<Inner>,
+    plan: Name,
+    source: Name,
+    /// `logs/CHAIN`
+    folder: String,
+}
+
+/// How an append ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    pub piece: PieceInfo,
+    /// `false`: the same content was there already, perhaps with other facts, which stay.
+    pub new: bool,
+}
+
+/// A stretch of a stream that is known to be missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    pub stream: u64,
+    pub from: u64,
+    /// Exclusive.
+    pub to: u64,
+    /// For people.
+    pub reason: String,
+    pub noticed_at: DateTime<Utc>,
+}
+
+/// Greatest JSON text of a piece's facts, in bytes.
+const FACTS_MAX: usize = 64 << 10;
+/// Pieces asked for at a time.
+const REQUESTS: usize = 16;
+
+impl Repository {
+    /// The log of a source. Asks nobody.
+    #[must_use]
+    pub fn log(&self, plan: &Name, source: &Name) -> Log {
+        let chain = self.inner.keys.log_name(plan.as_str(), source.as_str());
+        Log { inner: Arc::clone(&self.inner), plan: plan.clone(), source: source.clone(), folder: format!("logs/{chain}") }
+    }
+}
+
+impl Log {
+    /// Stores the piece `start .. end`; when this returns it is durable, and positions up to `end` may be confirmed to the server. `bytes`:
+    /// exactly `end - start`, at most 128 MiB. `facts`: JSON that the writer role may read back with [`Log::facts`].
+    ///
+    /// # Errors
+    /// [`Kind::SplitBrain`] when another content is there under the same stretch; `WrongKey` for the maintainer role; `Damaged` when what
+    /// is there cannot be read; `Unavailable` and the like: the same call again is safe.
+    pub fn append(&self, stream: u64, start: u64, end: u64, facts: &serde_json::Value, bytes: &[u8]) -> Result<Appended> {
+        if bytes.is_empty() || bytes.len() > LOG_PIECE_MAX || start.checked_add(bytes.len() as u64) != Some(end) {
+            return Err(Error::new(Kind::Bug, format!("a log piece from {start:#x} to {end:#x} with {} bytes", bytes.len())));
+        }
+        let facts_len = facts.to_string().len();
+        if facts_len > FACTS_MAX {
+            return Err(Error::new(Kind::Bug, format!("a log piece with {facts_len} bytes of facts")));
+        }
+        let key = self.piece_key(stream, start, end);
+        let content = self.inner.keys.log_content(bytes)?;
+        let sealed = piece::seal(&self.inner, &key, &self.plan, &self.source, content, facts, bytes)?;
+        let piece = PieceInfo { stream, start, end, size: sealed.len() as u64 };
+        match self.inner.block_on(self.inner.store.create(&key, Bytes::from(sealed))) {
+            Ok(_) => Ok(Appended { piece, new: true }),
+            // Sealing is randomised, so the same content has other bytes: what was sealed decides.
+            Err(e) if e.kind() == Kind::AlreadyExists => self.settle_existing(&key, piece, content),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn settle_existing(&self, key: &str, piece: PieceInfo, content: blake3::Hash) -> Result<Appended> {
+        let Some(there) = self.inner.block_on(self.inner.store.head(key))? else {
+            return Err(Error::new(Kind::Unavailable, format!("object {key}: it was there and is gone again")).hint("try again"));
+        };
+        let piece = PieceInfo { size: there.size, ..piece };
+        let open = self.inner.block_on(OpenPiece::fetch(&self.inner, key, &piece)).map_err(|e| {
+            e.within(format!("compare with what is stored as {key}"))
+                .hint("run `lifeboat verify`; a damaged piece must be removed before it can be stored again")
+        })?;
+        if open.label.content == content.to_hex().as_str() {
+            return Ok(Appended { piece, new: false });
+        }
+        Err(Error::new(
+            Kind::SplitBrain,
+            format!(
+                "another content is stored for positions {:#x} to {:#x} of stream {} of source {} (split brain)",
+                piece.start, piece.end, piece.stream, self.source
+            ),
+        )
+        .hint("two servers or two hosts write this log: stop the one that is wrong. Nothing that was stored has been changed"))
+    }
+
+    /// All pieces, by stream, start and end. One listing. Objects with other names are passed over (`verify` tells of them).
+    ///
+    /// # Errors
+    /// `Unavailable` and the like.
+    pub fn pieces(&self) -> Result<Vec<PieceInfo>> {
+        let folder = format!("{}/pieces/", self.folder);
+        let listed = self.inner.block_on(self.inner.store.list(&folder))?;
+        let piece = |object: &ObjectInfo| {
+            let (stream, start, end) = parse_name(&object.key[folder.len()..])?;
+            Some(PieceInfo { stream, start, end, size: object.size })
+        };
+        Ok(listed.iter().filter_map(piece).collect())
+    }
+
+    /// What was said of a piece when it was stored. One small request, no data. Every role.
+    ///
+    /// # Errors
+    /// `NotFound` when it was removed since the listing: list again. `Damaged`.
+    pub fn facts(&self, piece: &PieceInfo) -> Result<serde_json::Value> {
+        Ok(self.inner.block_on(OpenPiece::fetch(&self.inner, &self.key(piece), piece))?.label.facts)
+    }
+
+    /// The same for many pieces, in their order, several requests at a time.
+    #[must_use]
+    pub fn facts_of(&self, pieces: &[PieceInfo]) -> Vec<Result<serde_json::Value>> {
+        use futures::StreamExt as _;
+        let inner = &self.inner;
+        let fetches = futures::stream::iter(pieces).map(|piece| {
+            let key = self.key(piece);
+            async move { Ok(OpenPiece::fetch(inner, &key, piece).await?.label.facts) }
+        });
+        inner.block_on(fetches.buffered(REQUESTS).collect())
+    }
+
+    /// The bytes of a piece, every one checked. Needs the reader role.
+    ///
+    /// # Errors
+    /// `WrongKey`, `Damaged`; `NotFound` when it was removed since the listing.
+    pub fn read(&self, piece: &PieceInfo) -> Result<Vec<u8>> {
+        self.inner.keys.require_reader("read a log")?;
+        piece::read(&self.inner, &self.key(piece), piece)
+    }
+
+    /// The bytes at these positions of a piece: only the frames that hold them are fetched and checked. Needs the reader role.
+    ///
+    /// # Errors
+    /// As [`Log::read`]; `Bug` for positions that the piece does not have.
+    pub fn read_range(&self, piece: &PieceInfo, positions: Range<u64>) -> Result<Vec<u8>> {
+        self.inner.keys.require_reader("read a log")?;
+        piece::read_range(&self.inner, &self.key(piece), piece, positions)
+    }
+
+    /// The bytes at these positions of a stream, put together from `pieces` (as [`Log::pieces`] lists them). Where one is damaged or gone,
+    /// others that have the same positions are used. Needs the reader role.
+    ///
+    /// # Errors
+    /// `NoRecoveryPoint` when the pieces do not have all positions; `Damaged` when only damaged ones do; `WrongKey`.
+    pub fn read_span(&self, pieces: &[PieceInfo], stream: u64, positions: Range<u64>) -> Result<Vec<u8>> {
+        let near = |p: &&PieceInfo| p.stream == stream && p.start < positions.end && positions.start < p.end;
+        let mut usable: Vec<PieceInfo> = pieces.iter().filter(near).copied().collect();
+        let mut damage = None;
+        'again: loop {
+            let Some(parts) = runs(&usable).iter().find_map(|run| run.parts(positions.clone())) else {
+                return Err(damage.unwrap_or_else(|| {
+                    let what = format!(
+                        "the log of source {} does not have positions {:#x} to {:#x} of stream {stream}",
+                        self.source, positions.start, positions.end
+                    );
+                    Error::new(Kind::NoRecoveryPoint, what)
+                }));
+            };
+            let mut bytes = Vec::new();
+            for (piece, part) in parts {
+                let whole = part == (piece.start..piece.end);
+                match if whole { self.read(&piece) } else { self.read_range(&piece, part) } {
+                    Ok(mut read) => bytes.append(&mut read),
+                    Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound) => {
+                        tracing::warn!(piece = %self.key(&piece), error = ?error, "a log piece cannot be used; others are tried");
+                        usable.retain(|other| *other != piece);
+                        damage.get_or_insert(error);
+                        continue 'again;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            return Ok(bytes);
+        }
+    }
+
+    /// Removes a piece that another one contains and that is really stored. Best effort: `false` when the store refused, which harms
+    /// nothing.
+    ///
+    /// # Errors
+    /// `Bug` when `by` does not contain the piece; `NotFound` when `by` is not there: nothing was removed then.
+    pub fn remove_subsumed(&self, piece: &PieceInfo, by: &PieceInfo) -> Result<bool> {
+        let contains = by.stream == piece.stream && by.start <= piece.start && piece.end <= by.end;
+        if !contains || (by.start, by.end) == (piece.start, piece.end) {
+            return Err(Error::new(Kind::Bug, "a log piece would be removed that no other contains"));
+        }
+        // Its label opens, so it is whole as far as can be told without reading it.
+        self.facts(by)?;
+        let key = self.key(piece);
+        match self.inner.block_on(self.inner.store.delete(&key)) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                tracing::debug!(piece = %key, error = ?error, "a log piece that a larger one contains could not be removed");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Keeps a side file. `false`: the same content was there already.
+    ///
+    /// # Errors
+    /// [`Kind::SplitBrain`] when another content is there; `Damaged` when what is there cannot be read.
+    pub fn put_side(&self, name: &Name, content: &[u8]) -> Result<bool> {
+        let key = self.side_key(name);
+        if self.create_sealed(ObjectKind::LogSide, &key, content)? {
+            return Ok(true);
+        }
+        if self.inner.open_object(ObjectKind::LogSide, &key)? == content {
+            return Ok(false);
+        }
+        Err(Error::new(Kind::SplitBrain, format!("another content is stored for {name} of source {} (split brain)", self.source))
+            .hint("two servers write this log: stop the one that is wrong. Nothing that was stored has been changed"))
+    }
+
+    /// A side file. Every role.
+    ///
+    /// # Errors
+    /// `Damaged`, `Unavailable`.
+    pub fn side(&self, name: &Name) -> Result<Option<Vec<u8>>> {
+        match self.inner.open_object(ObjectKind::LogSide, &self.side_key(name)) {
+            Ok(content) => Ok(Some(content)),
+            Err(e) if e.kind() == Kind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Names of the side files, sorted.
+    ///
+    /// # Errors
+    /// `Unavailable` and the like.
+    pub fn sides(&self) -> Result<Vec<Name>> {
+        let folder = format!("{}/history/", self.folder);
+        let listed = self.inner.block_on(self.inner.store.list(&folder))?;
+        Ok(listed.iter().filter_map(|object| Name::new(&object.key[folder.len()..]).ok()).collect())
+    }
+
+    /// Records that a stretch is missing. A second record of the same stretch changes nothing.
+    ///
+    /// # Errors
+    /// `Bug` for an empty stretch.
+    pub fn record_gap(&self, gap: &Gap) -> Result<()> {
+        if gap.from >= gap.to {
+            return Err(Error::new(Kind::Bug, format!("a gap in a log from {:#x} to {:#x}", gap.from, gap.to)));
+        }
+        let key = format!("{}/gaps/{}", self.folder, stretch_name(gap.stream, gap.from, gap.to));
+        let content = serde_json::to_vec(gap).map_err(|e| Error::new(Kind::Bug, "encode a gap").because(e))?;
+        if !self.create_sealed(ObjectKind::LogGap, &key, &content)? {
+            // What is there must say so, or the gap would not be on record.
+            open_gap(&self.inner, &key)?;
+        }
+        Ok(())
+    }
+
+    /// All gaps on record, by stream and position, and an error for each record that is damaged. Pieces that came later may fill them.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub fn gaps(&self) -> Result<(Vec<Gap>, Vec<Error>)> {
+        let (mut gaps, mut damaged) = (Vec::new(), Vec::new());
+        for object in self.inner.block_on(self.inner.store.list(&format!("{}/gaps/", self.folder)))? {
+            match open_gap(&self.inner, &object.key) {
+                Ok(gap) => gaps.push(gap),
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => damaged.push(e),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok((gaps, damaged))
+    }
+
+    fn key(&self, piece: &PieceInfo) -> String {
+        self.piece_key(piece.stream, piece.start, piece.end)
+    }
+
+    fn piece_key(&self, stream: u64, start: u64, end: u64) -> String {
+        format!("{}/pieces/{}", self.folder, stretch_name(stream, start, end))
+    }
+
+    fn side_key(&self, name: &Name) -> String {
+        format!("{}/history/{name}", self.folder)
+    }
+
+    /// `false`: something is there already.
+    fn create_sealed(&self, kind: ObjectKind, key: &str, content: &[u8]) -> Result<bool> {
+        let sealed = self.inner.seal_object(kind, key, content)?;
+        match self.inner.block_on(self.inner.store.create(key, Bytes::from(sealed))) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == Kind::AlreadyExists => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// Reads a piece without asking for the role first, for a test of what the keys allow.
+#[cfg(test)]
+pub(in crate::repo) fn read_piece_for_test(inner: &Inner, key: &str, piece: &PieceInfo) -> Result<Vec<u8>> {
+    piece::read(inner, key, piece)
+}
+
+/// A gap record, which must be the one that its name says.
+fn open_gap(inner: &Inner, key: &str) -> Result<Gap> {
+    let content = inner.open_object(ObjectKind::LogGap, key)?;
+    let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {key}: {what}"));
+    let gap: Gap = serde_json::from_slice(&content).map_err(|e| damaged("cannot be decoded").because(e))?;
+    if gap.from < gap.to && key.ends_with(&format!("/gaps/{}", stretch_name(gap.stream, gap.from, gap.to))) {
+        Ok(gap)
+    } else {
+        Err(damaged("holds another gap than its name says"))
+    }
+}
