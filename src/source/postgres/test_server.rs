@@ -29,7 +29,7 @@ impl TestServer {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let data = folder.path().join("data");
         let server = Self { data, folder, running: false };
-        server.own(server.folder.path());
+        Self::own(server.folder.path());
         server
     }
 
@@ -46,11 +46,10 @@ impl TestServer {
     /// Adds lines to the configuration; they hold from the next start.
     pub fn configure(&self, lines: &str) {
         let path = self.data.join("postgresql.conf");
-        let mut text = fs::read_to_string(&path).unwrap_or_default();
+        let text = fs::read_to_string(&path).unwrap_or_default();
         let socket = self.folder.path().display();
-        text.push_str(&format!(
-            "\nlisten_addresses = ''\nunix_socket_directories = '{socket}'\nfsync = off\nmax_connections = 20\n{lines}\n"
-        ));
+        let settings = "fsync = off\nmax_connections = 20";
+        let text = format!("{text}\nlisten_addresses = ''\nunix_socket_directories = '{socket}'\n{settings}\n{lines}\n");
         fs::write(&path, text).unwrap();
     }
 
@@ -132,7 +131,7 @@ impl TestServer {
     }
 
     /// Gives a path to the owner of the cluster.
-    pub fn own(&self, path: &Path) {
+    pub fn own(path: &Path) {
         if let Some((uid, gid)) = unprivileged() {
             chown(path, Some(uid), Some(gid)).unwrap();
         }

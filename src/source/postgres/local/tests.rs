@@ -59,7 +59,7 @@ fn write_tree(target: &TestServer, all: &BTreeMap<Vec<u8>, (Entry, Vec<u8>)>) {
             _ => fs::write(&path, content).unwrap(),
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(entry.mode)).unwrap();
-        target.own(&path);
+        TestServer::own(&path);
     }
 }
 
@@ -68,7 +68,7 @@ fn a_backup_under_load_recovers() {
     let server = TestServer::start(&["-k", "--wal-segsize=1"], "wal_keep_size = '1GB'\nmax_wal_senders = 2");
     let place = server.folder().join("space");
     fs::create_dir(&place).unwrap();
-    server.own(&place);
+    TestServer::own(&place);
     // Of another version, in the same place.
     fs::create_dir(place.join("PG_9_1")).unwrap();
     server.sql(&format!("CREATE TABLESPACE \"sp\u{e9}ce\" LOCATION '{}'", place.display()));
@@ -90,7 +90,7 @@ fn a_backup_under_load_recovers() {
     let start: Lsn = session.sql("SELECT pg_backup_start('test', true)").parse().unwrap();
     let hba = outside.join("pg_hba.conf");
     let configuration = vec![hba.clone(), server.data().join("postgresql.conf"), outside.join("missing.conf")];
-    let mut reader = LocalReader::begin(LocalSettings { called, configuration, ..settings(&server, start) }).unwrap();
+    let mut reader = LocalReader::begin(LocalSettings { configuration, called, ..settings(&server, start) }).unwrap();
     let (bytes, entries) = reader.estimate().unwrap();
     let (all, unstamped) = read_all(&mut reader, 65_536);
     assert!(bytes > 40_000_000 && entries > 800);
@@ -127,13 +127,13 @@ fn a_backup_under_load_recovers() {
     fs::rename(target.data().join(OsStr::from_bytes(&space)), &spaced).unwrap();
     symlink(&spaced, target.data().join(OsStr::from_bytes(&space))).unwrap();
     fs::write(target.data().join("backup_label"), format!("{label}\n")).unwrap();
-    target.own(&target.data().join("backup_label"));
+    TestServer::own(&target.data().join("backup_label"));
     for entry in fs::read_dir(server.data().join("pg_wal")).unwrap() {
         let entry = entry.unwrap();
         if entry.path().is_file() {
             let copy = target.data().join("pg_wal").join(entry.file_name());
             fs::copy(entry.path(), &copy).unwrap();
-            target.own(&copy);
+            TestServer::own(&copy);
         }
     }
     target.configure("");
@@ -162,13 +162,13 @@ fn bad_pages_are_named_and_never_vouched_for() {
     // Claims to be from the future.
     bytes[9 * 8192..9 * 8192 + 8].copy_from_slice(&[0x7F; 8]);
     fs::write(&file, &bytes).unwrap();
-    let called = SystemTime::now() + Duration::from_secs(600);
+    let called = SystemTime::now() + Duration::from_mins(10);
     for buffer in [65_536, 1000] {
         let mut reader = LocalReader::begin(LocalSettings { called, ..settings(&server, start) }).unwrap();
         let (all, unstamped) = read_all(&mut reader, buffer);
         assert_eq!(all[path.as_bytes()].1, bytes);
         assert!(!all[path.as_bytes()].0.stamp.is_empty());
-        assert_eq!(unstamped, [path.clone()]);
+        assert!(unstamped.len() == 1 && unstamped[0] == path, "{unstamped:?}");
         let problems = reader.finish(start).unwrap();
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert_eq!((problems[0].object.as_str(), problems[0].kind.as_str()), (path.as_str(), "bad-page"));
@@ -188,7 +188,7 @@ fn stamps_tell_what_changed_and_are_not_given_too_early() {
         let (all, _) = read_all(&mut reader, 65_536);
         all.into_iter().map(|(path, (entry, _))| (display_path(&path), entry.stamp)).collect::<BTreeMap<_, _>>()
     };
-    let later = SystemTime::now() + Duration::from_secs(600);
+    let later = SystemTime::now() + Duration::from_mins(10);
     let first = stamps(later, false);
     assert!(!first[&a].is_empty() && !first[&b].is_empty());
     assert!(first["global/pg_control"].is_empty());
@@ -229,7 +229,7 @@ fn links_and_missing_tablespaces_are_told() {
     let mut server = TestServer::start(&["--wal-segsize=1"], "");
     let place = server.folder().join("space");
     fs::create_dir(&place).unwrap();
-    server.own(&place);
+    TestServer::own(&place);
     server.sql(&format!("CREATE TABLESPACE s LOCATION '{}'", place.display()));
     server.stop("fast");
     let data = server.data().to_owned();

@@ -27,7 +27,7 @@ fn the_same_tree_as_read_locally() {
     let server = TestServer::start(&["-k", "--wal-segsize=1"], "autovacuum = off");
     let place = server.folder().join("space");
     fs::create_dir(&place).unwrap();
-    server.own(&place);
+    TestServer::own(&place);
     server.sql(&format!("CREATE TABLESPACE s LOCATION '{}'", place.display()));
     server.sql(
         "CREATE TABLE spaced TABLESPACE s AS SELECT generate_series(1, 20000) AS a; CREATE UNLOGGED TABLE u AS SELECT 1 AS a; CHECKPOINT",

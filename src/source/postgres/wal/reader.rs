@@ -288,9 +288,8 @@ impl WalReader {
             State::InRecord if !is_continuation || continued_bytes != self.record.left() => {
                 return Err(Why::Invalid("the record is not continued on its next page"));
             }
-            State::InRecord => {}
             State::Between if is_continuation => return Err(Why::Invalid("the page continues a record that did not begin")),
-            State::Between => {}
+            State::InRecord | State::Between => {}
             State::Seeking if is_continuation => {
                 let room = PAGE - self.position.0 % PAGE;
                 let rest = aligned(continued_bytes);

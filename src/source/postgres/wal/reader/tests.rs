@@ -333,7 +333,7 @@ proptest! {
             // Headers good enough to get further.
             let at = page * 8192;
             let address = start.0 + at as u64;
-            let long = if address % MIB == 0 { 2 } else { 0 };
+            let long = if address.is_multiple_of(MIB) { 2 } else { 0 };
             log[at..at + 2].copy_from_slice(&MAGICS[magic].to_le_bytes());
             log[at + 2..at + 4].copy_from_slice(&(flags & !2 | long).to_le_bytes());
             log[at + 4..at + 8].copy_from_slice(&1u32.to_le_bytes());
