@@ -16,10 +16,10 @@
 //! with the order in which disks are found.
 
 pub mod apply;
-mod beneath;
+pub(in crate::source) mod beneath;
 mod exclude;
 mod snapshot;
-mod walk;
+pub(in crate::source) mod walk;
 pub mod xattr;
 
 use std::path::{Path, PathBuf};

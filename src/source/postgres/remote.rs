@@ -1,0 +1,236 @@
+//! Reading archives of `BASE_BACKUP` as entries of a tree, in the order in which they arrive.
+//!
+//! Paths, layouts and page checks are those of [`local`](crate::source::postgres::local). Nothing can be read twice here; the server itself reads a page
+//! again that fails (and fails the backup at its end). Whether the whole stream arrived is for the protocol to say: before PostgreSQL 15 an archive has no end mark.
+
+use std::io::{self, Read};
+
+use crate::entry::{Entry, EntryKind, display_path};
+use crate::error::{Error, Kind, Result};
+use crate::source::Problem;
+use crate::source::postgres::findings::{Findings, Judge};
+use crate::source::postgres::layout::{self, Keep, RelationFile, TABLESPACE_FOLDER};
+use crate::source::postgres::lsn::Lsn;
+use crate::source::postgres::tar::{Member, MemberKind, TarReader};
+
+/// Files at the top that the server makes for this very backup.
+const OF_THIS_BACKUP: [&[u8]; 2] = [b"backup_label", b"tablespace_map"];
+
+/// What an archive holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Archive {
+    /// The data folder. `mode`: its permission bits (`data_directory_mode`), which are not in the archive.
+    Base { mode: u32 },
+    /// The tablespace with this OID.
+    Tablespace(u32),
+}
+
+/// A tablespace that the data folder links to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TablespaceLink {
+    pub oid: u32,
+    /// Absolute path on the server; `None`: a folder in `pg_tblspc` itself.
+    pub location: Option<Vec<u8>>,
+}
+
+/// What is known of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cluster {
+    pub block_bytes: u32,
+    /// Blocks in one file of a relation (131072 by default).
+    pub segment_blocks: u32,
+    /// Where the backup began, when data checksums are on; `None`: pages are not checked.
+    pub check_from: Option<Lsn>,
+}
+
+/// Reads one archive. As a [`Read`], it yields the content of the file entry that [`next_entry`](Self::next_entry) returned last, checking its pages.
+pub struct ArchiveReader<R> {
+    tar: TarReader<R>,
+    archive: Archive,
+    cluster: Cluster,
+    /// A member whose header was read ahead.
+    ahead: Option<Member>,
+    began: bool,
+    links: Vec<TablespaceLink>,
+    pages: Option<Pages>,
+    found: Vec<Findings>,
+}
+
+/// What a finished archive told beside its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// Of the base archive.
+    pub links: Vec<TablespaceLink>,
+    found: Vec<Findings>,
+}
+
+impl Finished {
+    /// What is wrong with pages, once the backup's last position is known.
+    #[must_use]
+    pub fn problems(&self, stop: Lsn) -> Vec<Problem> {
+        self.found.iter().filter_map(|findings| findings.problem(stop)).collect()
+    }
+}
+
+/// Checks pages of one file as they pass.
+struct Pages {
+    judge: Judge,
+    next_block: u32,
+    partial: Vec<u8>,
+    findings: Findings,
+}
+
+impl Pages {
+    fn push(&mut self, mut bytes: &[u8]) {
+        let page_bytes = self.judge.block_bytes as usize;
+        while !bytes.is_empty() {
+            if self.partial.is_empty() && bytes.len() >= page_bytes {
+                let (page, rest) = bytes.split_at(page_bytes);
+                self.judge(page);
+                bytes = rest;
+                continue;
+            }
+            let (taken, rest) = bytes.split_at(bytes.len().min(page_bytes - self.partial.len()));
+            self.partial.extend_from_slice(taken);
+            bytes = rest;
+            if self.partial.len() == page_bytes {
+                let page = std::mem::take(&mut self.partial);
+                self.judge(&page);
+                self.partial = page;
+                self.partial.clear();
+            }
+        }
+    }
+
+    fn judge(&mut self, page: &[u8]) {
+        self.findings.add(self.next_block, self.judge.judge(page, self.next_block));
+        self.next_block = self.next_block.wrapping_add(1);
+    }
+}
+
+impl<R: Read> ArchiveReader<R> {
+    pub fn new(inner: R, archive: Archive, cluster: Cluster) -> Self {
+        let tar = TarReader::new(inner);
+        Self { tar, archive, cluster, ahead: None, began: false, links: Vec::new(), pages: None, found: Vec::new() }
+    }
+
+    /// The next entry, folders before what is in them; `None` at the end. Content of the present one that was not read is not checked.
+    ///
+    /// # Errors
+    /// As [`TarReader::next_member`]; [`Kind::Damaged`] for a member that no server sends.
+    pub fn next_entry(&mut self) -> Result<Option<Entry>> {
+        self.close_pages();
+        loop {
+            let member = match self.ahead.take() {
+                Some(member) => member,
+                None => match self.tar.next_member()? {
+                    Some(member) => member,
+                    None => return Ok(None),
+                },
+            };
+            if !self.began {
+                self.began = true;
+                let entry = self.top(&member);
+                // The archive may name its own root, too.
+                self.ahead = Some(member).filter(|member| !member.path.is_empty());
+                return Ok(Some(entry));
+            }
+            if let Some(entry) = self.entry(member)? {
+                return Ok(Some(entry));
+            }
+        }
+    }
+
+    /// After `next_entry` returned `None`.
+    ///
+    /// # Errors
+    /// [`Kind::Bug`] when it did not yet.
+    pub fn finish(mut self) -> Result<Finished> {
+        if self.next_entry()?.is_some() {
+            return Err(Error::new(Kind::Bug, "an archive of the server was finished before its end"));
+        }
+        Ok(Finished { links: self.links, found: self.found })
+    }
+
+    fn close_pages(&mut self) {
+        if let Some(pages) = self.pages.take()
+            && !pages.findings.is_empty()
+        {
+            self.found.push(pages.findings);
+        }
+    }
+
+    /// The folder that everything of this archive is in; owner and time as of its first member.
+    fn top(&self, first: &Member) -> Entry {
+        let (path, mode) = match self.archive {
+            Archive::Base { mode } => (Vec::new(), mode & 0o7777),
+            Archive::Tablespace(oid) => (tablespace_path(oid), 0o700),
+        };
+        entry(path, EntryKind::Directory, mode, first)
+    }
+
+    /// `None`: left out.
+    fn entry(&mut self, member: Member) -> Result<Option<Entry>> {
+        let path = match self.archive {
+            Archive::Base { .. } => member.path.clone(),
+            Archive::Tablespace(oid) => [&tablespace_path(oid), &b"/"[..], &member.path].concat(),
+        };
+        if member.path.is_empty() {
+            return Ok(None);
+        }
+        if !OF_THIS_BACKUP.contains(&&path[..]) && layout::keep(&path) == Keep::No {
+            return Ok(None);
+        }
+        let kind = match &member.kind {
+            MemberKind::Directory => EntryKind::Directory,
+            MemberKind::File { size } => {
+                let cut = layout::layout(&path, self.cluster.block_bytes);
+                if let Some(start) = self.cluster.check_from
+                    && let Some(file) = RelationFile::parse(&path)
+                {
+                    let Some(next_block) = file.first_block(self.cluster.segment_blocks) else { return Err(strange(&path)) };
+                    let judge = Judge { block_bytes: self.cluster.block_bytes, start };
+                    self.pages = Some(Pages { judge, next_block, partial: Vec::new(), findings: Findings::new(&path) });
+                }
+                EntryKind::File { size: Some(*size), layout: cut }
+            }
+            MemberKind::Symlink { target } => {
+                let oid = path.strip_prefix(TABLESPACE_FOLDER).and_then(|rest| rest.strip_prefix(b"/")).and_then(layout::oid);
+                // The tablespace has an archive of its own, which begins with this folder.
+                self.links.push(TablespaceLink { oid: oid.ok_or_else(|| strange(&path))?, location: Some(target.clone()) });
+                return Ok(None);
+            }
+        };
+        Ok(Some(entry(path, kind, member.mode, &member)))
+    }
+}
+
+impl<R: Read> Read for ArchiveReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.ahead.is_some() {
+            return Ok(0);
+        }
+        let read = self.tar.read(buffer)?;
+        if let Some(pages) = &mut self.pages {
+            pages.push(&buffer[..read]);
+        }
+        Ok(read)
+    }
+}
+
+fn entry(path: Vec<u8>, kind: EntryKind, mode: u32, member: &Member) -> Entry {
+    let mtime_ns = i64::try_from(member.mtime).unwrap_or(i64::MAX).saturating_mul(1_000_000_000);
+    let (uid, gid) = (member.uid, member.gid);
+    Entry { path, kind, mode, uid, gid, mtime_ns, stamp: Vec::new(), xattrs: Vec::new() }
+}
+
+fn tablespace_path(oid: u32) -> Vec<u8> {
+    [TABLESPACE_FOLDER, b"/", oid.to_string().as_bytes()].concat()
+}
+
+fn strange(path: &[u8]) -> Error {
+    Error::new(Kind::Damaged, format!("the server's archive holds {}, which no server has", display_path(path)))
+}
+
+#[cfg(test)]
+mod tests;

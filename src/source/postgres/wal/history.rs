@@ -1,0 +1,113 @@
+//! Histories of timelines: which timeline left which one, and where.
+//!
+//! Source: `src/backend/access/transam/timeline.c`. A history file has one line for each ancestor, oldest first: its timeline (decimal), where it was left
+//! (position), why; separated by white space. `#` begins a comment.
+
+use crate::error::{Error, Kind, Result};
+use crate::source::postgres::lsn::Lsn;
+
+/// One ancestor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ancestor {
+    pub timeline: u32,
+    /// The first byte that this timeline does not share with its descendant.
+    pub left_at: Lsn,
+}
+
+/// A timeline and its ancestors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimelineHistory {
+    timeline: u32,
+    /// Oldest first; timelines and positions rise.
+    ancestors: Vec<Ancestor>,
+}
+
+impl TimelineHistory {
+    /// Timeline 1, or any other without ancestors.
+    #[must_use]
+    pub fn first(timeline: u32) -> Self {
+        Self { timeline, ancestors: Vec::new() }
+    }
+
+    /// Reads the history file of `timeline`.
+    ///
+    /// # Errors
+    /// [`Kind::Damaged`] when it is not as a server writes it.
+    pub fn parse(timeline: u32, text: &str) -> Result<Self> {
+        let damaged =
+            |line: usize| Error::new(Kind::Damaged, format!("history file {timeline:08X}.history makes no sense in line {}", line + 1));
+        let mut ancestors: Vec<Ancestor> = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim_start();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let mut words = line.split_whitespace();
+            let ancestor = words.next().and_then(|word| word.parse().ok()).zip(words.next().and_then(|word| word.parse().ok()));
+            let Some((ancestor, left_at)) = ancestor else { return Err(damaged(number)) };
+            let rises = ancestors.last().is_none_or(|last| last.timeline < ancestor && last.left_at <= left_at);
+            if !rises || ancestor == 0 || ancestor >= timeline {
+                return Err(damaged(number));
+            }
+            ancestors.push(Ancestor { timeline: ancestor, left_at });
+        }
+        Ok(Self { timeline, ancestors })
+    }
+
+    /// The youngest timeline.
+    #[must_use]
+    pub fn timeline(&self) -> u32 {
+        self.timeline
+    }
+
+    /// Oldest first, without the timeline itself.
+    #[must_use]
+    pub fn ancestors(&self) -> &[Ancestor] {
+        &self.ancestors
+    }
+
+    /// The timeline that the byte at `lsn` is of, on the way to this one. The segment file that holds a switch exists on both; the younger one is
+    /// complete.
+    #[must_use]
+    pub fn timeline_at(&self, lsn: Lsn) -> u32 {
+        self.ancestors.iter().find(|ancestor| lsn < ancestor.left_at).map_or(self.timeline, |ancestor| ancestor.timeline)
+    }
+
+    /// Where a timeline was left on the way to this one; `None` for this one itself and for strangers.
+    #[must_use]
+    pub fn left_at(&self, timeline: u32) -> Option<Lsn> {
+        self.ancestors.iter().find(|ancestor| ancestor.timeline == timeline).map(|ancestor| ancestor.left_at)
+    }
+
+    /// Whether what was written on `timeline` before `end` is part of this history.
+    #[must_use]
+    pub fn contains(&self, timeline: u32, end: Lsn) -> bool {
+        timeline == self.timeline || self.left_at(timeline).is_some_and(|left_at| end <= left_at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_with_two_ancestors() {
+        let text = "1\t0/A000198\tno recovery target specified\n# note\n\n3\t0/C0000A0\tat restore point \"x\"\n";
+        let history = TimelineHistory::parse(4, text).unwrap();
+        let lsn = |text: &str| text.parse::<Lsn>().unwrap();
+        assert_eq!(history.ancestors().len(), 2);
+        for (at, timeline) in [("0/1", 1), ("0/A000197", 1), ("0/A000198", 3), ("0/C00009F", 3), ("0/C0000A0", 4), ("F/0", 4)] {
+            assert_eq!(history.timeline_at(lsn(at)), timeline, "{at}");
+        }
+        assert!(history.contains(1, lsn("0/A000198")) && !history.contains(1, lsn("0/A000199")));
+        assert!(!history.contains(2, lsn("0/1")) && history.contains(4, lsn("F/0")));
+        assert_eq!(TimelineHistory::first(1).timeline_at(lsn("0/5")), 1);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for text in ["1", "x 0/1 y", "1 01 y", "4 0/1 y", "2 0/5 a\n1 0/6 b", "1 0/5 a\n2 0/4 b", "0 0/1 z"] {
+            assert_eq!(TimelineHistory::parse(4, text).unwrap_err().kind(), Kind::Damaged, "{text}");
+        }
+    }
+}

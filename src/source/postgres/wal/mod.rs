@@ -1,0 +1,11 @@
+//! The write-ahead log: names of its files, histories of timelines, and reading records without a server.
+
+pub mod history;
+pub mod name;
+pub mod reader;
+mod record;
+
+pub use history::TimelineHistory;
+pub use name::{SegmentSize, WalName};
+pub use reader::{End, WalReader, Why};
+pub use record::{Meaning, Record};
