@@ -1,0 +1,12 @@
+//! PostgreSQL: physical backups, the continuous log, recovery to any moment, and servers that are started to prove it.
+//!
+//! Everything here blocks; every wait has a limit and obeys [`crate::event::Cancel`].
+
+pub mod instance;
+pub mod lsn;
+pub mod recover;
+
+#[cfg(test)]
+mod test_restored;
+#[cfg(test)]
+mod test_server;
