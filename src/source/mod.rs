@@ -173,4 +173,5 @@ pub mod command;
 pub mod expect;
 pub mod files;
 pub mod fingerprint;
+pub mod postgres;
 pub mod sqlite;

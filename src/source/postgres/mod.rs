@@ -1,0 +1,5 @@
+//! PostgreSQL: physical backups, the continuous log, recovery to any moment, and servers that are started to prove it.
+//!
+//! Everything here blocks; every wait has a limit and obeys [`crate::event::Cancel`].
+
+pub mod conninfo;
