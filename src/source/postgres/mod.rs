@@ -2,4 +2,6 @@
 //!
 //! Everything here blocks; every wait has a limit and obeys [`crate::event::Cancel`].
 
+pub mod client;
 pub mod conninfo;
+pub mod lsn;
