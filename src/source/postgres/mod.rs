@@ -5,3 +5,4 @@
 pub mod client;
 pub mod conninfo;
 pub mod lsn;
+pub mod replication;
