@@ -197,7 +197,7 @@ impl Settings {
                 "hostaddr" => address = given(),
                 "port" => settings.port = port(value_text)?,
                 "dbname" => settings.database = given(),
-                "user" => settings.user = value_text.to_owned(),
+                "user" => value_text.clone_into(&mut settings.user),
                 "password" => settings.password = (!value.is_empty()).then_some(value),
                 "passfile" => settings.password_file = given().map(PathBuf::from),
                 "connect_timeout" => {
@@ -205,7 +205,7 @@ impl Settings {
                     let secs = whole_number(&key, value_text)?;
                     settings.connect_timeout = if secs == 0 { DEFAULT_CONNECT_TIMEOUT } else { Duration::from_secs(secs) };
                 }
-                "application_name" => settings.application_name = value_text.to_owned(),
+                "application_name" => value_text.clone_into(&mut settings.application_name),
                 "options" => settings.options = given(),
                 "sslmode" => settings.ssl_mode = Some(ssl_mode(value_text)?),
                 "sslrootcert" => {
@@ -416,12 +416,11 @@ fn pairs_of_url(rest: &str) -> Result<Vec<(String, Zeroizing<String>)>> {
     for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').ok_or_else(|| usage("the address has a parameter without `=`"))?;
         // JDBC's way, which libpq takes too.
-        match (key, value) {
-            ("ssl", "true") => add("sslmode", "require")?,
-            _ => {
-                let key = decoded(key)?;
-                add(&key, value)?;
-            }
+        if (key, value) == ("ssl", "true") {
+            add("sslmode", "require")?;
+        } else {
+            let key = decoded(key)?;
+            add(&key, value)?;
         }
     }
     Ok(pairs)

@@ -166,6 +166,7 @@ pub fn slot_by_sql(connection: &mut Connection, name: &str) -> Result<Option<Slo
 
 /// What a base backup is asked for.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "the server's own switches")]
 pub struct BaseBackupOptions {
     pub label: String,
     /// A checkpoint at once instead of one that is spread over minutes.
@@ -319,6 +320,7 @@ impl BaseBackup<'_> {
     /// # Errors
     /// The server's error, also one that comes after the last byte (a bad page checksum: [`Kind::Damaged`]). What was read before is
     /// worth nothing then.
+    #[expect(clippy::should_implement_trait, reason = "as an Iterator, its errors would be too easy to skip")]
     pub fn next(&mut self) -> Result<Option<BackupPart>> {
         if self.ended {
             return Ok(None);

@@ -98,12 +98,12 @@ impl Login<'_> {
                         .hint("Use sslmode=verify-full, or set scram-sha-256 in pg_hba.conf; the password was not sent."));
                 }
                 let password = self.password()?;
-                self.password_message(password.as_bytes(), &mut out)?;
+                Self::password_message(password.as_bytes(), &mut out)?;
             }
             Message::AuthenticationMd5Password(body) => {
                 let password = self.password()?;
                 let hash = Zeroizing::new(md5_hash(self.settings.user.as_bytes(), password.as_bytes(), body.salt()));
-                self.password_message(hash.as_bytes(), &mut out)?;
+                Self::password_message(hash.as_bytes(), &mut out)?;
             }
             Message::AuthenticationSasl(body) => self.begin_scram(&body, &mut out)?,
             Message::AuthenticationSaslContinue(body) => {
@@ -154,7 +154,7 @@ impl Login<'_> {
         })
     }
 
-    fn password_message(&mut self, password: &[u8], out: &mut BytesMut) -> Result<()> {
+    fn password_message(password: &[u8], out: &mut BytesMut) -> Result<()> {
         frontend::password_message(password, out).map_err(|error| Error::new(Kind::Usage, "use the password for PostgreSQL").because(error))
     }
 

@@ -223,13 +223,13 @@ impl ServerCertVerifier for AnyName {
 /// The hash of a certificate for `tls-server-end-point` (RFC 5929, section 4.1): by the hash of its signature, SHA-256 for older ones.
 /// `None` where the signature names no such hash (Ed25519): no channel binding then.
 pub(crate) fn end_point_hash(certificate: &[u8]) -> Option<Vec<u8>> {
+    const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01];
+    const ECDSA_SHA2: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03];
     // Certificate ::= SEQUENCE { tbsCertificate SEQUENCE, signatureAlgorithm SEQUENCE { OID, … }, … }
     let (outer, _) = der(certificate, 0x30)?;
     let (_, after) = der(outer, 0x30)?;
     let (algorithm, _) = der(after, 0x30)?;
     let (oid, _) = der(algorithm, 0x06)?;
-    const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01];
-    const ECDSA_SHA2: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03];
     match (oid.strip_prefix(RSA), oid.strip_prefix(ECDSA_SHA2)) {
         (Some([4 | 5 | 11]), _) | (_, Some([2])) => Some(sha2::Sha256::digest(certificate).to_vec()),
         (Some([12]), _) | (_, Some([3])) => Some(sha2::Sha384::digest(certificate).to_vec()),

@@ -155,7 +155,7 @@ impl Transport {
 
     /// The server's own certificate in DER, where TLS is on.
     pub(crate) fn peer_certificate(&self) -> Option<&[u8]> {
-        self.tls.as_ref()?.peer_certificates()?.first().map(|certificate| certificate.as_ref())
+        self.tls.as_ref()?.peer_certificates()?.first().map(AsRef::as_ref)
     }
 
     pub(crate) fn has_tls(&self) -> bool {
