@@ -2,11 +2,15 @@
 //!
 //! Everything here blocks; every wait has a limit and obeys [`crate::event::Cancel`].
 
+pub mod client;
+pub mod conninfo;
 pub mod instance;
 pub mod lsn;
 pub mod recover;
+pub mod replication;
 
 #[cfg(test)]
 mod test_restored;
 #[cfg(test)]
+#[allow(dead_code, reason = "shared by tests of several modules")]
 mod test_server;
