@@ -4,8 +4,10 @@
 
 pub mod client;
 pub mod conninfo;
+pub mod fingerprint;
 pub mod instance;
 pub mod lsn;
+pub mod prove;
 pub mod recover;
 pub mod replication;
 

@@ -19,7 +19,7 @@ impl Archived {
         let mut server = TestServer::create(&["-k"], "");
         let archive = server.folder().join("archive");
         std::fs::create_dir(&archive).unwrap();
-        server.own(&archive);
+        TestServer::own(&archive);
         let command = format!("cp %p {}/%f", archive.display());
         server.configure(&format!("archive_mode = on\narchive_command = '{command}'\n{configuration}"));
         server.resume();

@@ -3,10 +3,11 @@
 //! Its programs are those of PostgreSQL 15 on Debian; `LIFEBOAT_TEST_PG_BIN` names another `bin` folder.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 pub struct TestServer {
     folder: tempfile::TempDir,
@@ -28,7 +29,7 @@ impl TestServer {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let data = folder.path().join("data");
         let server = Self { data, folder, running: false };
-        server.own(server.folder.path());
+        Self::own(server.folder.path());
         server
     }
 
@@ -45,11 +46,10 @@ impl TestServer {
     /// Adds lines to the configuration; they hold from the next start.
     pub fn configure(&self, lines: &str) {
         let path = self.data.join("postgresql.conf");
-        let mut text = fs::read_to_string(&path).unwrap();
+        let text = fs::read_to_string(&path).unwrap_or_default();
         let socket = self.folder.path().display();
-        text.push_str(&format!(
-            "\nlisten_addresses = ''\nunix_socket_directories = '{socket}'\nfsync = off\nmax_connections = 20\n{lines}\n"
-        ));
+        let settings = "fsync = off\nmax_connections = 20";
+        let text = format!("{text}\nlisten_addresses = ''\nunix_socket_directories = '{socket}'\n{settings}\n{lines}\n");
         fs::write(&path, text).unwrap();
     }
 
@@ -97,6 +97,15 @@ impl TestServer {
         self.tool("psql", &arguments).trim_end().to_owned()
     }
 
+    /// A session that stays.
+    pub fn session(&self) -> Session {
+        let socket = self.folder.path().to_str().unwrap();
+        let arguments = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", socket, "-U", "postgres", "-d", "postgres"];
+        let mut child = self.command("psql", &arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Session { child, output }
+    }
+
     /// What a program prints; it must succeed.
     pub fn tool(&self, name: &str, arguments: &[&str]) -> String {
         let output = self.run(name, arguments);
@@ -122,7 +131,7 @@ impl TestServer {
     }
 
     /// Gives a path to the owner of the cluster.
-    pub fn own(&self, path: &Path) {
+    pub fn own(path: &Path) {
         if let Some((uid, gid)) = unprivileged() {
             chown(path, Some(uid), Some(gid)).unwrap();
         }
@@ -135,6 +144,32 @@ impl Drop for TestServer {
             let data = self.data.to_str().unwrap().to_owned();
             let _ = self.run("pg_ctl", &["-D", &data, "-m", "immediate", "-w", "-t", "60", "stop"]);
         }
+    }
+}
+
+/// See [`TestServer::session`].
+pub struct Session {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Session {
+    /// Runs statements; what they print.
+    pub fn sql(&mut self, statements: &str) -> String {
+        let input = self.child.stdin.as_mut().unwrap();
+        writeln!(input, "{statements};\n\\echo =====").unwrap();
+        let mut text = String::new();
+        while !text.ends_with("=====\n") {
+            assert!(self.output.read_line(&mut text).unwrap() > 0, "{statements}: {text}");
+        }
+        text.trim_end_matches("=====\n").trim_end().to_owned()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
     }
 }
 

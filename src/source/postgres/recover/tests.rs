@@ -176,7 +176,7 @@ fn tablespaces_never_lead_back_to_the_source() {
     let source = Archived::start("");
     let place = source.server.folder().join("spc");
     fs::create_dir(&place).unwrap();
-    source.server.own(&place);
+    crate::source::postgres::test_server::TestServer::own(&place);
     source.sql(&format!("CREATE TABLESPACE spc LOCATION '{}'", place.display()));
     source.sql("CREATE TABLE t(n int) TABLESPACE spc");
     source.sql("INSERT INTO t SELECT generate_series(1, 1000)");
