@@ -31,6 +31,8 @@
 //! disjoint parts may be added; unlike exclusive or, equal rows do not cancel out. Without the key nobody can build two
 //! tables with the same sum, nor test a guess of a row against a digest.
 
+use std::collections::HashSet;
+
 use crate::source::TableFingerprint;
 
 const TAG_NULL: u8 = 0;
@@ -146,6 +148,27 @@ impl Accumulator {
             carry = first || second;
         }
     }
+}
+
+/// `percent` of the tables, rounded up, in the manifest's order; what is not a table (its name begins with a parenthesis) is not chosen.
+/// Which ones depends on all digests together: the same for the same snapshot, another choice as soon as anything changed, so that every
+/// table has its turn.
+pub fn choose(fingerprints: &[TableFingerprint], percent: u8) -> Vec<&TableFingerprint> {
+    let tables: Vec<&TableFingerprint> = fingerprints.iter().filter(|known| !known.table.starts_with('(')).collect();
+    let count = (tables.len() * usize::from(percent.min(100))).div_ceil(100);
+    if count == tables.len() {
+        return tables;
+    }
+    let mut seed = blake3::Hasher::new_derive_key("lifeboat 2026 fingerprint sample");
+    for known in fingerprints {
+        seed.update(known.digest.as_bytes());
+    }
+    let seed = *seed.finalize().as_bytes();
+    let rank = |known: &TableFingerprint| *blake3::keyed_hash(&seed, known.table.as_bytes()).as_bytes();
+    let mut ranked = tables.clone();
+    ranked.sort_by_cached_key(|known| rank(known));
+    let taken: HashSet<&str> = ranked.iter().take(count).map(|known| known.table.as_str()).collect();
+    tables.into_iter().filter(|known| taken.contains(known.table.as_str())).collect()
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use rusqlite::types::ValueRef;
 
 use crate::error::Result;
 use crate::source::expect::row_text;
+use crate::source::fingerprint;
 use crate::source::sqlite::content::{self, Stop, TableContent};
 use crate::source::sqlite::open::{Header, beside, open_copy};
 use crate::source::{CheckResult, Outcome, ProveRequest, SourceContext, SqlCheck, TableFingerprint};
@@ -163,7 +164,7 @@ fn check_content(database: &Path, request: &ProveRequest, key: &[u8; 32], stop: 
         // Not asked for, so not missing.
         return Vec::new();
     }
-    let chosen = choose(&request.fingerprints, request.compare_percent);
+    let chosen = fingerprint::choose(&request.fingerprints, request.compare_percent);
     if chosen.is_empty() {
         if !request.fingerprints.is_empty() {
             // The source had no tables, and the schema says whether it still has none.
@@ -193,30 +194,6 @@ fn check_content(database: &Path, request: &ProveRequest, key: &[u8; 32], stop: 
             }
         })
         .collect()
-}
-
-fn is_pseudo(table: &str) -> bool {
-    table.starts_with('(')
-}
-
-/// `percent` of the tables, rounded up, in the manifest's order. Which ones depends on all digests together: the same for the same snapshot,
-/// another choice as soon as anything changed, so that every table has its turn.
-fn choose(fingerprints: &[TableFingerprint], percent: u8) -> Vec<&TableFingerprint> {
-    let tables: Vec<&TableFingerprint> = fingerprints.iter().filter(|known| !is_pseudo(&known.table)).collect();
-    let count = (tables.len() * usize::from(percent.min(100))).div_ceil(100);
-    if count == tables.len() {
-        return tables;
-    }
-    let mut seed = blake3::Hasher::new_derive_key("lifeboat 2026 fingerprint sample");
-    for known in fingerprints {
-        seed.update(known.digest.as_bytes());
-    }
-    let seed = *seed.finalize().as_bytes();
-    let rank = |known: &TableFingerprint| *blake3::keyed_hash(&seed, known.table.as_bytes()).as_bytes();
-    let mut ranked = tables.clone();
-    ranked.sort_by_cached_key(|known| rank(known));
-    let taken: HashSet<&str> = ranked.iter().take(count).map(|known| known.table.as_str()).collect();
-    tables.into_iter().filter(|known| taken.contains(known.table.as_str())).collect()
 }
 
 /// One SQL assertion, on a connection of its own.

@@ -124,7 +124,7 @@ fn the_sample_is_rounded_up_and_moves_with_the_content() {
         (0..10).map(|n| TableFingerprint { table: format!("t{n}"), rows: 1, digest: digest.into() }).collect()
     };
     let names = |known: &[TableFingerprint], percent| -> Vec<String> {
-        choose(known, percent).into_iter().map(|known| known.table.clone()).collect()
+        fingerprint::choose(known, percent).into_iter().map(|known| known.table.clone()).collect()
     };
     for (percent, count) in [(0, 0), (1, 1), (10, 1), (11, 2), (50, 5), (99, 10), (100, 10)] {
         assert_eq!(names(&known("aa"), percent).len(), count, "{percent}");

@@ -1,0 +1,110 @@
+//! What a server says went wrong, as this program's errors.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use fallible_iterator::FallibleIterator as _;
+use postgres_protocol::message::backend::ErrorResponseBody;
+
+use crate::error::{Error, Kind};
+
+/// A server's error: the cause of the [`Error`]s that [`crate::source::postgres::client`] returns for one. DETAIL, CONTEXT and the
+/// statement are not kept: they show rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerError {
+    /// `ERROR`, `FATAL` or `PANIC`.
+    pub severity: String,
+    /// Five letters (PostgreSQL manual, appendix "Error Codes").
+    pub sqlstate: String,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} (SQLSTATE {})", self.severity, self.message, self.sqlstate)
+    }
+}
+
+impl StdError for ServerError {}
+
+impl ServerError {
+    pub(crate) fn read(body: &ErrorResponseBody) -> Self {
+        let mut read = Self { severity: "ERROR".into(), sqlstate: String::new(), message: String::new(), hint: None };
+        let mut fields = body.fields();
+        // A malformed rest changes nothing: it is an error anyway.
+        while let Ok(Some(field)) = fields.next() {
+            let text = || String::from_utf8_lossy(field.value_bytes()).into_owned();
+            match field.type_() {
+                // `V` is never translated, `S` may be.
+                b'V' => read.severity = text(),
+                b'C' => read.sqlstate = text(),
+                b'M' => read.message = text(),
+                b'H' => read.hint = Some(text()),
+                _ => {}
+            }
+        }
+        read
+    }
+
+    /// Whether the session is over.
+    pub(crate) fn is_fatal(&self) -> bool {
+        self.severity != "ERROR"
+    }
+
+    /// `doing`: what was being done to what.
+    pub(crate) fn into_error(self, doing: String, at_login: bool) -> Error {
+        let kind = kind(&self.sqlstate, at_login);
+        let hint = self.hint.clone().or_else(|| usual_hint(&self.sqlstate).map(str::to_owned));
+        let error = Error::new(kind, doing).because(self);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+fn kind(sqlstate: &str, at_login: bool) -> Kind {
+    match sqlstate {
+        "53100" => Kind::NoSpace,
+        "57P01" | "57P02" | "57P03" | "57P05" => Kind::Unavailable,
+        "55P03" | "55006" | "40001" | "40P01" => Kind::Busy,
+        "XX001" | "XX002" => Kind::Damaged,
+        "42704" | "58P01" => Kind::NotFound,
+        "42710" => Kind::AlreadyExists,
+        _ if sqlstate.starts_with("08") || sqlstate.starts_with("53") => Kind::Unavailable,
+        _ if at_login => Kind::Usage,
+        _ => Kind::Failed,
+    }
+}
+
+fn usual_hint(sqlstate: &str) -> Option<&'static str> {
+    Some(match sqlstate {
+        "28P01" => "Is the password right? The server's log says more than it tells its clients.",
+        "28000" => "The server refuses this login: look at pg_hba.conf and at the role (LOGIN, REPLICATION).",
+        "3D000" => "Name a database that exists (dbname=…).",
+        "42501" => "The role lacks a privilege; docs/guide.md lists those that a backup needs.",
+        "53300" => "All connections are taken: raise max_connections or max_wal_senders, or try later.",
+        "57P01" | "57P02" | "57P03" => "The server is starting or stopping; run the same command again when it is up.",
+        _ => return None,
+    })
+}
+
+/// The SQLSTATE of the server's error that caused `error`, if one did.
+#[must_use]
+pub fn sqlstate(error: &Error) -> Option<&str> {
+    server_error(error).map(|cause| cause.sqlstate.as_str())
+}
+
+/// The server's error that caused `error`, if one did.
+#[must_use]
+pub fn server_error(error: &Error) -> Option<&ServerError> {
+    let mut next: Option<&(dyn StdError + 'static)> = error.source();
+    while let Some(cause) = next {
+        if let Some(found) = cause.downcast_ref::<ServerError>() {
+            return Some(found);
+        }
+        next = cause.source();
+    }
+    None
+}

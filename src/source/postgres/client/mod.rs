@@ -1,0 +1,648 @@
+//! A thin blocking client for PostgreSQL's protocol: log in, simple queries, COPY both ways, and nothing lost on the way.
+//!
+//! *Every* answer is read up to `ReadyForQuery` before something counts as done: an error after the last row or the last byte of a
+//! COPY is an error. Whoever leaves an answer half read gets no second one from that connection.
+
+mod failure;
+mod login;
+mod tls;
+mod transport;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use fallible_iterator::FallibleIterator as _;
+use postgres_protocol::message::backend::{DataRowBody, ErrorResponseBody, Header, Message, RowDescriptionBody};
+use postgres_protocol::message::frontend;
+
+use crate::error::{Error, Kind, Result};
+use crate::event::Cancel;
+use crate::source::postgres::client::transport::Transport;
+use crate::source::postgres::conninfo::Settings;
+
+pub use failure::{ServerError, server_error, sqlstate};
+
+/// The server's own limit for one message.
+const MESSAGE_BYTES: usize = 1 << 30;
+/// Waiting for the answer to a cancel request, which is only sent as a courtesy.
+const CANCEL_LIMIT: Duration = Duration::from_secs(3);
+/// COPY data is sent in messages of about this size.
+const COPY_BYTES: usize = 64 * 1024;
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode<'a> {
+    /// SQL in this database, else in that of the settings, else in the one named like the user.
+    Sql { database: Option<&'a str> },
+    /// Physical replication: the commands of the manual's "Streaming Replication Protocol".
+    Replication,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Ready,
+    /// Answers of a command are still to be read.
+    Busy,
+    /// Nothing more can be said.
+    Broken,
+}
+
+/// A session of one server. Dropping it ends the session.
+pub struct Connection {
+    transport: Transport,
+    settings: Settings,
+    parameters: BTreeMap<String, String>,
+    version: u32,
+    /// Process id and secret, for cancel requests.
+    backend: (i32, i32),
+    replication: bool,
+    timeout: Option<Duration>,
+    state: State,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("settings", &self.settings).field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+/// What a server sends in the course of a command.
+pub(crate) enum Incoming {
+    Message(Message),
+    /// `CopyBothResponse`, which `postgres_protocol` does not know.
+    CopyBoth,
+}
+
+impl Connection {
+    /// Connects and logs in. `cancel` interrupts this and everything that is done with the connection later.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] when nobody answers in time; [`Kind::Usage`] when TLS, certificate, login or database are not as they
+    /// must be; [`Kind::Interrupted`].
+    pub fn connect(settings: &Settings, mode: Mode<'_>, cancel: &Cancel) -> Result<Self> {
+        let until = Instant::now() + settings.connect_timeout;
+        let (transport, proof) = login::open(settings, cancel, until)?;
+        let mut connection = Self {
+            transport,
+            settings: settings.clone(),
+            parameters: BTreeMap::new(),
+            version: 0,
+            backend: (0, 0),
+            replication: mode == Mode::Replication,
+            timeout: Some(settings.timeout),
+            state: State::Broken,
+        };
+        login::log_in(&mut connection, mode, proof, until)?;
+        connection.version = version_number(connection.parameter("server_version").unwrap_or_default()).ok_or_else(|| {
+            Error::new(Kind::Failed, format!("what answers at {settings} does not say its version"))
+                .hint("Is it PostgreSQL, without a pooler?")
+        })?;
+        connection.state = State::Ready;
+        Ok(connection)
+    }
+
+    /// As the server's `server_version_num`: 150020 for 15.20.
+    #[must_use]
+    pub fn server_version(&self) -> u32 {
+        self.version
+    }
+
+    /// What the server reports of itself without being asked (`server_version`, `in_hot_standby`, `client_encoding`, …).
+    #[must_use]
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.get(name).map(String::as_str)
+    }
+
+    /// Where it is connected to.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The server's process for this session (`pg_stat_activity.pid`).
+    #[must_use]
+    pub fn backend_process(&self) -> i32 {
+        self.backend.0
+    }
+
+    /// How long the server may be silent in the middle of an answer; `None`: as long as the connection lives.
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeout = timeout;
+    }
+
+    /// Runs SQL by the simple protocol and yields the rows, as text. Of several statements, the rows of the last one that has any.
+    ///
+    /// # Errors
+    /// The server's error ([`sqlstate`] tells which), also when it comes after rows; text that is not UTF-8; a lost connection.
+    pub fn query(&mut self, sql: &str) -> Result<Vec<Row>> {
+        self.begin(sql)?;
+        let mut rows = Vec::new();
+        let mut names: Arc<[String]> = Arc::from([]);
+        let mut failed = None;
+        while let Some(incoming) = self.next_of_answer(&mut failed)? {
+            match incoming {
+                Incoming::Message(Message::RowDescription(body)) => {
+                    rows.clear();
+                    names = column_names(&body).map_err(|error| self.confused(error))?;
+                }
+                Incoming::Message(Message::DataRow(body)) => match Row::new(names.clone(), &body) {
+                    Ok(row) => rows.push(row),
+                    Err(error) => {
+                        failed.get_or_insert(error);
+                    }
+                },
+                Incoming::Message(Message::CommandComplete(_) | Message::EmptyQueryResponse) => {}
+                Incoming::Message(Message::CopyInResponse(_)) => {
+                    self.refuse_copy(&mut failed)?;
+                }
+                Incoming::Message(Message::CopyOutResponse(_)) => {
+                    failed.get_or_insert_with(|| Error::new(Kind::Bug, "a query turned out to be a COPY"));
+                }
+                Incoming::Message(Message::CopyData(_) | Message::CopyDone) if failed.is_some() => {}
+                _ => return Err(self.confused("an answer to something that was not asked")),
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The first column of the only row; `None` for SQL's null.
+    ///
+    /// # Errors
+    /// As [`Self::query`]; [`Kind::Failed`] when there is not exactly one row.
+    pub fn value(&mut self, sql: &str) -> Result<Option<String>> {
+        let rows = self.query(sql)?;
+        match rows.as_slice() {
+            [row] if !row.is_empty() => Ok(row.get(0).map(str::to_owned)),
+            rows => Err(Error::new(
+                Kind::Failed,
+                format!("PostgreSQL at {} answered {} rows where one was expected", self.settings, rows.len()),
+            )),
+        }
+    }
+
+    /// Runs SQL whose rows do not matter.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub fn execute(&mut self, sql: &str) -> Result<()> {
+        self.query(sql).map(drop)
+    }
+
+    /// Begins `COPY … TO STDOUT`.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>> {
+        self.begin(sql)?;
+        let mut failed = None;
+        match self.next_of_answer(&mut failed)? {
+            Some(Incoming::Message(Message::CopyOutResponse(_))) => Ok(CopyOut { connection: self, failed, ended: false }),
+            Some(_) => Err(self.confused("something other than COPY data")),
+            None => Err(Error::new(Kind::Bug, "COPY TO turned out to be something else")),
+        }
+    }
+
+    /// Begins `COPY … FROM STDIN`.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub fn copy_in(&mut self, sql: &str) -> Result<CopyIn<'_>> {
+        self.begin(sql)?;
+        let mut failed = None;
+        match self.next_of_answer(&mut failed)? {
+            Some(Incoming::Message(Message::CopyInResponse(_))) => {
+                Ok(CopyIn { connection: self, pending: BytesMut::with_capacity(COPY_BYTES + 8), failed })
+            }
+            Some(_) => Err(self.confused("something other than readiness for COPY data")),
+            None => Err(Error::new(Kind::Bug, "COPY FROM turned out to be something else")),
+        }
+    }
+
+    /// The limit set by [`Self::set_timeout`].
+    #[must_use]
+    pub fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    /// Sends a command; its answers are read by [`Self::next_of_answer`] until that says `None`.
+    pub(crate) fn begin(&mut self, sql: &str) -> Result<()> {
+        match self.state {
+            State::Ready => {}
+            State::Busy => return Err(Error::new(Kind::Bug, "the answer to an earlier command was not read to its end")),
+            State::Broken => {
+                return Err(Error::new(Kind::Unavailable, format!("the connection to PostgreSQL at {} broke earlier", self.settings)));
+            }
+        }
+        let mut out = BytesMut::new();
+        frontend::query(sql, &mut out).map_err(|error| Error::new(Kind::Usage, "send SQL to PostgreSQL").because(error))?;
+        self.state = State::Busy;
+        self.send(&out)
+    }
+
+    /// The next part of a command's answer; `None` at `ReadyForQuery`. An error of the server is kept in `failed`, and returned once
+    /// the answer is complete: what comes after it must be read too.
+    pub(crate) fn next_of_answer(&mut self, failed: &mut Option<Error>) -> Result<Option<Incoming>> {
+        loop {
+            // The server's own words say more than the loss of the connection that follows them.
+            let incoming = match self.next() {
+                Ok(incoming) => incoming,
+                Err(error) => return Err(failed.take().unwrap_or(error)),
+            };
+            match incoming {
+                Incoming::Message(Message::ErrorResponse(body)) => {
+                    let read = ServerError::read(&body);
+                    let is_fatal = read.is_fatal();
+                    let error = read.into_error(format!("run a command on PostgreSQL at {}", self.settings), false);
+                    let first = failed.take().unwrap_or(error);
+                    if is_fatal {
+                        self.state = State::Broken;
+                        return Err(first);
+                    }
+                    *failed = Some(first);
+                }
+                Incoming::Message(Message::ReadyForQuery(_)) => {
+                    self.state = State::Ready;
+                    return failed.take().map_or(Ok(None), Err);
+                }
+                other => return Ok(Some(other)),
+            }
+        }
+    }
+
+    /// The next message, within the time limit for silence.
+    pub(crate) fn next(&mut self) -> Result<Incoming> {
+        let until = self.timeout.map(|timeout| Instant::now() + timeout);
+        match self.next_until(until) {
+            Ok(Some(incoming)) => Ok(incoming),
+            Ok(None) => {
+                let error = self.transport.silent();
+                self.give_up();
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The next message; `None` when `until` passed first.
+    pub(crate) fn next_until(&mut self, until: Option<Instant>) -> Result<Option<Incoming>> {
+        loop {
+            match self.parse() {
+                Ok(Some(Incoming::Message(Message::NoticeResponse(_) | Message::NotificationResponse(_)))) => {}
+                Ok(Some(Incoming::Message(Message::ParameterStatus(body)))) => {
+                    if let (Ok(name), Ok(value)) = (body.name(), body.value()) {
+                        self.parameters.insert(name.to_owned(), value.to_owned());
+                    }
+                }
+                Ok(Some(incoming)) => return Ok(Some(incoming)),
+                Ok(None) => match self.transport.fill(until) {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(None),
+                    Err(error) => {
+                        if error.kind() == Kind::Interrupted {
+                            self.give_up();
+                        }
+                        self.state = State::Broken;
+                        return Err(error);
+                    }
+                },
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn parse(&mut self) -> Result<Option<Incoming>> {
+        let input = &mut self.transport.input;
+        let header = match Header::parse(input) {
+            Ok(Some(header)) => header,
+            Ok(None) => return Ok(None),
+            Err(error) => return Err(self.confused(error)),
+        };
+        // Not negative: `Header` checks that it is at least 4.
+        let length = usize::try_from(header.len()).unwrap_or(usize::MAX);
+        if length > MESSAGE_BYTES {
+            return Err(self.confused("a message of more than 1 GiB"));
+        }
+        if header.tag() == b'W' {
+            if input.len() <= length {
+                return Ok(None);
+            }
+            input.advance(1 + length);
+            return Ok(Some(Incoming::CopyBoth));
+        }
+        match Message::parse(input) {
+            Ok(message) => Ok(message.map(Incoming::Message)),
+            Err(error) => Err(self.confused(error)),
+        }
+    }
+
+    /// Sends bytes of the protocol. When that fails, the server's last words tell why, if it left any.
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        let until = Instant::now() + self.timeout.unwrap_or(Duration::from_hours(1));
+        let Err(error) = self.transport.send(bytes, until) else { return Ok(()) };
+        self.state = State::Broken;
+        if error.kind() == Kind::Interrupted {
+            return Err(error);
+        }
+        let soon = Instant::now() + Duration::from_millis(200);
+        while let Ok(Some(incoming)) = self.next_until(Some(soon)) {
+            if let Incoming::Message(Message::ErrorResponse(body)) = incoming {
+                return Err(ServerError::read(&body).into_error(format!("run a command on PostgreSQL at {}", self.settings), false));
+            }
+        }
+        Err(error)
+    }
+
+    /// The server has ended the session.
+    pub(crate) fn end(&mut self) {
+        self.state = State::Broken;
+    }
+
+    /// One message of COPY data.
+    pub(crate) fn send_copy_data(&mut self, bytes: Bytes) -> Result<()> {
+        let mut out = BytesMut::with_capacity(bytes.len() + 5);
+        let message = frontend::CopyData::new(bytes).map_err(|error| self.confused(error))?;
+        message.write(&mut out);
+        self.send(&out)
+    }
+
+    /// The error that the server sent; the session is of no use any more.
+    pub(crate) fn server_error(&mut self, body: &ErrorResponseBody) -> Error {
+        self.state = State::Broken;
+        ServerError::read(body).into_error(format!("run a command on PostgreSQL at {}", self.settings), false)
+    }
+
+    /// Something that this protocol does not have at this place.
+    pub(crate) fn confused(&mut self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+        self.state = State::Broken;
+        Error::new(Kind::Failed, format!("what answers at {} does not keep to PostgreSQL's protocol", self.settings))
+            .because(cause)
+            .hint("Is it PostgreSQL 14 or later, without a pooler between?")
+    }
+
+    fn refuse_copy(&mut self, failed: &mut Option<Error>) -> Result<()> {
+        failed.get_or_insert_with(|| Error::new(Kind::Bug, "a query turned out to be a COPY"));
+        let mut out = BytesMut::new();
+        frontend::copy_fail("not expected", &mut out).map_err(|error| self.confused(error))?;
+        self.send(&out)
+    }
+
+    /// The command is left alone: the server is asked to stop it too, as far as that is quickly possible.
+    fn give_up(&mut self) {
+        let running = self.state == State::Busy;
+        self.state = State::Broken;
+        // A walsender notices the closed connection by itself.
+        if running && !self.replication {
+            let until = Instant::now() + CANCEL_LIMIT;
+            // A courtesy: the error that led here is the one to tell.
+            let _ = login::request_cancel(&self.settings, self.backend, until);
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.state == State::Ready {
+            let mut out = BytesMut::new();
+            frontend::terminate(&mut out);
+            // The server notices the closed socket too.
+            let _ = self.transport.send(&out, Instant::now() + Duration::from_secs(1));
+        }
+        self.transport.close_notify();
+    }
+}
+
+/// `15.20 (Debian …)` is 150020, `18beta1` is 180000, `9.6.3` is 90603.
+fn version_number(text: &str) -> Option<u32> {
+    let numbers = text.split([' ', '-']).next()?;
+    let leading = |part: &str| part.split(|letter: char| !letter.is_ascii_digit()).next().and_then(|digits| digits.parse::<u32>().ok());
+    let mut parts = numbers.split('.').map(leading);
+    let major = parts.next()??;
+    let minor = parts.next().flatten().unwrap_or(0);
+    let patch = parts.next().flatten().unwrap_or(0);
+    Some(if major >= 10 { major * 10_000 + minor } else { major * 10_000 + minor * 100 + patch })
+}
+
+fn column_names(body: &RowDescriptionBody) -> std::io::Result<Arc<[String]>> {
+    let mut names = Vec::new();
+    let mut fields = body.fields();
+    while let Some(field) = fields.next()? {
+        names.push(field.name().to_owned());
+    }
+    Ok(names.into())
+}
+
+/// One row of an answer, as text.
+#[derive(Clone)]
+pub struct Row {
+    names: Arc<[String]>,
+    bytes: Bytes,
+    columns: Vec<Option<Range<usize>>>,
+}
+
+/// Without the values, which may be in no log.
+impl std::fmt::Debug for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Row").field("columns", &self.names).finish_non_exhaustive()
+    }
+}
+
+impl Row {
+    fn new(names: Arc<[String]>, body: &DataRowBody) -> Result<Self> {
+        let malformed = |cause: &'static str| Error::new(Kind::Failed, "read a row of PostgreSQL").because(cause);
+        let columns: Vec<_> = body.ranges().collect().map_err(|_| malformed("its columns are malformed"))?;
+        if columns.len() != names.len() {
+            return Err(malformed("it has another number of columns than announced"));
+        }
+        let bytes = body.buffer_bytes().clone();
+        if columns.iter().flatten().any(|range| std::str::from_utf8(&bytes[range.clone()]).is_err()) {
+            return Err(malformed("a value is not UTF-8").hint("Databases in SQL_ASCII may hold such names; COPY reads them."));
+        }
+        Ok(Self { names, bytes, columns })
+    }
+
+    /// The number of columns.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.columns.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.columns.is_empty()
+    }
+
+    /// A column from 0; `None` for null or where there is no such column.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&str> {
+        let range = self.columns.get(index)?.clone()?;
+        std::str::from_utf8(&self.bytes[range]).ok()
+    }
+
+    /// A column by its name; `None` for null or where there is no such column.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<&str> {
+        self.get(self.names.iter().position(|known| known == name)?)
+    }
+
+    /// A column that must be there and not null.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] that names the column.
+    pub fn required(&self, name: &str) -> Result<&str> {
+        self.named(name).ok_or_else(|| Error::new(Kind::Failed, format!("PostgreSQL's answer has nothing in column {name}")))
+    }
+
+    /// The names of the columns, in order.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+}
+
+/// A running `COPY … TO STDOUT`. Left before its end, the connection is of no use any more.
+pub struct CopyOut<'a> {
+    connection: &'a mut Connection,
+    failed: Option<Error>,
+    ended: bool,
+}
+
+impl CopyOut<'_> {
+    /// The next message's bytes (for text and CSV, one line each); `None` when the copy and everything after it went well.
+    ///
+    /// # Errors
+    /// The server's error, whenever it comes: what was read before is not the whole then.
+    #[expect(clippy::should_implement_trait, reason = "as an Iterator, its errors would be too easy to skip")]
+    pub fn next(&mut self) -> Result<Option<Bytes>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let mut done = false;
+        loop {
+            match self.connection.next_of_answer(&mut self.failed)? {
+                Some(Incoming::Message(Message::CopyData(body))) if !done => {
+                    if self.failed.is_none() {
+                        return Ok(Some(body.into_bytes()));
+                    }
+                }
+                Some(Incoming::Message(Message::CopyDone)) => done = true,
+                Some(Incoming::Message(Message::CommandComplete(_))) => {}
+                Some(_) => return Err(self.connection.confused("something other than COPY data")),
+                None if !done => return Err(self.connection.confused("a COPY without its end")),
+                None => {
+                    self.ended = true;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
+
+/// A running `COPY … FROM STDIN`. Only [`CopyIn::finish`] makes its rows stay.
+pub struct CopyIn<'a> {
+    connection: &'a mut Connection,
+    pending: BytesMut,
+    failed: Option<Error>,
+}
+
+impl CopyIn<'_> {
+    /// Sends bytes; they need not end where a row does.
+    ///
+    /// # Errors
+    /// A lost connection. What the server dislikes about the rows, [`Self::finish`] says.
+    pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let room = COPY_BYTES - self.pending.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.pending.extend_from_slice(now);
+            bytes = later;
+            if self.pending.len() == COPY_BYTES {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the copy; yields how many rows the server took.
+    ///
+    /// # Errors
+    /// The server's error: then it took none.
+    pub fn finish(mut self) -> Result<u64> {
+        self.flush()?;
+        let mut out = BytesMut::new();
+        frontend::copy_done(&mut out);
+        self.connection.send(&out)?;
+        let mut rows = None;
+        while let Some(incoming) = self.connection.next_of_answer(&mut self.failed)? {
+            match incoming {
+                Incoming::Message(Message::CommandComplete(body)) => {
+                    let tag = body.tag().map_err(|error| self.connection.confused(error))?.to_owned();
+                    rows = tag.strip_prefix("COPY ").and_then(|count| count.parse().ok());
+                }
+                _ => return Err(self.connection.confused("an answer to something that was not asked")),
+            }
+        }
+        rows.ok_or_else(|| self.connection.confused("a COPY without a count of its rows"))
+    }
+
+    /// Ends the copy without any of its rows; the connection stays usable.
+    ///
+    /// # Errors
+    /// A lost connection.
+    pub fn abandon(mut self) -> Result<()> {
+        let mut out = BytesMut::new();
+        frontend::copy_fail("abandoned", &mut out).map_err(|error| self.connection.confused(error))?;
+        self.connection.send(&out)?;
+        while self.connection.state == State::Busy {
+            match self.connection.next_of_answer(&mut self.failed) {
+                // The server repeats that the copy failed.
+                Err(_) if self.connection.state == State::Ready => break,
+                other => drop(other?),
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let bytes = self.pending.split().freeze();
+        self.connection.send_copy_data(bytes)
+    }
+}
+
+/// A name as SQL text, whatever is in it.
+#[must_use]
+pub fn quote_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A string as SQL text, whatever is in it and whatever `standard_conforming_strings` says.
+#[must_use]
+pub fn quote_literal(text: &str) -> String {
+    let doubled = text.replace('\'', "''");
+    if doubled.contains('\\') { format!(" E'{}'", doubled.replace('\\', "\\\\")) } else { format!("'{doubled}'") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_numbers() {
+        for (text, number) in [("15.20 (Debian 15.20-0+deb12u1)", 150_020), ("18beta1", 180_000), ("9.6.3", 90_603), ("14.0", 140_000)] {
+            assert_eq!(version_number(text), Some(number), "{text}");
+        }
+        assert_eq!(version_number("unknown"), None);
+    }
+
+    #[test]
+    fn quoting() {
+        assert_eq!(quote_identifier("a\"b"), "\"a\"\"b\"");
+        assert_eq!(quote_literal("it's"), "'it''s'");
+        assert_eq!(quote_literal("a\\'"), " E'a\\\\'''");
+    }
+}

@@ -1,0 +1,655 @@
+//! Fingerprints of tables: taken on a source at one exact position of its log, and again in a server that was recovered to it.
+//!
+//! # How a position and a snapshot become one
+//! In every database one transaction (repeatable read) first locks its tables in `ACCESS SHARE` mode, so that nothing can truncate or alter
+//! them before they are read, then, below a savepoint, in `SHARE` mode: that waits until every transaction that wrote to a table has ended, and
+//! lets no other begin to write. Only then snapshots are taken, and a restore point is written. Whatever is committed in these tables is before it, and
+//! whatever is not, is not: a server that is recovered to the restore point shows the same rows. The savepoint is rolled back at once,
+//! which lets writers in again, and the snapshot is read at leisure. On a standby replay is paused instead.
+//!
+//! A table is waited for no longer than [`Options::lock_timeout`], which is shorter than PostgreSQL's `deadlock_timeout`: it is
+//! always this transaction that gives up, never one of an application.
+//!
+//! # Rows
+//! A row is its columns' text by `COPY … TO STDOUT` under fixed settings, in the order of the columns; encoded as
+//! [`crate::source::fingerprint`] says, every value as text or null. These settings are part of the fingerprint: they may never change.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+use crate::event::Cancel;
+use crate::source::fingerprint::{Accumulator, RowEncoder};
+use crate::source::postgres::client::{Connection, Mode, quote_identifier, quote_literal, sqlstate};
+use crate::source::postgres::conninfo::Settings;
+use crate::source::postgres::lsn::Lsn;
+use crate::source::postgres::recover::Target;
+use crate::source::{Problem, TableFingerprint};
+
+/// What decides how values look as text.
+const SESSION: &str = "SET client_encoding = 'UTF8'; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; \
+    SET bytea_output = 'hex'; SET extra_float_digits = 3; SET lc_monetary = 'C'; SET xmlbinary = 'base64'; SET search_path = pg_catalog; \
+    SET quote_all_identifiers = off; SET row_security = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0";
+/// Tables locked by one statement while nobody is in the way.
+const BATCH_TABLES: usize = 64;
+/// A sample is made of runs of so many pages: a megabyte, which disks read at full speed.
+const RUN_PAGES: u64 = 128;
+/// `pg_wal_replay_pause` only asks; for so long the answer is waited for.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How far taking fingerprints may go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// For so long one table is waited for, and writers that come after wait too.
+    pub lock_timeout: Duration,
+    /// For so long locks are held altogether: tables that come later are locked only when nobody is in the way.
+    pub lock_limit: Duration,
+    /// Tables larger than this many bytes are sampled: about as much of them is read.
+    pub sample_bytes: Option<u64>,
+    /// Only these databases.
+    pub databases: Option<Vec<String>>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { lock_timeout: Duration::from_millis(400), lock_limit: Duration::from_secs(2), sample_bytes: None, databases: None }
+    }
+}
+
+/// Where in the log the fingerprints are of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The restore point that was written there; `None` where that is not permitted, and on a standby.
+    pub restore_point: Option<String>,
+    /// Everything that ends at or before here belongs to it.
+    pub lsn: Lsn,
+}
+
+impl Position {
+    /// What a server must be recovered to for its tables to be the same.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        match &self.restore_point {
+            Some(name) => Target::Name(name.clone()),
+            None => Target::Lsn { lsn: self.lsn, inclusive: false },
+        }
+    }
+}
+
+/// What reading one table cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cost {
+    pub table: String,
+    pub rows: u64,
+    /// Of the rows' text.
+    pub bytes: u64,
+    pub duration_ms: u64,
+}
+
+/// Fingerprints, and what they cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    pub position: Position,
+    /// By name.
+    pub tables: Vec<TableFingerprint>,
+    /// Tables without one, and why.
+    pub left_out: Vec<Problem>,
+    pub cost: Vec<Cost>,
+    /// How long writers may have had to wait.
+    pub locked_ms: u64,
+}
+
+/// A table's name, as fingerprints have it: `database.schema.table`, each part quoted unless it is lower-case letters, digits and `_`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableName {
+    pub database: String,
+    pub schema: String,
+    pub table: String,
+    /// Only these pages of so many were read: (read, all). Written `[64 of 1000 pages]` behind the name.
+    pub sample: Option<(u64, u64)>,
+}
+
+impl TableName {
+    /// Reads a name as [`std::fmt::Display`] writes it.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (database, rest) = part(text)?;
+        let (schema, rest) = part(rest.strip_prefix('.')?)?;
+        let (table, rest) = part(rest.strip_prefix('.')?)?;
+        let sample = match rest {
+            "" => None,
+            rest => {
+                let (read, all) = rest.strip_prefix(" [")?.strip_suffix(" pages]")?.split_once(" of ")?;
+                Some((read.parse().ok()?, all.parse().ok()?))
+            }
+        };
+        Some(Self { database, schema, table, sample })
+    }
+
+    /// For SQL in its database.
+    fn sql(&self) -> String {
+        format!("{}.{}", quote_identifier(&self.schema), quote_identifier(&self.table))
+    }
+}
+
+impl std::fmt::Display for TableName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{}", shown(&self.database), shown(&self.schema), shown(&self.table))?;
+        match self.sample {
+            Some((read, all)) => write!(f, " [{read} of {all} pages]"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_'
+}
+
+/// Not the server's own quoting, which depends on the key words of its version.
+fn shown(name: &str) -> String {
+    let plain = !name.is_empty() && name.bytes().all(is_plain) && !name.starts_with(|first: char| first.is_ascii_digit());
+    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+}
+
+/// One part of a name, and what follows it.
+fn part(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.bytes().position(|byte| !is_plain(byte)).unwrap_or(text.len());
+        return (end > 0).then(|| (text[..end].to_owned(), &text[end..]));
+    };
+    let mut name = String::new();
+    let mut rest = quoted;
+    loop {
+        let end = rest.find('"')?;
+        name.push_str(&rest[..end]);
+        rest = &rest[end + 1..];
+        match rest.strip_prefix('"') {
+            Some(more) => {
+                name.push('"');
+                rest = more;
+            }
+            None => return Some((name, rest)),
+        }
+    }
+}
+
+/// One database with its snapshot.
+struct Database {
+    connection: Connection,
+    tables: Vec<TableName>,
+}
+
+/// Snapshots of all databases at one position. Holds back vacuum on the source until it is read or dropped.
+pub struct Snapshot {
+    databases: Vec<Database>,
+    position: Position,
+    left_out: Vec<Problem>,
+    locked: Duration,
+    options: Options,
+}
+
+/// The connectable databases of a server, by name.
+///
+/// # Errors
+/// As the server says.
+pub fn databases(settings: &Settings, cancel: &Cancel) -> Result<Vec<String>> {
+    let mut connection =
+        Connection::connect(settings, Mode::Sql { database: Some(settings.database.as_deref().unwrap_or("postgres")) }, cancel)?;
+    // −2 marks one whose removal was interrupted.
+    let rows = connection.query("SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname")?;
+    rows.iter().map(|row| row.required("datname").map(str::to_owned)).collect()
+}
+
+impl Snapshot {
+    /// Takes the snapshots and the position. Writers wait meanwhile, within the limits of `options`. `name` becomes the restore point.
+    ///
+    /// # Errors
+    /// When no position can be had. A table or database that cannot be locked is left out and named, not an error.
+    pub fn take(settings: &Settings, name: &str, options: &Options, cancel: &Cancel) -> Result<Self> {
+        let mut left_out = Vec::new();
+        let mut opened = Vec::new();
+        for database in databases(settings, cancel)? {
+            if options.databases.as_ref().is_some_and(|wanted| !wanted.contains(&database)) {
+                continue;
+            }
+            match open(settings, &database, cancel) {
+                Ok(connection) => opened.push((database, connection)),
+                Err(error) if error.kind() == Kind::Interrupted => return Err(error),
+                Err(error) => left_out.push(problem(&shown(&database), &error)),
+            }
+        }
+        let Some((_, first)) = opened.first_mut() else {
+            return Err(Error::new(Kind::Failed, format!("take fingerprints at {settings}: no database lets lifeboat in"))
+                .hint("GRANT CONNECT on the databases to the role that lifeboat uses"));
+        };
+        let standby = first.value("SELECT pg_is_in_recovery()")?.as_deref() == Some("t");
+        let mut budget = lock_budget(first)?;
+        let mut databases = Vec::new();
+        for (database, mut connection) in opened {
+            let mut tables = match tables_of(&mut connection, &database) {
+                Ok(tables) => tables,
+                Err(error) => {
+                    left_out.push(problem(&shown(&database), &error));
+                    continue;
+                }
+            };
+            if tables.len() > budget {
+                choose_at_random(&mut tables, budget, &mut left_out)?;
+            }
+            budget -= tables.len();
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")?;
+            let tables = lock(&mut connection, tables, "ACCESS SHARE", options.lock_timeout, None, &mut left_out, cancel)?;
+            databases.push(Database { connection, tables });
+        }
+        let mut snapshot = Self {
+            databases,
+            position: Position { restore_point: None, lsn: Lsn(0) },
+            left_out,
+            locked: Duration::ZERO,
+            options: options.clone(),
+        };
+        if standby {
+            snapshot.pause(settings, cancel)?;
+        } else {
+            snapshot.hold(name, cancel)?;
+        }
+        Ok(snapshot)
+    }
+
+    /// Locks against writers, takes snapshots and position, lets go.
+    fn hold(&mut self, name: &str, cancel: &Cancel) -> Result<()> {
+        let mut begun = None;
+        let taken = self.hold_locks(name, &mut begun, cancel);
+        // Whatever happened: first of all the writers.
+        let mut released = Ok(());
+        for database in &mut self.databases {
+            if let Err(error) = database.connection.execute("ROLLBACK TO SAVEPOINT writers") {
+                released = Err(error);
+            }
+        }
+        self.locked = begun.map_or(Duration::ZERO, |begun: Instant| begun.elapsed());
+        self.position = taken?;
+        released
+    }
+
+    fn hold_locks(&mut self, name: &str, begun: &mut Option<Instant>, cancel: &Cancel) -> Result<Position> {
+        for database in &mut self.databases {
+            database.connection.execute("SAVEPOINT writers")?;
+        }
+        let until = *begun.insert(Instant::now()) + self.options.lock_limit;
+        for database in &mut self.databases {
+            let tables = std::mem::take(&mut database.tables);
+            let (timeout, left_out) = (self.options.lock_timeout, &mut self.left_out);
+            database.tables = lock(&mut database.connection, tables, "SHARE", timeout, Some(until), left_out, cancel)?;
+        }
+        for database in &mut self.databases {
+            // The first statement with a result takes the transaction's snapshot.
+            database.connection.value("SELECT 1")?;
+        }
+        let Some(database) = self.databases.first_mut() else {
+            return Err(Error::new(Kind::Failed, "take fingerprints: no database can be read"));
+        };
+        let connection = &mut database.connection;
+        connection.execute("SAVEPOINT position")?;
+        let lsn = |text: Option<String>| text.unwrap_or_default().parse::<Lsn>();
+        match connection.value(&format!("SELECT pg_create_restore_point({})", quote_literal(name))) {
+            Ok(text) => Ok(Position { restore_point: Some(name.to_owned()), lsn: lsn(text)? }),
+            Err(error) if sqlstate(&error).is_none() => Err(error),
+            // Not permitted, or too little in the log for it.
+            Err(_) => {
+                connection.execute("ROLLBACK TO SAVEPOINT position")?;
+                Ok(Position { restore_point: None, lsn: lsn(connection.value("SELECT pg_current_wal_insert_lsn()")?)? })
+            }
+        }
+    }
+
+    /// On a standby: replay is paused, snapshots and position are taken, replay goes on.
+    fn pause(&mut self, settings: &Settings, cancel: &Cancel) -> Result<()> {
+        let place = settings.database.as_deref().unwrap_or("postgres");
+        let mut control = Connection::connect(settings, Mode::Sql { database: Some(place) }, cancel)?;
+        if control.value("SELECT pg_is_wal_replay_paused()")?.as_deref() == Some("t") {
+            return Err(Error::new(Kind::Busy, format!("take fingerprints at {settings}: somebody has paused its replay"))
+                .hint("SELECT pg_wal_replay_resume() when nobody needs it paused any more"));
+        }
+        control.execute("SELECT pg_wal_replay_pause()").map_err(|error| {
+            error.hint("GRANT EXECUTE ON FUNCTION pg_wal_replay_pause(), pg_wal_replay_resume() to the role that lifeboat uses")
+        })?;
+        let taken = self.pause_and_look(&mut control, cancel);
+        let resumed = control.execute("SELECT pg_wal_replay_resume()");
+        self.position = Position { restore_point: None, lsn: taken? };
+        resumed
+    }
+
+    fn pause_and_look(&mut self, control: &mut Connection, cancel: &Cancel) -> Result<Lsn> {
+        let deadline = Instant::now() + PAUSE_PATIENCE;
+        while control.value("SELECT pg_get_wal_replay_pause_state()")?.as_deref() != Some("paused") {
+            cancel.check()?;
+            if Instant::now() > deadline {
+                return Err(Error::new(Kind::Busy, "take fingerprints on a standby: its replay does not pause"));
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        for database in &mut self.databases {
+            database.connection.value("SELECT 1")?;
+        }
+        control.value("SELECT pg_last_wal_replay_lsn()")?.unwrap_or_default().parse()
+    }
+
+    /// Where in the log it is.
+    #[must_use]
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// How long writers may have had to wait.
+    #[must_use]
+    pub fn locked(&self) -> Duration {
+        self.locked
+    }
+
+    /// Reads all tables. A table that cannot be read is left out and named.
+    ///
+    /// # Errors
+    /// `Interrupted`, or when a connection was lost.
+    pub fn read(self, key: &[u8; 32], cancel: &Cancel) -> Result<Taken> {
+        let Self { databases, position, mut left_out, locked, options } = self;
+        let (mut tables, mut cost) = (Vec::new(), Vec::new());
+        for Database { mut connection, tables: names } in databases {
+            for mut name in names {
+                cancel.check()?;
+                connection.execute("SAVEPOINT reading")?;
+                let read = sampled(&mut connection, &name, &options).and_then(|sample| {
+                    name.sample = sample;
+                    read_table(&mut connection, &name, key, cancel)
+                });
+                match read {
+                    Ok((table, spent)) => {
+                        connection.execute("RELEASE SAVEPOINT reading")?;
+                        tables.push(table);
+                        cost.push(spent);
+                    }
+                    Err(error) if sqlstate(&error).is_none() => return Err(error),
+                    Err(error) => {
+                        left_out.push(problem(&name.to_string(), &error));
+                        connection.execute("ROLLBACK TO SAVEPOINT reading")?;
+                    }
+                }
+            }
+        }
+        tables.sort_by(|one, other| one.table.cmp(&other.table));
+        let locked_ms = u64::try_from(locked.as_millis()).unwrap_or(u64::MAX);
+        Ok(Taken { position, tables, left_out, cost, locked_ms })
+    }
+}
+
+fn open(settings: &Settings, database: &str, cancel: &Cancel) -> Result<Connection> {
+    let mut connection = Connection::connect(settings, Mode::Sql { database: Some(database) }, cancel)?;
+    connection.execute(SESSION)?;
+    Ok(connection)
+}
+
+fn problem(object: &str, error: &Error) -> Problem {
+    let cause = error.causes().pop().unwrap_or_else(|| error.to_string());
+    Problem { object: object.to_owned(), kind: "no-fingerprint".into(), message: cause }
+}
+
+/// A quarter of the places for locks that the server has: an application must never find none because of lifeboat.
+fn lock_budget(connection: &mut Connection) -> Result<usize> {
+    let places = connection.value(
+        "SELECT current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint)",
+    )?;
+    Ok(places.and_then(|places| places.parse::<usize>().ok()).unwrap_or(0) / 4)
+}
+
+/// Tables whose content a recovery must bring back, those that are written least first: the others are then locked for the shortest time.
+fn tables_of(connection: &mut Connection, database: &str) -> Result<Vec<TableName>> {
+    let rows = connection.query(
+        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid \
+         WHERE c.relkind = 'r' AND c.relpersistence = 'p' \
+         AND (n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp_)' \
+              OR c.oid = 'pg_largeobject'::regclass AND pg_relation_size(c.oid) > 0) \
+         AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') \
+         ORDER BY coalesce(s.n_tup_ins + s.n_tup_upd + s.n_tup_del, 0), c.oid",
+    )?;
+    let table = |row: &crate::source::postgres::client::Row| -> Result<TableName> {
+        Ok(TableName {
+            database: database.to_owned(),
+            schema: row.required("nspname")?.to_owned(),
+            table: row.required("relname")?.to_owned(),
+            sample: None,
+        })
+    };
+    rows.iter().map(table).collect()
+}
+
+/// Keeps `count` tables, others each time, in their order.
+fn choose_at_random(tables: &mut Vec<TableName>, count: usize, left_out: &mut Vec<Problem>) -> Result<()> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|error| Error::new(Kind::Failed, "draw a random number").because(error.to_string()))?;
+    let rank = |table: &TableName| *blake3::keyed_hash(&seed, table.to_string().as_bytes()).as_bytes();
+    let mut ranked: Vec<_> = tables.iter().map(|table| (rank(table), table.clone())).collect();
+    ranked.sort();
+    let kept: BTreeSet<TableName> = ranked.into_iter().take(count).map(|(_, table)| table).collect();
+    let why = format!("more tables than a quarter of the server's places for locks ({count}): max_locks_per_transaction");
+    let (keep, drop): (Vec<_>, Vec<_>) = std::mem::take(tables).into_iter().partition(|table| kept.contains(table));
+    left_out.extend(drop.iter().map(|table| Problem { object: table.to_string(), kind: "no-fingerprint".into(), message: why.clone() }));
+    *tables = keep;
+    Ok(())
+}
+
+/// Locks tables and yields those that are locked. After `until` only those that are free.
+fn lock(
+    connection: &mut Connection,
+    tables: Vec<TableName>,
+    mode: &str,
+    timeout: Duration,
+    until: Option<Instant>,
+    left_out: &mut Vec<Problem>,
+    cancel: &Cancel,
+) -> Result<Vec<TableName>> {
+    connection.execute(&format!("SET LOCAL lock_timeout = {}", timeout.as_millis().max(1)))?;
+    let mut locked = Vec::with_capacity(tables.len());
+    for batch in tables.chunks(BATCH_TABLES) {
+        cancel.check()?;
+        if try_lock(connection, batch, mode, "NOWAIT")?.is_ok() {
+            locked.extend_from_slice(batch);
+            continue;
+        }
+        for table in batch {
+            cancel.check()?;
+            let wait = if until.is_some_and(|until| Instant::now() >= until) { "NOWAIT" } else { "" };
+            match try_lock(connection, std::slice::from_ref(table), mode, wait)? {
+                Ok(()) => locked.push(table.clone()),
+                Err(error) => left_out.push(problem(&table.to_string(), &error)),
+            }
+        }
+    }
+    Ok(locked)
+}
+
+/// Locks all of these or none.
+fn try_lock(connection: &mut Connection, tables: &[TableName], mode: &str, wait: &str) -> Result<Result<()>> {
+    let names: Vec<String> = tables.iter().map(|table| format!("ONLY {}", table.sql())).collect();
+    let statement = format!("SAVEPOINT locks; LOCK TABLE {} IN {mode} MODE {wait}; RELEASE SAVEPOINT locks", names.join(", "));
+    match connection.execute(&statement) {
+        Ok(()) => Ok(Ok(())),
+        // Not the server's word: the connection is lost.
+        Err(error) if sqlstate(&error).is_none() => Err(error),
+        Err(error) => {
+            connection.execute("ROLLBACK TO SAVEPOINT locks; RELEASE SAVEPOINT locks")?;
+            Ok(Err(error))
+        }
+    }
+}
+
+/// Which part of a table is read: `None` is all of it.
+fn sampled(connection: &mut Connection, name: &TableName, options: &Options) -> Result<Option<(u64, u64)>> {
+    let Some(budget) = options.sample_bytes else { return Ok(None) };
+    let size = connection.query(&format!(
+        "SELECT pg_relation_size({}::regclass) AS bytes, current_setting('block_size') AS page",
+        quote_literal(&name.sql())
+    ))?;
+    let number = |column: &str| size.first().and_then(|row| row.named(column)).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let (bytes, page) = (number("bytes"), number("page").max(1));
+    Ok((bytes > budget).then(|| ((budget / page).max(1), bytes / page)))
+}
+
+/// The pages of a sample, [start, end), spread over the table. A physical copy has the same rows on the same pages.
+fn runs(read: u64, all: u64) -> Vec<(u64, u64)> {
+    let length = RUN_PAGES.min(read).max(1);
+    let count = (read / length).max(1);
+    let stride = all / count;
+    (0..count)
+        .map(|number| {
+            let mut text = [0; 24];
+            for (part, value) in text.chunks_exact_mut(8).zip([read, all, number]) {
+                part.copy_from_slice(&value.to_le_bytes());
+            }
+            let hash = blake3::hash(&text);
+            let random = u64::from_le_bytes(hash.as_bytes().first_chunk().copied().unwrap_or_default());
+            let start = number * stride + random % stride.saturating_sub(length).max(1);
+            (start, start + length)
+        })
+        .collect()
+}
+
+/// Fingerprints one table, as its name says.
+fn read_table(connection: &mut Connection, name: &TableName, key: &[u8; 32], cancel: &Cancel) -> Result<(TableFingerprint, Cost)> {
+    let begun = Instant::now();
+    // Virtual generated columns are not stored: they are computed by whatever the source defined.
+    let rows = connection.query(&format!(
+        "SELECT attname FROM pg_attribute WHERE attrelid = {}::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v' ORDER BY attnum",
+        quote_literal(&name.sql())
+    ))?;
+    let columns: Vec<String> = rows.iter().map(|row| row.required("attname").map(quote_identifier)).collect::<Result<_>>()?;
+    let mut query = format!("SELECT {} FROM ONLY {}", columns.join(", "), name.sql());
+    let (mut sum, mut encoder, mut scratch, mut bytes) = (Accumulator::new(key), RowEncoder::default(), Vec::new(), 0);
+    let parts = match name.sample {
+        None => vec![String::new()],
+        Some((read, all)) => {
+            runs(read, all).into_iter().map(|(start, end)| format!(" WHERE ctid >= '({start},0)' AND ctid < '({end},0)'")).collect()
+        }
+    };
+    let whole = query.len();
+    for part in parts {
+        query.truncate(whole);
+        query.push_str(&part);
+        let mut copy = connection.copy_out(&format!("COPY ({query}) TO STDOUT"))?;
+        while let Some(line) = copy.next()? {
+            bytes += line.len() as u64;
+            encode(&line, columns.len(), &mut encoder, &mut scratch)?;
+            sum.add(&encoder);
+            if sum.rows().is_multiple_of(4096) {
+                cancel.check()?;
+            }
+        }
+    }
+    let table = sum.finish(name.to_string());
+    let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok((table.clone(), Cost { table: table.table, rows: table.rows, bytes, duration_ms }))
+}
+
+/// One line of COPY's text format (PostgreSQL manual, COPY, "Text Format") to a row of text values.
+fn encode(line: &[u8], columns: usize, encoder: &mut RowEncoder, scratch: &mut Vec<u8>) -> Result<()> {
+    let strange = || Error::new(Kind::Failed, "read rows from PostgreSQL: a line of COPY is not as it should be");
+    let line = line.strip_suffix(b"\n").ok_or_else(strange)?;
+    encoder.start(u32::try_from(columns).map_err(|_| strange())?);
+    if columns == 0 {
+        return if line.is_empty() { Ok(()) } else { Err(strange()) };
+    }
+    let mut count = 0;
+    for field in line.split(|byte| *byte == b'\t') {
+        count += 1;
+        if field == b"\\N" {
+            encoder.null();
+        } else if field.contains(&b'\\') {
+            scratch.clear();
+            let mut bytes = field.iter();
+            while let Some(byte) = bytes.next() {
+                scratch.push(match byte {
+                    b'\\' => match bytes.next().ok_or_else(strange)? {
+                        b'b' => 8,
+                        b't' => b'\t',
+                        b'n' => b'\n',
+                        b'v' => 11,
+                        b'f' => 12,
+                        b'r' => b'\r',
+                        other => *other,
+                    },
+                    other => *other,
+                });
+            }
+            encoder.text(scratch);
+        } else {
+            encoder.text(field);
+        }
+    }
+    if count == columns { Ok(()) } else { Err(strange()) }
+}
+
+/// What became of one table that was to be read again.
+pub type Again = Result<(TableFingerprint, Cost)>;
+
+/// Fingerprints these tables in a recovered server, on so many connections; in the order of `names`.
+///
+/// # Errors
+/// `Interrupted`. Whatever else goes wrong is the result of that table.
+pub fn again(settings: &Settings, names: &[&str], key: &[u8; 32], threads: usize, cancel: &Cancel) -> Result<Vec<Again>> {
+    let next = AtomicUsize::new(0);
+    let results: Mutex<Vec<Option<Again>>> = Mutex::new(names.iter().map(|_| None).collect());
+    let work = || {
+        let mut at: Option<(String, Connection)> = None;
+        while let Some((number, text)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|number| Some((number, names.get(number)?))) {
+            let result = if cancel.is_cancelled() {
+                Err(Error::new(Kind::Interrupted, "interrupted"))
+            } else {
+                one_again(settings, text, key, &mut at, cancel)
+            };
+            if result.is_err() {
+                // It may have been left in the middle of an answer.
+                at = None;
+            }
+            if let Some(place) = results.lock().unwrap_or_else(PoisonError::into_inner).get_mut(number) {
+                *place = Some(result);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, names.len().max(1)) {
+            scope.spawn(work);
+        }
+    });
+    cancel.check()?;
+    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(results.into_iter().map(|result| result.unwrap_or_else(|| Err(Error::new(Kind::Bug, "a table was forgotten")))).collect())
+}
+
+fn one_again(settings: &Settings, text: &str, key: &[u8; 32], at: &mut Option<(String, Connection)>, cancel: &Cancel) -> Again {
+    let name = TableName::parse(text)
+        .ok_or_else(|| Error::new(Kind::Damaged, format!("read the fingerprint of {text}: it is no table's name")))?;
+    if at.as_ref().is_none_or(|(database, _)| *database != name.database) {
+        *at = Some((name.database.clone(), open(settings, &name.database, cancel)?));
+    }
+    let Some((_, connection)) = at else { return Err(Error::new(Kind::Bug, "no connection")) };
+    read_table(connection, &name, key, cancel)
+}
+
+/// The parts of a server's error that may be shown: what was done, and the server's message and hint.
+#[must_use]
+pub fn described(error: &Error) -> String {
+    let mut text = error.causes().first().cloned().unwrap_or_else(|| error.to_string());
+    if let Some(hint) = error.hint_text() {
+        let _ = write!(text, " ({hint})");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::source::postgres::conninfo::Host;
+use crate::source::postgres::instance::Stop;
+use crate::source::postgres::prove;
+use crate::source::postgres::test_restored::Archived;
+
+const KEY: [u8; 32] = [7; 32];
+
+fn settings_of(source: &Archived, user: &str) -> Settings {
+    Settings::new(Host::Socket(source.server.folder().to_owned()), 5432, user)
+}
+
+#[test]
+fn names_are_read_back() {
+    let name = |database: &str, schema: &str, table: &str, sample| TableName {
+        database: database.into(),
+        schema: schema.into(),
+        table: table.into(),
+        sample,
+    };
+    let names = [
+        (name("crm", "public", "order_2", None), "crm.public.order_2"),
+        (name("CRM", "a.b", "say \"x\"", None), "\"CRM\".\"a.b\".\"say \"\"x\"\"\""),
+        (name("ü", "1a", "(t)", Some((64, 1000))), "\"ü\".\"1a\".\"(t)\" [64 of 1000 pages]"),
+        (name("a", "b", "t [1 of 2 pages]", None), "a.b.\"t [1 of 2 pages]\""),
+        (name("a", "", "\"", None), "a.\"\".\"\"\"\""),
+    ];
+    for (name, text) in names {
+        assert_eq!(name.to_string(), text);
+        assert_eq!(TableName::parse(text), Some(name));
+    }
+    for text in ["", "a.b", "a.b.c.d", "a.b.\"c", "A.b.c", "a.b.c [x of 2 pages]", "a.b.c "] {
+        assert_eq!(TableName::parse(text), None, "{text}");
+    }
+}
+
+#[test]
+fn lines_of_copy_are_decoded() {
+    let row = |line: &[u8], columns| {
+        let (mut encoder, mut scratch) = (RowEncoder::default(), Vec::new());
+        encode(line, columns, &mut encoder, &mut scratch).map(|()| encoder.encoded().to_vec())
+    };
+    let mut expected = RowEncoder::default();
+    expected.start(4);
+    expected.text(b"a\tb\\N\n\x0b\x08\x0c\r");
+    expected.null();
+    expected.text(b"");
+    expected.text("ü".as_bytes());
+    assert_eq!(row("a\\tb\\\\N\\n\\v\\b\\f\\r\t\\N\t\tü\n".as_bytes(), 4).unwrap(), expected.encoded());
+    assert!(row(b"a\tb\n", 3).is_err() && row(b"a", 1).is_err() && row(b"a\\\n", 1).is_err());
+    assert_eq!(row(b"\n", 0).unwrap(), 0u32.to_le_bytes());
+    assert_ne!(row(b"\n", 1).unwrap(), row(b"\\N\n", 1).unwrap());
+}
+
+#[test]
+fn samples_stay_inside_and_do_not_overlap() {
+    for (read, all) in [(1, 2), (127, 128), (128, 129), (300, 1000), (1280, 1_000_000), (999, 1000)] {
+        let runs = runs(read, all);
+        assert!(runs.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{runs:?}");
+        assert!(runs.iter().all(|run| run.0 < run.1 && run.1 <= all), "{runs:?}");
+        let taken: u64 = runs.iter().map(|run| run.1 - run.0).sum();
+        assert!(taken <= read && taken * 2 > read, "{read} of {all}: {runs:?}");
+    }
+}
+
+fn fill(source: &Archived) {
+    source.sql("CREATE DATABASE \"Zweite DB\"");
+    source.sql("CREATE EXTENSION amcheck");
+    source.sql("CREATE TABLE account(id int PRIMARY KEY, balance bigint, note text)");
+    source.sql("INSERT INTO account SELECT n, 0, repeat('x', 50) FROM generate_series(1, 20000) n");
+    source.sql("CREATE TABLE ledger(id bigserial PRIMARY KEY, account int, amount int, at timestamptz DEFAULT clock_timestamp())");
+    source.sql("CREATE SCHEMA \"Größe.n\"");
+    source.sql(
+        "CREATE TABLE \"Größe.n\".\"Ta\"\"b\"(a float8, b numeric, c bytea, d jsonb, e text[], f interval, g date, h money, i regclass, \
+         j int GENERATED ALWAYS AS (1 + 1) STORED)",
+    );
+    source.sql(
+        "INSERT INTO \"Größe.n\".\"Ta\"\"b\" VALUES ('NaN', 1e30, '\\x00ff5c', '{\"a\": \"\\t\"}', ARRAY['a','NULL',NULL,E'\\n\\\\'], \
+         '1 year -3 days', 'infinity', 12.5, 'account'), (-0.0, NULL, '', NULL, '{}', NULL, '0044-03-15 BC', NULL, NULL), (0.1, 'NaN', NULL, 'null', NULL, '1 s', NULL, -1, 0)",
+    );
+    source.sql("CREATE TABLE nothing()");
+    source.sql("INSERT INTO nothing DEFAULT VALUES");
+    source.sql("CREATE TABLE parted(n int) PARTITION BY RANGE (n)");
+    source.sql("CREATE TABLE part1 PARTITION OF parted FOR VALUES FROM (0) TO (10)");
+    source.sql("INSERT INTO parted VALUES (1), (2)");
+    source.sql("CREATE UNLOGGED TABLE gone(n int)");
+    source.sql("SELECT lo_from_bytea(0, '\\x0102')");
+    source.sql("CREATE ROLE reader LOGIN");
+    source.sql("GRANT UPDATE, SELECT ON ALL TABLES IN SCHEMA public TO reader");
+}
+
+/// Moves money from one account to another, one transaction each, until told to stop.
+fn write_on(settings: &Settings, seed: u64, stop: &AtomicBool) -> u64 {
+    let mut connection = Connection::connect(settings, Mode::Sql { database: Some("postgres") }, &Cancel::default()).unwrap();
+    let (mut state, mut count) = (seed, 0);
+    while !stop.load(Ordering::Relaxed) {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (from, to) = (1 + (state >> 33) % 20000, 1 + (state >> 13) % 20000);
+        // In the order of their numbers: no two of these wait for each other.
+        let (first, second) = (from.min(to), from.max(to));
+        let end = if state.is_multiple_of(16) { "ROLLBACK" } else { "COMMIT" };
+        connection
+            .execute(&format!(
+                "BEGIN; UPDATE account SET balance = balance - 1 WHERE id = {first}; UPDATE account SET balance = balance + 1 WHERE id = {second}; \
+                 INSERT INTO ledger(account, amount) VALUES ({first}, -1), ({second}, 1); {end}"
+            ))
+            .unwrap();
+        count += 1;
+    }
+    count
+}
+
+/// Takes fingerprints while two writers run, then compares them with a server that was recovered to their position.
+fn taken_equals_recovered(user: &str, options: &Options) -> Taken {
+    let source = Archived::start("");
+    fill(&source);
+    let restored = source.base_backup("restored");
+    let stop = AtomicBool::new(false);
+    let (writer, reader) = (settings_of(&source, "postgres"), settings_of(&source, user));
+    let cancel = Cancel::default();
+    let busy = || source.sql("SELECT count(*) FROM ledger").parse::<u64>().unwrap();
+    let wait_for = |count: u64| {
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while busy() < count {
+            assert!(Instant::now() < deadline, "the writers do not write");
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    };
+    let taken = std::thread::scope(|scope| {
+        let writers = [1, 2].map(|seed| {
+            scope.spawn({
+                let (writer, stop) = (&writer, &stop);
+                move || write_on(writer, seed, stop)
+            })
+        });
+        wait_for(200);
+        let snapshot = Snapshot::take(&reader, "lifeboat-test", options, &cancel).unwrap();
+        let count = busy();
+        wait_for(count + 200);
+        let taken = snapshot.read(&KEY, &cancel).unwrap();
+        stop.store(true, Ordering::Relaxed);
+        let written: u64 = writers.map(|writer| writer.join().unwrap()).iter().sum();
+        eprintln!("{user}: {written} transactions, locked {} ms, left out {:?}", taken.locked_ms, taken.left_out);
+        taken
+    });
+    source.archive_all();
+
+    let (instance, outcome) = source.recover(&restored, taken.position.target()).unwrap();
+    assert_eq!(outcome.end, taken.position.lsn);
+    let settings = prove::settings(&instance, "postgres");
+    let names: Vec<&str> = taken.tables.iter().map(|table| table.table.as_str()).collect();
+    let found = again(&settings, &names, &KEY, 3, &cancel).unwrap();
+    for (expected, found) in taken.tables.iter().zip(found) {
+        assert_eq!(&found.unwrap().0, expected);
+    }
+    // And one row less or other is seen.
+    source.ask(&instance, "UPDATE account SET note = 'y' WHERE id = 1; DELETE FROM ledger WHERE id = (SELECT min(id) FROM ledger)");
+    let found = again(&settings, &["postgres.public.account", "postgres.public.ledger", "postgres.public.none"], &KEY, 1, &cancel).unwrap();
+    let expected = |name: &str| taken.tables.iter().find(|table| table.table == name);
+    assert_ne!(found[0].as_ref().ok().map(|found| &found.0), expected("postgres.public.account"));
+    assert_ne!(found[1].as_ref().ok().map(|found| &found.0), expected("postgres.public.ledger"));
+    assert_eq!(sqlstate(found[2].as_ref().unwrap_err()), Some("42P01"));
+    instance.stop(Stop::Immediate).unwrap();
+    taken
+}
+
+#[test]
+fn under_load_they_equal_what_is_recovered_at_the_restore_point() {
+    let taken = taken_equals_recovered("postgres", &Options::default());
+    assert_eq!(taken.position.restore_point.as_deref(), Some("lifeboat-test"));
+    assert_eq!(taken.left_out, []);
+    let rows: Vec<(&str, u64)> = taken.tables.iter().map(|table| (table.table.as_str(), table.rows)).collect();
+    let expected = [
+        ("postgres.\"Größe.n\".\"Ta\"\"b\"", 3),
+        ("postgres.pg_catalog.pg_largeobject", 1),
+        ("postgres.public.account", 20000),
+        ("postgres.public.nothing", 1),
+        ("postgres.public.part1", 2),
+    ];
+    for expected in expected {
+        assert!(rows.contains(&expected), "{expected:?} in {rows:?}");
+    }
+    assert_eq!(rows.len(), expected.len() + 1, "and the ledger: {rows:?}");
+    assert!(taken.locked_ms < 5000, "{}", taken.locked_ms);
+    assert_eq!(taken.cost.len(), taken.tables.len());
+    assert!(taken.cost.iter().any(|cost| cost.rows == 20000 && cost.bytes > 20000 * 50));
+}
+
+#[test]
+fn without_privileges_and_sampled_they_equal_what_is_recovered_at_the_position() {
+    let options = Options { sample_bytes: Some(256 * 1024), ..Options::default() };
+    let taken = taken_equals_recovered("reader", &options);
+    assert_eq!(taken.position.restore_point, None);
+    // What this role may not lock is named.
+    let left_out: Vec<&str> = taken.left_out.iter().map(|left| left.object.as_str()).collect();
+    assert!(left_out.contains(&"postgres.pg_catalog.pg_largeobject"), "{left_out:?}");
+    assert!(left_out.contains(&"postgres.\"Größe.n\".\"Ta\"\"b\""), "{left_out:?}");
+    let sampled = taken.tables.iter().find(|table| table.table.starts_with("postgres.public.account [32 of ")).unwrap();
+    assert!(sampled.rows > 0 && sampled.rows < 20000);
+}
+
+#[test]
+fn a_table_that_stays_locked_is_named_and_keeps_nobody_waiting() {
+    let source = Archived::start("");
+    source.sql("CREATE TABLE quiet(n int)");
+    source.sql("CREATE TABLE busy(n int)");
+    let (settings, cancel) = (settings_of(&source, "postgres"), Cancel::default());
+    let mut writer = Connection::connect(&settings, Mode::Sql { database: Some("postgres") }, &cancel).unwrap();
+    writer.execute("BEGIN; INSERT INTO busy VALUES (1)").unwrap();
+    let snapshot = Snapshot::take(&settings, "x", &Options::default(), &cancel).unwrap();
+    assert!(snapshot.locked() < Duration::from_secs(3));
+    // Others write again as soon as it is taken, also to the table that was locked.
+    source.sql("SET lock_timeout = '2s'; INSERT INTO quiet VALUES (1)");
+    let taken = snapshot.read(&KEY, &cancel).unwrap();
+    assert_eq!(taken.tables.iter().map(|table| (table.table.as_str(), table.rows)).collect::<Vec<_>>(), [("postgres.public.quiet", 0)]);
+    let [left] = taken.left_out.as_slice() else { panic!("{:?}", taken.left_out) };
+    assert_eq!(left.object, "postgres.public.busy");
+    assert!(left.message.contains("lock timeout"), "{}", left.message);
+    writer.execute("COMMIT").unwrap();
+}

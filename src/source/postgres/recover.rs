@@ -1,0 +1,505 @@
+//! Recovery of a restored data folder: to which moment, along which timeline, with which log; and what came of it.
+//!
+//! A restored folder is dangerous until it was prepared: `tablespace_map` would make the server replace its tablespaces with links to the places
+//! that they had at the source, which may be those of a live server on this very host, and without `backup_label` the server would
+//! start from the wrong checkpoint and call a torn copy consistent. [`prepare`] sees to both before anything may start.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, SubsecRound, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::event::Cancel;
+use crate::source::postgres::instance::{self, Account, Instance, Launch};
+use crate::source::postgres::lsn::Lsn;
+
+/// `MAXFNAMELEN` is 64 with the terminator (`access/xlog_internal.h`).
+const MOST_NAME_BYTES: usize = 63;
+/// All parameters that choose a target: at most one may be set, so the others are written empty.
+const TARGETS: [&str; 5] =
+    ["recovery_target", "recovery_target_name", "recovery_target_time", "recovery_target_xid", "recovery_target_lsn"];
+/// Around what lifeboat wrote into `postgresql.auto.conf`.
+const BEGIN: &str = "# lifeboat: recovery begins";
+const END: &str = "# lifeboat: recovery ends";
+/// Where [`prepare`] puts `postgresql.auto.conf` of the source.
+pub const AUTO_CONF_ASIDE: &str = "postgresql.auto.conf.of-the-source";
+/// Folders that a server needs and that a backup has without content, or not at all.
+const EMPTY_FOLDERS: [&str; 14] = [
+    "pg_commit_ts",
+    "pg_dynshmem",
+    "pg_logical",
+    "pg_logical/mappings",
+    "pg_logical/snapshots",
+    "pg_notify",
+    "pg_replslot",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat_tmp",
+    "pg_subtrans",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_wal",
+];
+/// Of a server that ran on the folder at the source, or of an earlier recovery.
+const LEFTOVERS: [&str; 6] = ["postmaster.pid", "postmaster.opts", "recovery.signal", "standby.signal", "recovery.conf", "recovery.done"];
+
+/// The moment to recover to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// As soon as the folder is consistent: the end of the base backup.
+    Immediate,
+    /// All the log there is.
+    Latest,
+    /// The last commit at or before this moment (microseconds; finer is cut off).
+    Time(DateTime<Utc>),
+    /// Exclusive: before the first record that begins at or after this position. Inclusive: after that record.
+    Lsn { lsn: Lsn, inclusive: bool },
+    /// Just after (inclusive) or just before the commit of this transaction.
+    Xid { xid: u64, inclusive: bool },
+    /// A named restore point (`pg_create_restore_point`).
+    Name(String),
+}
+
+/// The timeline to follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Timeline {
+    /// The newest there is.
+    Latest,
+    /// That of the base backup.
+    Current,
+    Number(u32),
+}
+
+/// What the server does at the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// Becomes a server of its own, on a new timeline.
+    Promote,
+    /// Answers, reads only, and waits for `pg_wal_replay_resume()`.
+    Pause,
+    Shutdown,
+}
+
+/// A recovery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovery {
+    pub target: Target,
+    pub timeline: Timeline,
+    /// Brings a log file: `%f` is its name, `%p` where it belongs. `None`: all the log is in `pg_wal` already.
+    pub restore_command: Option<String>,
+    pub action: Action,
+}
+
+impl Recovery {
+    /// The settings that ask a server for it, all targets but one empty.
+    ///
+    /// # Errors
+    /// `Usage` when the target cannot be asked for.
+    pub fn settings(&self) -> Result<Vec<(String, String)>> {
+        let (parameter, value, inclusive) = match &self.target {
+            Target::Latest => ("", String::new(), true),
+            Target::Immediate => ("recovery_target", "immediate".to_owned(), true),
+            Target::Time(time) => ("recovery_target_time", time.trunc_subsecs(6).format("%Y-%m-%d %H:%M:%S%.6f+00").to_string(), true),
+            Target::Lsn { lsn, inclusive } => ("recovery_target_lsn", lsn.to_string(), *inclusive),
+            Target::Xid { xid, inclusive } => ("recovery_target_xid", xid.to_string(), *inclusive),
+            Target::Name(name) => {
+                if name.is_empty() || name.len() > MOST_NAME_BYTES || name.contains(char::is_control) {
+                    return Err(Error::new(
+                        Kind::Usage,
+                        format!("recover to the restore point {name:?}: no restore point can have this name"),
+                    )
+                    .hint(format!("a name has 1 to {MOST_NAME_BYTES} bytes, as it was given to pg_create_restore_point()")));
+                }
+                ("recovery_target_name", name.clone(), true)
+            }
+        };
+        let timeline = match self.timeline {
+            Timeline::Latest => "latest".to_owned(),
+            Timeline::Current => "current".to_owned(),
+            Timeline::Number(number) => number.to_string(),
+        };
+        let action = match self.action {
+            Action::Promote => "promote",
+            Action::Pause => "pause",
+            Action::Shutdown => "shutdown",
+        };
+        // The empty ones first: a server takes even an empty one that comes after a target for a second target.
+        let mut settings: Vec<(String, String)> =
+            TARGETS.iter().filter(|name| **name != parameter).map(|name| ((*name).to_owned(), String::new())).collect();
+        if !parameter.is_empty() {
+            settings.push((parameter.to_owned(), value));
+        }
+        let mut set = |name: &str, value: &str| settings.push((name.to_owned(), value.to_owned()));
+        set("recovery_target_inclusive", if inclusive { "on" } else { "off" });
+        set("recovery_target_timeline", &timeline);
+        set("recovery_target_action", action);
+        // The server insists on one; this one never has anything.
+        set("restore_command", self.restore_command.as_deref().unwrap_or("false"));
+        set("recovery_end_command", "");
+        set("archive_cleanup_command", "");
+        Ok(settings)
+    }
+}
+
+/// Makes a restored data folder that nobody else uses safe to start in a private instance: to be recovered by the settings of its configuration.
+/// Tablespaces move to `tablespaces/<oid>`, on the same file system; everything is given to `account`.
+///
+/// # Errors
+/// `Damaged` when it is not a whole base backup; `Failed` for a link that would lead the server out of the folder.
+pub fn prepare(data: &Path, tablespaces: &Path, account: Account) -> Result<()> {
+    instance::major_of(data)?;
+    if !exists(&data.join("backup_label"))? {
+        return Err(Error::new(Kind::Damaged, format!("recover {}: it has no backup_label", data.display()))
+            .hint("restore the whole snapshot again; a server would start this one from the wrong place in the log"));
+    }
+    refuse_links(data)?;
+    clear(data)?;
+    let auto = data.join("postgresql.auto.conf");
+    if exists(&auto)? {
+        fs::rename(&auto, data.join(AUTO_CONF_ASIDE)).io_context(|| format!("move {} aside", auto.display()))?;
+    }
+    let mut places = BTreeMap::new();
+    for oid in tablespaces_of(data)? {
+        places.insert(oid, tablespaces.join(oid.to_string()));
+    }
+    place_tablespaces(data, &places, account)?;
+    write_new(&data.join("recovery.signal"), b"", account)?;
+    fs::set_permissions(data, fs::Permissions::from_mode(0o700)).io_context(|| format!("make {} private", data.display()))?;
+    if account.is_other() {
+        give(data, account)?;
+        places.values().try_for_each(|place| give(place, account))?;
+    }
+    Ok(())
+}
+
+/// Removes what a server left at the source and what would mislead the next one, and makes the empty folders that it needs.
+///
+/// # Errors
+/// When that is not possible.
+pub fn clear(data: &Path) -> Result<()> {
+    for name in LEFTOVERS.iter().chain(&["tablespace_map"]) {
+        let path = data.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io(format!("remove {}", path.display()), error)),
+            _ => {}
+        }
+    }
+    let owner = owner_of(data)?;
+    for name in EMPTY_FOLDERS {
+        let path = data.join(name);
+        if !exists(&path)? {
+            fs::DirBuilder::new().mode(0o700).create(&path).io_context(|| format!("make folder {}", path.display()))?;
+            own(&path, owner)?;
+        }
+    }
+    Ok(())
+}
+
+/// The oids of the tablespaces that a restored folder has, as folders `pg_tblspc/<oid>`.
+///
+/// # Errors
+/// When they cannot be listed.
+pub fn tablespaces_of(data: &Path) -> Result<Vec<u32>> {
+    let folder = data.join("pg_tblspc");
+    let mut oids = Vec::new();
+    for item in fs::read_dir(&folder).io_context(|| format!("list {}", folder.display()))? {
+        let name = item.io_context(|| format!("list {}", folder.display()))?.file_name();
+        oids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    oids.sort_unstable();
+    Ok(oids)
+}
+
+/// Moves each folder `pg_tblspc/<oid>` to its place, which must be on the same file system and not exist or be empty, and leaves a link.
+///
+/// # Errors
+/// `Usage` when a place is taken or on another file system.
+pub fn place_tablespaces(data: &Path, places: &BTreeMap<u32, PathBuf>, account: Account) -> Result<()> {
+    for (oid, place) in places {
+        let link = data.join("pg_tblspc").join(oid.to_string());
+        let failed = || format!("move tablespace {oid} to {}", place.display());
+        if let Some(parent) = place.parent() {
+            let mode = if account.is_other() { 0o711 } else { 0o700 };
+            fs::DirBuilder::new().recursive(true).mode(mode).create(parent).io_context(failed)?;
+        }
+        fs::rename(&link, place).map_err(|source| match source.kind() {
+            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+                Error::new(Kind::Usage, failed()).because(source).hint("choose a place that does not exist yet or is an empty folder")
+            }
+            io::ErrorKind::CrossesDevices => {
+                Error::new(Kind::Usage, failed()).because(source).hint("choose a place on the same file system as the data folder")
+            }
+            _ => Error::io(failed(), source),
+        })?;
+        let target = fs::canonicalize(place).io_context(failed)?;
+        std::os::unix::fs::symlink(&target, &link).io_context(failed)?;
+        own(&link, account)?;
+    }
+    Ok(())
+}
+
+/// Makes a restored folder recover when an operator starts its server: settings in `postgresql.auto.conf` between marks (an earlier block of
+/// lifeboat is replaced), then `recovery.signal`, or `standby.signal` for a server that is to follow. `more` are further settings, such as
+/// `primary_conninfo`.
+///
+/// # Errors
+/// `Usage` for a target or setting that cannot be written.
+pub fn write_for_operator(data: &Path, recovery: &Recovery, standby: bool, more: &[(String, String)]) -> Result<()> {
+    let owner = owner_of(data)?;
+    let path = data.join("postgresql.auto.conf");
+    let mut text = match read_no_link(&path) {
+        Ok(text) => without_block(&text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(Error::io(format!("read {}", path.display()), error)),
+    };
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text.push_str(BEGIN);
+    text.push('\n');
+    for (name, value) in recovery.settings()?.iter().chain(more) {
+        text.push_str(&instance::setting_line(name, value)?);
+    }
+    text.push_str(END);
+    text.push('\n');
+    let new = data.join("postgresql.auto.conf.new");
+    drop(fs::remove_file(&new));
+    write_new(&new, text.as_bytes(), owner)?;
+    fs::rename(&new, &path).io_context(|| format!("rename {}", new.display()))?;
+    let (signal, other) = if standby { ("standby.signal", "recovery.signal") } else { ("recovery.signal", "standby.signal") };
+    for name in [signal, other] {
+        drop(fs::remove_file(data.join(name)));
+    }
+    write_new(&data.join(signal), b"", owner)?;
+    File::open(data).and_then(|folder| folder.sync_all()).io_context(|| format!("sync {}", data.display()))
+}
+
+fn without_block(text: &str) -> String {
+    let mut kept = String::new();
+    let mut inside = false;
+    for line in text.lines() {
+        match line {
+            BEGIN => inside = true,
+            END if inside => inside = false,
+            _ if inside => {}
+            _ => {
+                kept.push_str(line);
+                kept.push('\n');
+            }
+        }
+    }
+    kept
+}
+
+/// How a recovery ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The timeline that the recovered server began.
+    pub timeline: u32,
+    /// The one that it came from.
+    pub parent: u32,
+    /// The end of the log that was replayed.
+    pub end: Lsn,
+    /// Why it ended there, in the server's words: `at restore point "x"`, `before 2026-…`, `no recovery target specified`.
+    pub reason: String,
+    /// When the last replayed transaction committed or aborted, by the source's clock. `None`: there was none.
+    pub last_transaction: Option<DateTime<Utc>>,
+    /// Log files that the restore command brought.
+    pub files_restored: u64,
+}
+
+/// Starts a private instance on a prepared folder and recovers it. `launch.settings` come on top of those of the recovery.
+///
+/// # Errors
+/// `NoRecoveryPoint` when the log that there is does not reach the target; `Damaged` when it does not even make the backup consistent; as
+/// [`Instance::start`]. Nothing is left running.
+pub fn recover(launch: &Launch<'_>, recovery: &Recovery, cancel: &Cancel) -> Result<(Instance, Outcome)> {
+    let mut settings = recovery.settings()?;
+    settings.extend(launch.settings.iter().cloned());
+    let instance = Instance::start(&Launch { settings: &settings, ..*launch }, cancel).map_err(|error| explain(error, recovery))?;
+    let outcome = Outcome::read(&instance.log(), instance.data())?;
+    outcome.check(&recovery.target)?;
+    Ok((instance, outcome))
+}
+
+impl Outcome {
+    /// Reads it from the log of a server that was promoted, and the history file that it wrote.
+    ///
+    /// # Errors
+    /// When these do not say that a recovery ended.
+    pub fn read(log: &Path, data: &Path) -> Result<Self> {
+        let unclear = |what: &str| Error::new(Kind::Failed, format!("find out how the recovery of {} ended: {what}", data.display()));
+        let file = File::open(log).io_context(|| format!("read {}", log.display()))?;
+        let (mut timeline, mut last_transaction, mut files_restored) = (None, None, 0);
+        for line in BufReader::new(file).split(b'\n') {
+            let line = line.io_context(|| format!("read {}", log.display()))?;
+            let line = String::from_utf8_lossy(&line);
+            let Some((_, said)) = line.split_once("LOG:  ") else { continue };
+            if let Some(number) = said.strip_prefix("selected new timeline ID: ") {
+                timeline = number.trim().parse::<u32>().ok();
+            } else if let Some(time) = said.strip_prefix("last completed transaction was at log time ") {
+                last_transaction = DateTime::parse_from_str(time.trim(), "%Y-%m-%d %H:%M:%S%.f%#z").ok().map(|time| time.to_utc());
+            } else if said.starts_with("restored log file ") {
+                files_restored += 1;
+            }
+        }
+        let timeline = timeline.ok_or_else(|| unclear("the server did not begin a new timeline"))?;
+        let path = data.join("pg_wal").join(format!("{timeline:08X}.history"));
+        let history = fs::read_to_string(&path).io_context(|| format!("read {}", path.display()))?;
+        let line = history.lines().rfind(|line| !line.trim().is_empty() && !line.starts_with('#'));
+        let mut fields = line.unwrap_or_default().splitn(3, '\t');
+        let (parent, end, reason) = (fields.next(), fields.next(), fields.next());
+        let parent = parent.and_then(|number| number.trim().parse().ok()).ok_or_else(|| unclear("its history file is not understood"))?;
+        let end = end.and_then(|lsn| lsn.trim().parse().ok()).ok_or_else(|| unclear("its history file is not understood"))?;
+        Ok(Self { timeline, parent, end, reason: reason.unwrap_or_default().trim().to_owned(), last_transaction, files_restored })
+    }
+
+    /// Whether the server really stopped for this target: a recovery that ended for another reason proves nothing about it.
+    ///
+    /// # Errors
+    /// `NoRecoveryPoint` when not.
+    pub fn check(&self, target: &Target) -> Result<()> {
+        let reason = self.reason.as_str();
+        let is_time = |text: &str| text.starts_with(|digit: char| digit.is_ascii_digit());
+        let side = reason.strip_prefix("before ").or_else(|| reason.strip_prefix("after "));
+        let reached = match target {
+            Target::Latest => reason == "no recovery target specified",
+            Target::Immediate => reason == "reached consistency",
+            Target::Name(name) => reason == format!("at restore point \"{name}\""),
+            Target::Time(_) => side.is_some_and(is_time),
+            Target::Lsn { .. } => side.is_some_and(|what| what.starts_with("LSN ")),
+            // Stopping for a transaction that begins or ends elsewhere is told with its number too.
+            Target::Xid { xid, .. } => side == Some(&format!("transaction {}", xid & 0xFFFF_FFFF)),
+        };
+        if reached {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::NoRecoveryPoint,
+            format!("recover to {target:?}: the server stopped at {} for another reason: {reason}", self.end),
+        ))
+    }
+}
+
+/// What a server that ended instead of recovering means for who asked.
+fn explain(error: Error, recovery: &Recovery) -> Error {
+    let text = error.to_string();
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    let target = format!("recover to {:?}", recovery.target);
+    if says(&["recovery ended before configured recovery target was reached"]) {
+        let hint = "the log that there is ends before this target; choose an earlier one, or the latest";
+        return Error::new(Kind::NoRecoveryPoint, target).because(error).hint(hint);
+    }
+    if says(&["requested recovery stop point is before consistent recovery point"]) {
+        let hint = "the base backup was not finished at this target; choose an older snapshot or a later target";
+        return Error::new(Kind::NoRecoveryPoint, target).because(error).hint(hint);
+    }
+    if says(&["is not a child of this server's history", "recovery target timeline"]) {
+        let hint = "this timeline does not go through the base backup; choose another timeline or another snapshot";
+        return Error::new(Kind::NoRecoveryPoint, target).because(error).hint(hint);
+    }
+    let incomplete = [
+        "WAL ends before end of online backup",
+        "WAL ends before consistent recovery point",
+        "could not locate required checkpoint record",
+        "could not find redo location",
+        "could not locate a valid checkpoint record",
+    ];
+    if says(&incomplete) {
+        let hint = "log that the base backup needs is missing or damaged: `lifeboat verify --read-data`, then drill another snapshot";
+        return Error::new(Kind::Damaged, target).because(error).hint(hint);
+    }
+    if says(&[
+        "incorrect checksum in control file",
+        "invalid data in file \"backup_label\"",
+        "invalid page",
+        "invalid magic number",
+        "PANIC:",
+    ]) {
+        return Error::new(Kind::Damaged, target).because(error);
+    }
+    error
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(format!("look at {}", path.display()), error)),
+    }
+}
+
+/// No link in a restored folder may lead a server elsewhere: perhaps into the data of a live one.
+fn refuse_links(data: &Path) -> Result<()> {
+    walk(data, &mut |path, metadata| {
+        if metadata.is_dir() || metadata.is_file() {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Failed, format!("recover {}: {} is not a file or folder", data.display(), path.display()))
+            .hint("a link could lead the server into the data of another one; restore the snapshot again into an empty folder"))
+    })
+}
+
+fn walk(root: &Path, each: &mut dyn FnMut(&Path, &fs::Metadata) -> Result<()>) -> Result<()> {
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let failed = || format!("list {}", folder.display());
+        for item in fs::read_dir(&folder).io_context(failed)? {
+            let item = item.io_context(failed)?;
+            let (path, metadata) = (item.path(), item.metadata().io_context(failed)?);
+            each(&path, &metadata)?;
+            if metadata.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gives a tree to an account. Links are given, not followed.
+fn give(root: &Path, account: Account) -> Result<()> {
+    own(root, account)?;
+    walk(root, &mut |path, metadata| if metadata.uid() == account.uid { Ok(()) } else { own(path, account) })
+}
+
+fn own(path: &Path, account: Account) -> Result<()> {
+    if !account.is_other() {
+        return Ok(());
+    }
+    std::os::unix::fs::lchown(path, Some(account.uid), Some(account.gid))
+        .io_context(|| format!("give {} to user {}", path.display(), account.uid))
+}
+
+fn owner_of(data: &Path) -> Result<Account> {
+    let metadata = fs::metadata(data).io_context(|| format!("look at {}", data.display()))?;
+    Ok(Account { uid: metadata.uid(), gid: metadata.gid() })
+}
+
+fn read_no_link(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(no_follow).open(path)?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Makes a new file: one that is there, also a link, is an error.
+fn write_new(path: &Path, bytes: &[u8], account: Account) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().io_context(|| format!("write {}", path.display()))?;
+    own(path, account)
+}
+
+#[cfg(test)]
+mod tests;
