@@ -23,8 +23,10 @@ mod walk;
 mod xattr;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
+use crate::event::Cancel;
 use crate::source::{CheckResult, Diagnosis, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot};
 
 pub use exclude::Exclude;
@@ -40,7 +42,42 @@ pub struct FilesSource {
     pub page_size: Option<u32>,
 }
 
+/// How long `doctor` may walk.
+const WALK_LIMIT: Duration = Duration::from_secs(5);
+
 impl FilesSource {
+    /// Whether everything can be listed and opened, as far as that is seen in [`WALK_LIMIT`].
+    fn diagnose_content(&self) -> Diagnosis {
+        let name = || "content".to_owned();
+        let deadline = Some(Instant::now() + WALK_LIMIT);
+        let walked = self
+            .validate()
+            .and_then(|exclude| snapshot::FilesSnapshot::begin(&self.path, exclude, None, Cancel::default()))
+            .and_then(|snapshot| snapshot::count_readable_until(snapshot, deadline));
+        match walked {
+            Ok((counts, problems, whole)) => {
+                let cut =
+                    if whole { String::new() } else { format!("; cut short after {} s, a backup looks at all", WALK_LIMIT.as_secs()) };
+                if whole && problems.is_empty() && counts.is_empty() {
+                    return Diagnosis { name: name(), ok: false, message: snapshot::EMPTY.into() };
+                }
+                let Some(first) = problems.first() else {
+                    return Diagnosis { name: name(), ok: true, message: format!("{counts}, all can be opened{cut}") };
+                };
+                let more = if problems.len() > 1 { format!(" and {} more", problems.len() - 1) } else { String::new() };
+                Diagnosis {
+                    name: name(),
+                    ok: false,
+                    message: format!(
+                        "{} {}: {}{more}{cut} (a backup would be incomplete: let the user that runs lifeboat read it, or exclude it)",
+                        first.object, first.kind, first.message
+                    ),
+                }
+            }
+            Err(error) => Diagnosis { name: name(), ok: false, message: error.to_string() },
+        }
+    }
+
     fn validate(&self) -> Result<Exclude> {
         if let Some(size) = self.page_size
             && !(size.is_power_of_two() && (512..=65536).contains(&size))
@@ -79,7 +116,8 @@ impl Source for FilesSource {
                 }
             }
         };
-        vec![settings, folder]
+        let content = (settings.ok && folder.ok).then(|| self.diagnose_content());
+        [settings, folder].into_iter().chain(content).collect()
     }
 
     fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>> {

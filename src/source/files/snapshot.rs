@@ -7,7 +7,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Advice, FileType, Mode, OFlags, Stat};
 use serde_json::json;
@@ -60,6 +60,13 @@ pub struct Counts {
     symlinks: u64,
     hardlinks: u64,
     fifos: u64,
+}
+
+impl Counts {
+    /// Whether there is nothing but the root itself.
+    pub fn is_empty(&self) -> bool {
+        self.folders <= 1 && self.files + self.symlinks + self.hardlinks + self.fifos == 0
+    }
 }
 
 impl fmt::Display for Counts {
@@ -245,7 +252,7 @@ impl SourceSnapshot for FilesSnapshot {
         let mut problems = std::mem::take(&mut self.walk.problems);
         problems.append(&mut self.problems);
         let Counts { files, folders, symlinks, hardlinks, fifos } = self.counts;
-        if problems.is_empty() && folders <= 1 && files + symlinks + hardlinks + fifos == 0 {
+        if problems.is_empty() && self.counts.is_empty() {
             problems.push(Problem { object: ".".into(), kind: "empty-folder".into(), message: EMPTY.into() });
         }
         let consistency = json!({ "files": files, "folders": folders, "symlinks": symlinks, "hardlinks": hardlinks, "fifos": fifos });
@@ -254,15 +261,26 @@ impl SourceSnapshot for FilesSnapshot {
 }
 
 /// Lists a whole tree and opens every file in it, without reading.
-pub fn count_readable(mut snapshot: FilesSnapshot) -> Result<(Counts, Vec<Problem>)> {
+pub fn count_readable(snapshot: FilesSnapshot) -> Result<(Counts, Vec<Problem>)> {
+    let (counts, problems, _) = count_readable_until(snapshot, None)?;
+    Ok((counts, problems))
+}
+
+/// Like [`count_readable`], until a moment; the last of the three says whether it came to the end of the tree.
+pub fn count_readable_until(mut snapshot: FilesSnapshot, deadline: Option<Instant>) -> Result<(Counts, Vec<Problem>, bool)> {
+    let mut whole = true;
     while let Some(entry) = snapshot.next_entry()? {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            whole = false;
+            break;
+        }
         if matches!(entry.kind, EntryKind::File { .. }) && snapshot.open(&entry)?.is_some() {
             snapshot.opened.clear();
         }
     }
     let mut problems = std::mem::take(&mut snapshot.walk.problems);
     problems.append(&mut snapshot.problems);
-    Ok((snapshot.counts, problems))
+    Ok((snapshot.counts, problems, whole))
 }
 
 fn mtime_ns(stat: &Stat) -> i64 {
