@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::journal::{Job, Journal, Run, State};
+use crate::daemon::journal::{ErrorRecord, Job, Journal, Run, State};
 use crate::daemon::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Slots};
 use crate::error::{Kind, Result};
 use crate::id::Name;
@@ -176,7 +176,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     }
     for run in &facts.last {
         let (job, id) = (run.job.word(), run.id);
-        let why = run.error.as_ref().map(|error| error.message.clone()).or_else(|| run.story.clone()).unwrap_or_default();
+        let why = run.error.as_ref().map(ErrorRecord::line).or_else(|| run.story.clone()).unwrap_or_default();
         match run.state {
             State::Failed if run.job == Job::Drill => {} // told by the drill's own report, or below when there is none
             State::Failed => problems.push(problem("failed", format!("the last {job} failed: {why} (run {id})"))),
@@ -215,7 +215,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     if let Some(verify) = stored.and_then(|stored| stored.last_verify.as_ref()).filter(|verify| !verify.findings.is_empty()) {
         problems.push(problem(
             "damaged",
-            format!("the last verification found damage in {} places (report {})", verify.findings.len(), verify.id),
+            format!("the last verification found damage in {} (report {})", crate::ops::counted(verify.findings.len(), "place"), verify.id),
         ));
     }
     problems.extend(stored.into_iter().flat_map(|stored| &stored.damaged).map(|lost| problem("damaged", lost.clone())));
