@@ -117,7 +117,8 @@ fn usage(error: &clap::Error) -> ExitCode {
 /// Logs go to stderr. `LIFEBOAT_LOG` (as in tracing's `EnvFilter`) wins over `-v` and `-q`.
 fn start_tracing(global: &Global, daemon: bool) {
     let level = match (global.quiet, global.verbose, daemon) {
-        (true, _, _) => "error",
+        (true, _, true) => "error",
+        // What fails is told by `error:` once.
         (_, 0, false) => "off",
         (_, 0, true) | (_, 1, _) => "info",
         (_, 2, _) => "debug",

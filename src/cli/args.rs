@@ -96,7 +96,10 @@ pub enum Command {
     #[command(after_help = "Example:\n  lifeboat backup crm\n  lifeboat backup crm --json | jq .snapshot")]
     Backup(BackupArgs),
     /// List what can be restored
-    #[command(after_help = "Example:\n  lifeboat snapshots crm")]
+    #[command(after_help = "\
+Examples:
+  lifeboat snapshots crm
+  LIFEBOAT_PASSPHRASE=… lifeboat snapshots --from s3://crm-dr/main    a machine without plans")]
     Snapshots(SnapshotsArgs),
     /// Bring data back
     #[command(after_help = "\
@@ -201,8 +204,11 @@ pub struct BackupArgs {
 /// `lifeboat snapshots`
 #[derive(Debug, Args)]
 pub struct SnapshotsArgs {
-    /// Name of the plan (default: all)
+    /// Name of the plan (default: all); with --from, its name inside the repository
     pub plan: Option<String>,
+    /// A repository by URL, on a machine without plans; the passphrase comes from LIFEBOAT_PASSPHRASE
+    #[arg(long, value_name = "URL")]
+    pub from: Option<String>,
 }
 
 /// `lifeboat restore`
@@ -243,7 +249,7 @@ pub struct PointArgs {
     /// The newest snapshot (the default)
     #[arg(long)]
     pub latest: bool,
-    /// The newest snapshot not later than this: RFC 3339, or local time of the plan's zone such as '2026-11-20 14:31'
+    /// The newest snapshot not later than this: RFC 3339, or local time of the plan's timezone (UTC where it has none, and with --from) such as '2026-11-20 14:31'
     #[arg(long, value_name = "TIME")]
     pub at: Option<String>,
     /// This snapshot, by id or a unique beginning of it
@@ -293,7 +299,7 @@ pub enum DrillCommand {
 pub struct DrillRunArgs {
     /// Name of the plan
     pub plan: String,
-    /// The newest snapshot not later than this: RFC 3339, or local time of the plan's zone
+    /// The newest snapshot not later than this: RFC 3339, or local time of the plan's timezone (UTC where it has none)
     #[arg(long, value_name = "TIME", conflicts_with = "random")]
     pub at: Option<String>,
     /// A random snapshot of the plan's window

@@ -45,8 +45,8 @@ pub(super) fn text(report: &BackupReport) -> String {
         ("took", render::duration_ms(report.duration_ms)),
     ]);
     for (source, point) in &report.consistency {
-        if !point.is_null() {
-            let _ = writeln!(text, "consistency of {source}: {point}");
+        if let Some(point) = consistency(point) {
+            let _ = writeln!(text, "{source}: {point}");
         }
     }
     for warning in &report.warnings {
@@ -59,4 +59,21 @@ pub(super) fn text(report: &BackupReport) -> String {
         text.push_str("INCOMPLETE: the snapshot was committed without what is missing above\n");
     }
     text
+}
+
+/// What a person wants to know of a consistency point; the whole is in the document. Pure.
+fn consistency(point: &serde_json::Value) -> Option<String> {
+    let number = |field: &str| point.get(field).and_then(serde_json::Value::as_u64);
+    if let Some(mode) = point.get("journal_mode").and_then(serde_json::Value::as_str) {
+        let violations = number("foreign_key_violations").filter(|count| *count > 0);
+        let violations = violations.map_or_else(String::new, |count| format!(", {count} foreign key violations"));
+        let pages = number("page_count").unwrap_or_default();
+        return Some(format!("one moment of the database, {pages} pages, {mode} journal{violations}"));
+    }
+    if let Some(files) = number("files") {
+        return Some(format!("{files} files in {} folders, each as it was when it was read", number("folders").unwrap_or_default()));
+    }
+    // Other kinds say what they say, without JSON's marks.
+    let all: Vec<String> = point.as_object()?.iter().map(|(name, value)| format!("{} {value}", name.replace('_', " "))).collect();
+    Some(all.join(", ").replace('"', "")).filter(|text| !text.is_empty())
 }

@@ -14,6 +14,7 @@ use crate::event::{Cancel, Progress};
 use crate::id::Name;
 use crate::ops::resolve::{self, RepositorySettings, Surroundings};
 use crate::plan::{Plan, Plans};
+use crate::repo::Passphrase;
 
 /// The process as commands see it.
 #[derive(Clone)]
@@ -122,8 +123,27 @@ impl App {
             }
             (Ok(plan), _) => Ok((Some(plan.name.clone()), resolve::repository(&plan.repository)?)),
             (Err(_), Ok(repository)) => Ok((None, resolve::repository(repository)?)),
-            (Err(error), Err(_)) => Err(error),
+            (Err(_), Err(_)) => {
+                let list = |names: Vec<&str>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+                Err(Error::new(Kind::Usage, format!("neither a plan nor a repository is called {name:?}")).hint(format!(
+                    "plans: {}; repositories: {}",
+                    list(plans.plans.keys().map(Name::as_str).collect()),
+                    list(plans.repositories.keys().map(Name::as_str).collect())
+                )))
+            }
         }
+    }
+
+    /// A repository by its address, for a machine without plans; the passphrase is in `LIFEBOAT_PASSPHRASE`.
+    ///
+    /// # Errors
+    /// `Usage` when it is no address, or there is no passphrase.
+    pub fn repository_at(url: &str) -> Result<RepositorySettings> {
+        let passphrase = std::env::var("LIFEBOAT_PASSPHRASE").ok().filter(|text| !text.is_empty()).ok_or_else(|| {
+            Error::new(Kind::Usage, "open a repository by URL: the environment variable LIFEBOAT_PASSPHRASE is not set")
+                .hint("set it to the repository's passphrase or recovery key for this command")
+        })?;
+        RepositorySettings::at(url, Passphrase::new(passphrase))
     }
 
     /// Runs one manual job with its journal entry, after settling what a crash left of this plan.

@@ -142,5 +142,5 @@ pub(super) fn report(app: &App, id: &str, html: Option<&Path>) -> Result<Exit> {
         }
     }
     Err(Error::new(missing, format!("find drill report {id}: no repository of the plan files has it"))
-        .hint("`lifeboat drill history` lists the drills"))
+        .hint("`lifeboat drill history` lists the drills; for the id of a run, `lifeboat run show ID` gives its report's id"))
 }

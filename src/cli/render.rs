@@ -66,10 +66,11 @@ pub fn time(at: DateTime<Utc>) -> String {
     at.format("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// A time in a zone and in UTC: `2026-11-20 14:31:00 +08:00 (2026-11-20T06:31:00Z)`.
+/// A time in a zone and in UTC: `2026-11-20 14:31:00 +08:00 (2026-11-20T06:31:00Z)`. Where the zone is UTC, that word stands for the offset.
 #[must_use]
 pub fn time_in_both(at: DateTime<Utc>, zone: Tz) -> String {
-    format!("{} ({})", at.with_timezone(&zone).format("%Y-%m-%d %H:%M:%S %:z"), at.format("%Y-%m-%dT%H:%M:%SZ"))
+    let form = if zone == Tz::UTC { "%Y-%m-%d %H:%M:%S UTC" } else { "%Y-%m-%d %H:%M:%S %:z" };
+    format!("{} ({})", at.with_timezone(&zone).format(form), at.format("%Y-%m-%dT%H:%M:%SZ"))
 }
 
 /// An optional value, `-` when there is none.
@@ -121,6 +122,13 @@ mod tests {
         ] {
             assert_eq!(bytes(count), text);
         }
+    }
+
+    #[test]
+    fn a_time_says_the_zone_that_it_was_read_in() {
+        let at = "2026-11-20T06:31:00Z".parse().unwrap();
+        assert_eq!(time_in_both(at, chrono_tz::Asia::Shanghai), "2026-11-20 14:31:00 +08:00 (2026-11-20T06:31:00Z)");
+        assert_eq!(time_in_both(at, Tz::UTC), "2026-11-20 06:31:00 UTC (2026-11-20T06:31:00Z)");
     }
 
     #[test]

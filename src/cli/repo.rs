@@ -1,10 +1,12 @@
 //! `lifeboat repo …`
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
 
 use crate::cli::args::RepoCommand;
+use crate::cli::context::shell_word;
 use crate::cli::{App, Exit, render};
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
@@ -39,12 +41,19 @@ fn text(report: &InitReport, key: &RecoveryKey) -> String {
         ("url", report.url.clone()),
         ("id", report.repository.clone()),
     ]);
+    let variables =
+        report.environment.iter().fold(String::new(), |text, (name, value)| text + name + "=" + &shell_word(Path::new(value)) + " ");
+    let credentials = match report.url.split(':').next() {
+        Some("s3") => "The store's credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.\n",
+        Some("gs" | "az") => "The store's credentials come from the provider's variables.\n",
+        _ => "",
+    };
     format!(
         "{head}\nRECOVERY KEY (shown once, kept nowhere):\n\n    {}\n\n\
          Write it down or print it, and keep it away from the machines that are backed up. It opens the repository like the\n\
          passphrase does, also when the passphrase is lost:\n\n\
-         \x20   LIFEBOAT_PASSPHRASE='…the key…' lifeboat restore PLAN --from {} --to TARGET\n",
+         \x20   {variables}LIFEBOAT_PASSPHRASE='…the key…' lifeboat restore PLAN --from {} --to TARGET\n{credentials}",
         key.reveal(),
-        report.url
+        shell_word(Path::new(&report.url))
     )
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cli::args::RunCommand;
 use crate::cli::{App, Exit, render};
-use crate::daemon::journal::{Attempt, Filter, Journal, Run, State};
+use crate::daemon::journal::{Attempt, ErrorRecord, Filter, Journal, Run, State};
 use crate::error::{Error, Kind, Result};
 use crate::id::Name;
 
@@ -69,7 +69,7 @@ fn duration_ms(run: &Run) -> Option<u64> {
 fn what(run: &Run) -> String {
     run.error
         .as_ref()
-        .map(|error| error.message.clone())
+        .map(ErrorRecord::line)
         .or_else(|| run.story.clone())
         .or_else(|| run.snapshot.as_ref().map(|id| format!("snapshot {id}")))
         .unwrap_or_default()
@@ -131,7 +131,7 @@ fn text(run: &Run, attempts: &[Attempt]) -> String {
         text.extend(error.hint.iter().map(|hint| format!("hint: {hint}\n")));
     }
     for attempt in attempts {
-        let error = attempt.error.as_ref().map_or_else(String::new, |error| format!(": {}", error.message));
+        let error = attempt.error.as_ref().map_or_else(String::new, |error| format!(": {}", error.line()));
         let _ = writeln!(text, "attempt {}: {} {}{error}", attempt.attempt, render::time(attempt.started), attempt.state.word());
     }
     text

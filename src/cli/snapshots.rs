@@ -1,12 +1,12 @@
 //! `lifeboat snapshots`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::cli::args::SnapshotsArgs;
 use crate::cli::{App, Exit, render};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
 use crate::id::Name;
 use crate::ops::resolve;
@@ -14,8 +14,18 @@ use crate::ops::snapshots::{SnapshotList, run as list};
 use crate::plan::Repository;
 
 pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
-    let plans = app.plans()?;
     let surroundings = app.surroundings(Arc::new(Silent))?;
+    if let Some(url) = &args.from {
+        let plan = args.plan.as_deref().map(Name::new).transpose()?;
+        let repository = App::repository_at(url)?.open(&surroundings)?;
+        let found = list(&repository, plan.as_ref())?;
+        if let (Some(plan), true, true) = (&plan, found.snapshots.is_empty(), found.damaged.is_empty()) {
+            return Err(none_of(plan, &list(&repository, None)?));
+        }
+        app.output.result(&found, || text(&found, "the repository holds no snapshot\n"))?;
+        return Ok(found.exit());
+    }
+    let plans = app.plans()?;
     let found = if let Some(name) = &args.plan {
         let plan = plans.plan(name)?;
         list(&resolve::repository(&plan.repository)?.open(&surroundings)?, Some(&plan.name))?
@@ -42,13 +52,22 @@ pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
         all.snapshots.sort_by_key(|snapshot| (snapshot.time, snapshot.id));
         all
     };
-    app.output.result(&found, || text(&found))?;
+    app.output.result(&found, || text(&found, "no snapshots yet; `lifeboat backup PLAN` makes one\n"))?;
     Ok(found.exit())
 }
 
-fn text(list: &SnapshotList) -> String {
+/// A name that the repository does not know: a slip, most likely, in an incident.
+fn none_of(plan: &Name, all: &SnapshotList) -> Error {
+    let inside: BTreeSet<&str> = all.snapshots.iter().map(|snapshot| snapshot.plan.as_str()).collect();
+    let inside = inside.into_iter().collect::<Vec<_>>().join(", ");
+    let hint =
+        if inside.is_empty() { "the repository holds no snapshot".to_owned() } else { format!("plans in this repository: {inside}") };
+    Error::new(Kind::NoRecoveryPoint, format!("list snapshots: the repository holds none of plan {plan}")).hint(hint)
+}
+
+fn text(list: &SnapshotList, none: &str) -> String {
     if list.snapshots.is_empty() && list.damaged.is_empty() {
-        return "no snapshots yet; `lifeboat backup PLAN` makes one\n".to_owned();
+        return none.to_owned();
     }
     let rows: Vec<Vec<String>> = list
         .snapshots

@@ -39,8 +39,13 @@ fn plan_text(plan: &PlanStatus, status: &Status) -> String {
     let moment =
         |at: Option<_>, never: &str| at.map_or_else(|| never.to_owned(), |at| format!("{} ({})", render::time(at), render::ago(at, now)));
     let against = |value: Option<u64>, limit: Option<u64>, unknown: &str| {
-        let value = value.map_or_else(|| unknown.to_owned(), render::duration_ms);
-        limit.map_or_else(|| format!("{value} (no objective)"), |limit| format!("{value} of {} allowed", render::duration_ms(limit)))
+        let limit = limit.map(render::duration_ms);
+        match (value.map(render::duration_ms), limit) {
+            (Some(value), Some(limit)) => format!("{value} of {limit} allowed"),
+            (None, Some(limit)) => format!("{unknown} ({limit} allowed)"),
+            (Some(value), None) => format!("{value} (no objective)"),
+            (None, None) => format!("{unknown} (no objective)"),
+        }
     };
     let next = match (plan.next_run, &plan.next_job) {
         (Some(at), Some(job)) => format!("{job} at {} ({})", render::time(at), render::ago(at, now)),

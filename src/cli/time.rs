@@ -20,7 +20,7 @@ pub fn parse(text: &str, zone: Tz) -> Result<DateTime<Utc>> {
         .or_else(|| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0))
         .ok_or_else(|| {
             Error::new(Kind::Usage, format!("not a time: {text:?}"))
-                .hint("write RFC 3339 such as 2026-11-20T06:31:00Z, or local time of the plan's zone such as '2026-11-20 14:31'")
+                .hint("write RFC 3339 such as 2026-11-20T06:31:00Z, or local time of the plan's `timezone` (UTC where the plan has none, and with --from) such as '2026-11-20 14:31'")
         })?;
     match zone.from_local_datetime(&local) {
         MappedLocalTime::Single(time) => Ok(time.with_timezone(&Utc)),

@@ -43,6 +43,13 @@ pub(super) fn text(report: &VerifyReport) -> String {
     for warning in &report.warnings {
         let _ = writeln!(text, "warning: {warning}");
     }
+    if report.packs_due == Some(0) && report.packs.is_some_and(|packs| packs > 0) {
+        let _ = writeln!(
+            text,
+            "no stored byte was read: none of the {} packs was due this time; the share goes round, later runs read them",
+            report.packs.unwrap_or_default()
+        );
+    }
     let depth = report.percent.map_or_else(|| report.depth.clone(), |percent| format!("{} ({percent}%)", report.depth));
     let _ = writeln!(
         text,

@@ -212,6 +212,15 @@ pub struct ErrorRecord {
     pub hint: Option<String>,
 }
 
+impl ErrorRecord {
+    /// Message and causes in one line.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let all: Vec<&str> = std::iter::once(&self.message).chain(&self.causes).map(|text| text.trim_end()).collect();
+        all.join(": ").replace('\n', " ")
+    }
+}
+
 impl From<&Error> for ErrorRecord {
     fn from(error: &Error) -> Self {
         Self {

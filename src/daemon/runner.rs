@@ -250,7 +250,7 @@ fn close(journal: &Journal, claim: Claim, ending: &Ending, now: DateTime<Utc>) -
 
 fn log(ending: &Ending) {
     let kind = ending.error.as_ref().map(|error| error.kind.as_str());
-    let message = ending.error.as_ref().map(|error| error.message.as_str());
+    let message = ending.error.as_ref().map(ErrorRecord::line);
     let (snapshot, report) = (ending.snapshot.as_deref(), ending.report.as_deref());
     if ending.state == State::Succeeded {
         tracing::info!(snapshot, report, bytes_read = ending.bytes_read, bytes_stored = ending.bytes_stored, "run succeeded");

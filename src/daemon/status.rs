@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::journal::{Job, Journal, Run, State};
+use crate::daemon::journal::{ErrorRecord, Job, Journal, Run, State};
 use crate::daemon::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Slots};
 use crate::error::{Kind, Result};
 use crate::id::{Name, SnapshotId};
@@ -295,7 +295,7 @@ fn overdue(job: Job, due: DateTime<Utc>, running: &[Run]) -> Problem {
 }
 
 fn why(run: &Run) -> String {
-    run.error.as_ref().map(|error| error.message.clone()).or_else(|| run.story.clone()).unwrap_or_default()
+    run.error.as_ref().map(ErrorRecord::line).or_else(|| run.story.clone()).unwrap_or_default()
 }
 
 /// What the newest run of a job says. `told`: a snapshot whose gaps are told already.
@@ -370,8 +370,8 @@ fn standing_damage(stored: &Stored) -> Option<Problem> {
     let last = standing.iter().max_by_key(|damage| (damage.time, damage.report))?;
     let own = stored.manifests.iter().filter(|m| standing.iter().any(|damage| damage.finding.snapshots.contains(&m.id))).count();
     let message = format!(
-        "verification found damage in {} places that none as deep has found sound since; harmed snapshots of this plan: {own}; {} is {} (report {} of {})",
-        standing.len(),
+        "verification found damage in {} that none as deep has found sound since; harmed snapshots of this plan: {own}; {} is {} (report {} of {})",
+        crate::ops::counted(standing.len(), "place"),
         last.finding.object,
         last.finding.kind,
         last.report,

@@ -173,8 +173,10 @@ fn account(committed: Committed, mut warnings: Vec<String>, duration_ms: u64, pr
     let problems = missing(&sources);
     if !problems.is_empty() {
         let (first, more) = (&problems[0], problems.len() - 1);
-        let others = if more == 0 { String::new() } else { format!(" and {more} more") };
-        warnings.push(format!("not everything could be read: {}: {} {}{others}", first.source, first.object, first.kind));
+        let others = if more == 0 { String::new() } else { format!(", and {more} more") };
+        // "." is the source's own folder: its name alone says which.
+        let object = if first.object == "." { String::new() } else { format!(", {}", first.object) };
+        warnings.push(format!("not everything could be read: source {}{object}: {} ({}){others}", first.source, first.message, first.kind));
     }
     for message in &warnings {
         progress.event(Event::Warning { message: message.clone() });

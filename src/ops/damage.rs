@@ -118,6 +118,8 @@ mod tests {
             bytes_checked: 0,
             objects_checked: 0,
             snapshots_sound: Vec::new(),
+            packs_due: None,
+            packs: None,
             skipped: Vec::new(),
             duration_ms: 0,
             warnings: Vec::new(),

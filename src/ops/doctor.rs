@@ -188,6 +188,9 @@ fn snapshots(findings: &mut Findings, repository: &Repository, resolved: &Resolv
         ),
         None => findings.good("clock", select::moment(now)),
     }
+    if repository.require_reader("drill").is_err() {
+        return findings.good("room for a drill", "not looked at: this key cannot drill");
+    }
     let needed: u64 = latest.sources.iter().map(|s| s.bytes).sum();
     match free_bytes(&surroundings.state) {
         Ok(free) if free > needed => findings.good("room for a drill", format!("{needed} bytes are needed, {free} are free")),

@@ -102,6 +102,11 @@ pub struct DrillSettings {
     pub disk_limit_bytes: Option<u64>,
 }
 
+/// `1 place`, `2 places`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
 /// An error with its causes, in one line for a document.
 pub(crate) fn explain(error: &Error) -> String {
     std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")

@@ -48,7 +48,14 @@ impl RepositorySettings {
     /// `Usage` when it is no repository URL.
     pub fn at(url: &str, passphrase: Passphrase) -> Result<Self> {
         let url = plan::RepositoryUrl::parse(url)?;
-        Ok(Self { name: None, store: StoreConfig::at(url.as_str()), passphrase, cache: Cache::Default })
+        let says_yes = |name: &str| std::env::var(name).is_ok_and(|value| matches!(value.trim(), "1" | "true"));
+        let store = StoreConfig {
+            // Without a plan the environment says what the plan would.
+            path_style: says_yes("AWS_VIRTUAL_HOSTED_STYLE_REQUEST").then_some(false),
+            allow_http: says_yes("LIFEBOAT_ALLOW_HTTP"),
+            ..StoreConfig::at(url.as_str())
+        };
+        Ok(Self { name: None, store, passphrase, cache: Cache::Default })
     }
 
     /// Opens the store alone.
@@ -65,7 +72,15 @@ impl RepositorySettings {
     /// `NoRepository`, `WrongKey`, `Unavailable`, `Usage`.
     pub fn open(&self, surroundings: &Surroundings) -> Result<Repository> {
         let options = self.options(&surroundings.state)?;
-        Repository::open(self.open_store()?, surroundings.runtime.clone(), &self.passphrase, &options)
+        Repository::open(self.open_store()?, surroundings.runtime.clone(), &self.passphrase, &options).map_err(|error| {
+            match (&self.name, error.kind()) {
+                (Some(name), Kind::NoRepository) => error
+                    .hint(format!("check the url in the plan file; if the repository is new, make it with `lifeboat repo init {name}`")),
+                // An address without a plan is for bringing data back: nothing is to be made there.
+                (None, Kind::NoRepository) => error.hint("check the address letter by letter, the part after the bucket or folder too"),
+                _ => error,
+            }
+        })
     }
 
     /// How to open it, its cache made.

@@ -35,6 +35,11 @@ pub struct VerifyReport {
     /// For `data`: the share that was read and the number of this run in the rotation.
     pub percent: Option<u8>,
     pub run: Option<u64>,
+    /// For `data`: how many packs this run was to read, of how many. A small repository has none in some shares.
+    #[serde(default)]
+    pub packs_due: Option<u64>,
+    #[serde(default)]
+    pub packs: Option<u64>,
     pub findings: Vec<Finding>,
     pub bytes_checked: u64,
     pub objects_checked: u64,
@@ -103,6 +108,8 @@ pub fn run(
         depth: if share.is_some() { "data" } else { "structure" }.into(),
         percent: share.map(|(percent, _)| percent),
         run: share.map(|(_, run)| run),
+        packs_due: share.map(|_| verification.packs_due),
+        packs: share.map(|_| verification.packs),
         findings: verification.findings,
         bytes_checked: verification.bytes_checked,
         objects_checked: verification.objects_checked,

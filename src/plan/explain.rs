@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use crate::plan::model::{DrillAt, Missed, Plan, Share};
+use crate::plan::model::{DrillAt, Missed, Plan, Share, SourceKind};
 use crate::plan::schedule::{Schedule, in_both};
 use crate::plan::units::{format_duration, format_size};
 
@@ -152,6 +152,7 @@ fn promises(plan: &Plan) -> Vec<String> {
     } else {
         format!("keep: {NOT_KEPT} (asked for: {})", keep(plan))
     });
+    notes.extend(without_driver(plan));
     let told = plan.notify.iter().map(|notifier| notifier.name.as_str()).collect::<Vec<_>>();
     notes.push(if told.is_empty() {
         "notify: nobody is told".to_owned()
@@ -168,7 +169,15 @@ const NOT_TOLD: &str = "notifications are not sent by this release: nobody is to
 pub(super) fn not_applied(plan: &Plan) -> Vec<String> {
     let keep = (!plan.keep.is_everything()).then(|| format!("keep: {NOT_KEPT}"));
     let notify = (!plan.notify.is_empty()).then(|| format!("notify: {NOT_TOLD}"));
-    keep.into_iter().chain(notify).collect()
+    without_driver(plan).into_iter().chain(keep).chain(notify).collect()
+}
+
+/// Sources that plan files know and this release has no driver for.
+fn without_driver(plan: &Plan) -> Vec<String> {
+    let has_none = |kind: &SourceKind| matches!(kind, SourceKind::Postgres(_) | SourceKind::Mysql(_));
+    let none = plan.sources.iter().filter(|source| has_none(&source.kind));
+    none.map(|source| format!("source {}: this release has no driver for {}: every backup fails", source.name, source.kind.word()))
+        .collect()
 }
 
 fn keep(plan: &Plan) -> String {

@@ -134,7 +134,12 @@ impl SecretRef {
             }
         }
         if bytes.is_empty() {
-            return Err(self.error("it is empty"));
+            return Err(self.error("it is empty").hint(match self {
+                Self::Env(name) => format!("set {name} to the secret itself: it is set, and to nothing"),
+                Self::File(path) => format!("write the secret into {}", path.display()),
+                Self::Credential(name) => format!("write the secret into the file that LoadCredential={name}:… names"),
+                Self::Command(_) => "the command must print the secret on its standard output".to_owned(),
+            }));
         }
         match String::from_utf8(std::mem::take(&mut *bytes)) {
             Ok(text) => Ok(Secret::new(text)),

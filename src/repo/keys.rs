@@ -465,25 +465,37 @@ impl StoredSlot {
     ///
     /// # Errors
     /// `Damaged` when the passphrase is right (or cannot be told) but the slot's content is not what was stored.
+    #[cfg(test)]
     pub fn open(&self, repository: RepositoryId, passphrase: &Passphrase) -> Result<Option<Keys>> {
-        let damaged = |what: &str| {
-            Error::new(Kind::Damaged, format!("key slot {}: {what}", self.id)).hint("use another key slot or the recovery key")
-        };
+        self.answers_to(passphrase)?.map(|stretched| self.unseal(repository, &stretched)).transpose()
+    }
+
+    /// Tells by the slot's commitment whether the passphrase is this slot's; gives what [`Self::unseal`] needs.
+    ///
+    /// # Errors
+    /// `Damaged` when it cannot be told.
+    pub fn answers_to(&self, passphrase: &Passphrase) -> Result<Option<Zeroizing<[u8; 32]>>> {
         if self.version != 1
             || self.kdf.algorithm != "argon2id"
             || self.kdf.memory_kib > ARGON_MEMORY_KIB_MAX
             || self.kdf.passes > ARGON_PASSES_MAX
         {
-            return Err(damaged("unknown version or key derivation"));
+            return Err(self.damaged("unknown version or key derivation"));
         }
-        let stretched = stretch(&self.kdf, passphrase).map_err(|e| damaged(&e))?;
+        let stretched = stretch(&self.kdf, passphrase).map_err(|e| self.damaged(&e))?;
         let commitment = blake3::Hash::from_bytes(blake3::derive_key("lifeboat v1 slot commitment", &*stretched));
-        let stored = blake3::Hash::from_hex(&self.commitment).map_err(|_| damaged("the commitment is no hash"))?;
-        if commitment != stored {
-            return Ok(None);
-        }
+        let stored = blake3::Hash::from_hex(&self.commitment).map_err(|_| self.damaged("the commitment is no hash"))?;
+        Ok((commitment == stored).then_some(stretched))
+    }
+
+    /// The keys inside.
+    ///
+    /// # Errors
+    /// `Damaged`: the passphrase is right, so either the slot was changed, or it is another repository's.
+    pub fn unseal(&self, repository: RepositoryId, stretched: &[u8; 32]) -> Result<Keys> {
+        let damaged = |what: &str| self.damaged(what);
         let mut sealed = Zeroizing::new(hex::decode(&self.sealed).map_err(|_| damaged("the sealed part is not hexadecimal"))?);
-        slot_cipher(&stretched)
+        slot_cipher(stretched)
             .decrypt_in_place(&[0u8; 12].into(), &self.associated(repository), &mut *sealed)
             .map_err(|_| damaged("the sealed part was changed, or the slot is another repository's"))?;
         let bundle: Bundle = serde_json::from_slice(&sealed).map_err(|_| damaged("the bundle cannot be decoded"))?;
@@ -492,14 +504,18 @@ impl StoredSlot {
             hex::decode_to_slice(text, &mut out).map_err(|_| damaged("a key in the bundle has the wrong length"))?;
             Ok(out)
         };
-        Ok(Some(Keys {
+        Ok(Keys {
             role: self.role,
             generation: bundle.generation,
             metadata: key(&bundle.metadata)?,
             public: key(&bundle.public)?,
             chunk_ids: bundle.chunk_ids.as_deref().map(key).transpose()?,
             root: bundle.root.as_deref().map(key).transpose()?,
-        }))
+        })
+    }
+
+    fn damaged(&self, what: &str) -> Error {
+        Error::new(Kind::Damaged, format!("key slot {}: {what}", self.id)).hint("use another key slot or the recovery key")
     }
 
     /// The public part.

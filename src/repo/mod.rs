@@ -150,11 +150,7 @@ impl Repository {
         }
         for folder in ["packs/", "index/", "snapshots/", "logs/"] {
             if !block_on(&runtime, store.list(folder))?.is_empty() {
-                return Err(Error::new(
-                    Kind::AlreadyExists,
-                    format!("there are parts of a repository without its format object at {}", store.describe()),
-                )
-                .hint("this was a repository once: put its `format` object back from a copy, or choose another, empty place"));
+                return Err(format_lost(Kind::AlreadyExists, &store));
             }
         }
         // Key slots alone are what an interrupted `init` leaves: they open nothing.
@@ -186,38 +182,58 @@ impl Repository {
         let format = match block_on(&runtime, store.get(FORMAT_KEY)) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == Kind::NotFound => {
-                return Err(Error::new(Kind::NoRepository, format!("there is no repository at {}", store.describe()))
-                    .hint("check the url, or create one with `lifeboat repo init NAME`"));
+                return Err(if has_parts(&store, &runtime)? {
+                    format_lost(Kind::Damaged, &store)
+                } else {
+                    Error::new(Kind::NoRepository, format!("there is no repository at {}", store.describe())).hint("check the url")
+                });
             }
             Err(e) => return Err(e.within(format!("open the repository at {}", store.describe()))),
         };
-        let foreign = |what: &str| Error::new(Kind::Damaged, format!("the format object at {} {what}", store.describe()));
+        let foreign =
+            |what: &str| Error::new(Kind::Damaged, format!("the format object at {} {what}", store.describe())).hint(format_hint(&store));
         let format: FormatObject = serde_json::from_slice(&format).map_err(|e| foreign("cannot be decoded").because(e))?;
         if format.format != FORMAT_WORD {
-            return Err(Error::new(Kind::NoRepository, format!("what is at {} is not a lifeboat repository", store.describe())));
+            return Err(if has_parts(&store, &runtime)? {
+                foreign("does not say that this is a lifeboat repository, and key slots or packs are beside it")
+            } else {
+                Error::new(Kind::NoRepository, format!("what is at {} is not a lifeboat repository", store.describe()))
+                    .hint("check the url")
+            });
         }
         if format.version != format::VERSION {
-            return Err(foreign(&format!("has version {}, this program knows {}", format.version, format::VERSION))
-                .hint("use a newer version of lifeboat"));
+            return Err(foreign(&format!("has version {}, this program knows {}", format.version, format::VERSION)).hint(format!(
+                "use a newer version of lifeboat; if none was ever used here, the object is damaged: {}",
+                format_hint(&store)
+            )));
         }
-        let mut slots = read_slots(&store, &runtime)?;
+        let mut slots = stored_slots(&store, &runtime)?;
         // Each try costs a key derivation: the likeliest first.
         slots.sort_by_key(|(_, slot)| slot.as_ref().ok().map(|s| (std::cmp::Reverse(s.role), s.label == keys::RECOVERY_LABEL)));
-        let mut damaged = None;
-        for (_, slot) in slots {
-            match slot.and_then(|slot| slot.open(format.id, passphrase).map(|keys| keys.map(|keys| (slot.id, keys)))) {
-                Ok(Some((slot, keys))) => return Self::assemble(store, runtime, format.id, keys, slot, options),
-                Ok(None) => {}
-                Err(e) => damaged = Some(e),
+        let (mut damaged, mut whole) = (None, 0);
+        // The passphrase is known to be right by this slot's commitment, and yet the slot does not open.
+        let mut right = None;
+        for (key, slot) in slots {
+            let slot = match slot {
+                Ok(slot) => slot,
+                Err(error) => {
+                    damaged = Some(error);
+                    continue;
+                }
+            };
+            let is_whole = slot.is_whole();
+            match slot.answers_to(passphrase) {
+                // What counts is sealed: a slot that opens is good enough, `verify` finds what else is wrong with it.
+                Ok(Some(stretched)) => match slot.unseal(format.id, &stretched) {
+                    Ok(keys) => return Self::assemble(store, runtime, format.id, keys, slot.id, options),
+                    Err(error) => right = Some((key, is_whole, error)),
+                },
+                Ok(None) if is_whole => whole += 1,
+                Ok(None) => damaged = Some(Error::new(Kind::Damaged, format!("object {key}: was changed"))),
+                Err(error) => damaged = Some(error),
             }
         }
-        Err(match damaged {
-            Some(damage) => {
-                Error::new(Kind::WrongKey, "no key slot opens with this passphrase, and some key slots are damaged").because(damage)
-            }
-            None => Error::new(Kind::WrongKey, format!("no key slot of the repository at {} opens with this passphrase", store.describe())),
-        }
-        .hint("check the passphrase that the plan refers to, or use the recovery key printed at `repo init`"))
+        Err(cannot_open(&store, right, damaged, whole))
     }
 
     fn assemble(
@@ -347,21 +363,88 @@ fn block_on<T>(runtime: &tokio::runtime::Handle, future: impl Future<Output = T>
     runtime.block_on(future)
 }
 
-/// All slots by key; one that cannot be decoded is an error in its place.
+/// All slots by key; one that cannot be decoded or was changed is an error in its place.
 fn read_slots(store: &Store, runtime: &tokio::runtime::Handle) -> Result<Vec<(String, Result<StoredSlot>)>> {
+    let whole = |key: &str, slot: StoredSlot| {
+        if slot.is_whole() { Ok(slot) } else { Err(Error::new(Kind::Damaged, format!("object {key}: was changed"))) }
+    };
+    let slots = stored_slots(store, runtime)?;
+    Ok(slots
+        .into_iter()
+        .map(|(key, slot)| {
+            let slot = slot.and_then(|slot| whole(&key, slot));
+            (key, slot)
+        })
+        .collect())
+}
+
+/// All slots by key as far as they can be decoded, changed or not.
+fn stored_slots(store: &Store, runtime: &tokio::runtime::Handle) -> Result<Vec<(String, Result<StoredSlot>)>> {
     let mut slots = Vec::new();
     for object in block_on(runtime, store.list("keys/"))? {
         let slot = block_on(runtime, store.get(&object.key)).and_then(|bytes| {
             let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {}: {what}", object.key));
             let slot: StoredSlot = serde_json::from_slice(&bytes).map_err(|e| damaged("is not a key slot").because(e))?;
-            if slot.key() != object.key {
-                return Err(damaged("holds another key slot than its name says"));
-            }
-            if slot.is_whole() { Ok(slot) } else { Err(damaged("was changed")) }
+            if slot.key() == object.key { Ok(slot) } else { Err(damaged("holds another key slot than its name says")) }
         });
         slots.push((object.key, slot));
     }
     Ok(slots)
+}
+
+/// Whether something of a repository is there, `format` aside.
+fn has_parts(store: &Store, runtime: &tokio::runtime::Handle) -> Result<bool> {
+    for folder in ["keys/", "packs/", "index/", "snapshots/"] {
+        if !block_on(runtime, store.list(folder))?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What to say where everything but `format` is there.
+pub(crate) fn format_lost(kind: Kind, store: &Store) -> Error {
+    Error::new(kind, format!("there are parts of a repository without its format object at {}", store.describe()))
+        .hint(format!("do not make a new repository there: {}", format_hint(store)))
+}
+
+fn format_hint(store: &Store) -> String {
+    format!(
+        "bring the object `format` at {} back from the store's versions or a copy; it is four lines of JSON and can be written again \
+         with the repository's id, which `lifeboat repo init` printed (docs/guide.md, Troubleshooting)",
+        store.describe()
+    )
+}
+
+/// Why no slot opened. `right`: key, wholeness and trouble of a slot whose passphrase this is; `damaged`: one that could not be tried;
+/// `whole`: how many are sound and another passphrase's.
+fn cannot_open(store: &Store, right: Option<(String, bool, Error)>, damaged: Option<Error>, whole: usize) -> Error {
+    let at = store.describe();
+    match (right, damaged) {
+        // The slot is as it was stored and bound to another repository id than the format object has.
+        (Some((key, true, _)), _) => {
+            Error::new(Kind::Damaged, format!("the passphrase is right, but {key} and the format object at {at} do not belong together"))
+                .hint(format!("the id in `format` was changed, or the slot is another repository's: {}", format_hint(store)))
+        }
+        (Some((key, false, error)), _) => {
+            Error::new(Kind::Damaged, format!("the passphrase is right, but its key slot {key} at {at} is damaged"))
+                .because(error)
+                .hint(format!("use the recovery key or another slot's passphrase, or bring {key} back from the store's versions or a copy"))
+        }
+        (None, None) if whole == 0 => Error::new(Kind::Damaged, format!("the repository at {at} has no key slots"))
+            .hint("bring the objects below keys/ back from the store's versions or a copy: without one, nothing can be read"),
+        (None, Some(damage)) if whole == 0 => Error::new(Kind::Damaged, format!("every key slot of the repository at {at} is damaged"))
+            .because(damage)
+            .hint("bring the objects below keys/ back from the store's versions or a copy: without one, nothing can be read"),
+        (None, Some(damage)) => {
+            Error::new(Kind::WrongKey, "no key slot opens with this passphrase, and some key slots are damaged").because(damage).hint(
+                "check the passphrase that the plan refers to; if it is right, the damaged slot is its own: bring that object back from \
+                 the store's versions or a copy, or use the recovery key printed at `repo init`",
+            )
+        }
+        (None, None) => Error::new(Kind::WrongKey, format!("no key slot of the repository at {at} opens with this passphrase"))
+            .hint("check the passphrase that the plan refers to, or use the recovery key printed at `repo init`"),
+    }
 }
 
 fn to_json<T: Serialize>(value: &T) -> Result<Vec<u8>> {

@@ -49,6 +49,9 @@ pub struct Verification {
     pub snapshots_sound: Vec<SnapshotId>,
     /// What could not be checked with this key's role, in words.
     pub skipped: Vec<String>,
+    /// Packs that are there, and how many of them this run was to read; 0 at the depth of structure.
+    pub packs: u64,
+    pub packs_due: u64,
 }
 
 /// Gathers findings, one for each object and kind.
@@ -72,6 +75,17 @@ impl Findings {
 
     fn harmed(&self) -> HashSet<SnapshotId> {
         self.0.values().flat_map(|(_, snapshots)| snapshots.iter().copied()).collect()
+    }
+
+    /// A pack of another size cannot match its name either: that is one thing, told by its sizes.
+    fn merge_sizes(&mut self) {
+        let sized: Vec<String> = self.0.keys().filter(|(_, kind)| kind == "size").map(|(object, _)| object.clone()).collect();
+        for object in sized {
+            let damaged = self.0.remove(&(object.clone(), "damaged".to_owned()));
+            if let (Some((_, harmed)), Some((_, snapshots))) = (damaged, self.0.get_mut(&(object, "size".to_owned()))) {
+                snapshots.extend(harmed);
+            }
+        }
     }
 
     fn into_sorted(self) -> Vec<Finding> {
@@ -196,6 +210,7 @@ impl Repository {
 
         self.verify_logs(depth, &mut out, &mut findings, progress, cancel)?;
 
+        findings.merge_sizes();
         // Snapshots share packs: what is wrong with one harms all that use it.
         for ((object, _), (_, snapshots)) in &mut findings.0 {
             if let Some(pack) = PackId::from_key(object).and_then(|id| used.get(&id)).filter(|_| !snapshots.is_empty()) {
@@ -435,6 +450,7 @@ impl Repository {
         let mut packs: Vec<(PackId, u64)> =
             present.iter().map(|(id, len)| (*id, *len)).filter(|(id, _)| in_share(*id, percent, run)).collect();
         packs.sort_unstable();
+        (out.packs, out.packs_due) = (present.len() as u64, packs.len() as u64);
         progress.event(Event::Phase { name: "data", detail: format!("{} of {} packs", packs.len(), present.len()) });
         progress.event(Event::Total { bytes: packs.iter().map(|p| p.1).sum(), items: packs.len() as u64 });
         let queue = Mutex::new(packs.into_iter());

@@ -105,8 +105,9 @@ fn plain_http(endpoint: &str, config: &StoreConfig) -> Result<bool> {
     match url.scheme() {
         "https" => Ok(false),
         "http" if config.allow_http || is_loopback(&url) => Ok(true),
-        "http" => Err(usage(format!("plain http to {} is refused", url.host_str().unwrap_or("another machine")))
-            .hint("use https, or set allow_http if everybody on the way may read and change what is sent")),
+        "http" => Err(usage(format!("plain http to {} is refused", url.host_str().unwrap_or("another machine"))).hint(
+            "use https, or set allow_http (with --from: LIFEBOAT_ALLOW_HTTP=true) if everybody on the way may read and change what is sent",
+        )),
         other => Err(usage(format!("the endpoint's scheme is {other:?}")).hint("write https://host[:port]")),
     }
 }

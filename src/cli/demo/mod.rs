@@ -40,8 +40,12 @@ pub(super) fn run(app: &App, args: &DemoArgs) -> Result<Exit> {
     let result = tell(app, &place, &mut story, args.keep.is_some());
     // Tidy before success is said; an error of the story wins over one of tidying.
     let tidied = place.tidy(args.keep.is_some());
-    let document = result?;
+    let mut document = result?;
     tidied?;
+    // With what tidying took: it is what the person before the terminal waited for.
+    let duration_ms = u64::try_from(story.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    document["duration_ms"] = json!(duration_ms);
+    story.say(format_args!("All of it took {}.", render::duration_ms(duration_ms)))?;
     if args.keep.is_none() {
         story.say("Everything was removed again; `lifeboat demo --keep DIR` keeps it.")?;
     }
@@ -170,10 +174,8 @@ fn tell(app: &App, place: &Place, story: &mut Story<'_>, keep: bool) -> Result<V
     story.say(format_args!("\n{:-<78}\n{}{:-<78}", "-- recovery report ", report::text(&drilled), ""))?;
     story.say(sizes(&first, &second, &drilled))?;
     story.say(commands(place, keep))?;
-    let duration_ms = u64::try_from(story.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    story.say(format_args!("All of it took {}.", render::duration_ms(duration_ms)))?;
     Ok(json!({
-        "schema": "lifeboat.demo/1", "folder": keep.then(|| place.root.display().to_string()), "duration_ms": duration_ms, "steps": story.steps,
+        "schema": "lifeboat.demo/1", "folder": keep.then(|| place.root.display().to_string()), "duration_ms": 0, "steps": story.steps,
         "backups": [first, second], "drill": drilled, "caught": caught,
         "compared": { "tables": compared.tables, "rows": compared.rows, "files": compared.files },
     }))
@@ -291,7 +293,7 @@ fn make_restore(demo: &App, to: &Path) -> Result<PathBuf> {
 
 /// A flipped byte in a copy of the repository: verify and drill must both exit 20.
 fn damage_repository(app: &App, place: &Place, story: &mut Story<'_>, made: &crm::CrmSummary) -> Result<Value> {
-    story.step("damage-repository", "Somebody flips one byte in a copy of the repository")?;
+    story.step("damage-repository", "Somebody flips one bit in a copy of the repository")?;
     plant::copy_tree(&place.path("repository"), &place.path("damaged-repository"))?;
     let planted = plant::flip_a_byte_of_a_pack(&place.path("damaged-repository"))?;
     write_plan(place, "damaged-plans", "damaged-repository", made)?;
@@ -371,11 +373,14 @@ fn commands(place: &Place, keep: bool) -> String {
     let options = if keep {
         format!(" --plans {} --state {}", shell_word(&place.path("plans")), shell_word(&place.path("state")))
     } else {
-        String::new()
+        " --state state".to_owned()
     };
-    let target = if keep { shell_word(&place.path("restored-again")) } else { "/srv/crm-restored".to_owned() };
-    let mut text = "\nThe same by hand:\n".to_owned();
-    for command in ["repo init main", "backup crm", "snapshots crm", "drill run crm", "verify main --data", "status"] {
+    let target = if keep { shell_word(&place.path("restored-again")) } else { "restored-again".to_owned() };
+    let mut text = if keep { "\nThe same by hand:\n".to_owned() } else { "\nThe same by hand, in what --keep leaves:\n".to_owned() };
+    if !keep {
+        text.push_str("    lifeboat demo --keep DIR && cd DIR\n");
+    }
+    for command in ["backup crm", "snapshots crm", "drill run crm", "verify main --data", "status"] {
         let _ = writeln!(text, "    lifeboat {command}{options}");
     }
     let _ = writeln!(text, "    lifeboat restore crm --latest --to {target}{options}");

@@ -23,6 +23,7 @@ pub(in crate::source) mod walk;
 pub mod xattr;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
@@ -41,7 +42,43 @@ pub struct FilesSource {
     pub page_size: Option<u32>,
 }
 
+/// How long `doctor` may walk.
+const WALK_LIMIT: Duration = Duration::from_secs(5);
+
 impl FilesSource {
+    /// Whether everything can be listed and opened, as far as that is seen in [`WALK_LIMIT`].
+    fn diagnose_content(&self) -> Diagnosis {
+        let name = || "content".to_owned();
+        let deadline = Some(Instant::now() + WALK_LIMIT);
+        let walked = self
+            .validate()
+            .and_then(|exclude| snapshot::FilesSnapshot::begin(&self.path, exclude, None, Cancel::default()))
+            .and_then(|snapshot| snapshot::count_readable_until(snapshot, deadline));
+        match walked {
+            Ok((counts, problems, whole)) => {
+                let cut =
+                    if whole { String::new() } else { format!("; cut short after {} s, a backup looks at all", WALK_LIMIT.as_secs()) };
+                if whole && problems.is_empty() && counts.is_empty() {
+                    return Diagnosis { name: name(), ok: false, message: snapshot::EMPTY.into() };
+                }
+                // A live tree changes while it is looked at.
+                let Some(first) = problems.iter().find(|problem| problem.kind != "vanished") else {
+                    return Diagnosis { name: name(), ok: true, message: format!("{counts}, all can be opened{cut}") };
+                };
+                let more = if problems.len() > 1 { format!(" and {} more", problems.len() - 1) } else { String::new() };
+                Diagnosis {
+                    name: name(),
+                    ok: false,
+                    message: format!(
+                        "{} {}: {}{more}{cut} (a backup would be incomplete: let the user that runs lifeboat read it, or exclude it)",
+                        first.object, first.kind, first.message
+                    ),
+                }
+            }
+            Err(error) => Diagnosis { name: name(), ok: false, message: error.to_string() },
+        }
+    }
+
     fn validate(&self) -> Result<Exclude> {
         if let Some(size) = self.page_size
             && !(size.is_power_of_two() && (512..=65536).contains(&size))
@@ -84,11 +121,8 @@ impl Source for FilesSource {
                 }
             }
         };
-        let mut found = vec![settings, folder];
-        if found.iter().all(|found| found.ok) {
-            found.push(self.diagnose_entries());
-        }
-        found
+        let content = (settings.ok && folder.ok).then(|| self.diagnose_content());
+        [settings, folder].into_iter().chain(content).collect()
     }
 
     fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>> {
@@ -105,37 +139,6 @@ impl Source for FilesSource {
     }
 }
 
-/// Entries that are opened to see whether a backup could read them.
-const ENTRIES_TRIED: u64 = 100_000;
-
-impl FilesSource {
-    /// What a backup could not read, as far as it shows without reading.
-    fn diagnose_entries(&self) -> Diagnosis {
-        let name = "entries".to_owned();
-        let counted = self
-            .validate()
-            .and_then(|exclude| snapshot::FilesSnapshot::begin(&self.path, exclude, None, Cancel::default()))
-            .and_then(|tree| snapshot::count_readable(tree, ENTRIES_TRIED));
-        match counted {
-            // A live tree changes while it is looked at.
-            Ok((counts, problems)) => match problems.iter().find(|problem| problem.kind != "vanished") {
-                None => {
-                    Diagnosis { name, ok: true, message: format!("can be opened: {counts} (at most {ENTRIES_TRIED} entries are tried)") }
-                }
-                Some(first) => {
-                    let more = if problems.len() == 1 { String::new() } else { format!("; {} problems in all", problems.len()) };
-                    let (object, kind, why) = (&first.object, &first.kind, &first.message);
-                    let message = format!(
-                        "{object}: {kind}: {why}{more}; a backup would be incomplete: let the user that runs lifeboat read it, or exclude it"
-                    );
-                    Diagnosis { name, ok: false, message }
-                }
-            },
-            Err(error) => Diagnosis { name, ok: false, message: error.to_string() },
-        }
-    }
-}
-
 /// What can be proved of a restored tree without knowing what was in it: that all of it can be listed and opened. SQL cannot be asked.
 ///
 /// # Errors
@@ -143,7 +146,7 @@ impl FilesSource {
 pub(in crate::source) fn prove_tree(root: &Path, checks: &[crate::source::SqlCheck], context: &SourceContext) -> Result<Vec<CheckResult>> {
     const WANTED: &str = "every entry readable";
     let counted = snapshot::FilesSnapshot::begin(root, Exclude::default(), None, context.cancel.clone())
-        .and_then(|tree| snapshot::count_readable(tree, u64::MAX));
+        .and_then(|tree| snapshot::count_readable(tree));
     let tree = match counted {
         Ok((counts, problems)) => {
             let outcome = if problems.is_empty() { Outcome::Passed } else { Outcome::Failed };

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Advice, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -63,6 +63,13 @@ pub struct Counts {
     symlinks: u64,
     hardlinks: u64,
     fifos: u64,
+}
+
+impl Counts {
+    /// Whether there is nothing but the root itself.
+    pub fn is_empty(&self) -> bool {
+        self.folders <= 1 && self.files + self.symlinks + self.hardlinks + self.fifos == 0
+    }
 }
 
 impl fmt::Display for Counts {
@@ -260,7 +267,7 @@ impl SourceSnapshot for FilesSnapshot {
         let mut problems = std::mem::take(&mut self.walk.problems);
         problems.append(&mut self.problems);
         let Counts { files, folders, symlinks, hardlinks, fifos } = self.counts;
-        if problems.is_empty() && folders <= 1 && files + symlinks + hardlinks + fifos == 0 {
+        if problems.is_empty() && self.counts.is_empty() {
             let (kind, message) = if self.walk.excluded > 0 { ("all-excluded", ALL_EXCLUDED) } else { ("empty-folder", EMPTY) };
             problems.push(Problem { object: ".".into(), kind: kind.into(), message: message.into() });
         }
@@ -278,20 +285,27 @@ pub fn nothing(mut snapshot: FilesSnapshot) -> Result<Option<&'static str>> {
     Ok(Some(if snapshot.walk.excluded > 0 { ALL_EXCLUDED } else { EMPTY }))
 }
 
-/// Lists a tree and opens every file in it, without reading; at most so many entries.
-pub fn count_readable(mut snapshot: FilesSnapshot, most: u64) -> Result<(Counts, Vec<Problem>)> {
-    let mut left = most;
-    while left > 0
-        && let Some(entry) = snapshot.next_entry()?
-    {
-        left -= 1;
+/// Lists a whole tree and opens every file in it, without reading.
+pub fn count_readable(snapshot: FilesSnapshot) -> Result<(Counts, Vec<Problem>)> {
+    let (counts, problems, _) = count_readable_until(snapshot, None)?;
+    Ok((counts, problems))
+}
+
+/// Like [`count_readable`], until a moment; the last of the three says whether it came to the end of the tree.
+pub fn count_readable_until(mut snapshot: FilesSnapshot, deadline: Option<Instant>) -> Result<(Counts, Vec<Problem>, bool)> {
+    let mut whole = true;
+    while let Some(entry) = snapshot.next_entry()? {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            whole = false;
+            break;
+        }
         if matches!(entry.kind, EntryKind::File { .. }) && snapshot.open(&entry)?.is_some() {
             snapshot.opened.clear();
         }
     }
     let mut problems = std::mem::take(&mut snapshot.walk.problems);
     problems.append(&mut snapshot.problems);
-    Ok((snapshot.counts, problems))
+    Ok((snapshot.counts, problems, whole))
 }
 
 fn mtime_ns(stat: &Stat) -> i64 {

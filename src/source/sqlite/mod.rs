@@ -8,8 +8,8 @@
 //!   this process holds on it (<https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>).
 //! - The source's content is never changed. A log (`-wal`) that was there before stays as it is; one that SQLite made for us is gone
 //!   afterwards. (In rollback mode a hot journal of a crashed writer is rolled back, as any reader does.)
-//! - Nothing is checked on the live database: integrity, foreign keys and fingerprints are of the private copy, the very bytes
-//!   that are backed up.
+//! - A backup checks nothing on the live database: integrity, foreign keys and fingerprints are of the private copy, the very bytes
+//!   that are backed up. (`doctor` looks at the live one, for two seconds at most.)
 
 mod content;
 mod open;

@@ -12,6 +12,7 @@ use rustix::fs::Access;
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::source::Diagnosis;
+use crate::source::sqlite::content::{findings, needs_application};
 
 /// SQLite's own wait for a lock, one attempt; [`super::snapshot`] repeats it, so that cancelling is noticed.
 const ONE_WAIT: Duration = Duration::from_millis(100);
@@ -188,7 +189,10 @@ pub fn diagnose(path: &Path) -> Vec<Diagnosis> {
     let mut say = |name: &str, ok: bool, message: String| found.push(Diagnosis { name: name.into(), ok, message });
     let size_bytes = match look(path) {
         Ok(metadata) => {
-            say("database file", true, format!("{}, {} bytes", path.display(), metadata.len()));
+            // An empty one is told once, below.
+            if metadata.len() > 0 {
+                say("database file", true, format!("{}, {} bytes", path.display(), metadata.len()));
+            }
             metadata.len()
         }
         Err(error) => {
@@ -213,7 +217,11 @@ pub fn diagnose(path: &Path) -> Vec<Diagnosis> {
     };
     match read() {
         Ok((mode, page_size, pages)) => {
-            say("database content", true, format!("SQLite, {pages} pages of {page_size} bytes"));
+            let (sound, found) = match check_live(path) {
+                Ok(found) => found,
+                Err(error) => (false, explain(&error)),
+            };
+            say("database content", sound, format!("SQLite, {pages} pages of {page_size} bytes; {found}"));
             let wal = mode == "wal";
             let note = if wal { "" } else { ": writers wait while the copy is made; WAL mode avoids that" };
             say("journal mode", true, format!("{mode}{note}"));
@@ -221,6 +229,34 @@ pub fn diagnose(path: &Path) -> Vec<Diagnosis> {
         Err(error) => say("database content", false, explain(&error)),
     }
     found
+}
+
+/// How long doctor may look into a live database: while it does, writers wait in rollback-journal mode.
+const CHECK_LIMIT: Duration = Duration::from_secs(2);
+/// SQLite's steps between two looks at the clock: well below a millisecond.
+const STEPS_PER_LOOK: i32 = 1000;
+
+/// `quick_check` on the live database as far as it comes in [`CHECK_LIMIT`]: whether nothing was found, and in words what was looked at.
+fn check_live(path: &Path) -> Result<(bool, String)> {
+    let mut connection = open_live(path)?;
+    let deadline = std::time::Instant::now() + CHECK_LIMIT;
+    let failed = |source| classify(source, format!("check database {}", path.display()));
+    connection.progress_handler(STEPS_PER_LOOK, Some(move || std::time::Instant::now() > deadline)).map_err(failed)?;
+    let tables = || -> rusqlite::Result<i64> { connection.query_row("SELECT count(*) FROM main.sqlite_schema", [], |row| row.get(0)) };
+    match tables().and_then(|_| findings(&connection, "quick_check")) {
+        Ok(found) => Ok(match found.first() {
+            None => (true, "quick_check found nothing".to_owned()),
+            Some(first) => {
+                let more = if found.len() > 1 { format!(" and {} more", found.len() - 1) } else { String::new() };
+                (false, format!("quick_check: {}{more}: a backup of it is incomplete or fails", first.trim()))
+            }
+        }),
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => {
+            Ok((true, format!("quick_check found nothing in {} s and was cut short; a backup checks all of it", CHECK_LIMIT.as_secs())))
+        }
+        Err(error) if needs_application(&error) => Ok((true, format!("quick_check is not possible without its application: {error}"))),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Whether the folder for staging copies has room for a copy of the database.

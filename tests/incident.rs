@@ -1,0 +1,354 @@
+//! What an operator meets on a bad day: a machine without plans, a repository without its plain objects, words that must help.
+#![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
+
+mod support;
+#[path = "support/workspace.rs"]
+mod workspace;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use support::s3::{Bucket, SeaweedFs};
+use workspace::{MARKER, PASSPHRASE, Workspace, bare, files, text};
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn hint(document: &Value) -> &str {
+    document["error"]["hint"].as_str().unwrap_or_else(|| panic!("no hint: {document}"))
+}
+
+fn message(document: &Value) -> &str {
+    document["error"]["message"].as_str().unwrap()
+}
+
+/// Runs without plans, by address.
+fn by_address(workspace: &Workspace, words: &[&str]) -> Command {
+    let mut command = bare(words);
+    command.arg("--from").arg(format!("file://{}", workspace.path("repository").display()));
+    command.arg("--state").arg(workspace.path("other-machine")).env("LIFEBOAT_PASSPHRASE", PASSPHRASE);
+    command
+}
+
+fn document(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output.stdout)))
+}
+
+fn rewrite(path: &Path, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Vec<u8> {
+    let before = std::fs::read(path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, change(before.clone())).unwrap();
+    before
+}
+
+/// With one bit of the first occurrence of `at` flipped, `offset` bytes in.
+fn flipped(mut bytes: Vec<u8>, at: &str, offset: usize) -> Vec<u8> {
+    let found = bytes.windows(at.len()).position(|window| window == at.as_bytes()).unwrap();
+    bytes[found + offset] ^= 1;
+    bytes
+}
+
+#[test]
+fn the_command_that_init_prints_runs_on_a_machine_without_plans() {
+    let bucket = SeaweedFs::shared().bucket();
+    let workspace = Workspace::new("");
+    let plan = workspace.path("plans/crm.toml");
+    let (access, secret) = Bucket::keys();
+    let url = format!("s3://lifeboat/by-address-{}", std::process::id());
+    let changed = std::fs::read_to_string(&plan).unwrap().replace(
+        &format!("url = \"file://{}/repository\"", workspace.folder.path().display()),
+        &format!("url = \"{url}\"\nendpoint = \"{}\"\nregion = \"us-east-1\"", bucket.endpoint()),
+    );
+    assert!(changed.contains("endpoint"));
+    std::fs::write(&plan, changed).unwrap();
+    let with_keys = |mut command: Command| command.env("AWS_ACCESS_KEY_ID", access).env("AWS_SECRET_ACCESS_KEY", secret).output().unwrap();
+    let init = with_keys(workspace.command(&["repo", "init", "main"]));
+    let said = text(&init.stdout);
+    assert_eq!(code(&init), 0, "{said}{}", text(&init.stderr));
+    let key = said.lines().map(str::trim).find(|line| line.starts_with("LBRK1-")).unwrap();
+    let line = said.lines().map(str::trim).find(|line| line.contains("lifeboat restore")).unwrap();
+    assert!(line.starts_with(&format!("AWS_ENDPOINT_URL_S3={} AWS_REGION=us-east-1 ", bucket.endpoint())), "{line}");
+    let backup = with_keys(workspace.command(&["backup", "crm"]));
+    assert_eq!(code(&backup), 0, "{}", text(&backup.stderr));
+    // Word by word what was printed, with the names filled in.
+    let program = env!("CARGO_BIN_EXE_lifeboat");
+    let line = line
+        .replace("…the key…", key)
+        .replace("lifeboat restore", &format!("{program} restore --state state-of-another-machine"))
+        .replace("PLAN", "crm")
+        .replace("TARGET", "restored");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &line]).current_dir(workspace.folder.path()).env_remove("AWS_ENDPOINT_URL_S3").env_remove("AWS_REGION");
+    let restored = with_keys(shell);
+    assert_eq!(code(&restored), 0, "{line}\n{}", text(&restored.stderr));
+    assert_eq!(std::fs::read_to_string(workspace.path("restored/attachments/marked.txt")).unwrap(), MARKER);
+}
+
+#[test]
+fn plain_http_by_address_needs_a_word() {
+    let refused = |allow: Option<&str>| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = bare(&["snapshots", "--from", "s3://nowhere/main", "--state"]);
+        command.arg(folder.path()).env("LIFEBOAT_PASSPHRASE", PASSPHRASE);
+        // A name that is never resolved: refusing comes before asking.
+        command.env("AWS_ENDPOINT_URL_S3", "http://lifeboat.invalid:9").env("AWS_ACCESS_KEY_ID", "x").env("AWS_SECRET_ACCESS_KEY", "x");
+        command.envs(allow.map(|value| ("LIFEBOAT_ALLOW_HTTP", value)));
+        text(&command.output().unwrap().stderr)
+    };
+    let said = refused(None);
+    assert!(said.contains("plain http to lifeboat.invalid is refused") && said.contains("LIFEBOAT_ALLOW_HTTP"), "{said}");
+    assert!(!refused(Some("true")).contains("is refused"));
+}
+
+#[test]
+fn a_lost_format_object_is_damage_and_can_be_written_again() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let format = workspace.path("repository/format");
+    let before: Value = serde_json::from_slice(&std::fs::read(&format).unwrap()).unwrap();
+    std::fs::remove_file(&format).unwrap();
+    for words in [["backup", "crm"], ["snapshots", "crm"], ["verify", "main"]] {
+        let told = workspace.json(&words, 20);
+        assert_eq!(told["error"]["kind"], "damaged");
+        assert!(message(&told).contains("without its format object"), "{told}");
+        assert!(hint(&told).contains("back from the store's versions or a copy") && hint(&told).contains("do not make a new"), "{told}");
+    }
+    let doctor = workspace.json(&["doctor", "crm"], 20);
+    assert!(doctor["checks"].to_string().contains("without its format object"), "{doctor}");
+    let incident = by_address(&workspace, &["snapshots"]).output().unwrap();
+    assert_eq!(code(&incident), 20, "{}", text(&incident.stderr));
+    let init = workspace.json(&["repo", "init", "main"], 1);
+    assert!(hint(&init).contains("do not make a new repository there") && !hint(&init).contains("use it as it is"), "{init}");
+    // As the guide says: from the id alone.
+    std::fs::write(
+        &format,
+        format!(r#"{{ "format": "lifeboat repository", "version": 1, "id": {}, "created": "2026-01-01T00:00:00Z" }}"#, before["id"]),
+    )
+    .unwrap();
+    assert_eq!(workspace.json(&["verify", "main"], 0)["findings"], serde_json::json!([]));
+}
+
+#[test]
+fn a_place_without_a_repository_is_told_with_its_own_name() {
+    let workspace = Workspace::new("");
+    let told = workspace.json(&["backup", "crm"], 10);
+    assert!(hint(&told).contains("`lifeboat repo init main`"), "{told}");
+    let incident = by_address(&workspace, &["restore", "crm", "--to", "x"]).arg("--json").output().unwrap();
+    assert_eq!(code(&incident), 10);
+    assert!(!hint(&document(&incident)).contains("repo init"), "nothing is to be made in an incident: {}", text(&incident.stdout));
+    // What an interrupted init leaves.
+    let folder = workspace.path("repository/keys");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("0011223344556677"), "{}").unwrap();
+    let told = workspace.json(&["repo", "init", "main"], 1);
+    assert!(hint(&told).contains("delete what is below keys/"), "{told}");
+}
+
+type Change = fn(Vec<u8>) -> Vec<u8>;
+
+#[test]
+fn damage_in_what_is_plain_is_told_from_a_wrong_passphrase() {
+    let workspace = Workspace::ready("");
+    let format = workspace.path("repository/format");
+    let wrong = |words: &[&str]| {
+        let output = workspace.command(words).arg("--json").env("CRM_PASSPHRASE", "quite another one").output().unwrap();
+        (code(&output), document(&output))
+    };
+    let open = ["snapshots", "crm"];
+
+    // The format object: cut, its word, its version, its id.
+    let changes: [(&str, Change); 5] = [
+        ("cannot be decoded", |bytes| bytes[..bytes.len() / 2].to_vec()),
+        ("cannot be decoded", |_| Vec::new()),
+        ("does not say that this is a lifeboat repository", |bytes| flipped(bytes, "lifeboat repository", 3)),
+        ("has version", |bytes| flipped(bytes, "\"version\": 1", 11)),
+        ("do not belong together", |bytes| {
+            let at = text(&bytes).find("\"id\": \"").unwrap() + 7;
+            let mut bytes = bytes;
+            bytes[at] = if bytes[at] == b'0' { b'1' } else { b'0' };
+            bytes
+        }),
+    ];
+    for (wanted, change) in changes {
+        let before = rewrite(&format, change);
+        let told = workspace.json(&open, 20);
+        assert!(message(&told).contains(wanted), "{wanted}: {told}");
+        assert!(hint(&told).contains("bring the object `format`") && hint(&told).contains("repository"), "{wanted}: {told}");
+        rewrite(&format, |_| before);
+    }
+    let (code, told) = wrong(&open);
+    assert_eq!((code, hint(&told).contains("damaged")), (12, false), "a wrong passphrase and nothing else: {told}");
+
+    // The slots: of the passphrase and of the recovery key.
+    let slots = files(&workspace.path("repository/keys"));
+    assert_eq!(slots.len(), 2);
+    let labelled =
+        |label: &str| -> PathBuf { slots.iter().find(|slot| text(&std::fs::read(slot).unwrap()).contains(label)).unwrap().clone() };
+    let (own, recovery) = (labelled("\"passphrase\""), labelled("\"recovery key\""));
+    let sealed = |bytes: Vec<u8>| {
+        let at = text(&bytes).find("\"sealed\": \"").unwrap() + 11;
+        let mut bytes = bytes;
+        bytes[at] = if bytes[at] == b'0' { b'1' } else { b'0' };
+        bytes
+    };
+    let before = rewrite(&own, sealed);
+    let told = workspace.json(&open, 20);
+    assert!(message(&told).contains("the passphrase is right, but its key slot"), "{told}");
+    assert_eq!(wrong(&open).0, 12, "of a wrong one that is not known");
+    // Whose slot it is cannot be told any more: perhaps this passphrase's.
+    rewrite(&own, |_| b"{".to_vec());
+    let told = workspace.json(&open, 12);
+    assert!(hint(&told).contains("if it is right, the damaged slot is its own"), "{told}");
+    // No passphrase can help.
+    let other = rewrite(&recovery, |_| b"{".to_vec());
+    assert!(message(&workspace.json(&open, 20)).contains("every key slot"));
+    std::fs::remove_file(&own).unwrap();
+    std::fs::remove_file(&recovery).unwrap();
+    assert!(message(&workspace.json(&open, 20)).contains("has no key slots"));
+    std::fs::write(&recovery, other).unwrap();
+    // What is not sealed does not lock anybody out; `verify` tells it.
+    std::fs::write(&own, flipped(before, "\"label\": \"passphrase\"", 12)).unwrap();
+    assert_eq!(workspace.json(&open, 0)["damaged"], serde_json::json!([]));
+    let found = workspace.json(&["verify", "main"], 20);
+    assert_eq!(found["findings"].as_array().unwrap().len(), 1, "{found}");
+}
+
+#[test]
+fn recovery_points_are_listed_by_address() {
+    let workspace = Workspace::ready("");
+    let snapshot = workspace.backup()["snapshot"].as_str().unwrap().to_owned();
+    for words in [vec!["snapshots"], vec!["snapshots", "crm"]] {
+        let output = by_address(&workspace, &words).arg("--json").output().unwrap();
+        assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+        assert_eq!(document(&output)["snapshots"][0]["id"], snapshot.as_str());
+    }
+    let shown = text(&by_address(&workspace, &["snapshots"]).output().unwrap().stdout);
+    assert!(shown.contains(&snapshot) && shown.contains("UTC"), "{shown}");
+    let nobody = by_address(&workspace, &["snapshots", "nobody"]).arg("--json").output().unwrap();
+    assert_eq!(code(&nobody), 13);
+    assert!(hint(&document(&nobody)).contains("crm"));
+    let unset = by_address(&workspace, &["snapshots"]).env_remove("LIFEBOAT_PASSPHRASE").output().unwrap();
+    assert_eq!(code(&unset), 2);
+    assert!(text(&unset.stderr).contains("LIFEBOAT_PASSPHRASE"));
+}
+
+#[test]
+fn one_damaged_pack_is_one_finding() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let packs = files(&workspace.path("repository/packs"));
+    let largest = packs.iter().max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
+    rewrite(largest, |bytes| bytes[..bytes.len() - 1000].to_vec());
+    let found = workspace.json(&["verify", "main", "--data"], 20);
+    let findings = found["findings"].as_array().unwrap();
+    assert_eq!(findings.len(), 1, "{found}");
+    assert_eq!(findings[0]["kind"], "size");
+    assert_eq!(findings[0]["snapshots"].as_array().unwrap().len(), 1);
+    let status = workspace.json(&["status"], 0);
+    assert!(status["plans"][0]["problems"].to_string().contains("damage in 1 place "), "{status}");
+}
+
+#[test]
+fn a_share_without_a_pack_says_so() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let (mut none, mut some) = (0, 0);
+    for _ in 0..10 {
+        let output = workspace.run(&["verify", "crm", "--data", "10"]);
+        assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+        let said = text(&output.stdout);
+        if said.contains("was due this time") { none += 1 } else { some += 1 }
+    }
+    assert!(none > 0 && some > 0, "few packs in ten shares: {none} and {some}");
+    let due = |document: &Value| document["packs_due"].as_u64().unwrap();
+    let runs: Vec<Value> = (0..10).map(|_| workspace.json(&["verify", "crm", "--data", "10"], 0)).collect();
+    assert_eq!(runs.iter().map(due).sum::<u64>(), runs[0]["packs"].as_u64().unwrap(), "each once in ten runs");
+    assert_eq!(runs.iter().filter(|run| due(run) == 0).count(), none);
+}
+
+#[test]
+fn words_help() {
+    let workspace = Workspace::ready("");
+    let unknown = workspace.json(&["verify", "foo"], 2);
+    assert!(hint(&unknown).contains("plans: crm") && hint(&unknown).contains("repositories: main"), "{unknown}");
+    let empty = workspace.command(&["backup", "crm", "--json"]).env("CRM_PASSPHRASE", "").output().unwrap();
+    assert!(hint(&document(&empty)).contains("set CRM_PASSPHRASE"), "{}", text(&empty.stdout));
+    let report = workspace.json(&["drill", "report", "01aaaaaaaaaaaaaaaaaaaaaaaa"], 1);
+    assert!(hint(&report).contains("lifeboat run show"), "{report}");
+    let status = text(&workspace.run(&["status"]).stdout);
+    assert!(!status.contains("everything of") && !status.contains("yet of"), "{status}");
+    let backup = text(&workspace.run(&["backup", "crm"]).stdout);
+    assert!(!backup.contains('{') && backup.contains("database: one moment of the database"), "{backup}");
+}
+
+#[test]
+fn an_error_is_told_once_and_kept_with_its_cause() {
+    let workspace =
+        Workspace::ready("[source.dump]\nkind = \"command\"\ndump = [\"true\"]\n[plan.silent]\nsource = \"dump\"\nrepository = \"main\"\n");
+    let failed = workspace.run(&["backup", "silent", "-q"]);
+    assert_eq!(code(&failed), 1);
+    let said = text(&failed.stderr);
+    assert_eq!(said.matches("wrote nothing").count(), 1, "{said}");
+    let history = text(&workspace.run(&["run", "history"]).stdout);
+    assert!(history.contains("wrote nothing"), "{history}");
+    let status = workspace.json(&["status"], 0);
+    let problems = status["plans"].as_array().unwrap().iter().find(|plan| plan["name"] == "silent").unwrap()["problems"].to_string();
+    assert!(problems.contains("wrote nothing"), "{problems}");
+}
+
+#[test]
+fn doctor_sees_what_a_backup_would_miss() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let failed = |code: i32| -> Vec<String> {
+        let report = workspace.json(&["doctor", "crm"], code);
+        let checks = report["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false);
+        checks.map(|check| format!("{}: {}", check["name"].as_str().unwrap(), check["message"].as_str().unwrap())).collect()
+    };
+    assert_eq!(failed(0), Vec::<String>::new());
+    // Root reads everything, but nobody backs up a socket.
+    let socket = std::os::unix::net::UnixListener::bind(workspace.made.attachments.join("socket")).unwrap();
+    let found = failed(2);
+    assert!(found.len() == 1 && found[0].starts_with("source attachments: content: socket"), "{found:?}");
+    drop(socket);
+    std::fs::remove_file(workspace.made.attachments.join("socket")).unwrap();
+    // Pages of 0xFF in the middle of the database.
+    let mut bytes = std::fs::read(&workspace.made.database).unwrap();
+    let middle = bytes.len() / 2 / 4096 * 4096;
+    bytes[middle..middle + 8192].fill(0xff);
+    std::fs::write(&workspace.made.database, bytes).unwrap();
+    let found = failed(2);
+    assert!(found.len() == 1 && found[0].starts_with("source database: database content"), "{found:?}");
+    // An empty file is told once.
+    std::fs::write(&workspace.made.database, b"").unwrap();
+    let shown = text(&workspace.run(&["doctor", "crm"]).stdout);
+    assert!(!shown.contains("0 bytes"), "{shown}");
+
+    let mut add = workspace.command(&["key", "add", "main", "--label", "host", "--role", "writer"]);
+    assert!(add.env("LIFEBOAT_NEW_PASSPHRASE", "for-writing-only").output().unwrap().status.success());
+    let writer = workspace.command(&["doctor", "crm"]).env("CRM_PASSPHRASE", "for-writing-only").output().unwrap();
+    assert!(text(&writer.stdout).contains("room for a drill: not looked at"), "{}", text(&writer.stdout));
+}
+
+#[test]
+fn a_time_without_a_zone_is_told_as_utc() {
+    let workspace = Workspace::new("[plan.plain]\nsource = \"attachments\"\nrepository = \"main\"\n");
+    assert!(workspace.run(&["repo", "init", "main"]).status.success());
+    assert!(workspace.run(&["backup", "plain"]).status.success());
+    let to = workspace.path("restored");
+    let words = ["restore", "plain", "--at", "2099-01-01 08:00", "--dry-run", "--to", to.to_str().unwrap()];
+    let said = text(&workspace.run(&words).stderr);
+    assert!(said.contains("2099-01-01 08:00:00 UTC (2099-01-01T08:00:00Z)"), "{said}");
+}
+
+#[test]
+fn the_examples_are_valid_as_one_folder() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let output = bare(&["plan", "check", "--json"]).current_dir(folder).output().unwrap();
+    let checked = document(&output);
+    assert_eq!(code(&output), 0, "{checked}");
+    assert_eq!(checked["files"].as_array().unwrap().len(), 4);
+    assert!(checked["warnings"].to_string().contains("this release has no driver for postgres"), "{checked}");
+}
