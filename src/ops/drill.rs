@@ -270,7 +270,7 @@ fn recover(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
     let target = target_in(folder, &job.plan);
     let plan = restore::plan_of(job, selected.manifest.clone(), &target, &[], None, &selected.reports)?;
     watch.phase("fetch");
-    restore::bring_back(job, &plan, None)
+    restore::bring_back(job, &plan, None, Taker::Drill)
 }
 
 fn target_in(folder: &RunFolder, plan: &Name) -> PathBuf {
@@ -290,7 +290,7 @@ fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord>
         ProveRequest { fingerprints, compare_percent: job.drill.compare_percent, checks: asked.iter().map(|c| c.check.clone()).collect() };
     let scratch = folder.path().join(format!("prove-{name}"));
     let proved = make_private(&scratch).and_then(|()| restored.source.prove(&restored.usable, &request, &context(job, scratch)));
-    let unproved = restored.record.kind == "sqlite" && request.fingerprints.is_empty() && job.drill.compare_percent > 0;
+    let unproved = matches!(restored.record.kind.as_str(), "sqlite" | "postgres") && request.fingerprints.is_empty() && job.drill.compare_percent > 0;
     let mut checks = match proved {
         Ok(results) => {
             let known: Vec<&str> = results.iter().map(|r| r.name.as_str()).collect();

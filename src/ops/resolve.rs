@@ -11,10 +11,12 @@ use crate::id::Name;
 use crate::ops::work::make_missing;
 use crate::ops::{DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain};
 use crate::plan::SecretRef;
-use crate::plan::{self, Cache, DrillAt, EnvironmentValue, SourceKind};
+use crate::plan::{self, Cache, DrillAt, EnvironmentValue, Method, SourceKind};
 use crate::repo::{OpenOptions, Passphrase, Repository, SourceRecord};
 use crate::source::command::{CommandSource, SecretValue};
 use crate::source::files::FilesSource;
+use crate::source::postgres::PostgresSource;
+use crate::source::postgres::conninfo::Settings;
 use crate::source::sqlite::SqliteSource;
 use crate::source::{CheckResult, Diagnosis, ProveRequest, Source, SourceContext, SourceSnapshot};
 use crate::store::{Credential, Store, StoreConfig};
@@ -187,6 +189,10 @@ impl Later {
         match &self.0.kind {
             // Nothing is run on the way back.
             SourceKind::Command { restore: None, .. } => bare_source(self.kind()),
+            // Nor is the source's server asked.
+            SourceKind::Postgres(server) => {
+                Ok(Arc::new(PostgresSource { settings: None, data_directory: None, bin_directory: server.bin_directory.clone() }))
+            }
             _ => Ok(source(&self.0)?.source),
         }
     }
@@ -214,6 +220,14 @@ impl Source for Later {
 
     fn adopt(&self, restored: &Path, context: &SourceContext) -> Result<PathBuf> {
         self.driver()?.adopt(restored, context)
+    }
+
+    fn hand_over(&self, usable: &Path, target: &Path) -> Result<Vec<String>> {
+        self.driver()?.hand_over(usable, target)
+    }
+
+    fn keeps_content(&self) -> bool {
+        !matches!(self.0.kind, SourceKind::Postgres(_))
     }
 
     fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
@@ -282,7 +296,17 @@ fn source(source: &plan::Source) -> Result<NamedSource> {
             }
             Arc::new(CommandSource { dump: dump.clone(), restore: restore.clone(), environment: values, allow_empty: false })
         }
-        SourceKind::Postgres(_) | SourceKind::Mysql(_) => return Err(no_driver(source.kind.word())),
+        SourceKind::Postgres(server) if server.method == Method::Logical => {
+            return Err(Error::new(Kind::Usage, format!("source {}: this release backs up PostgreSQL physically only", source.name))
+                .hint("leave `method` out, or use a command source with pg_dump"));
+        }
+        SourceKind::Postgres(server) => {
+            let url = server.url.resolve().map_err(|e| e.within(format!("read the url of source {}", source.name)))?;
+            let settings = Settings::parse(url.expose()).map_err(|e| e.within(format!("understand the url of source {}", source.name)))?;
+            let (data_directory, bin_directory) = (server.data_directory.clone(), server.bin_directory.clone());
+            Arc::new(PostgresSource { settings: Some(settings), data_directory, bin_directory })
+        }
+        SourceKind::Mysql(_) => return Err(no_driver(source.kind.word())),
     };
     Ok(NamedSource { name: source.name.clone(), source: driver, restores_folder })
 }
@@ -319,6 +343,7 @@ pub fn bare_source(kind: &str) -> Result<Arc<dyn Source>> {
     let nowhere = || PathBuf::from("restored");
     match kind {
         "sqlite" => Ok(Arc::new(SqliteSource { path: nowhere() })),
+        "postgres" => Ok(Arc::new(PostgresSource { settings: None, data_directory: None, bin_directory: None })),
         "files" => Ok(Arc::new(FilesSource { path: nowhere(), exclude: Vec::new(), page_size: None })),
         "command" => Ok(Arc::new(CommandSource { dump: Vec::new(), restore: None, environment: Vec::new(), allow_empty: true })),
         other => Err(no_driver(other)),
@@ -327,7 +352,7 @@ pub fn bare_source(kind: &str) -> Result<Arc<dyn Source>> {
 
 fn no_driver(kind: &str) -> Error {
     Error::new(Kind::Usage, format!("this build has no driver for {kind}"))
-        .hint("sources can be sqlite, files or command; a dump program in a command source covers other databases")
+        .hint("sources can be postgres, sqlite, files or command; a dump program in a command source covers other databases")
 }
 
 /// This machine's name.

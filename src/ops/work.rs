@@ -94,7 +94,9 @@ pub(crate) fn make_private(path: &Path) -> Result<()> {
         Ok(()) => Ok(()),
         Err(Errno::EXIST) => {
             let folder = own_private(path)?;
-            folder.set_permissions(fs::Permissions::from_mode(0o700)).io_context(|| format!("make folder {} private", path.display()))
+            // Others may have been let through, never in: see `let_through`.
+            let through = folder.metadata().map_or(0, |metadata| metadata.mode() & 0o011);
+            folder.set_permissions(fs::Permissions::from_mode(0o700 | through)).io_context(|| format!("make folder {} private", path.display()))
         }
         Err(errno) => Err(Error::io(format!("make folder {}", path.display()), errno.into())),
     }
@@ -147,13 +149,35 @@ pub fn sweep(state: &Path, now: DateTime<Utc>) {
     }
 }
 
+/// Removes a folder of a run that was killed, with the private servers that still run in it.
+fn remove_dead(path: &Path) -> Result<()> {
+    for item in fs::read_dir(path).into_iter().flatten().flatten() {
+        if item.file_type().is_ok_and(|kind| kind.is_dir()) {
+            for server in instance::left_below(&item.path())? {
+                instance::sweep(&server)?;
+            }
+        }
+    }
+    remove_tree(path)
+}
+
+/// Lets the user that a private server runs as pass through these folders of ours, as far as they are ours alone: it may not list them.
+pub(crate) fn let_through(folders: &[&Path]) -> Result<()> {
+    for folder in folders {
+        let opened = own_private(folder)?;
+        let mode = opened.metadata().io_context(|| format!("look at {}", folder.display()))?.mode() & 0o777;
+        opened.set_permissions(fs::Permissions::from_mode(mode | 0o011)).io_context(|| format!("let a server through {}", folder.display()))?;
+    }
+    Ok(())
+}
+
 fn sweep_plan(work: &Path, now: DateTime<Utc>) -> Result<()> {
     let dead = {
         let _moment = FileLock::wait(&work.join("folders.lock"))?;
         bury(work, now)?
     };
     for path in dead {
-        told(remove_tree(&path));
+        told(remove_dead(&path));
     }
     Ok(())
 }
@@ -180,7 +204,7 @@ impl RunFolder {
             (Self { path, _owner: owner }, dead)
         };
         for path in dead {
-            told(remove_tree(&path));
+            told(remove_dead(&path));
         }
         Ok(folder)
     }

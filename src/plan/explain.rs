@@ -174,10 +174,13 @@ pub(super) fn not_applied(plan: &Plan) -> Vec<String> {
 
 /// Sources that plan files know and this release has no driver for.
 fn without_driver(plan: &Plan) -> Vec<String> {
-    let has_none = |kind: &SourceKind| matches!(kind, SourceKind::Postgres(_) | SourceKind::Mysql(_));
-    let none = plan.sources.iter().filter(|source| has_none(&source.kind));
-    none.map(|source| format!("source {}: this release has no driver for {}: every backup fails", source.name, source.kind.word()))
-        .collect()
+    let lacks = |kind: &SourceKind| match kind {
+        SourceKind::Mysql(_) => Some("has no driver for mysql"),
+        SourceKind::Postgres(server) if server.method == Method::Logical => Some("backs up PostgreSQL physically only"),
+        _ => None,
+    };
+    let lacking = plan.sources.iter().filter_map(|source| Some((&source.name, lacks(&source.kind)?)));
+    lacking.map(|(name, what)| format!("source {name}: this release {what}: every backup fails")).collect()
 }
 
 fn keep(plan: &Plan) -> String {

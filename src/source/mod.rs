@@ -91,6 +91,21 @@ pub trait Source: Send + Sync {
     /// When what was restored cannot be made usable.
     fn adopt(&self, restored: &Path, context: &SourceContext) -> Result<PathBuf>;
 
+    /// Makes what `adopt` returned ready for a person who takes it over at `target`; a drill does not ask for this. Says what to do next, in
+    /// sentences.
+    ///
+    /// # Errors
+    /// When that is not possible.
+    fn hand_over(&self, _usable: &Path, _target: &Path) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// Whether a proof leaves the content as it was stored, so that it can be compared byte by byte afterwards. A server that recovers
+    /// changes its files; what it then holds is compared by fingerprints.
+    fn keeps_content(&self) -> bool {
+        true
+    }
+
     /// Proves a usable restored thing (as returned by `adopt`): engine checks, fingerprints, the plan's SQL. Never changes it.
     /// Every check asked for has a result; what could not be checked is `Skipped` and says why.
     ///

@@ -33,6 +33,15 @@ pub(in crate::ops) struct Restored {
     pub(in crate::ops) lost: Lost,
 }
 
+/// Who gets what is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ops) enum Taker {
+    /// It is made ready to be used (`Source::hand_over`).
+    Person,
+    /// It stays private and is proven as it was stored.
+    Drill,
+}
+
 /// A restore that is done, but for removing its partial folder.
 pub(in crate::ops) struct Done {
     pub(in crate::ops) report: RestoreReport,
@@ -51,7 +60,7 @@ impl Done {
 }
 
 /// The procedure, up to and including the moment that the target is whole.
-pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result<Done> {
+pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Option<&str>, taker: Taker) -> Result<Done> {
     let mut watch = Stopwatch::start();
     let sources = &plan.manifest.sources;
     let place = Place::new(&plan.to, shape(job, sources))?;
@@ -92,6 +101,15 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
         }
     }
 
+    let mut next_steps = Vec::new();
+    if taker == Taker::Person {
+        for one in &restored {
+            let target = if restored.len() > 1 { place.target().join(one.record.name.as_str()) } else { place.target().to_owned() };
+            let steps = one.source.hand_over(&one.usable, &target).map_err(|e| interrupted_at(e, &one.record, &place))?;
+            next_steps.extend(steps.into_iter().map(|step| format!("{}: {step}", one.record.name)));
+        }
+    }
+
     watch.phase("place");
     job.progress.event(Event::Phase { name: "place", detail: plan.target.clone() });
     job.cancel.check()?;
@@ -104,7 +122,8 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     place.put(&whole, partial.id(), &plan.overwrites)?;
     settle(&place, &mut restored);
 
-    Ok(Done { report: account(plan, &brought, moved, watch), restored, partial })
+    let report = RestoreReport { next_steps, ..account(plan, &brought, moved, watch) };
+    Ok(Done { report, restored, partial })
 }
 
 /// Ends a restore that was interrupted after its content went into place. Whether that is still what the snapshot holds is looked at, not
@@ -124,7 +143,8 @@ fn finish(job: &Job, plan: &RestorePlan, place: &Place, partial: Partial, mut wa
     let mut brought = Brought::default();
     for record in sources {
         let usable = if sources.len() > 1 { place.target().join(record.name.as_str()) } else { place.target().to_owned() };
-        if plan.only.is_empty() && !restores_folder(job, record) {
+        let source = resolve::restoring_source(job, record)?;
+        if plan.only.is_empty() && !restores_folder(job, record) && source.keeps_content() {
             let compared = transfer.compare(record, &usable, 100, 0, Metadata::None)?;
             if compared.differences > 0 {
                 let what = format!("restore to {}: an interrupted restore of this snapshot was complete there", place.target().display());
@@ -141,7 +161,7 @@ fn finish(job: &Job, plan: &RestorePlan, place: &Place, partial: Partial, mut wa
         brought.add(Brought { entries: record.entries, bytes: record.bytes, bytes_existing: record.bytes, ..Brought::default() });
         restored.push(Restored {
             record: record.clone(),
-            source: resolve::restoring_source(job, record)?,
+            source,
             content: usable.clone(),
             usable,
             lost: Lost::default(),
@@ -308,6 +328,7 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
         missing: plan.missing.clone(),
         lost: brought.lost.content,
         incomplete: !plan.missing.is_empty() || brought.lost.content > 0,
+        next_steps: Vec::new(),
         warnings,
     }
 }

@@ -116,6 +116,9 @@ pub struct RestoreReport {
     /// How many owners and attributes could not be set although they are part of what was backed up: every attribute that somebody may have
     /// put there, and, for root, every owner. The warnings say which. An owner that only root may set is a warning and not counted.
     pub lost: u64,
+    /// What to do with it now, in sentences.
+    #[serde(default)]
+    pub next_steps: Vec<String>,
     /// Something is missing or lost.
     pub incomplete: bool,
     pub warnings: Vec<String>,
@@ -145,7 +148,7 @@ pub fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
 /// not at all.
 pub fn apply(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result<RestoreReport> {
     job.repository.require_reader("restore")?;
-    let done = bring_back(job, plan, confirmed)?;
+    let done = bring_back(job, plan, confirmed, Taker::Person)?;
     job.progress.event(Event::Phase { name: "clean up", detail: plan.target.clone() });
     Ok(done.conclude())
 }

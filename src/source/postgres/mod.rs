@@ -13,10 +13,12 @@
 //! | [`local`] | reading the data folder of a running server |
 //! | [`remote`], [`tar`] | the same from the archives that a server streams |
 //! | [`throttle`] | reading no faster than allowed |
+//! | [`backup`] | a base backup as a snapshot |
 //! | [`fingerprint`] | digests of tables at an exact position of the log |
 //! | [`recover`], [`instance`] | recovery of a restored folder, in a private server |
 //! | [`prove`] | what a recovered server is asked |
 
+pub mod backup;
 pub mod client;
 pub mod conninfo;
 pub mod control;
@@ -34,6 +36,298 @@ pub mod replication;
 pub mod tar;
 pub mod throttle;
 pub mod wal;
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Context, Error, IoContext, Kind, Result};
+use crate::event::Cancel;
+use crate::source::postgres::backup::{BaseSnapshot, Facts, POINT_FILE, Point};
+use crate::source::postgres::client::{Connection, Mode};
+use crate::source::postgres::conninfo::Settings;
+use crate::source::postgres::instance::{Account, Launch, Tools, major_of};
+use crate::source::postgres::layout::CONFIGURATION_FOLDER;
+use crate::source::postgres::recover::{Action, Recovery, Timeline};
+use crate::source::{CheckResult, Diagnosis, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot};
+
+/// Where a restored folder keeps its tablespaces.
+const TABLESPACES: &str = "lifeboat_tablespaces";
+/// A drill has a limit of its own; this one only ends what hangs for ever.
+const START_LIMIT: Duration = Duration::from_hours(12);
+
+/// A cluster, backed up as a whole.
+pub struct PostgresSource {
+    /// `None`: only to bring back.
+    pub settings: Option<Settings>,
+    /// On this host: files are read there instead of streamed by the server.
+    pub data_directory: Option<PathBuf>,
+    /// Of the server's programs, for private instances.
+    pub bin_directory: Option<PathBuf>,
+}
+
+impl PostgresSource {
+    fn settings(&self) -> Result<&Settings> {
+        self.settings.as_ref().ok_or_else(|| Error::new(Kind::Bug, "a source that only brings back was asked for its server"))
+    }
+
+    /// Recovers the folder to its own moment in a private server and asks it everything.
+    fn prove_recovered(&self, data: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
+        let check = |name: &str, outcome, expected: &str, actual: String| CheckResult {
+            name: name.into(),
+            outcome,
+            expected: expected.into(),
+            actual,
+        };
+        let point = Point::read(data)?;
+        let tools = match Tools::find(major_of(data)?, self.bin_directory.as_deref()) {
+            Ok(tools) => tools,
+            // Not the backup's fault, and no proof either.
+            Err(error) => return Ok(vec![check("server", Outcome::Skipped, "a private server that starts", told(&error))]),
+        };
+        let account = Account::choose(data)?;
+        recover::prepare(data, &context.scratch.join("tablespaces"), account)?;
+        let (preload, missing_libraries) = tools.libraries(&point.preload);
+        let folder = context.scratch.join("server");
+        let launch = Launch { tools: &tools, account, data, folder: &folder, settings: &[], preload: &preload, limit: START_LIMIT };
+        let recovery = Recovery { target: point.target(), timeline: Timeline::Current, restore_command: None, action: Action::Promote };
+        let expected = format!("recovered to {}", point.position.lsn);
+        let (instance, outcome) = match recover::recover(&launch, &recovery, &context.cancel) {
+            Ok(recovered) => recovered,
+            Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::NoSpace | Kind::Usage) => return Err(error),
+            Err(error) => return Ok(vec![check("server", Outcome::Failed, &expected, told(&error))]),
+        };
+        let started = format!(
+            "PostgreSQL {} answered after {} ms, {} (timeline {})",
+            tools.version(),
+            instance.started_in().as_millis(),
+            outcome.reason,
+            outcome.timeline
+        );
+        let mut results = vec![check("server", Outcome::Passed, &expected, started)];
+        if request.compare_percent > 0 {
+            let without = |problem: &crate::source::Problem| {
+                check(&format!("content of {}", problem.object), Outcome::Skipped, "as backed up", format!("no fingerprint: {}", problem.message))
+            };
+            results.extend(point.left_out.iter().map(without));
+        }
+        let options = prove::Options { user: point.superuser, missing_libraries, ..prove::Options::default() };
+        results.extend(prove::prove(instance, &tools, account, request, &options, context)?);
+        Ok(results)
+    }
+}
+
+/// An error with its causes, in a line.
+fn told(error: &Error) -> String {
+    std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
+}
+
+impl Point {
+    /// That of a restored folder.
+    ///
+    /// # Errors
+    /// `Damaged` when it is not there or not understood.
+    pub fn read(data: &Path) -> Result<Self> {
+        let path = data.join(std::str::from_utf8(CONFIGURATION_FOLDER).unwrap_or_default()).join(POINT_FILE);
+        let text = fs::read(&path).map_err(|error| Error::new(Kind::Damaged, format!("read {}", path.display())).because(error))?;
+        serde_json::from_slice(&text).context(Kind::Damaged, || format!("understand {}", path.display()))
+    }
+}
+
+impl Source for PostgresSource {
+    fn kind(&self) -> &'static str {
+        "postgres"
+    }
+
+    fn diagnose(&self) -> Vec<Diagnosis> {
+        match self.settings() {
+            Ok(settings) => diagnose(settings, self.data_directory.as_deref(), self.bin_directory.as_deref()),
+            Err(error) => vec![diagnosis("server", Err(error))],
+        }
+    }
+
+    fn keeps_content(&self) -> bool {
+        false
+    }
+
+    fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>> {
+        Ok(Box::new(BaseSnapshot::begin(self.settings()?, self.data_directory.as_ref(), context)?))
+    }
+
+    fn adopt(&self, restored: &Path, _context: &SourceContext) -> Result<PathBuf> {
+        major_of(restored)?;
+        Point::read(restored)?;
+        Ok(restored.to_owned())
+    }
+
+    fn hand_over(&self, usable: &Path, target: &Path) -> Result<Vec<String>> {
+        let point = Point::read(usable)?;
+        recover::clear(usable)?;
+        keep_tablespaces_inside(usable)?;
+        let recovery = Recovery { target: point.target(), timeline: Timeline::Current, restore_command: None, action: Action::Promote };
+        recover::write_for_operator(usable, &recovery, false, &[])?;
+        let bare = write_missing_configuration(usable)?;
+        let major = point.server_version / 10_000;
+        let bin = Tools::find(major, self.bin_directory.as_deref()).ok().and_then(|tools| tools.program("pg_ctl"));
+        let program = bin.map_or_else(|| format!("pg_ctl of PostgreSQL {major}"), |path| path.display().to_string());
+        let mut steps = vec![format!(
+            "start it as the user that owns the folder (never root): {program} -D {} -l /tmp/postgres.log start; it replays its log to {} and is then a server of its own",
+            target.display(),
+            point.position.lsn
+        )];
+        if bare {
+            steps.push(format!(
+                "its configuration was not in the data folder: a minimal one was written (socket only, local users by their own names); what was backed up of the source's is below {}/lifeboat_conf",
+                target.display()
+            ));
+        }
+        if !point.tablespaces.is_empty() {
+            let places: Vec<String> =
+                point.tablespaces.iter().map(|place| format!("{} (was {})", place.oid, place.location.as_deref().unwrap_or("inside"))).collect();
+            steps.push(format!("its tablespaces are in {}/{TABLESPACES}: {}", target.display(), places.join(", ")));
+        }
+        Ok(steps)
+    }
+
+    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
+        self.prove_recovered(usable, request, context)
+    }
+}
+
+/// Tablespaces stay in the data folder, behind links that hold wherever it is moved to: what the source called their places may be in use.
+fn keep_tablespaces_inside(data: &Path) -> Result<()> {
+    let oids = recover::tablespaces_of(data)?;
+    if oids.is_empty() {
+        return Ok(());
+    }
+    let inside = data.join(TABLESPACES);
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(data).io_context(|| format!("look at {}", data.display()))?);
+    let give = |path: &Path| if owner == 0 { Ok(()) } else { std::os::unix::fs::lchown(path, Some(owner), None) };
+    let failed = || format!("put the tablespaces into {}", inside.display());
+    match fs::DirBuilder::new().mode(0o700).create(&inside) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io(failed(), error)),
+        _ => {}
+    }
+    // Not root: everything belongs to who restores anyway.
+    let own_all = Account::own().uid == 0;
+    if own_all {
+        chown(&inside, Some(owner), None).io_context(failed)?;
+    }
+    for oid in oids {
+        let link = data.join("pg_tblspc").join(oid.to_string());
+        if link.is_symlink() {
+            continue;
+        }
+        fs::rename(&link, inside.join(oid.to_string())).io_context(failed)?;
+        symlink(format!("../{TABLESPACES}/{oid}"), &link).io_context(failed)?;
+        if own_all {
+            give(&link).io_context(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// A server does not start without these files, which Debian keeps elsewhere. True: they were missing.
+fn write_missing_configuration(data: &Path) -> Result<bool> {
+    let metadata = fs::metadata(data).io_context(|| format!("look at {}", data.display()))?;
+    let (uid, gid) = (std::os::unix::fs::MetadataExt::uid(&metadata), std::os::unix::fs::MetadataExt::gid(&metadata));
+    let files = [
+        ("postgresql.conf", "# Written by lifeboat: the source kept its configuration elsewhere.\nlisten_addresses = ''\n"),
+        ("pg_hba.conf", "# Written by lifeboat: the source kept its configuration elsewhere.\nlocal all all peer\n"),
+        ("pg_ident.conf", "# Written by lifeboat: the source kept its configuration elsewhere.\n"),
+    ];
+    let mut written = false;
+    for (name, text) in files {
+        let path = data.join(name);
+        match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            Ok(mut file) => {
+                std::io::Write::write_all(&mut file, text.as_bytes()).io_context(|| format!("write {}", path.display()))?;
+                if Account::own().uid == 0 {
+                    chown(&path, Some(uid), Some(gid)).io_context(|| format!("give {} to its owner", path.display()))?;
+                }
+                written |= name == "postgresql.conf";
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::io(format!("write {}", path.display()), error)),
+        }
+    }
+    Ok(written)
+}
+
+fn diagnosis(name: &str, found: Result<String>) -> Diagnosis {
+    match found {
+        Ok(message) => Diagnosis { name: name.into(), ok: true, message },
+        Err(error) => {
+            let hint = error.hint_text().map(|hint| format!(" ({hint})")).unwrap_or_default();
+            Diagnosis { name: name.into(), ok: false, message: format!("{}{hint}", told(&error)) }
+        }
+    }
+}
+
+/// Everything a backup and a drill need, without changing anything.
+fn diagnose(settings: &Settings, data_directory: Option<&Path>, bin_directory: Option<&Path>) -> Vec<Diagnosis> {
+    let cancel = Cancel::default();
+    let mut sql = match Connection::connect(settings, Mode::Sql { database: None }, &cancel) {
+        Ok(sql) => sql,
+        Err(error) => return vec![diagnosis("server", Err(error))],
+    };
+    let facts = match Facts::read(&mut sql) {
+        Ok(facts) => facts,
+        Err(error) => return vec![diagnosis("server", Err(error))],
+    };
+    let major = facts.version / 10_000;
+    let role = if facts.in_recovery { ", a standby" } else { "" };
+    let mut found = vec![diagnosis("server", Ok(format!("PostgreSQL {major} ({}{role})", facts.version)))];
+    let level = if facts.wal_level == "minimal" {
+        Err(Error::new(Kind::Usage, "wal_level is minimal").hint("set wal_level = replica and restart the server"))
+    } else {
+        Ok(format!("wal_level = {}", facts.wal_level))
+    };
+    found.push(diagnosis("log", level));
+    let replication = Connection::connect(settings, Mode::Replication, &cancel)
+        .and_then(|mut connection| replication::identify_system(&mut connection))
+        .map(|identity| format!("system {} on timeline {}", identity.system_identifier, identity.timeline))
+        .map_err(|error| {
+            let hint = "ALTER ROLE … REPLICATION, a `replication` line for it in pg_hba.conf, and a free max_wal_senders";
+            if error.hint_text().is_some() { error } else { error.hint(hint) }
+        });
+    found.push(diagnosis("replication", replication));
+    found.push(diagnosis("privileges", privileges(&mut sql, data_directory.is_some(), major)));
+    if let Some(folder) = data_directory {
+        let readable = fs::File::open(folder.join("global/pg_control")).io_context(|| format!("open the data folder {}", folder.display()));
+        found.push(diagnosis("data folder", readable.map(|_| folder.display().to_string())));
+    }
+    found.push(diagnosis("programs for drills", Tools::find(major, bin_directory).map(|tools| format!("PostgreSQL {}", tools.version()))));
+    found
+}
+
+/// What the role lacks.
+fn privileges(sql: &mut Connection, local: bool, major: u32) -> Result<String> {
+    let start = if major >= 15 { "pg_catalog.pg_backup_start(text,boolean)" } else { "pg_catalog.pg_start_backup(text,boolean,boolean)" };
+    let stop = if major >= 15 { "pg_catalog.pg_backup_stop(boolean)" } else { "pg_catalog.pg_stop_backup(boolean,boolean)" };
+    let mut wanted = vec!["pg_catalog.pg_create_restore_point(text)", "pg_catalog.pg_switch_wal()"];
+    if local {
+        wanted.extend([start, stop]);
+    }
+    let mut lacks = Vec::new();
+    for function in wanted {
+        let sql_text = format!("SELECT pg_catalog.has_function_privilege({}, 'EXECUTE')", client::quote_literal(function));
+        if sql.value(&sql_text)?.as_deref() != Some("t") {
+            lacks.push(format!("GRANT EXECUTE ON FUNCTION {} TO its role", function.trim_start_matches("pg_catalog.")));
+        }
+    }
+    if sql.value("SELECT pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')")?.as_deref() != Some("t") {
+        lacks.push("GRANT pg_read_all_data TO its role (fingerprints)".into());
+    }
+    if sql.value("SELECT pg_catalog.pg_has_role('pg_read_all_settings', 'USAGE')")?.as_deref() != Some("t") {
+        lacks.push("GRANT pg_read_all_settings TO its role (where configuration is)".into());
+    }
+    if lacks.is_empty() {
+        return Ok("all that a backup needs".into());
+    }
+    Err(Error::new(Kind::Usage, format!("the role lacks: {}", lacks.join("; "))))
+}
 
 #[cfg(test)]
 mod test_restored;

@@ -1,0 +1,763 @@
+//! A base backup as a snapshot: the files, then everything that makes them one moment.
+//!
+//! Steps: a temporary slot holds the log → the files are read (streamed by the server, or from its data folder) → fingerprints are taken at one
+//! exact position behind the backup's end → the log from the backup's start up to that position is read through the slot into `pg_wal/`.
+//! So a snapshot needs nothing but itself, and nothing is staged on this host's disks.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Cursor, Read};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::{Buf, Bytes};
+use chrono::Utc;
+use crossbeam_channel::{Receiver, bounded};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::entry::{Entry, EntryKind, Layout, Order};
+use crate::error::{Context, Error, Kind, Result};
+use crate::event::Cancel;
+use crate::source::postgres::client::{Connection, Mode, sqlstate};
+use crate::source::postgres::conninfo::Settings;
+use crate::source::postgres::fingerprint::{self, Position, Taken};
+use crate::source::postgres::layout::CONFIGURATION_FOLDER;
+use crate::source::postgres::local::{LocalReader, LocalSettings};
+use crate::source::postgres::lsn::Lsn;
+use crate::source::postgres::recover::Target;
+use crate::source::postgres::remote::{Archive, ArchiveReader, Cluster, Finished};
+use crate::source::postgres::replication::{
+    self, BackupPart, BaseBackupOptions, LogPosition, Tablespace, WalEvent, WalStream, base_backup, create_physical_slot, identify_system,
+};
+use crate::source::postgres::wal::{SegmentSize, WalName};
+use crate::source::{Finish, Problem, SourceContext, SourceSnapshot};
+
+/// Oldest and newest major versions.
+pub const MAJORS: std::ops::RangeInclusive<u32> = 14..=18;
+/// In [`CONFIGURATION_FOLDER`]: what a recovery of the folder needs to know, as [`Point`].
+pub const POINT_FILE: &str = "recovery-point.json";
+/// Larger tables are fingerprinted by a sample of about so many bytes.
+const SAMPLE_BYTES: u64 = 1 << 30;
+/// Messages of the server that wait to be read, of up to 64 KiB or so each.
+const WAITING_MESSAGES: usize = 64;
+/// After so long without the log that is waited for, the server is asked to finish the segment.
+const SWITCH_AFTER: Duration = Duration::from_secs(3);
+/// How long the log that a backup needs is waited for.
+const LOG_PATIENCE: Duration = Duration::from_mins(2);
+/// How often the server hears that we are still there while log is read.
+const STATUS_EVERY: Duration = Duration::from_secs(5);
+
+/// What a snapshot says of itself to whoever recovers it: `lifeboat_conf/recovery-point.json` in the tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Point {
+    /// Of the cluster; a string, because it does not fit a JSON number.
+    pub system_identifier: String,
+    /// `server_version_num`.
+    pub server_version: u32,
+    pub timeline: u32,
+    /// Replay begins here.
+    pub start: Lsn,
+    /// Behind this the files are consistent.
+    pub stop: Lsn,
+    /// Where the fingerprints are of: the moment of this snapshot.
+    pub position: Position,
+    /// The role that owns the catalogue.
+    pub superuser: String,
+    pub preload: Vec<String>,
+    pub tablespaces: Vec<TablespacePlace>,
+    /// Tables without a fingerprint, and why.
+    pub left_out: Vec<Problem>,
+}
+
+impl Point {
+    /// What a server must be recovered to for this snapshot's own moment.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        self.position.target()
+    }
+}
+
+/// Where a tablespace was on the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TablespacePlace {
+    pub oid: u32,
+    pub location: Option<String>,
+}
+
+/// What is asked of the server before anything is read.
+pub(super) struct Facts {
+    pub(super) version: u32,
+    pub(super) in_recovery: bool,
+    pub(super) superuser: String,
+    pub(super) preload: Vec<String>,
+    pub(super) segment: SegmentSize,
+    pub(super) wal_level: String,
+    block_bytes: u32,
+    segment_blocks: u32,
+    checksums: bool,
+    data_mode: u32,
+    configuration: Vec<PathBuf>,
+}
+
+impl Facts {
+    pub(super) fn read(sql: &mut Connection) -> Result<Self> {
+        let version = sql.server_version();
+        let major = version / 10_000;
+        if !MAJORS.contains(&major) {
+            return Err(Error::new(Kind::Usage, format!("this server is PostgreSQL {major}; versions {} to {} can be backed up", MAJORS.start(), MAJORS.end()))
+                .hint("a command source with pg_dump covers other versions"));
+        }
+        let settings = sql.query(
+            "SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN ('wal_segment_size', 'block_size', 'segment_size', 'data_checksums', \
+             'data_directory_mode', 'wal_level', 'shared_preload_libraries', 'config_file', 'hba_file', 'ident_file')",
+        )?;
+        let setting = |name: &str| settings.iter().find(|row| row.named("name") == Some(name)).and_then(|row| row.named("setting"));
+        let number = |name: &str| -> Result<u64> {
+            setting(name).and_then(|text| text.parse().ok()).ok_or_else(|| Error::new(Kind::Failed, format!("the server does not tell its {name}")))
+        };
+        let small = |name: &str| -> Result<u32> {
+            number(name).and_then(|value| u32::try_from(value).context(Kind::Failed, || format!("the server's {name} is {value}")))
+        };
+        let (segment, block_bytes, segment_blocks) = (SegmentSize::new(number("wal_segment_size")?)?, small("block_size")?, small("segment_size")?);
+        let data_mode = setting("data_directory_mode").and_then(|text| u32::from_str_radix(text, 8).ok()).unwrap_or(0o700);
+        let preload = setting("shared_preload_libraries").unwrap_or_default();
+        let preload = preload.split(',').map(|name| name.trim().trim_matches('"').to_owned()).filter(|name| !name.is_empty()).collect();
+        let configuration = ["config_file", "hba_file", "ident_file"].iter().filter_map(|name| setting(name)).map(PathBuf::from).collect();
+        let (checksums, wal_level) = (setting("data_checksums") == Some("on"), setting("wal_level").unwrap_or_default().to_owned());
+        let roles = sql.query("SELECT pg_catalog.pg_is_in_recovery(), (SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10)")?;
+        let role = roles.first().ok_or_else(|| Error::new(Kind::Failed, "the server does not answer"))?;
+        Ok(Self {
+            version,
+            in_recovery: role.get(0) == Some("t"),
+            superuser: role.get(1).unwrap_or("postgres").to_owned(),
+            preload,
+            segment,
+            wal_level,
+            block_bytes,
+            segment_blocks,
+            checksums,
+            data_mode,
+            configuration,
+        })
+    }
+}
+
+/// A base backup under way.
+pub(super) struct BaseSnapshot {
+    settings: Settings,
+    key: [u8; 32],
+    cancel: Cancel,
+    facts: Facts,
+    system_identifier: u64,
+    timeline: u32,
+    /// Holds the slot; streams the log at the end.
+    log: Option<Connection>,
+    slot: String,
+    /// Asks for the end of a local backup, for restore points and segment switches.
+    sql: Connection,
+    files: Files,
+    estimate: Option<(u64, u64)>,
+    start: Lsn,
+    tablespaces: Vec<TablespacePlace>,
+    /// Owner of the data folder.
+    owner: (u32, u32),
+    /// Whether [`CONFIGURATION_FOLDER`] was yielded.
+    has_folder: bool,
+    /// What comes after the files, with its bytes.
+    extra: VecDeque<(Entry, Bytes)>,
+    contents: HashMap<Vec<u8>, Bytes>,
+    wal: Option<Wal>,
+    done: Option<Done>,
+}
+
+/// Where the files come from.
+enum Files {
+    Remote(Remote),
+    Local(Box<LocalReader>),
+    Read,
+}
+
+/// After all files were read.
+struct Done {
+    stop: Lsn,
+    taken: Taken,
+    problems: Vec<Problem>,
+}
+
+impl BaseSnapshot {
+    pub(super) fn begin(settings: &Settings, data_directory: Option<&PathBuf>, context: &SourceContext) -> Result<Self> {
+        let cancel = context.cancel.clone();
+        let mut sql = Connection::connect(settings, Mode::Sql { database: None }, &cancel)?;
+        let facts = Facts::read(&mut sql)?;
+        if facts.wal_level == "minimal" {
+            return Err(Error::new(Kind::Usage, "back up PostgreSQL: wal_level is minimal, its log does not make a copy whole")
+                .hint("set wal_level = replica in postgresql.conf and restart the server"));
+        }
+        let mut log = Connection::connect(settings, Mode::Replication, &cancel)?;
+        let identity = identify_system(&mut log)?;
+        let label = label()?;
+        let slot = format!("lifeboat_{label}");
+        // Before the backup begins: from here on the server keeps the log that it will need.
+        create_physical_slot(&mut log, &slot, true)?;
+        let label = format!("lifeboat {label}");
+        let mut snapshot = Self {
+            settings: settings.clone(),
+            key: context.fingerprint_key,
+            cancel,
+            system_identifier: identity.system_identifier,
+            timeline: identity.timeline,
+            log: Some(log),
+            slot,
+            sql,
+            files: Files::Read,
+            estimate: None,
+            start: Lsn(0),
+            tablespaces: Vec::new(),
+            owner: (0, 0),
+            has_folder: false,
+            extra: VecDeque::new(),
+            contents: HashMap::new(),
+            wal: None,
+            done: None,
+            facts,
+        };
+        match data_directory {
+            Some(folder) => snapshot.begin_local(folder.clone(), &label)?,
+            None => snapshot.begin_remote(&label)?,
+        }
+        Ok(snapshot)
+    }
+
+    fn begin_local(&mut self, data_directory: PathBuf, label: &str) -> Result<()> {
+        let called = SystemTime::now();
+        // The checkpoint may take a while.
+        let patience = self.sql.timeout();
+        self.sql.set_timeout(Some(Duration::from_mins(60)));
+        let call = if self.facts.version >= 150_000 { "pg_backup_start('LABEL', true)" } else { "pg_start_backup('LABEL', true, false)" };
+        let start = self.sql.value(&format!("SELECT pg_catalog.{}", call.replace("LABEL", label)))?;
+        self.sql.set_timeout(patience);
+        self.start = start.unwrap_or_default().parse()?;
+        let local = LocalReader::begin(LocalSettings {
+            data_directory,
+            configuration: self.facts.configuration.clone(),
+            start: self.start,
+            called,
+            // A stamp could vouch for a file whose bad pages were told once; the page's position saves storing it again all the same.
+            full: true,
+            throttle: None,
+            cancel: self.cancel.clone(),
+        })?;
+        if local.control().system_identifier != self.system_identifier {
+            return Err(Error::new(Kind::Usage, "back up PostgreSQL: the data folder belongs to another cluster than the server that answers")
+                .hint("`data_directory` and `url` must be of one server: SHOW data_directory tells its folder"));
+        }
+        self.estimate = Some(local.estimate()?);
+        self.files = Files::Local(Box::new(local));
+        Ok(())
+    }
+
+    fn begin_remote(&mut self, label: &str) -> Result<()> {
+        let connection = Connection::connect(&self.settings, Mode::Replication, &self.cancel)?;
+        let (remote, begun) = Remote::begin(connection, label)?;
+        self.start = begun.start.lsn;
+        self.timeline = begun.start.timeline;
+        let bytes = begun.tablespaces.iter().filter_map(|tablespace| tablespace.bytes).sum();
+        self.estimate = Some((bytes, 0));
+        let place = |tablespace: &Tablespace| tablespace.oid.map(|oid| TablespacePlace { oid, location: tablespace.location.clone() });
+        self.tablespaces = begun.tablespaces.iter().filter_map(place).collect();
+        self.files = Files::Remote(remote);
+        Ok(())
+    }
+
+    /// The next entry of the files, or `None` after the last one.
+    fn next_file(&mut self) -> Result<Option<Entry>> {
+        match &mut self.files {
+            Files::Local(local) => local.next_entry(),
+            Files::Remote(remote) => {
+                let cluster = Cluster {
+                    block_bytes: self.facts.block_bytes,
+                    segment_blocks: self.facts.segment_blocks,
+                    check_from: self.facts.checksums.then_some(self.start),
+                };
+                remote.next_entry(cluster, self.facts.data_mode)
+            }
+            Files::Read => Ok(None),
+        }
+    }
+
+    /// After the files: ends the backup, takes the fingerprints, and queues what makes the folder recoverable.
+    fn end_files(&mut self) -> Result<()> {
+        let (stop, problems) = match std::mem::replace(&mut self.files, Files::Read) {
+            Files::Local(local) => {
+                let call = if self.facts.version >= 150_000 { "pg_backup_stop(false)" } else { "pg_stop_backup(false, false)" };
+                let rows = self.sql.query(&format!("SELECT lsn, labelfile, spcmapfile FROM pg_catalog.{call}"))?;
+                let row = rows.first().ok_or_else(|| Error::new(Kind::Failed, "the server does not tell where the backup ended"))?;
+                let stop: Lsn = row.required("lsn")?.parse()?;
+                let (label, map) = (row.required("labelfile")?.to_owned(), row.named("spcmapfile").unwrap_or_default().to_owned());
+                self.queue(b"backup_label".to_vec(), label.into_bytes());
+                if !map.is_empty() {
+                    self.queue(b"tablespace_map".to_vec(), map.into_bytes());
+                }
+                let location = |place: &Option<Vec<u8>>| place.as_ref().map(|path| String::from_utf8_lossy(path).into_owned());
+                self.tablespaces =
+                    local.tablespaces().iter().map(|link| TablespacePlace { oid: link.oid, location: location(&link.location) }).collect();
+                (stop, local.finish(stop)?)
+            }
+            Files::Remote(remote) => {
+                let (position, finished) = remote.finish()?;
+                (position.lsn, finished.iter().flat_map(|archive| archive.problems(position.lsn)).collect())
+            }
+            Files::Read => return Err(Error::new(Kind::Bug, "the files of a base backup ended twice")),
+        };
+        let name = format!("lifeboat {}", self.slot.trim_start_matches("lifeboat_"));
+        let options = fingerprint::Options { sample_bytes: Some(SAMPLE_BYTES), ..fingerprint::Options::default() };
+        let taken = fingerprint::Snapshot::take(&self.settings, &name, &options, &self.cancel)
+            .and_then(|snapshot| snapshot.read(&self.key, &self.cancel))
+            .map_err(|error| error.within("take the fingerprints of the tables"))?;
+        let point = Point {
+            system_identifier: self.system_identifier.to_string(),
+            server_version: self.facts.version,
+            timeline: self.timeline,
+            start: self.start,
+            stop,
+            position: taken.position.clone(),
+            superuser: self.facts.superuser.clone(),
+            preload: self.facts.preload.clone(),
+            tablespaces: self.tablespaces.clone(),
+            left_out: taken.left_out.clone(),
+        };
+        let point = serde_json::to_vec_pretty(&point).context(Kind::Bug, || "write down the recovery point".into())?;
+        if !self.has_folder {
+            let folder = self.entry(CONFIGURATION_FOLDER.to_vec(), EntryKind::Directory, 0o700);
+            self.extra.push_back((folder, Bytes::new()));
+        }
+        self.queue([CONFIGURATION_FOLDER, b"/", POINT_FILE.as_bytes()].concat(), point);
+        let end = stop.max(taken.position.lsn);
+        self.done = Some(Done { stop, taken, problems });
+        let log = self.log.take().ok_or_else(|| Error::new(Kind::Bug, "the log of a base backup was read twice"))?;
+        let first = self.facts.segment.number(self.start);
+        let stream = replication::start_replication(log, Some(&self.slot), self.facts.segment.start(first), self.timeline)?;
+        self.wal = Some(Wal::new(stream, first, self.facts.segment, end));
+        Ok(())
+    }
+
+    fn entry(&self, path: Vec<u8>, kind: EntryKind, mode: u32) -> Entry {
+        let mtime_ns = Utc::now().timestamp_nanos_opt().unwrap_or(0);
+        Entry { path, kind, mode, uid: self.owner.0, gid: self.owner.1, mtime_ns, stamp: Vec::new(), xattrs: Vec::new() }
+    }
+
+    fn queue(&mut self, path: Vec<u8>, content: Vec<u8>) {
+        let kind = EntryKind::File { size: Some(content.len() as u64), layout: Layout::Content };
+        let entry = self.entry(path, kind, 0o600);
+        self.extra.push_back((entry, content.into()));
+    }
+
+    /// The next file of the log.
+    fn next_segment(&mut self) -> Option<Entry> {
+        let segment = self.facts.segment;
+        let number = self.wal.as_mut().and_then(Wal::next_segment)?;
+        let name = WalName::Segment { timeline: self.timeline, number }.text(segment);
+        let kind = EntryKind::File { size: Some(u64::from(segment.bytes())), layout: Layout::Content };
+        Some(self.entry(format!("pg_wal/{name}").into_bytes(), kind, 0o600))
+    }
+
+    /// Waits until the server has sent some of the log that is still missing.
+    fn pull(&mut self) -> Result<()> {
+        let Some(wal) = &self.wal else { return Ok(()) };
+        let begun = Instant::now();
+        let mut switched = false;
+        loop {
+            self.cancel.check()?;
+            if wal.pull(Duration::from_millis(500))? {
+                return Ok(());
+            }
+            if begun.elapsed() >= SWITCH_AFTER && !switched && !self.facts.in_recovery {
+                switched = true;
+                match self.sql.execute("SELECT pg_catalog.pg_switch_wal()") {
+                    // Not permitted: the server flushes by itself, only later.
+                    Err(error) if sqlstate(&error) == Some("42501") => tracing::debug!(%error, "the segment was not switched"),
+                    other => other?,
+                }
+            }
+            if begun.elapsed() >= LOG_PATIENCE {
+                return Err(Error::new(Kind::Unavailable, format!("the server does not send its log up to {}", wal.end()))
+                    .hint("allow lifeboat's role to call pg_switch_wal(), or look whether the server is overloaded; then back up again"));
+            }
+        }
+    }
+}
+
+/// A short name that no other backup has.
+fn label() -> Result<String> {
+    let mut bytes = [0u8; 8];
+    getrandom::fill(&mut bytes).map_err(|error| Error::new(Kind::Failed, "draw a random number").because(error.to_string()))?;
+    Ok(hex::encode(bytes))
+}
+
+impl SourceSnapshot for BaseSnapshot {
+    fn estimate(&self) -> Option<(u64, u64)> {
+        self.estimate
+    }
+
+    fn order(&self) -> Order {
+        Order::Any
+    }
+
+    fn next_entry(&mut self) -> Result<Option<Entry>> {
+        self.cancel.check()?;
+        if self.done.is_none() {
+            if let Some(entry) = self.next_file()? {
+                if entry.path.is_empty() {
+                    self.owner = (entry.uid, entry.gid);
+                }
+                self.has_folder |= entry.path == CONFIGURATION_FOLDER;
+                return Ok(Some(entry));
+            }
+            self.end_files()?;
+        }
+        if let Some((entry, content)) = self.extra.pop_front() {
+            self.contents.insert(entry.path.clone(), content);
+            return Ok(Some(entry));
+        }
+        Ok(self.next_segment())
+    }
+
+    fn open(&mut self, entry: &Entry) -> Result<Option<Box<dyn Read + Send>>> {
+        if self.done.is_none() {
+            return match &mut self.files {
+                Files::Local(local) => local.open(entry),
+                Files::Remote(remote) => remote.open().map(Some),
+                Files::Read => Err(Error::new(Kind::Bug, "a file of a base backup was opened after its end")),
+            };
+        }
+        if let Some(content) = self.contents.remove(&entry.path) {
+            return Ok(Some(Box::new(Cursor::new(content))));
+        }
+        // The reader has no way to ask the server for more than it sends by itself, so all of the segment is brought here first.
+        while self.wal.as_ref().is_some_and(Wal::wants_more) {
+            self.pull()?;
+        }
+        match &self.wal {
+            Some(wal) => Ok(Some(Box::new(wal.reader()?))),
+            None => Err(Error::new(Kind::Bug, format!("{} was opened before the log was begun", entry.display_path()))),
+        }
+    }
+
+    fn close(&mut self, entry: &Entry, _bytes_read: u64) -> Result<()> {
+        if let (None, Files::Local(local)) = (&self.done, &mut self.files) {
+            local.close(entry)?;
+        }
+        Ok(())
+    }
+
+    fn unread(&mut self, _entry: &Entry, error: Error) -> Result<()> {
+        // A base backup without one of its files is none.
+        Err(error)
+    }
+
+    fn finish(self: Box<Self>) -> Result<Finish> {
+        let Some(Done { stop, taken, problems }) = self.done else {
+            return Err(Error::new(Kind::Bug, "a base backup was finished before its end"));
+        };
+        if self.wal.as_ref().is_none_or(|wal| !wal.is_complete()) || !self.extra.is_empty() {
+            return Err(Error::new(Kind::Bug, "a base backup was finished without its log"));
+        }
+        let (rows, bytes, milliseconds) =
+            taken.cost.iter().fold((0, 0, 0), |sum, one| (sum.0 + one.rows, sum.1 + one.bytes, sum.2 + one.duration_ms));
+        let consistency = json!({
+            "system_identifier": self.system_identifier.to_string(),
+            "server_version": self.facts.version,
+            "timeline": self.timeline,
+            "start_lsn": self.start,
+            "stop_lsn": stop,
+            "lsn": taken.position.lsn,
+            "restore_point": taken.position.restore_point,
+            "standby": self.facts.in_recovery,
+            "data_checksums": self.facts.checksums,
+            "tablespaces": self.tablespaces,
+            "fingerprints": {
+                "tables": taken.tables.len(), "left_out": taken.left_out, "rows": rows, "bytes": bytes, "duration_ms": milliseconds,
+                "locked_ms": taken.locked_ms,
+            },
+        });
+        Ok(Finish { consistency, fingerprints: taken.tables, problems })
+    }
+}
+
+/// What the thread that reads from the server says.
+enum Sent {
+    Begun(Begun),
+    Part(BackupPart),
+    Ended(Result<LogPosition>),
+}
+
+struct Begun {
+    start: LogPosition,
+    tablespaces: Vec<Tablespace>,
+}
+
+/// A base backup that the server streams, read by a thread of its own.
+struct Remote {
+    inbox: Inbox,
+    thread: Option<JoinHandle<()>>,
+    archive: Option<Arc<Mutex<ArchiveReader<Inbox>>>>,
+    finished: Vec<Finished>,
+    end: Option<LogPosition>,
+}
+
+/// What arrives, shared between the archive's reader and whoever looks for the next archive.
+#[derive(Clone)]
+struct Inbox(Arc<Mutex<Arriving>>);
+
+struct Arriving {
+    receiver: Receiver<Sent>,
+    /// Looked at and not for the archive's reader.
+    ahead: Option<Sent>,
+    bytes: Bytes,
+}
+
+impl Arriving {
+    fn next(&mut self) -> Result<Sent> {
+        match self.ahead.take() {
+            Some(sent) => Ok(sent),
+            None => self.receiver.recv().context(Kind::Failed, || "the base backup ended without a word".into()),
+        }
+    }
+}
+
+impl Inbox {
+    fn next(&self) -> Result<Sent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).next()
+    }
+}
+
+impl Read for Inbox {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut arriving = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while arriving.bytes.is_empty() {
+            match arriving.next().map_err(io::Error::other)? {
+                Sent::Part(BackupPart::Data(bytes)) => arriving.bytes = bytes,
+                Sent::Part(BackupPart::Progress(_)) => {}
+                Sent::Ended(Err(error)) => return Err(io::Error::other(error)),
+                other => {
+                    arriving.ahead = Some(other);
+                    return Ok(0);
+                }
+            }
+        }
+        let count = buffer.len().min(arriving.bytes.len());
+        arriving.bytes.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}
+
+impl Remote {
+    /// Starts the backup and waits for the server to say where it begins.
+    fn begin(connection: Connection, label: &str) -> Result<(Self, Begun)> {
+        let (sender, receiver) = bounded(WAITING_MESSAGES);
+        let options = BaseBackupOptions::new(label);
+        let work = move || {
+            let mut connection = connection;
+            let mut run = || -> Result<LogPosition> {
+                let mut backup = base_backup(&mut connection, &options)?;
+                let begun = Begun { start: backup.start(), tablespaces: backup.tablespaces().to_vec() };
+                let gone = || Error::new(Kind::Interrupted, "nobody reads the base backup any more");
+                sender.send(Sent::Begun(begun)).map_err(|_| gone())?;
+                while let Some(part) = backup.next()? {
+                    sender.send(Sent::Part(part)).map_err(|_| gone())?;
+                }
+                backup.finish()
+            };
+            let ended = run();
+            // Whoever gave up does not listen.
+            drop(sender.send(Sent::Ended(ended)));
+        };
+        let thread = std::thread::Builder::new().name("base-backup".into()).spawn(work).map_err(|e| Error::io("start a thread", e))?;
+        let inbox = Inbox(Arc::new(Mutex::new(Arriving { receiver, ahead: None, bytes: Bytes::new() })));
+        let remote = Self { inbox, thread: Some(thread), archive: None, finished: Vec::new(), end: None };
+        match remote.inbox.next()? {
+            Sent::Begun(begun) => Ok((remote, begun)),
+            Sent::Ended(Err(error)) => Err(error),
+            _ => Err(Error::new(Kind::Bug, "a base backup began with its end")),
+        }
+    }
+
+    fn next_entry(&mut self, cluster: Cluster, mode: u32) -> Result<Option<Entry>> {
+        loop {
+            if let Some(archive) = &self.archive {
+                if let Some(entry) = archive.lock().unwrap_or_else(PoisonError::into_inner).next_entry()? {
+                    return Ok(Some(entry));
+                }
+                self.close_archive()?;
+            }
+            match self.inbox.next()? {
+                Sent::Part(BackupPart::Archive(tablespace)) => {
+                    let kind = tablespace.oid.map_or(Archive::Base { mode }, Archive::Tablespace);
+                    self.archive = Some(Arc::new(Mutex::new(ArchiveReader::new(self.inbox.clone(), kind, cluster))));
+                }
+                // Padding behind an archive's end mark.
+                Sent::Part(BackupPart::Data(_) | BackupPart::Progress(_) | BackupPart::Manifest) => {}
+                Sent::Ended(Ok(end)) => {
+                    self.end = Some(end);
+                    return Ok(None);
+                }
+                Sent::Ended(Err(error)) => return Err(error),
+                Sent::Begun(_) => return Err(Error::new(Kind::Bug, "a base backup began twice")),
+            }
+        }
+    }
+
+    fn close_archive(&mut self) -> Result<()> {
+        let Some(archive) = self.archive.take() else { return Ok(()) };
+        let archive = Arc::try_unwrap(archive).map_err(|_| Error::new(Kind::Bug, "a file of an archive is still being read at its end"))?;
+        self.finished.push(archive.into_inner().unwrap_or_else(PoisonError::into_inner).finish()?);
+        Ok(())
+    }
+
+    fn open(&mut self) -> Result<Box<dyn Read + Send>> {
+        match &self.archive {
+            Some(archive) => Ok(Box::new(Current(Arc::clone(archive)))),
+            None => Err(Error::new(Kind::Bug, "a file was opened between two archives")),
+        }
+    }
+
+    fn finish(mut self) -> Result<(LogPosition, Vec<Finished>)> {
+        let end = self.end.ok_or_else(|| Error::new(Kind::Bug, "a base backup was finished before its end"))?;
+        Ok((end, std::mem::take(&mut self.finished)))
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        // Without a receiver the thread cannot send any more, and ends.
+        self.archive = None;
+        let (_, nobody) = bounded(0);
+        self.inbox.0.lock().unwrap_or_else(PoisonError::into_inner).receiver = nobody;
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// The bytes of the archive's present file.
+struct Current(Arc<Mutex<ArchiveReader<Inbox>>>);
+
+impl Read for Current {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).read(buffer)
+    }
+}
+
+/// The log of a backup, cut into segments; what is behind its end is zeros.
+struct Wal {
+    feed: Mutex<Feed>,
+    segment: SegmentSize,
+    /// The segment to be yielded next.
+    next: u64,
+    last: u64,
+    end: Lsn,
+}
+
+struct Feed {
+    stream: WalStream,
+    /// Of the present segment.
+    bytes: Vec<u8>,
+    /// Received and of a later segment.
+    rest: Bytes,
+    /// Up to here the log has arrived (`rest` included).
+    received: Lsn,
+    told: Instant,
+}
+
+impl Wal {
+    fn new(stream: WalStream, first: u64, segment: SegmentSize, end: Lsn) -> Self {
+        let received = segment.start(first);
+        let feed = Mutex::new(Feed { stream, bytes: Vec::new(), rest: Bytes::new(), received, told: Instant::now() });
+        Self { feed, segment, next: first, last: segment.number_before(end), end }
+    }
+
+    fn end(&self) -> Lsn {
+        self.end
+    }
+
+    fn is_complete(&self) -> bool {
+        self.next > self.last
+    }
+
+    fn next_segment(&mut self) -> Option<u64> {
+        (!self.is_complete()).then(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+
+    /// Whether the segment yielded last lacks log that the backup needs.
+    fn wants_more(&self) -> bool {
+        let mut feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
+        feed.take(self.segment);
+        let begin = self.segment.start(self.next.saturating_sub(1));
+        let needed = self.end.since(begin).min(u64::from(self.segment.bytes()));
+        (feed.bytes.len() as u64) < needed
+    }
+
+    /// Takes what the server sends; false: nothing within this time.
+    fn pull(&self, patience: Duration) -> Result<bool> {
+        let mut feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
+        let event = feed.stream.next(patience)?;
+        let received = feed.received;
+        let mut answer = feed.told.elapsed() >= STATUS_EVERY;
+        let arrived = match event {
+            Some(WalEvent::Data { start, bytes, .. }) => {
+                if start != received {
+                    return Err(Error::new(Kind::Damaged, format!("the server's log goes on at {start}, {received} was expected")));
+                }
+                feed.received = received.plus(bytes.len() as u64);
+                feed.rest = if feed.rest.is_empty() { bytes } else { [&feed.rest[..], &bytes[..]].concat().into() };
+                true
+            }
+            Some(WalEvent::Keepalive { reply, .. }) => {
+                answer |= reply;
+                false
+            }
+            Some(WalEvent::TimelineEnd { next, at }) => {
+                return Err(Error::new(Kind::Failed, format!("the server was promoted to timeline {next} at {at} during the backup"))
+                    .hint("back up again"));
+            }
+            Some(WalEvent::End) => return Err(Error::new(Kind::Unavailable, "the server stopped during the backup").hint("back up again when it runs")),
+            None => false,
+        };
+        if answer {
+            let received = feed.received;
+            feed.stream.status(received, received, received)?;
+            feed.told = Instant::now();
+        }
+        Ok(arrived)
+    }
+
+    /// The bytes of the segment yielded last.
+    fn reader(&self) -> Result<Cursor<Vec<u8>>> {
+        let mut feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = std::mem::take(&mut feed.bytes);
+        let begin = self.segment.start(self.next.saturating_sub(1));
+        let size = self.segment.bytes() as usize;
+        let needed = usize::try_from(self.end.since(begin)).unwrap_or(size).min(size);
+        if bytes.len() < needed {
+            return Err(Error::new(Kind::Bug, "a segment of the log was opened before it arrived"));
+        }
+        // What comes after the end belongs to another moment.
+        bytes.truncate(needed);
+        bytes.resize(size, 0);
+        Ok(Cursor::new(bytes))
+    }
+}
+
+impl Feed {
+    /// Moves what belongs to the present segment there.
+    fn take(&mut self, segment: SegmentSize) {
+        let room = (segment.bytes() as usize).saturating_sub(self.bytes.len());
+        let now = self.rest.split_to(room.min(self.rest.len()));
+        self.bytes.extend_from_slice(&now);
+    }
+}
