@@ -7,8 +7,8 @@
 //! whatever is not, is not: a server that is recovered to the restore point shows the same rows. The savepoint is rolled back at once,
 //! which lets writers in again, and the snapshot is read at leisure. On a standby replay is paused instead.
 //!
-//! A table is waited for no longer than [`Options::lock_timeout`], which is shorter than PostgreSQL's `deadlock_timeout`: it is
-//! always this transaction that gives up, never one of an application.
+//! An application's transaction looks for a deadlock when it has waited for `deadlock_timeout`, and ends itself when it finds one. So nothing is
+//! waited for any more when locks have been held for most of that time: it is always lifeboat that gives up, and names the table.
 //!
 //! # Rows
 //! A row is its columns' text by `COPY … TO STDOUT` under fixed settings, in the order of the columns; encoded as
@@ -47,7 +47,8 @@ const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
 pub struct Options {
     /// For so long one table is waited for, and writers that come after wait too.
     pub lock_timeout: Duration,
-    /// For so long locks are held altogether: tables that come later are locked only when nobody is in the way.
+    /// For so long locks are waited for altogether, and never longer than most of the server's `deadlock_timeout`: tables that come
+    /// later are locked only when nobody is in the way.
     pub lock_limit: Duration,
     /// Tables larger than this many bytes are sampled: about as much of them is read.
     pub sample_bytes: Option<u64>,
@@ -57,7 +58,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { lock_timeout: Duration::from_millis(400), lock_limit: Duration::from_secs(2), sample_bytes: None, databases: None }
+        Self { lock_timeout: Duration::from_millis(400), lock_limit: Duration::from_millis(800), sample_bytes: None, databases: None }
     }
 }
 
@@ -230,6 +231,8 @@ impl Snapshot {
         };
         let standby = first.value("SELECT pg_is_in_recovery()")?.as_deref() == Some("t");
         let mut budget = lock_budget(first)?;
+        // Here, because a query in one of the transactions would take its snapshot before the locks.
+        let options = &Options { lock_limit: options.lock_limit.min(deadlock_patience(first)?), ..options.clone() };
         let mut databases = Vec::new();
         for (database, mut connection) in opened {
             let mut tables = match tables_of(&mut connection, &database) {
@@ -407,6 +410,13 @@ fn lock_budget(connection: &mut Connection) -> Result<usize> {
     Ok(places.and_then(|places| places.parse::<usize>().ok()).unwrap_or(0) / 4)
 }
 
+/// Most of the time after which an application that waits looks for a deadlock.
+fn deadlock_patience(connection: &mut Connection) -> Result<Duration> {
+    let timeout = connection.value("SELECT setting FROM pg_settings WHERE name = 'deadlock_timeout'")?;
+    let timeout_ms = timeout.and_then(|timeout| timeout.parse::<u64>().ok()).unwrap_or(0);
+    Ok(Duration::from_millis(timeout_ms * 4 / 5))
+}
+
 /// Tables whose content a recovery must bring back, those that are written least first: the others are then locked for the shortest time.
 fn tables_of(connection: &mut Connection, database: &str) -> Result<Vec<TableName>> {
     let rows = connection.query(
@@ -454,7 +464,6 @@ fn lock(
     left_out: &mut Vec<Problem>,
     cancel: &Cancel,
 ) -> Result<Vec<TableName>> {
-    connection.execute(&format!("SET LOCAL lock_timeout = {}", timeout.as_millis().max(1)))?;
     let mut locked = Vec::with_capacity(tables.len());
     for batch in tables.chunks(BATCH_TABLES) {
         cancel.check()?;
@@ -464,7 +473,9 @@ fn lock(
         }
         for table in batch {
             cancel.check()?;
-            let wait = if until.is_some_and(|until| Instant::now() >= until) { "NOWAIT" } else { "" };
+            let left = until.map_or(timeout, |until| timeout.min(until.saturating_duration_since(Instant::now())));
+            let wait = if left.as_millis() == 0 { "NOWAIT" } else { "" };
+            connection.execute(&format!("SET LOCAL lock_timeout = {}", left.as_millis()))?;
             match try_lock(connection, std::slice::from_ref(table), mode, wait)? {
                 Ok(()) => locked.push(table.clone()),
                 Err(error) => left_out.push(problem(&table.to_string(), &error)),
