@@ -10,7 +10,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::id::{Name, ReportId, SnapshotId};
 use crate::ops::document::Stopwatch;
-use crate::ops::restore::{self, Restored};
+use crate::ops::restore::{self, Part, Restored};
 use crate::ops::select::{self, Choice};
 use crate::ops::transfer::{Compared, Metadata, Transfer};
 use crate::ops::verdict::{Facts, duration_text, judge, millis, objectives};
@@ -268,7 +268,7 @@ fn recover(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
         .hint("raise the limit in the plan's drill.limits"));
     }
     let target = target_in(folder, &job.plan);
-    let plan = restore::plan_of(job, selected.manifest.clone(), &target, &[], None, &selected.reports)?;
+    let plan = restore::plan_of(job, selected.manifest.clone(), &target, &Part::default(), None, &selected.reports)?;
     watch.phase("fetch");
     restore::bring_back(job, &plan, None)
 }
