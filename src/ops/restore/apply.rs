@@ -307,6 +307,7 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
         moved_aside,
         missing: plan.missing.clone(),
         lost: brought.lost.content,
+        newer_unread: plan.newer_unread.clone(),
         incomplete: !plan.missing.is_empty() || brought.lost.content > 0,
         warnings,
     }
