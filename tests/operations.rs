@@ -1400,6 +1400,24 @@ fn an_empty_folder_and_a_source_that_is_not_there_are_incomplete() {
 }
 
 #[test]
+fn a_database_that_was_emptied_is_loud_and_what_it_held_is_named() {
+    let world = World::sqlite();
+    let whole = world.backup();
+    assert_eq!(whole.exit(), None);
+    fs::write(world.path("live.db"), "").unwrap();
+    let empty = world.backup();
+    assert_eq!((empty.exit(), empty.problems[0].kind.as_str()), (Some(Kind::Incomplete), "empty-database"));
+    let named = |warnings: &[String], what: &str| warnings.iter().any(|w| w.contains(what) && w.contains(&whole.snapshot.to_string()));
+    assert!(named(&empty.warnings, "is empty now and had content in snapshot"), "{:?}", empty.warnings);
+    assert!(named(&world.backup().warnings, "is empty now"), "also the next time");
+    let restored = world.restore(Choice::Latest, "back.db").unwrap();
+    assert_eq!(restored.exit(), Some(Kind::Incomplete));
+    assert!(named(&restored.warnings, "the newest complete one is"), "{:?}", restored.warnings);
+    let named_one = world.restore(Choice::Snapshot(whole.snapshot.to_string()), "whole.db").unwrap();
+    assert_eq!((named_one.exit(), named_one.warnings.len()), (None, 0));
+}
+
+#[test]
 fn a_snapshot_claims_no_later_moment_than_its_begin_and_dumps_are_read_first() {
     let mut world = World::sqlite();
     let clock = world.clock.clone();
