@@ -988,6 +988,78 @@ fn damage_in_the_repository_fails_drill_restore_and_verify() {
     assert_eq!(bad.exit(), Some(Kind::Damaged));
     assert!(bad.findings.iter().any(|f| f.snapshots.contains(&made.snapshot)), "{bad:?}");
     assert_eq!(listed(&world).verified_at, None);
+    assert_eq!(listed(&world).damaged.map(|known| (known.found_by, known.time)), Some(("verify".into(), bad.time)));
+}
+
+#[test]
+fn damage_that_is_known_is_told_before_and_after_a_restore() {
+    let world = World::files();
+    let first = world.backup();
+    let old = packs(&world);
+    fs::write(world.path("live/new"), noise(77, 2_000_000)).unwrap();
+    let second = world.backup();
+    let list = || snapshots::run(&world.job().repository, None).unwrap();
+    assert_eq!((list().recovery_ranges[0].points, list().exit()), (2, None));
+    let pack = packs(&world).into_iter().rfind(|pack| !old.contains(pack)).unwrap();
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
+    flip(&pack, fs::metadata(&pack).unwrap().len() / 2);
+    let drilled = world.drill();
+    assert_eq!(drilled.exit(), Some(Kind::Damaged));
+    assert!(drilled.warnings.iter().any(|w| w.contains("1 damaged pack is marked")), "{:?}", drilled.warnings);
+
+    let found = list();
+    assert_eq!((found.recovery_ranges[0].points, found.recovery_ranges[0].to), (1, first.time), "what is damaged cannot be recovered");
+    assert!(found.snapshots[0].damaged.is_none());
+    assert_eq!(found.snapshots[1].damaged.as_ref().map(|d| (d.found_by.as_str(), d.report)), Some(("drill", drilled.id)));
+    assert_eq!(found.exit(), Some(Kind::Damaged));
+    for choice in [Choice::Latest, Choice::Snapshot(second.snapshot.to_string())] {
+        let request = RestoreRequest { choice, to: world.path("back"), sources: Vec::new(), only: Vec::new(), resume: false };
+        let plan = restore::plan(&world.job(), &request).unwrap();
+        assert!(plan.warnings.iter().any(|w| w.contains("known to be damaged")), "{:?}", plan.warnings);
+    }
+    let latest = RestoreRequest { choice: Choice::Latest, to: world.path("back"), sources: Vec::new(), only: Vec::new(), resume: false };
+    let plan = restore::plan(&world.job(), &latest).unwrap();
+    assert!(plan.warnings.iter().any(|w| w.contains(&format!("without known damage is {}", first.snapshot))), "{:?}", plan.warnings);
+    let sound = restore::plan(&world.job(), &RestoreRequest { choice: Choice::Snapshot(first.snapshot.to_string()), ..latest }).unwrap();
+    assert!(sound.warnings.is_empty(), "{:?}", sound.warnings);
+}
+
+/// After a pack went bad and `find` met it, the next backup must not lean on it.
+fn is_stored_again_after(find: impl Fn(&World)) {
+    let world = World::files();
+    world.backup();
+    let pack = packs(&world).pop().unwrap();
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
+    flip(&pack, fs::metadata(&pack).unwrap().len() / 2);
+    find(&world);
+    let again = world.backup();
+    assert!(again.bytes_stored > 1_000_000, "{again:?}");
+    world.restore(Choice::Latest, "back").unwrap();
+    assert_eq!(census(&world.path("live")), census(&world.path("back")));
+}
+
+#[test]
+fn a_pack_that_a_drill_or_restore_found_damaged_is_stored_again() {
+    is_stored_again_after(|world| assert_eq!(world.drill().exit(), Some(Kind::Damaged)));
+    is_stored_again_after(|world| {
+        assert_eq!(world.restore(Choice::Latest, "bad").unwrap_err().kind(), Kind::Damaged);
+    });
+}
+
+#[test]
+fn a_repository_that_takes_no_mark_fails_no_restore_otherwise() {
+    let world = World::files();
+    world.backup();
+    let pack = packs(&world).pop().unwrap();
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
+    flip(&pack, fs::metadata(&pack).unwrap().len() / 2);
+    // Where the marks belong stands a file.
+    fs::write(world.path("repository/gc"), "").unwrap();
+    let error = world.restore(Choice::Latest, "bad").unwrap_err();
+    assert_eq!(error.kind(), Kind::Damaged, "{error:?}");
+    let drilled = world.drill();
+    assert_eq!(drilled.exit(), Some(Kind::Damaged));
+    assert!(drilled.warnings.iter().any(|w| w.contains("could not be marked")), "{:?}", drilled.warnings);
 }
 
 #[test]
@@ -1008,9 +1080,22 @@ fn a_damaged_manifest_does_not_hide_the_others() {
     let plan = restore::plan(&job, &request).unwrap();
     assert_eq!(plan.snapshot, first.snapshot);
     assert!(plan.warnings.iter().any(|w| w.contains("cannot be read")), "{:?}", plan.warnings);
-    let report = restore::apply(&job, &plan, None).unwrap();
-    assert!(report.warnings.iter().any(|w| w.contains("cannot be read")), "an older one came back: {report:?}");
+    assert_eq!(plan.newer_unread, [second.snapshot]);
+    let told = |warnings: &[String]| warnings.iter().any(|w| w.starts_with("a newer snapshot cannot be read; this is 2 min 0 s older"));
+    let done = restore::apply(&job, &plan, None).unwrap();
+    assert_eq!((done.exit(), done.incomplete), (Some(Kind::Incomplete), false), "not what was asked for");
+    assert!(told(&done.warnings), "{:?}", done.warnings);
+    assert!(done.warnings.iter().any(|w| w.contains("its snapshot cannot be chosen")), "an older one came back: {done:?}");
     assert_eq!(rows(&world.path("back.db")).len(), 2000);
+    let by = |choice| restore_by(&job, choice, &world.path("again.db"), None).map(|done| (done.exit(), told(&done.warnings)));
+    let at = |time| {
+        let back = by(Choice::At(time)).unwrap();
+        fs::remove_file(world.path("again.db")).unwrap();
+        back
+    };
+    assert_eq!(at(world.clock.now()), (Some(Kind::Incomplete), true));
+    assert_eq!(at(first.time), (None, false), "the damaged one is later than that");
+    assert_eq!(by(Choice::Snapshot(first.snapshot.to_string())).unwrap(), (None, false), "it was named");
     let named = RestoreRequest { choice: Choice::Snapshot(second.snapshot.to_string()), ..request };
     assert_eq!(restore::plan(&job, &named).unwrap_err().kind(), Kind::Damaged);
     let drilled = drill::run(&job, &DrillRequest::default()).unwrap();
@@ -1504,6 +1589,24 @@ fn an_empty_folder_and_a_source_that_is_not_there_are_incomplete() {
     assert_eq!(world.backup().exit(), None);
     world.resolved.drill.compare_percent = 0;
     assert_eq!(world.drill().verdict, Verdict::Passed);
+}
+
+#[test]
+fn a_database_that_was_emptied_is_loud_and_what_it_held_is_named() {
+    let world = World::sqlite();
+    let whole = world.backup();
+    assert_eq!(whole.exit(), None);
+    fs::write(world.path("live.db"), "").unwrap();
+    let empty = world.backup();
+    assert_eq!((empty.exit(), empty.problems[0].kind.as_str()), (Some(Kind::Incomplete), "empty-database"));
+    let named = |warnings: &[String], what: &str| warnings.iter().any(|w| w.contains(what) && w.contains(&whole.snapshot.to_string()));
+    assert!(named(&empty.warnings, "is empty now and had content in snapshot"), "{:?}", empty.warnings);
+    assert!(named(&world.backup().warnings, "is empty now"), "also the next time");
+    let restored = world.restore(Choice::Latest, "back.db").unwrap();
+    assert_eq!(restored.exit(), Some(Kind::Incomplete));
+    assert!(named(&restored.warnings, "the newest complete one is"), "{:?}", restored.warnings);
+    let named_one = world.restore(Choice::Snapshot(whole.snapshot.to_string()), "whole.db").unwrap();
+    assert_eq!((named_one.exit(), named_one.warnings.len()), (None, 0));
 }
 
 #[test]

@@ -16,7 +16,8 @@ use crate::ops::transfer::{Compared, Metadata, Transfer};
 use crate::ops::verdict::{Facts, duration_text, judge, millis, objectives};
 use crate::ops::work::{Kept, RunFolder, exists, keep, make_private};
 use crate::ops::{
-    CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, damaged_reports_warning, damaged_warning, explain,
+    CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, condemn, context, damaged_reports_warning, damaged_warning,
+    explain,
 };
 use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
 use crate::source::{CheckResult, Outcome, ProveRequest};
@@ -143,7 +144,8 @@ pub fn run(job: &Job, request: &DrillRequest) -> Result<DrillReport> {
 
     let limit = Limit::start(&job.cancel, began, job.drill.time_limit);
     let limited = Job { cancel: limit.cancel.clone(), ..job.clone() };
-    let attempt = attempt(&limited, &selected, &folder, &mut watch);
+    let mut attempt = attempt(&limited, &selected, &folder, &mut watch);
+    attempt.warnings.extend(condemn(job));
     let timed_out = limit.stop();
     job.cancel.check()?;
 

@@ -45,7 +45,7 @@ pub use index::{IndexedPack, LocalIndex};
 pub use keys::{KeySlot, Passphrase, RecoveryKey, Role};
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
 pub use report::{ReportKind, ReportRecord};
-pub use snapshot::{Manifest, Parent, SourceRecord, Stats};
+pub use snapshot::{LostManifest, Manifest, Parent, SourceRecord, Stats};
 pub use verify::{Finding, Verification, VerifyDepth, share_covers};
 pub use write::{Added, BackupWriter, Committed, TreeWriter};
 
@@ -89,6 +89,7 @@ struct Inner {
     cache: CacheFolder,
     packs: packs::PackTable,
     directories: packs::Directories,
+    found: packs::Found,
 }
 
 /// The folder for local copies; a temporary one goes away with the repository.
@@ -259,6 +260,7 @@ impl Repository {
             cache,
             packs: packs::PackTable::default(),
             directories: packs::Directories::default(),
+            found: packs::Found::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -1,6 +1,7 @@
 //! Restore: plan first (nothing is touched), then apply. The drill uses the very same path with a private target.
 
 mod apply;
+mod doubt;
 mod estimate;
 mod partial;
 mod place;
@@ -15,7 +16,7 @@ use crate::error::{Kind, Result};
 use crate::event::Event;
 use crate::id::SnapshotId;
 use crate::ops::select::Choice;
-use crate::ops::{Existing, Job, Missing, Phase};
+use crate::ops::{Existing, Job, Missing, Phase, condemn};
 use crate::repo::Manifest;
 
 pub(in crate::ops) use apply::{Done, Restored, bring_back};
@@ -92,6 +93,8 @@ pub struct RestorePlan {
     pub bytes_free: u64,
     /// What the backup could not read: it will not be in the restored content.
     pub missing: Vec<Missing>,
+    /// Snapshots newer than this one that were asked for rather than it and cannot be read.
+    pub newer_unread: Vec<SnapshotId>,
     pub warnings: Vec<String>,
     /// Of the warnings, those that say which content this is: the result repeats them.
     #[serde(skip)]
@@ -147,6 +150,9 @@ pub struct RestoreReport {
     /// How many owners and attributes could not be set although they are part of what was backed up: every attribute that somebody may have
     /// put there, and, for root, every owner. The warnings say which. An owner that only root may set is a warning and not counted.
     pub lost: u64,
+    /// Snapshots newer than this one that were asked for rather than it and cannot be read. The restore is whole, but not what was meant.
+    #[serde(default)]
+    pub newer_unread: Vec<SnapshotId>,
     /// Something is missing or lost.
     pub incomplete: bool,
     pub warnings: Vec<String>,
@@ -159,7 +165,7 @@ impl RestoreReport {
     /// How the process should end: `None` is exit 0.
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
-        self.incomplete.then_some(Kind::Incomplete)
+        (self.incomplete || !self.newer_unread.is_empty()).then_some(Kind::Incomplete)
     }
 }
 
@@ -179,7 +185,11 @@ pub fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
 /// not at all.
 pub fn apply(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result<RestoreReport> {
     job.repository.require_reader("restore")?;
-    let done = bring_back(job, plan, confirmed)?;
+    let done = bring_back(job, plan, confirmed).inspect_err(|_| {
+        if let Some(message) = condemn(job) {
+            job.progress.event(Event::Warning { message });
+        }
+    })?;
     job.progress.event(Event::Phase { name: "clean up", detail: plan.target.clone() });
     Ok(done.conclude())
 }

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 use crate::id::{RunId, SnapshotId};
+use crate::ops::restore::doubt::Doubts;
 use crate::ops::restore::estimate::{estimate, measurements};
 use crate::ops::restore::partial::{Identity, in_the_way, left_at};
 use crate::ops::restore::place::{Place, Shape, free_bytes};
 use crate::ops::restore::{Part, PlannedSource, RestorePlan, RestoreRequest};
 use crate::ops::select::{self, Choice};
 use crate::ops::{Job, backup, damaged_reports_warning, damaged_warning, explain, resolve};
-use crate::repo::{Manifest, ReportRecord, SourceRecord};
+use crate::repo::{LostManifest, Manifest, ReportRecord, SourceRecord};
 
 /// Plans what an operator asked for.
 pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
@@ -26,22 +27,26 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         let manifest = resumed_manifest(job, &left)?;
         check_resumed(job, request, &left, &reports)?;
         let (sound, _) = reports.unwrap_or_default();
+        let doubts = Doubts::of(&manifest, &[], &[], &sound, &Choice::Snapshot(manifest.id.to_string()));
         let part = Part { sources: left.sources, only: left.only };
-        let plan = plan_of(job, manifest, &request.to, &part, None, &sound)?;
+        let mut plan = plan_of(job, manifest, &request.to, &part, None, &sound)?;
+        doubts.sentences.into_iter().for_each(|warning| plan.tell(warning));
         return Ok(RestorePlan { resume: true, ..plan });
     }
-    let Chosen { manifest, newest, damaged } = chosen(job, &request.choice, &reports)?;
+    let Chosen { manifest, all, lost } = chosen(job, &request.choice, &reports)?;
     let (sound, damaged_reports) = reports.unwrap_or_default();
+    let doubts = Doubts::of(&manifest, &all, &lost, &sound, &request.choice);
     let part = Part { sources: request.sources.clone(), only: request.only.clone() };
     let mut plan = plan_of(job, manifest, &request.to, &part, Some(&request.choice), &sound)?;
+    plan.newer_unread = doubts.newer_unread;
     let unread = if request.choice == Choice::LatestProven { damaged_reports_warning(&damaged_reports) } else { None };
-    damaged.into_iter().chain(unread).for_each(|warning| plan.tell(warning));
-    if let (Choice::Latest, Some(newest)) = (&request.choice, newest)
+    doubts.sentences.into_iter().chain(damaged_warning(&lost)).chain(unread).for_each(|warning| plan.tell(warning));
+    if let (Choice::Latest, Some(newest)) = (&request.choice, all.iter().max_by_key(|m| m.time))
         && newest.time > plan.at
     {
         plan.tell(format!(
             "snapshot {} has a later time but was committed before this one: a clock was wrong; name it with --snapshot if you want it",
-            select::describe(&newest)
+            select::describe(newest)
         ));
     }
     Ok(plan)
@@ -80,15 +85,14 @@ fn check_resumed(job: &Job, request: &RestoreRequest, left: &Identity, reports: 
 /// The snapshot asked for.
 struct Chosen {
     manifest: Manifest,
-    /// Where all were looked at, the one with the latest time.
-    newest: Option<Manifest>,
-    /// A warning where some could not be looked at.
-    damaged: Option<String>,
+    /// Where all were looked at: all, and those that cannot be read.
+    all: Vec<Manifest>,
+    lost: Vec<LostManifest>,
 }
 
 fn chosen(job: &Job, choice: &Choice, reports: &Result<(Vec<ReportRecord>, Vec<Error>)>) -> Result<Chosen> {
     if let Some(id) = full_id(choice) {
-        return Ok(Chosen { manifest: one_of_plan(job, id)?, newest: None, damaged: None });
+        return Ok(Chosen { manifest: one_of_plan(job, id)?, all: Vec::new(), lost: Vec::new() });
     }
     let proofs = match (reports, choice) {
         (Err(error), Choice::LatestProven) => {
@@ -97,19 +101,18 @@ fn chosen(job: &Job, choice: &Choice, reports: &Result<(Vec<ReportRecord>, Vec<E
         (Ok((sound, _)), _) => sound.as_slice(),
         (Err(_), _) => &[],
     };
-    let (manifests, damaged) =
+    let (all, lost) =
         job.repository.sound_manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
-    let damaged = damaged_warning(&damaged);
-    let manifest = match select::choose(&manifests, proofs, choice, job.clock.now()) {
+    let manifest = match select::choose(&all, proofs, choice, job.clock.now()) {
         Ok(manifest) => manifest.clone(),
         Err(error) => {
             let unread =
                 reports.as_ref().ok().filter(|_| *choice == Choice::LatestProven).and_then(|(_, lost)| damaged_reports_warning(lost));
-            let lost = damaged.into_iter().chain(unread);
+            let lost = damaged_warning(&lost).into_iter().chain(unread);
             return Err(lost.fold(error, |error, lost| error.within(format!("choose a snapshot: {lost}"))));
         }
     };
-    Ok(Chosen { manifest, newest: manifests.into_iter().max_by_key(|m| m.time), damaged })
+    Ok(Chosen { manifest, all, lost })
 }
 
 /// Plans the restore of one snapshot.
@@ -207,6 +210,7 @@ pub(in crate::ops) fn plan_of(
         warnings,
         told: Vec::new(),
         to: place.target().to_owned(),
+        newer_unread: Vec::new(),
         manifest,
         id,
         resume: false,
