@@ -96,6 +96,14 @@ macro_rules! ulid_id {
             }
         }
 
+        impl $name {
+            /// When it was generated, by the clock of who did; `None` where that is no moment.
+            #[must_use]
+            pub fn generated(self) -> Option<chrono::DateTime<chrono::Utc>> {
+                chrono::DateTime::from_timestamp_millis(i64::try_from(self.0.timestamp_ms()).ok()?)
+            }
+        }
+
         impl TryFrom<String> for $name {
             type Error = Error;
             fn try_from(text: String) -> Result<Self> {

@@ -350,6 +350,27 @@ fn what_stands_at_the_target_is_only_replaced_by_name() {
 }
 
 #[test]
+fn a_quiet_restore_still_says_what_changes_its_result() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let second = workspace.backup();
+    let id = second["snapshot"].as_str().unwrap();
+    let manifest = files(&workspace.path("repository")).into_iter().find(|path| path.ends_with(id)).unwrap();
+    damage(&manifest);
+    let words = |to: &str| {
+        ["-q", "restore", "crm", "--yes", "--to"].map(String::from).into_iter().chain([workspace.path(to).display().to_string()])
+    };
+    let output = workspace.command(&[]).args(words("r")).output().unwrap();
+    let (out, said) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("warning: a manifest cannot be read") && !said.contains("will take"), "{said}");
+    assert!(out.contains("warning: a manifest cannot be read"), "{out}");
+    let output = workspace.command(&["--json"]).args(words("s")).output().unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(document["warnings"][0].as_str().unwrap().contains("a manifest cannot be read"), "{document}");
+}
+
+#[test]
 fn a_restore_says_what_it_will_do_and_echoes_times_in_both_zones() {
     let workspace = Workspace::ready("");
     workspace.backup();

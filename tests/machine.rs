@@ -95,7 +95,7 @@ fn without_privileges_everything_works_and_what_may_not_be_read_is_named() {
     assert!(text(&told.stderr).contains("secret.txt") || text(&told.stdout).contains("secret.txt"), "{told:?}");
 
     let examined = user.json(&["doctor", "crm"], 2);
-    let named = "closed: unreadable: Permission denied (os error 13); 2 problems in all";
+    let named = "closed unreadable: Permission denied (os error 13) and 1 more";
     assert!(examined["checks"].to_string().contains(named), "{examined}");
     let drilled = user.json(&["drill", "run", "crm"], 3);
     assert_eq!((&drilled["verdict"], &drilled["missing"][0]["kind"]), (&"incomplete".into(), &"unreadable".into()), "{drilled}");

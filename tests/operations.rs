@@ -140,7 +140,7 @@ fn surroundings(folder: &Path, runtime: &tokio::runtime::Runtime, clock: &Manual
 }
 
 fn restore_by(job: &Job, choice: Choice, to: &Path, confirmed: Option<&str>) -> Result<RestoreReport> {
-    let plan = restore::plan(job, &RestoreRequest { choice, to: to.to_owned(), only: Vec::new(), resume: false })?;
+    let plan = restore::plan(job, &RestoreRequest { choice, to: to.to_owned(), sources: Vec::new(), only: Vec::new(), resume: false })?;
     restore::apply(job, &plan, confirmed)
 }
 
@@ -620,14 +620,23 @@ fn an_interrupted_restore_is_continued_and_never_looks_whole() {
     assert!(other.hint_text().unwrap().contains("--resume"));
 
     let job = world.job();
-    let named =
-        RestoreRequest { choice: Choice::Snapshot(second.snapshot.to_string()), to: target.clone(), only: Vec::new(), resume: true };
+    let named = RestoreRequest {
+        choice: Choice::Snapshot(second.snapshot.to_string()),
+        to: target.clone(),
+        sources: Vec::new(),
+        only: Vec::new(),
+        resume: true,
+    };
     let differs = restore::plan(&job, &named).unwrap_err();
     assert_eq!(differs.kind(), Kind::Usage);
     assert!([first.snapshot, second.snapshot].iter().all(|id| differs.to_string().contains(&id.to_string())), "{differs}");
     let only = RestoreRequest { choice: Choice::Latest, only: vec!["t".into()], ..named };
     assert_eq!(restore::plan(&job, &only).unwrap_err().kind(), Kind::Usage);
-    let plan = restore::plan(&job, &RestoreRequest { choice: Choice::Latest, to: target.clone(), only: Vec::new(), resume: true }).unwrap();
+    let plan = restore::plan(
+        &job,
+        &RestoreRequest { choice: Choice::Latest, to: target.clone(), sources: Vec::new(), only: Vec::new(), resume: true },
+    )
+    .unwrap();
     assert!(plan.resumes && plan.snapshot == first.snapshot);
     let report = restore::apply(&job, &plan, None).unwrap();
     assert!(report.bytes_resumed > 0, "{report:?}");
@@ -638,7 +647,9 @@ fn an_interrupted_restore_is_continued_and_never_looks_whole() {
         .unwrap();
     assert_eq!(census(&target), census(&world.path("live")));
     assert!(!partial.exists());
-    let nothing = restore::plan(&job, &RestoreRequest { choice: Choice::Latest, to: target, only: Vec::new(), resume: true }).unwrap_err();
+    let nothing =
+        restore::plan(&job, &RestoreRequest { choice: Choice::Latest, to: target, sources: Vec::new(), only: Vec::new(), resume: true })
+            .unwrap_err();
     assert_eq!(nothing.kind(), Kind::Usage);
     assert_ne!(first.snapshot, second.snapshot);
 }
@@ -663,7 +674,7 @@ fn what_is_not_of_the_snapshot_does_not_survive_a_resumed_restore() {
 }
 
 fn resume(to: &Path) -> RestoreRequest {
-    RestoreRequest { choice: Choice::Latest, to: to.to_owned(), only: Vec::new(), resume: true }
+    RestoreRequest { choice: Choice::Latest, to: to.to_owned(), sources: Vec::new(), only: Vec::new(), resume: true }
 }
 
 /// Dies when this phase begins.
@@ -690,7 +701,8 @@ fn a_restore_that_died_after_its_content_was_in_place_is_only_ended() {
     let world = World::sqlite();
     world.backup();
     let target = world.path("live.db");
-    let latest = |resume| RestoreRequest { choice: Choice::Latest, to: world.path("live.db"), only: Vec::new(), resume };
+    let latest =
+        |resume| RestoreRequest { choice: Choice::Latest, to: world.path("live.db"), sources: Vec::new(), only: Vec::new(), resume };
     for resume in [false, true] {
         let before = fs::read(&target).unwrap();
         crash_at("clean up", &world, latest(false), Some("live.db"));
@@ -730,7 +742,8 @@ fn what_cannot_be_compared_again_is_ended_only_when_asked_to() {
     let world = World::sqlite();
     world.backup();
     let part = world.path("part.db");
-    let only = RestoreRequest { choice: Choice::Latest, to: part.clone(), only: vec!["customer".into()], resume: false };
+    let only =
+        RestoreRequest { choice: Choice::Latest, to: part.clone(), sources: Vec::new(), only: vec!["customer".into()], resume: false };
     crash_at("clean up", &world, only.clone(), None);
     let refused = restore::apply(&world.job(), &restore::plan(&world.job(), &only).unwrap(), None).unwrap_err();
     assert_eq!(refused.kind(), Kind::Usage);
@@ -845,7 +858,8 @@ fn a_drill_proves_and_leaves_nothing() {
     assert_eq!(drill::find(&job.repository, &drilled.id.to_string()[..20]).unwrap(), drilled);
     let list = snapshots::run(&job.repository, None).unwrap();
     assert_eq!(list.snapshots[0].proven_at, Some(drilled.time));
-    let request = RestoreRequest { choice: Choice::LatestProven, to: world.path("x.db"), only: Vec::new(), resume: false };
+    let request =
+        RestoreRequest { choice: Choice::LatestProven, to: world.path("x.db"), sources: Vec::new(), only: Vec::new(), resume: false };
     let plan = restore::plan(&job, &request).unwrap();
     assert!(plan.estimate.basis.contains("drill"), "{:?}", plan.estimate);
 
@@ -1009,6 +1023,78 @@ fn damage_in_the_repository_fails_drill_restore_and_verify() {
     assert_eq!(bad.exit(), Some(Kind::Damaged));
     assert!(bad.findings.iter().any(|f| f.snapshots.contains(&made.snapshot)), "{bad:?}");
     assert_eq!(listed(&world).verified_at, None);
+    assert_eq!(listed(&world).damaged.map(|known| (known.found_by, known.time)), Some(("verify".into(), bad.time)));
+}
+
+#[test]
+fn damage_that_is_known_is_told_before_and_after_a_restore() {
+    let world = World::files();
+    let first = world.backup();
+    let old = packs(&world);
+    fs::write(world.path("live/new"), noise(77, 2_000_000)).unwrap();
+    let second = world.backup();
+    let list = || snapshots::run(&world.job().repository, None).unwrap();
+    assert_eq!((list().recovery_ranges[0].points, list().exit()), (2, None));
+    let pack = packs(&world).into_iter().rfind(|pack| !old.contains(pack)).unwrap();
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
+    flip(&pack, fs::metadata(&pack).unwrap().len() / 2);
+    let drilled = world.drill();
+    assert_eq!(drilled.exit(), Some(Kind::Damaged));
+    assert!(drilled.warnings.iter().any(|w| w.contains("1 damaged pack is marked")), "{:?}", drilled.warnings);
+
+    let found = list();
+    assert_eq!((found.recovery_ranges[0].points, found.recovery_ranges[0].to), (1, first.time), "what is damaged cannot be recovered");
+    assert!(found.snapshots[0].damaged.is_none());
+    assert_eq!(found.snapshots[1].damaged.as_ref().map(|d| (d.found_by.as_str(), d.report)), Some(("drill", drilled.id)));
+    assert_eq!(found.exit(), Some(Kind::Damaged));
+    for choice in [Choice::Latest, Choice::Snapshot(second.snapshot.to_string())] {
+        let request = RestoreRequest { choice, to: world.path("back"), sources: Vec::new(), only: Vec::new(), resume: false };
+        let plan = restore::plan(&world.job(), &request).unwrap();
+        assert!(plan.warnings.iter().any(|w| w.contains("known to be damaged")), "{:?}", plan.warnings);
+    }
+    let latest = RestoreRequest { choice: Choice::Latest, to: world.path("back"), sources: Vec::new(), only: Vec::new(), resume: false };
+    let plan = restore::plan(&world.job(), &latest).unwrap();
+    assert!(plan.warnings.iter().any(|w| w.contains(&format!("without known damage is {}", first.snapshot))), "{:?}", plan.warnings);
+    let sound = restore::plan(&world.job(), &RestoreRequest { choice: Choice::Snapshot(first.snapshot.to_string()), ..latest }).unwrap();
+    assert!(sound.warnings.is_empty(), "{:?}", sound.warnings);
+}
+
+/// After a pack went bad and `find` met it, the next backup must not lean on it.
+fn is_stored_again_after(find: impl Fn(&World)) {
+    let world = World::files();
+    world.backup();
+    let pack = packs(&world).pop().unwrap();
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
+    flip(&pack, fs::metadata(&pack).unwrap().len() / 2);
+    find(&world);
+    let again = world.backup();
+    assert!(again.bytes_stored > 1_000_000, "{again:?}");
+    world.restore(Choice::Latest, "back").unwrap();
+    assert_eq!(census(&world.path("live")), census(&world.path("back")));
+}
+
+#[test]
+fn a_pack_that_a_drill_or_restore_found_damaged_is_stored_again() {
+    is_stored_again_after(|world| assert_eq!(world.drill().exit(), Some(Kind::Damaged)));
+    is_stored_again_after(|world| {
+        assert_eq!(world.restore(Choice::Latest, "bad").unwrap_err().kind(), Kind::Damaged);
+    });
+}
+
+#[test]
+fn a_repository_that_takes_no_mark_fails_no_restore_otherwise() {
+    let world = World::files();
+    world.backup();
+    let pack = packs(&world).pop().unwrap();
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
+    flip(&pack, fs::metadata(&pack).unwrap().len() / 2);
+    // Where the marks belong stands a file.
+    fs::write(world.path("repository/gc"), "").unwrap();
+    let error = world.restore(Choice::Latest, "bad").unwrap_err();
+    assert_eq!(error.kind(), Kind::Damaged, "{error:?}");
+    let drilled = world.drill();
+    assert_eq!(drilled.exit(), Some(Kind::Damaged));
+    assert!(drilled.warnings.iter().any(|w| w.contains("could not be marked")), "{:?}", drilled.warnings);
 }
 
 #[test]
@@ -1024,12 +1110,27 @@ fn a_damaged_manifest_does_not_hide_the_others() {
     let job = world.resolved.open(&world.surroundings()).unwrap();
     let list = snapshots::run(&job.repository, None).unwrap();
     assert_eq!((list.snapshots.len(), list.damaged.len(), list.exit()), (1, 1, Some(Kind::Damaged)));
-    let request = RestoreRequest { choice: Choice::Latest, to: world.path("back.db"), only: Vec::new(), resume: false };
+    let request =
+        RestoreRequest { choice: Choice::Latest, to: world.path("back.db"), sources: Vec::new(), only: Vec::new(), resume: false };
     let plan = restore::plan(&job, &request).unwrap();
     assert_eq!(plan.snapshot, first.snapshot);
     assert!(plan.warnings.iter().any(|w| w.contains("cannot be read")), "{:?}", plan.warnings);
-    restore::apply(&job, &plan, None).unwrap();
+    assert_eq!(plan.newer_unread, [second.snapshot]);
+    let told = |warnings: &[String]| warnings.iter().any(|w| w.starts_with("a newer snapshot cannot be read; this is 2 min 0 s older"));
+    let done = restore::apply(&job, &plan, None).unwrap();
+    assert_eq!((done.exit(), done.incomplete), (Some(Kind::Incomplete), false), "not what was asked for");
+    assert!(told(&done.warnings), "{:?}", done.warnings);
+    assert!(done.warnings.iter().any(|w| w.contains("its snapshot cannot be chosen")), "an older one came back: {done:?}");
     assert_eq!(rows(&world.path("back.db")).len(), 2000);
+    let by = |choice| restore_by(&job, choice, &world.path("again.db"), None).map(|done| (done.exit(), told(&done.warnings)));
+    let at = |time| {
+        let back = by(Choice::At(time)).unwrap();
+        fs::remove_file(world.path("again.db")).unwrap();
+        back
+    };
+    assert_eq!(at(world.clock.now()), (Some(Kind::Incomplete), true));
+    assert_eq!(at(first.time), (None, false), "the damaged one is later than that");
+    assert_eq!(by(Choice::Snapshot(first.snapshot.to_string())).unwrap(), (None, false), "it was named");
     let named = RestoreRequest { choice: Choice::Snapshot(second.snapshot.to_string()), ..request };
     assert_eq!(restore::plan(&job, &named).unwrap_err().kind(), Kind::Damaged);
     let drilled = drill::run(&job, &DrillRequest::default()).unwrap();
@@ -1160,6 +1261,7 @@ fn single_tables_come_back_alone() {
     let request = |tables: &[&str]| RestoreRequest {
         choice: Choice::Latest,
         to: world.path("part.db"),
+        sources: Vec::new(),
         only: tables.iter().map(|t| (*t).to_owned()).collect(),
         resume: false,
     };
@@ -1170,6 +1272,174 @@ fn single_tables_come_back_alone() {
     assert_eq!(rows(&world.path("part.db")), rows(&world.path("live.db")));
     assert_eq!(fs::metadata(world.path("part.db")).unwrap().mode() & 0o777, 0o600, "as the database, whatever the umask");
     assert!(Connection::open(world.path("part.db")).unwrap().prepare("SELECT * FROM note").is_err());
+}
+
+/// A CRM as the demo's: tables that refer to one another.
+fn make_crm(path: &Path) {
+    let made = "
+        CREATE TABLE accounts (id INTEGER PRIMARY KEY, name TEXT NOT NULL, custom TEXT NOT NULL CHECK (json_valid(custom))) STRICT;
+        CREATE TABLE contacts (id INTEGER PRIMARY KEY, account_id INTEGER NOT NULL REFERENCES accounts (id), name TEXT NOT NULL) STRICT;
+        CREATE TABLE orders (id INTEGER PRIMARY KEY, account_id INTEGER NOT NULL REFERENCES accounts (id), number TEXT NOT NULL UNIQUE) STRICT;
+        CREATE TABLE order_lines (order_id INTEGER NOT NULL REFERENCES orders (id), line INTEGER NOT NULL, quantity INTEGER NOT NULL,
+            total INTEGER GENERATED ALWAYS AS (quantity * 3) STORED, PRIMARY KEY (order_id, line)) WITHOUT ROWID, STRICT;
+        CREATE INDEX orders_by_account ON orders (account_id);
+        INSERT INTO accounts VALUES (1, 'a', '{}'), (2, 'b', '{}'); INSERT INTO contacts VALUES (1, 2, 'c');
+        INSERT INTO orders VALUES (7, 1, 'n7'), (8, 2, 'n8'); INSERT INTO order_lines(order_id, line, quantity) VALUES (7, 1, 5), (8, 1, 6)";
+    Connection::open(path).unwrap().execute_batch(made).unwrap();
+}
+
+#[test]
+fn tables_that_refer_to_others_come_back_alone_and_together() {
+    let world = World::new(|folder| {
+        make_crm(&folder.join("live.db"));
+        vec![sqlite("crm", &folder.join("live.db"))]
+    });
+    world.backup();
+    let job = world.job();
+    let dump = |path: &Path, table: &str| -> Vec<String> {
+        let database = Connection::open(path).unwrap();
+        let mut statement = database.prepare(&format!("SELECT * FROM {table}")).unwrap();
+        let columns = statement.column_count();
+        let read =
+            |row: &rusqlite::Row<'_>| (0..columns).map(|at| Ok(format!("{:?}", row.get_ref(at)?))).collect::<rusqlite::Result<String>>();
+        statement.query_map([], read).unwrap().map(Result::unwrap).collect()
+    };
+    let all = ["order_lines", "orders", "contacts", "accounts"];
+    let alone = all.iter().map(|table| vec![*table]);
+    for (number, tables) in alone.chain([vec!["contacts", "orders"], all.to_vec()]).enumerate() {
+        let to = world.path(&format!("part{number}.db"));
+        let only = tables.iter().map(|table| (*table).to_owned()).collect();
+        let request = RestoreRequest { choice: Choice::Latest, to: to.clone(), sources: Vec::new(), only, resume: false };
+        let report = restore::apply(&job, &restore::plan(&job, &request).unwrap(), None).unwrap();
+        for table in &tables {
+            assert_eq!(dump(&to, table), dump(&world.path("live.db"), table), "{tables:?}: {table}");
+        }
+        let told = report.warnings.iter().any(|w| w.contains("not in the new database"));
+        assert_eq!(told, !tables.contains(&"accounts"), "{tables:?}: {report:?}");
+    }
+}
+
+#[test]
+fn tables_that_cannot_be_taken_alone_leave_nothing_in_the_way() {
+    let world = World::new(|folder| {
+        let database = Connection::open(folder.join("live.db")).unwrap();
+        database.create_scalar_function("ours", 1, rusqlite::functions::FunctionFlags::SQLITE_DETERMINISTIC, |_| Ok(7)).unwrap();
+        database.execute_batch("CREATE TABLE t(a); CREATE INDEX i ON t(ours(a)); INSERT INTO t VALUES (1)").unwrap();
+        vec![sqlite("crm", &folder.join("live.db"))]
+    });
+    world.backup();
+    let request =
+        RestoreRequest { choice: Choice::Latest, to: world.path("part.db"), sources: Vec::new(), only: vec!["t".into()], resume: false };
+    let error = restore::apply(&world.job(), &restore::plan(&world.job(), &request).unwrap(), None).unwrap_err();
+    let hint = error.hint_text().unwrap();
+    assert!(hint.contains("whole database") && !hint.contains("--resume"), "{hint}");
+    assert!(!world.path(".part.db.lifeboat-partial").exists());
+
+    // One that was interrupted before keeps what it has for the next command, whatever that asks for.
+    crash_at("adopt", &world, request.clone(), None);
+    let error = restore::apply(&world.job(), &restore::plan(&world.job(), &resume(&request.to)).unwrap(), None).unwrap_err();
+    assert!(error.hint_text().unwrap().contains("without --resume"), "{error:?}");
+    let report = world.restore(Choice::Latest, "part.db").unwrap();
+    assert_eq!(report.bytes_resumed, report.bytes_restored);
+    assert!(!world.path(".part.db.lifeboat-partial").exists());
+}
+
+/// An application whose newest snapshot has damaged attachments; the older one is whole.
+fn damaged_application() -> (World, BackupReport, BackupReport) {
+    let world = application();
+    let first = world.backup();
+    let before = packs(&world);
+    fs::write(world.path("live/late"), noise(77, 3_000_000)).unwrap();
+    let second = world.backup();
+    let new = packs(&world).into_iter().filter(|pack| !before.contains(pack));
+    let pack = new.max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
+    flip(&pack, fs::metadata(&pack).unwrap().len() / 2);
+    (world, first, second)
+}
+
+#[test]
+fn one_damaged_source_does_not_keep_the_others_from_coming_back() {
+    let (world, first, second) = damaged_application();
+    let target = world.path("back");
+    let error = world.restore(Choice::Latest, "back").unwrap_err();
+    assert_eq!(error.kind(), Kind::Damaged, "{error:?}");
+    let hint = error.hint_text().unwrap();
+    assert!(hint.contains("--source db") && hint.contains("--snapshot") && !hint.contains("--source attachments"), "{hint}");
+    assert!(!target.exists());
+
+    // The same again is told to have failed.
+    let all = RestoreRequest { resume: false, ..resume(&target) };
+    let again = restore::plan(&world.job(), &all).unwrap();
+    assert!(again.resumes && again.failed_before.is_some(), "{again:?}");
+    assert!(again.warnings.iter().any(|w| w.contains("failed") && w.contains("--source")), "{again:?}");
+
+    // What is whole comes to the same target, and what was fetched of it is used.
+    let db = RestoreRequest { sources: vec!["db".into()], ..all.clone() };
+    let plan = restore::plan(&world.job(), &db).unwrap();
+    assert!(!plan.resumes && plan.sources.len() == 1 && plan.bytes == plan.sources[0].bytes && plan.bytes < again.bytes, "{plan:?}");
+    assert!(plan.warnings.iter().any(|w| w.contains("replaced")), "{plan:?}");
+    let report = restore::apply(&world.job(), &plan, None).unwrap();
+    assert_eq!((report.snapshot, report.sources_left_out.as_slice()), (second.snapshot, &["attachments".to_owned()][..]));
+    assert_eq!((rows(&target), report.bytes_resumed), (rows(&world.path("live.db")), plan.bytes));
+    assert!(report.notes.iter().any(|note| note.contains("-wal")), "{report:?}");
+    assert!(!world.path(".back.lifeboat-partial").exists());
+
+    // Another snapshot comes to the same target after that failure, too; one that is asked for with --resume does not.
+    assert_eq!(world.restore(Choice::Latest, "set").unwrap_err().kind(), Kind::Damaged);
+    let older = Choice::Snapshot(first.snapshot.to_string());
+    let resumed = RestoreRequest { choice: older.clone(), ..resume(&world.path("set")) };
+    let refused = restore::plan(&world.job(), &resumed).unwrap_err();
+    assert!(refused.hint_text().unwrap().contains("without --resume"), "{refused:?}");
+    world.restore(older, "set").unwrap();
+    assert_eq!(rows(&world.path("set/db")), rows(&world.path("live.db")));
+    assert!(world.path("set/attachments/deep").exists() && !world.path("set/attachments/late").exists());
+    assert!(!world.path(".set.lifeboat-partial").exists());
+}
+
+#[test]
+fn sources_are_restored_one_by_one_in_their_own_shape() {
+    let world = application();
+    world.backup();
+    let request = |sources: &[&str], to: &str| RestoreRequest {
+        choice: Choice::Latest,
+        to: world.path(to),
+        sources: sources.iter().map(|s| (*s).to_owned()).collect(),
+        only: Vec::new(),
+        resume: false,
+    };
+    let apply = |request: &RestoreRequest| restore::apply(&world.job(), &restore::plan(&world.job(), request).unwrap(), None);
+    let unknown = restore::plan(&world.job(), &request(&["nope"], "x")).unwrap_err();
+    assert_eq!((unknown.kind(), unknown.hint_text()), (Kind::Usage, Some("it has db, attachments")));
+    apply(&request(&["attachments"], "files")).unwrap();
+    assert_eq!(census(&world.path("files")), census(&world.path("live")));
+    apply(&request(&["attachments", "db"], "set")).unwrap();
+    assert_eq!(rows(&world.path("set/db")), rows(&world.path("live.db")));
+
+    let tables = RestoreRequest { only: vec!["customer".into()], ..request(&[], "part.db") };
+    let several = restore::plan(&world.job(), &tables).unwrap_err();
+    assert!(several.hint_text().unwrap().contains("--source db --only customer"), "{several:?}");
+    apply(&RestoreRequest { sources: vec!["db".into()], ..tables }).unwrap();
+    assert_eq!(rows(&world.path("part.db")), rows(&world.path("live.db")));
+
+    // Into the place of a whole folder: what else is in there goes aside, and that is said.
+    fs::write(world.path("set/else"), "x").unwrap();
+    let inplace = restore::plan(&world.job(), &request(&[], "set")).unwrap();
+    assert!(inplace.warnings.iter().any(|w| w.contains("db, attachments") && w.contains("--source")), "{inplace:?}");
+
+    // Only the same sources go on.
+    crash_at("adopt", &world, request(&["db"], "one.db"), None);
+    for sources in [&["attachments"][..], &[], &["db", "attachments"]] {
+        let refused = restore::plan(&world.job(), &request(sources, "one.db")).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Usage, "{sources:?}");
+        if !sources.is_empty() {
+            let resumed = RestoreRequest { resume: true, ..request(sources, "one.db") };
+            assert_eq!(restore::plan(&world.job(), &resumed).unwrap_err().kind(), Kind::Usage, "{sources:?}");
+        }
+    }
+    let plan = restore::plan(&world.job(), &resume(&world.path("one.db"))).unwrap();
+    restore::apply(&world.job(), &plan, None).unwrap();
+    assert_eq!(rows(&world.path("one.db")), rows(&world.path("live.db")));
 }
 
 #[test]
@@ -1209,15 +1479,22 @@ fn a_full_disk_is_told_before_anything_is_written() {
     };
     let job = world.job();
     let to = small.0.join("back");
-    let plan = restore::plan(&job, &RestoreRequest { choice: Choice::Latest, to: to.clone(), only: Vec::new(), resume: false }).unwrap();
+    let plan = restore::plan(
+        &job,
+        &RestoreRequest { choice: Choice::Latest, to: to.clone(), sources: Vec::new(), only: Vec::new(), resume: false },
+    )
+    .unwrap();
     assert!(plan.warnings.iter().any(|w| w.contains("no room")), "{:?}", plan.warnings);
     let error = restore::apply(&job, &plan, None).unwrap_err();
     assert_eq!(error.kind(), Kind::NoSpace);
     assert!(error.hint_text().is_some());
     assert_eq!(fs::read_dir(&small.0).unwrap().count(), 0, "nothing is left");
     // A mount point itself cannot be replaced at once.
-    let error =
-        restore::plan(&job, &RestoreRequest { choice: Choice::Latest, to: small.0.clone(), only: Vec::new(), resume: false }).unwrap_err();
+    let error = restore::plan(
+        &job,
+        &RestoreRequest { choice: Choice::Latest, to: small.0.clone(), sources: Vec::new(), only: Vec::new(), resume: false },
+    )
+    .unwrap_err();
     assert_eq!(error.kind(), Kind::Usage);
 }
 
@@ -1347,6 +1624,24 @@ fn an_empty_folder_and_a_source_that_is_not_there_are_incomplete() {
     assert_eq!(world.backup().exit(), None);
     world.resolved.drill.compare_percent = 0;
     assert_eq!(world.drill().verdict, Verdict::Passed);
+}
+
+#[test]
+fn a_database_that_was_emptied_is_loud_and_what_it_held_is_named() {
+    let world = World::sqlite();
+    let whole = world.backup();
+    assert_eq!(whole.exit(), None);
+    fs::write(world.path("live.db"), "").unwrap();
+    let empty = world.backup();
+    assert_eq!((empty.exit(), empty.problems[0].kind.as_str()), (Some(Kind::Incomplete), "empty-database"));
+    let named = |warnings: &[String], what: &str| warnings.iter().any(|w| w.contains(what) && w.contains(&whole.snapshot.to_string()));
+    assert!(named(&empty.warnings, "is empty now and had content in snapshot"), "{:?}", empty.warnings);
+    assert!(named(&world.backup().warnings, "is empty now"), "also the next time");
+    let restored = world.restore(Choice::Latest, "back.db").unwrap();
+    assert_eq!(restored.exit(), Some(Kind::Incomplete));
+    assert!(named(&restored.warnings, "the newest complete one is"), "{:?}", restored.warnings);
+    let named_one = world.restore(Choice::Snapshot(whole.snapshot.to_string()), "whole.db").unwrap();
+    assert_eq!((named_one.exit(), named_one.warnings.len()), (None, 0));
 }
 
 #[test]

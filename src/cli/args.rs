@@ -106,7 +106,8 @@ Examples:
 Examples:
   lifeboat restore crm --latest --to /srv/crm/restored.db
   lifeboat restore crm --at '2026-11-20 14:31' --to /srv/crm/restored.db     local time of the plan's zone
-  lifeboat restore crm --latest-proven --to /srv/crm --overwrite crm         in place: what is there is moved aside
+  lifeboat restore crm --latest-proven --to /srv/crm/crm.db --overwrite crm.db    in place: what is there is moved aside
+  lifeboat restore crm --source db --to /srv/crm/restored.db                 one of several sources, to a place of its own
   LIFEBOAT_PASSPHRASE=… lifeboat restore crm --from s3://crm-dr/main --to ./restored.db    a machine without plans")]
     Restore(RestoreArgs),
     /// Check a repository; a finding is never exit 0
@@ -222,6 +223,9 @@ pub struct RestoreArgs {
     pub to: PathBuf,
     #[command(flatten)]
     pub point: PointArgs,
+    /// Only this source of several (repeatable); one alone is restored to a target of its own kind
+    #[arg(long, value_name = "NAME")]
+    pub source: Vec<String>,
     /// Only this table (repeatable)
     #[arg(long, value_name = "TABLE")]
     pub only: Vec<String>,

@@ -34,7 +34,8 @@ pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport
     if let Choice::At(at) = &choice {
         note(&format!("recovery point asked for: {}", render::time_in_both(*at, zone)));
     }
-    let request = RestoreRequest { choice, to: args.to.clone(), only: args.only.clone(), resume: args.resume };
+    let request =
+        RestoreRequest { choice, to: args.to.clone(), sources: args.source.clone(), only: args.only.clone(), resume: args.resume };
     if args.dry_run {
         let job = resolved.open(&app.surroundings(Arc::new(Silent))?)?;
         let plan = planned(&job, &request, lost)?;
@@ -45,7 +46,12 @@ pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport
     let quiet = app.surroundings(Arc::new(Silent))?;
     let job = resolved.open(&quiet)?;
     let plan = planned(&job, &request, lost)?;
-    if !app.global.quiet {
+    if app.global.quiet {
+        // Not what the operator may take for granted: an older snapshot, something that is not in it.
+        for warning in &plan.warnings {
+            note(&format!("warning: {warning}"));
+        }
+    } else {
         note(&plan_text(&plan, zone));
     }
     let confirmed = confirm(app, args, &plan)?;
@@ -60,8 +66,7 @@ pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport
 /// `lost`: what could not be read on the way here.
 fn planned(job: &crate::ops::Job, request: &RestoreRequest, lost: Option<String>) -> Result<RestorePlan> {
     let mut plan = restore::plan(job, request)?;
-    plan.warnings.extend(lost);
-    plan.warnings.dedup();
+    lost.into_iter().for_each(|warning| plan.tell(warning));
     Ok(plan)
 }
 
@@ -160,6 +165,9 @@ fn plan_text(plan: &RestorePlan, zone: Tz) -> String {
             format!("{} ({}): {}, {} entries, to {}", source.name, source.kind, render::bytes(source.bytes), source.entries, source.target),
         ));
     }
+    if !plan.sources_left_out.is_empty() {
+        pairs.push(("left out", format!("source {}", plan.sources_left_out.join(", "))));
+    }
     pairs.push(("target", plan.target.clone()));
     pairs.push(("size", render::bytes(plan.bytes)));
     pairs.push(("will take", format!("about {} ({})", render::duration_ms(plan.estimate.duration_ms), plan.estimate.basis)));
@@ -167,7 +175,12 @@ fn plan_text(plan: &RestorePlan, zone: Tz) -> String {
         pairs.push(("only", plan.only.join(", ")));
     }
     if plan.resumes {
-        pairs.push(("continues", "an interrupted restore to this target".to_owned()));
+        let before = if plan.failed_before.is_some() {
+            "a restore to this target that FAILED, see the warning"
+        } else {
+            "an interrupted restore to this target"
+        };
+        pairs.push(("continues", before.to_owned()));
     }
     if plan.overwrites.is_empty() {
         pairs.push(("overwrites", "nothing".to_owned()));
@@ -199,11 +212,17 @@ pub(super) fn text(report: &RestoreReport) -> String {
     for moved in &report.moved_aside {
         let _ = writeln!(text, "moved aside: {} is now {}", moved.path, moved.moved_to);
     }
+    if !report.sources_left_out.is_empty() {
+        let _ = writeln!(text, "left out, as asked: source {}", report.sources_left_out.join(", "));
+    }
     for missing in &report.missing {
         let _ = writeln!(text, "missing: {}: {}: {} ({})", missing.source, missing.object, missing.message, missing.kind);
     }
     for warning in &report.warnings {
         let _ = writeln!(text, "warning: {warning}");
+    }
+    for note in &report.notes {
+        let _ = writeln!(text, "note: {note}");
     }
     if !report.missing.is_empty() {
         text.push_str("INCOMPLETE: what is missing above was not in the snapshot\n");

@@ -17,14 +17,14 @@ pub(super) fn run(app: &App, command: &RunCommand) -> Result<Exit> {
         RunCommand::History { plan, limit } => {
             let plan = plan.as_deref().map(Name::new).transpose()?;
             let filter = Filter { plan, limit: *limit, ..Filter::default() };
-            let runs = journal.map_or_else(|| Ok(Vec::new()), |journal| journal.runs(&filter))?;
+            let runs = journal.map_or_else(|| Ok(Vec::new()), |journal| as_they_are(&journal, journal.runs(&filter)?))?;
             let document = json!({ "schema": "lifeboat.runs/1", "runs": runs.iter().map(|run| document(run, &[])).collect::<Vec<_>>() });
             app.output.result(&document, || history_text(&runs))?;
         }
         RunCommand::Show { id } => {
             let journal =
                 journal.ok_or_else(|| Error::new(Kind::NotFound, format!("find run {id}: nothing was ever run with this state folder")))?;
-            let run = find(&journal, id)?;
+            let run = as_they_are(&journal, vec![find(&journal, id)?])?.remove(0);
             let attempts = journal.attempts(run.id)?;
             let mut shown = document(&run, &attempts);
             shown["schema"] = json!("lifeboat.run/1");
@@ -43,6 +43,22 @@ fn find(journal: &Journal, id: &str) -> Result<Run> {
         (None, _) => Err(Error::new(Kind::NotFound, format!("find run {id}: no such run")).hint("`lifeboat run history` lists the runs")),
         (Some(_), Some(_)) => Err(Error::new(Kind::Usage, format!("find run {id}: several runs begin so")).hint("give more of the id")),
     }
+}
+
+/// A run whose process is gone does not run, even though nobody has settled it yet.
+fn as_they_are(journal: &Journal, mut runs: Vec<Run>) -> Result<Vec<Run>> {
+    let broken = journal.broken()?;
+    for run in runs.iter_mut().filter(|run| broken.iter().any(|broken| broken.id == run.id)) {
+        run.state = State::Interrupted;
+        run.story = Some(format!("process {} on {} is gone; the next run of the plan settles it", run.process.pid, run.process.host));
+    }
+    Ok(runs)
+}
+
+/// The state in words. An objective that was missed is no failure of the recovery.
+fn state(run: &Run) -> &'static str {
+    let missed = run.kind.as_deref() == Some(Kind::ObjectiveMissed.word());
+    if missed { "passed, objective missed" } else { run.state.word() }
 }
 
 fn utc(at: DateTime<Utc>) -> String {
@@ -89,7 +105,7 @@ fn history_text(runs: &[Run]) -> String {
                 run.trigger.word().to_owned(),
                 render::time(run.started),
                 render::or_dash(duration_ms(run).filter(|_| run.state != State::Missed).map(render::duration_ms)),
-                run.state.word().to_owned(),
+                state(run).to_owned(),
                 what(run),
             ]
         })
@@ -102,7 +118,7 @@ fn text(run: &Run, attempts: &[Attempt]) -> String {
         ("run", run.id.to_string()),
         ("plan", run.plan.to_string()),
         ("job", run.job.word().to_owned()),
-        ("state", run.state.word().to_owned()),
+        ("state", state(run).to_owned()),
         ("trigger", run.trigger.word().to_owned()),
         ("started", render::time(run.started)),
         ("ended", render::or_dash(run.ended.map(render::time))),
@@ -135,4 +151,30 @@ fn text(run: &Run, attempts: &[Attempt]) -> String {
         let _ = writeln!(text, "attempt {}: {} {}{error}", attempt.attempt, render::time(attempt.started), attempt.state.word());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::journal::{Ending, ErrorRecord, Job, NewRun, Trigger};
+
+    #[test]
+    fn history_says_how_runs_stand() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = DateTime::from_timestamp(1_790_000_000, 0).unwrap();
+        let journal = Journal::open(folder.path(), now).unwrap();
+        let new = |job| NewRun { plan: Name::new("crm").unwrap(), job, trigger: Trigger::Manual, scheduled: None };
+        let drilled = journal.begin(&new(Job::Drill), now).unwrap();
+        let error = ErrorRecord { kind: Kind::ObjectiveMissed.word().into(), message: "too slow".into(), causes: Vec::new(), hint: None };
+        journal.close(drilled, &Ending { error: Some(error), ..Ending::new(State::Succeeded) }, now).unwrap();
+        let killed = journal.begin(&new(Job::Backup), now).unwrap();
+        let shown = |journal: &Journal| as_they_are(journal, journal.runs(&Filter::default()).unwrap()).unwrap();
+        assert!(shown(&journal).iter().any(|run| run.id == killed.id && run.state == State::Running));
+        drop(journal);
+        let journal = Journal::open(folder.path(), now).unwrap();
+        let runs = shown(&journal);
+        assert!(runs.iter().any(|run| run.id == killed.id && run.state == State::Interrupted && what(run).contains("is gone")));
+        assert_eq!(journal.run(killed.id).unwrap().state, State::Running, "only shown: whoever runs next settles it");
+        assert!(history_text(&runs).contains("passed, objective missed"), "{}", history_text(&runs));
+    }
 }

@@ -83,12 +83,21 @@ fn text(list: &SnapshotList, none: &str) -> String {
                 render::bytes(snapshot.bytes_stored),
                 render::or_dash(snapshot.verified_at.map(render::time)),
                 render::or_dash(snapshot.proven_at.map(render::time)),
-                if snapshot.problems == 0 { String::new() } else { format!("incomplete: {} missing", snapshot.problems) },
+                match (&snapshot.damaged, snapshot.problems) {
+                    (Some(_), _) => "DAMAGED".to_owned(),
+                    (None, 0) => String::new(),
+                    (None, problems) => format!("incomplete: {problems} missing"),
+                },
             ]
         })
         .collect();
     let mut text = render::table(&["id", "plan", "content of", "sources", "size", "stored", "verified", "proven", ""], &rows, &[4, 5]);
     text.push('\n');
+    for snapshot in &list.snapshots {
+        if let Some(damaged) = &snapshot.damaged {
+            let _ = writeln!(text, "DAMAGED: snapshot {}: {}", snapshot.id, damaged.describe());
+        }
+    }
     for damaged in &list.damaged {
         let _ = writeln!(text, "DAMAGED: {damaged}");
     }

@@ -52,23 +52,35 @@ fn plan_text(plan: &PlanStatus, status: &Status) -> String {
         _ => "none: no schedule".to_owned(),
     };
     let mut text = format!("{}  {}\n", plan.name, if plan.problems.is_empty() { "OK" } else { "PROBLEMS" });
-    let pairs = [
-        ("  last success", moment(plan.last_success, "never")),
-        ("  can restore to", moment(plan.recovery_point, "nothing")),
-        (
-            "  loss if lost now",
-            against(plan.data_loss_ms, plan.data_loss_objective_ms, if plan.recovery_point.is_some() { "not known" } else { "everything" }),
-        ),
-        ("  recovery takes", against(plan.recovery_time_ms, plan.recovery_time_objective_ms, "not measured yet")),
-        (
-            "  last proven",
-            plan.proven_at.map_or_else(
-                || "never".to_owned(),
-                |at| format!("{}, the content of {}", moment(Some(at), ""), render::or_dash(plan.proven_point.map(render::time))),
-            ),
-        ),
-        ("  next run", next),
-    ];
+    let whole = if plan.whole_point == plan.recovery_point {
+        None
+    } else {
+        Some(("  whole", format!("{} (what is newer lacks something or is damaged)", moment(plan.whole_point, "nothing"))))
+    };
+    let pairs: Vec<(&str, String)> =
+        [("  last success", moment(plan.last_success, "never")), ("  can restore to", moment(plan.recovery_point, "nothing"))]
+            .into_iter()
+            .chain(whole)
+            .chain([
+                (
+                    "  loss if lost now",
+                    against(
+                        plan.data_loss_ms,
+                        plan.data_loss_objective_ms,
+                        if plan.whole_point.is_some() { "not known" } else { "everything" },
+                    ),
+                ),
+                ("  recovery takes", against(plan.recovery_time_ms, plan.recovery_time_objective_ms, "not measured yet")),
+                (
+                    "  last proven",
+                    plan.proven_at.map_or_else(
+                        || "never".to_owned(),
+                        |at| format!("{}, the content of {}", moment(Some(at), ""), render::or_dash(plan.proven_point.map(render::time))),
+                    ),
+                ),
+                ("  next run", next),
+            ])
+            .collect();
     text.push_str(&render::pairs(&pairs));
     for run in &plan.running {
         let _ = writeln!(text, "  running: {run}");

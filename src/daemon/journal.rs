@@ -741,6 +741,23 @@ impl Journal {
         Ok(self.runs(&Filter { plan: Some(plan.clone()), job: Some(job), state: Some(state), limit: 1 })?.into_iter().next())
     }
 
+    /// The newest run of a plan and job that failed, without what failed by how it was asked for: a command typed by hand that named no
+    /// recovery point, did not open with its passphrase, or was not a right one. A backup is asked for in one way only, so that its `usage`
+    /// is the plan's and counts.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn last_failed(&self, plan: &Name, job: Job) -> Result<Option<Run>> {
+        let mistakes = [Kind::NoRecoveryPoint.word(), Kind::WrongKey.word(), if job == Job::Backup { "-" } else { Kind::Usage.word() }];
+        let [first, second, third] = mistakes;
+        let found = self.select(
+            "WHERE plan = ?1 AND job = ?2 AND state = 'failed' AND NOT (trigger = 'manual' AND coalesce(kind, '') IN (?3, ?4, ?5))
+             ORDER BY started_ms DESC, id DESC LIMIT 1",
+            params![plan.as_str(), job.word(), first, second, third],
+        )?;
+        Ok(found.into_iter().next())
+    }
+
     /// Earlier attempts of a run, oldest first.
     ///
     /// # Errors
@@ -1005,6 +1022,30 @@ mod tests {
             let mode = file.metadata().unwrap().permissions().mode() & 0o777;
             assert_eq!(mode & 0o077, 0, "{} is {mode:o}", file.path().display());
         }
+    }
+
+    #[test]
+    fn what_was_mistyped_is_in_the_history_and_no_failure_of_the_plan() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path(), now()).unwrap();
+        let mut second = 0;
+        let mut failed = |new: &NewRun, kind| {
+            second += 1;
+            let claim = journal.begin(new, later(second)).unwrap();
+            journal.close(claim, &Ending::of_error(&Error::new(kind, "x")), later(second)).unwrap();
+            claim.id
+        };
+        let last = |job| journal.last_failed(&Name::new("crm").unwrap(), job).unwrap().map(|run| run.id);
+        let real = failed(&manual(Job::Drill), Kind::Damaged);
+        for kind in [Kind::Usage, Kind::NoRecoveryPoint, Kind::WrongKey] {
+            failed(&manual(Job::Drill), kind);
+            assert_eq!(last(Job::Drill), Some(real), "what failed before is not hidden either: {kind:?}");
+        }
+        let wrong = failed(&slot_run(Trigger::Schedule), Kind::WrongKey);
+        assert_eq!(last(Job::Backup), Some(wrong), "nobody typed that");
+        let usage = failed(&manual(Job::Backup), Kind::Usage);
+        assert_eq!(last(Job::Backup), Some(usage), "a backup's usage is the plan's");
+        assert_eq!(journal.runs(&Filter::default()).unwrap().len(), 6);
     }
 
     #[test]

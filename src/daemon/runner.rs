@@ -43,7 +43,12 @@ pub trait Outcome {
 
 fn ended(exit: Option<Kind>, message: impl FnOnce() -> String) -> Ending {
     let Some(kind) = exit else { return Ending::new(State::Succeeded) };
-    let state = if kind == Kind::Incomplete { State::Incomplete } else { State::Failed };
+    let state = match kind {
+        Kind::Incomplete => State::Incomplete,
+        // The recovery worked: the error only says which promise it did not keep.
+        Kind::ObjectiveMissed => State::Succeeded,
+        _ => State::Failed,
+    };
     let error = ErrorRecord { kind: kind.word().to_owned(), message: message(), causes: Vec::new(), hint: None };
     Ending { error: Some(error), ..Ending::new(state) }
 }
@@ -88,7 +93,10 @@ impl Outcome for RestoreReport {
             bytes_read: Some(self.bytes_restored),
             snapshot: Some(self.snapshot.to_string()),
             ..ended(self.exit(), || {
-                format!("{} objects were not in the snapshot, {} owners or attributes could not be set", self.missing.len(), self.lost)
+                let missing = self.missing.len();
+                let newer = self.newer_unread.len();
+                let newer = if newer == 0 { String::new() } else { format!(", {newer} newer snapshots could not be read") };
+                format!("{missing} objects were not in the snapshot, {} owners or attributes could not be set{newer}", self.lost)
             })
         }
     }
@@ -252,7 +260,7 @@ fn log(ending: &Ending) {
     let kind = ending.error.as_ref().map(|error| error.kind.as_str());
     let message = ending.error.as_ref().map(ErrorRecord::line);
     let (snapshot, report) = (ending.snapshot.as_deref(), ending.report.as_deref());
-    if ending.state == State::Succeeded {
+    if ending.state == State::Succeeded && kind.is_none() {
         tracing::info!(snapshot, report, bytes_read = ending.bytes_read, bytes_stored = ending.bytes_stored, "run succeeded");
     } else {
         tracing::error!(state = ending.state.word(), kind, message, snapshot, report, "run did not succeed");
@@ -279,8 +287,9 @@ pub fn run_job(journal: &Journal, plan: &Plan, run: &NewRun, story: Option<Strin
                 percent => Depth::Data { percent },
             };
             let work = |surroundings: &Surroundings| {
-                let job = resolve::plan(plan)?.open(surroundings)?;
-                verify::run(&job.repository, Some(&plan.name), depth, &*surroundings.clock, &*surroundings.progress, &surroundings.cancel)
+                // No source is touched: a secret of one must not stand in the way.
+                let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
+                verify::run(&repository, Some(&plan.name), depth, &*surroundings.clock, &*surroundings.progress, &surroundings.cancel)
             };
             journalled(journal, run, story, surroundings, work).map(|(id, _)| id)
         }
@@ -408,6 +417,54 @@ mod tests {
         assert_eq!((ending.state, ending.error.unwrap().kind.as_str()), (State::Incomplete, "incomplete"));
         let ending = after_crash(&manifest("02:00:01", 0), "x");
         assert_eq!((ending.state, ending.error), (State::Succeeded, None));
+    }
+
+    #[test]
+    fn a_missed_objective_is_no_failed_run() {
+        let ending = ended(Some(Kind::ObjectiveMissed), || "slow".into());
+        assert_eq!((ending.state, ending.error.unwrap().kind.as_str()), (State::Succeeded, "objective-missed"));
+        assert_eq!(ended(Some(Kind::Damaged), || "bad".into()).state, State::Failed);
+    }
+
+    #[test]
+    fn a_verification_needs_no_secret_of_a_source() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display();
+        let secret = folder.path().join("passphrase");
+        std::fs::write(&secret, "correct horse battery staple").unwrap();
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let text = format!(
+            r#"version = 1
+[repository.main]
+url = "file://{path}/repository"
+passphrase = {{ file = "{path}/passphrase" }}
+[source.dump]
+kind = "command"
+dump = ["true"]
+environment = {{ PASSWORD = {{ env = "LIFEBOAT_TEST_NOT_SET" }} }}
+[plan.crm]
+sources = ["dump"]
+repository = "main"
+"#
+        );
+        std::fs::create_dir(folder.path().join("plans")).unwrap();
+        std::fs::write(folder.path().join("plans/crm.toml"), text).unwrap();
+        let plans = crate::plan::Plans::load(&[folder.path().join("plans")]).unwrap();
+        let plan = plans.plan("crm").unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let surroundings = Surroundings {
+            state: folder.path().join("state"),
+            runtime: runtime.handle().clone(),
+            clock: Arc::new(SystemClock),
+            progress: Arc::new(Silent),
+            cancel: Cancel::default(),
+        };
+        crate::ops::init::run(&resolve::repository(&plan.repository).unwrap(), &surroundings).unwrap();
+        let journal = Journal::open(&surroundings.state, Utc::now()).unwrap();
+        let verify = NewRun { job: Job::Verify, ..new_run() };
+        run_job(&journal, plan, &verify, None, &surroundings).unwrap();
+        assert_eq!(run_job(&journal, plan, &new_run(), None, &surroundings).unwrap_err().kind(), Kind::Usage);
     }
 
     #[test]

@@ -43,14 +43,19 @@ impl Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanStatus {
     pub name: String,
-    /// End of the last backup that committed a snapshot, from the repository or the journal, whichever is later. Where that snapshot is
-    /// incomplete, a problem says so.
+    /// End of the last backup that committed a snapshot without a gap, from the repository or the journal, whichever is later.
     pub last_success: Option<DateTime<Utc>>,
     /// The newest snapshot in the repository, and the moment its content is of.
     pub snapshot: Option<String>,
     pub recovery_point: Option<DateTime<Utc>>,
+    /// The newest snapshot that lacks no content and is not known to be damaged, and the moment its content is of.
+    #[serde(default)]
+    pub whole_snapshot: Option<String>,
+    #[serde(default)]
+    pub whole_point: Option<DateTime<Utc>>,
     pub snapshots: u64,
-    /// What a disaster now would lose. `None`: nothing was ever backed up, or a clock is wrong (`clock`) and it is not known.
+    /// What a disaster now would lose: the age of `whole_point`. `None`: there is none (`recovery_point` tells whether there is any snapshot),
+    /// or a clock is wrong (`clock`) and it is not known.
     pub data_loss_ms: Option<u64>,
     pub data_loss_objective_ms: Option<u64>,
     /// As measured by the last drill that got so far.
@@ -102,6 +107,8 @@ pub struct Facts {
     pub last: Vec<Run>,
     /// The newest backup that succeeded or was incomplete.
     pub last_backup: Option<Run>,
+    /// The newest backup that succeeded.
+    pub last_whole_backup: Option<Run>,
     /// The newest drill that failed or was incomplete, unless one succeeded since.
     pub failed_drill: Option<Run>,
     pub running: Vec<Run>,
@@ -194,8 +201,12 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     let newest = stored.and_then(|stored| select::latest(&stored.manifests));
     let journal_backup = facts.last_backup.as_ref();
     let recovery_point = if stored.is_some() { newest.map(|manifest| manifest.time) } else { journal_backup.map(|run| run.started) };
-    let last_success = newest.map(|manifest| manifest.time).max(journal_backup.and_then(|run| run.ended));
-    let data_loss_ms = recovery_point.and_then(|point| select::age_ms(point, now));
+    let whole_run = facts.last_whole_backup.as_ref();
+    let without_gap = stored.and_then(|stored| stored.manifests.iter().filter(|m| gaps(plan, m).is_empty()).map(|m| m.time).max());
+    let last_success = without_gap.max(whole_run.and_then(|run| run.ended));
+    let whole = stored.and_then(|stored| newest_whole(plan, stored));
+    let whole_point = if stored.is_some() { whole.map(|manifest| manifest.time) } else { whole_run.map(|run| run.started) };
+    let data_loss_ms = whole_point.and_then(|point| select::age_ms(point, now));
     let drills = stored.map(|stored| drills(plan, stored)).unwrap_or_default();
     let recovery_time_ms = drills.iter().rev().find_map(|(_, drill)| drill.as_ref()?.recovery_time_ms);
     let proven = stored.and_then(|stored| select::latest_proven(&stored.manifests, &stored.reports));
@@ -210,6 +221,13 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     let told = newest.map(|newest| newest.id.to_string());
     problems.extend(facts.last.iter().filter_map(|run| of_run(run, told.as_deref())));
     problems.extend(objectives(plan, data_loss_ms, recovery_time_ms));
+    if let (Some(_), None, Some(limit)) = (recovery_point, whole_point, plan.objectives.data_loss) {
+        let limit = limit.as_secs();
+        problems.push(problem(
+            "data-loss-objective",
+            format!("no snapshot is whole: a disaster now would lose what each of them lacks, {limit} s of work are allowed"),
+        ));
+    }
     problems.extend(drill_problems(facts, stored, &drills));
     if stored.is_some() && proven.is_none() && recovery_point.is_some() {
         let was = drills.iter().any(|(record, _)| record.passed);
@@ -232,6 +250,10 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
             .map(|manifest| manifest.id.to_string())
             .or_else(|| journal_backup.and_then(|run| run.snapshot.clone()).filter(|_| stored.is_none())),
         recovery_point,
+        whole_snapshot: whole
+            .map(|manifest| manifest.id.to_string())
+            .or_else(|| whole_run.and_then(|run| run.snapshot.clone()).filter(|_| stored.is_none())),
+        whole_point,
         snapshots: stored.map_or(0, |stored| u64::try_from(stored.manifests.len()).unwrap_or(u64::MAX)),
         data_loss_ms,
         data_loss_objective_ms: plan.objectives.data_loss.map(ms),
@@ -253,17 +275,34 @@ fn drills<'a>(plan: &Plan, stored: &'a Stored) -> Vec<(&'a ReportRecord, Option<
     stored.reports.iter().filter(own).map(|record| (record, serde_json::from_value(record.document.clone()).ok())).collect()
 }
 
-/// What the newest snapshot lacks, as its own manifest tells: known on every machine, without the journal of the one that made it.
+/// Sources of the plan that a snapshot has nothing of.
+fn without<'a>(plan: &'a Plan, manifest: &'a Manifest) -> impl Iterator<Item = &'a Name> {
+    plan.sources.iter().map(|source| &source.name).filter(|name| manifest.sources.iter().all(|record| record.name != **name))
+}
+
+/// What a snapshot lacks, as its own manifest tells: known on every machine, without the journal of the one that made it.
+fn gaps(plan: &Plan, manifest: &Manifest) -> Vec<String> {
+    let say = |missing: Missing| format!("{}: {} {} ({})", missing.source, missing.object, missing.kind, missing.message);
+    let absent = without(plan, manifest).map(|name| format!("all of source {name}"));
+    absent.chain(backup::missing(&manifest.sources).into_iter().map(say)).collect()
+}
+
+/// The newest that lacks no content and is not known to be damaged. A source that the plan got after the last whole one counts: there is no
+/// snapshot that has it.
+fn newest_whole<'a>(plan: &Plan, stored: &'a Stored) -> Option<&'a Manifest> {
+    let standing = damage::standing(&stored.reports, stored.existing.as_ref());
+    let whole = |manifest: &&Manifest| {
+        !backup::lacks_content(&manifest.sources)
+            && without(plan, manifest).next().is_none()
+            && damage::of_snapshot(&stored.reports, &standing, manifest.id).is_none()
+    };
+    let newest = select::latest(&stored.manifests).filter(whole);
+    newest.or_else(|| stored.manifests.iter().filter(whole).max_by_key(|manifest| (manifest.time, manifest.id)))
+}
+
 fn incomplete(plan: &Plan, newest: &Manifest) -> Option<Problem> {
     const NAMED: usize = 3;
-    let mut lacks: Vec<String> = plan
-        .sources
-        .iter()
-        .filter(|source| newest.sources.iter().all(|record| record.name != source.name))
-        .map(|source| format!("all of source {}", source.name))
-        .collect();
-    let say = |missing: Missing| format!("{}: {} {} ({})", missing.source, missing.object, missing.kind, missing.message);
-    lacks.extend(backup::missing(&newest.sources).into_iter().map(say));
+    let mut lacks = gaps(plan, newest);
     let more = lacks.len().saturating_sub(NAMED);
     lacks.truncate(NAMED);
     let others = if more == 0 { String::new() } else { format!("; and {more} more") };
@@ -409,9 +448,14 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
 
 fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<Utc>) -> Result<Facts> {
     let mut facts = Facts::default();
-    let newest = |job, state| journal.last_in(&plan.name, job, state);
+    // A command that somebody mistyped says nothing of the plan, and must not hide what the run before it said.
+    let newest = |job, state| match state {
+        State::Failed => journal.last_failed(&plan.name, job),
+        state => journal.last_in(&plan.name, job, state),
+    };
+    facts.last_whole_backup = newest(Job::Backup, State::Succeeded)?;
     facts.last_backup =
-        newest(Job::Backup, State::Succeeded)?.into_iter().chain(newest(Job::Backup, State::Incomplete)?).max_by_key(|run| run.started);
+        facts.last_whole_backup.iter().cloned().chain(newest(Job::Backup, State::Incomplete)?).max_by_key(|run| run.started);
     for job in [Job::Backup, Job::Drill, Job::Verify] {
         let mut closed = Vec::new();
         for state in [State::Succeeded, State::Incomplete, State::Failed, State::Interrupted, State::Missed] {

@@ -71,7 +71,7 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     }
     let _lock = lock_backup(&job.work, job.plan.as_str(), started)?;
     let folder = RunFolder::create(&job.work, started)?;
-    let mut warnings = look_back(job, started);
+    let (earlier, mut warnings) = look_back(job, started);
 
     // All sources first: an application set is of one moment. What happens while they begin may be in it or not, so the snapshot never
     // claims to be of later than when the first one began.
@@ -97,6 +97,7 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     if let Err(error) = folder.remove() {
         warnings.push(format!("the scratch folder could not be removed: {error}"));
     }
+    warnings.extend(emptied(&earlier, &missing(&committed.manifest.sources)));
     Ok(account(committed, warnings, millis(clock.elapsed()), job.progress.as_ref()))
 }
 
@@ -224,6 +225,33 @@ pub(crate) fn missing(sources: &[SourceRecord]) -> Vec<Missing> {
     sources.iter().flat_map(of).collect()
 }
 
+/// Whether content is missing from a snapshot of these sources, so that it does not count against the data-loss objective. A file that was
+/// written to or removed while it was read, attributes, sockets and fingerprints that could not be had are gaps too, but the snapshot has
+/// what there was to have of the rest.
+pub(crate) fn lacks_content(sources: &[SourceRecord]) -> bool {
+    const BESIDE: [&str; 5] = ["changed-while-read", "vanished", "unreadable-attribute", "skipped-special", "no-fingerprint"];
+    missing(sources).iter().any(|missing| !BESIDE.contains(&missing.kind.as_str()))
+}
+
+/// That a database which had content has none now: most likely something made a new file in its place. Pure.
+fn emptied(earlier: &[Manifest], problems: &[Missing]) -> Vec<String> {
+    let empty = problems.iter().filter(|problem| problem.kind == "empty-database");
+    let of = |problem: &Missing| {
+        let had = |manifest: &&Manifest| {
+            let empty = missing(&manifest.sources).iter().any(|old| old.source == problem.source && old.kind == problem.kind);
+            !empty && manifest.sources.iter().any(|record| record.name.as_str() == problem.source && record.bytes > 0)
+        };
+        let last = earlier.iter().filter(had).max_by_key(|manifest| (manifest.time, manifest.id))?;
+        Some(format!(
+            "source {}: {} is empty now and had content in snapshot {}: it was emptied or replaced, restore it from there",
+            problem.source,
+            problem.object,
+            select::describe(last)
+        ))
+    };
+    empty.filter_map(of).collect()
+}
+
 /// A clock that went backwards harms nothing here, but makes "latest by time" a question. Pure.
 fn clock_warning(manifests: &[Manifest], now: DateTime<Utc>) -> Option<String> {
     let newest = manifests.iter().max_by_key(|m| m.time).filter(|m| m.time > now)?;
@@ -235,11 +263,14 @@ fn clock_warning(manifests: &[Manifest], now: DateTime<Utc>) -> Option<String> {
     ))
 }
 
-/// What is worth a warning before anything is read. Damage to an old snapshot must not keep a new one from being made.
-fn look_back(job: &Job, now: DateTime<Utc>) -> Vec<String> {
+/// Earlier snapshots of the plan, and what is worth a warning before anything is read. Damage to an old snapshot must not keep a new one from being made.
+fn look_back(job: &Job, now: DateTime<Utc>) -> (Vec<Manifest>, Vec<String>) {
     match job.repository.sound_manifests(Some(&job.plan)) {
-        Ok((manifests, damaged)) => damaged_warning(&damaged).into_iter().chain(clock_warning(&manifests, now)).collect(),
-        Err(error) => vec![format!("earlier snapshots could not be listed: {}", explain(&error))],
+        Ok((manifests, damaged)) => {
+            let warnings = damaged_warning(&damaged).into_iter().chain(clock_warning(&manifests, now)).collect();
+            (manifests, warnings)
+        }
+        Err(error) => (Vec::new(), vec![format!("earlier snapshots could not be listed: {}", explain(&error))]),
     }
 }
 

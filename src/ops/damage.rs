@@ -7,8 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
+use crate::error::Kind;
 use crate::id::{ReportId, SnapshotId};
+use crate::ops::select;
 use crate::ops::verify::VerifyReport;
 use crate::repo::{Finding, ReportKind, ReportRecord, share_covers};
 
@@ -21,6 +24,62 @@ pub struct Damage {
     pub time: DateTime<Utc>,
     /// Only reading the object's stored bytes can show that it is sound again.
     deep: bool,
+}
+
+/// Damage that a snapshot is known to have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownDamage {
+    /// What found it: `verify` or `drill`.
+    pub found_by: String,
+    pub report: ReportId,
+    pub time: DateTime<Utc>,
+    pub message: String,
+}
+
+impl KnownDamage {
+    /// In one line.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        format!("{} (found by {} at {}, report {})", self.message, self.found_by, select::moment(self.time), self.report)
+    }
+}
+
+/// What is known against a snapshot that exists, the last of it: a finding that stands (`standing` is of the same reports), or a drill of
+/// it that found damage or a difference, unless one passed since. Damage that a drill found is taken back also by a verification of all
+/// its stored bytes; a difference is not, since the bytes may be as they were stored.
+#[must_use]
+pub fn of_snapshot(reports: &[ReportRecord], standing: &[Damage], id: SnapshotId) -> Option<KnownDamage> {
+    let found = standing.iter().filter(|damage| damage.finding.snapshots.contains(&id)).max_by_key(|damage| (damage.time, damage.report));
+    let found = found.map(|damage| KnownDamage {
+        found_by: "verify".into(),
+        report: damage.report,
+        time: damage.time,
+        message: format!("{} is {}: {}", damage.finding.object, damage.finding.kind, damage.finding.message),
+    });
+    found.into_iter().chain(of_drill(reports, id)).max_by_key(|known| (known.time, known.report))
+}
+
+fn of_drill(reports: &[ReportRecord], id: SnapshotId) -> Option<KnownDamage> {
+    let text =
+        |record: &ReportRecord, pointer: &str| record.document.pointer(pointer).and_then(serde_json::Value::as_str).map(str::to_owned);
+    // What says nothing of the content (a drill that lacked room) neither finds nor takes back.
+    let told = |record: &&ReportRecord| {
+        let exit = text(record, "/exit");
+        let found = exit.is_some_and(|exit| exit == Kind::Damaged.word() || exit == Kind::Differs.word());
+        record.kind == ReportKind::Drill && record.snapshots.contains(&id) && (record.passed || found)
+    };
+    let last = reports.iter().filter(told).max_by_key(|record| (record.time, record.id)).filter(|record| !record.passed)?;
+    let damaged = text(last, "/exit").is_some_and(|exit| exit == Kind::Damaged.word());
+    if damaged && select::verified_at(reports, id).is_some_and(|verified| verified > last.time) {
+        return None;
+    }
+    let message = text(last, "/failure/message").or_else(|| text(last, "/reasons/0"));
+    Some(KnownDamage {
+        found_by: "drill".into(),
+        report: last.id,
+        time: last.time,
+        message: message.unwrap_or_else(|| "a drill of it failed".into()),
+    })
 }
 
 /// Findings that stand, by object. `existing`: every snapshot of the repository; `None`: not all could be listed, so none counts as gone.

@@ -168,8 +168,8 @@ fn snapshots(findings: &mut Findings, repository: &Repository, resolved: &Resolv
         Ok(found) => found,
         Err(error) => return findings.error("snapshots", &error),
     };
-    for error in &damaged {
-        findings.error("manifest", error);
+    for lost in &damaged {
+        findings.error("manifest", &lost.error);
     }
     let now = surroundings.clock.now();
     let Some(latest) = select::latest(&manifests) else {

@@ -1,6 +1,6 @@
 //! Drill: a restore into a private folder by the very code of an incident restore, then proof, verdict, report and clean-up.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -10,13 +10,14 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::id::{Name, ReportId, SnapshotId};
 use crate::ops::document::Stopwatch;
-use crate::ops::restore::{self, Restored};
+use crate::ops::restore::{self, Part, Restored, Taker};
 use crate::ops::select::{self, Choice};
 use crate::ops::transfer::{Compared, Metadata, Transfer};
 use crate::ops::verdict::{Facts, duration_text, judge, millis, objectives};
-use crate::ops::work::{Kept, RunFolder, exists, keep, make_private};
+use crate::ops::work::{Kept, RunFolder, exists, keep, let_through, make_private};
 use crate::ops::{
-    CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, context, damaged_reports_warning, damaged_warning, explain,
+    CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, condemn, context, damaged_reports_warning, damaged_warning,
+    explain,
 };
 use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
 use crate::source::{CheckResult, Outcome, ProveRequest};
@@ -143,7 +144,8 @@ pub fn run(job: &Job, request: &DrillRequest) -> Result<DrillReport> {
 
     let limit = Limit::start(&job.cancel, began, job.drill.time_limit);
     let limited = Job { cancel: limit.cancel.clone(), ..job.clone() };
-    let attempt = attempt(&limited, &selected, &folder, &mut watch);
+    let mut attempt = attempt(&limited, &selected, &folder, &mut watch);
+    attempt.warnings.extend(condemn(job));
     let timed_out = limit.stop();
     job.cancel.check()?;
 
@@ -247,7 +249,7 @@ fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
     if job.drill.compare_percent > 0 {
         // Last, so that a check which changed what it should only look at is found out too.
         let seed = selected.seed.unwrap_or_default();
-        attempt.checks.extend(done.restored.iter().flat_map(|restored| compare(job, restored, seed)));
+        attempt.checks.extend(done.restored.iter().filter(|restored| restored.source.keeps_content()).flat_map(|restored| compare(job, restored, seed)));
     }
     if let Err(error) = job.cancel.check() {
         attempt.failure = Some(error);
@@ -268,7 +270,7 @@ fn recover(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
         .hint("raise the limit in the plan's drill.limits"));
     }
     let target = target_in(folder, &job.plan);
-    let plan = restore::plan_of(job, selected.manifest.clone(), &target, &[], None, &selected.reports)?;
+    let plan = restore::plan_of(job, selected.manifest.clone(), &target, &Part::default(), None, &selected.reports)?;
     watch.phase("fetch");
     restore::bring_back(job, &plan, None, Taker::Drill)
 }
@@ -289,7 +291,9 @@ fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord>
     let request =
         ProveRequest { fingerprints, compare_percent: job.drill.compare_percent, checks: asked.iter().map(|c| c.check.clone()).collect() };
     let scratch = folder.path().join(format!("prove-{name}"));
-    let proved = make_private(&scratch).and_then(|()| restored.source.prove(&restored.usable, &request, &context(job, scratch)));
+    let proved = make_private(&scratch)
+        .and_then(|()| if restored.source.keeps_content() { Ok(()) } else { open_the_way(job, folder, &scratch) })
+        .and_then(|()| restored.source.prove(&restored.usable, &request, &context(job, scratch)));
     let unproved = matches!(restored.record.kind.as_str(), "sqlite" | "postgres") && request.fingerprints.is_empty() && job.drill.compare_percent > 0;
     let mut checks = match proved {
         Ok(results) => {
@@ -310,6 +314,15 @@ fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord>
         checks.push(skipped(name, "fingerprints", "tables as backed up".into(), why.into()));
     }
     checks
+}
+
+/// A server that must not run as root works in folders of root.
+fn open_the_way(job: &Job, folder: &RunFolder, scratch: &Path) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let above = job.work.parent().into_iter().collect::<Vec<_>>();
+    let_through(&[above.as_slice(), &[&job.work, folder.path(), scratch]].concat())
 }
 
 /// Checks of the plan whose source is not in this snapshot.

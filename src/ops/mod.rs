@@ -32,7 +32,7 @@ use crate::clock::Clock;
 use crate::error::Error;
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
-use crate::repo::Repository;
+use crate::repo::{LostManifest, Repository};
 use crate::source::{Source, SourceContext, SqlCheck};
 
 pub use work::sweep;
@@ -113,10 +113,10 @@ pub(crate) fn explain(error: &Error) -> String {
 }
 
 /// What to say when manifests are damaged: a snapshot is lost, perhaps the newest.
-pub(crate) fn damaged_warning(damaged: &[Error]) -> Option<String> {
+pub(crate) fn damaged_warning(damaged: &[LostManifest]) -> Option<String> {
     let first = damaged.first()?;
     let count = if damaged.len() == 1 { "a manifest".to_owned() } else { format!("each of {} manifests", damaged.len()) };
-    Some(format!("{count} cannot be read and its snapshot cannot be chosen (run `lifeboat verify`): {}", explain(first)))
+    Some(format!("{count} cannot be read and its snapshot cannot be chosen (run `lifeboat verify`): {}", explain(&first.error)))
 }
 
 /// What to say when reports are damaged: a proof is lost, or what took one back.
@@ -124,6 +124,22 @@ pub(crate) fn damaged_reports_warning(damaged: &[Error]) -> Option<String> {
     let first = damaged.first()?;
     let count = if damaged.len() == 1 { "a report".to_owned() } else { format!("each of {} reports", damaged.len()) };
     Some(format!("{count} cannot be read, and what it says of a snapshot is not known (run `lifeboat verify`): {}", explain(first)))
+}
+
+/// Marks packs that were found damaged while they were read, and says so. That it cannot be done must not stand in the way of anything.
+pub(crate) fn condemn(job: &Job) -> Option<String> {
+    match job.repository.condemn_found(job.clock.now()) {
+        Ok(0) => None,
+        Ok(count) => Some(format!(
+            "{count} damaged pack{} marked: no later backup uses {}, and the next one stores the content again where the source still has it",
+            if count == 1 { " is" } else { "s are" },
+            if count == 1 { "it" } else { "them" }
+        )),
+        Err(error) => Some(format!(
+            "damaged packs could not be marked, so backups may go on using them until `lifeboat verify --data` is run with a credential that may write: {}",
+            explain(&error)
+        )),
+    }
 }
 
 /// What a source needs to know of a run that works in `scratch`.

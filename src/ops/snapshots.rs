@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Kind, Result};
 use crate::id::{Name, SnapshotId};
+use crate::ops::damage::{self, Damage, KnownDamage};
 use crate::ops::{backup, explain, select};
 use crate::repo::{Manifest, ReportRecord, Repository, SourceRecord};
 
@@ -36,6 +37,9 @@ pub struct ListedSnapshot {
     pub verified_at: Option<DateTime<Utc>>,
     /// The last drill that passed on it.
     pub proven_at: Option<DateTime<Utc>>,
+    /// What is known against it: it cannot be counted on, and is in no recovery range.
+    #[serde(default)]
+    pub damaged: Option<KnownDamage>,
 }
 
 /// What moments a source can be recovered to.
@@ -69,7 +73,8 @@ impl SnapshotList {
     /// How the process should end: `None` is exit 0.
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
-        (!self.damaged.is_empty()).then_some(Kind::Damaged)
+        let harmed = self.snapshots.iter().any(|snapshot| snapshot.damaged.is_some());
+        (harmed || !self.damaged.is_empty()).then_some(Kind::Damaged)
     }
 }
 
@@ -82,22 +87,20 @@ pub fn run(repository: &Repository, plan: Option<&Name>) -> Result<SnapshotList>
     manifests.sort_by_key(|m| (m.time, m.id));
     let (reports, damaged_reports) = repository.sound_reports(None)?;
     let mut list = list(&manifests, &reports);
-    list.damaged = damaged.iter().chain(&damaged_reports).map(explain).collect();
+    list.damaged = damaged.iter().map(|lost| &lost.error).chain(&damaged_reports).map(explain).collect();
     Ok(list)
 }
 
 /// The document, of manifests in the order to show. Pure.
 #[must_use]
 pub fn list(manifests: &[Manifest], reports: &[ReportRecord]) -> SnapshotList {
-    SnapshotList {
-        schema: "lifeboat.snapshots/1".into(),
-        snapshots: manifests.iter().map(|manifest| listed(manifest, reports)).collect(),
-        recovery_ranges: ranges(manifests),
-        damaged: Vec::new(),
-    }
+    let standing = damage::standing(reports, None);
+    let snapshots: Vec<ListedSnapshot> = manifests.iter().map(|manifest| listed(manifest, reports, &standing)).collect();
+    let sound = manifests.iter().zip(&snapshots).filter(|(_, listed)| listed.damaged.is_none()).map(|(manifest, _)| manifest);
+    SnapshotList { schema: "lifeboat.snapshots/1".into(), recovery_ranges: ranges(sound), snapshots, damaged: Vec::new() }
 }
 
-fn listed(manifest: &Manifest, reports: &[ReportRecord]) -> ListedSnapshot {
+fn listed(manifest: &Manifest, reports: &[ReportRecord], standing: &[Damage]) -> ListedSnapshot {
     let source = |s: &SourceRecord| ListedSource { name: s.name.to_string(), kind: s.kind.clone(), bytes: s.bytes, entries: s.entries };
     ListedSnapshot {
         id: manifest.id,
@@ -111,11 +114,12 @@ fn listed(manifest: &Manifest, reports: &[ReportRecord]) -> ListedSnapshot {
         problems: backup::missing(&manifest.sources).len() as u64,
         verified_at: select::verified_at(reports, manifest.id),
         proven_at: select::proven_at(reports, manifest.id),
+        damaged: damage::of_snapshot(reports, standing, manifest.id),
     }
 }
 
 /// One range for each source of each plan, by name: these kinds of source have only the moments of their snapshots.
-fn ranges(manifests: &[Manifest]) -> Vec<RecoveryRange> {
+fn ranges<'a>(manifests: impl Iterator<Item = &'a Manifest>) -> Vec<RecoveryRange> {
     let mut ranges: BTreeMap<(String, String), RecoveryRange> = BTreeMap::new();
     for manifest in manifests {
         for source in &manifest.sources {

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::RunId;
 use crate::ops::verdict::{duration_text, millis};
+use crate::source::postgres::instance;
 
 /// A kernel lock on a file, held until dropped.
 #[derive(Debug)]
@@ -352,17 +353,26 @@ fn bury(work: &Path, now: DateTime<Utc>) -> Result<Vec<PathBuf>> {
             }
         } else if let Some(drill) = name.strip_prefix("kept-").filter(|name| Path::new(name).extension().is_none()) {
             let note = work.join(format!("kept-{drill}.json"));
-            let live =
-                read_private(&note).ok().and_then(|text| serde_json::from_slice::<Kept>(&text).ok()).is_some_and(|kept| !kept.expired(now));
-            if !live {
+            if !stays(&note, now) {
                 let grave = work.join(format!("dead-{name}"));
                 fs::rename(&path, &grave).io_context(|| format!("rename {}", path.display()))?;
                 dead.push(grave);
                 drop(fs::remove_file(&note));
             }
+        } else if let Some(drill) = name.strip_prefix("kept-").and_then(|name| name.strip_suffix(".json"))
+            && !stays(&path, now)
+            // One without a folder may be of a drill that is about to make it: that one's time is not over.
+            && !exists(&work.join(format!("kept-{drill}")))?
+        {
+            told(fs::remove_file(&path).io_context(|| format!("remove {}", path.display())));
         }
     }
     Ok(dead)
+}
+
+/// Whether what this note is beside may still stay.
+fn stays(note: &Path, now: DateTime<Utc>) -> bool {
+    read_private(note).ok().and_then(|text| serde_json::from_slice::<Kept>(&text).ok()).is_some_and(|kept| !kept.expired(now))
 }
 
 /// Whether anything (a dangling link too) is at this path.
@@ -545,5 +555,14 @@ mod tests {
         drop(RunFolder::create(work.path(), time(10)).unwrap());
         assert!(!place.exists());
         assert!(!work.path().join("kept-01abc.json").exists());
+        let note = |name: &str, until| {
+            let kept = Kept { until: time(until), drill: name.into(), snapshot: "01".into() };
+            write_private(&work.path().join(format!("kept-{name}.json")), &serde_json::to_vec(&kept).unwrap()).unwrap();
+        };
+        note("01over", 10);
+        note("01soon", 20);
+        drop(RunFolder::create(work.path(), time(11)).unwrap());
+        assert!(!work.path().join("kept-01over.json").exists(), "a note without a folder goes too");
+        assert!(work.path().join("kept-01soon.json").exists(), "its drill may be about to make the folder");
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use crate::plan::model::{DrillAt, Missed, Plan, Share, SourceKind};
+use crate::plan::model::{DrillAt, Method, Missed, Plan, Share, SourceKind};
 use crate::plan::schedule::{Schedule, in_both};
 use crate::plan::units::{format_duration, format_size};
 

@@ -49,7 +49,7 @@ pub use keys::{KeySlot, Passphrase, RecoveryKey, Role};
 pub use log::{Appended, Gap, Log, LogRun, PieceInfo, runs};
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
 pub use report::{ReportKind, ReportRecord};
-pub use snapshot::{Manifest, Parent, SourceRecord, Stats};
+pub use snapshot::{LostManifest, Manifest, Parent, SourceRecord, Stats};
 pub use verify::{Finding, Verification, VerifyDepth, share_covers};
 pub use write::{Added, BackupWriter, Committed, TreeWriter};
 
@@ -93,6 +93,7 @@ struct Inner {
     cache: CacheFolder,
     packs: packs::PackTable,
     directories: packs::Directories,
+    found: packs::Found,
 }
 
 /// The folder for local copies; a temporary one goes away with the repository.
@@ -263,6 +264,7 @@ impl Repository {
             cache,
             packs: packs::PackTable::default(),
             directories: packs::Directories::default(),
+            found: packs::Found::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -35,6 +35,10 @@ impl NodeReader {
     /// `Damaged` when it is not there or not what it should be.
     pub fn read(&mut self, node: &NodeRef<PackNo>) -> Result<Vec<u8>> {
         let pack = self.inner.packs.get(node.place.pack);
+        self.read_from(pack, node).map_err(|error| self.inner.blame(pack.id, error))
+    }
+
+    fn read_from(&mut self, pack: PackRef, node: &NodeRef<PackNo>) -> Result<Vec<u8>> {
         let directory = self.inner.directory(pack)?;
         let damaged = |what: &str| Error::new(Kind::Damaged, format!("pack {}: {what}", pack.id.key()));
         if directory.kind != PackKind::Nodes {

@@ -1,6 +1,6 @@
 //! Packs met by this process: numbers for their names, and their directories, kept as long as memory allows.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::error::{Error, Kind, Result};
@@ -80,7 +80,25 @@ impl Directories {
     }
 }
 
+/// Packs that were found damaged while they were read; see [`crate::repo::Repository::condemn_found`].
+#[derive(Default)]
+pub struct Found(Mutex<HashSet<PackId>>);
+
+impl Found {
+    pub fn take(&self) -> HashSet<PackId> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 impl Inner {
+    /// Remembers that a pack was found damaged, if that is what the error says; hands the error on.
+    pub(super) fn blame(&self, pack: PackId, error: Error) -> Error {
+        if error.kind() == Kind::Damaged {
+            self.found.0.lock().unwrap_or_else(PoisonError::into_inner).insert(pack);
+        }
+        error
+    }
+
     /// The directory of a pack: from memory, or from the store in one request.
     ///
     /// # Errors

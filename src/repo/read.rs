@@ -17,7 +17,7 @@ use crate::repo::nodes::{NodeReader, chunk_id};
 use crate::repo::pack::{Directory, FrameEntry, FrameOpener};
 use crate::repo::packs::{PackNo, missing_pack};
 use crate::repo::snapshot::SourceRecord;
-use crate::repo::tree::{Chunk, Content, NodeRef, Place, Record, Stored};
+use crate::repo::tree::{Chunk, Content, NodeRef, PackRef, Place, Record, Stored};
 use crate::repo::{Inner, Repository};
 
 /// An entry of a stored tree; its size is what was really read.
@@ -386,7 +386,8 @@ impl Repository {
             let directory = match &directory {
                 Some((pack, directory)) if *pack == place.pack => Arc::clone(directory),
                 _ => {
-                    let opened = self.inner.directory(self.inner.packs.get(place.pack))?;
+                    let pack = self.inner.packs.get(place.pack);
+                    let opened = self.inner.directory(pack).map_err(|e| self.inner.blame(pack.id, e))?;
                     directory = Some((place.pack, Arc::clone(&opened)));
                     opened
                 }
@@ -473,8 +474,9 @@ impl Repository {
                 let inner = &inner;
                 let mut fetches = futures::stream::iter(requests)
                     .map(|request| async move {
-                        let key = inner.packs.get(request.pack).id.key();
-                        let bytes = store.get_range(&key, request.start..request.end).await.map_err(|e| missing_pack(e, &key))?;
+                        let id = inner.packs.get(request.pack).id;
+                        let bytes = store.get_range(&id.key(), request.start..request.end).await;
+                        let bytes = bytes.map_err(|e| inner.blame(id, missing_pack(e, &id.key())))?;
                         Ok((request, bytes))
                     })
                     .buffered(at_a_time);
@@ -525,6 +527,10 @@ impl Repository {
     /// Reads one frame of one pack: for delta chunks and single chunks.
     fn read_frame(&self, place: Place<PackNo>) -> Result<(Arc<Directory>, Vec<u8>)> {
         let pack = self.inner.packs.get(place.pack);
+        self.read_frame_from(pack, place).map_err(|e| self.inner.blame(pack.id, e))
+    }
+
+    fn read_frame_from(&self, pack: PackRef, place: Place<PackNo>) -> Result<(Arc<Directory>, Vec<u8>)> {
         let directory = self.inner.directory(pack)?;
         let key = pack.id.key();
         let damaged = |what: &str| Error::new(Kind::Damaged, format!("pack {key}: {what}"));
@@ -537,7 +543,8 @@ impl Repository {
     }
 
     fn delta_chunk(&self, patch: Place<PackNo>, base: Place<PackNo>, chunk: &Chunk<PackNo>) -> Result<Vec<u8>> {
-        let damaged = |what: &str| Error::new(Kind::Damaged, format!("pack {}: {what}", self.inner.packs.get(patch.pack).id.key()));
+        let patched = self.inner.packs.get(patch.pack).id;
+        let damaged = |what: &str| self.inner.blame(patched, Error::new(Kind::Damaged, format!("pack {}: {what}", patched.key())));
         let part = |directory: &Directory, place: Place<PackNo>, plain: &[u8]| -> Result<(crate::repo::pack::ChunkEntry, Vec<u8>)> {
             let frame = &directory.frames[place.frame as usize];
             let entry = *frame.chunks.get(place.slot as usize).ok_or_else(|| damaged("has fewer chunks than a reference to it says"))?;
@@ -627,16 +634,19 @@ impl<'i> DecodeWorker<'i> {
         cancel: &Cancel,
         stats: &Counters,
     ) -> Result<()> {
-        let key = self.inner.packs.get(request.pack).id.key();
+        let pack = self.inner.packs.get(request.pack).id;
+        let key = pack.key();
         let id_key = *self.inner.keys.chunk_id_key()?;
         for (number, items) in &request.frames {
             cancel.check()?;
             let frame = &request.directory.frames[*number as usize];
             let at = (frame.offset - request.start) as usize;
-            let within = |e: Error| e.within(format!("restore {}", name(items[0].1.file)));
+            let within = |e: Error| self.inner.blame(pack, e).within(format!("restore {}", name(items[0].1.file)));
             let sealed =
                 bytes.get(at..at + frame.sealed_len as usize).ok_or_else(|| Error::new(Kind::Damaged, format!("pack {key}: is truncated")));
-            self.decode(&key, &request.directory, frame, sealed.map_err(within)?).map_err(within)?;
+            let sealed = sealed.map_err(within)?;
+            self.decode(&key, &request.directory, frame, sealed)
+                .map_err(|e| self.inner.blame(pack, e).within(format!("restore {}", name(items[0].1.file))))?;
             if frame.encoding == Encoding::Delta {
                 return Err(Error::new(Kind::Damaged, format!("pack {key}: a patch is referred to as a full chunk")));
             }

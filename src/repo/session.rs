@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::id::SessionId;
-use crate::repo::Inner;
 use crate::repo::format::{ObjectKind, PackId};
+use crate::repo::{Inner, Repository};
 
 /// Content of a session object (JSON).
 #[derive(Debug, Serialize, Deserialize)]
@@ -65,6 +65,24 @@ pub fn condemn(inner: &Inner, packs: &[PackId], now: DateTime<Utc>) -> Result<()
     let sealed = inner.seal_object(ObjectKind::Tombstones, &key, &content)?;
     inner.block_on(inner.store.create(&key, Bytes::from(sealed)))?;
     Ok(())
+}
+
+impl Repository {
+    /// Marks the packs that were found damaged while something was read, as a verification would: no later backup leans on them, and stores
+    /// their content again where the source still has it. Returns how many are marked that were not before.
+    ///
+    /// # Errors
+    /// When the store does not take the mark (a credential that only reads): backups may go on reusing them.
+    pub fn condemn_found(&self, now: DateTime<Utc>) -> Result<usize> {
+        let mut packs: Vec<PackId> = self.inner.found.take().into_iter().collect();
+        if packs.is_empty() {
+            return Ok(0);
+        }
+        let known = read_tombstones(&self.inner).unwrap_or_default();
+        packs.retain(|pack| !known.contains(pack));
+        condemn(&self.inner, &packs, now)?;
+        Ok(packs.len())
+    }
 }
 
 /// Packs that must not be reused any more. Content of a tombstones object: 32-byte pack names, one after the other.

@@ -82,6 +82,14 @@ pub struct Manifest {
     pub program: String,
 }
 
+/// A manifest that is there and cannot be read.
+#[derive(Debug)]
+pub struct LostManifest {
+    /// Of its snapshot; `None`: its name is none that this program gives.
+    pub id: Option<SnapshotId>,
+    pub error: Error,
+}
+
 /// How many of the newest manifests are looked at for heads of the chain.
 const HEADS_WINDOW: usize = 8;
 
@@ -105,18 +113,21 @@ impl Repository {
         Ok(manifests)
     }
 
-    /// Like [`Repository::manifests`], but what is damaged does not hide what is sound: an error for each manifest that is.
+    /// Like [`Repository::manifests`], but what is damaged does not hide what is sound: each manifest that is comes apart, with its error.
     ///
     /// # Errors
     /// When the store cannot be asked.
-    pub fn sound_manifests(&self, plan: Option<&Name>) -> Result<(Vec<Manifest>, Vec<Error>)> {
+    pub fn sound_manifests(&self, plan: Option<&Name>) -> Result<(Vec<Manifest>, Vec<LostManifest>)> {
         let prefix =
             plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())));
         let (mut manifests, mut damaged) = (Vec::new(), Vec::new());
         for (key, opened) in self.open_manifests(&prefix)? {
             match opened {
                 Ok(found) => manifests.extend(found.map(|(manifest, _)| manifest)),
-                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => damaged.push(e.within(format!("read the manifest {key}"))),
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => damaged.push(LostManifest {
+                    id: key.rsplit('/').next().and_then(|name| name.parse().ok()),
+                    error: e.within(format!("read the manifest {key}")),
+                }),
                 Err(e) => return Err(e.within(format!("read the manifest {key}"))),
             }
         }

@@ -277,6 +277,7 @@ fn make_restore(demo: &App, to: &Path) -> Result<PathBuf> {
         plan: Some(PLAN.to_owned()),
         to: to.to_owned(),
         point: PointArgs { latest: true, at: None, snapshot: None, latest_proven: false },
+        source: Vec::new(),
         only: Vec::new(),
         from: None,
         dry_run: false,

@@ -115,7 +115,7 @@ fn damage_stands_after_a_shallower_verification_and_takes_proof_away() {
     let made = manifest("11:30:00", "db", &[]);
     let mut reports = vec![drill("11:40:00", made.id, true), verify("11:45:00", Some(100), &[made.id]), verify("11:50:00", None, &[])];
     let status = judged(&facts(std::slice::from_ref(&made), &reports));
-    assert_eq!(kinds(&status), ["never-proven", "damaged"], "{status:?}");
+    assert_eq!(kinds(&status), ["data-loss-objective", "never-proven", "damaged"], "{status:?}");
     assert!(message(&status, "damaged").contains("harmed snapshots of this plan: 1;"), "{status:?}");
     assert_eq!((status.proven_at, exit(&status)), (None, Some(Kind::Damaged)));
     reports.push(verify("11:55:00", Some(100), &[]));
@@ -132,9 +132,9 @@ fn proven_is_what_a_restore_would_take() {
     let reports = [drill("10:30:00", old.id, true), drill("11:40:00", new.id, true), drill("11:45:00", new.id, false)];
     let status = judged(&facts(&[old.clone(), new.clone()], &reports));
     assert_eq!((status.proven_at, status.proven_point), (Some(at("10:30:00")), Some(old.time)), "{status:?}");
-    assert_eq!(kinds(&status), ["drill-failed"]);
+    assert_eq!(kinds(&status), ["data-loss-objective", "drill-failed"], "what differs is not whole");
     let status = judged(&facts(&[new], &reports));
-    assert_eq!((status.proven_at, kinds(&status)), (None, vec!["drill-failed", "never-proven"]));
+    assert_eq!((status.proven_at, kinds(&status)), (None, vec!["data-loss-objective", "drill-failed", "never-proven"]));
     assert!(message(&status, "never-proven").contains("took it back"), "{status:?}");
 }
 
@@ -156,7 +156,7 @@ fn a_failed_drill_whose_report_was_not_stored_is_known_by_the_journal() {
     stored.id = report.parse().unwrap();
     let Some(Ok(repository)) = known.repository.as_mut() else { panic!() };
     repository.reports.push(stored);
-    assert_eq!(kinds(&judged(&known)), ["drill-failed", "never-proven"]);
+    assert_eq!(kinds(&judged(&known)), ["data-loss-objective", "drill-failed", "never-proven"]);
     let passed = facts(std::slice::from_ref(&made), &[drill("11:55:00", made.id, true)]);
     assert_eq!(kinds(&judged(&Facts { failed_drill: Some(run.clone()), ..passed })), Vec::<&str>::new());
     // Without the repository the journal is all there is.
@@ -174,7 +174,9 @@ fn an_incomplete_snapshot_is_no_full_success_also_without_a_journal() {
     };
     let proof = drill("11:40:00", old.id, true);
     let status = judged(&facts(&[old.clone(), new.clone()], std::slice::from_ref(&proof)));
-    assert_eq!((kinds(&status), exit(&status)), (vec!["incomplete"], Some(Kind::Incomplete)));
+    assert_eq!((kinds(&status), exit(&status)), (vec!["incomplete", "data-loss-objective"], Some(Kind::ObjectiveMissed)));
+    assert_eq!((status.recovery_point, status.whole_point, status.last_success), (Some(new.time), Some(old.time), Some(old.time)));
+    assert_eq!((status.whole_snapshot.clone(), status.data_loss_ms), (Some(old.id.to_string()), Some(7_200_000)));
     let text = message(&status, "incomplete");
     assert!(
         text.contains(&new.id.to_string()) && text.contains("db: a unreadable (not permitted)") && text.contains("and 1 more"),
@@ -184,11 +186,26 @@ fn an_incomplete_snapshot_is_no_full_success_also_without_a_journal() {
     let ending = Ending { snapshot: Some(new.id.to_string()), ..Ending::new(State::Incomplete) };
     let run = ran(Job::Backup, "11:30:00", Some(ending));
     let known = Facts { last: vec![run.clone()], last_backup: Some(run), ..facts(&[old.clone(), new], std::slice::from_ref(&proof)) };
-    assert_eq!(kinds(&judged(&known)), ["incomplete"]);
+    assert_eq!(kinds(&judged(&known)), ["incomplete", "data-loss-objective"]);
+    assert_eq!(judged(&known).last_success, Some(old.time), "an incomplete run is none");
     // A source that the plan has and the snapshot has not.
     let other = manifest("11:30:00", "other", &[]);
     let status = judged(&facts(std::slice::from_ref(&other), &[drill("11:40:00", other.id, true)]));
     assert!(message(&status, "incomplete").contains("all of source db"), "{status:?}");
+    assert!(message(&status, "data-loss-objective").contains("no snapshot is whole"), "{status:?}");
+}
+
+#[test]
+fn what_is_no_content_or_known_to_be_damaged_counts_accordingly() {
+    let mut made = manifest("11:30:00", "db", &["a"]);
+    made.sources[0].finish["problems"][0]["kind"] = json!("changed-while-read");
+    let status = judged(&facts(std::slice::from_ref(&made), &[drill("11:40:00", made.id, true)]));
+    assert_eq!((kinds(&status), status.whole_point), (vec!["incomplete"], Some(made.time)), "its content is there");
+    assert_eq!(status.last_success, None);
+    let (old, new) = (manifest("10:00:00", "db", &[]), manifest("11:30:00", "db", &[]));
+    let status = judged(&facts(&[old.clone(), new.clone()], &[verify("11:40:00", Some(100), &[new.id])]));
+    assert_eq!((status.recovery_point, status.whole_point), (Some(new.time), Some(old.time)));
+    assert!(kinds(&status).contains(&"data-loss-objective"), "{status:?}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::ops::restore::prepare::{identity, restores_folder, shape};
 use crate::ops::restore::{RestorePlan, RestoreReport};
 use crate::ops::transfer::{Brought, Metadata, Transfer};
 use crate::ops::work::remove_tree;
-use crate::ops::{Job, context, resolve};
+use crate::ops::{Job, context, explain, resolve};
 use crate::repo::SourceRecord;
 use crate::source::Source;
 use crate::source::files::apply::Lost;
@@ -82,7 +82,10 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     let mut brought = Brought::default();
     let mut lost = Vec::new();
     for record in sources {
-        let one = fetch(job, record, &partial).map_err(|e| interrupted_at(e, record, &place))?;
+        let one = match fetch(job, record, &partial) {
+            Ok(one) => one,
+            Err(error) => return Err(stopped(error, record, plan, &place, &mut partial)),
+        };
         lost.push(one.lost);
         brought.add(one);
     }
@@ -91,21 +94,28 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     job.progress.event(Event::Phase { name: "adopt", detail: plan.target.clone() });
     let mut restored = Vec::new();
     for (record, lost) in sources.iter().zip(lost) {
-        match adopt(job, record, plan, &partial) {
-            Ok(one) => restored.push(Restored { lost, ..one }),
-            // A mistake in what was asked for (a table that is not there): going on would not help, asking otherwise would.
-            Err(error) if error.kind() == Kind::Usage && !plan.only.is_empty() && !partial.resumed() => {
-                return Err(partial.remove().err().unwrap_or(error));
+        let mut one = match adopt(job, record, &partial) {
+            Ok(one) => Restored { lost, ..one },
+            Err(error) => return Err(stopped(error, record, plan, &place, &mut partial)),
+        };
+        if !plan.only.is_empty() {
+            match extract(&mut one, &plan.only, &partial) {
+                Ok(warnings) => brought.warnings.extend(warnings),
+                Err(error) if matches!(error.kind(), Kind::Usage | Kind::Failed) => return Err(inextricable(error, partial)),
+                Err(error) => return Err(stopped(error, record, plan, &place, &mut partial)),
             }
-            Err(error) => return Err(interrupted_at(error, record, &place)),
         }
+        restored.push(one);
     }
 
     let mut next_steps = Vec::new();
     if taker == Taker::Person {
         for one in &restored {
             let target = if restored.len() > 1 { place.target().join(one.record.name.as_str()) } else { place.target().to_owned() };
-            let steps = one.source.hand_over(&one.usable, &target).map_err(|e| interrupted_at(e, &one.record, &place))?;
+            let steps = match one.source.hand_over(&one.usable, &target) {
+                Ok(steps) => steps,
+                Err(error) => return Err(stopped(error, &one.record, plan, &place, &mut partial)),
+            };
             next_steps.extend(steps.into_iter().map(|step| format!("{}: {step}", one.record.name)));
         }
     }
@@ -122,7 +132,8 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     place.put(&whole, partial.id(), &plan.overwrites)?;
     settle(&place, &mut restored);
 
-    let report = RestoreReport { next_steps, ..account(plan, &brought, moved, watch) };
+    let mut report = account(plan, &brought, moved, watch);
+    report.notes.extend(next_steps);
     Ok(Done { report, restored, partial })
 }
 
@@ -228,23 +239,44 @@ fn fetch(job: &Job, record: &SourceRecord, partial: &Partial) -> Result<Brought>
     transfer.bring_back(record, &folder, resumed)
 }
 
-fn adopt(job: &Job, record: &SourceRecord, plan: &RestorePlan, partial: &Partial) -> Result<Restored> {
+fn adopt(job: &Job, record: &SourceRecord, partial: &Partial) -> Result<Restored> {
     job.cancel.check()?;
     let folder = partial.tree(&record.name);
     let source = resolve::restoring_source(job, record)?;
     let scratch = partial.scratch(&record.name)?;
-    let mut usable = source.adopt(&folder, &context(job, scratch.clone()))?;
-    if !plan.only.is_empty() {
-        let part = scratch.join("tables.sqlite");
-        // Private from its first moment; then what the whole database would have had.
-        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
-        let file = file.io_context(|| format!("make {}", part.display()))?;
-        crate::source::sqlite::copy_tables(&usable, &part, &plan.only)?;
-        like(&file, &usable).io_context(|| format!("give {} the owner and mode of the database", part.display()))?;
-        usable = part;
-    }
+    let usable = source.adopt(&folder, &context(job, scratch))?;
     let content = if usable == folder || (usable.parent() == Some(&folder) && usable.is_file()) { usable.clone() } else { folder };
     Ok(Restored { record: record.clone(), source, usable, content, lost: Lost::default() })
+}
+
+/// Makes a database of these tables of a restored one, which is then the usable thing. Returns what to know about it.
+fn extract(restored: &mut Restored, only: &[String], partial: &Partial) -> Result<Vec<String>> {
+    let part = partial.scratch(&restored.record.name)?.join("tables.sqlite");
+    // Private from its first moment; then what the whole database would have had.
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
+    let file = file.io_context(|| format!("make {}", part.display()))?;
+    let warnings = crate::source::sqlite::copy_tables(&restored.usable, &part, only)?;
+    like(&file, &restored.usable).io_context(|| format!("give {} the owner and mode of the database", part.display()))?;
+    // Not the content as it was stored.
+    restored.content = partial.tree(&restored.record.name);
+    restored.usable = part;
+    Ok(warnings)
+}
+
+/// Tables that cannot be taken out (one is not there, one needs its application): the same command would end so again, so it leaves nothing
+/// in the way of another; what an earlier attempt had brought is kept for that.
+fn inextricable(error: Error, mut partial: Partial) -> Error {
+    if !partial.resumed() {
+        return partial.remove().err().unwrap_or(error);
+    }
+    match partial.fail(explain(&error)) {
+        Ok(()) => {
+            let hint = error.hint_text().unwrap_or("name other tables").to_owned();
+            let kept = partial.folder().display().to_string();
+            error.hint(format!("{hint}; what was fetched is kept in {kept}: another restore to the same target, without --resume, uses it"))
+        }
+        Err(unrecorded) => unrecorded,
+    }
 }
 
 /// Gives a file the owner (where allowed) and the mode of another one.
@@ -301,7 +333,7 @@ impl Restored {
 }
 
 fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::Existing>, watch: Stopwatch) -> RestoreReport {
-    let mut warnings = brought.warnings.clone();
+    let mut warnings: Vec<String> = plan.told.iter().chain(&brought.warnings).cloned().collect();
     if !plan.missing.is_empty() {
         let first = &plan.missing[0];
         warnings.push(format!(
@@ -310,6 +342,14 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
             first.object,
             first.kind
         ));
+    }
+    let mut notes = Vec::new();
+    if moved_aside.is_empty() && plan.sources.iter().any(|source| source.kind == "sqlite") {
+        notes.push(
+            "a database that is moved by hand to where another was: first move that one's -wal, -shm and -journal away too, or SQLite \
+             replays the old log into it; `--to THERE --overwrite NAME` does this"
+                .into(),
+        );
     }
     let (phases, duration_ms) = watch.stop();
     RestoreReport {
@@ -326,25 +366,43 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
         phases,
         moved_aside,
         missing: plan.missing.clone(),
+        sources_left_out: plan.sources_left_out.clone(),
         lost: brought.lost.content,
+        newer_unread: plan.newer_unread.clone(),
         incomplete: !plan.missing.is_empty() || brought.lost.content > 0,
-        next_steps: Vec::new(),
         warnings,
+        notes,
     }
 }
 
-/// Says what was kept, where the error does not say what to do.
-fn interrupted_at(error: Error, record: &SourceRecord, place: &Place) -> Error {
+/// A restore that stopped at a source: says what was kept and what to do. Where going on cannot help, that is recorded.
+fn stopped(error: Error, record: &SourceRecord, plan: &RestorePlan, place: &Place, partial: &mut Partial) -> Error {
+    if error.kind() == Kind::Damaged {
+        return damaged(error, record, plan, place, partial);
+    }
     let error = error.within(format!("restore source {} to {}", record.name, place.target().display()));
     if error.hint_text().is_some() {
         return error;
     }
     let partial = place.partial();
     let partial = partial.display();
-    if error.kind() == Kind::Damaged {
-        return error.hint(format!(
-            "`lifeboat verify` says which snapshots are harmed: restore another one, to another place or after removing {partial}"
-        ));
-    }
     error.hint(format!("what was restored so far is kept in {partial}; run the same command again with --resume to go on"))
+}
+
+/// What is damaged stays so until somebody mends it: another snapshot, or the other sources of this one, may take the place.
+fn damaged(error: Error, record: &SourceRecord, plan: &RestorePlan, place: &Place, partial: &mut Partial) -> Error {
+    let recorded = partial.fail(explain(&error));
+    let error = error.within(format!("restore source {} to {}", record.name, place.target().display()));
+    let others: Vec<String> =
+        plan.manifest.sources.iter().filter(|s| s.name != record.name).map(|s| format!("--source {}", s.name)).collect();
+    let mut hint = "`lifeboat verify` says which snapshots are harmed: restore another one with --snapshot ID".to_owned();
+    if !others.is_empty() {
+        hint =
+            format!("the other sources of this snapshot alone: {} (one source: TARGET is what that source is); {hint}", others.join(" "));
+    }
+    hint = match recorded {
+        Ok(()) => format!("{hint}; to the same target too, without --resume: what this one left is replaced"),
+        Err(unrecorded) => format!("{hint}, after removing {} ({unrecorded})", place.partial().display()),
+    };
+    error.hint(hint)
 }

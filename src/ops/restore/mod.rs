@@ -1,6 +1,7 @@
 //! Restore: plan first (nothing is touched), then apply. The drill uses the very same path with a private target.
 
 mod apply;
+mod doubt;
 mod estimate;
 mod partial;
 mod place;
@@ -15,10 +16,10 @@ use crate::error::{Kind, Result};
 use crate::event::Event;
 use crate::id::SnapshotId;
 use crate::ops::select::Choice;
-use crate::ops::{Existing, Job, Missing, Phase};
+use crate::ops::{Existing, Job, Missing, Phase, condemn};
 use crate::repo::Manifest;
 
-pub(in crate::ops) use apply::{Done, Restored, bring_back};
+pub(in crate::ops) use apply::{Done, Restored, Taker, bring_back};
 pub(in crate::ops) use place::free_bytes;
 pub(in crate::ops) use prepare::plan_of;
 
@@ -28,10 +29,20 @@ pub struct RestoreRequest {
     pub choice: Choice,
     /// A file for `sqlite` and `command`, a folder for `files` and for several sources.
     pub to: PathBuf,
-    /// Only these tables (`sqlite` only); empty: everything.
+    /// Only these sources of the snapshot; empty: all. One alone is restored as if its plan had no other.
+    pub sources: Vec<String>,
+    /// Only these tables (one `sqlite` source only); empty: everything.
     pub only: Vec<String>,
-    /// Continue the interrupted restore to this target, with its snapshot, whatever `choice` says.
+    /// Continue the interrupted restore to this target, with its snapshot. What `choice` (but for the latest), `sources` and `only` name
+    /// must be what was begun.
     pub resume: bool,
+}
+
+/// What of a snapshot is restored; empty: all of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in crate::ops) struct Part {
+    pub(in crate::ops) sources: Vec<String>,
+    pub(in crate::ops) only: Vec<String>,
 }
 
 /// How long it may take, and how we know.
@@ -64,6 +75,8 @@ pub struct RestorePlan {
     pub asked: Option<DateTime<Utc>>,
     pub target: String,
     pub sources: Vec<PlannedSource>,
+    /// Sources of the snapshot that were not asked for.
+    pub sources_left_out: Vec<String>,
     pub bytes: u64,
     pub entries: u64,
     pub only: Vec<String>,
@@ -74,11 +87,19 @@ pub struct RestorePlan {
     pub confirmation: Option<String>,
     /// An interrupted restore of the same snapshot to the same target will be continued.
     pub resumes: bool,
+    /// How the restore ended that is continued or replaced, when it could not be completed (damage): going on alone does not help.
+    pub failed_before: Option<String>,
     /// Free on the target's file system now.
     pub bytes_free: u64,
     /// What the backup could not read: it will not be in the restored content.
     pub missing: Vec<Missing>,
+    /// Snapshots newer than this one that were asked for rather than it and cannot be read.
+    pub newer_unread: Vec<SnapshotId>,
     pub warnings: Vec<String>,
+    /// Of the warnings, those that say which content this is: the result repeats them.
+    #[serde(skip)]
+    pub(crate) told: Vec<String>,
+    /// Holds only the sources to restore.
     #[serde(skip)]
     pub(crate) manifest: Manifest,
     #[serde(skip)]
@@ -89,6 +110,16 @@ pub struct RestorePlan {
     /// Going on was asked for by name.
     #[serde(skip)]
     pub(crate) resume: bool,
+}
+
+impl RestorePlan {
+    /// Adds a warning about which content this is, which the result is to repeat.
+    pub fn tell(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning.clone());
+            self.told.push(warning);
+        }
+    }
 }
 
 /// `lifeboat.restore/1`.
@@ -113,22 +144,28 @@ pub struct RestoreReport {
     pub moved_aside: Vec<Existing>,
     /// What the backup could not read and is therefore not here.
     pub missing: Vec<Missing>,
+    /// Sources of the snapshot that were not asked for and are not here.
+    #[serde(default)]
+    pub sources_left_out: Vec<String>,
     /// How many owners and attributes could not be set although they are part of what was backed up: every attribute that somebody may have
     /// put there, and, for root, every owner. The warnings say which. An owner that only root may set is a warning and not counted.
     pub lost: u64,
-    /// What to do with it now, in sentences.
+    /// Snapshots newer than this one that were asked for rather than it and cannot be read. The restore is whole, but not what was meant.
     #[serde(default)]
-    pub next_steps: Vec<String>,
+    pub newer_unread: Vec<SnapshotId>,
     /// Something is missing or lost.
     pub incomplete: bool,
     pub warnings: Vec<String>,
+    /// What to mind with what is there now.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 impl RestoreReport {
     /// How the process should end: `None` is exit 0.
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
-        self.incomplete.then_some(Kind::Incomplete)
+        (self.incomplete || !self.newer_unread.is_empty()).then_some(Kind::Incomplete)
     }
 }
 
@@ -148,7 +185,11 @@ pub fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
 /// not at all.
 pub fn apply(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result<RestoreReport> {
     job.repository.require_reader("restore")?;
-    let done = bring_back(job, plan, confirmed, Taker::Person)?;
+    let done = bring_back(job, plan, confirmed, Taker::Person).inspect_err(|_| {
+        if let Some(message) = condemn(job) {
+            job.progress.event(Event::Warning { message });
+        }
+    })?;
     job.progress.event(Event::Phase { name: "clean up", detail: plan.target.clone() });
     Ok(done.conclude())
 }

@@ -31,12 +31,18 @@ pub(super) struct Identity {
     pub(super) plan: Name,
     pub(super) snapshot: SnapshotId,
     pub(super) target: String,
+    /// The sources that are restored, in the snapshot's order.
+    #[serde(default)]
+    pub(super) sources: Vec<String>,
     pub(super) only: Vec<String>,
     /// Names what is moved aside; kept over a crash, so that a database and its log get the same name, until that name is taken.
     pub(super) id: String,
     /// Written before anything moves at the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) placing: Option<Placing>,
+    /// Why it could not be completed although nothing interrupted it: what it left may be replaced by another restore.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) failed: Option<String>,
 }
 
 /// What is about to happen at the target, so that after a crash the next run knows its own result and what was moved aside.
@@ -51,7 +57,11 @@ pub(super) struct Placing {
 impl Identity {
     /// Whether both bring the same content to the same place.
     pub(super) fn same_content(&self, other: &Self) -> bool {
-        (&self.repository, self.snapshot, &self.target, &self.only) == (&other.repository, other.snapshot, &other.target, &other.only)
+        self.same_snapshot(other) && (&self.target, &self.sources, &self.only) == (&other.target, &other.sources, &other.only)
+    }
+
+    fn same_snapshot(&self, other: &Self) -> bool {
+        (&self.repository, self.snapshot) == (&other.repository, other.snapshot)
     }
 
     /// Whether the restored content went into place already: all that is missing is to clean up.
@@ -108,7 +118,8 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Makes the folder, or continues one of the same content.
+    /// Makes the folder, continues one of the same content, or replaces one of a restore that failed: of that, sources of the same
+    /// snapshot are continued.
     ///
     /// # Errors
     /// `Busy` while another process restores there; `Usage` when it holds another restore.
@@ -120,13 +131,18 @@ impl Partial {
                 .hint("wait until it has ended")
         })?;
         let left = left_at(&folder, place.target())?;
-        if let Some(left) = &left
-            && !left.same_content(&wanted)
-        {
-            return Err(in_the_way(&folder, left));
-        }
-        let resumed = left.is_some();
+        let mut resumed = left.is_some();
         let identity = match left {
+            Some(left) if !left.same_content(&wanted) => {
+                if left.failed.is_none() {
+                    return Err(in_the_way(&folder, &left));
+                }
+                let kept = if left.same_snapshot(&wanted) { wanted.sources.as_slice() } else { &[] };
+                resumed = keep_trees(&folder.join("tree"), kept)?;
+                // What it moved aside is still to be told; nothing of it is in place.
+                let placing = left.placing.map(|placing| Placing { inode: 0, ..placing });
+                Identity { placing, ..wanted }
+            }
             Some(left) if place.is_spent(&left.id)? && !left.is_placed(place.target()) => Identity { id: wanted.id, ..left },
             Some(left) => left,
             None => wanted,
@@ -151,6 +167,13 @@ impl Partial {
     pub(super) fn place(&mut self, whole: &Path, moved: Vec<Existing>) -> Result<()> {
         let metadata = fs::symlink_metadata(whole).io_context(|| format!("look at {}", whole.display()))?;
         self.identity.placing = Some(Placing { inode: metadata.ino(), moved_aside: moved });
+        self.identity.failed = None;
+        self.record()
+    }
+
+    /// Records that this restore cannot be completed as things are, so that another may replace it.
+    pub(super) fn fail(&mut self, why: String) -> Result<()> {
+        self.identity.failed = Some(why);
         self.record()
     }
 
@@ -209,9 +232,34 @@ impl Partial {
     }
 }
 
+/// Removes what is not the tree of one of these sources; whether any is left.
+fn keep_trees(folder: &Path, sources: &[String]) -> Result<bool> {
+    let listed = || format!("list {}", folder.display());
+    let items = match fs::read_dir(folder) {
+        Ok(items) => items,
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(Error::io(listed(), source)),
+    };
+    let mut kept = false;
+    for item in items {
+        let item = item.io_context(listed)?;
+        if sources.iter().any(|name| item.file_name() == name.as_str()) {
+            kept = true;
+        } else {
+            remove_tree(&item.path())?;
+        }
+    }
+    Ok(kept)
+}
+
 /// The refusal to mix two restores.
 pub(super) fn in_the_way(folder: &Path, left: &Identity) -> Error {
-    Error::new(Kind::Usage, format!("an interrupted restore of snapshot {} to {} is in the way", left.snapshot, left.target))
+    let part = match (left.sources.as_slice(), left.only.as_slice()) {
+        (_, only @ [_, ..]) => format!(" (only {})", only.join(", ")),
+        (sources @ [_, ..], []) => format!(" ({})", sources.join(", ")),
+        ([], []) => String::new(),
+    };
+    Error::new(Kind::Usage, format!("an interrupted restore of snapshot {}{part} to {} is in the way", left.snapshot, left.target))
         .hint(format!("finish it with --resume, or give it up by removing {}", folder.display()))
 }
 
@@ -225,9 +273,11 @@ mod tests {
             plan: Name::new("crm").unwrap(),
             snapshot,
             target: "/x/crm.db".into(),
+            sources: vec!["crm".into()],
             only: Vec::new(),
             id: SnapshotId::generate(now()).to_string(),
             placing: None,
+            failed: None,
         }
     }
 

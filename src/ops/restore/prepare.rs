@@ -1,16 +1,18 @@
 //! What a restore would do: everything is looked at, nothing is touched.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 use crate::id::{RunId, SnapshotId};
+use crate::ops::restore::doubt::Doubts;
 use crate::ops::restore::estimate::{estimate, measurements};
 use crate::ops::restore::partial::{Identity, in_the_way, left_at};
 use crate::ops::restore::place::{Place, Shape, free_bytes};
-use crate::ops::restore::{PlannedSource, RestorePlan, RestoreRequest};
+use crate::ops::restore::{Part, PlannedSource, RestorePlan, RestoreRequest};
 use crate::ops::select::{self, Choice};
 use crate::ops::{Job, backup, damaged_reports_warning, damaged_warning, explain, resolve};
-use crate::repo::{Manifest, ReportRecord, SourceRecord};
+use crate::repo::{LostManifest, Manifest, ReportRecord, SourceRecord};
 
 /// Plans what an operator asked for.
 pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
@@ -25,22 +27,26 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         let manifest = resumed_manifest(job, &left)?;
         check_resumed(job, request, &left, &reports)?;
         let (sound, _) = reports.unwrap_or_default();
-        let plan = plan_of(job, manifest, &request.to, &left.only, None, &sound)?;
+        let doubts = Doubts::of(&manifest, &[], &[], &sound, &Choice::Snapshot(manifest.id.to_string()));
+        let part = Part { sources: left.sources, only: left.only };
+        let mut plan = plan_of(job, manifest, &request.to, &part, None, &sound)?;
+        doubts.sentences.into_iter().for_each(|warning| plan.tell(warning));
         return Ok(RestorePlan { resume: true, ..plan });
     }
-    let Chosen { manifest, newest, damaged } = chosen(job, &request.choice, &reports)?;
+    let Chosen { manifest, all, lost } = chosen(job, &request.choice, &reports)?;
     let (sound, damaged_reports) = reports.unwrap_or_default();
-    let mut plan = plan_of(job, manifest, &request.to, &request.only, Some(&request.choice), &sound)?;
-    plan.warnings.extend(damaged);
-    if request.choice == Choice::LatestProven {
-        plan.warnings.extend(damaged_reports_warning(&damaged_reports));
-    }
-    if let (Choice::Latest, Some(newest)) = (&request.choice, newest)
+    let doubts = Doubts::of(&manifest, &all, &lost, &sound, &request.choice);
+    let part = Part { sources: request.sources.clone(), only: request.only.clone() };
+    let mut plan = plan_of(job, manifest, &request.to, &part, Some(&request.choice), &sound)?;
+    plan.newer_unread = doubts.newer_unread;
+    let unread = if request.choice == Choice::LatestProven { damaged_reports_warning(&damaged_reports) } else { None };
+    doubts.sentences.into_iter().chain(damaged_warning(&lost)).chain(unread).for_each(|warning| plan.tell(warning));
+    if let (Choice::Latest, Some(newest)) = (&request.choice, all.iter().max_by_key(|m| m.time))
         && newest.time > plan.at
     {
-        plan.warnings.push(format!(
+        plan.tell(format!(
             "snapshot {} has a later time but was committed before this one: a clock was wrong; name it with --snapshot if you want it",
-            select::describe(&newest)
+            select::describe(newest)
         ));
     }
     Ok(plan)
@@ -49,18 +55,25 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
 /// What was asked for by name must be what was begun; to go on with plain `--resume` is always right.
 fn check_resumed(job: &Job, request: &RestoreRequest, left: &Identity, reports: &Result<(Vec<ReportRecord>, Vec<Error>)>) -> Result<()> {
     let begun = |what: String, asked: String| {
-        Error::new(Kind::Usage, format!("resume the restore to {}: it was begun with {what}, and {asked} is asked for", left.target)).hint(
-            format!(
-                "finish it with --resume alone, or give it up by removing {} and restore without --resume",
-                Place::partial_beside(Path::new(&left.target)).unwrap_or_default().display()
-            ),
-        )
+        let error =
+            Error::new(Kind::Usage, format!("resume the restore to {}: it was begun with {what}, and {asked} is asked for", left.target));
+        if left.failed.is_some() {
+            return error.hint("it failed and need not be finished: without --resume, what it left is replaced");
+        }
+        error.hint(format!(
+            "finish it with --resume alone, or give it up by removing {} and restore without --resume",
+            Place::partial_beside(Path::new(&left.target)).unwrap_or_default().display()
+        ))
     };
     if request.choice != Choice::Latest {
         let asked = chosen(job, &request.choice, reports)?.manifest.id;
         if asked != left.snapshot {
             return Err(begun(format!("snapshot {}", left.snapshot), format!("snapshot {asked}")));
         }
+    }
+    let named = |sources: &[String]| -> BTreeSet<String> { sources.iter().cloned().collect() };
+    if !request.sources.is_empty() && named(&request.sources) != named(&left.sources) {
+        return Err(begun(format!("source {}", left.sources.join(", ")), format!("source {}", request.sources.join(", "))));
     }
     if !request.only.is_empty() && request.only != left.only {
         let had = if left.only.is_empty() { "everything".to_owned() } else { format!("only {}", left.only.join(", ")) };
@@ -72,15 +85,14 @@ fn check_resumed(job: &Job, request: &RestoreRequest, left: &Identity, reports: 
 /// The snapshot asked for.
 struct Chosen {
     manifest: Manifest,
-    /// Where all were looked at, the one with the latest time.
-    newest: Option<Manifest>,
-    /// A warning where some could not be looked at.
-    damaged: Option<String>,
+    /// Where all were looked at: all, and those that cannot be read.
+    all: Vec<Manifest>,
+    lost: Vec<LostManifest>,
 }
 
 fn chosen(job: &Job, choice: &Choice, reports: &Result<(Vec<ReportRecord>, Vec<Error>)>) -> Result<Chosen> {
     if let Some(id) = full_id(choice) {
-        return Ok(Chosen { manifest: one_of_plan(job, id)?, newest: None, damaged: None });
+        return Ok(Chosen { manifest: one_of_plan(job, id)?, all: Vec::new(), lost: Vec::new() });
     }
     let proofs = match (reports, choice) {
         (Err(error), Choice::LatestProven) => {
@@ -89,33 +101,34 @@ fn chosen(job: &Job, choice: &Choice, reports: &Result<(Vec<ReportRecord>, Vec<E
         (Ok((sound, _)), _) => sound.as_slice(),
         (Err(_), _) => &[],
     };
-    let (manifests, damaged) =
+    let (all, lost) =
         job.repository.sound_manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
-    let damaged = damaged_warning(&damaged);
-    let manifest = match select::choose(&manifests, proofs, choice, job.clock.now()) {
+    let manifest = match select::choose(&all, proofs, choice, job.clock.now()) {
         Ok(manifest) => manifest.clone(),
         Err(error) => {
             let unread =
                 reports.as_ref().ok().filter(|_| *choice == Choice::LatestProven).and_then(|(_, lost)| damaged_reports_warning(lost));
-            let lost = damaged.into_iter().chain(unread);
+            let lost = damaged_warning(&lost).into_iter().chain(unread);
             return Err(lost.fold(error, |error, lost| error.within(format!("choose a snapshot: {lost}"))));
         }
     };
-    Ok(Chosen { manifest, newest: manifests.into_iter().max_by_key(|m| m.time), damaged })
+    Ok(Chosen { manifest, all, lost })
 }
 
 /// Plans the restore of one snapshot.
 pub(in crate::ops) fn plan_of(
     job: &Job,
-    manifest: Manifest,
+    mut manifest: Manifest,
     to: &Path,
-    only: &[String],
+    part: &Part,
     choice: Option<&Choice>,
     reports: &[ReportRecord],
 ) -> Result<RestorePlan> {
     if manifest.sources.is_empty() {
         return Err(Error::new(Kind::Damaged, format!("snapshot {} holds no source", manifest.id)).hint("restore another snapshot"));
     }
+    let left_out = keep_sources(&mut manifest, &part.sources)?;
+    let only = part.only.as_slice();
     check_only(&manifest, only)?;
     for record in &manifest.sources {
         resolve::restoring_source(job, record)?.ready()?;
@@ -123,14 +136,15 @@ pub(in crate::ops) fn plan_of(
     let place = Place::new(to, shape(job, &manifest.sources))?;
     let identity = identity(job, &manifest, &place, only);
     let left = left_at(&place.partial(), place.target())?;
-    if let Some(left) = left.as_ref().filter(|left| !left.same_content(&identity)) {
+    let continued = left.as_ref().filter(|left| left.same_content(&identity));
+    if let Some(left) = left.as_ref().filter(|left| continued.is_none() && left.failed.is_none()) {
         return Err(in_the_way(&place.partial(), left));
     }
-    let id = match &left {
+    let id = match continued {
         Some(left) if !place.is_spent(&left.id)? => left.id.clone(),
         _ => identity.id.clone(),
     };
-    let placed = left.as_ref().is_some_and(|left| left.is_placed(place.target()));
+    let placed = continued.is_some_and(|left| left.is_placed(place.target()));
     let overwrites = if placed { Vec::new() } else { place.standing(&id)? };
     let bytes = manifest.sources.iter().map(|s| s.bytes).sum();
     let missing = backup::missing(&manifest.sources);
@@ -147,6 +161,26 @@ pub(in crate::ops) fn plan_of(
                 .into(),
         );
     }
+    let failed_before = left.as_ref().and_then(|left| left.failed.clone());
+    if let (Some(failed), Some(left)) = (&failed_before, &left) {
+        warnings.push(if continued.is_some() {
+            format!(
+                "this restore was tried before and failed ({failed}): it will fail again if that was not mended; another snapshot, or \
+                 other sources with --source, can be restored to the same target, which replaces what it left"
+            )
+        } else {
+            format!("a restore of snapshot {} to this target failed ({failed}): what it left beside the target is replaced", left.snapshot)
+        });
+    }
+    if !overwrites.is_empty() && manifest.sources.len() > 1 {
+        let names: Vec<&str> = manifest.sources.iter().map(|s| s.name.as_str()).collect();
+        warnings.push(format!(
+            "all that is in {} now goes aside with it, also what is in no backup; the new folder holds only {}: to put each source into \
+             its own place, restore them one by one with --source",
+            place.target().display(),
+            names.join(", ")
+        ));
+    }
     if !overwrites.is_empty() {
         warnings.push("stop every program that uses what stands at the target before restoring into its place".into());
     }
@@ -162,33 +196,39 @@ pub(in crate::ops) fn plan_of(
         asked: if let Some(Choice::At(moment)) = choice { Some(*moment) } else { None },
         target: place.target().display().to_string(),
         sources: manifest.sources.iter().map(|s| planned(s, &place, manifest.sources.len() > 1)).collect(),
+        sources_left_out: left_out,
         bytes,
         entries: manifest.sources.iter().map(|s| s.entries).sum(),
         only: only.to_vec(),
         estimate: estimate(bytes, &measurements(reports, manifest.plan.as_str())),
         confirmation: (!overwrites.is_empty()).then(|| place.confirmation()),
         overwrites,
-        resumes: left.is_some(),
+        resumes: continued.is_some(),
+        failed_before,
         bytes_free: free,
         missing,
         warnings,
+        told: Vec::new(),
         to: place.target().to_owned(),
+        newer_unread: Vec::new(),
         manifest,
         id,
         resume: false,
     })
 }
 
-/// What names the content and the place of a restore.
+/// What names the content and the place of a restore. The manifest holds only the sources to restore.
 pub(super) fn identity(job: &Job, manifest: &Manifest, place: &Place, only: &[String]) -> Identity {
     Identity {
         repository: hex::encode(job.repository.id().0),
         plan: manifest.plan.clone(),
         snapshot: manifest.id,
         target: place.target().display().to_string(),
+        sources: manifest.sources.iter().map(|s| s.name.to_string()).collect(),
         only: only.to_vec(),
         id: RunId::generate(job.clock.now()).to_string(),
         placing: None,
+        failed: None,
     }
 }
 
@@ -220,13 +260,39 @@ fn planned(record: &SourceRecord, place: &Place, several: bool) -> PlannedSource
     }
 }
 
+/// Leaves only the sources asked for in a manifest and returns the names of the others.
+fn keep_sources(manifest: &mut Manifest, asked: &[String]) -> Result<Vec<String>> {
+    if asked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names: Vec<String> = manifest.sources.iter().map(|s| s.name.to_string()).collect();
+    let unknown: Vec<&str> = asked.iter().filter(|name| !names.contains(name)).map(String::as_str).collect();
+    if !unknown.is_empty() {
+        let what = format!("restore only some sources: snapshot {} has no source {}", manifest.id, unknown.join(", "));
+        return Err(Error::new(Kind::Usage, what).hint(format!("it has {}", names.join(", "))));
+    }
+    manifest.sources.retain(|source| asked.iter().any(|name| name == source.name.as_str()));
+    Ok(names.into_iter().filter(|name| !asked.contains(name)).collect())
+}
+
 fn check_only(manifest: &Manifest, only: &[String]) -> Result<()> {
     let kinds: Vec<&str> = manifest.sources.iter().map(|s| s.kind.as_str()).collect();
     if only.is_empty() || kinds == ["sqlite"] {
         return Ok(());
     }
-    Err(Error::new(Kind::Usage, format!("restore only some tables: this snapshot holds {}", kinds.join(", ")))
-        .hint("tables can be chosen where a plan has one source and it is a SQLite database; restore everything to another place and take from there what you need"))
+    let error = Error::new(Kind::Usage, format!("restore only some tables: this would restore {}", kinds.join(", ")));
+    let databases: Vec<String> = manifest
+        .sources
+        .iter()
+        .filter(|s| s.kind == "sqlite")
+        .map(|s| format!("`--source {} --only {}`", s.name, only.join(" --only ")))
+        .collect();
+    Err(if databases.is_empty() {
+        error
+            .hint("tables can be taken out of SQLite databases only; restore everything to another place and take from there what you need")
+    } else {
+        error.hint(format!("tables come out of one SQLite database, named by its source: {}", databases.join(" or ")))
+    })
 }
 
 /// What an interrupted restore to this target left beside it.

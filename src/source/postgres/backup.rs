@@ -40,6 +40,9 @@ pub const MAJORS: std::ops::RangeInclusive<u32> = 14..=18;
 pub const POINT_FILE: &str = "recovery-point.json";
 /// Larger tables are fingerprinted by a sample of about so many bytes.
 const SAMPLE_BYTES: u64 = 1 << 30;
+/// Tables that are in use when they are to be locked are tried again so often, with this pause.
+const FINGERPRINT_TRIES: u32 = 5;
+const FINGERPRINT_PAUSE: Duration = Duration::from_millis(700);
 /// Messages of the server that wait to be read, of up to 64 KiB or so each.
 const WAITING_MESSAGES: usize = 64;
 /// After so long without the log that is waited for, the server is asked to finish the segment.
@@ -313,9 +316,7 @@ impl BaseSnapshot {
         };
         let name = format!("lifeboat {}", self.slot.trim_start_matches("lifeboat_"));
         let options = fingerprint::Options { sample_bytes: Some(SAMPLE_BYTES), ..fingerprint::Options::default() };
-        let taken = fingerprint::Snapshot::take(&self.settings, &name, &options, &self.cancel)
-            .and_then(|snapshot| snapshot.read(&self.key, &self.cancel))
-            .map_err(|error| error.within("take the fingerprints of the tables"))?;
+        let taken = self.fingerprints(&name, &options).map_err(|error| error.within("take the fingerprints of the tables"))?;
         let point = Point {
             system_identifier: self.system_identifier.to_string(),
             server_version: self.facts.version,
@@ -341,6 +342,20 @@ impl BaseSnapshot {
         let stream = replication::start_replication(log, Some(&self.slot), self.facts.segment.start(first), self.timeline)?;
         self.wal = Some(Wal::new(stream, first, self.facts.segment, end));
         Ok(())
+    }
+
+    /// Somebody may hold a table for a moment (vacuum, a long transaction): such a one gets a few more chances, each at a point of its own.
+    fn fingerprints(&self, name: &str, options: &fingerprint::Options) -> Result<Taken> {
+        let mut attempt = 1;
+        loop {
+            let snapshot = fingerprint::Snapshot::take(&self.settings, &format!("{name} {attempt}"), options, &self.cancel)?;
+            if snapshot.left_out().is_empty() || attempt == FINGERPRINT_TRIES {
+                return snapshot.read(&self.key, &self.cancel);
+            }
+            attempt += 1;
+            self.cancel.check()?;
+            std::thread::sleep(FINGERPRINT_PAUSE);
+        }
     }
 
     fn entry(&self, path: Vec<u8>, kind: EntryKind, mode: u32) -> Entry {

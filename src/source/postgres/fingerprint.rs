@@ -350,6 +350,12 @@ impl Snapshot {
         &self.position
     }
 
+    /// Tables that are not in it, and why.
+    #[must_use]
+    pub fn left_out(&self) -> &[Problem] {
+        &self.left_out
+    }
+
     /// How long writers may have had to wait.
     #[must_use]
     pub fn locked(&self) -> Duration {

@@ -5,7 +5,7 @@ use std::path::Path;
 use rusqlite::config::DbConfig;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
-use rusqlite::{Batch, Connection, OpenFlags, OptionalExtension};
+use rusqlite::{Batch, Connection, ErrorCode, OpenFlags, OptionalExtension};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::source::sqlite::open::immutable_uri;
@@ -15,31 +15,37 @@ const MODULES: [&str; 6] = ["fts3", "fts4", "fts5", "rtree", "rtree_i32", "geopo
 const HINT: &str = "restore the whole database to another place and take from it what you need";
 
 /// Makes a new database `to` that holds these tables of the database `from`, with their rows, indexes and triggers. Names compare as SQLite
-/// compares them (ASCII case does not matter). `from` is not changed.
+/// SQLite compares them (ASCII case does not matter), in any order; one named twice comes once. Rows come as they are: foreign keys are not
+/// enforced and no trigger fires. `from` is not changed. Returns what to know about the copy: tables that its tables refer to and that are
+/// not in it.
 ///
 /// # Errors
-/// `Usage` names the tables that are not there, and tables that are not made by a plain statement; `Failed` as SQLite says.
-pub fn copy_tables(from: &Path, to: &Path, tables: &[String]) -> Result<()> {
+/// `Usage` names the tables that are not there, and tables that are not made by a plain statement; `NoSpace`; `Failed` as SQLite says.
+pub fn copy_tables(from: &Path, to: &Path, tables: &[String]) -> Result<Vec<String>> {
     let failed = || format!("copy tables from {}", from.display());
     let mut database = Connection::open_with_flags(
         to,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )
     .context(Kind::Failed, || format!("create database {}", to.display()))?;
-    let refused = |source: rusqlite::Error| Error::new(Kind::Failed, failed()).because(source).hint(HINT);
+    let refused = |source: rusqlite::Error| said(failed(), source);
     // `immutable`: a restored file is private, so no log or lock file is made beside it.
     database.execute("ATTACH DATABASE ?1 AS restored", [immutable_uri(from)]).map_err(refused)?;
     // From here on statements come from the snapshot, which may be hostile.
     database
         .set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)
         .and_then(|_| database.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true))
+        // Enforced, rows could come only after those that they refer to, which may not have been asked for.
+        .and_then(|_| database.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false))
+        .and_then(|_| database.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false))
         .and_then(|_| database.authorizer(Some(authorize)))
         .map_err(refused)?;
     let transaction = database.transaction().map_err(refused)?;
-    // Rows of tables that refer to one another come one table after the other.
-    transaction.pragma_update(None, "defer_foreign_keys", true).map_err(refused)?;
     let mut unknown = Vec::new();
-    for table in tables {
+    for (at, table) in tables.iter().enumerate() {
+        if tables[..at].iter().any(|earlier| earlier.eq_ignore_ascii_case(table)) {
+            continue;
+        }
         let what = || format!("copy table {table} from {}", from.display());
         match copy_table(&transaction, table) {
             Ok(true) => {}
@@ -50,7 +56,7 @@ pub fn copy_tables(from: &Path, to: &Path, tables: &[String]) -> Result<()> {
                     format!("{}: the snapshot's schema does not make it, its indexes or its triggers by a plain CREATE statement", what());
                 return Err(Error::new(Kind::Usage, why).hint(HINT));
             }
-            Err(source) => return Err(Error::new(Kind::Failed, what()).because(source).hint(HINT)),
+            Err(source) => return Err(said(what(), source)),
         }
     }
     if !unknown.is_empty() {
@@ -58,8 +64,34 @@ pub fn copy_tables(from: &Path, to: &Path, tables: &[String]) -> Result<()> {
         return Err(Error::new(Kind::Usage, format!("restore only some tables: the snapshot has no table {}", unknown.join(", ")))
             .hint(format!("it has {}", there.join(", "))));
     }
+    let absent = absent_parents(&transaction).map_err(refused)?;
     transaction.commit().map_err(refused)?;
-    database.close().map_err(|(_, source)| Error::new(Kind::Failed, failed()).because(source))
+    database.close().map_err(|(_, source)| said(failed(), source))?;
+    Ok(absent)
+}
+
+/// What SQLite said. What the content of the snapshot causes will be the same next time; a disk may be better by then.
+fn said(what: String, source: rusqlite::Error) -> Error {
+    match source.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => Error::new(Kind::NoSpace, what).because(source),
+        Some(ErrorCode::SystemIoFailure) => Error::new(Kind::Unavailable, what).because(source),
+        _ => Error::new(Kind::Failed, what).because(source).hint(HINT),
+    }
+}
+
+/// Tables that foreign keys of the copied ones refer to and that were not copied, in words.
+fn absent_parents(database: &Connection) -> rusqlite::Result<Vec<String>> {
+    let sql = "SELECT child.name, group_concat(DISTINCT parent.\"table\") FROM main.sqlite_schema AS child,
+         pragma_foreign_key_list(child.name, 'main') AS parent
+         WHERE child.type = 'table' AND NOT EXISTS (SELECT 1 FROM main.sqlite_schema AS there
+             WHERE there.type = 'table' AND there.name = parent.\"table\" COLLATE NOCASE)
+         GROUP BY child.name ORDER BY child.name";
+    let told = |row: &rusqlite::Row<'_>| {
+        let (child, parents): (String, String) = (row.get(0)?, row.get(1)?);
+        let why = "not in the new database: where foreign keys are enforced, rows of it cannot be added or changed there";
+        Ok(format!("table {child} refers to {parents}, {why}"))
+    };
+    database.prepare(sql)?.query_map([], told)?.collect()
 }
 
 /// Runs one statement of the snapshot's schema: exactly one, and one that creates what the schema says it does.
@@ -120,7 +152,7 @@ fn authorize(context: AuthContext<'_>) -> Authorization {
             Authorization::Deny
         }
         AuthAction::Pragma { pragma_name, pragma_value: Some(_) } => {
-            let known = ["table_xinfo", "defer_foreign_keys"].iter().any(|known| pragma_name.eq_ignore_ascii_case(known));
+            let known = ["table_xinfo", "foreign_key_list"].iter().any(|known| pragma_name.eq_ignore_ascii_case(known));
             if known { Authorization::Allow } else { Authorization::Deny }
         }
         _ => Authorization::Allow,
@@ -261,6 +293,50 @@ mod tests {
         assert_eq!(count("SELECT count(*) FROM places WHERE x0 < 3"), 1);
         let refused = copy_tables(&from, &folder.path().join("no.db"), &["pages".into()]).unwrap_err();
         assert!(refused.causes().join(" ").contains("not authorized") && refused.hint_text().is_some(), "{refused:?}");
+    }
+
+    #[test]
+    fn foreign_keys_and_their_order_do_not_stand_in_the_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let from = folder.path().join("from.db");
+        let source = Connection::open(&from).unwrap();
+        source
+            .execute_batch(
+                "PRAGMA foreign_keys = OFF;
+                 CREATE TABLE account(id INTEGER PRIMARY KEY, boss REFERENCES account(id));
+                 CREATE TABLE orders(id INTEGER PRIMARY KEY, account REFERENCES Account(id) ON DELETE CASCADE);
+                 CREATE TABLE line(orders REFERENCES orders(id), account NOT NULL REFERENCES account, gone REFERENCES elsewhere(x));
+                 CREATE TABLE log(x);
+                 CREATE TRIGGER t AFTER INSERT ON orders BEGIN INSERT INTO log VALUES (new.id); END;
+                 INSERT INTO account VALUES (1, 2), (2, 1); INSERT INTO orders VALUES (10, 1), (11, 99);
+                 INSERT INTO line VALUES (10, 1, 5); DELETE FROM log",
+            )
+            .unwrap();
+        let count = |database: &Connection, table: &str| -> i64 {
+            database.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+        };
+        let all = ["account", "orders", "line", "log"];
+        let mut wanted: Vec<Vec<&str>> = all.iter().map(|table| vec![*table]).collect();
+        wanted.extend([
+            vec!["line", "orders"],
+            vec!["line", "orders", "account", "log"],
+            vec!["account", "orders", "ORDERS"],
+            all.to_vec(),
+        ]);
+        for (number, tables) in wanted.into_iter().enumerate() {
+            let to = folder.path().join(format!("{number}.db"));
+            let asked: Vec<String> = tables.iter().map(|&table| table.into()).collect();
+            let warnings = copy_tables(&from, &to, &asked).unwrap_or_else(|error| panic!("{tables:?}: {error:?}"));
+            let copy = Connection::open(&to).unwrap();
+            for table in &tables {
+                assert_eq!(count(&copy, table), count(&source, table), "{tables:?}: {table}");
+            }
+            let told = warnings.join("; ");
+            assert_eq!(told.contains("table line refers to"), tables.contains(&"line"), "{tables:?}: {told}");
+            let alone = tables.contains(&"orders") && !tables.contains(&"account");
+            assert_eq!(told.contains("table orders refers to Account,"), alone, "{tables:?}: {told}");
+            assert!(!told.contains("table account") && !told.contains("table log"), "{tables:?}: {told}");
+        }
     }
 
     #[test]

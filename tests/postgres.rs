@@ -1,0 +1,318 @@
+//! PostgreSQL as a user has it: the program, a plan, a real server with a writer; backups both ways, drills, restores that start.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+#[path = "support/workspace.rs"]
+mod workspace;
+
+use std::fs;
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::Value;
+use support::postgres::{Cluster, NEWEST, Options, as_server_user, bin_directory, distribution_version, wait_until};
+use workspace::{bare, text};
+use tempfile::TempDir;
+
+const MARKER: &str = "planted-marker-5d1c0e";
+
+/// A server with a CRM, a plan, a repository and a state folder.
+struct World {
+    cluster: Arc<Cluster>,
+    folder: TempDir,
+    version: u32,
+}
+
+impl World {
+    fn new(version: u32, local: bool) -> Self {
+        let cluster = Options::new(version).start();
+        cluster.sql(
+            "CREATE TABLE account(id int PRIMARY KEY, name text, balance numeric(12,2));
+             INSERT INTO account SELECT n, 'account ' || n, n * 1.25 FROM generate_series(1, 20000) n;
+             CREATE TABLE ledger(id bigserial PRIMARY KEY, account int, amount int, at timestamptz DEFAULT now());
+             CREATE SCHEMA \"Füße\"; CREATE TABLE \"Füße\".\"a\"\"b\"(v text); INSERT INTO \"Füße\".\"a\"\"b\" VALUES ('ä'), (NULL);
+             CREATE UNLOGGED TABLE scratch(n int); INSERT INTO scratch VALUES (1);
+             SELECT lo_from_bytea(0, 'a large object');",
+        );
+        cluster.sql(&format!("UPDATE account SET name = '{MARKER}' WHERE id = 7"));
+        cluster.sql("CREATE DATABASE other");
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        fs::create_dir(folder.path().join("plans")).unwrap();
+        fs::create_dir(folder.path().join("state")).unwrap();
+        fs::set_permissions(folder.path().join("state"), fs::Permissions::from_mode(0o711)).unwrap();
+        let world = Self { cluster: Arc::new(cluster), folder, version };
+        let settings = world.cluster.socket_settings();
+        let lifeboat::source::postgres::conninfo::Host::Socket(socket) = &settings.host else { panic!("no socket") };
+        world.say_url(&format!("host={} port={} user=postgres dbname=postgres", socket.display(), settings.port));
+        let local = if local { format!("data_directory = \"{}\"", world.cluster.data().display()) } else { String::new() };
+        let plan = format!(
+            r#"version = 1
+[repository.main]
+url = "file://{0}/repository"
+passphrase = {{ env = "CRM_PASSPHRASE" }}
+[source.crm]
+kind = "postgres"
+url = {{ file = "{0}/url" }}
+bin_directory = "{1}"
+{local}
+[plan.crm]
+source = "crm"
+repository = "main"
+[[plan.crm.drill.check]]
+name = "accounts are there"
+sql = "select count(*) from account"
+expect = "= 20000"
+database = "postgres"
+"#,
+            world.folder.path().display(),
+            bin_directory(version).display(),
+        );
+        fs::write(world.path("plans/crm.toml"), plan).unwrap();
+        world.json(&["repo", "init", "main"], 0);
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn say_url(&self, url: &str) {
+        fs::write(self.path("url"), url).unwrap();
+        fs::set_permissions(self.path("url"), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        let mut command = bare(words);
+        command.arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
+        command.env("CRM_PASSPHRASE", "correct horse battery staple").output().unwrap()
+    }
+
+    fn json(&self, words: &[&str], code: i32) -> Value {
+        let output = self.run(words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stdout)))
+    }
+
+    /// Transactions until it is dropped.
+    fn writer(&self) -> Writer {
+        let (cluster, stop) = (Arc::clone(&self.cluster), Arc::new(AtomicBool::new(false)));
+        let stopped = Arc::clone(&stop);
+        let work = move || {
+            let mut connection = cluster.connect();
+            let mut number = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                number += 1;
+                let account = number % 20_000 + 1;
+                connection
+                    .execute(&format!(
+                        "BEGIN; UPDATE account SET balance = balance + 1 WHERE id = {account}; \
+                         INSERT INTO ledger(account, amount) VALUES ({account}, 1); COMMIT"
+                    ))
+                    .unwrap();
+            }
+        };
+        Writer { stop, thread: Some(std::thread::spawn(work)) }
+    }
+
+    /// Restores to a new folder and starts a server there as the notes say.
+    fn start_restored(&self, name: &str) -> Restored {
+        let target = self.path(name);
+        let report = self.json(&["restore", "crm", "--to", target.to_str().unwrap(), "--yes"], 0);
+        let notes = report["notes"].to_string();
+        assert!(notes.contains("start it as the user that owns the folder"), "{report}");
+        assert!(target.join("recovery.signal").exists());
+        let socket = self.cluster.folder().join(format!("s-{name}"));
+        let made = as_server_user("mkdir").arg(&socket).status().unwrap();
+        assert!(made.success());
+        let options = format!("-c unix_socket_directories={} -c port=5432 -c listen_addresses= -c hba_file=/dev/null", socket.display());
+        let hba = self.cluster.folder().join(format!("hba-{name}"));
+        self.cluster.write(&hba, "local all all trust\n");
+        let options = options.replace("/dev/null", hba.to_str().unwrap());
+        let output = as_server_user(bin_directory(self.version).join("pg_ctl"))
+            .args(["-D", target.to_str().unwrap(), "-l", socket.join("log").to_str().unwrap(), "-o", &options, "-w", "start"])
+            .output()
+            .unwrap();
+        let log = fs::read_to_string(socket.join("log")).unwrap_or_default();
+        assert!(output.status.success(), "{}\n{log}", text(&output.stderr));
+        let restored = Restored { data: target, bin: bin_directory(self.version), socket };
+        wait_until("the restored server is promoted", || restored.value("SELECT pg_is_in_recovery()") == "f");
+        restored
+    }
+}
+
+struct Writer {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || std::thread::panicking(), "the writer failed");
+    }
+}
+
+struct Restored {
+    data: PathBuf,
+    bin: PathBuf,
+    socket: PathBuf,
+}
+
+impl Restored {
+    fn value(&self, sql: &str) -> String {
+        let text = format!("host={} user=postgres dbname=postgres", self.socket.display());
+        let settings = lifeboat::source::postgres::conninfo::Settings::parse(&text).unwrap();
+        let mode = lifeboat::source::postgres::client::Mode::Sql { database: None };
+        let mut connection =
+            lifeboat::source::postgres::client::Connection::connect(&settings, mode, &lifeboat::event::Cancel::default()).unwrap();
+        connection.value(sql).unwrap().unwrap_or_default()
+    }
+}
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        let data = self.data.to_str().unwrap();
+        drop(as_server_user(self.bin.join("pg_ctl")).args(["-D", data, "-m", "immediate", "-w", "stop"]).output());
+    }
+}
+
+fn checks(drill: &Value) -> Vec<(String, String)> {
+    let word = |check: &Value, key: &str| check[key].as_str().unwrap().to_owned();
+    drill["checks"].as_array().unwrap().iter().map(|check| (word(check, "name"), word(check, "outcome"))).collect()
+}
+
+/// No byte of the store or the state says what is in the database.
+fn assert_no_marker(folder: &Path) {
+    for path in workspace::files(folder) {
+        let bytes = fs::read(&path).unwrap();
+        assert!(!bytes.windows(MARKER.len()).any(|window| window == MARKER.as_bytes()), "{} holds the marker", path.display());
+    }
+}
+
+fn a_story(version: u32, local: bool) {
+    let world = World::new(version, local);
+    let doctor = world.json(&["doctor", "crm"], 0);
+    assert_eq!(doctor["ok"], true, "{doctor}");
+    let writer = world.writer();
+    let first = world.json(&["backup", "crm"], 0);
+    std::thread::sleep(Duration::from_millis(300));
+    let second = world.json(&["backup", "crm"], 0);
+    drop(writer);
+    assert!(second["bytes_stored"].as_u64().unwrap() * 4 < first["bytes_stored"].as_u64().unwrap() * 3, "{first}\n{second}");
+    let slots = world.cluster.value("SELECT count(*) FROM pg_replication_slots");
+    assert_eq!(slots, "0", "a slot would fill the server's disk");
+
+    let drill = world.json(&["drill", "run", "crm"], 0);
+    assert_eq!(drill["verdict"], "passed", "{drill}");
+    let checks = checks(&drill);
+    for name in ["server", "databases", "accounts are there", "content of postgres.public.account", "content of postgres.public.ledger"] {
+        assert!(checks.contains(&(name.into(), "passed".into())), "{name}: {checks:#?}");
+    }
+    assert!(checks.iter().any(|(name, _)| name.contains("Füße")), "{checks:#?}");
+
+    let restored = world.start_restored("restored");
+    assert_eq!(restored.value("SELECT count(*) FROM account"), "20000");
+    let (ledger, balances) = (restored.value("SELECT count(*) FROM ledger"), "SELECT (sum(balance) - sum(id * 1.25))::bigint FROM account");
+    assert_eq!(restored.value(balances), ledger, "every transaction is there whole or not at all");
+    assert_eq!(restored.value("SELECT count(*) FROM scratch"), "0", "unlogged tables come back empty");
+    drop(restored);
+    assert_no_marker(&world.path("repository"));
+    assert_no_marker(&world.path("state"));
+}
+
+#[test]
+fn streamed_backups_are_drilled_and_start() {
+    a_story(distribution_version(), false);
+}
+
+#[test]
+fn backups_of_the_data_folder_are_drilled_and_start() {
+    a_story(distribution_version(), true);
+}
+
+#[test]
+fn the_newest_version_is_backed_up_and_starts() {
+    // These programs come without contrib, so nothing can be checked by amcheck: the drill says so and is not a pass.
+    let world = World::new(NEWEST, false);
+    world.json(&["backup", "crm"], 0);
+    let drill = world.json(&["drill", "run", "crm"], 3);
+    let all = checks(&drill);
+    assert!(all.iter().all(|(name, outcome)| outcome == "passed" || (name.starts_with("amcheck") && outcome == "skipped")), "{drill}");
+    assert!(all.contains(&("content of postgres.public.account".into(), "passed".into())), "{all:#?}");
+    assert_eq!(world.start_restored("restored").value("SELECT count(*) FROM account"), "20000");
+}
+
+#[test]
+fn a_tablespace_comes_back_inside_the_restored_folder() {
+    for local in [false, true] {
+        let world = World::new(distribution_version(), local);
+        let place = world.cluster.folder().join("space");
+        assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&place).status().unwrap().success());
+        world.cluster.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", place.display()));
+        world.cluster.sql("CREATE TABLE moved(n int) TABLESPACE space; INSERT INTO moved SELECT generate_series(1, 1000)");
+        world.json(&["backup", "crm"], 0);
+        let drill = world.json(&["drill", "run", "crm"], 0);
+        assert!(checks(&drill).contains(&("content of postgres.public.moved".into(), "passed".into())), "{drill}");
+        let restored = world.start_restored("restored");
+        assert_eq!(restored.value("SELECT count(*) FROM moved"), "1000");
+        let held = fs::canonicalize(fs::read_dir(restored.data.join("pg_tblspc")).unwrap().next().unwrap().unwrap().path()).unwrap();
+        assert!(held.starts_with(&restored.data), "not where the source has it: {}", held.display());
+    }
+}
+
+#[test]
+fn a_bad_page_is_never_a_good_backup() {
+    for local in [false, true] {
+        let world = World::new(distribution_version(), local);
+        let path = world.cluster.value("SELECT pg_relation_filepath('account')");
+        world.cluster.sql("CHECKPOINT");
+        world.cluster.stop_server();
+        let mut file = fs::OpenOptions::new().write(true).open(world.cluster.data().join(path)).unwrap();
+        file.seek(SeekFrom::Start(8192 * 3 + 4000)).unwrap();
+        file.write_all(b"rotten").unwrap();
+        drop(file);
+        world.cluster.start_server();
+        let output = world.run(&["backup", "crm"]);
+        let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
+        assert!(matches!(output.status.code(), Some(1 | 3)), "{said}");
+        assert!(said.contains("checksum") || said.contains("bad-page"), "{said}");
+    }
+}
+
+#[test]
+fn a_wrong_password_and_a_wrong_data_folder_are_told() {
+    let world = World::new(distribution_version(), false);
+    let settings = world.cluster.tcp_settings();
+    world.say_url(&format!("postgresql://postgres:wrong@127.0.0.1:{}/postgres", settings.port));
+    let output = world.run(&["backup", "crm"]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    assert!(said.contains("password") && !said.contains("wrong@"), "{said}");
+    assert!(!world.path("repository/snapshots").exists() || workspace::files(&world.path("repository/snapshots")).is_empty());
+}
+
+#[test]
+fn a_server_that_stops_meanwhile_leaves_no_snapshot() {
+    let world = World::new(distribution_version(), false);
+    world.cluster.sql("CREATE TABLE bulk AS SELECT n, repeat(md5(n::text), 40) AS v FROM generate_series(1, 60000) n");
+    let cluster = Arc::clone(&world.cluster);
+    let stopper = std::thread::spawn(move || {
+        wait_until("a base backup runs", || cluster.value("SELECT count(*) FROM pg_stat_progress_basebackup") == "1");
+        cluster.kill_server();
+    });
+    let output = world.run(&["backup", "crm"]);
+    stopper.join().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}\n{}", text(&output.stdout), text(&output.stderr));
+    assert!(workspace::files(&world.path("repository")).iter().all(|path| !path.to_string_lossy().contains("/snapshots/")));
+    world.cluster.start_server();
+    world.json(&["backup", "crm"], 0);
+    assert_eq!(world.json(&["drill", "run", "crm"], 0)["verdict"], "passed");
+}
