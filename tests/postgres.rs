@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::postgres::{Cluster, NEWEST, Options, as_server_user, bin_directory, distribution_version, wait_until};
-use workspace::{bare, text};
 use tempfile::TempDir;
+use workspace::{bare, text};
 
 const MARKER: &str = "planted-marker-5d1c0e";
 
@@ -198,15 +198,18 @@ fn assert_no_marker(folder: &Path) {
 }
 
 fn a_story(version: u32, local: bool) {
+    /// Fingerprints of a table that autovacuum works on at the moment are not to be had.
+    const UNDISTURBED: &str = "ALTER TABLE account SET (autovacuum_enabled = off); ALTER TABLE ledger SET (autovacuum_enabled = off)";
     let world = World::new(version, local);
     let doctor = world.json(&["doctor", "crm"], 0);
     assert_eq!(doctor["ok"], true, "{doctor}");
+    world.cluster.sql(UNDISTURBED);
     let writer = world.writer();
     let first = world.json(&["backup", "crm"], 0);
     std::thread::sleep(Duration::from_millis(300));
-    let second = world.json(&["backup", "crm"], 0);
     drop(writer);
-    assert!(second["bytes_stored"].as_u64().unwrap() * 4 < first["bytes_stored"].as_u64().unwrap() * 3, "{first}\n{second}");
+    let second = world.json(&["backup", "crm"], 0);
+    assert!(second["bytes_stored"].as_u64().unwrap() * 2 < first["bytes_stored"].as_u64().unwrap(), "{first}\n{second}");
     let slots = world.cluster.value("SELECT count(*) FROM pg_replication_slots");
     assert_eq!(slots, "0", "a slot would fill the server's disk");
 
@@ -315,4 +318,20 @@ fn a_server_that_stops_meanwhile_leaves_no_snapshot() {
     world.cluster.start_server();
     world.json(&["backup", "crm"], 0);
     assert_eq!(world.json(&["drill", "run", "crm"], 0)["verdict"], "passed");
+}
+
+#[test]
+fn the_documented_role_is_enough() {
+    for local in [false, true] {
+        let world = World::new(distribution_version(), local);
+        let guide = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/postgresql.md")).unwrap();
+        let statements = guide.split("```sql").nth(1).unwrap().split("```").next().unwrap();
+        let statements = statements.replace("PASSWORD '…'", "PASSWORD 'lifeboat-role'");
+        world.cluster.sql(&statements);
+        let port = world.cluster.tcp_settings().port;
+        world.say_url(&format!("postgresql://lifeboat:lifeboat-role@127.0.0.1:{port}/postgres"));
+        assert_eq!(world.json(&["doctor", "crm"], 0)["ok"], true);
+        world.json(&["backup", "crm"], 0);
+        assert_eq!(world.json(&["drill", "run", "crm"], 0)["verdict"], "passed");
+    }
 }

@@ -249,7 +249,9 @@ fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
     if job.drill.compare_percent > 0 {
         // Last, so that a check which changed what it should only look at is found out too.
         let seed = selected.seed.unwrap_or_default();
-        attempt.checks.extend(done.restored.iter().filter(|restored| restored.source.keeps_content()).flat_map(|restored| compare(job, restored, seed)));
+        attempt.checks.extend(
+            done.restored.iter().filter(|restored| restored.source.keeps_content()).flat_map(|restored| compare(job, restored, seed)),
+        );
     }
     if let Err(error) = job.cancel.check() {
         attempt.failure = Some(error);
@@ -294,7 +296,8 @@ fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord>
     let proved = make_private(&scratch)
         .and_then(|()| if restored.source.keeps_content() { Ok(()) } else { open_the_way(job, folder, &scratch) })
         .and_then(|()| restored.source.prove(&restored.usable, &request, &context(job, scratch)));
-    let unproved = matches!(restored.record.kind.as_str(), "sqlite" | "postgres") && request.fingerprints.is_empty() && job.drill.compare_percent > 0;
+    let unproved =
+        matches!(restored.record.kind.as_str(), "sqlite" | "postgres") && request.fingerprints.is_empty() && job.drill.compare_percent > 0;
     let mut checks = match proved {
         Ok(results) => {
             let known: Vec<&str> = results.iter().map(|r| r.name.as_str()).collect();

@@ -97,7 +97,9 @@ pub(crate) fn make_private(path: &Path) -> Result<()> {
             let folder = own_private(path)?;
             // Others may have been let through, never in: see `let_through`.
             let through = folder.metadata().map_or(0, |metadata| metadata.mode() & 0o011);
-            folder.set_permissions(fs::Permissions::from_mode(0o700 | through)).io_context(|| format!("make folder {} private", path.display()))
+            folder
+                .set_permissions(fs::Permissions::from_mode(0o700 | through))
+                .io_context(|| format!("make folder {} private", path.display()))
         }
         Err(errno) => Err(Error::io(format!("make folder {}", path.display()), errno.into())),
     }
@@ -167,7 +169,9 @@ pub(crate) fn let_through(folders: &[&Path]) -> Result<()> {
     for folder in folders {
         let opened = own_private(folder)?;
         let mode = opened.metadata().io_context(|| format!("look at {}", folder.display()))?.mode() & 0o777;
-        opened.set_permissions(fs::Permissions::from_mode(mode | 0o011)).io_context(|| format!("let a server through {}", folder.display()))?;
+        opened
+            .set_permissions(fs::Permissions::from_mode(mode | 0o011))
+            .io_context(|| format!("let a server through {}", folder.display()))?;
     }
     Ok(())
 }

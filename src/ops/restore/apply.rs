@@ -170,13 +170,7 @@ fn finish(job: &Job, plan: &RestorePlan, place: &Place, partial: Partial, mut wa
             return Err(Error::new(Kind::Usage, what).hint(format!("end it with --resume; {again}")));
         }
         brought.add(Brought { entries: record.entries, bytes: record.bytes, bytes_existing: record.bytes, ..Brought::default() });
-        restored.push(Restored {
-            record: record.clone(),
-            source,
-            content: usable.clone(),
-            usable,
-            lost: Lost::default(),
-        });
+        restored.push(Restored { record: record.clone(), source, content: usable.clone(), usable, lost: Lost::default() });
     }
     brought.warnings.push(
         "the restore had been interrupted after its content was in place: whether owners and attributes could be set is not known any more"

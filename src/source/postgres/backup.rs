@@ -49,6 +49,8 @@ const WAITING_MESSAGES: usize = 64;
 const SWITCH_AFTER: Duration = Duration::from_secs(3);
 /// How long the log that a backup needs is waited for.
 const LOG_PATIENCE: Duration = Duration::from_mins(2);
+/// Bytes at the beginning of a segment's first page.
+const LONGEST_PAGE_HEADER: u64 = 40;
 /// How often the server hears that we are still there while log is read.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
 
@@ -75,10 +77,21 @@ pub struct Point {
 }
 
 impl Point {
-    /// What a server must be recovered to for this snapshot's own moment.
+    /// What a server must be recovered to for this snapshot's own moment. Without a restore point it is the end of the log, which is cut
+    /// there: a position would need a record behind it.
     #[must_use]
     pub fn target(&self) -> Target {
-        self.position.target()
+        match &self.position.restore_point {
+            Some(name) => Target::Name(name.clone()),
+            None => Target::Latest,
+        }
+    }
+
+    /// Whether a recovery that ended here brought everything.
+    #[must_use]
+    pub fn is_reached(&self, end: Lsn) -> bool {
+        // The position may be told behind the header of a page that no record has touched yet.
+        end.0 + LONGEST_PAGE_HEADER >= self.position.lsn.0
     }
 }
 
@@ -109,8 +122,11 @@ impl Facts {
         let version = sql.server_version();
         let major = version / 10_000;
         if !MAJORS.contains(&major) {
-            return Err(Error::new(Kind::Usage, format!("this server is PostgreSQL {major}; versions {} to {} can be backed up", MAJORS.start(), MAJORS.end()))
-                .hint("a command source with pg_dump covers other versions"));
+            return Err(Error::new(
+                Kind::Usage,
+                format!("this server is PostgreSQL {major}; versions {} to {} can be backed up", MAJORS.start(), MAJORS.end()),
+            )
+            .hint("a command source with pg_dump covers other versions"));
         }
         let settings = sql.query(
             "SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN ('wal_segment_size', 'block_size', 'segment_size', 'data_checksums', \
@@ -118,12 +134,15 @@ impl Facts {
         )?;
         let setting = |name: &str| settings.iter().find(|row| row.named("name") == Some(name)).and_then(|row| row.named("setting"));
         let number = |name: &str| -> Result<u64> {
-            setting(name).and_then(|text| text.parse().ok()).ok_or_else(|| Error::new(Kind::Failed, format!("the server does not tell its {name}")))
+            setting(name)
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(|| Error::new(Kind::Failed, format!("the server does not tell its {name}")))
         };
         let small = |name: &str| -> Result<u32> {
             number(name).and_then(|value| u32::try_from(value).context(Kind::Failed, || format!("the server's {name} is {value}")))
         };
-        let (segment, block_bytes, segment_blocks) = (SegmentSize::new(number("wal_segment_size")?)?, small("block_size")?, small("segment_size")?);
+        let (segment, block_bytes, segment_blocks) =
+            (SegmentSize::new(number("wal_segment_size")?)?, small("block_size")?, small("segment_size")?);
         let data_mode = setting("data_directory_mode").and_then(|text| u32::from_str_radix(text, 8).ok()).unwrap_or(0o700);
         let preload = setting("shared_preload_libraries").unwrap_or_default();
         let preload = preload.split(',').map(|name| name.trim().trim_matches('"').to_owned()).filter(|name| !name.is_empty()).collect();
@@ -253,8 +272,11 @@ impl BaseSnapshot {
             cancel: self.cancel.clone(),
         })?;
         if local.control().system_identifier != self.system_identifier {
-            return Err(Error::new(Kind::Usage, "back up PostgreSQL: the data folder belongs to another cluster than the server that answers")
-                .hint("`data_directory` and `url` must be of one server: SHOW data_directory tells its folder"));
+            return Err(Error::new(
+                Kind::Usage,
+                "back up PostgreSQL: the data folder belongs to another cluster than the server that answers",
+            )
+            .hint("`data_directory` and `url` must be of one server: SHOW data_directory tells its folder"));
         }
         self.estimate = Some(local.estimate()?);
         self.files = Files::Local(Box::new(local));
@@ -740,7 +762,9 @@ impl Wal {
                 return Err(Error::new(Kind::Failed, format!("the server was promoted to timeline {next} at {at} during the backup"))
                     .hint("back up again"));
             }
-            Some(WalEvent::End) => return Err(Error::new(Kind::Unavailable, "the server stopped during the backup").hint("back up again when it runs")),
+            Some(WalEvent::End) => {
+                return Err(Error::new(Kind::Unavailable, "the server stopped during the backup").hint("back up again when it runs"));
+            }
             None => false,
         };
         if answer {

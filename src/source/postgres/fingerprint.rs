@@ -225,6 +225,8 @@ impl Snapshot {
                 Err(error) => left_out.push(problem(&shown(&database), &error)),
             }
         }
+        // Functions are granted in one database: that of the settings writes the restore point.
+        opened.sort_by_key(|(database, _)| settings.database.as_ref() != Some(database));
         let Some((_, first)) = opened.first_mut() else {
             return Err(Error::new(Kind::Failed, format!("take fingerprints at {settings}: no database lets lifeboat in"))
                 .hint("GRANT CONNECT on the databases to the role that lifeboat uses"));

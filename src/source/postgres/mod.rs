@@ -98,6 +98,10 @@ impl PostgresSource {
             Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::NoSpace | Kind::Usage) => return Err(error),
             Err(error) => return Ok(vec![check("server", Outcome::Failed, &expected, told(&error))]),
         };
+        if !point.is_reached(outcome.end) {
+            let actual = format!("the log ends at {}: {}", outcome.end, outcome.reason);
+            return Ok(vec![check("server", Outcome::Failed, &expected, actual)]);
+        }
         let started = format!(
             "PostgreSQL {} answered after {} ms, {} (timeline {})",
             tools.version(),
@@ -108,7 +112,12 @@ impl PostgresSource {
         let mut results = vec![check("server", Outcome::Passed, &expected, started)];
         if request.compare_percent > 0 {
             let without = |problem: &crate::source::Problem| {
-                check(&format!("content of {}", problem.object), Outcome::Skipped, "as backed up", format!("no fingerprint: {}", problem.message))
+                check(
+                    &format!("content of {}", problem.object),
+                    Outcome::Skipped,
+                    "as backed up",
+                    format!("no fingerprint: {}", problem.message),
+                )
             };
             results.extend(point.left_out.iter().map(without));
         }
@@ -183,8 +192,11 @@ impl Source for PostgresSource {
             ));
         }
         if !point.tablespaces.is_empty() {
-            let places: Vec<String> =
-                point.tablespaces.iter().map(|place| format!("{} (was {})", place.oid, place.location.as_deref().unwrap_or("inside"))).collect();
+            let places: Vec<String> = point
+                .tablespaces
+                .iter()
+                .map(|place| format!("{} (was {})", place.oid, place.location.as_deref().unwrap_or("inside")))
+                .collect();
             steps.push(format!("its tablespaces are in {}/{TABLESPACES}: {}", target.display(), places.join(", ")));
         }
         Ok(steps)

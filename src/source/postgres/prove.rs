@@ -284,7 +284,9 @@ fn check_sql(settings: &Settings, check: &SqlCheck, cancel: &Cancel) -> CheckRes
         Err(error) if sqlstate(&error) == Some("57014") => failed(format!("took longer than its limit of {} s", limit.as_secs_f64())),
         // What a statement says when it meets a row may quote the row; before it runs it knows only the plan's SQL and the catalogue.
         Err(error) => match sqlstate(&error) {
-            Some(state) if !state.starts_with("42") && !state.starts_with("25") => failed(format!("the server refuses it: SQLSTATE {state}")),
+            Some(state) if !state.starts_with("42") && !state.starts_with("25") => {
+                failed(format!("the server refuses it: SQLSTATE {state}"))
+            }
             _ => failed(described(&error)),
         },
     }

@@ -17,7 +17,13 @@ fn context() -> SourceContext {
 }
 
 fn check(name: &str, sql: &str, expect: &str) -> SqlCheck {
-    SqlCheck { name: name.into(), sql: sql.into(), expect: Expectation::parse(expect).unwrap(), database: None, timeout: Duration::from_secs(1) }
+    SqlCheck {
+        name: name.into(),
+        sql: sql.into(),
+        expect: Expectation::parse(expect).unwrap(),
+        database: None,
+        timeout: Duration::from_secs(1),
+    }
 }
 
 fn outcome_of<'a>(results: &'a [CheckResult], name: &str) -> &'a CheckResult {
@@ -36,8 +42,7 @@ fn recovered(source: &Archived) -> (Instance, PathBuf, ProveRequest) {
         fingerprint::Snapshot::take(&settings, "point", &fingerprint::Options::default(), &cancel).unwrap().read(&KEY, &cancel).unwrap();
     source.archive_all();
     let (instance, _) = source.recover(&restored, taken.position.target()).unwrap();
-    let request =
-        ProveRequest { fingerprints: taken.tables, compare_percent: 100, checks: Vec::new() };
+    let request = ProveRequest { fingerprints: taken.tables, compare_percent: 100, checks: Vec::new() };
     (instance, restored, request)
 }
 
