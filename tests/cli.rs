@@ -362,12 +362,12 @@ fn a_quiet_restore_still_says_what_changes_its_result() {
     };
     let output = workspace.command(&[]).args(words("r")).output().unwrap();
     let (out, said) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{said}");
+    assert_eq!(output.status.code(), Some(3), "not what was asked for: {said}");
     assert!(said.contains("warning: a manifest cannot be read") && !said.contains("will take"), "{said}");
     assert!(out.contains("warning: a manifest cannot be read"), "{out}");
     let output = workspace.command(&["--json"]).args(words("s")).output().unwrap();
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(document["warnings"][0].as_str().unwrap().contains("a manifest cannot be read"), "{document}");
+    assert!(document["warnings"].to_string().contains("a manifest cannot be read"), "{document}");
 }
 
 #[test]
@@ -637,8 +637,8 @@ fn an_interrupted_backup_says_what_was_kept_and_the_next_one_succeeds() {
     // Opening the other end succeeds once the program reads; it gets some bytes and then waits for more.
     let mut writer = std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
     std::io::Write::write_all(&mut writer, b"half a dump").unwrap();
-    let pid = child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let pid = rustix::process::Pid::from_raw(child.id().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     let output = {
         let mut stdout = String::new();
         child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();

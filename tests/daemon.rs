@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use chrono::{TimeDelta, Utc};
 use lifeboat::daemon::journal::{Job, Journal};
 use lifeboat::id::Name;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use workspace::{MARKER, PASSPHRASE, Workspace, files, text};
 
@@ -30,8 +31,8 @@ impl Daemon {
         Self(workspace.command(&["serve", "--log-format", "json"]).stdout(Stdio::null()).stderr(log).spawn().unwrap())
     }
 
-    fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args([name, &self.0.id().to_string()]).status().unwrap().success());
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.0.id().try_into().unwrap()).unwrap(), signal).unwrap();
     }
 
     fn ended(&mut self) -> Option<i32> {
@@ -110,13 +111,13 @@ fn missed_runs_are_caught_up_once_at_the_start_and_sigterm_is_clean() {
     assert_eq!(second.status.code(), Some(11), "{}", text(&second.stderr));
     assert!(text(&second.stderr).contains(&daemon.0.id().to_string()), "it says who holds it");
 
-    daemon.signal("-TERM");
+    daemon.signal(Signal::TERM);
     assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
     assert_eq!(workspace.json(&["status"], 0)["daemon"], false);
     // Another start finds nothing to catch up.
     let mut again = Daemon::start(&workspace);
     serving(&workspace);
-    again.signal("-TERM");
+    again.signal(Signal::TERM);
     assert_eq!(again.ended(), Some(0));
     assert_eq!(runs(&workspace).len(), 2);
     for line in log(&workspace).lines().filter(|line| line.starts_with('{')) {
@@ -142,7 +143,7 @@ fn a_kept_target_is_removed_when_its_time_is_over_whether_or_not_its_plan_is_the
     let mut daemon = Daemon::start(&workspace);
     until("the kept target is gone", || (!workspace.path("state/work/gone/kept-01x").exists()).then_some(()));
     serving(&workspace);
-    daemon.signal("-TERM");
+    daemon.signal(Signal::TERM);
     assert_eq!(daemon.ended(), Some(0));
     assert!(workspace.path("state/work/crm/kept-01x/restored-crm").exists(), "its time is not over");
 }
@@ -157,7 +158,7 @@ fn missed_runs_are_recorded_where_the_plan_says_skip() {
     assert_eq!((found.len(), found[0]["state"].as_str()), (1, Some("missed")), "{found:?}");
     let status = workspace.json(&["status"], 0);
     assert!(status["plans"][0]["problems"].to_string().contains("missed"), "{status}");
-    daemon.signal("-TERM");
+    daemon.signal(Signal::TERM);
     assert_eq!(daemon.ended(), Some(0));
 }
 
@@ -191,7 +192,7 @@ fn a_killed_daemon_leaves_a_run_that_the_next_start_settles_and_tries_again() {
     assert_eq!(runs(&workspace)[0]["state"], "running", "recorded before it starts");
     let busy = workspace.run(&["backup", "slow"]);
     assert_eq!(busy.status.code(), Some(11), "a manual run does not double it: {}", text(&busy.stderr));
-    first.signal("-KILL");
+    first.signal(Signal::KILL);
     first.ended();
     drop(writer);
     let status = workspace.json(&["status"], 0);
@@ -208,7 +209,7 @@ fn a_killed_daemon_leaves_a_run_that_the_next_start_settles_and_tries_again() {
     let story = shown["earlier_attempts"][0]["story"].as_str().unwrap();
     assert!(story.contains("ended without closing this run") && story.contains("no snapshot was committed"), "{story}");
     assert_eq!(workspace.json(&["snapshots", "slow"], 0)["snapshots"].as_array().unwrap().len(), 1);
-    second.signal("-TERM");
+    second.signal(Signal::TERM);
     assert_eq!(second.ended(), Some(0));
 }
 
@@ -241,13 +242,13 @@ fn a_hangup_stops_manual_runs_and_the_daemon_cleanly() {
     let (workspace, pipe) = with_pipe();
     let mut manual = Daemon(workspace.command(&["backup", "slow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     let writer = feed(&pipe);
-    manual.signal("-HUP");
+    manual.signal(Signal::HUP);
     assert_eq!(manual.ended(), Some(130));
     drop(writer);
     assert_eq!(runs(&workspace)[0]["state"], "interrupted");
     let mut daemon = Daemon::start(&workspace);
     let writer = feed(&pipe);
-    daemon.signal("-HUP");
+    daemon.signal(Signal::HUP);
     assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
     drop(writer);
     assert!(runs(&workspace).iter().all(|run| run["state"] == "interrupted"));
@@ -258,7 +259,7 @@ fn sigterm_ends_a_run_cleanly_and_records_it() {
     let (workspace, pipe) = with_pipe();
     let mut daemon = Daemon::start(&workspace);
     let writer = feed(&pipe);
-    daemon.signal("-TERM");
+    daemon.signal(Signal::TERM);
     assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
     drop(writer);
     let run = &runs(&workspace)[0];

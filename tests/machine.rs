@@ -108,8 +108,12 @@ fn without_privileges_everything_works_and_what_may_not_be_read_is_named() {
     assert_eq!(mode & 0o7777, 0o755, "what runs as its owner must not do so as another one");
 
     // What can be read is whole.
-    chown(&secret, Some(NOBODY), None).unwrap();
-    chown(&closed, Some(NOBODY), None).unwrap();
+    chown(&secret, Some(NOBODY), Some(NOBODY)).unwrap();
+    chown(&closed, Some(NOBODY), Some(NOBODY)).unwrap();
+    user.json(&["backup", "crm"], 0);
+    let drilled = user.json(&["drill", "run", "crm"], 3);
+    assert!(drilled["reasons"].to_string().contains("foreign.txt"), "an owner that was not given back is not a pass: {drilled}");
+    fs::remove_file(&foreign).unwrap();
     user.json(&["backup", "crm"], 0);
     let drilled = user.json(&["drill", "run", "crm"], 0);
     assert_eq!(drilled["verdict"], "passed", "{drilled}");
