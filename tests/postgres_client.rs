@@ -1,4 +1,5 @@
 //! The PostgreSQL client against real servers: logging in every way, and every way that goes wrong.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -273,6 +274,7 @@ impl Authority {
         self.folder.join(name).display().to_string()
     }
 
+    #[expect(clippy::unused_self, reason = "reads as what it is: for this authority")]
     fn openssl(&self, arguments: &[&str], more: &[&str]) {
         let output = Command::new("openssl").args(arguments).args(more).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -1,4 +1,5 @@
 //! Base backups and the log as a stream, against real servers of the distribution's version and the newest one.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 

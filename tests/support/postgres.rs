@@ -3,6 +3,7 @@
 //! Each cluster has its own folder, socket and port on 127.0.0.1, runs as an unprivileged user, and ends with its test, also by a panic
 //! or when the test process is killed. Trust on the socket, SCRAM over TCP; the superuser is `postgres` with [`PASSWORD`].
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -199,7 +200,7 @@ impl Cluster {
             self.folder.display()
         );
         for (name, value) in settings {
-            text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+            writeln!(text, "{name} = '{}'", value.replace('\'', "''")).unwrap();
         }
         let path = self.data.join("postgresql.conf");
         let before = fs::read_to_string(&path).unwrap_or_default();
@@ -207,6 +208,7 @@ impl Cluster {
     }
 
     /// Writes a file that the server may read, and nobody else.
+    #[expect(clippy::unused_self, reason = "reads as what it is: in the cluster's folder")]
     pub fn write(&self, path: &Path, text: &str) {
         let mut file = fs::File::create(path).unwrap();
         file.write_all(text.as_bytes()).unwrap();
@@ -312,7 +314,7 @@ impl Drop for Cluster {
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(60), "waited too long for {what}");
+        assert!(start.elapsed() < Duration::from_mins(1), "waited too long for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

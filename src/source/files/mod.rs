@@ -145,8 +145,7 @@ impl Source for FilesSource {
 /// [`Kind::Interrupted`].
 pub(in crate::source) fn prove_tree(root: &Path, checks: &[crate::source::SqlCheck], context: &SourceContext) -> Result<Vec<CheckResult>> {
     const WANTED: &str = "every entry readable";
-    let counted = snapshot::FilesSnapshot::begin(root, Exclude::default(), None, context.cancel.clone())
-        .and_then(|tree| snapshot::count_readable(tree));
+    let counted = snapshot::FilesSnapshot::begin(root, Exclude::default(), None, context.cancel.clone()).and_then(snapshot::count_readable);
     let tree = match counted {
         Ok((counts, problems)) => {
             let outcome = if problems.is_empty() { Outcome::Passed } else { Outcome::Failed };

@@ -256,7 +256,7 @@ impl BaseSnapshot {
         let called = SystemTime::now();
         // The checkpoint may take a while.
         let patience = self.sql.timeout();
-        self.sql.set_timeout(Some(Duration::from_mins(60)));
+        self.sql.set_timeout(Some(Duration::from_hours(1)));
         let call = if self.facts.version >= 150_000 { "pg_backup_start('LABEL', true)" } else { "pg_start_backup('LABEL', true, false)" };
         let start = self.sql.value(&format!("SELECT pg_catalog.{}", call.replace("LABEL", label)))?;
         self.sql.set_timeout(patience);
