@@ -96,7 +96,7 @@ pub(crate) fn make_private(path: &Path) -> Result<()> {
         Err(Errno::EXIST) => {
             let folder = own_private(path)?;
             // Others may have been let through, never in: see `let_through`.
-            let through = folder.metadata().map_or(0, |metadata| metadata.mode() & 0o011);
+            let through = folder.metadata().map_or(0, |metadata| if metadata.mode() & 0o777 == 0o711 { 0o011 } else { 0 });
             folder
                 .set_permissions(fs::Permissions::from_mode(0o700 | through))
                 .io_context(|| format!("make folder {} private", path.display()))
