@@ -33,8 +33,8 @@ impl Encoding {
 /// What a frame mostly holds: decides how zstd searches. Readers need not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
-    /// Database pages. zstd's fast strategy with an 18-bit table, matches of five bytes and no acceleration: on PostgreSQL pages smaller
-    /// than level 3 by 0.5% and quicker (`docs/decisions/004-zstd-for-pages.md`).
+    /// Database pages. zstd's fast strategy with a 17-bit table, matches of five bytes and no acceleration: on PostgreSQL pages as small
+    /// as level 3 within 0.3% and a sixth quicker (`docs/decisions/004-zstd-for-pages.md`).
     Pages,
     /// Anything else: zstd level 3.
     General,
@@ -56,7 +56,7 @@ impl Encoder {
         let mut compressor = zstd::bulk::Compressor::new(if profile == Profile::Nodes { 9 } else { 3 })?;
         if profile == Profile::Pages {
             for parameter in
-                [CParameter::Strategy(Strategy::ZSTD_fast), CParameter::HashLog(18), CParameter::MinMatch(5), CParameter::TargetLength(0)]
+                [CParameter::Strategy(Strategy::ZSTD_fast), CParameter::HashLog(17), CParameter::MinMatch(5), CParameter::TargetLength(0)]
             {
                 compressor.set_parameter(parameter)?;
             }
