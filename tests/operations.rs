@@ -29,7 +29,7 @@ use lifeboat::source::command::CommandSource;
 use lifeboat::source::files::FilesSource;
 use lifeboat::source::sqlite::SqliteSource;
 use lifeboat::source::{
-    CheckResult, Diagnosis, Expectation, Finish, Outcome, Problem, ProveRequest, Source, SourceContext, SourceSnapshot, SqlCheck,
+    CheckResult, Closed, Diagnosis, Expectation, Finish, Outcome, Problem, ProveRequest, Source, SourceContext, SourceSnapshot, SqlCheck,
 };
 use rusqlite::Connection;
 
@@ -346,7 +346,7 @@ impl SourceSnapshot for PlantedSnapshot {
     fn unread(&mut self, entry: &Entry, error: Error) -> Result<()> {
         self.inner.unread(entry, error)
     }
-    fn close(&mut self, entry: &Entry, bytes_read: u64) -> Result<()> {
+    fn close(&mut self, entry: &Entry, bytes_read: u64) -> Result<Closed> {
         self.inner.close(entry, bytes_read)
     }
     fn finish(self: Box<Self>) -> Result<Finish> {
