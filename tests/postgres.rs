@@ -131,6 +131,10 @@ database = "postgres"
         let notes = report["notes"].to_string();
         assert!(notes.contains("start it as the user that owns the folder"), "{report}");
         assert!(target.join("recovery.signal").exists());
+        self.start(name, &target)
+    }
+
+    fn start(&self, name: &str, target: &Path) -> Restored {
         let socket = self.cluster.folder().join(format!("s-{name}"));
         let made = as_server_user("mkdir").arg(&socket).status().unwrap();
         assert!(made.success());
@@ -144,7 +148,7 @@ database = "postgres"
             .unwrap();
         let log = fs::read_to_string(socket.join("log")).unwrap_or_default();
         assert!(output.status.success(), "{}\n{log}", text(&output.stderr));
-        let restored = Restored { data: target, bin: bin_directory(self.version), socket };
+        let restored = Restored { data: target.to_owned(), bin: bin_directory(self.version), socket };
         wait_until("the restored server is promoted", || restored.value("SELECT pg_is_in_recovery()") == "f");
         restored
     }
@@ -254,6 +258,27 @@ fn the_newest_version_is_backed_up_and_starts() {
     assert!(all.iter().all(|(name, outcome)| outcome == "passed" || (name.starts_with("amcheck") && outcome == "skipped")), "{drill}");
     assert!(all.contains(&("content of postgres.public.account".into(), "passed".into())), "{all:#?}");
     assert_eq!(world.start_restored("restored").value("SELECT count(*) FROM account"), "20000");
+}
+
+#[test]
+fn a_delta_restore_takes_a_server_back_and_fetches_little() {
+    let world = World::new(distribution_version(), false);
+    world.cluster.sql("CREATE TABLE bulk AS SELECT n, repeat(md5(n::text), 20) AS v FROM generate_series(1, 60000) n");
+    world.json(&["backup", "crm"], 0);
+    let restored = world.start_restored("restored");
+    restored.value("UPDATE account SET balance = -1 WHERE id = 9 RETURNING 1");
+    restored.value("CREATE TABLE made_later(n int); SELECT 1");
+    let target = restored.data.clone();
+    drop(restored);
+    let words = ["restore", "crm", "--to", target.to_str().unwrap(), "--delta", "--overwrite", "restored"];
+    let report = world.json(&words, 0);
+    let of = |field: &str| report[field].as_u64().unwrap();
+    assert!(of("bytes_resumed") > of("bytes_restored") / 2 && report["moved_aside"] == serde_json::json!([]), "{report}");
+    fs::rename(&target, world.path("again")).unwrap();
+    let again = world.start("again", &world.path("again"));
+    assert_eq!(again.value("SELECT count(*) FROM account WHERE balance = -1"), "0");
+    assert_eq!(again.value("SELECT to_regclass('made_later') IS NULL"), "t");
+    assert_eq!(again.value("SELECT count(*) FROM bulk"), "60000");
 }
 
 #[test]
