@@ -513,3 +513,74 @@ fn a_tablespace_that_is_created_meanwhile_is_never_replayed_here() {
     assert!(world.proven().contains(&"content of postgres.public.moved".to_owned()));
     assert_eq!(cluster.value("SELECT count(*) FROM moved"), "1000");
 }
+
+/// A small file system in memory, gone with the test.
+struct Small(PathBuf);
+
+impl Small {
+    /// `None` where mounting is not allowed.
+    fn mount(at: &Path, mib: u64) -> Option<Self> {
+        fs::create_dir_all(at).unwrap();
+        let options = format!("size={mib}m,mode=0711");
+        let output = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).output().unwrap();
+        if !output.status.success() {
+            println!("not tested: {}", text(&output.stderr));
+            return None;
+        }
+        Some(Self(at.to_owned()))
+    }
+
+    /// Leaves room for so many bytes.
+    fn fill(&self, but: u64) {
+        let found = rustix::fs::statvfs(&self.0).unwrap();
+        let length = (found.f_bavail * found.f_frsize).saturating_sub(but);
+        fs::write(self.0.join("filler"), vec![1; usize::try_from(length).unwrap()]).unwrap();
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(&self.0).status());
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_as_such_and_never_as_a_bad_backup() {
+    let cluster = Cluster::start(distribution_version());
+    cluster.sql("CREATE TABLE bulk AS SELECT n, md5(n::text) AS v FROM generate_series(1, 20000) n");
+    let world = World::new(&cluster, false);
+    let bytes = world.json(&["backup", "crm"], 0)["bytes_source"].as_u64().unwrap();
+    let Some(small) = Small::mount(&world.path("small"), (bytes >> 20) + 200) else { return };
+    let target = small.0.join("restored");
+    let words = ["restore", "crm", "--to", target.to_str().unwrap(), "--yes"];
+    // Not enough from the beginning.
+    small.fill(bytes / 2);
+    let refused = world.json(&words, 1);
+    assert_eq!(refused["error"]["kind"], "no-space", "{refused}");
+    assert!(!target.exists());
+    small.free();
+    world.json(&words, 0);
+    drop(small);
+
+    // A drill: enough for the content, not for the server's recovery, and not enough at all.
+    fs::rename(world.path("state"), world.path("state-before")).unwrap();
+    let Some(small) = Small::mount(&world.path("state"), (bytes >> 20) + 200) else { return };
+    for room in [bytes / 2, bytes + (3 << 20)] {
+        small.fill(room);
+        let output = world.run(&["drill", "run", "crm"]);
+        let said = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{said}\n{}", text(&output.stderr));
+        assert!(said.contains("no-space"), "{said}");
+        assert_eq!(servers_below(&world.path("state")), Vec::<i32>::new());
+        small.free();
+        let left = fs::read_dir(world.path("state/work/crm")).unwrap().flatten().filter(|item| item.path().is_dir()).count();
+        assert_eq!(left, 0, "of a drill with room for {room} of {bytes} bytes");
+        let listed = world.json(&["snapshots", "crm"], 0);
+        assert!(listed["snapshots"][0]["damaged"].is_null(), "{listed}");
+    }
+    world.proven();
+}

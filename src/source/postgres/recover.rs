@@ -247,6 +247,8 @@ pub fn tablespaces_in_log(data: &Path, system_identifier: u64, timeline: u32, st
             reader.push(&buffer[..read], |record| {
                 if let Meaning::CreateTablespace { oid, location } = record.meaning
                     && record.start >= start
+                    // Inside the data folder otherwise.
+                    && !location.is_empty()
                 {
                     found.push((oid, location));
                 }
