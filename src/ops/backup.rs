@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::entry::{EntryKind, display_path};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Event, Progress};
-use crate::id::SnapshotId;
+use crate::id::{Name, SnapshotId};
 use crate::ops::verdict::millis;
 use crate::ops::work::{RunFolder, lock_backup, make_private};
 use crate::ops::{Job, Missing, NamedSource, context, damaged_warning, explain, select};
@@ -77,6 +77,9 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     // claims to be of later than when the first one began.
     let time = job.clock.now();
     let mut snapshots = begin_all(job, &folder)?;
+    for (source, snapshot) in &snapshots {
+        same_as_before(&source.name, snapshot.as_ref(), &earlier)?;
+    }
     // A dump waits, perhaps with a transaction open, until its output is read.
     snapshots.sort_by_key(|(source, _)| source.source.kind() != "command");
 
@@ -116,6 +119,30 @@ fn begin_all<'a>(job: &'a Job, folder: &RunFolder) -> Result<Vec<(&'a NamedSourc
         snapshots.push((source, begun));
     }
     Ok(snapshots)
+}
+
+/// Snapshots under one name are states of one thing. Of another cluster behind the same URL they would look like its next state: `--latest`
+/// would bring back the wrong one, and the retention of the right one would be counted by it. Nothing was read yet.
+fn same_as_before(name: &Name, snapshot: &dyn SourceSnapshot, earlier: &[Manifest]) -> Result<()> {
+    let Some((field, now)) = snapshot.belongs() else { return Ok(()) };
+    let of = |manifest: &Manifest| {
+        let record = manifest.sources.iter().find(|record| record.name == *name)?;
+        Some(finish_of(record).ok()?.consistency.get(field)?.as_str()?.to_owned())
+    };
+    let told = earlier.iter().filter_map(|manifest| Some((manifest, of(manifest)?)));
+    let Some((manifest, before)) = told.max_by_key(|(manifest, _)| (manifest.time, manifest.id)) else { return Ok(()) };
+    if before == now {
+        return Ok(());
+    }
+    let what = field.replace('_', " ");
+    Err(Error::new(
+        Kind::Usage,
+        format!("back up source {name}: this is another one than before: its {what} is {now}, that of snapshot {} is {before}", manifest.id),
+    )
+    .hint(format!(
+        "if the URL or folder in the plan is wrong, correct it; if this one replaces the other for good (a new cluster, a major upgrade), give \
+         it a new source name in the plan: snapshots of {name} stay and can still be restored"
+    )))
 }
 
 /// Feeds one source's tree to the repository.

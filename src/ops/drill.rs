@@ -296,8 +296,8 @@ fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord>
     let proved = make_private(&scratch)
         .and_then(|()| if restored.source.keeps_content() { Ok(()) } else { open_the_way(job, folder, &scratch) })
         .and_then(|()| restored.source.prove(&restored.usable, &request, &context(job, scratch)));
-    let unproved =
-        matches!(restored.record.kind.as_str(), "sqlite" | "postgres") && request.fingerprints.is_empty() && job.drill.compare_percent > 0;
+    // PostgreSQL looks whether there was anything to have a fingerprint of.
+    let unproved = restored.record.kind == "sqlite" && request.fingerprints.is_empty() && job.drill.compare_percent > 0;
     let mut checks = match proved {
         Ok(results) => {
             let known: Vec<&str> = results.iter().map(|r| r.name.as_str()).collect();

@@ -132,6 +132,12 @@ pub trait SourceSnapshot: Send {
     /// Bytes and entries to expect, for progress; `None` when it cannot be told cheaply.
     fn estimate(&self) -> Option<(u64, u64)>;
 
+    /// Whose data this is: the field of [`Finish::consistency`] that says so, and its value. What has another one is not a later state of
+    /// the same thing. `None`: that cannot be told.
+    fn belongs(&self) -> Option<(&'static str, String)> {
+        None
+    }
+
     /// In which order `next_entry` yields.
     fn order(&self) -> Order {
         Order::Tree

@@ -11,6 +11,20 @@ struct Programme {
     /// What a request must start with, and how many answers are still to be cut off.
     cut: Mutex<(String, usize)>,
     cuts: AtomicUsize,
+    /// All connections break when the server has sent so many more bytes.
+    bytes_left: Mutex<Option<usize>>,
+}
+
+impl Programme {
+    /// Whether the connection goes on after these bytes.
+    fn lets_through(&self, size: usize) -> bool {
+        let mut left = self.bytes_left.lock().unwrap();
+        let goes_on = left.is_none_or(|left| left > size);
+        if let Some(left) = left.as_mut() {
+            *left = left.saturating_sub(size);
+        }
+        goes_on
+    }
 }
 
 /// Forwards to one server for as long as the runtime lives.
@@ -46,6 +60,16 @@ impl Proxy {
         *self.programme.cut.lock().unwrap() = (method.to_owned(), count);
     }
 
+    /// All connections break once the server has sent so many more bytes, and new ones at their first; `None`: no more.
+    pub fn break_after(&self, bytes: Option<usize>) {
+        *self.programme.bytes_left.lock().unwrap() = bytes;
+    }
+
+    /// Where it listens on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Answers cut off so far.
     pub fn cuts(&self) -> usize {
         self.programme.cuts.load(Ordering::SeqCst)
@@ -79,6 +103,11 @@ async fn forward(client: TcpStream, upstream: String, programme: Arc<Programme>)
     let mut buffer = vec![0; 64 << 10];
     loop {
         let size = from_server.read(&mut buffer).await?;
+        if !programme.lets_through(size) {
+            programme.cuts.fetch_add(1, Ordering::SeqCst);
+            up.abort();
+            return Ok(());
+        }
         // The server has answered, so it has done what was asked.
         if lose.load(Ordering::SeqCst) > 0 {
             programme.cuts.fetch_add(1, Ordering::SeqCst);

@@ -16,6 +16,7 @@ use rustix::fs::{CWD, RenameFlags};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::ops::Existing;
 use crate::ops::work::movable;
+use crate::source::postgres::instance;
 
 /// Bytes that a file name has at most on all usual file systems.
 const LONGEST_NAME: usize = 255;
@@ -79,6 +80,8 @@ impl Place {
                 refuse("that is a file, and this restores a folder".into(), "name a new or empty folder")
             }
             Shape::Folder if metadata.is_dir() => {
+                // Whatever is restored: nobody's folder may be moved away below a server.
+                instance::refuse_running(&self.target)?;
                 let parent = fs::metadata(&self.parent).io_context(|| format!("look at {}", self.parent.display()))?;
                 if parent.dev() == metadata.dev() {
                     Ok(())
@@ -141,6 +144,7 @@ impl Place {
     /// # Errors
     /// `Usage` when anything else has come to stand there.
     pub(crate) fn movable(&self, id: &str, confirmed: &[Existing]) -> Result<Vec<Existing>> {
+        self.check_shape()?;
         let standing = self.standing(id)?;
         let strangers: Vec<String> =
             standing.iter().filter(|m| confirmed.iter().all(|c| c.path != m.path)).map(|m| format!("{} ({})", m.path, m.what)).collect();

@@ -40,6 +40,8 @@ use crate::source::{Closed, Finish, Problem, SourceContext, SourceSnapshot};
 pub const MAJORS: std::ops::RangeInclusive<u32> = 14..=18;
 /// In [`CONFIGURATION_FOLDER`]: what a recovery of the folder needs to know, as [`Point`].
 pub const POINT_FILE: &str = "recovery-point.json";
+/// Tells clusters apart, in what a snapshot says of itself.
+const SYSTEM_IDENTIFIER: &str = "system_identifier";
 /// Larger tables are fingerprinted by a sample of about so many bytes.
 const SAMPLE_BYTES: u64 = 1 << 30;
 /// Tables that are in use when they are to be locked are tried again so often, with this pause.
@@ -316,7 +318,7 @@ impl BaseSnapshot {
 
     /// After the files: ends the backup, takes the fingerprints, and queues what makes the folder recoverable.
     fn end_files(&mut self) -> Result<()> {
-        let (stop, problems) = match std::mem::replace(&mut self.files, Files::Read) {
+        let (stop, mut problems) = match std::mem::replace(&mut self.files, Files::Read) {
             Files::Local(local) => {
                 let call = if self.facts.version >= 150_000 { "pg_backup_stop(false)" } else { "pg_stop_backup(false, false)" };
                 let rows = self.sql.query(&format!("SELECT lsn, labelfile, spcmapfile FROM pg_catalog.{call}"))?;
@@ -353,6 +355,7 @@ impl BaseSnapshot {
             tablespaces: self.tablespaces.clone(),
             left_out: taken.left_out.clone(),
         };
+        problems.extend(self.tablespaces_created()?);
         let point = serde_json::to_vec_pretty(&point).context(Kind::Bug, || "write down the recovery point".into())?;
         if !self.has_folder {
             let folder = self.entry(CONFIGURATION_FOLDER.to_vec(), EntryKind::Directory, 0o700);
@@ -366,6 +369,24 @@ impl BaseSnapshot {
         let stream = replication::start_replication(log, Some(&self.slot), self.facts.segment.start(first), self.timeline)?;
         self.wal = Some(Wal::new(stream, first, self.facts.segment, end));
         Ok(())
+    }
+
+    /// Tablespaces that were not there when the backup began: a replay would create them where the source has them.
+    fn tablespaces_created(&mut self) -> Result<Vec<Problem>> {
+        let rows = self.sql.query("SELECT oid, spcname FROM pg_catalog.pg_tablespace WHERE pg_catalog.pg_tablespace_location(oid) LIKE '/%'")?;
+        let mut problems = Vec::new();
+        for row in &rows {
+            let oid = row.required("oid")?;
+            if self.tablespaces.iter().all(|known| known.oid.to_string() != oid) {
+                let message = "created while the backup ran: on this host a drill would not replay that, and is incomplete; back up again";
+                problems.push(Problem {
+                    object: format!("tablespace {}", row.required("spcname")?),
+                    kind: "tablespace-created".into(),
+                    message: message.into(),
+                });
+            }
+        }
+        Ok(problems)
     }
 
     /// Somebody may hold a table for a moment (vacuum, a long transaction): such a one gets a few more chances, each at a point of its own.
@@ -440,6 +461,10 @@ impl SourceSnapshot for BaseSnapshot {
         self.estimate
     }
 
+    fn belongs(&self) -> Option<(&'static str, String)> {
+        Some((SYSTEM_IDENTIFIER, self.system_identifier.to_string()))
+    }
+
     fn order(&self) -> Order {
         Order::Any
     }
@@ -506,7 +531,7 @@ impl SourceSnapshot for BaseSnapshot {
         let (rows, bytes, milliseconds) =
             taken.cost.iter().fold((0, 0, 0), |sum, one| (sum.0 + one.rows, sum.1 + one.bytes, sum.2 + one.duration_ms));
         let consistency = json!({
-            "system_identifier": self.system_identifier.to_string(),
+            SYSTEM_IDENTIFIER: self.system_identifier.to_string(),
             "server_version": self.facts.version,
             "timeline": self.timeline,
             "start_lsn": self.start,

@@ -182,6 +182,7 @@ fn part(text: &str) -> Option<(String, &str)> {
 
 /// One database with its snapshot.
 struct Database {
+    name: String,
     connection: Connection,
     tables: Vec<TableName>,
 }
@@ -191,8 +192,17 @@ pub struct Snapshot {
     databases: Vec<Database>,
     position: Position,
     left_out: Vec<Problem>,
+    /// Tables for which the server has no place for a lock: another try would not change that.
+    beyond: Beyond,
     locked: Duration,
     options: Options,
+}
+
+/// Tables that were passed over because there are too many.
+#[derive(Default)]
+struct Beyond {
+    names: BTreeSet<String>,
+    told: Vec<Problem>,
 }
 
 /// The connectable databases of a server, by name.
@@ -236,6 +246,7 @@ impl Snapshot {
         // Here, because a query in one of the transactions would take its snapshot before the locks.
         let options = &Options { lock_limit: options.lock_limit.min(deadlock_patience(first)?), ..options.clone() };
         let mut databases = Vec::new();
+        let mut beyond = Beyond::default();
         for (database, mut connection) in opened {
             let mut tables = match tables_of(&mut connection, &database) {
                 Ok(tables) => tables,
@@ -245,15 +256,16 @@ impl Snapshot {
                 }
             };
             if tables.len() > budget {
-                choose_at_random(&mut tables, budget, &mut left_out)?;
+                choose_at_random(&database, &mut tables, budget, &mut beyond)?;
             }
             budget -= tables.len();
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")?;
             let tables = lock(&mut connection, tables, "ACCESS SHARE", options.lock_timeout, None, &mut left_out, cancel)?;
-            databases.push(Database { connection, tables });
+            databases.push(Database { name: database, connection, tables });
         }
         let mut snapshot = Self {
             databases,
+            beyond,
             position: Position { restore_point: None, lsn: Lsn(0) },
             left_out,
             locked: Duration::ZERO,
@@ -264,7 +276,25 @@ impl Snapshot {
         } else {
             snapshot.hold(name, cancel)?;
         }
+        snapshot.name_newcomers()?;
         Ok(snapshot)
+    }
+
+    /// Tables that were listed before and do not exist at the position are none of its; those that exist there and were not listed, because
+    /// they were created or renamed meanwhile, are named: nothing of them was locked.
+    fn name_newcomers(&mut self) -> Result<()> {
+        for Database { name, connection, tables } in &mut self.databases {
+            let there: BTreeSet<String> = tables_of(connection, name)?.iter().map(ToString::to_string).collect();
+            let prefix = format!("{}.", shown(name));
+            self.left_out.retain(|problem| !problem.object.starts_with(&prefix) || there.contains(&problem.object));
+            let mut known: BTreeSet<String> = tables.iter().map(ToString::to_string).collect();
+            known.extend(self.left_out.iter().map(|problem| problem.object.clone()));
+            for table in there.iter().filter(|table| !known.contains(*table) && !self.beyond.names.contains(*table)) {
+                let message = "it was created or renamed while fingerprints were prepared".to_owned();
+                self.left_out.push(Problem { object: table.clone(), kind: "no-fingerprint".into(), message });
+            }
+        }
+        Ok(())
     }
 
     /// Locks against writers, takes snapshots and position, lets go.
@@ -352,7 +382,7 @@ impl Snapshot {
         &self.position
     }
 
-    /// Tables that are not in it, and why.
+    /// Tables that are not in it and may be in the next one, and why.
     #[must_use]
     pub fn left_out(&self) -> &[Problem] {
         &self.left_out
@@ -369,9 +399,10 @@ impl Snapshot {
     /// # Errors
     /// `Interrupted`, or when a connection was lost.
     pub fn read(self, key: &[u8; 32], cancel: &Cancel) -> Result<Taken> {
-        let Self { databases, position, mut left_out, locked, options } = self;
+        let Self { databases, position, mut left_out, beyond, locked, options } = self;
+        left_out.extend(beyond.told);
         let (mut tables, mut cost) = (Vec::new(), Vec::new());
-        for Database { mut connection, tables: names } in databases {
+        for Database { mut connection, tables: names, .. } in databases {
             for mut name in names {
                 cancel.check()?;
                 connection.execute("SAVEPOINT reading")?;
@@ -448,18 +479,37 @@ fn tables_of(connection: &mut Connection, database: &str) -> Result<Vec<TableNam
 }
 
 /// Keeps `count` tables, others each time, in their order.
-fn choose_at_random(tables: &mut Vec<TableName>, count: usize, left_out: &mut Vec<Problem>) -> Result<()> {
+fn choose_at_random(database: &str, tables: &mut Vec<TableName>, count: usize, beyond: &mut Beyond) -> Result<()> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| Error::new(Kind::Failed, "draw a random number").because(error.to_string()))?;
     let rank = |table: &TableName| *blake3::keyed_hash(&seed, table.to_string().as_bytes()).as_bytes();
     let mut ranked: Vec<_> = tables.iter().map(|table| (rank(table), table.clone())).collect();
     ranked.sort();
     let kept: BTreeSet<TableName> = ranked.into_iter().take(count).map(|(_, table)| table).collect();
-    let why = format!("more tables than a quarter of the server's places for locks ({count}): max_locks_per_transaction");
     let (keep, drop): (Vec<_>, Vec<_>) = std::mem::take(tables).into_iter().partition(|table| kept.contains(table));
-    left_out.extend(drop.iter().map(|table| Problem { object: table.to_string(), kind: "no-fingerprint".into(), message: why.clone() }));
+    // One sentence: nobody reads thousands.
+    beyond.told.push(Problem {
+        object: format!("{} of {} tables of database {}", drop.len(), drop.len() + keep.len(), shown(database)),
+        kind: "no-fingerprint".into(),
+        message: format!(
+            "lifeboat takes no more than a quarter of the server's places for locks, {count} here; others are chosen each time; raise max_locks_per_transaction for all"
+        ),
+    });
+    beyond.names.extend(drop.iter().map(ToString::to_string));
     *tables = keep;
     Ok(())
+}
+
+/// Every table of a server that a fingerprint can be of.
+///
+/// # Errors
+/// As the server says.
+pub fn tables(settings: &Settings, cancel: &Cancel) -> Result<Vec<TableName>> {
+    let mut found = Vec::new();
+    for database in databases(settings, cancel)? {
+        found.extend(tables_of(&mut open(settings, &database, cancel)?, &database)?);
+    }
+    Ok(found)
 }
 
 /// Locks tables and yields those that are locked. After `until` only those that are free.

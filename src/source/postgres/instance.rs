@@ -280,6 +280,17 @@ impl Drop for Instance {
     }
 }
 
+/// Refuses a folder on which a server runs, or which holds the data folder of one.
+///
+/// # Errors
+/// `Usage` says which process.
+pub fn refuse_running(folder: &Path) -> Result<()> {
+    let found = process::user_of(folder).io_context(|| format!("look whether a server runs in {}", folder.display()))?;
+    let Some(pid) = found else { return Ok(()) };
+    Err(Error::new(Kind::Usage, format!("restore to {}: a PostgreSQL server runs there (process {pid})", folder.display()))
+        .hint("restore to another place, or stop that server first: pg_ctl stop, or systemctl stop postgresql"))
+}
+
 /// Ends and removes what an instance in `folder` left when its process was killed. Nothing there is fine; the data folder stays.
 ///
 /// The folder may have been renamed or moved within its file system since. Must not be called for a folder whose owner lives.

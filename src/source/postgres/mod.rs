@@ -91,13 +91,26 @@ impl PostgresSource {
             // Not the backup's fault, and no proof either.
             Err(error) => return Ok(vec![check("server", Outcome::Skipped, "a private server that starts", told(&error))]),
         };
+        let expected = format!("recovered to {}", point.position.lsn);
+        // Before anything is started: a replay would take these folders from a server that runs here.
+        match point.tablespaces_to_come(data) {
+            Ok(created) if created.is_empty() => {}
+            Ok(created) => {
+                let actual = format!(
+                    "not started: tablespaces were created while this backup ran ({}), and a replay of that would use these very folders; drill a later snapshot",
+                    created.join(", ")
+                );
+                return Ok(vec![check("server", Outcome::Skipped, &expected, actual)]);
+            }
+            Err(error) if error.kind() == Kind::Damaged => return Ok(vec![check("server", Outcome::Failed, &expected, told(&error))]),
+            Err(error) => return Err(error),
+        }
         let account = Account::choose(data)?;
         recover::prepare(data, &context.scratch.join("tablespaces"), account)?;
         let (preload, missing_libraries) = tools.libraries(&point.preload);
         let folder = context.scratch.join("server");
         let launch = Launch { tools: &tools, account, data, folder: &folder, settings: &[], preload: &preload, limit: START_LIMIT };
         let recovery = Recovery { target: point.target(), timeline: Timeline::Current, restore_command: None, action: Action::Promote };
-        let expected = format!("recovered to {}", point.position.lsn);
         let (instance, outcome) = match recover::recover(&launch, &recovery, &context.cancel) {
             Ok(recovered) => recovered,
             Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::NoSpace | Kind::Usage) => return Err(error),
@@ -138,6 +151,19 @@ fn told(error: &Error) -> String {
 }
 
 impl Point {
+    /// The folders of tablespaces that a replay up to this point would create, where the source had them.
+    ///
+    /// # Errors
+    /// `Damaged` when the log in the folder does not reach this point: what it would do is not known then.
+    fn tablespaces_to_come(&self, data: &Path) -> Result<Vec<String>> {
+        let identifier = self.system_identifier.parse().context(Kind::Damaged, || "read the system identifier of the snapshot".into())?;
+        let (created, end) = recover::tablespaces_in_log(data, identifier, self.timeline, self.start)?;
+        if !self.is_reached(end) {
+            return Err(Error::new(Kind::Damaged, format!("the log in the snapshot ends at {end}, it must reach {}", self.position.lsn)));
+        }
+        Ok(created.into_iter().map(|(oid, location)| format!("{oid} at {location}")).collect())
+    }
+
     /// That of a restored folder.
     ///
     /// # Errors
@@ -190,6 +216,17 @@ impl Source for PostgresSource {
             target.display(),
             point.position.lsn
         )];
+        let created = point.tablespaces_to_come(usable)?;
+        if !created.is_empty() {
+            // First of all.
+            steps.insert(
+                0,
+                format!(
+                    "DO NOT START IT on a host where these folders are in use: tablespaces were created while this backup ran, and on its start the server takes their folders for its own: {}; or restore a later snapshot",
+                    created.join(", ")
+                ),
+            );
+        }
         if bare {
             steps.push(format!(
                 "its configuration was not in the data folder: a minimal one was written (socket only, local users by their own names); what was backed up of the source's is below {}/lifeboat_conf",

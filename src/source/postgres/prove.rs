@@ -223,6 +223,9 @@ fn shown(content: &TableFingerprint) -> String {
     format!("{} rows, {}", content.rows, content.digest.get(..16).unwrap_or(&content.digest))
 }
 
+/// The check of a snapshot without fingerprints.
+const SAMPLE: &str = "fingerprint sample";
+
 /// Tables against their fingerprints.
 fn check_content(settings: &Settings, request: &ProveRequest, threads: usize, context: &SourceContext) -> Result<Vec<CheckResult>> {
     if request.compare_percent == 0 {
@@ -230,7 +233,15 @@ fn check_content(settings: &Settings, request: &ProveRequest, threads: usize, co
     }
     let chosen = crate::source::fingerprint::choose(&request.fingerprints, request.compare_percent);
     if chosen.is_empty() {
-        return Ok(vec![result("fingerprint sample", Outcome::Skipped, "content as backed up", "the snapshot has no fingerprints")]);
+        // An empty cluster is proven by being empty.
+        let tables = fingerprint::tables(settings, &context.cancel)?;
+        return Ok(vec![match tables.first() {
+            None => result(SAMPLE, Outcome::Passed, "no tables", "no tables"),
+            Some(first) => {
+                let found = format!("the snapshot has no fingerprints, and there are {} tables, {first} among them", tables.len());
+                result(SAMPLE, Outcome::Skipped, "content as backed up", found)
+            }
+        }]);
     }
     let names: Vec<&str> = chosen.iter().map(|known| known.table.as_str()).collect();
     let found = fingerprint::again(settings, &names, &context.fingerprint_key, threads, &context.cancel)?;

@@ -17,6 +17,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Cancel;
 use crate::source::postgres::instance::{self, Account, Instance, Launch};
 use crate::source::postgres::lsn::Lsn;
+use crate::source::postgres::wal::{Meaning, SegmentSize, WalName, WalReader};
 
 /// `MAXFNAMELEN` is 64 with the terminator (`access/xlog_internal.h`).
 const MOST_NAME_BYTES: usize = 63;
@@ -201,6 +202,60 @@ pub fn clear(data: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The tablespaces that a replay of the log in `pg_wal` from `start` on would create: oid and folder. A server that replays one takes that folder
+/// for its own, whoever uses it on this host, and before PostgreSQL 15 even empties it. Also the end of the valid log.
+///
+/// # Errors
+/// `Damaged` when the log is not whole files.
+pub fn tablespaces_in_log(data: &Path, system_identifier: u64, timeline: u32, start: Lsn) -> Result<(Vec<(u32, String)>, Lsn)> {
+    let folder = data.join("pg_wal");
+    let failed = || format!("look through the log in {}", folder.display());
+    let strange = |what: &str| Error::new(Kind::Damaged, format!("{}: {what}", failed()));
+    let mut files = BTreeMap::new();
+    let mut size = None;
+    for item in fs::read_dir(&folder).io_context(failed)? {
+        let item = item.io_context(failed)?;
+        let (name, metadata) = (item.file_name(), item.metadata().io_context(failed)?);
+        if !metadata.is_file() {
+            continue;
+        }
+        let Ok(of_file) = SegmentSize::new(metadata.len()) else { continue };
+        if let Some(WalName::Segment { timeline: of, number }) = name.to_str().and_then(|name| WalName::parse(name, of_file))
+            && of == timeline
+        {
+            if size.is_some_and(|size| size != of_file) {
+                return Err(strange("its files have several sizes"));
+            }
+            size = Some(of_file);
+            files.insert(number, item.path());
+        }
+    }
+    let Some(size) = size else { return Err(strange("there is none")) };
+    let first = size.number(start);
+    let mut reader = WalReader::new(size.start(first), size, Some(system_identifier))?;
+    let mut found = Vec::new();
+    let mut buffer = vec![0; 1 << 20];
+    for (_, path) in (first..).zip(files.range(first..)).take_while(|(number, (of, _))| number == *of).map(|(_, file)| file) {
+        let mut file = File::open(path).io_context(failed)?;
+        loop {
+            let read = file.read(&mut buffer).io_context(failed)?;
+            if read == 0 || reader.end().is_some() {
+                break;
+            }
+            reader.push(&buffer[..read], |record| {
+                if let Meaning::CreateTablespace { oid, location } = record.meaning
+                    && record.start >= start
+                    // Inside the data folder otherwise.
+                    && !location.is_empty()
+                {
+                    found.push((oid, location));
+                }
+            });
+        }
+    }
+    Ok((found, reader.valid_end()))
 }
 
 /// The oids of the tablespaces that a restored folder has, as folders `pg_tblspc/<oid>`.

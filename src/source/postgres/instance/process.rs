@@ -107,6 +107,34 @@ pub fn members(folder: FolderId, started: Option<&Identity>) -> io::Result<Vec<M
     Ok(found)
 }
 
+/// A server that runs on a data folder which is `folder` or below it. What belongs to another user can only be told by the `postmaster.pid` of
+/// `folder` itself: then the process that it names must be a PostgreSQL.
+pub fn user_of(folder: &Path) -> io::Result<Option<i32>> {
+    let (own, path) = match (FolderId::of(folder), fs::canonicalize(folder)) {
+        (Ok(own), Ok(path)) => (own, path),
+        (Err(error), _) | (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        (Err(error), _) | (_, Err(error)) => return Err(error),
+    };
+    let written = fs::read_to_string(path.join("postmaster.pid")).ok();
+    let written = written.and_then(|text| text.lines().next()?.trim().parse::<i32>().ok()).map(i32::abs);
+    for item in fs::read_dir("/proc")? {
+        let Some(pid) = item?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let is_server = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| matches!(name.trim_end(), "postgres" | "postmaster"));
+        if !is_server || Identity::of(pid).is_none() {
+            continue;
+        }
+        let cwd = format!("/proc/{pid}/cwd");
+        let is_there = match FolderId::of(Path::new(&cwd)) {
+            Ok(id) => id == own || fs::read_link(&cwd).is_ok_and(|cwd| cwd.starts_with(&path)),
+            Err(_) => written == Some(pid),
+        };
+        if is_there {
+            return Ok(Some(written.unwrap_or(pid)));
+        }
+    }
+    Ok(None)
+}
+
 /// Ends them all: an immediate shutdown, which lets the server remove its shared memory, then by force. Yields who is still there.
 pub fn end(folder: FolderId, started: Option<&Identity>, patience: Duration) -> io::Result<Vec<i32>> {
     for (signal, limit) in [(Signal::QUIT, patience), (Signal::KILL, patience)] {

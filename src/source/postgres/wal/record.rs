@@ -1,6 +1,6 @@
 //! Records of the log: the few kinds that matter to recovery.
 //!
-//! Source: `access/xlogrecord.h`, `access/xact.h`, `access/xlog_internal.h`, `catalog/pg_control.h` of PostgreSQL 14 to 18. A record is a header of 24 bytes (total
+//! Source: `access/xlogrecord.h`, `access/xact.h`, `access/xlog_internal.h`, `catalog/pg_control.h`, `commands/tablespace.h` of PostgreSQL 14 to 18. A record is a header of 24 bytes (total
 //! length u32, transaction u32, start of the previous record u64, info u8, resource manager u8, 2 unused, CRC-32C u32 of everything after the header and then
 //! of the header up to here), headers of its parts, and its data; the main data comes last.
 
@@ -12,6 +12,7 @@ pub const HEADER_BYTES: usize = 24;
 
 const XLOG: u8 = 0;
 const XACT: u8 = 1;
+const TABLESPACE: u8 = 5;
 /// The upper half of `info` belongs to the resource manager.
 const INFO: u8 = 0xF0;
 const XACT_OPERATION: u8 = 0x70;
@@ -63,6 +64,11 @@ pub enum Meaning {
     OverwriteContrecord {
         at: Lsn,
     },
+    /// Replaying it makes the server use, and before 15 empty, this folder.
+    CreateTablespace {
+        oid: u32,
+        location: String,
+    },
     /// Anything else.
     Other,
 }
@@ -112,6 +118,7 @@ impl Header {
         match self.resource_manager {
             XACT => matches!(self.info & XACT_OPERATION, 0x00 | 0x20 | 0x30 | 0x40),
             XLOG => matches!(self.info & INFO, 0x00 | 0x10 | 0x40..=0x70 | 0x90 | 0xD0),
+            TABLESPACE => self.info & INFO == 0x00,
             _ => false,
         }
     }
@@ -143,6 +150,9 @@ fn understand(header: &Header, body: &[u8], magic: u16) -> Option<Meaning> {
         };
         return Some(if matches!(operation, 0x00 | 0x30) { Meaning::Commit { xid, time } } else { Meaning::Abort { xid, time } });
     }
+    if header.resource_manager == TABLESPACE && info & INFO == 0x00 {
+        return Some(Meaning::CreateTablespace { oid: u32_at(data, 0)?, location: text_at(data, 4)? });
+    }
     if header.resource_manager != XLOG {
         return None;
     }
@@ -156,11 +166,7 @@ fn understand(header: &Header, body: &[u8], magic: u16) -> Option<Meaning> {
         }),
         0x50 => Some(Meaning::BackupEnd { start: Lsn(u64_at(data, 0)?) }),
         0x60 => Some(Meaning::ParameterChange { wal_level: u32_at(data, 20)?.cast_signed() }),
-        0x70 => {
-            let name = data.get(8..)?;
-            let name = &name[..name.iter().position(|&byte| byte == 0).unwrap_or(name.len())];
-            Some(Meaning::RestorePoint { name: String::from_utf8_lossy(name).into_owned(), time: time_at(data, 0)? })
-        }
+        0x70 => Some(Meaning::RestorePoint { name: text_at(data, 8)?, time: time_at(data, 0)? }),
         0x90 => Some(Meaning::EndOfRecovery { timeline: u32_at(data, 8)?, previous_timeline: u32_at(data, 12)?, time: time_at(data, 0)? }),
         0xD0 => Some(Meaning::OverwriteContrecord { at: Lsn(u64_at(data, 0)?) }),
         _ => None,
@@ -201,6 +207,13 @@ fn prepared_xid(data: &[u8], info: u8, is_commit: bool, magic: u16) -> Option<u3
         }
     }
     if present & (1 << 4) == 0 { None } else { u32_at(data, at) }
+}
+
+/// Up to its terminator.
+fn text_at(data: &[u8], at: usize) -> Option<String> {
+    let text = data.get(at..)?;
+    let text = &text[..text.iter().position(|&byte| byte == 0).unwrap_or(text.len())];
+    Some(String::from_utf8_lossy(text).into_owned())
 }
 
 fn time_at(data: &[u8], at: usize) -> Option<DateTime<Utc>> {

@@ -86,6 +86,7 @@ fn described(meaning: &Meaning) -> Option<String> {
         Meaning::ParameterChange { .. } => Some("PARAMETER_CHANGE".into()),
         Meaning::Switch => Some("SWITCH".into()),
         Meaning::OverwriteContrecord { at } => Some(format!("OVERWRITE_CONTRECORD lsn {at}")),
+        Meaning::CreateTablespace { oid, location } => Some(format!("CREATE {oid} \"{location}\"")),
         Meaning::Other => None,
     }
 }
@@ -180,6 +181,7 @@ fn every_record_is_as_pg_waldump_has_it() {
     ] {
         let mut server = TestServer::start(&["--wal-segsize=1"], &format!("{CONFIGURATION}\n{extra}"));
         load(&server);
+        server.session().sql("SET allow_in_place_tablespaces = on;\nCREATE TABLESPACE inside LOCATION ''");
         let last_commit = server.sql("INSERT INTO pgbench_history (tid) VALUES (1); SELECT 1");
         assert_eq!(last_commit, "1");
         server.stop("immediate");
@@ -190,6 +192,7 @@ fn every_record_is_as_pg_waldump_has_it() {
             records.iter().any(|record| matches!(&record.meaning, Meaning::RestorePoint { name, .. } if name == "before the \u{e9}nd"))
         );
         assert!(records.iter().any(|record| record.length > 3_000_000));
+        assert_eq!(count(&records, |meaning| matches!(meaning, Meaning::CreateTablespace { .. })), 1);
         torn_anywhere(&server, &records);
         // Recovery from the crash goes on right where we say that the log ends.
         let end = records.last().unwrap().end;

@@ -1,0 +1,586 @@
+//! What goes wrong around base backups, restores and drills of PostgreSQL: each told clearly, nothing half committed, nothing left behind.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+#[path = "support/workspace.rs"]
+mod workspace;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use support::postgres::{Cluster, Options, PASSWORD, as_server_user, bin_directory, distribution_version, wait_until};
+use support::proxy::Proxy;
+use tempfile::TempDir;
+use workspace::{bare, text};
+
+const BULK: &str = "CREATE TABLE bulk AS SELECT n, repeat(md5(n::text), 40) AS v FROM generate_series(1, 60000) n";
+
+/// A plan, a repository and a state folder for a server.
+struct World {
+    folder: TempDir,
+}
+
+impl World {
+    fn new(cluster: &Cluster, local: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        let world = Self { folder };
+        fs::create_dir(world.path("plans")).unwrap();
+        fs::create_dir(world.path("state")).unwrap();
+        fs::set_permissions(world.path("state"), fs::Permissions::from_mode(0o711)).unwrap();
+        world.say_url(&socket_url(cluster));
+        world.say_plan("crm", cluster.version, local.then(|| cluster.data()));
+        world.json(&["repo", "init", "main"], 0);
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn say_url(&self, url: &str) {
+        fs::write(self.path("url"), url).unwrap();
+        fs::set_permissions(self.path("url"), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn say_plan(&self, source: &str, version: u32, data: Option<PathBuf>) {
+        let local = data.map(|data| format!("data_directory = \"{}\"", data.display())).unwrap_or_default();
+        let plan = format!(
+            r#"version = 1
+[repository.main]
+url = "file://{0}/repository"
+passphrase = {{ env = "CRM_PASSPHRASE" }}
+[source.{source}]
+kind = "postgres"
+url = {{ file = "{0}/url" }}
+bin_directory = "{1}"
+{local}
+[plan.crm]
+source = "{source}"
+repository = "main"
+"#,
+            self.folder.path().display(),
+            bin_directory(version).display(),
+        );
+        fs::write(self.path("plans/crm.toml"), plan).unwrap();
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = bare(words);
+        command.arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
+        command.env("CRM_PASSPHRASE", "correct horse battery staple");
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    fn json(&self, words: &[&str], code: i32) -> Value {
+        let output = self.run(words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stdout)))
+    }
+
+    fn snapshots(&self) -> usize {
+        self.json(&["snapshots", "crm"], 0)["snapshots"].as_array().unwrap().len()
+    }
+
+    /// A drill that is passed, and what it checked.
+    fn proven(&self) -> Vec<String> {
+        let drill = self.json(&["drill", "run", "crm"], 0);
+        assert_eq!(drill["verdict"], "passed", "{drill}");
+        passed(&drill)
+    }
+}
+
+fn passed(drill: &Value) -> Vec<String> {
+    let checks = drill["checks"].as_array().unwrap().iter();
+    checks.filter(|check| check["outcome"] == "passed").map(|check| check["name"].as_str().unwrap().to_owned()).collect()
+}
+
+fn socket_url(cluster: &Cluster) -> String {
+    format!("host={} port={} user=postgres dbname=postgres", cluster.folder().display(), cluster.port)
+}
+
+fn tcp_url(port: u16, password: &str) -> String {
+    let quoted = password.replace('\\', "\\\\").replace('\'', "\\'");
+    format!("host=127.0.0.1 port={port} user=postgres dbname=postgres password='{quoted}'")
+}
+
+/// Neither slot nor backup nor session of lifeboat is left, soon after it ended.
+fn assert_server_is_free(cluster: &Cluster) {
+    wait_until("slots, base backups and sessions of lifeboat to be gone", || {
+        cluster.value(
+            "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_stat_progress_basebackup) \
+             + (SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_backend_pid())",
+        ) == "0"
+    });
+}
+
+/// Statements, one after the other, until dropped.
+struct Load {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<u64>>,
+}
+
+impl Load {
+    fn start(cluster: &Arc<Cluster>, statement: impl Fn(u64) -> String + Send + 'static) -> Self {
+        let (cluster, stop) = (Arc::clone(cluster), Arc::new(AtomicBool::new(false)));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut connection = cluster.connect();
+            let mut done = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                connection.execute(&statement(done)).unwrap();
+                done += 1;
+            }
+            done
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    fn end(mut self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_breaks_leaves_nothing() {
+    let cluster = Cluster::start(distribution_version());
+    cluster.sql(BULK);
+    let world = World::new(&cluster, false);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxy = runtime.block_on(Proxy::start(&format!("http://127.0.0.1:{}", cluster.port)));
+    world.say_url(&tcp_url(proxy.port(), PASSWORD));
+    // At the very beginning, among the files, near their end.
+    for bytes in [3_000, 5_000_000, 60_000_000] {
+        proxy.break_after(Some(bytes));
+        let failed = world.json(&["backup", "crm"], 1);
+        assert!(["unavailable", "failed"].contains(&failed["error"]["kind"].as_str().unwrap()), "{failed}");
+        assert!(!failed.to_string().contains("TESTPASSWORD"), "{failed}");
+        assert!(proxy.cuts() > 0);
+        proxy.break_after(None);
+        assert_server_is_free(&cluster);
+        assert_eq!(world.snapshots(), 0, "after {bytes} bytes");
+    }
+    world.json(&["backup", "crm"], 0);
+    assert_server_is_free(&cluster);
+    world.proven();
+}
+
+#[test]
+fn a_walsender_that_is_ended_leaves_nothing() {
+    let cluster = Arc::new(Cluster::start(distribution_version()));
+    cluster.sql(BULK);
+    let world = World::new(&cluster, false);
+    let ender = Arc::clone(&cluster);
+    let thread = std::thread::spawn(move || {
+        wait_until("a base backup to be ended", || {
+            ender.value("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_progress_basebackup WHERE backup_streamed > 1000000") != "0"
+        });
+    });
+    let failed = world.json(&["backup", "crm"], 1);
+    thread.join().unwrap();
+    // Its last word does not always arrive between the files.
+    let said = failed["error"].to_string();
+    assert!(said.contains("terminat") || said.contains("the server closed it"), "{said}");
+    assert_server_is_free(&cluster);
+    assert_eq!(world.snapshots(), 0);
+    world.json(&["backup", "crm"], 0);
+    world.proven();
+}
+
+#[test]
+fn another_cluster_behind_the_url_is_refused() {
+    for local in [false, true] {
+        let (first, second) = (Cluster::start(distribution_version()), Cluster::start(distribution_version()));
+        let identifier = |cluster: &Cluster| cluster.value("SELECT system_identifier FROM pg_control_system()");
+        let world = World::new(&first, local);
+        world.json(&["backup", "crm"], 0);
+        world.say_url(&socket_url(&second));
+        if local {
+            world.say_plan("crm", second.version, Some(second.data()));
+        }
+        let refused = world.json(&["backup", "crm"], 2);
+        let said = refused["error"].to_string();
+        assert!(said.contains(&identifier(&first)) && said.contains(&identifier(&second)) && said.contains("new source name"), "{said}");
+        assert_eq!(world.snapshots(), 1);
+        assert_server_is_free(&second);
+        // As it says: under a new name, and the old one can still be brought back.
+        world.say_plan("crm2", second.version, local.then(|| second.data()));
+        let made = world.json(&["backup", "crm"], 0);
+        assert_eq!(made["consistency"]["crm2"]["system_identifier"], Value::String(identifier(&second)));
+        let old = world.json(&["snapshots", "crm"], 0)["snapshots"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|snapshot| snapshot["sources"][0]["name"] == "crm")
+            .unwrap()["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        world.json(&["restore", "crm", "--snapshot", &old, "--to", world.path("old").to_str().unwrap(), "--yes"], 0);
+        // And the first one again under its own name.
+        world.say_url(&socket_url(&first));
+        world.say_plan("crm", first.version, local.then(|| first.data()));
+        world.json(&["backup", "crm"], 0);
+    }
+}
+
+#[test]
+fn a_password_that_was_changed_is_told_and_never_shown() {
+    let cluster = Cluster::start(distribution_version());
+    let world = World::new(&cluster, false);
+    world.say_url(&tcp_url(cluster.port, PASSWORD));
+    world.json(&["backup", "crm"], 0);
+    cluster.sql("ALTER ROLE postgres PASSWORD 'changed-meanwhile'");
+    let output = world.command(&["backup", "crm"]).env("LIFEBOAT_LOG", "lifeboat=trace").output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stdout));
+    let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
+    assert!(said.contains("password") && !said.contains("TESTPASSWORD") && !said.contains("changed-meanwhile"), "{said}");
+    assert_eq!(world.snapshots(), 1);
+    world.say_url(&tcp_url(cluster.port, "changed-meanwhile"));
+    world.json(&["backup", "crm"], 0);
+    for path in workspace::files(&world.path("state")) {
+        let bytes = fs::read(&path).unwrap();
+        assert!(!bytes.windows(12).any(|window| window == b"TESTPASSWORD"), "{} holds the password", path.display());
+    }
+}
+
+#[test]
+fn nothing_is_restored_into_the_folder_of_a_server_that_runs() {
+    let cluster = Cluster::start(distribution_version());
+    cluster.sql("CREATE TABLE kept AS SELECT 1 AS n");
+    let world = World::new(&cluster, false);
+    world.json(&["backup", "crm"], 0);
+    let inode = fs::metadata(cluster.data()).unwrap().ino();
+    let to = |target: &Path| -> Vec<String> {
+        let name = target.file_name().unwrap().to_str().unwrap().to_owned();
+        ["restore", "crm", "--to", target.to_str().unwrap(), "--overwrite", &name].map(String::from).to_vec()
+    };
+    // The folder itself, and one that holds it.
+    for target in [cluster.data(), cluster.folder().to_owned()] {
+        let before = fs::read_dir(cluster.folder()).unwrap().count();
+        let words = to(&target);
+        let refused = world.json(&words.iter().map(String::as_str).collect::<Vec<_>>(), 2);
+        assert!(refused["error"]["message"].as_str().unwrap().contains("server runs there"), "{refused}");
+        assert_eq!(fs::read_dir(cluster.folder()).unwrap().count(), before, "nothing was made beside it");
+        assert_eq!(fs::metadata(cluster.data()).unwrap().ino(), inode);
+        assert_eq!(cluster.value("SELECT n FROM kept"), "1");
+    }
+    // What a crash leaves does not stand in the way.
+    cluster.kill_server();
+    wait_until("its processes to be gone", || {
+        !fs::read_dir("/proc").unwrap().flatten().any(|item| {
+            fs::metadata(item.path().join("cwd")).is_ok_and(|cwd| cwd.ino() == inode)
+                && fs::read_to_string(item.path().join("comm")).is_ok_and(|name| name.trim_end() == "postgres")
+        })
+    });
+    assert!(cluster.data().join("postmaster.pid").exists());
+    let words = to(&cluster.data());
+    let report = world.json(&words.iter().map(String::as_str).collect::<Vec<_>>(), 0);
+    assert_eq!(report["moved_aside"].as_array().unwrap().len(), 1, "{report}");
+    cluster.start_server();
+    wait_until("the restored server to be promoted", || cluster.value("SELECT pg_is_in_recovery()") == "f");
+    assert_eq!(cluster.value("SELECT n FROM kept"), "1");
+}
+
+#[test]
+fn a_killed_backup_leaves_nothing_on_the_server() {
+    for local in [false, true] {
+        let cluster = Cluster::start(distribution_version());
+        cluster.sql(BULK);
+        let world = World::new(&cluster, local);
+        for milliseconds in [80, 200, 500, 900, 1500] {
+            let mut child = world.command(&["backup", "crm"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(milliseconds));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_server_is_free(&cluster);
+        }
+        assert!(!cluster.data().join("backup_label").exists());
+        world.json(&["backup", "crm"], 0);
+        world.proven();
+        let work = world.path("state/work/crm");
+        let left = fs::read_dir(&work).unwrap().flatten().filter(|item| item.file_name().to_string_lossy().starts_with("run-")).count();
+        assert_eq!(left, 0, "scratch folders in {}", work.display());
+    }
+}
+
+/// Servers that work in a folder below this one.
+fn servers_below(folder: &Path) -> Vec<i32> {
+    let folder = fs::canonicalize(folder).unwrap();
+    let mut found = Vec::new();
+    for item in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = item.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let is_server = fs::read_to_string(item.path().join("comm")).is_ok_and(|name| name.trim_end() == "postgres");
+        if is_server && fs::read_link(item.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&folder)) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+#[test]
+fn the_server_of_a_killed_drill_is_ended_by_the_next_run() {
+    let cluster = Cluster::start(distribution_version());
+    cluster.sql(BULK);
+    let world = World::new(&cluster, false);
+    world.json(&["backup", "crm"], 0);
+    let mut child = world.command(&["drill", "run", "crm"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("a private server", || !servers_below(&world.path("state")).is_empty());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!servers_below(&world.path("state")).is_empty(), "otherwise this tests nothing");
+    world.json(&["backup", "crm"], 0);
+    assert_eq!(servers_below(&world.path("state")), Vec::<i32>::new());
+    world.proven();
+    assert_eq!(servers_below(&world.path("state")), Vec::<i32>::new());
+}
+
+#[test]
+fn ten_thousand_tables_are_fingerprinted_as_far_as_there_are_locks() {
+    const TABLES: u64 = 10_000;
+    let make = "DO $$ BEGIN FOR n IN 1..10000 LOOP EXECUTE format('CREATE TABLE %I (n int)', 'tab ' || n); \
+                EXECUTE format('INSERT INTO %I VALUES (%s)', 'tab ' || n, n); \
+                IF n % 500 = 0 THEN COMMIT; END IF; END LOOP; END $$";
+    let cluster = Arc::new(Options::new(distribution_version()).setting("max_connections", "100").start());
+    cluster.sql(make);
+    let world = World::new(&cluster, false);
+    // The default: 64 places for each of 100 connections, and lifeboat takes a quarter. An application never lacks any.
+    let load = Load::start(&cluster, |n| format!("INSERT INTO \"tab {}\" VALUES (0)", n % 10_000 + 1));
+    let made = world.json(&["backup", "crm"], 0);
+    assert!(load.end() > 100);
+    let fingerprints = &made["consistency"]["crm"]["fingerprints"];
+    let taken = fingerprints["tables"].as_u64().unwrap();
+    let left_out = fingerprints["left_out"].as_array().unwrap();
+    let told = left_out.iter().find(|problem| problem["message"].to_string().contains("max_locks_per_transaction")).unwrap();
+    assert_eq!(told["object"], "8400 of 10000 tables of database postgres");
+    assert_eq!(taken + 8_400 + left_out.len() as u64 - 1, TABLES, "each is fingerprinted, named or counted: {left_out:?}");
+    assert!(taken > 1_500, "{fingerprints}");
+    assert_server_is_free(&cluster);
+
+    // With what it asks for, all of them.
+    cluster.sql("ALTER SYSTEM SET max_locks_per_transaction = 512");
+    cluster.stop_server();
+    cluster.start_server();
+    let made = world.json(&["backup", "crm"], 0);
+    assert_eq!(made["consistency"]["crm"]["fingerprints"]["tables"], TABLES);
+    world.proven();
+}
+
+#[test]
+fn an_empty_cluster_is_backed_up_and_proven() {
+    let cluster = Cluster::start(distribution_version());
+    for local in [false, true] {
+        let world = World::new(&cluster, local);
+        let made = world.json(&["backup", "crm"], 0);
+        assert_eq!(made["consistency"]["crm"]["fingerprints"]["tables"], 0, "{made}");
+        assert!(world.proven().contains(&"databases".to_owned()));
+    }
+}
+
+#[test]
+fn tables_that_come_and_go_meanwhile_are_no_failure() {
+    for local in [false, true] {
+        let cluster = Arc::new(Cluster::start(distribution_version()));
+        cluster.sql(BULK);
+        cluster.sql("CREATE TABLE emptied(n int); CREATE TABLE \"Straße; DROP TABLE bulk; --\"(\"sp alte\" text); CREATE TABLE rewritten AS SELECT n FROM generate_series(1, 1000) n");
+        cluster.sql("INSERT INTO \"Straße; DROP TABLE bulk; --\" VALUES ('ü'), (NULL)");
+        let world = World::new(&cluster, local);
+        let load = Load::start(&cluster, |n| {
+            format!(
+                "CREATE TABLE come_{n} AS SELECT g FROM generate_series(1, 500) g; TRUNCATE emptied; INSERT INTO emptied VALUES ({n}); \
+                 DROP TABLE IF EXISTS come_{}; ALTER TABLE rewritten ALTER n TYPE {}",
+                n.wrapping_sub(3),
+                if n % 2 == 0 { "bigint" } else { "int" }
+            )
+        });
+        let made = world.json(&["backup", "crm"], 0);
+        assert!(load.end() > 10);
+        // Tables that are rewritten all the time may not be had; then each is named, and nothing else is missing.
+        let left_out = made["consistency"]["crm"]["fingerprints"]["left_out"].as_array().unwrap();
+        for problem in left_out {
+            let object = problem["object"].as_str().unwrap();
+            assert!(["come_", "emptied", "rewritten"].iter().any(|name| object.contains(name)), "{problem}");
+            assert!(!problem["message"].to_string().contains("does not exist"), "{problem}");
+        }
+        let drill = world.json(&["drill", "run", "crm"], if left_out.is_empty() { 0 } else { 3 });
+        let checks = drill["checks"].as_array().unwrap();
+        assert!(checks.iter().all(|check| check["outcome"] == "passed" || check["outcome"] == "skipped"), "{drill}");
+        for table in ["bulk", "\"Straße; DROP TABLE bulk; --\""] {
+            assert!(passed(&drill).contains(&format!("content of postgres.public.{table}")), "{table}: {drill}");
+        }
+        assert_server_is_free(&cluster);
+    }
+}
+
+/// A standby of `primary` that follows it.
+fn standby_of(primary: &Cluster) -> Cluster {
+    let standby = Cluster::empty(primary.version);
+    primary.run(
+        "pg_basebackup",
+        [
+            format!("--pgdata={}", standby.data().display()),
+            "--checkpoint=fast".into(),
+            "--write-recovery-conf".into(),
+            format!("--dbname=host={} port={} user=postgres", primary.folder().display(), primary.port),
+        ],
+    );
+    standby.configure(&[]);
+    standby.start_server();
+    standby
+}
+
+#[test]
+fn a_standby_is_backed_up_and_proven() {
+    for local in [false, true] {
+        let primary = Arc::new(Cluster::start(distribution_version()));
+        primary.sql("CREATE TABLE account AS SELECT n, 'account ' || n AS name FROM generate_series(1, 20000) n; CREATE TABLE ledger(n bigint)");
+        let standby = standby_of(&primary);
+        let world = World::new(&standby, local);
+        // Log must flow: a standby cannot end its own segment.
+        let load = Load::start(&primary, |n| format!("INSERT INTO ledger VALUES ({n}); SELECT pg_sleep(0.005)"));
+        let output = world.run(&["backup", "crm"]);
+        load.end();
+        assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+        let made: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(made["consistency"]["crm"]["standby"], true, "{made}");
+        assert_server_is_free(&standby);
+        assert_eq!(standby.value("SELECT pg_is_wal_replay_paused()"), "f", "replay goes on");
+        let passed = world.proven();
+        assert!(passed.contains(&"content of postgres.public.account".to_owned()) && passed.contains(&"content of postgres.public.ledger".to_owned()), "{passed:?}");
+    }
+}
+
+#[test]
+fn a_tablespace_that_is_created_meanwhile_is_never_replayed_here() {
+    let cluster = Arc::new(Cluster::start(distribution_version()));
+    cluster.sql(BULK);
+    let world = World::new(&cluster, false);
+    let place = cluster.folder().join("space");
+    assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&place).status().unwrap().success());
+    let (creator, location) = (Arc::clone(&cluster), place.display().to_string());
+    let thread = std::thread::spawn(move || {
+        let mut connection = creator.connect();
+        wait_until("a base backup to run", || {
+            creator.value("SELECT count(*) FROM pg_stat_progress_basebackup WHERE backup_streamed > 1000000") == "1"
+        });
+        connection.execute(&format!("CREATE TABLESPACE space LOCATION '{location}'")).unwrap();
+        connection.execute("CREATE TABLE moved TABLESPACE space AS SELECT n FROM generate_series(1, 1000) n").unwrap();
+        connection.execute("CHECKPOINT").unwrap();
+    });
+    let made = world.json(&["backup", "crm"], 3);
+    thread.join().unwrap();
+    assert!(made["problems"].to_string().contains("tablespace space"), "{made}");
+    let state = || {
+        let mut all: Vec<(PathBuf, u64, Vec<u8>)> = workspace::files(&place)
+            .into_iter()
+            .map(|path| (path.clone(), fs::metadata(&path).unwrap().ino(), fs::read(&path).unwrap()))
+            .collect();
+        all.sort();
+        all
+    };
+    let before = state();
+    assert!(!before.is_empty());
+    let drill = world.json(&["drill", "run", "crm"], 3);
+    assert_eq!(drill["verdict"], "incomplete", "{drill}");
+    assert!(drill["checks"].to_string().contains(place.to_str().unwrap()), "{drill}");
+    assert_eq!(passed(&drill), Vec::<String>::new(), "nothing was started");
+    let report = world.json(&["restore", "crm", "--to", world.path("restored").to_str().unwrap(), "--yes"], 3);
+    assert!(report["notes"].to_string().contains("DO NOT START IT"), "{report}");
+    assert_eq!(state(), before, "what the source has there was not touched");
+    assert_eq!(cluster.value("SELECT count(*) FROM moved"), "1000");
+    // The next backup has it as any other.
+    world.json(&["backup", "crm"], 0);
+    assert!(world.proven().contains(&"content of postgres.public.moved".to_owned()));
+    assert_eq!(cluster.value("SELECT count(*) FROM moved"), "1000");
+}
+
+/// A small file system in memory, gone with the test.
+struct Small(PathBuf);
+
+impl Small {
+    /// `None` where mounting is not allowed.
+    fn mount(at: &Path, mib: u64) -> Option<Self> {
+        fs::create_dir_all(at).unwrap();
+        let options = format!("size={mib}m,mode=0711");
+        let output = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).output().unwrap();
+        if !output.status.success() {
+            println!("not tested: {}", text(&output.stderr));
+            return None;
+        }
+        Some(Self(at.to_owned()))
+    }
+
+    /// Leaves room for so many bytes.
+    fn fill(&self, but: u64) {
+        let found = rustix::fs::statvfs(&self.0).unwrap();
+        let length = (found.f_bavail * found.f_frsize).saturating_sub(but);
+        fs::write(self.0.join("filler"), vec![1; usize::try_from(length).unwrap()]).unwrap();
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(&self.0).status());
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_as_such_and_never_as_a_bad_backup() {
+    let cluster = Cluster::start(distribution_version());
+    cluster.sql("CREATE TABLE bulk AS SELECT n, md5(n::text) AS v FROM generate_series(1, 20000) n");
+    let world = World::new(&cluster, false);
+    let bytes = world.json(&["backup", "crm"], 0)["bytes_source"].as_u64().unwrap();
+    let Some(small) = Small::mount(&world.path("small"), (bytes >> 20) + 200) else { return };
+    let target = small.0.join("restored");
+    let words = ["restore", "crm", "--to", target.to_str().unwrap(), "--yes"];
+    // Not enough from the beginning.
+    small.fill(bytes / 2);
+    let refused = world.json(&words, 1);
+    assert_eq!(refused["error"]["kind"], "no-space", "{refused}");
+    assert!(!target.exists());
+    small.free();
+    world.json(&words, 0);
+    drop(small);
+
+    // A drill: enough for the content, not for the server's recovery, and not enough at all.
+    fs::rename(world.path("state"), world.path("state-before")).unwrap();
+    let Some(small) = Small::mount(&world.path("state"), (bytes >> 20) + 200) else { return };
+    for room in [bytes / 2, bytes + (3 << 20)] {
+        small.fill(room);
+        let output = world.run(&["drill", "run", "crm"]);
+        let said = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{said}\n{}", text(&output.stderr));
+        assert!(said.contains("no-space"), "{said}");
+        assert_eq!(servers_below(&world.path("state")), Vec::<i32>::new());
+        small.free();
+        let left = fs::read_dir(world.path("state/work/crm")).unwrap().flatten().filter(|item| item.path().is_dir()).count();
+        assert_eq!(left, 0, "of a drill with room for {room} of {bytes} bytes");
+        let listed = world.json(&["snapshots", "crm"], 0);
+        assert!(listed["snapshots"][0]["damaged"].is_null(), "{listed}");
+    }
+    world.proven();
+}
