@@ -85,8 +85,10 @@ pub fn choose<'a>(plan: &'a plan::Plan, name: Option<&str>) -> Result<&'a Arc<pl
         (Some(source), None) => Ok(source),
         (None, _) => Err(Error::new(Kind::Usage, format!("plan {} has no PostgreSQL source", plan.name))
             .hint("only PostgreSQL has a log that is streamed")),
-        (Some(_), Some(_)) => Err(Error::new(Kind::Usage, format!("plan {} has several PostgreSQL sources", plan.name))
-            .hint("say which one with --source NAME")),
+        (Some(_), Some(_)) => {
+            Err(Error::new(Kind::Usage, format!("plan {} has several PostgreSQL sources", plan.name))
+                .hint("say which one with --source NAME"))
+        }
     }
 }
 
@@ -135,7 +137,8 @@ pub fn run(plan: &plan::Plan, source: &plan::Source, persistence: Persistence, s
             (_, again) => again,
         };
         if let Again::After(pause) = again {
-            let message = format!("the log of source {} does not stream, next try in {} s: {}", source.name, pause.as_secs(), explain(error));
+            let message =
+                format!("the log of source {} does not stream, next try in {} s: {}", source.name, pause.as_secs(), explain(error));
             tracing::warn!(plan = %plan.name, source = %source.name, hint = error.hint_text(), "{message}");
             progress.event(Event::Warning { message });
         }
@@ -269,10 +272,8 @@ impl LogSink for Sink<'_> {
         let pieces = self.log.pieces()?;
         let system_identifier = self.system_identifier(&pieces)?;
         let timeline = |stream: u64| u32::try_from(stream).context(Kind::Damaged, || format!("a log of timeline {stream}"));
-        let stretches = runs(&pieces)
-            .iter()
-            .map(|run| Ok((timeline(run.stream)?, Lsn(run.start), Lsn(run.end))))
-            .collect::<Result<Vec<_>>>()?;
+        let stretches =
+            runs(&pieces).iter().map(|run| Ok((timeline(run.stream)?, Lsn(run.start), Lsn(run.end)))).collect::<Result<Vec<_>>>()?;
         if !std::mem::replace(&mut self.looked_for_left, true) {
             for (piece, by) in subsumed(&pieces) {
                 self.remove(&piece, &by);

@@ -138,9 +138,8 @@ pub struct LogStream {
 /// The name of the slot of a plan's source: what a server allows, and never that of another plan or source.
 #[must_use]
 pub fn slot_name(plan: &str, source: &str) -> String {
-    let plain = |text: &str| -> String {
-        text.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect()
-    };
+    let plain =
+        |text: &str| -> String { text.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect() };
     let (is_plain, name) = (
         |text: &str| !text.is_empty() && !text.contains('_') && plain(text) == text,
         format!("lifeboat_{}_{}", plain(plan), plain(source)),
@@ -428,7 +427,10 @@ impl<'a> Session<'a> {
         {
             return Err(Error::new(
                 Kind::SplitBrain,
-                format!("the server is of another cluster (system identifier {}) than the log and the backups (system identifier {ours})", identity.system_identifier),
+                format!(
+                    "the server is of another cluster (system identifier {}) than the log and the backups (system identifier {ours})",
+                    identity.system_identifier
+                ),
             )
             .hint("nothing was stored. Let the url lead to the right server; a new cluster needs a plan or a source of another name"));
         }
@@ -439,7 +441,10 @@ impl<'a> Session<'a> {
             && from.timeline == identity.timeline
             && identity.position < from.durable
         {
-            let behind = format!("the server's log ends at {}, before what is stored of timeline {}, which ends at {}", identity.position, from.timeline, from.durable);
+            let behind = format!(
+                "the server's log ends at {}, before what is stored of timeline {}, which ends at {}",
+                identity.position, from.timeline, from.durable
+            );
             return Err(if facts.in_recovery {
                 Error::new(Kind::Unavailable, behind).hint("a standby that is behind: the stream goes on when it has caught up")
             } else {
@@ -785,7 +790,10 @@ mod tests {
     use super::*;
 
     fn known(stretches: &[(u32, u64, u64)]) -> Known {
-        Known { system_identifier: None, stretches: stretches.iter().map(|&(timeline, start, end)| (timeline, Lsn(start), Lsn(end))).collect() }
+        Known {
+            system_identifier: None,
+            stretches: stretches.iter().map(|&(timeline, start, end)| (timeline, Lsn(start), Lsn(end))).collect(),
+        }
     }
 
     fn position(timeline: u32, start: u64, durable: u64) -> Position {
@@ -803,7 +811,11 @@ mod tests {
         let third = TimelineHistory::parse(3, "1\t0/40\tx\n2\t0/65\tx\n").unwrap();
         assert_eq!(resumed(&[(1, 32, 53)], &third), Some(position(1, 48, 53)));
         assert_eq!(resumed(&[(1, 32, 64)], &third), Some(position(2, 64, 64)));
-        assert_eq!(resumed(&[(1, 32, 99)], &third), Some(position(2, 64, 64)), "what the old primary wrote behind the switch is not on the way");
+        assert_eq!(
+            resumed(&[(1, 32, 99)], &third),
+            Some(position(2, 64, 64)),
+            "what the old primary wrote behind the switch is not on the way"
+        );
         assert_eq!(resumed(&[(1, 32, 64), (2, 64, 101)], &third), Some(position(3, 96, 96)));
         assert_eq!(resumed(&[(1, 32, 64), (2, 64, 101), (3, 96, 97)], &third), Some(position(3, 96, 97)));
         assert_eq!(resume(&known(&[(2, 64, 80)]), &first, 16).unwrap_err().kind(), Kind::SplitBrain);
@@ -823,7 +835,8 @@ mod tests {
     fn names_of_slots_are_the_servers_and_differ() {
         assert_eq!(slot_name("crm", "db"), "lifeboat_crm_db");
         let long = "x".repeat(64);
-        let pairs = [("crm.a", "db"), ("crm-a", "db"), ("crm_a", "db"), ("crm", "a_db"), ("CRM", "db"), (&long, "a"), (&long, "b"), ("crm", "db")];
+        let pairs =
+            [("crm.a", "db"), ("crm-a", "db"), ("crm_a", "db"), ("crm", "a_db"), ("CRM", "db"), (&long, "a"), (&long, "b"), ("crm", "db")];
         let names: std::collections::BTreeSet<String> = pairs.iter().map(|(plan, source)| slot_name(plan, source)).collect();
         assert_eq!(names.len(), pairs.len(), "{names:?}");
         for name in names {
