@@ -119,6 +119,9 @@ Examples:
     /// Prove that recovery works
     #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat drill run crm")]
     Drill(DrillCommand),
+    /// The continuous log of a database beside its backups
+    #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat log stream crm")]
+    Log(LogCommand),
     /// Who can open a repository
     #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat key list main")]
     Key(KeyCommand),
@@ -316,6 +319,20 @@ pub struct DrillRunArgs {
     /// Keep what was restored for so long, such as 4h
     #[arg(long, value_name = "DURATION")]
     pub keep_target: Option<String>,
+}
+
+/// `lifeboat log …`
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// Stream the log of a PostgreSQL source into the repository until stopped
+    #[command(after_help = "Example:\n  lifeboat log stream crm\n  lifeboat log stream crm --source db")]
+    Stream {
+        /// Name of the plan
+        plan: String,
+        /// Which source of several
+        #[arg(long, value_name = "NAME")]
+        source: Option<String>,
+    },
 }
 
 /// `lifeboat key …`

@@ -15,6 +15,7 @@ mod context;
 mod doctor;
 mod drill;
 mod key;
+mod log;
 mod man;
 mod plan;
 mod repo;
@@ -51,6 +52,7 @@ pub fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Drill(DrillCommand::Run(args)) => drill::run(app, args),
         Command::Drill(DrillCommand::History { plan }) => drill::history(app, plan.as_deref()),
         Command::Drill(DrillCommand::Report { id, html }) => drill::report(app, id, html.as_deref()),
+        Command::Log(command) => log::run(app, command),
         Command::Key(command) => key::run(app, command),
         Command::Serve(args) => serve::run(app, args),
         Command::Status(args) => status::run(app, args),

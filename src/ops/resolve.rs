@@ -301,8 +301,7 @@ fn source(source: &plan::Source) -> Result<NamedSource> {
                 .hint("leave `method` out, or use a command source with pg_dump"));
         }
         SourceKind::Postgres(server) => {
-            let url = server.url.resolve().map_err(|e| e.within(format!("read the url of source {}", source.name)))?;
-            let settings = Settings::parse(url.expose()).map_err(|e| e.within(format!("understand the url of source {}", source.name)))?;
+            let settings = postgres_settings(source)?;
             let (data_directory, bin_directory) = (server.data_directory.clone(), server.bin_directory.clone());
             Arc::new(PostgresSource {
                 settings: Some(settings),
@@ -315,6 +314,18 @@ fn source(source: &plan::Source) -> Result<NamedSource> {
         SourceKind::Mysql(_) => return Err(no_driver(source.kind.word())),
     };
     Ok(NamedSource { name: source.name.clone(), source: driver, restores_folder })
+}
+
+/// How to connect to a PostgreSQL source.
+///
+/// # Errors
+/// `Usage` when its secret cannot be read or understood.
+pub(super) fn postgres_settings(source: &plan::Source) -> Result<Settings> {
+    let SourceKind::Postgres(server) = &source.kind else {
+        return Err(Error::new(Kind::Usage, format!("source {} is not PostgreSQL", source.name)));
+    };
+    let url = server.url.resolve().map_err(|e| e.within(format!("read the url of source {}", source.name)))?;
+    Settings::parse(url.expose()).map_err(|e| e.within(format!("understand the url of source {}", source.name)))
 }
 
 fn drill(drill: &plan::Drill) -> DrillSettings {

@@ -33,6 +33,7 @@ pub mod prove;
 pub mod recover;
 pub mod remote;
 pub mod replication;
+pub mod stream;
 pub mod tar;
 pub mod throttle;
 pub mod wal;

@@ -1,0 +1,375 @@
+//! Streams the log of a PostgreSQL source into the repository, and keeps a note of how it stands where `status` finds it.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Clock;
+use crate::error::{Context, Error, Kind, Result};
+use crate::event::{Event, Progress};
+use crate::id::Name;
+use crate::ops::explain;
+use crate::ops::resolve::{self, Surroundings};
+use crate::ops::work::{FileLock, make_private, read_private, write_private};
+use crate::plan::{self, SourceKind};
+use crate::repo::{Gap, Log, PieceInfo, Repository, Role, runs};
+use crate::source::postgres::lsn::Lsn;
+use crate::source::postgres::stream::{Again, Known, LogPiece, LogSink, LogStream, StreamState, slot_name};
+use crate::source::postgres::wal::PieceFacts;
+
+/// How often the note is written.
+const NOTE_EVERY: Duration = Duration::from_secs(1);
+
+/// How the log of a source stands: `lifeboat.log/1`, kept in the plan's work folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogStatus {
+    pub schema: String,
+    pub plan: String,
+    pub source: String,
+    /// The moment that this is of; a note that is old is of a stream that does not run.
+    pub time: DateTime<Utc>,
+    pub connected: bool,
+    pub timeline: u32,
+    /// What is stored ends here.
+    pub durable_to: Lsn,
+    pub server_end: Lsn,
+    pub lag_bytes: u64,
+    /// Of the log that was stored since the stream began.
+    pub newest_commit: Option<DateTime<Utc>>,
+    /// Whatever was committed before this moment of the source's clock is stored.
+    pub server_clock: Option<DateTime<Utc>>,
+    /// What the slot holds back on the server, and what may be written before it may be lost.
+    pub held_bytes: Option<u64>,
+    pub safe_bytes: Option<u64>,
+    pub wal_status: Option<String>,
+    pub slot: String,
+    pub gaps: Vec<Gap>,
+    pub error: Option<String>,
+}
+
+/// Where the note about a source's stream is.
+fn note_path(work: &Path, source: &Name) -> PathBuf {
+    work.join(format!("log-{source}.json"))
+}
+
+/// How the stream of a source stood when it last said so; `None`: it never did.
+///
+/// # Errors
+/// When there is a note that cannot be read.
+pub fn status(work: &Path, source: &Name) -> Result<Option<LogStatus>> {
+    let path = note_path(work, source);
+    match read_private(&path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).context(Kind::Failed, || format!("understand {}", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(format!("read {}", path.display()), error)),
+    }
+}
+
+/// The source of a plan whose log is meant: the one that is named, or the only one that has a log.
+///
+/// # Errors
+/// `Usage` when there is none, or not one only.
+pub fn choose<'a>(plan: &'a plan::Plan, name: Option<&str>) -> Result<&'a Arc<plan::Source>> {
+    let mut candidates = plan.sources.iter().filter(|source| matches!(source.kind, SourceKind::Postgres(_)));
+    if let Some(name) = name {
+        return candidates.find(|source| source.name.as_str() == name).ok_or_else(|| {
+            Error::new(Kind::Usage, format!("plan {} has no PostgreSQL source {name:?}", plan.name))
+                .hint("`lifeboat plan show` shows its sources; only PostgreSQL has a log that is streamed")
+        });
+    }
+    match (candidates.next(), candidates.next()) {
+        (Some(source), None) => Ok(source),
+        (None, _) => Err(Error::new(Kind::Usage, format!("plan {} has no PostgreSQL source", plan.name))
+            .hint("only PostgreSQL has a log that is streamed")),
+        (Some(_), Some(_)) => {
+            Err(Error::new(Kind::Usage, format!("plan {} has several PostgreSQL sources", plan.name))
+                .hint("say which one with --source NAME"))
+        }
+    }
+}
+
+/// Whether what fails is tried again however it looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Persistence {
+    /// A wrong plan is told to whoever typed the command.
+    Foreground,
+    /// Somebody may repair it while the daemon runs.
+    Daemon,
+}
+
+/// A daemon looks after a permanent error again, but not often.
+const LONG_PAUSE: Duration = Duration::from_mins(5);
+
+/// Streams the log of a source until `surroundings.cancel` is set; returns how it stood then. Holds the lock that makes it the only
+/// stream of this source on this host.
+///
+/// # Errors
+/// `Busy` when one runs; `SplitBrain` when the server is not the one that the log is of; in the foreground also what is wrong with the
+/// plan or the server before the first piece.
+pub fn run(plan: &plan::Plan, source: &plan::Source, persistence: Persistence, surroundings: &Surroundings) -> Result<LogStatus> {
+    let settings = resolve::postgres_settings(source)?;
+    let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
+    if repository.role() == Role::Maintainer {
+        return Err(Error::new(Kind::WrongKey, format!("stream the log of {}: this passphrase opens a maintainer key slot", plan.name))
+            .hint("use the passphrase of a writer or reader key slot (`lifeboat key list`)"));
+    }
+    let work = surroundings.state.join("work").join(plan.name.as_str());
+    make_private(&work)?;
+    let lock = work.join(format!("log-{}.lock", source.name));
+    let _lock = FileLock::try_take(&lock, surroundings.clock.now())?.map_err(|holder| {
+        Error::new(Kind::Busy, format!("stream the log of source {} of plan {}: it is streamed already ({holder})", source.name, plan.name))
+            .hint("`lifeboat serve` streams the logs of its plans; one stream is enough")
+    })?;
+    let slot = slot_name(plan.name.as_str(), source.name.as_str());
+    let connected = Cell::new(false);
+    let mut sink = Sink::new(plan, source, repository, &slot, &work, surroundings, &connected)?;
+    let stream = LogStream { settings, slot, cancel: surroundings.cancel.clone() };
+    let progress = Arc::clone(&surroundings.progress);
+    progress.event(Event::Phase { name: "stream", detail: format!("{} of {}", source.name, plan.name) });
+    stream.run(&mut sink, |error, again| {
+        let again = match (persistence, again) {
+            (Persistence::Daemon, Again::Never) => Again::After(LONG_PAUSE),
+            (Persistence::Foreground, Again::After(_)) if error.kind() == Kind::Usage && !connected.get() => Again::Never,
+            (_, again) => again,
+        };
+        if let Again::After(pause) = again {
+            let message =
+                format!("the log of source {} does not stream, next try in {} s: {}", source.name, pause.as_secs(), explain(error));
+            tracing::warn!(plan = %plan.name, source = %source.name, hint = error.hint_text(), "{message}");
+            progress.event(Event::Warning { message });
+        }
+        again
+    })?;
+    sink.note(true);
+    Ok(sink.status)
+}
+
+/// The repository's log as a stream's sink.
+struct Sink<'a> {
+    log: Log,
+    repository: Repository,
+    plan: Name,
+    source: Name,
+    /// Pieces inside the unit that fills, which go when it is whole.
+    small: Vec<PieceInfo>,
+    /// The store does not let pieces be removed.
+    keeps_all: bool,
+    looked_for_left: bool,
+    status: LogStatus,
+    path: PathBuf,
+    noted_at: Option<Instant>,
+    clock: Arc<dyn Clock>,
+    progress: Arc<dyn Progress>,
+    connected: &'a Cell<bool>,
+}
+
+impl<'a> Sink<'a> {
+    fn new(
+        plan: &plan::Plan,
+        source: &plan::Source,
+        repository: Repository,
+        slot: &str,
+        work: &Path,
+        surroundings: &Surroundings,
+        connected: &'a Cell<bool>,
+    ) -> Result<Self> {
+        let log = repository.log(&plan.name, &source.name);
+        let (gaps, damaged) = log.gaps()?;
+        for error in damaged {
+            tracing::warn!(error = ?error, "a gap on record cannot be read");
+        }
+        let status = LogStatus {
+            schema: "lifeboat.log/1".into(),
+            plan: plan.name.to_string(),
+            source: source.name.to_string(),
+            time: surroundings.clock.now(),
+            connected: false,
+            timeline: 0,
+            durable_to: Lsn(0),
+            server_end: Lsn(0),
+            lag_bytes: 0,
+            newest_commit: None,
+            server_clock: None,
+            held_bytes: None,
+            safe_bytes: None,
+            wal_status: None,
+            slot: slot.to_owned(),
+            gaps,
+            error: None,
+        };
+        Ok(Self {
+            log,
+            repository,
+            plan: plan.name.clone(),
+            source: source.name.clone(),
+            small: Vec::new(),
+            keeps_all: false,
+            looked_for_left: false,
+            status,
+            path: note_path(work, &source.name),
+            noted_at: None,
+            clock: Arc::clone(&surroundings.clock),
+            progress: Arc::clone(&surroundings.progress),
+            connected,
+        })
+    }
+
+    /// Writes the note, not too often.
+    fn note(&mut self, now: bool) {
+        if !now && self.noted_at.is_some_and(|at| at.elapsed() < NOTE_EVERY) {
+            return;
+        }
+        self.noted_at = Some(Instant::now());
+        self.status.time = self.clock.now();
+        let written = serde_json::to_vec_pretty(&self.status)
+            .context(Kind::Bug, || "write how the log stands".to_owned())
+            .and_then(|text| write_private(&self.path, &text));
+        if let Err(error) = written {
+            // The log itself matters more.
+            tracing::warn!(error = ?error, "how the log stands could not be noted");
+        }
+    }
+
+    /// Of the cluster whose log or backups are stored.
+    fn system_identifier(&self, pieces: &[PieceInfo]) -> Result<Option<u64>> {
+        if let Some(newest) = pieces.last() {
+            let facts: PieceFacts = serde_json::from_value(self.log.facts(newest)?)
+                .context(Kind::Damaged, || format!("understand what is said of the newest piece of the log of source {}", self.source))?;
+            return identifier(&facts.system_identifier).map(Some);
+        }
+        let manifests = self.repository.manifests(Some(&self.plan))?;
+        let newest = manifests.iter().rev().flat_map(|manifest| &manifest.sources).find(|record| record.name == self.source);
+        let text = newest.and_then(|record| record.finish["consistency"]["system_identifier"].as_str());
+        text.map(identifier).transpose()
+    }
+
+    /// Removes what a larger piece has.
+    fn remove(&mut self, piece: &PieceInfo, by: &PieceInfo) {
+        if self.keeps_all {
+            return;
+        }
+        match self.log.remove_subsumed(piece, by) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.keeps_all = true;
+                tracing::info!("small pieces of the log stay: the store does not let them be removed");
+            }
+            Err(error) => tracing::warn!(error = ?error, "a small piece of the log stays for now"),
+        }
+    }
+}
+
+fn identifier(text: &str) -> Result<u64> {
+    text.parse().context(Kind::Damaged, || "understand a system identifier".to_owned())
+}
+
+impl LogSink for Sink<'_> {
+    fn known(&mut self) -> Result<Known> {
+        let pieces = self.log.pieces()?;
+        let system_identifier = self.system_identifier(&pieces)?;
+        let timeline = |stream: u64| u32::try_from(stream).context(Kind::Damaged, || format!("a log of timeline {stream}"));
+        let stretches =
+            runs(&pieces).iter().map(|run| Ok((timeline(run.stream)?, Lsn(run.start), Lsn(run.end)))).collect::<Result<Vec<_>>>()?;
+        if !std::mem::replace(&mut self.looked_for_left, true) {
+            for (piece, by) in subsumed(&pieces) {
+                self.remove(&piece, &by);
+            }
+        }
+        // What is small is not told apart here: all that a later piece covers goes.
+        if let Some(newest) = pieces.last() {
+            let near = newest.end.saturating_sub(crate::source::postgres::stream::UNIT_BYTES_MAX);
+            self.small = pieces.iter().filter(|piece| piece.stream == newest.stream && piece.start >= near).copied().collect();
+        }
+        Ok(Known { system_identifier, stretches })
+    }
+
+    fn piece(&mut self, piece: &LogPiece<'_>) -> Result<()> {
+        let facts = serde_json::to_value(piece.facts).context(Kind::Bug, || "write what is said of a piece of log".to_owned())?;
+        let stored = self.log.append(u64::from(piece.timeline), piece.start.0, piece.end.0, &facts, piece.bytes)?.piece;
+        self.progress.event(Event::Advance { bytes: piece.bytes.len() as u64, items: 1 });
+        if piece.replaces {
+            let inside = |other: &PieceInfo| {
+                other.stream == stored.stream
+                    && stored.start <= other.start
+                    && other.end <= stored.end
+                    && (other.start, other.end) != (stored.start, stored.end)
+            };
+            let gone: Vec<PieceInfo> = self.small.iter().filter(|other| inside(other)).copied().collect();
+            self.small.retain(|other| !inside(other) && other.stream == stored.stream && other.end > stored.start);
+            for other in gone {
+                self.remove(&other, &stored);
+            }
+        }
+        self.small.push(stored);
+        Ok(())
+    }
+
+    fn history(&mut self, name: &str, content: &[u8]) -> Result<()> {
+        self.log.put_side(&Name::new(name)?, content).map(|_| ())
+    }
+
+    fn gap(&mut self, timeline: u32, from: Lsn, to: Lsn, reason: &str) -> Result<()> {
+        let gap = Gap { stream: u64::from(timeline), from: from.0, to: to.0, reason: reason.to_owned(), noticed_at: self.clock.now() };
+        self.log.record_gap(&gap)?;
+        let message = format!(
+            "the log of source {} has a gap from {from} to {to} of timeline {timeline}: moments in it cannot be recovered. {reason}",
+            self.source
+        );
+        tracing::error!(plan = %self.plan, source = %self.source, "{message}");
+        self.progress.event(Event::Warning { message });
+        self.status.gaps.push(gap);
+        self.note(true);
+        Ok(())
+    }
+
+    fn state(&mut self, state: &StreamState) {
+        let changed = self.status.connected != state.connected || self.status.error != state.error;
+        if state.connected {
+            self.connected.set(true);
+        }
+        let status = &mut self.status;
+        status.connected = state.connected;
+        status.timeline = state.timeline;
+        status.durable_to = state.durable_to;
+        status.server_end = state.server_end;
+        status.lag_bytes = state.server_end.since(state.durable_to);
+        status.newest_commit = state.newest_commit;
+        status.server_clock = state.server_clock;
+        status.held_bytes = state.held_bytes;
+        status.safe_bytes = state.safe_bytes;
+        status.wal_status.clone_from(&state.wal_status);
+        status.error.clone_from(&state.error);
+        self.note(changed);
+    }
+}
+
+/// Pieces that another one contains, with that one. Pure.
+fn subsumed(pieces: &[PieceInfo]) -> Vec<(PieceInfo, PieceInfo)> {
+    let mut sorted = pieces.to_vec();
+    sorted.sort_unstable_by_key(|piece| (piece.stream, piece.start, std::cmp::Reverse(piece.end)));
+    let mut cover: Option<PieceInfo> = None;
+    let mut found = Vec::new();
+    for piece in sorted {
+        match cover {
+            Some(by) if by.stream == piece.stream && piece.end <= by.end => found.push((piece, by)),
+            _ => cover = Some(piece),
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_larger_piece_contains_is_found() {
+        let piece = |stream, start, end| PieceInfo { stream, start, end, size: 1 };
+        let pieces = [piece(1, 0, 16), piece(1, 16, 20), piece(1, 16, 32), piece(1, 20, 25), piece(1, 30, 33), piece(2, 16, 20)];
+        assert_eq!(subsumed(&pieces), [(piece(1, 16, 20), piece(1, 16, 32)), (piece(1, 20, 25), piece(1, 16, 32))]);
+    }
+}

@@ -1,0 +1,853 @@
+//! The continuous log of a server: reserved by a slot, streamed, cut into pieces and handed to a [`LogSink`].
+//!
+//! What is confirmed to the server is what the sink took, never more: so whatever ends here (this process, the connection, the store), the
+//! server still has what is not stored. A stream begins at the start of a unit (a segment), also where some of it is stored already: then the
+//! rest follows it, and the whole of it is known when it ends.
+//!
+//! The source's clock comes from SQL: the clock is asked before the position, so whatever was committed before is in the log up to there. What a
+//! stream's own messages say is the other way round.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+
+use crate::error::{Error, Kind, Result};
+use crate::event::Cancel;
+use crate::source::postgres::backup::Facts;
+use crate::source::postgres::client::{Connection, Mode, sqlstate};
+use crate::source::postgres::conninfo::Settings;
+use crate::source::postgres::lsn::Lsn;
+use crate::source::postgres::replication::{self, SlotStatus, WalEvent, WalStream};
+use crate::source::postgres::wal::history::TimelineHistory;
+use crate::source::postgres::wal::{FactsReader, PieceFacts, SegmentSize};
+
+/// Small pieces come at most this often, and so long after the first byte of one.
+const PIECE_EVERY: Duration = Duration::from_secs(1);
+const GATHER: Duration = Duration::from_millis(250);
+/// So many small pieces are put together to a larger one, and so many of those again.
+const PUT_TOGETHER: usize = 32;
+/// A segment is one piece, unless it is larger than this.
+pub const UNIT_BYTES_MAX: u64 = 64 << 20;
+/// How often the server is asked for a sign of life, and how long it may be silent.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_mins(1);
+/// How often clock and position are asked for, and how the slot is.
+const CLOCK_EVERY: Duration = Duration::from_secs(1);
+const SLOT_EVERY: Duration = Duration::from_secs(10);
+/// A question on the side that is not answered in time must not hold up the log.
+const ASIDE_LIMIT: Duration = Duration::from_secs(5);
+const ASIDE_PAUSE: Duration = Duration::from_secs(10);
+/// Pauses before a stream is started again.
+const BACKOFF: Range<Duration> = Duration::from_secs(1)..Duration::from_mins(1);
+/// Restore points that are told of one piece.
+const RESTORE_POINTS_MAX: usize = 256;
+/// A position that is told behind the header of a page on which nothing was written yet.
+const PAGE: u64 = 8192;
+const PAGE_HEADERS: [u64; 2] = [24, 40];
+
+/// A piece of log to be stored.
+#[derive(Debug)]
+pub struct LogPiece<'a> {
+    pub timeline: u32,
+    pub start: Lsn,
+    pub end: Lsn,
+    pub bytes: &'a [u8],
+    pub facts: &'a PieceFacts,
+    /// It has all that was stored of this stretch before: smaller pieces inside may go.
+    pub replaces: bool,
+}
+
+/// What is stored already.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// Of the cluster that the log is of.
+    pub system_identifier: Option<u64>,
+    /// Timeline, start and end of stretches without a hole, by timeline and start.
+    pub stretches: Vec<(u32, Lsn, Lsn)>,
+}
+
+/// Where the log goes. What returns `Ok` is durable.
+pub trait LogSink {
+    /// What is there: asked whenever a stream begins.
+    ///
+    /// # Errors
+    /// When that is not known: then nothing is streamed.
+    fn known(&mut self) -> Result<Known>;
+
+    /// Stores a piece.
+    ///
+    /// # Errors
+    /// The stream begins again later and brings the piece again.
+    fn piece(&mut self, piece: &LogPiece<'_>) -> Result<()>;
+
+    /// Stores a history file. One with another content under the same name must be refused.
+    ///
+    /// # Errors
+    /// As [`LogSink::piece`].
+    fn history(&mut self, name: &str, content: &[u8]) -> Result<()>;
+
+    /// Records that a stretch cannot be had from the server any more.
+    ///
+    /// # Errors
+    /// As [`LogSink::piece`].
+    fn gap(&mut self, timeline: u32, from: Lsn, to: Lsn, reason: &str) -> Result<()>;
+
+    /// How it stands. Called often; must be quick and must not fail the stream.
+    fn state(&mut self, state: &StreamState);
+}
+
+/// How a stream stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StreamState {
+    pub connected: bool,
+    pub timeline: u32,
+    /// What is stored ends here.
+    pub durable_to: Lsn,
+    /// What the server has written, as far as is known.
+    pub server_end: Lsn,
+    /// Whatever was committed before this moment of the source's clock is stored.
+    pub server_clock: Option<DateTime<Utc>>,
+    /// Newest commit in what was stored since the stream began.
+    pub newest_commit: Option<DateTime<Utc>>,
+    /// What the slot holds back on the server.
+    pub held_bytes: Option<u64>,
+    /// What may still be written before the slot may be lost; `None`: no limit is set, or not known.
+    pub safe_bytes: Option<u64>,
+    pub wal_status: Option<String>,
+    /// Why it does not stream now.
+    pub error: Option<String>,
+}
+
+/// What to do about an error before the stream is started again.
+pub enum Again {
+    /// After this pause.
+    After(Duration),
+    /// Not at all.
+    Never,
+}
+
+/// The log of one server.
+pub struct LogStream {
+    pub settings: Settings,
+    /// Name of the permanent physical slot.
+    pub slot: String,
+    pub cancel: Cancel,
+}
+
+/// The name of the slot of a plan's source: what a server allows, and never that of another plan or source.
+#[must_use]
+pub fn slot_name(plan: &str, source: &str) -> String {
+    let plain =
+        |text: &str| -> String { text.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect() };
+    let (is_plain, name) = (
+        |text: &str| !text.is_empty() && !text.contains('_') && plain(text) == text,
+        format!("lifeboat_{}_{}", plain(plan), plain(source)),
+    );
+    if name.len() <= 63 && is_plain(plan) && is_plain(source) {
+        return name;
+    }
+    // Letters were changed or cut: two names could have become one.
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in plan.bytes().chain([0]).chain(source.bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    format!("{}_{:08x}", &name[..name.len().min(54)], (hash >> 32) ^ (hash & 0xffff_ffff))
+}
+
+/// Creates the permanent slot where it is missing: from then on the server keeps the log. `true`: it was created.
+///
+/// # Errors
+/// What the server says, as when all slots are taken; [`Kind::Usage`] when there is another kind of slot under the name.
+pub fn ensure_slot(settings: &Settings, slot: &str, cancel: &Cancel) -> Result<bool> {
+    let mut sql = Connection::connect(settings, Mode::Sql { database: None }, cancel)?;
+    if let Some(status) = replication::slot_by_sql(&mut sql, slot)? {
+        check_slot(&status, slot)?;
+        return Ok(false);
+    }
+    let mut connection = Connection::connect(settings, Mode::Replication, cancel)?;
+    replication::create_physical_slot(&mut connection, slot, false).map_err(no_slot)?;
+    Ok(true)
+}
+
+fn no_slot(error: Error) -> Error {
+    if error.hint_text().is_some() {
+        return error;
+    }
+    error.hint("the server needs a free one of max_replication_slots, and the role REPLICATION")
+}
+
+fn check_slot(status: &SlotStatus, slot: &str) -> Result<()> {
+    if status.is_physical && !status.is_temporary {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, format!("stream the log: the server has a slot {slot} of another kind"))
+        .hint("it is not lifeboat's: see pg_replication_slots; drop it if nothing uses it"))
+}
+
+fn is_lost(status: &SlotStatus) -> bool {
+    status.restart.is_none() || status.wal_status.as_deref() == Some("lost")
+}
+
+/// The server no longer had what was to come next.
+struct Recycled {
+    said: String,
+    /// In a row.
+    times: u32,
+}
+
+fn is_recycled(error: &Error) -> bool {
+    sqlstate(error) == Some("58P01")
+}
+
+/// How a session ended without an error.
+enum Ended {
+    Stopped,
+    /// The server takes its leave.
+    ServerStops,
+    /// The server no longer has what comes next.
+    Recycled(Error),
+}
+
+impl LogStream {
+    /// Streams until cancelled. `failed` hears of every error and decides.
+    ///
+    /// # Errors
+    /// The one after which `failed` said [`Again::Never`].
+    pub fn run(&self, sink: &mut dyn LogSink, mut failed: impl FnMut(&Error, Again) -> Again) -> Result<()> {
+        let mut pause = BACKOFF.start;
+        let mut state = StreamState::default();
+        let mut recycled: Option<Recycled> = None;
+        loop {
+            let stored = state.durable_to;
+            let ended = match Session::begin(self, sink, &mut state, recycled.as_ref()) {
+                Ok(mut session) => session.run(),
+                Err(error) if is_recycled(&error) => Ok(Ended::Recycled(error)),
+                Err(error) => Err(error),
+            };
+            let progressed = state.connected && state.durable_to != stored;
+            if state.connected && progressed {
+                recycled = None;
+            }
+            state.connected = false;
+            let error = match ended {
+                _ if self.cancel.is_cancelled() => {
+                    sink.state(&state);
+                    return Ok(());
+                }
+                Ok(Ended::Stopped) => return Ok(()),
+                Ok(Ended::Recycled(error)) => {
+                    // Looked into at once, with what the server still has.
+                    let times = recycled.as_ref().map_or(1, |before| before.times + 1);
+                    recycled = Some(Recycled { said: told(&error), times });
+                    if times <= 2 {
+                        continue;
+                    }
+                    error
+                }
+                Ok(Ended::ServerStops) => Error::new(Kind::Unavailable, "the server stops and has ended the stream of its log"),
+                Err(error) => error,
+            };
+            if progressed {
+                pause = BACKOFF.start;
+            }
+            let permanent = matches!(error.kind(), Kind::SplitBrain | Kind::WrongKey | Kind::Bug);
+            state.error = Some(told(&error));
+            sink.state(&state);
+            match failed(&error, if permanent { Again::Never } else { Again::After(pause) }) {
+                Again::Never => return Err(error),
+                Again::After(pause) => {
+                    let until = Instant::now() + pause;
+                    while Instant::now() < until && !self.cancel.is_cancelled() {
+                        std::thread::sleep(Duration::from_millis(100).min(until.saturating_duration_since(Instant::now())));
+                    }
+                }
+            }
+            pause = (pause * 2).min(BACKOFF.end);
+        }
+    }
+}
+
+/// An error with its causes, in a line.
+fn told(error: &Error) -> String {
+    std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
+}
+
+/// Where a stream begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Position {
+    timeline: u32,
+    /// Start of a unit.
+    start: Lsn,
+    /// Stored without a hole from `start` (or before) to here.
+    durable: Lsn,
+}
+
+/// Where the stored log goes on, on the way to the server's timeline. `None`: none of it is on that way. Pure.
+fn resume(known: &Known, history: &TimelineHistory, unit: u64) -> Result<Option<Position>> {
+    if let Some((newest, ..)) = known.stretches.last()
+        && *newest > history.timeline()
+    {
+        return Err(Error::new(
+            Kind::SplitBrain,
+            format!("the server is on timeline {}, but the log is on timeline {newest} already: this is not the primary any more", history.timeline()),
+        )
+        .hint("let the url lead to the server that was promoted; if this one was brought back on purpose, recover it so that it begins a timeline of its own"));
+    }
+    let mut way: Vec<u32> = history.ancestors().iter().map(|ancestor| ancestor.timeline).collect();
+    way.push(history.timeline());
+    for (index, timeline) in way.iter().copied().enumerate().rev() {
+        let left_at = history.left_at(timeline);
+        // What was written behind the switch, by an old primary, is on no way to here.
+        let counts = |start: Lsn| left_at.is_none_or(|left_at| start < left_at);
+        let stretch = known.stretches.iter().rev().find(|(stored, start, _)| *stored == timeline && counts(*start));
+        let Some((_, start, end)) = stretch.copied() else { continue };
+        let Some(left_at) = left_at.filter(|left_at| end >= *left_at) else {
+            let begin = Lsn(end.0 - end.0 % unit);
+            return Ok(Some(Position { timeline, start: begin, durable: if start <= begin { end } else { begin } }));
+        };
+        // All of this timeline that counts is there: on with the next, from the unit in which it was left.
+        let begin = Lsn(left_at.0 - left_at.0 % unit);
+        return Ok(Some(Position { timeline: way[index + 1], start: begin, durable: begin }));
+    }
+    Ok(None)
+}
+
+/// What is missing between two positions, timeline by timeline. Pure.
+fn missing(history: &TimelineHistory, from: Position, to: Lsn) -> Vec<(u32, Lsn, Lsn)> {
+    let mut found = Vec::new();
+    let mut at = from.durable;
+    let later = history.ancestors().iter().filter(|ancestor| ancestor.timeline >= from.timeline);
+    for (timeline, end) in later.map(|ancestor| (ancestor.timeline, ancestor.left_at)).chain([(history.timeline(), Lsn(u64::MAX))]) {
+        let end = end.min(to);
+        if at < end {
+            found.push((timeline, at, end));
+            at = end;
+        }
+    }
+    found
+}
+
+/// Questions on the side.
+struct Aside {
+    connection: Option<Connection>,
+    tried: Instant,
+}
+
+impl Aside {
+    /// A position of the primary and the moment before it was asked for; `None` on a standby, which cannot tell.
+    fn clock(&mut self, stream: &LogStream) -> Option<(DateTime<Utc>, Lsn)> {
+        const SQL: &str = "SELECT floor(extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint, \
+                           CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL ELSE pg_catalog.pg_current_wal_insert_lsn() END";
+        let rows = self.ask(stream, |connection| connection.query(SQL))?;
+        let row = rows.first()?;
+        let clock = DateTime::from_timestamp_micros(row.get(0)?.parse().ok()?)?;
+        Some((clock, without_page_header(row.get(1)?.parse().ok()?)))
+    }
+
+    fn slot(&mut self, stream: &LogStream) -> Option<SlotStatus> {
+        self.ask(stream, |connection| replication::slot_by_sql(connection, &stream.slot)).flatten()
+    }
+
+    fn ask<T>(&mut self, stream: &LogStream, question: impl Fn(&mut Connection) -> Result<T>) -> Option<T> {
+        if self.connection.is_none() {
+            if self.tried.elapsed() < ASIDE_PAUSE {
+                return None;
+            }
+            self.tried = Instant::now();
+            let mut settings = stream.settings.clone();
+            settings.connect_timeout = settings.connect_timeout.min(ASIDE_LIMIT);
+            self.connection = Connection::connect(&settings, Mode::Sql { database: None }, &stream.cancel).ok();
+            if let Some(connection) = &mut self.connection {
+                connection.set_timeout(Some(ASIDE_LIMIT));
+            }
+        }
+        match question(self.connection.as_mut()?) {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                tracing::warn!(error = ?error, "the server did not say how far its log is");
+                (self.connection, self.tried) = (None, Instant::now());
+                None
+            }
+        }
+    }
+}
+
+/// Nothing was written behind the header of a page: the log ends before it.
+fn without_page_header(lsn: Lsn) -> Lsn {
+    if PAGE_HEADERS.contains(&(lsn.0 % PAGE)) { Lsn(lsn.0 - lsn.0 % PAGE) } else { lsn }
+}
+
+/// A small piece of the unit that is stored.
+struct Small {
+    start: Lsn,
+    level: u32,
+    facts: PieceFacts,
+}
+
+/// One connection's worth of streaming.
+struct Session<'a> {
+    stream: &'a LogStream,
+    sink: &'a mut dyn LogSink,
+    state: &'a mut StreamState,
+    segment: SegmentSize,
+    unit: u64,
+    system_identifier: u64,
+    wal: Option<WalStream>,
+    aside: Aside,
+    timeline: u32,
+    /// Of the unit that fills.
+    start: Lsn,
+    bytes: Vec<u8>,
+    durable: Lsn,
+    facts: FactsReader,
+    /// Of all that `facts` was fed with of this unit.
+    unit_facts: Option<PieceFacts>,
+    smalls: Vec<Small>,
+    /// Clock and position that were asked for and are not stored up to yet, oldest first.
+    clocks: Vec<(DateTime<Utc>, Lsn)>,
+    pending_since: Option<Instant>,
+    stored_at: Instant,
+}
+
+impl<'a> Session<'a> {
+    /// Connects, and starts where the log ends; with `recycled`, where what the server still has begins.
+    fn begin(stream: &'a LogStream, sink: &'a mut dyn LogSink, state: &'a mut StreamState, recycled: Option<&Recycled>) -> Result<Self> {
+        let mut sql = Connection::connect(&stream.settings, Mode::Sql { database: None }, &stream.cancel)?;
+        let facts = Facts::read(&mut sql)?;
+        if facts.wal_level == "minimal" {
+            return Err(Error::new(Kind::Usage, "stream the log: wal_level is minimal, this log does not make a copy whole")
+                .hint("set wal_level = replica in postgresql.conf and restart the server"));
+        }
+        let mut connection = Connection::connect(&stream.settings, Mode::Replication, &stream.cancel)?;
+        let identity = replication::identify_system(&mut connection)?;
+        let known = sink.known()?;
+        if let Some(ours) = known.system_identifier
+            && ours != identity.system_identifier
+        {
+            return Err(Error::new(
+                Kind::SplitBrain,
+                format!(
+                    "the server is of another cluster (system identifier {}) than the log and the backups (system identifier {ours})",
+                    identity.system_identifier
+                ),
+            )
+            .hint("nothing was stored. Let the url lead to the right server; a new cluster needs a plan or a source of another name"));
+        }
+        let unit = u64::from(facts.segment.bytes()).min(UNIT_BYTES_MAX);
+        let history = history(&mut connection, sink, identity.timeline)?;
+        let mut from = resume(&known, &history, unit)?;
+        if let Some(from) = &from
+            && from.timeline == identity.timeline
+            && identity.position < from.durable
+        {
+            let behind = format!(
+                "the server's log ends at {}, before what is stored of timeline {}, which ends at {}",
+                identity.position, from.timeline, from.durable
+            );
+            return Err(if facts.in_recovery {
+                Error::new(Kind::Unavailable, behind).hint("a standby that is behind: the stream goes on when it has caught up")
+            } else {
+                Error::new(Kind::SplitBrain, behind)
+                    .hint("the server was set back, as by an old copy of its disk. Recover it so that it begins a timeline of its own; nothing that was stored has been changed")
+            });
+        }
+        let slot = replication::slot_by_sql(&mut sql, &stream.slot)?;
+        if let Some(slot) = &slot {
+            check_slot(slot, &stream.slot)?;
+        }
+        let usable = slot.as_ref().filter(|slot| !is_lost(slot));
+        // A slot that holds no more than what the server said it lacks is of no use.
+        let too_old = |restart: Lsn| recycled.is_some_and(|recycled| recycled.times > 1 || from.is_none_or(|from| restart <= from.durable));
+        let restart = match usable.and_then(|slot| slot.restart).filter(|restart| !too_old(*restart)) {
+            Some(restart) => restart,
+            None => {
+                if from.is_some() {
+                    let what = if slot.is_some() { "lost its log" } else { "is gone" };
+                    tracing::warn!(slot = stream.slot, "the replication slot {what}: it is made again");
+                }
+                if slot.is_some() {
+                    replication::drop_slot(&mut connection, &stream.slot, false)?;
+                }
+                replication::create_physical_slot(&mut connection, &stream.slot, false).map_err(no_slot)?;
+                let made = replication::slot_by_sql(&mut sql, &stream.slot)?.and_then(|slot| slot.restart);
+                made.ok_or_else(|| Error::new(Kind::Failed, format!("the new replication slot {} reserves no log", stream.slot)))?
+            }
+        };
+        let oldest = Lsn(restart.0 - restart.0 % u64::from(facts.segment.bytes()));
+        let at_oldest = Position { timeline: history.timeline_at(restart), start: oldest, durable: oldest };
+        if let (Some(before), Some(recycled)) = (from, recycled) {
+            let reason = format!("the server no longer had it: {}", recycled.said);
+            for (timeline, start, end) in missing(&history, before, oldest) {
+                sink.gap(timeline, start, end, &reason)?;
+            }
+            from = Some(at_oldest);
+        }
+        let from = from.unwrap_or(at_oldest);
+        let aside = Aside { connection: Some(sql), tried: Instant::now() };
+        let mut session = Self {
+            stream,
+            segment: facts.segment,
+            unit,
+            system_identifier: identity.system_identifier,
+            wal: None,
+            aside,
+            timeline: from.timeline,
+            start: from.start,
+            bytes: Vec::new(),
+            durable: from.durable,
+            facts: FactsReader::new(from.start, facts.segment, identity.system_identifier)?,
+            unit_facts: None,
+            smalls: Vec::new(),
+            clocks: Vec::new(),
+            pending_since: None,
+            stored_at: Instant::now(),
+            sink,
+            state,
+        };
+        session.connect(connection)?;
+        Ok(session)
+    }
+
+    fn connect(&mut self, connection: Connection) -> Result<()> {
+        self.wal = Some(replication::start_replication(connection, Some(&self.stream.slot), self.start, self.timeline)?);
+        self.state.connected = true;
+        self.state.error = None;
+        self.state.timeline = self.timeline;
+        self.state.durable_to = self.durable;
+        self.state.server_end = self.state.server_end.max(self.durable);
+        self.sink.state(self.state);
+        Ok(())
+    }
+
+    fn wal(&mut self) -> Result<&mut WalStream> {
+        self.wal.as_mut().ok_or_else(|| Error::new(Kind::Bug, "the log stream has ended already"))
+    }
+
+    fn received(&self) -> Lsn {
+        self.start.plus(self.bytes.len() as u64)
+    }
+
+    fn run(&mut self) -> Result<Ended> {
+        let ended = self.stream_on();
+        // What has come is kept, whoever ended it: it may be all that is left of a server.
+        let kept = self.store_new();
+        self.sink.state(self.state);
+        match ended {
+            Err(error) if self.stream.cancel.is_cancelled() && error.kind() == Kind::Interrupted => kept.map(|()| Ended::Stopped),
+            Err(error) if is_recycled(&error) => Ok(Ended::Recycled(error)),
+            Err(error) => Err(error),
+            Ok(ended) => kept.map(|()| ended),
+        }
+    }
+
+    fn stream_on(&mut self) -> Result<Ended> {
+        let (mut heard, mut pinged) = (Instant::now(), Instant::now());
+        let (mut asked_clock, mut asked_slot) = (None::<Instant>, None::<Instant>);
+        loop {
+            if self.stream.cancel.is_cancelled() {
+                return Ok(Ended::Stopped);
+            }
+            match self.wal()?.next(GATHER)? {
+                Some(event) => {
+                    heard = Instant::now();
+                    match event {
+                        WalEvent::Data { server_end, bytes, .. } => {
+                            self.state.server_end = self.state.server_end.max(server_end);
+                            self.take(&bytes)?;
+                        }
+                        WalEvent::Keepalive { end, reply, .. } => {
+                            self.state.server_end = self.state.server_end.max(end);
+                            if reply {
+                                self.confirm(false)?;
+                            }
+                        }
+                        WalEvent::TimelineEnd { next, at } => {
+                            self.next_timeline(next, at)?;
+                            pinged = Instant::now();
+                        }
+                        WalEvent::End => return Ok(Ended::ServerStops),
+                    }
+                }
+                None if heard.elapsed() > SILENCE => {
+                    return Err(Error::new(Kind::Unavailable, format!("the server has been silent for {} s", SILENCE.as_secs())));
+                }
+                None => {}
+            }
+            if self.pending_since.is_some_and(|since| since.elapsed() >= GATHER) && self.stored_at.elapsed() >= PIECE_EVERY {
+                self.store_new()?;
+                self.confirm(false)?;
+                // A store that takes its time is not the server's silence.
+                heard = Instant::now();
+            }
+            if asked_clock.is_none_or(|asked| asked.elapsed() >= CLOCK_EVERY) {
+                asked_clock = Some(Instant::now());
+                if let Some((clock, end)) = self.aside.clock(self.stream) {
+                    self.state.server_end = self.state.server_end.max(end);
+                    self.clocks.push((clock, end));
+                }
+                if asked_slot.is_none_or(|asked| asked.elapsed() >= SLOT_EVERY) {
+                    asked_slot = Some(Instant::now());
+                    if let Some(slot) = self.aside.slot(self.stream) {
+                        self.state.held_bytes = slot.held_bytes;
+                        self.state.safe_bytes = slot.safe_bytes.map(|bytes| u64::try_from(bytes).unwrap_or(0));
+                        self.state.wal_status = slot.wal_status;
+                    }
+                }
+                self.settle_clocks();
+                self.sink.state(self.state);
+            }
+            if pinged.elapsed() >= PING_EVERY {
+                pinged = Instant::now();
+                self.confirm(true)?;
+            }
+        }
+    }
+
+    /// Which moments are stored completely now.
+    fn settle_clocks(&mut self) -> Option<DateTime<Utc>> {
+        let durable = self.durable;
+        let settled = self.clocks.iter().filter(|(_, end)| *end <= durable).map(|(clock, _)| *clock).max();
+        self.clocks.retain(|(_, end)| *end > durable);
+        // The newest moments of a server that is far ahead say enough.
+        let surplus = self.clocks.len().saturating_sub(4096);
+        self.clocks.drain(..surplus);
+        self.state.server_clock = self.state.server_clock.max(settled);
+        settled
+    }
+
+    fn confirm(&mut self, ping: bool) -> Result<()> {
+        let (received, durable) = (self.received().max(self.durable), self.durable);
+        let wal = self.wal()?;
+        if ping { wal.ping(received, durable, durable) } else { wal.status(received, durable, durable) }
+    }
+
+    /// Bytes that have come.
+    fn take(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let room = usize::try_from(self.unit).unwrap_or(usize::MAX) - self.bytes.len();
+            let (now, rest) = bytes.split_at(room.min(bytes.len()));
+            self.bytes.extend_from_slice(now);
+            bytes = rest;
+            if self.received() > self.durable {
+                self.pending_since.get_or_insert_with(Instant::now);
+            }
+            if self.bytes.len() as u64 == self.unit {
+                self.store_unit()?;
+                self.confirm(false)?;
+                self.start = self.received();
+                self.bytes.clear();
+                self.begin_unit()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_unit(&mut self) -> Result<()> {
+        self.unit_facts = None;
+        self.smalls.clear();
+        if let Some(end) = self.facts.end() {
+            tracing::warn!(at = %end.at, why = %end.why, "records of the log could not be read; the log itself is stored as it came");
+        }
+        if self.facts.end().is_some() || self.facts.position() != self.start {
+            self.facts = FactsReader::new(self.start, self.segment, self.system_identifier)?;
+        }
+        Ok(())
+    }
+
+    /// Reads on up to a position and yields the facts of what is new.
+    fn read_facts(&mut self, to: Lsn) -> PieceFacts {
+        let span = |from: Lsn| usize::try_from(from.since(self.start)).unwrap_or(usize::MAX);
+        let range = span(self.facts.position()).min(span(to))..span(to);
+        let facts = self.facts.take(self.timeline, &self.bytes[range]);
+        match &mut self.unit_facts {
+            Some(all) => join(all, &facts),
+            None => self.unit_facts = Some(facts.clone()),
+        }
+        facts
+    }
+
+    /// The moment that everything up to the piece's end is of.
+    fn stored(&mut self, end: Lsn, last_commit: Option<DateTime<Utc>>) {
+        self.durable = self.durable.max(end);
+        self.pending_since = None;
+        self.stored_at = Instant::now();
+        self.state.durable_to = self.durable;
+        self.state.server_end = self.state.server_end.max(self.durable);
+        self.state.newest_commit = last_commit.or(self.state.newest_commit);
+        self.settle_clocks();
+    }
+
+    /// The newest moment at which no more than this was written.
+    fn clock_at(&self, end: Lsn) -> Option<DateTime<Utc>> {
+        self.clocks.iter().filter(|(_, at)| *at <= end).map(|(clock, _)| *clock).max().max(self.state.server_clock)
+    }
+
+    /// What is new since the last piece, as a small one.
+    fn store_new(&mut self) -> Result<()> {
+        let (from, end) = (self.durable, self.received());
+        if end <= from {
+            return Ok(());
+        }
+        if self.facts.position() < from {
+            self.read_facts(from);
+        }
+        let mut facts = self.read_facts(end);
+        facts.server_clock = self.clock_at(end);
+        self.put(from, end, &facts, false)?;
+        self.stored(end, facts.last_commit);
+        self.smalls.push(Small { start: from, level: 0, facts });
+        self.put_together(end)
+    }
+
+    /// Many small pieces become a larger one, so that a log that fills slowly does not become countless objects.
+    fn put_together(&mut self, end: Lsn) -> Result<()> {
+        while let Some(level) = self.smalls.last().map(|small| small.level) {
+            let count = self.smalls.iter().rev().take_while(|small| small.level == level).count();
+            if count < PUT_TOGETHER {
+                break;
+            }
+            let parts = self.smalls.split_off(self.smalls.len() - count);
+            let mut parts = parts.into_iter();
+            let Some(first) = parts.next() else { break };
+            let mut facts = first.facts;
+            parts.for_each(|part| join(&mut facts, &part.facts));
+            self.put(first.start, end, &facts, true)?;
+            self.smalls.push(Small { start: first.start, level: level + 1, facts });
+        }
+        Ok(())
+    }
+
+    /// All that has come of this unit, as one piece.
+    fn store_unit(&mut self) -> Result<()> {
+        let end = self.received();
+        if end <= self.start {
+            return Ok(());
+        }
+        if self.facts.position() < end {
+            self.read_facts(end);
+        }
+        let Some(mut facts) = self.unit_facts.clone() else { return Ok(()) };
+        facts.server_clock = self.clock_at(end);
+        self.put(self.start, end, &facts, true)?;
+        self.stored(end, facts.last_commit);
+        Ok(())
+    }
+
+    fn put(&mut self, start: Lsn, end: Lsn, facts: &PieceFacts, replaces: bool) -> Result<()> {
+        let at = |lsn: Lsn| usize::try_from(lsn.since(self.start)).unwrap_or(usize::MAX);
+        let bytes = &self.bytes[at(start)..at(end)];
+        self.sink.piece(&LogPiece { timeline: self.timeline, start, end, bytes, facts, replaces })
+    }
+
+    /// The server went on with another timeline: its history, the exact end of this one, then the next from the start of that unit.
+    fn next_timeline(&mut self, next: u32, at: Lsn) -> Result<()> {
+        tracing::info!(timeline = self.timeline, next, at = %at, "the server's timeline ends");
+        let wal = self.wal.take().ok_or_else(|| Error::new(Kind::Bug, "the log stream has ended already"))?;
+        let mut connection = wal.stop()?;
+        history(&mut connection, self.sink, next)?;
+        self.store_unit()?;
+        self.timeline = next;
+        self.start = Lsn(at.0 - at.0 % self.unit);
+        self.durable = self.start;
+        self.bytes.clear();
+        self.facts = FactsReader::new(self.start, self.segment, self.system_identifier)?;
+        self.pending_since = None;
+        self.clocks.clear();
+        self.begin_unit()?;
+        self.connect(connection)
+    }
+}
+
+/// Fetches and stores the history of a timeline, before anything of it is stored.
+fn history(connection: &mut Connection, sink: &mut dyn LogSink, timeline: u32) -> Result<TimelineHistory> {
+    if timeline == 1 {
+        return Ok(TimelineHistory::first(1));
+    }
+    let file = match replication::timeline_history(connection, timeline) {
+        Ok(file) => file,
+        // A log that was begun anew by hand has none.
+        Err(error) if sqlstate(&error) == Some("58P01") => return Ok(TimelineHistory::first(timeline)),
+        Err(error) => return Err(error),
+    };
+    let history = TimelineHistory::parse(timeline, &String::from_utf8_lossy(&file.content))?;
+    sink.history(&file.file_name, &file.content)?;
+    Ok(history)
+}
+
+/// Facts of a piece and the one that follows it.
+fn join(all: &mut PieceFacts, next: &PieceFacts) {
+    all.first_commit = all.first_commit.or(next.first_commit);
+    all.last_commit = next.last_commit.or(all.last_commit);
+    let room = RESTORE_POINTS_MAX.saturating_sub(all.restore_points.len());
+    all.restore_points.extend(next.restore_points.iter().take(room).cloned());
+    all.server_clock = all.server_clock.max(next.server_clock);
+    all.valid_to = all.valid_to.max(next.valid_to);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(stretches: &[(u32, u64, u64)]) -> Known {
+        Known {
+            system_identifier: None,
+            stretches: stretches.iter().map(|&(timeline, start, end)| (timeline, Lsn(start), Lsn(end))).collect(),
+        }
+    }
+
+    fn position(timeline: u32, start: u64, durable: u64) -> Position {
+        Position { timeline, start: Lsn(start), durable: Lsn(durable) }
+    }
+
+    #[test]
+    fn a_stream_goes_on_where_the_log_ends_on_the_servers_way() {
+        let first = TimelineHistory::first(1);
+        let resumed = |stretches: &[(u32, u64, u64)], history: &TimelineHistory| resume(&known(stretches), history, 16).unwrap();
+        assert_eq!(resumed(&[], &first), None);
+        assert_eq!(resumed(&[(1, 0, 16), (1, 32, 53)], &first), Some(position(1, 48, 53)));
+        assert_eq!(resumed(&[(1, 32, 48)], &first), Some(position(1, 48, 48)));
+        assert_eq!(resumed(&[(1, 50, 53)], &first), Some(position(1, 48, 48)), "what is before 50 in the segment is not there");
+        let third = TimelineHistory::parse(3, "1\t0/40\tx\n2\t0/65\tx\n").unwrap();
+        assert_eq!(resumed(&[(1, 32, 53)], &third), Some(position(1, 48, 53)));
+        assert_eq!(resumed(&[(1, 32, 64)], &third), Some(position(2, 64, 64)));
+        assert_eq!(
+            resumed(&[(1, 32, 99)], &third),
+            Some(position(2, 64, 64)),
+            "what the old primary wrote behind the switch is not on the way"
+        );
+        assert_eq!(resumed(&[(1, 32, 64), (2, 64, 101)], &third), Some(position(3, 96, 96)));
+        assert_eq!(resumed(&[(1, 32, 64), (2, 64, 101), (3, 96, 97)], &third), Some(position(3, 96, 97)));
+        assert_eq!(resume(&known(&[(2, 64, 80)]), &first, 16).unwrap_err().kind(), Kind::SplitBrain);
+    }
+
+    #[test]
+    fn what_is_missing_is_told_timeline_by_timeline() {
+        let third = TimelineHistory::parse(3, "1\t0/40\tx\n2\t0/65\tx\n").unwrap();
+        let gaps = |from, to: u64| missing(&third, from, Lsn(to)).into_iter().map(|(t, a, b)| (t, a.0, b.0)).collect::<Vec<_>>();
+        assert_eq!(gaps(position(1, 48, 53), 112), [(1, 53, 64), (2, 64, 101), (3, 101, 112)]);
+        assert_eq!(gaps(position(3, 96, 97), 112), [(3, 97, 112)]);
+        assert_eq!(gaps(position(1, 48, 53), 60), [(1, 53, 60)]);
+        assert_eq!(gaps(position(1, 48, 53), 53), []);
+    }
+
+    #[test]
+    fn names_of_slots_are_the_servers_and_differ() {
+        assert_eq!(slot_name("crm", "db"), "lifeboat_crm_db");
+        let long = "x".repeat(64);
+        let pairs =
+            [("crm.a", "db"), ("crm-a", "db"), ("crm_a", "db"), ("crm", "a_db"), ("CRM", "db"), (&long, "a"), (&long, "b"), ("crm", "db")];
+        let names: std::collections::BTreeSet<String> = pairs.iter().map(|(plan, source)| slot_name(plan, source)).collect();
+        assert_eq!(names.len(), pairs.len(), "{names:?}");
+        for name in names {
+            assert!(name.len() <= 63 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_untouched_page_is_no_log() {
+        assert_eq!(without_page_header(Lsn(8192 + 24)), Lsn(8192));
+        assert_eq!(without_page_header(Lsn((16 << 20) + 40)), Lsn(16 << 20));
+        assert_eq!(without_page_header(Lsn(8192 + 32)), Lsn(8192 + 32));
+    }
+}

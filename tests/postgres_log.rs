@@ -1,0 +1,427 @@
+//! The continuous log as a user has it: the program streams from a real server, and what is stored is byte for byte what the server wrote.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+#[path = "support/workspace.rs"]
+mod workspace;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Output, Stdio};
+
+use lifeboat::id::Name;
+use lifeboat::repo::{Gap, Log, LogRun, OpenOptions, Passphrase, Repository, runs};
+use lifeboat::source::postgres::lsn::Lsn;
+use lifeboat::store::{Store, StoreConfig};
+use serde_json::Value;
+use support::postgres::{Cluster, NEWEST, Options, distribution_version, wait_until};
+use tempfile::TempDir;
+use workspace::{bare, text};
+
+const SEGMENT: u64 = 1 << 20;
+const PASSPHRASE: &str = "correct horse battery staple";
+
+struct World {
+    folder: TempDir,
+    runtime: tokio::runtime::Runtime,
+}
+
+fn server(version: u32) -> Options {
+    Options::new(version).initdb("--wal-segsize=1").setting("max_wal_size", "64MB").setting("min_wal_size", "2MB")
+}
+
+impl World {
+    fn new(cluster: &Cluster) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("plans")).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let world = Self { folder, runtime };
+        world.lead_to(cluster);
+        let plan = format!(
+            r#"version = 1
+[repository.main]
+url = "file://{0}/repository"
+passphrase = {{ env = "CRM_PASSPHRASE" }}
+[source.db]
+kind = "postgres"
+url = {{ file = "{0}/url" }}
+[plan.crm]
+source = "db"
+repository = "main"
+"#,
+            world.folder.path().display(),
+        );
+        fs::write(world.path("plans/crm.toml"), plan).unwrap();
+        assert!(world.run(&["repo", "init", "main"]).status.success());
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn lead_to(&self, cluster: &Cluster) {
+        self.say_url(&format!("host={} port={} user=postgres dbname=postgres", cluster.folder().display(), cluster.port));
+    }
+
+    fn say_url(&self, url: &str) {
+        fs::write(self.path("url"), url).unwrap();
+        fs::set_permissions(self.path("url"), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn command(&self, words: &[&str]) -> std::process::Command {
+        let mut command = bare(words);
+        command.arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
+        command.env("CRM_PASSPHRASE", PASSPHRASE);
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    fn json(&self, words: &[&str], code: i32) -> Value {
+        let output = self.run(words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn stream(&self) -> Streamer {
+        self.spawn(&["log", "stream", "crm", "-v"])
+    }
+
+    fn spawn(&self, words: &[&str]) -> Streamer {
+        let log = self.path("stream.log");
+        let file = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let child = self.command(words).stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        Streamer { child, log }
+    }
+
+    fn log(&self) -> Log {
+        let store = Store::open(&StoreConfig::at(format!("file://{}/repository", self.folder.path().display()))).unwrap();
+        let repository =
+            Repository::open(store, self.runtime.handle().clone(), &Passphrase::new(PASSPHRASE), &OpenOptions::default()).unwrap();
+        repository.log(&Name::new("crm").unwrap(), &Name::new("db").unwrap())
+    }
+
+    fn runs(&self) -> Vec<LogRun> {
+        runs(&self.log().pieces().unwrap())
+    }
+
+    fn gaps(&self) -> Vec<Gap> {
+        let (gaps, damaged) = self.log().gaps().unwrap();
+        assert!(damaged.is_empty());
+        gaps
+    }
+
+    /// Waits until the log of a timeline has what the server has flushed.
+    fn wait_for(&self, timeline: u64, flushed: Lsn) -> LogRun {
+        let find = || self.runs().into_iter().find(|run| run.stream == timeline && run.start <= flushed.0 && flushed.0 <= run.end);
+        wait_until(&format!("the log up to {flushed}; {:?}", self.runs()), || find().is_some());
+        find().unwrap()
+    }
+
+    /// Every stored byte of the run up to `to` is in the server's own files.
+    fn assert_same(&self, run: &LogRun, to: Lsn, server: &Cluster) {
+        let log = self.log();
+        let pieces = log.pieces().unwrap();
+        assert_eq!(run.start % SEGMENT, 0);
+        let mut at = run.start;
+        while at < to.0 {
+            let end = (at + SEGMENT).min(to.0);
+            let (number, per_log) = (at / SEGMENT, (1 << 32) / SEGMENT);
+            let name = format!("{:08X}{:08X}{:08X}", run.stream, number / per_log, number % per_log);
+            let file = fs::read(server.data().join("pg_wal").join(&name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let stored = log.read_span(&pieces, run.stream, at..end).unwrap();
+            let length = usize::try_from(end - at).unwrap();
+            assert!(stored == file[..length], "{name} differs");
+            at = end;
+        }
+    }
+
+    fn status(&self) -> Value {
+        serde_json::from_slice(&fs::read(self.path("state/work/crm/log-db.json")).unwrap_or_default()).unwrap_or_default()
+    }
+}
+
+struct Streamer {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Streamer {
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    fn stop(mut self) {
+        self.signal(rustix::process::Signal::INT);
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}: {}", self.told());
+    }
+
+    fn kill(mut self) {
+        self.signal(rustix::process::Signal::KILL);
+        self.child.wait().unwrap();
+    }
+
+    fn told(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Streamer {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn flushed(cluster: &Cluster) -> Lsn {
+    cluster.value("SELECT pg_current_wal_flush_lsn()").parse().unwrap()
+}
+
+fn write(cluster: &Cluster, rows: u32) {
+    cluster.sql(&format!("INSERT INTO t SELECT g, repeat(md5(g::text), 20) FROM generate_series(1, {rows}) g"));
+}
+
+#[test]
+fn what_is_stored_is_what_the_server_wrote() {
+    for version in [distribution_version(), NEWEST] {
+        let cluster = server(version).setting("wal_keep_size", "512").start();
+        cluster.sql("CREATE TABLE t(g int, v text)");
+        let world = World::new(&cluster);
+        let streamer = world.stream();
+        for rows in [10, 3000, 1, 5000, 700] {
+            write(&cluster, rows);
+            std::thread::sleep(std::time::Duration::from_millis(600));
+        }
+        cluster.sql("SELECT pg_switch_wal()");
+        write(&cluster, 1);
+        let committed = chrono::Utc::now();
+        let end = flushed(&cluster);
+        let run = world.wait_for(1, end);
+        world.assert_same(&run, end, &cluster);
+        // One at a time: a second one would only be in the way.
+        let second = world.json(&["log", "stream", "crm"], 11);
+        assert_eq!(second["error"]["kind"], "busy", "{second}");
+        // An idle server's log is known to be whole all the same.
+        wait_until("the newest moment", || {
+            let clock = world.status()["server_clock"].as_str().and_then(|text| text.parse::<chrono::DateTime<chrono::Utc>>().ok());
+            clock.is_some_and(|clock| clock > committed)
+        });
+        let status = world.status();
+        assert_eq!((&status["connected"], &status["lag_bytes"]), (&Value::from(true), &Value::from(0)), "{status}");
+        let mode = fs::metadata(world.path("state/work/crm/log-db.json")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        streamer.stop();
+        // Whole segments are one piece each.
+        let pieces = world.log().pieces().unwrap();
+        let whole = pieces.iter().filter(|piece| piece.start % SEGMENT == 0 && piece.end == piece.start + SEGMENT).count() as u64;
+        assert_eq!(whole, (end.0 - end.0 % SEGMENT - run.start) / SEGMENT, "{pieces:?}");
+        assert!(pieces.iter().all(|piece| piece.end - piece.start == SEGMENT || piece.start >= end.0 / SEGMENT * SEGMENT), "{pieces:?}");
+        // What is said of the pieces: commits, and moments that follow each other.
+        let log = world.log();
+        let facts: Vec<Value> = log.facts_of(&pieces).into_iter().map(Result::unwrap).collect();
+        assert!(facts.iter().any(|facts| facts["last_commit"].is_string()) && facts.iter().any(|facts| facts["server_clock"].is_string()));
+        let held: Lsn = cluster.value("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'lifeboat_crm_db'").parse().unwrap();
+        assert!(held <= Lsn(run.end), "the server may forget only what is stored");
+        assert!(world.gaps().is_empty());
+    }
+}
+
+#[test]
+fn a_killed_stream_loses_nothing() {
+    let cluster = server(distribution_version()).setting("wal_keep_size", "512").start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = World::new(&cluster);
+    for rows in [400, 2500, 300, 4000, 50] {
+        let streamer = world.stream();
+        wait_until("the stream", || world.status()["connected"] == true || streamer.told().contains("streamed already"));
+        write(&cluster, rows);
+        std::thread::sleep(std::time::Duration::from_millis(u64::from(rows) % 1700));
+        streamer.kill();
+        fs::remove_file(world.path("state/work/crm/log-db.json")).unwrap();
+        write(&cluster, 100);
+    }
+    let _streamer = world.stream();
+    let end = flushed(&cluster);
+    let run = world.wait_for(1, end);
+    assert_eq!(world.runs().len(), 1, "{:?}", world.runs());
+    world.assert_same(&run, end, &cluster);
+    assert!(world.gaps().is_empty());
+}
+
+#[test]
+fn what_the_server_forgot_is_a_gap_on_record_and_the_rest_goes_on() {
+    let cluster = server(distribution_version()).start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = World::new(&cluster);
+    let streamer = world.stream();
+    write(&cluster, 100);
+    world.wait_for(1, flushed(&cluster));
+    streamer.stop();
+    let before = world.runs().pop().unwrap();
+    wait_until("the slot is free", || {
+        cluster.value("SELECT count(*) FROM pg_replication_slots WHERE NOT active AND slot_name = 'lifeboat_crm_db'") == "1"
+    });
+    cluster.sql("SELECT pg_drop_replication_slot('lifeboat_crm_db')");
+    let first = format!("{:08X}{:016X}", 1, before.end / SEGMENT);
+    wait_until("the server forgets", || {
+        for _ in 0..3 {
+            write(&cluster, 500);
+            cluster.sql("SELECT pg_switch_wal()");
+        }
+        cluster.sql("CHECKPOINT");
+        !cluster.data().join("pg_wal").join(&first).exists()
+    });
+    let streamer = world.stream();
+    write(&cluster, 100);
+    let end = flushed(&cluster);
+    let run = world.wait_for(1, end);
+    let gaps = world.gaps();
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+    assert_eq!((gaps[0].stream, gaps[0].from, gaps[0].to), (1, before.end, run.start), "{gaps:?}");
+    world.assert_same(&run, end, &cluster);
+    assert!(streamer.told().contains("has a gap"), "{}", streamer.told());
+    assert_eq!(world.status()["gaps"].as_array().unwrap().len(), 1);
+    streamer.stop();
+    // It is told once, and the stream goes on behind it.
+    let _streamer = world.stream();
+    write(&cluster, 100);
+    world.wait_for(1, flushed(&cluster));
+    assert_eq!((world.gaps().len(), world.runs().len()), (1, 2));
+}
+
+#[test]
+fn a_slot_that_was_lost_is_made_again() {
+    let cluster = server(distribution_version()).setting("max_slot_wal_keep_size", "3MB").start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = World::new(&cluster);
+    let streamer = world.stream();
+    write(&cluster, 100);
+    world.wait_for(1, flushed(&cluster));
+    streamer.stop();
+    wait_until("the slot is lost", || {
+        write(&cluster, 3000);
+        cluster.sql("SELECT pg_switch_wal(); CHECKPOINT");
+        cluster.value("SELECT coalesce(wal_status, '') FROM pg_replication_slots") == "lost"
+    });
+    let _streamer = world.stream();
+    write(&cluster, 100);
+    world.wait_for(1, flushed(&cluster));
+    assert_eq!((world.gaps().len(), world.runs().len()), (1, 2), "{:?}", world.gaps());
+}
+
+#[test]
+fn a_promotion_is_followed_to_the_next_timeline() {
+    for version in [distribution_version(), NEWEST] {
+        let primary = server(version).setting("wal_keep_size", "512").start();
+        primary.sql("CREATE TABLE t(g int, v text)");
+        let standby = Cluster::empty(version);
+        let words = ["-U", "postgres", "-c", "fast", "-X", "stream", "-h"].map(String::from).into_iter();
+        standby.run(
+            "pg_basebackup",
+            words.chain([
+                primary.folder().display().to_string(),
+                "-p".into(),
+                primary.port.to_string(),
+                "-D".into(),
+                standby.data().display().to_string(),
+            ]),
+        );
+        let source = format!("host={} port={} user=postgres", primary.folder().display(), primary.port);
+        standby.configure(&[("primary_conninfo".into(), source)]);
+        standby.write(&standby.data().join("standby.signal"), "");
+        standby.start_server();
+        let world = World::new(&standby);
+        let streamer = world.stream();
+        write(&primary, 2000);
+        let before = flushed(&primary);
+        world.wait_for(1, before);
+        // One moment of a standby is not one of the source.
+        assert!(world.status()["server_clock"].is_null(), "{}", world.status());
+        standby.promote();
+        write(&standby, 2000);
+        let end = flushed(&standby);
+        let run = world.wait_for(2, end);
+        world.assert_same(&run, end, &standby);
+        let history = fs::read(standby.data().join("pg_wal/00000002.history")).unwrap();
+        assert_eq!(world.log().side(&Name::new("00000002.history").unwrap()).unwrap().unwrap(), history);
+        let history = String::from_utf8(history).unwrap();
+        let left_at: Lsn = history.split_whitespace().nth(1).unwrap().parse().unwrap();
+        let first = world.runs().into_iter().find(|run| run.stream == 1).unwrap();
+        assert_eq!((first.end, run.start), (left_at.0, left_at.0 / SEGMENT * SEGMENT));
+        // Restarted, it goes on there; the old primary is refused.
+        streamer.stop();
+        write(&standby, 100);
+        let streamer = world.stream();
+        world.wait_for(2, flushed(&standby));
+        streamer.stop();
+        assert_eq!(world.runs().len(), 2);
+        let pieces = world.log().pieces().unwrap();
+        world.lead_to(&primary);
+        let refused = world.json(&["log", "stream", "crm"], 1);
+        assert_eq!(refused["error"]["kind"], "split-brain", "{refused}");
+        assert_eq!(world.log().pieces().unwrap(), pieces);
+    }
+}
+
+#[test]
+fn another_cluster_behind_the_url_is_refused() {
+    let (cluster, other) = (server(distribution_version()).start(), server(distribution_version()).start());
+    for cluster in [&cluster, &other] {
+        cluster.sql("CREATE TABLE t(g int, v text)");
+    }
+    let world = World::new(&cluster);
+    let streamer = world.stream();
+    write(&cluster, 10);
+    world.wait_for(1, flushed(&cluster));
+    streamer.stop();
+    let pieces = world.log().pieces().unwrap();
+    world.lead_to(&other);
+    let refused = world.json(&["log", "stream", "crm"], 1);
+    assert_eq!(refused["error"]["kind"], "split-brain", "{refused}");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("another cluster"), "{refused}");
+    assert_eq!(world.log().pieces().unwrap(), pieces);
+    assert_eq!(other.value("SELECT count(*) FROM pg_replication_slots"), "0", "it would fill the wrong server's disk");
+}
+
+#[test]
+fn a_stream_comes_back_by_itself() {
+    let cluster = server(distribution_version()).setting("wal_keep_size", "512").start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = World::new(&cluster);
+    let streamer = world.stream();
+    write(&cluster, 500);
+    world.wait_for(1, flushed(&cluster));
+    // The server's process is ended, then the whole server.
+    cluster.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_replication");
+    write(&cluster, 500);
+    world.wait_for(1, flushed(&cluster));
+    cluster.kill_server();
+    cluster.start_server();
+    write(&cluster, 500);
+    let end = flushed(&cluster);
+    let run = world.wait_for(1, end);
+    world.assert_same(&run, end, &cluster);
+    assert_eq!(world.runs().len(), 1);
+    assert!(streamer.told().contains("does not stream"), "{}", streamer.told());
+    streamer.stop();
+}
+
+#[test]
+fn what_cannot_begin_is_told_at_once() {
+    let cluster = server(distribution_version()).start();
+    let world = World::new(&cluster);
+    world.say_url(&format!(
+        "hostaddr=127.0.0.1 host=localhost port={} user=postgres password=wrong dbname=postgres sslmode=disable",
+        cluster.port
+    ));
+    let refused = world.json(&["log", "stream", "crm"], 2);
+    assert!(!refused.to_string().contains("wrong\""), "{refused}");
+    let unknown = world.json(&["log", "stream", "crm", "--source", "nothing"], 2);
+    assert_eq!(unknown["error"]["kind"], "usage", "{unknown}");
+}
