@@ -235,6 +235,26 @@ impl Source for Later {
     }
 }
 
+/// The source of a plan that a log is of: the one of PostgreSQL, or the one that is named.
+///
+/// # Errors
+/// `Usage` when there is none, or several and none is named.
+pub fn log_source(plan: &plan::Plan, wanted: Option<&str>) -> Result<Name> {
+    let is_wanted = |source: &&Arc<plan::Source>| wanted.is_none_or(|name| source.name.as_str() == name);
+    let having = plan.sources.iter().filter(|source| matches!(source.kind, SourceKind::Postgres(_)));
+    let names: Vec<&Name> = having.clone().map(|source| &source.name).collect();
+    let found: Vec<&Name> = having.filter(is_wanted).map(|source| &source.name).collect();
+    match (found.as_slice(), names.len()) {
+        ([one], _) => Ok((*one).clone()),
+        (_, 0) => Err(Error::new(Kind::Usage, format!("plan {}: none of its sources is of kind postgres, so none has a log", plan.name))),
+        _ => {
+            let names: Vec<&str> = names.into_iter().map(Name::as_str).collect();
+            Err(Error::new(Kind::Usage, format!("plan {}: which source's log is meant?", plan.name))
+                .hint(format!("name one with --source: {}", names.join(", "))))
+        }
+    }
+}
+
 /// Reads the secrets of a repository.
 ///
 /// # Errors
