@@ -97,28 +97,24 @@ impl World {
         self.json(&["log", "fetch", "crm", name, self.path(to).to_str().unwrap()], code)
     }
 
-    /// Some segments of log, all archived; the last one's name.
-    fn write_and_archive(&self, sql: &dyn Fn(&str) -> String) -> String {
-        for _ in 0..6 {
-            sql("INSERT INTO ledger(filler) SELECT repeat(md5(n::text), 8) FROM generate_series(1, 3000) n");
-        }
-        let last = sql("SELECT pg_walfile_name(pg_switch_wal())");
-        wait_until("the segment to be archived", || {
-            sql("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver").as_str() >= last.as_str()
-        });
-        last
-    }
-
     fn write_more(&self) -> String {
-        self.write_and_archive(&|sql| {
+        write_and_archive(&|sql| {
             let mut connection = self.cluster.connect();
             if sql.starts_with("SELECT") {
-                connection.value(sql).unwrap().unwrap()
-            } else {
-                connection.execute(sql).unwrap();
-                String::new()
+                return connection.value(sql).unwrap().unwrap();
             }
+            connection.execute(sql).unwrap();
+            String::new()
         })
+    }
+
+    /// Segments that the server waits to archive, in order.
+    fn ready(&self) -> Vec<String> {
+        let names = fs::read_dir(self.cluster.data().join("pg_wal/archive_status")).unwrap();
+        let names = names.map(|item| item.unwrap().file_name().into_string().unwrap());
+        let mut ready: Vec<String> = names.filter_map(|name| Some(name.strip_suffix(".ready")?.to_owned())).collect();
+        ready.sort();
+        ready
     }
 
     /// Stored pieces, by name.
@@ -182,6 +178,18 @@ impl Drop for Restored<'_> {
     }
 }
 
+/// Some segments of log, all archived; the last one's name.
+fn write_and_archive(sql: &dyn Fn(&str) -> String) -> String {
+    for _ in 0..6 {
+        sql("INSERT INTO ledger(filler) SELECT repeat(md5(n::text), 8) FROM generate_series(1, 3000) n");
+    }
+    let last = sql("SELECT pg_walfile_name(pg_switch_wal())");
+    wait_until("the segment to be archived", || {
+        sql("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver").as_str() >= last.as_str()
+    });
+    last
+}
+
 const STATE: &str = "SELECT count(*) || ' ' || coalesce(sum(hashtext(filler)::bigint + id), 0) FROM ledger";
 
 fn a_story(options: Options, version: u32) {
@@ -239,7 +247,7 @@ fn a_story(options: Options, version: u32) {
     first.recovered();
     assert_eq!(first.sql(STATE), written);
     assert_eq!(first.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "2");
-    let last = world.write_and_archive(&|sql| first.sql(sql));
+    let last = write_and_archive(&|sql| first.sql(sql));
     assert!(last.starts_with("00000002"), "{last}");
     let (log, later) = (fs::read_to_string(first.data.with_extension("log")).unwrap(), first.sql(STATE));
     assert!(log.contains("restored log file"), "{log}");
@@ -276,31 +284,63 @@ fn a_store_that_is_away_keeps_the_files_and_they_follow_later_several_at_a_time(
             .cluster
             .sql("INSERT INTO ledger(filler) SELECT repeat(md5(n::text), 8) FROM generate_series(1, 1000) n; SELECT pg_switch_wal()");
     }
-    let last = world.cluster.value("SELECT pg_walfile_name(pg_switch_wal())");
     wait_until("the server to notice", || world.cluster.value("SELECT failed_count > 0 FROM pg_stat_archiver") == "t");
-    let status = world.cluster.data().join("pg_wal/archive_status");
-    let ready = || {
-        let names = fs::read_dir(&status).unwrap().map(|item| item.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.ends_with(".ready")).count()
-    };
-    assert!(ready() >= 12 && !world.path("repository").exists(), "{} wait", ready());
+    assert!(world.ready().len() >= 12 && !world.path("repository").exists(), "{:?}", world.ready());
+    let command = world.cluster.value("SHOW archive_command");
+    world.cluster.sql("ALTER SYSTEM SET archive_command = ''");
+    world.cluster.sql("SELECT pg_reload_conf()");
+    // Its last attempt may still run.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let wal = world.cluster.data().join("pg_wal");
+    assert_eq!(world.push(&wal.join(&world.ready()[0]), 10)["error"]["kind"], "no-repository");
     fs::rename(world.path("away"), world.path("repository")).unwrap();
-    // By hand, so that what it did can be seen: the server asks for the same.
-    let mut waiting: Vec<String> = fs::read_dir(&status).unwrap().map(|item| item.unwrap().file_name().into_string().unwrap()).collect();
-    waiting.retain(|name| name.ends_with(".ready"));
-    waiting.sort();
-    let first = waiting[0].trim_end_matches(".ready").to_owned();
-    let pushed = world.push(&world.cluster.data().join("pg_wal").join(&first), 0);
-    let done = pushed["outcome"] != "stored" || pushed["ahead"] == 8;
-    assert!(done, "{pushed}");
+
+    // By hand, so that each step can be seen.
+    let waiting = world.ready();
+    let push = |at: usize| world.push(&wal.join(&waiting[at]), 0);
+    let first = push(0);
+    assert!(first["outcome"] == "stored" && first["ahead"] == 8, "{first}");
+    let acks = world.path("state/work/crm/log/acks");
+    let acknowledged = || fs::read_dir(&acks).unwrap().count();
+    assert_eq!(acknowledged(), 8);
+    for item in fs::read_dir(&acks).unwrap() {
+        assert_eq!(item.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let second = push(1);
+    assert!(second["outcome"] == "acknowledged" && acknowledged() == 7, "{second}");
+    // One of another file, one that is torn: not believed.
+    fs::copy(acks.join(&waiting[4]), acks.join(&waiting[2])).unwrap();
+    assert_eq!(push(2)["outcome"], "already-there");
+    fs::write(acks.join(&waiting[3]), b"{").unwrap();
+    assert_eq!(push(3)["outcome"], "already-there");
+
+    // What an unfinished segment has of log comes back, and no more.
+    world.cluster.sql("INSERT INTO ledger(filler) VALUES ('the last one')");
+    let unfinished = world.cluster.value("SELECT pg_walfile_name(pg_current_wal_flush_lsn())");
+    let written: usize = world.cluster.value("SELECT (pg_walfile_name_offset(pg_current_wal_flush_lsn())).file_offset").parse().unwrap();
+    let mut bytes = fs::read(wal.join(&unfinished)).unwrap();
+    bytes[written + 64..].fill(0x5a);
+    let partial = world.path(&format!("{unfinished}.partial"));
+    fs::write(&partial, &bytes).unwrap();
+    assert_eq!(world.push(&partial, 0)["outcome"], "stored");
+    assert_eq!(world.push(&partial, 0)["outcome"], "already-there");
+    let name = world.pieces().pop().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    assert!(!name.ends_with("00000"), "only a part of the segment: {name}");
+
+    world.cluster.sql(&format!("ALTER SYSTEM SET archive_command = '{command}'"));
+    world.cluster.sql("SELECT pg_reload_conf()");
+    let last = waiting.last().unwrap();
     wait_until("everything to be archived", || {
         world.cluster.value("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver").as_str() >= last.as_str()
     });
-    assert_eq!(ready(), 0);
-    for name in waiting.iter().map(|name| name.trim_end_matches(".ready")) {
+    for name in &waiting {
         world.fetch(name, "copy", 0);
-        assert_eq!(fs::read(world.path("copy")).unwrap(), fs::read(world.cluster.data().join("pg_wal").join(name)).unwrap(), "{name}");
+        assert_eq!(fs::read(world.path("copy")).unwrap(), fs::read(wal.join(name)).unwrap(), "{name}");
     }
+    let found = world.fetch(&unfinished, "copy", 0);
+    assert_eq!(found["partial"], true, "{found}");
+    let copy = fs::read(world.path("copy")).unwrap();
+    assert!(copy.len() == bytes.len() && copy[..written] == bytes[..written] && copy[written..].iter().all(|&byte| byte == 0));
 }
 
 #[test]
