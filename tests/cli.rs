@@ -86,6 +86,24 @@ fn commands_of_later_releases_are_unknown_words() {
 }
 
 #[test]
+fn a_plan_without_postgres_has_no_log_and_a_fetch_never_ends_as_if_the_log_did() {
+    let workspace = Workspace::ready("");
+    let segment = "000000010000000000000001";
+    assert_eq!(kind(&workspace.json(&["log", "push", "crm", segment], 2)), "usage");
+    let target = workspace.path("target");
+    for words in [
+        vec!["crm", segment, target.to_str().unwrap()],
+        vec!["nope", segment, "x"],
+        vec!["crm", segment],
+        vec!["crm", segment, "x", "--jobs", "0"],
+    ] {
+        let document = workspace.json(&[&["log", "fetch"][..], &words[..]].concat(), 150);
+        assert_eq!(kind(&document), "usage", "{words:?}");
+    }
+    assert!(!target.exists());
+}
+
+#[test]
 fn usage_errors_are_exit_2_also_as_a_document() {
     assert_eq!(bare(&["backup"]).output().unwrap().status.code(), Some(2));
     let output = bare(&["backup", "--json"]).output().unwrap();

@@ -56,7 +56,7 @@ impl World {
         }
         let world = Self { cluster, folder, version };
         world.json(&["repo", "init", "main"], 0);
-        let archive = world.command("push crm %p");
+        let archive = world.documented("archive_command");
         world.cluster.configure(&[
             ("archive_mode".into(), "on".into()),
             ("archive_command".into(), archive),
@@ -71,10 +71,13 @@ impl World {
         self.folder.path().join(name)
     }
 
-    /// As it stands in `postgresql.conf`, but for where things are in this test.
-    fn command(&self, words: &str) -> String {
+    /// A setting as the operator's page has it, but for where things are in this test.
+    fn documented(&self, setting: &str) -> String {
+        let page = include_str!("../docs/postgresql.md");
+        let line = page.lines().find_map(|line| line.strip_prefix(&format!("{setting} = '"))?.strip_suffix('\''));
         let folder = self.folder.path().display();
-        format!("{folder}/lifeboat --plans {folder}/plans --state {folder}/state log {words}")
+        let words = line.unwrap().strip_prefix("lifeboat ").unwrap().replace("crm-postgres", "crm");
+        format!("{folder}/lifeboat --plans {folder}/plans --state {folder}/state {words}")
     }
 
     fn run(&self, words: &[&str]) -> Output {
@@ -127,7 +130,7 @@ impl World {
     fn restore(&self, name: &str) -> Restored<'_> {
         let data = self.path(name);
         self.json(&["restore", "crm", "--to", data.to_str().unwrap(), "--yes"], 0);
-        let settings = format!("restore_command = '{}'\nrecovery_target_timeline = 'latest'\n", self.command("fetch crm %f %p"));
+        let settings = format!("restore_command = '{}'\nrecovery_target_timeline = 'latest'\n", self.documented("restore_command"));
         self.cluster.write(&data.join("postgresql.auto.conf"), &settings);
         assert!(data.join("recovery.signal").exists());
         Restored { world: self, data }
@@ -229,6 +232,8 @@ fn a_story(options: Options, version: u32) {
     refused(&last, 4, "failed");
     refused(&last, 11, "failed");
     refused(&last.replace("00000001000", "00000001001"), 0, "failed");
+    // Of a timeline whose history nobody has.
+    refused(&last.replacen('1', "2", 1), original.len() - 9, "failed");
     fs::write(wrong.join(&last), &original[..original.len() - 8192]).unwrap();
     assert_eq!(world.push(&wrong.join(&last), 1)["error"]["kind"], "failed");
     assert_eq!(world.pieces().len(), stored);
@@ -348,6 +353,12 @@ fn damage_and_holes_stop_a_recovery_and_never_open_the_server() {
     let world = World::new(Options::new(NEWEST).initdb("--wal-segsize=1"), NEWEST);
     world.json(&["backup", "crm"], 0);
     world.write_more();
+    // A history does not say whose it is: the folder that it lies in does.
+    let stranger = Options::new(NEWEST).create();
+    let history = stranger.data().join("pg_wal/00000002.history");
+    stranger.write(&history, "1\t0/300000\tno recovery target specified\n");
+    assert_eq!(world.push(&history, 1)["error"]["kind"], "split-brain");
+    assert_eq!(world.fetch("00000002.history", "none", 1)["found"], false);
     let pieces = world.pieces();
     let victim = &pieces[pieces.len() - 4];
     let whole = fs::read(victim).unwrap();

@@ -203,6 +203,7 @@ pub(in crate::ops) fn plan_of(
         estimate: estimate(bytes, &measurements(reports, manifest.plan.as_str())),
         confirmation: (!overwrites.is_empty()).then(|| place.confirmation()),
         overwrites,
+        delta: false,
         resumes: continued.is_some(),
         failed_before,
         bytes_free: free,
