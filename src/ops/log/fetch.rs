@@ -148,8 +148,8 @@ impl Request<'_> {
         let stretches = self.stretches(&pieces, timeline, start, end)?;
         let reached = stretches.last().map_or(start, |stretch| stretch.2);
         if reached < end
-            && let Some(why) = self.hole(&pieces, timeline, reached)?
             && !self.end_at_gap
+            && let Some(why) = self.hole(&pieces, timeline, reached)?
         {
             if reached == start && self.is_whole_here(size, start)? {
                 // From the base backup: the server takes its own.
