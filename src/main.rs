@@ -25,7 +25,7 @@ fn main() -> ExitCode {
                 // Nobody is left to tell when even this cannot be written.
                 let _ = output::Output::new(true).document(&output::error_document(&error));
             }
-            ExitCode::from(error.kind().exit_code())
+            ExitCode::from(cli::exit_code(&cli.command, error.kind()))
         }
     }
 }
@@ -111,7 +111,14 @@ fn usage(error: &clap::Error) -> ExitCode {
         let error = Error::new(Kind::Usage, message).hint("`lifeboat COMMAND --help` shows what it takes");
         let _ = output::Output::new(true).document(&output::error_document(&error));
     }
-    ExitCode::from(Kind::Usage.exit_code())
+    ExitCode::from(if is_fetch() { cli::STOP_RECOVERY } else { Kind::Usage.exit_code() })
+}
+
+/// Whether a line that cannot be understood was to be a restore command.
+fn is_fetch() -> bool {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    let log = words.iter().position(|word| word == "log");
+    log.is_some_and(|at| words[at..].iter().any(|word| word == "fetch"))
 }
 
 /// Logs go to stderr. `LIFEBOAT_LOG` (as in tracing's `EnvFilter`) wins over `-v` and `-q`.

@@ -53,6 +53,9 @@ fn help_of_every_command_has_an_example() {
         "drill history",
         "drill report",
         "key",
+        "log",
+        "log push",
+        "log fetch",
         "key list",
         "key add",
         "key remove",
@@ -76,10 +79,28 @@ fn help_of_every_command_has_an_example() {
 
 #[test]
 fn commands_of_later_releases_are_unknown_words() {
-    for command in ["prune", "repair", "copy", "log", "recover", "audit", "report"] {
+    for command in ["prune", "repair", "copy", "recover", "audit", "report"] {
         let output = bare(&[command, "crm"]).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{command}");
     }
+}
+
+#[test]
+fn a_plan_without_postgres_has_no_log_and_a_fetch_never_ends_as_if_the_log_did() {
+    let workspace = Workspace::ready("");
+    let segment = "000000010000000000000001";
+    assert_eq!(kind(&workspace.json(&["log", "push", "crm", segment], 2)), "usage");
+    let target = workspace.path("target");
+    for words in [
+        vec!["crm", segment, target.to_str().unwrap()],
+        vec!["nope", segment, "x"],
+        vec!["crm", segment],
+        vec!["crm", segment, "x", "--jobs", "0"],
+    ] {
+        let document = workspace.json(&[&["log", "fetch"][..], &words[..]].concat(), 150);
+        assert_eq!(kind(&document), "usage", "{words:?}");
+    }
+    assert!(!target.exists());
 }
 
 #[test]

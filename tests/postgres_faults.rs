@@ -453,7 +453,9 @@ fn standby_of(primary: &Cluster) -> Cluster {
 fn a_standby_is_backed_up_and_proven() {
     for local in [false, true] {
         let primary = Arc::new(Cluster::start(distribution_version()));
-        primary.sql("CREATE TABLE account AS SELECT n, 'account ' || n AS name FROM generate_series(1, 20000) n; CREATE TABLE ledger(n bigint)");
+        primary.sql(
+            "CREATE TABLE account AS SELECT n, 'account ' || n AS name FROM generate_series(1, 20000) n; CREATE TABLE ledger(n bigint)",
+        );
         let standby = standby_of(&primary);
         let world = World::new(&standby, local);
         // Log must flow: a standby cannot end its own segment.
@@ -466,7 +468,11 @@ fn a_standby_is_backed_up_and_proven() {
         assert_server_is_free(&standby);
         assert_eq!(standby.value("SELECT pg_is_wal_replay_paused()"), "f", "replay goes on");
         let passed = world.proven();
-        assert!(passed.contains(&"content of postgres.public.account".to_owned()) && passed.contains(&"content of postgres.public.ledger".to_owned()), "{passed:?}");
+        assert!(
+            passed.contains(&"content of postgres.public.account".to_owned())
+                && passed.contains(&"content of postgres.public.ledger".to_owned()),
+            "{passed:?}"
+        );
     }
 }
 

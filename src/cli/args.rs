@@ -333,6 +333,51 @@ pub enum LogCommand {
         #[arg(long, value_name = "NAME")]
         source: Option<String>,
     },
+    /// Store a file of pg_wal: the server's archive_command
+    ///
+    /// Exit 0 only when it is stored for good; with any other the server keeps the file and tries again.
+    #[command(after_help = "Example (postgresql.conf):\n  archive_command = 'lifeboat log push crm %p'")]
+    Push(LogPushArgs),
+    /// Bring a file of pg_wal back: the server's restore_command
+    ///
+    /// Exit 1: the log ends before it. Exit 150: anything else that is wrong; a server then stops instead of opening with a part of the log.
+    #[command(after_help = "Example (postgresql.conf):\n  restore_command = 'lifeboat log fetch crm %f %p'")]
+    Fetch(LogFetchArgs),
+}
+
+/// `lifeboat log push`
+#[derive(Debug, Args)]
+pub struct LogPushArgs {
+    /// Name of the plan
+    pub plan: String,
+    /// The file, as the server's %p says it; its name says what it is
+    pub path: PathBuf,
+    /// The source, where the plan has several of PostgreSQL
+    #[arg(long, value_name = "NAME")]
+    pub source: Option<String>,
+    /// Segments sent at a time: those that wait behind this one are sent beside it
+    #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub jobs: u8,
+}
+
+/// `lifeboat log fetch`
+#[derive(Debug, Args)]
+pub struct LogFetchArgs {
+    /// Name of the plan
+    pub plan: String,
+    /// Name of the file, the server's %f
+    pub name: String,
+    /// Where to, the server's %p
+    pub destination: PathBuf,
+    /// The source, where the plan has several of PostgreSQL
+    #[arg(long, value_name = "NAME")]
+    pub source: Option<String>,
+    /// Segments brought at a time: those that are asked for next are brought beside this one
+    #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub jobs: u8,
+    /// Take a hole in the log for its end, so that a server opens with what lies before it
+    #[arg(long)]
+    pub end_at_gap: bool,
 }
 
 /// `lifeboat key …`

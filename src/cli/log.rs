@@ -1,9 +1,16 @@
 //! `lifeboat log …`
 
-use crate::cli::args::LogCommand;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::cli::args::{LogCommand, LogFetchArgs, LogPushArgs};
+use crate::cli::output::note;
 use crate::cli::{App, Exit, render};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+use crate::event::Silent;
+use crate::ops::log::archive::Archive;
 use crate::ops::log::stream::{self, LogStatus, Persistence};
+use crate::ops::log::{fetch, push};
+use crate::ops::resolve::{self, Surroundings};
 
 pub(super) fn run(app: &App, command: &LogCommand) -> Result<Exit> {
     match command {
@@ -12,9 +19,38 @@ pub(super) fn run(app: &App, command: &LogCommand) -> Result<Exit> {
             let source = stream::choose(&plan, source.as_deref())?;
             let status = stream::run(&plan, source, Persistence::Foreground, &app.surroundings(app.progress("log stream"))?)?;
             app.output.result(&status, || text(&status))?;
+            Ok(None)
         }
+        LogCommand::Push(args) => run_push(app, args),
+        // A server takes the exit code of a panic, as every other up to 125, for the end of the log.
+        LogCommand::Fetch(args) => catch_unwind(AssertUnwindSafe(|| run_fetch(app, args)))
+            .unwrap_or_else(|_| Err(Error::new(Kind::Bug, format!("fetch {}: an invariant of this program does not hold", args.name)))),
     }
+}
+
+fn archive(app: &App, plan: &str, source: Option<&str>) -> Result<(Archive, Surroundings)> {
+    let plan = app.plan(plan)?;
+    let surroundings = app.surroundings(std::sync::Arc::new(Silent))?;
+    let source = stream::choose(&plan, source)?.name.clone();
+    Ok((Archive::new(plan.name.clone(), source, resolve::repository(&plan.repository)?, &surroundings), surroundings))
+}
+
+fn run_push(app: &App, args: &LogPushArgs) -> Result<Exit> {
+    let (archive, surroundings) = archive(app, &args.plan, args.source.as_deref())?;
+    let report = push::run(&archive, &args.path, args.jobs.into(), &surroundings)?;
+    // Quiet otherwise: the server writes what is said into its log, for every file.
+    app.output.result(&report, String::new)?;
     Ok(None)
+}
+
+fn run_fetch(app: &App, args: &LogFetchArgs) -> Result<Exit> {
+    let (archive, surroundings) = archive(app, &args.plan, args.source.as_deref())?;
+    let report = fetch::run(&archive, &args.name, &args.destination, args.jobs.into(), args.end_at_gap, &surroundings)?;
+    if !report.found {
+        note(&format!("{} is not in the log of source {}", report.name, report.source));
+    }
+    app.output.result(&report, String::new)?;
+    Ok(report.exit())
 }
 
 fn text(status: &LogStatus) -> String {

@@ -28,12 +28,24 @@ mod verify;
 
 pub use context::App;
 
-use args::{Command, DrillCommand};
+use args::{Command, DrillCommand, LogCommand};
 
 use crate::error::{Kind, Result};
 
 /// How a command ended although it did not fail: `None` is exit 0.
 pub type Exit = Option<Kind>;
+
+/// What `log fetch` ends with when it failed: a server that recovers takes every code up to 125 for the end of the log, and opens.
+pub const STOP_RECOVERY: u8 = 150;
+
+/// The exit code of a command that failed.
+#[must_use]
+pub fn exit_code(command: &Command, kind: Kind) -> u8 {
+    match command {
+        Command::Log(LogCommand::Fetch(_)) => STOP_RECOVERY,
+        _ => kind.exit_code(),
+    }
+}
 
 /// Runs one command.
 ///
@@ -52,8 +64,8 @@ pub fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Drill(DrillCommand::Run(args)) => drill::run(app, args),
         Command::Drill(DrillCommand::History { plan }) => drill::history(app, plan.as_deref()),
         Command::Drill(DrillCommand::Report { id, html }) => drill::report(app, id, html.as_deref()),
-        Command::Log(command) => log::run(app, command),
         Command::Key(command) => key::run(app, command),
+        Command::Log(command) => log::run(app, command),
         Command::Serve(args) => serve::run(app, args),
         Command::Status(args) => status::run(app, args),
         Command::Run(command) => run::run(app, command),

@@ -1,3 +1,6 @@
-//! The continuous log of a plan's sources: from a source into the repository's log.
+//! The continuous log of a PostgreSQL source: where its positions and the repository's pieces meet.
 
+pub mod archive;
+pub mod fetch;
+pub mod push;
 pub mod stream;

@@ -23,11 +23,11 @@ const PAGE: u64 = PAGE_BYTES as u64;
 const SHORT_HEADER: usize = 24;
 const LONG_HEADER: usize = 40;
 const IS_CONTINUATION: u16 = 1;
-const IS_LONG: u16 = 2;
+pub const IS_LONG: u16 = 2;
 const IS_OVERWRITE: u16 = 8;
 const ALL_FLAGS: u16 = 15;
 /// Page magics of PostgreSQL 14, 15, 16, 17, 18.
-const MAGICS: [u16; 5] = [0xD10D, 0xD110, 0xD113, 0xD116, 0xD118];
+pub const MAGICS: [u16; 5] = [0xD10D, 0xD110, 0xD113, 0xD116, 0xD118];
 /// Greatest record: what a server can allocate at once (`MaxAllocSize`).
 const RECORD_MAX: u32 = 0x3FFF_FFFF;
 /// How much of an interesting record is kept.
@@ -400,7 +400,7 @@ fn clamp(wanted: u64, have: usize) -> usize {
     usize::try_from(wanted).map_or(have, |wanted| wanted.min(have))
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk::<2>().map(|bytes| u16::from_le_bytes(*bytes))
 }
 

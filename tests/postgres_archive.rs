@@ -1,0 +1,402 @@
+//! `archive_command` and `restore_command` as a server runs them: the program, a plan, real servers that archive, recover and refuse to.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+#[path = "support/workspace.rs"]
+mod workspace;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use lifeboat::event::Cancel;
+use lifeboat::source::postgres::client::{Connection, Mode};
+use lifeboat::source::postgres::conninfo::Settings;
+use serde_json::Value;
+use support::postgres::{Cluster, NEWEST, Options, as_server_user, bin_directory, distribution_version, server_user, wait_until};
+use tempfile::TempDir;
+use workspace::text;
+
+/// A server that archives by the program; everything belongs to the server's user.
+struct World {
+    cluster: Cluster,
+    folder: TempDir,
+    version: u32,
+}
+
+impl World {
+    fn new(options: Options, version: u32) -> Self {
+        let folder = tempfile::Builder::new().prefix("lbarch-").tempdir_in("/tmp").unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for name in ["plans", "state"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        // The server's user may not be let in where it was built.
+        fs::copy(env!("CARGO_BIN_EXE_lifeboat"), at("lifeboat")).unwrap();
+        let cluster = options.create();
+        let Settings { host: lifeboat::source::postgres::conninfo::Host::Socket(socket), port, .. } = cluster.socket_settings() else {
+            panic!("no socket")
+        };
+        cluster.write(&at("url"), &format!("host={} port={port} user=postgres dbname=postgres", socket.display()));
+        cluster.write(&at("passphrase"), "correct horse battery staple");
+        let plan = format!(
+            "version = 1\n[repository.main]\nurl = \"file://{0}/repository\"\npassphrase = {{ file = \"{0}/passphrase\" }}\n\
+             [source.crm]\nkind = \"postgres\"\nurl = {{ file = \"{0}/url\" }}\nbin_directory = \"{1}\"\n\
+             [plan.crm]\nsource = \"crm\"\nrepository = \"main\"\n",
+            folder.path().display(),
+            bin_directory(version).display(),
+        );
+        fs::write(at("plans/crm.toml"), plan).unwrap();
+        if let Some((user, group)) = server_user() {
+            for path in [folder.path().to_owned(), at("plans"), at("state"), at("plans/crm.toml")] {
+                std::os::unix::fs::chown(path, Some(user), Some(group)).unwrap();
+            }
+        }
+        let world = Self { cluster, folder, version };
+        world.json(&["repo", "init", "main"], 0);
+        let archive = world.documented("archive_command");
+        world.cluster.configure(&[
+            ("archive_mode".into(), "on".into()),
+            ("archive_command".into(), archive),
+            ("wal_keep_size".into(), "1GB".into()),
+        ]);
+        world.cluster.start_server();
+        world.cluster.sql("CREATE TABLE ledger(id bigserial PRIMARY KEY, filler text)");
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A setting as the operator's page has it, but for where things are in this test.
+    fn documented(&self, setting: &str) -> String {
+        let page = include_str!("../docs/postgresql.md");
+        let line = page.lines().find_map(|line| line.strip_prefix(&format!("{setting} = '"))?.strip_suffix('\''));
+        let folder = self.folder.path().display();
+        let words = line.unwrap().strip_prefix("lifeboat ").unwrap().replace("crm-postgres", "crm");
+        format!("{folder}/lifeboat --plans {folder}/plans --state {folder}/state {words}")
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        let mut command = as_server_user(self.path("lifeboat"));
+        command.args(words).arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
+        command.env_remove("STATE_DIRECTORY").env_remove("LIFEBOAT_LOG").output().unwrap()
+    }
+
+    fn json(&self, words: &[&str], code: i32) -> Value {
+        let output = self.run(words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stdout)))
+    }
+
+    fn push(&self, path: &Path, code: i32) -> Value {
+        self.json(&["log", "push", "crm", path.to_str().unwrap()], code)
+    }
+
+    fn fetch(&self, name: &str, to: &str, code: i32) -> Value {
+        self.json(&["log", "fetch", "crm", name, self.path(to).to_str().unwrap()], code)
+    }
+
+    fn write_more(&self) -> String {
+        write_and_archive(&|sql| {
+            let mut connection = self.cluster.connect();
+            if sql.starts_with("SELECT") {
+                return connection.value(sql).unwrap().unwrap();
+            }
+            connection.execute(sql).unwrap();
+            String::new()
+        })
+    }
+
+    /// Segments that the server waits to archive, in order.
+    fn ready(&self) -> Vec<String> {
+        let names = fs::read_dir(self.cluster.data().join("pg_wal/archive_status")).unwrap();
+        let names = names.map(|item| item.unwrap().file_name().into_string().unwrap());
+        let mut ready: Vec<String> = names.filter_map(|name| Some(name.strip_suffix(".ready")?.to_owned())).collect();
+        ready.sort();
+        ready
+    }
+
+    /// Stored pieces, by name.
+    fn pieces(&self) -> Vec<PathBuf> {
+        let files = workspace::files(&self.path("repository"));
+        files.into_iter().filter(|path| path.parent().unwrap().ends_with("pieces") || path.to_string_lossy().contains("/pieces/")).collect()
+    }
+
+    /// A restored folder that recovers from the log alone.
+    fn restore(&self, name: &str) -> Restored<'_> {
+        let data = self.path(name);
+        self.json(&["restore", "crm", "--to", data.to_str().unwrap(), "--yes"], 0);
+        let settings = format!("restore_command = '{}'\nrecovery_target_timeline = 'latest'\n", self.documented("restore_command"));
+        self.cluster.write(&data.join("postgresql.auto.conf"), &settings);
+        assert!(data.join("recovery.signal").exists());
+        Restored { world: self, data }
+    }
+}
+
+struct Restored<'a> {
+    world: &'a World,
+    data: PathBuf,
+}
+
+impl Restored<'_> {
+    /// Whether it came up, and its log.
+    fn start(&self) -> (bool, String) {
+        let log = self.data.with_extension("log");
+        let options = format!("-c unix_socket_directories={} -c port=5432 -c listen_addresses=", self.world.folder.path().display());
+        let status = as_server_user(bin_directory(self.world.version).join("pg_ctl"))
+            .args(["-D", self.data.to_str().unwrap(), "-l", log.to_str().unwrap(), "-o", &options, "-t", "60", "-w", "start"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        (status.success(), fs::read_to_string(log).unwrap_or_default())
+    }
+
+    fn sql(&self, sql: &str) -> String {
+        let settings = Settings::parse(&format!("host={} user=postgres dbname=postgres", self.world.folder.path().display())).unwrap();
+        let mut connection = Connection::connect(&settings, Mode::Sql { database: None }, &Cancel::default()).unwrap();
+        if sql.starts_with("SELECT") {
+            return connection.value(sql).unwrap().unwrap_or_default();
+        }
+        connection.execute(sql).unwrap();
+        String::new()
+    }
+
+    fn recovered(&self) {
+        let (up, log) = self.start();
+        assert!(up, "{log}");
+        wait_until("the recovered server to be open", || self.sql("SELECT pg_is_in_recovery()") == "f");
+    }
+}
+
+impl Drop for Restored<'_> {
+    fn drop(&mut self) {
+        let data = self.data.to_str().unwrap();
+        let stop = ["-D", data, "-m", "immediate", "-w", "stop"];
+        drop(as_server_user(bin_directory(self.world.version).join("pg_ctl")).args(stop).output());
+    }
+}
+
+/// Some segments of log, all archived; the last one's name.
+fn write_and_archive(sql: &dyn Fn(&str) -> String) -> String {
+    for _ in 0..6 {
+        sql("INSERT INTO ledger(filler) SELECT repeat(md5(n::text), 8) FROM generate_series(1, 3000) n");
+    }
+    let last = sql("SELECT pg_walfile_name(pg_switch_wal())");
+    wait_until("the segment to be archived", || {
+        sql("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver").as_str() >= last.as_str()
+    });
+    last
+}
+
+const STATE: &str = "SELECT count(*) || ' ' || coalesce(sum(hashtext(filler)::bigint + id), 0) FROM ledger";
+
+fn a_story(options: Options, version: u32) {
+    let world = World::new(options, version);
+    world.write_more();
+    world.json(&["backup", "crm"], 0);
+    world.write_more();
+    let last = world.write_more();
+    let written = world.cluster.value(STATE);
+    assert!(!written.starts_with("0 "));
+
+    // What comes back is what the server wrote, and its second push changes nothing.
+    let original = fs::read(world.cluster.data().join("pg_wal").join(&last)).unwrap();
+    let found = world.fetch(&last, "copy", 0);
+    assert!(found["found"] == true && found["partial"] == false, "{found}");
+    assert_eq!(fs::read(world.path("copy")).unwrap(), original);
+    assert_eq!(fs::metadata(world.path("copy")).unwrap().permissions().mode() & 0o777, 0o600);
+    let stored = world.pieces().len();
+    let again = world.push(&world.cluster.data().join("pg_wal").join(&last), 0);
+    assert_eq!(again["outcome"], "already-there");
+
+    // Another content, another cluster, another place in the log: refused, and nothing is stored.
+    let wrong = world.path("wrong");
+    fs::create_dir(&wrong).unwrap();
+    let refused = |name: &str, at: usize, expected: &str| {
+        let mut bytes = original.clone();
+        bytes[at] ^= 0x10;
+        let path = wrong.join(name);
+        world.cluster.write(&path, "");
+        fs::write(&path, bytes).unwrap();
+        let answer = world.push(&path, 1);
+        assert_eq!(answer["error"]["kind"], expected, "{answer}");
+    };
+    fs::set_permissions(&wrong, fs::Permissions::from_mode(0o755)).unwrap();
+    refused(&last, original.len() - 9, "split-brain");
+    refused(&last, 25, "split-brain");
+    refused(&last, 4, "failed");
+    refused(&last, 11, "failed");
+    refused(&last.replace("00000001000", "00000001001"), 0, "failed");
+    // Of a timeline whose history nobody has.
+    refused(&last.replacen('1', "2", 1), original.len() - 9, "failed");
+    fs::write(wrong.join(&last), &original[..original.len() - 8192]).unwrap();
+    assert_eq!(world.push(&wrong.join(&last), 1)["error"]["kind"], "failed");
+    assert_eq!(world.pieces().len(), stored);
+    assert_eq!(world.json(&["log", "push", "crm", "/nowhere/else"], 2)["error"]["kind"], "usage");
+
+    // The end of the log is told apart from everything that is wrong.
+    let next = format!("{}FF", &last[..22]);
+    assert_eq!(world.fetch(&next, "none", 1)["found"], false);
+    assert_eq!(world.fetch("00000002.history", "none", 1)["found"], false);
+    assert_eq!(world.json(&["log", "fetch", "crn", &last, "/tmp/x"], 150)["error"]["kind"], "usage");
+    assert_eq!(world.run(&["log", "fetch", "crm", "--jobs", "none"]).status.code(), Some(150));
+    assert!(!world.path("none").exists());
+
+    // Everything that was archived is recovered, and the new timeline is archived beside the old one.
+    let first = world.restore("first");
+    first.recovered();
+    assert_eq!(first.sql(STATE), written);
+    assert_eq!(first.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "2");
+    let last = write_and_archive(&|sql| first.sql(sql));
+    assert!(last.starts_with("00000002"), "{last}");
+    let (log, later) = (fs::read_to_string(first.data.with_extension("log")).unwrap(), first.sql(STATE));
+    assert!(log.contains("restored log file"), "{log}");
+    drop(first);
+    world.fetch("00000002.history", "history", 0);
+    assert_ne!(later, written);
+    let ahead = world.path("state/work/crm/log/ahead");
+    assert_eq!(fs::read_dir(&ahead).unwrap().count(), 0, "nothing that was fetched ahead stays");
+    let second = world.restore("second");
+    second.recovered();
+    assert_eq!(second.sql(STATE), later, "recovery follows the timelines");
+    assert_eq!(second.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "3");
+    drop(second);
+    world.json(&["verify", "main", "--data"], 0);
+}
+
+#[test]
+fn a_server_archives_and_recovers_from_its_log_over_two_timelines() {
+    a_story(Options::new(NEWEST).initdb("--wal-segsize=1"), NEWEST);
+}
+
+#[test]
+fn the_distributions_server_archives_and_recovers_too() {
+    a_story(Options::new(distribution_version()), distribution_version());
+}
+
+#[test]
+fn a_store_that_is_away_keeps_the_files_and_they_follow_later_several_at_a_time() {
+    let world = World::new(Options::new(NEWEST).initdb("--wal-segsize=1"), NEWEST);
+    world.write_more();
+    fs::rename(world.path("repository"), world.path("away")).unwrap();
+    for _ in 0..12 {
+        world
+            .cluster
+            .sql("INSERT INTO ledger(filler) SELECT repeat(md5(n::text), 8) FROM generate_series(1, 1000) n; SELECT pg_switch_wal()");
+    }
+    wait_until("the server to notice", || world.cluster.value("SELECT failed_count > 0 FROM pg_stat_archiver") == "t");
+    assert!(world.ready().len() >= 12 && !world.path("repository").exists(), "{:?}", world.ready());
+    let command = world.cluster.value("SHOW archive_command");
+    world.cluster.sql("ALTER SYSTEM SET archive_command = ''");
+    world.cluster.sql("SELECT pg_reload_conf()");
+    // Its last attempt may still run.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let wal = world.cluster.data().join("pg_wal");
+    assert_eq!(world.push(&wal.join(&world.ready()[0]), 10)["error"]["kind"], "no-repository");
+    fs::rename(world.path("away"), world.path("repository")).unwrap();
+
+    // By hand, so that each step can be seen.
+    let waiting = world.ready();
+    let push = |at: usize| world.push(&wal.join(&waiting[at]), 0);
+    let first = push(0);
+    assert!(first["outcome"] == "stored" && first["ahead"] == 8, "{first}");
+    let acks = world.path("state/work/crm/log/acks");
+    let acknowledged = || fs::read_dir(&acks).unwrap().count();
+    assert_eq!(acknowledged(), 8);
+    for item in fs::read_dir(&acks).unwrap() {
+        assert_eq!(item.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let second = push(1);
+    assert!(second["outcome"] == "acknowledged" && acknowledged() == 7, "{second}");
+    // One of another file, one that is torn: not believed.
+    fs::copy(acks.join(&waiting[4]), acks.join(&waiting[2])).unwrap();
+    assert_eq!(push(2)["outcome"], "already-there");
+    fs::write(acks.join(&waiting[3]), b"{").unwrap();
+    assert_eq!(push(3)["outcome"], "already-there");
+
+    // What an unfinished segment has of log comes back, and no more.
+    world.cluster.sql("INSERT INTO ledger(filler) VALUES ('the last one')");
+    let unfinished = world.cluster.value("SELECT pg_walfile_name(pg_current_wal_flush_lsn())");
+    let written: usize = world.cluster.value("SELECT (pg_walfile_name_offset(pg_current_wal_flush_lsn())).file_offset").parse().unwrap();
+    let mut bytes = fs::read(wal.join(&unfinished)).unwrap();
+    bytes[written + 64..].fill(0x5a);
+    let partial = world.path(&format!("{unfinished}.partial"));
+    fs::write(&partial, &bytes).unwrap();
+    assert_eq!(world.push(&partial, 0)["outcome"], "stored");
+    assert_eq!(world.push(&partial, 0)["outcome"], "already-there");
+    let name = world.pieces().pop().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    assert!(!name.ends_with("00000"), "only a part of the segment: {name}");
+
+    world.cluster.sql(&format!("ALTER SYSTEM SET archive_command = '{command}'"));
+    world.cluster.sql("SELECT pg_reload_conf()");
+    let last = waiting.last().unwrap();
+    wait_until("everything to be archived", || {
+        world.cluster.value("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver").as_str() >= last.as_str()
+    });
+    for name in &waiting {
+        world.fetch(name, "copy", 0);
+        assert_eq!(fs::read(world.path("copy")).unwrap(), fs::read(wal.join(name)).unwrap(), "{name}");
+    }
+    let found = world.fetch(&unfinished, "copy", 0);
+    assert_eq!(found["partial"], true, "{found}");
+    let copy = fs::read(world.path("copy")).unwrap();
+    assert!(copy.len() == bytes.len() && copy[..written] == bytes[..written] && copy[written..].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn damage_and_holes_stop_a_recovery_and_never_open_the_server() {
+    let world = World::new(Options::new(NEWEST).initdb("--wal-segsize=1"), NEWEST);
+    world.json(&["backup", "crm"], 0);
+    world.write_more();
+    // A history does not say whose it is: the folder that it lies in does.
+    let stranger = Options::new(NEWEST).create();
+    let history = stranger.data().join("pg_wal/00000002.history");
+    stranger.write(&history, "1\t0/300000\tno recovery target specified\n");
+    assert_eq!(world.push(&history, 1)["error"]["kind"], "split-brain");
+    assert_eq!(world.fetch("00000002.history", "none", 1)["found"], false);
+    let pieces = world.pieces();
+    let victim = &pieces[pieces.len() - 4];
+    let whole = fs::read(victim).unwrap();
+    let stopped = |name: &str, why: &str| {
+        let restored = world.restore(name);
+        let (up, log) = restored.start();
+        // It may be open for reading while it recovers.
+        let ended = || !restored.data.join("postmaster.pid").exists();
+        if up {
+            wait_until("the server to stop", ended);
+        }
+        let log = if up { fs::read_to_string(restored.data.with_extension("log")).unwrap() } else { log };
+        assert!(ended() && !log.contains("archive recovery complete"), "{log}");
+        assert!(log.contains(why) && log.contains("could not restore file"), "{log}");
+    };
+    workspace::damage(victim);
+    chown_to_server(victim);
+    stopped("damaged", "its bytes are not those that were stored");
+    fs::remove_file(victim).unwrap();
+    stopped("hole", "the log has a hole at");
+    // Asked to end there, it does.
+    let restored = world.restore("short");
+    let settings = restored.data.join("postgresql.auto.conf");
+    let said = fs::read_to_string(&settings).unwrap().replace("fetch crm", "fetch --end-at-gap crm");
+    world.cluster.write(&settings, &said);
+    restored.recovered();
+    assert_ne!(restored.sql(STATE), world.cluster.value(STATE));
+    drop(restored);
+    fs::write(victim, whole).unwrap();
+    chown_to_server(victim);
+    // The wrong key is no end of the log either.
+    world.cluster.write(&world.path("passphrase"), "another one altogether");
+    let name = world.cluster.value("SELECT last_archived_wal FROM pg_stat_archiver");
+    assert_eq!(world.fetch(&name, "copy", 150)["error"]["kind"], "wrong-key");
+}
+
+fn chown_to_server(path: &Path) {
+    if let Some((user, group)) = server_user() {
+        std::os::unix::fs::chown(path, Some(user), Some(group)).unwrap();
+    }
+}
