@@ -1,6 +1,8 @@
-//! The continuous log of a PostgreSQL source: where its positions and the repository's pieces meet.
+//! The continuous log of a source: what joins it, as pieces in a repository, and the servers that write and replay it.
 
 pub mod archive;
 pub mod fetch;
 pub mod push;
+pub mod ranges;
+pub mod replay;
 pub mod stream;
