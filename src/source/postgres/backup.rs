@@ -371,7 +371,8 @@ impl BaseSnapshot {
 
     /// Tablespaces that were not there when the backup began: a replay would create them where the source has them.
     fn tablespaces_created(&mut self) -> Result<Vec<Problem>> {
-        let rows = self.sql.query("SELECT oid, spcname FROM pg_catalog.pg_tablespace WHERE pg_catalog.pg_tablespace_location(oid) LIKE '/%'")?;
+        let rows =
+            self.sql.query("SELECT oid, spcname FROM pg_catalog.pg_tablespace WHERE pg_catalog.pg_tablespace_location(oid) LIKE '/%'")?;
         let mut problems = Vec::new();
         for row in &rows {
             let oid = row.required("oid")?;

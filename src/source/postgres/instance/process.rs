@@ -119,7 +119,8 @@ pub fn user_of(folder: &Path) -> io::Result<Option<i32>> {
     let written = written.and_then(|text| text.lines().next()?.trim().parse::<i32>().ok()).map(i32::abs);
     for item in fs::read_dir("/proc")? {
         let Some(pid) = item?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let is_server = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| matches!(name.trim_end(), "postgres" | "postmaster"));
+        let is_server =
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| matches!(name.trim_end(), "postgres" | "postmaster"));
         if !is_server || Identity::of(pid).is_none() {
             continue;
         }
