@@ -188,6 +188,7 @@ fn plan_text(plan: &RestorePlan, zone: Tz) -> String {
     for existing in &plan.overwrites {
         pairs.push(("OVERWRITES", format!("{} ({}), moved to {}", existing.path, existing.what, existing.moved_to)));
     }
+    pairs.extend(plan.steps.iter().enumerate().map(|(at, step)| (if at == 0 { "does" } else { "then" }, step.clone())));
     let mut text = render::pairs(&pairs);
     for missing in &plan.missing {
         let _ = writeln!(text, "missing in the snapshot: {}: {}: {}", missing.source, missing.object, missing.message);
@@ -214,6 +215,9 @@ pub(super) fn text(report: &RestoreReport) -> String {
     }
     if !report.sources_left_out.is_empty() {
         let _ = writeln!(text, "left out, as asked: source {}", report.sources_left_out.join(", "));
+    }
+    for table in &report.tables {
+        let _ = writeln!(text, "table {}: {} rows", table.table, table.rows);
     }
     for missing in &report.missing {
         let _ = writeln!(text, "missing: {}: {}: {} ({})", missing.source, missing.object, missing.message, missing.kind);
