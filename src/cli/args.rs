@@ -224,6 +224,9 @@ pub struct RestoreArgs {
     pub to: PathBuf,
     #[command(flatten)]
     pub point: PointArgs,
+    /// Follow this timeline of the log instead of the newest
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["snapshot", "latest_proven", "immediate"])]
+    pub timeline: Option<u32>,
     /// Only this source of several (repeatable); one alone is restored to a target of its own kind
     #[arg(long, value_name = "NAME")]
     pub source: Vec<String>,
@@ -251,10 +254,10 @@ pub struct RestoreArgs {
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 pub struct PointArgs {
-    /// The newest snapshot (the default)
+    /// The newest moment: of the log where there is one, otherwise of the snapshots (the default)
     #[arg(long)]
     pub latest: bool,
-    /// The newest snapshot not later than this: RFC 3339, or local time of the plan's timezone (UTC where it has none, and with --from) such as '2026-11-20 14:31'
+    /// This moment of the log, or the newest snapshot not later than it: RFC 3339, or local time of the plan's timezone (UTC where it has none, and with --from) such as '2026-11-20 14:31'
     #[arg(long, value_name = "TIME")]
     pub at: Option<String>,
     /// This snapshot, by id or a unique beginning of it
@@ -263,6 +266,18 @@ pub struct PointArgs {
     /// The newest snapshot that a drill has proven
     #[arg(long)]
     pub latest_proven: bool,
+    /// What was written before this position of the log, such as 16/B374D848
+    #[arg(long, value_name = "LSN")]
+    pub lsn: Option<String>,
+    /// This transaction, and what was committed before it
+    #[arg(long, value_name = "NUMBER")]
+    pub xid: Option<u64>,
+    /// A restore point of the server, by name
+    #[arg(long, value_name = "NAME")]
+    pub restore_point: Option<String>,
+    /// The end of the newest base backup, as soon as it is consistent
+    #[arg(long)]
+    pub immediate: bool,
 }
 
 /// `lifeboat verify`

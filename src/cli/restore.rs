@@ -16,9 +16,10 @@ use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
 use crate::id::Name;
 use crate::ops::damaged_warning;
+use crate::ops::log::replay::LogRecovery;
 use crate::ops::resolve::{self, RepositorySettings, Resolved};
 use crate::ops::restore::{self, RestorePlan, RestoreReport, RestoreRequest};
-use crate::ops::select::Choice;
+use crate::ops::select::{Choice, Wanted};
 use crate::repo::Passphrase;
 
 pub(super) fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
@@ -31,7 +32,7 @@ pub(super) fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
 pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport>> {
     let (resolved, zone, lost) = resolve_from(app, args)?;
     let choice = choice(args, zone)?;
-    if let Choice::At(at) = &choice {
+    if let Choice::At(at) | Choice::Along { wanted: Wanted::Time(at), .. } = &choice {
         note(&format!("recovery point asked for: {}", render::time_in_both(*at, zone)));
     }
     let request =
@@ -112,7 +113,21 @@ fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz, Option<S
 
 fn choice(args: &RestoreArgs, zone: Tz) -> Result<Choice> {
     let point = &args.point;
-    Ok(if let Some(at) = &point.at {
+    let timeline = args.timeline;
+    let wanted = if let Some(lsn) = &point.lsn {
+        Some(Wanted::Lsn(lsn.parse()?))
+    } else if let Some(name) = &point.restore_point {
+        Some(Wanted::RestorePoint(name.clone()))
+    } else if let (Some(at), Some(_)) = (&point.at, timeline) {
+        Some(Wanted::Time(time::parse(at, zone)?))
+    } else if point.immediate {
+        Some(Wanted::Immediate)
+    } else {
+        point.xid.map(Wanted::Xid).or_else(|| timeline.map(|_| Wanted::Latest))
+    };
+    Ok(if let Some(wanted) = wanted {
+        Choice::Along { wanted, timeline }
+    } else if let Some(at) = &point.at {
         Choice::At(time::parse(at, zone)?)
     } else if let Some(id) = &point.snapshot {
         Choice::Snapshot(id.clone())
@@ -159,6 +174,9 @@ fn declined() -> Error {
 fn plan_text(plan: &RestorePlan, zone: Tz) -> String {
     let mut pairs =
         vec![("restore", format!("snapshot {} of plan {}", plan.snapshot, plan.plan)), ("content of", render::time_in_both(plan.at, zone))];
+    if let Some(recovery) = &plan.recovery {
+        pairs.push(("through the log", log_text(recovery)));
+    }
     for source in &plan.sources {
         pairs.push((
             "source",
@@ -199,6 +217,14 @@ fn plan_text(plan: &RestorePlan, zone: Tz) -> String {
     text
 }
 
+fn log_text(recovery: &LogRecovery) -> String {
+    let (from, to) = (recovery.from, recovery.to);
+    if recovery.bytes == 0 {
+        return format!("none is needed, to {}", recovery.target);
+    }
+    format!("from {from} to {to} on timeline {} ({} of log), to {}", recovery.along, render::bytes(recovery.bytes), recovery.target)
+}
+
 pub(super) fn text(report: &RestoreReport) -> String {
     let mut text = render::pairs(&[
         ("restored", format!("snapshot {} of plan {}", report.snapshot, report.plan)),
@@ -207,6 +233,10 @@ pub(super) fn text(report: &RestoreReport) -> String {
         ("size", format!("{} in {} entries", render::bytes(report.bytes_restored), report.entries_restored)),
         ("took", render::duration_ms(report.duration_ms)),
     ]);
+    if let Some(recovery) = &report.recovery {
+        let replayed = if report.tables.is_empty() { "when its server is started it replays the log" } else { "recovered through the log" };
+        let _ = writeln!(text, "{replayed}: {}", log_text(recovery));
+    }
     if report.bytes_resumed > 0 {
         let _ = writeln!(text, "{} were there already from the interrupted restore", render::bytes(report.bytes_resumed));
     }

@@ -10,6 +10,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::id::{Name, ReportId, SnapshotId};
 use crate::ops::document::Stopwatch;
+use crate::ops::log::replay::{self, LogRecovery};
 use crate::ops::restore::{self, Part, Restored, Taker};
 use crate::ops::select::{self, Choice};
 use crate::ops::transfer::{Compared, Metadata, Transfer};
@@ -58,8 +59,11 @@ pub struct DrillReport {
     pub plan: String,
     pub host: String,
     pub snapshot: SnapshotId,
-    /// The moment that the restored content is of.
+    /// The moment that the snapshot is of.
     pub snapshot_time: DateTime<Utc>,
+    /// What was replayed on top of the snapshot. `None`: it was recovered to its own moment.
+    #[serde(default)]
+    pub recovery: Option<LogRecovery>,
     /// Start of the drill − `snapshot_time`.
     pub snapshot_age_ms: u64,
     /// When the drill began.
@@ -172,6 +176,8 @@ pub fn run(job: &Job, request: &DrillRequest) -> Result<DrillReport> {
 /// The snapshot that is drilled.
 struct Selected {
     manifest: Manifest,
+    /// What is replayed on top of it. `None`: the snapshot's own moment.
+    recovery: Option<LogRecovery>,
     /// Of the newest snapshot there is.
     newest: DateTime<Utc>,
     reports: Vec<ReportRecord>,
@@ -193,7 +199,12 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         Ok((reports, damaged)) => (reports, damaged_reports_warning(&damaged)),
         Err(error) => (Vec::new(), Some(format!("earlier reports could not be read: {}", explain(&error)))),
     };
-    let manifest = select::choose(&manifests, &reports, &choice, now)?.clone();
+    // The latest and a random choice are of snapshots: what they hold is compared with their fingerprints.
+    let located = if matches!(choice, Choice::At(_)) { replay::locate(job, &choice, &[], &reports)? } else { None };
+    let (manifest, recovery) = match located {
+        Some(found) => (found.manifest, found.recovery),
+        None => (select::choose(&manifests, &reports, &choice, now)?.clone(), None),
+    };
     let newest = select::latest(&manifests).map_or(manifest.time, |m| m.time);
     let seed = match choice {
         Choice::Random { seed, .. } => Some(seed),
@@ -201,7 +212,7 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         _ if (1..100).contains(&job.drill.compare_percent) => Some(fresh_seed()?),
         _ => None,
     };
-    Ok(Selected { manifest, newest, reports, seed, damaged: damaged_warning(&damaged), warning })
+    Ok(Selected { manifest, recovery, newest, reports, seed, damaged: damaged_warning(&damaged), warning })
 }
 
 /// A seed for a random choice.
@@ -240,7 +251,7 @@ fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
     watch.split(&done.report.phases, "check");
     job.progress.event(Event::Phase { name: "check", detail: job.plan.to_string() });
     for restored in &done.restored {
-        attempt.checks.extend(prove(job, restored, folder));
+        attempt.checks.extend(prove(job, restored, selected.recovery.as_ref(), folder));
     }
     attempt.checks.extend(unasked(job, &done.restored));
 
@@ -261,7 +272,8 @@ fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
 
 /// The same code path as a restore in an incident, to a private place.
 fn recover(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopwatch) -> Result<restore::Done> {
-    let bytes: u64 = selected.manifest.sources.iter().map(|s| s.bytes).sum();
+    let log = selected.recovery.as_ref().map_or(0, |recovery| recovery.bytes);
+    let bytes: u64 = selected.manifest.sources.iter().map(|s| s.bytes).sum::<u64>() + log;
     if let Some(limit) = job.drill.disk_limit_bytes
         && bytes > limit
     {
@@ -272,7 +284,8 @@ fn recover(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
         .hint("raise the limit in the plan's drill.limits"));
     }
     let target = target_in(folder, &job.plan);
-    let plan = restore::plan_of(job, selected.manifest.clone(), &target, &Part::default(), None, &selected.reports)?;
+    let plan =
+        restore::plan_of(job, selected.manifest.clone(), &target, &Part::default(), None, selected.recovery.clone(), &selected.reports)?;
     watch.phase("fetch");
     restore::bring_back(job, &plan, None, Taker::Drill)
 }
@@ -282,22 +295,22 @@ fn target_in(folder: &RunFolder, plan: &Name) -> PathBuf {
 }
 
 /// The source's own proof: engine checks, fingerprints, SQL.
-fn prove(job: &Job, restored: &Restored, folder: &RunFolder) -> Vec<CheckRecord> {
+fn prove(job: &Job, restored: &Restored, recovery: Option<&LogRecovery>, folder: &RunFolder) -> Vec<CheckRecord> {
     let name = &restored.record.name;
+    let elsewhere = recovery.is_some_and(|recovery| recovery.source == *name);
+    let compare_percent = if elsewhere { 0 } else { job.drill.compare_percent };
     // Without what was recorded there is nothing to compare with, and the plan did not ask for that.
     let (fingerprints, unknown) = match backup::finish_of(&restored.record) {
         Ok(finish) => (finish.fingerprints, None),
         Err(error) => (Vec::new(), Some(skipped(name, "fingerprints", "what was recorded when it was backed up".into(), explain(&error)))),
     };
     let asked: Vec<&PlannedCheck> = job.drill.checks.iter().filter(|c| c.source == *name).collect();
-    let request =
-        ProveRequest { fingerprints, compare_percent: job.drill.compare_percent, checks: asked.iter().map(|c| c.check.clone()).collect() };
+    let request = ProveRequest { fingerprints, compare_percent, checks: asked.iter().map(|c| c.check.clone()).collect() };
     let scratch = folder.path().join(format!("prove-{name}"));
     let proved = make_private(&scratch)
         .and_then(|()| if restored.source.keeps_content() { Ok(()) } else { open_the_way(job, folder, &scratch) })
         .and_then(|()| restored.source.prove(&restored.usable, &request, &context(job, scratch)));
-    let unproved =
-        matches!(restored.record.kind.as_str(), "sqlite" | "postgres") && request.fingerprints.is_empty() && job.drill.compare_percent > 0;
+    let unproved = matches!(restored.record.kind.as_str(), "sqlite" | "postgres") && request.fingerprints.is_empty() && compare_percent > 0;
     let mut checks = match proved {
         Ok(results) => {
             let known: Vec<&str> = results.iter().map(|r| r.name.as_str()).collect();
@@ -419,6 +432,7 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
         host: job.host.clone(),
         snapshot: selected.manifest.id,
         snapshot_time: selected.manifest.time,
+        recovery: selected.recovery.clone(),
         snapshot_age_ms: age_ms(selected.manifest.time),
         time,
         verdict: Verdict::Failed,
@@ -441,13 +455,28 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
             .chain(unmeasured)
             .collect(),
         missing,
-        warnings: selected.warning.into_iter().chain(clock).chain(attempt.warnings).collect(),
+        warnings: selected
+            .warning
+            .into_iter()
+            .chain(selected.recovery.as_ref().map(uncompared))
+            .chain(clock)
+            .chain(attempt.warnings)
+            .collect(),
         cleanup: Cleanup { removed: false, kept: None, kept_until: None, message: String::new() },
         seed: selected.seed,
         exit: None,
         program: env!("CARGO_PKG_VERSION").into(),
         said,
     }
+}
+
+/// Fingerprints are of the moments of snapshots.
+fn uncompared(recovery: &LogRecovery) -> String {
+    format!(
+        "source {} was recovered through the log to {}: every check ran there, but there are no fingerprints of that moment to compare its \
+         tables with, so this proves the way there and not the content of the snapshot",
+        recovery.source, recovery.target
+    )
 }
 
 fn incomplete_backup(count: usize, first: &Missing) -> String {
@@ -505,7 +534,8 @@ fn store(job: &Job, report: &DrillReport) -> Result<()> {
         kind: ReportKind::Drill,
         time: report.time,
         plan: Some(report.plan.clone()),
-        snapshots: vec![report.snapshot],
+        // Through the log, neither is the snapshot's content proven nor is a failure its fault.
+        snapshots: if report.recovery.is_none() { vec![report.snapshot] } else { Vec::new() },
         passed: report.verdict == Verdict::Passed,
         document: serde_json::to_value(report).context(Kind::Bug, || "write the drill report".into())?,
     })

@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod document;
 pub mod drill;
 pub mod init;
+pub mod log;
 pub mod report;
 pub mod report_html;
 pub mod resolve;

@@ -162,6 +162,7 @@ mod tests {
             host: evil.into(),
             snapshot: SnapshotId::generate(time),
             snapshot_time: time,
+            recovery: None,
             snapshot_age_ms: 60_000,
             time,
             verdict: Verdict::Failed,

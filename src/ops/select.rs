@@ -1,6 +1,7 @@
 //! Choosing a snapshot, and what is known to be proven. Pure: manifests and reports in, one manifest or a reason out.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -9,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
 use crate::ops::Verdict;
 use crate::repo::{Manifest, ReportKind, ReportRecord};
+use crate::source::postgres::lsn::Lsn;
 
 /// Which snapshot is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +26,35 @@ pub enum Choice {
     LatestProven,
     /// One of those within `window` before now, each equally likely; the same seed chooses the same of the same list.
     Random { seed: u64, window: Option<Duration> },
+    /// A moment of the log that continues snapshots; `timeline`: the one to follow instead of the newest.
+    Along { wanted: Wanted, timeline: Option<u32> },
+}
+
+/// A moment of a continuous log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    Latest,
+    Time(DateTime<Utc>),
+    /// What was written before this position.
+    Lsn(Lsn),
+    /// Just after this transaction.
+    Xid(u64),
+    RestorePoint(String),
+    /// As soon as the newest snapshot is consistent.
+    Immediate,
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => f.write_str("the newest moment"),
+            Self::Time(time) => f.write_str(&time.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
+            Self::Lsn(lsn) => write!(f, "log position {lsn}"),
+            Self::Xid(xid) => write!(f, "transaction {xid}"),
+            Self::RestorePoint(name) => write!(f, "the restore point {name:?}"),
+            Self::Immediate => f.write_str("the end of the base backup"),
+        }
+    }
 }
 
 /// Chooses among the manifests of one plan (in any order). `reports` are all drill and verify reports; `now` bounds what exists.
@@ -43,6 +74,8 @@ pub fn choose<'a>(manifests: &'a [Manifest], reports: &[ReportRecord], choice: &
                 .hint(format!("run `lifeboat drill run`, or restore what is there unproven; the latest is {}", describe(latest)))
         }),
         Choice::Random { seed, window } => random(manifests, *seed, *window, now),
+        Choice::Along { wanted, .. } => Err(Error::new(Kind::Usage, format!("recover to {wanted}: that needs a continuous log"))
+            .hint("a log is kept of PostgreSQL sources; of several sources name one with --source; without a log, use --at or --snapshot")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Snapshots: what can be restored, and what was verified and proven.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::ops::damage::{self, Damage, KnownDamage};
+use crate::ops::log::replay;
 use crate::ops::{backup, explain, select};
 use crate::repo::{Manifest, ReportRecord, Repository, SourceRecord};
 
@@ -88,7 +89,47 @@ pub fn run(repository: &Repository, plan: Option<&Name>) -> Result<SnapshotList>
     let (reports, damaged_reports) = repository.sound_reports(None)?;
     let mut list = list(&manifests, &reports);
     list.damaged = damaged.iter().map(|lost| &lost.error).chain(&damaged_reports).map(explain).collect();
+    let unread = with_logs(repository, &manifests, &mut list)?;
+    list.damaged.extend(unread);
     Ok(list)
+}
+
+/// Puts what the logs of sources make possible in place of the moments of their snapshots. Returns what could not be read of them.
+fn with_logs(repository: &Repository, manifests: &[Manifest], list: &mut SnapshotList) -> Result<Vec<String>> {
+    let sound: BTreeSet<SnapshotId> = list.snapshots.iter().filter(|s| s.damaged.is_none()).map(|s| s.id).collect();
+    let mut sources: BTreeMap<(Name, Name), Vec<&Manifest>> = BTreeMap::new();
+    for manifest in manifests.iter().filter(|manifest| sound.contains(&manifest.id)) {
+        for source in manifest.sources.iter().filter(|source| replay::can_have_log(source)) {
+            sources.entry((manifest.plan.clone(), source.name.clone())).or_default().push(manifest);
+        }
+    }
+    let mut unread = Vec::new();
+    for ((plan, source), manifests) in sources {
+        let (view, damaged) = replay::view(&repository.log(&plan, &source), &manifests, &source)?;
+        unread.extend(damaged);
+        let Some(view) = view else { continue };
+        let of_source = |range: &RecoveryRange| range.plan == plan.as_str() && range.source == source.as_str();
+        let at = list.recovery_ranges.iter().position(of_source).unwrap_or(list.recovery_ranges.len());
+        list.recovery_ranges.retain(|range| !of_source(range));
+        let ranges = view.ranges();
+        let inside: BTreeSet<SnapshotId> =
+            ranges.iter().filter(|range| range.continuous).flat_map(|range| range.snapshots.iter().copied()).collect();
+        // Also those of timelines that are not followed: by their names they can be restored.
+        let alone =
+            self::ranges(manifests.iter().copied().filter(|manifest| !inside.contains(&manifest.id)).map(|manifest| (manifest, &source)));
+        let continuous = ranges.iter().filter(|range| range.continuous).map(|range| RecoveryRange {
+            plan: plan.to_string(),
+            source: source.to_string(),
+            from: range.from,
+            to: range.to,
+            continuous: true,
+            points: range.snapshots.len() as u64,
+        });
+        let mut all: Vec<RecoveryRange> = alone.into_iter().chain(continuous).collect();
+        all.sort_by_key(|range| (range.from, range.to));
+        list.recovery_ranges.splice(at..at, all);
+    }
+    Ok(unread)
 }
 
 /// The document, of manifests in the order to show. Pure.
@@ -97,7 +138,8 @@ pub fn list(manifests: &[Manifest], reports: &[ReportRecord]) -> SnapshotList {
     let standing = damage::standing(reports, None);
     let snapshots: Vec<ListedSnapshot> = manifests.iter().map(|manifest| listed(manifest, reports, &standing)).collect();
     let sound = manifests.iter().zip(&snapshots).filter(|(_, listed)| listed.damaged.is_none()).map(|(manifest, _)| manifest);
-    SnapshotList { schema: "lifeboat.snapshots/1".into(), recovery_ranges: ranges(sound), snapshots, damaged: Vec::new() }
+    let every = sound.flat_map(|manifest| manifest.sources.iter().map(move |source| (manifest, &source.name)));
+    SnapshotList { schema: "lifeboat.snapshots/1".into(), recovery_ranges: ranges(every), snapshots, damaged: Vec::new() }
 }
 
 fn listed(manifest: &Manifest, reports: &[ReportRecord], standing: &[Damage]) -> ListedSnapshot {
@@ -119,23 +161,21 @@ fn listed(manifest: &Manifest, reports: &[ReportRecord], standing: &[Damage]) ->
 }
 
 /// One range for each source of each plan, by name: these kinds of source have only the moments of their snapshots.
-fn ranges<'a>(manifests: impl Iterator<Item = &'a Manifest>) -> Vec<RecoveryRange> {
+fn ranges<'a>(moments: impl Iterator<Item = (&'a Manifest, &'a Name)>) -> Vec<RecoveryRange> {
     let mut ranges: BTreeMap<(String, String), RecoveryRange> = BTreeMap::new();
-    for manifest in manifests {
-        for source in &manifest.sources {
-            let key = (manifest.plan.to_string(), source.name.to_string());
-            let range = ranges.entry(key).or_insert_with_key(|(plan, source)| RecoveryRange {
-                plan: plan.clone(),
-                source: source.clone(),
-                from: manifest.time,
-                to: manifest.time,
-                continuous: false,
-                points: 0,
-            });
-            range.from = range.from.min(manifest.time);
-            range.to = range.to.max(manifest.time);
-            range.points += 1;
-        }
+    for (manifest, source) in moments {
+        let key = (manifest.plan.to_string(), source.to_string());
+        let range = ranges.entry(key).or_insert_with_key(|(plan, source)| RecoveryRange {
+            plan: plan.clone(),
+            source: source.clone(),
+            from: manifest.time,
+            to: manifest.time,
+            continuous: false,
+            points: 0,
+        });
+        range.from = range.from.min(manifest.time);
+        range.to = range.to.max(manifest.time);
+        range.points += 1;
     }
     ranges.into_values().collect()
 }

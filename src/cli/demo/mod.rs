@@ -276,7 +276,17 @@ fn make_restore(demo: &App, to: &Path) -> Result<PathBuf> {
     let args = RestoreArgs {
         plan: Some(PLAN.to_owned()),
         to: to.to_owned(),
-        point: PointArgs { latest: true, at: None, snapshot: None, latest_proven: false },
+        point: PointArgs {
+            latest: true,
+            at: None,
+            snapshot: None,
+            latest_proven: false,
+            lsn: None,
+            xid: None,
+            restore_point: None,
+            immediate: false,
+        },
+        timeline: None,
         source: Vec::new(),
         only: Vec::new(),
         from: None,

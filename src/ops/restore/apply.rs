@@ -9,6 +9,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Event;
 use crate::id::Name;
 use crate::ops::document::Stopwatch;
+use crate::ops::log::replay;
 use crate::ops::restore::partial::{Partial, left_at};
 use crate::ops::restore::place::{Place, free_bytes, sync_folder};
 use crate::ops::restore::prepare::{identity, restores_folder, shape};
@@ -64,14 +65,14 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     let mut watch = Stopwatch::start();
     let sources = &plan.manifest.sources;
     let place = Place::new(&plan.to, shape(job, sources))?;
-    let mut wanted = identity(job, &plan.manifest, &place, &plan.only);
+    let mut wanted = identity(job, &plan.manifest, &place, &plan.only, plan.recovery.as_ref());
     wanted.id.clone_from(&plan.id);
     if left_at(&place.partial(), place.target())?.is_some_and(|left| left.same_content(&wanted) && left.is_placed(place.target())) {
         return finish(job, plan, &place, Partial::own(&place, wanted, job.clock.now())?, watch);
     }
     check_confirmed(&place, plan, confirmed)?;
     let mut partial = Partial::own(&place, wanted, job.clock.now())?;
-    if let Err(error) = check_space(&place, &partial, sources) {
+    if let Err(error) = check_space(&place, &partial, plan) {
         // Nothing was written: nothing is worth keeping.
         return Err(if partial.resumed() { error } else { partial.remove().err().unwrap_or(error) });
     }
@@ -98,6 +99,11 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
             Ok(one) => Restored { lost, ..one },
             Err(error) => return Err(stopped(error, record, plan, &place, &mut partial)),
         };
+        if let Some(recovery) = plan.recovery.as_ref().filter(|recovery| recovery.source == record.name)
+            && let Err(error) = replay::bring(job, &plan.manifest, recovery, &one.usable)
+        {
+            return Err(stopped(error, record, plan, &place, &mut partial));
+        }
         if !plan.only.is_empty() {
             match extract(&mut one, &plan.only, &partial) {
                 Ok(warnings) => brought.warnings.extend(warnings),
@@ -191,8 +197,9 @@ fn check_confirmed(place: &Place, plan: &RestorePlan, confirmed: Option<&str>) -
 }
 
 /// Told before anything is written. A continued restore needs only what is not there yet.
-fn check_space(place: &Place, partial: &Partial, sources: &[SourceRecord]) -> Result<()> {
-    let needed: u64 = sources.iter().map(|s| s.bytes).sum();
+fn check_space(place: &Place, partial: &Partial, plan: &RestorePlan) -> Result<()> {
+    let sources = &plan.manifest.sources;
+    let needed = plan.bytes_needed();
     let there = if partial.resumed() { sources.iter().map(|s| allocated(&partial.tree(&s.name))).sum() } else { 0 };
     let free = free_bytes(place.parent())?;
     if needed.saturating_sub(there) <= free {
@@ -352,6 +359,7 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
         snapshot: plan.snapshot,
         target: plan.target.clone(),
         at: plan.at,
+        recovery: plan.recovery.clone(),
         bytes_restored: brought.bytes,
         bytes_resumed: brought.bytes_existing,
         bytes_fetched: brought.bytes_fetched,

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use crate::id::SnapshotId;
-use crate::ops::select::{self, Choice};
+use crate::ops::select::{self, Choice, Wanted};
 use crate::ops::verdict::{duration_text, millis};
 use crate::ops::{backup, damage};
 use crate::repo::{LostManifest, Manifest, ReportRecord};
@@ -38,11 +38,11 @@ fn newer_unread(
 ) -> Vec<SnapshotId> {
     let followed: HashSet<SnapshotId> = all.iter().flat_map(|m| m.parents.iter().map(|parent| parent.id)).collect();
     let meant = |id: &SnapshotId| match choice {
-        Choice::Latest => !followed.contains(id),
+        Choice::Latest | Choice::Along { wanted: Wanted::Latest | Wanted::Immediate, .. } => !followed.contains(id),
         // A snapshot is begun before the moment that its content is of.
-        Choice::At(wanted) => id.generated().is_none_or(|begun| begun <= *wanted),
+        Choice::At(wanted) | Choice::Along { wanted: Wanted::Time(wanted), .. } => id.generated().is_none_or(|begun| begun <= *wanted),
         Choice::LatestProven => select::proven_at(reports, *id).is_some(),
-        Choice::Snapshot(_) | Choice::Random { .. } => false,
+        Choice::Snapshot(_) | Choice::Random { .. } | Choice::Along { .. } => false,
     };
     let mut newer: Vec<SnapshotId> = lost.iter().filter_map(|lost| lost.id).filter(|id| *id > manifest.id).filter(meant).collect();
     newer.sort_unstable();

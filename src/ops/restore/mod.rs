@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::event::Event;
 use crate::id::SnapshotId;
+use crate::ops::log::replay::LogRecovery;
 use crate::ops::select::Choice;
 use crate::ops::{Existing, Job, Missing, Phase, condemn};
 use crate::repo::Manifest;
@@ -77,6 +78,8 @@ pub struct RestorePlan {
     /// The moment asked for, when one was.
     pub asked: Option<DateTime<Utc>>,
     pub target: String,
+    /// What is replayed on top of the snapshot. `None`: the snapshot's own moment.
+    pub recovery: Option<LogRecovery>,
     pub sources: Vec<PlannedSource>,
     /// Sources of the snapshot that were not asked for.
     pub sources_left_out: Vec<String>,
@@ -119,6 +122,11 @@ pub struct RestorePlan {
 }
 
 impl RestorePlan {
+    /// On disk, the log to be replayed included.
+    pub(in crate::ops) fn bytes_needed(&self) -> u64 {
+        self.bytes + self.recovery.as_ref().map_or(0, |recovery| recovery.bytes)
+    }
+
     /// Adds a warning about which content this is, which the result is to repeat.
     pub fn tell(&mut self, warning: String) {
         if !self.warnings.contains(&warning) {
@@ -137,6 +145,9 @@ pub struct RestoreReport {
     pub target: String,
     /// The moment that the content is of.
     pub at: DateTime<Utc>,
+    /// What a server replays on top of the snapshot when it is started. `None`: the snapshot's own moment.
+    #[serde(default)]
+    pub recovery: Option<LogRecovery>,
     /// Plain bytes now at the target, those that an interrupted restore had left included.
     pub bytes_restored: u64,
     /// Of those, bytes that were there already.

@@ -12,12 +12,13 @@ use crate::error::{Error, Kind, Result};
 use crate::event::Event;
 use crate::ops::document::Stopwatch;
 use crate::ops::drill::open_the_way;
+use crate::ops::log::replay::LogRecovery;
 use crate::ops::restore::apply::{Taker, bring_back};
 use crate::ops::restore::estimate::{estimate, measurements};
 use crate::ops::restore::place::{Place, Shape, free_bytes, sync_folder};
 use crate::ops::restore::prepare::plan_of;
 use crate::ops::restore::{Part, PlannedSource, RestorePlan, RestoreReport};
-use crate::ops::select::Choice;
+use crate::ops::select::{Choice, Wanted};
 use crate::ops::work::{RunFolder, make_private};
 use crate::ops::{Job, backup, context, resolve};
 use crate::repo::{Manifest, ReportRecord, SourceRecord};
@@ -46,16 +47,19 @@ pub(super) fn refuse_url(to: &Path) -> Result<()> {
 }
 
 /// What would be done. Everything is looked at that can be without the snapshot's content.
+#[expect(clippy::too_many_arguments, reason = "those of the plan of a whole restore, and what that has found out")]
 pub(super) fn plan(
     job: &Job,
     manifest: Manifest,
     to: &Path,
-    only: &[String],
+    part: &Part,
     left_out: Vec<String>,
     choice: Option<&Choice>,
+    recovery: Option<LogRecovery>,
     reports: &[ReportRecord],
 ) -> Result<RestorePlan> {
     let record = &manifest.sources[0];
+    let only = part.only.as_slice();
     let source = resolve::restoring_source(job, record)?;
     source.ready()?;
     let selection = Selection::parse(only)?;
@@ -77,15 +81,19 @@ pub(super) fn plan(
     }
     let bytes = record.bytes;
     let free = free_bytes(existing(&job.work))?;
-    if free < bytes {
-        warnings.push(format!("there is no room: {bytes} bytes are needed at {}, {free} are free", job.work.display()));
+    let needed = bytes + recovery.as_ref().map_or(0, |recovery| recovery.bytes);
+    if free < needed {
+        warnings.push(format!("there is no room: {needed} bytes are needed at {}, {free} are free", job.work.display()));
     }
     Ok(RestorePlan {
         schema: "lifeboat.restore-plan/1".into(),
         plan: manifest.plan.to_string(),
         snapshot: manifest.id,
-        at: manifest.time,
-        asked: if let Some(Choice::At(moment)) = choice { Some(*moment) } else { None },
+        at: recovery.as_ref().map_or(manifest.time, |recovery| recovery.at),
+        asked: match choice {
+            Some(Choice::At(moment) | Choice::Along { wanted: Wanted::Time(moment), .. }) => Some(*moment),
+            _ => None,
+        },
         sources: vec![PlannedSource {
             name: record.name.to_string(),
             kind: record.kind.clone(),
@@ -98,9 +106,10 @@ pub(super) fn plan(
         bytes,
         entries: record.entries,
         only: only.to_vec(),
-        estimate: estimate(bytes, &measurements(reports, manifest.plan.as_str())),
+        estimate: estimate(needed, &measurements(reports, manifest.plan.as_str())),
         overwrites: Vec::new(),
         confirmation: None,
+        recovery,
         resumes: false,
         failed_before: None,
         bytes_free: free,
@@ -166,7 +175,7 @@ fn bring(job: &Job, plan: &RestorePlan, folder: &RunFolder) -> Result<RestoreRep
     let record = &plan.manifest.sources[0];
     let whole = folder.path().join("restored");
     watch.phase("fetch");
-    let inner = plan_of(job, plan.manifest.clone(), &whole, &Part::default(), None, &[])?;
+    let inner = plan_of(job, plan.manifest.clone(), &whole, &Part::default(), None, plan.recovery.clone(), &[])?;
     let done = bring_back(job, &inner, None, Taker::Drill)?;
     let mut report = done.conclude();
 
@@ -212,7 +221,7 @@ fn fill(report: &mut RestoreReport, plan: &RestorePlan, record: &SourceRecord, e
     let rows: u64 = extracted.tables.iter().map(|table| table.rows).sum();
     report.notes.insert(
         0,
-        format!("{}: {} with {rows} rows, as in the snapshot", record.name, crate::ops::counted(extracted.tables.len(), "table")),
+        format!("{}: {} with {rows} rows, as in what was recovered", record.name, crate::ops::counted(extracted.tables.len(), "table")),
     );
     report.tables = extracted.tables;
 }

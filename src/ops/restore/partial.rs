@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::ops::Existing;
+use crate::ops::log::replay::LogRecovery;
 use crate::ops::restore::place::{Place, sync_folder};
 use crate::ops::work::{FileLock, exists, make_private, movable, own_private, read_private, remove_tree, write_private};
 
@@ -35,6 +36,9 @@ pub(super) struct Identity {
     #[serde(default)]
     pub(super) sources: Vec<String>,
     pub(super) only: Vec<String>,
+    /// What is replayed on top of the snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) recovery: Option<LogRecovery>,
     /// Names what is moved aside; kept over a crash, so that a database and its log get the same name, until that name is taken.
     pub(super) id: String,
     /// Written before anything moves at the target.
@@ -57,7 +61,8 @@ pub(super) struct Placing {
 impl Identity {
     /// Whether both bring the same content to the same place.
     pub(super) fn same_content(&self, other: &Self) -> bool {
-        self.same_snapshot(other) && (&self.target, &self.sources, &self.only) == (&other.target, &other.sources, &other.only)
+        self.same_snapshot(other)
+            && (&self.target, &self.sources, &self.only, &self.recovery) == (&other.target, &other.sources, &other.only, &other.recovery)
     }
 
     fn same_snapshot(&self, other: &Self) -> bool {
@@ -259,6 +264,7 @@ pub(super) fn in_the_way(folder: &Path, left: &Identity) -> Error {
         (sources @ [_, ..], []) => format!(" ({})", sources.join(", ")),
         ([], []) => String::new(),
     };
+    let part = left.recovery.as_ref().map_or(part.clone(), |recovery| format!("{part}, through the log to {}", recovery.target));
     Error::new(Kind::Usage, format!("an interrupted restore of snapshot {}{part} to {} is in the way", left.snapshot, left.target))
         .hint(format!("finish it with --resume, or give it up by removing {}", folder.display()))
 }
@@ -275,6 +281,7 @@ mod tests {
             target: "/x/crm.db".into(),
             sources: vec!["crm".into()],
             only: Vec::new(),
+            recovery: None,
             id: SnapshotId::generate(now()).to_string(),
             placing: None,
             failed: None,

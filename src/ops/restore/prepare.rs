@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 use crate::id::{RunId, SnapshotId};
+use crate::ops::log::replay::{self, LogRecovery};
 use crate::ops::restore::doubt::Doubts;
 use crate::ops::restore::estimate::{estimate, measurements};
 use crate::ops::restore::part;
 use crate::ops::restore::partial::{Identity, in_the_way, left_at};
 use crate::ops::restore::place::{Place, Shape, free_bytes};
 use crate::ops::restore::{Part, PlannedSource, RestorePlan, RestoreRequest};
-use crate::ops::select::{self, Choice};
+use crate::ops::select::{self, Choice, Wanted};
 use crate::ops::{Job, backup, damaged_reports_warning, damaged_warning, explain, resolve};
 use crate::repo::{LostManifest, Manifest, ReportRecord, SourceRecord};
 
@@ -30,19 +31,24 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         let (sound, _) = reports.unwrap_or_default();
         let doubts = Doubts::of(&manifest, &[], &[], &sound, &Choice::Snapshot(manifest.id.to_string()));
         let part = Part { sources: left.sources, only: left.only };
-        let mut plan = plan_of(job, manifest, &request.to, &part, None, &sound)?;
+        let mut plan = plan_of(job, manifest, &request.to, &part, None, left.recovery, &sound)?;
         doubts.sentences.into_iter().for_each(|warning| plan.tell(warning));
         return Ok(RestorePlan { resume: true, ..plan });
     }
-    let Chosen { manifest, all, lost } = chosen(job, &request.choice, &reports)?;
+    let known = reports.as_ref().map_or(&[][..], |(sound, _)| sound.as_slice());
+    let (Chosen { manifest, all, lost }, recovery, told) = match replay::locate(job, &request.choice, &request.sources, known)? {
+        Some(found) => (Chosen { manifest: found.manifest, all: found.all, lost: found.lost }, found.recovery, found.told),
+        None => (chosen(job, &request.choice, &reports)?, None, Vec::new()),
+    };
     let (sound, damaged_reports) = reports.unwrap_or_default();
     let doubts = Doubts::of(&manifest, &all, &lost, &sound, &request.choice);
     let part = Part { sources: request.sources.clone(), only: request.only.clone() };
-    let mut plan = plan_of(job, manifest, &request.to, &part, Some(&request.choice), &sound)?;
+    let mut plan = plan_of(job, manifest, &request.to, &part, Some(&request.choice), recovery, &sound)?;
+    told.into_iter().for_each(|warning| plan.tell(warning));
     plan.newer_unread = doubts.newer_unread;
     let unread = if request.choice == Choice::LatestProven { damaged_reports_warning(&damaged_reports) } else { None };
     doubts.sentences.into_iter().chain(damaged_warning(&lost)).chain(unread).for_each(|warning| plan.tell(warning));
-    if let (Choice::Latest, Some(newest)) = (&request.choice, all.iter().max_by_key(|m| m.time))
+    if let (Choice::Latest, None, Some(newest)) = (&request.choice, &plan.recovery, all.iter().max_by_key(|m| m.time))
         && newest.time > plan.at
     {
         plan.tell(format!(
@@ -67,7 +73,16 @@ fn check_resumed(job: &Job, request: &RestoreRequest, left: &Identity, reports: 
         ))
     };
     if request.choice != Choice::Latest {
-        let asked = chosen(job, &request.choice, reports)?.manifest.id;
+        let known = reports.as_ref().map_or(&[][..], |(sound, _)| sound.as_slice());
+        let located = replay::locate(job, &request.choice, &left.sources, known)?;
+        let (asked, recovery) = match located {
+            Some(found) => (found.manifest.id, found.recovery),
+            None => (chosen(job, &request.choice, reports)?.manifest.id, None),
+        };
+        let target = |recovery: &Option<LogRecovery>| recovery.as_ref().map_or("its own moment".into(), |r| r.target.to_string());
+        if asked == left.snapshot && target(&recovery) != target(&left.recovery) {
+            return Err(begun(target(&left.recovery), target(&recovery)));
+        }
         if asked != left.snapshot {
             return Err(begun(format!("snapshot {}", left.snapshot), format!("snapshot {asked}")));
         }
@@ -123,6 +138,7 @@ pub(in crate::ops) fn plan_of(
     to: &Path,
     part: &Part,
     choice: Option<&Choice>,
+    recovery: Option<LogRecovery>,
     reports: &[ReportRecord],
 ) -> Result<RestorePlan> {
     if manifest.sources.is_empty() {
@@ -131,7 +147,7 @@ pub(in crate::ops) fn plan_of(
     let left_out = keep_sources(&mut manifest, &part.sources)?;
     let only = part.only.as_slice();
     if part::is_wanted(&manifest, only) {
-        return part::plan(job, manifest, to, only, left_out, choice, reports);
+        return part::plan(job, manifest, to, part, left_out, choice, recovery, reports);
     }
     check_only(&manifest, only)?;
     part::refuse_url(to)?;
@@ -139,7 +155,7 @@ pub(in crate::ops) fn plan_of(
         resolve::restoring_source(job, record)?.ready()?;
     }
     let place = Place::new(to, shape(job, &manifest.sources))?;
-    let identity = identity(job, &manifest, &place, only);
+    let identity = identity(job, &manifest, &place, only, recovery.as_ref());
     let left = left_at(&place.partial(), place.target())?;
     let continued = left.as_ref().filter(|left| left.same_content(&identity));
     if let Some(left) = left.as_ref().filter(|left| continued.is_none() && left.failed.is_none()) {
@@ -190,24 +206,29 @@ pub(in crate::ops) fn plan_of(
         warnings.push("stop every program that uses what stands at the target before restoring into its place".into());
     }
     let free = free_bytes(place.parent())?;
-    if free < bytes && left.is_none() {
-        warnings.push(format!("there is no room: {bytes} bytes are needed at {}, {free} are free", place.parent().display()));
+    let needed = bytes + recovery.as_ref().map_or(0, |recovery| recovery.bytes);
+    if free < needed && left.is_none() {
+        warnings.push(format!("there is no room: {needed} bytes are needed at {}, {free} are free", place.parent().display()));
     }
     Ok(RestorePlan {
         schema: "lifeboat.restore-plan/1".into(),
         plan: manifest.plan.to_string(),
         snapshot: manifest.id,
-        at: manifest.time,
-        asked: if let Some(Choice::At(moment)) = choice { Some(*moment) } else { None },
+        at: recovery.as_ref().map_or(manifest.time, |recovery| recovery.at),
+        asked: match choice {
+            Some(Choice::At(moment) | Choice::Along { wanted: Wanted::Time(moment), .. }) => Some(*moment),
+            _ => None,
+        },
         target: place.target().display().to_string(),
         sources: manifest.sources.iter().map(|s| planned(s, &place, manifest.sources.len() > 1)).collect(),
         sources_left_out: left_out,
         bytes,
         entries: manifest.sources.iter().map(|s| s.entries).sum(),
         only: only.to_vec(),
-        estimate: estimate(bytes, &measurements(reports, manifest.plan.as_str())),
+        estimate: estimate(needed, &measurements(reports, manifest.plan.as_str())),
         confirmation: (!overwrites.is_empty()).then(|| place.confirmation()),
         overwrites,
+        recovery,
         resumes: continued.is_some(),
         failed_before,
         bytes_free: free,
@@ -224,7 +245,7 @@ pub(in crate::ops) fn plan_of(
 }
 
 /// What names the content and the place of a restore. The manifest holds only the sources to restore.
-pub(super) fn identity(job: &Job, manifest: &Manifest, place: &Place, only: &[String]) -> Identity {
+pub(super) fn identity(job: &Job, manifest: &Manifest, place: &Place, only: &[String], recovery: Option<&LogRecovery>) -> Identity {
     Identity {
         repository: hex::encode(job.repository.id().0),
         plan: manifest.plan.clone(),
@@ -232,6 +253,7 @@ pub(super) fn identity(job: &Job, manifest: &Manifest, place: &Place, only: &[St
         target: place.target().display().to_string(),
         sources: manifest.sources.iter().map(|s| s.name.to_string()).collect(),
         only: only.to_vec(),
+        recovery: recovery.cloned(),
         id: RunId::generate(job.clock.now()).to_string(),
         placing: None,
         failed: None,

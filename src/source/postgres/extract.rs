@@ -20,7 +20,7 @@ use crate::source::postgres::client::{Connection, Mode, quote_identifier};
 use crate::source::postgres::extract::load::{ForeignKey, Load};
 use crate::source::postgres::extract::names::{near, near_table};
 use crate::source::postgres::instance::{Account, Instance, Launch, Stop, Tools, major_of};
-use crate::source::postgres::recover::{self, Action, Recovery, Timeline};
+use crate::source::postgres::recover::{self, Request};
 use crate::source::postgres::{START_LIMIT, fingerprint, prove};
 use crate::source::{ExtractRequest, Extracted, ExtractedTable, SourceContext};
 
@@ -145,20 +145,22 @@ pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractReque
     Ok(Extracted { tables, warnings })
 }
 
-/// Recovers the folder to its own moment in a private server.
+/// Recovers the folder in a private server: to its own moment, or to what was asked for with it.
 fn start(data: &Path, point: &Point, tools: &Tools, account: Account, context: &SourceContext) -> Result<Instance> {
     recover::prepare(data, &context.scratch.join("tablespaces"), account)?;
     let (preload, _) = tools.libraries(&point.preload);
     let folder = context.scratch.join("server");
     let launch = Launch { tools, account, data, folder: &folder, settings: &[], preload: &preload, limit: START_LIMIT };
-    let recovery = Recovery { target: point.target(), timeline: Timeline::Current, restore_command: None, action: Action::Promote };
-    let (instance, outcome) = recover::recover(&launch, &recovery, &context.cancel)?;
-    if !point.is_reached(outcome.end) {
-        return Err(Error::new(
-            Kind::Damaged,
-            format!("recover to {}: the log ends at {} ({})", point.position.lsn, outcome.end, outcome.reason),
-        )
-        .hint("restore another snapshot"));
+    let asked = Request::read(data)?;
+    let (instance, outcome) = recover::recover(&launch, &point.recovery(asked.as_ref()), &context.cancel)?;
+    let reached = match &asked {
+        None => point.is_reached(outcome.end),
+        Some(asked) => asked.reaches.is_none_or(|end| outcome.end >= end),
+    };
+    if !reached {
+        let wanted = asked.map_or_else(|| point.position.lsn.to_string(), |asked| asked.target.to_string());
+        return Err(Error::new(Kind::Damaged, format!("recover to {wanted}: the log ends at {} ({})", outcome.end, outcome.reason))
+            .hint("restore another snapshot or another moment"));
     }
     Ok(instance)
 }

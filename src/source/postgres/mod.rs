@@ -51,7 +51,7 @@ use crate::source::postgres::client::{Connection, Mode};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::instance::{Account, Launch, Tools, major_of};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
-use crate::source::postgres::recover::{Action, Recovery, Timeline};
+use crate::source::postgres::recover::{Action, Recovery, Request, Timeline};
 use crate::source::{CheckResult, Diagnosis, ExtractRequest, Extracted, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot};
 
 /// Where a restored folder keeps its tablespaces.
@@ -93,14 +93,22 @@ impl PostgresSource {
         let (preload, missing_libraries) = tools.libraries(&point.preload);
         let folder = context.scratch.join("server");
         let launch = Launch { tools: &tools, account, data, folder: &folder, settings: &[], preload: &preload, limit: START_LIMIT };
-        let recovery = Recovery { target: point.target(), timeline: Timeline::Current, restore_command: None, action: Action::Promote };
-        let expected = format!("recovered to {}", point.position.lsn);
+        let request_of_log = Request::read(data)?;
+        let recovery = point.recovery(request_of_log.as_ref());
+        let expected = match &request_of_log {
+            None => format!("recovered to {}", point.position.lsn),
+            Some(asked) => format!("recovered from {} through the log to {}", point.position.lsn, asked.target),
+        };
         let (instance, outcome) = match recover::recover(&launch, &recovery, &context.cancel) {
             Ok(recovered) => recovered,
             Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::NoSpace | Kind::Usage) => return Err(error),
             Err(error) => return Ok(vec![check("server", Outcome::Failed, &expected, told(&error))]),
         };
-        if !point.is_reached(outcome.end) {
+        let reached = match &request_of_log {
+            None => point.is_reached(outcome.end),
+            Some(asked) => asked.reaches.is_none_or(|end| outcome.end >= end),
+        };
+        if !reached {
             let actual = format!("the log ends at {}: {}", outcome.end, outcome.reason);
             return Ok(vec![check("server", Outcome::Failed, &expected, actual)]);
         }
@@ -135,6 +143,15 @@ fn told(error: &Error) -> String {
 }
 
 impl Point {
+    /// To the snapshot's own moment, or to what was asked for.
+    fn recovery(&self, asked: Option<&Request>) -> Recovery {
+        let (target, timeline) = match asked {
+            None => (self.target(), Timeline::Current),
+            Some(asked) => (asked.target.clone(), asked.timeline),
+        };
+        Recovery { target, timeline, restore_command: None, action: Action::Promote }
+    }
+
     /// That of a restored folder.
     ///
     /// # Errors
@@ -176,7 +193,8 @@ impl Source for PostgresSource {
         let point = Point::read(usable)?;
         recover::clear(usable)?;
         keep_tablespaces_inside(usable)?;
-        let recovery = Recovery { target: point.target(), timeline: Timeline::Current, restore_command: None, action: Action::Promote };
+        let asked = Request::read(usable)?;
+        let recovery = point.recovery(asked.as_ref());
         recover::write_for_operator(usable, &recovery, false, &[])?;
         let bare = write_missing_configuration(usable)?;
         let major = point.server_version / 10_000;
@@ -185,7 +203,7 @@ impl Source for PostgresSource {
         let mut steps = vec![format!(
             "start it as the user that owns the folder (never root): {program} -D {} -l /tmp/postgres.log start; it replays its log to {} and is then a server of its own",
             target.display(),
-            point.position.lsn
+            asked.map_or_else(|| point.position.lsn.to_string(), |asked| asked.target.to_string()),
         )];
         if bare {
             steps.push(format!(

@@ -5,17 +5,19 @@
 //! start from the wrong checkpoint and call a torn copy consistent. [`prepare`] sees to both before anything may start.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use chrono::{DateTime, SubsecRound, Utc};
+use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, IoContext, Kind, Result};
+use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::event::Cancel;
 use crate::source::postgres::instance::{self, Account, Instance, Launch};
+use crate::source::postgres::layout::CONFIGURATION_FOLDER;
 use crate::source::postgres::lsn::Lsn;
 
 /// `MAXFNAMELEN` is 64 with the terminator (`access/xlog_internal.h`).
@@ -66,6 +68,21 @@ pub enum Target {
     Name(String),
 }
 
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Immediate => f.write_str("the end of the base backup"),
+            Self::Latest => f.write_str("the end of the log"),
+            Self::Time(time) => write!(f, "the last commit at or before {}", time.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
+            Self::Lsn { lsn, inclusive: false } => write!(f, "what was written before log position {lsn}"),
+            Self::Lsn { lsn, inclusive: true } => write!(f, "log position {lsn}, its record included"),
+            Self::Xid { xid, inclusive: true } => write!(f, "transaction {xid}, it included"),
+            Self::Xid { xid, inclusive: false } => write!(f, "what came before transaction {xid}"),
+            Self::Name(name) => write!(f, "the restore point {name:?}"),
+        }
+    }
+}
+
 /// The timeline to follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -75,6 +92,51 @@ pub enum Timeline {
     /// That of the base backup.
     Current,
     Number(u32),
+}
+
+/// In the folder of configuration: what a restored folder is to be recovered to instead of its snapshot's own moment, as [`Request`].
+pub const REQUEST_FILE: &str = "recovery-request.json";
+
+/// What was asked for of a restored folder, all log for which is in its `pg_wal`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    pub target: Target,
+    pub timeline: Timeline,
+    /// Where replay must come to at least. A server that is to go to the end of its log calls any end the end.
+    pub reaches: Option<Lsn>,
+}
+
+impl Request {
+    fn path(data: &Path) -> PathBuf {
+        data.join(std::str::from_utf8(CONFIGURATION_FOLDER).unwrap_or_default()).join(REQUEST_FILE)
+    }
+
+    /// Puts it into a restored folder.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, data: &Path) -> Result<()> {
+        let path = Self::path(data);
+        let text = serde_json::to_vec_pretty(self).context(Kind::Bug, || "write down what to recover to".into())?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io(format!("replace {}", path.display()), error)),
+            _ => {}
+        }
+        write_new(&path, &text, owner_of(data)?)
+    }
+
+    /// That of a restored folder; `None`: its snapshot's own moment.
+    ///
+    /// # Errors
+    /// `Damaged` when it is not understood.
+    pub fn read(data: &Path) -> Result<Option<Self>> {
+        let path = Self::path(data);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).context(Kind::Damaged, || format!("understand {}", path.display())).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(format!("read {}", path.display()), error)),
+        }
+    }
 }
 
 /// What the server does at the target.
@@ -488,6 +550,19 @@ fn read_no_link(path: &Path) -> io::Result<String> {
     let no_follow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
     OpenOptions::new().read(true).custom_flags(no_follow).open(path)?.read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// Puts a file of the log into the `pg_wal` of a restored folder, in place of one that is there, owned like the folder.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn place_log_file(data: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = data.join("pg_wal").join(name);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io(format!("replace {}", path.display()), error)),
+        _ => {}
+    }
+    write_new(&path, bytes, owner_of(data)?)
 }
 
 /// Makes a new file: one that is there, also a link, is an error.

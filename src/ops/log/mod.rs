@@ -1,0 +1,4 @@
+//! The continuous log of a source: what joins it, as pieces in a repository, and the servers that write and replay it.
+
+pub mod ranges;
+pub mod replay;

@@ -1,0 +1,439 @@
+//! Which moments can be recovered: a snapshot and the log that goes on from it without a hole, along a timeline. Pure.
+//!
+//! A snapshot holds the log that it needs up to its own point. The repository's log continues it when it has every byte from the page of
+//! that point on; it follows histories of timelines, and what a timeline wrote after it was left belongs to no path of its descendants.
+//!
+//! Times are the source's clock where the log tells them: of commits, of restore points, and `server_clock`, up to which everything
+//! that was committed is in the log.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+
+use crate::error::{Error, Kind, Result};
+use crate::id::SnapshotId;
+use crate::ops::select::{Wanted, moment};
+use crate::repo::{LogRun, PieceInfo, runs};
+use crate::source::postgres::lsn::Lsn;
+use crate::source::postgres::recover::{Target, Timeline};
+use crate::source::postgres::wal::reader::PAGE_BYTES;
+use crate::source::postgres::wal::{PieceFacts, RestorePoint, SegmentSize, TimelineHistory};
+
+/// A position may be told behind the header of a page that no record has touched yet.
+pub const LONGEST_PAGE_HEADER: u64 = 40;
+
+/// A snapshot that recovery can begin with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    pub id: SnapshotId,
+    pub system_identifier: String,
+    pub timeline: u32,
+    /// End of the log that it holds itself: its own moment.
+    pub point: Lsn,
+    pub restore_point: Option<String>,
+    /// As its manifest says, by the clock of who backed up.
+    pub time: DateTime<Utc>,
+}
+
+/// What is known of a source's log and snapshots.
+#[derive(Debug, Clone)]
+pub struct View {
+    pub bases: Vec<Base>,
+    segment: SegmentSize,
+    pieces: Vec<(PieceInfo, PieceFacts)>,
+    runs: Vec<LogRun>,
+    histories: BTreeMap<u32, TimelineHistory>,
+}
+
+/// Bytes of one stream on a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    pub stream: u64,
+    pub from: Lsn,
+    /// Exclusive.
+    pub to: Lsn,
+}
+
+/// The log that continues a snapshot.
+#[derive(Debug, Clone)]
+pub struct Path {
+    pub history: TimelineHistory,
+    /// In order, each beginning where the one before ends. Empty: the repository has nothing to add to the snapshot.
+    pub parts: Vec<Part>,
+    /// Facts of the pieces on it, by their ends.
+    seen: Vec<(Lsn, PieceFacts)>,
+    /// Where the log of the path ends.
+    pub end: Lsn,
+    /// When the snapshot is of, by the source's clock where that is known: not before its point.
+    pub from: DateTime<Utc>,
+    /// The newest moment that is known to be on it.
+    pub to: DateTime<Utc>,
+}
+
+/// Moments between two, all of which can be recovered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    /// The one that is followed.
+    pub timeline: u32,
+    pub from: DateTime<Utc>,
+    pub from_lsn: Lsn,
+    pub to: DateTime<Utc>,
+    pub to_lsn: Lsn,
+    /// Snapshots in it, oldest first. Recovery needs the first; the others make it quicker.
+    pub snapshots: Vec<SnapshotId>,
+    /// `false`: the moment of one snapshot, without log behind it.
+    pub continuous: bool,
+}
+
+/// How to come to a moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub base: SnapshotId,
+    /// `None`: the snapshot alone, at its own moment.
+    pub replay: Option<Replay>,
+    /// Of the recovered content.
+    pub at: DateTime<Utc>,
+}
+
+/// What is replayed on top of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replay {
+    pub target: Target,
+    /// As the server is to be told.
+    pub timeline: Timeline,
+    /// Whose history is followed.
+    pub along: u32,
+    /// Where the log that is needed ends.
+    pub end: Lsn,
+    /// With no other target than the end of the log: how far replay must come to be what was asked for.
+    pub reaches: Option<Lsn>,
+}
+
+impl View {
+    /// Of snapshots, and pieces with their facts. `None` without a piece. Pieces of another cluster than the snapshots' do not count.
+    ///
+    /// # Errors
+    /// `Damaged` when the facts say what no server says.
+    pub fn new(bases: Vec<Base>, pieces: Vec<(PieceInfo, PieceFacts)>, histories: Vec<TimelineHistory>) -> Result<Option<Self>> {
+        let clusters: BTreeSet<&str> = bases.iter().map(|base| base.system_identifier.as_str()).collect();
+        let of_cluster = |piece: &(PieceInfo, PieceFacts)| clusters.is_empty() || clusters.contains(piece.1.system_identifier.as_str());
+        let pieces: Vec<(PieceInfo, PieceFacts)> = pieces.iter().filter(|piece| of_cluster(piece)).cloned().collect();
+        let Some((_, first)) = pieces.first() else { return Ok(None) };
+        let segment = SegmentSize::new(u64::from(first.segment_bytes))?;
+        let infos: Vec<PieceInfo> = pieces.iter().map(|(info, _)| *info).collect();
+        let histories = histories.into_iter().map(|history| (history.timeline(), history)).collect();
+        Ok(Some(Self { bases, segment, runs: runs(&infos), pieces, histories }))
+    }
+
+    /// Size of the segment files.
+    #[must_use]
+    pub fn segment(&self) -> SegmentSize {
+        self.segment
+    }
+
+    /// The pieces, without their facts.
+    #[must_use]
+    pub fn pieces(&self) -> Vec<PieceInfo> {
+        self.pieces.iter().map(|(info, _)| *info).collect()
+    }
+
+    /// Timelines that anything is known of.
+    #[must_use]
+    pub fn timelines(&self) -> BTreeSet<u32> {
+        let streams = self.runs.iter().filter_map(|run| u32::try_from(run.stream).ok());
+        self.bases.iter().map(|base| base.timeline).chain(streams).chain(self.histories.keys().copied()).collect()
+    }
+
+    /// The timelines to follow unless one is named: the newest; where it is not known what that one came from, older ones too.
+    fn followed(&self) -> Vec<u32> {
+        let mut followed = Vec::new();
+        for timeline in self.timelines().into_iter().rev() {
+            followed.push(timeline);
+            if self.histories.contains_key(&timeline) || timeline == 1 {
+                break;
+            }
+        }
+        followed
+    }
+
+    /// The log that continues a snapshot towards a timeline. `None`: that timeline does not go through the snapshot.
+    #[must_use]
+    pub fn path(&self, base: &Base, timeline: u32) -> Option<Path> {
+        let history = self.histories.get(&timeline).cloned().unwrap_or_else(|| TimelineHistory::first(timeline));
+        if !history.contains(base.timeline, base.point) {
+            return None;
+        }
+        let page = u64::from(PAGE_BYTES);
+        let begin = self.segment.start(self.segment.number(base.point));
+        let mut at = Lsn(base.point.0 / page * page);
+        let mut parts: Vec<Part> = Vec::new();
+        let mut seen = Vec::new();
+        loop {
+            // What a timeline shares with its descendant is in the descendant's file too: the server copies it.
+            let here = history.timeline_at(at);
+            let usable = self.runs.iter().filter_map(|run| {
+                let stream = u32::try_from(run.stream).ok().filter(|stream| *stream >= here)?;
+                let limit = if stream == timeline { Lsn(u64::MAX) } else { history.left_at(stream)? };
+                let end = Lsn(run.end).min(limit);
+                (run.start <= at.0 && at < end).then_some((run, end))
+            });
+            let Some((run, end)) = usable.max_by_key(|(run, end)| (*end, run.stream)) else { break };
+            let from = if parts.is_empty() { begin.max(Lsn(run.start)) } else { at };
+            let part = Part { stream: run.stream, from, to: end };
+            seen.extend(self.facts_of(base, &part));
+            parts.push(part);
+            at = end;
+        }
+        // Only what goes beyond the snapshot adds anything.
+        if at <= base.point {
+            (parts, seen) = (Vec::new(), Vec::new());
+        }
+        seen.sort_by_key(|(end, _)| *end);
+        let from = self.moment_of(base, &seen);
+        let to = seen.iter().flat_map(|(_, facts)| [facts.last_commit, facts.server_clock]).flatten().fold(from, DateTime::max);
+        Some(Path { history, end: at.max(base.point), parts, seen, from, to })
+    }
+
+    /// Facts of the pieces that lie in a part and go beyond the snapshot. One that goes beyond the part tells of what does not belong to it.
+    fn facts_of<'a>(&'a self, base: &'a Base, part: &'a Part) -> impl Iterator<Item = (Lsn, PieceFacts)> + 'a {
+        let inside = move |info: &PieceInfo| {
+            info.stream == part.stream && info.end > part.from.0 && info.end <= part.to.0 && info.end > base.point.0
+        };
+        let pieces = self.pieces.iter().filter(move |(info, facts)| inside(info) && facts.system_identifier == base.system_identifier);
+        pieces.map(|(info, facts)| (Lsn(info.end), facts.clone()))
+    }
+
+    /// When a snapshot is of. Its manifest tells when the backup began, by another clock; its restore point in the log is better, and
+    /// otherwise nothing that the log around its point tells may be later.
+    fn moment_of(&self, base: &Base, seen: &[(Lsn, PieceFacts)]) -> DateTime<Utc> {
+        let points = self.pieces.iter().flat_map(|(_, facts)| &facts.restore_points);
+        let own = |point: &&RestorePoint| Some(&point.name) == base.restore_point.as_ref() && point.lsn <= base.point;
+        points.filter(own).map(|point| point.time).max().unwrap_or_else(|| {
+            let around = seen.first().and_then(|(_, facts)| facts.server_clock.max(facts.last_commit));
+            around.map_or(base.time, |time| time.max(base.time))
+        })
+    }
+
+    /// All that can be recovered along the newest timeline, oldest first.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<Range> {
+        self.ranges_along(&self.followed())
+    }
+
+    fn ranges_along(&self, timelines: &[u32]) -> Vec<Range> {
+        let mut ranges: Vec<Range> = Vec::new();
+        let mut done = BTreeSet::new();
+        for &timeline in timelines {
+            let mut bases: Vec<(&Base, Path)> = self
+                .bases
+                .iter()
+                .filter(|base| !done.contains(&base.id))
+                .filter_map(|base| Some((base, self.path(base, timeline)?)))
+                .collect();
+            bases.sort_by_key(|(base, _)| (base.point, base.id));
+            let mut own: Vec<Range> = Vec::new();
+            for (base, path) in bases {
+                done.insert(base.id);
+                if let Some(range) = own.last_mut().filter(|range| range.continuous && range.to_lsn >= base.point) {
+                    range.snapshots.push(base.id);
+                    range.to = range.to.max(path.to);
+                    continue;
+                }
+                own.push(Range {
+                    timeline,
+                    from: path.from,
+                    from_lsn: base.point,
+                    to: path.to,
+                    to_lsn: path.end,
+                    snapshots: vec![base.id],
+                    continuous: !path.parts.is_empty() && path.to > path.from,
+                });
+            }
+            ranges.extend(own);
+        }
+        ranges.sort_by_key(|range| (range.from, range.to));
+        ranges
+    }
+
+    /// The way to what is wanted.
+    ///
+    /// # Errors
+    /// `NoRecoveryPoint`, with what there is; `Usage` for a name that is ambiguous.
+    pub fn route(&self, wanted: &Wanted, timeline: Option<u32>) -> Result<Route> {
+        let known = self.timelines();
+        let followed = match timeline {
+            None => self.followed(),
+            Some(number) if known.contains(&number) => vec![number],
+            Some(number) => {
+                let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+                return Err(Error::new(Kind::NoRecoveryPoint, format!("recover along timeline {number}: nothing is known of it"))
+                    .hint(format!("known are the timelines {}", known.join(", "))));
+            }
+        };
+        for &along in &followed {
+            let mut paths: Vec<(&Base, Path)> = self.bases.iter().filter_map(|base| Some((base, self.path(base, along)?))).collect();
+            paths.sort_by_key(|(base, _)| std::cmp::Reverse((base.point, base.id)));
+            if let Some(route) = find(wanted, along, &paths)? {
+                return Ok(route);
+            }
+        }
+        Err(Error::new(Kind::NoRecoveryPoint, format!("recover to {wanted}: no snapshot and log reach that")).hint(self.told(&followed)))
+    }
+
+    /// What there is, for a message.
+    fn told(&self, followed: &[u32]) -> String {
+        let ranges = self.ranges_along(followed);
+        let exact = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Millis, true);
+        let tell = |range: &Range| {
+            if range.continuous {
+                format!(
+                    "{} to {} (log positions {} to {}, timeline {})",
+                    exact(range.from),
+                    exact(range.to),
+                    range.from_lsn,
+                    range.to_lsn,
+                    range.timeline
+                )
+            } else {
+                let snapshots: Vec<String> = range.snapshots.iter().map(ToString::to_string).collect();
+                format!("snapshot {} of {} alone", snapshots.join(", "), moment(range.from))
+            }
+        };
+        let mut said = format!("what can be recovered: {}", ranges.iter().map(tell).collect::<Vec<_>>().join("; "));
+        if ranges.is_empty() {
+            "no snapshot is there that log could continue".clone_into(&mut said);
+        }
+        let others: Vec<String> = self.timelines().iter().filter(|number| !followed.contains(number)).map(ToString::to_string).collect();
+        if !others.is_empty() {
+            said = format!("{said}; --timeline {} may have more", others.join(" or "));
+        }
+        said
+    }
+}
+
+/// `paths`: newest first.
+fn find(wanted: &Wanted, along: u32, paths: &[(&Base, Path)]) -> Result<Option<Route>> {
+    match wanted {
+        Wanted::Latest => Ok(paths.iter().max_by_key(|(base, path)| (path.to, base.point)).map(|(base, path)| path.whole(base, along))),
+        Wanted::Time(time) => {
+            let time = chrono::SubsecRound::trunc_subsecs(*time, 6);
+            Ok(paths.iter().find(|(_, path)| path.from <= time && time <= path.to).map(|(base, path)| path.to_time(base, along, time)))
+        }
+        Wanted::Lsn(lsn) => Ok(paths.iter().filter(|(base, _)| base.point <= *lsn).find_map(|(base, path)| path.to_lsn(base, along, *lsn))),
+        Wanted::RestorePoint(name) => {
+            for (base, path) in paths {
+                if base.restore_point.as_ref() == Some(name) {
+                    return Ok(Some(path.own(base)));
+                }
+                if let Some(route) = path.to_name(base, along, name)? {
+                    return Ok(Some(route));
+                }
+            }
+            Ok(None)
+        }
+        Wanted::Immediate => Ok(paths.first().map(|(base, path)| Route {
+            base: base.id,
+            at: path.from,
+            replay: Some(Replay {
+                target: Target::Immediate,
+                timeline: Timeline::Current,
+                along: base.timeline,
+                end: base.point,
+                reaches: None,
+            }),
+        })),
+        Wanted::Xid(_) => Err(Error::new(Kind::Bug, "a transaction was looked for without reading the log")),
+    }
+}
+
+impl Path {
+    fn own(&self, base: &Base) -> Route {
+        Route { base: base.id, replay: None, at: self.from }
+    }
+
+    /// End of the last whole record.
+    fn valid_to(&self, base: &Base) -> Lsn {
+        self.seen.iter().map(|(_, facts)| facts.valid_to).fold(base.point, Lsn::max)
+    }
+
+    fn replay(&self, base: &Base, along: u32, target: Target, end: Lsn, reaches: Option<Lsn>) -> Replay {
+        // Of a timeline whose log is not there yet, a server could not find its way.
+        let last = self.history.timeline_at(Lsn(end.0.saturating_sub(1)));
+        let timeline = if last == base.timeline { Timeline::Current } else { Timeline::Number(last) };
+        Replay { target, timeline, along, end, reaches }
+    }
+
+    /// All there is.
+    fn whole(&self, base: &Base, along: u32) -> Route {
+        if self.parts.is_empty() {
+            return self.own(base);
+        }
+        let replay = self.replay(base, along, Target::Latest, self.end, Some(self.valid_to(base)));
+        Route { base: base.id, replay: Some(replay), at: self.to }
+    }
+
+    fn to_time(&self, base: &Base, along: u32, time: DateTime<Utc>) -> Route {
+        // A server stops at a time only before a commit that is later; without one, the log ends with what was committed by then.
+        let later = |facts: &PieceFacts| [facts.first_commit, facts.last_commit].into_iter().flatten().any(|commit| commit > time);
+        match self.seen.iter().find(|(_, facts)| later(facts)) {
+            Some((end, _)) => {
+                let replay = self.replay(base, along, Target::Time(time), *end, None);
+                Route { base: base.id, replay: Some(replay), at: time }
+            }
+            None => Route { at: time, ..self.whole(base, along) },
+        }
+    }
+
+    fn to_lsn(&self, base: &Base, along: u32, lsn: Lsn) -> Option<Route> {
+        let at =
+            self.seen.iter().take_while(|(end, _)| *end <= lsn).filter_map(|(_, facts)| facts.last_commit).fold(self.from, DateTime::max);
+        if let Some((end, _)) = self.seen.iter().find(|(_, facts)| facts.valid_to > lsn) {
+            let replay = self.replay(base, along, Target::Lsn { lsn, inclusive: false }, *end, None);
+            return Some(Route { base: base.id, replay: Some(replay), at });
+        }
+        let valid_to = self.valid_to(base);
+        (lsn.0 <= valid_to.0 + LONGEST_PAGE_HEADER).then(|| Route { at, ..self.whole(base, along) })
+    }
+
+    fn to_name(&self, base: &Base, along: u32, name: &str) -> Result<Option<Route>> {
+        let named = |(end, facts): &'_ (Lsn, PieceFacts)| {
+            let points: Vec<(Lsn, RestorePoint)> =
+                facts.restore_points.iter().filter(|point| point.name == name).map(|point| (*end, point.clone())).collect();
+            points
+        };
+        let mut found: Vec<(Lsn, RestorePoint)> = self.seen.iter().flat_map(named).filter(|(_, point)| point.lsn > base.point).collect();
+        found.dedup_by_key(|(_, point)| point.lsn);
+        match found.as_slice() {
+            [] => Ok(None),
+            [(end, point)] => {
+                let replay = self.replay(base, along, Target::Name(name.to_owned()), *end, None);
+                Ok(Some(Route { base: base.id, replay: Some(replay), at: point.time }))
+            }
+            several => {
+                let list: Vec<String> = several.iter().map(|(_, point)| format!("{} at {}", point.lsn, moment(point.time))).collect();
+                Err(Error::new(Kind::Usage, format!("recover to the restore point {name:?}: {} have that name", several.len()))
+                    .hint(format!("a server would stop at the first; name one by its position with --lsn: {}", list.join(", "))))
+            }
+        }
+    }
+
+    /// The way to a record, which `target` stops at.
+    #[must_use]
+    pub fn to_record(&self, base: &Base, along: u32, target: Target, end: Lsn, at: DateTime<Utc>) -> Route {
+        let end = self.seen.iter().map(|(piece, _)| *piece).find(|piece| *piece >= end).unwrap_or(self.end);
+        Route { base: base.id, replay: Some(self.replay(base, along, target, end, None)), at }
+    }
+
+    /// The parts up to a position. `None` when they do not get there.
+    #[must_use]
+    pub fn parts_to(&self, end: Lsn) -> Option<Vec<Part>> {
+        if end > self.end {
+            return None;
+        }
+        let cut = |part: &Part| Part { to: part.to.min(end), ..*part };
+        Some(self.parts.iter().map(cut).filter(|part| part.from < part.to).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+use super::*;
+use proptest::prelude::*;
+
+const SEGMENT: u64 = 1 << 20;
+
+fn time(seconds: u64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_790_000_000 + i64::try_from(seconds).unwrap(), 0).unwrap()
+}
+
+fn base(timeline: u32, point: u64) -> Base {
+    Base {
+        id: SnapshotId::generate(time(point)),
+        system_identifier: "7".into(),
+        timeline,
+        point: Lsn(point),
+        restore_point: Some(format!("lifeboat {timeline} {point}")),
+        time: time(point >> 13),
+    }
+}
+
+/// A piece in pages; its only commit is its last byte, at the second that is the number of its last page.
+fn piece(timeline: u32, from: u64, to: u64) -> (PieceInfo, PieceFacts) {
+    let (start, end) = (from << 13, to << 13);
+    let facts = PieceFacts {
+        system_identifier: "7".into(),
+        timeline,
+        segment_bytes: u32::try_from(SEGMENT).unwrap(),
+        first_commit: Some(time(to)),
+        last_commit: Some(time(to)),
+        restore_points: Vec::new(),
+        server_clock: None,
+        valid_to: Lsn(end),
+    };
+    (PieceInfo { stream: u64::from(timeline), start, end, size: 1 }, facts)
+}
+
+fn view(bases: &[Base], pieces: &[(PieceInfo, PieceFacts)], histories: &[TimelineHistory]) -> View {
+    View::new(bases.to_vec(), pieces.to_vec(), histories.to_vec()).unwrap().unwrap()
+}
+
+#[test]
+fn a_hole_bounds_what_can_be_recovered_and_what_is_behind_it_needs_a_snapshot() {
+    let bases = [base(1, 5 << 13), base(1, 60 << 13)];
+    let view = view(&bases, &[piece(1, 0, 10), piece(1, 10, 20), piece(1, 30, 70), piece(1, 70, 80)], &[]);
+    let told: Vec<_> = view.ranges().iter().map(|r| (r.from_lsn.0 >> 13, r.to, r.to_lsn.0 >> 13, r.continuous)).collect();
+    assert_eq!(told, [(5, time(20), 20, true), (60, time(80), 80, true)]);
+    let at = |seconds: u64| view.route(&Wanted::Time(time(seconds)), None);
+    let route = at(15).unwrap();
+    assert_eq!((route.base, route.replay.unwrap().target), (bases[0].id, Target::Time(time(15))));
+    let route = at(20).unwrap().replay.unwrap();
+    assert_eq!((route.target, route.reaches, route.end), (Target::Latest, Some(Lsn(20 << 13)), Lsn(20 << 13)), "no commit is later");
+    assert_eq!(at(75).unwrap().base, bases[1].id);
+    for missing in [1, 21, 40, 81] {
+        let error = at(missing).unwrap_err();
+        assert_eq!(error.kind(), Kind::NoRecoveryPoint, "{missing}");
+        assert!(error.hint_text().unwrap().contains("timeline 1"), "{error:?}");
+    }
+    assert!(view.route(&Wanted::Lsn(Lsn(25 << 13)), None).is_err());
+    assert_eq!(view.route(&Wanted::Latest, None).unwrap().at, time(80));
+}
+
+#[test]
+fn the_newest_timeline_is_followed_and_what_the_old_one_wrote_afterwards_is_not() {
+    let bases = [base(1, 5 << 13)];
+    let history = TimelineHistory::parse(2, &format!("1\t{}\tx\n", Lsn(15 << 13))).unwrap();
+    let pieces = [piece(1, 0, 10), piece(1, 10, 15), piece(1, 15, 40), piece(2, 15, 30)];
+    let view = view(&bases, &pieces, &[history]);
+    let route = view.route(&Wanted::Latest, None).unwrap();
+    assert_eq!((route.at, route.replay.unwrap().timeline), (time(30), Timeline::Number(2)));
+    assert_eq!(view.route(&Wanted::Time(time(35)), None).unwrap_err().kind(), Kind::NoRecoveryPoint);
+    let old = view.route(&Wanted::Time(time(35)), Some(1)).unwrap();
+    assert_eq!(old.replay.unwrap().timeline, Timeline::Current);
+    let path = view.path(&bases[0], 2).unwrap();
+    let part = |stream, from: u64, to: u64| Part { stream, from: Lsn(from << 13), to: Lsn(to << 13) };
+    assert_eq!(path.parts, [part(1, 0, 15), part(2, 15, 30)]);
+    assert_eq!(path.parts_to(Lsn(20 << 13)).unwrap(), [part(1, 0, 15), part(2, 15, 20)]);
+    assert_eq!(path.parts_to(Lsn(31 << 13)), None);
+    // A snapshot of the old timeline after it was left has no way to the new one.
+    assert!(view.path(&base(1, 16 << 13), 2).is_none());
+}
+
+#[test]
+fn a_name_that_two_restore_points_have_is_refused() {
+    let mut pieces = [piece(1, 0, 10), piece(1, 10, 20)];
+    for (at, piece) in [7_u64, 12].into_iter().zip(&mut pieces) {
+        piece.1.restore_points.push(RestorePoint { name: "x".into(), lsn: Lsn(at << 13), time: time(at) });
+    }
+    let wanted = Wanted::RestorePoint("x".into());
+    let both = view(&[base(1, 5 << 13)], &pieces, &[]);
+    assert_eq!(both.route(&wanted, None).unwrap_err().kind(), Kind::Usage);
+    let newer = view(&[base(1, 5 << 13), base(1, 8 << 13)], &pieces, &[]);
+    assert_eq!(newer.route(&wanted, None).unwrap().at, time(12));
+}
+
+#[test]
+fn log_of_another_cluster_does_not_count() {
+    let mut foreign = piece(1, 10, 20);
+    foreign.1.system_identifier = "8".into();
+    let view = view(&[base(1, 5 << 13)], &[piece(1, 0, 10), foreign], &[]);
+    assert_eq!(view.ranges()[0].to_lsn, Lsn(10 << 13));
+}
+
+proptest! {
+    /// On one timeline: a page after the snapshot can be recovered exactly when every page from the snapshot's to it is there.
+    #[test]
+    fn a_path_ends_at_the_first_missing_page(point in 0u64..40, pieces in proptest::collection::vec((0u64..40, 1u64..9), 1..16)) {
+        let there = |page: u64| pieces.iter().any(|(from, len)| (*from..from + len).contains(&page));
+        let all: Vec<_> = pieces.iter().map(|(from, len)| piece(1, *from, from + len)).collect();
+        // In the middle of a page: that page is needed too.
+        let base = base(1, (point << 13) + 4000);
+        let path = view(std::slice::from_ref(&base), &all, &[]).path(&base, 1).unwrap();
+        let end = (point..).find(|page| !there(*page)).unwrap();
+        prop_assert_eq!(path.end, if end > point { Lsn(end << 13) } else { base.point });
+        let mut at = None;
+        for part in &path.parts {
+            prop_assert!(part.from < part.to && at.is_none_or(|at| at == part.from));
+            at = Some(part.to);
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Recovery through the log: what there is, which snapshot and log lead to a moment, and bringing that log into a restored folder.
+
+use std::path::Path as FilePath;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::event::Event;
+use crate::id::Name;
+use crate::ops::log::ranges::{Base, Part, Path, Replay, Route, View};
+use crate::ops::select::{self, Choice, Wanted};
+use crate::ops::{Job, backup, damage, damaged_warning, explain};
+use crate::repo::{Log, LostManifest, Manifest, PieceInfo, ReportRecord, SourceRecord};
+use crate::source::postgres::lsn::Lsn;
+use crate::source::postgres::recover::{Request, Target, Timeline, place_log_file};
+use crate::source::postgres::wal::reader::PAGE_BYTES;
+use crate::source::postgres::wal::{Meaning, PieceFacts, TimelineHistory, WalName, WalReader};
+
+/// The kind of source whose log this is.
+const KIND: &str = "postgres";
+/// How often a listing is taken again because pieces were replaced meanwhile.
+const LISTINGS: u32 = 5;
+/// Bytes of log that are looked at at a time.
+const READ_BYTES: u64 = 16 << 20;
+
+/// A recovery through the log, as documents tell it and a continued restore repeats it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRecovery {
+    pub source: Name,
+    /// What the server recovers to.
+    pub target: Target,
+    pub timeline: Timeline,
+    /// The timeline whose history is followed.
+    pub along: u32,
+    /// The snapshot's own point: the log goes on from there.
+    pub from: Lsn,
+    /// Where the log that is brought ends.
+    pub to: Lsn,
+    pub reaches: Option<Lsn>,
+    /// Of log, in whole files.
+    pub bytes: u64,
+    /// The moment of the recovered content.
+    pub at: DateTime<Utc>,
+}
+
+/// What was found to restore.
+pub(in crate::ops) struct Located {
+    pub(in crate::ops) manifest: Manifest,
+    pub(in crate::ops) all: Vec<Manifest>,
+    pub(in crate::ops) lost: Vec<LostManifest>,
+    /// `None`: the snapshot at its own moment.
+    pub(in crate::ops) recovery: Option<LogRecovery>,
+    /// What to know about the choice.
+    pub(in crate::ops) told: Vec<String>,
+}
+
+/// All that is known of a source's log. `None`: there is none. Also what cannot be read of it, which counts as missing.
+///
+/// # Errors
+/// When the store cannot be asked.
+pub fn view(log: &Log, manifests: &[&Manifest], source: &Name) -> Result<(Option<View>, Vec<String>)> {
+    let mut damaged = Vec::new();
+    let bases = manifests.iter().filter_map(|manifest| {
+        let record = manifest.sources.iter().find(|record| record.name == *source && record.kind == KIND)?;
+        base_of(manifest, record)
+    });
+    let bases: Vec<Base> = bases.collect();
+    let mut listings = 0;
+    let pieces = 'again: loop {
+        damaged.clear();
+        listings += 1;
+        let listed = log.pieces()?;
+        let mut pieces: Vec<(PieceInfo, PieceFacts)> = Vec::with_capacity(listed.len());
+        for (piece, facts) in listed.iter().zip(log.facts_of(&listed)) {
+            let understood = facts.and_then(|facts| {
+                serde_json::from_value(facts)
+                    .map_err(|error| Error::new(Kind::Damaged, "facts of a log piece cannot be understood").because(error))
+            });
+            match understood {
+                Ok(facts) => pieces.push((*piece, facts)),
+                // Replaced by a larger one since the listing.
+                Err(error) if error.kind() == Kind::NotFound && listings < LISTINGS => continue 'again,
+                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => damaged.push(explain(&error)),
+                Err(error) => return Err(error),
+            }
+        }
+        break pieces;
+    };
+    let histories = if pieces.is_empty() { Vec::new() } else { histories(log)?.into_iter().map(|(history, _)| history).collect() };
+    Ok((View::new(bases, pieces, histories)?, damaged))
+}
+
+/// Histories of timelines, and the bytes of their files.
+fn histories(log: &Log) -> Result<Vec<(TimelineHistory, (Name, Vec<u8>))>> {
+    let mut found = Vec::new();
+    for name in log.sides()? {
+        let Some(number) = name.as_str().strip_suffix(".history").and_then(|stem| u32::from_str_radix(stem, 16).ok()) else { continue };
+        let Some(content) = log.side(&name)? else { continue };
+        found.push((TimelineHistory::parse(number, &String::from_utf8_lossy(&content))?, (name, content)));
+    }
+    Ok(found)
+}
+
+/// Whether sources of this kind have logs.
+#[must_use]
+pub fn can_have_log(record: &SourceRecord) -> bool {
+    record.kind == KIND
+}
+
+/// `None`: what it says of itself is not understood, so nothing can be told of where log would go on.
+fn base_of(manifest: &Manifest, record: &SourceRecord) -> Option<Base> {
+    #[derive(Deserialize)]
+    struct Consistency {
+        system_identifier: String,
+        timeline: u32,
+        stop_lsn: Lsn,
+        lsn: Lsn,
+        restore_point: Option<String>,
+    }
+    let finish = backup::finish_of(record).ok()?;
+    let known: Consistency = serde_json::from_value(finish.consistency).ok()?;
+    Some(Base {
+        id: manifest.id,
+        system_identifier: known.system_identifier,
+        timeline: known.timeline,
+        point: known.lsn.max(known.stop_lsn),
+        restore_point: known.restore_point,
+        time: manifest.time,
+    })
+}
+
+/// What of the log leads to a choice. `None`: the log has no part in it, and the choice is among snapshots.
+///
+/// # Errors
+/// `NoRecoveryPoint` with what there is; `Usage` where a log is needed and there cannot be one.
+pub(in crate::ops) fn locate(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Located>> {
+    let (wanted, timeline) = match choice {
+        Choice::Latest => (Wanted::Latest, None),
+        Choice::At(time) => (Wanted::Time(*time), None),
+        Choice::Along { wanted, timeline } => (wanted.clone(), *timeline),
+        _ => return Ok(None),
+    };
+    if !job.sources.is_empty() && job.sources.iter().all(|named| named.source.kind() != KIND) {
+        return Ok(None);
+    }
+    let (all, lost) =
+        job.repository.sound_manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
+    let Some(source) = one_source(&all, sources) else { return Ok(None) };
+    let log = job.repository.log(&job.plan, &source);
+    let standing = damage::standing(reports, None);
+    let sound: Vec<&Manifest> = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id).is_none()).collect();
+    let (view, damaged) = view(&log, &sound, &source)?;
+    let Some(view) = view else { return Ok(None) };
+    let route = match &wanted {
+        Wanted::Xid(xid) => find_transaction(job, &log, &view, *xid, timeline),
+        _ => view.route(&wanted, timeline),
+    };
+    let route = match route {
+        Ok(route) => route,
+        Err(error) => {
+            let lost = damaged_warning(&lost).into_iter().chain(damaged);
+            return Err(lost.fold(error, |error, lost| error.within(format!("recover source {source}: {lost}"))));
+        }
+    };
+    let Some(manifest) = all.iter().find(|m| m.id == route.base).cloned() else {
+        return Err(Error::new(Kind::Bug, "a route begins with a snapshot that is not there"));
+    };
+    let mut told: Vec<String> = damaged.iter().map(|damaged| format!("a piece of the log cannot be used: {damaged}")).collect();
+    let newest = select::latest(&all).filter(|newest| newest.time > route.at);
+    if let (Wanted::Latest, Some(newest)) = (&wanted, newest) {
+        told.push(format!("the newest snapshot {} is not on this way; --snapshot names it", select::describe(newest)));
+    }
+    let recovery = route.replay.map(|replay| recovery_of(&view, &source, &manifest, replay, route.at));
+    Ok(Some(Located { manifest, recovery: recovery.transpose()?, all, lost, told }))
+}
+
+/// The only source that is restored, when it is one that can have a log.
+fn one_source(manifests: &[Manifest], asked: &[String]) -> Option<Name> {
+    let newest = select::latest(manifests)?;
+    let mut chosen = newest.sources.iter().filter(|record| asked.is_empty() || asked.iter().any(|name| name == record.name.as_str()));
+    match (chosen.next(), chosen.next()) {
+        (Some(record), None) if record.kind == KIND => Some(record.name.clone()),
+        _ => None,
+    }
+}
+
+fn recovery_of(view: &View, source: &Name, manifest: &Manifest, replay: Replay, at: DateTime<Utc>) -> Result<LogRecovery> {
+    let Replay { target, timeline, along, end, reaches } = replay;
+    let base = view.bases.iter().find(|base| base.id == manifest.id).ok_or_else(|| Error::new(Kind::Bug, "a snapshot is gone"))?;
+    let segment = view.segment();
+    let bytes =
+        if end > base.point { (segment.number_before(end) + 1 - segment.number(base.point)) * u64::from(segment.bytes()) } else { 0 };
+    Ok(LogRecovery { source: source.clone(), target, timeline, along, from: base.point, to: end, reaches, bytes, at })
+}
+
+/// Looks for the end of a transaction in the log, from the newest snapshot backwards.
+fn find_transaction(job: &Job, log: &Log, view: &View, xid: u64, timeline: Option<u32>) -> Result<Route> {
+    let pieces = view.pieces();
+    // Says what there is where nothing can be found.
+    let whole = view.route(&Wanted::Latest, timeline)?;
+    let along = whole.replay.map_or(timeline, |replay| Some(replay.along));
+    let Some(along) = along.or_else(|| view.timelines().last().copied()) else { return Err(no_transaction(xid)) };
+    let mut paths: Vec<(&Base, Path)> = view.bases.iter().filter_map(|base| Some((base, view.path(base, along)?))).collect();
+    paths.sort_by_key(|(base, _)| std::cmp::Reverse((base.point, base.id)));
+    let mut upper = Lsn(u64::MAX);
+    for (base, path) in &paths {
+        let mut reader: Option<WalReader> = None;
+        let mut found = None;
+        for part in &path.parts {
+            // A reader begins with a page; the log before it is the snapshot's own.
+            let mut at = if reader.is_none() { Lsn(part.from.0.next_multiple_of(u64::from(PAGE_BYTES))) } else { part.from };
+            while at < part.to && at < upper && found.is_none() {
+                job.cancel.check()?;
+                let end = part.to.min(at.plus(READ_BYTES));
+                let bytes = log.read_span(&pieces, part.stream, at.0..end.0)?;
+                let reader = match &mut reader {
+                    Some(reader) => reader,
+                    None => reader.insert(WalReader::new(at, view.segment(), base.system_identifier.parse().ok())?),
+                };
+                reader.push(&bytes, |record| {
+                    if let Meaning::Commit { xid: number, time } | Meaning::Abort { xid: number, time } = record.meaning
+                        && u64::from(number) == xid & 0xFFFF_FFFF
+                        && record.end > base.point
+                    {
+                        found.get_or_insert((record.end, time));
+                    }
+                });
+                at = end;
+            }
+        }
+        if let Some((end, time)) = found {
+            return Ok(path.to_record(base, along, Target::Xid { xid, inclusive: true }, end, time));
+        }
+        upper = base.point;
+    }
+    Err(no_transaction(xid))
+}
+
+fn no_transaction(xid: u64) -> Error {
+    Error::new(Kind::NoRecoveryPoint, format!("recover to transaction {xid}: its end is not in the log that continues a snapshot"))
+        .hint("`lifeboat snapshots` shows what can be recovered; a transaction that wrote nothing is not in the log")
+}
+
+/// Brings the log that a recovery needs into a restored folder, and says there what to recover to.
+///
+/// # Errors
+/// `NoRecoveryPoint` when the log is not there any more; `Damaged`; as writing files.
+pub(in crate::ops) fn bring(job: &Job, manifest: &Manifest, recovery: &LogRecovery, data: &FilePath) -> Result<()> {
+    let log = job.repository.log(&manifest.plan, &recovery.source);
+    if recovery.to > recovery.from {
+        let (view, damaged) = view(&log, &[manifest], &recovery.source)?;
+        let gone = || {
+            let error = Error::new(Kind::NoRecoveryPoint, format!("the log up to {} is not in the repository any more", recovery.to));
+            damaged.iter().fold(error, |error, damaged| error.within(damaged.clone()))
+        };
+        let view = view.ok_or_else(gone)?;
+        let base = view.bases.first().ok_or_else(gone)?;
+        let path = view.path(base, recovery.along).ok_or_else(gone)?;
+        let parts = path.parts_to(recovery.to).ok_or_else(gone)?;
+        write_segments(job, &log, &view, base, &path, &parts, recovery.to, data)?;
+        // All of them: a server that is promoted takes a number that none of them has.
+        for (_, (name, content)) in histories(&log)? {
+            place_log_file(data, name.as_str(), &content)?;
+        }
+    }
+    Request { target: recovery.target.clone(), timeline: recovery.timeline, reaches: recovery.reaches }.write(data)
+}
+
+/// One file at a time; what is behind the end of the log is zeros.
+#[expect(clippy::too_many_arguments, reason = "one loop of `bring`")]
+fn write_segments(job: &Job, log: &Log, view: &View, base: &Base, path: &Path, parts: &[Part], end: Lsn, data: &FilePath) -> Result<()> {
+    let Some(first) = parts.first() else { return Err(Error::new(Kind::Bug, "a log without bytes was to be brought")) };
+    let (segment, pieces) = (view.segment(), view.pieces());
+    let size = segment.bytes() as usize;
+    for number in segment.number(first.from)..=segment.number_before(end) {
+        job.cancel.check()?;
+        let begin = segment.start(number);
+        let close = segment.start(number + 1).min(end);
+        let mut bytes = vec![0; size];
+        if begin < first.from {
+            // The snapshot has what comes before.
+            let name = WalName::Segment { timeline: base.timeline, number }.text(segment);
+            let file = data.join("pg_wal").join(&name);
+            let there = std::fs::read(&file).io_context(|| format!("read {}", file.display()))?;
+            let before = first.from.since(begin) as usize;
+            let kept = there.get(..before).ok_or_else(|| Error::new(Kind::Damaged, format!("{} is too short", file.display())))?;
+            bytes[..before].copy_from_slice(kept);
+        }
+        for part in parts {
+            let (from, to) = (part.from.max(begin), part.to.min(close));
+            if from < to {
+                let read = log.read_span(&pieces, part.stream, from.0..to.0)?;
+                let at = from.since(begin) as usize;
+                bytes[at..at + read.len()].copy_from_slice(&read);
+            }
+        }
+        let timeline = path.history.timeline_at(Lsn(close.0.saturating_sub(1)));
+        place_log_file(data, &WalName::Segment { timeline, number }.text(segment), &bytes)?;
+        job.progress.event(Event::Advance { bytes: u64::from(segment.bytes()), items: 1 });
+    }
+    Ok(())
+}

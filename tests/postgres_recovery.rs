@@ -1,0 +1,322 @@
+//! Recovery to any moment: snapshots and a log, put into the repository by the library, and servers that start and hold exactly what had
+//! been committed by then.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+#[path = "support/workspace.rs"]
+mod workspace;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use lifeboat::clock::SystemClock;
+use lifeboat::event::{Cancel, Silent};
+use lifeboat::id::Name;
+use lifeboat::ops::resolve::{RepositorySettings, Surroundings};
+use lifeboat::repo::{Log, Passphrase};
+use lifeboat::source::postgres::client::{Connection, Mode};
+use lifeboat::source::postgres::conninfo::{Host, Settings};
+use lifeboat::source::postgres::lsn::Lsn;
+use lifeboat::source::postgres::wal::{FactsReader, SegmentSize, WalName};
+use serde_json::Value;
+use support::postgres::{Cluster, Options, as_server_user, bin_directory, distribution_version, wait_until};
+use tempfile::TempDir;
+use workspace::{bare, text};
+
+const PASSPHRASE: &str = "correct horse battery staple";
+
+struct World {
+    cluster: Cluster,
+    folder: TempDir,
+    version: u32,
+}
+
+/// What was committed, when, and where the log was then.
+#[derive(Debug, Clone)]
+struct Moment {
+    rows: u64,
+    time: String,
+    lsn: Lsn,
+    xid: String,
+}
+
+impl World {
+    fn new(version: u32) -> Self {
+        let cluster = Options::new(version).setting("wal_keep_size", "1GB").start();
+        cluster.sql("CREATE TABLE ledger(id int PRIMARY KEY); ALTER TABLE ledger SET (autovacuum_enabled = off)");
+        let folder = tempfile::tempdir().unwrap();
+        for (name, mode) in [("", 0o711), ("plans", 0o755), ("state", 0o711)] {
+            let path = folder.path().join(name);
+            fs::create_dir_all(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let world = Self { cluster, folder, version };
+        let settings = world.cluster.socket_settings();
+        let Host::Socket(socket) = &settings.host else { panic!("no socket") };
+        let url = world.path("url");
+        fs::write(&url, format!("host={} port={} user=postgres dbname=postgres", socket.display(), settings.port)).unwrap();
+        fs::set_permissions(&url, fs::Permissions::from_mode(0o600)).unwrap();
+        let plan = format!(
+            r#"version = 1
+[repository.main]
+url = "file://{0}/repository"
+passphrase = {{ env = "CRM_PASSPHRASE" }}
+[source.crm]
+kind = "postgres"
+url = {{ file = "{0}/url" }}
+bin_directory = "{1}"
+[plan.crm]
+source = "crm"
+repository = "main"
+"#,
+            world.folder.path().display(),
+            bin_directory(version).display(),
+        );
+        fs::write(world.path("plans/crm.toml"), plan).unwrap();
+        world.json(&["repo", "init", "main"], 0);
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        let mut command = bare(words);
+        command.arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
+        command.env("CRM_PASSPHRASE", PASSPHRASE).output().unwrap()
+    }
+
+    fn json(&self, words: &[&str], code: i32) -> Value {
+        let output = self.run(words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stdout)))
+    }
+
+    /// One more row, committed; then a pause, so that its moment is before the next.
+    fn commit(&self, rows: u64) -> Moment {
+        let value = |sql: &str| self.cluster.value(sql);
+        let xid = value(&format!("INSERT INTO ledger VALUES ({rows}) RETURNING pg_current_xact_id()"));
+        std::thread::sleep(Duration::from_millis(20));
+        let time = value("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
+        let lsn = value("SELECT pg_current_wal_insert_lsn()").parse().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        Moment { rows, time, lsn, xid }
+    }
+
+    /// Restores with these words, and starts the server with the printed command.
+    fn restored(&self, name: &str, words: &[&str]) -> Restored {
+        let target = self.path(name);
+        let all = [&["restore", "crm", "--to", target.to_str().unwrap(), "--yes"], words].concat();
+        let report = self.json(&all, 0);
+        let notes = report["notes"][0].as_str().unwrap();
+        let command = notes.split_once("(never root): ").unwrap().1.split_once(" start;").unwrap().0;
+        let mut printed = command.split(' ');
+        let program = printed.next().unwrap();
+        let socket = self.cluster.folder().join(format!("s-{name}"));
+        assert!(as_server_user("mkdir").arg(&socket).status().unwrap().success());
+        let hba = socket.join("hba");
+        self.cluster.write(&hba, "local all all trust\n");
+        // Beside the one that is still running.
+        let options =
+            format!("-c unix_socket_directories={} -c port=5432 -c listen_addresses= -c hba_file={}", socket.display(), hba.display());
+        let printed: Vec<String> = printed.map(|word| word.replace("/tmp/postgres.log", socket.join("log").to_str().unwrap())).collect();
+        let output = as_server_user(program).args(printed).args(["-o", &options, "-w", "start"]).output().unwrap();
+        let log = fs::read_to_string(socket.join("log")).unwrap_or_default();
+        assert!(output.status.success(), "{words:?}: {}\n{log}", text(&output.stderr));
+        let restored = Restored { data: target, bin: bin_directory(self.version), socket, report };
+        wait_until("the restored server is promoted", || restored.value("SELECT pg_is_in_recovery()") == "f");
+        restored
+    }
+
+    fn assert_restores(&self, name: &str, words: &[&str], rows: u64) {
+        let restored = self.restored(name, words);
+        assert_eq!(restored.rows(), (1..=rows).map(|row| row.to_string()).collect::<Vec<_>>().join(","), "{words:?}");
+    }
+
+    /// Refused, with what there is.
+    fn assert_unavailable(&self, words: &[&str]) -> String {
+        let target = self.path("never");
+        let output = self.run(&[&["restore", "crm", "--to", target.to_str().unwrap(), "--yes"], words].concat());
+        let said = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(13), "{words:?}: {said}");
+        assert!(!target.exists());
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        said["error"]["hint"].as_str().unwrap_or_default().to_owned()
+    }
+
+    fn ranges(&self) -> Vec<Value> {
+        self.json(&["snapshots", "crm"], 0)["recovery_ranges"].as_array().unwrap().clone()
+    }
+}
+
+struct Restored {
+    data: PathBuf,
+    bin: PathBuf,
+    socket: PathBuf,
+    report: Value,
+}
+
+impl Restored {
+    fn value(&self, sql: &str) -> String {
+        let settings = Settings::parse(&format!("host={} user=postgres dbname=postgres", self.socket.display())).unwrap();
+        let mut connection = Connection::connect(&settings, Mode::Sql { database: None }, &Cancel::default()).unwrap();
+        connection.value(sql).unwrap().unwrap_or_default()
+    }
+
+    fn rows(&self) -> String {
+        self.value("SELECT string_agg(id::text, ',' ORDER BY id) FROM ledger")
+    }
+}
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        let data = self.data.to_str().unwrap();
+        drop(as_server_user(self.bin.join("pg_ctl")).args(["-D", data, "-m", "immediate", "-w", "stop"]).output());
+    }
+}
+
+/// Puts what a server wrote into the repository, as a stream of it would: small pieces, and whole segments where one ended meanwhile.
+struct Capture {
+    log: Log,
+    reader: FactsReader,
+    segment: SegmentSize,
+    timeline: u32,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Capture {
+    fn begin(world: &World, timeline: u32, value: impl Fn(&str) -> String, at: Lsn) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let url = format!("file://{}", world.path("repository").display());
+        let surroundings = Surroundings {
+            state: world.path("state"),
+            runtime: runtime.handle().clone(),
+            clock: Arc::new(SystemClock),
+            progress: Arc::new(Silent),
+            cancel: Cancel::default(),
+        };
+        let repository = RepositorySettings::at(&url, Passphrase::new(PASSPHRASE.to_owned())).unwrap().open(&surroundings).unwrap();
+        let name = Name::new("crm").unwrap();
+        let segment = SegmentSize::new(value("SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'").parse().unwrap()).unwrap();
+        let identifier = value("SELECT system_identifier FROM pg_control_system()").parse().unwrap();
+        let reader = FactsReader::new(segment.start(segment.number(at)), segment, identifier).unwrap();
+        Self { log: repository.log(&name, &name), reader, segment, timeline, _runtime: runtime }
+    }
+
+    /// Everything that there is. Returns the clock that it vouches for.
+    fn take(&mut self, data: &Path, value: impl Fn(&str) -> String) -> DateTime<Utc> {
+        let clock: DateTime<Utc> =
+            value("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')").parse().unwrap();
+        let newest: Lsn = value("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+        while self.reader.position() < newest {
+            let at = self.reader.position();
+            let number = self.segment.number(at);
+            let end = self.segment.start(number + 1).min(newest);
+            let name = WalName::Segment { timeline: self.timeline, number }.text(self.segment);
+            let file = fs::read(data.join("pg_wal").join(name)).unwrap();
+            let from = self.segment.offset(at) as usize;
+            let bytes = &file[from..from + end.since(at) as usize];
+            let mut facts = self.reader.take(self.timeline, bytes);
+            facts.server_clock = (end == newest).then_some(clock);
+            self.log.append(u64::from(self.timeline), at.0, end.0, &serde_json::to_value(facts).unwrap(), bytes).unwrap();
+        }
+        clock
+    }
+}
+
+impl World {
+    fn capture(&self) -> Capture {
+        let at = self.cluster.value("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+        Capture::begin(self, 1, |sql| self.cluster.value(sql), at)
+    }
+
+    fn take(&self, capture: &mut Capture) -> DateTime<Utc> {
+        capture.take(&self.cluster.data(), |sql| self.cluster.value(sql))
+    }
+}
+
+#[test]
+fn every_kind_of_target_gives_exactly_what_had_committed() {
+    let world = World::new(distribution_version());
+    let mut capture = world.capture();
+    let before = world.commit(1);
+    world.json(&["backup", "crm"], 0);
+    let mut moments = vec![before];
+    for row in 2..=6 {
+        moments.push(world.commit(row));
+        if row == 4 {
+            world.cluster.sql("SELECT pg_create_restore_point('before the mistake')");
+            world.take(&mut capture);
+            world.cluster.sql("SELECT pg_switch_wal()");
+        }
+    }
+    let clock = world.take(&mut capture);
+    let [_, second, third, _, fifth, last] = &moments[..] else { panic!() };
+
+    world.assert_restores("time", &["--at", &third.time], third.rows);
+    world.assert_restores("lsn", &["--lsn", &second.lsn.to_string()], second.rows);
+    world.assert_restores("last-lsn", &["--lsn", &last.lsn.to_string()], last.rows);
+    world.assert_restores("name", &["--restore-point", "before the mistake"], 4);
+    world.assert_restores("xid", &["--xid", &fifth.xid], fifth.rows);
+    world.assert_restores("immediate", &["--immediate"], 1);
+    // Behind the last commit, within what the stream vouches for.
+    world.assert_restores("end", &["--at", &last.time], last.rows);
+    let latest = world.restored("latest", &[]);
+    assert_eq!(latest.rows(), "1,2,3,4,5,6");
+    assert_eq!(latest.report["recovery"]["target"], "latest", "{}", latest.report);
+    assert_eq!(latest.report["at"].as_str().unwrap().parse::<DateTime<Utc>>().unwrap(), clock);
+    drop(latest);
+
+    let ranges = world.ranges();
+    assert_eq!((ranges.len(), &ranges[0]["continuous"], &ranges[0]["points"]), (1, &Value::Bool(true), &Value::from(1)), "{ranges:?}");
+    assert_eq!(ranges[0]["to"].as_str().unwrap().parse::<DateTime<Utc>>().unwrap(), clock);
+    for words in [
+        ["--at", &(clock + Duration::from_millis(1)).to_rfc3339()],
+        ["--at", &moments[0].time],
+        ["--lsn", &last.lsn.plus(1 << 20).to_string()],
+        ["--restore-point", "another"],
+        ["--xid", "4000000"],
+        ["--timeline", "2"],
+    ] {
+        let hint = world.assert_unavailable(&words);
+        assert!(hint.contains("recovered") || hint.contains("timeline"), "{words:?}: {hint}");
+    }
+    let drill = world.json(&["drill", "run", "crm", "--at", &third.time], 0);
+    assert_eq!((&drill["verdict"], drill["recovery"]["target"]["time"].is_string()), (&Value::from("passed"), true), "{drill}");
+}
+
+#[test]
+fn one_table_comes_back_as_it_was_at_a_moment() {
+    let world = World::new(distribution_version());
+    let mut capture = world.capture();
+    world.commit(1);
+    world.json(&["backup", "crm"], 0);
+    let third = [2, 3].map(|row| world.commit(row))[1].clone();
+    world.commit(4);
+    // Made after the snapshot: only its log knows it.
+    world.cluster.sql("CREATE TABLE young AS SELECT generate_series(1, 9) AS n");
+    world.cluster.sql("SELECT pg_create_restore_point('before the mistake')");
+    world.cluster.sql("DROP TABLE ledger");
+    world.take(&mut capture);
+    world.cluster.sql("CREATE DATABASE back");
+    let settings = world.cluster.socket_settings();
+    let Host::Socket(socket) = &settings.host else { panic!("no socket") };
+    let url = |database: &str| format!("postgresql://postgres@/{database}?host={}&port={}", socket.display(), settings.port);
+    let only = |to: &str, words: &[&str], code: i32| world.json(&[&["restore", "crm", "--yes", "--to", to], words].concat(), code);
+
+    let report = only(&url("back"), &["--only", "postgres/ledger", "--at", &third.time], 0);
+    assert_eq!((&report["tables"][0]["rows"], report["recovery"]["target"]["time"].is_string()), (&Value::from(3), true), "{report}");
+    // Back into the server that lost it, and a table that no snapshot holds.
+    let words = ["--only", "postgres/ledger", "--restore-point", "before the mistake"];
+    assert_eq!(only(&url("postgres"), &words, 0)["tables"][0]["rows"], 4);
+    assert_eq!(world.cluster.value("SELECT string_agg(id::text, ',' ORDER BY id) FROM ledger"), "1,2,3,4");
+    assert_eq!(only(&url("back"), &["--only", "postgres/young"], 0)["tables"][0]["rows"], 9);
+    let gone = only(&url("back"), &["--only", "postgres/young", "--immediate"], 2);
+    assert!(gone["error"].to_string().contains("no table young"), "{gone}");
+}
