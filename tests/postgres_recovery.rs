@@ -290,3 +290,33 @@ fn every_kind_of_target_gives_exactly_what_had_committed() {
     let drill = world.json(&["drill", "run", "crm", "--at", &third.time], 0);
     assert_eq!((&drill["verdict"], drill["recovery"]["target"]["time"].is_string()), (&Value::from("passed"), true), "{drill}");
 }
+
+#[test]
+fn one_table_comes_back_as_it_was_at_a_moment() {
+    let world = World::new(distribution_version());
+    let mut capture = world.capture();
+    world.commit(1);
+    world.json(&["backup", "crm"], 0);
+    let third = [2, 3].map(|row| world.commit(row))[1].clone();
+    world.commit(4);
+    // Made after the snapshot: only its log knows it.
+    world.cluster.sql("CREATE TABLE young AS SELECT generate_series(1, 9) AS n");
+    world.cluster.sql("SELECT pg_create_restore_point('before the mistake')");
+    world.cluster.sql("DROP TABLE ledger");
+    world.take(&mut capture);
+    world.cluster.sql("CREATE DATABASE back");
+    let settings = world.cluster.socket_settings();
+    let Host::Socket(socket) = &settings.host else { panic!("no socket") };
+    let url = |database: &str| format!("postgresql://postgres@/{database}?host={}&port={}", socket.display(), settings.port);
+    let only = |to: &str, words: &[&str], code: i32| world.json(&[&["restore", "crm", "--yes", "--to", to], words].concat(), code);
+
+    let report = only(&url("back"), &["--only", "postgres/ledger", "--at", &third.time], 0);
+    assert_eq!((&report["tables"][0]["rows"], report["recovery"]["target"]["time"].is_string()), (&Value::from(3), true), "{report}");
+    // Back into the server that lost it, and a table that no snapshot holds.
+    let words = ["--only", "postgres/ledger", "--restore-point", "before the mistake"];
+    assert_eq!(only(&url("postgres"), &words, 0)["tables"][0]["rows"], 4);
+    assert_eq!(world.cluster.value("SELECT string_agg(id::text, ',' ORDER BY id) FROM ledger"), "1,2,3,4");
+    assert_eq!(only(&url("back"), &["--only", "postgres/young"], 0)["tables"][0]["rows"], 9);
+    let gone = only(&url("back"), &["--only", "postgres/young", "--immediate"], 2);
+    assert!(gone["error"].to_string().contains("no table young"), "{gone}");
+}

@@ -222,7 +222,8 @@ pub struct RestoreArgs {
     /// Name of the plan; with --from, its name inside the repository
     #[arg(required_unless_present = "from")]
     pub plan: Option<String>,
-    /// Where to: a file for a database, a folder for files and for several sources
+    /// Where to: a file for a database, a folder for files, for a server and for several sources; with --only of a server a new file for the
+    /// dump, or the database to load it into (postgresql://USER@HOST/DATABASE, the password in ~/.pgpass)
     #[arg(long, value_name = "TARGET")]
     pub to: PathBuf,
     #[command(flatten)]
@@ -233,7 +234,7 @@ pub struct RestoreArgs {
     /// Only this source of several (repeatable); one alone is restored to a target of its own kind
     #[arg(long, value_name = "NAME")]
     pub source: Vec<String>,
-    /// Only this table (repeatable)
+    /// Only this table (repeatable); of a PostgreSQL source DATABASE, DATABASE/TABLE or DATABASE/SCHEMA.TABLE
     #[arg(long, value_name = "TABLE")]
     pub only: Vec<String>,
     /// A repository by URL, on a machine without plans; the passphrase comes from LIFEBOAT_PASSPHRASE

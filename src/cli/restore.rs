@@ -217,6 +217,7 @@ fn plan_text(plan: &RestorePlan, zone: Tz) -> String {
             if plan.delta { "CHANGED into the snapshot: nothing of it is kept".into() } else { format!("moved to {}", existing.moved_to) };
         pairs.push(("OVERWRITES", format!("{} ({}), {fate}", existing.path, existing.what)));
     }
+    pairs.extend(plan.steps.iter().enumerate().map(|(at, step)| (if at == 0 { "does" } else { "then" }, step.clone())));
     let mut text = render::pairs(&pairs);
     for missing in &plan.missing {
         let _ = writeln!(text, "missing in the snapshot: {}: {}: {}", missing.source, missing.object, missing.message);
@@ -244,7 +245,8 @@ pub(super) fn text(report: &RestoreReport) -> String {
         ("took", render::duration_ms(report.duration_ms)),
     ]);
     if let Some(recovery) = &report.recovery {
-        let _ = writeln!(text, "when its server is started it replays the log: {}", log_text(recovery));
+        let replayed = if report.tables.is_empty() { "when its server is started it replays the log" } else { "recovered through the log" };
+        let _ = writeln!(text, "{replayed}: {}", log_text(recovery));
     }
     if report.bytes_resumed > 0 {
         let _ = writeln!(
@@ -259,6 +261,9 @@ pub(super) fn text(report: &RestoreReport) -> String {
     }
     if !report.sources_left_out.is_empty() {
         let _ = writeln!(text, "left out, as asked: source {}", report.sources_left_out.join(", "));
+    }
+    for table in &report.tables {
+        let _ = writeln!(text, "table {}: {} rows", table.table, table.rows);
     }
     for missing in &report.missing {
         let _ = writeln!(text, "missing: {}: {}: {} ({})", missing.source, missing.object, missing.message, missing.kind);

@@ -334,7 +334,7 @@ fn prove(job: &Job, restored: &Restored, recovery: Option<&LogRecovery>, folder:
 }
 
 /// A server that must not run as root works in folders of root.
-fn open_the_way(job: &Job, folder: &RunFolder, scratch: &Path) -> Result<()> {
+pub(in crate::ops) fn open_the_way(job: &Job, folder: &RunFolder, scratch: &Path) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }

@@ -18,7 +18,7 @@ use crate::source::files::FilesSource;
 use crate::source::postgres::PostgresSource;
 use crate::source::postgres::conninfo::Settings;
 use crate::source::sqlite::SqliteSource;
-use crate::source::{CheckResult, Diagnosis, ProveRequest, Source, SourceContext, SourceSnapshot};
+use crate::source::{CheckResult, Diagnosis, ExtractRequest, Extracted, ProveRequest, Source, SourceContext, SourceSnapshot};
 use crate::store::{Credential, Store, StoreConfig};
 
 /// What the process around an operation gives it.
@@ -224,6 +224,10 @@ impl Source for Later {
 
     fn hand_over(&self, usable: &Path, target: &Path) -> Result<Vec<String>> {
         self.driver()?.hand_over(usable, target)
+    }
+
+    fn extract(&self, usable: &Path, request: &ExtractRequest, context: &SourceContext) -> Result<Extracted> {
+        self.driver()?.extract(usable, request, context)
     }
 
     fn keeps_content(&self) -> bool {

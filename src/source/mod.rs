@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{Entry, Order};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress};
 
 /// What a source needs to know of the run that uses it.
@@ -98,6 +98,16 @@ pub trait Source: Send + Sync {
     /// When that is not possible.
     fn hand_over(&self, _usable: &Path, _target: &Path) -> Result<Vec<String>> {
         Ok(Vec::new())
+    }
+
+    /// Takes parts (`request.only`, in the words of the kind) out of what `adopt` returned, and loads them where the request says. What `adopt`
+    /// returned is used up by it.
+    ///
+    /// # Errors
+    /// `Usage` when the kind has no parts, for a part that is not there, and for a target that cannot take it: nothing was loaded then. `Differs` when
+    /// what was loaded is not what was taken.
+    fn extract(&self, _usable: &Path, _request: &ExtractRequest, _context: &SourceContext) -> Result<Extracted> {
+        Err(Error::new(Kind::Usage, format!("restore only a part: parts cannot be taken out of a source of kind {}", self.kind())))
     }
 
     /// Whether a proof leaves the content as it was stored, so that it can be compared byte by byte afterwards. A server that recovers
@@ -198,6 +208,31 @@ pub struct ProveRequest {
     /// How many of the fingerprints to compare: 0–100 percent of the tables, at least one unless 0.
     pub compare_percent: u8,
     pub checks: Vec<SqlCheck>,
+}
+
+/// Which parts are taken out of something restored, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtractRequest {
+    /// In the words of the kind; not empty.
+    pub only: Vec<String>,
+    /// A new private file for the extract.
+    pub dump: PathBuf,
+    /// A server to load it into, by URL without a password. `None`: the file is all.
+    pub load_into: Option<String>,
+}
+
+/// What was taken out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Extracted {
+    pub tables: Vec<ExtractedTable>,
+    pub warnings: Vec<String>,
+}
+
+/// One table and how many rows it has, in what was restored and, where it was loaded, there too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtractedTable {
+    pub table: String,
+    pub rows: u64,
 }
 
 /// How a check ended.

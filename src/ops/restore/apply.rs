@@ -398,6 +398,7 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
         incomplete: !plan.missing.is_empty() || brought.lost.content > 0,
         warnings,
         notes,
+        tables: Vec::new(),
     }
 }
 

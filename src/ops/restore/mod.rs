@@ -3,6 +3,7 @@
 mod apply;
 mod doubt;
 mod estimate;
+mod part;
 mod partial;
 mod place;
 mod prepare;
@@ -19,6 +20,7 @@ use crate::ops::log::replay::LogRecovery;
 use crate::ops::select::Choice;
 use crate::ops::{Existing, Job, Missing, Phase, condemn};
 use crate::repo::Manifest;
+use crate::source::ExtractedTable;
 
 pub(in crate::ops) use apply::{Done, Restored, Taker, bring_back};
 pub(in crate::ops) use place::free_bytes;
@@ -28,11 +30,12 @@ pub(in crate::ops) use prepare::plan_of;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestoreRequest {
     pub choice: Choice,
-    /// A file for `sqlite` and `command`, a folder for `files` and for several sources.
+    /// A file for `sqlite` and `command`, a folder for `files` and for several sources. With `only` of a `postgres` source a file, or the URL of
+    /// the database to load it into.
     pub to: PathBuf,
     /// Only these sources of the snapshot; empty: all. One alone is restored as if its plan had no other.
     pub sources: Vec<String>,
-    /// Only these tables (one `sqlite` source only); empty: everything.
+    /// Only these tables of one `sqlite` source, or `DATABASE[/[SCHEMA.]TABLE]` of one `postgres` source; empty: everything.
     pub only: Vec<String>,
     /// Continue the interrupted restore to this target, with its snapshot. What `choice` (but for the latest), `sources` and `only` name
     /// must be what was begun.
@@ -101,6 +104,9 @@ pub struct RestorePlan {
     /// Snapshots newer than this one that were asked for rather than it and cannot be read.
     pub newer_unread: Vec<SnapshotId>,
     pub warnings: Vec<String>,
+    /// What is done, where that is not plain: sentences.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<String>,
     /// Of the warnings, those that say which content this is: the result repeats them.
     #[serde(skip)]
     pub(crate) told: Vec<String>,
@@ -187,6 +193,9 @@ pub struct RestoreReport {
     /// What to mind with what is there now.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// Tables that were taken out of a server's backup, with their rows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<ExtractedTable>,
 }
 
 impl RestoreReport {
@@ -213,11 +222,15 @@ pub fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
 /// not at all.
 pub fn apply(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result<RestoreReport> {
     job.repository.require_reader("restore")?;
-    let done = bring_back(job, plan, confirmed, Taker::Person).inspect_err(|_| {
+    let told = |_: &Error| {
         if let Some(message) = condemn(job) {
             job.progress.event(Event::Warning { message });
         }
-    })?;
+    };
+    if part::is_wanted(&plan.manifest, &plan.only) {
+        return part::apply(job, plan).inspect_err(told);
+    }
+    let done = bring_back(job, plan, confirmed, Taker::Person).inspect_err(told)?;
     job.progress.event(Event::Phase { name: "clean up", detail: plan.target.clone() });
     Ok(done.conclude())
 }

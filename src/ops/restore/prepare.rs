@@ -8,6 +8,7 @@ use crate::id::{RunId, SnapshotId};
 use crate::ops::log::replay::{self, LogRecovery};
 use crate::ops::restore::doubt::Doubts;
 use crate::ops::restore::estimate::{estimate, measurements};
+use crate::ops::restore::part;
 use crate::ops::restore::partial::{Identity, in_the_way, left_at};
 use crate::ops::restore::place::{Place, Shape, free_bytes};
 use crate::ops::restore::{Part, PlannedSource, RestorePlan, RestoreRequest};
@@ -145,7 +146,11 @@ pub(in crate::ops) fn plan_of(
     }
     let left_out = keep_sources(&mut manifest, &part.sources)?;
     let only = part.only.as_slice();
+    if part::is_wanted(&manifest, only) {
+        return part::plan(job, manifest, to, part, left_out, choice, recovery, reports);
+    }
     check_only(&manifest, only)?;
+    part::refuse_url(to)?;
     for record in &manifest.sources {
         resolve::restoring_source(job, record)?.ready()?;
     }
@@ -230,6 +235,7 @@ pub(in crate::ops) fn plan_of(
         bytes_free: free,
         missing,
         warnings,
+        steps: Vec::new(),
         told: Vec::new(),
         to: place.target().to_owned(),
         newer_unread: Vec::new(),
@@ -307,14 +313,14 @@ fn check_only(manifest: &Manifest, only: &[String]) -> Result<()> {
     let databases: Vec<String> = manifest
         .sources
         .iter()
-        .filter(|s| s.kind == "sqlite")
+        .filter(|s| matches!(s.kind.as_str(), "sqlite" | "postgres"))
         .map(|s| format!("`--source {} --only {}`", s.name, only.join(" --only ")))
         .collect();
     Err(if databases.is_empty() {
         error
-            .hint("tables can be taken out of SQLite databases only; restore everything to another place and take from there what you need")
+            .hint("tables can be taken out of SQLite and PostgreSQL sources only; restore everything to another place and take from there what you need")
     } else {
-        error.hint(format!("tables come out of one SQLite database, named by its source: {}", databases.join(" or ")))
+        error.hint(format!("tables come out of one database source, named: {}", databases.join(" or ")))
     })
 }
 

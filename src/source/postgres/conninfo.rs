@@ -241,6 +241,12 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Whether the text had a password.
+    #[must_use]
+    pub fn has_password(&self) -> bool {
+        self.password.is_some()
+    }
+
     /// Sets the password, in place of one in the text or in `.pgpass`.
     pub fn set_password(&mut self, password: Zeroizing<String>) {
         self.password = Some(password);

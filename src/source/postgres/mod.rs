@@ -16,12 +16,14 @@
 //! | [`backup`] | a base backup as a snapshot |
 //! | [`fingerprint`] | digests of tables at an exact position of the log |
 //! | [`recover`], [`instance`] | recovery of a restored folder, in a private server |
+//! | [`extract`] | a database or tables of a recovered server, into another one |
 //! | [`prove`] | what a recovered server is asked |
 
 pub mod backup;
 pub mod client;
 pub mod conninfo;
 pub mod control;
+pub mod extract;
 pub mod findings;
 pub mod fingerprint;
 pub mod instance;
@@ -51,7 +53,7 @@ use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::instance::{Account, Launch, Tools, major_of};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
 use crate::source::postgres::recover::{Action, Recovery, Request, Timeline};
-use crate::source::{CheckResult, Diagnosis, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot};
+use crate::source::{CheckResult, Diagnosis, ExtractRequest, Extracted, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot};
 
 /// Where a restored folder keeps its tablespaces.
 const TABLESPACES: &str = "lifeboat_tablespaces";
@@ -291,6 +293,10 @@ impl Source for PostgresSource {
             steps.push(format!("its tablespaces are in {}/{TABLESPACES}: {}", target.display(), places.join(", ")));
         }
         Ok(steps)
+    }
+
+    fn extract(&self, usable: &Path, request: &ExtractRequest, context: &SourceContext) -> Result<Extracted> {
+        extract::extract(usable, self.bin_directory.as_deref(), request, context)
     }
 
     fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {

@@ -1,0 +1,433 @@
+//! A database, or tables of one, out of a restored cluster: recovered in a private server, taken out with the server's own `pg_dump`, and
+//! loaded with `pg_restore` into another server in one transaction, rows counted on both sides.
+
+mod load;
+mod names;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+pub use self::load::Target;
+pub use self::names::Selection;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::event::{Cancel, Event};
+use crate::source::postgres::backup::Point;
+use crate::source::postgres::client::{Connection, Mode, quote_identifier};
+use crate::source::postgres::extract::load::{ForeignKey, Load};
+use crate::source::postgres::extract::names::{near, near_table};
+use crate::source::postgres::instance::{Account, Instance, Launch, Stop, Tools, major_of};
+use crate::source::postgres::recover::{self, Request};
+use crate::source::postgres::{START_LIMIT, fingerprint, prove};
+use crate::source::{ExtractRequest, Extracted, ExtractedTable, SourceContext};
+
+const DUMP: &str = "pg_dump";
+const RESTORE: &str = "pg_restore";
+/// How often a child is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+/// So much of what a program said is kept for the operator.
+const SAID_BYTES: usize = 4096;
+
+/// Something with a name among tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Relation {
+    oid: u32,
+    schema: String,
+    name: String,
+    /// `pg_class.relkind`.
+    kind: String,
+    unlogged: bool,
+}
+
+impl Relation {
+    fn has_rows(&self) -> bool {
+        matches!(self.kind.as_str(), "r" | "m")
+    }
+
+    fn is_table(&self) -> bool {
+        matches!(self.kind.as_str(), "r" | "p")
+    }
+
+    fn sql(&self) -> String {
+        format!("{}.{}", quote_identifier(&self.schema), quote_identifier(&self.name))
+    }
+
+    fn shown(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+}
+
+/// Finds the programs that this needs.
+///
+/// # Errors
+/// `Usage` says what to install.
+pub fn tools(major: u32, bin_directory: Option<&Path>) -> Result<Tools> {
+    let tools = Tools::find(major, bin_directory)?;
+    for name in [DUMP, RESTORE] {
+        if tools.program(name).is_none() {
+            return Err(Error::new(Kind::Usage, format!("find {name} of PostgreSQL {major}: it is not installed beside the server"))
+                .hint(format!("install the client's programs of version {major} (postgresql-client-{major})")));
+        }
+    }
+    Ok(tools)
+}
+
+/// Takes what is asked for out of a restored data folder. See [`crate::source::Source::extract`].
+///
+/// # Errors
+/// As there.
+pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractRequest, context: &SourceContext) -> Result<Extracted> {
+    let selection = Selection::parse(&request.only)?;
+    let target = request.load_into.as_deref().map(Target::parse).transpose()?;
+    let cancel = &context.cancel;
+    let point = Point::read(data)?;
+    let tools = tools(major_of(data)?, bin_directory)?;
+    let account = Account::choose(data)?;
+    let phase = |name| context.progress.event(Event::Phase { name, detail: request.only.join(", ") });
+
+    phase("recover");
+    let instance = start(data, &point, &tools, account, context)?;
+    let settings = prove::settings(&instance, &point.superuser);
+    let databases = fingerprint::databases(&settings, cancel)?;
+    if !databases.contains(&selection.database) {
+        let names: Vec<&str> = databases.iter().map(String::as_str).collect();
+        return Err(Error::new(
+            Kind::Usage,
+            format!("restore only {}: the snapshot has no database {:?}", request.only.join(", "), selection.database),
+        )
+        .hint(near(&selection.database, &names)));
+    }
+    let mut sql = Connection::connect(&settings, Mode::Sql { database: Some(&selection.database) }, cancel)?;
+    // Counting a large table says nothing for long.
+    sql.set_timeout(None);
+    let chosen = choose(&mut sql, &selection, &request.only)?;
+    if let Some(target) = &target {
+        let mut there = target.connect(cancel)?;
+        target.check_version(&there, tools.major())?;
+        target.check_free(&mut there, &chosen.iter().map(|one| (one.schema.clone(), one.name.clone())).collect())?;
+    }
+
+    phase("dump");
+    dump(&tools, account, &instance, &point, &selection, &chosen, &request.dump, &context.scratch, cancel)?;
+    let contents = contents(&tools, &request.dump, &context.scratch, cancel)?;
+    is_whole(&contents, &chosen)?;
+    let counted: Vec<&Relation> = chosen.iter().filter(|one| one.has_rows()).collect();
+    let rows = count(&mut sql, &counted, cancel)?;
+    let mut warnings: Vec<String> = chosen
+        .iter()
+        .filter(|one| one.unlogged)
+        .map(|one| format!("table {} is unlogged: no backup holds its rows, it comes back empty", one.shown()))
+        .collect();
+
+    if let Some(target) = &target {
+        phase("load");
+        let single = !selection.tables.is_empty();
+        let load = Load {
+            tools: &tools,
+            dump: &request.dump,
+            contents: &contents,
+            scratch: &context.scratch,
+            schemas: &if single { chosen.iter().map(|one| one.schema.clone()).collect() } else { BTreeSet::new() },
+            roles: &roles(&mut sql, &point.superuser)?,
+            foreign_keys: &if single { foreign_keys(&mut sql, &chosen)? } else { Vec::new() },
+            cancel,
+        };
+        warnings.extend(target.load(&load)?);
+        compare(&counted, &rows, &target.count(&counted, cancel)?)?;
+    }
+    drop(sql);
+    instance.stop(Stop::Immediate)?;
+    let tables =
+        counted.iter().map(|one| ExtractedTable { table: one.shown(), rows: rows.get(&one.oid).copied().unwrap_or_default() }).collect();
+    Ok(Extracted { tables, warnings })
+}
+
+/// Recovers the folder in a private server: to its own moment, or to what was asked for with it.
+fn start(data: &Path, point: &Point, tools: &Tools, account: Account, context: &SourceContext) -> Result<Instance> {
+    recover::prepare(data, &context.scratch.join("tablespaces"), account)?;
+    let (preload, _) = tools.libraries(&point.preload);
+    let folder = context.scratch.join("server");
+    let launch = Launch { tools, account, data, folder: &folder, settings: &[], preload: &preload, limit: START_LIMIT };
+    let asked = Request::read(data)?;
+    let (instance, outcome) = recover::recover(&launch, &point.recovery(asked.as_ref()), &context.cancel)?;
+    let reached = match &asked {
+        None => point.is_reached(outcome.end),
+        Some(asked) => asked.reaches.is_none_or(|end| outcome.end >= end),
+    };
+    if !reached {
+        let wanted = asked.map_or_else(|| point.position.lsn.to_string(), |asked| asked.target.to_string());
+        return Err(Error::new(Kind::Damaged, format!("recover to {wanted}: the log ends at {} ({})", outcome.end, outcome.reason))
+            .hint("restore another snapshot or another moment"));
+    }
+    Ok(instance)
+}
+
+/// What is taken: everything in the database, or the tables named, partitions with them.
+fn choose(sql: &mut Connection, selection: &Selection, only: &[String]) -> Result<Vec<Relation>> {
+    let all = relations(sql)?;
+    if selection.tables.is_empty() {
+        return Ok(all);
+    }
+    let mut oids = BTreeSet::new();
+    for wanted in &selection.tables {
+        let fitting: Vec<&Relation> = all.iter().filter(|one| one.is_table() && wanted.fits(&one.schema, &one.name)).collect();
+        let refuse = |why: String| Error::new(Kind::Usage, format!("restore only {}: {why}", only.join(", ")));
+        match fitting.as_slice() {
+            [one] => {
+                oids.insert(one.oid);
+                if one.kind == "p" {
+                    let rows = sql.query(&format!("SELECT relid::pg_catalog.oid AS oid FROM pg_catalog.pg_partition_tree({})", one.oid))?;
+                    oids.extend(rows.iter().map(|row| number(row.required("oid")?)).collect::<Result<Vec<u32>>>()?);
+                }
+            }
+            [] => {
+                let names: Vec<String> = all.iter().filter(|one| one.is_table()).map(Relation::shown).collect();
+                let what = format!("the snapshot has no table {wanted} in database {}", selection.database);
+                return Err(refuse(what).hint(near_table(wanted, &names)));
+            }
+            several => {
+                let names: Vec<String> = several.iter().map(|one| one.shown()).collect();
+                return Err(
+                    refuse(format!("several schemas have a table {wanted}")).hint(format!("name the schema: {}", names.join(" or ")))
+                );
+            }
+        }
+    }
+    Ok(all.into_iter().filter(|one| oids.contains(&one.oid)).collect())
+}
+
+/// Everything in a database that has rows or a name among tables, but what extensions bring themselves.
+fn relations(sql: &mut Connection) -> Result<Vec<Relation>> {
+    let rows = sql.query(
+        "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND c.relpersistence <> 't' \
+           AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+                           AND d.objid = c.oid AND d.deptype = 'e') \
+         ORDER BY n.nspname, c.relname",
+    )?;
+    rows.iter()
+        .map(|row| {
+            Ok(Relation {
+                oid: number(row.required("oid")?)?,
+                schema: row.required("nspname")?.to_owned(),
+                name: row.required("relname")?.to_owned(),
+                kind: row.required("relkind")?.to_owned(),
+                unlogged: row.required("relpersistence")? == "u" && row.required("relkind")? == "r",
+            })
+        })
+        .collect()
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
+    text.parse().map_err(|_| Error::new(Kind::Failed, "understand a number that the server sent"))
+}
+
+/// Who owns something in this database or has privileges on it, by dependency; what belongs to the first superuser has none.
+fn roles(sql: &mut Connection, superuser: &str) -> Result<BTreeSet<String>> {
+    let rows = sql.query(
+        "SELECT DISTINCT r.rolname FROM pg_catalog.pg_shdepend d JOIN pg_catalog.pg_roles r ON r.oid = d.refobjid \
+         WHERE d.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass \
+           AND d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())",
+    )?;
+    let mut roles: BTreeSet<String> = rows.iter().map(|row| row.required("rolname").map(str::to_owned)).collect::<Result<_>>()?;
+    roles.insert(superuser.to_owned());
+    Ok(roles)
+}
+
+fn foreign_keys(sql: &mut Connection, chosen: &[Relation]) -> Result<Vec<ForeignKey>> {
+    let rows = sql.query(
+        "SELECT k.oid, k.conname, k.conrelid, k.confrelid, n.nspname, c.relname FROM pg_catalog.pg_constraint k \
+         JOIN pg_catalog.pg_class c ON c.oid = k.confrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE k.contype = 'f'",
+    )?;
+    let mut keys = Vec::new();
+    for row in &rows {
+        let (from, to): (u32, u32) = (number(row.required("conrelid")?)?, number(row.required("confrelid")?)?);
+        let Some(table) = chosen.iter().find(|one| one.oid == from) else { continue };
+        if chosen.iter().all(|one| one.oid != to) {
+            keys.push(ForeignKey {
+                oid: number(row.required("oid")?)?,
+                name: row.required("conname")?.to_owned(),
+                table: table.shown(),
+                to: (row.required("nspname")?.to_owned(), row.required("relname")?.to_owned()),
+            });
+        }
+    }
+    Ok(keys)
+}
+
+/// Writes the dump, in PostgreSQL's custom format.
+#[expect(clippy::too_many_arguments, reason = "one call, each of another thing")]
+fn dump(
+    tools: &Tools,
+    account: Account,
+    instance: &Instance,
+    point: &Point,
+    selection: &Selection,
+    chosen: &[Relation],
+    to: &Path,
+    scratch: &Path,
+    cancel: &Cancel,
+) -> Result<()> {
+    // Opened here: the server's user, who runs this, need not be let to where it lies.
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).io_context(|| format!("make {}", to.display()))?;
+    let mut command = tools.command(DUMP, account)?;
+    command.env("PGOPTIONS", instance.neutral_options()).args(["--format=custom", "--no-password"]);
+    if !selection.tables.is_empty() {
+        // In double quotes nothing in a pattern is special.
+        for one in chosen {
+            command.arg(format!("--table={}", one.sql()));
+        }
+    }
+    let settings = prove::settings(instance, &point.superuser);
+    let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "\\'");
+    command.arg(format!(
+        "--dbname=host='{}' port={} user='{}' dbname='{}'",
+        quoted(&instance.socket_folder().display().to_string()),
+        settings.port,
+        quoted(&point.superuser),
+        quoted(&selection.database)
+    ));
+    let copy = file.try_clone().io_context(|| format!("open {}", to.display()))?;
+    command.stdout(copy);
+    run_to(command, scratch, &format!("dump {}", selection.database), cancel)?;
+    file.sync_all().io_context(|| format!("flush {}", to.display()))
+}
+
+/// The contents of a dump, as `pg_restore --list` says; it is read by that.
+fn contents(tools: &Tools, dump: &Path, scratch: &Path, cancel: &Cancel) -> Result<String> {
+    let mut command = tools.command(RESTORE, Account::own())?;
+    command.arg("--list").arg(dump);
+    run(command, scratch, &format!("read the dump {}", dump.display()), cancel)
+}
+
+/// Whether everything that was chosen is in the dump: a pattern that fits nothing must not pass for a table.
+fn is_whole(contents: &str, chosen: &[Relation]) -> Result<()> {
+    // `215; 1259 16389 TABLE public orders postgres`, where 1259 is `pg_class`.
+    let inside: BTreeSet<u32> = contents.lines().filter_map(|line| line.split_once("; 1259 ")?.1.split_once(' ')?.0.parse().ok()).collect();
+    let missing: Vec<String> = chosen.iter().filter(|one| one.kind != "S" && !inside.contains(&one.oid)).map(Relation::shown).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Failed, format!("dump {}: pg_dump left it out", missing.join(", ")))
+        .hint("restore everything to another place, start it and take from there what you need"))
+}
+
+/// Rows of each table.
+pub(super) fn count(sql: &mut Connection, relations: &[&Relation], cancel: &Cancel) -> Result<BTreeMap<u32, u64>> {
+    sql.set_timeout(None);
+    let mut counts = BTreeMap::new();
+    for one in relations {
+        cancel.check()?;
+        let rows = sql.value(&format!("SELECT pg_catalog.count(*) FROM ONLY {}", one.sql()))?;
+        counts.insert(one.oid, number(&rows.unwrap_or_default())?);
+    }
+    Ok(counts)
+}
+
+fn compare(relations: &[&Relation], taken: &BTreeMap<u32, u64>, loaded: &BTreeMap<u32, u64>) -> Result<()> {
+    let differing: Vec<String> = relations
+        .iter()
+        .filter(|one| taken.get(&one.oid) != loaded.get(&one.oid))
+        .map(|one| {
+            let (there, had) = (loaded.get(&one.oid).copied().unwrap_or_default(), taken.get(&one.oid).copied().unwrap_or_default());
+            format!("{} has {there} rows, {had} were taken out of the snapshot", one.shown())
+        })
+        .collect();
+    if differing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Differs, format!("compare what was loaded: {}", differing.join("; ")))
+        .hint("what was loaded is in the target: see whether a program wrote to it, remove it and load again"))
+}
+
+/// Runs a program of the server to its end and yields what it wrote.
+fn run(mut command: Command, scratch: &Path, what: &str, cancel: &Cancel) -> Result<String> {
+    let path = scratch.join("output");
+    command.stdout(private_file(&path)?);
+    run_to(command, scratch, what, cancel)?;
+    let text = fs::read(&path).io_context(|| format!("read {}", path.display()))?;
+    fs::remove_file(&path).io_context(|| format!("remove {}", path.display()))?;
+    // Names in the encoding of a database without one: only numbers of it are used.
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn private_file(path: &Path) -> Result<File> {
+    let open = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    open.io_context(|| format!("make {}", path.display()))
+}
+
+/// The same with its output somewhere already. What it says when it fails may quote rows, so that is for the operator's eyes only.
+fn run_to(mut command: Command, scratch: &Path, what: &str, cancel: &Cancel) -> Result<()> {
+    cancel.check()?;
+    let program = PathBuf::from(command.get_program());
+    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let path = scratch.join("said");
+    command.stdin(Stdio::null()).stderr(private_file(&path)?);
+    let mut child = command.spawn().io_context(|| format!("run {}", program.display()))?;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) => {}
+            Err(error) => return Err(Error::io(format!("wait for {name}"), error)),
+        }
+        if let Err(interrupted) = cancel.check() {
+            // The server ends the transaction of a client that is gone.
+            let killed = child.kill().and_then(|()| child.wait());
+            killed.io_context(|| format!("end {name}"))?;
+            return Err(interrupted);
+        }
+        std::thread::park_timeout(LOOK);
+    };
+    if status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&fs::read(&path).unwrap_or_default()).into_owned();
+    let why = said.lines().find_map(harmless).map_or_else(|| format!("{name} ended with {status}"), |line| format!("{name}: {line}"));
+    let said: String = said.chars().take(SAID_BYTES).collect();
+    Err(Error::new(Kind::Failed, format!("{what}: {why}")).saying(Some(said)))
+}
+
+/// An error of the server about names, not rows.
+fn harmless(line: &str) -> Option<&str> {
+    let (_, error) = line.split_once("ERROR:  ").or_else(|| line.split_once("FATAL:  "))?;
+    let endings = ["does not exist", "already exists", "is not available"];
+    (endings.iter().any(|ending| error.ends_with(ending)) || error.starts_with("permission denied") || error.starts_with("must be owner"))
+        .then_some(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_are_told() {
+        assert_eq!(
+            harmless("pg_restore: error: could not execute query: ERROR:  type \"x\" does not exist"),
+            Some("type \"x\" does not exist")
+        );
+        assert_eq!(harmless("pg_restore: error: ERROR:  invalid input syntax for type integer: \"secret\""), None);
+        assert_eq!(harmless("DETAIL:  Key (id)=(secret) already exists"), None);
+    }
+
+    #[test]
+    fn a_table_that_is_not_in_the_dump_is_missed() {
+        let relation = |oid| Relation { oid, schema: "public".into(), name: format!("t{oid}"), kind: "r".into(), unlogged: false };
+        let list = ";\n; Archive created\n215; 1259 16389 TABLE public t16389 postgres\n3349; 0 16390 TABLE DATA public t16390 postgres\n";
+        assert!(is_whole(list, &[relation(16389)]).is_ok());
+        let error = is_whole(list, &[relation(16389), relation(16390)]).unwrap_err();
+        assert!(error.to_string().contains("public.t16390"), "{error}");
+    }
+
+    #[test]
+    fn another_number_of_rows_is_a_difference() {
+        let one = Relation { oid: 1, schema: "s".into(), name: "t".into(), kind: "r".into(), unlogged: false };
+        assert!(compare(&[&one], &BTreeMap::from([(1, 5)]), &BTreeMap::from([(1, 5)])).is_ok());
+        let error = compare(&[&one], &BTreeMap::from([(1, 5)]), &BTreeMap::from([(1, 6)])).unwrap_err();
+        assert_eq!((error.kind(), error.kind().exit_code()), (Kind::Differs, 21));
+    }
+}
