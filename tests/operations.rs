@@ -29,7 +29,7 @@ use lifeboat::source::command::CommandSource;
 use lifeboat::source::files::FilesSource;
 use lifeboat::source::sqlite::SqliteSource;
 use lifeboat::source::{
-    CheckResult, Diagnosis, Expectation, Finish, Outcome, Problem, ProveRequest, Source, SourceContext, SourceSnapshot, SqlCheck,
+    CheckResult, Closed, Diagnosis, Expectation, Finish, Outcome, Problem, ProveRequest, Source, SourceContext, SourceSnapshot, SqlCheck,
 };
 use rusqlite::Connection;
 
@@ -346,7 +346,7 @@ impl SourceSnapshot for PlantedSnapshot {
     fn unread(&mut self, entry: &Entry, error: Error) -> Result<()> {
         self.inner.unread(entry, error)
     }
-    fn close(&mut self, entry: &Entry, bytes_read: u64) -> Result<()> {
+    fn close(&mut self, entry: &Entry, bytes_read: u64) -> Result<Closed> {
         self.inner.close(entry, bytes_read)
     }
     fn finish(self: Box<Self>) -> Result<Finish> {
@@ -671,6 +671,75 @@ fn what_is_not_of_the_snapshot_does_not_survive_a_resumed_restore() {
     let report = restore::apply(&world.job(), &restore::plan(&world.job(), &resume(&target)).unwrap(), None).unwrap();
     assert_eq!(census(&target), census(&world.path("live")), "and nothing was removed through the link");
     assert!(report.warnings.iter().any(|w| w.contains("3 that the snapshot does not hold") && w.contains("a link")), "{report:?}");
+}
+
+#[test]
+fn a_delta_restore_makes_the_folder_the_snapshot_and_fetches_only_what_differs() {
+    let world = World::files();
+    for number in 0..4 {
+        fs::write(world.path("live").join(format!("more {number}")), format!("content {number} ").repeat(9000)).unwrap();
+    }
+    world.backup();
+    let target = world.path("back");
+    restore_by(&world.job(), Choice::Latest, &target, None).unwrap();
+    let wanted = census(&world.path("live"));
+    let request = || RestoreRequest { resume: false, ..resume(&target) };
+    let spoil = || {
+        let outside = world.path("outside");
+        let _ = fs::remove_file(&outside);
+        let mut files: Vec<PathBuf> = census(&target)
+            .into_keys()
+            .map(|path| target.join(std::ffi::OsStr::from_bytes(&path)))
+            .filter(|path| {
+                fs::symlink_metadata(path).is_ok_and(|file| file.is_file() && file.len() > 10 && !path.starts_with(target.join("deep")))
+            })
+            .collect();
+        files.sort();
+        fs::write(&files[0], "short").unwrap();
+        fs::hard_link(&files[1], &outside).unwrap();
+        fs::write(&outside, "what another name holds").unwrap();
+        fs::remove_file(&files[2]).unwrap();
+        fs::create_dir(&files[2]).unwrap();
+        fs::write(files[2].join("below"), "x").unwrap();
+        fs::remove_dir_all(target.join("deep")).unwrap();
+        symlink(world.path("live"), target.join("deep")).unwrap();
+        fs::write(target.join("stray"), "x").unwrap();
+        outside
+    };
+    let outside = spoil();
+    let mut plan = restore::plan(&world.job(), &request()).unwrap();
+    plan.reuse_target().unwrap();
+    assert!(plan.delta);
+    assert_eq!(restore::apply(&world.job(), &plan, None).unwrap_err().kind(), Kind::Usage, "only when confirmed");
+    assert!(target.join("stray").exists());
+    let report = restore::apply(&world.job(), &plan, Some("back")).unwrap();
+    assert_eq!(census(&target), wanted);
+    assert_eq!(census(&world.path("live")), wanted, "nothing was touched through the link");
+    assert_eq!(fs::read_to_string(outside).unwrap(), "what another name holds");
+    assert!(report.moved_aside.is_empty() && report.bytes_resumed > 0, "{report:?}");
+
+    // A crash leaves no target, and is continued.
+    spoil();
+    let job = Job { progress: Arc::new(CrashAt("adopt")), ..world.job() };
+    let mut plan = restore::plan(&job, &request()).unwrap();
+    plan.reuse_target().unwrap();
+    let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| restore::apply(&job, &plan, Some("back"))));
+    assert!(died.is_err() && !target.exists());
+    let job = world.job();
+    restore::apply(&job, &restore::plan(&job, &resume(&target)).unwrap(), None).unwrap();
+    assert_eq!(census(&target), wanted);
+    // Where nothing stands there is nothing to change; a database file is no folder.
+    let mut elsewhere = restore::plan(&job, &RestoreRequest { to: world.path("new"), ..request() }).unwrap();
+    elsewhere.reuse_target().unwrap();
+    assert!(!elsewhere.delta);
+    let sqlite = World::sqlite();
+    sqlite.backup();
+    let mut file = restore::plan(&sqlite.job(), &resume_free(&sqlite.path("live.db"))).unwrap();
+    assert_eq!(file.reuse_target().unwrap_err().kind(), Kind::Usage);
+}
+
+fn resume_free(to: &Path) -> RestoreRequest {
+    RestoreRequest { resume: false, ..resume(to) }
 }
 
 fn resume(to: &Path) -> RestoreRequest {

@@ -22,6 +22,9 @@ use workspace::{bare, text};
 
 const MARKER: &str = "planted-marker-5d1c0e";
 
+/// Longer than what a file must have been left alone before its stamp counts.
+const SETTLED: Duration = Duration::from_millis(3500);
+
 /// A server with a CRM, a plan, a repository and a state folder.
 struct World {
     cluster: Arc<Cluster>,
@@ -128,6 +131,10 @@ database = "postgres"
         let notes = report["notes"].to_string();
         assert!(notes.contains("start it as the user that owns the folder"), "{report}");
         assert!(target.join("recovery.signal").exists());
+        self.start(name, &target)
+    }
+
+    fn start(&self, name: &str, target: &Path) -> Restored {
         let socket = self.cluster.folder().join(format!("s-{name}"));
         let made = as_server_user("mkdir").arg(&socket).status().unwrap();
         assert!(made.success());
@@ -141,7 +148,7 @@ database = "postgres"
             .unwrap();
         let log = fs::read_to_string(socket.join("log")).unwrap_or_default();
         assert!(output.status.success(), "{}\n{log}", text(&output.stderr));
-        let restored = Restored { data: target, bin: bin_directory(self.version), socket };
+        let restored = Restored { data: target.to_owned(), bin: bin_directory(self.version), socket };
         wait_until("the restored server is promoted", || restored.value("SELECT pg_is_in_recovery()") == "f");
         restored
     }
@@ -254,6 +261,27 @@ fn the_newest_version_is_backed_up_and_starts() {
 }
 
 #[test]
+fn a_delta_restore_takes_a_server_back_and_fetches_little() {
+    let world = World::new(distribution_version(), false);
+    world.cluster.sql("CREATE TABLE bulk AS SELECT n, repeat(md5(n::text), 20) AS v FROM generate_series(1, 60000) n");
+    world.json(&["backup", "crm"], 0);
+    let restored = world.start_restored("restored");
+    restored.value("UPDATE account SET balance = -1 WHERE id = 9 RETURNING 1");
+    restored.value("CREATE TABLE made_later(n int); SELECT 1");
+    let target = restored.data.clone();
+    drop(restored);
+    let words = ["restore", "crm", "--to", target.to_str().unwrap(), "--delta", "--overwrite", "restored"];
+    let report = world.json(&words, 0);
+    let of = |field: &str| report[field].as_u64().unwrap();
+    assert!(of("bytes_resumed") > of("bytes_restored") / 2 && report["moved_aside"] == serde_json::json!([]), "{report}");
+    fs::rename(&target, world.path("again")).unwrap();
+    let again = world.start("again", &world.path("again"));
+    assert_eq!(again.value("SELECT count(*) FROM account WHERE balance = -1"), "0");
+    assert_eq!(again.value("SELECT to_regclass('made_later') IS NULL"), "t");
+    assert_eq!(again.value("SELECT count(*) FROM bulk"), "60000");
+}
+
+#[test]
 fn a_tablespace_comes_back_inside_the_restored_folder() {
     for local in [false, true] {
         let world = World::new(distribution_version(), local);
@@ -287,7 +315,44 @@ fn a_bad_page_is_never_a_good_backup() {
         let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
         assert!(matches!(output.status.code(), Some(1 | 3)), "{said}");
         assert!(said.contains("checksum") || said.contains("bad-page"), "{said}");
+        if local {
+            // The file does not change any more, and is told of again all the same.
+            std::thread::sleep(SETTLED);
+            for _ in 0..2 {
+                let again = world.json(&["backup", "crm"], 3);
+                assert!(again["problems"].to_string().contains("bad-page"), "{again}");
+            }
+        }
     }
+}
+
+#[test]
+fn files_that_did_not_change_are_not_read_unless_asked_for() {
+    let world = World::new(distribution_version(), true);
+    world.cluster.sql("CREATE TABLE still AS SELECT n, repeat(md5(n::text), 30) AS v FROM generate_series(1, 90000) n");
+    world.cluster.sql("VACUUM");
+    world.cluster.sql("CHECKPOINT");
+    std::thread::sleep(SETTLED);
+    let bytes = |report: &Value| report["bytes_read"].as_u64().unwrap();
+    let first = bytes(&world.json(&["backup", "crm"], 0));
+    world.cluster.sql("UPDATE account SET balance = 5 WHERE id = 9");
+    let second = world.json(&["backup", "crm"], 0);
+    let still: u64 = world.cluster.value("SELECT pg_relation_size('still')").parse().unwrap();
+    assert!(bytes(&second) + still / 2 <= first, "{first} {second}");
+    assert_eq!(world.json(&["drill", "run", "crm"], 0)["verdict"], "passed");
+    let restored = world.start_restored("restored");
+    assert_eq!(restored.value("SELECT balance FROM account WHERE id = 9"), "5.00");
+    assert_eq!(restored.value("SELECT concat_ws('|', count(*), sum(n), min(length(v))) FROM still"), "90000|4050045000|960");
+    drop(restored);
+
+    let plan = fs::read_to_string(world.path("plans/crm.toml")).unwrap();
+    fs::write(
+        world.path("plans/crm.toml"),
+        plan.replace("kind = \"postgres\"", "kind = \"postgres\"\nread_unchanged = true\nread_limit = \"100MiB/s\""),
+    )
+    .unwrap();
+    let third = bytes(&world.json(&["backup", "crm"], 0));
+    assert!(third > still && third > bytes(&second) + still / 2, "{first} {second} {third}");
 }
 
 #[test]

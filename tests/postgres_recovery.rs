@@ -290,3 +290,55 @@ fn every_kind_of_target_gives_exactly_what_had_committed() {
     let drill = world.json(&["drill", "run", "crm", "--at", &third.time], 0);
     assert_eq!((&drill["verdict"], drill["recovery"]["target"]["time"].is_string()), (&Value::from("passed"), true), "{drill}");
 }
+
+#[test]
+fn a_hole_bounds_what_can_be_recovered_and_a_later_snapshot_goes_on_behind_it() {
+    let world = World::new(distribution_version());
+    let mut capture = world.capture();
+    world.json(&["backup", "crm"], 0);
+    let first = world.commit(1);
+    let second = world.commit(2);
+    world.take(&mut capture);
+    drop(capture);
+    // Nobody streams this.
+    world.cluster.sql("SELECT pg_switch_wal()");
+    let lost = world.commit(3);
+    world.cluster.sql("SELECT pg_switch_wal()");
+    let mut capture = world.capture();
+    let unreachable = world.commit(4);
+    world.json(&["backup", "crm"], 0);
+    let after = world.commit(5);
+    let last = world.commit(6);
+    world.take(&mut capture);
+
+    let ranges = world.ranges();
+    assert_eq!((ranges.len(), ranges.iter().all(|range| range["continuous"] == true)), (2, true), "{ranges:?}");
+    for moment in [&lost, &unreachable] {
+        let hint = world.assert_unavailable(&["--at", &moment.time]);
+        assert_eq!(hint.matches("timeline 1").count(), 2, "both ranges: {hint}");
+        world.assert_unavailable(&["--lsn", &moment.lsn.to_string()]);
+    }
+    world.assert_restores("before", &["--at", &first.time], first.rows);
+    world.assert_restores("edge", &["--at", &second.time], second.rows);
+    world.assert_restores("behind", &["--at", &after.time], after.rows);
+    world.assert_restores("newest", &[], last.rows);
+}
+
+#[test]
+fn drills_prove_the_files_and_then_the_log_between_two_snapshots() {
+    let world = World::new(distribution_version());
+    let mut capture = world.capture();
+    world.json(&["backup", "crm"], 0);
+    world.commit(1);
+    world.json(&["backup", "crm"], 0);
+    world.take(&mut capture);
+    let files = world.json(&["drill", "run", "crm"], 0);
+    assert!(files["recovery"].is_null(), "{files}");
+    let log = world.json(&["drill", "run", "crm"], 0);
+    assert_eq!((&log["verdict"], &log["compared_with"]), (&Value::from("passed"), &files["snapshot"]), "{log}");
+    assert_ne!(log["snapshot"], files["snapshot"]);
+    let compared = |check: &&Value| check["name"] == "content of postgres.public.ledger" && check["outcome"] == "passed";
+    let ledger = log["checks"].as_array().unwrap().iter().find(compared).unwrap();
+    assert!(ledger["actual"].as_str().unwrap().starts_with("1 rows"), "the row came by the log: {ledger}");
+    assert!(world.json(&["drill", "run", "crm"], 0)["recovery"].is_null(), "the files again");
+}

@@ -107,6 +107,7 @@ Examples:
   lifeboat restore crm --latest --to /srv/crm/restored.db
   lifeboat restore crm --at '2026-11-20 14:31' --to /srv/crm/restored.db     local time of the plan's zone
   lifeboat restore crm --latest-proven --to /srv/crm/crm.db --overwrite crm.db    in place: what is there is moved aside
+  lifeboat restore crm --to /srv/pg --delta --overwrite pg                   a folder is changed into the snapshot: quick, and nothing of it is kept
   lifeboat restore crm --source db --to /srv/crm/restored.db                 one of several sources, to a place of its own
   LIFEBOAT_PASSPHRASE=… lifeboat restore crm --from s3://crm-dr/main --to ./restored.db    a machine without plans")]
     Restore(RestoreArgs),
@@ -244,6 +245,9 @@ pub struct RestoreArgs {
     /// Confirm by name that what stands at the target is replaced (it is moved aside)
     #[arg(long, value_name = "NAME")]
     pub overwrite: Option<String>,
+    /// Change what stands at the target (a folder of one source) into the snapshot, fetching only what differs; nothing of it is kept
+    #[arg(long, conflicts_with_all = ["only", "resume"])]
+    pub delta: bool,
     /// Continue an interrupted restore to the same target
     #[arg(long)]
     pub resume: bool,

@@ -39,14 +39,14 @@ pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport
         RestoreRequest { choice, to: args.to.clone(), sources: args.source.clone(), only: args.only.clone(), resume: args.resume };
     if args.dry_run {
         let job = resolved.open(&app.surroundings(Arc::new(Silent))?)?;
-        let plan = planned(&job, &request, lost)?;
+        let plan = planned(&job, &request, args.delta, lost)?;
         app.output.result(&plan, || plan_text(&plan, zone))?;
         return Ok(None);
     }
     // Look and ask first, with nothing recorded and no bar in the way; then do it.
     let quiet = app.surroundings(Arc::new(Silent))?;
     let job = resolved.open(&quiet)?;
-    let plan = planned(&job, &request, lost)?;
+    let plan = planned(&job, &request, args.delta, lost)?;
     if app.global.quiet {
         // Not what the operator may take for granted: an older snapshot, something that is not in it.
         for warning in &plan.warnings {
@@ -65,8 +65,11 @@ pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport
 }
 
 /// `lost`: what could not be read on the way here.
-fn planned(job: &crate::ops::Job, request: &RestoreRequest, lost: Option<String>) -> Result<RestorePlan> {
+fn planned(job: &crate::ops::Job, request: &RestoreRequest, delta: bool, lost: Option<String>) -> Result<RestorePlan> {
     let mut plan = restore::plan(job, request)?;
+    if delta {
+        plan.reuse_target()?;
+    }
     lost.into_iter().for_each(|warning| plan.tell(warning));
     Ok(plan)
 }
@@ -150,11 +153,17 @@ fn confirm(app: &App, args: &RestoreArgs, plan: &RestorePlan) -> Result<Option<S
     let given = match &args.overwrite {
         Some(given) => given.clone(),
         None if can_ask() && !app.output.is_json() => {
-            ask(&format!("type {name} to replace what is there (it is moved aside, not deleted):"))?
+            let fate = if plan.delta {
+                "change what is there into the snapshot (it is NOT kept)"
+            } else {
+                "replace what is there (it is moved aside, not deleted)"
+            };
+            ask(&format!("type {name} to {fate}:"))?
         }
         None => {
+            let fate = if plan.delta { "what is there is changed and not kept" } else { "what is there is moved aside, not deleted" };
             return Err(Error::new(Kind::Usage, format!("restore to {}: something is there already", plan.target))
-                .hint(format!("confirm it by name with {flag}: what is there is moved aside, not deleted; --yes is not enough for that")));
+                .hint(format!("confirm it by name with {flag}: {fate}; --yes is not enough for that")));
         }
     };
     if given == *name {
@@ -204,7 +213,9 @@ fn plan_text(plan: &RestorePlan, zone: Tz) -> String {
         pairs.push(("overwrites", "nothing".to_owned()));
     }
     for existing in &plan.overwrites {
-        pairs.push(("OVERWRITES", format!("{} ({}), moved to {}", existing.path, existing.what, existing.moved_to)));
+        let fate =
+            if plan.delta { "CHANGED into the snapshot: nothing of it is kept".into() } else { format!("moved to {}", existing.moved_to) };
+        pairs.push(("OVERWRITES", format!("{} ({}), {fate}", existing.path, existing.what)));
     }
     let mut text = render::pairs(&pairs);
     for missing in &plan.missing {
@@ -236,7 +247,12 @@ pub(super) fn text(report: &RestoreReport) -> String {
         let _ = writeln!(text, "when its server is started it replays the log: {}", log_text(recovery));
     }
     if report.bytes_resumed > 0 {
-        let _ = writeln!(text, "{} were there already from the interrupted restore", render::bytes(report.bytes_resumed));
+        let _ = writeln!(
+            text,
+            "{} were there already, {} were fetched",
+            render::bytes(report.bytes_resumed),
+            render::bytes(report.bytes_fetched)
+        );
     }
     for moved in &report.moved_aside {
         let _ = writeln!(text, "moved aside: {} is now {}", moved.path, moved.moved_to);

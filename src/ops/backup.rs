@@ -142,7 +142,11 @@ fn store_source(job: &Job, writer: &mut BackupWriter, source: &NamedSource, mut 
                     let read = tree.content(&mut reader);
                     reader.say();
                     match read {
-                        Ok(read) => snapshot.close(&entry, read)?,
+                        Ok(read) => {
+                            if !snapshot.close(&entry, read)?.stamp_holds {
+                                tree.forget_stamp();
+                            }
+                        }
                         Err(error) => {
                             job.cancel.check()?;
                             if !reader.failed {

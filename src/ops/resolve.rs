@@ -191,7 +191,7 @@ impl Later {
             SourceKind::Command { restore: None, .. } => bare_source(self.kind()),
             // Nor is the source's server asked.
             SourceKind::Postgres(server) => {
-                Ok(Arc::new(PostgresSource { settings: None, data_directory: None, bin_directory: server.bin_directory.clone() }))
+                Ok(Arc::new(PostgresSource { bin_directory: server.bin_directory.clone(), ..PostgresSource::default() }))
             }
             _ => Ok(source(&self.0)?.source),
         }
@@ -304,7 +304,13 @@ fn source(source: &plan::Source) -> Result<NamedSource> {
             let url = server.url.resolve().map_err(|e| e.within(format!("read the url of source {}", source.name)))?;
             let settings = Settings::parse(url.expose()).map_err(|e| e.within(format!("understand the url of source {}", source.name)))?;
             let (data_directory, bin_directory) = (server.data_directory.clone(), server.bin_directory.clone());
-            Arc::new(PostgresSource { settings: Some(settings), data_directory, bin_directory })
+            Arc::new(PostgresSource {
+                settings: Some(settings),
+                data_directory,
+                bin_directory,
+                read_unchanged: server.read_unchanged,
+                read_limit_bytes_per_sec: server.read_limit_bytes_per_sec,
+            })
         }
         SourceKind::Mysql(_) => return Err(no_driver(source.kind.word())),
     };
@@ -343,7 +349,7 @@ pub fn bare_source(kind: &str) -> Result<Arc<dyn Source>> {
     let nowhere = || PathBuf::from("restored");
     match kind {
         "sqlite" => Ok(Arc::new(SqliteSource { path: nowhere() })),
-        "postgres" => Ok(Arc::new(PostgresSource { settings: None, data_directory: None, bin_directory: None })),
+        "postgres" => Ok(Arc::new(PostgresSource::default())),
         "files" => Ok(Arc::new(FilesSource { path: nowhere(), exclude: Vec::new(), page_size: None })),
         "command" => Ok(Arc::new(CommandSource { dump: Vec::new(), restore: None, environment: Vec::new(), allow_empty: true })),
         other => Err(no_driver(other)),

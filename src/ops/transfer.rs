@@ -122,6 +122,10 @@ impl Transfer<'_> {
     pub(super) fn bring_back(&self, record: &SourceRecord, folder: &Path, resumed: bool) -> Result<Brought> {
         let target = if resumed { TreeTarget::resume(folder)? } else { TreeTarget::create(folder)? };
         let mut brought = Brought::default();
+        if resumed {
+            // A thing of another kind would be in the way of what comes.
+            brought.warnings.extend(self.remove_strays(record, folder)?);
+        }
         let mut batch = Batch::new(resumed);
         let mut rooted = false;
         for stored in self.repository.tree(record)? {
@@ -156,10 +160,6 @@ impl Transfer<'_> {
             )
             .hint("run `lifeboat verify`, and restore another snapshot meanwhile"));
         }
-        // Before folders get their modes, which may forbid to look into them.
-        if resumed {
-            brought.warnings.extend(self.remove_strays(record, folder)?);
-        }
         let there = count_below(folder, self.cancel)? + u64::from(rooted);
         if there != brought.entries {
             return Err(Error::new(
@@ -180,6 +180,7 @@ impl Transfer<'_> {
         let mut next: Option<StoredEntry> = None;
         let (mut count, mut first) = (0_u64, String::new());
         // Of each folder on the way, what is still to be looked at in it.
+        open_up(folder);
         let mut folders = vec![children(folder, &[])?];
         while let Some(folder_left) = folders.last_mut() {
             self.cancel.check()?;
@@ -194,8 +195,11 @@ impl Transfer<'_> {
                 }
             }
             let place = folder.join(std::ffi::OsStr::from_bytes(&path));
-            let known = next.as_ref().is_some_and(|entry| entry.entry.path == path);
+            // A folder in place of a file, or a link in place of a folder, is not what the snapshot holds either.
+            let of_kind = |entry: &StoredEntry| (entry.entry.kind == EntryKind::Directory) == is_folder;
+            let known = next.as_ref().is_some_and(|entry| entry.entry.path == path && of_kind(entry));
             if known && is_folder {
+                open_up(&place);
                 folders.push(children(&place, &path)?);
             } else if !known {
                 remove_tree(&place)?;
@@ -206,10 +210,7 @@ impl Transfer<'_> {
             }
         }
         Ok((count > 0).then(|| {
-            format!(
-                "source {}: {count} that the snapshot does not hold were left by the interrupted restore and are removed (first: {first})",
-                record.name
-            )
+            format!("source {}: {count} that the snapshot does not hold were there and are removed (first: {first})", record.name)
         }))
     }
 
@@ -345,6 +346,8 @@ fn open_files_limit() -> usize {
 /// A file that an interrupted restore left, cut or extended to its length. One that cannot be opened is made again.
 fn keep_existing(target: &TreeTarget, stored: &StoredEntry) -> Result<Option<File>> {
     match target.existing(&stored.entry) {
+        // Another name of it may be outside: that one must not change.
+        Ok(Some(file)) if file.metadata().is_ok_and(|metadata| metadata.nlink() > 1) => Ok(None),
         Ok(Some(file)) => {
             file.set_len(stored.size())
                 .io_context(|| format!("make room for {} bytes in {}", stored.size(), stored.entry.display_path()))?;
@@ -571,6 +574,17 @@ fn children(folder: &Path, path: &[u8]) -> Result<Vec<(Vec<u8>, bool)>> {
     }
     all.sort_by(|(a, _), (b, _)| tree_order(b, a));
     Ok(all)
+}
+
+/// Lets its owner look into a folder, which gets its own mode at the end. Where that is not possible, listing it says so.
+fn open_up(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    if let Ok(metadata) = fs::symlink_metadata(folder)
+        && metadata.is_dir()
+        && metadata.mode() & 0o700 != 0o700
+    {
+        let _ = fs::set_permissions(folder, fs::Permissions::from_mode(metadata.mode() & 0o7777 | 0o700));
+    }
 }
 
 /// Everything below a folder, links not followed.

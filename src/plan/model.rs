@@ -321,6 +321,10 @@ pub struct Server {
     pub data_directory: Option<PathBuf>,
     pub method: Method,
     pub bin_directory: Option<PathBuf>,
+    /// Files of the data folder that did not change are read too.
+    pub read_unchanged: bool,
+    /// Limit for reading, in bytes a second.
+    pub read_limit_bytes_per_sec: Option<u64>,
 }
 
 /// How a database server is backed up.

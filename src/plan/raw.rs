@@ -212,6 +212,10 @@ pub(super) struct RawSource {
     pub method: Option<Located<RawMethod>>,
     /// postgres, mysql: where the server's programs are, for private instances. Default: found by version.
     pub bin_directory: Text,
+    /// postgres with `data_directory`: also read files that did not change since the last snapshot, so that all their pages are checked. Default: false.
+    pub read_unchanged: Option<Located<bool>>,
+    /// postgres: the greatest rate of reading, such as `80MiB/s`. Default: no limit.
+    pub read_limit: Text,
 }
 
 /// A plain text, or where a secret is found.
@@ -465,7 +469,7 @@ pub(super) const SOURCE_KEYS: [(&str, &[&str], &[&str]); 5] = [
     ("sqlite", &["path"], &[]),
     ("files", &["path"], &["exclude", "page_size"]),
     ("command", &["dump"], &["restore", "environment"]),
-    ("postgres", &["url"], &["data_directory", "method", "bin_directory"]),
+    ("postgres", &["url"], &["data_directory", "method", "bin_directory", "read_unchanged", "read_limit"]),
     ("mysql", &["url"], &["data_directory", "method", "bin_directory"]),
 ];
 
@@ -491,6 +495,8 @@ impl RawSource {
             ("data_directory", self.data_directory.as_ref().map(|v| &v.span)),
             ("method", self.method.as_ref().map(|v| &v.span)),
             ("bin_directory", self.bin_directory.as_ref().map(|v| &v.span)),
+            ("read_unchanged", self.read_unchanged.as_ref().map(|v| &v.span)),
+            ("read_limit", self.read_limit.as_ref().map(|v| &v.span)),
         ];
         keys.into_iter().filter_map(|(key, span)| span.map(|span| (key, span.clone()))).collect()
     }

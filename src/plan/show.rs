@@ -204,6 +204,8 @@ fn source_section(source: &Source) -> Section {
             ("data_directory", optional(server.data_directory.as_deref(), path)),
             ("method", json!(server.method.word())),
             ("bin_directory", optional(server.bin_directory.as_deref(), path)),
+            ("read_unchanged", json!(server.read_unchanged)),
+            ("read_limit", optional(server.read_limit_bytes_per_sec, |bytes| json!(format!("{}/s", format_size(bytes))))),
         ]
     };
     let mut entries = vec![("kind", json!(source.kind.word()))];

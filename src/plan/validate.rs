@@ -427,7 +427,12 @@ impl<'a> Checker<'a> {
         if let (Method::Logical, Some(folder)) = (method, &raw.data_directory) {
             self.report(&folder.span, "`data_directory` is only used by the physical method", "remove it, or set method = \"physical\"");
         }
-        Some(Server { url: url?, data_directory, method, bin_directory })
+        if let (None, Some(unchanged)) = (&data_directory, &raw.read_unchanged) {
+            self.report(&unchanged.span, "`read_unchanged` is only for reading a data folder", "remove it, or set `data_directory`");
+        }
+        let read_unchanged = raw.read_unchanged.as_ref().is_some_and(|unchanged| unchanged.value);
+        let read_limit_bytes_per_sec = self.read(&raw.read_limit, parse_rate);
+        Some(Server { url: url?, data_directory, method, bin_directory, read_unchanged, read_limit_bytes_per_sec })
     }
 
     fn globs(&mut self, raw: &Words) -> Vec<String> {

@@ -246,6 +246,7 @@ impl BackupWriter {
             previous,
             last_path: None,
             current: None,
+            last_read: None,
             job: Job { data: self.pipeline.buffer(), pieces: Vec::new() },
             pending: VecDeque::new(),
             node: NodeEncoder::new(),
@@ -354,6 +355,8 @@ pub struct TreeWriter<'a> {
     last_path: Option<Vec<u8>>,
     /// The entry whose content is awaited.
     current: Option<(Entry, Option<PreviousFile>)>,
+    /// The entry that was read last: its stamp may still be forgotten.
+    last_read: Option<(Entry, PendingContent)>,
     job: Job,
     pending: VecDeque<Pending>,
     node: NodeEncoder<PackNo>,
@@ -414,6 +417,7 @@ impl TreeWriter<'_> {
         if self.current.is_some() {
             return Err(Error::new(Kind::Bug, format!("entry {} was added while another one's bytes are awaited", entry.display_path())));
         }
+        self.keep_last_read()?;
         // With any order, a path that comes twice is found at the end.
         let misplaced = self.order == Order::Tree && self.last_path.as_ref().is_some_and(|last| tree_order(last, &entry.path).is_ge());
         if misplaced || !is_valid_path(&entry.path) {
@@ -639,9 +643,23 @@ impl TreeWriter<'_> {
         };
         self.entries += 1;
         self.bytes += total;
-        self.pending.push_back(Pending::Entry(entry, content));
-        self.settle(PENDING_MAX)?;
+        self.last_read = Some((entry, content));
         Ok(total)
+    }
+
+    /// Keeps the entry whose content was read last without its stamp, so that the next backup reads it again.
+    pub fn forget_stamp(&mut self) {
+        if let Some((entry, _)) = &mut self.last_read {
+            entry.stamp.clear();
+        }
+    }
+
+    fn keep_last_read(&mut self) -> Result<()> {
+        if let Some((entry, content)) = self.last_read.take() {
+            self.pending.push_back(Pending::Entry(entry, content));
+            self.settle(PENDING_MAX)?;
+        }
+        Ok(())
     }
 
     /// Cuts by content: lengths of chunks of about a stretch, and their sum.
@@ -696,6 +714,7 @@ impl TreeWriter<'_> {
         if self.current.is_some() {
             return Err(Error::new(Kind::Bug, "the tree ended while an entry's bytes are awaited"));
         }
+        self.keep_last_read()?;
         self.submit()?;
         self.writer.pipeline.flush()?;
         self.settle(0)?;

@@ -114,6 +114,19 @@ pub trait Source: Send + Sync {
     fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>>;
 }
 
+/// What closing a file told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed {
+    /// Whether the entry's stamp may vouch for the file in later backups. False: it must be stored without one, or what is wrong with the file
+    /// would be told once and never again.
+    pub stamp_holds: bool,
+}
+
+impl Closed {
+    /// Nothing is against it.
+    pub const SOUND: Self = Self { stamp_holds: true };
+}
+
 /// A consistent snapshot being read.
 pub trait SourceSnapshot: Send {
     /// Bytes and entries to expect, for progress; `None` when it cannot be told cheaply.
@@ -141,7 +154,7 @@ pub trait SourceSnapshot: Send {
     ///
     /// # Errors
     /// When the source cannot be asked any more.
-    fn close(&mut self, entry: &Entry, bytes_read: u64) -> Result<()>;
+    fn close(&mut self, entry: &Entry, bytes_read: u64) -> Result<Closed>;
 
     /// Instead of `close`: reading an opened entry failed. `Ok`: that is kept as a problem and the entry must be left out.
     ///

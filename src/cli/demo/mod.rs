@@ -294,6 +294,7 @@ fn make_restore(demo: &App, to: &Path) -> Result<PathBuf> {
         yes: true,
         overwrite: None,
         resume: false,
+        delta: false,
     };
     let report = restore::make(demo, &args)?.ok_or_else(|| Error::new(Kind::Bug, "restore the demo's CRM: nothing was restored"))?;
     match report.exit() {

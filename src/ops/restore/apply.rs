@@ -15,7 +15,7 @@ use crate::ops::restore::place::{Place, free_bytes, sync_folder};
 use crate::ops::restore::prepare::{identity, restores_folder, shape};
 use crate::ops::restore::{RestorePlan, RestoreReport};
 use crate::ops::transfer::{Brought, Metadata, Transfer};
-use crate::ops::work::remove_tree;
+use crate::ops::work::{movable, remove_tree};
 use crate::ops::{Job, context, explain, resolve};
 use crate::repo::SourceRecord;
 use crate::source::Source;
@@ -72,11 +72,15 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     }
     check_confirmed(&place, plan, confirmed)?;
     let mut partial = Partial::own(&place, wanted, job.clock.now())?;
-    if let Err(error) = check_space(&place, &partial, plan) {
+    let reused = if plan.delta && !partial.resumed() { Some(place.target()) } else { None };
+    if let Err(error) = check_space(&place, &partial, plan, reused) {
         // Nothing was written: nothing is worth keeping.
         return Err(if partial.resumed() { error } else { partial.remove().err().unwrap_or(error) });
     }
 
+    if let Some(target) = reused {
+        reuse(&mut partial, &sources[0].name, target)?;
+    }
     watch.phase("fetch");
     job.progress.event(Event::Phase { name: "restore", detail: plan.target.clone() });
     job.progress.event(Event::Total { bytes: plan.bytes, items: plan.entries });
@@ -197,10 +201,14 @@ fn check_confirmed(place: &Place, plan: &RestorePlan, confirmed: Option<&str>) -
 }
 
 /// Told before anything is written. A continued restore needs only what is not there yet.
-fn check_space(place: &Place, partial: &Partial, plan: &RestorePlan) -> Result<()> {
+fn check_space(place: &Place, partial: &Partial, plan: &RestorePlan, reused: Option<&Path>) -> Result<()> {
     let sources = &plan.manifest.sources;
     let needed = plan.bytes_needed();
-    let there = if partial.resumed() { sources.iter().map(|s| allocated(&partial.tree(&s.name))).sum() } else { 0 };
+    let there = match reused {
+        Some(target) => allocated(target),
+        None if partial.resumed() => sources.iter().map(|s| allocated(&partial.tree(&s.name))).sum(),
+        None => 0,
+    };
     let free = free_bytes(place.parent())?;
     if needed.saturating_sub(there) <= free {
         return Ok(());
@@ -210,6 +218,22 @@ fn check_space(place: &Place, partial: &Partial, plan: &RestorePlan) -> Result<(
         format!("restore to {}: {} bytes are needed there and {free} are free", place.target().display(), needed.saturating_sub(there)),
     )
     .hint("free space on that file system, or restore to another one"))
+}
+
+/// Takes the folder at the target as the beginning of the restored tree. From here on the target is not there until it is whole: nothing
+/// half-restored can be started or read in its place, and a crash is continued with `--resume`.
+fn reuse(partial: &mut Partial, source: &Name, target: &Path) -> Result<()> {
+    let tree = partial.tree(source);
+    let metadata = std::fs::symlink_metadata(target).io_context(|| format!("look at {}", target.display()))?;
+    if !metadata.is_dir() {
+        return Err(Error::new(Kind::Usage, format!("change {} into the snapshot: it is not a folder", target.display()))
+            .hint("without --delta it is moved aside"));
+    }
+    movable(target, || std::fs::rename(target, &tree))
+        .io_context(|| format!("take {} as the beginning of the restore", target.display()))?;
+    sync_folder(target.parent().unwrap_or(target))?;
+    partial.goes_on();
+    Ok(())
 }
 
 /// Bytes on disk below a folder; what cannot be looked at counts nothing.

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::event::Event;
 use crate::id::SnapshotId;
 use crate::ops::log::replay::LogRecovery;
@@ -88,6 +88,8 @@ pub struct RestorePlan {
     pub overwrites: Vec<Existing>,
     /// The word that confirms the restore into place: the last part of the target's path. `None`: nothing to confirm.
     pub confirmation: Option<String>,
+    /// What stands at the target is changed into the snapshot instead of being moved aside: see [`RestorePlan::reuse_target`].
+    pub delta: bool,
     /// An interrupted restore of the same snapshot to the same target will be continued.
     pub resumes: bool,
     /// How the restore ended that is continued or replaced, when it could not be completed (damage): going on alone does not help.
@@ -119,6 +121,21 @@ impl RestorePlan {
     /// On disk, the log to be replayed included.
     pub(in crate::ops) fn bytes_needed(&self) -> u64 {
         self.bytes + self.recovery.as_ref().map_or(0, |recovery| recovery.bytes)
+    }
+
+    /// Makes it a delta restore: the folder at the target becomes the snapshot, only what differs is fetched, and nothing of it is kept. Where
+    /// nothing stands there, or an interrupted restore is continued, there is nothing to change.
+    ///
+    /// # Errors
+    /// `Usage` when the target is not a folder of one source.
+    pub fn reuse_target(&mut self) -> Result<()> {
+        let is_folder = matches!(self.sources.as_slice(), [one] if matches!(one.kind.as_str(), "files" | "postgres"));
+        if !is_folder || !self.only.is_empty() {
+            return Err(Error::new(Kind::Usage, "a delta restore changes the folder of one files or postgres source")
+                .hint("without --delta what is there is moved aside; name one source with --source"));
+        }
+        self.delta = !self.overwrites.is_empty() && !self.resumes;
+        Ok(())
     }
 
     /// Adds a warning about which content this is, which the result is to repeat.

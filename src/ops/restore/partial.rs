@@ -195,6 +195,11 @@ impl Partial {
         self.resumed
     }
 
+    /// Content was put there to go on from.
+    pub(super) fn goes_on(&mut self) {
+        self.resumed = true;
+    }
+
     pub(super) fn folder(&self) -> &Path {
         &self.folder
     }

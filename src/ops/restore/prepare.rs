@@ -224,6 +224,7 @@ pub(in crate::ops) fn plan_of(
         confirmation: (!overwrites.is_empty()).then(|| place.confirmation()),
         overwrites,
         recovery,
+        delta: false,
         resumes: continued.is_some(),
         failed_before,
         bytes_free: free,

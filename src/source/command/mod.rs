@@ -25,7 +25,7 @@ use self::child::{Child, Output};
 use crate::entry::{Entry, EntryKind, Layout};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Event;
-use crate::source::{CheckResult, Diagnosis, Finish, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot};
+use crate::source::{CheckResult, Closed, Diagnosis, Finish, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot};
 
 /// The path of the one entry.
 pub const OUTPUT: &str = "output";
@@ -214,10 +214,10 @@ impl SourceSnapshot for CommandSnapshot {
         }
     }
 
-    fn close(&mut self, _entry: &Entry, bytes_read: u64) -> Result<()> {
+    fn close(&mut self, _entry: &Entry, bytes_read: u64) -> Result<Closed> {
         let read = self.read.load(Ordering::Relaxed);
         if self.ended.load(Ordering::Acquire) && read == bytes_read {
-            return Ok(());
+            return Ok(Closed::SOUND);
         }
         Err(Error::new(
             Kind::Bug,

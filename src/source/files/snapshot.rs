@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 use crate::source::files::exclude::Exclude;
 use crate::source::files::walk::{Found, Walk, is_ours, open_file, problem_kind};
-use crate::source::{Finish, Problem, SourceSnapshot};
+use crate::source::{Closed, Finish, Problem, SourceSnapshot};
 
 /// Times nearer to the beginning than this do not prove that a file did not change (see the module documentation of `files`).
 const RACY_NS: i128 = 2_000_000_000;
@@ -228,27 +228,30 @@ impl SourceSnapshot for FilesSnapshot {
         Ok(Some(Box::new(file)))
     }
 
-    fn close(&mut self, entry: &Entry, bytes_read: u64) -> Result<()> {
+    fn close(&mut self, entry: &Entry, bytes_read: u64) -> Result<Closed> {
         let Some(Opened { file, before }) = self.opened.remove(&entry.path) else {
             return Err(Error::new(Kind::Bug, format!("{} was closed but not open", entry.display_path())));
         };
         let after = rustix::fs::fstat(&*file).map_err(|errno| Error::io(format!("look at {}", entry.display_path()), errno.into()))?;
         let times = |stat: &Stat| (stat.st_size, mtime_ns(stat), stat.st_ctime, stat.st_ctime_nsec);
         // A name given or taken while reading moves the change time of the file but not its bytes; nothing tells the two apart here.
+        let mut stamp_holds = true;
         if times(&before) != times(&after) {
+            stamp_holds = false;
             self.problem(
                 &entry.path,
                 "changed-while-read",
                 "changed while it was read; what was read is kept but may be neither the old nor the new content",
             );
         } else if u64::try_from(after.st_size) != Ok(bytes_read) {
+            stamp_holds = false;
             self.problem(
                 &entry.path,
                 "changed-while-read",
                 format!("has {} bytes by its metadata, but {bytes_read} were read", after.st_size),
             );
         }
-        Ok(())
+        Ok(Closed { stamp_holds })
     }
 
     fn unread(&mut self, entry: &Entry, error: Error) -> Result<()> {

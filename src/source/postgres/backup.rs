@@ -20,6 +20,7 @@ use serde_json::json;
 use crate::entry::{Entry, EntryKind, Layout, Order};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::Cancel;
+use crate::source::postgres::PostgresSource;
 use crate::source::postgres::client::{Connection, Mode, sqlstate};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::fingerprint::{self, Position, Taken};
@@ -31,8 +32,9 @@ use crate::source::postgres::remote::{Archive, ArchiveReader, Cluster, Finished}
 use crate::source::postgres::replication::{
     self, BackupPart, BaseBackupOptions, LogPosition, Tablespace, WalEvent, WalStream, base_backup, create_physical_slot, identify_system,
 };
+use crate::source::postgres::throttle::Throttle;
 use crate::source::postgres::wal::{SegmentSize, WalName};
-use crate::source::{Finish, Problem, SourceContext, SourceSnapshot};
+use crate::source::{Closed, Finish, Problem, SourceContext, SourceSnapshot};
 
 /// Oldest and newest major versions.
 pub const MAJORS: std::ops::RangeInclusive<u32> = 14..=18;
@@ -209,7 +211,8 @@ struct Done {
 }
 
 impl BaseSnapshot {
-    pub(super) fn begin(settings: &Settings, data_directory: Option<&PathBuf>, context: &SourceContext) -> Result<Self> {
+    pub(super) fn begin(source: &PostgresSource, context: &SourceContext) -> Result<Self> {
+        let settings = source.settings()?;
         let cancel = context.cancel.clone();
         let mut sql = Connection::connect(settings, Mode::Sql { database: None }, &cancel)?;
         let facts = Facts::read(&mut sql)?;
@@ -245,14 +248,14 @@ impl BaseSnapshot {
             done: None,
             facts,
         };
-        match data_directory {
-            Some(folder) => snapshot.begin_local(folder.clone(), &label)?,
-            None => snapshot.begin_remote(&label)?,
+        match &source.data_directory {
+            Some(folder) => snapshot.begin_local(folder.clone(), source, &label)?,
+            None => snapshot.begin_remote(&label, source.read_limit_bytes_per_sec)?,
         }
         Ok(snapshot)
     }
 
-    fn begin_local(&mut self, data_directory: PathBuf, label: &str) -> Result<()> {
+    fn begin_local(&mut self, data_directory: PathBuf, source: &PostgresSource, label: &str) -> Result<()> {
         let called = SystemTime::now();
         // The checkpoint may take a while.
         let patience = self.sql.timeout();
@@ -266,9 +269,8 @@ impl BaseSnapshot {
             configuration: self.facts.configuration.clone(),
             start: self.start,
             called,
-            // A stamp could vouch for a file whose bad pages were told once; the page's position saves storing it again all the same.
-            full: true,
-            throttle: None,
+            full: source.read_unchanged,
+            throttle: source.read_limit_bytes_per_sec.map(|rate| Throttle::new(rate, self.cancel.clone())),
             cancel: self.cancel.clone(),
         })?;
         if local.control().system_identifier != self.system_identifier {
@@ -283,9 +285,9 @@ impl BaseSnapshot {
         Ok(())
     }
 
-    fn begin_remote(&mut self, label: &str) -> Result<()> {
+    fn begin_remote(&mut self, label: &str, read_limit_bytes_per_sec: Option<u64>) -> Result<()> {
         let connection = Connection::connect(&self.settings, Mode::Replication, &self.cancel)?;
-        let (remote, begun) = Remote::begin(connection, label)?;
+        let (remote, begun) = Remote::begin(connection, label, read_limit_bytes_per_sec)?;
         self.start = begun.start.lsn;
         self.timeline = begun.start.timeline;
         let bytes = begun.tablespaces.iter().filter_map(|tablespace| tablespace.bytes).sum();
@@ -482,11 +484,11 @@ impl SourceSnapshot for BaseSnapshot {
         }
     }
 
-    fn close(&mut self, entry: &Entry, _bytes_read: u64) -> Result<()> {
-        if let (None, Files::Local(local)) = (&self.done, &mut self.files) {
-            local.close(entry)?;
+    fn close(&mut self, entry: &Entry, _bytes_read: u64) -> Result<Closed> {
+        match (&self.done, &mut self.files) {
+            (None, Files::Local(local)) => local.close(entry),
+            _ => Ok(Closed::SOUND),
         }
-        Ok(())
     }
 
     fn unread(&mut self, _entry: &Entry, error: Error) -> Result<()> {
@@ -592,9 +594,10 @@ impl Read for Inbox {
 
 impl Remote {
     /// Starts the backup and waits for the server to say where it begins.
-    fn begin(connection: Connection, label: &str) -> Result<(Self, Begun)> {
+    fn begin(connection: Connection, label: &str, read_limit_bytes_per_sec: Option<u64>) -> Result<(Self, Begun)> {
         let (sender, receiver) = bounded(WAITING_MESSAGES);
-        let options = BaseBackupOptions::new(label);
+        let max_rate_kib = read_limit_bytes_per_sec.map(|rate| u32::try_from(rate >> 10).unwrap_or(u32::MAX).clamp(32, 1 << 20));
+        let options = BaseBackupOptions { max_rate_kib, ..BaseBackupOptions::new(label) };
         let work = move || {
             let mut connection = connection;
             let mut run = || -> Result<LogPosition> {

@@ -36,7 +36,6 @@ use rustix::io::Errno;
 use crate::entry::{Entry, EntryKind, Layout, display_path, is_valid_path, tree_order};
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
-use crate::source::Problem;
 use crate::source::files::walk::open_file;
 use crate::source::postgres::control::{self, Control, State};
 use crate::source::postgres::findings::{Findings, Judge};
@@ -46,6 +45,7 @@ use crate::source::postgres::local::walk::{Found, FoundKind, Walk, failed, stat_
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::remote::TablespaceLink;
 use crate::source::postgres::throttle::{Throttle, Throttled};
+use crate::source::{Closed, Problem};
 
 const SETTLED_NS: i128 = 2_000_000_000;
 const SETTLED_STANDBY_NS: i128 = 60_000_000_000;
@@ -88,14 +88,6 @@ pub struct LocalReader {
 enum Tail {
     Configuration(Entry),
     Control,
-}
-
-/// What closing a file told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Closed {
-    /// Whether the entry's stamp may vouch for the file in later backups. False: it must be stored without one, or pages that are bad would be told
-    /// once and never again.
-    pub stamp_holds: bool,
 }
 
 impl LocalReader {
@@ -254,7 +246,7 @@ impl LocalReader {
         let Some(findings) = self.opened.remove(&entry.path) else {
             return Err(Error::new(Kind::Bug, format!("{} was closed but not open", entry.display_path())));
         };
-        let Some(findings) = findings else { return Ok(Closed { stamp_holds: true }) };
+        let Some(findings) = findings else { return Ok(Closed::SOUND) };
         let findings = std::mem::take(&mut *findings.lock().unwrap_or_else(PoisonError::into_inner));
         let stamp_holds = findings.is_empty();
         if !stamp_holds {

@@ -58,6 +58,7 @@ const TABLESPACES: &str = "lifeboat_tablespaces";
 const START_LIMIT: Duration = Duration::from_hours(12);
 
 /// A cluster, backed up as a whole.
+#[derive(Default)]
 pub struct PostgresSource {
     /// `None`: only to bring back.
     pub settings: Option<Settings>,
@@ -65,6 +66,10 @@ pub struct PostgresSource {
     pub data_directory: Option<PathBuf>,
     /// Of the server's programs, for private instances.
     pub bin_directory: Option<PathBuf>,
+    /// Files of the data folder that did not change since the last snapshot are read and checked too.
+    pub read_unchanged: bool,
+    /// Limit for reading, in bytes a second.
+    pub read_limit_bytes_per_sec: Option<u64>,
 }
 
 impl PostgresSource {
@@ -178,7 +183,7 @@ impl Source for PostgresSource {
     }
 
     fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>> {
-        Ok(Box::new(BaseSnapshot::begin(self.settings()?, self.data_directory.as_ref(), context)?))
+        Ok(Box::new(BaseSnapshot::begin(self, context)?))
     }
 
     fn adopt(&self, restored: &Path, _context: &SourceContext) -> Result<PathBuf> {

@@ -23,7 +23,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Event;
 use crate::source::sqlite::content::{self, Stop};
 use crate::source::sqlite::open::{Header, check_room, classify, look, open_live};
-use crate::source::{Finish, Problem, SourceContext, SourceSnapshot, TableFingerprint};
+use crate::source::{Closed, Finish, Problem, SourceContext, SourceSnapshot, TableFingerprint};
 
 /// How long a lock of somebody else is waited for before the run is told that the database is busy.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -123,9 +123,9 @@ impl SourceSnapshot for SqliteSnapshot {
         Ok(Some(Box::new(file)))
     }
 
-    fn close(&mut self, _entry: &Entry, bytes_read: u64) -> Result<()> {
+    fn close(&mut self, _entry: &Entry, bytes_read: u64) -> Result<Closed> {
         if bytes_read == self.bytes {
-            return Ok(());
+            return Ok(Closed::SOUND);
         }
         let message = format!("read {bytes_read} of the {} bytes in the copy of {}", self.bytes, self.shown);
         Err(Error::new(Kind::Failed, message).hint("something else touches lifeboat's state folder; run the backup again"))
