@@ -325,6 +325,36 @@ fn a_hole_bounds_what_can_be_recovered_and_a_later_snapshot_goes_on_behind_it() 
 }
 
 #[test]
+fn a_promoted_server_is_followed_and_the_old_timeline_only_when_it_is_named() {
+    let world = World::new(distribution_version());
+    let mut capture = world.capture();
+    world.json(&["backup", "crm"], 0);
+    let first = world.commit(1);
+    let abandoned = world.commit(2);
+    world.take(&mut capture);
+
+    // A failover to what had been committed by the first moment.
+    let promoted = world.restored("promoted", &["--at", &first.time]);
+    assert_eq!(promoted.rows(), "1");
+    promoted.value("INSERT INTO ledger VALUES (10) RETURNING id");
+    let history = fs::read(promoted.data.join("pg_wal/00000002.history")).unwrap();
+    let text = String::from_utf8(history.clone()).unwrap();
+    let switch: Lsn = text.split('\t').nth(1).unwrap().parse().unwrap();
+    capture.log.put_side(&Name::new("00000002.history").unwrap(), &history).unwrap();
+    let mut second = Capture::begin(&world, 2, |sql| promoted.value(sql), switch);
+    second.take(&promoted.data, |sql| promoted.value(sql));
+    drop(promoted);
+
+    let new = world.restored("new", &[]);
+    assert_eq!(new.rows(), "1,10");
+    assert_eq!(new.value("SELECT timeline_id FROM pg_control_checkpoint()"), "3");
+    drop(new);
+    world.assert_restores("old", &["--timeline", "1"], abandoned.rows);
+    world.assert_restores("old-time", &["--timeline", "1", "--at", &abandoned.time], abandoned.rows);
+    world.assert_unavailable(&["--timeline", "4"]);
+}
+
+#[test]
 fn drills_prove_the_files_and_then_the_log_between_two_snapshots() {
     let world = World::new(distribution_version());
     let mut capture = world.capture();
