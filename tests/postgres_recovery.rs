@@ -320,3 +320,85 @@ fn one_table_comes_back_as_it_was_at_a_moment() {
     let gone = only(&url("back"), &["--only", "postgres/young", "--immediate"], 2);
     assert!(gone["error"].to_string().contains("no table young"), "{gone}");
 }
+
+#[test]
+fn a_hole_bounds_what_can_be_recovered_and_a_later_snapshot_goes_on_behind_it() {
+    let world = World::new(distribution_version());
+    let mut capture = world.capture();
+    world.json(&["backup", "crm"], 0);
+    let first = world.commit(1);
+    let second = world.commit(2);
+    world.take(&mut capture);
+    drop(capture);
+    // Nobody streams this.
+    world.cluster.sql("SELECT pg_switch_wal()");
+    let lost = world.commit(3);
+    world.cluster.sql("SELECT pg_switch_wal()");
+    let mut capture = world.capture();
+    let unreachable = world.commit(4);
+    world.json(&["backup", "crm"], 0);
+    let after = world.commit(5);
+    let last = world.commit(6);
+    world.take(&mut capture);
+
+    let ranges = world.ranges();
+    assert_eq!((ranges.len(), ranges.iter().all(|range| range["continuous"] == true)), (2, true), "{ranges:?}");
+    for moment in [&lost, &unreachable] {
+        let hint = world.assert_unavailable(&["--at", &moment.time]);
+        assert_eq!(hint.matches("timeline 1").count(), 2, "both ranges: {hint}");
+        world.assert_unavailable(&["--lsn", &moment.lsn.to_string()]);
+    }
+    world.assert_restores("before", &["--at", &first.time], first.rows);
+    world.assert_restores("edge", &["--at", &second.time], second.rows);
+    world.assert_restores("behind", &["--at", &after.time], after.rows);
+    world.assert_restores("newest", &[], last.rows);
+}
+
+#[test]
+fn a_promoted_server_is_followed_and_the_old_timeline_only_when_it_is_named() {
+    let world = World::new(distribution_version());
+    let mut capture = world.capture();
+    world.json(&["backup", "crm"], 0);
+    let first = world.commit(1);
+    let abandoned = world.commit(2);
+    world.take(&mut capture);
+
+    // A failover to what had been committed by the first moment.
+    let promoted = world.restored("promoted", &["--at", &first.time]);
+    assert_eq!(promoted.rows(), "1");
+    promoted.value("INSERT INTO ledger VALUES (10) RETURNING id");
+    let history = fs::read(promoted.data.join("pg_wal/00000002.history")).unwrap();
+    let text = String::from_utf8(history.clone()).unwrap();
+    let switch: Lsn = text.split('\t').nth(1).unwrap().parse().unwrap();
+    capture.log.put_side(&Name::new("00000002.history").unwrap(), &history).unwrap();
+    let mut second = Capture::begin(&world, 2, |sql| promoted.value(sql), switch);
+    second.take(&promoted.data, |sql| promoted.value(sql));
+    drop(promoted);
+
+    let new = world.restored("new", &[]);
+    assert_eq!(new.rows(), "1,10");
+    assert_eq!(new.value("SELECT timeline_id FROM pg_control_checkpoint()"), "3");
+    drop(new);
+    world.assert_restores("old", &["--timeline", "1"], abandoned.rows);
+    world.assert_restores("old-time", &["--timeline", "1", "--at", &abandoned.time], abandoned.rows);
+    world.assert_unavailable(&["--timeline", "4"]);
+}
+
+#[test]
+fn drills_prove_the_files_and_then_the_log_between_two_snapshots() {
+    let world = World::new(distribution_version());
+    let mut capture = world.capture();
+    world.json(&["backup", "crm"], 0);
+    world.commit(1);
+    world.json(&["backup", "crm"], 0);
+    world.take(&mut capture);
+    let files = world.json(&["drill", "run", "crm"], 0);
+    assert!(files["recovery"].is_null(), "{files}");
+    let log = world.json(&["drill", "run", "crm"], 0);
+    assert_eq!((&log["verdict"], &log["compared_with"]), (&Value::from("passed"), &files["snapshot"]), "{log}");
+    assert_ne!(log["snapshot"], files["snapshot"]);
+    let compared = |check: &&Value| check["name"] == "content of postgres.public.ledger" && check["outcome"] == "passed";
+    let ledger = log["checks"].as_array().unwrap().iter().find(compared).unwrap();
+    assert!(ledger["actual"].as_str().unwrap().starts_with("1 rows"), "the row came by the log: {ledger}");
+    assert!(world.json(&["drill", "run", "crm"], 0)["recovery"].is_null(), "the files again");
+}

@@ -64,6 +64,10 @@ pub struct DrillReport {
     /// What was replayed on top of the snapshot. `None`: it was recovered to its own moment.
     #[serde(default)]
     pub recovery: Option<LogRecovery>,
+    /// The later snapshot whose content the log had to lead to: tables are compared with its fingerprints. `None`: with those of the drilled
+    /// one, or, at another moment, with none.
+    #[serde(default)]
+    pub compared_with: Option<SnapshotId>,
     /// Start of the drill − `snapshot_time`.
     pub snapshot_age_ms: u64,
     /// When the drill began.
@@ -178,6 +182,8 @@ struct Selected {
     manifest: Manifest,
     /// What is replayed on top of it. `None`: the snapshot's own moment.
     recovery: Option<LogRecovery>,
+    /// The later snapshot whose own moment that is: its fingerprints are compared.
+    compared: Option<Manifest>,
     /// Of the newest snapshot there is.
     newest: DateTime<Utc>,
     reports: Vec<ReportRecord>,
@@ -201,10 +207,18 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
     };
     // The latest and a random choice are of snapshots: what they hold is compared with their fingerprints.
     let located = if matches!(choice, Choice::At(_)) { replay::locate(job, &choice, &[], &reports)? } else { None };
-    let (manifest, recovery) = match located {
+    let (mut manifest, mut recovery) = match located {
         Some(found) => (found.manifest, found.recovery),
         None => (select::choose(&manifests, &reports, &choice, now)?.clone(), None),
     };
+    let mut compared = None;
+    if matches!(choice, Choice::Latest | Choice::Random { .. })
+        && !last_was_through_the_log(job, &reports)
+        && let Some((older, through)) = replay::towards(job, &manifests, &reports, &manifest)?
+    {
+        compared = Some(std::mem::replace(&mut manifest, older));
+        recovery = Some(through);
+    }
     let newest = select::latest(&manifests).map_or(manifest.time, |m| m.time);
     let seed = match choice {
         Choice::Random { seed, .. } => Some(seed),
@@ -212,7 +226,15 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         _ if (1..100).contains(&job.drill.compare_percent) => Some(fresh_seed()?),
         _ => None,
     };
-    Ok(Selected { manifest, recovery, newest, reports, seed, damaged: damaged_warning(&damaged), warning })
+    Ok(Selected { manifest, recovery, compared, newest, reports, seed, damaged: damaged_warning(&damaged), warning })
+}
+
+/// Every other drill proves the log between two snapshots, and those between them the files of the snapshot itself.
+fn last_was_through_the_log(job: &Job, reports: &[ReportRecord]) -> bool {
+    let drills = reports.iter().filter(|report| report.kind == ReportKind::Drill && report.plan.as_deref() == Some(job.plan.as_str()));
+    let last = drills.max_by_key(|report| (report.time, report.id));
+    // With no drill before, the files come first.
+    last.is_none_or(|last| last.document.get("recovery").is_some_and(|recovery| !recovery.is_null()))
 }
 
 /// A seed for a random choice.
@@ -251,7 +273,7 @@ fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
     watch.split(&done.report.phases, "check");
     job.progress.event(Event::Phase { name: "check", detail: job.plan.to_string() });
     for restored in &done.restored {
-        attempt.checks.extend(prove(job, restored, selected.recovery.as_ref(), folder));
+        attempt.checks.extend(prove(job, restored, selected, folder));
     }
     attempt.checks.extend(unasked(job, &done.restored));
 
@@ -295,12 +317,13 @@ fn target_in(folder: &RunFolder, plan: &Name) -> PathBuf {
 }
 
 /// The source's own proof: engine checks, fingerprints, SQL.
-fn prove(job: &Job, restored: &Restored, recovery: Option<&LogRecovery>, folder: &RunFolder) -> Vec<CheckRecord> {
+fn prove(job: &Job, restored: &Restored, selected: &Selected, folder: &RunFolder) -> Vec<CheckRecord> {
     let name = &restored.record.name;
-    let elsewhere = recovery.is_some_and(|recovery| recovery.source == *name);
+    let later = selected.compared.as_ref().and_then(|later| later.sources.iter().find(|record| record.name == *name));
+    let elsewhere = later.is_none() && selected.recovery.as_ref().is_some_and(|recovery| recovery.source == *name);
     let compare_percent = if elsewhere { 0 } else { job.drill.compare_percent };
     // Without what was recorded there is nothing to compare with, and the plan did not ask for that.
-    let (fingerprints, unknown) = match backup::finish_of(&restored.record) {
+    let (fingerprints, unknown) = match backup::finish_of(later.unwrap_or(&restored.record)) {
         Ok(finish) => (finish.fingerprints, None),
         Err(error) => (Vec::new(), Some(skipped(name, "fingerprints", "what was recorded when it was backed up".into(), explain(&error)))),
     };
@@ -426,6 +449,7 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
         },
         _ => Failure { kind: error.kind().word().into(), message: explain(&error) },
     });
+    let uncompared = selected.recovery.as_ref().filter(|_| selected.compared.is_none()).map(uncompared);
     DrillReport {
         schema: "lifeboat.drill/1".into(),
         id,
@@ -434,6 +458,7 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
         snapshot: selected.manifest.id,
         snapshot_time: selected.manifest.time,
         recovery: selected.recovery.clone(),
+        compared_with: selected.compared.as_ref().map(|later| later.id),
         snapshot_age_ms: age_ms(selected.manifest.time),
         time,
         verdict: Verdict::Failed,
@@ -456,13 +481,7 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
             .chain(unmeasured)
             .collect(),
         missing,
-        warnings: selected
-            .warning
-            .into_iter()
-            .chain(selected.recovery.as_ref().map(uncompared))
-            .chain(clock)
-            .chain(attempt.warnings)
-            .collect(),
+        warnings: selected.warning.into_iter().chain(uncompared).chain(clock).chain(attempt.warnings).collect(),
         cleanup: Cleanup { removed: false, kept: None, kept_until: None, message: String::new() },
         seed: selected.seed,
         exit: None,
@@ -535,8 +554,11 @@ fn store(job: &Job, report: &DrillReport) -> Result<()> {
         kind: ReportKind::Drill,
         time: report.time,
         plan: Some(report.plan.clone()),
-        // Through the log, neither is the snapshot's content proven nor is a failure its fault.
-        snapshots: if report.recovery.is_none() { vec![report.snapshot] } else { Vec::new() },
+        // Through the log, a failure need not be the snapshot's fault, and without fingerprints its content is not proven.
+        snapshots: match (&report.recovery, report.compared_with, report.verdict) {
+            (None, _, _) | (_, Some(_), Verdict::Passed) => vec![report.snapshot],
+            _ => Vec::new(),
+        },
         passed: report.verdict == Verdict::Passed,
         document: serde_json::to_value(report).context(Kind::Bug, || "write the drill report".into())?,
     })

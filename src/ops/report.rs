@@ -23,6 +23,13 @@ fn write_report(out: &mut String, report: &DrillReport) -> std::fmt::Result {
     writeln!(out)?;
     writeln!(out, "  drill      {} on {} at {}", report.id, report.host, moment(report.time))?;
     writeln!(out, "  snapshot   {} of {} ({} old)", report.snapshot, moment(report.snapshot_time), duration_text(report.snapshot_age_ms))?;
+    if let Some(recovery) = &report.recovery {
+        let compared = report.compared_with.map_or_else(
+            || "without fingerprints to compare with".to_owned(),
+            |later| format!("compared with the fingerprints of snapshot {later}"),
+        );
+        writeln!(out, "  log        from {} to {}, to {}: {compared}", recovery.from, recovery.to, recovery.target)?;
+    }
     if let Some(seed) = report.seed {
         writeln!(out, "  chosen     at random, seed {seed}")?;
     }

@@ -163,6 +163,7 @@ mod tests {
             snapshot: SnapshotId::generate(time),
             snapshot_time: time,
             recovery: None,
+            compared_with: None,
             snapshot_age_ms: 60_000,
             time,
             verdict: Verdict::Failed,

@@ -175,6 +175,48 @@ pub(in crate::ops) fn locate(job: &Job, choice: &Choice, sources: &[String], rep
     Ok(Some(Located { manifest, recovery: recovery.transpose()?, all, lost, told }))
 }
 
+/// An older snapshot from which the log leads to exactly the moment of another one, so that its fingerprints prove the log. `None`: there is
+/// no such way.
+///
+/// # Errors
+/// When the store cannot be asked.
+pub(in crate::ops) fn towards(
+    job: &Job,
+    manifests: &[Manifest],
+    reports: &[ReportRecord],
+    wanted: &Manifest,
+) -> Result<Option<(Manifest, LogRecovery)>> {
+    let [record] = wanted.sources.as_slice() else { return Ok(None) };
+    let Some(base) = Some(record).filter(|record| can_have_log(record)).and_then(|record| base_of(wanted, record)) else { return Ok(None) };
+    let Some(restore_point) = base.restore_point.clone() else { return Ok(None) };
+    let standing = damage::standing(reports, None);
+    let sound: Vec<&Manifest> = manifests.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id).is_none()).collect();
+    let (view, _) = view(&job.repository.log(&job.plan, &record.name), &sound, &record.name)?;
+    let Some(view) = view else { return Ok(None) };
+    // Where a table has no fingerprint, a comparison is not whole.
+    let all_fingerprinted = |id| {
+        let record = manifests.iter().find(|m| m.id == id).and_then(|m| m.sources.iter().find(|other| other.name == record.name));
+        let finish = record.and_then(|record| backup::finish_of(record).ok());
+        let left_out = finish.as_ref().and_then(|finish| finish.consistency.pointer("/fingerprints/left_out")?.as_array().map(Vec::len));
+        left_out == Some(0)
+    };
+    if !all_fingerprinted(wanted.id) {
+        return Ok(None);
+    }
+    let older = view.bases.iter().filter(|older| older.point < base.point && all_fingerprinted(older.id));
+    let Some((older, path)) = older
+        .filter_map(|older| Some((older, view.path(older, base.timeline)?)))
+        .filter(|(_, path)| path.end >= base.point)
+        .max_by_key(|(older, _)| older.point)
+    else {
+        return Ok(None);
+    };
+    let Some(manifest) = sound.into_iter().find(|manifest| manifest.id == older.id) else { return Ok(None) };
+    let Route { replay, at, .. } = path.to_record(older, base.timeline, Target::Name(restore_point), base.point, wanted.time);
+    let recovery = replay.map(|replay| recovery_of(&view, &record.name, manifest, replay, at)).transpose()?;
+    Ok(recovery.map(|recovery| (manifest.clone(), recovery)))
+}
+
 /// The only source that is restored, when it is one that can have a log.
 fn one_source(manifests: &[Manifest], asked: &[String]) -> Option<Name> {
     let newest = select::latest(manifests)?;

@@ -124,6 +124,11 @@ pub struct RestorePlan {
 }
 
 impl RestorePlan {
+    /// On disk, the log to be replayed included.
+    pub(in crate::ops) fn bytes_needed(&self) -> u64 {
+        self.bytes + self.recovery.as_ref().map_or(0, |recovery| recovery.bytes)
+    }
+
     /// Makes it a delta restore: the folder at the target becomes the snapshot, only what differs is fetched, and nothing of it is kept. Where
     /// nothing stands there, or an interrupted restore is continued, there is nothing to change.
     ///
@@ -137,11 +142,6 @@ impl RestorePlan {
         }
         self.delta = !self.overwrites.is_empty() && !self.resumes;
         Ok(())
-    }
-
-    /// On disk, the log to be replayed included.
-    pub(in crate::ops) fn bytes_needed(&self) -> u64 {
-        self.bytes + self.recovery.as_ref().map_or(0, |recovery| recovery.bytes)
     }
 
     /// Adds a warning about which content this is, which the result is to repeat.

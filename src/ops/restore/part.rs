@@ -108,6 +108,7 @@ pub(super) fn plan(
         only: only.to_vec(),
         estimate: estimate(needed, &measurements(reports, manifest.plan.as_str())),
         overwrites: Vec::new(),
+        delta: false,
         confirmation: None,
         recovery,
         resumes: false,

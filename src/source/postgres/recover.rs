@@ -531,7 +531,7 @@ fn explain(error: Error, recovery: &Recovery) -> Error {
         "could not locate a valid checkpoint record",
     ];
     if says(&incomplete) {
-        let hint = "log that the base backup needs is missing or damaged: `lifeboat verify --read-data`, then drill another snapshot";
+        let hint = "log that the base backup needs is missing or damaged: `lifeboat verify --data`, then drill another snapshot";
         return Error::new(Kind::Damaged, target).because(error).hint(hint);
     }
     if says(&[
