@@ -221,7 +221,7 @@ impl Capture {
             let name = WalName::Segment { timeline: self.timeline, number }.text(self.segment);
             let file = fs::read(data.join("pg_wal").join(name)).unwrap();
             let from = self.segment.offset(at) as usize;
-            let bytes = &file[from..from + end.since(at) as usize];
+            let bytes = &file[from..from + usize::try_from(end.since(at)).unwrap()];
             let mut facts = self.reader.take(self.timeline, bytes);
             facts.server_clock = (end == newest).then_some(clock);
             self.log.append(u64::from(self.timeline), at.0, end.0, &serde_json::to_value(facts).unwrap(), bytes).unwrap();

@@ -218,6 +218,7 @@ pub struct SnapshotsArgs {
 
 /// `lifeboat restore`
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct RestoreArgs {
     /// Name of the plan; with --from, its name inside the repository
     #[arg(required_unless_present = "from")]

@@ -325,7 +325,7 @@ fn write_segments(job: &Job, log: &Log, view: &View, base: &Base, path: &Path, p
             let name = WalName::Segment { timeline: base.timeline, number }.text(segment);
             let file = data.join("pg_wal").join(&name);
             let there = std::fs::read(&file).io_context(|| format!("read {}", file.display()))?;
-            let before = first.from.since(begin) as usize;
+            let before = segment.offset(first.from) as usize;
             let kept = there.get(..before).ok_or_else(|| Error::new(Kind::Damaged, format!("{} is too short", file.display())))?;
             bytes[..before].copy_from_slice(kept);
         }
@@ -333,7 +333,7 @@ fn write_segments(job: &Job, log: &Log, view: &View, base: &Base, path: &Path, p
             let (from, to) = (part.from.max(begin), part.to.min(close));
             if from < to {
                 let read = log.read_span(&pieces, part.stream, from.0..to.0)?;
-                let at = from.since(begin) as usize;
+                let at = segment.offset(from) as usize;
                 bytes[at..at + read.len()].copy_from_slice(&read);
             }
         }
