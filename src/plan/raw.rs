@@ -184,6 +184,16 @@ pub(super) enum RawMethod {
     Logical,
 }
 
+/// Who brings the continuous log of a database server into the repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(super) enum RawLogMode {
+    Off,
+    Stream,
+    Push,
+}
+
 /// What is backed up. Which keys belong to it depends on `kind`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -212,6 +222,8 @@ pub(super) struct RawSource {
     pub method: Option<Located<RawMethod>>,
     /// postgres, mysql: where the server's programs are, for private instances. Default: found by version.
     pub bin_directory: Text,
+    /// postgres: the continuous log between backups. stream: `lifeboat serve` streams it; push: the server archives it. Default: off.
+    pub log: Option<Located<RawLogMode>>,
 }
 
 /// A plain text, or where a secret is found.
@@ -465,7 +477,7 @@ pub(super) const SOURCE_KEYS: [(&str, &[&str], &[&str]); 5] = [
     ("sqlite", &["path"], &[]),
     ("files", &["path"], &["exclude", "page_size"]),
     ("command", &["dump"], &["restore", "environment"]),
-    ("postgres", &["url"], &["data_directory", "method", "bin_directory"]),
+    ("postgres", &["url"], &["data_directory", "method", "bin_directory", "log"]),
     ("mysql", &["url"], &["data_directory", "method", "bin_directory"]),
 ];
 
@@ -491,6 +503,7 @@ impl RawSource {
             ("data_directory", self.data_directory.as_ref().map(|v| &v.span)),
             ("method", self.method.as_ref().map(|v| &v.span)),
             ("bin_directory", self.bin_directory.as_ref().map(|v| &v.span)),
+            ("log", self.log.as_ref().map(|v| &v.span)),
         ];
         keys.into_iter().filter_map(|(key, span)| span.map(|span| (key, span.clone()))).collect()
     }
