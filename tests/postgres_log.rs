@@ -15,7 +15,7 @@ use lifeboat::repo::{Gap, Log, LogRun, OpenOptions, Passphrase, Repository, runs
 use lifeboat::source::postgres::lsn::Lsn;
 use lifeboat::store::{Store, StoreConfig};
 use serde_json::Value;
-use support::postgres::{Cluster, NEWEST, Options, distribution_version, wait_until};
+use support::postgres::{Cluster, NEWEST, Options, bin_directory, distribution_version, wait_until};
 use tempfile::TempDir;
 use workspace::{bare, text};
 
@@ -46,11 +46,14 @@ passphrase = {{ env = "CRM_PASSPHRASE" }}
 [source.db]
 kind = "postgres"
 url = {{ file = "{0}/url" }}
+log = "stream"
+bin_directory = "{1}"
 [plan.crm]
 source = "db"
 repository = "main"
 "#,
             world.folder.path().display(),
+            bin_directory(cluster.version).display(),
         );
         fs::write(world.path("plans/crm.toml"), plan).unwrap();
         assert!(world.run(&["repo", "init", "main"]).status.success());
@@ -424,4 +427,44 @@ fn what_cannot_begin_is_told_at_once() {
     assert!(!refused.to_string().contains("wrong\""), "{refused}");
     let unknown = world.json(&["log", "stream", "crm", "--source", "nothing"], 2);
     assert_eq!(unknown["error"]["kind"], "usage", "{unknown}");
+}
+
+#[test]
+fn the_daemon_streams_and_status_and_doctor_say_how_it_stands() {
+    let cluster = server(NEWEST).setting("wal_keep_size", "512").start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = World::new(&cluster);
+    let problems = |status: &Value| -> Vec<String> {
+        status["plans"][0]["problems"].as_array().unwrap().iter().map(|problem| problem["kind"].as_str().unwrap().to_owned()).collect()
+    };
+    let is_told = |status: &Value| problems(status).iter().any(|kind| kind == "log-not-streamed");
+    assert!(is_told(&world.json(&["status"], 0)));
+    // The log is held from before the first backup on.
+    let backup = world.json(&["backup", "crm"], 0);
+    let restart: Lsn = cluster.value("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'lifeboat_crm_db'").parse().unwrap();
+    let start: Lsn = backup["consistency"]["db"]["start_lsn"].as_str().unwrap().parse().unwrap();
+    assert!(restart <= start, "{restart} {backup}");
+    write(&cluster, 3000);
+
+    let daemon = world.spawn(&["serve"]);
+    write(&cluster, 500);
+    let end = flushed(&cluster);
+    let run = world.wait_for(1, end);
+    assert!(run.start <= start.0);
+    world.assert_same(&run, end, &cluster);
+    wait_until("status is content with the log", || {
+        let status = world.json(&["status"], 0);
+        !is_told(&status) && status["plans"][0]["logs"][0]["server_clock"].is_string()
+    });
+    let doctor = world.json(&["doctor", "crm"], 0);
+    let check = doctor["checks"].as_array().unwrap().iter().find(|check| check["name"] == "source db: continuous log").unwrap().to_string();
+    assert!(check.contains("in use") && check.contains("summarize_wal = off"), "{check}");
+    // Gone for a while, it comes back by itself.
+    cluster.stop_server();
+    wait_until("status tells that nothing comes", || is_told(&world.json(&["status"], 0)));
+    cluster.start_server();
+    write(&cluster, 100);
+    world.wait_for(1, flushed(&cluster));
+    daemon.stop();
+    assert!(world.json(&["status"], 0)["plans"][0]["logs"][0]["durable_to"].is_string());
 }

@@ -82,6 +82,11 @@ fn plan_text(plan: &PlanStatus, status: &Status) -> String {
             ])
             .collect();
     text.push_str(&render::pairs(&pairs));
+    for log in &plan.logs {
+        let moment =
+            log.server_clock.map_or_else(|| "not known".to_owned(), |at| format!("{} ({})", render::time(at), render::ago(at, now)));
+        let _ = writeln!(text, "  log of {}: whole until {moment}, {} behind the server", log.source, render::bytes(log.lag_bytes));
+    }
     for run in &plan.running {
         let _ = writeln!(text, "  running: {run}");
     }

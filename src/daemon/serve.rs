@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 
 use crate::daemon::journal::{Job, Journal, NewRun};
+use crate::daemon::logs::Logs;
 use crate::daemon::owner::DaemonLock;
 use crate::daemon::scheduler::{self, PastSlot, Situation, Step};
 use crate::daemon::{runner, status};
@@ -106,17 +107,20 @@ pub fn run(plans: &Plans, surroundings: &Surroundings, ready: impl FnOnce()) -> 
         sweep: None,
     };
     let schedules: usize = plans.plans.values().map(|plan| status::schedules(plan).len()).sum();
-    if schedules == 0 {
+    let logs = Logs::start(plans, surroundings);
+    if schedules == 0 && logs.len() == 0 {
         tracing::warn!("no plan has a schedule: there is nothing to do");
     }
-    tracing::info!(plans = plans.plans.len(), schedules, state = %surroundings.state.display(), "serving");
+    tracing::info!(plans = plans.plans.len(), schedules, logs = logs.len(), state = %surroundings.state.display(), "serving");
     ready();
     while !surroundings.cancel.is_cancelled() {
         daemon.sweep();
         let wake = daemon.start_due();
         daemon.wait(&receiver, wake);
     }
+    let deadline = Instant::now() + STOP_DEADLINE;
     daemon.stop(&receiver);
+    logs.stop(deadline);
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use crate::daemon::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Sl
 use crate::error::{Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::ops::drill::DrillReport;
+use crate::ops::log::stream::{self, LogStatus};
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::{Missing, backup, damage, damaged_reports_warning, damaged_warning, select};
 use crate::plan::{Missed, Plan, Plans, Schedule};
@@ -72,6 +73,9 @@ pub struct PlanStatus {
     pub running: Vec<String>,
     /// Whether the repository could be asked; if not, what is above is from the journal only.
     pub repository_reachable: bool,
+    /// Continuous logs, as their streams on this host say.
+    #[serde(default)]
+    pub logs: Vec<LogStatus>,
     pub problems: Vec<Problem>,
 }
 
@@ -79,7 +83,7 @@ pub struct PlanStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// `never-backed-up`, `overdue`, `failed`, `incomplete`, `interrupted`, `missed`, `never-proven`, `drill-failed`, `damaged`, `clock`,
-    /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`.
+    /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`.
     pub kind: String,
     /// The job that a run did (`backup`, `drill`, `verify`), where the problem is about one.
     pub job: Option<String>,
@@ -93,7 +97,14 @@ impl Problem {
         match self.kind.as_str() {
             "damaged" | "drill-failed" | "never-proven" => Kind::Damaged,
             "failed" | "incomplete" | "interrupted" if proving => Kind::Damaged,
-            "never-backed-up" | "overdue" | "missed" | "data-loss-objective" | "recovery-time-objective" => Kind::ObjectiveMissed,
+            "never-backed-up"
+            | "overdue"
+            | "missed"
+            | "data-loss-objective"
+            | "recovery-time-objective"
+            | "log-not-streamed"
+            | "log-slot"
+            | "log-gap" => Kind::ObjectiveMissed,
             "incomplete" => Kind::Incomplete,
             _ => Kind::Failed,
         }
@@ -265,6 +276,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
         next_job: next.map(|(job, _)| job.word().to_owned()),
         running: facts.running.iter().map(|run| run.id.to_string()).collect(),
         repository_reachable: stored.is_some(),
+        logs: Vec::new(),
         problems,
     }
 }
@@ -419,6 +431,56 @@ fn standing_damage(stored: &Stored) -> Option<Problem> {
     Some(problem_of("damaged", Job::Verify, message))
 }
 
+/// A stream that says nothing for so long does not run.
+const LOG_SILENCE: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
+
+/// What is wrong with a stream. A gap is told until a snapshot is whole that was made after it. Pure.
+fn log_problems(
+    source: &str,
+    log: Result<Option<LogStatus>>,
+    whole_point: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> (Option<LogStatus>, Vec<Problem>) {
+    let log = match log {
+        Ok(Some(log)) => log,
+        Ok(None) => {
+            let message = format!("the log of source {source} was never streamed here: `lifeboat serve` does it");
+            return (None, vec![problem("log-not-streamed", message)]);
+        }
+        Err(error) => {
+            return (None, vec![problem("log-not-streamed", format!("how the log of source {source} stands is not known: {error:?}"))]);
+        }
+    };
+    let mut problems = Vec::new();
+    let until = log.server_clock.or(log.newest_commit).map_or_else(|| "no known moment".to_owned(), select::moment);
+    if now - log.time > LOG_SILENCE {
+        let last = select::moment(log.time);
+        problems.push(problem(
+            "log-not-streamed",
+            format!("the log of source {source} is not streamed since {last}; it is stored until {until}"),
+        ));
+    } else if !log.connected {
+        let why = log.error.as_deref().unwrap_or("it connects");
+        problems
+            .push(problem("log-not-streamed", format!("the log of source {source} does not come now: {why}; it is stored until {until}")));
+    }
+    if let Some(state @ ("lost" | "unreserved")) = log.wal_status.as_deref() {
+        problems.push(problem(
+            "log-slot",
+            format!("the replication slot {} of source {source} is {state}: log is about to be missing", log.slot),
+        ));
+    }
+    let new = log.gaps.iter().filter(|gap| whole_point.is_none_or(|point| point <= gap.noticed_at)).count();
+    if new > 0 {
+        let what = crate::ops::counted(new, "gap");
+        problems.push(problem(
+            "log-gap",
+            format!("the log of source {source} has {what} since the last whole snapshot: nothing behind can be recovered before the next backup"),
+        ));
+    }
+    (Some(log), problems)
+}
+
 /// Asks the journal (`None`: nothing was ever run here) and the repositories, and judges every plan.
 ///
 /// # Errors
@@ -440,6 +502,12 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
                 run.job,
                 format!("the process of run {} ({}) is gone; the next run settles it", run.id, run.job.word()),
             ));
+        }
+        for source in plan.sources.iter().filter(|source| source.kind.streams_log()) {
+            let work = surroundings.state.join("work").join(plan.name.as_str());
+            let (log, problems) = log_problems(source.name.as_str(), stream::status(&work, &source.name), status.whole_point, now);
+            status.logs.extend(log);
+            status.problems.extend(problems);
         }
         statuses.push(status);
     }

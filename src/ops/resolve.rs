@@ -11,12 +11,13 @@ use crate::id::Name;
 use crate::ops::work::make_missing;
 use crate::ops::{DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain};
 use crate::plan::SecretRef;
-use crate::plan::{self, Cache, DrillAt, EnvironmentValue, Method, SourceKind};
+use crate::plan::{self, Cache, DrillAt, EnvironmentValue, LogMode, Method, SourceKind};
 use crate::repo::{OpenOptions, Passphrase, Repository, SourceRecord};
 use crate::source::command::{CommandSource, SecretValue};
 use crate::source::files::FilesSource;
 use crate::source::postgres::PostgresSource;
 use crate::source::postgres::conninfo::Settings;
+use crate::source::postgres::stream::slot_name;
 use crate::source::sqlite::SqliteSource;
 use crate::source::{CheckResult, Diagnosis, ExtractRequest, Extracted, ProveRequest, Source, SourceContext, SourceSnapshot};
 use crate::store::{Credential, Store, StoreConfig};
@@ -153,7 +154,7 @@ impl Resolved {
 /// # Errors
 /// `Usage` when this build has no driver for a source, or a secret cannot be read.
 pub fn plan(plan: &plan::Plan) -> Result<Resolved> {
-    resolved(plan, plan.sources.iter().map(|s| source(s)).collect::<Result<_>>()?)
+    resolved(plan, plan.sources.iter().map(|s| source(&plan.name, s)).collect::<Result<_>>()?)
 }
 
 /// The same for a restore: a source's driver is built and its secrets are read only when the snapshot needs it for its way back. In an
@@ -165,7 +166,7 @@ pub fn to_restore(plan: &plan::Plan) -> Result<Resolved> {
     let later = |source: &Arc<plan::Source>| NamedSource {
         name: source.name.clone(),
         restores_folder: matches!(source.kind, SourceKind::Command { restore: Some(_), .. }),
-        source: Arc::new(Later(Arc::clone(source))),
+        source: Arc::new(Later(plan.name.clone(), Arc::clone(source))),
     };
     resolved(plan, plan.sources.iter().map(later).collect())
 }
@@ -182,29 +183,29 @@ fn resolved(plan: &plan::Plan, sources: Vec<NamedSource>) -> Result<Resolved> {
 }
 
 /// A configured source whose driver is built when it is used.
-struct Later(Arc<plan::Source>);
+struct Later(Name, Arc<plan::Source>);
 
 impl Later {
     fn driver(&self) -> Result<Arc<dyn Source>> {
-        match &self.0.kind {
+        match &self.1.kind {
             // Nothing is run on the way back.
             SourceKind::Command { restore: None, .. } => bare_source(self.kind()),
             // Nor is the source's server asked.
             SourceKind::Postgres(server) => {
                 Ok(Arc::new(PostgresSource { bin_directory: server.bin_directory.clone(), ..PostgresSource::default() }))
             }
-            _ => Ok(source(&self.0)?.source),
+            _ => Ok(source(&self.0, &self.1)?.source),
         }
     }
 }
 
 impl Source for Later {
     fn kind(&self) -> &'static str {
-        self.0.kind.word()
+        self.1.kind.word()
     }
 
     fn diagnose(&self) -> Vec<Diagnosis> {
-        match source(&self.0) {
+        match source(&self.0, &self.1) {
             Ok(named) => named.source.diagnose(),
             Err(error) => vec![Diagnosis { name: "configuration".into(), ok: false, message: explain(&error) }],
         }
@@ -215,7 +216,7 @@ impl Source for Later {
     }
 
     fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>> {
-        source(&self.0)?.source.begin(context)
+        source(&self.0, &self.1)?.source.begin(context)
     }
 
     fn adopt(&self, restored: &Path, context: &SourceContext) -> Result<PathBuf> {
@@ -231,7 +232,7 @@ impl Source for Later {
     }
 
     fn keeps_content(&self) -> bool {
-        !matches!(self.0.kind, SourceKind::Postgres(_))
+        !matches!(self.1.kind, SourceKind::Postgres(_))
     }
 
     fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
@@ -279,7 +280,7 @@ pub fn repository(repository: &plan::Repository) -> Result<RepositorySettings> {
 }
 
 /// The driver of a configured source.
-fn source(source: &plan::Source) -> Result<NamedSource> {
+fn source(plan: &Name, source: &plan::Source) -> Result<NamedSource> {
     let mut restores_folder = false;
     let driver: Arc<dyn Source> = match &source.kind {
         SourceKind::Sqlite { path } => Arc::new(SqliteSource { path: path.clone() }),
@@ -307,10 +308,12 @@ fn source(source: &plan::Source) -> Result<NamedSource> {
         SourceKind::Postgres(server) => {
             let settings = postgres_settings(source)?;
             let (data_directory, bin_directory) = (server.data_directory.clone(), server.bin_directory.clone());
+            let log_slot = (server.log == LogMode::Stream).then(|| slot_name(plan.as_str(), source.name.as_str()));
             Arc::new(PostgresSource {
                 settings: Some(settings),
                 data_directory,
                 bin_directory,
+                log_slot,
                 read_unchanged: server.read_unchanged,
                 read_limit_bytes_per_sec: server.read_limit_bytes_per_sec,
             })

@@ -306,6 +306,12 @@ impl SourceKind {
         }
     }
 
+    /// Whether `lifeboat serve` streams its log.
+    #[must_use]
+    pub fn streams_log(&self) -> bool {
+        matches!(self, Self::Postgres(server) if server.log == LogMode::Stream)
+    }
+
     /// Whether what is recovered can answer a drill's SQL.
     #[must_use]
     pub fn answers_sql(&self) -> bool {
@@ -325,6 +331,32 @@ pub struct Server {
     pub read_unchanged: bool,
     /// Limit for reading, in bytes a second.
     pub read_limit_bytes_per_sec: Option<u64>,
+    /// PostgreSQL only.
+    pub log: LogMode,
+}
+
+/// Who brings the continuous log of a database server into the repository.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogMode {
+    /// There is none.
+    #[default]
+    Off,
+    /// `lifeboat serve` streams it.
+    Stream,
+    /// The server archives it.
+    Push,
+}
+
+impl LogMode {
+    /// As in the plan file.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Stream => "stream",
+            Self::Push => "push",
+        }
+    }
 }
 
 /// How a database server is backed up.

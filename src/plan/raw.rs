@@ -184,6 +184,16 @@ pub(super) enum RawMethod {
     Logical,
 }
 
+/// Who brings the continuous log of a database server into the repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(super) enum RawLogMode {
+    Off,
+    Stream,
+    Push,
+}
+
 /// What is backed up. Which keys belong to it depends on `kind`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -216,6 +226,8 @@ pub(super) struct RawSource {
     pub read_unchanged: Option<Located<bool>>,
     /// postgres: the greatest rate of reading, such as `80MiB/s`. Default: no limit.
     pub read_limit: Text,
+    /// postgres: the continuous log between backups. stream: `lifeboat serve` streams it; push: the server archives it. Default: off.
+    pub log: Option<Located<RawLogMode>>,
 }
 
 /// A plain text, or where a secret is found.
@@ -469,7 +481,7 @@ pub(super) const SOURCE_KEYS: [(&str, &[&str], &[&str]); 5] = [
     ("sqlite", &["path"], &[]),
     ("files", &["path"], &["exclude", "page_size"]),
     ("command", &["dump"], &["restore", "environment"]),
-    ("postgres", &["url"], &["data_directory", "method", "bin_directory", "read_unchanged", "read_limit"]),
+    ("postgres", &["url"], &["data_directory", "method", "bin_directory", "log", "read_unchanged", "read_limit"]),
     ("mysql", &["url"], &["data_directory", "method", "bin_directory"]),
 ];
 
@@ -497,6 +509,7 @@ impl RawSource {
             ("bin_directory", self.bin_directory.as_ref().map(|v| &v.span)),
             ("read_unchanged", self.read_unchanged.as_ref().map(|v| &v.span)),
             ("read_limit", self.read_limit.as_ref().map(|v| &v.span)),
+            ("log", self.log.as_ref().map(|v| &v.span)),
         ];
         keys.into_iter().filter_map(|(key, span)| span.map(|span| (key, span.clone()))).collect()
     }

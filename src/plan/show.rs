@@ -219,7 +219,12 @@ fn source_section(source: &Source) -> Section {
             ("restore", optional(restore.as_ref(), |restore| json!(restore))),
             ("environment", environment_value(environment)),
         ],
-        SourceKind::Postgres(settings) | SourceKind::Mysql(settings) => server(settings),
+        SourceKind::Postgres(settings) => {
+            let mut entries = server(settings);
+            entries.push(("log", json!(settings.log.word())));
+            entries
+        }
+        SourceKind::Mysql(settings) => server(settings),
     });
     Section::new(format!("source.{}", key(source.name.as_str())), entries)
 }

@@ -16,13 +16,13 @@ use crate::error::{Error, Kind, Result};
 use crate::id::Name;
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
-    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, Keep, Method, Missed, Notifier, NotifierKind, Objectives,
-    Occasion, Plan, Plans, Repository, RepositoryUrl, Retry, Scheme, Server, Share, Source, SourceKind, Verify,
+    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, Keep, LogMode, Method, Missed, Notifier, NotifierKind,
+    Objectives, Occasion, Plan, Plans, Repository, RepositoryUrl, Retry, Scheme, Server, Share, Source, SourceKind, Verify,
 };
 use crate::plan::raw::{
-    Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawMethod, RawMissed,
-    RawNotifier, RawNotifierKind, RawOccasion, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify, SOURCE_KEYS, Text,
-    Words,
+    Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode, RawMethod,
+    RawMissed, RawNotifier, RawNotifierKind, RawOccasion, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify,
+    SOURCE_KEYS, Text, Words,
 };
 use crate::plan::schedule::{Schedule, parse_timezone};
 use crate::plan::secret::SecretRef;
@@ -432,7 +432,17 @@ impl<'a> Checker<'a> {
         }
         let read_unchanged = raw.read_unchanged.as_ref().is_some_and(|unchanged| unchanged.value);
         let read_limit_bytes_per_sec = self.read(&raw.read_limit, parse_rate);
-        Some(Server { url: url?, data_directory, method, bin_directory, read_unchanged, read_limit_bytes_per_sec })
+        let log = match raw.log.as_ref().map(|log| log.value) {
+            None | Some(RawLogMode::Off) => LogMode::Off,
+            Some(RawLogMode::Stream) => LogMode::Stream,
+            Some(RawLogMode::Push) => LogMode::Push,
+        };
+        if let (Method::Logical, Some(given)) = (method, &raw.log)
+            && log != LogMode::Off
+        {
+            self.report(&given.span, "`log` is only used by the physical method", "remove it, or set method = \"physical\"");
+        }
+        Some(Server { url: url?, data_directory, method, bin_directory, read_unchanged, read_limit_bytes_per_sec, log })
     }
 
     fn globs(&mut self, raw: &Words) -> Vec<String> {

@@ -32,6 +32,7 @@ use crate::source::postgres::remote::{Archive, ArchiveReader, Cluster, Finished}
 use crate::source::postgres::replication::{
     self, BackupPart, BaseBackupOptions, LogPosition, Tablespace, WalEvent, WalStream, base_backup, create_physical_slot, identify_system,
 };
+use crate::source::postgres::stream;
 use crate::source::postgres::throttle::Throttle;
 use crate::source::postgres::wal::{SegmentSize, WalName};
 use crate::source::{Closed, Finish, Problem, SourceContext, SourceSnapshot};
@@ -181,6 +182,8 @@ pub(super) struct BaseSnapshot {
     /// Holds the slot; streams the log at the end.
     log: Option<Connection>,
     slot: String,
+    /// A permanent one that must be there before anything is read, until it is.
+    log_slot: Option<String>,
     /// Asks for the end of a local backup, for restore points and segment switches.
     sql: Connection,
     files: Files,
@@ -237,6 +240,7 @@ impl BaseSnapshot {
             timeline: identity.timeline,
             log: Some(log),
             slot,
+            log_slot: source.log_slot.clone(),
             sql,
             files: Files::Read,
             estimate: None,
@@ -472,6 +476,10 @@ impl SourceSnapshot for BaseSnapshot {
 
     fn next_entry(&mut self) -> Result<Option<Entry>> {
         self.cancel.check()?;
+        // Not before it is known that this is the right cluster.
+        if let Some(slot) = self.log_slot.take() {
+            stream::ensure_slot(&self.settings, &slot, &self.cancel)?;
+        }
         if self.done.is_none() {
             if let Some(entry) = self.next_file()? {
                 if entry.path.is_empty() {

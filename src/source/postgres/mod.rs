@@ -73,6 +73,8 @@ pub struct PostgresSource {
     pub read_unchanged: bool,
     /// Limit for reading, in bytes a second.
     pub read_limit_bytes_per_sec: Option<u64>,
+    /// The slot that the continuous log is streamed by: it is there before a backup begins, so that no log is missing behind it.
+    pub log_slot: Option<String>,
 }
 
 /// Room that a server needs to recover and answer: two files of its log.
@@ -232,7 +234,13 @@ impl Source for PostgresSource {
 
     fn diagnose(&self) -> Vec<Diagnosis> {
         match self.settings() {
-            Ok(settings) => diagnose(settings, self.data_directory.as_deref(), self.bin_directory.as_deref()),
+            Ok(settings) => {
+                let mut found = diagnose(settings, self.data_directory.as_deref(), self.bin_directory.as_deref());
+                if let Some(slot) = &self.log_slot {
+                    found.push(diagnosis("continuous log", diagnose_log(settings, slot)));
+                }
+                found
+            }
             Err(error) => vec![diagnosis("server", Err(error))],
         }
     }
@@ -409,6 +417,51 @@ fn diagnose(settings: &Settings, data_directory: Option<&Path>, bin_directory: O
     }
     found.push(diagnosis("programs for drills", Tools::find(major, bin_directory).map(|tools| format!("PostgreSQL {}", tools.version()))));
     found
+}
+
+/// What the stream of the log needs, and how its slot is.
+fn diagnose_log(settings: &Settings, slot: &str) -> Result<String> {
+    let mut sql = Connection::connect(settings, Mode::Sql { database: None }, &Cancel::default())?;
+    let rows = sql.query(
+        "SELECT pg_catalog.current_setting('max_replication_slots'), (SELECT count(*) FROM pg_catalog.pg_replication_slots), \
+         pg_catalog.current_setting('max_wal_senders'), (SELECT count(*) FROM pg_catalog.pg_stat_get_wal_senders()), \
+         pg_catalog.current_setting('max_slot_wal_keep_size'), pg_catalog.current_setting('summarize_wal', true)",
+    )?;
+    let row = rows.first().ok_or_else(|| Error::new(Kind::Failed, "the server does not answer"))?;
+    let number = |index: usize| -> Result<i64> {
+        let text = row.get(index).unwrap_or_default();
+        text.parse().context(Kind::Failed, || "understand how many slots and senders there are".to_owned())
+    };
+    let (slots, senders) = (number(0)? - number(1)?, number(2)? - number(3)?);
+    let status = replication::slot_by_sql(&mut sql, slot)?;
+    let state = match &status {
+        None if slots < 1 => {
+            return Err(Error::new(Kind::Usage, format!("no replication slot is free for {slot}"))
+                .hint("raise max_replication_slots and restart the server, or drop a slot that nothing uses"));
+        }
+        None => format!("slot {slot} is made by the first backup or stream"),
+        Some(status) if status.wal_status.as_deref() == Some("lost") => {
+            return Err(Error::new(Kind::Usage, format!("replication slot {slot} lost its log")).hint(
+                "run the stream: it makes the slot again and records what is missing; raise max_slot_wal_keep_size, and make a backup",
+            ));
+        }
+        Some(status) => {
+            let held = status.held_bytes.map_or_else(String::new, |bytes| format!(", it holds {} MiB on the server", bytes >> 20));
+            format!("slot {slot} is {}{held}", if status.is_active { "in use" } else { "not in use now" })
+        }
+    };
+    let streams = status.is_some_and(|status| status.is_active);
+    // The stream's own, and the two of a base backup.
+    if senders < if streams { 2 } else { 3 } {
+        return Err(Error::new(Kind::Usage, format!("{senders} of max_wal_senders are free: the log and a base backup need three"))
+            .hint("raise max_wal_senders and restart the server"));
+    }
+    let limit = match row.get(4) {
+        Some("-1") | None => "max_slot_wal_keep_size is not set: a stream that stands still can fill the server's disk".to_owned(),
+        Some(limit) => format!("max_slot_wal_keep_size = {limit}: a stream that stands still for longer has a gap"),
+    };
+    let summaries = row.get(5).map_or_else(String::new, |value| format!("; summarize_wal = {value}"));
+    Ok(format!("{state}; {limit}{summaries}"))
 }
 
 /// What the role lacks.

@@ -459,20 +459,19 @@ impl<'a> Session<'a> {
         let usable = slot.as_ref().filter(|slot| !is_lost(slot));
         // A slot that holds no more than what the server said it lacks is of no use.
         let too_old = |restart: Lsn| recycled.is_some_and(|recycled| recycled.times > 1 || from.is_none_or(|from| restart <= from.durable));
-        let restart = match usable.and_then(|slot| slot.restart).filter(|restart| !too_old(*restart)) {
-            Some(restart) => restart,
-            None => {
-                if from.is_some() {
-                    let what = if slot.is_some() { "lost its log" } else { "is gone" };
-                    tracing::warn!(slot = stream.slot, "the replication slot {what}: it is made again");
-                }
-                if slot.is_some() {
-                    replication::drop_slot(&mut connection, &stream.slot, false)?;
-                }
-                replication::create_physical_slot(&mut connection, &stream.slot, false).map_err(no_slot)?;
-                let made = replication::slot_by_sql(&mut sql, &stream.slot)?.and_then(|slot| slot.restart);
-                made.ok_or_else(|| Error::new(Kind::Failed, format!("the new replication slot {} reserves no log", stream.slot)))?
+        let restart = if let Some(restart) = usable.and_then(|slot| slot.restart).filter(|restart| !too_old(*restart)) {
+            restart
+        } else {
+            if from.is_some() {
+                let what = if slot.is_some() { "lost its log" } else { "is gone" };
+                tracing::warn!(slot = stream.slot, "the replication slot {what}: it is made again");
             }
+            if slot.is_some() {
+                replication::drop_slot(&mut connection, &stream.slot, false)?;
+            }
+            replication::create_physical_slot(&mut connection, &stream.slot, false).map_err(no_slot)?;
+            let made = replication::slot_by_sql(&mut sql, &stream.slot)?.and_then(|slot| slot.restart);
+            made.ok_or_else(|| Error::new(Kind::Failed, format!("the new replication slot {} reserves no log", stream.slot)))?
         };
         let oldest = Lsn(restart.0 - restart.0 % u64::from(facts.segment.bytes()));
         let at_oldest = Position { timeline: history.timeline_at(restart), start: oldest, durable: oldest };
