@@ -1,0 +1,322 @@
+//! A model test of the continuous log: transactions with a ledger under load, a streamer and a server that are killed at random, backups meanwhile; then restores to
+//! random moments. After each, the ledger must hold exactly what had committed at that moment.
+//!
+//! Small here. By hand for hours: `LIFEBOAT_MODEL_SECONDS=7200 cargo test --release --test postgres_model -- --nocapture`; `LIFEBOAT_MODEL_SEED` repeats a run's choices.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+#[path = "support/workspace.rs"]
+mod workspace;
+
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use lifeboat::event::Cancel;
+use lifeboat::source::postgres::client::{Connection, Mode};
+use lifeboat::source::postgres::conninfo::Settings;
+use serde_json::Value;
+use support::postgres::{Cluster, Options, as_server_user, bin_directory, distribution_version, wait_until};
+use tempfile::TempDir;
+use workspace::{bare, text};
+
+/// How long the load runs unless the environment says otherwise.
+const SECONDS: u64 = 20;
+/// Restores afterwards, for each 20 seconds of load.
+const RESTORES: u64 = 3;
+/// Commits of one ledger are so far apart at least that a moment between two is no other's by the clock's grain.
+const APART: Duration = Duration::from_millis(4);
+
+/// Small numbers from a seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        (mixed ^ (mixed >> 27)) % bound
+    }
+}
+
+struct World {
+    cluster: Cluster,
+    folder: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let cluster = Options::new(distribution_version())
+            .setting("track_commit_timestamp", "on")
+            .setting("fsync", "on")
+            .setting("checkpoint_timeout", "30s")
+            .start();
+        cluster.sql("CREATE TABLE ledger(n bigint PRIMARY KEY, amount int); CREATE TABLE noise(n bigint, v text)");
+        let folder = tempfile::tempdir().unwrap();
+        for (name, mode) in [("", 0o711), ("plans", 0o700), ("state", 0o711)] {
+            let path = folder.path().join(name);
+            fs::create_dir_all(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let world = Self { cluster, folder };
+        fs::write(
+            world.path("url"),
+            format!("host={} port={} user=postgres dbname=postgres", world.cluster.folder().display(), world.cluster.port),
+        )
+        .unwrap();
+        fs::set_permissions(world.path("url"), fs::Permissions::from_mode(0o600)).unwrap();
+        let plan = format!(
+            r#"version = 1
+[repository.main]
+url = "file://{0}/repository"
+passphrase = {{ env = "CRM_PASSPHRASE" }}
+[source.crm]
+kind = "postgres"
+url = {{ file = "{0}/url" }}
+log = "stream"
+bin_directory = "{1}"
+[plan.crm]
+source = "crm"
+repository = "main"
+"#,
+            world.folder.path().display(),
+            bin_directory(distribution_version()).display(),
+        );
+        fs::write(world.path("plans/crm.toml"), plan).unwrap();
+        world.json(&["repo", "init", "main"], 0);
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, words: &[&str]) -> std::process::Command {
+        let mut command = bare(words);
+        command.arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
+        command.env("CRM_PASSPHRASE", "correct horse battery staple");
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    fn json(&self, words: &[&str], code: i32) -> Value {
+        let output = self.run(words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stdout)))
+    }
+
+    /// Streams the log until it is dropped or killed.
+    fn stream(&self) -> Streamer {
+        Streamer(self.command(&["log", "stream", "crm"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Ledger rows with the commit time that the server noted, by time.
+    fn committed(&self) -> Vec<(DateTime<Utc>, i64)> {
+        let rows = self
+            .cluster
+            .connect()
+            .query("SELECT n, to_char(pg_xact_commit_timestamp(xmin) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM ledger ORDER BY 2, 1")
+            .unwrap();
+        rows.iter().map(|row| (row.get(1).unwrap().parse().unwrap(), row.get(0).unwrap().parse().unwrap())).collect()
+    }
+}
+
+struct Streamer(Child);
+
+impl Streamer {
+    fn kill(mut self) -> String {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+        let mut said = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        said
+    }
+}
+
+impl Drop for Streamer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Writes until told to stop; what cannot be written while the server is away is tried again.
+fn ledger_writer(settings: &Settings, stop: &AtomicBool, mut dice: Dice) {
+    let mut next = 1i64;
+    let connect = || Connection::connect(settings, Mode::Sql { database: None }, &Cancel::default());
+    let mut connection = connect().ok();
+    while !stop.load(Ordering::Relaxed) {
+        let Some(open) = &mut connection else {
+            std::thread::sleep(Duration::from_millis(100));
+            connection = connect().ok();
+            continue;
+        };
+        // Sometimes a transaction that is given up: its rows must be in no restore.
+        let abort = dice.below(7) == 0;
+        let end = if abort { "ROLLBACK" } else { "COMMIT" };
+        // A commit whose answer was lost may have happened: numbers are never used twice, so the server's list says what did.
+        match open.execute(&format!("BEGIN; INSERT INTO ledger VALUES ({next}, {}); {end}", dice.below(1000))) {
+            Ok(()) => {}
+            Err(_) => connection = None,
+        }
+        next += 1;
+        std::thread::sleep(APART + Duration::from_millis(dice.below(12)));
+    }
+}
+
+fn noise_writer(settings: &Settings, stop: &AtomicBool) {
+    let mut connection = None;
+    let mut number = 0u64;
+    while !stop.load(Ordering::Relaxed) {
+        if connection.is_none() {
+            connection = Connection::connect(settings, Mode::Sql { database: None }, &Cancel::default()).ok();
+        }
+        number += 1;
+        let sql = format!(
+            "INSERT INTO noise SELECT {number}, repeat(md5(random()::text), 20) FROM generate_series(1, 40); DELETE FROM noise WHERE n = {}",
+            number / 2
+        );
+        if connection.as_mut().is_none_or(|open| open.execute(&sql).is_err()) {
+            connection = None;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// Starts a server on a restored folder and reads its ledger.
+fn ledger_of(world: &World, target: &Path, name: &str) -> Vec<i64> {
+    let socket = world.cluster.folder().join(format!("s-{name}"));
+    assert!(as_server_user("mkdir").arg(&socket).status().unwrap().success());
+    let hba = socket.join("hba");
+    world.cluster.write(&hba, "local all all trust\n");
+    let options =
+        format!("-c unix_socket_directories={} -c port=5432 -c listen_addresses= -c hba_file={}", socket.display(), hba.display());
+    let ctl = |words: &[&str]| {
+        as_server_user(bin_directory(world.cluster.version).join("pg_ctl"))
+            .args(["-D", target.to_str().unwrap(), "-l", socket.join("log").to_str().unwrap(), "-w"])
+            .args(words)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+    };
+    assert!(ctl(&["-o", &options, "start"]).success(), "{}", fs::read_to_string(socket.join("log")).unwrap_or_default());
+    let settings = Settings::parse(&format!("host={} user=postgres dbname=postgres", socket.display())).unwrap();
+    let mut connection = Connection::connect(&settings, Mode::Sql { database: None }, &Cancel::default()).unwrap();
+    wait_until("the restored server is promoted", || connection.value("SELECT pg_is_in_recovery()").unwrap().as_deref() == Some("f"));
+    let rows = connection.query("SELECT n FROM ledger ORDER BY n").unwrap();
+    let ledger = rows.iter().map(|row| row.get(0).unwrap().parse().unwrap()).collect();
+    drop(connection);
+    assert!(ctl(&["-m", "immediate", "stop"]).success());
+    ledger
+}
+
+#[test]
+fn every_moment_that_is_restored_is_the_ledger_of_that_moment() {
+    let seconds: u64 = std::env::var("LIFEBOAT_MODEL_SECONDS").map_or(SECONDS, |text| text.parse().unwrap());
+    let seed: u64 =
+        std::env::var("LIFEBOAT_MODEL_SEED").map_or_else(|_| Utc::now().timestamp_micros().cast_unsigned(), |text| text.parse().unwrap());
+    println!("LIFEBOAT_MODEL_SEED={seed} LIFEBOAT_MODEL_SECONDS={seconds}");
+    let mut dice = Dice(seed);
+    let world = World::new();
+    let settings = world.cluster.socket_settings();
+    let stop = AtomicBool::new(false);
+    let mut streamer = Some(world.stream());
+    let (mut kills, mut crashes, mut backups) = (0, 0, 1);
+    world.json(&["backup", "crm"], 0);
+    std::thread::scope(|scope| {
+        let writer_dice = Dice(dice.below(u64::MAX));
+        scope.spawn(|| ledger_writer(&settings, &stop, writer_dice));
+        scope.spawn(|| noise_writer(&settings, &stop));
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(seconds) {
+            std::thread::sleep(Duration::from_millis(300 + dice.below(2500)));
+            match dice.below(8) {
+                0..=3 => {
+                    streamer.take().unwrap().kill();
+                    std::thread::sleep(Duration::from_millis(dice.below(400)));
+                    streamer = Some(world.stream());
+                    kills += 1;
+                }
+                4 => {
+                    let data = format!("--pgdata={}", world.cluster.data().display());
+                    world.cluster.run("pg_ctl", ["stop".into(), "--mode=immediate".into(), "--wait".into(), data]);
+                    std::thread::sleep(Duration::from_millis(dice.below(600)));
+                    world.cluster.start_server();
+                    crashes += 1;
+                }
+                5 => {
+                    world.cluster.sql("SELECT pg_switch_wal()");
+                }
+                _ => {
+                    // Under this load a table may be in use each time that it is to be fingerprinted: still a whole backup.
+                    world.json(&["backup", "crm"], 0);
+                    backups += 1;
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let committed = world.committed();
+    let last = committed.last().unwrap().0;
+    // The streamer that a kill left running or not: one more, until the log has everything.
+    streamer.take().unwrap().kill();
+    let streamer = world.stream();
+    world.cluster.sql("SELECT pg_switch_wal()");
+    let range = || {
+        let list = world.json(&["snapshots", "crm"], 0);
+        let range = list["recovery_ranges"].as_array().unwrap().iter().find(|range| range["continuous"] == true).cloned();
+        range.map(|range| (moment(&range["from"]), moment(&range["to"])))
+    };
+    wait_until("the log holds the last commit", || range().is_some_and(|(_, to)| to >= last));
+    let (from, to) = range().unwrap();
+    drop(streamer);
+
+    let mut checked = 0;
+    for round in 0..RESTORES * seconds.div_ceil(SECONDS) {
+        let window = u64::try_from((last - from).num_microseconds().unwrap()).unwrap();
+        let near = from + TimeDelta::microseconds(dice.below(window).cast_signed());
+        // Between two commits, not at one: the times of concurrent commits do not order their records.
+        let after = committed.partition_point(|(time, _)| *time <= near);
+        let at = if after == 0 || after == committed.len() {
+            near
+        } else {
+            committed[after - 1].0 + (committed[after].0 - committed[after - 1].0) / 2
+        };
+        let at = at.max(from).min(to);
+        let name = format!("r{round}");
+        let target = world.path(&name);
+        let asked = at.to_rfc3339_opts(SecondsFormat::Micros, true);
+        world.json(&["restore", "crm", "--at", &asked, "--to", target.to_str().unwrap(), "--yes"], 0);
+        let mut wanted: Vec<i64> = committed.iter().filter(|(time, _)| *time <= at).map(|(_, n)| *n).collect();
+        wanted.sort_unstable();
+        let found = ledger_of(&world, &target, &name);
+        assert_eq!(found.len(), wanted.len(), "seed {seed}: restored to {asked}");
+        assert_eq!(found, wanted, "seed {seed}: restored to {asked}");
+        checked += 1;
+        fs::remove_dir_all(&target).unwrap();
+    }
+    // All of it, to the last commit.
+    let target = world.path("all");
+    world.json(&["restore", "crm", "--latest", "--to", target.to_str().unwrap(), "--yes"], 0);
+    let mut wanted: Vec<i64> = committed.iter().map(|(_, n)| *n).collect();
+    wanted.sort_unstable();
+    assert_eq!(ledger_of(&world, &target, "all"), wanted, "seed {seed}: the end of the log");
+    println!(
+        "{} commits, {kills} kills of the streamer, {crashes} of the server, {backups} backups, {checked} moments and the end compared",
+        committed.len()
+    );
+    assert!(checked > 0 && committed.len() > 50);
+}
+
+fn moment(value: &Value) -> DateTime<Utc> {
+    value.as_str().unwrap().parse().unwrap()
+}
