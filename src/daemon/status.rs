@@ -481,6 +481,17 @@ fn log_problems(
     (Some(log), problems)
 }
 
+/// The moment up to which everything is stored, where the logs of all sources go on without a gap from a whole snapshot.
+fn covered(plan: &Plan, status: &PlanStatus) -> Option<DateTime<Utc>> {
+    let whole = status.whole_point?;
+    let is_broken = status.problems.iter().any(|problem| problem.kind == "log-gap");
+    if is_broken || plan.sources.len() != status.logs.len() {
+        return None;
+    }
+    let clocks: Option<Vec<DateTime<Utc>>> = status.logs.iter().map(|log| log.server_clock).collect();
+    clocks?.into_iter().min().filter(|covered| *covered > whole)
+}
+
 /// Asks the journal (`None`: nothing was ever run here) and the repositories, and judges every plan.
 ///
 /// # Errors
@@ -508,6 +519,12 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
             let (log, problems) = log_problems(source.name.as_str(), stream::status(&work, &source.name), status.whole_point, now);
             status.logs.extend(log);
             status.problems.extend(problems);
+        }
+        if let Some(covered) = covered(plan, &status) {
+            // More than the newest snapshot can be brought back.
+            status.data_loss_ms = select::age_ms(covered, now);
+            status.problems.retain(|problem| problem.kind != "data-loss-objective");
+            status.problems.extend(objectives(plan, status.data_loss_ms, None));
         }
         statuses.push(status);
     }

@@ -219,7 +219,7 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         compared = Some(std::mem::replace(&mut manifest, older));
         recovery = Some(through);
     }
-    let newest = select::latest(&manifests).map_or(manifest.time, |m| m.time);
+    let newest = newest_moment(job, &reports, select::latest(&manifests).map_or(manifest.time, |m| m.time));
     let seed = match choice {
         Choice::Random { seed, .. } => Some(seed),
         // Another sample each time, so that everything has its turn.
@@ -227,6 +227,17 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         _ => None,
     };
     Ok(Selected { manifest, recovery, compared, newest, reports, seed, damaged: damaged_warning(&damaged), warning })
+}
+
+/// What a disaster now would leave: the end of the log where there is one, else the newest snapshot.
+fn newest_moment(job: &Job, reports: &[ReportRecord], snapshot: DateTime<Utc>) -> DateTime<Utc> {
+    match replay::locate(job, &Choice::Latest, &[], reports) {
+        Ok(found) => found.and_then(|found| found.recovery).map_or(snapshot, |recovery| recovery.at.max(snapshot)),
+        Err(error) => {
+            tracing::warn!(error = ?error, "the end of the log is not known; data loss is measured by the newest snapshot");
+            snapshot
+        }
+    }
 }
 
 /// Every other drill proves the log between two snapshots, and those between them the files of the snapshot itself.

@@ -56,7 +56,25 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
             select::describe(newest)
         ));
     }
+    if !matches!(request.choice, Choice::Snapshot(_) | Choice::LatestProven) {
+        passed_over(job, &plan)?.into_iter().for_each(|warning| plan.tell(warning));
+    }
     Ok(plan)
+}
+
+/// Logs that could bring more than the snapshot of several sources, which are restored to one moment together.
+fn passed_over(job: &Job, plan: &RestorePlan) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    let several = plan.manifest.sources.len() > 1;
+    for record in plan.manifest.sources.iter().filter(|record| several && replay::can_have_log(record)) {
+        if !job.repository.log(&job.plan, &record.name).pieces()?.is_empty() {
+            warnings.push(format!(
+                "source {0} has a continuous log, which is not used where several sources are restored together: --source {0} alone goes on to any moment of it",
+                record.name
+            ));
+        }
+    }
+    Ok(warnings)
 }
 
 /// What was asked for by name must be what was begun; to go on with plain `--resume` is always right.

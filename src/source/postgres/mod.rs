@@ -200,10 +200,16 @@ impl Point {
     /// `Damaged` when the log in the folder does not reach this point: what it would do is not known then.
     fn tablespaces_to_come(&self, data: &Path) -> Result<Vec<String>> {
         let identifier = self.system_identifier.parse().context(Kind::Damaged, || "read the system identifier of the snapshot".into())?;
-        let (created, end) = recover::tablespaces_in_log(data, identifier, self.timeline, self.start)?;
+        let (mut created, end) = recover::tablespaces_in_log(data, identifier, self.timeline, self.start)?;
         if !self.is_reached(end) {
             return Err(Error::new(Kind::Damaged, format!("the log in the snapshot ends at {end}, it must reach {}", self.position.lsn)));
         }
+        // Log that was brought for a later moment may go on along later timelines.
+        for timeline in recover::timelines_in_log(data)?.into_iter().filter(|timeline| *timeline > self.timeline) {
+            created.extend(recover::tablespaces_in_log(data, identifier, timeline, self.start)?.0);
+        }
+        created.sort();
+        created.dedup();
         Ok(created.into_iter().map(|(oid, location)| format!("{oid} at {location}")).collect())
     }
 

@@ -4,7 +4,7 @@
 //! that they had at the source, which may be those of a live server on this very host, and without `backup_label` the server would
 //! start from the wrong checkpoint and call a torn copy consistent. [`prepare`] sees to both before anything may start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -266,6 +266,22 @@ pub fn clear(data: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The timelines of the segments in a data folder's log.
+///
+/// # Errors
+/// As the system says.
+pub fn timelines_in_log(data: &Path) -> Result<BTreeSet<u32>> {
+    let folder = data.join("pg_wal");
+    let failed = || format!("list {}", folder.display());
+    let mut timelines = BTreeSet::new();
+    for item in fs::read_dir(&folder).io_context(failed)? {
+        let name = item.io_context(failed)?.file_name();
+        let segment = name.to_str().filter(|name| name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        timelines.extend(segment.and_then(|name| u32::from_str_radix(&name[..8], 16).ok()));
+    }
+    Ok(timelines)
+}
+
 /// The tablespaces that a replay of the log in `pg_wal` from `start` on would create: oid and folder. A server that replays one takes that folder
 /// for its own, whoever uses it on this host, and before PostgreSQL 15 even empties it. Also the end of the valid log.
 ///
@@ -295,7 +311,8 @@ pub fn tablespaces_in_log(data: &Path, system_identifier: u64, timeline: u32, st
         }
     }
     let Some(size) = size else { return Err(strange("there is none")) };
-    let first = size.number(start);
+    // A later timeline begins behind `start`.
+    let first = files.range(size.number(start)..).next().map_or(size.number(start), |(number, _)| *number);
     let mut reader = WalReader::new(size.start(first), size, Some(system_identifier))?;
     let mut found = Vec::new();
     let mut buffer = vec![0; 1 << 20];
