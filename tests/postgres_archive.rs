@@ -129,7 +129,10 @@ impl World {
     /// A restored folder that recovers from the log alone.
     fn restore(&self, name: &str) -> Restored<'_> {
         let data = self.path(name);
-        self.json(&["restore", "crm", "--to", data.to_str().unwrap(), "--yes"], 0);
+        // Without the log, which the server is to ask for itself.
+        let list = self.json(&["snapshots", "crm"], 0);
+        let newest = list["snapshots"].as_array().unwrap().last().unwrap()["id"].as_str().unwrap().to_owned();
+        self.json(&["restore", "crm", "--snapshot", &newest, "--to", data.to_str().unwrap(), "--yes"], 0);
         let settings = format!("restore_command = '{}'\nrecovery_target_timeline = 'latest'\n", self.documented("restore_command"));
         self.cluster.write(&data.join("postgresql.auto.conf"), &settings);
         assert!(data.join("recovery.signal").exists());
@@ -376,6 +379,9 @@ fn damage_and_holes_stop_a_recovery_and_never_open_the_server() {
     };
     workspace::damage(victim);
     chown_to_server(victim);
+    let refused = world.path("refused");
+    let error = world.json(&["restore", "crm", "--to", refused.to_str().unwrap(), "--yes"], 20);
+    assert!(!refused.exists() && error["error"]["kind"] == "damaged", "{error}");
     stopped("damaged", "its bytes are not those that were stored");
     fs::remove_file(victim).unwrap();
     stopped("hole", "the log has a hole at");

@@ -336,6 +336,11 @@ fn a_hole_bounds_what_can_be_recovered_and_a_later_snapshot_goes_on_behind_it() 
     world.cluster.sql("SELECT pg_switch_wal()");
     let mut capture = world.capture();
     let unreachable = world.commit(4);
+    world.take(&mut capture);
+    // The end of the log was asked for, and this is not it.
+    let cut = world.path("cut");
+    let report = world.json(&["restore", "crm", "--to", cut.to_str().unwrap(), "--yes"], 3);
+    assert!(report["warnings"].to_string().contains("the log has a hole at"), "{report}");
     world.json(&["backup", "crm"], 0);
     let after = world.commit(5);
     let last = world.commit(6);

@@ -53,6 +53,8 @@ pub(in crate::ops) struct Located {
     pub(in crate::ops) recovery: Option<LogRecovery>,
     /// What to know about the choice.
     pub(in crate::ops) told: Vec<String>,
+    /// There is log behind a hole where the end of the log was asked for: it cannot be replayed.
+    pub(in crate::ops) hole: Option<String>,
 }
 
 /// All that is known of a source's log. `None`: there is none. Also what cannot be read of it, which counts as missing.
@@ -171,8 +173,24 @@ pub(in crate::ops) fn locate(job: &Job, choice: &Choice, sources: &[String], rep
     if let (Wanted::Latest, Some(newest)) = (&wanted, newest) {
         told.push(format!("the newest snapshot {} is not on this way; --snapshot names it", select::describe(newest)));
     }
+    let hole = if wanted == Wanted::Latest { behind_a_hole(&view, &manifest, route.replay.as_ref(), route.at) } else { None };
     let recovery = route.replay.map(|replay| recovery_of(&view, &source, &manifest, replay, route.at));
-    Ok(Some(Located { manifest, recovery: recovery.transpose()?, all, lost, told }))
+    Ok(Some(Located { manifest, recovery: recovery.transpose()?, all, lost, told, hole }))
+}
+
+/// What to say when the log that is replayed ends at a hole and there is more behind it.
+fn behind_a_hole(view: &View, manifest: &Manifest, replay: Option<&Replay>, at: DateTime<Utc>) -> Option<String> {
+    let base = view.bases.iter().find(|base| base.id == manifest.id)?;
+    let (along, end) = replay.map_or((base.timeline, base.point), |replay| (replay.along, replay.end));
+    let segment = u64::from(view.segment().bytes());
+    // Pieces begin where a segment does also when the log before it is there in part.
+    let behind = |piece: &&PieceInfo| piece.stream == u64::from(along) && piece.start > end.0.next_multiple_of(segment);
+    let last = view.pieces().iter().filter(behind).map(|piece| piece.end).max()?;
+    Some(format!(
+        "the log has a hole at {end}: what is recovered ends there, at {}; log behind it, up to {}, cannot be used. `lifeboat backup` makes a snapshot that goes on behind it",
+        select::moment(at),
+        Lsn(last)
+    ))
 }
 
 /// An older snapshot from which the log leads to exactly the moment of another one, so that its fingerprints prove the log. `None`: there is

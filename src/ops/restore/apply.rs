@@ -395,7 +395,7 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
         sources_left_out: plan.sources_left_out.clone(),
         lost: brought.lost.content,
         newer_unread: plan.newer_unread.clone(),
-        incomplete: !plan.missing.is_empty() || brought.lost.content > 0,
+        incomplete: !plan.missing.is_empty() || plan.log_hole.is_some() || brought.lost.content > 0,
         warnings,
         notes,
         tables: Vec::new(),

@@ -91,6 +91,9 @@ pub struct RestorePlan {
     pub overwrites: Vec<Existing>,
     /// The word that confirms the restore into place: the last part of the target's path. `None`: nothing to confirm.
     pub confirmation: Option<String>,
+    /// The end of the log was asked for, and there is more behind a hole in it: the restore is whole, but not what was meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_hole: Option<String>,
     /// What stands at the target is changed into the snapshot instead of being moved aside: see [`RestorePlan::reuse_target`].
     pub delta: bool,
     /// An interrupted restore of the same snapshot to the same target will be continued.

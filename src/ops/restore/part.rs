@@ -109,6 +109,7 @@ pub(super) fn plan(
         estimate: estimate(needed, &measurements(reports, manifest.plan.as_str())),
         overwrites: Vec::new(),
         delta: false,
+        log_hole: None,
         confirmation: None,
         recovery,
         resumes: false,
@@ -215,7 +216,7 @@ fn fill(report: &mut RestoreReport, plan: &RestorePlan, record: &SourceRecord, e
     report.newer_unread.clone_from(&plan.newer_unread);
     // Owners and attributes of files that are gone again.
     report.lost = 0;
-    report.incomplete = !report.missing.is_empty();
+    report.incomplete = !report.missing.is_empty() || plan.log_hole.is_some();
     let told = plan.told.iter().filter(|warning| !report.warnings.contains(warning)).cloned().collect::<Vec<_>>();
     report.warnings.splice(0..0, told);
     report.warnings.extend(extracted.warnings);

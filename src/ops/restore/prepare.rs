@@ -36,15 +36,16 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         return Ok(RestorePlan { resume: true, ..plan });
     }
     let known = reports.as_ref().map_or(&[][..], |(sound, _)| sound.as_slice());
-    let (Chosen { manifest, all, lost }, recovery, told) = match replay::locate(job, &request.choice, &request.sources, known)? {
-        Some(found) => (Chosen { manifest: found.manifest, all: found.all, lost: found.lost }, found.recovery, found.told),
-        None => (chosen(job, &request.choice, &reports)?, None, Vec::new()),
+    let (Chosen { manifest, all, lost }, recovery, told, hole) = match replay::locate(job, &request.choice, &request.sources, known)? {
+        Some(found) => (Chosen { manifest: found.manifest, all: found.all, lost: found.lost }, found.recovery, found.told, found.hole),
+        None => (chosen(job, &request.choice, &reports)?, None, Vec::new(), None),
     };
     let (sound, damaged_reports) = reports.unwrap_or_default();
     let doubts = Doubts::of(&manifest, &all, &lost, &sound, &request.choice);
     let part = Part { sources: request.sources.clone(), only: request.only.clone() };
     let mut plan = plan_of(job, manifest, &request.to, &part, Some(&request.choice), recovery, &sound)?;
-    told.into_iter().for_each(|warning| plan.tell(warning));
+    told.into_iter().chain(hole.clone()).for_each(|warning| plan.tell(warning));
+    plan.log_hole = hole;
     plan.newer_unread = doubts.newer_unread;
     let unread = if request.choice == Choice::LatestProven { damaged_reports_warning(&damaged_reports) } else { None };
     doubts.sentences.into_iter().chain(damaged_warning(&lost)).chain(unread).for_each(|warning| plan.tell(warning));
@@ -247,6 +248,7 @@ pub(in crate::ops) fn plan_of(
         confirmation: (!overwrites.is_empty()).then(|| place.confirmation()),
         overwrites,
         delta: false,
+        log_hole: None,
         recovery,
         resumes: continued.is_some(),
         failed_before,
