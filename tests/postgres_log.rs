@@ -159,10 +159,14 @@ impl Streamer {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    fn stop(mut self) {
+    fn stop(self) {
+        self.stop_with(0);
+    }
+
+    fn stop_with(mut self, code: i32) {
         self.signal(rustix::process::Signal::INT);
         let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}: {}", self.told());
+        assert_eq!(status.code(), Some(code), "{}", self.told());
     }
 
     fn kill(mut self) {
@@ -290,11 +294,12 @@ fn what_the_server_forgot_is_a_gap_on_record_and_the_rest_goes_on() {
     world.assert_same(&run, end, &cluster);
     assert!(streamer.told().contains("has a gap"), "{}", streamer.told());
     assert_eq!(world.status()["gaps"].as_array().unwrap().len(), 1);
-    streamer.stop();
+    streamer.stop_with(3);
     // It is told once, and the stream goes on behind it.
-    let _streamer = world.stream();
+    let streamer = world.stream();
     write(&cluster, 100);
     world.wait_for(1, flushed(&cluster));
+    streamer.stop();
     assert_eq!((world.gaps().len(), world.runs().len()), (1, 2));
 }
 

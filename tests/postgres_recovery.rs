@@ -9,7 +9,7 @@ mod workspace;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -341,6 +341,19 @@ fn a_hole_bounds_what_can_be_recovered_and_a_later_snapshot_goes_on_behind_it() 
     let cut = world.path("cut");
     let report = world.json(&["restore", "crm", "--to", cut.to_str().unwrap(), "--yes"], 3);
     assert!(report["warnings"].to_string().contains("the log has a hole at"), "{report}");
+    let again = world.path("again");
+    let words = ["restore", "crm", "--to", again.to_str().unwrap(), "--yes"];
+    world.json(&[&words[..], &["--dry-run"]].concat(), 3);
+    // Whoever goes on with it later is told too.
+    let mut command = bare(&words);
+    command.arg("--plans").arg(world.path("plans")).arg("--state").arg(world.path("state")).arg("--quiet");
+    let mut begun = command.env("CRM_PASSPHRASE", PASSPHRASE).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let tree = world.path(".again.lifeboat-partial/tree/crm");
+    wait_until("some of it is restored", || fs::read_dir(&tree).is_ok_and(|mut items| items.next().is_some()));
+    begun.kill().unwrap();
+    begun.wait().unwrap();
+    let report = world.json(&[&words[..], &["--resume"]].concat(), 3);
+    assert!(report["log_hole"].as_str().unwrap().contains("the log has a hole at"), "{report}");
     world.json(&["backup", "crm"], 0);
     let after = world.commit(5);
     let last = world.commit(6);

@@ -11,15 +11,18 @@ use crate::ops::log::archive::Archive;
 use crate::ops::log::stream::{self, LogStatus, Persistence};
 use crate::ops::log::{fetch, push};
 use crate::ops::resolve::{self, Surroundings};
+use crate::source::postgres::lsn::Lsn;
 
 pub(super) fn run(app: &App, command: &LogCommand) -> Result<Exit> {
     match command {
         LogCommand::Stream { plan, source } => {
             let plan = app.plan(plan)?;
             let source = stream::choose(&plan, source.as_deref())?;
-            let status = stream::run(&plan, source, Persistence::Foreground, &app.surroundings(app.progress("log stream"))?)?;
+            let surroundings = app.surroundings(app.progress("log stream"))?;
+            let begun = surroundings.clock.now();
+            let status = stream::run(&plan, source, Persistence::Foreground, &surroundings)?;
             app.output.result(&status, || text(&status))?;
-            Ok(None)
+            Ok(status.exit(begun))
         }
         LogCommand::Push(args) => run_push(app, args),
         // A server takes the exit code of a panic, as every other up to 125, for the end of the log.
@@ -54,9 +57,12 @@ fn run_fetch(app: &App, args: &LogFetchArgs) -> Result<Exit> {
 }
 
 fn text(status: &LogStatus) -> String {
-    render::pairs(&[
+    let mut pairs = vec![
         ("stored up to", format!("{} of timeline {}", status.durable_to, status.timeline)),
         ("all commits until", render::or_dash(status.server_clock.map(render::time))),
         ("behind the server", render::bytes(status.lag_bytes)),
-    ])
+    ];
+    pairs.extend(status.gaps.iter().map(|gap| ("GAP", format!("{} to {}: {}", Lsn(gap.from), Lsn(gap.to), gap.reason))));
+    pairs.extend(status.error.iter().map(|error| ("DID NOT STREAM", error.clone())));
+    render::pairs(&pairs)
 }

@@ -23,13 +23,20 @@ use crate::ops::select::{Choice, Wanted};
 use crate::repo::Passphrase;
 
 pub(super) fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
-    let Some(report) = make(app, args)? else { return Ok(None) };
+    if args.dry_run {
+        let (resolved, zone, request, lost) = requested(app, args)?;
+        let job = resolved.open(&app.surroundings(Arc::new(Silent))?)?;
+        let plan = planned(&job, &request, args.delta, lost)?;
+        app.output.result(&plan, || plan_text(&plan, zone))?;
+        return Ok(plan.exit());
+    }
+    let report = make(app, args)?;
     app.output.result(&report, || text(&report))?;
     Ok(report.exit())
 }
 
-/// One restore, without showing its result. `None`: it was a dry run, and its plan has been shown.
-pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport>> {
+/// What is asked for; and a warning where manifests could not be read.
+fn requested(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz, RestoreRequest, Option<String>)> {
     let (resolved, zone, lost) = resolve_from(app, args)?;
     let choice = choice(args, zone)?;
     if let Choice::At(at) | Choice::Along { wanted: Wanted::Time(at), .. } = &choice {
@@ -37,12 +44,12 @@ pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport
     }
     let request =
         RestoreRequest { choice, to: args.to.clone(), sources: args.source.clone(), only: args.only.clone(), resume: args.resume };
-    if args.dry_run {
-        let job = resolved.open(&app.surroundings(Arc::new(Silent))?)?;
-        let plan = planned(&job, &request, args.delta, lost)?;
-        app.output.result(&plan, || plan_text(&plan, zone))?;
-        return Ok(None);
-    }
+    Ok((resolved, zone, request, lost))
+}
+
+/// One restore, without showing its result.
+pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<RestoreReport> {
+    let (resolved, zone, request, lost) = requested(app, args)?;
     // Look and ask first, with nothing recorded and no bar in the way; then do it.
     let quiet = app.surroundings(Arc::new(Silent))?;
     let job = resolved.open(&quiet)?;
@@ -61,7 +68,7 @@ pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<Option<RestoreReport
         let job = crate::ops::Job { progress: Arc::clone(&surroundings.progress), ..job };
         restore::apply(&job, &plan, confirmed.as_deref())
     });
-    report.map(Some).map_err(|error| kept(error, args))
+    report.map_err(|error| kept(error, args))
 }
 
 /// `lost`: what could not be read on the way here.
@@ -276,6 +283,9 @@ pub(super) fn text(report: &RestoreReport) -> String {
     }
     if !report.missing.is_empty() {
         text.push_str("INCOMPLETE: what is missing above was not in the snapshot\n");
+    }
+    if let Some(hole) = &report.log_hole {
+        let _ = writeln!(text, "INCOMPLETE: {hole}");
     }
     if report.lost > 0 {
         let _ = writeln!(text, "INCOMPLETE: {} owners or attributes could not be restored here, see the warnings", report.lost);

@@ -1,7 +1,8 @@
 //! How each plan stands: what can be restored, how old it is, when that was last proven, and what is wrong. Pure, but for
 //! [`gather`], which asks the journal and the repositories.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -12,10 +13,11 @@ use crate::daemon::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Sl
 use crate::error::{Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::ops::drill::DrillReport;
+use crate::ops::log::reach::{Reach, reach};
 use crate::ops::log::stream::{self, LogStatus};
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::{Missing, backup, damage, damaged_reports_warning, damaged_warning, select};
-use crate::plan::{Missed, Plan, Plans, Schedule};
+use crate::plan::{Missed, Plan, Plans, Schedule, Source};
 use crate::repo::{Manifest, ReportKind, ReportRecord};
 
 /// `lifeboat.status/1`.
@@ -149,6 +151,8 @@ pub struct Stored {
     pub existing: Option<BTreeSet<SnapshotId>>,
     /// Manifests and reports that cannot be read; sentences. All else here is of those that can.
     pub damaged: Vec<String>,
+    /// How far the stored log leads from the newest whole snapshot, by source; only of sources whose log is to be kept.
+    pub reaches: BTreeMap<Name, Reach>,
 }
 
 /// A schedule's next run is this late before it is called overdue: jitter and a busy plan are not yet a problem.
@@ -434,8 +438,28 @@ fn standing_damage(stored: &Stored) -> Option<Problem> {
 /// A stream that says nothing for so long does not run.
 const LOG_SILENCE: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
 
+/// What is wrong with what is stored of a log. `None`: there is no whole snapshot that it could go on from. Pure.
+fn stored_log_problems(source: &Name, reach: Option<&Reach>) -> Vec<Problem> {
+    match reach {
+        None | Some(Reach { has_log: true, behind: None, .. }) => Vec::new(),
+        Some(Reach { has_log: false, .. }) => {
+            vec![problem("log-not-streamed", format!("nothing of the log of source {source} is stored: only snapshots can be recovered"))]
+        }
+        Some(Reach { behind: Some(behind), end, point, .. }) if end == point => vec![problem(
+            "log-gap",
+            format!(
+                "the log of source {source} does not go on from the newest whole snapshot, which ends at {point}: log from {behind} on is there and cannot be used before the next backup"
+            ),
+        )],
+        Some(Reach { behind: Some(behind), end, .. }) => vec![problem(
+            "log-gap",
+            format!("the log of source {source} has a hole from {end} to {behind}: nothing behind can be recovered before the next backup"),
+        )],
+    }
+}
+
 /// What is wrong with a stream. A gap is told until a snapshot is whole that was made after it. Pure.
-fn log_problems(
+fn stream_problems(
     source: &str,
     log: Result<Option<LogStatus>>,
     whole_point: Option<DateTime<Utc>>,
@@ -481,15 +505,18 @@ fn log_problems(
     (Some(log), problems)
 }
 
-/// The moment up to which everything is stored, where the logs of all sources go on without a gap from a whole snapshot.
-fn covered(plan: &Plan, status: &PlanStatus) -> Option<DateTime<Utc>> {
+/// The moment up to which everything is stored, where the logs of all sources go on without a gap from the newest whole snapshot.
+fn covered(plan: &Plan, stored: &Stored, status: &PlanStatus) -> Option<DateTime<Utc>> {
     let whole = status.whole_point?;
-    let is_broken = status.problems.iter().any(|problem| problem.kind == "log-gap");
-    if is_broken || plan.sources.len() != status.logs.len() {
-        return None;
-    }
-    let clocks: Option<Vec<DateTime<Utc>>> = status.logs.iter().map(|log| log.server_clock).collect();
-    clocks?.into_iter().min().filter(|covered| *covered > whole)
+    let moment = |source: &Arc<Source>| {
+        let reach = stored.reaches.get(&source.name).filter(|reach| reach.behind.is_none())?;
+        // A stream knows more than what it stored last: that nothing has been written since.
+        let log = status.logs.iter().find(|log| log.source == source.name.as_str());
+        let joined = log.filter(|log| reach.timeline == log.timeline && reach.end >= log.durable_to);
+        joined.and_then(|log| log.server_clock).max(reach.moment)
+    };
+    let moments: Option<Vec<DateTime<Utc>>> = plan.sources.iter().map(moment).collect();
+    moments?.into_iter().min().filter(|covered| *covered > whole)
 }
 
 /// Asks the journal (`None`: nothing was ever run here) and the repositories, and judges every plan.
@@ -516,11 +543,20 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
         }
         for source in plan.sources.iter().filter(|source| source.kind.streams_log()) {
             let work = surroundings.state.join("work").join(plan.name.as_str());
-            let (log, problems) = log_problems(source.name.as_str(), stream::status(&work, &source.name), status.whole_point, now);
+            let (log, problems) = stream_problems(source.name.as_str(), stream::status(&work, &source.name), status.whole_point, now);
             status.logs.extend(log);
             status.problems.extend(problems);
         }
-        if let Some(covered) = covered(plan, &status) {
+        let stored = facts.repository.as_ref().and_then(|stored| stored.as_ref().ok());
+        for source in plan.sources.iter().filter(|source| stored.is_some() && source.kind.keeps_log()) {
+            let problems = stored_log_problems(&source.name, stored.and_then(|stored| stored.reaches.get(&source.name)));
+            // A stream tells of what it could not get itself.
+            let named = format!("source {} ", source.name);
+            let told = |kind: &str| status.problems.iter().any(|known| known.kind == kind && known.message.contains(&named));
+            let problems: Vec<Problem> = problems.into_iter().filter(|problem| !told(&problem.kind)).collect();
+            status.problems.extend(problems);
+        }
+        if let Some(covered) = stored.and_then(|stored| covered(plan, stored, &status)) {
             // More than the newest snapshot can be brought back.
             status.data_loss_ms = select::age_ms(covered, now);
             status.problems.retain(|problem| problem.kind != "data-loss-objective");
@@ -600,7 +636,16 @@ fn stored(plan: &Plan, surroundings: &Surroundings) -> Result<Stored> {
         damaged.is_empty().then(|| all.into_iter().map(|manifest| manifest.id).collect())
     };
     let damaged = damaged_warning(&damaged).into_iter().chain(damaged_reports_warning(&damaged_reports)).collect();
-    Ok(Stored { manifests, reports, existing, damaged })
+    let mut stored = Stored { manifests, reports, existing, damaged, reaches: BTreeMap::new() };
+    for source in plan.sources.iter().filter(|source| source.kind.keeps_log()) {
+        let Some(whole) = newest_whole(plan, &stored) else { break };
+        match reach(&repository.log(&plan.name, &source.name), &source.name, whole) {
+            Ok(found) => stored.reaches.extend(found.map(|reach| (source.name.clone(), reach))),
+            Err(error) if error.kind() == Kind::Damaged => stored.damaged.push(format!("the log of source {}: {error:?}", source.name)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(stored)
 }
 
 #[cfg(test)]

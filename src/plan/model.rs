@@ -306,6 +306,12 @@ impl SourceKind {
         }
     }
 
+    /// Whether its log is kept in the repository, whoever brings it there.
+    #[must_use]
+    pub fn keeps_log(&self) -> bool {
+        matches!(self, Self::Postgres(server) if server.log != LogMode::Off)
+    }
+
     /// Whether `lifeboat serve` streams its log.
     #[must_use]
     pub fn streams_log(&self) -> bool {

@@ -296,7 +296,7 @@ fn make_restore(demo: &App, to: &Path) -> Result<PathBuf> {
         resume: false,
         delta: false,
     };
-    let report = restore::make(demo, &args)?.ok_or_else(|| Error::new(Kind::Bug, "restore the demo's CRM: nothing was restored"))?;
+    let report = restore::make(demo, &args)?;
     match report.exit() {
         None => Ok(to.to_owned()),
         Some(kind) => Err(Error::new(kind, "restore the demo's CRM: something is missing").because(restore::text(&report))),

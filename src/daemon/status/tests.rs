@@ -3,6 +3,7 @@ use serde_json::json;
 use super::*;
 use crate::daemon::journal::{Ending, ErrorRecord, NewRun, Trigger};
 use crate::id::ReportId;
+use crate::source::postgres::lsn::Lsn;
 use crate::source::{Finish, Problem as Unread};
 
 fn at(text: &str) -> DateTime<Utc> {
@@ -70,7 +71,8 @@ fn verify(time: &str, percent: Option<u8>, harmed: &[SnapshotId]) -> ReportRecor
 
 fn facts(manifests: &[Manifest], reports: &[ReportRecord]) -> Facts {
     let existing = Some(manifests.iter().map(|manifest| manifest.id).collect());
-    let stored = Stored { manifests: manifests.to_vec(), reports: reports.to_vec(), existing, damaged: Vec::new() };
+    let stored =
+        Stored { manifests: manifests.to_vec(), reports: reports.to_vec(), existing, damaged: Vec::new(), reaches: BTreeMap::new() };
     Facts { repository: Some(Ok(stored)), ..Facts::default() }
 }
 
@@ -249,4 +251,56 @@ fn the_most_telling_problem_makes_the_exit() {
     assert_eq!(of(&[("incomplete", Some(Job::Backup)), ("wrong-key", None)]), Some(Kind::Failed));
     assert_eq!(of(&[("incomplete", Some(Job::Backup))]), Some(Kind::Incomplete));
     assert_eq!(of(&[("something-new", None)]), Some(Kind::Failed), "what is not known is not fine");
+}
+
+fn log_status(durable_to: Lsn, clock: &str) -> LogStatus {
+    let value = json!({
+        "schema": "lifeboat.log/1", "plan": "crm", "source": "db", "time": at("12:00:00"), "connected": true, "timeline": 1,
+        "durable_to": durable_to, "server_end": durable_to, "lag_bytes": 0, "newest_commit": null, "server_clock": at(clock),
+        "held_bytes": null, "safe_bytes": null, "wal_status": null, "slot": "s", "gaps": [], "error": null,
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+/// How much a disaster would lose, as the log makes it: of a plan whose only source is `db`.
+fn lost_with(reach: Option<Reach>, log: Option<LogStatus>) -> Option<DateTime<Utc>> {
+    let made = manifest("11:30:00", "db", &[]);
+    let mut facts = facts(std::slice::from_ref(&made), &[]);
+    let Some(Ok(stored)) = &mut facts.repository else { panic!("no repository") };
+    stored.reaches = reach.into_iter().map(|reach| (Name::new("db").unwrap(), reach)).collect();
+    let mut status = judged(&facts);
+    status.logs = log.into_iter().collect();
+    let Some(Ok(stored)) = &facts.repository else { panic!("no repository") };
+    covered(&plan(), stored, &status)
+}
+
+fn joined(end: u64) -> Reach {
+    Reach { has_log: true, point: Lsn(100), end: Lsn(end), timeline: 1, moment: (end > 100).then(|| at("11:50:00")), behind: None }
+}
+
+#[test]
+fn log_counts_only_where_it_goes_on_from_the_newest_whole_snapshot() {
+    let streamed = || Some(log_status(Lsn(200), "11:59:59"));
+    assert_eq!(lost_with(Some(joined(200)), streamed()), Some(at("11:59:59")));
+    assert_eq!(lost_with(Some(joined(200)), None), Some(at("11:50:00")), "archived by the server");
+    assert_eq!(lost_with(Some(joined(150)), streamed()), Some(at("11:50:00")), "the stream's end is not what the repository leads to");
+    assert_eq!(lost_with(Some(Reach { timeline: 2, ..joined(200) }), streamed()), Some(at("11:50:00")));
+    assert_eq!(lost_with(Some(joined(100)), streamed()), None, "nothing goes on from the snapshot");
+    assert_eq!(lost_with(Some(Reach { behind: Some(Lsn(300)), ..joined(200) }), streamed()), None);
+    assert_eq!(lost_with(None, streamed()), None);
+}
+
+#[test]
+fn a_log_that_is_not_stored_or_has_a_hole_is_told() {
+    let told = |reach: Reach| {
+        let problems = stored_log_problems(&Name::new("db").unwrap(), Some(&reach));
+        problems.into_iter().map(|problem| (problem.kind, problem.message)).next()
+    };
+    assert_eq!(told(joined(200)), None);
+    assert_eq!(told(joined(100)), None, "it has not come to the snapshot yet");
+    assert_eq!(told(Reach::default()).unwrap().0, "log-not-streamed");
+    let (kind, hole) = told(Reach { behind: Some(Lsn(300)), ..joined(200) }).unwrap();
+    assert!(kind == "log-gap" && hole.contains("from 0/C8 to 0/12C"), "{hole}");
+    let (kind, apart) = told(Reach { behind: Some(Lsn(300)), ..joined(100) }).unwrap();
+    assert!(kind == "log-gap" && apart.contains("does not go on from the newest whole snapshot"), "{apart}");
 }

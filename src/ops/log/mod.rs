@@ -4,5 +4,6 @@ pub mod archive;
 pub mod fetch;
 pub mod push;
 pub mod ranges;
+pub mod reach;
 pub mod replay;
 pub mod stream;

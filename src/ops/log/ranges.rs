@@ -163,35 +163,17 @@ impl View {
         if !history.contains(base.timeline, base.point) {
             return None;
         }
-        let page = u64::from(PAGE_BYTES);
-        let begin = self.segment.start(self.segment.number(base.point));
-        let mut at = Lsn(base.point.0 / page * page);
-        let mut parts: Vec<Part> = Vec::new();
-        let mut seen = Vec::new();
-        loop {
-            // What a timeline shares with its descendant is in the descendant's file too: the server copies it.
-            let here = history.timeline_at(at);
-            let usable = self.runs.iter().filter_map(|run| {
-                let stream = u32::try_from(run.stream).ok().filter(|stream| *stream >= here)?;
-                let limit = if stream == timeline { Lsn(u64::MAX) } else { history.left_at(stream)? };
-                let end = Lsn(run.end).min(limit);
-                (run.start <= at.0 && at < end).then_some((run, end))
-            });
-            let Some((run, end)) = usable.max_by_key(|(run, end)| (*end, run.stream)) else { break };
-            let from = if parts.is_empty() { begin.max(Lsn(run.start)) } else { at };
-            let part = Part { stream: run.stream, from, to: end };
-            seen.extend(self.facts_of(base, &part));
-            parts.push(part);
-            at = end;
+        let mut parts = continuation(&self.runs, &history, base.point);
+        if let Some(first) = parts.first_mut() {
+            let start = self.runs.iter().filter(|run| run.stream == first.stream && run.start <= first.from.0).map(|run| run.start).max();
+            first.from = self.segment.start(self.segment.number(base.point)).max(start.map_or(first.from, Lsn));
         }
-        // Only what goes beyond the snapshot adds anything.
-        if at <= base.point {
-            (parts, seen) = (Vec::new(), Vec::new());
-        }
+        let mut seen: Vec<(Lsn, PieceFacts)> = parts.iter().flat_map(|part| self.facts_of(base, part)).collect();
+        let at = parts.last().map_or(base.point, |part| part.to);
         seen.sort_by_key(|(end, _)| *end);
         let from = self.moment_of(base, &seen);
         let to = seen.iter().flat_map(|(_, facts)| [facts.last_commit, facts.server_clock]).flatten().fold(from, DateTime::max);
-        Some(Path { history, end: at.max(base.point), parts, seen, from, to })
+        Some(Path { history, end: at, parts, seen, from, to })
     }
 
     /// Facts of the pieces that lie in a part and go beyond the snapshot. One that goes beyond the part tells of what does not belong to it.
@@ -309,6 +291,29 @@ impl View {
         }
         said
     }
+}
+
+/// What of the runs goes on from a point without a hole, in order, along a timeline that goes through the point; from the page on that it lies
+/// in. Empty when nothing goes beyond it.
+#[must_use]
+pub fn continuation(runs: &[LogRun], history: &TimelineHistory, point: Lsn) -> Vec<Part> {
+    let page = u64::from(PAGE_BYTES);
+    let mut at = Lsn(point.0 / page * page);
+    let mut parts: Vec<Part> = Vec::new();
+    loop {
+        // What a timeline shares with its descendant is in the descendant's file too: the server copies it.
+        let here = history.timeline_at(at);
+        let usable = runs.iter().filter_map(|run| {
+            let stream = u32::try_from(run.stream).ok().filter(|stream| *stream >= here)?;
+            let limit = if stream == history.timeline() { Lsn(u64::MAX) } else { history.left_at(stream)? };
+            let end = Lsn(run.end).min(limit);
+            (run.start <= at.0 && at < end).then_some((run.stream, end))
+        });
+        let Some((stream, end)) = usable.max_by_key(|(stream, end)| (*end, *stream)) else { break };
+        parts.push(Part { stream, from: at, to: end });
+        at = end;
+    }
+    if at > point { parts } else { Vec::new() }
 }
 
 /// `paths`: newest first.

@@ -94,7 +94,7 @@ pub fn view(log: &Log, manifests: &[&Manifest], source: &Name) -> Result<(Option
 }
 
 /// Histories of timelines, and the bytes of their files.
-fn histories(log: &Log) -> Result<Vec<(TimelineHistory, (Name, Vec<u8>))>> {
+pub(in crate::ops::log) fn histories(log: &Log) -> Result<Vec<(TimelineHistory, (Name, Vec<u8>))>> {
     let mut found = Vec::new();
     for name in log.sides()? {
         let Some(number) = name.as_str().strip_suffix(".history").and_then(|stem| u32::from_str_radix(stem, 16).ok()) else { continue };
@@ -111,7 +111,7 @@ pub fn can_have_log(record: &SourceRecord) -> bool {
 }
 
 /// `None`: what it says of itself is not understood, so nothing can be told of where log would go on.
-fn base_of(manifest: &Manifest, record: &SourceRecord) -> Option<Base> {
+pub(in crate::ops::log) fn base_of(manifest: &Manifest, record: &SourceRecord) -> Option<Base> {
     #[derive(Deserialize)]
     struct Consistency {
         system_identifier: String,
@@ -182,9 +182,7 @@ pub(in crate::ops) fn locate(job: &Job, choice: &Choice, sources: &[String], rep
 fn behind_a_hole(view: &View, manifest: &Manifest, replay: Option<&Replay>, at: DateTime<Utc>) -> Option<String> {
     let base = view.bases.iter().find(|base| base.id == manifest.id)?;
     let (along, end) = replay.map_or((base.timeline, base.point), |replay| (replay.along, replay.end));
-    let segment = u64::from(view.segment().bytes());
-    // Pieces begin where a segment does also when the log before it is there in part.
-    let behind = |piece: &&PieceInfo| piece.stream == u64::from(along) && piece.start > end.0.next_multiple_of(segment);
+    let behind = |piece: &&PieceInfo| piece.stream == u64::from(along) && piece.start > end.0;
     let last = view.pieces().iter().filter(behind).map(|piece| piece.end).max()?;
     Some(format!(
         "the log has a hole at {end}: what is recovered ends there, at {}; log behind it, up to {}, cannot be used. `lifeboat backup` makes a snapshot that goes on behind it",

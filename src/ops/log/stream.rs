@@ -51,6 +51,17 @@ pub struct LogStatus {
     pub error: Option<String>,
 }
 
+impl LogStatus {
+    /// How a stream that was stopped ends, which had begun at this moment: `None` (exit 0) only when it was streaming, and missed nothing.
+    #[must_use]
+    pub fn exit(&self, begun: DateTime<Utc>) -> Option<Kind> {
+        if self.error.is_some() || self.durable_to == Lsn(0) {
+            return Some(Kind::Failed);
+        }
+        self.gaps.iter().any(|gap| gap.noticed_at >= begun).then_some(Kind::Incomplete)
+    }
+}
+
 /// Where the note about a source's stream is.
 fn note_path(work: &Path, source: &Name) -> PathBuf {
     work.join(format!("log-{source}.json"))

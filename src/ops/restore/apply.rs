@@ -67,6 +67,8 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     let place = Place::new(&plan.to, shape(job, sources))?;
     let mut wanted = identity(job, &plan.manifest, &place, &plan.only, plan.recovery.as_ref());
     wanted.id.clone_from(&plan.id);
+    wanted.log_hole.clone_from(&plan.log_hole);
+    wanted.newer_unread.clone_from(&plan.newer_unread);
     if left_at(&place.partial(), place.target())?.is_some_and(|left| left.same_content(&wanted) && left.is_placed(place.target())) {
         return finish(job, plan, &place, Partial::own(&place, wanted, job.clock.now())?, watch);
     }
@@ -395,6 +397,7 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
         sources_left_out: plan.sources_left_out.clone(),
         lost: brought.lost.content,
         newer_unread: plan.newer_unread.clone(),
+        log_hole: plan.log_hole.clone(),
         incomplete: !plan.missing.is_empty() || plan.log_hole.is_some() || brought.lost.content > 0,
         warnings,
         notes,

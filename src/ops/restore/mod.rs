@@ -190,7 +190,10 @@ pub struct RestoreReport {
     /// Snapshots newer than this one that were asked for rather than it and cannot be read. The restore is whole, but not what was meant.
     #[serde(default)]
     pub newer_unread: Vec<SnapshotId>,
-    /// Something is missing or lost.
+    /// The end of the log was asked for, and there is more behind a hole in it, which could not be replayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_hole: Option<String>,
+    /// Something is missing or lost, or there is a hole in the log.
     pub incomplete: bool,
     pub warnings: Vec<String>,
     /// What to mind with what is there now.
@@ -206,6 +209,14 @@ impl RestoreReport {
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
         (self.incomplete || !self.newer_unread.is_empty()).then_some(Kind::Incomplete)
+    }
+}
+
+impl RestorePlan {
+    /// How the restore will end, as far as is known before it: `None` is exit 0.
+    #[must_use]
+    pub fn exit(&self) -> Option<Kind> {
+        (!self.missing.is_empty() || self.log_hole.is_some() || !self.newer_unread.is_empty()).then_some(Kind::Incomplete)
     }
 }
 

@@ -214,6 +214,7 @@ fn fill(report: &mut RestoreReport, plan: &RestorePlan, record: &SourceRecord, e
     report.target.clone_from(&plan.target);
     report.sources_left_out.clone_from(&plan.sources_left_out);
     report.newer_unread.clone_from(&plan.newer_unread);
+    report.log_hole.clone_from(&plan.log_hole);
     // Owners and attributes of files that are gone again.
     report.lost = 0;
     report.incomplete = !report.missing.is_empty() || plan.log_hole.is_some();

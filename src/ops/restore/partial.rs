@@ -39,6 +39,11 @@ pub(super) struct Identity {
     /// What is replayed on top of the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) recovery: Option<LogRecovery>,
+    /// What makes the result incomplete and cannot be seen in the content: whoever goes on with it must be told too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) log_hole: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) newer_unread: Vec<SnapshotId>,
     /// Names what is moved aside; kept over a crash, so that a database and its log get the same name, until that name is taken.
     pub(super) id: String,
     /// Written before anything moves at the target.
@@ -280,6 +285,8 @@ mod tests {
 
     fn identity(snapshot: SnapshotId) -> Identity {
         Identity {
+            log_hole: None,
+            newer_unread: Vec::new(),
             repository: "00".into(),
             plan: Name::new("crm").unwrap(),
             snapshot,

@@ -32,7 +32,9 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         let doubts = Doubts::of(&manifest, &[], &[], &sound, &Choice::Snapshot(manifest.id.to_string()));
         let part = Part { sources: left.sources, only: left.only };
         let mut plan = plan_of(job, manifest, &request.to, &part, None, left.recovery, &sound)?;
-        doubts.sentences.into_iter().for_each(|warning| plan.tell(warning));
+        plan.log_hole = left.log_hole;
+        plan.newer_unread = left.newer_unread;
+        doubts.sentences.into_iter().chain(plan.log_hole.clone()).for_each(|warning| plan.tell(warning));
         return Ok(RestorePlan { resume: true, ..plan });
     }
     let known = reports.as_ref().map_or(&[][..], |(sound, _)| sound.as_slice());
@@ -275,6 +277,8 @@ pub(super) fn identity(job: &Job, manifest: &Manifest, place: &Place, only: &[St
         sources: manifest.sources.iter().map(|s| s.name.to_string()).collect(),
         only: only.to_vec(),
         recovery: recovery.cloned(),
+        log_hole: None,
+        newer_unread: Vec::new(),
         id: RunId::generate(job.clock.now()).to_string(),
         placing: None,
         failed: None,

@@ -1,0 +1,131 @@
+//! How far the stored log leads from a snapshot, without reading what is said of every piece: for whoever asks often.
+
+use chrono::{DateTime, Utc};
+
+use crate::error::Result;
+use crate::id::Name;
+use crate::ops::log::ranges::continuation;
+use crate::ops::log::replay::{base_of, histories};
+use crate::repo::{Log, LogRun, Manifest, PieceInfo, runs};
+use crate::source::postgres::lsn::Lsn;
+use crate::source::postgres::wal::{PieceFacts, TimelineHistory};
+
+/// Of a source's log, seen from a snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Whether any of the log is stored.
+    pub has_log: bool,
+    /// The snapshot's own point.
+    pub point: Lsn,
+    /// Where what goes on from it without a hole ends; `point` when nothing does.
+    pub end: Lsn,
+    /// The newest timeline.
+    pub timeline: u32,
+    /// Everything committed before this moment of the source's clock is there. `None`: the log adds nothing to the snapshot, or tells no time.
+    pub moment: Option<DateTime<Utc>>,
+    /// Where log begins again behind a hole after `end`: it cannot be replayed.
+    pub behind: Option<Lsn>,
+}
+
+/// Pieces that are asked for a time, from the newest back.
+const ASKED: usize = 64;
+
+/// Looks at the log of a source from a snapshot of it. One listing, and a few small requests.
+///
+/// # Errors
+/// When the store cannot be asked, or what it says is damaged.
+pub fn reach(log: &Log, source: &Name, snapshot: &Manifest) -> Result<Option<Reach>> {
+    let record = snapshot.sources.iter().find(|record| record.name == *source);
+    let Some(base) = record.and_then(|record| base_of(snapshot, record)) else { return Ok(None) };
+    let pieces = log.pieces()?;
+    let runs = runs(&pieces);
+    let histories: Vec<TimelineHistory> =
+        if runs.is_empty() { Vec::new() } else { histories(log)?.into_iter().map(|(history, _)| history).collect() };
+    let mut reach = along(&runs, &histories, base.timeline, base.point);
+    if reach.end > reach.point {
+        reach.moment = moment(log, &pieces, &reach)?;
+    }
+    Ok(Some(reach))
+}
+
+/// All but the moment. Pure.
+fn along(runs: &[LogRun], histories: &[TimelineHistory], timeline: u32, point: Lsn) -> Reach {
+    let known = runs.iter().filter_map(|run| u32::try_from(run.stream).ok()).chain(histories.iter().map(TimelineHistory::timeline));
+    let newest = known.max().unwrap_or(timeline).max(timeline);
+    let history = histories.iter().find(|history| history.timeline() == newest).cloned().unwrap_or_else(|| TimelineHistory::first(newest));
+    let parts = if history.contains(timeline, point) { continuation(runs, &history, point) } else { Vec::new() };
+    let end = parts.last().map_or(point, |part| part.to);
+    let behind = runs.iter().filter(|run| run.stream == u64::from(newest) && run.start > end.0).map(|run| Lsn(run.start)).min();
+    // Log of the newest timeline that does not come from the snapshot cannot be replayed on it, wherever it begins.
+    let foreign = || runs.iter().find(|run| run.stream == u64::from(newest) && end == point && run.end > point.0).map(|run| Lsn(run.start));
+    Reach { has_log: !runs.is_empty(), point, end, timeline: newest, moment: None, behind: behind.or_else(foreign) }
+}
+
+/// The newest moment that pieces tell which lie before the end.
+fn moment(log: &Log, pieces: &[PieceInfo], reach: &Reach) -> Result<Option<DateTime<Utc>>> {
+    let mut on_it: Vec<PieceInfo> = pieces
+        .iter()
+        .filter(|piece| piece.stream <= u64::from(reach.timeline) && piece.end > reach.point.0 && piece.end <= reach.end.0)
+        .copied()
+        .collect();
+    on_it.sort_unstable_by_key(|piece| std::cmp::Reverse((piece.end, piece.stream)));
+    for piece in on_it.iter().take(ASKED) {
+        let facts = match log.facts(piece) {
+            Ok(facts) => facts,
+            // A larger one has taken its place since; one that is a little older will do.
+            Err(error) if error.kind() == crate::error::Kind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let Ok(facts) = serde_json::from_value::<PieceFacts>(facts) else { continue };
+        if let Some(moment) = facts.server_clock.max(facts.last_commit) {
+            return Ok(Some(moment));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(stream: u64, start: u64, end: u64) -> LogRun {
+        LogRun { stream, start, end, pieces: Vec::new() }
+    }
+
+    const PAGE: u64 = 8192;
+
+    #[test]
+    fn log_that_goes_on_from_the_snapshot_leads_to_its_end() {
+        let reach = along(&[run(1, 0, 100 * PAGE)], &[], 1, Lsn(5 * PAGE + 17));
+        assert_eq!((reach.end, reach.behind, reach.has_log), (Lsn(100 * PAGE), None, true));
+    }
+
+    #[test]
+    fn log_that_has_not_come_to_the_snapshot_yet_is_no_hole() {
+        let reach = along(&[run(1, 0, 5 * PAGE)], &[], 1, Lsn(5 * PAGE + 17));
+        assert_eq!((reach.end, reach.behind), (reach.point, None));
+        assert!(!along(&[], &[], 1, Lsn(17)).has_log);
+    }
+
+    #[test]
+    fn log_that_begins_behind_the_snapshot_leads_nowhere() {
+        let reach = along(&[run(1, 6 * PAGE, 100 * PAGE)], &[], 1, Lsn(5 * PAGE + 17));
+        assert_eq!((reach.end, reach.behind), (reach.point, Some(Lsn(6 * PAGE))));
+        let reach = along(&[run(1, 0, 10 * PAGE), run(1, 11 * PAGE, 12 * PAGE)], &[], 1, Lsn(5 * PAGE + 17));
+        assert_eq!((reach.end, reach.behind), (Lsn(10 * PAGE), Some(Lsn(11 * PAGE))));
+    }
+
+    #[test]
+    fn a_timeline_is_followed_only_where_it_goes_through_the_snapshot() {
+        let history = TimelineHistory::parse(2, &format!("1\t{}\tpromoted\n", Lsn(8 * PAGE))).unwrap();
+        let runs = [run(1, 0, 9 * PAGE), run(2, 8 * PAGE, 20 * PAGE)];
+        let reach = along(&runs, std::slice::from_ref(&history), 1, Lsn(5 * PAGE + 17));
+        assert_eq!((reach.end, reach.timeline, reach.behind), (Lsn(20 * PAGE), 2, None));
+        // The snapshot was made where the timeline had been left.
+        let reach = along(&runs, &[history], 1, Lsn(8 * PAGE + 17));
+        assert_eq!((reach.end, reach.timeline, reach.behind), (reach.point, 2, Some(Lsn(8 * PAGE))));
+        // What it came from is not known.
+        let reach = along(&runs, &[], 1, Lsn(5 * PAGE + 17));
+        assert_eq!((reach.end, reach.behind), (reach.point, Some(Lsn(8 * PAGE))));
+    }
+}
