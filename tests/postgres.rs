@@ -1,38 +1,44 @@
 //! PostgreSQL as a user has it: the program, a plan, a real server with a writer; backups both ways, drills, restores that start.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/postgres_world.rs"]
+mod postgres_world;
 mod support;
 #[path = "support/workspace.rs"]
 mod workspace;
 
 use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::ops::Deref;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
+use postgres_world::{Load, Restored, World, assert_nowhere, checks, data_key};
 use serde_json::Value;
-use support::postgres::{Cluster, NEWEST, Options, as_server_user, bin_directory, distribution_version, wait_until};
-use tempfile::TempDir;
-use workspace::{bare, text};
+use support::postgres::{Cluster, NEWEST, Options, as_server_user, distribution_version, wait_until};
+use workspace::text;
 
 const MARKER: &str = "planted-marker-5d1c0e";
 
 /// Longer than what a file must have been left alone before its stamp counts.
 const SETTLED: Duration = Duration::from_millis(3500);
 
-/// A server with a CRM, a plan, a repository and a state folder.
-struct World {
+/// A server with a CRM and a plan.
+struct Crm {
     cluster: Arc<Cluster>,
-    folder: TempDir,
-    version: u32,
+    world: World,
 }
 
-impl World {
+impl Deref for Crm {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+impl Crm {
     fn new(version: u32, local: bool) -> Self {
         let cluster = Options::new(version).start();
         cluster.sql(
@@ -45,169 +51,39 @@ impl World {
         );
         cluster.sql(&format!("UPDATE account SET name = '{MARKER}' WHERE id = 7"));
         cluster.sql("CREATE DATABASE other");
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
-        fs::create_dir(folder.path().join("plans")).unwrap();
-        fs::create_dir(folder.path().join("state")).unwrap();
-        fs::set_permissions(folder.path().join("state"), fs::Permissions::from_mode(0o711)).unwrap();
-        let world = Self { cluster: Arc::new(cluster), folder, version };
-        let settings = world.cluster.socket_settings();
-        let lifeboat::source::postgres::conninfo::Host::Socket(socket) = &settings.host else { panic!("no socket") };
-        world.say_url(&format!("host={} port={} user=postgres dbname=postgres", socket.display(), settings.port));
-        let local = if local { format!("data_directory = \"{}\"", world.cluster.data().display()) } else { String::new() };
-        let plan = format!(
-            r#"version = 1
-[repository.main]
-url = "file://{0}/repository"
-passphrase = {{ env = "CRM_PASSPHRASE" }}
-[source.crm]
-kind = "postgres"
-url = {{ file = "{0}/url" }}
-bin_directory = "{1}"
-{local}
-[plan.crm]
-source = "crm"
-repository = "main"
-[[plan.crm.drill.check]]
+        let world = World::new(&cluster, "crm", "");
+        let check = r#"[[plan.crm.drill.check]]
 name = "accounts are there"
 sql = "select count(*) from account"
 expect = "= 20000"
-database = "postgres"
-"#,
-            world.folder.path().display(),
-            bin_directory(version).display(),
-        );
-        fs::write(world.path("plans/crm.toml"), plan).unwrap();
-        world.json(&["repo", "init", "main"], 0);
-        world
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn say_url(&self, url: &str) {
-        fs::write(self.path("url"), url).unwrap();
-        fs::set_permissions(self.path("url"), fs::Permissions::from_mode(0o600)).unwrap();
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        let mut command = bare(words);
-        command.arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
-        command.env("CRM_PASSPHRASE", "correct horse battery staple").output().unwrap()
-    }
-
-    fn json(&self, words: &[&str], code: i32) -> Value {
-        let output = self.run(words);
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stdout)))
+database = "postgres""#;
+        world.say_plan("crm", &data_key(&cluster, local), check);
+        Self { cluster: Arc::new(cluster), world }
     }
 
     /// Transactions until it is dropped.
-    fn writer(&self) -> Writer {
-        let (cluster, stop) = (Arc::clone(&self.cluster), Arc::new(AtomicBool::new(false)));
-        let stopped = Arc::clone(&stop);
-        let work = move || {
-            let mut connection = cluster.connect();
-            let mut number = 0;
-            while !stopped.load(Ordering::Relaxed) {
-                number += 1;
-                let account = number % 20_000 + 1;
-                connection
-                    .execute(&format!(
-                        "BEGIN; UPDATE account SET balance = balance + 1 WHERE id = {account}; \
-                         INSERT INTO ledger(account, amount) VALUES ({account}, 1); COMMIT"
-                    ))
-                    .unwrap();
-            }
-        };
-        Writer { stop, thread: Some(std::thread::spawn(work)) }
+    fn writer(&self) -> Load {
+        Load::start(&self.cluster, |number| {
+            let account = number % 20_000 + 1;
+            format!(
+                "BEGIN; UPDATE account SET balance = balance + 1 WHERE id = {account}; \
+                 INSERT INTO ledger(account, amount) VALUES ({account}, 1); COMMIT"
+            )
+        })
     }
 
     /// Restores to a new folder and starts a server there as the notes say.
     fn start_restored(&self, name: &str) -> Restored {
-        let target = self.path(name);
-        let report = self.json(&["restore", "crm", "--to", target.to_str().unwrap(), "--yes"], 0);
-        let notes = report["notes"].to_string();
-        assert!(notes.contains("start it as the user that owns the folder"), "{report}");
-        assert!(target.join("recovery.signal").exists());
-        self.start(name, &target)
-    }
-
-    fn start(&self, name: &str, target: &Path) -> Restored {
-        let socket = self.cluster.folder().join(format!("s-{name}"));
-        let made = as_server_user("mkdir").arg(&socket).status().unwrap();
-        assert!(made.success());
-        let options = format!("-c unix_socket_directories={} -c port=5432 -c listen_addresses= -c hba_file=/dev/null", socket.display());
-        let hba = self.cluster.folder().join(format!("hba-{name}"));
-        self.cluster.write(&hba, "local all all trust\n");
-        let options = options.replace("/dev/null", hba.to_str().unwrap());
-        let output = as_server_user(bin_directory(self.version).join("pg_ctl"))
-            .args(["-D", target.to_str().unwrap(), "-l", socket.join("log").to_str().unwrap(), "-o", &options, "-w", "start"])
-            .output()
-            .unwrap();
-        let log = fs::read_to_string(socket.join("log")).unwrap_or_default();
-        assert!(output.status.success(), "{}\n{log}", text(&output.stderr));
-        let restored = Restored { data: target.to_owned(), bin: bin_directory(self.version), socket };
-        wait_until("the restored server is promoted", || restored.value("SELECT pg_is_in_recovery()") == "f");
+        let restored = self.restored(name, &[]);
+        assert!(restored.report["notes"].to_string().contains("start it as the user that owns the folder"), "{}", restored.report);
         restored
-    }
-}
-
-struct Writer {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let ended = self.thread.take().unwrap().join();
-        assert!(ended.is_ok() || std::thread::panicking(), "the writer failed");
-    }
-}
-
-struct Restored {
-    data: PathBuf,
-    bin: PathBuf,
-    socket: PathBuf,
-}
-
-impl Restored {
-    fn value(&self, sql: &str) -> String {
-        let text = format!("host={} user=postgres dbname=postgres", self.socket.display());
-        let settings = lifeboat::source::postgres::conninfo::Settings::parse(&text).unwrap();
-        let mode = lifeboat::source::postgres::client::Mode::Sql { database: None };
-        let mut connection =
-            lifeboat::source::postgres::client::Connection::connect(&settings, mode, &lifeboat::event::Cancel::default()).unwrap();
-        connection.value(sql).unwrap().unwrap_or_default()
-    }
-}
-
-impl Drop for Restored {
-    fn drop(&mut self) {
-        let data = self.data.to_str().unwrap();
-        drop(as_server_user(self.bin.join("pg_ctl")).args(["-D", data, "-m", "immediate", "-w", "stop"]).output());
-    }
-}
-
-fn checks(drill: &Value) -> Vec<(String, String)> {
-    let word = |check: &Value, key: &str| check[key].as_str().unwrap().to_owned();
-    drill["checks"].as_array().unwrap().iter().map(|check| (word(check, "name"), word(check, "outcome"))).collect()
-}
-
-/// No byte of the store or the state says what is in the database.
-fn assert_no_marker(folder: &Path) {
-    for path in workspace::files(folder) {
-        let bytes = fs::read(&path).unwrap();
-        assert!(!bytes.windows(MARKER.len()).any(|window| window == MARKER.as_bytes()), "{} holds the marker", path.display());
     }
 }
 
 fn a_story(version: u32, local: bool) {
     /// Fingerprints of a table that autovacuum works on at the moment are not to be had.
     const UNDISTURBED: &str = "ALTER TABLE account SET (autovacuum_enabled = off); ALTER TABLE ledger SET (autovacuum_enabled = off)";
-    let world = World::new(version, local);
+    let world = Crm::new(version, local);
     let doctor = world.json(&["doctor", "crm"], 0);
     assert_eq!(doctor["ok"], true, "{doctor}");
     world.cluster.sql(UNDISTURBED);
@@ -234,8 +110,8 @@ fn a_story(version: u32, local: bool) {
     assert_eq!(restored.value(balances), ledger, "every transaction is there whole or not at all");
     assert_eq!(restored.value("SELECT count(*) FROM scratch"), "0", "unlogged tables come back empty");
     drop(restored);
-    assert_no_marker(&world.path("repository"));
-    assert_no_marker(&world.path("state"));
+    assert_nowhere(&world.path("repository"), MARKER);
+    assert_nowhere(&world.path("state"), MARKER);
 }
 
 #[test]
@@ -251,7 +127,7 @@ fn backups_of_the_data_folder_are_drilled_and_start() {
 #[test]
 fn the_newest_version_is_backed_up_and_starts() {
     // These programs come without contrib, so nothing can be checked by amcheck: the drill says so and is not a pass.
-    let world = World::new(NEWEST, false);
+    let world = Crm::new(NEWEST, false);
     world.json(&["backup", "crm"], 0);
     let drill = world.json(&["drill", "run", "crm"], 3);
     let all = checks(&drill);
@@ -262,7 +138,7 @@ fn the_newest_version_is_backed_up_and_starts() {
 
 #[test]
 fn a_delta_restore_takes_a_server_back_and_fetches_little() {
-    let world = World::new(distribution_version(), false);
+    let world = Crm::new(distribution_version(), false);
     world.cluster.sql("CREATE TABLE bulk AS SELECT n, repeat(md5(n::text), 20) AS v FROM generate_series(1, 60000) n");
     world.json(&["backup", "crm"], 0);
     let restored = world.start_restored("restored");
@@ -284,7 +160,7 @@ fn a_delta_restore_takes_a_server_back_and_fetches_little() {
 #[test]
 fn a_tablespace_comes_back_inside_the_restored_folder() {
     for local in [false, true] {
-        let world = World::new(distribution_version(), local);
+        let world = Crm::new(distribution_version(), local);
         let place = world.cluster.folder().join("space");
         assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&place).status().unwrap().success());
         world.cluster.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", place.display()));
@@ -302,7 +178,7 @@ fn a_tablespace_comes_back_inside_the_restored_folder() {
 #[test]
 fn a_bad_page_is_never_a_good_backup() {
     for local in [false, true] {
-        let world = World::new(distribution_version(), local);
+        let world = Crm::new(distribution_version(), local);
         let path = world.cluster.value("SELECT pg_relation_filepath('account')");
         world.cluster.sql("CHECKPOINT");
         world.cluster.stop_server();
@@ -328,7 +204,7 @@ fn a_bad_page_is_never_a_good_backup() {
 
 #[test]
 fn files_that_did_not_change_are_not_read_unless_asked_for() {
-    let world = World::new(distribution_version(), true);
+    let world = Crm::new(distribution_version(), true);
     world.cluster.sql("CREATE TABLE still AS SELECT n, repeat(md5(n::text), 30) AS v FROM generate_series(1, 90000) n");
     world.cluster.sql("VACUUM");
     world.cluster.sql("CHECKPOINT");
@@ -357,7 +233,7 @@ fn files_that_did_not_change_are_not_read_unless_asked_for() {
 
 #[test]
 fn a_wrong_password_and_a_wrong_data_folder_are_told() {
-    let world = World::new(distribution_version(), false);
+    let world = Crm::new(distribution_version(), false);
     let settings = world.cluster.tcp_settings();
     world.say_url(&format!("postgresql://postgres:wrong@127.0.0.1:{}/postgres", settings.port));
     let output = world.run(&["backup", "crm"]);
@@ -369,7 +245,7 @@ fn a_wrong_password_and_a_wrong_data_folder_are_told() {
 
 #[test]
 fn a_server_that_stops_meanwhile_leaves_no_snapshot() {
-    let world = World::new(distribution_version(), false);
+    let world = Crm::new(distribution_version(), false);
     world.cluster.sql("CREATE TABLE bulk AS SELECT n, repeat(md5(n::text), 40) AS v FROM generate_series(1, 60000) n");
     let cluster = Arc::clone(&world.cluster);
     let stopper = std::thread::spawn(move || {
@@ -388,7 +264,7 @@ fn a_server_that_stops_meanwhile_leaves_no_snapshot() {
 #[test]
 fn the_documented_role_is_enough() {
     for local in [false, true] {
-        let world = World::new(distribution_version(), local);
+        let world = Crm::new(distribution_version(), local);
         let guide = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/postgresql.md")).unwrap();
         let statements = guide.split("```sql").nth(1).unwrap().split("```").next().unwrap();
         let statements = statements.replace("PASSWORD '…'", "PASSWORD 'lifeboat-role'");

@@ -1,61 +1,41 @@
 //! `archive_command` and `restore_command` as a server runs them: the program, a plan, real servers that archive, recover and refuse to.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/postgres_world.rs"]
+mod postgres_world;
 mod support;
 #[path = "support/workspace.rs"]
 mod workspace;
 
 use std::fs;
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
 
-use lifeboat::event::Cancel;
-use lifeboat::source::postgres::client::{Connection, Mode};
-use lifeboat::source::postgres::conninfo::Settings;
+use lifeboat::source::postgres::client::Connection;
+use postgres_world::{Restored, World, give_to_server};
 use serde_json::Value;
-use support::postgres::{Cluster, NEWEST, Options, as_server_user, bin_directory, distribution_version, server_user, wait_until};
-use tempfile::TempDir;
-use workspace::text;
+use support::postgres::{Cluster, NEWEST, Options, distribution_version, wait_until};
 
 /// A server that archives by the program; everything belongs to the server's user.
-struct World {
+struct Archived {
     cluster: Cluster,
-    folder: TempDir,
-    version: u32,
+    world: World,
 }
 
-impl World {
-    fn new(options: Options, version: u32) -> Self {
-        let folder = tempfile::Builder::new().prefix("lbarch-").tempdir_in("/tmp").unwrap();
-        let at = |name: &str| folder.path().join(name);
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        for name in ["plans", "state"] {
-            fs::create_dir(at(name)).unwrap();
-        }
-        // The server's user may not be let in where it was built.
-        fs::copy(env!("CARGO_BIN_EXE_lifeboat"), at("lifeboat")).unwrap();
+impl Deref for Archived {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+impl Archived {
+    fn new(options: Options) -> Self {
         let cluster = options.create();
-        let Settings { host: lifeboat::source::postgres::conninfo::Host::Socket(socket), port, .. } = cluster.socket_settings() else {
-            panic!("no socket")
-        };
-        cluster.write(&at("url"), &format!("host={} port={port} user=postgres dbname=postgres", socket.display()));
-        cluster.write(&at("passphrase"), "correct horse battery staple");
-        let plan = format!(
-            "version = 1\n[repository.main]\nurl = \"file://{0}/repository\"\npassphrase = {{ file = \"{0}/passphrase\" }}\n\
-             [source.crm]\nkind = \"postgres\"\nurl = {{ file = \"{0}/url\" }}\nbin_directory = \"{1}\"\n\
-             [plan.crm]\nsource = \"crm\"\nrepository = \"main\"\n",
-            folder.path().display(),
-            bin_directory(version).display(),
-        );
-        fs::write(at("plans/crm.toml"), plan).unwrap();
-        if let Some((user, group)) = server_user() {
-            for path in [folder.path().to_owned(), at("plans"), at("state"), at("plans/crm.toml")] {
-                std::os::unix::fs::chown(path, Some(user), Some(group)).unwrap();
-            }
-        }
-        let world = Self { cluster, folder, version };
-        world.json(&["repo", "init", "main"], 0);
+        let world = World::of_the_server(&cluster, "crm", "");
+        let world = Self { cluster, world };
         let archive = world.documented("archive_command");
         world.cluster.configure(&[
             ("archive_mode".into(), "on".into()),
@@ -67,31 +47,6 @@ impl World {
         world
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// A setting as the operator's page has it, but for where things are in this test.
-    fn documented(&self, setting: &str) -> String {
-        let page = include_str!("../docs/postgresql.md");
-        let line = page.lines().find_map(|line| line.strip_prefix(&format!("{setting} = '"))?.strip_suffix('\''));
-        let folder = self.folder.path().display();
-        let words = line.unwrap().strip_prefix("lifeboat ").unwrap().replace("crm-postgres", "crm");
-        format!("{folder}/lifeboat --plans {folder}/plans --state {folder}/state {words}")
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        let mut command = as_server_user(self.path("lifeboat"));
-        command.args(words).arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
-        command.env_remove("STATE_DIRECTORY").env_remove("LIFEBOAT_LOG").output().unwrap()
-    }
-
-    fn json(&self, words: &[&str], code: i32) -> Value {
-        let output = self.run(words);
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stdout)))
-    }
-
     fn push(&self, path: &Path, code: i32) -> Value {
         self.json(&["log", "push", "crm", path.to_str().unwrap()], code)
     }
@@ -101,14 +56,7 @@ impl World {
     }
 
     fn write_more(&self) -> String {
-        write_and_archive(&|sql| {
-            let mut connection = self.cluster.connect();
-            if sql.starts_with("SELECT") {
-                return connection.value(sql).unwrap().unwrap();
-            }
-            connection.execute(sql).unwrap();
-            String::new()
-        })
+        write_and_archive(&mut self.cluster.connect())
     }
 
     /// Segments that the server waits to archive, in order.
@@ -127,7 +75,7 @@ impl World {
     }
 
     /// A restored folder that recovers from the log alone.
-    fn restore(&self, name: &str) -> Restored<'_> {
+    fn restore(&self, name: &str) -> PathBuf {
         let data = self.path(name);
         // Without the log, which the server is to ask for itself.
         let list = self.json(&["snapshots", "crm"], 0);
@@ -136,70 +84,25 @@ impl World {
         let settings = format!("restore_command = '{}'\nrecovery_target_timeline = 'latest'\n", self.documented("restore_command"));
         self.cluster.write(&data.join("postgresql.auto.conf"), &settings);
         assert!(data.join("recovery.signal").exists());
-        Restored { world: self, data }
-    }
-}
-
-struct Restored<'a> {
-    world: &'a World,
-    data: PathBuf,
-}
-
-impl Restored<'_> {
-    /// Whether it came up, and its log.
-    fn start(&self) -> (bool, String) {
-        let log = self.data.with_extension("log");
-        let options = format!("-c unix_socket_directories={} -c port=5432 -c listen_addresses=", self.world.folder.path().display());
-        let status = as_server_user(bin_directory(self.world.version).join("pg_ctl"))
-            .args(["-D", self.data.to_str().unwrap(), "-l", log.to_str().unwrap(), "-o", &options, "-t", "60", "-w", "start"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .unwrap();
-        (status.success(), fs::read_to_string(log).unwrap_or_default())
-    }
-
-    fn sql(&self, sql: &str) -> String {
-        let settings = Settings::parse(&format!("host={} user=postgres dbname=postgres", self.world.folder.path().display())).unwrap();
-        let mut connection = Connection::connect(&settings, Mode::Sql { database: None }, &Cancel::default()).unwrap();
-        if sql.starts_with("SELECT") {
-            return connection.value(sql).unwrap().unwrap_or_default();
-        }
-        connection.execute(sql).unwrap();
-        String::new()
-    }
-
-    fn recovered(&self) {
-        let (up, log) = self.start();
-        assert!(up, "{log}");
-        wait_until("the recovered server to be open", || self.sql("SELECT pg_is_in_recovery()") == "f");
-    }
-}
-
-impl Drop for Restored<'_> {
-    fn drop(&mut self) {
-        let data = self.data.to_str().unwrap();
-        let stop = ["-D", data, "-m", "immediate", "-w", "stop"];
-        drop(as_server_user(bin_directory(self.world.version).join("pg_ctl")).args(stop).output());
+        data
     }
 }
 
 /// Some segments of log, all archived; the last one's name.
-fn write_and_archive(sql: &dyn Fn(&str) -> String) -> String {
+fn write_and_archive(connection: &mut Connection) -> String {
     for _ in 0..6 {
-        sql("INSERT INTO ledger(filler) SELECT repeat(md5(n::text), 8) FROM generate_series(1, 3000) n");
+        connection.execute("INSERT INTO ledger(filler) SELECT repeat(md5(n::text), 8) FROM generate_series(1, 3000) n").unwrap();
     }
-    let last = sql("SELECT pg_walfile_name(pg_switch_wal())");
-    wait_until("the segment to be archived", || {
-        sql("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver").as_str() >= last.as_str()
-    });
+    let mut value = |sql: &str| connection.value(sql).unwrap().unwrap();
+    let last = value("SELECT pg_walfile_name(pg_switch_wal())");
+    wait_until("the segment to be archived", || value("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver") >= last);
     last
 }
 
 const STATE: &str = "SELECT count(*) || ' ' || coalesce(sum(hashtext(filler)::bigint + id), 0) FROM ledger";
 
-fn a_story(options: Options, version: u32) {
-    let world = World::new(options, version);
+fn a_story(options: Options) {
+    let world = Archived::new(options);
     world.write_more();
     world.json(&["backup", "crm"], 0);
     world.write_more();
@@ -251,40 +154,38 @@ fn a_story(options: Options, version: u32) {
     assert!(!world.path("none").exists());
 
     // Everything that was archived is recovered, and the new timeline is archived beside the old one.
-    let first = world.restore("first");
-    first.recovered();
-    assert_eq!(first.sql(STATE), written);
-    assert_eq!(first.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "2");
-    let last = write_and_archive(&|sql| first.sql(sql));
+    let first = world.start("first", &world.restore("first"));
+    assert_eq!(first.value(STATE), written);
+    assert_eq!(first.value("SELECT timeline_id FROM pg_control_checkpoint()"), "2");
+    let last = write_and_archive(&mut first.connect());
     assert!(last.starts_with("00000002"), "{last}");
-    let (log, later) = (fs::read_to_string(first.data.with_extension("log")).unwrap(), first.sql(STATE));
+    let (log, later) = (first.log(), first.value(STATE));
     assert!(log.contains("restored log file"), "{log}");
     drop(first);
     world.fetch("00000002.history", "history", 0);
     assert_ne!(later, written);
     let ahead = world.path("state/work/crm/log/ahead");
     assert_eq!(fs::read_dir(&ahead).unwrap().count(), 0, "nothing that was fetched ahead stays");
-    let second = world.restore("second");
-    second.recovered();
-    assert_eq!(second.sql(STATE), later, "recovery follows the timelines");
-    assert_eq!(second.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "3");
+    let second = world.start("second", &world.restore("second"));
+    assert_eq!(second.value(STATE), later, "recovery follows the timelines");
+    assert_eq!(second.value("SELECT timeline_id FROM pg_control_checkpoint()"), "3");
     drop(second);
     world.json(&["verify", "main", "--data"], 0);
 }
 
 #[test]
 fn a_server_archives_and_recovers_from_its_log_over_two_timelines() {
-    a_story(Options::new(NEWEST).initdb("--wal-segsize=1"), NEWEST);
+    a_story(Options::new(NEWEST).initdb("--wal-segsize=1"));
 }
 
 #[test]
 fn the_distributions_server_archives_and_recovers_too() {
-    a_story(Options::new(distribution_version()), distribution_version());
+    a_story(Options::new(distribution_version()));
 }
 
 #[test]
 fn a_store_that_is_away_keeps_the_files_and_they_follow_later_several_at_a_time() {
-    let world = World::new(Options::new(NEWEST).initdb("--wal-segsize=1"), NEWEST);
+    let world = Archived::new(Options::new(NEWEST).initdb("--wal-segsize=1"));
     world.write_more();
     fs::rename(world.path("repository"), world.path("away")).unwrap();
     for _ in 0..12 {
@@ -353,7 +254,7 @@ fn a_store_that_is_away_keeps_the_files_and_they_follow_later_several_at_a_time(
 
 #[test]
 fn damage_and_holes_stop_a_recovery_and_never_open_the_server() {
-    let world = World::new(Options::new(NEWEST).initdb("--wal-segsize=1"), NEWEST);
+    let world = Archived::new(Options::new(NEWEST).initdb("--wal-segsize=1"));
     world.json(&["backup", "crm"], 0);
     world.write_more();
     // A history does not say whose it is: the folder that it lies in does.
@@ -366,19 +267,19 @@ fn damage_and_holes_stop_a_recovery_and_never_open_the_server() {
     let victim = &pieces[pieces.len() - 4];
     let whole = fs::read(victim).unwrap();
     let stopped = |name: &str, why: &str| {
-        let restored = world.restore(name);
-        let (up, log) = restored.start();
+        let data = world.restore(name);
+        let (up, restored) = world.try_start(name, &data, &world.start_command(&data));
         // It may be open for reading while it recovers.
-        let ended = || !restored.data.join("postmaster.pid").exists();
+        let ended = || !data.join("postmaster.pid").exists();
         if up {
             wait_until("the server to stop", ended);
         }
-        let log = if up { fs::read_to_string(restored.data.with_extension("log")).unwrap() } else { log };
+        let log = restored.log();
         assert!(ended() && !log.contains("archive recovery complete"), "{log}");
         assert!(log.contains(why) && log.contains("could not restore file"), "{log}");
     };
     workspace::damage(victim);
-    chown_to_server(victim);
+    give_to_server(victim);
     let refused = world.path("refused");
     let error = world.json(&["restore", "crm", "--to", refused.to_str().unwrap(), "--yes"], 20);
     assert!(!refused.exists() && error["error"]["kind"] == "damaged", "{error}");
@@ -386,23 +287,17 @@ fn damage_and_holes_stop_a_recovery_and_never_open_the_server() {
     fs::remove_file(victim).unwrap();
     stopped("hole", "the log has a hole at");
     // Asked to end there, it does.
-    let restored = world.restore("short");
-    let settings = restored.data.join("postgresql.auto.conf");
+    let data = world.restore("short");
+    let settings = data.join("postgresql.auto.conf");
     let said = fs::read_to_string(&settings).unwrap().replace("fetch crm", "fetch --end-at-gap crm");
     world.cluster.write(&settings, &said);
-    restored.recovered();
-    assert_ne!(restored.sql(STATE), world.cluster.value(STATE));
+    let restored: Restored = world.start("short", &data);
+    assert_ne!(restored.value(STATE), world.cluster.value(STATE));
     drop(restored);
     fs::write(victim, whole).unwrap();
-    chown_to_server(victim);
+    give_to_server(victim);
     // The wrong key is no end of the log either.
     world.cluster.write(&world.path("passphrase"), "another one altogether");
     let name = world.cluster.value("SELECT last_archived_wal FROM pg_stat_archiver");
     assert_eq!(world.fetch(&name, "copy", 150)["error"]["kind"], "wrong-key");
-}
-
-fn chown_to_server(path: &Path) {
-    if let Some((user, group)) = server_user() {
-        std::os::unix::fs::chown(path, Some(user), Some(group)).unwrap();
-    }
 }

@@ -2,92 +2,42 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "what a test did not do belongs on the terminal")]
 
+#[path = "support/postgres_world.rs"]
+mod postgres_world;
 mod support;
 #[path = "support/workspace.rs"]
 mod workspace;
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::ops::Deref;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use postgres_world::{Load, World, assert_nowhere, checks, data_key, socket_url};
 use serde_json::Value;
-use support::postgres::{Cluster, Options, PASSWORD, as_server_user, bin_directory, distribution_version, wait_until};
+use support::postgres::{Cluster, Options, PASSWORD, as_server_user, distribution_version, wait_until};
 use support::proxy::Proxy;
-use tempfile::TempDir;
-use workspace::{bare, text};
+use workspace::text;
 
 const BULK: &str = "CREATE TABLE bulk AS SELECT n, repeat(md5(n::text), 40) AS v FROM generate_series(1, 60000) n";
 
-/// A plan, a repository and a state folder for a server.
-struct World {
-    folder: TempDir,
+struct Faulty(World);
+
+impl Deref for Faulty {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.0
+    }
 }
 
-impl World {
+impl Faulty {
     fn new(cluster: &Cluster, local: bool) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
-        let world = Self { folder };
-        fs::create_dir(world.path("plans")).unwrap();
-        fs::create_dir(world.path("state")).unwrap();
-        fs::set_permissions(world.path("state"), fs::Permissions::from_mode(0o711)).unwrap();
-        world.say_url(&socket_url(cluster));
-        world.say_plan("crm", cluster.version, local.then(|| cluster.data()));
-        world.json(&["repo", "init", "main"], 0);
-        world
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn say_url(&self, url: &str) {
-        fs::write(self.path("url"), url).unwrap();
-        fs::set_permissions(self.path("url"), fs::Permissions::from_mode(0o600)).unwrap();
-    }
-
-    fn say_plan(&self, source: &str, version: u32, data: Option<PathBuf>) {
-        let local = data.map(|data| format!("data_directory = \"{}\"", data.display())).unwrap_or_default();
-        let plan = format!(
-            r#"version = 1
-[repository.main]
-url = "file://{0}/repository"
-passphrase = {{ env = "CRM_PASSPHRASE" }}
-[source.{source}]
-kind = "postgres"
-url = {{ file = "{0}/url" }}
-bin_directory = "{1}"
-{local}
-[plan.crm]
-source = "{source}"
-repository = "main"
-"#,
-            self.folder.path().display(),
-            bin_directory(version).display(),
-        );
-        fs::write(self.path("plans/crm.toml"), plan).unwrap();
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = bare(words);
-        command.arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
-        command.env("CRM_PASSPHRASE", "correct horse battery staple");
-        command
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        self.command(words).output().unwrap()
-    }
-
-    fn json(&self, words: &[&str], code: i32) -> Value {
-        let output = self.run(words);
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stdout)))
+        Self(World::new(cluster, "crm", &data_key(cluster, local)))
     }
 
     fn snapshots(&self) -> usize {
@@ -103,12 +53,7 @@ repository = "main"
 }
 
 fn passed(drill: &Value) -> Vec<String> {
-    let checks = drill["checks"].as_array().unwrap().iter();
-    checks.filter(|check| check["outcome"] == "passed").map(|check| check["name"].as_str().unwrap().to_owned()).collect()
-}
-
-fn socket_url(cluster: &Cluster) -> String {
-    format!("host={} port={} user=postgres dbname=postgres", cluster.folder().display(), cluster.port)
+    checks(drill).into_iter().filter(|(_, outcome)| outcome == "passed").map(|(name, _)| name).collect()
 }
 
 fn tcp_url(port: u16, password: &str) -> String {
@@ -126,48 +71,11 @@ fn assert_server_is_free(cluster: &Cluster) {
     });
 }
 
-/// Statements, one after the other, until dropped.
-struct Load {
-    stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<u64>>,
-}
-
-impl Load {
-    fn start(cluster: &Arc<Cluster>, statement: impl Fn(u64) -> String + Send + 'static) -> Self {
-        let (cluster, stop) = (Arc::clone(cluster), Arc::new(AtomicBool::new(false)));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            let mut connection = cluster.connect();
-            let mut done = 0;
-            while !stopped.load(Ordering::Relaxed) {
-                connection.execute(&statement(done)).unwrap();
-                done += 1;
-            }
-            done
-        });
-        Self { stop, thread: Some(thread) }
-    }
-
-    fn end(mut self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap()
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
-        }
-    }
-}
-
 #[test]
 fn a_connection_that_breaks_leaves_nothing() {
     let cluster = Cluster::start(distribution_version());
     cluster.sql(BULK);
-    let world = World::new(&cluster, false);
+    let world = Faulty::new(&cluster, false);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let proxy = runtime.block_on(Proxy::start(&format!("http://127.0.0.1:{}", cluster.port)));
     world.say_url(&tcp_url(proxy.port(), PASSWORD));
@@ -191,7 +99,7 @@ fn a_connection_that_breaks_leaves_nothing() {
 fn a_walsender_that_is_ended_leaves_nothing() {
     let cluster = Arc::new(Cluster::start(distribution_version()));
     cluster.sql(BULK);
-    let world = World::new(&cluster, false);
+    let world = Faulty::new(&cluster, false);
     let ender = Arc::clone(&cluster);
     let thread = std::thread::spawn(move || {
         wait_until("a base backup to be ended", || {
@@ -214,11 +122,11 @@ fn another_cluster_behind_the_url_is_refused() {
     for local in [false, true] {
         let (first, second) = (Cluster::start(distribution_version()), Cluster::start(distribution_version()));
         let identifier = |cluster: &Cluster| cluster.value("SELECT system_identifier FROM pg_control_system()");
-        let world = World::new(&first, local);
+        let world = Faulty::new(&first, local);
         world.json(&["backup", "crm"], 0);
         world.say_url(&socket_url(&second));
         if local {
-            world.say_plan("crm", second.version, Some(second.data()));
+            world.say_plan("crm", &data_key(&second, local), "");
         }
         let refused = world.json(&["backup", "crm"], 2);
         let said = refused["error"].to_string();
@@ -226,7 +134,7 @@ fn another_cluster_behind_the_url_is_refused() {
         assert_eq!(world.snapshots(), 1);
         assert_server_is_free(&second);
         // As it says: under a new name, and the old one can still be brought back.
-        world.say_plan("crm2", second.version, local.then(|| second.data()));
+        world.say_plan("crm2", &data_key(&second, local), "");
         let made = world.json(&["backup", "crm"], 0);
         assert_eq!(made["consistency"]["crm2"]["system_identifier"], Value::String(identifier(&second)));
         let old = world.json(&["snapshots", "crm"], 0)["snapshots"]
@@ -241,7 +149,7 @@ fn another_cluster_behind_the_url_is_refused() {
         world.json(&["restore", "crm", "--snapshot", &old, "--to", world.path("old").to_str().unwrap(), "--yes"], 0);
         // And the first one again under its own name.
         world.say_url(&socket_url(&first));
-        world.say_plan("crm", first.version, local.then(|| first.data()));
+        world.say_plan("crm", &data_key(&first, local), "");
         world.json(&["backup", "crm"], 0);
     }
 }
@@ -249,7 +157,7 @@ fn another_cluster_behind_the_url_is_refused() {
 #[test]
 fn a_password_that_was_changed_is_told_and_never_shown() {
     let cluster = Cluster::start(distribution_version());
-    let world = World::new(&cluster, false);
+    let world = Faulty::new(&cluster, false);
     world.say_url(&tcp_url(cluster.port, PASSWORD));
     world.json(&["backup", "crm"], 0);
     cluster.sql("ALTER ROLE postgres PASSWORD 'changed-meanwhile'");
@@ -260,17 +168,14 @@ fn a_password_that_was_changed_is_told_and_never_shown() {
     assert_eq!(world.snapshots(), 1);
     world.say_url(&tcp_url(cluster.port, "changed-meanwhile"));
     world.json(&["backup", "crm"], 0);
-    for path in workspace::files(&world.path("state")) {
-        let bytes = fs::read(&path).unwrap();
-        assert!(!bytes.windows(12).any(|window| window == b"TESTPASSWORD"), "{} holds the password", path.display());
-    }
+    assert_nowhere(&world.path("state"), "TESTPASSWORD");
 }
 
 #[test]
 fn nothing_is_restored_into_the_folder_of_a_server_that_runs() {
     let cluster = Cluster::start(distribution_version());
     cluster.sql("CREATE TABLE kept AS SELECT 1 AS n");
-    let world = World::new(&cluster, false);
+    let world = Faulty::new(&cluster, false);
     world.json(&["backup", "crm"], 0);
     let inode = fs::metadata(cluster.data()).unwrap().ino();
     let to = |target: &Path| -> Vec<String> {
@@ -309,7 +214,7 @@ fn a_killed_backup_leaves_nothing_on_the_server() {
     for local in [false, true] {
         let cluster = Cluster::start(distribution_version());
         cluster.sql(BULK);
-        let world = World::new(&cluster, local);
+        let world = Faulty::new(&cluster, local);
         for milliseconds in [80, 200, 500, 900, 1500] {
             let mut child = world.command(&["backup", "crm"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             std::thread::sleep(Duration::from_millis(milliseconds));
@@ -344,7 +249,7 @@ fn servers_below(folder: &Path) -> Vec<i32> {
 fn the_server_of_a_killed_drill_is_ended_by_the_next_run() {
     let cluster = Cluster::start(distribution_version());
     cluster.sql(BULK);
-    let world = World::new(&cluster, false);
+    let world = Faulty::new(&cluster, false);
     world.json(&["backup", "crm"], 0);
     let mut child = world.command(&["drill", "run", "crm"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_until("a private server", || !servers_below(&world.path("state")).is_empty());
@@ -365,7 +270,7 @@ fn ten_thousand_tables_are_fingerprinted_as_far_as_there_are_locks() {
                 IF n % 500 = 0 THEN COMMIT; END IF; END LOOP; END $$";
     let cluster = Arc::new(Options::new(distribution_version()).setting("max_connections", "100").start());
     cluster.sql(make);
-    let world = World::new(&cluster, false);
+    let world = Faulty::new(&cluster, false);
     // The default: 64 places for each of 100 connections, and lifeboat takes a quarter. An application never lacks any.
     let load = Load::start(&cluster, |n| format!("INSERT INTO \"tab {}\" VALUES (0)", n % 10_000 + 1));
     let made = world.json(&["backup", "crm"], 0);
@@ -392,7 +297,7 @@ fn ten_thousand_tables_are_fingerprinted_as_far_as_there_are_locks() {
 fn an_empty_cluster_is_backed_up_and_proven() {
     let cluster = Cluster::start(distribution_version());
     for local in [false, true] {
-        let world = World::new(&cluster, local);
+        let world = Faulty::new(&cluster, local);
         let made = world.json(&["backup", "crm"], 0);
         assert_eq!(made["consistency"]["crm"]["fingerprints"]["tables"], 0, "{made}");
         assert!(world.proven().contains(&"databases".to_owned()));
@@ -406,7 +311,7 @@ fn tables_that_come_and_go_meanwhile_are_no_failure() {
         cluster.sql(BULK);
         cluster.sql("CREATE TABLE emptied(n int); CREATE TABLE \"Straße; DROP TABLE bulk; --\"(\"sp alte\" text); CREATE TABLE rewritten AS SELECT n FROM generate_series(1, 1000) n");
         cluster.sql("INSERT INTO \"Straße; DROP TABLE bulk; --\" VALUES ('ü'), (NULL)");
-        let world = World::new(&cluster, local);
+        let world = Faulty::new(&cluster, local);
         let load = Load::start(&cluster, |n| {
             format!(
                 "CREATE TABLE come_{n} AS SELECT g FROM generate_series(1, 500) g; TRUNCATE emptied; INSERT INTO emptied VALUES ({n}); \
@@ -459,7 +364,7 @@ fn a_standby_is_backed_up_and_proven() {
             "CREATE TABLE account AS SELECT n, 'account ' || n AS name FROM generate_series(1, 20000) n; CREATE TABLE ledger(n bigint)",
         );
         let standby = standby_of(&primary);
-        let world = World::new(&standby, local);
+        let world = Faulty::new(&standby, local);
         // Log must flow: a standby cannot end its own segment.
         let load = Load::start(&primary, |n| format!("INSERT INTO ledger VALUES ({n}); SELECT pg_sleep(0.005)"));
         let output = world.run(&["backup", "crm"]);
@@ -482,7 +387,7 @@ fn a_standby_is_backed_up_and_proven() {
 fn a_tablespace_that_is_created_meanwhile_is_never_replayed_here() {
     let cluster = Arc::new(Cluster::start(distribution_version()));
     cluster.sql(BULK);
-    let world = World::new(&cluster, false);
+    let world = Faulty::new(&cluster, false);
     let place = cluster.folder().join("space");
     assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&place).status().unwrap().success());
     let (creator, location) = (Arc::clone(&cluster), place.display().to_string());
@@ -560,7 +465,7 @@ impl Drop for Small {
 fn a_full_disk_is_told_as_such_and_never_as_a_bad_backup() {
     let cluster = Cluster::start(distribution_version());
     cluster.sql("CREATE TABLE bulk AS SELECT n, md5(n::text) AS v FROM generate_series(1, 20000) n");
-    let world = World::new(&cluster, false);
+    let world = Faulty::new(&cluster, false);
     let bytes = world.json(&["backup", "crm"], 0)["bytes_source"].as_u64().unwrap();
     let Some(small) = Small::mount(&world.path("small"), (bytes >> 20) + 200) else { return };
     let target = small.0.join("restored");

@@ -1,29 +1,28 @@
 //! The continuous log as a user has it: the program streams from a real server, and what is stored is byte for byte what the server wrote.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/postgres_world.rs"]
+mod postgres_world;
 mod support;
 #[path = "support/workspace.rs"]
 mod workspace;
 
 use std::fs;
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
-use std::process::{Child, Output, Stdio};
 
 use lifeboat::id::Name;
 use lifeboat::repo::{Gap, Log, LogRun, OpenOptions, Passphrase, Repository, runs};
 use lifeboat::source::postgres::lsn::Lsn;
 use lifeboat::store::{Store, StoreConfig};
+use postgres_world::{PASSPHRASE, World, socket_url};
 use serde_json::Value;
-use support::postgres::{Cluster, NEWEST, Options, bin_directory, distribution_version, wait_until};
-use tempfile::TempDir;
-use workspace::{bare, text};
+use support::postgres::{Cluster, NEWEST, Options, distribution_version, wait_until};
 
 const SEGMENT: u64 = 1 << 20;
-const PASSPHRASE: &str = "correct horse battery staple";
 
-struct World {
-    folder: TempDir,
+struct Logged {
+    world: World,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -31,78 +30,26 @@ fn server(version: u32) -> Options {
     Options::new(version).initdb("--wal-segsize=1").setting("max_wal_size", "64MB").setting("min_wal_size", "2MB")
 }
 
-impl World {
-    fn new(cluster: &Cluster) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("plans")).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let world = Self { folder, runtime };
-        world.lead_to(cluster);
-        let plan = format!(
-            r#"version = 1
-[repository.main]
-url = "file://{0}/repository"
-passphrase = {{ env = "CRM_PASSPHRASE" }}
-[source.db]
-kind = "postgres"
-url = {{ file = "{0}/url" }}
-log = "stream"
-bin_directory = "{1}"
-[plan.crm]
-source = "db"
-repository = "main"
-"#,
-            world.folder.path().display(),
-            bin_directory(cluster.version).display(),
-        );
-        fs::write(world.path("plans/crm.toml"), plan).unwrap();
-        assert!(world.run(&["repo", "init", "main"]).status.success());
-        world
-    }
+impl Deref for Logged {
+    type Target = World;
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+impl Logged {
+    fn new(cluster: &Cluster) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        Self { world: World::new(cluster, "db", "log = \"stream\""), runtime }
     }
 
     fn lead_to(&self, cluster: &Cluster) {
-        self.say_url(&format!("host={} port={} user=postgres dbname=postgres", cluster.folder().display(), cluster.port));
-    }
-
-    fn say_url(&self, url: &str) {
-        fs::write(self.path("url"), url).unwrap();
-        fs::set_permissions(self.path("url"), fs::Permissions::from_mode(0o600)).unwrap();
-    }
-
-    fn command(&self, words: &[&str]) -> std::process::Command {
-        let mut command = bare(words);
-        command.arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
-        command.env("CRM_PASSPHRASE", PASSPHRASE);
-        command
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        self.command(words).output().unwrap()
-    }
-
-    fn json(&self, words: &[&str], code: i32) -> Value {
-        let output = self.run(words);
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    fn stream(&self) -> Streamer {
-        self.spawn(&["log", "stream", "crm", "-v"])
-    }
-
-    fn spawn(&self, words: &[&str]) -> Streamer {
-        let log = self.path("stream.log");
-        let file = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
-        let child = self.command(words).stdout(Stdio::null()).stderr(file).spawn().unwrap();
-        Streamer { child, log }
+        self.say_url(&socket_url(cluster));
     }
 
     fn log(&self) -> Log {
-        let store = Store::open(&StoreConfig::at(format!("file://{}/repository", self.folder.path().display()))).unwrap();
+        let store = Store::open(&StoreConfig::at(format!("file://{}", self.path("repository").display()))).unwrap();
         let repository =
             Repository::open(store, self.runtime.handle().clone(), &Passphrase::new(PASSPHRASE), &OpenOptions::default()).unwrap();
         repository.log(&Name::new("crm").unwrap(), &Name::new("db").unwrap())
@@ -148,44 +95,6 @@ repository = "main"
     }
 }
 
-struct Streamer {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Streamer {
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    fn stop(self) {
-        self.stop_with(0);
-    }
-
-    fn stop_with(mut self, code: i32) {
-        self.signal(rustix::process::Signal::INT);
-        let status = self.child.wait().unwrap();
-        assert_eq!(status.code(), Some(code), "{}", self.told());
-    }
-
-    fn kill(mut self) {
-        self.signal(rustix::process::Signal::KILL);
-        self.child.wait().unwrap();
-    }
-
-    fn told(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-}
-
-impl Drop for Streamer {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
 fn flushed(cluster: &Cluster) -> Lsn {
     cluster.value("SELECT pg_current_wal_flush_lsn()").parse().unwrap()
 }
@@ -199,7 +108,7 @@ fn what_is_stored_is_what_the_server_wrote() {
     for version in [distribution_version(), NEWEST] {
         let cluster = server(version).setting("wal_keep_size", "512").start();
         cluster.sql("CREATE TABLE t(g int, v text)");
-        let world = World::new(&cluster);
+        let world = Logged::new(&cluster);
         let streamer = world.stream();
         for rows in [10, 3000, 1, 5000, 700] {
             write(&cluster, rows);
@@ -243,7 +152,7 @@ fn what_is_stored_is_what_the_server_wrote() {
 fn a_killed_stream_loses_nothing() {
     let cluster = server(distribution_version()).setting("wal_keep_size", "512").start();
     cluster.sql("CREATE TABLE t(g int, v text)");
-    let world = World::new(&cluster);
+    let world = Logged::new(&cluster);
     for rows in [400, 2500, 300, 4000, 50] {
         let streamer = world.stream();
         wait_until("the stream", || world.status()["connected"] == true || streamer.told().contains("streamed already"));
@@ -265,7 +174,7 @@ fn a_killed_stream_loses_nothing() {
 fn what_the_server_forgot_is_a_gap_on_record_and_the_rest_goes_on() {
     let cluster = server(distribution_version()).start();
     cluster.sql("CREATE TABLE t(g int, v text)");
-    let world = World::new(&cluster);
+    let world = Logged::new(&cluster);
     let streamer = world.stream();
     write(&cluster, 100);
     world.wait_for(1, flushed(&cluster));
@@ -307,7 +216,7 @@ fn what_the_server_forgot_is_a_gap_on_record_and_the_rest_goes_on() {
 fn a_slot_that_was_lost_is_made_again() {
     let cluster = server(distribution_version()).setting("max_slot_wal_keep_size", "3MB").start();
     cluster.sql("CREATE TABLE t(g int, v text)");
-    let world = World::new(&cluster);
+    let world = Logged::new(&cluster);
     let streamer = world.stream();
     write(&cluster, 100);
     world.wait_for(1, flushed(&cluster));
@@ -344,7 +253,7 @@ fn a_promotion_is_followed_to_the_next_timeline() {
         standby.configure(&[("primary_conninfo".into(), source)]);
         standby.write(&standby.data().join("standby.signal"), "");
         standby.start_server();
-        let world = World::new(&standby);
+        let world = Logged::new(&standby);
         let streamer = world.stream();
         write(&primary, 2000);
         let before = flushed(&primary);
@@ -383,7 +292,7 @@ fn another_cluster_behind_the_url_is_refused() {
     for cluster in [&cluster, &other] {
         cluster.sql("CREATE TABLE t(g int, v text)");
     }
-    let world = World::new(&cluster);
+    let world = Logged::new(&cluster);
     let streamer = world.stream();
     write(&cluster, 10);
     world.wait_for(1, flushed(&cluster));
@@ -401,7 +310,7 @@ fn another_cluster_behind_the_url_is_refused() {
 fn a_stream_comes_back_by_itself() {
     let cluster = server(distribution_version()).setting("wal_keep_size", "512").start();
     cluster.sql("CREATE TABLE t(g int, v text)");
-    let world = World::new(&cluster);
+    let world = Logged::new(&cluster);
     let streamer = world.stream();
     write(&cluster, 500);
     world.wait_for(1, flushed(&cluster));
@@ -423,7 +332,7 @@ fn a_stream_comes_back_by_itself() {
 #[test]
 fn what_cannot_begin_is_told_at_once() {
     let cluster = server(distribution_version()).start();
-    let world = World::new(&cluster);
+    let world = Logged::new(&cluster);
     world.say_url(&format!(
         "hostaddr=127.0.0.1 host=localhost port={} user=postgres password=wrong dbname=postgres sslmode=disable",
         cluster.port
@@ -438,7 +347,7 @@ fn what_cannot_begin_is_told_at_once() {
 fn the_daemon_streams_and_status_and_doctor_say_how_it_stands() {
     let cluster = server(NEWEST).setting("wal_keep_size", "512").start();
     cluster.sql("CREATE TABLE t(g int, v text)");
-    let world = World::new(&cluster);
+    let world = Logged::new(&cluster);
     let problems = |status: &Value| -> Vec<String> {
         status["plans"][0]["problems"].as_array().unwrap().iter().map(|problem| problem["kind"].as_str().unwrap().to_owned()).collect()
     };

@@ -4,15 +4,14 @@
 //! Small here. By hand for hours: `LIFEBOAT_MODEL_SECONDS=7200 cargo test --release --test postgres_model -- --nocapture`; `LIFEBOAT_MODEL_SEED` repeats a run's choices.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/postgres_world.rs"]
+mod postgres_world;
 mod support;
 #[path = "support/workspace.rs"]
 mod workspace;
 
 use std::fs;
-use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Output, Stdio};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,10 +19,8 @@ use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use lifeboat::event::Cancel;
 use lifeboat::source::postgres::client::{Connection, Mode};
 use lifeboat::source::postgres::conninfo::Settings;
-use serde_json::Value;
-use support::postgres::{Cluster, Options, as_server_user, bin_directory, distribution_version, wait_until};
-use tempfile::TempDir;
-use workspace::{bare, text};
+use postgres_world::{Restored, World};
+use support::postgres::{Cluster, Options, distribution_version};
 
 /// How long the load runs unless the environment says otherwise.
 const SECONDS: u64 = 20;
@@ -43,12 +40,20 @@ impl Dice {
     }
 }
 
-struct World {
+struct Model {
     cluster: Cluster,
-    folder: TempDir,
+    world: World,
 }
 
-impl World {
+impl Deref for Model {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+impl Model {
     fn new() -> Self {
         let cluster = Options::new(distribution_version())
             .setting("track_commit_timestamp", "on")
@@ -56,65 +61,8 @@ impl World {
             .setting("checkpoint_timeout", "30s")
             .start();
         cluster.sql("CREATE TABLE ledger(n bigint PRIMARY KEY, amount int); CREATE TABLE noise(n bigint, v text)");
-        let folder = tempfile::tempdir().unwrap();
-        for (name, mode) in [("", 0o711), ("plans", 0o700), ("state", 0o711)] {
-            let path = folder.path().join(name);
-            fs::create_dir_all(&path).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        }
-        let world = Self { cluster, folder };
-        fs::write(
-            world.path("url"),
-            format!("host={} port={} user=postgres dbname=postgres", world.cluster.folder().display(), world.cluster.port),
-        )
-        .unwrap();
-        fs::set_permissions(world.path("url"), fs::Permissions::from_mode(0o600)).unwrap();
-        let plan = format!(
-            r#"version = 1
-[repository.main]
-url = "file://{0}/repository"
-passphrase = {{ env = "CRM_PASSPHRASE" }}
-[source.crm]
-kind = "postgres"
-url = {{ file = "{0}/url" }}
-log = "stream"
-bin_directory = "{1}"
-[plan.crm]
-source = "crm"
-repository = "main"
-"#,
-            world.folder.path().display(),
-            bin_directory(distribution_version()).display(),
-        );
-        fs::write(world.path("plans/crm.toml"), plan).unwrap();
-        world.json(&["repo", "init", "main"], 0);
-        world
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn command(&self, words: &[&str]) -> std::process::Command {
-        let mut command = bare(words);
-        command.arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
-        command.env("CRM_PASSPHRASE", "correct horse battery staple");
-        command
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        self.command(words).output().unwrap()
-    }
-
-    fn json(&self, words: &[&str], code: i32) -> Value {
-        let output = self.run(words);
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stdout)))
-    }
-
-    /// Streams the log until it is dropped or killed.
-    fn stream(&self) -> Streamer {
-        Streamer(self.command(&["log", "stream", "crm"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+        let world = World::new(&cluster, "crm", "log = \"stream\"");
+        Self { cluster, world }
     }
 
     /// Ledger rows with the commit time that the server noted, by time.
@@ -125,25 +73,6 @@ repository = "main"
             .query("SELECT n, to_char(pg_xact_commit_timestamp(xmin) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM ledger ORDER BY 2, 1")
             .unwrap();
         rows.iter().map(|row| (row.get(1).unwrap().parse().unwrap(), row.get(0).unwrap().parse().unwrap())).collect()
-    }
-}
-
-struct Streamer(Child);
-
-impl Streamer {
-    fn kill(mut self) -> String {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-        let mut said = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        said
-    }
-}
-
-impl Drop for Streamer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -191,32 +120,9 @@ fn noise_writer(settings: &Settings, stop: &AtomicBool) {
     }
 }
 
-/// Starts a server on a restored folder and reads its ledger.
-fn ledger_of(world: &World, target: &Path, name: &str) -> Vec<i64> {
-    let socket = world.cluster.folder().join(format!("s-{name}"));
-    assert!(as_server_user("mkdir").arg(&socket).status().unwrap().success());
-    let hba = socket.join("hba");
-    world.cluster.write(&hba, "local all all trust\n");
-    let options =
-        format!("-c unix_socket_directories={} -c port=5432 -c listen_addresses= -c hba_file={}", socket.display(), hba.display());
-    let ctl = |words: &[&str]| {
-        as_server_user(bin_directory(world.cluster.version).join("pg_ctl"))
-            .args(["-D", target.to_str().unwrap(), "-l", socket.join("log").to_str().unwrap(), "-w"])
-            .args(words)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .unwrap()
-    };
-    assert!(ctl(&["-o", &options, "start"]).success(), "{}", fs::read_to_string(socket.join("log")).unwrap_or_default());
-    let settings = Settings::parse(&format!("host={} user=postgres dbname=postgres", socket.display())).unwrap();
-    let mut connection = Connection::connect(&settings, Mode::Sql { database: None }, &Cancel::default()).unwrap();
-    wait_until("the restored server is promoted", || connection.value("SELECT pg_is_in_recovery()").unwrap().as_deref() == Some("f"));
-    let rows = connection.query("SELECT n FROM ledger ORDER BY n").unwrap();
-    let ledger = rows.iter().map(|row| row.get(0).unwrap().parse().unwrap()).collect();
-    drop(connection);
-    assert!(ctl(&["-m", "immediate", "stop"]).success());
-    ledger
+fn ledger_of(restored: &Restored) -> Vec<i64> {
+    let rows = restored.connect().query("SELECT n FROM ledger ORDER BY n").unwrap();
+    rows.iter().map(|row| row.get(0).unwrap().parse().unwrap()).collect()
 }
 
 #[test]
@@ -226,7 +132,7 @@ fn every_moment_that_is_restored_is_the_ledger_of_that_moment() {
         std::env::var("LIFEBOAT_MODEL_SEED").map_or_else(|_| Utc::now().timestamp_micros().cast_unsigned(), |text| text.parse().unwrap());
     println!("LIFEBOAT_MODEL_SEED={seed} LIFEBOAT_MODEL_SECONDS={seconds}");
     let mut dice = Dice(seed);
-    let world = World::new();
+    let world = Model::new();
     let settings = world.cluster.socket_settings();
     let stop = AtomicBool::new(false);
     let mut streamer = Some(world.stream());
@@ -271,13 +177,8 @@ fn every_moment_that_is_restored_is_the_ledger_of_that_moment() {
     streamer.take().unwrap().kill();
     let streamer = world.stream();
     world.cluster.sql("SELECT pg_switch_wal()");
-    let range = || {
-        let list = world.json(&["snapshots", "crm"], 0);
-        let range = list["recovery_ranges"].as_array().unwrap().iter().find(|range| range["continuous"] == true).cloned();
-        range.map(|range| (moment(&range["from"]), moment(&range["to"])))
-    };
-    wait_until("the log holds the last commit", || range().is_some_and(|(_, to)| to >= last));
-    let (from, to) = range().unwrap();
+    world.wait_for_log(last);
+    let (from, to) = world.continuous().unwrap();
     drop(streamer);
 
     let mut checked = 0;
@@ -293,30 +194,24 @@ fn every_moment_that_is_restored_is_the_ledger_of_that_moment() {
         };
         let at = at.max(from).min(to);
         let name = format!("r{round}");
-        let target = world.path(&name);
         let asked = at.to_rfc3339_opts(SecondsFormat::Micros, true);
-        world.json(&["restore", "crm", "--at", &asked, "--to", target.to_str().unwrap(), "--yes"], 0);
+        let restored = world.restored(&name, &["--at", &asked]);
         let mut wanted: Vec<i64> = committed.iter().filter(|(time, _)| *time <= at).map(|(_, n)| *n).collect();
         wanted.sort_unstable();
-        let found = ledger_of(&world, &target, &name);
+        let found = ledger_of(&restored);
         assert_eq!(found.len(), wanted.len(), "seed {seed}: restored to {asked}");
         assert_eq!(found, wanted, "seed {seed}: restored to {asked}");
         checked += 1;
-        fs::remove_dir_all(&target).unwrap();
+        drop(restored);
+        fs::remove_dir_all(world.path(&name)).unwrap();
     }
     // All of it, to the last commit.
-    let target = world.path("all");
-    world.json(&["restore", "crm", "--latest", "--to", target.to_str().unwrap(), "--yes"], 0);
     let mut wanted: Vec<i64> = committed.iter().map(|(_, n)| *n).collect();
     wanted.sort_unstable();
-    assert_eq!(ledger_of(&world, &target, "all"), wanted, "seed {seed}: the end of the log");
+    assert_eq!(ledger_of(&world.restored("all", &["--latest"])), wanted, "seed {seed}: the end of the log");
     println!(
         "{} commits, {kills} kills of the streamer, {crashes} of the server, {backups} backups, {checked} moments and the end compared",
         committed.len()
     );
     assert!(checked > 0 && committed.len() > 50);
-}
-
-fn moment(value: &Value) -> DateTime<Utc> {
-    value.as_str().unwrap().parse().unwrap()
 }

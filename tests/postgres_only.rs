@@ -1,29 +1,40 @@
 //! `restore --only` of a PostgreSQL source: a table or a database of a snapshot, into another running server or a file.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/postgres_world.rs"]
+mod postgres_world;
 mod support;
 #[path = "support/workspace.rs"]
 mod workspace;
 
 use std::fs;
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
-use std::process::Output;
 
+use lifeboat::event::Cancel;
+use lifeboat::source::postgres::client::{Connection, Mode};
+use postgres_world::{World, assert_nowhere};
 use serde_json::Value;
 use support::postgres::{Cluster, NEWEST, Options, PASSWORD, bin_directory, distribution_version};
-use tempfile::TempDir;
-use workspace::{bare, text};
+use workspace::text;
 
 const MARKER: &str = "planted-marker-93be11";
 
 /// A server with two databases and a snapshot of it.
-struct World {
+struct Dropped {
     cluster: Cluster,
-    folder: TempDir,
+    world: World,
 }
 
-impl World {
+impl Deref for Dropped {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+impl Dropped {
     fn new(version: u32) -> Self {
         let cluster = Options::new(version).start();
         cluster.sql("CREATE ROLE clerk");
@@ -44,68 +55,15 @@ impl World {
              CREATE TABLE parted_2 PARTITION OF parted FOR VALUES FROM (10) TO (20); INSERT INTO parted SELECT generate_series(0, 19);
              CREATE VIEW rich AS SELECT * FROM orders WHERE amount > 1000;
              SELECT lo_from_bytea(0, 'a large object')";
-        let inside = lifeboat::source::postgres::client::Mode::Sql { database: Some("Mein CRM") };
-        let settings = cluster.socket_settings();
-        let mut connection =
-            lifeboat::source::postgres::client::Connection::connect(&settings, inside, &lifeboat::event::Cancel::default()).unwrap();
+        let mut connection = connect(&cluster, "Mein CRM");
         connection.execute(fill).unwrap();
         connection.execute(&format!("UPDATE customer SET name = '{MARKER}' WHERE id = 7")).unwrap();
         drop(connection);
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
-        for (name, mode) in [("plans", 0o755), ("state", 0o711)] {
-            fs::create_dir(folder.path().join(name)).unwrap();
-            fs::set_permissions(folder.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
-        }
-        let world = Self { cluster, folder };
-        let plan = format!(
-            r#"version = 1
-[repository.main]
-url = "file://{0}/repository"
-passphrase = {{ env = "CRM_PASSPHRASE" }}
-[source.crm]
-kind = "postgres"
-url = {{ env = "CRM_URL" }}
-bin_directory = "{1}"
-[plan.crm]
-source = "crm"
-repository = "main"
-"#,
-            world.folder.path().display(),
-            bin_directory(version).display(),
-        );
-        fs::write(world.path("plans/crm.toml"), plan).unwrap();
-        world.json(&["repo", "init", "main"], 0);
+        let world = World::new(&cluster, "crm", "");
         world.json(&["backup", "crm"], 0);
         // What is restored is the snapshot's.
-        let mut connection = lifeboat::source::postgres::client::Connection::connect(
-            &world.cluster.socket_settings(),
-            lifeboat::source::postgres::client::Mode::Sql { database: Some("Mein CRM") },
-            &lifeboat::event::Cancel::default(),
-        )
-        .unwrap();
-        connection.execute("DELETE FROM orders; DROP TABLE orders CASCADE").unwrap();
-        world
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        let mut command = bare(words);
-        command.arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
-        let settings = self.cluster.socket_settings();
-        let lifeboat::source::postgres::conninfo::Host::Socket(socket) = &settings.host else { panic!("no socket") };
-        command.env("CRM_URL", format!("host={} port={} user=postgres dbname=postgres", socket.display(), settings.port));
-        command.env("PGPASSFILE", self.path("pgpass"));
-        command.env("CRM_PASSPHRASE", "correct horse battery staple").output().unwrap()
-    }
-
-    fn json(&self, words: &[&str], code: i32) -> Value {
-        let output = self.run(words);
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stdout)))
+        connect(&cluster, "Mein CRM").execute("DELETE FROM orders; DROP TABLE orders CASCADE").unwrap();
+        Self { cluster, world }
     }
 
     /// Restores these parts and proves that nothing private is left, whatever came of it.
@@ -126,20 +84,17 @@ repository = "main"
     /// A URL over TCP to a database of another server, its password in a file.
     fn url(&self, target: &Cluster, database: &str) -> String {
         let escaped = PASSWORD.replace('\\', "\\\\").replace(':', "\\:");
-        fs::write(self.path("pgpass"), format!("*:*:*:postgres:{escaped}\n")).unwrap();
-        fs::set_permissions(self.path("pgpass"), fs::Permissions::from_mode(0o600)).unwrap();
+        self.say_secret("pgpass", &format!("*:*:*:postgres:{escaped}\n"));
         format!("postgresql://postgres@127.0.0.1:{}/{}", target.port, database.replace(' ', "%20"))
     }
 }
 
+fn connect(cluster: &Cluster, database: &str) -> Connection {
+    Connection::connect(&cluster.socket_settings(), Mode::Sql { database: Some(database) }, &Cancel::default()).unwrap()
+}
+
 fn value_in(cluster: &Cluster, database: &str, sql: &str) -> String {
-    let mode = lifeboat::source::postgres::client::Mode::Sql { database: Some(database) };
-    let settings = cluster.socket_settings();
-    lifeboat::source::postgres::client::Connection::connect(&settings, mode, &lifeboat::event::Cancel::default())
-        .unwrap()
-        .value(sql)
-        .unwrap()
-        .unwrap_or_default()
+    connect(cluster, database).value(sql).unwrap().unwrap_or_default()
 }
 
 fn message(answer: &Value) -> String {
@@ -153,7 +108,7 @@ fn rows(answer: &Value, table: &str) -> u64 {
 
 #[test]
 fn tables_go_into_a_running_server() {
-    let world = World::new(distribution_version());
+    let world = Dropped::new(distribution_version());
     let target = Cluster::start(distribution_version());
     target.sql("CREATE DATABASE back");
     let url = world.url(&target, "back");
@@ -197,7 +152,7 @@ fn tables_go_into_a_running_server() {
 
 #[test]
 fn what_cannot_be_loaded_leaves_nothing() {
-    let world = World::new(distribution_version());
+    let world = Dropped::new(distribution_version());
     let target = Cluster::start(distribution_version());
     target.sql("CREATE DATABASE back");
     let url = world.url(&target, "back");
@@ -225,15 +180,12 @@ fn what_cannot_be_loaded_leaves_nothing() {
     let dry = world.json(&["restore", "crm", "--to", &url, "--only", "Mein CRM/ordrs", "--dry-run"], 0);
     assert!(dry["steps"].to_string().contains("pg_dump") && dry["warnings"].to_string().contains("did you mean public.orders?"), "{dry}");
     assert_eq!(value_in(&target, "back", tables), "0");
-    for file in workspace::files(&world.path("state")) {
-        let bytes = fs::read(&file).unwrap();
-        assert!(!bytes.windows(MARKER.len()).any(|window| window == MARKER.as_bytes()), "{} holds the marker", file.display());
-    }
+    assert_nowhere(&world.path("state"), MARKER);
 }
 
 #[test]
 fn a_database_goes_into_a_newer_server() {
-    let world = World::new(distribution_version());
+    let world = Dropped::new(distribution_version());
     let target = Cluster::start(NEWEST);
     target.sql("CREATE DATABASE back");
     target.sql("CREATE DATABASE again");
@@ -250,7 +202,7 @@ fn a_database_goes_into_a_newer_server() {
     assert!(refused.contains("already") && refused.contains("more"), "{refused}");
 
     // A dump of a newer version does not fit an older server.
-    let newest = World::new(NEWEST);
+    let newest = Dropped::new(NEWEST);
     let older = message(&newest.restore(&["Mein CRM/orders"], &newest.url(&world.cluster, "empty"), 2));
     assert!(older.contains(&format!("it is PostgreSQL {}", distribution_version())), "{older}");
     let answer = newest.restore(&["Mein CRM/orders"], &newest.url(&target, "again"), 0);
@@ -259,7 +211,7 @@ fn a_database_goes_into_a_newer_server() {
 
 #[test]
 fn a_file_holds_the_dump() {
-    let world = World::new(distribution_version());
+    let world = Dropped::new(distribution_version());
     let file = world.path("orders.dump");
     let answer = world.restore(&["Mein CRM/orders", "Mein CRM/moods"], file.to_str().unwrap(), 0);
     assert_eq!((rows(&answer, "public.orders"), rows(&answer, "public.moods")), (3000, 1));
@@ -276,6 +228,6 @@ fn a_file_holds_the_dump() {
     );
     let refused = message(&world.restore(&["Mein CRM/orders"], file.to_str().unwrap(), 2));
     assert!(refused.contains("something is there"), "{refused}");
-    let beside: Vec<_> = fs::read_dir(world.folder.path()).unwrap().map(|item| item.unwrap().file_name()).collect();
+    let beside: Vec<_> = fs::read_dir(world.path("")).unwrap().map(|item| item.unwrap().file_name()).collect();
     assert!(beside.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{beside:?}");
 }

@@ -2,14 +2,15 @@
 //! been committed by then.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/postgres_world.rs"]
+mod postgres_world;
 mod support;
 #[path = "support/workspace.rs"]
 mod workspace;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::ops::Deref;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,21 +20,25 @@ use lifeboat::event::{Cancel, Silent};
 use lifeboat::id::Name;
 use lifeboat::ops::resolve::{RepositorySettings, Surroundings};
 use lifeboat::repo::{Log, Passphrase};
-use lifeboat::source::postgres::client::{Connection, Mode};
-use lifeboat::source::postgres::conninfo::{Host, Settings};
+use lifeboat::source::postgres::conninfo::Host;
 use lifeboat::source::postgres::lsn::Lsn;
 use lifeboat::source::postgres::wal::{FactsReader, SegmentSize, WalName};
+use postgres_world::{NOW, PASSPHRASE, Restored, World};
 use serde_json::Value;
-use support::postgres::{Cluster, Options, as_server_user, bin_directory, distribution_version, wait_until};
-use tempfile::TempDir;
-use workspace::{bare, text};
+use support::postgres::{Cluster, Options, distribution_version, wait_until};
+use workspace::text;
 
-const PASSPHRASE: &str = "correct horse battery staple";
-
-struct World {
+struct Ledger {
     cluster: Cluster,
-    folder: TempDir,
-    version: u32,
+    world: World,
+}
+
+impl Deref for Ledger {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
 }
 
 /// What was committed, when, and where the log was then.
@@ -45,57 +50,12 @@ struct Moment {
     xid: String,
 }
 
-impl World {
+impl Ledger {
     fn new(version: u32) -> Self {
         let cluster = Options::new(version).setting("wal_keep_size", "1GB").start();
         cluster.sql("CREATE TABLE ledger(id int PRIMARY KEY); ALTER TABLE ledger SET (autovacuum_enabled = off)");
-        let folder = tempfile::tempdir().unwrap();
-        for (name, mode) in [("", 0o711), ("plans", 0o755), ("state", 0o711)] {
-            let path = folder.path().join(name);
-            fs::create_dir_all(&path).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        }
-        let world = Self { cluster, folder, version };
-        let settings = world.cluster.socket_settings();
-        let Host::Socket(socket) = &settings.host else { panic!("no socket") };
-        let url = world.path("url");
-        fs::write(&url, format!("host={} port={} user=postgres dbname=postgres", socket.display(), settings.port)).unwrap();
-        fs::set_permissions(&url, fs::Permissions::from_mode(0o600)).unwrap();
-        let plan = format!(
-            r#"version = 1
-[repository.main]
-url = "file://{0}/repository"
-passphrase = {{ env = "CRM_PASSPHRASE" }}
-[source.crm]
-kind = "postgres"
-url = {{ file = "{0}/url" }}
-bin_directory = "{1}"
-[plan.crm]
-source = "crm"
-repository = "main"
-"#,
-            world.folder.path().display(),
-            bin_directory(version).display(),
-        );
-        fs::write(world.path("plans/crm.toml"), plan).unwrap();
-        world.json(&["repo", "init", "main"], 0);
-        world
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        let mut command = bare(words);
-        command.arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
-        command.env("CRM_PASSPHRASE", PASSPHRASE).output().unwrap()
-    }
-
-    fn json(&self, words: &[&str], code: i32) -> Value {
-        let output = self.run(words);
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stdout)))
+        let world = World::new(&cluster, "crm", "");
+        Self { cluster, world }
     }
 
     /// One more row, committed; then a pause, so that its moment is before the next.
@@ -103,40 +63,15 @@ repository = "main"
         let value = |sql: &str| self.cluster.value(sql);
         let xid = value(&format!("INSERT INTO ledger VALUES ({rows}) RETURNING pg_current_xact_id()"));
         std::thread::sleep(Duration::from_millis(20));
-        let time = value("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
+        let time = value(NOW);
         let lsn = value("SELECT pg_current_wal_insert_lsn()").parse().unwrap();
         std::thread::sleep(Duration::from_millis(20));
         Moment { rows, time, lsn, xid }
     }
 
-    /// Restores with these words, and starts the server with the printed command.
-    fn restored(&self, name: &str, words: &[&str]) -> Restored {
-        let target = self.path(name);
-        let all = [&["restore", "crm", "--to", target.to_str().unwrap(), "--yes"], words].concat();
-        let report = self.json(&all, 0);
-        let notes = report["notes"][0].as_str().unwrap();
-        let command = notes.split_once("(never root): ").unwrap().1.split_once(" start;").unwrap().0;
-        let mut printed = command.split(' ');
-        let program = printed.next().unwrap();
-        let socket = self.cluster.folder().join(format!("s-{name}"));
-        assert!(as_server_user("mkdir").arg(&socket).status().unwrap().success());
-        let hba = socket.join("hba");
-        self.cluster.write(&hba, "local all all trust\n");
-        // Beside the one that is still running.
-        let options =
-            format!("-c unix_socket_directories={} -c port=5432 -c listen_addresses= -c hba_file={}", socket.display(), hba.display());
-        let printed: Vec<String> = printed.map(|word| word.replace("/tmp/postgres.log", socket.join("log").to_str().unwrap())).collect();
-        let output = as_server_user(program).args(printed).args(["-o", &options, "-w", "start"]).output().unwrap();
-        let log = fs::read_to_string(socket.join("log")).unwrap_or_default();
-        assert!(output.status.success(), "{words:?}: {}\n{log}", text(&output.stderr));
-        let restored = Restored { data: target, bin: bin_directory(self.version), socket, report };
-        wait_until("the restored server is promoted", || restored.value("SELECT pg_is_in_recovery()") == "f");
-        restored
-    }
-
     fn assert_restores(&self, name: &str, words: &[&str], rows: u64) {
         let restored = self.restored(name, words);
-        assert_eq!(restored.rows(), (1..=rows).map(|row| row.to_string()).collect::<Vec<_>>().join(","), "{words:?}");
+        assert_eq!(rows_of(&restored), (1..=rows).map(|row| row.to_string()).collect::<Vec<_>>().join(","), "{words:?}");
     }
 
     /// Refused, with what there is.
@@ -155,30 +90,8 @@ repository = "main"
     }
 }
 
-struct Restored {
-    data: PathBuf,
-    bin: PathBuf,
-    socket: PathBuf,
-    report: Value,
-}
-
-impl Restored {
-    fn value(&self, sql: &str) -> String {
-        let settings = Settings::parse(&format!("host={} user=postgres dbname=postgres", self.socket.display())).unwrap();
-        let mut connection = Connection::connect(&settings, Mode::Sql { database: None }, &Cancel::default()).unwrap();
-        connection.value(sql).unwrap().unwrap_or_default()
-    }
-
-    fn rows(&self) -> String {
-        self.value("SELECT string_agg(id::text, ',' ORDER BY id) FROM ledger")
-    }
-}
-
-impl Drop for Restored {
-    fn drop(&mut self) {
-        let data = self.data.to_str().unwrap();
-        drop(as_server_user(self.bin.join("pg_ctl")).args(["-D", data, "-m", "immediate", "-w", "stop"]).output());
-    }
+fn rows_of(restored: &Restored) -> String {
+    restored.value("SELECT string_agg(id::text, ',' ORDER BY id) FROM ledger")
 }
 
 /// Puts what a server wrote into the repository, as a stream of it would: small pieces, and whole segments where one ended meanwhile.
@@ -191,7 +104,7 @@ struct Capture {
 }
 
 impl Capture {
-    fn begin(world: &World, timeline: u32, value: impl Fn(&str) -> String, at: Lsn) -> Self {
+    fn begin(world: &Ledger, timeline: u32, value: impl Fn(&str) -> String, at: Lsn) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let url = format!("file://{}", world.path("repository").display());
         let surroundings = Surroundings {
@@ -211,8 +124,7 @@ impl Capture {
 
     /// Everything that there is. Returns the clock that it vouches for.
     fn take(&mut self, data: &Path, value: impl Fn(&str) -> String) -> DateTime<Utc> {
-        let clock: DateTime<Utc> =
-            value("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')").parse().unwrap();
+        let clock: DateTime<Utc> = value(NOW).parse().unwrap();
         let newest: Lsn = value("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
         while self.reader.position() < newest {
             let at = self.reader.position();
@@ -230,7 +142,7 @@ impl Capture {
     }
 }
 
-impl World {
+impl Ledger {
     fn capture(&self) -> Capture {
         let at = self.cluster.value("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
         Capture::begin(self, 1, |sql| self.cluster.value(sql), at)
@@ -243,7 +155,7 @@ impl World {
 
 #[test]
 fn every_kind_of_target_gives_exactly_what_had_committed() {
-    let world = World::new(distribution_version());
+    let world = Ledger::new(distribution_version());
     let mut capture = world.capture();
     let before = world.commit(1);
     world.json(&["backup", "crm"], 0);
@@ -268,7 +180,7 @@ fn every_kind_of_target_gives_exactly_what_had_committed() {
     // Behind the last commit, within what the stream vouches for.
     world.assert_restores("end", &["--at", &last.time], last.rows);
     let latest = world.restored("latest", &[]);
-    assert_eq!(latest.rows(), "1,2,3,4,5,6");
+    assert_eq!(rows_of(&latest), "1,2,3,4,5,6");
     assert_eq!(latest.report["recovery"]["target"], "latest", "{}", latest.report);
     assert_eq!(latest.report["at"].as_str().unwrap().parse::<DateTime<Utc>>().unwrap(), clock);
     drop(latest);
@@ -293,7 +205,7 @@ fn every_kind_of_target_gives_exactly_what_had_committed() {
 
 #[test]
 fn one_table_comes_back_as_it_was_at_a_moment() {
-    let world = World::new(distribution_version());
+    let world = Ledger::new(distribution_version());
     let mut capture = world.capture();
     world.commit(1);
     world.json(&["backup", "crm"], 0);
@@ -323,7 +235,7 @@ fn one_table_comes_back_as_it_was_at_a_moment() {
 
 #[test]
 fn a_hole_bounds_what_can_be_recovered_and_a_later_snapshot_goes_on_behind_it() {
-    let world = World::new(distribution_version());
+    let world = Ledger::new(distribution_version());
     let mut capture = world.capture();
     world.json(&["backup", "crm"], 0);
     let first = world.commit(1);
@@ -345,13 +257,10 @@ fn a_hole_bounds_what_can_be_recovered_and_a_later_snapshot_goes_on_behind_it() 
     let words = ["restore", "crm", "--to", again.to_str().unwrap(), "--yes"];
     world.json(&[&words[..], &["--dry-run"]].concat(), 3);
     // Whoever goes on with it later is told too.
-    let mut command = bare(&words);
-    command.arg("--plans").arg(world.path("plans")).arg("--state").arg(world.path("state")).arg("--quiet");
-    let mut begun = command.env("CRM_PASSPHRASE", PASSPHRASE).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let begun = world.spawn(&words);
     let tree = world.path(".again.lifeboat-partial/tree/crm");
     wait_until("some of it is restored", || fs::read_dir(&tree).is_ok_and(|mut items| items.next().is_some()));
-    begun.kill().unwrap();
-    begun.wait().unwrap();
+    begun.kill();
     let report = world.json(&[&words[..], &["--resume"]].concat(), 3);
     assert!(report["log_hole"].as_str().unwrap().contains("the log has a hole at"), "{report}");
     world.json(&["backup", "crm"], 0);
@@ -374,7 +283,7 @@ fn a_hole_bounds_what_can_be_recovered_and_a_later_snapshot_goes_on_behind_it() 
 
 #[test]
 fn a_promoted_server_is_followed_and_the_old_timeline_only_when_it_is_named() {
-    let world = World::new(distribution_version());
+    let world = Ledger::new(distribution_version());
     let mut capture = world.capture();
     world.json(&["backup", "crm"], 0);
     let first = world.commit(1);
@@ -383,7 +292,7 @@ fn a_promoted_server_is_followed_and_the_old_timeline_only_when_it_is_named() {
 
     // A failover to what had been committed by the first moment.
     let promoted = world.restored("promoted", &["--at", &first.time]);
-    assert_eq!(promoted.rows(), "1");
+    assert_eq!(rows_of(&promoted), "1");
     promoted.value("INSERT INTO ledger VALUES (10) RETURNING id");
     let history = fs::read(promoted.data.join("pg_wal/00000002.history")).unwrap();
     let text = String::from_utf8(history.clone()).unwrap();
@@ -394,7 +303,7 @@ fn a_promoted_server_is_followed_and_the_old_timeline_only_when_it_is_named() {
     drop(promoted);
 
     let new = world.restored("new", &[]);
-    assert_eq!(new.rows(), "1,10");
+    assert_eq!(rows_of(&new), "1,10");
     assert_eq!(new.value("SELECT timeline_id FROM pg_control_checkpoint()"), "3");
     drop(new);
     world.assert_restores("old", &["--timeline", "1"], abandoned.rows);
@@ -404,7 +313,7 @@ fn a_promoted_server_is_followed_and_the_old_timeline_only_when_it_is_named() {
 
 #[test]
 fn drills_prove_the_files_and_then_the_log_between_two_snapshots() {
-    let world = World::new(distribution_version());
+    let world = Ledger::new(distribution_version());
     let mut capture = world.capture();
     world.json(&["backup", "crm"], 0);
     world.commit(1);

@@ -9,9 +9,11 @@ pub mod proxy;
 pub mod s3;
 
 use std::net::TcpListener;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// The path of a tool that `scripts/install-test-tools` installs.
@@ -31,14 +33,22 @@ pub fn tool(name: &str) -> PathBuf {
 }
 
 /// A port on loopback that nobody listens on, and neither on the one 10,000 above it (SeaweedFS takes that for gRPC).
-/// Outside the range from which the system itself picks.
+/// Outside the range from which the system itself picks. No other test gets it while this process lives: between now and the server that
+/// listens there lies an initdb.
 pub fn free_port() -> u16 {
+    use std::os::linux::net::SocketAddrExt as _;
+    static TAKEN: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     for _ in 0..1000 {
         let mut random = [0; 2];
         getrandom::fill(&mut random).unwrap();
         let port = 12_000 + u16::from_le_bytes(random) % 10_000;
         let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-        if free(port) && free(port + 10_000) {
+        let name = SocketAddr::from_abstract_name(format!("lifeboat-test-port-{port}")).unwrap();
+        if let Ok(taken) = UnixListener::bind_addr(&name)
+            && free(port)
+            && free(port + 10_000)
+        {
+            TAKEN.lock().unwrap().push(taken);
             return port;
         }
     }
