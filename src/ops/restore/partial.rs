@@ -39,6 +39,9 @@ pub(super) struct Identity {
     /// What is replayed on top of the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) recovery: Option<LogRecovery>,
+    /// It is to leave a standby.
+    #[serde(default)]
+    pub(super) standby: bool,
     /// Names what is moved aside; kept over a crash, so that a database and its log get the same name, until that name is taken.
     pub(super) id: String,
     /// Written before anything moves at the target.
@@ -287,6 +290,7 @@ mod tests {
             sources: vec!["crm".into()],
             only: Vec::new(),
             recovery: None,
+            standby: false,
             id: SnapshotId::generate(now()).to_string(),
             placing: None,
             failed: None,
