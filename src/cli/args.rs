@@ -340,7 +340,7 @@ pub struct DrillRunArgs {
     /// The newest snapshot not later than this: RFC 3339, or local time of the plan's timezone (UTC where it has none)
     #[arg(long, value_name = "TIME", conflicts_with = "random")]
     pub at: Option<String>,
-    /// A random snapshot of the plan's window
+    /// A random moment of the plan's window where there is a continuous log, else a random snapshot
     #[arg(long)]
     pub random: bool,
     /// Keep what was restored for so long, such as 4h
