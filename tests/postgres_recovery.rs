@@ -329,3 +329,61 @@ fn drills_prove_the_files_and_then_the_log_between_two_snapshots() {
     assert!(ledger["actual"].as_str().unwrap().starts_with("1 rows"), "the row came by the log: {ledger}");
     assert!(world.json(&["drill", "run", "crm"], 0)["recovery"].is_null(), "the files again");
 }
+
+#[test]
+fn a_drill_of_a_random_moment_recovers_there_and_says_what_it_could_not_compare() {
+    let world = World::new(distribution_version());
+    let mut capture = world.capture();
+    world.json(&["backup", "crm"], 0);
+    for row in 1..=6 {
+        world.commit(row);
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    world.take(&mut capture);
+    let moment = |value: &Value| value.as_str().unwrap().parse::<DateTime<Utc>>().unwrap();
+    let ranges = world.ranges();
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let drill = world.json(&["drill", "run", "crm", "--random"], 0);
+        assert!(drill["verdict"] == "passed" && drill["seed"].is_u64() && drill["compared_with"].is_null(), "{drill}");
+        let at = moment(&drill["recovery"]["at"]);
+        assert!(ranges.iter().any(|range| moment(&range["from"]) <= at && at <= moment(&range["to"])), "{at} {ranges:?}");
+        assert!(drill["warnings"].to_string().contains("there are no fingerprints of that moment"), "{drill}");
+        let names: Vec<&str> = drill["checks"].as_array().unwrap().iter().map(|check| check["name"].as_str().unwrap()).collect();
+        for wanted in ["server", "databases", "extensions", "amcheck of postgres", "page checksums"] {
+            assert!(names.contains(&wanted), "{wanted}: {names:?}");
+        }
+        assert!(!names.iter().any(|name| name.starts_with("content of")), "{names:?}");
+        // Again, by what the report says.
+        let report = text(&world.run(&["drill", "report", drill["id"].as_str().unwrap()]).stdout);
+        assert!(report.contains("\"seed\""), "{report}");
+        let exact = at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+        let again = world.json(&["drill", "run", "crm", "--at", &exact], 0);
+        assert_eq!((&again["recovery"], &again["seed"]), (&drill["recovery"], &Value::Null));
+        seen.push(at);
+    }
+    assert_ne!(seen[0], seen[1]);
+    // It is no proof of the snapshot.
+    let snapshots = world.json(&["snapshots", "crm"], 0);
+    assert!(snapshots["snapshots"][0]["proven_at"].is_null(), "{snapshots}");
+}
+
+#[test]
+fn random_drills_on_schedule_take_turns_so_that_snapshots_are_proven_too() {
+    let world = World::new(distribution_version());
+    let plan = world.path("plans/crm.toml");
+    fs::write(&plan, fs::read_to_string(&plan).unwrap() + "[plan.crm.drill]\nat = \"random\"\n").unwrap();
+    let mut capture = world.capture();
+    world.json(&["backup", "crm"], 0);
+    world.commit(1);
+    world.commit(2);
+    world.take(&mut capture);
+    let kinds: Vec<(bool, bool)> = (0..3)
+        .map(|_| {
+            let drill = world.json(&["drill", "run", "crm"], 0);
+            assert!(drill["seed"].is_u64(), "{drill}");
+            (drill["recovery"].is_null(), drill["compared_with"].is_null())
+        })
+        .collect();
+    assert_eq!(kinds, [(true, true), (false, true), (true, true)], "files, a moment, files");
+}

@@ -108,9 +108,10 @@ Examples:
   lifeboat restore crm --at '2026-11-20 14:31' --to /srv/crm/restored.db     local time of the plan's zone
   lifeboat restore crm --latest-proven --to /srv/crm/crm.db --overwrite crm.db    in place: what is there is moved aside
   lifeboat restore crm --to /srv/pg --delta --overwrite pg                   a folder is changed into the snapshot: quick, and nothing of it is kept
+  lifeboat restore crm --standby --to /srv/pg                                a PostgreSQL server that follows
   lifeboat restore crm --source db --to /srv/crm/restored.db                 one of several sources, to a place of its own
   LIFEBOAT_PASSPHRASE=… lifeboat restore crm --from s3://crm-dr/main --to ./restored.db    a machine without plans")]
-    Restore(RestoreArgs),
+    Restore(Box<RestoreArgs>),
     /// Check a repository; a finding is never exit 0
     #[command(
         after_help = "Examples:\n  lifeboat verify crm\n  lifeboat verify main --data        every stored byte\n  lifeboat verify main --data 10     a tenth, a different one each time"
@@ -256,6 +257,15 @@ pub struct RestoreArgs {
     /// Continue an interrupted restore to the same target
     #[arg(long)]
     pub resume: bool,
+    /// Leave a standby: a server that follows the log in the repository until it is promoted (one PostgreSQL source)
+    #[arg(long, conflicts_with_all = ["at", "snapshot", "latest_proven", "lsn", "xid", "restore_point", "immediate", "timeline", "only", "from"])]
+    pub standby: bool,
+    /// The server that the standby is to follow, postgresql://USER@HOST or host=… user=…, the password in ~/.pgpass of who runs the standby
+    #[arg(long, value_name = "CONNECTION", requires = "standby")]
+    pub primary: Option<String>,
+    /// A physical replication slot on that server, which must be there
+    #[arg(long, value_name = "NAME", requires = "primary")]
+    pub slot: Option<String>,
 }
 
 /// Which recovery point.
@@ -330,7 +340,7 @@ pub struct DrillRunArgs {
     /// The newest snapshot not later than this: RFC 3339, or local time of the plan's timezone (UTC where it has none)
     #[arg(long, value_name = "TIME", conflicts_with = "random")]
     pub at: Option<String>,
-    /// A random snapshot of the plan's window
+    /// A random moment of the plan's window where there is a continuous log, else a random snapshot
     #[arg(long)]
     pub random: bool,
     /// Keep what was restored for so long, such as 4h

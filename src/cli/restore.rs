@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chrono_tz::Tz;
@@ -12,7 +12,7 @@ use crate::cli::context::shell_word;
 use crate::cli::output::{ask, can_ask, note};
 use crate::cli::{App, Exit, render, time};
 use crate::daemon::journal::Job as JobKind;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Silent;
 use crate::id::Name;
 use crate::ops::damaged_warning;
@@ -21,12 +21,17 @@ use crate::ops::resolve::{self, RepositorySettings, Resolved};
 use crate::ops::restore::{self, RestorePlan, RestoreReport, RestoreRequest};
 use crate::ops::select::{Choice, Wanted};
 use crate::repo::Passphrase;
+use crate::source::Standby;
+use crate::source::postgres::{check_primary, check_slot};
+
+/// In a standby's data folder, where no backup takes it.
+const STANDBY_STATE: &str = "lifeboat_conf/standby";
 
 pub(super) fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
     if args.dry_run {
         let (resolved, zone, request, lost) = requested(app, args)?;
         let job = resolved.open(&app.surroundings(Arc::new(Silent))?)?;
-        let plan = planned(&job, &request, args.delta, lost)?;
+        let plan = planned(app, args, &job, &request, lost)?;
         app.output.result(&plan, || plan_text(&plan, zone))?;
         return Ok(plan.exit());
     }
@@ -53,7 +58,7 @@ pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<RestoreReport> {
     // Look and ask first, with nothing recorded and no bar in the way; then do it.
     let quiet = app.surroundings(Arc::new(Silent))?;
     let job = resolved.open(&quiet)?;
-    let plan = planned(&job, &request, args.delta, lost)?;
+    let plan = planned(app, args, &job, &request, lost)?;
     if app.global.quiet {
         // Not what the operator may take for granted: an older snapshot, something that is not in it.
         for warning in &plan.warnings {
@@ -72,13 +77,47 @@ pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<RestoreReport> {
 }
 
 /// `lost`: what could not be read on the way here.
-fn planned(job: &crate::ops::Job, request: &RestoreRequest, delta: bool, lost: Option<String>) -> Result<RestorePlan> {
+fn planned(app: &App, args: &RestoreArgs, job: &crate::ops::Job, request: &RestoreRequest, lost: Option<String>) -> Result<RestorePlan> {
     let mut plan = restore::plan(job, request)?;
-    if delta {
+    if args.delta {
         plan.reuse_target()?;
+    }
+    if args.standby {
+        let source = plan.sources.first().map_or("", |source| source.name.as_str());
+        let standby = standby(app, args, &plan.plan, source, Path::new(&plan.target))?;
+        plan.stand_by(job, standby)?;
     }
     lost.into_iter().for_each(|warning| plan.tell(warning));
     Ok(plan)
+}
+
+/// How a server restored to `target` gets the log. Its state is a folder of its own in there: whoever runs the server owns it, and no other
+/// recovery uses it.
+fn standby(app: &App, args: &RestoreArgs, plan: &str, source: &str, target: &Path) -> Result<Standby> {
+    if let Some(primary) = &args.primary {
+        check_primary(primary)?;
+    }
+    args.slot.as_deref().map_or(Ok(()), check_slot)?;
+    let absolute = |path: &Path| std::path::absolute(path).io_context(|| format!("find the folder {}", path.display()));
+    let program = std::env::current_exe().io_context(|| "find this program".into())?;
+    let mut words = vec![program];
+    for folder in app.plan_folders()? {
+        words.extend(["--plans".into(), absolute(&folder)?]);
+    }
+    words.extend(["--state".into(), target.join(STANDBY_STATE)]);
+    words.extend(["log", "fetch", plan, "--source", source].map(PathBuf::from));
+    let mut command = String::new();
+    for word in &words {
+        let text = word.to_str().filter(|text| !text.contains(['\n', '\r'])).ok_or_else(|| {
+            Error::new(Kind::Usage, format!("write restore_command: {} cannot be written into the settings of a server", word.display()))
+                .hint("restore to, and keep plans and program in, folders with plain names")
+        })?;
+        // The server knows %f and %p, and %% is a percent sign.
+        command.push_str(&shell_word(Path::new(text)).replace('%', "%%"));
+        command.push(' ');
+    }
+    command.push_str("%f %p");
+    Ok(Standby { restore_command: command, primary: args.primary.clone(), slot: args.slot.clone() })
 }
 
 fn kept(error: Error, args: &RestoreArgs) -> Error {

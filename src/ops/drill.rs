@@ -195,7 +195,7 @@ struct Selected {
 }
 
 fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Result<Selected> {
-    let choice = match (&request.choice, job.drill.random) {
+    let mut choice = match (&request.choice, job.drill.random) {
         (Some(choice), _) => choice.clone(),
         (None, true) => Choice::Random { seed: fresh_seed()?, window: job.drill.window },
         (None, false) => Choice::Latest,
@@ -205,28 +205,47 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         Ok((reports, damaged)) => (reports, damaged_reports_warning(&damaged)),
         Err(error) => (Vec::new(), Some(format!("earlier reports could not be read: {}", explain(&error)))),
     };
-    // The latest and a random choice are of snapshots: what they hold is compared with their fingerprints.
-    let located = if matches!(choice, Choice::At(_)) { replay::locate(job, &choice, &[], &reports)? } else { None };
-    let (mut manifest, mut recovery) = match located {
-        Some(found) => (found.manifest, found.recovery),
-        None => (select::choose(&manifests, &reports, &choice, now)?.clone(), None),
-    };
-    let mut compared = None;
-    if matches!(choice, Choice::Latest | Choice::Random { .. })
-        && !last_was_through_the_log(job, &reports)
-        && let Some((older, through)) = replay::towards(job, &manifests, &reports, &manifest)?
+    let turn = Turn::after(job, &reports);
+    let drawn = if let Choice::Random { seed, .. } = choice { Some(seed) } else { None };
+    // By hand always; on schedule when the content of snapshots was proven before, which no random moment can do.
+    if (request.choice.is_some() || turn == Turn::Moment)
+        && let Some(moment) = moment_of(job, &choice, &reports, now)?
     {
-        compared = Some(std::mem::replace(&mut manifest, older));
-        recovery = Some(through);
+        choice = Choice::At(moment);
     }
+    let mut through = None;
+    // The latest and a random snapshot: what they hold is compared with their fingerprints.
+    if matches!(choice, Choice::Latest | Choice::Random { .. }) && turn != Turn::Files {
+        let chosen = select::choose(&manifests, &reports, &choice, now)?;
+        through = replay::towards(job, &manifests, &reports, chosen)?.map(|found| (found, chosen.clone()));
+        // With one snapshot alone there is no log between two.
+        if through.is_none()
+            && let Some(moment) = moment_of(job, &choice, &reports, now)?
+        {
+            choice = Choice::At(moment);
+        }
+    }
+    let located = if matches!(choice, Choice::At(_)) { replay::locate(job, &choice, &[], &reports)? } else { None };
+    let (manifest, recovery, compared) = match (through, located) {
+        (Some(((older, recovery), compared)), _) => (older, Some(recovery), Some(compared)),
+        (None, Some(found)) => (found.manifest, found.recovery, None),
+        (None, None) => (select::choose(&manifests, &reports, &choice, now)?.clone(), None, None),
+    };
     let newest = newest_moment(job, &reports, select::latest(&manifests).map_or(manifest.time, |m| m.time));
-    let seed = match choice {
-        Choice::Random { seed, .. } => Some(seed),
+    let seed = match drawn {
+        Some(seed) => Some(seed),
         // Another sample each time, so that everything has its turn.
         _ if (1..100).contains(&job.drill.compare_percent) => Some(fresh_seed()?),
         _ => None,
     };
     Ok(Selected { manifest, recovery, compared, newest, reports, seed, damaged: damaged_warning(&damaged), warning })
+}
+
+/// A random moment of the log where a random choice is asked for and there is a log.
+fn moment_of(job: &Job, choice: &Choice, reports: &[ReportRecord], now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
+    let Choice::Random { seed, window } = choice else { return Ok(None) };
+    let window = window.and_then(|window| chrono::Duration::from_std(window).ok());
+    replay::random_moment(job, reports, *seed, window.and_then(|window| now.checked_sub_signed(window)))
 }
 
 /// What a disaster now would leave: the end of the log where there is one, else the newest snapshot.
@@ -240,12 +259,32 @@ fn newest_moment(job: &Job, reports: &[ReportRecord], snapshot: DateTime<Utc>) -
     }
 }
 
-/// Every other drill proves the log between two snapshots, and those between them the files of the snapshot itself.
-fn last_was_through_the_log(job: &Job, reports: &[ReportRecord]) -> bool {
-    let drills = reports.iter().filter(|report| report.kind == ReportKind::Drill && report.plan.as_deref() == Some(job.plan.as_str()));
-    let last = drills.max_by_key(|report| (report.time, report.id));
-    // With no drill before, the files come first.
-    last.is_none_or(|last| last.document.get("recovery").is_some_and(|recovery| !recovery.is_null()))
+/// What a drill proves that is free to choose, each in its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// The files of a snapshot.
+    Files,
+    /// The log between two snapshots.
+    Log,
+    /// A random moment of the log, where moments are chosen at random; else the log between two snapshots.
+    Moment,
+}
+
+impl Turn {
+    /// With no drill before, the files come first.
+    fn after(job: &Job, reports: &[ReportRecord]) -> Self {
+        let drills = reports.iter().filter(|report| report.kind == ReportKind::Drill && report.plan.as_deref() == Some(job.plan.as_str()));
+        let mut drills: Vec<&ReportRecord> = drills.collect();
+        drills.sort_by_key(|report| (report.time, report.id));
+        let has = |report: &ReportRecord, field: &str| report.document.get(field).is_some_and(|value| !value.is_null());
+        match drills.pop() {
+            Some(last) if !has(last, "recovery") => {
+                let before = drills.iter().rev().find(|report| has(report, "recovery"));
+                if before.is_some_and(|before| has(before, "compared_with")) { Self::Moment } else { Self::Log }
+            }
+            _ => Self::Files,
+        }
+    }
 }
 
 /// A seed for a random choice.

@@ -30,8 +30,8 @@ fn write_report(out: &mut String, report: &DrillReport) -> std::fmt::Result {
         );
         writeln!(out, "  log        from {} to {}, to {}: {compared}", recovery.from, recovery.to, recovery.target)?;
     }
-    if let Some(seed) = report.seed {
-        writeln!(out, "  chosen     at random, seed {seed}")?;
+    if let Some(chosen) = chosen(report) {
+        writeln!(out, "  chosen     {chosen}")?;
     }
     writeln!(out, "  restored   {} bytes in {} entries", grouped(report.bytes_restored), grouped(report.entries_restored))?;
     let recovery = report.recovery_time_ms.map_or_else(|| "not reached".into(), duration_text);
@@ -61,6 +61,16 @@ fn write_report(out: &mut String, report: &DrillReport) -> std::fmt::Result {
     let missing: Vec<String> = report.missing.iter().map(|m| format!("{}: {} {}: {}", m.source, m.object, m.kind, m.message)).collect();
     section(out, "Not in the backup", &missing)?;
     writeln!(out, "\nClean-up\n  {}", report.cleanup.message)
+}
+
+/// How to repeat a random choice.
+pub(super) fn chosen(report: &DrillReport) -> Option<String> {
+    let seed = report.seed?;
+    let again = report.recovery.as_ref().filter(|_| report.compared_with.is_none());
+    let again = again.map_or_else(String::new, |recovery| {
+        format!(": --at {} comes to this moment again", recovery.at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
+    });
+    Some(format!("at random, seed {seed}{again}"))
 }
 
 fn section(out: &mut String, title: &str, lines: &[String]) -> std::fmt::Result {

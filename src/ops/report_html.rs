@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use crate::ops::drill::DrillReport;
-use crate::ops::report::{data_loss, grouped, headline, limit, word};
+use crate::ops::report::{chosen, data_loss, grouped, headline, limit, word};
 use crate::ops::select::moment;
 use crate::ops::verdict::duration_text;
 use crate::ops::{Phase, Verdict};
@@ -68,7 +68,7 @@ fn page(out: &mut String, report: &DrillReport) -> fmt::Result {
         ("Data loss", format!("{} if disaster had struck then{}", data_loss(report), limit(report, "data_loss"))),
         ("Clean-up", report.cleanup.message.clone()),
     ];
-    rows.extend(report.seed.map(|seed| ("Chosen", format!("at random, seed {seed}"))));
+    rows.extend(chosen(report).map(|chosen| ("Chosen", chosen)));
     for (name, value) in rows {
         writeln!(out, "<tr><th scope=\"row\">{name}</th><td>{}</td></tr>", Safe(&value))?;
     }

@@ -19,7 +19,7 @@ use crate::source::postgres::PostgresSource;
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::stream::slot_name;
 use crate::source::sqlite::SqliteSource;
-use crate::source::{CheckResult, Diagnosis, ExtractRequest, Extracted, ProveRequest, Source, SourceContext, SourceSnapshot};
+use crate::source::{CheckResult, Diagnosis, ExtractRequest, Extracted, ProveRequest, Source, SourceContext, SourceSnapshot, Standby};
 use crate::store::{Credential, Store, StoreConfig};
 
 /// What the process around an operation gives it.
@@ -225,6 +225,10 @@ impl Source for Later {
 
     fn hand_over(&self, usable: &Path, target: &Path) -> Result<Vec<String>> {
         self.driver()?.hand_over(usable, target)
+    }
+
+    fn hand_over_standby(&self, usable: &Path, target: &Path, standby: &Standby) -> Result<Vec<String>> {
+        self.driver()?.hand_over_standby(usable, target, standby)
     }
 
     fn extract(&self, usable: &Path, request: &ExtractRequest, context: &SourceContext) -> Result<Extracted> {

@@ -95,7 +95,11 @@ fn drill(plan: &Plan) -> String {
     let drill = &plan.drill;
     let point = match drill.at {
         DrillAt::Latest => "the latest snapshot".to_owned(),
-        DrillAt::Random => format!("a random snapshot of the last {}", format_duration(drill.window)),
+        DrillAt::Random => {
+            let log = plan.sources.len() == 1 && plan.sources[0].kind.streams_log();
+            let what = if log { "a random snapshot, or moment of the log," } else { "a random snapshot" };
+            format!("{what} of the last {}", format_duration(drill.window))
+        }
     };
     let compared = match drill.compare {
         Share::OFF => "compares no content".to_owned(),

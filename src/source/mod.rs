@@ -62,6 +62,17 @@ pub struct Diagnosis {
     pub message: String,
 }
 
+/// How a restored server is to follow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standby {
+    /// What brings a file of the log: the server's `restore_command`.
+    pub restore_command: String,
+    /// The server to follow, in the words of its connection settings, without a password.
+    pub primary: Option<String>,
+    /// The slot on it.
+    pub slot: Option<String>,
+}
+
 /// A configured source. Cheap to build: nothing is opened before `begin`.
 pub trait Source: Send + Sync {
     /// `sqlite`, `files`, `command`, …
@@ -98,6 +109,14 @@ pub trait Source: Send + Sync {
     /// When that is not possible.
     fn hand_over(&self, _usable: &Path, _target: &Path) -> Result<Vec<String>> {
         Ok(Vec::new())
+    }
+
+    /// As [`Source::hand_over`], for a server that is to follow another one instead of becoming one of its own.
+    ///
+    /// # Errors
+    /// `Usage` when the kind has no such servers.
+    fn hand_over_standby(&self, _usable: &Path, _target: &Path, _standby: &Standby) -> Result<Vec<String>> {
+        Err(Error::new(Kind::Usage, format!("leave a standby: a source of kind {} has none", self.kind())))
     }
 
     /// Takes parts (`request.only`, in the words of the kind) out of what `adopt` returned, and loads them where the request says. What `adopt`

@@ -294,6 +294,9 @@ fn make_restore(demo: &App, to: &Path) -> Result<PathBuf> {
         yes: true,
         overwrite: None,
         resume: false,
+        standby: false,
+        primary: None,
+        slot: None,
         delta: false,
     };
     let report = restore::make(demo, &args)?;

@@ -202,6 +202,42 @@ impl View {
         self.ranges_along(&self.followed())
     }
 
+    /// A moment of the continuous ranges, not before `earliest`: each microsecond is as likely as every other, and the same seed chooses the same of
+    /// the same ranges.
+    #[must_use]
+    pub fn random_moment(&self, seed: u64, earliest: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
+        let micros = |time: DateTime<Utc>| time.timestamp_micros();
+        let begin = |range: &Range| {
+            // Not before the snapshot is whole, which may be within a microsecond.
+            let from = micros(range.from) + i64::from(range.from.timestamp_subsec_nanos() % 1000 > 0);
+            earliest.map_or(from, |earliest| from.max(micros(earliest)))
+        };
+        // By themselves, because ranges of two timelines may overlap.
+        let mut stretches: Vec<(i64, i64)> =
+            self.ranges().iter().filter(|range| range.continuous).map(|range| (begin(range), micros(range.to))).collect();
+        stretches.sort_unstable();
+        let mut last = i64::MIN;
+        for (from, to) in &mut stretches {
+            *from = last.max(*from);
+            last = last.max(*to);
+        }
+        let lengths = || stretches.iter().map(|(from, to)| (*from, u64::try_from(to - from).unwrap_or(0)));
+        let total: u64 = lengths().map(|(_, length)| length).sum();
+        if total == 0 {
+            return None;
+        }
+        let mut first = [0u8; 8];
+        first.copy_from_slice(&blake3::hash(&seed.to_le_bytes()).as_bytes()[..8]);
+        let mut at = u64::from_le_bytes(first) % total;
+        for (from, length) in lengths() {
+            if at < length {
+                return DateTime::from_timestamp_micros(from + i64::try_from(at).ok()?);
+            }
+            at -= length;
+        }
+        None
+    }
+
     fn ranges_along(&self, timelines: &[u32]) -> Vec<Range> {
         let mut ranges: Vec<Range> = Vec::new();
         let mut done = BTreeSet::new();

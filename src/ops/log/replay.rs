@@ -143,17 +143,7 @@ pub(in crate::ops) fn locate(job: &Job, choice: &Choice, sources: &[String], rep
         Choice::Along { wanted, timeline } => (wanted.clone(), *timeline),
         _ => return Ok(None),
     };
-    if !job.sources.is_empty() && job.sources.iter().all(|named| named.source.kind() != KIND) {
-        return Ok(None);
-    }
-    let (all, lost) =
-        job.repository.sound_manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
-    let Some(source) = one_source(&all, sources) else { return Ok(None) };
-    let log = job.repository.log(&job.plan, &source);
-    let standing = damage::standing(reports, None);
-    let sound: Vec<&Manifest> = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id).is_none()).collect();
-    let (view, damaged) = view(&log, &sound, &source)?;
-    let Some(view) = view else { return Ok(None) };
+    let Some(Survey { all, lost, source, log, view, damaged }) = survey(job, sources, reports)? else { return Ok(None) };
     let route = match &wanted {
         Wanted::Xid(xid) => find_transaction(job, &log, &view, *xid, timeline),
         _ => view.route(&wanted, timeline),
@@ -176,6 +166,44 @@ pub(in crate::ops) fn locate(job: &Job, choice: &Choice, sources: &[String], rep
     let hole = if wanted == Wanted::Latest { behind_a_hole(&view, &manifest, route.replay.as_ref(), route.at) } else { None };
     let recovery = route.replay.map(|replay| recovery_of(&view, &source, &manifest, replay, route.at));
     Ok(Some(Located { manifest, recovery: recovery.transpose()?, all, lost, told, hole }))
+}
+
+/// All there is of the one source that can have a log.
+struct Survey {
+    all: Vec<Manifest>,
+    lost: Vec<LostManifest>,
+    source: Name,
+    log: Log,
+    view: View,
+    damaged: Vec<String>,
+}
+
+/// `None`: there is no log, or not of one source alone.
+fn survey(job: &Job, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Survey>> {
+    if !job.sources.is_empty() && job.sources.iter().all(|named| named.source.kind() != KIND) {
+        return Ok(None);
+    }
+    let (all, lost) =
+        job.repository.sound_manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
+    let Some(source) = one_source(&all, sources) else { return Ok(None) };
+    let log = job.repository.log(&job.plan, &source);
+    let standing = damage::standing(reports, None);
+    let sound: Vec<&Manifest> = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id).is_none()).collect();
+    let (view, damaged) = view(&log, &sound, &source)?;
+    Ok(view.map(|view| Survey { all, lost, source, log, view, damaged }))
+}
+
+/// A moment of the log, not before `earliest`. `None`: there is no log that continues a snapshot there.
+///
+/// # Errors
+/// When the store cannot be asked.
+pub(in crate::ops) fn random_moment(
+    job: &Job,
+    reports: &[ReportRecord],
+    seed: u64,
+    earliest: Option<DateTime<Utc>>,
+) -> Result<Option<DateTime<Utc>>> {
+    Ok(survey(job, &[], reports)?.and_then(|survey| survey.view.random_moment(seed, earliest)))
 }
 
 /// What to say when the log that is replayed ends at a hole and there is more behind it.

@@ -69,7 +69,14 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     wanted.id.clone_from(&plan.id);
     wanted.log_hole.clone_from(&plan.log_hole);
     wanted.newer_unread.clone_from(&plan.newer_unread);
-    if left_at(&place.partial(), place.target())?.is_some_and(|left| left.same_content(&wanted) && left.is_placed(place.target())) {
+    wanted.standby = plan.standby.is_some();
+    let left = left_at(&place.partial(), place.target())?.filter(|left| left.same_content(&wanted));
+    if let Some(left) = left.as_ref().filter(|left| left.standby != wanted.standby) {
+        let (begun, hint) = if left.standby { ("with", "give it again") } else { ("without", "leave it out") };
+        return Err(Error::new(Kind::Usage, format!("restore to {}: the interrupted one was begun {begun} --standby", left.target))
+            .hint(format!("to finish that one, {hint}; to begin anew, remove {}", place.partial().display())));
+    }
+    if left.is_some_and(|left| left.is_placed(place.target())) {
         return finish(job, plan, &place, Partial::own(&place, wanted, job.clock.now())?, watch);
     }
     check_confirmed(&place, plan, confirmed)?;
@@ -124,7 +131,11 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     if taker == Taker::Person {
         for one in &restored {
             let target = if restored.len() > 1 { place.target().join(one.record.name.as_str()) } else { place.target().to_owned() };
-            let steps = match one.source.hand_over(&one.usable, &target) {
+            let handed = match &plan.standby {
+                Some(standby) => one.source.hand_over_standby(&one.usable, &target, standby),
+                None => one.source.hand_over(&one.usable, &target),
+            };
+            let steps = match handed {
                 Ok(steps) => steps,
                 Err(error) => return Err(stopped(error, &one.record, plan, &place, &mut partial)),
             };

@@ -20,7 +20,7 @@ use crate::ops::log::replay::LogRecovery;
 use crate::ops::select::Choice;
 use crate::ops::{Existing, Job, Missing, Phase, condemn};
 use crate::repo::Manifest;
-use crate::source::ExtractedTable;
+use crate::source::{ExtractedTable, Standby};
 
 pub(in crate::ops) use apply::{Done, Restored, Taker, bring_back};
 pub(in crate::ops) use place::free_bytes;
@@ -96,6 +96,9 @@ pub struct RestorePlan {
     pub log_hole: Option<String>,
     /// What stands at the target is changed into the snapshot instead of being moved aside: see [`RestorePlan::reuse_target`].
     pub delta: bool,
+    /// How the restored server is to follow instead of becoming one of its own: see [`RestorePlan::stand_by`].
+    #[serde(skip)]
+    pub(crate) standby: Option<Standby>,
     /// An interrupted restore of the same snapshot to the same target will be continued.
     pub resumes: bool,
     /// How the restore ended that is continued or replaced, when it could not be completed (damage): going on alone does not help.
@@ -144,6 +147,34 @@ impl RestorePlan {
                 .hint("without --delta what is there is moved aside; name one source with --source"));
         }
         self.delta = !self.overwrites.is_empty() && !self.resumes;
+        Ok(())
+    }
+
+    /// Makes it a restore that leaves a standby.
+    ///
+    /// # Errors
+    /// `Usage` where it could not follow anything: not one `postgres` source, or neither a log nor a primary.
+    pub fn stand_by(&mut self, job: &Job, standby: Standby) -> Result<()> {
+        let [one] = self.manifest.sources.as_slice() else {
+            return Err(Error::new(Kind::Usage, "leave a standby: this would restore several sources").hint("name one with --source"));
+        };
+        if one.kind != "postgres" || !self.only.is_empty() {
+            return Err(Error::new(Kind::Usage, format!("leave a standby: source {} is not a whole PostgreSQL server", one.name))
+                .hint("only a source of kind postgres can be restored to a standby, without --only"));
+        }
+        if standby.primary.is_none() && job.repository.log(&self.manifest.plan, &one.name).pieces()?.is_empty() {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("leave a standby: there is nothing that it could follow: the repository has no log of source {}", one.name),
+            )
+            .hint("name the server to follow with --primary, or keep its log: `log = \"stream\"` in the plan and `lifeboat serve`"));
+        }
+        self.steps.push(format!(
+            "leaves a standby, which follows {}the log in the repository with: {}",
+            if standby.primary.is_some() { "the primary, and where that cannot give it " } else { "" },
+            standby.restore_command
+        ));
+        self.standby = Some(standby);
         Ok(())
     }
 

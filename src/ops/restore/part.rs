@@ -109,6 +109,7 @@ pub(super) fn plan(
         estimate: estimate(needed, &measurements(reports, manifest.plan.as_str())),
         overwrites: Vec::new(),
         delta: false,
+        standby: None,
         log_hole: None,
         confirmation: None,
         recovery,

@@ -44,6 +44,9 @@ pub(super) struct Identity {
     pub(super) log_hole: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) newer_unread: Vec<SnapshotId>,
+    /// It is to leave a standby.
+    #[serde(default)]
+    pub(super) standby: bool,
     /// Names what is moved aside; kept over a crash, so that a database and its log get the same name, until that name is taken.
     pub(super) id: String,
     /// Written before anything moves at the target.
@@ -294,6 +297,7 @@ mod tests {
             sources: vec!["crm".into()],
             only: Vec::new(),
             recovery: None,
+            standby: false,
             id: SnapshotId::generate(now()).to_string(),
             placing: None,
             failed: None,

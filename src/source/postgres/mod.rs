@@ -52,8 +52,10 @@ use crate::source::postgres::client::{Connection, Mode};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::instance::{Account, Launch, Tools, major_of};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
-use crate::source::postgres::recover::{Action, Recovery, Request, Timeline};
-use crate::source::{CheckResult, Diagnosis, ExtractRequest, Extracted, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot};
+use crate::source::postgres::recover::{Action, Recovery, Request, Target, Timeline};
+use crate::source::{
+    CheckResult, Diagnosis, ExtractRequest, Extracted, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot, Standby,
+};
 
 /// Where a restored folder keeps its tablespaces.
 const TABLESPACES: &str = "lifeboat_tablespaces";
@@ -266,21 +268,60 @@ impl Source for PostgresSource {
     }
 
     fn hand_over(&self, usable: &Path, target: &Path) -> Result<Vec<String>> {
+        self.make_ready(usable, target, None)
+    }
+
+    fn hand_over_standby(&self, usable: &Path, target: &Path, standby: &Standby) -> Result<Vec<String>> {
+        self.make_ready(usable, target, Some(standby))
+    }
+
+    fn extract(&self, usable: &Path, request: &ExtractRequest, context: &SourceContext) -> Result<Extracted> {
+        extract::extract(usable, self.bin_directory.as_deref(), request, context)
+    }
+
+    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
+        self.prove_recovered(usable, request, context)
+    }
+}
+
+impl PostgresSource {
+    /// A restored folder that an operator can start: a server of its own, or one that follows.
+    fn make_ready(&self, usable: &Path, target: &Path, standby: Option<&Standby>) -> Result<Vec<String>> {
         let point = Point::read(usable)?;
         recover::clear(usable)?;
         keep_tablespaces_inside(usable)?;
         let asked = Request::read(usable)?;
-        let recovery = point.recovery(asked.as_ref());
-        recover::write_for_operator(usable, &recovery, false, &[])?;
         let bare = write_missing_configuration(usable)?;
         let major = point.server_version / 10_000;
-        let bin = Tools::find(major, self.bin_directory.as_deref()).ok().and_then(|tools| tools.program("pg_ctl"));
+        let tools = Tools::find(major, self.bin_directory.as_deref()).ok();
+        let (recovery, more) = match standby {
+            None => (point.recovery(asked.as_ref()), Vec::new()),
+            Some(standby) => (follow(standby), standby_settings(standby, usable, bare, tools.as_ref())?),
+        };
+        recover::write_for_operator(usable, &recovery, standby.is_some(), &more)?;
+        let bin = tools.and_then(|tools| tools.program("pg_ctl"));
         let program = bin.map_or_else(|| format!("pg_ctl of PostgreSQL {major}"), |path| path.display().to_string());
+        let becomes = match standby {
+            None => format!(
+                "it replays its log to {} and is then a server of its own",
+                asked.map_or_else(|| point.position.lsn.to_string(), |asked| asked.target.to_string())
+            ),
+            Some(standby) => format!(
+                "it is a standby that takes queries and follows {}until it is promoted ({program} -D {} promote)",
+                standby.primary.as_ref().map_or("the log in the repository ", |_| "the primary, and the log in the repository, "),
+                target.display()
+            ),
+        };
         let mut steps = vec![format!(
-            "start it as the user that owns the folder (never root): {program} -D {} -l /tmp/postgres.log start; it replays its log to {} and is then a server of its own",
+            "start it as the user that owns the folder (never root): {program} -D {} -l /tmp/postgres.log start; {becomes}",
             target.display(),
-            asked.map_or_else(|| point.position.lsn.to_string(), |asked| asked.target.to_string()),
         )];
+        if let Some(standby) = standby {
+            steps.push(format!(
+                "that user must be able to run this, which brings the log: it needs the program, the plan and the passphrase of a reader: {}",
+                standby.restore_command
+            ));
+        }
         let created = point.tablespaces_to_come(usable)?;
         if !created.is_empty() {
             // First of all.
@@ -308,14 +349,64 @@ impl Source for PostgresSource {
         }
         Ok(steps)
     }
+}
 
-    fn extract(&self, usable: &Path, request: &ExtractRequest, context: &SourceContext) -> Result<Extracted> {
-        extract::extract(usable, self.bin_directory.as_deref(), request, context)
+/// A standby goes wherever its source goes.
+fn follow(standby: &Standby) -> Recovery {
+    Recovery {
+        target: Target::Latest,
+        timeline: Timeline::Latest,
+        restore_command: Some(standby.restore_command.clone()),
+        action: Action::Promote,
     }
+}
 
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
-        self.prove_recovered(usable, request, context)
+/// `bare`: its configuration is the one that lifeboat wrote.
+fn standby_settings(standby: &Standby, data: &Path, bare: bool, tools: Option<&Tools>) -> Result<Vec<(String, String)>> {
+    let mut settings = vec![
+        ("hot_standby".to_owned(), "on".to_owned()),
+        ("primary_conninfo".to_owned(), standby.primary.clone().unwrap_or_default()),
+        ("primary_slot_name".to_owned(), standby.slot.clone().unwrap_or_default()),
+    ];
+    // A standby with less room than its primary takes no queries.
+    if let Some(tools) = tools.filter(|_| bare) {
+        let control = tools.control(data, Account::own())?;
+        let same = [
+            ("max_connections", "max_connections"),
+            ("max_worker_processes", "max_worker_processes"),
+            ("max_wal_senders", "max_wal_senders"),
+            ("max_prepared_transactions", "max_prepared_xacts"),
+            ("max_locks_per_transaction", "max_locks_per_xact"),
+        ];
+        settings.extend(same.map(|(name, field)| (name.to_owned(), control.count(field).to_string())));
     }
+    Ok(settings)
+}
+
+/// Settings for a standby's `primary_conninfo`, which everybody sees who may read the folder or the process list.
+///
+/// # Errors
+/// `Usage` when they are none, or hold a password.
+pub fn check_primary(text: &str) -> Result<()> {
+    let settings = Settings::parse(text).map_err(|error| error.within("understand --primary"))?;
+    if settings.has_password() {
+        return Err(Error::new(Kind::Usage, "--primary holds a password, which would stand in the process list and in the server's settings")
+            .hint("put it into the ~/.pgpass of the user that runs the standby (mode 0600; database `replication`), or name a file with passfile=PATH"));
+    }
+    Ok(())
+}
+
+/// The name of a replication slot.
+///
+/// # Errors
+/// `Usage` when no slot can have it.
+pub fn check_slot(name: &str) -> Result<()> {
+    let allowed = |letter: u8| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == b'_';
+    if name.is_empty() || name.len() > 63 || !name.bytes().all(allowed) {
+        return Err(Error::new(Kind::Usage, format!("no replication slot can be called {name:?}"))
+            .hint("lower-case letters, digits and _, at most 63"));
+    }
+    Ok(())
 }
 
 /// Tablespaces stay in the data folder, behind links that hold wherever it is moved to: what the source called their places may be in use.

@@ -118,3 +118,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_random_moment_lies_in_a_range_and_every_range_has_its_share() {
+    let bases = [base(1, 5 << 13), base(1, 60 << 13)];
+    let pieces = [piece(1, 0, 10), piece(1, 10, 20), piece(1, 30, 70), piece(1, 70, 80)];
+    let holed = view(&bases, &pieces, &[]);
+    let drawn: Vec<_> = (0..400).map(|seed| holed.random_moment(seed, None).unwrap()).collect();
+    // 15 and 20 seconds, or less where a snapshot is later than it says.
+    let ranges = holed.ranges();
+    for range in &ranges {
+        let share = drawn.iter().filter(|moment| range.from <= **moment && **moment <= range.to).count() as f64 / 400.0;
+        let length = |range: &Range| (range.to - range.from).num_seconds() as f64;
+        let expected = length(range) / ranges.iter().map(length).sum::<f64>();
+        assert!((share - expected).abs() < 0.1, "{share} {expected}");
+    }
+    for moment in &drawn {
+        holed.route(&Wanted::Time(*moment), None).unwrap();
+    }
+    assert_eq!(holed.random_moment(7, None), holed.random_moment(7, None));
+    let late = (0..50).map(|seed| holed.random_moment(seed, Some(time(75))).unwrap());
+    assert!(late.into_iter().all(|moment| moment >= time(75) && moment <= time(80)));
+    assert_eq!(holed.random_moment(7, Some(time(81))), None);
+    assert_eq!(view(&bases[..1], &pieces[2..], &[]).random_moment(7, None), None, "a snapshot alone");
+}
