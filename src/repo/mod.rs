@@ -46,7 +46,7 @@ mod write;
 pub use format::{ChunkId, PackId, PackKind, RepositoryId};
 pub use index::{IndexedPack, LocalIndex};
 pub use keys::{KeySlot, Passphrase, RecoveryKey, Role};
-pub use log::{Appended, Gap, Log, LogRun, PieceInfo, runs};
+pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, runs};
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
 pub use report::{ReportKind, ReportRecord};
 pub use snapshot::{LostManifest, Manifest, Parent, SourceRecord, Stats};

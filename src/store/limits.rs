@@ -9,6 +9,9 @@ use tokio::time::Instant;
 /// How much may be saved up while idle.
 const BURST: Duration = Duration::from_secs(1);
 
+/// How many small reads count as one request.
+const SMALL: usize = 4;
+
 /// A bandwidth limit: each taker waits until what earlier takers took is paid off, then goes at once.
 ///
 /// So the average holds for any size of piece, and no taker ever waits for its own bytes. Takers are served in the order of
@@ -46,6 +49,7 @@ impl Rate {
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     requests: Arc<Semaphore>,
+    small: Arc<Semaphore>,
     upload: Option<Arc<Rate>>,
     download: Option<Arc<Rate>>,
 }
@@ -53,8 +57,10 @@ pub(crate) struct Limits {
 impl Limits {
     /// `max_requests` of zero counts as one.
     pub fn new(max_requests: usize, upload: Option<u64>, download: Option<u64>) -> Self {
+        let requests = max_requests.clamp(1, Semaphore::MAX_PERMITS / SMALL);
         Self {
-            requests: Arc::new(Semaphore::new(max_requests.clamp(1, Semaphore::MAX_PERMITS))),
+            requests: Arc::new(Semaphore::new(requests)),
+            small: Arc::new(Semaphore::new(requests * SMALL)),
             upload: upload.map(|rate| Arc::new(Rate::new(rate))),
             download: download.map(|rate| Arc::new(Rate::new(rate))),
         }
@@ -64,6 +70,11 @@ impl Limits {
     pub async fn request(&self) -> Option<SemaphorePermit<'_>> {
         // The semaphore is never closed, so this is always a permit.
         self.requests.acquire().await.ok()
+    }
+
+    /// The same for reads of a few KiB: they wait for the line, they do not fill it.
+    pub async fn small_request(&self) -> Option<SemaphorePermit<'_>> {
+        self.small.acquire().await.ok()
     }
 
     /// Waits until `bytes` may be sent.

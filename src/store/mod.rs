@@ -54,6 +54,9 @@ pub const MAX_OBJECT_BYTES: u64 = 512 << 20;
 /// before anything depends on it. Costs one small request an object.
 const CONFIRM_REMOTE_CREATES: bool = true;
 
+/// The greatest read that counts as small.
+const SMALL_BYTES: u64 = 64 << 10;
+
 /// The longest key, in bytes. S3 allows 1,024 with the prefix.
 const MAX_KEY_BYTES: usize = 800;
 
@@ -243,6 +246,19 @@ impl Store {
     /// # Errors
     /// [`Kind::NotFound`]; [`Kind::Damaged`] when the object ends before the range does; [`Kind::Unavailable`] after retries.
     pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
+        self.range(key, range, false).await
+    }
+
+    /// The same for a few KiB of each of many objects: four of these count as one request in flight.
+    ///
+    /// # Errors
+    /// As [`Store::get_range`].
+    pub async fn get_small(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
+        let small = range.end.saturating_sub(range.start) <= SMALL_BYTES;
+        self.range(key, range, small).await
+    }
+
+    async fn range(&self, key: &str, range: Range<u64>, small: bool) -> Result<Bytes> {
         check_key(key)?;
         if range.start > range.end || range.end - range.start > MAX_OBJECT_BYTES {
             return Err(Error::new(Kind::Bug, format!("{}: bytes {}..{}", self.message("read", key), range.start, range.end)));
@@ -250,7 +266,11 @@ impl Store {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        self.retrying(|| self.get_once(key, Want::Range(range.clone()))).await
+        self.retrying(|| async {
+            let _place = if small { self.0.limits.small_request().await } else { self.0.limits.request().await };
+            self.get_placed(key, Want::Range(range.clone())).await
+        })
+        .await
     }
 
     /// Size and time of an object, or `None` when there is none.
@@ -323,11 +343,16 @@ impl Store {
     }
 
     async fn get_once(&self, key: &str, want: Want) -> Result<Bytes> {
+        let _place = self.0.limits.request().await;
+        self.get_placed(key, want).await
+    }
+
+    /// By who has a place among the requests in flight.
+    async fn get_placed(&self, key: &str, want: Want) -> Result<Bytes> {
         let (verb, expected) = match &want {
             Want::All { .. } => (Verb::Get, None),
             Want::Range(range) => (Verb::GetRange, Some(range.end - range.start)),
         };
-        let _place = self.0.limits.request().await;
         let bytes = self.counted(verb, self.0.backend.get(key, want).await, |bytes| bytes.len() as u64)?;
         match expected {
             Some(expected) if bytes.len() as u64 != expected => {

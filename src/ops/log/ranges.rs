@@ -7,6 +7,7 @@
 //! that was committed is in the log.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
@@ -40,7 +41,9 @@ pub struct Base {
 pub struct View {
     pub bases: Vec<Base>,
     segment: SegmentSize,
-    pieces: Vec<(PieceInfo, PieceFacts)>,
+    pieces: Vec<(PieceInfo, Arc<PieceFacts>)>,
+    /// Inside of others; only their bytes are of use, where those are damaged.
+    spare: Vec<PieceInfo>,
     runs: Vec<LogRun>,
     histories: BTreeMap<u32, TimelineHistory>,
 }
@@ -61,7 +64,7 @@ pub struct Path {
     /// In order, each beginning where the one before ends. Empty: the repository has nothing to add to the snapshot.
     pub parts: Vec<Part>,
     /// Facts of the pieces on it, by their ends.
-    seen: Vec<(Lsn, PieceFacts)>,
+    seen: Vec<(Lsn, Arc<PieceFacts>)>,
     /// Where the log of the path ends.
     pub end: Lsn,
     /// When the snapshot is of, by the source's clock where that is known: not before its point.
@@ -110,19 +113,27 @@ pub struct Replay {
 }
 
 impl View {
-    /// Of snapshots, and pieces with their facts. `None` without a piece. Pieces of another cluster than the snapshots' do not count.
+    /// Of snapshots, and pieces with their facts. `None` without a piece. Pieces of another cluster than the snapshots' do not count. `spare`:
+    /// pieces inside of others.
     ///
     /// # Errors
     /// `Damaged` when the facts say what no server says.
-    pub fn new(bases: Vec<Base>, pieces: Vec<(PieceInfo, PieceFacts)>, histories: Vec<TimelineHistory>) -> Result<Option<Self>> {
+    pub fn new(
+        bases: Vec<Base>,
+        pieces: Vec<(PieceInfo, PieceFacts)>,
+        spare: Vec<PieceInfo>,
+        histories: Vec<TimelineHistory>,
+    ) -> Result<Option<Self>> {
         let clusters: BTreeSet<&str> = bases.iter().map(|base| base.system_identifier.as_str()).collect();
         let of_cluster = |piece: &(PieceInfo, PieceFacts)| clusters.is_empty() || clusters.contains(piece.1.system_identifier.as_str());
-        let pieces: Vec<(PieceInfo, PieceFacts)> = pieces.iter().filter(|piece| of_cluster(piece)).cloned().collect();
+        let counted = |piece: &(PieceInfo, PieceFacts)| of_cluster(piece);
+        let pieces: Vec<(PieceInfo, Arc<PieceFacts>)> =
+            pieces.into_iter().filter(counted).map(|(info, facts)| (info, Arc::new(facts))).collect();
         let Some((_, first)) = pieces.first() else { return Ok(None) };
         let segment = SegmentSize::new(u64::from(first.segment_bytes))?;
         let infos: Vec<PieceInfo> = pieces.iter().map(|(info, _)| *info).collect();
         let histories = histories.into_iter().map(|history| (history.timeline(), history)).collect();
-        Ok(Some(Self { bases, segment, runs: runs(&infos), pieces, histories }))
+        Ok(Some(Self { segment, runs: runs(&infos), pieces, spare, histories, bases }))
     }
 
     /// Size of the segment files.
@@ -134,7 +145,7 @@ impl View {
     /// The pieces, without their facts.
     #[must_use]
     pub fn pieces(&self) -> Vec<PieceInfo> {
-        self.pieces.iter().map(|(info, _)| *info).collect()
+        self.pieces.iter().map(|(info, _)| info).chain(&self.spare).copied().collect()
     }
 
     /// Timelines that anything is known of.
@@ -177,17 +188,17 @@ impl View {
     }
 
     /// Facts of the pieces that lie in a part and go beyond the snapshot. One that goes beyond the part tells of what does not belong to it.
-    fn facts_of<'a>(&'a self, base: &'a Base, part: &'a Part) -> impl Iterator<Item = (Lsn, PieceFacts)> + 'a {
+    fn facts_of<'a>(&'a self, base: &'a Base, part: &'a Part) -> impl Iterator<Item = (Lsn, Arc<PieceFacts>)> + 'a {
         let inside = move |info: &PieceInfo| {
             info.stream == part.stream && info.end > part.from.0 && info.end <= part.to.0 && info.end > base.point.0
         };
         let pieces = self.pieces.iter().filter(move |(info, facts)| inside(info) && facts.system_identifier == base.system_identifier);
-        pieces.map(|(info, facts)| (Lsn(info.end), facts.clone()))
+        pieces.map(|(info, facts)| (Lsn(info.end), Arc::clone(facts)))
     }
 
     /// When a snapshot is of. Its manifest tells when the backup began, by another clock; its restore point in the log is better, and
     /// otherwise nothing that the log around its point tells may be later.
-    fn moment_of(&self, base: &Base, seen: &[(Lsn, PieceFacts)]) -> DateTime<Utc> {
+    fn moment_of(&self, base: &Base, seen: &[(Lsn, Arc<PieceFacts>)]) -> DateTime<Utc> {
         let points = self.pieces.iter().flat_map(|(_, facts)| &facts.restore_points);
         let own = |point: &&RestorePoint| Some(&point.name) == base.restore_point.as_ref() && point.lsn <= base.point;
         points.filter(own).map(|point| point.time).max().unwrap_or_else(|| {
@@ -437,7 +448,7 @@ impl Path {
     }
 
     fn to_name(&self, base: &Base, along: u32, name: &str) -> Result<Option<Route>> {
-        let named = |(end, facts): &'_ (Lsn, PieceFacts)| {
+        let named = |(end, facts): &'_ (Lsn, Arc<PieceFacts>)| {
             let points: Vec<(Lsn, RestorePoint)> =
                 facts.restore_points.iter().filter(|point| point.name == name).map(|point| (*end, point.clone())).collect();
             points

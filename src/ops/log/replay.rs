@@ -1,5 +1,6 @@
 //! Recovery through the log: what there is, which snapshot and log lead to a moment, and bringing that log into a restored folder.
 
+use std::collections::BTreeSet;
 use std::path::Path as FilePath;
 
 use chrono::{DateTime, Utc};
@@ -11,7 +12,7 @@ use crate::id::Name;
 use crate::ops::log::ranges::{Base, Part, Path, Replay, Route, View};
 use crate::ops::select::{self, Choice, Wanted};
 use crate::ops::{Job, backup, damage, damaged_warning, explain};
-use crate::repo::{Log, LostManifest, Manifest, PieceInfo, ReportRecord, SourceRecord};
+use crate::repo::{Listed, Log, LostManifest, Manifest, PieceInfo, ReportRecord, SourceRecord};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::{Request, Target, Timeline, place_log_file};
 use crate::source::postgres::wal::reader::PAGE_BYTES;
@@ -69,28 +70,83 @@ pub fn view(log: &Log, manifests: &[&Manifest], source: &Name) -> Result<(Option
     });
     let bases: Vec<Base> = bases.collect();
     let mut listings = 0;
-    let pieces = 'again: loop {
-        damaged.clear();
+    let (pieces, spare) = loop {
         listings += 1;
-        let listed = log.pieces()?;
-        let mut pieces: Vec<(PieceInfo, PieceFacts)> = Vec::with_capacity(listed.len());
-        for (piece, facts) in listed.iter().zip(log.facts_of(&listed)) {
+        let listed = log.listed()?;
+        match pieces_of(log, &listed, &bases, listings == LISTINGS, &mut damaged) {
+            Ok(found) => break found,
+            // Replaced by a larger one since the listing.
+            Err(error) if error.kind() == Kind::NotFound && listings < LISTINGS => damaged.clear(),
+            Err(error) => return Err(error),
+        }
+    };
+    let histories = if pieces.is_empty() { Vec::new() } else { histories(log)?.into_iter().map(|(history, _)| history).collect() };
+    Ok((View::new(bases, pieces, spare, histories)?, damaged))
+}
+
+/// Pieces with their facts, and those that add nothing to what larger ones say. `last`: those that went away since the listing count as
+/// damaged, instead of being the error.
+fn pieces_of(
+    log: &Log,
+    listed: &[Listed],
+    bases: &[Base],
+    last: bool,
+    damaged: &mut Vec<String>,
+) -> Result<(Vec<(PieceInfo, PieceFacts)>, Vec<PieceInfo>)> {
+    let mut found = Vec::with_capacity(listed.len());
+    let mut read = |some: &[Listed], found: &mut Vec<(PieceInfo, PieceFacts)>| {
+        let mut stop = None;
+        log.facts_of(some, |at, facts| {
             let understood = facts.and_then(|facts| {
                 serde_json::from_value(facts)
                     .map_err(|error| Error::new(Kind::Damaged, "facts of a log piece cannot be understood").because(error))
             });
             match understood {
-                Ok(facts) => pieces.push((*piece, facts)),
-                // Replaced by a larger one since the listing.
-                Err(error) if error.kind() == Kind::NotFound && listings < LISTINGS => continue 'again,
-                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => damaged.push(explain(&error)),
-                Err(error) => return Err(error),
+                Ok(facts) => found.push((some[at].piece, facts)),
+                Err(error) if error.kind() == Kind::Damaged || (last && error.kind() == Kind::NotFound) => damaged.push(explain(&error)),
+                Err(error) => stop = Some(error),
+            }
+            stop.is_none()
+        });
+        stop.map_or(Ok(()), Err)
+    };
+    let (first, inside) = by_containment(listed);
+    read(&first, &mut found)?;
+    let whole: BTreeSet<PieceInfo> = found.iter().filter(|(_, facts)| says_all(facts, bases)).map(|(piece, _)| *piece).collect();
+    let (spare, needed): (Vec<_>, Vec<_>) = inside.into_iter().partition(|(_, by)| whole.contains(by));
+    let needed: Vec<Listed> = needed.into_iter().map(|(listed, _)| listed).collect();
+    read(&needed, &mut found)?;
+    found.sort_by_key(|(piece, _)| *piece);
+    Ok((found, spare.into_iter().map(|(listed, _)| listed.piece).collect()))
+}
+
+/// Pieces whose facts are needed, and pieces inside larger ones, with those. Only of the newest stream: of one that was left, the smaller
+/// pieces say what belongs to its descendants.
+fn by_containment(listed: &[Listed]) -> (Vec<Listed>, Vec<(Listed, PieceInfo)>) {
+    let newest = listed.iter().map(|listed| listed.piece.stream).max();
+    let mut sorted = listed.to_vec();
+    sorted.sort_unstable_by_key(|listed| (listed.piece.stream, listed.piece.start, std::cmp::Reverse(listed.piece.end)));
+    let (mut first, mut inside) = (Vec::new(), Vec::new());
+    let mut cover: Option<PieceInfo> = None;
+    for listed in sorted {
+        match cover {
+            Some(by) if Some(by.stream) == newest && by.stream == listed.piece.stream && listed.piece.end <= by.end => {
+                inside.push((listed, by));
+            }
+            _ => {
+                cover = Some(listed.piece);
+                first.push(listed);
             }
         }
-        break pieces;
-    };
-    let histories = if pieces.is_empty() { Vec::new() } else { histories(log)?.into_iter().map(|(history, _)| history).collect() };
-    Ok((View::new(bases, pieces, histories)?, damaged))
+    }
+    (first, inside)
+}
+
+/// Whether the facts of a piece tell all that those of pieces inside it would: as of one that the stream put in their place and removes them
+/// for, where the store lets it. A file that was archived does not know the server's clock.
+fn says_all(facts: &PieceFacts, bases: &[Base]) -> bool {
+    let of_cluster = bases.is_empty() || bases.iter().any(|base| base.system_identifier == facts.system_identifier);
+    of_cluster && facts.server_clock.is_some() && !facts.has_all_room_taken()
 }
 
 /// Histories of timelines, and the bytes of their files.
@@ -387,3 +443,6 @@ fn write_segments(job: &Job, log: &Log, view: &View, base: &Base, path: &Path, p
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -259,17 +259,17 @@ impl<'a> Sink<'a> {
     }
 
     /// Removes what a larger piece has.
-    fn remove(&mut self, piece: &PieceInfo, by: &PieceInfo) {
+    fn remove(&mut self, pieces: &[PieceInfo], by: &PieceInfo) {
         if self.keeps_all {
             return;
         }
-        match self.log.remove_subsumed(piece, by) {
+        match self.log.remove_subsumed(pieces, by) {
             Ok(true) => {}
             Ok(false) => {
                 self.keeps_all = true;
                 tracing::info!("small pieces of the log stay: the store does not let them be removed");
             }
-            Err(error) => tracing::warn!(error = ?error, "a small piece of the log stays for now"),
+            Err(error) => tracing::warn!(error = ?error, "small pieces of the log stay for now"),
         }
     }
 }
@@ -286,8 +286,9 @@ impl LogSink for Sink<'_> {
         let stretches =
             runs(&pieces).iter().map(|run| Ok((timeline(run.stream)?, Lsn(run.start), Lsn(run.end)))).collect::<Result<Vec<_>>>()?;
         if !std::mem::replace(&mut self.looked_for_left, true) {
-            for (piece, by) in subsumed(&pieces) {
-                self.remove(&piece, &by);
+            for some in subsumed(&pieces).chunk_by(|(_, one), (_, other)| one == other) {
+                let left: Vec<PieceInfo> = some.iter().map(|(piece, _)| *piece).collect();
+                self.remove(&left, &some[0].1);
             }
         }
         // What is small is not told apart here: all that a later piece covers goes.
@@ -311,9 +312,7 @@ impl LogSink for Sink<'_> {
             };
             let gone: Vec<PieceInfo> = self.small.iter().filter(|other| inside(other)).copied().collect();
             self.small.retain(|other| !inside(other) && other.stream == stored.stream && other.end > stored.start);
-            for other in gone {
-                self.remove(&other, &stored);
-            }
+            self.remove(&gone, &stored);
         }
         self.small.push(stored);
         Ok(())

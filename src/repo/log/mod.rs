@@ -8,6 +8,7 @@
 //! Beside the pieces stand *side files* (timeline histories: sealed under the metadata key, so that the writer reads them back) and
 //! *gap records* (what is known to be missing, and why).
 
+mod known;
 mod piece;
 mod ranges;
 mod verify;
@@ -27,6 +28,7 @@ use crate::id::Name;
 use crate::repo::format::{LOG_PIECE_MAX, ObjectKind};
 use crate::repo::{Inner, Repository};
 use crate::store::ObjectInfo;
+use known::Known;
 use piece::{OpenPiece, parse_name, stretch_name};
 
 /// The log of one source of a plan.
@@ -47,6 +49,14 @@ pub struct Appended {
     pub new: bool,
 }
 
+/// A piece as a listing shows it, with what tells this object from another one that had its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed {
+    pub piece: PieceInfo,
+    /// By the store's clock.
+    modified: DateTime<Utc>,
+}
+
 /// A stretch of a stream that is known to be missing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
@@ -61,8 +71,12 @@ pub struct Gap {
 
 /// Greatest JSON text of a piece's facts, in bytes.
 const FACTS_MAX: usize = 64 << 10;
-/// Pieces asked for at a time.
-const REQUESTS: usize = 16;
+/// Pieces asked for at a time; the store's own limits bound what is really in flight.
+const REQUESTS: usize = 256;
+/// Facts that are in memory as they were read.
+const FACTS_BATCH: usize = 4096;
+/// Removals at a time.
+const REMOVALS: usize = 16;
 
 impl Repository {
     /// The log of a source. Asks nobody.
@@ -127,11 +141,19 @@ impl Log {
     /// # Errors
     /// `Unavailable` and the like.
     pub fn pieces(&self) -> Result<Vec<PieceInfo>> {
+        Ok(self.listed()?.iter().map(|listed| listed.piece).collect())
+    }
+
+    /// The same, to ask for their facts.
+    ///
+    /// # Errors
+    /// `Unavailable` and the like.
+    pub fn listed(&self) -> Result<Vec<Listed>> {
         let folder = format!("{}/pieces/", self.folder);
         let listed = self.inner.block_on(self.inner.store.list(&folder))?;
         let piece = |object: &ObjectInfo| {
             let (stream, start, end) = parse_name(&object.key[folder.len()..])?;
-            Some(PieceInfo { stream, start, end, size: object.size })
+            Some(Listed { piece: PieceInfo { stream, start, end, size: object.size }, modified: object.modified })
         };
         Ok(listed.iter().filter_map(piece).collect())
     }
@@ -144,16 +166,35 @@ impl Log {
         Ok(self.inner.block_on(OpenPiece::fetch(&self.inner, &self.key(piece), piece))?.label.facts)
     }
 
-    /// The same for many pieces, in their order, several requests at a time.
-    #[must_use]
-    pub fn facts_of(&self, pieces: &[PieceInfo]) -> Vec<Result<serde_json::Value>> {
+    /// The same for many pieces: `take` gets each with its number in the list, in their order. Many requests at a time; what this machine read
+    /// before of the same objects is not asked for again. `false` from `take` ends it.
+    pub fn facts_of(&self, listed: &[Listed], mut take: impl FnMut(usize, Result<serde_json::Value>) -> bool) {
         use futures::StreamExt as _;
         let inner = &self.inner;
-        let fetches = futures::stream::iter(pieces).map(|piece| {
-            let key = self.key(piece);
-            async move { Ok(OpenPiece::fetch(inner, &key, piece).await?.label.facts) }
-        });
-        inner.block_on(fetches.buffered(REQUESTS).collect())
+        let mut known = Known::open(inner, &self.folder);
+        'batches: for (batch, some) in listed.chunks(FACTS_BATCH).enumerate() {
+            let mut found: Vec<Option<serde_json::Value>> = some.iter().map(|listed| known.get(listed)).collect();
+            let unknown: Vec<usize> = (0..some.len()).filter(|at| found[*at].is_none()).collect();
+            let fetches = futures::stream::iter(&unknown).map(|at| {
+                let piece = some[*at].piece;
+                let key = self.key(&piece);
+                async move { Ok(OpenPiece::fetch(inner, &key, &piece).await?.label.facts) }
+            });
+            let fetched: Vec<Result<serde_json::Value>> = inner.block_on(fetches.buffered(REQUESTS).collect());
+            for (at, facts) in unknown.iter().zip(&fetched) {
+                if let Ok(facts) = facts {
+                    known.put(&some[*at], facts);
+                }
+            }
+            let mut fetched = fetched.into_iter();
+            for (at, found) in found.iter_mut().enumerate() {
+                let Some(facts) = found.take().map(Ok).or_else(|| fetched.next()) else { break 'batches };
+                if !take(batch * FACTS_BATCH + at, facts) {
+                    break 'batches;
+                }
+            }
+        }
+        known.save(inner, listed);
     }
 
     /// The bytes of a piece, every one checked. Needs the reader role.
@@ -211,26 +252,34 @@ impl Log {
         }
     }
 
-    /// Removes a piece that another one contains and that is really stored. Best effort: `false` when the store refused, which harms
-    /// nothing.
+    /// Removes pieces that another one contains and that is really stored. Best effort: `false` when the store refused, which harms nothing.
     ///
     /// # Errors
-    /// `Bug` when `by` does not contain the piece; `NotFound` when `by` is not there: nothing was removed then.
-    pub fn remove_subsumed(&self, piece: &PieceInfo, by: &PieceInfo) -> Result<bool> {
-        let contains = by.stream == piece.stream && by.start <= piece.start && piece.end <= by.end;
-        if !contains || (by.start, by.end) == (piece.start, piece.end) {
+    /// `Bug` when `by` does not contain one of them; `NotFound` when `by` is not there: nothing was removed then.
+    pub fn remove_subsumed(&self, pieces: &[PieceInfo], by: &PieceInfo) -> Result<bool> {
+        use futures::StreamExt as _;
+        let contains = |piece: &PieceInfo| {
+            by.stream == piece.stream && by.start <= piece.start && piece.end <= by.end && (by.start, by.end) != (piece.start, piece.end)
+        };
+        if !pieces.iter().all(contains) {
             return Err(Error::new(Kind::Bug, "a log piece would be removed that no other contains"));
         }
+        let [first, rest @ ..] = pieces else { return Ok(true) };
         // Its label opens, so it is whole as far as can be told without reading it.
         self.facts(by)?;
-        let key = self.key(piece);
-        match self.inner.block_on(self.inner.store.delete(&key)) {
-            Ok(()) => Ok(true),
-            Err(error) => {
-                tracing::debug!(piece = %key, error = ?error, "a log piece that a larger one contains could not be removed");
-                Ok(false)
+        let remove = async |piece: &PieceInfo| {
+            let key = self.key(piece);
+            let removed = self.inner.store.delete(&key).await;
+            if let Err(error) = &removed {
+                tracing::debug!(piece = %key, ?error, "a log piece that a larger one contains could not be removed");
             }
-        }
+            removed.is_ok()
+        };
+        // A store that refuses is not asked a hundred times.
+        let inner = &self.inner;
+        Ok(inner.block_on(async {
+            remove(first).await && futures::stream::iter(rest).map(remove).buffer_unordered(REMOVALS).all(async |removed| removed).await
+        }))
     }
 
     /// Keeps a side file. `false`: the same content was there already.

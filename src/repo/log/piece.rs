@@ -44,8 +44,10 @@ pub struct Label {
     pub facts: serde_json::Value,
 }
 
-/// Bytes asked for at the tail at first: enough for the label and directory of a 128 MiB piece with little facts.
-const TAIL_BYTES: u64 = 16 << 10;
+/// Bytes asked for at the tail at first, beside those of the frames: enough for a label with little facts.
+const TAIL_BYTES: u64 = 2 << 10;
+/// Bytes of a frame in the directory, at most.
+const TAIL_FRAME_BYTES: u64 = 64;
 
 /// The last part of the names of pieces and gaps.
 pub fn stretch_name(stream: u64, start: u64, end: u64) -> String {
@@ -108,13 +110,14 @@ impl OpenPiece {
     pub async fn fetch(inner: &Inner, key: &str, piece: &PieceInfo) -> Result<Self> {
         check_size(key, piece)?;
         let size = piece.size;
-        let take = size.min(TAIL_BYTES);
-        let mut tail = inner.store.get_range(key, size - take..size).await?;
+        let frames = (piece.end - piece.start).div_ceil(FRAME_TARGET as u64);
+        let take = size.min(TAIL_BYTES + frames * TAIL_FRAME_BYTES);
+        let mut tail = inner.store.get_small(key, size - take..size).await?;
         let need = tail_len(inner, key, size, &tail)?;
         if need <= take {
             tail = tail.slice((take - need) as usize..);
         } else {
-            tail = inner.store.get_range(key, size - need..size).await?;
+            tail = inner.store.get_small(key, size - need..size).await?;
         }
         Self::open(inner, key, piece, &tail)
     }

@@ -20,6 +20,16 @@ fn wal(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
+fn all_facts(log: &Log) -> Vec<Result<serde_json::Value>> {
+    let mut all = Vec::new();
+    log.facts_of(&log.listed().unwrap(), |at, facts| {
+        assert_eq!(at, all.len());
+        all.push(facts);
+        true
+    });
+    all
+}
+
 fn verify(repository: &Repository) -> Vec<(String, String)> {
     let found = repository.verify(VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap();
     found.findings.into_iter().map(|f| (f.object, f.kind)).collect()
@@ -69,7 +79,7 @@ fn pieces_come_back_whole_and_in_part_with_their_facts() {
         }
         assert_eq!(log.read_range(piece, piece.start..piece.end + 1).unwrap_err().kind(), Kind::Bug);
     }
-    let facts: Vec<_> = log.facts_of(&pieces).into_iter().map(|f| f.unwrap()["number"].as_u64()).collect();
+    let facts: Vec<_> = all_facts(&log).into_iter().map(|f| f.unwrap()["number"].as_u64()).collect();
     assert_eq!(facts, [Some(0), Some(1), Some(2), Some(3), Some(4), None]);
     let found = runs(&pieces);
     assert_eq!(found.iter().map(|r| (r.stream, r.start, r.end)).collect::<Vec<_>>(), [(1, start as u64, at), (2, 0, 5)]);
@@ -283,16 +293,16 @@ fn only_what_another_piece_contains_is_removed_and_a_refusal_is_no_failure() {
     let append = |start: usize, end: usize| log.append(1, start as u64, end as u64, &json!({}), &bytes[start..end]).unwrap().piece;
     let (a, b, tail) = (append(0, 5000), append(5000, 9000), append(9000, 16_384));
     let planned = PieceInfo { stream: 1, start: 0, end: 16_384, size: 5000 };
-    assert_eq!(log.remove_subsumed(&a, &planned).unwrap_err().kind(), Kind::NotFound, "the whole is not there yet");
+    assert_eq!(log.remove_subsumed(&[a], &planned).unwrap_err().kind(), Kind::NotFound, "the whole is not there yet");
     let whole = append(0, 16_384);
     for by in [&a, &b, &PieceInfo { stream: 2, ..whole }] {
-        assert_eq!(log.remove_subsumed(&a, by).unwrap_err().kind(), Kind::Bug);
+        assert_eq!(log.remove_subsumed(&[a], by).unwrap_err().kind(), Kind::Bug);
     }
-    assert!(log.remove_subsumed(&a, &whole).unwrap());
+    assert!(log.remove_subsumed(&[a], &whole).unwrap());
     faults.add(faults::Rule::on(Verb::Delete).always().then(faults::Effect::Fail(Kind::Failed)));
-    assert!(!log.remove_subsumed(&b, &whole).unwrap());
+    assert!(!log.remove_subsumed(&[b, tail], &whole).unwrap());
     faults.clear();
-    assert!(log.remove_subsumed(&tail, &whole).unwrap());
+    assert!(log.remove_subsumed(&[tail], &whole).unwrap());
     assert_eq!(log.pieces().unwrap(), [whole, b]);
     assert_eq!(verify(&repository), []);
     assert!(log.read_span(&log.pieces().unwrap(), 1, 4000..10_000).unwrap() == bytes[4000..10_000]);
@@ -360,4 +370,71 @@ fn an_append_that_crashes_is_all_or_nothing_and_can_be_repeated() {
         assert!(log(&repository).read(&again.piece).unwrap() == bytes);
     }
     assert_eq!(verify(&bench.open()), []);
+}
+
+/// What this machine knows of pieces spares requests, and nothing that is gone, swapped or damaged is believed for it.
+#[test]
+fn kept_facts_spare_requests_and_are_no_witness() {
+    let bench = Bench::new();
+    let faults = Faults::new();
+    let store = Store::with_faults(bench.store.clone(), faults.clone());
+    let repository = bench.open_on(store.clone());
+    let log = log(&repository);
+    let pieces: Vec<PieceInfo> =
+        (0..8u64).map(|n| log.append(1, n * 4096, (n + 1) * 4096, &json!({ "n": n }), &wal(n, 4096)).unwrap().piece).collect();
+    let key = |n: usize| key_of(&repository, &pieces[n]);
+    let numbers = |log: &Log| all_facts(log).into_iter().map(|f| f.map(|f| f["n"].as_u64().unwrap()).map_err(|e| e.kind())).collect::<Vec<_>>();
+    let asked = || {
+        let asked = faults.calls().iter().filter(|call| call.verb != Verb::List).count();
+        faults.forget_calls();
+        asked
+    };
+    asked();
+    let all: Vec<_> = (0..8u64).map(Ok).collect();
+    assert_eq!((numbers(&log), asked()), (all.clone(), 8));
+    assert_eq!((numbers(&log), asked()), (all.clone(), 0));
+    // Another process, and a writer, who may read facts and no data.
+    let key_of_writer = Passphrase::new("the passphrase of a writer");
+    repository.add_key("host", Role::Writer, &key_of_writer, Utc::now()).unwrap();
+    let writer = Repository::open(store, bench.runtime.handle().clone(), &key_of_writer, &bench.options()).unwrap();
+    asked();
+    assert_eq!((numbers(&self::log(&writer)), asked()), (all.clone(), 0));
+    let cache = bench.cache.path().join(repository.id().to_string());
+    let file = std::fs::read_dir(&cache).unwrap().map(|e| e.unwrap().path()).find(|p| p.extension().is_some_and(|e| e == "facts")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions()) & 0o777, 0o600);
+    let kept = std::fs::read(&file).unwrap();
+
+    // Gone; swapped with one of the same size; changed in the label.
+    let swap = |n: usize, bytes: Bytes| {
+        bench.runtime.block_on(bench.store.delete(&key(n))).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        bench.runtime.block_on(bench.store.create(&key(n), bytes)).unwrap();
+    };
+    let stored = |n: usize| bench.runtime.block_on(bench.store.get(&key(n))).unwrap();
+    bench.runtime.block_on(bench.store.delete(&key(0))).unwrap();
+    swap(1, stored(2));
+    let mut changed = stored(3).to_vec();
+    let at = changed.len() - 150;
+    changed[at] ^= 1;
+    swap(3, changed.into());
+    let damaged = Err(Kind::Damaged);
+    assert_eq!(numbers(&log), [damaged, Ok(2), damaged, Ok(4), Ok(5), Ok(6), Ok(7)]);
+    assert_eq!(numbers(&log), [damaged, Ok(2), damaged, Ok(4), Ok(5), Ok(6), Ok(7)], "what is damaged is not kept");
+
+    // A file that was changed, cut or brought from elsewhere is none.
+    let other = Bench::new();
+    let others = other.open();
+    self::log(&others).append(1, 0, 4096, &json!({ "n": 99 }), &wal(0, 4096)).unwrap();
+    all_facts(&self::log(&others));
+    let cache = other.cache.path().join(others.id().to_string());
+    let foreign = std::fs::read_dir(&cache).unwrap().map(|e| e.unwrap().path()).find(|p| p.extension().is_some_and(|e| e == "facts")).unwrap();
+    let flipped = |at: usize| kept.iter().enumerate().map(|(n, b)| if n == at { b ^ 1 } else { *b }).collect::<Vec<u8>>();
+    for bytes in [flipped(60), flipped(kept.len() - 1), kept[..kept.len() / 2].to_vec(), Vec::new(), std::fs::read(&foreign).unwrap()] {
+        std::fs::write(&file, bytes).unwrap();
+        asked();
+        assert_eq!(numbers(&log), [damaged, Ok(2), damaged, Ok(4), Ok(5), Ok(6), Ok(7)]);
+        assert!(asked() >= 7, "all were asked for again");
+    }
+    // No object of the store is one, either way.
+    assert!(bench.keys("").iter().all(|key| !key.contains("facts")));
 }

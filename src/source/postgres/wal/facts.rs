@@ -33,6 +33,14 @@ pub struct PieceFacts {
     pub valid_to: Lsn,
 }
 
+impl PieceFacts {
+    /// There may have been more restore points than are told.
+    #[must_use]
+    pub fn has_all_room_taken(&self) -> bool {
+        self.restore_points.len() >= RESTORE_POINTS_MAX
+    }
+}
+
 /// Made by `pg_create_restore_point` in the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestorePoint {

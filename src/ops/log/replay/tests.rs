@@ -1,0 +1,175 @@
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::id::SnapshotId;
+use crate::repo::{OpenOptions, Passphrase, Repository};
+use crate::store::faults::{Effect, Faults, Rule};
+use crate::store::{Store, Verb};
+
+const PAGE: u64 = 8192;
+
+struct Bench {
+    runtime: tokio::runtime::Runtime,
+    store: Store,
+    faults: Faults,
+    cache: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (store, faults) = (Store::in_memory(), Faults::new());
+        let bench = Self { runtime, store, faults, cache: tempfile::tempdir().unwrap() };
+        let options = OpenOptions { cache: None, workers: 1 };
+        Repository::init(bench.store.clone(), bench.runtime.handle().clone(), &passphrase(), &options, Utc::now()).unwrap();
+        bench
+    }
+
+    fn open(&self, store: Store) -> Repository {
+        let options = OpenOptions { cache: Some(self.cache.path().to_owned()), workers: 1 };
+        Repository::open(store, self.runtime.handle().clone(), &passphrase(), &options).unwrap()
+    }
+
+    fn log(&self, store: Store) -> Log {
+        self.open(store).log(&Name::new("crm").unwrap(), &Name::new("database").unwrap())
+    }
+
+    /// Through a line on which every request takes `delay`.
+    fn far(&self, delay: Duration) -> Log {
+        let log = self.log(Store::with_faults(self.store.clone(), self.faults.clone()));
+        self.faults.clear();
+        self.faults.add(Rule::any().always().then(Effect::Delay(delay)));
+        self.faults.forget_calls();
+        log
+    }
+
+    fn asked(&self) -> usize {
+        let asked = self.faults.calls().iter().filter(|call| call.verb == Verb::GetRange).count();
+        self.faults.forget_calls();
+        asked
+    }
+}
+
+fn passphrase() -> Passphrase {
+    Passphrase::new("correct horse battery staple")
+}
+
+fn time(second: u64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_790_000_000 + i64::try_from(second).unwrap(), 0).unwrap()
+}
+
+/// Pages `from .. to` of a stream, with a commit in each second that is the number of a page.
+fn append(log: &Log, timeline: u32, from: u64, to: u64, streamed: bool) -> PieceInfo {
+    let facts = PieceFacts {
+        system_identifier: "7234567890123456789".into(),
+        timeline,
+        segment_bytes: 16 << 20,
+        first_commit: Some(time(from)),
+        last_commit: Some(time(to - 1)),
+        restore_points: Vec::new(),
+        server_clock: streamed.then(|| time(to - 1)),
+        valid_to: Lsn(to * PAGE),
+    };
+    let bytes: Vec<u8> = (from..to).flat_map(|page| page.to_le_bytes().into_iter().cycle().take(PAGE as usize)).collect();
+    let facts = serde_json::to_value(facts).unwrap();
+    log.append(u64::from(timeline), from * PAGE, to * PAGE, &facts, &bytes).unwrap().piece
+}
+
+fn base(page: u64) -> Base {
+    Base {
+        id: SnapshotId::generate(time(page)),
+        system_identifier: "7234567890123456789".into(),
+        timeline: 1,
+        point: Lsn(page * PAGE),
+        restore_point: None,
+        time: time(page),
+    }
+}
+
+fn looked_at(log: &Log, bases: &[Base]) -> View {
+    let mut damaged = Vec::new();
+    let (pieces, spare) = pieces_of(log, &log.listed().unwrap(), bases, true, &mut damaged).unwrap();
+    View::new(bases.to_vec(), pieces, spare, Vec::new()).unwrap().unwrap()
+}
+
+/// `LIFEBOAT_LONG_LOG=20000` measures more.
+#[test]
+fn a_long_log_far_away_is_looked_through_in_little_time_and_the_second_time_in_less() {
+    let count: u64 = std::env::var("LIFEBOAT_LONG_LOG").ok().and_then(|count| count.parse().ok()).unwrap_or(2_000);
+    let bench = Bench::new();
+    let near = bench.log(bench.store.clone());
+    for page in 0..count {
+        append(&near, 1, page, page + 1, true);
+    }
+    let delay = Duration::from_millis(20);
+    let bases: Vec<Base> = (0..count).step_by(usize::try_from(count / 20).unwrap()).map(base).collect();
+    let far = bench.far(delay);
+    let mut took = Vec::new();
+    for (round, most) in [count, 0].into_iter().enumerate() {
+        let began = Instant::now();
+        let view = looked_at(&far, &bases);
+        let ranges = view.ranges();
+        let wanted = Wanted::Time(time(count / 2));
+        let route = view.route(&wanted, None).unwrap();
+        took.push(began.elapsed());
+        assert_eq!((ranges.len(), ranges[0].continuous, ranges[0].to), (1, true, time(count - 1)));
+        assert_eq!(route.at, time(count / 2));
+        assert_eq!(bench.asked(), usize::try_from(most).unwrap(), "round {round}");
+    }
+    eprintln!("{count} pieces at {delay:?} a request: {took:?}");
+    let one_by_one = delay * u32::try_from(count).unwrap();
+    assert!(took[0] < one_by_one / 10, "{took:?}");
+}
+
+#[test]
+fn small_pieces_inside_a_sound_whole_one_are_not_asked_for_and_serve_when_it_is_damaged() {
+    let bench = Bench::new();
+    let near = bench.log(bench.store.clone());
+    for page in 0..8 {
+        append(&near, 1, page, page + 1, true);
+    }
+    let whole = append(&near, 1, 0, 8, true);
+    for page in 8..12 {
+        append(&near, 1, page, page + 1, true);
+    }
+    let archived = append(&near, 1, 8, 12, false);
+    let bases = [base(1)];
+    let far = bench.far(Duration::ZERO);
+    let view = looked_at(&far, &bases);
+    assert_eq!(bench.asked(), 1 + 4 + 1, "a file that was archived does not know what streamed pieces do");
+    assert_eq!(view.pieces().len(), 14, "all can be read from");
+    let ranges = view.ranges();
+    assert_eq!((ranges.len(), ranges[0].from, ranges[0].to, ranges[0].to_lsn), (1, time(7), time(11), Lsn(12 * PAGE)));
+
+    // A last bit of the whole ones is wrong: the small ones tell what there is, and have it.
+    for piece in [whole, archived] {
+        let key = bench.runtime.block_on(bench.store.list("logs/")).unwrap();
+        let name = format!("{:016x}-{:016x}-{:016x}", piece.stream, piece.start, piece.end);
+        let key = key.into_iter().find(|object| object.key.ends_with(&name)).unwrap().key;
+        let mut bytes = bench.runtime.block_on(bench.store.get(&key)).unwrap().to_vec();
+        let at = bytes.len() - 150;
+        bytes[at] ^= 1;
+        bench.runtime.block_on(bench.store.delete(&key)).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        bench.runtime.block_on(bench.store.create(&key, bytes.into())).unwrap();
+    }
+    let mut damaged = Vec::new();
+    let (pieces, spare) = pieces_of(&far, &far.listed().unwrap(), &bases, true, &mut damaged).unwrap();
+    assert_eq!((pieces.len(), spare.len(), damaged.len()), (12, 0, 2), "{damaged:?}");
+    let view = View::new(bases.to_vec(), pieces, spare, Vec::new()).unwrap().unwrap();
+    let ranges = view.ranges();
+    assert_eq!((ranges.len(), ranges[0].to, ranges[0].to_lsn), (1, time(11), Lsn(12 * PAGE)));
+    assert_eq!(far.read_span(&view.pieces(), 1, PAGE..12 * PAGE).unwrap().len() as u64, 11 * PAGE);
+
+    // Of a timeline that another one came from, the small ones tell which part of it counts.
+    let other = Bench::new();
+    let near = other.log(other.store.clone());
+    for page in 0..8 {
+        append(&near, 1, page, page + 1, true);
+    }
+    append(&near, 1, 0, 8, true);
+    append(&near, 2, 6, 10, true);
+    let far = other.far(Duration::ZERO);
+    looked_at(&far, &bases);
+    assert_eq!(other.asked(), 10);
+}
