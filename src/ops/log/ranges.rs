@@ -179,7 +179,7 @@ impl View {
             let start = self.runs.iter().filter(|run| run.stream == first.stream && run.start <= first.from.0).map(|run| run.start).max();
             first.from = self.segment.start(self.segment.number(base.point)).max(start.map_or(first.from, Lsn));
         }
-        let mut seen: Vec<(Lsn, PieceFacts)> = parts.iter().flat_map(|part| self.facts_of(base, part)).collect();
+        let mut seen: Vec<_> = parts.iter().flat_map(|part| self.facts_of(base, part)).collect();
         let at = parts.last().map_or(base.point, |part| part.to);
         seen.sort_by_key(|(end, _)| *end);
         let from = self.moment_of(base, &seen);
