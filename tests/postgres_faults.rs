@@ -551,7 +551,7 @@ fn a_server_that_falls_silent_is_told_and_its_log_has_no_hole() {
     let unheard = commit(&cluster, 2);
     let begun = Instant::now();
     while !streamer.told().contains("silent") {
-        assert!(begun.elapsed() < Duration::from_secs(120), "never told: {}", streamer.told());
+        assert!(begun.elapsed() < Duration::from_mins(2), "never told: {}", streamer.told());
         std::thread::sleep(Duration::from_millis(500));
     }
     // What nobody heard of is not promised.
@@ -564,7 +564,7 @@ fn a_server_that_falls_silent_is_told_and_its_log_has_no_hole() {
     let begun = Instant::now();
     let newest: DateTime<Utc> = cluster.value(NOW).parse().unwrap();
     while world.continuous().unwrap().1 < newest {
-        assert!(begun.elapsed() < Duration::from_secs(120), "{:?}: {}", world.continuous(), streamer.told());
+        assert!(begun.elapsed() < Duration::from_mins(2), "{:?}: {}", world.continuous(), streamer.told());
         std::thread::sleep(Duration::from_millis(500));
     }
     assert_eq!(world.restored("unheard", &["--at", &unheard]).value(ROWS), "1,2");
