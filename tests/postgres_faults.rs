@@ -15,10 +15,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use postgres_world::{Load, World, assert_nowhere, checks, data_key, socket_url};
+use chrono::{DateTime, Utc};
+use postgres_world::{Load, NOW, World, assert_nowhere, checks, data_key, socket_url};
 use serde_json::Value;
+use support::certificates::Authority;
 use support::postgres::{Cluster, Options, PASSWORD, as_server_user, distribution_version, wait_until};
 use support::proxy::Proxy;
 use workspace::text;
@@ -516,4 +518,135 @@ fn a_full_disk_is_told_as_such_and_never_as_a_bad_backup() {
         assert!(listed["snapshots"][0]["damaged"].is_null(), "{listed}");
     }
     world.proven();
+}
+
+fn commit(cluster: &Cluster, row: u64) -> String {
+    cluster.sql(&format!("INSERT INTO ledger VALUES ({row})"));
+    std::thread::sleep(Duration::from_millis(20));
+    let moment = cluster.value(NOW);
+    std::thread::sleep(Duration::from_millis(20));
+    moment
+}
+
+fn wait_for_now(world: &World, cluster: &Cluster) {
+    world.wait_for_log(cluster.value(NOW).parse().unwrap());
+}
+
+const ROWS: &str = "SELECT string_agg(n::text, ',' ORDER BY n) FROM ledger";
+
+#[test]
+fn a_server_that_falls_silent_is_told_and_its_log_has_no_hole() {
+    let cluster = Cluster::start(distribution_version());
+    cluster.sql("CREATE TABLE ledger(n int)");
+    let world = World::new(&cluster, "crm", "log = \"stream\"");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxy = runtime.block_on(Proxy::start(&format!("http://127.0.0.1:{}", cluster.port)));
+    world.say_url(&tcp_url(proxy.port(), PASSWORD));
+    world.json(&["backup", "crm"], 0);
+    let streamer = world.stream();
+    commit(&cluster, 1);
+    wait_for_now(&world, &cluster);
+    proxy.silence(true);
+    let silent_since: DateTime<Utc> = cluster.value(NOW).parse().unwrap();
+    let unheard = commit(&cluster, 2);
+    let begun = Instant::now();
+    while !streamer.told().contains("silent") {
+        assert!(begun.elapsed() < Duration::from_mins(2), "never told: {}", streamer.told());
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    // What nobody heard of is not promised.
+    assert!(world.continuous().unwrap().1 <= silent_since, "{:?}", world.continuous());
+    let target = world.path("never");
+    let refused = world.json(&["restore", "crm", "--at", &unheard, "--to", target.to_str().unwrap(), "--yes"], 13);
+    assert!(!target.exists(), "{refused}");
+    proxy.silence(false);
+    commit(&cluster, 3);
+    let begun = Instant::now();
+    let newest: DateTime<Utc> = cluster.value(NOW).parse().unwrap();
+    while world.continuous().unwrap().1 < newest {
+        assert!(begun.elapsed() < Duration::from_mins(2), "{:?}: {}", world.continuous(), streamer.told());
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert_eq!(world.restored("unheard", &["--at", &unheard]).value(ROWS), "1,2");
+    assert_eq!(world.restored("all", &[]).value(ROWS), "1,2,3");
+}
+
+#[test]
+fn client_certificates_serve_for_backup_log_and_drill() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path(), "root");
+    let ec = ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
+    authority.issue("server", "localhost", "DNS:localhost", &ec);
+    authority.issue("user", "certified", "DNS:unused", &ec);
+    authority.issue("other", "somebody", "DNS:unused", &ec);
+    let hba = "local all all trust\nhostssl all certified 127.0.0.1/32 cert\nhostssl replication certified 127.0.0.1/32 cert\n";
+    let cluster = Options::new(distribution_version()).setting("ssl", "on").setting("ssl_ca_file", "root.crt").hba(hba).create();
+    for name in ["server.crt", "server.key", "root.crt"] {
+        cluster.write(&cluster.data().join(name), &fs::read_to_string(authority.path(name)).unwrap());
+    }
+    cluster.start_server();
+    cluster.sql("CREATE ROLE certified LOGIN SUPERUSER; CREATE TABLE ledger(n int)");
+    let world = World::new(&cluster, "crm", "log = \"stream\"");
+    let url = |user: &str, mode: &str| {
+        let path = |name: &str| authority.path(name);
+        format!(
+            "host=localhost hostaddr=127.0.0.1 port={} user=certified dbname=postgres sslmode={mode} sslrootcert={} sslcert={} sslkey={}",
+            cluster.port,
+            path("root.crt"),
+            path(&format!("{user}.crt")),
+            path(&format!("{user}.key"))
+        )
+    };
+    // Another's certificate, and none at all.
+    for wrong in [url("other", "verify-full"), url("user", "disable")] {
+        world.say_url(&wrong);
+        world.json(&["backup", "crm"], 2);
+        assert_server_is_free(&cluster);
+    }
+    world.say_url(&url("user", "verify-full"));
+    assert_eq!(world.json(&["doctor", "crm"], 0)["ok"], true);
+    world.json(&["backup", "crm"], 0);
+    let streamer = world.stream();
+    let moment = commit(&cluster, 1);
+    commit(&cluster, 2);
+    wait_for_now(&world, &cluster);
+    let in_use = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_replication USING (pid) WHERE ssl AND client_dn = '/CN=certified'";
+    assert_eq!(cluster.value(in_use), "1");
+    streamer.stop();
+    assert_eq!(world.json(&["drill", "run", "crm"], 0)["verdict"], "passed");
+    assert_eq!(world.restored("restored", &["--at", &moment]).value(ROWS), "1");
+}
+
+#[test]
+fn log_segments_larger_than_a_piece_come_back_whole() {
+    let cluster = Options::new(distribution_version()).initdb("--wal-segsize=128").setting("wal_keep_size", "1GB").start();
+    cluster.sql("CREATE TABLE ledger(n int)");
+    let world = World::new(&cluster, "crm", "log = \"stream\"");
+    world.json(&["backup", "crm"], 0);
+    let streamer = world.stream();
+    let first = commit(&cluster, 1);
+    // Written to its middle, so that a whole piece, a part of one and the zeros behind them are all there.
+    cluster.sql("CREATE TABLE bulk AS SELECT n, repeat(md5(n::text), 40) AS v FROM generate_series(1, 55000) n");
+    let segment = cluster.value("SELECT pg_walfile_name(pg_switch_wal())");
+    let second = commit(&cluster, 2);
+    commit(&cluster, 3);
+    wait_for_now(&world, &cluster);
+    let original = cluster.data().join("pg_wal").join(&segment);
+    assert_eq!(fs::metadata(&original).unwrap().len(), 128 << 20);
+    let copy = world.path("copy");
+    world.json(&["log", "fetch", "crm", &segment, copy.to_str().unwrap()], 0);
+    assert!(fs::read(&copy).unwrap() == fs::read(&original).unwrap(), "{segment} differs");
+    streamer.stop();
+    assert_eq!(world.restored("first", &["--at", &first]).value(ROWS), "1");
+    let restored = world.restored("second", &["--at", &second]);
+    assert_eq!((restored.value(ROWS), restored.value("SELECT count(*) FROM bulk")), ("1,2".into(), "55000".into()));
+    drop(restored);
+    // And pushed, into another repository.
+    let pushed = World::new(&cluster, "crm", "");
+    for outcome in ["stored", "already-there"] {
+        assert_eq!(pushed.json(&["log", "push", "crm", original.to_str().unwrap()], 0)["outcome"], outcome);
+    }
+    let copy = pushed.path("copy");
+    pushed.json(&["log", "fetch", "crm", &segment, copy.to_str().unwrap()], 0);
+    assert!(fs::read(&copy).unwrap() == fs::read(&original).unwrap(), "{segment} differs");
 }

@@ -1,5 +1,6 @@
-//! A model test of the continuous log: transactions with a ledger under load, a streamer and a server that are killed at random, backups meanwhile; then restores to
-//! random moments. After each, the ledger must hold exactly what had committed at that moment.
+//! A model test of the continuous log: transactions with a ledger and pgbench under load; a streamer, backups and a server that are killed at random, promotions, segments
+//! that are pushed while nobody streams; then restores to random moments, whole and by `--delta`. After each, the ledger must hold exactly what had committed at that moment,
+//! and pgbench's sums must agree.
 //!
 //! Small here. By hand for hours: `LIFEBOAT_MODEL_SECONDS=7200 cargo test --release --test postgres_model -- --nocapture`; `LIFEBOAT_MODEL_SEED` repeats a run's choices.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -12,6 +13,7 @@ mod workspace;
 
 use std::fs;
 use std::ops::Deref;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,7 +22,7 @@ use lifeboat::event::Cancel;
 use lifeboat::source::postgres::client::{Connection, Mode};
 use lifeboat::source::postgres::conninfo::Settings;
 use postgres_world::{Restored, World};
-use support::postgres::{Cluster, Options, distribution_version};
+use support::postgres::{Cluster, Options, as_server_user, bin_directory, distribution_version};
 
 /// How long the load runs unless the environment says otherwise.
 const SECONDS: u64 = 20;
@@ -61,8 +63,40 @@ impl Model {
             .setting("checkpoint_timeout", "30s")
             .start();
         cluster.sql("CREATE TABLE ledger(n bigint PRIMARY KEY, amount int); CREATE TABLE noise(n bigint, v text)");
+        let words = ["-i", "-q", "-U", "postgres", "-h"].map(String::from).into_iter();
+        cluster.run(
+            "pgbench",
+            words.chain([cluster.folder().display().to_string(), "-p".into(), cluster.port.to_string(), "postgres".into()]),
+        );
         let world = World::new(&cluster, "crm", "log = \"stream\"");
         Self { cluster, world }
+    }
+
+    fn stop_at_once(&self) {
+        let data = format!("--pgdata={}", self.cluster.data().display());
+        self.cluster.run("pg_ctl", ["stop".into(), "--mode=immediate".into(), "--wait".into(), data]);
+    }
+
+    /// A crash, then a promotion in place: what had committed goes on along a new timeline.
+    fn switch_timeline(&self) {
+        self.stop_at_once();
+        self.cluster.write(&self.cluster.data().join("standby.signal"), "");
+        self.cluster.start_server();
+        self.cluster.promote();
+    }
+
+    /// Pushes the newest segments that are complete, as `archive_command` would.
+    fn push(&self) {
+        self.cluster.sql("SELECT pg_switch_wal()");
+        let current = self.cluster.value("SELECT pg_walfile_name(pg_current_wal_lsn())");
+        let wal = self.cluster.data().join("pg_wal");
+        let mut names: Vec<String> = fs::read_dir(&wal).unwrap().map(|item| item.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name.len() == 24 && name[..8] == current[..8] && *name < current);
+        names.sort();
+        for name in names.iter().rev().take(2).rev() {
+            let stored = self.json(&["log", "push", "crm", wal.join(name).to_str().unwrap()], 0);
+            assert!(["stored", "already-there"].contains(&stored["outcome"].as_str().unwrap()), "{name}: {stored}");
+        }
     }
 
     /// Ledger rows with the commit time that the server noted, by time.
@@ -120,6 +154,30 @@ fn noise_writer(settings: &Settings, stop: &AtomicBool) {
     }
 }
 
+/// pgbench again and again; it ends with the server.
+fn bench(cluster: &Cluster, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        let words = ["-n", "-c", "2", "-T", "3", "-R", "60", "-U", "postgres", "-h"];
+        let mut command = as_server_user(bin_directory(cluster.version).join("pgbench"));
+        command.args(words).arg(cluster.folder()).args(["-p", &cluster.port.to_string(), "postgres"]);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Threads that wait for the word must have it when the test fails too.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+const SUMS: &str = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = coalesce((SELECT sum(delta) FROM pgbench_history), 0)
+    AND (SELECT sum(bbalance) FROM pgbench_branches) = (SELECT sum(abalance) FROM pgbench_accounts)
+    AND (SELECT sum(tbalance) FROM pgbench_tellers) = (SELECT sum(abalance) FROM pgbench_accounts)";
+
 fn ledger_of(restored: &Restored) -> Vec<i64> {
     let rows = restored.connect().query("SELECT n FROM ledger ORDER BY n").unwrap();
     rows.iter().map(|row| row.get(0).unwrap().parse().unwrap()).collect()
@@ -136,16 +194,18 @@ fn every_moment_that_is_restored_is_the_ledger_of_that_moment() {
     let settings = world.cluster.socket_settings();
     let stop = AtomicBool::new(false);
     let mut streamer = Some(world.stream());
-    let (mut kills, mut crashes, mut backups) = (0, 0, 1);
+    let (mut kills, mut crashes, mut backups, mut promotions, mut pushes, mut killed_backups) = (0, 0, 1, 0, 0, 0);
     world.json(&["backup", "crm"], 0);
     std::thread::scope(|scope| {
         let writer_dice = Dice(dice.below(u64::MAX));
         scope.spawn(|| ledger_writer(&settings, &stop, writer_dice));
         scope.spawn(|| noise_writer(&settings, &stop));
+        scope.spawn(|| bench(&world.cluster, &stop));
+        let _stop = Stop(&stop);
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(seconds) {
             std::thread::sleep(Duration::from_millis(300 + dice.below(2500)));
-            match dice.below(8) {
+            match dice.below(12) {
                 0..=3 => {
                     streamer.take().unwrap().kill();
                     std::thread::sleep(Duration::from_millis(dice.below(400)));
@@ -153,14 +213,34 @@ fn every_moment_that_is_restored_is_the_ledger_of_that_moment() {
                     kills += 1;
                 }
                 4 => {
-                    let data = format!("--pgdata={}", world.cluster.data().display());
-                    world.cluster.run("pg_ctl", ["stop".into(), "--mode=immediate".into(), "--wait".into(), data]);
+                    world.stop_at_once();
                     std::thread::sleep(Duration::from_millis(dice.below(600)));
                     world.cluster.start_server();
                     crashes += 1;
                 }
                 5 => {
                     world.cluster.sql("SELECT pg_switch_wal()");
+                }
+                6 => {
+                    world.switch_timeline();
+                    promotions += 1;
+                }
+                7 => {
+                    // Nobody streams meanwhile.
+                    streamer.take().unwrap().kill();
+                    world.push();
+                    streamer = Some(world.stream());
+                    pushes += 1;
+                }
+                8 => {
+                    world.push();
+                    pushes += 1;
+                }
+                9 => {
+                    let backup = world.spawn(&["backup", "crm"]);
+                    std::thread::sleep(Duration::from_millis(dice.below(2500)));
+                    backup.kill();
+                    killed_backups += 1;
                 }
                 _ => {
                     // Under this load a table may be in use each time that it is to be fingerprinted: still a whole backup.
@@ -169,7 +249,6 @@ fn every_moment_that_is_restored_is_the_ledger_of_that_moment() {
                 }
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let committed = world.committed();
     let last = committed.last().unwrap().0;
@@ -195,22 +274,35 @@ fn every_moment_that_is_restored_is_the_ledger_of_that_moment() {
         let at = at.max(from).min(to);
         let name = format!("r{round}");
         let asked = at.to_rfc3339_opts(SecondsFormat::Micros, true);
-        let restored = world.restored(&name, &["--at", &asked]);
+        // Each second one over what the one before it left.
+        let target = world.path("moment");
+        let mut words = vec!["restore", "crm", "--at", &asked, "--to", target.to_str().unwrap(), "--yes"];
+        if target.exists() {
+            words.extend(["--delta", "--overwrite", "moment"]);
+        }
+        world.json(&words, 0);
+        let restored = world.start(&name, &target);
         let mut wanted: Vec<i64> = committed.iter().filter(|(time, _)| *time <= at).map(|(_, n)| *n).collect();
         wanted.sort_unstable();
         let found = ledger_of(&restored);
         assert_eq!(found.len(), wanted.len(), "seed {seed}: restored to {asked}");
         assert_eq!(found, wanted, "seed {seed}: restored to {asked}");
+        assert_eq!(restored.value(SUMS), "t", "seed {seed}: restored to {asked}");
         checked += 1;
         drop(restored);
-        fs::remove_dir_all(world.path(&name)).unwrap();
+        if round % 2 == 1 {
+            fs::remove_dir_all(&target).unwrap();
+        }
     }
     // All of it, to the last commit.
     let mut wanted: Vec<i64> = committed.iter().map(|(_, n)| *n).collect();
     wanted.sort_unstable();
-    assert_eq!(ledger_of(&world.restored("all", &["--latest"])), wanted, "seed {seed}: the end of the log");
+    let all = world.restored("all", &["--latest"]);
+    assert_eq!(ledger_of(&all), wanted, "seed {seed}: the end of the log");
+    assert_eq!(all.value(SUMS), "t", "seed {seed}: the end of the log");
     println!(
-        "{} commits, {kills} kills of the streamer, {crashes} of the server, {backups} backups, {checked} moments and the end compared",
+        "{} commits, {kills} kills of the streamer, {crashes} of the server, {promotions} promotions, {pushes} pushes, {backups} backups, \
+         {killed_backups} more were killed, {checked} moments and the end compared",
         committed.len()
     );
     assert!(checked > 0 && committed.len() > 50);

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod azure;
+pub mod certificates;
 pub mod postgres;
 pub mod proxy;
 pub mod s3;

@@ -143,12 +143,12 @@ repository = "main"
         self.spawn(&["log", "stream", "crm", "-v"])
     }
 
-    /// What can be recovered without a hole to its end, when the log has come so far.
+    /// From where to where can be recovered without a hole, to the newest moment that there is.
     pub fn continuous(&self) -> Option<(DateTime<Utc>, DateTime<Utc>)> {
         let list = self.json(&["snapshots", "crm"], 0);
-        let range = list["recovery_ranges"].as_array().unwrap().iter().rfind(|range| range["continuous"] == true)?.clone();
-        let moment = |key: &str| range[key].as_str().unwrap().parse().unwrap();
-        Some((moment("from"), moment("to")))
+        let moment = |range: &Value, key: &str| range[key].as_str().unwrap().parse().unwrap();
+        let ranges = list["recovery_ranges"].as_array().unwrap().iter().filter(|range| range["continuous"] == true);
+        ranges.map(|range| (moment(range, "from"), moment(range, "to"))).max_by_key(|(_, to): &(_, DateTime<Utc>)| *to)
     }
 
     /// Waits until the log vouches for a moment of the server's clock.

@@ -1,6 +1,6 @@
 //! A TCP proxy that can lose answers: the request arrives and is carried out, and the connection breaks before the answer.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -13,9 +13,18 @@ struct Programme {
     cuts: AtomicUsize,
     /// All connections break when the server has sent so many more bytes.
     bytes_left: Mutex<Option<usize>>,
+    /// Nothing comes through any more, and nobody is told.
+    silent: AtomicBool,
 }
 
 impl Programme {
+    /// While the network swallows everything.
+    async fn while_silent(&self) {
+        while self.silent.load(Ordering::SeqCst) {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+
     /// Whether the connection goes on after these bytes.
     fn lets_through(&self, size: usize) -> bool {
         let mut left = self.bytes_left.lock().unwrap();
@@ -65,6 +74,11 @@ impl Proxy {
         *self.programme.bytes_left.lock().unwrap() = bytes;
     }
 
+    /// Swallows what either side sends; connections stay open. Afterwards it arrives.
+    pub fn silence(&self, silent: bool) {
+        self.programme.silent.store(silent, Ordering::SeqCst);
+    }
+
     /// Where it listens on loopback.
     pub fn port(&self) -> u16 {
         self.port
@@ -97,6 +111,7 @@ async fn forward(client: TcpStream, upstream: String, programme: Arc<Programme>)
                     lose_next.fetch_add(1, Ordering::SeqCst);
                 }
             }
+            shared.while_silent().await;
             to_server.write_all(&buffer[..size]).await?;
         }
     });
@@ -117,6 +132,7 @@ async fn forward(client: TcpStream, upstream: String, programme: Arc<Programme>)
         if size == 0 {
             return Ok(());
         }
+        programme.while_silent().await;
         to_client.write_all(&buffer[..size]).await?;
     }
 }

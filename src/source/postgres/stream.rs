@@ -414,6 +414,7 @@ impl<'a> Session<'a> {
     /// Connects, and starts where the log ends; with `recycled`, where what the server still has begins.
     fn begin(stream: &'a LogStream, sink: &'a mut dyn LogSink, state: &'a mut StreamState, recycled: Option<&Recycled>) -> Result<Self> {
         let mut sql = Connection::connect(&stream.settings, Mode::Sql { database: None }, &stream.cancel)?;
+        sql.set_timeout(Some(SILENCE));
         let facts = Facts::read(&mut sql)?;
         if facts.wal_level == "minimal" {
             return Err(Error::new(Kind::Usage, "stream the log: wal_level is minimal, this log does not make a copy whole")
@@ -483,6 +484,8 @@ impl<'a> Session<'a> {
             from = Some(at_oldest);
         }
         let from = from.unwrap_or(at_oldest);
+        // What is asked from here on must not hold up the log, nor hide that the server is silent.
+        sql.set_timeout(Some(ASIDE_LIMIT));
         let aside = Aside { connection: Some(sql), tried: Instant::now() };
         let mut session = Self {
             stream,

@@ -107,9 +107,10 @@ impl Tools {
         let mut seen = Vec::new();
         for bin in places {
             match version_in(&bin) {
-                Some((found, version)) if found == major && NEEDED.iter().all(|name| bin.join(name).is_file()) => {
-                    return Ok(Self { bin, major, version });
-                }
+                Some((found, version)) if found == major => match NEEDED.iter().find(|name| !bin.join(name).is_file()) {
+                    None => return Ok(Self { bin, major, version }),
+                    Some(name) => seen.push(format!("{} has {version} without {name}", bin.display())),
+                },
                 Some((_, version)) => seen.push(format!("{} has {version}", bin.display())),
                 None if bin_directory.is_some() => seen.push(format!("{} has none", bin.display())),
                 None => {}
