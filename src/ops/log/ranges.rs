@@ -23,6 +23,9 @@ use crate::source::postgres::wal::{PieceFacts, RestorePoint, SegmentSize, Timeli
 /// A position may be told behind the header of a page that no record has touched yet.
 pub const LONGEST_PAGE_HEADER: u64 = 40;
 
+/// A server notes the time of a transaction before it writes it to the log.
+const DISORDER: chrono::TimeDelta = chrono::TimeDelta::seconds(1);
+
 /// A snapshot that recovery can begin with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base {
@@ -307,6 +310,16 @@ impl View {
             }
         }
         Err(Error::new(Kind::NoRecoveryPoint, format!("recover to {wanted}: no snapshot and log reach that")).hint(self.told(&followed)))
+    }
+
+    /// When recovery to a moment stops before transactions that have an earlier time, because the source's clock was set back: the first such
+    /// time. Times of transactions that end together are not in order by less than `DISORDER`.
+    #[must_use]
+    pub fn set_back(&self, route: &Route, time: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let base = self.bases.iter().find(|base| base.id == route.base)?;
+        let path = self.path(base, route.replay.as_ref()?.along)?;
+        let commits = path.seen.iter().flat_map(|(_, facts)| [facts.first_commit, facts.last_commit]).flatten();
+        commits.skip_while(|commit| *commit <= time).find(|commit| *commit + DISORDER < time)
     }
 
     /// What there is, for a message.

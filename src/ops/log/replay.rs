@@ -219,6 +219,15 @@ pub(in crate::ops) fn locate(job: &Job, choice: &Choice, sources: &[String], rep
     if let (Wanted::Latest, Some(newest)) = (&wanted, newest) {
         told.push(format!("the newest snapshot {} is not on this way; --snapshot names it", select::describe(newest)));
     }
+    if let Wanted::Time(time) = wanted
+        && let Some(earlier) = view.set_back(&route, time)
+    {
+        told.push(format!(
+            "the source's clock was set back: a server stops at the first transaction that is later than {}, and others behind it in the log, the first of {}, are NOT included. --lsn and --xid do not depend on the clock",
+            select::moment(time),
+            select::moment(earlier)
+        ));
+    }
     let hole = if wanted == Wanted::Latest { behind_a_hole(&view, &manifest, route.replay.as_ref(), route.at) } else { None };
     let recovery = route.replay.map(|replay| recovery_of(&view, &source, &manifest, replay, route.at));
     Ok(Some(Located { manifest, recovery: recovery.transpose()?, all, lost, told, hole }))

@@ -142,3 +142,24 @@ fn a_random_moment_lies_in_a_range_and_every_range_has_its_share() {
     assert_eq!(holed.random_moment(7, Some(time(81))), None);
     assert_eq!(view(&bases[..1], &pieces[2..], &[]).random_moment(7, None), None, "a snapshot alone");
 }
+
+#[test]
+fn a_clock_that_was_set_back_before_the_stop_is_seen() {
+    let bases = [base(1, 5 << 13)];
+    let mut pieces = [piece(1, 0, 10), piece(1, 10, 20), piece(1, 20, 30)];
+    let seen = |pieces: &[(PieceInfo, PieceFacts)], at: DateTime<Utc>| {
+        let view = view(&bases, pieces, &[]);
+        view.set_back(&view.route(&Wanted::Time(at), None).unwrap(), at)
+    };
+    assert_eq!(seen(&pieces, time(15)), None);
+    // An hour ahead for a while: what came after it has earlier times again.
+    pieces[1].1.first_commit = Some(time(3600));
+    pieces[1].1.last_commit = Some(time(3600));
+    pieces[2].1.first_commit = Some(time(21));
+    assert_eq!(seen(&pieces, time(25)), Some(time(21)));
+    // As transactions that end together.
+    pieces[1].1.last_commit = Some(time(25) + chrono::TimeDelta::milliseconds(200));
+    pieces[1].1.first_commit = Some(time(20));
+    pieces[2].1.first_commit = Some(time(25) - chrono::TimeDelta::milliseconds(200));
+    assert_eq!(seen(&pieces, time(25)), None);
+}
