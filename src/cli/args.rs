@@ -338,8 +338,11 @@ pub struct DrillRunArgs {
     /// Name of the plan
     pub plan: String,
     /// The newest snapshot not later than this: RFC 3339, or local time of the plan's timezone (UTC where it has none)
-    #[arg(long, value_name = "TIME", conflicts_with = "random")]
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["random", "latest"])]
     pub at: Option<String>,
+    /// The end of the continuous log where there is one, else the newest snapshot
+    #[arg(long, conflicts_with = "random")]
+    pub latest: bool,
     /// A random moment of the plan's window where there is a continuous log, else a random snapshot
     #[arg(long)]
     pub random: bool,

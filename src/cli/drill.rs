@@ -36,6 +36,8 @@ pub(super) fn make(app: &App, args: &DrillRunArgs) -> Result<DrillReport> {
         let at = time::parse(at, plan.zone())?;
         note(&format!("recovery point asked for: {}", render::time_in_both(at, plan.zone())));
         Some(Choice::At(at))
+    } else if args.latest {
+        Some(ops::drill::END)
     } else if args.random {
         Some(Choice::Random { seed: random_seed()?, window: Some(plan.drill.window) })
     } else {

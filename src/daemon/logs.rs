@@ -1,10 +1,11 @@
-//! The streams of continuous logs that the daemon keeps running, each in a thread of its own.
+//! The streams of continuous logs and the writers of canary rows that the daemon keeps running, each in a thread of its own.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
+use crate::ops::log::canary;
 use crate::ops::log::stream::{self, Persistence};
 use crate::ops::resolve::Surroundings;
 use crate::plan::{Plan, Plans, Source};
@@ -24,9 +25,17 @@ impl Logs {
             for source in plan.sources.iter().filter(|source| source.kind.streams_log()) {
                 let (kept_plan, kept_source, kept) = (Arc::clone(plan), Arc::clone(source), surroundings.clone());
                 let thread = std::thread::Builder::new().name(format!("log-{}", source.name));
-                match thread.spawn(move || supervise(&kept_plan, &kept_source, &kept)) {
+                match thread.spawn(move || supervise(&kept_plan, &kept_source, &kept, stream_log)) {
                     Ok(thread) => threads.push(thread),
                     Err(error) => tracing::error!(plan = %plan.name, source = %source.name, %error, "no thread for the stream of the log"),
+                }
+            }
+            for source in plan.sources.iter().filter(|source| source.kind.canary().is_some()) {
+                let (kept_plan, kept_source, kept) = (Arc::clone(plan), Arc::clone(source), surroundings.clone());
+                let thread = std::thread::Builder::new().name(format!("canary-{}", source.name));
+                match thread.spawn(move || supervise(&kept_plan, &kept_source, &kept, canary::run)) {
+                    Ok(thread) => threads.push(thread),
+                    Err(error) => tracing::error!(plan = %plan.name, source = %source.name, %error, "no thread for the canary row"),
                 }
             }
         }
@@ -49,15 +58,21 @@ impl Logs {
     }
 }
 
-/// Keeps one stream running until the daemon stops, whatever ends it.
-fn supervise(plan: &Plan, source: &Source, surroundings: &Surroundings) {
+type Work = fn(&Plan, &Source, &Surroundings) -> Result<()>;
+
+fn stream_log(plan: &Plan, source: &Source, surroundings: &Surroundings) -> Result<()> {
+    stream::run(plan, source, Persistence::Daemon, surroundings).map(|_| ())
+}
+
+/// Keeps one stream or writer running until the daemon stops, whatever ends it.
+fn supervise(plan: &Plan, source: &Source, surroundings: &Surroundings, work: Work) {
     let mut pause = FIRST_PAUSE;
     while !surroundings.cancel.is_cancelled() {
         let began = Instant::now();
-        match attempt(plan, source, surroundings) {
+        match attempt(plan, source, surroundings, work) {
             Ok(()) => return,
             Err(error) => {
-                tracing::error!(plan = %plan.name, source = %source.name, error = ?error, hint = error.hint_text(), "the log is not streamed");
+                tracing::error!(plan = %plan.name, source = %source.name, error = ?error, hint = error.hint_text(), "the log is not streamed, or the canary row not written");
             }
         }
         if began.elapsed() > LONGEST_PAUSE {
@@ -72,9 +87,9 @@ fn supervise(plan: &Plan, source: &Source, surroundings: &Surroundings) {
 }
 
 /// In a thread of its own, so that a panic ends only that one.
-fn attempt(plan: &Plan, source: &Source, surroundings: &Surroundings) -> Result<()> {
+fn attempt(plan: &Plan, source: &Source, surroundings: &Surroundings, work: Work) -> Result<()> {
     std::thread::scope(|scope| {
-        let work = scope.spawn(|| stream::run(plan, source, Persistence::Daemon, surroundings).map(|_| ()));
+        let work = scope.spawn(|| work(plan, source, surroundings));
         work.join().unwrap_or_else(|_| {
             Err(Error::new(Kind::Bug, "the thread of a stream panicked").hint("please report this, with the lines above"))
         })

@@ -13,10 +13,11 @@ use crate::daemon::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Sl
 use crate::error::{Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::ops::drill::DrillReport;
+use crate::ops::log::canary::{self, CanaryStatus};
 use crate::ops::log::reach::{Reach, reach};
 use crate::ops::log::stream::{self, LogStatus};
 use crate::ops::resolve::{self, Surroundings};
-use crate::ops::{Missing, backup, damage, damaged_reports_warning, damaged_warning, select};
+use crate::ops::{Missing, backup, damage, damaged_reports_warning, damaged_warning, explain, select};
 use crate::plan::{Missed, Plan, Plans, Schedule, Source};
 use crate::repo::{Manifest, ReportKind, ReportRecord};
 
@@ -85,7 +86,7 @@ pub struct PlanStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// `never-backed-up`, `overdue`, `failed`, `incomplete`, `interrupted`, `missed`, `never-proven`, `drill-failed`, `damaged`, `clock`,
-    /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`.
+    /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`, `canary-not-written`.
     pub kind: String,
     /// The job that a run did (`backup`, `drill`, `verify`), where the problem is about one.
     pub job: Option<String>,
@@ -106,7 +107,8 @@ impl Problem {
             | "recovery-time-objective"
             | "log-not-streamed"
             | "log-slot"
-            | "log-gap" => Kind::ObjectiveMissed,
+            | "log-gap"
+            | "canary-not-written" => Kind::ObjectiveMissed,
             "incomplete" => Kind::Incomplete,
             _ => Kind::Failed,
         }
@@ -505,6 +507,20 @@ fn stream_problems(
     (Some(log), problems)
 }
 
+/// What is wrong with the writer of a canary row. Pure.
+fn canary_problem(source: &str, every: Duration, noted: Result<Option<CanaryStatus>>, now: DateTime<Utc>) -> Option<Problem> {
+    let why = match noted {
+        Ok(None) => "it was never written here: `lifeboat serve` does it".to_owned(),
+        Ok(Some(CanaryStatus { error: Some(error), .. })) => error,
+        Ok(Some(noted)) if now - noted.time > canary::slack(every) + LOG_SILENCE => {
+            format!("its writer has said nothing since {}: is `lifeboat serve` running?", select::moment(noted.time))
+        }
+        Ok(Some(_)) => return None,
+        Err(error) => explain(&error),
+    };
+    Some(problem("canary-not-written", format!("the canary row of source {source} is not written, drills cannot measure data loss: {why}")))
+}
+
 /// The moment up to which everything is stored, where the logs of all sources go on without a gap from the newest whole snapshot.
 fn covered(plan: &Plan, stored: &Stored, status: &PlanStatus) -> Option<DateTime<Utc>> {
     let whole = status.whole_point?;
@@ -555,6 +571,11 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
             let told = |kind: &str| status.problems.iter().any(|known| known.kind == kind && known.message.contains(&named));
             let problems: Vec<Problem> = problems.into_iter().filter(|problem| !told(&problem.kind)).collect();
             status.problems.extend(problems);
+        }
+        for source in &plan.sources {
+            let Some(every) = source.kind.canary() else { continue };
+            let work = surroundings.state.join("work").join(plan.name.as_str());
+            status.problems.extend(canary_problem(source.name.as_str(), every, canary::status(&work, &source.name), now));
         }
         if let Some(covered) = stored.and_then(|stored| covered(plan, stored, &status)) {
             // More than the newest snapshot can be brought back.

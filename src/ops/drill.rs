@@ -10,18 +10,19 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::id::{Name, ReportId, SnapshotId};
 use crate::ops::document::Stopwatch;
+use crate::ops::log::canary::{self, CanaryStatus};
 use crate::ops::log::replay::{self, LogRecovery};
 use crate::ops::restore::{self, Part, Restored, Taker};
-use crate::ops::select::{self, Choice};
+use crate::ops::select::{self, Choice, Wanted};
 use crate::ops::transfer::{Compared, Metadata, Transfer};
 use crate::ops::verdict::{Facts, duration_text, judge, millis, objectives};
 use crate::ops::work::{Kept, RunFolder, exists, keep, let_through, make_private};
 use crate::ops::{
-    CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, condemn, context, damaged_reports_warning, damaged_warning,
-    explain,
+    Canary, CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, condemn, context, damaged_reports_warning,
+    damaged_warning, explain,
 };
 use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
-use crate::source::{CheckResult, Outcome, ProveRequest};
+use crate::source::{CheckResult, Expectation, Outcome, ProveRequest, SqlCheck};
 
 /// What is asked for beyond the plan's drill settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -83,6 +84,9 @@ pub struct DrillReport {
     /// moment has not been yet, a clock is wrong. The drilled snapshot may be an older one on purpose (`snapshot_age_ms`): then this supposes that the newest can be
     /// restored like it.
     pub data_loss_ms: Option<u64>,
+    /// The same, measured by the canary row that came back with the end of the log. `None`: not measured, which is among `skipped` where it was meant.
+    #[serde(default)]
+    pub data_loss_measured_ms: Option<u64>,
     pub duration_ms: u64,
     pub bytes_restored: u64,
     pub entries_restored: u64,
@@ -177,6 +181,11 @@ pub fn run(job: &Job, request: &DrillRequest) -> Result<DrillReport> {
     Ok(report)
 }
 
+/// All the log there is.
+pub const END: Choice = Choice::Along { wanted: Wanted::Latest, timeline: None };
+/// The question after a canary row, among the checks.
+const CANARY: &str = "lifeboat canary row";
+
 /// The snapshot that is drilled.
 struct Selected {
     manifest: Manifest,
@@ -184,6 +193,8 @@ struct Selected {
     recovery: Option<LogRecovery>,
     /// The later snapshot whose own moment that is: its fingerprints are compared.
     compared: Option<Manifest>,
+    /// What is replayed is all the log there is.
+    to_the_end: bool,
     /// Of the newest snapshot there is.
     newest: DateTime<Utc>,
     reports: Vec<ReportRecord>,
@@ -213,6 +224,10 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
     {
         choice = Choice::At(moment);
     }
+    // The same turn of the latest, where a row tells what its end has of the source.
+    if choice == Choice::Latest && turn == Turn::Moment && !job.drill.canaries.is_empty() {
+        choice = END;
+    }
     let mut through = None;
     // The latest and a random snapshot: what they hold is compared with their fingerprints.
     if matches!(choice, Choice::Latest | Choice::Random { .. }) && turn != Turn::Files {
@@ -224,8 +239,15 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         {
             choice = Choice::At(moment);
         }
+        if through.is_none() && choice == Choice::Latest && !job.drill.canaries.is_empty() {
+            choice = END;
+        }
     }
-    let located = if matches!(choice, Choice::At(_)) { replay::locate(job, &choice, &[], &reports)? } else { None };
+    let located = if matches!(choice, Choice::At(_)) || choice == END { replay::locate(job, &choice, &[], &reports)? } else { None };
+    let to_the_end = choice == END && located.as_ref().is_some_and(|found| found.recovery.is_some());
+    if choice == END && located.is_none() {
+        choice = Choice::Latest;
+    }
     let (manifest, recovery, compared) = match (through, located) {
         (Some(((older, recovery), compared)), _) => (older, Some(recovery), Some(compared)),
         (None, Some(found)) => (found.manifest, found.recovery, None),
@@ -238,7 +260,7 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         _ if (1..100).contains(&job.drill.compare_percent) => Some(fresh_seed()?),
         _ => None,
     };
-    Ok(Selected { manifest, recovery, compared, newest, reports, seed, damaged: damaged_warning(&damaged), warning })
+    Ok(Selected { manifest, recovery, compared, to_the_end, newest, reports, seed, damaged: damaged_warning(&damaged), warning })
 }
 
 /// A random moment of the log where a random choice is asked for and there is a log.
@@ -306,7 +328,81 @@ struct Attempt {
     bytes: u64,
     entries: u64,
     checks: Vec<CheckRecord>,
+    /// When the canary row was written that came back, or why that is not known.
+    canaries: Vec<(Canary, std::result::Result<DateTime<Utc>, String>)>,
     warnings: Vec<String>,
+}
+
+/// Takes the answers about canary rows out of the checks: that a row is not there is no damage.
+fn read_canaries(
+    job: &Job,
+    selected: &Selected,
+    checks: &mut Vec<CheckRecord>,
+) -> Vec<(Canary, std::result::Result<DateTime<Utc>, String>)> {
+    if !selected.to_the_end {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for canary in &job.drill.canaries {
+        let is_it = |check: &CheckRecord| check.name == CANARY && check.source == canary.source.as_str();
+        let record = checks.iter().position(is_it).map(|at| checks.remove(at));
+        let millis = record.as_ref().filter(|record| record.outcome == Outcome::Passed).and_then(|record| record.actual.parse().ok());
+        let written = millis.and_then(DateTime::from_timestamp_millis).ok_or_else(|| match record {
+            _ if canary.database.is_none() => "the url of the source, which names the database of the row, cannot be read here".to_owned(),
+            Some(record) => format!("the row is not in what was recovered: {}", record.actual),
+            None => "the recovered server was not asked".to_owned(),
+        });
+        found.push((canary.clone(), written));
+    }
+    found
+}
+
+/// What a disaster at the start of the drill would have lost, by a canary row.
+///
+/// An old row alone says nothing: either what its writer wrote since is lost, or it did not run. It ran when the row is as young as the log that
+/// was replayed, or when it says so itself.
+fn measured_loss(
+    every: Duration,
+    written: DateTime<Utc>,
+    end: DateTime<Utc>,
+    writer: Option<&CanaryStatus>,
+    time: DateTime<Utc>,
+) -> std::result::Result<u64, String> {
+    let slack = canary::slack(every);
+    let young = written + slack >= end;
+    let alive = writer.and_then(|writer| {
+        let since = writer.since.filter(|since| time - *since >= slack)?;
+        writer.written_at.filter(|last| writer.error.is_none() && !writer.standby && time - *last <= slack).map(|_| since)
+    });
+    let known = match alive {
+        _ if young => written,
+        // What came before it began is not known.
+        Some(since) => written.max(since),
+        None => {
+            return Err(format!(
+                "the canary row was last written at {}, and the log goes on to {}: its writer (`lifeboat serve`) did not run",
+                select::moment(written),
+                select::moment(end)
+            ));
+        }
+    };
+    select::age_ms(known, time)
+        .ok_or_else(|| format!("the canary row is of {}, which has not been yet: a clock is wrong", select::moment(known)))
+}
+
+/// The worst of all canary rows that were looked for, and what could not be measured.
+fn measure(job: &Job, selected: &Selected, attempt: &Attempt, time: DateTime<Utc>) -> (Option<u64>, Vec<String>) {
+    let end = selected.recovery.as_ref().map_or(selected.newest, |recovery| recovery.at);
+    let (mut worst, mut unmeasured) = (None, Vec::new());
+    for (canary, written) in &attempt.canaries {
+        let writer = canary::status(&job.work, &canary.source).ok().flatten();
+        match written.clone().and_then(|written| measured_loss(canary.every, written, end, writer.as_ref(), time)) {
+            Ok(loss) => worst = worst.max(Some(loss)),
+            Err(why) => unmeasured.push(format!("data loss was not measured for source {}: {why}", canary.source)),
+        }
+    }
+    // Half of a measurement is none.
+    (worst.filter(|_| unmeasured.is_empty()), unmeasured)
 }
 
 /// Recovers and proves. Never returns early without saying why in the attempt.
@@ -325,6 +421,7 @@ fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
     for restored in &done.restored {
         attempt.checks.extend(prove(job, restored, selected, folder));
     }
+    attempt.canaries = read_canaries(job, selected, &mut attempt.checks);
     attempt.checks.extend(unasked(job, &done.restored));
 
     watch.phase("compare");
@@ -378,7 +475,15 @@ fn prove(job: &Job, restored: &Restored, selected: &Selected, folder: &RunFolder
         Err(error) => (Vec::new(), Some(skipped(name, "fingerprints", "what was recorded when it was backed up".into(), explain(&error)))),
     };
     let asked: Vec<&PlannedCheck> = job.drill.checks.iter().filter(|c| c.source == *name).collect();
-    let request = ProveRequest { fingerprints, compare_percent, checks: asked.iter().map(|c| c.check.clone()).collect() };
+    let canary = job.drill.canaries.iter().filter(|canary| selected.to_the_end && canary.source == *name).map(|canary| SqlCheck {
+        name: CANARY.into(),
+        sql: crate::source::postgres::canary::question(&canary::row(&job.plan, name)),
+        expect: Expectation::not_null(),
+        database: canary.database.clone(),
+        timeout: Duration::from_secs(30),
+    });
+    let checks = asked.iter().map(|c| c.check.clone()).chain(canary).collect();
+    let request = ProveRequest { fingerprints, compare_percent, checks };
     let scratch = folder.path().join(format!("prove-{name}"));
     let proved = make_private(&scratch)
         .and_then(|()| if restored.source.keeps_content() { Ok(()) } else { open_the_way(job, folder, &scratch) })
@@ -484,6 +589,8 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
     });
     // Not measured though asked for; otherwise only told.
     let (unmeasured, clock) = if job.objectives.data_loss.is_some() { (clock, None) } else { (None, clock) };
+    let (measured, by_canary) = measure(job, &selected, &attempt, time);
+    let worse = data_loss_ms.map(|estimated| measured.map_or(estimated, |measured| measured.max(estimated)));
     let missing = backup::missing(&selected.manifest.sources);
     let absent: Vec<String> = job
         .sources
@@ -516,12 +623,13 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
         failure,
         recovery_time_ms: attempt.recovery_time_ms,
         data_loss_ms,
+        data_loss_measured_ms: measured,
         duration_ms: 0,
         bytes_restored: attempt.bytes,
         entries_restored: attempt.entries,
         phases: Vec::new(),
         checks: attempt.checks,
-        objectives: objectives(&job.objectives, attempt.recovery_time_ms, data_loss_ms),
+        objectives: objectives(&job.objectives, attempt.recovery_time_ms, worse),
         skipped: missing
             .first()
             .map(|first| incomplete_backup(missing.len(), first))
@@ -529,6 +637,7 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
             .chain(selected.damaged)
             .chain(absent)
             .chain(unmeasured)
+            .chain(by_canary)
             .collect(),
         missing,
         warnings: selected.warning.into_iter().chain(uncompared).chain(clock).chain(attempt.warnings).collect(),
@@ -678,5 +787,38 @@ pub fn find(repository: &Repository, id: &str) -> Result<DrillReport> {
             }
             Err(Error::new(Kind::NotFound, format!("find drill report {id}: there is none")).hint("`lifeboat drill history` lists them"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_canary_row_is_neither_a_loss_nor_a_success() {
+        let at = |seconds: i64| DateTime::from_timestamp(1_790_000_000 + seconds, 0).unwrap();
+        let writer = |since: i64, last: i64| CanaryStatus {
+            time: at(last),
+            written_at: Some(at(last)),
+            since: Some(at(since)),
+            standby: false,
+            error: None,
+        };
+        let every = Duration::from_secs(5);
+        let loss = |written, end, writer: Option<&CanaryStatus>| measured_loss(every, at(written), at(end), writer, at(1000));
+        // As young as the log: what is missing since then is lost, whether the writer lives or not.
+        assert_eq!(loss(998, 999, None), Ok(2_000));
+        assert_eq!(loss(400, 404, None), Ok(600_000));
+        assert_eq!(loss(400, 404, Some(&writer(0, 999))), Ok(600_000));
+        // The log says that it is whole, and the writer has written since: that is lost.
+        assert_eq!(loss(400, 999, Some(&writer(0, 999))), Ok(600_000));
+        assert_eq!(loss(400, 999, Some(&writer(900, 999))), Ok(100_000), "before that it did not run");
+        // It did not run, has only begun, has failed, or is not needed on a standby.
+        let failed = CanaryStatus { error: Some("no".into()), ..writer(0, 999) };
+        let standby = CanaryStatus { standby: true, ..writer(0, 999) };
+        for other in [None, Some(&writer(0, 500)), Some(&writer(995, 999)), Some(&failed), Some(&standby)] {
+            assert!(loss(400, 999, other).unwrap_err().contains("did not run"), "{other:?}");
+        }
+        assert!(loss(1100, 1000, None).unwrap_err().contains("clock"));
     }
 }

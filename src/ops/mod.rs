@@ -101,6 +101,17 @@ pub struct DrillSettings {
     pub time_limit: Option<Duration>,
     /// A drill that would restore more bytes is not started.
     pub disk_limit_bytes: Option<u64>,
+    /// Rows that tell how much a disaster would lose.
+    pub canaries: Vec<Canary>,
+}
+
+/// A canary row of a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Canary {
+    pub source: Name,
+    pub every: Duration,
+    /// Where it is. `None`: the source's settings cannot be read here.
+    pub database: Option<String>,
 }
 
 /// `1 place`, `2 places`.
@@ -163,6 +174,7 @@ impl Default for DrillSettings {
             keep_on_failure: None,
             time_limit: None,
             disk_limit_bytes: None,
+            canaries: Vec::new(),
         }
     }
 }

@@ -37,6 +37,9 @@ fn write_report(out: &mut String, report: &DrillReport) -> std::fmt::Result {
     let recovery = report.recovery_time_ms.map_or_else(|| "not reached".into(), duration_text);
     writeln!(out, "  recovery   {recovery}{}", limit(report, "recovery_time"))?;
     writeln!(out, "  data loss  {} if disaster had struck then{}", data_loss(report), limit(report, "data_loss"))?;
+    if let Some(measured) = report.data_loss_measured_ms {
+        writeln!(out, "  measured   {} by the canary row", duration_text(measured))?;
+    }
 
     section(out, "Why", &report.reasons)?;
     writeln!(out, "\nChecks")?;

@@ -171,6 +171,7 @@ mod tests {
             failure: None,
             recovery_time_ms: Some(1500),
             data_loss_ms: Some(60_000),
+            data_loss_measured_ms: Some(70_000),
             duration_ms: 2000,
             bytes_restored: 1234,
             entries_restored: 2,

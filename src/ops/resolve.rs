@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
 use crate::ops::work::make_missing;
-use crate::ops::{DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain};
+use crate::ops::{Canary, DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain};
 use crate::plan::SecretRef;
 use crate::plan::{self, Cache, DrillAt, EnvironmentValue, LogMode, Method, SourceKind};
 use crate::repo::{OpenOptions, Passphrase, Repository, SourceRecord};
@@ -178,7 +178,7 @@ fn resolved(plan: &plan::Plan, sources: Vec<NamedSource>) -> Result<Resolved> {
         sources,
         repository: repository(&plan.repository)?,
         objectives: Objectives { data_loss: plan.objectives.data_loss, recovery_time: plan.objectives.recovery_time },
-        drill: drill(&plan.drill),
+        drill: drill(plan),
     })
 }
 
@@ -339,8 +339,15 @@ pub(super) fn postgres_settings(source: &plan::Source) -> Result<Settings> {
     Settings::parse(url.expose()).map_err(|e| e.within(format!("understand the url of source {}", source.name)))
 }
 
-fn drill(drill: &plan::Drill) -> DrillSettings {
+fn drill(plan: &plan::Plan) -> DrillSettings {
+    let drill = &plan.drill;
+    let canary = |source: &Arc<plan::Source>| {
+        let every = source.kind.canary()?;
+        let database = postgres_settings(source).ok().map(|settings| settings.database.unwrap_or(settings.user));
+        Some(Canary { source: source.name.clone(), every, database })
+    };
     DrillSettings {
+        canaries: plan.sources.iter().filter_map(canary).collect(),
         random: drill.at == DrillAt::Random,
         window: Some(drill.window),
         compare_percent: drill.compare.percent(),

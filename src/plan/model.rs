@@ -318,6 +318,12 @@ impl SourceKind {
         matches!(self, Self::Postgres(server) if server.log == LogMode::Stream)
     }
 
+    /// How often `lifeboat serve` writes its canary row.
+    #[must_use]
+    pub fn canary(&self) -> Option<Duration> {
+        if let Self::Postgres(server) = self { server.canary } else { None }
+    }
+
     /// Whether what is recovered can answer a drill's SQL.
     #[must_use]
     pub fn answers_sql(&self) -> bool {
@@ -339,6 +345,8 @@ pub struct Server {
     pub read_limit_bytes_per_sec: Option<u64>,
     /// PostgreSQL only.
     pub log: LogMode,
+    /// How often a row is written that tells how much is lost. PostgreSQL only.
+    pub canary: Option<Duration>,
 }
 
 /// Who brings the continuous log of a database server into the repository.

@@ -228,6 +228,8 @@ pub(super) struct RawSource {
     pub read_limit: Text,
     /// postgres: the continuous log between backups. stream: `lifeboat serve` streams it; push: the server archives it. Default: off.
     pub log: Option<Located<RawLogMode>>,
+    /// postgres with `log`: how often `lifeboat serve` writes a row of its own into the database of the url, so that drills measure data loss, such as `5s`. Default: never.
+    pub canary: Text,
 }
 
 /// A plain text, or where a secret is found.
@@ -481,7 +483,7 @@ pub(super) const SOURCE_KEYS: [(&str, &[&str], &[&str]); 5] = [
     ("sqlite", &["path"], &[]),
     ("files", &["path"], &["exclude", "page_size"]),
     ("command", &["dump"], &["restore", "environment"]),
-    ("postgres", &["url"], &["data_directory", "method", "bin_directory", "log", "read_unchanged", "read_limit"]),
+    ("postgres", &["url"], &["data_directory", "method", "bin_directory", "log", "canary", "read_unchanged", "read_limit"]),
     ("mysql", &["url"], &["data_directory", "method", "bin_directory"]),
 ];
 
@@ -510,6 +512,7 @@ impl RawSource {
             ("read_unchanged", self.read_unchanged.as_ref().map(|v| &v.span)),
             ("read_limit", self.read_limit.as_ref().map(|v| &v.span)),
             ("log", self.log.as_ref().map(|v| &v.span)),
+            ("canary", self.canary.as_ref().map(|v| &v.span)),
         ];
         keys.into_iter().filter_map(|(key, span)| span.map(|span| (key, span.clone()))).collect()
     }

@@ -222,6 +222,7 @@ fn source_section(source: &Source) -> Section {
         SourceKind::Postgres(settings) => {
             let mut entries = server(settings);
             entries.push(("log", json!(settings.log.word())));
+            entries.push(("canary", optional(settings.canary, |every| json!(format_duration(every)))));
             entries
         }
         SourceKind::Mysql(settings) => server(settings),

@@ -442,7 +442,20 @@ impl<'a> Checker<'a> {
         {
             self.report(&given.span, "`log` is only used by the physical method", "remove it, or set method = \"physical\"");
         }
-        Some(Server { url: url?, data_directory, method, bin_directory, read_unchanged, read_limit_bytes_per_sec, log })
+        let canary =
+            self.read(&raw.canary, |text| match parse_duration(text)? {
+                every if (Duration::from_secs(1)..=Duration::from_mins(10)).contains(&every) => Ok(every),
+                _ => Err(Error::new(Kind::Usage, "a canary row is written every 1 s to 10 min")
+                    .hint("\"5s\" is usual; leave the key out for none")),
+            });
+        if let (LogMode::Off, Some(given)) = (log, &raw.canary) {
+            self.report(
+                &given.span,
+                "`canary` measures what a continuous log would lose, and there is none",
+                "remove it, or set log = \"stream\"",
+            );
+        }
+        Some(Server { url: url?, data_directory, method, bin_directory, read_unchanged, read_limit_bytes_per_sec, log, canary })
     }
 
     fn globs(&mut self, raw: &Words) -> Vec<String> {

@@ -135,6 +135,12 @@ impl fmt::Display for Value {
 }
 
 impl Expectation {
+    /// Any value.
+    #[must_use]
+    pub fn not_null() -> Self {
+        Self(Form::NotNull)
+    }
+
     /// Reads the text of a plan's `expect`.
     ///
     /// # Errors

@@ -269,7 +269,7 @@ fn make_backup(demo: &App) -> Result<BackupReport> {
 }
 
 fn make_drill(demo: &App) -> Result<DrillReport> {
-    drill::make(demo, &DrillRunArgs { plan: PLAN.to_owned(), at: None, random: false, keep_target: None })
+    drill::make(demo, &DrillRunArgs { plan: PLAN.to_owned(), at: None, latest: false, random: false, keep_target: None })
 }
 
 fn make_restore(demo: &App, to: &Path) -> Result<PathBuf> {

@@ -1,6 +1,7 @@
 //! The continuous log of a source: what joins it, as pieces in a repository, and the servers that write and replay it.
 
 pub mod archive;
+pub mod canary;
 pub mod fetch;
 pub mod push;
 pub mod ranges;

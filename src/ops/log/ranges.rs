@@ -223,7 +223,7 @@ impl View {
         let micros = |time: DateTime<Utc>| time.timestamp_micros();
         let begin = |range: &Range| {
             // Not before the snapshot is whole, which may be within a microsecond.
-            let from = micros(range.from) + i64::from(range.from.timestamp_subsec_nanos() % 1000 > 0);
+            let from = micros(range.from) + i64::from(!range.from.timestamp_subsec_nanos().is_multiple_of(1000));
             earliest.map_or(from, |earliest| from.max(micros(earliest)))
         };
         // By themselves, because ranges of two timelines may overlap.

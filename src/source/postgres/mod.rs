@@ -18,8 +18,10 @@
 //! | [`recover`], [`instance`] | recovery of a restored folder, in a private server |
 //! | [`extract`] | a database or tables of a recovered server, into another one |
 //! | [`prove`] | what a recovered server is asked |
+//! | [`canary`] | a row that tells how much a disaster would have lost |
 
 pub mod backup;
+pub mod canary;
 pub mod client;
 pub mod conninfo;
 pub mod control;
