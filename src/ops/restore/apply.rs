@@ -67,6 +67,7 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     let place = Place::new(&plan.to, shape(job, sources))?;
     let mut wanted = identity(job, &plan.manifest, &place, &plan.only, plan.recovery.as_ref());
     wanted.id.clone_from(&plan.id);
+    wanted.moments.clone_from(&plan.moments);
     if left_at(&place.partial(), place.target())?.is_some_and(|left| left.same_content(&wanted) && left.is_placed(place.target())) {
         return finish(job, plan, &place, Partial::own(&place, wanted, job.clock.now())?, watch);
     }
@@ -103,7 +104,7 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
             Ok(one) => Restored { lost, ..one },
             Err(error) => return Err(stopped(error, record, plan, &place, &mut partial)),
         };
-        if let Some(recovery) = plan.recovery.as_ref().filter(|recovery| recovery.source == record.name)
+        if let Some(recovery) = plan.recoveries().find(|recovery| recovery.source == record.name)
             && let Err(error) = replay::bring(job, &plan.manifest, recovery, &one.usable)
         {
             return Err(stopped(error, record, plan, &place, &mut partial));
@@ -369,6 +370,9 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
         ));
     }
     let mut notes = Vec::new();
+    if !plan.moments.is_empty() && plan.moments.iter().all(|one| one.exact) {
+        notes.push(replay::set_text(&plan.moments));
+    }
     if moved_aside.is_empty() && plan.sources.iter().any(|source| source.kind == "sqlite") {
         notes.push(
             "a database that is moved by hand to where another was: first move that one's -wal, -shm and -journal away too, or SQLite \
@@ -384,6 +388,7 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
         target: plan.target.clone(),
         at: plan.at,
         recovery: plan.recovery.clone(),
+        moments: plan.moments.clone(),
         bytes_restored: brought.bytes,
         bytes_resumed: brought.bytes_existing,
         bytes_fetched: brought.bytes_fetched,

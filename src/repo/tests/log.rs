@@ -383,7 +383,8 @@ fn kept_facts_spare_requests_and_are_no_witness() {
     let pieces: Vec<PieceInfo> =
         (0..8u64).map(|n| log.append(1, n * 4096, (n + 1) * 4096, &json!({ "n": n }), &wal(n, 4096)).unwrap().piece).collect();
     let key = |n: usize| key_of(&repository, &pieces[n]);
-    let numbers = |log: &Log| all_facts(log).into_iter().map(|f| f.map(|f| f["n"].as_u64().unwrap()).map_err(|e| e.kind())).collect::<Vec<_>>();
+    let numbers =
+        |log: &Log| all_facts(log).into_iter().map(|f| f.map(|f| f["n"].as_u64().unwrap()).map_err(|e| e.kind())).collect::<Vec<_>>();
     let asked = || {
         let asked = faults.calls().iter().filter(|call| call.verb != Verb::List).count();
         faults.forget_calls();
@@ -427,7 +428,8 @@ fn kept_facts_spare_requests_and_are_no_witness() {
     self::log(&others).append(1, 0, 4096, &json!({ "n": 99 }), &wal(0, 4096)).unwrap();
     all_facts(&self::log(&others));
     let cache = other.cache.path().join(others.id().to_string());
-    let foreign = std::fs::read_dir(&cache).unwrap().map(|e| e.unwrap().path()).find(|p| p.extension().is_some_and(|e| e == "facts")).unwrap();
+    let foreign =
+        std::fs::read_dir(&cache).unwrap().map(|e| e.unwrap().path()).find(|p| p.extension().is_some_and(|e| e == "facts")).unwrap();
     let flipped = |at: usize| kept.iter().enumerate().map(|(n, b)| if n == at { b ^ 1 } else { *b }).collect::<Vec<u8>>();
     for bytes in [flipped(60), flipped(kept.len() - 1), kept[..kept.len() / 2].to_vec(), Vec::new(), std::fs::read(&foreign).unwrap()] {
         std::fs::write(&file, bytes).unwrap();
