@@ -1,5 +1,6 @@
 //! A plan of several PostgreSQL servers and a folder, whose logs are archived by hand.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -38,14 +39,16 @@ impl World {
             fs::write(&file, url).unwrap();
             fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
             let bin = bin_directory(cluster.version);
-            plan += &format!(
+            write!(
+                plan,
                 "[source.{name}]\nkind = \"postgres\"\nurl = {{ file = \"{}\" }}\nbin_directory = \"{}\"\n",
                 file.display(),
                 bin.display()
-            );
+            )
+            .unwrap();
         }
         let names: Vec<String> = servers.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-        plan += &format!("[plan.shop]\nsources = [{}, \"attachments\"]\nrepository = \"main\"\n", names.join(", "));
+        write!(plan, "[plan.shop]\nsources = [{}, \"attachments\"]\nrepository = \"main\"\n", names.join(", ")).unwrap();
         fs::write(world.path("plans/shop.toml"), plan).unwrap();
         world.json(&["repo", "init", "main"], 0);
         world
