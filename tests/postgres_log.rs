@@ -140,7 +140,7 @@ fn what_is_stored_is_what_the_server_wrote() {
         assert!(pieces.iter().all(|piece| piece.end - piece.start == SEGMENT || piece.start >= end.0 / SEGMENT * SEGMENT), "{pieces:?}");
         // What is said of the pieces: commits, and moments that follow each other.
         let log = world.log();
-        let facts: Vec<Value> = log.facts_of(&pieces).into_iter().map(Result::unwrap).collect();
+        let facts: Vec<Value> = pieces.iter().map(|piece| log.facts(piece).unwrap()).collect();
         assert!(facts.iter().any(|facts| facts["last_commit"].is_string()) && facts.iter().any(|facts| facts["server_clock"].is_string()));
         let held: Lsn = cluster.value("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'lifeboat_crm_db'").parse().unwrap();
         assert!(held <= Lsn(run.end), "the server may forget only what is stored");

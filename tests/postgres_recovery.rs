@@ -332,7 +332,7 @@ fn drills_prove_the_files_and_then_the_log_between_two_snapshots() {
 
 #[test]
 fn a_drill_of_a_random_moment_recovers_there_and_says_what_it_could_not_compare() {
-    let world = World::new(distribution_version());
+    let world = Ledger::new(distribution_version());
     let mut capture = world.capture();
     world.json(&["backup", "crm"], 0);
     for row in 1..=6 {
@@ -370,7 +370,7 @@ fn a_drill_of_a_random_moment_recovers_there_and_says_what_it_could_not_compare(
 
 #[test]
 fn random_drills_on_schedule_take_turns_so_that_snapshots_are_proven_too() {
-    let world = World::new(distribution_version());
+    let world = Ledger::new(distribution_version());
     let plan = world.path("plans/crm.toml");
     fs::write(&plan, fs::read_to_string(&plan).unwrap() + "[plan.crm.drill]\nat = \"random\"\n").unwrap();
     let mut capture = world.capture();

@@ -44,6 +44,10 @@ pub(super) fn text(report: &BackupReport) -> String {
         ("stored", render::bytes(report.bytes_stored)),
         ("took", render::duration_ms(report.duration_ms)),
     ]);
+    if report.bytes_resumed > 0 {
+        let resumed = render::bytes(report.bytes_resumed);
+        let _ = writeln!(text, "resumed: {resumed} of what was read had been stored by a run that did not finish, and was not sent again");
+    }
     for (source, point) in &report.consistency {
         if let Some(point) = consistency(point) {
             let _ = writeln!(text, "{source}: {point}");

@@ -232,6 +232,10 @@ fn plan_text(plan: &RestorePlan, zone: Tz) -> String {
     if let Some(recovery) = &plan.recovery {
         pairs.push(("through the log", log_text(recovery)));
     }
+    for one in &plan.moments {
+        let log = one.recovery.as_ref().map_or_else(|| "nothing is replayed".to_owned(), log_text);
+        pairs.push(("moment", format!("{}: {}: {log}", one.source, render::time_in_both(one.at, zone))));
+    }
     for source in &plan.sources {
         pairs.push((
             "source",
@@ -293,6 +297,13 @@ pub(super) fn text(report: &RestoreReport) -> String {
     if let Some(recovery) = &report.recovery {
         let replayed = if report.tables.is_empty() { "when its server is started it replays the log" } else { "recovered through the log" };
         let _ = writeln!(text, "{replayed}: {}", log_text(recovery));
+    }
+    for one in &report.moments {
+        let log = one.recovery.as_ref().map_or_else(
+            || "its snapshot's content".to_owned(),
+            |log| format!("when its server is started it replays the log: {}", log_text(log)),
+        );
+        let _ = writeln!(text, "{} is as of {}: {log}", one.source, render::time(one.at));
     }
     if report.bytes_resumed > 0 {
         let _ = writeln!(

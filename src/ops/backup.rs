@@ -31,6 +31,9 @@ pub struct BackupReport {
     pub bytes_source: u64,
     /// Sealed bytes that this backup added to the repository.
     pub bytes_stored: u64,
+    /// Plain bytes that were read and not stored again because an earlier run, which did not finish, had stored them.
+    #[serde(default)]
+    pub bytes_resumed: u64,
     pub entries: u64,
     pub duration_ms: u64,
     /// By source name: the consistency point as the source tells it.
@@ -201,6 +204,7 @@ fn store_source(job: &Job, writer: &mut BackupWriter, source: &NamedSource, mut 
 /// The result document of what was committed.
 fn account(committed: Committed, mut warnings: Vec<String>, duration_ms: u64, progress: &dyn Progress) -> BackupReport {
     warnings.extend(committed.warnings);
+    let bytes_resumed = committed.bytes_resumed;
     let Manifest { id, plan, time, sources, stats, .. } = committed.manifest;
     let problems = missing(&sources);
     if !problems.is_empty() {
@@ -222,6 +226,7 @@ fn account(committed: Committed, mut warnings: Vec<String>, duration_ms: u64, pr
         bytes_read: stats.bytes_read,
         bytes_source: stats.bytes_source,
         bytes_stored: stats.bytes_stored,
+        bytes_resumed,
         entries: stats.entries,
         duration_ms,
         consistency,

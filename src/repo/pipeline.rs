@@ -79,6 +79,8 @@ pub struct Counters {
     pub bytes_stored: AtomicU64,
     pub chunks_new: AtomicU64,
     pub chunks_reused: AtomicU64,
+    /// Plain bytes that a run which did not finish had stored.
+    pub bytes_resumed: AtomicU64,
     pub packs: AtomicU64,
 }
 
@@ -103,6 +105,8 @@ struct Shared {
     index: LocalIndex,
     /// Packs that may be reused: listed in the store with this length and not tombstoned.
     usable: Mutex<HashMap<PackId, u64>>,
+    /// Of those, what runs that did not finish have left.
+    left: HashSet<PackId>,
     chunk_id_key: [u8; 32],
     /// Chunks put into frames by this session and not yet found through the index: ticket and slot.
     fresh: Mutex<HashMap<ChunkId, (u32, u32)>>,
@@ -174,7 +178,13 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Starts the threads.
-    pub fn start(inner: &Arc<Inner>, index: LocalIndex, usable: HashMap<PackId, u64>, cancel: &Cancel) -> Result<Self> {
+    pub fn start(
+        inner: &Arc<Inner>,
+        index: LocalIndex,
+        usable: HashMap<PackId, u64>,
+        left: HashSet<PackId>,
+        cancel: &Cancel,
+    ) -> Result<Self> {
         let (jobs, job_queue) = bounded::<Job>(inner.workers + 1);
         let (full, full_queue) = bounded(1);
         let (spare_in, spare) = bounded(inner.workers * 2 + 2);
@@ -182,6 +192,7 @@ impl Pipeline {
             inner: Arc::clone(inner),
             index,
             usable: Mutex::new(usable),
+            left,
             chunk_id_key: *inner.keys.chunk_id_key()?,
             fresh: Mutex::default(),
             state: Mutex::default(),
@@ -494,6 +505,12 @@ impl Shared {
             return found(fresh(place));
         }
         if let Some(place) = self.find(id, len)? {
+            if let Loc::Known(pack) = place.pack
+                && !self.left.is_empty()
+                && self.left.contains(&self.inner.packs.get(pack).id)
+            {
+                self.counters.bytes_resumed.fetch_add(u64::from(len), Ordering::Relaxed);
+            }
             return found(Stored::Full(place));
         }
         if builder.plain.len() + bytes.len() > FRAME_TARGET && !builder.chunks.is_empty() {

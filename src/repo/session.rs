@@ -42,6 +42,23 @@ impl Session {
         Ok(Self { key })
     }
 
+    /// Since when there may be packs of writers of these manifests that did not commit (or are at work): sessions that began after `last`, the
+    /// newest commit. By the store's clock. What cannot be read counts as none: this is only told.
+    pub fn unfinished(inner: &Inner, manifests: &str, last: Option<DateTime<Utc>>) -> Result<Option<DateTime<Utc>>> {
+        let mut since = None;
+        for object in inner.block_on(inner.store.list("sessions/"))? {
+            if last.is_some_and(|last| object.modified < last) || since.is_some_and(|since| since <= object.modified) {
+                continue;
+            }
+            let session = inner.open_object(ObjectKind::Session, &object.key);
+            let session = session.ok().and_then(|content| serde_json::from_slice::<SessionObject>(&content).ok());
+            if session.is_some_and(|session| session.manifest.starts_with(manifests)) {
+                since = Some(object.modified);
+            }
+        }
+        Ok(since)
+    }
+
     /// Gives the session up without removing it: whether its commit landed is not known.
     pub fn leave(self) {
         tracing::warn!(session = %self.key, "the session stays: whether its commit landed is not known");

@@ -118,6 +118,10 @@ fn shuffled<T>(mut items: Vec<T>, seed: u64) -> Vec<T> {
 }
 
 fn backup_entries(repository: &Repository, entries: Vec<(Entry, Vec<u8>)>, order: Order) -> Result<Manifest> {
+    Ok(commit_entries(repository, entries, order)?.manifest)
+}
+
+fn commit_entries(repository: &Repository, entries: Vec<(Entry, Vec<u8>)>, order: Order) -> Result<Committed> {
     let mut writer = repository.begin(&plan(), Utc::now(), &Cancel::default())?;
     let mut tree = writer.tree(&plan(), "files", order)?;
     for (entry, bytes) in entries {
@@ -126,7 +130,7 @@ fn backup_entries(repository: &Repository, entries: Vec<(Entry, Vec<u8>)>, order
         }
     }
     let record = tree.finish(serde_json::json!({"problems": []}))?;
-    Ok(writer.commit(vec![record], Utc::now(), vec![], &Silent)?.manifest)
+    writer.commit(vec![record], Utc::now(), vec![], &Silent)
 }
 
 /// Entries as they are stored, in stored order.
@@ -431,6 +435,36 @@ fn an_interrupted_run_is_found_again() {
     let manifest = bench.backup(&files);
     assert_eq!(manifest.stats.chunks_new, 0, "everything sent before is reused");
     assert_eq!(restore(&bench.open(), &manifest).unwrap(), expected(&files));
+}
+
+/// Of what a dead run left, only whole packs are taken over, and how much that is, is told.
+#[test]
+fn a_pack_that_a_dead_run_left_cut_off_is_not_taken_over() {
+    let bench = Bench::new();
+    let files = vec![("db", Layout::Content, &b""[..], noise(5, 75_000_000))];
+    let faults = Faults::new();
+    let repository = bench.open_on(Store::with_faults(bench.store.clone(), faults.clone()));
+    // No session is removed either, as when it was killed.
+    faults.add(faults::Rule::on(crate::store::Verb::Create).below("packs/").from(3).then(faults::Effect::Fail(Kind::Failed)));
+    faults.add(faults::Rule::on(crate::store::Verb::Create).below("index/").always().then(faults::Effect::Fail(Kind::Failed)));
+    faults.add(faults::Rule::on(crate::store::Verb::Delete).always().then(faults::Effect::Fail(Kind::Failed)));
+    backup(&repository, &files).unwrap_err();
+    let left = bench.keys("packs/");
+    assert_eq!((left.len(), bench.keys("index/").len(), bench.keys("sessions/").len()), (2, 0, 1));
+    let bytes = bench.runtime.block_on(bench.store.get(&left[0])).unwrap();
+    bench.runtime.block_on(bench.store.delete(&left[0])).unwrap();
+    bench.runtime.block_on(bench.store.create(&left[0], bytes.slice(..bytes.len() * 2 / 3))).unwrap();
+    let whole = bench.runtime.block_on(bench.store.head(&left[1])).unwrap().unwrap().size;
+
+    // Another plan's commit in between does not make it forgotten.
+    let other = Name::new("other").unwrap();
+    bench.open().begin(&other, Utc::now(), &Cancel::default()).unwrap().commit(Vec::new(), Utc::now(), Vec::new(), &Silent).unwrap();
+    let committed = commit_entries(&bench.open(), tree_of(&files), Order::Tree).unwrap();
+    assert!(committed.bytes_resumed > whole * 9 / 10 && committed.bytes_resumed <= whole, "{} of {whole}", committed.bytes_resumed);
+    assert!(committed.manifest.stats.bytes_stored > 75_000_000 - whole, "what was cut off is stored again");
+    assert_eq!(restore(&bench.open(), &committed.manifest).unwrap(), expected(&files));
+    let again = commit_entries(&bench.open(), tree_of(&files), Order::Tree).unwrap();
+    assert_eq!((again.bytes_resumed, again.manifest.stats.chunks_new), (0, 0), "nothing is left to resume");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Order of a commit (see `session` for who may run beside it): session → tombstones, index, packs → packs and index written →
 //! manifest created → session removed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Read;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -44,6 +44,8 @@ pub struct Committed {
     pub manifest: Manifest,
     /// What the operator should hear of the repository's state; sentences.
     pub warnings: Vec<String>,
+    /// Plain bytes that were in packs which an earlier run of the plan had stored and did not come to commit.
+    pub bytes_resumed: u64,
 }
 
 /// A snapshot being written. Dropping it without `commit` leaves only garbage that a next run reuses.
@@ -74,6 +76,8 @@ const JOB_PIECES: usize = 128;
 const PENDING_MAX: usize = 20_000;
 /// Node references that a manifest holds itself; more go into list nodes.
 const ROOT_MAX: usize = 1024;
+/// Packs that nothing lists, looked at at a time.
+const ADOPTERS: usize = 8;
 /// Nodes of the previous tree around the present place that can be named again.
 const KNOWN_NODES: usize = 16_384;
 
@@ -89,18 +93,22 @@ impl Repository {
         let chain = inner.keys.chain_name(plan.as_str());
         let folder = format!("snapshots/{chain}/");
         // Ids sort in the order of commits even when the clock went backwards.
-        let listed = inner.block_on(inner.store.list(&folder))?;
-        let newest = listed.iter().filter_map(|o| o.key[folder.len()..].parse::<SnapshotId>().ok()).max();
+        let listed = inner.block_on(inner.store.list("snapshots/"))?;
+        let newest = listed.iter().filter_map(|o| o.key.strip_prefix(&folder)?.parse::<SnapshotId>().ok()).max();
         let id = SnapshotId::generate_after(now, newest);
         let key = format!("{folder}{id}");
+        let last = listed.iter().filter(|object| object.key.starts_with(&folder)).map(|object| object.modified).max();
+        // A run that was killed left its session. One that ended in order did not: then, what is younger than every commit.
+        let since = Session::unfinished(inner, &folder, last)?.or_else(|| listed.iter().map(|object| object.modified).max());
+        let unfinished = since.unwrap_or(DateTime::<Utc>::MIN_UTC);
         let session = Session::publish(inner, &key, &host_name(), now)?;
         let mut warnings = Vec::new();
         let begun = (|| {
             let tombstones = read_tombstones(inner)?;
             let index = self.refresh_index(&mut warnings)?;
-            let usable = self.usable_packs(&index, &tombstones, &mut warnings)?;
+            let (usable, left) = self.usable_packs(&index, &tombstones, unfinished, &mut warnings)?;
             let (parents, previous) = self.heads(&folder, &mut warnings)?;
-            Ok((parents, previous, Pipeline::start(inner, index, usable, cancel)?))
+            Ok((parents, previous, Pipeline::start(inner, index, usable, left, cancel)?))
         })();
         let (parents, previous, pipeline) = match begun {
             Ok(begun) => begun,
@@ -155,18 +163,23 @@ impl Repository {
         index::decode(&content).map_err(|e| Error::new(Kind::Damaged, format!("object {key}: cannot be decoded")).because(e))
     }
 
-    /// Packs that may be reused. Packs that no index object lists (an interrupted run left them) are listed now.
+    /// Packs that may be reused, and which of them were stored since `unfinished`. Packs that no index object lists (an interrupted run left them) are listed now.
     fn usable_packs(
         &self,
         index: &LocalIndex,
-        tombstones: &std::collections::HashSet<PackId>,
+        tombstones: &HashSet<PackId>,
+        unfinished: DateTime<Utc>,
         warnings: &mut Vec<String>,
-    ) -> Result<HashMap<PackId, u64>> {
+    ) -> Result<(HashMap<PackId, u64>, HashSet<PackId>)> {
         let inner = &self.inner;
         let mut present: HashMap<PackId, u64> = HashMap::new();
+        let mut left = HashSet::new();
         for object in inner.block_on(inner.store.list("packs/"))? {
             if let Some(id) = PackId::from_key(&object.key) {
                 present.insert(id, object.size);
+                if unfinished <= object.modified {
+                    left.insert(id);
+                }
             }
         }
         let listed: HashMap<PackId, u64> = index.packs().into_iter().map(|(id, len, _)| (id, len)).collect();
@@ -176,29 +189,39 @@ impl Repository {
                 "{missing} packs that the repository should hold are missing or have another size; their content is stored again where the source still has it. Run `lifeboat verify` to see which snapshots are harmed"
             ));
         }
+        let unlisted: Vec<(PackId, u64)> =
+            present.iter().filter(|(id, _)| !listed.contains_key(id) && !tombstones.contains(id)).map(|(id, len)| (*id, *len)).collect();
         let mut adopted = Vec::new();
-        for (id, len) in present.iter().filter(|(id, _)| !listed.contains_key(id) && !tombstones.contains(id)) {
-            match inner.directory_of_listed(*id, *len) {
-                Ok((pack, directory)) => adopted.push(IndexedPack {
-                    id: *id,
-                    kind: directory.kind,
-                    len: *len,
-                    directory_len: pack.directory_len,
-                    prefixes: directory.chunks().map(|c| c.id.prefix()).collect(),
-                }),
-                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => {
-                    tracing::warn!(pack = %id.key(), error = ?e, "a pack that nothing lists was left alone");
+        for packs in unlisted.chunks(ADOPTERS) {
+            // A run may have left thousands, each some round trips away.
+            let looked_at: Vec<Result<IndexedPack>> = std::thread::scope(|scope| {
+                let looks: Vec<_> = packs.iter().map(|(id, len)| scope.spawn(|| listing_of(inner, *id, *len))).collect();
+                looks.into_iter().map(|look| look.join().unwrap_or_else(|_| Err(Error::new(Kind::Bug, "a thread panicked")))).collect()
+            });
+            for ((id, _), looked_at) in packs.iter().zip(looked_at) {
+                match looked_at {
+                    Ok(pack) => adopted.push(pack),
+                    Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => {
+                        tracing::warn!(pack = %id.key(), error = ?e, "a pack that nothing lists was left alone");
+                    }
+                    Err(e) => return Err(e),
                 }
-                Err(e) => return Err(e),
             }
         }
         for packs in adopted.chunks(256) {
             publish_index(inner, index, packs)?;
         }
-        let known: std::collections::HashSet<PackId> = index.packs().into_iter().map(|(id, ..)| id).collect();
+        let known: HashSet<PackId> = index.packs().into_iter().map(|(id, ..)| id).collect();
         present.retain(|id, len| known.contains(id) && !tombstones.contains(id) && listed.get(id).is_none_or(|l| l == len));
-        Ok(present)
+        Ok((present, left))
     }
+}
+
+/// What the index says of a pack, by the pack itself: its directory is there whole and of this repository.
+fn listing_of(inner: &Inner, id: PackId, len: u64) -> Result<IndexedPack> {
+    let (pack, directory) = inner.directory_of_listed(id, len)?;
+    let prefixes = directory.chunks().map(|c| c.id.prefix()).collect();
+    Ok(IndexedPack { id, kind: directory.kind, len, directory_len: pack.directory_len, prefixes })
 }
 
 impl BackupWriter {
@@ -322,7 +345,8 @@ impl BackupWriter {
             }
         }
         self.warnings.extend(self.pipeline.warnings());
-        Ok(Committed { manifest, warnings: std::mem::take(&mut self.warnings) })
+        let bytes_resumed = self.pipeline.counters().bytes_resumed.load(Ordering::Relaxed);
+        Ok(Committed { manifest, warnings: std::mem::take(&mut self.warnings), bytes_resumed })
     }
 }
 

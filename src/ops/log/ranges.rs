@@ -322,6 +322,22 @@ impl View {
         commits.skip_while(|commit| *commit <= time).find(|commit| *commit + DISORDER < time)
     }
 
+    /// The way from this very snapshot to a time. `None`: the log does not lead there from it.
+    #[must_use]
+    pub fn route_from(&self, base: SnapshotId, time: DateTime<Utc>) -> Option<Route> {
+        let base = self.bases.iter().find(|known| known.id == base)?;
+        let time = chrono::SubsecRound::trunc_subsecs(time, 6);
+        let paths = self.followed().into_iter().filter_map(|along| Some((along, self.path(base, along)?)));
+        let mut reaching = paths.filter(|(_, path)| path.from <= time && time <= path.to);
+        reaching.next().map(|(along, path)| path.to_time(base, along, time))
+    }
+
+    /// What can be recovered, for a message.
+    #[must_use]
+    pub fn available(&self) -> String {
+        self.told(&self.followed())
+    }
+
     /// What there is, for a message.
     fn told(&self, followed: &[u32]) -> String {
         let ranges = self.ranges_along(followed);

@@ -11,6 +11,7 @@ use crate::event::Event;
 use crate::id::Name;
 use crate::ops::log::ranges::{Base, Part, Path, Replay, Route, View};
 use crate::ops::select::{self, Choice, Wanted};
+use crate::ops::verdict::duration_text;
 use crate::ops::{Job, backup, damage, damaged_warning, explain};
 use crate::repo::{Listed, Log, LostManifest, Manifest, PieceInfo, ReportRecord, SourceRecord};
 use crate::source::postgres::lsn::Lsn;
@@ -219,14 +220,8 @@ pub(in crate::ops) fn locate(job: &Job, choice: &Choice, sources: &[String], rep
     if let (Wanted::Latest, Some(newest)) = (&wanted, newest) {
         told.push(format!("the newest snapshot {} is not on this way; --snapshot names it", select::describe(newest)));
     }
-    if let Wanted::Time(time) = wanted
-        && let Some(earlier) = view.set_back(&route, time)
-    {
-        told.push(format!(
-            "the source's clock was set back: a server stops at the first transaction that is later than {}, and others behind it in the log, the first of {}, are NOT included. --lsn and --xid do not depend on the clock",
-            select::moment(time),
-            select::moment(earlier)
-        ));
+    if let Wanted::Time(time) = wanted {
+        told.extend(was_set_back(&view, &source, &route, time));
     }
     let hole = if wanted == Wanted::Latest { behind_a_hole(&view, &manifest, route.replay.as_ref(), route.at) } else { None };
     let recovery = route.replay.map(|replay| recovery_of(&view, &source, &manifest, replay, route.at));
@@ -269,6 +264,128 @@ pub(in crate::ops) fn random_moment(
     earliest: Option<DateTime<Utc>>,
 ) -> Result<Option<DateTime<Utc>>> {
     Ok(survey(job, &[], reports)?.and_then(|survey| survey.view.random_moment(seed, earliest)))
+}
+
+/// The moment that one of several sources is restored to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceMoment {
+    pub source: Name,
+    /// Of its content.
+    pub at: DateTime<Utc>,
+    /// It is the moment that was asked for, by the source's own clock.
+    pub exact: bool,
+    /// How much earlier it is.
+    pub earlier_ms: u64,
+    /// What of its log is replayed on top of the snapshot. `None`: nothing.
+    pub recovery: Option<LogRecovery>,
+}
+
+/// How several sources come to a moment: all from one snapshot, those with a log through that.
+pub(in crate::ops) struct LocatedSet {
+    pub(in crate::ops) manifest: Manifest,
+    pub(in crate::ops) all: Vec<Manifest>,
+    pub(in crate::ops) lost: Vec<LostManifest>,
+    pub(in crate::ops) moments: Vec<SourceMoment>,
+    /// What to know about the choice.
+    pub(in crate::ops) told: Vec<String>,
+}
+
+/// What leads several sources to a time. `None`: none of them has a log, or there is but one, or no snapshot.
+///
+/// # Errors
+/// `NoRecoveryPoint` when a source with a log cannot come there, with what each has.
+pub(in crate::ops) fn locate_set(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]) -> Result<Option<LocatedSet>> {
+    let (Choice::At(time) | Choice::Along { wanted: Wanted::Time(time), timeline: None }) = choice else { return Ok(None) };
+    let time = chrono::SubsecRound::trunc_subsecs(*time, 6);
+    let (all, lost) =
+        job.repository.sound_manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
+    let standing = damage::standing(reports, None);
+    let sound: Vec<&Manifest> = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id).is_none()).collect();
+    let mut before: Vec<&Manifest> = sound.iter().copied().filter(|m| m.time <= time).collect();
+    before.sort_by_key(|m| std::cmp::Reverse((m.time, m.id)));
+    let Some(nearest) = before.first() else { return Ok(None) };
+    let is_asked = |record: &&SourceRecord| sources.is_empty() || sources.iter().any(|name| name == record.name.as_str());
+    let wanted: Vec<&SourceRecord> = nearest.sources.iter().filter(is_asked).collect();
+    if wanted.len() < 2 {
+        return Ok(None);
+    }
+    let (mut views, mut told) = (Vec::new(), Vec::new());
+    for record in wanted.iter().filter(|record| can_have_log(record)) {
+        let (view, damaged) = view(&job.repository.log(&job.plan, &record.name), &sound, &record.name)?;
+        told.extend(damaged.iter().map(|damaged| format!("a piece of the log of source {} cannot be used: {damaged}", record.name)));
+        views.extend(view.map(|view| (&record.name, view)));
+    }
+    if views.is_empty() {
+        return Ok(None);
+    }
+    let has_all = |m: &&&Manifest| wanted.iter().all(|want| m.sources.iter().any(|has| has.name == want.name && has.kind == want.kind));
+    for manifest in before.iter().filter(has_all) {
+        let routes = views.iter().map(|(name, view)| Some((*name, view, view.route_from(manifest.id, time)?)));
+        let Some(routes) = routes.collect::<Option<Vec<_>>>() else { continue };
+        let mut moments = Vec::new();
+        for record in &wanted {
+            let through = routes.iter().find(|(name, ..)| **name == record.name);
+            let replay = through.and_then(|(_, view, route)| Some((view, route.replay.clone()?, route.at)));
+            let recovery = replay.map(|(view, replay, at)| recovery_of(view, &record.name, manifest, replay, at)).transpose()?;
+            told.extend(through.and_then(|(_, view, route)| was_set_back(view, &record.name, route, time)));
+            let at = if through.is_some() { time } else { manifest.time };
+            let earlier_ms = u64::try_from((time - at).num_milliseconds()).unwrap_or(0);
+            moments.push(SourceMoment { source: record.name.clone(), at, exact: at == time, earlier_ms, recovery });
+        }
+        if manifest.id != nearest.id {
+            told.push(format!(
+                "snapshot {} is nearer, but the logs do not lead from it to {}: all sources begin with snapshot {}",
+                select::describe(nearest),
+                Wanted::Time(time),
+                select::describe(manifest)
+            ));
+        }
+        let manifest = (*manifest).clone();
+        return Ok(Some(LocatedSet { manifest, all, lost, moments, told }));
+    }
+    // From no snapshot all of them come there: which do not come there at all is the first thing to know.
+    let reaches = |view: &View| before.iter().any(|m| view.route_from(m.id, time).is_some());
+    let (able, unable): (Vec<_>, Vec<_>) = views.iter().partition(|(_, view)| reaches(view));
+    let names = |some: &[&(&Name, View)]| some.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(", ");
+    let what = if unable.is_empty() {
+        format!("recover sources {} to {}: there is no one snapshot from which all their logs lead there", names(&able), Wanted::Time(time))
+    } else {
+        format!("recover source {} to {}: no snapshot and log reach that", names(&unable), Wanted::Time(time))
+    };
+    let each: Vec<String> = views.iter().map(|(name, view)| format!("source {name}: {}", view.available())).collect();
+    let error = Error::new(Kind::NoRecoveryPoint, what).hint(format!(
+        "{}. Sources can be recovered one by one with --source; --snapshot {} restores all as of its own moment",
+        each.join(". "),
+        nearest.id
+    ));
+    Err(damaged_warning(&lost).into_iter().chain(told).fold(error, Error::within))
+}
+
+/// Of which moments the sources of a set are, in words.
+#[must_use]
+pub fn set_text(moments: &[SourceMoment]) -> String {
+    let names = |some: &[&SourceMoment]| some.iter().map(|one| one.source.as_str()).collect::<Vec<_>>().join(", ");
+    let (exact, earlier): (Vec<&SourceMoment>, Vec<&SourceMoment>) = moments.iter().partition(|one| one.exact);
+    let asked = exact.first().map_or_else(String::new, |one| Wanted::Time(one.at).to_string());
+    let through = format!("{} at exactly {asked}, each by its own server's clock and through its own log", names(&exact));
+    if earlier.is_empty() {
+        return format!("all sources are restored to one moment: {through}");
+    }
+    let earlier: Vec<String> = earlier
+        .iter()
+        .map(|one| format!("{} as of {}, {} earlier", one.source, Wanted::Time(one.at), duration_text(one.earlier_ms)))
+        .collect();
+    format!("the sources are not all of one moment: {through}; without a log: {}", earlier.join(", "))
+}
+
+/// What to say when a server stops at a time too early, because its clock was wrong once.
+fn was_set_back(view: &View, source: &Name, route: &Route, time: DateTime<Utc>) -> Option<String> {
+    let earlier = view.set_back(route, time)?;
+    Some(format!(
+        "the clock of source {source} was set back: a server stops at the first transaction that is later than {}, and others behind it in the log, the first of {}, are NOT included. --lsn and --xid do not depend on the clock",
+        select::moment(time),
+        select::moment(earlier)
+    ))
 }
 
 /// What to say when the log that is replayed ends at a hole and there is more behind it.

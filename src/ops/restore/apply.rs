@@ -69,6 +69,7 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     wanted.id.clone_from(&plan.id);
     wanted.log_hole.clone_from(&plan.log_hole);
     wanted.newer_unread.clone_from(&plan.newer_unread);
+    wanted.moments.clone_from(&plan.moments);
     wanted.standby = plan.standby.is_some();
     let left = left_at(&place.partial(), place.target())?.filter(|left| left.same_content(&wanted));
     if let Some(left) = left.as_ref().filter(|left| left.standby != wanted.standby) {
@@ -112,7 +113,7 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
             Ok(one) => Restored { lost, ..one },
             Err(error) => return Err(stopped(error, record, plan, &place, &mut partial)),
         };
-        if let Some(recovery) = plan.recovery.as_ref().filter(|recovery| recovery.source == record.name)
+        if let Some(recovery) = plan.recoveries().find(|recovery| recovery.source == record.name)
             && let Err(error) = replay::bring(job, &plan.manifest, recovery, &one.usable)
         {
             return Err(stopped(error, record, plan, &place, &mut partial));
@@ -382,6 +383,9 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
         ));
     }
     let mut notes = Vec::new();
+    if !plan.moments.is_empty() && plan.moments.iter().all(|one| one.exact) {
+        notes.push(replay::set_text(&plan.moments));
+    }
     if moved_aside.is_empty() && plan.sources.iter().any(|source| source.kind == "sqlite") {
         notes.push(
             "a database that is moved by hand to where another was: first move that one's -wal, -shm and -journal away too, or SQLite \
@@ -397,6 +401,7 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
         target: plan.target.clone(),
         at: plan.at,
         recovery: plan.recovery.clone(),
+        moments: plan.moments.clone(),
         bytes_restored: brought.bytes,
         bytes_resumed: brought.bytes_existing,
         bytes_fetched: brought.bytes_fetched,

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::event::Event;
 use crate::id::SnapshotId;
-use crate::ops::log::replay::LogRecovery;
+use crate::ops::log::replay::{LogRecovery, SourceMoment};
 use crate::ops::select::Choice;
 use crate::ops::{Existing, Job, Missing, Phase, condemn};
 use crate::repo::Manifest;
@@ -47,6 +47,8 @@ pub struct RestoreRequest {
 pub(in crate::ops) struct Part {
     pub(in crate::ops) sources: Vec<String>,
     pub(in crate::ops) only: Vec<String>,
+    /// Of several sources that go to one moment, each.
+    pub(in crate::ops) moments: Vec<SourceMoment>,
 }
 
 /// How long it may take, and how we know.
@@ -80,6 +82,9 @@ pub struct RestorePlan {
     pub target: String,
     /// What is replayed on top of the snapshot. `None`: the snapshot's own moment.
     pub recovery: Option<LogRecovery>,
+    /// Of several sources that go to one moment through their logs: where each goes. Else empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub moments: Vec<SourceMoment>,
     pub sources: Vec<PlannedSource>,
     /// Sources of the snapshot that were not asked for.
     pub sources_left_out: Vec<String>,
@@ -132,7 +137,12 @@ pub struct RestorePlan {
 impl RestorePlan {
     /// On disk, the log to be replayed included.
     pub(in crate::ops) fn bytes_needed(&self) -> u64 {
-        self.bytes + self.recovery.as_ref().map_or(0, |recovery| recovery.bytes)
+        self.bytes + self.recoveries().map(|recovery| recovery.bytes).sum::<u64>()
+    }
+
+    /// What is replayed, of any source.
+    pub(in crate::ops) fn recoveries(&self) -> impl Iterator<Item = &LogRecovery> {
+        self.recovery.iter().chain(self.moments.iter().filter_map(|one| one.recovery.as_ref()))
     }
 
     /// Makes it a delta restore: the folder at the target becomes the snapshot, only what differs is fetched, and nothing of it is kept. Where
@@ -199,6 +209,9 @@ pub struct RestoreReport {
     /// What a server replays on top of the snapshot when it is started. `None`: the snapshot's own moment.
     #[serde(default)]
     pub recovery: Option<LogRecovery>,
+    /// The moments of several sources that went to one moment through their logs. Else empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moments: Vec<SourceMoment>,
     /// Plain bytes now at the target, those that an interrupted restore had left included.
     pub bytes_restored: u64,
     /// Of those, bytes that were there already.

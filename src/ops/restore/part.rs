@@ -113,6 +113,7 @@ pub(super) fn plan(
         log_hole: None,
         confirmation: None,
         recovery,
+        moments: Vec::new(),
         resumes: false,
         failed_before: None,
         bytes_free: free,

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::ops::Existing;
-use crate::ops::log::replay::LogRecovery;
+use crate::ops::log::replay::{LogRecovery, SourceMoment};
 use crate::ops::restore::place::{Place, sync_folder};
 use crate::ops::work::{FileLock, exists, make_private, movable, own_private, read_private, remove_tree, write_private};
 
@@ -47,6 +47,9 @@ pub(super) struct Identity {
     /// It is to leave a standby.
     #[serde(default)]
     pub(super) standby: bool,
+    /// The same of each of several sources.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) moments: Vec<SourceMoment>,
     /// Names what is moved aside; kept over a crash, so that a database and its log get the same name, until that name is taken.
     pub(super) id: String,
     /// Written before anything moves at the target.
@@ -70,6 +73,7 @@ impl Identity {
     /// Whether both bring the same content to the same place.
     pub(super) fn same_content(&self, other: &Self) -> bool {
         self.same_snapshot(other)
+            && self.moments == other.moments
             && (&self.target, &self.sources, &self.only, &self.recovery) == (&other.target, &other.sources, &other.only, &other.recovery)
     }
 
@@ -298,6 +302,7 @@ mod tests {
             only: Vec::new(),
             recovery: None,
             standby: false,
+            moments: Vec::new(),
             id: SnapshotId::generate(now()).to_string(),
             placing: None,
             failed: None,

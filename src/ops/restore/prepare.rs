@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 use crate::id::{RunId, SnapshotId};
-use crate::ops::log::replay::{self, LogRecovery};
+use crate::ops::log::replay::{self, LogRecovery, SourceMoment};
 use crate::ops::restore::doubt::Doubts;
 use crate::ops::restore::estimate::{estimate, measurements};
 use crate::ops::restore::part;
@@ -30,7 +30,7 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         check_resumed(job, request, &left, &reports)?;
         let (sound, _) = reports.unwrap_or_default();
         let doubts = Doubts::of(&manifest, &[], &[], &sound, &Choice::Snapshot(manifest.id.to_string()));
-        let part = Part { sources: left.sources, only: left.only };
+        let part = Part { sources: left.sources, only: left.only, moments: left.moments };
         let mut plan = plan_of(job, manifest, &request.to, &part, None, left.recovery, &sound)?;
         plan.log_hole = left.log_hole;
         plan.newer_unread = left.newer_unread;
@@ -38,16 +38,28 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         return Ok(RestorePlan { resume: true, ..plan });
     }
     let known = reports.as_ref().map_or(&[][..], |(sound, _)| sound.as_slice());
-    let (Chosen { manifest, all, lost }, recovery, told, hole) = match replay::locate(job, &request.choice, &request.sources, known)? {
-        Some(found) => (Chosen { manifest: found.manifest, all: found.all, lost: found.lost }, found.recovery, found.told, found.hole),
-        None => (chosen(job, &request.choice, &reports)?, None, Vec::new(), None),
+    let mut moments = Vec::new();
+    let located = replay::locate(job, &request.choice, &request.sources, known)?;
+    let set = if located.is_none() { replay::locate_set(job, &request.choice, &request.sources, known)? } else { None };
+    let (Chosen { manifest, all, lost }, recovery, told, hole) = match (located, set) {
+        (Some(found), _) => (Chosen { manifest: found.manifest, all: found.all, lost: found.lost }, found.recovery, found.told, found.hole),
+        (None, Some(set)) => {
+            moments = set.moments;
+            (Chosen { manifest: set.manifest, all: set.all, lost: set.lost }, None, set.told, None)
+        }
+        (None, None) => (chosen(job, &request.choice, &reports)?, None, Vec::new(), None),
     };
     let (sound, damaged_reports) = reports.unwrap_or_default();
     let doubts = Doubts::of(&manifest, &all, &lost, &sound, &request.choice);
-    let part = Part { sources: request.sources.clone(), only: request.only.clone() };
+    let part = Part { sources: request.sources.clone(), only: request.only.clone(), moments };
     let mut plan = plan_of(job, manifest, &request.to, &part, Some(&request.choice), recovery, &sound)?;
     told.into_iter().chain(hole.clone()).for_each(|warning| plan.tell(warning));
     plan.log_hole = hole;
+    if plan.moments.iter().any(|one| !one.exact) {
+        plan.tell(replay::set_text(&plan.moments));
+    } else if !plan.moments.is_empty() {
+        plan.steps.push(replay::set_text(&plan.moments));
+    }
     plan.newer_unread = doubts.newer_unread;
     let unread = if request.choice == Choice::LatestProven { damaged_reports_warning(&damaged_reports) } else { None };
     doubts.sentences.into_iter().chain(damaged_warning(&lost)).chain(unread).for_each(|warning| plan.tell(warning));
@@ -59,7 +71,7 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
             select::describe(newest)
         ));
     }
-    if !matches!(request.choice, Choice::Snapshot(_) | Choice::LatestProven) {
+    if plan.moments.is_empty() && !matches!(request.choice, Choice::Snapshot(_) | Choice::LatestProven) {
         passed_over(job, &plan)?.into_iter().for_each(|warning| plan.tell(warning));
     }
     Ok(plan)
@@ -96,10 +108,22 @@ fn check_resumed(job: &Job, request: &RestoreRequest, left: &Identity, reports: 
     if request.choice != Choice::Latest {
         let known = reports.as_ref().map_or(&[][..], |(sound, _)| sound.as_slice());
         let located = replay::locate(job, &request.choice, &left.sources, known)?;
-        let (asked, recovery) = match located {
-            Some(found) => (found.manifest.id, found.recovery),
-            None => (chosen(job, &request.choice, reports)?.manifest.id, None),
+        let set = if located.is_none() { replay::locate_set(job, &request.choice, &left.sources, known)? } else { None };
+        let mut moments = Vec::new();
+        let (asked, recovery) = match (located, set) {
+            (Some(found), _) => (found.manifest.id, found.recovery),
+            (None, Some(set)) => {
+                moments = set.moments;
+                (set.manifest.id, None)
+            }
+            (None, None) => (chosen(job, &request.choice, reports)?.manifest.id, None),
         };
+        let set_of = |moments: &[SourceMoment]| {
+            if moments.is_empty() { "each source at the snapshot's moment".into() } else { replay::set_text(moments) }
+        };
+        if asked == left.snapshot && set_of(&moments) != set_of(&left.moments) {
+            return Err(begun(set_of(&left.moments), set_of(&moments)));
+        }
         let target = |recovery: &Option<LogRecovery>| recovery.as_ref().map_or("its own moment".into(), |r| r.target.to_string());
         if asked == left.snapshot && target(&recovery) != target(&left.recovery) {
             return Err(begun(target(&left.recovery), target(&recovery)));
@@ -176,7 +200,8 @@ pub(in crate::ops) fn plan_of(
         resolve::restoring_source(job, record)?.ready()?;
     }
     let place = Place::new(to, shape(job, &manifest.sources))?;
-    let identity = identity(job, &manifest, &place, only, recovery.as_ref());
+    let mut identity = identity(job, &manifest, &place, only, recovery.as_ref());
+    identity.moments.clone_from(&part.moments);
     let left = left_at(&place.partial(), place.target())?;
     let continued = left.as_ref().filter(|left| left.same_content(&identity));
     if let Some(left) = left.as_ref().filter(|left| continued.is_none() && left.failed.is_none()) {
@@ -227,7 +252,8 @@ pub(in crate::ops) fn plan_of(
         warnings.push("stop every program that uses what stands at the target before restoring into its place".into());
     }
     let free = free_bytes(place.parent())?;
-    let needed = bytes + recovery.as_ref().map_or(0, |recovery| recovery.bytes);
+    let logs = recovery.iter().chain(part.moments.iter().filter_map(|one| one.recovery.as_ref()));
+    let needed = bytes + logs.map(|recovery| recovery.bytes).sum::<u64>();
     if free < needed && left.is_none() {
         warnings.push(format!("there is no room: {needed} bytes are needed at {}, {free} are free", place.parent().display()));
     }
@@ -235,7 +261,7 @@ pub(in crate::ops) fn plan_of(
         schema: "lifeboat.restore-plan/1".into(),
         plan: manifest.plan.to_string(),
         snapshot: manifest.id,
-        at: recovery.as_ref().map_or(manifest.time, |recovery| recovery.at),
+        at: part.moments.iter().map(|one| one.at).min().or(recovery.as_ref().map(|recovery| recovery.at)).unwrap_or(manifest.time),
         asked: match choice {
             Some(Choice::At(moment) | Choice::Along { wanted: Wanted::Time(moment), .. }) => Some(*moment),
             _ => None,
@@ -253,6 +279,7 @@ pub(in crate::ops) fn plan_of(
         standby: None,
         log_hole: None,
         recovery,
+        moments: part.moments.clone(),
         resumes: continued.is_some(),
         failed_before,
         bytes_free: free,
@@ -281,6 +308,7 @@ pub(super) fn identity(job: &Job, manifest: &Manifest, place: &Place, only: &[St
         log_hole: None,
         newer_unread: Vec::new(),
         standby: false,
+        moments: Vec::new(),
         id: RunId::generate(job.clock.now()).to_string(),
         placing: None,
         failed: None,

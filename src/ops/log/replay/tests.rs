@@ -70,7 +70,7 @@ fn append(log: &Log, timeline: u32, from: u64, to: u64, streamed: bool) -> Piece
         server_clock: streamed.then(|| time(to - 1)),
         valid_to: Lsn(to * PAGE),
     };
-    let bytes: Vec<u8> = (from..to).flat_map(|page| page.to_le_bytes().into_iter().cycle().take(PAGE as usize)).collect();
+    let bytes: Vec<u8> = (from..to).flat_map(|page| page.to_le_bytes().into_iter().cycle().take(8192)).collect();
     let facts = serde_json::to_value(facts).unwrap();
     log.append(u64::from(timeline), from * PAGE, to * PAGE, &facts, &bytes).unwrap().piece
 }
