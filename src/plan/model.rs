@@ -333,6 +333,8 @@ pub struct Server {
     pub read_limit_bytes_per_sec: Option<u64>,
     /// PostgreSQL only.
     pub log: LogMode,
+    /// Of the logical method; empty: all.
+    pub databases: Vec<String>,
 }
 
 /// Who brings the continuous log of a database server into the repository.

@@ -222,6 +222,9 @@ fn source_section(source: &Source) -> Section {
         SourceKind::Postgres(settings) => {
             let mut entries = server(settings);
             entries.push(("log", json!(settings.log.word())));
+            if !settings.databases.is_empty() {
+                entries.push(("databases", json!(settings.databases)));
+            }
             entries
         }
         SourceKind::Mysql(settings) => server(settings),

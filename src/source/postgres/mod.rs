@@ -18,6 +18,7 @@
 //! | [`recover`], [`instance`] | recovery of a restored folder, in a private server |
 //! | [`extract`] | a database or tables of a recovered server, into another one |
 //! | [`prove`] | what a recovered server is asked |
+//! | [`logical`] | the other method: rows and definitions, for servers that allow no replication |
 
 pub mod backup;
 pub mod client;
@@ -29,6 +30,7 @@ pub mod fingerprint;
 pub mod instance;
 pub mod layout;
 pub mod local;
+pub mod logical;
 pub mod lsn;
 pub mod page;
 pub mod prove;
@@ -189,7 +191,7 @@ fn little_room(data: &Path) -> Result<Option<u64>> {
 }
 
 /// An error with its causes, in a line.
-fn told(error: &Error) -> String {
+pub(super) fn told(error: &Error) -> String {
     std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
 }
 
@@ -378,7 +380,7 @@ fn write_missing_configuration(data: &Path) -> Result<bool> {
     Ok(written)
 }
 
-fn diagnosis(name: &str, found: Result<String>) -> Diagnosis {
+pub(super) fn diagnosis(name: &str, found: Result<String>) -> Diagnosis {
     match found {
         Ok(message) => Diagnosis { name: name.into(), ok: true, message },
         Err(error) => {
