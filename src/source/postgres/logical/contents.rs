@@ -49,6 +49,7 @@ impl Contents {
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "as the server has them")]
 pub struct Role {
     pub name: String,
     pub superuser: bool,
