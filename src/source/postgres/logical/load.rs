@@ -299,16 +299,18 @@ fn give_up(target: &Target, made: &[String], error: Error) -> Error {
 impl Load<'_> {
     fn all(&mut self, admin: &mut Connection, names: &[String], made: &mut Vec<String>) -> Result<()> {
         let contents = self.contents;
+        let mut holders = Vec::new();
         for (database, name) in contents.databases.iter().zip(names) {
             let temporary = temporary_name()?;
             made.push(temporary.clone());
             self.progress("load", name);
             Self::create(admin, database, name, &temporary).map_err(|error| error.within(format!("make database {name}")))?;
-            self.fill(database, &temporary).map_err(|error| error.within(format!("load database {name}")))?;
+            holders.push(self.fill(database, &temporary).map_err(|error| error.within(format!("load database {name}")))?);
             self.dress(admin, database, name, &temporary)?;
         }
-        for (name, temporary) in names.iter().zip(made.iter()) {
+        for ((name, temporary), holder) in names.iter().zip(made.iter()).zip(holders) {
             self.context.cancel.check()?;
+            drop(holder);
             self.place(admin, name, temporary)?;
             self.loaded.databases.push(name.clone());
         }
@@ -407,9 +409,9 @@ impl Load<'_> {
         admin.execute(&format!("COMMENT ON DATABASE {} IS {}", quote_identifier(temporary), quote_literal(&format!("{COMMENT}{name}"))))
     }
 
-    fn fill(&mut self, database: &Database, temporary: &str) -> Result<()> {
+    /// Everything inside. Yields a session in it, which keeps another restore from taking it for one that was left.
+    fn fill(&mut self, database: &Database, temporary: &str) -> Result<Connection> {
         let cancel = &self.context.cancel;
-        // Keeps another restore from taking it for one that was left.
         let mut holder = rows::open(&self.target.settings, temporary, cancel)?;
         holder.set_timeout(None);
         self.definitions(database, temporary, Section::Before)?;
@@ -424,7 +426,8 @@ impl Load<'_> {
         self.definitions(database, temporary, Section::After)?;
         self.refresh(database, &mut holder)?;
         self.progress("analyze", &database.name);
-        holder.execute("ANALYZE")
+        holder.execute("ANALYZE")?;
+        Ok(holder)
     }
 
     fn definitions(&self, database: &Database, temporary: &str, section: Section) -> Result<()> {
