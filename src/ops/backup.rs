@@ -214,6 +214,7 @@ fn account(committed: Committed, mut warnings: Vec<String>, duration_ms: u64, pr
         let object = if first.object == "." { String::new() } else { format!(", {}", first.object) };
         warnings.push(format!("not everything could be read: source {}{object}: {} ({}){others}", first.source, first.message, first.kind));
     }
+    warnings.extend(sources.iter().flat_map(told));
     for message in &warnings {
         progress.event(Event::Warning { message: message.clone() });
     }
@@ -234,6 +235,13 @@ fn account(committed: Committed, mut warnings: Vec<String>, duration_ms: u64, pr
         incomplete: !problems.is_empty(),
         problems,
     }
+}
+
+/// What a source wants an operator to know although nothing is wrong.
+fn told(record: &SourceRecord) -> Vec<String> {
+    let consistency = finish_of(record).unwrap_or_default().consistency;
+    let told = consistency["warnings"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str);
+    told.map(|warning| format!("source {}: {warning}", record.name)).collect()
 }
 
 /// What a source said when it was backed up.

@@ -17,6 +17,7 @@ use crate::source::command::{CommandSource, SecretValue};
 use crate::source::files::FilesSource;
 use crate::source::postgres::PostgresSource;
 use crate::source::postgres::conninfo::Settings;
+use crate::source::postgres::logical::{self, LogicalSource};
 use crate::source::postgres::stream::slot_name;
 use crate::source::sqlite::SqliteSource;
 use crate::source::{CheckResult, Diagnosis, ExtractRequest, Extracted, ProveRequest, Source, SourceContext, SourceSnapshot, Standby};
@@ -191,6 +192,9 @@ impl Later {
             // Nothing is run on the way back.
             SourceKind::Command { restore: None, .. } => bare_source(self.kind()),
             // Nor is the source's server asked.
+            SourceKind::Postgres(server) if server.method == Method::Logical => {
+                Ok(Arc::new(LogicalSource { bin_directory: server.bin_directory.clone(), ..LogicalSource::default() }))
+            }
             SourceKind::Postgres(server) => {
                 Ok(Arc::new(PostgresSource { bin_directory: server.bin_directory.clone(), ..PostgresSource::default() }))
             }
@@ -201,7 +205,10 @@ impl Later {
 
 impl Source for Later {
     fn kind(&self) -> &'static str {
-        self.1.kind.word()
+        match &self.1.kind {
+            SourceKind::Postgres(server) if server.method == Method::Logical => logical::KIND,
+            kind => kind.word(),
+        }
     }
 
     fn diagnose(&self) -> Vec<Diagnosis> {
@@ -233,6 +240,10 @@ impl Source for Later {
 
     fn extract(&self, usable: &Path, request: &ExtractRequest, context: &SourceContext) -> Result<Extracted> {
         self.driver()?.extract(usable, request, context)
+    }
+
+    fn load(&self, usable: &Path, url: &str, context: &SourceContext) -> Result<logical::Loaded> {
+        self.driver()?.load(usable, url, context)
     }
 
     fn keeps_content(&self) -> bool {
@@ -306,8 +317,13 @@ fn source(plan: &Name, source: &plan::Source) -> Result<NamedSource> {
             Arc::new(CommandSource { dump: dump.clone(), restore: restore.clone(), environment: values, allow_empty: false })
         }
         SourceKind::Postgres(server) if server.method == Method::Logical => {
-            return Err(Error::new(Kind::Usage, format!("source {}: this release backs up PostgreSQL physically only", source.name))
-                .hint("leave `method` out, or use a command source with pg_dump"));
+            let settings = postgres_settings(source)?;
+            Arc::new(LogicalSource {
+                settings: Some(settings),
+                bin_directory: server.bin_directory.clone(),
+                databases: server.databases.clone(),
+                read_limit_bytes_per_sec: server.read_limit_bytes_per_sec,
+            })
         }
         SourceKind::Postgres(server) => {
             let settings = postgres_settings(source)?;
@@ -379,6 +395,7 @@ pub fn bare_source(kind: &str) -> Result<Arc<dyn Source>> {
     match kind {
         "sqlite" => Ok(Arc::new(SqliteSource { path: nowhere() })),
         "postgres" => Ok(Arc::new(PostgresSource::default())),
+        logical::KIND => Ok(Arc::new(LogicalSource::default())),
         "files" => Ok(Arc::new(FilesSource { path: nowhere(), exclude: Vec::new(), page_size: None })),
         "command" => Ok(Arc::new(CommandSource { dump: Vec::new(), restore: None, environment: Vec::new(), allow_empty: true })),
         other => Err(no_driver(other)),

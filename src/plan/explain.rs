@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use crate::plan::model::{DrillAt, Method, Missed, Plan, Share, SourceKind};
+use crate::plan::model::{DrillAt, Missed, Plan, Share, SourceKind};
 use crate::plan::schedule::{Schedule, in_both};
 use crate::plan::units::{format_duration, format_size};
 
@@ -180,7 +180,6 @@ pub(super) fn not_applied(plan: &Plan) -> Vec<String> {
 fn without_driver(plan: &Plan) -> Vec<String> {
     let lacks = |kind: &SourceKind| match kind {
         SourceKind::Mysql(_) => Some("has no driver for mysql"),
-        SourceKind::Postgres(server) if server.method == Method::Logical => Some("backs up PostgreSQL physically only"),
         _ => None,
     };
     let lacking = plan.sources.iter().filter_map(|source| Some((&source.name, lacks(&source.kind)?)));

@@ -347,6 +347,8 @@ pub struct Server {
     pub log: LogMode,
     /// How often a row is written that tells how much is lost. PostgreSQL only.
     pub canary: Option<Duration>,
+    /// Of the logical method; empty: all.
+    pub databases: Vec<String>,
 }
 
 /// Who brings the continuous log of a database server into the repository.

@@ -224,6 +224,8 @@ pub(super) struct RawSource {
     pub bin_directory: Text,
     /// postgres with `data_directory`: also read files that did not change since the last snapshot, so that all their pages are checked. Default: false.
     pub read_unchanged: Option<Located<bool>>,
+    /// postgres, logical method: the databases to back up. Default: all that are no templates.
+    pub databases: Words,
     /// postgres: the greatest rate of reading, such as `80MiB/s`. Default: no limit.
     pub read_limit: Text,
     /// postgres: the continuous log between backups. stream: `lifeboat serve` streams it; push: the server archives it. Default: off.
@@ -483,7 +485,7 @@ pub(super) const SOURCE_KEYS: [(&str, &[&str], &[&str]); 5] = [
     ("sqlite", &["path"], &[]),
     ("files", &["path"], &["exclude", "page_size"]),
     ("command", &["dump"], &["restore", "environment"]),
-    ("postgres", &["url"], &["data_directory", "method", "bin_directory", "log", "canary", "read_unchanged", "read_limit"]),
+    ("postgres", &["url"], &["data_directory", "method", "bin_directory", "log", "canary", "read_unchanged", "read_limit", "databases"]),
     ("mysql", &["url"], &["data_directory", "method", "bin_directory"]),
 ];
 
@@ -513,6 +515,7 @@ impl RawSource {
             ("read_limit", self.read_limit.as_ref().map(|v| &v.span)),
             ("log", self.log.as_ref().map(|v| &v.span)),
             ("canary", self.canary.as_ref().map(|v| &v.span)),
+            ("databases", self.databases.as_ref().map(|v| &v.span)),
         ];
         keys.into_iter().filter_map(|(key, span)| span.map(|span| (key, span.clone()))).collect()
     }

@@ -223,6 +223,9 @@ fn source_section(source: &Source) -> Section {
             let mut entries = server(settings);
             entries.push(("log", json!(settings.log.word())));
             entries.push(("canary", optional(settings.canary, |every| json!(format_duration(every)))));
+            if !settings.databases.is_empty() {
+                entries.push(("databases", json!(settings.databases)));
+            }
             entries
         }
         SourceKind::Mysql(settings) => server(settings),

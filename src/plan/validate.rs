@@ -455,7 +455,18 @@ impl<'a> Checker<'a> {
                 "remove it, or set log = \"stream\"",
             );
         }
-        Some(Server { url: url?, data_directory, method, bin_directory, read_unchanged, read_limit_bytes_per_sec, log, canary })
+        if let (Method::Physical, Some(given)) = (method, &raw.databases) {
+            self.report(
+                &given.span,
+                "`databases` is only used by the logical method",
+                "remove it, or set method = \"logical\": a physical backup is of the whole server",
+            );
+        }
+        let databases: Vec<String> = raw.databases.iter().flat_map(|raw| &raw.value).map(|name| name.value.clone()).collect();
+        if let Some(given) = raw.databases.as_ref().filter(|given| given.value.is_empty() || databases.iter().any(String::is_empty)) {
+            self.report(&given.span, "a list of databases names at least one", "remove `databases` to back up all of them");
+        }
+        Some(Server { url: url?, data_directory, method, bin_directory, read_unchanged, read_limit_bytes_per_sec, log, canary, databases })
     }
 
     fn globs(&mut self, raw: &Words) -> Vec<String> {

@@ -129,6 +129,14 @@ pub trait Source: Send + Sync {
         Err(Error::new(Kind::Usage, format!("restore only a part: parts cannot be taken out of a source of kind {}", self.kind())))
     }
 
+    /// Loads what `adopt` returned into a server, by URL without a password.
+    ///
+    /// # Errors
+    /// `Usage` when the kind is not one of databases, and when the server cannot take it: nothing was touched then.
+    fn load(&self, _usable: &Path, _url: &str, _context: &SourceContext) -> Result<postgres::logical::Loaded> {
+        Err(Error::new(Kind::Usage, format!("restore to a database URL: a source of kind {} becomes files", self.kind())))
+    }
+
     /// Whether a proof leaves the content as it was stored, so that it can be compared byte by byte afterwards. A server that recovers
     /// changes its files; what it then holds is compared by fingerprints.
     fn keeps_content(&self) -> bool {

@@ -7,6 +7,7 @@ mod part;
 mod partial;
 mod place;
 mod prepare;
+mod server;
 
 use std::path::PathBuf;
 
@@ -285,6 +286,9 @@ pub fn apply(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result<R
             job.progress.event(Event::Warning { message });
         }
     };
+    if server::is_wanted(&plan.manifest, &plan.to) {
+        return server::apply(job, plan).inspect_err(told);
+    }
     if part::is_wanted(&plan.manifest, &plan.only) {
         return part::apply(job, plan).inspect_err(told);
     }

@@ -33,7 +33,7 @@ pub(super) fn is_wanted(manifest: &Manifest, only: &[String]) -> bool {
 }
 
 /// The URL of a server, if it is one.
-fn url(to: &Path) -> Option<&str> {
+pub(super) fn url(to: &Path) -> Option<&str> {
     to.to_str().filter(|text| SCHEMES.iter().any(|scheme| text.starts_with(scheme)))
 }
 
@@ -43,7 +43,7 @@ pub(super) fn refuse_url(to: &Path) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Kind::Usage, "restore to a database URL: what is restored is whole sources, which become files or a folder")
-        .hint("name a new folder; or take one database or table out of a postgres source with --only DATABASE[/[SCHEMA.]TABLE]"))
+        .hint("name a new folder; take one database or table out of a postgres source with --only DATABASE[/[SCHEMA.]TABLE]; or name one source of method \"logical\" with --source"))
 }
 
 /// What would be done. Everything is looked at that can be without the snapshot's content.
@@ -135,7 +135,7 @@ pub(super) fn plan(
 }
 
 /// The nearest folder that is there.
-fn existing(path: &Path) -> &Path {
+pub(super) fn existing(path: &Path) -> &Path {
     path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"))
 }
 

@@ -11,6 +11,7 @@ use crate::ops::restore::estimate::{estimate, measurements};
 use crate::ops::restore::part;
 use crate::ops::restore::partial::{Identity, in_the_way, left_at};
 use crate::ops::restore::place::{Place, Shape, free_bytes};
+use crate::ops::restore::server;
 use crate::ops::restore::{Part, PlannedSource, RestorePlan, RestoreRequest};
 use crate::ops::select::{self, Choice, Wanted};
 use crate::ops::{Job, backup, damaged_reports_warning, damaged_warning, explain, resolve};
@@ -195,6 +196,9 @@ pub(in crate::ops) fn plan_of(
         return part::plan(job, manifest, to, part, left_out, choice, recovery, reports);
     }
     check_only(&manifest, only)?;
+    if server::is_wanted(&manifest, to) {
+        return server::plan(job, manifest, to, left_out, choice, reports);
+    }
     part::refuse_url(to)?;
     for record in &manifest.sources {
         resolve::restoring_source(job, record)?.ready()?;

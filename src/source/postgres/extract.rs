@@ -1,7 +1,7 @@
 //! A database, or tables of one, out of a restored cluster: recovered in a private server, taken out with the server's own `pg_dump`, and
 //! loaded with `pg_restore` into another server in one transaction, rows counted on both sides.
 
-mod load;
+pub(super) mod load;
 mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -393,7 +393,7 @@ fn run_to(mut command: Command, scratch: &Path, what: &str, cancel: &Cancel) -> 
 }
 
 /// An error of the server about names, not rows.
-fn harmless(line: &str) -> Option<&str> {
+pub(super) fn harmless(line: &str) -> Option<&str> {
     let (_, error) = line.split_once("ERROR:  ").or_else(|| line.split_once("FATAL:  "))?;
     let endings = ["does not exist", "already exists", "is not available"];
     (endings.iter().any(|ending| error.ends_with(ending)) || error.starts_with("permission denied") || error.starts_with("must be owner"))

@@ -32,7 +32,7 @@ use crate::source::postgres::recover::Target;
 use crate::source::{Problem, TableFingerprint};
 
 /// What decides how values look as text.
-const SESSION: &str = "SET client_encoding = 'UTF8'; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; \
+pub(super) const SESSION: &str = "SET client_encoding = 'UTF8'; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; \
     SET bytea_output = 'hex'; SET extra_float_digits = 3; SET lc_monetary = 'C'; SET xmlbinary = 'base64'; SET search_path = pg_catalog; \
     SET quote_all_identifiers = off; SET row_security = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0";
 /// Tables locked by one statement while nobody is in the way.
@@ -626,7 +626,7 @@ fn read_table(connection: &mut Connection, name: &TableName, key: &[u8; 32], can
 }
 
 /// One line of COPY's text format (PostgreSQL manual, COPY, "Text Format") to a row of text values.
-fn encode(line: &[u8], columns: usize, encoder: &mut RowEncoder, scratch: &mut Vec<u8>) -> Result<()> {
+pub(super) fn encode(line: &[u8], columns: usize, encoder: &mut RowEncoder, scratch: &mut Vec<u8>) -> Result<()> {
     let strange = || Error::new(Kind::Failed, "read rows from PostgreSQL: a line of COPY is not as it should be");
     let line = line.strip_suffix(b"\n").ok_or_else(strange)?;
     encoder.start(u32::try_from(columns).map_err(|_| strange())?);

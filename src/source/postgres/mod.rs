@@ -19,6 +19,7 @@
 //! | [`extract`] | a database or tables of a recovered server, into another one |
 //! | [`prove`] | what a recovered server is asked |
 //! | [`canary`] | a row that tells how much a disaster would have lost |
+//! | [`logical`] | the other method: rows and definitions, for servers that allow no replication |
 
 pub mod backup;
 pub mod canary;
@@ -31,6 +32,7 @@ pub mod fingerprint;
 pub mod instance;
 pub mod layout;
 pub mod local;
+pub mod logical;
 pub mod lsn;
 pub mod page;
 pub mod prove;
@@ -193,7 +195,7 @@ fn little_room(data: &Path) -> Result<Option<u64>> {
 }
 
 /// An error with its causes, in a line.
-fn told(error: &Error) -> String {
+pub(super) fn told(error: &Error) -> String {
     std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
 }
 
@@ -471,7 +473,7 @@ fn write_missing_configuration(data: &Path) -> Result<bool> {
     Ok(written)
 }
 
-fn diagnosis(name: &str, found: Result<String>) -> Diagnosis {
+pub(super) fn diagnosis(name: &str, found: Result<String>) -> Diagnosis {
     match found {
         Ok(message) => Diagnosis { name: name.into(), ok: true, message },
         Err(error) => {

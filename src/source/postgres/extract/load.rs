@@ -266,7 +266,7 @@ fn write_private<'a>(path: &Path, lines: impl Iterator<Item = &'a str>) -> Resul
 }
 
 /// The same connection in libpq's words, without the password. What proves the server is not left to libpq's defaults.
-fn conninfo(settings: &Settings, database: &str, major: u32) -> Result<String> {
+pub(in crate::source::postgres) fn conninfo(settings: &Settings, database: &str, major: u32) -> Result<String> {
     let mut pairs: Vec<(&str, String)> = Vec::new();
     let mut mode = settings.ssl_mode;
     match &settings.host {

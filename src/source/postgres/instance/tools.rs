@@ -11,6 +11,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 
 /// Without these a private server can neither be started nor told about.
 const NEEDED: [&str; 2] = ["postgres", "pg_controldata"];
+const CLIENTS: [&str; 2] = ["pg_dump", "pg_restore"];
 
 /// Who a private server runs as: never root, which PostgreSQL refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +122,26 @@ impl Tools {
             .hint(format!("install the server of version {major} (postgresql-{major}, postgresql{major}-server); it need not run")))
     }
 
+    /// Only the client's programs, for servers elsewhere; found like [`Tools::find`].
+    ///
+    /// # Errors
+    /// `Usage` says what to install.
+    pub fn clients(major: u32, bin_directory: Option<&Path>) -> Result<Self> {
+        let places = match bin_directory {
+            Some(place) => vec![place.to_owned()],
+            None => usual_places(major),
+        };
+        let has_all = |bin: &PathBuf| CLIENTS.iter().all(|name| bin.join(name).is_file());
+        let found = places.into_iter().filter(has_all).find_map(|bin| {
+            let (found, version) = version_of(&bin, "pg_dump").filter(|(found, _)| *found == major)?;
+            Some(Self { bin, major: found, version })
+        });
+        found.ok_or_else(|| {
+            Error::new(Kind::Usage, format!("find pg_dump and pg_restore of PostgreSQL {major}: not on this host"))
+                .hint(format!("install the client's programs of version {major} (postgresql-client-{major})"))
+        })
+    }
+
     /// The major version, such as 15.
     #[must_use]
     pub fn major(&self) -> u32 {
@@ -218,9 +239,13 @@ fn usual_places(major: u32) -> Vec<PathBuf> {
 }
 
 fn version_in(bin: &Path) -> Option<(u32, String)> {
-    let output = Command::new(bin.join("postgres")).arg("--version").env_clear().stdin(Stdio::null()).output().ok()?;
+    version_of(bin, "postgres")
+}
+
+fn version_of(bin: &Path, program: &str) -> Option<(u32, String)> {
+    let output = Command::new(bin.join(program)).arg("--version").env_clear().stdin(Stdio::null()).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let version = text.trim().strip_prefix("postgres (PostgreSQL) ")?.split(' ').next()?.to_owned();
+    let version = text.trim().strip_prefix(program)?.strip_prefix(" (PostgreSQL) ")?.split(' ').next()?.to_owned();
     // 15.8, 18beta1, 19devel
     let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
     Some((digits.parse().ok()?, version))

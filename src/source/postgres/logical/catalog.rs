@@ -1,0 +1,386 @@
+//! What there is in a server's databases, as one transaction sees it.
+
+use crate::error::{Error, Kind, Result};
+use crate::source::postgres::client::{Connection, Row, quote_identifier, quote_literal};
+use crate::source::postgres::logical::contents::{Database, Grant, LargeObject, Membership, Role, Sequence, Setting, Table, file_name};
+
+/// So many names are told.
+const TOLD: usize = 5;
+/// So many sequences are asked for at once.
+const SEQUENCES: usize = 500;
+/// Databases that managed servers keep for themselves.
+const OF_PROVIDERS: [&str; 4] = ["rdsadmin", "cloudsqladmin", "azure_maintenance", "azure_sys"];
+
+/// Names as SQL.
+pub(super) fn qualified(schema: &str, name: &str) -> String {
+    format!("{}.{}", quote_identifier(schema), quote_identifier(name))
+}
+
+/// A few names, and how many more.
+pub(super) fn told(names: &[String]) -> String {
+    let more = names.len().saturating_sub(TOLD);
+    let first = names.iter().take(TOLD).cloned().collect::<Vec<_>>().join(", ");
+    if more == 0 { first } else { format!("{first} and {more} more") }
+}
+
+pub(super) fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
+    text.parse().map_err(|_| Error::new(Kind::Failed, "understand a number that the server sent"))
+}
+
+fn is(row: &Row, column: &str) -> bool {
+    row.named(column) == Some("t")
+}
+
+fn own(text: Option<&str>) -> Option<String> {
+    text.map(str::to_owned)
+}
+
+/// Which databases are backed up.
+///
+/// # Errors
+/// `Usage` for one that is not there, or may not be connected to.
+pub(super) fn choose_databases(sql: &mut Connection, wanted: &[String]) -> Result<(Vec<String>, Vec<String>)> {
+    let rows = sql.query(
+        "SELECT datname, pg_catalog.has_database_privilege(oid, 'CONNECT') AS may FROM pg_catalog.pg_database \
+         WHERE datallowconn AND datconnlimit <> -2 AND NOT datistemplate ORDER BY datname",
+    )?;
+    let there: Vec<(String, bool)> =
+        rows.iter().map(|row| Ok((row.required("datname")?.to_owned(), is(row, "may")))).collect::<Result<_>>()?;
+    let mut warnings = Vec::new();
+    let chosen: Vec<(String, bool)> = if wanted.is_empty() {
+        let (left, chosen): (Vec<_>, Vec<_>) = there.into_iter().partition(|(name, may)| !may && OF_PROVIDERS.contains(&name.as_str()));
+        warnings.extend(left.iter().map(|(name, _)| format!("database {name} belongs to the server's provider and is not backed up")));
+        chosen
+    } else {
+        let find = |name: &String| {
+            there.iter().find(|(known, _)| known == name).cloned().ok_or_else(|| {
+                let known: Vec<String> = there.iter().map(|(name, _)| name.clone()).collect();
+                Error::new(Kind::Usage, format!("back up database {name:?}: the server has none of that name to connect to"))
+                    .hint(format!("it has {}; mend `databases` in the plan", told(&known)))
+            })
+        };
+        wanted.iter().map(find).collect::<Result<_>>()?
+    };
+    let closed: Vec<String> = chosen.iter().filter(|(_, may)| !may).map(|(name, _)| name.clone()).collect();
+    if !closed.is_empty() {
+        return Err(Error::new(Kind::Usage, format!("back up {}: the role may not connect there", told(&closed)))
+            .hint("GRANT CONNECT ON DATABASE … TO its role, or name the databases to back up with `databases = [\"…\"]` in the plan"));
+    }
+    if chosen.is_empty() {
+        return Err(Error::new(Kind::Usage, "back up PostgreSQL: there is no database to back up"));
+    }
+    Ok((chosen.into_iter().map(|(name, _)| name).collect(), warnings))
+}
+
+/// A table to be read.
+pub(super) struct Found {
+    pub(super) oid: u32,
+    pub(super) bytes: u64,
+    pub(super) table: Table,
+}
+
+impl Found {
+    pub(super) fn sql(&self) -> String {
+        qualified(&self.table.schema, &self.table.name)
+    }
+}
+
+/// Tables with rows of their own: not what partitions, views and foreign servers hold, and of extensions only what they name as the user's.
+pub(super) fn tables(sql: &mut Connection, folder: &str) -> Result<(Vec<Found>, Vec<String>)> {
+    let standby = sql.value("SELECT pg_catalog.pg_is_in_recovery()")?.as_deref() == Some("t");
+    let rows = sql.query(
+        "SELECT c.oid, n.nspname, c.relname, c.relpersistence, pg_catalog.pg_table_size(c.oid) AS bytes, \
+           x.condition, x.condition IS NOT NULL AS of_extension, r.root_schema, r.root_name, \
+           (SELECT pg_catalog.json_agg(a.attname ORDER BY a.attnum) FROM pg_catalog.pg_attribute a \
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') AS columns \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         LEFT JOIN LATERAL (SELECT coalesce(e.extcondition[k.position], '') AS condition FROM pg_catalog.pg_extension e, \
+             LATERAL pg_catalog.unnest(e.extconfig) WITH ORDINALITY AS k(oid, position) WHERE k.oid = c.oid) x ON true \
+         LEFT JOIN LATERAL (SELECT rn.nspname AS root_schema, rc.relname AS root_name FROM pg_catalog.pg_class rc \
+             JOIN pg_catalog.pg_namespace rn ON rn.oid = rc.relnamespace WHERE c.relispartition \
+             AND rc.oid = pg_catalog.pg_partition_root(c.oid) \
+             AND EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) a JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = a.relid \
+                         WHERE p.partstrat = 'h')) r ON true \
+         WHERE c.relkind = 'r' AND c.relpersistence <> 't' \
+           AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname !~ '^pg_(toast_)?temp_' \
+           AND (x.condition IS NOT NULL OR NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
+                WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e')) \
+         ORDER BY bytes DESC, n.nspname, c.relname",
+    )?;
+    let (mut found, mut warnings) = (Vec::new(), Vec::new());
+    for row in &rows {
+        let (schema, name) = (row.required("nspname")?.to_owned(), row.required("relname")?.to_owned());
+        if standby && row.named("relpersistence") == Some("u") {
+            warnings.push(format!("table {schema}.{name} is unlogged: a standby has no rows of it, it comes back empty"));
+            continue;
+        }
+        let columns = row.named("columns").map_or_else(|| Ok(Vec::new()), serde_json::from_str);
+        let columns = columns.map_err(|error| Error::new(Kind::Failed, "understand the columns of a table").because(error))?;
+        let root = row.named("root_schema").zip(row.named("root_name")).map(|(schema, name)| (schema.to_owned(), name.to_owned()));
+        found.push(Found {
+            oid: number(row.required("oid")?)?,
+            bytes: number(row.required("bytes")?)?,
+            table: Table {
+                path: format!("{folder}/data/{}.copy", file_name(&[&schema, &name])),
+                schema,
+                name,
+                columns,
+                extension_condition: if is(row, "of_extension") { own(row.named("condition")) } else { None },
+                root,
+                rows: 0,
+                bytes: 0,
+                digest: String::new(),
+            },
+        });
+    }
+    Ok((found, warnings))
+}
+
+/// Tables and sequences that the role may not read, and tables whose row security would hide rows from it.
+pub(super) fn forbidden(sql: &mut Connection) -> Result<(Vec<String>, Vec<String>)> {
+    let rows = sql.query(
+        "SELECT n.nspname || '.' || c.relname AS name, \
+           pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS may, \
+           c.relkind = 'r' AND pg_catalog.row_security_active(c.oid) AS hidden \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind IN ('r', 'p', 'S') AND c.relpersistence <> 't' \
+           AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname !~ '^pg_(toast_)?temp_' \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+             AND d.objid = c.oid AND d.deptype = 'e' AND c.oid <> ALL (SELECT pg_catalog.unnest(extconfig) FROM pg_catalog.pg_extension)) \
+         ORDER BY 1",
+    )?;
+    let named = |row: &Row| row.required("name").map(str::to_owned);
+    let closed = rows.iter().filter(|row| !is(row, "may")).map(named).collect::<Result<_>>()?;
+    Ok((closed, rows.iter().filter(|row| is(row, "hidden")).map(named).collect::<Result<_>>()?))
+}
+
+/// Fails when something could not be read whole.
+///
+/// # Errors
+/// `Usage` names it.
+pub(super) fn must_be_readable(sql: &mut Connection, database: &str) -> Result<()> {
+    let (closed, hidden) = forbidden(sql)?;
+    if !closed.is_empty() {
+        return Err(Error::new(Kind::Usage, format!("read database {database}: the role may not read {}", told(&closed)))
+            .hint("GRANT pg_read_all_data TO its role (or USAGE on the schemas, and SELECT on these tables and sequences)"));
+    }
+    if !hidden.is_empty() {
+        return Err(Error::new(Kind::Usage, format!("read database {database}: row security would hide rows of {}", told(&hidden)))
+            .hint("ALTER ROLE … BYPASSRLS for its role, or let the tables' owner back them up"));
+    }
+    Ok(())
+}
+
+/// How a database is made again.
+pub(super) fn database(sql: &mut Connection, name: &str) -> Result<Database> {
+    let version = sql.server_version();
+    let (provider, locale, rules) = match version / 10_000 {
+        ..15 => ("'c'", "NULL", "NULL"),
+        15 => ("datlocprovider", "daticulocale", "NULL"),
+        16 => ("datlocprovider", "daticulocale", "daticurules"),
+        _ => ("datlocprovider", "datlocale", "daticurules"),
+    };
+    let rows = sql.query(&format!(
+        "SELECT d.oid, r.rolname, pg_catalog.pg_encoding_to_char(encoding) AS encoding, datcollate, datctype, {provider} AS provider, \
+           {locale} AS locale, {rules} AS rules, datconnlimit, t.spcname, datacl IS NOT NULL AS has_acl, \
+           pg_catalog.shobj_description(d.oid, 'pg_database') AS comment, pg_catalog.pg_current_snapshot() AS snapshot, \
+           pg_catalog.now() AS time \
+         FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba JOIN pg_catalog.pg_tablespace t ON t.oid = d.dattablespace \
+         WHERE datname = pg_catalog.current_database()"
+    ))?;
+    let row = rows.first().ok_or_else(|| Error::new(Kind::Failed, format!("read database {name}: it is not in the catalogue")))?;
+    let oid: u32 = number(row.required("oid")?)?;
+    let grants =
+        if is(row, "has_acl") { Some(grants(sql, &format!("SELECT datacl FROM pg_catalog.pg_database WHERE oid = {oid}"))?) } else { None };
+    let lsn = "CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END";
+    sql.execute("SAVEPOINT lsn")?;
+    let lsn = match sql.value(&format!("SELECT {lsn}")) {
+        Ok(lsn) => lsn,
+        // Not permitted, on some managed servers.
+        Err(error) if crate::source::postgres::client::sqlstate(&error).is_some() => {
+            sql.execute("ROLLBACK TO SAVEPOINT lsn")?;
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let settings = settings(sql, oid)?;
+    let views = sql.query(
+        "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind = 'm' AND c.relispopulated AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
+           WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e') ORDER BY c.oid",
+    )?;
+    let view = |row: &Row| Ok((row.required("nspname")?.to_owned(), row.required("relname")?.to_owned()));
+    Ok(Database {
+        name: name.to_owned(),
+        folder: file_name(&[name]),
+        owner: row.required("rolname")?.to_owned(),
+        encoding: row.required("encoding")?.to_owned(),
+        collate: row.required("datcollate")?.to_owned(),
+        ctype: row.required("datctype")?.to_owned(),
+        provider: row.required("provider")?.to_owned(),
+        locale: own(row.named("locale")),
+        icu_rules: own(row.named("rules")),
+        connection_limit: number(row.required("datconnlimit")?)?,
+        comment: own(row.named("comment")),
+        tablespace: row.required("spcname")?.to_owned(),
+        grants,
+        settings,
+        snapshot: row.required("snapshot")?.to_owned(),
+        lsn,
+        time: row.required("time")?.to_owned(),
+        tables: Vec::new(),
+        sequences: Vec::new(),
+        large_objects: Vec::new(),
+        materialized_views: views.iter().map(view).collect::<Result<_>>()?,
+    })
+}
+
+/// Privileges, of an SQL expression that yields one `aclitem[]`.
+fn grants(sql: &mut Connection, expression: &str) -> Result<Vec<Grant>> {
+    let rows = sql.query(&format!(
+        "SELECT r.rolname, a.privilege_type, a.is_grantable FROM pg_catalog.aclexplode(({expression})) a \
+         LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.grantee WHERE a.grantee = 0 OR r.oid IS NOT NULL"
+    ))?;
+    let grant = |row: &Row| {
+        Ok(Grant {
+            grantee: own(row.named("rolname")),
+            privilege: row.required("privilege_type")?.to_owned(),
+            grantable: is(row, "is_grantable"),
+        })
+    };
+    rows.iter().map(grant).collect()
+}
+
+/// Settings of a database, or, with 0, of roles everywhere.
+pub(super) fn settings(sql: &mut Connection, database: u32) -> Result<Vec<Setting>> {
+    let rows = sql.query(&format!(
+        "SELECT r.rolname, pg_catalog.split_part(line, '=', 1) AS name, \
+           pg_catalog.substr(line, pg_catalog.strpos(line, '=') + 1) AS value \
+         FROM pg_catalog.pg_db_role_setting s CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) AS line \
+         LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole \
+         WHERE s.setdatabase = {database} AND (s.setrole = 0) = (r.oid IS NULL) AND (s.setdatabase <> 0 OR s.setrole <> 0) ORDER BY 1, 2"
+    ))?;
+    let setting = |row: &Row| {
+        Ok(Setting { role: own(row.named("rolname")), name: row.required("name")?.to_owned(), value: row.required("value")?.to_owned() })
+    };
+    rows.iter().map(setting).collect()
+}
+
+/// All roles but the server's own; with passwords where they may be read. Second: whether they could.
+pub(super) fn roles(sql: &mut Connection) -> Result<(Vec<Role>, bool)> {
+    let with = sql.value("SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')")?.as_deref() == Some("t");
+    let (from, password) = if with { ("pg_authid", "rolpassword") } else { ("pg_roles", "NULL") };
+    let rows = sql.query(&format!(
+        "SELECT rolname, rolsuper, rolinherit, rolcreaterole, rolcreatedb, rolcanlogin, rolreplication, rolbypassrls, rolconnlimit, \
+           rolvaliduntil, pg_catalog.shobj_description(oid, 'pg_authid') AS comment, {password} AS password \
+         FROM pg_catalog.{from} WHERE rolname !~ '^pg_' ORDER BY rolname"
+    ))?;
+    let role = |row: &Row| {
+        Ok(Role {
+            name: row.required("rolname")?.to_owned(),
+            superuser: is(row, "rolsuper"),
+            inherit: is(row, "rolinherit"),
+            create_role: is(row, "rolcreaterole"),
+            create_database: is(row, "rolcreatedb"),
+            login: is(row, "rolcanlogin"),
+            replication: is(row, "rolreplication"),
+            bypass_row_security: is(row, "rolbypassrls"),
+            connection_limit: number(row.required("rolconnlimit")?)?,
+            valid_until: own(row.named("rolvaliduntil")),
+            comment: own(row.named("comment")),
+            password: own(row.named("password")),
+        })
+    };
+    Ok((rows.iter().map(role).collect::<Result<_>>()?, with))
+}
+
+pub(super) fn memberships(sql: &mut Connection) -> Result<Vec<Membership>> {
+    let options =
+        if sql.server_version() >= 160_000 { "m.inherit_option, m.set_option" } else { "NULL AS inherit_option, NULL AS set_option" };
+    let rows = sql.query(&format!(
+        "SELECT r.rolname AS role, u.rolname AS member, m.admin_option, {options} FROM pg_catalog.pg_auth_members m \
+         JOIN pg_catalog.pg_roles r ON r.oid = m.roleid JOIN pg_catalog.pg_roles u ON u.oid = m.member WHERE u.rolname !~ '^pg_' ORDER BY 1, 2"
+    ))?;
+    let membership = |row: &Row| {
+        Ok(Membership {
+            role: row.required("role")?.to_owned(),
+            member: row.required("member")?.to_owned(),
+            admin: is(row, "admin_option"),
+            inherit: row.named("inherit_option").map(|text| text == "t"),
+            set: row.named("set_option").map(|text| text == "t"),
+        })
+    };
+    rows.iter().map(membership).collect()
+}
+
+/// Large objects, without their bytes.
+pub(super) fn large_objects(sql: &mut Connection, folder: &str) -> Result<Vec<LargeObject>> {
+    let rows = sql.query(
+        "SELECT m.oid, r.rolname, m.lomacl IS NOT NULL AS has_acl, pg_catalog.obj_description(m.oid, 'pg_largeobject') AS comment \
+         FROM pg_catalog.pg_largeobject_metadata m JOIN pg_catalog.pg_roles r ON r.oid = m.lomowner ORDER BY m.oid",
+    )?;
+    let mut found = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let oid: u32 = number(row.required("oid")?)?;
+        let grants = if is(row, "has_acl") {
+            Some(grants(sql, &format!("SELECT lomacl FROM pg_catalog.pg_largeobject_metadata WHERE oid = {oid}"))?)
+        } else {
+            None
+        };
+        found.push(LargeObject {
+            oid,
+            path: format!("{folder}/large-objects/{oid}"),
+            owner: row.required("rolname")?.to_owned(),
+            grants,
+            comment: own(row.named("comment")),
+            bytes: 0,
+            digest: String::new(),
+        });
+    }
+    Ok(found)
+}
+
+/// Sequences as they are now: later than the rows, so that no value is given twice.
+pub(super) fn sequences(sql: &mut Connection) -> Result<Vec<Sequence>> {
+    let rows = sql.query(
+        "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
+           AND (NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+                  AND d.objid = c.oid AND d.deptype = 'e') \
+                OR c.oid IN (SELECT pg_catalog.unnest(extconfig) FROM pg_catalog.pg_extension)) ORDER BY 1, 2",
+    )?;
+    let names: Vec<(String, String)> =
+        rows.iter().map(|row| Ok((row.required("nspname")?.to_owned(), row.required("relname")?.to_owned()))).collect::<Result<_>>()?;
+    let mut found = Vec::with_capacity(names.len());
+    for part in names.chunks(SEQUENCES) {
+        let of = |(number, (schema, name)): (usize, &(String, String))| {
+            format!("SELECT {number} AS number, last_value, is_called FROM {}", qualified(schema, name))
+        };
+        let query = part.iter().enumerate().map(of).collect::<Vec<_>>().join(" UNION ALL ");
+        let values = sql.query(&format!("{query} ORDER BY 1"))?;
+        if values.len() != part.len() {
+            return Err(Error::new(Kind::Failed, "read the sequences: one did not answer"));
+        }
+        for ((schema, name), row) in part.iter().zip(&values) {
+            found.push(Sequence {
+                schema: schema.clone(),
+                name: name.clone(),
+                value: number(row.required("last_value")?)?,
+                is_called: is(row, "is_called"),
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// Tables whose rows were replaced between the snapshot and the lock (`TRUNCATE`, a rewrite): the snapshot does not see the former ones.
+pub(super) fn replaced(sql: &mut Connection, tables: &[Found]) -> Result<Vec<String>> {
+    let oids = tables.iter().map(|found| found.oid.to_string()).collect::<Vec<_>>().join(",");
+    let rows = sql.query(&format!(
+        "SELECT n.nspname || '.' || c.relname AS name FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.oid = ANY ({}::pg_catalog.oid[]) AND c.relfilenode <> 0 \
+           AND pg_catalog.pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode",
+        quote_literal(&format!("{{{oids}}}"))
+    ))?;
+    rows.iter().map(|row| row.required("name").map(str::to_owned)).collect()
+}

@@ -1,0 +1,224 @@
+//! Proof of a logical snapshot: loaded into a new private server, asked, compared row by row, removed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::event::Cancel;
+use crate::source::postgres::backup::MAJORS;
+use crate::source::postgres::fingerprint::described;
+use crate::source::postgres::instance::{Account, Instance, Launch, Stop, Tools};
+use crate::source::postgres::logical::catalog;
+use crate::source::postgres::logical::contents::{Contents, Database};
+use crate::source::postgres::logical::load::{self, Target};
+use crate::source::postgres::logical::rows;
+use crate::source::postgres::logical::snapshot::table_name;
+use crate::source::postgres::{prove, told};
+use crate::source::{CheckResult, Outcome, ProveRequest, SourceContext};
+
+const START_LIMIT: Duration = Duration::from_mins(5);
+/// An empty cluster is made in seconds.
+const MAKE_LIMIT: Duration = Duration::from_mins(5);
+const LOOK: Duration = Duration::from_millis(20);
+/// So many differences are told.
+const SERVER: &str = "server";
+const LOADED: &str = "everything loaded";
+
+fn result(name: impl Into<String>, outcome: Outcome, expected: impl Into<String>, actual: impl Into<String>) -> CheckResult {
+    CheckResult { name: name.into(), outcome, expected: expected.into(), actual: actual.into() }
+}
+
+/// A private, empty cluster. The folders are in the run's scratch, which goes with it.
+fn make_cluster(tools: &Tools, account: Account, superuser: &str, data: &Path, scratch: &Path, cancel: &Cancel) -> Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(data).io_context(|| format!("make folder {}", data.display()))?;
+    if account.is_other() {
+        chown(data, Some(account.uid), Some(account.gid)).io_context(|| format!("give {} to its user", data.display()))?;
+    }
+    account.can_reach(data)?;
+    let said = scratch.join("initdb");
+    let file =
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&said).io_context(|| format!("make {}", said.display()))?;
+    let mut command = tools.command("initdb", account)?;
+    command.args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C"]).arg(format!("--username={superuser}"));
+    command.arg("-D").arg(data).stdout(Stdio::null()).stderr(file);
+    let mut child = command.spawn().io_context(|| "run initdb".into())?;
+    let until = std::time::Instant::now() + MAKE_LIMIT;
+    let status = loop {
+        if let Some(status) = child.try_wait().io_context(|| "wait for initdb".into())? {
+            break status;
+        }
+        let stop = cancel.check().err().or_else(|| {
+            (std::time::Instant::now() > until).then(|| Error::new(Kind::Failed, "make a private cluster: initdb does not end"))
+        });
+        if let Some(error) = stop {
+            child.kill().and_then(|()| child.wait()).io_context(|| "end initdb".into())?;
+            return Err(error);
+        }
+        std::thread::park_timeout(LOOK);
+    };
+    if status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&fs::read(&said).unwrap_or_default()).into_owned();
+    Err(Error::new(Kind::Failed, format!("make a private cluster: initdb ended with {status}")).saying(Some(text)))
+}
+
+/// A server of the source's version, or a newer one.
+fn server(major: u32, bin_directory: Option<&Path>) -> Result<Tools> {
+    let mut first = None;
+    for place in bin_directory.map(Some).into_iter().chain([None]) {
+        for version in major..=*MAJORS.end() {
+            match Tools::find(version, place) {
+                Ok(tools) if tools.program("initdb").is_some() => return Ok(tools),
+                Ok(_) => {}
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+    }
+    Err(first.unwrap_or_else(|| Error::new(Kind::Usage, format!("find initdb of PostgreSQL {major}: not on this host"))))
+}
+
+/// See [`crate::source::Source::prove`].
+pub(super) fn prove(
+    tree: &Path,
+    bin_directory: Option<&Path>,
+    request: &ProveRequest,
+    context: &SourceContext,
+) -> Result<Vec<CheckResult>> {
+    let contents = match Contents::read(tree) {
+        Ok(contents) => contents,
+        Err(error) if error.kind() == Kind::Damaged => {
+            return Ok(vec![result(LOADED, Outcome::Failed, "a manifest", told(&error))]);
+        }
+        Err(error) => return Err(error),
+    };
+    // Not the backup's fault, and no proof either.
+    let skipped = |error: &Error| Ok(vec![result(SERVER, Outcome::Skipped, "a private server that starts", told(error))]);
+    let tools = match server(contents.server_version / 10_000, bin_directory) {
+        Ok(tools) => tools,
+        Err(error) => return skipped(&error),
+    };
+    let (data, folder) = (context.scratch.join("cluster"), context.scratch.join("server"));
+    let account = Account::choose(&context.scratch)?;
+    make_cluster(&tools, account, &contents.superuser, &data, &context.scratch, &context.cancel)?;
+    let launch = Launch { tools: &tools, account, data: &data, folder: &folder, settings: &[], preload: &[], limit: START_LIMIT };
+    let instance = Instance::start(&launch, &context.cancel)?;
+    let results = ask(tree, &contents, &instance, &tools, bin_directory, request, context);
+    // Also when that failed: by dropping it.
+    let results = results?;
+    instance.stop(Stop::Immediate)?;
+    remove(&data)?;
+    Ok(results)
+}
+
+fn remove(data: &PathBuf) -> Result<()> {
+    fs::remove_dir_all(data).io_context(|| format!("remove {}", data.display()))
+}
+
+fn ask(
+    tree: &Path,
+    contents: &Contents,
+    instance: &Instance,
+    tools: &Tools,
+    bin_directory: Option<&Path>,
+    request: &ProveRequest,
+    context: &SourceContext,
+) -> Result<Vec<CheckResult>> {
+    let mut settings = prove::settings(instance, &contents.superuser);
+    // Loading writes, and wants its triggers as on any server.
+    let options = [
+        "session_preload_libraries=",
+        "local_preload_libraries=",
+        "statement_timeout=0",
+        "log_statement=none",
+        "log_min_error_statement=panic",
+    ];
+    settings.options = Some(options.map(|option| format!("-c {option}")).join(" "));
+    let tables: usize = contents.databases.iter().map(|database| database.tables.len()).sum();
+    let rows: u64 = contents.databases.iter().flat_map(|database| &database.tables).map(|table| table.rows).sum();
+    let expected = format!("{} databases, {tables} tables, {rows} rows", contents.databases.len());
+    let loaded = match load::load(tree, &Target::new(settings), bin_directory, context) {
+        Ok(loaded) => loaded,
+        Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::NoSpace) => return Err(error),
+        Err(error) => return Ok(vec![result(LOADED, failure(&error), expected, told_with_hint(&error))]),
+    };
+    let there: u64 = loaded.tables.iter().map(|table| table.rows).sum();
+    let actual = format!("{expected} in PostgreSQL {} (started in {} ms)", tools.version(), instance.started_in().as_millis());
+    let mut results = vec![if loaded.lacking.is_empty() && (loaded.tables.len(), there) == (tables, rows) {
+        result(LOADED, Outcome::Passed, expected, actual)
+    } else {
+        result(LOADED, Outcome::Failed, expected, catalog::told(&loaded.lacking))
+    }];
+    let questions = ProveRequest { fingerprints: Vec::new(), compare_percent: 0, checks: request.checks.clone() };
+    let options =
+        prove::Options { user: contents.superuser.clone(), amcheck: prove::Amcheck::Off, pages: false, ..prove::Options::default() };
+    results.extend(prove::ask(instance, &questions, &options, context)?);
+    if request.compare_percent > 0 {
+        let chosen = crate::source::fingerprint::choose(&request.fingerprints, request.compare_percent);
+        let chosen: BTreeSet<&str> = chosen.iter().map(|known| known.table.as_str()).collect();
+        let settings = prove::settings(instance, &contents.superuser);
+        for database in &contents.databases {
+            let mut sql = rows::open(&settings, &database.name, &context.cancel)?;
+            results.extend(compare(&mut sql, database, &chosen, context)?);
+        }
+    }
+    Ok(results)
+}
+
+fn failure(error: &Error) -> Outcome {
+    if error.kind() == Kind::Differs { Outcome::Differs } else { Outcome::Failed }
+}
+
+fn told_with_hint(error: &Error) -> String {
+    let text = told(error);
+    error.hint_text().map_or(text.clone(), |hint| format!("{text} ({hint})"))
+}
+
+/// Rows and large objects against what was read in the source's snapshot.
+fn compare(
+    sql: &mut crate::source::postgres::client::Connection,
+    database: &Database,
+    chosen: &BTreeSet<&str>,
+    context: &SourceContext,
+) -> Result<Vec<CheckResult>> {
+    let mut results = Vec::new();
+    let shown = |rows: u64, digest: &str| format!("{rows} rows, {}", digest.get(..16).unwrap_or(digest));
+    for table in &database.tables {
+        let name = table_name(&database.name, table);
+        if !chosen.contains(name.as_str()) {
+            continue;
+        }
+        context.cancel.check()?;
+        let check = format!("content of {name}");
+        let expected = shown(table.rows, &table.digest);
+        match rows::table(sql, table, &context.fingerprint_key, &context.cancel, &mut |_| Ok(())) {
+            Ok(read) => {
+                let same = (read.rows, &read.digest) == (table.rows, &table.digest);
+                let outcome = if same { Outcome::Passed } else { Outcome::Differs };
+                results.push(result(check, outcome, expected, shown(read.rows, &read.digest)));
+            }
+            Err(error) => {
+                context.cancel.check()?;
+                results.push(result(check, Outcome::Failed, expected, described(&error)));
+            }
+        }
+    }
+    if !database.large_objects.is_empty() {
+        let mut differing = Vec::new();
+        for object in &database.large_objects {
+            let read = rows::large_object(sql, object.oid, &context.fingerprint_key, &context.cancel, &mut |_| Ok(()))?;
+            if (read.bytes, &read.digest) != (object.bytes, &object.digest) {
+                differing.push(object.oid.to_string());
+            }
+        }
+        let expected = format!("{} as backed up", database.large_objects.len());
+        let outcome = if differing.is_empty() { Outcome::Passed } else { Outcome::Differs };
+        let actual = if differing.is_empty() { expected.clone() } else { format!("{} differ", catalog::told(&differing)) };
+        results.push(result(format!("large objects of {}", database.name), outcome, expected, actual));
+    }
+    Ok(results)
+}

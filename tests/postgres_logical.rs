@@ -1,0 +1,418 @@
+//! The logical method as a user has it: real servers, the program, a plan; backup, restore to another version, drill, and what must fail.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+#[path = "support/workspace.rs"]
+mod workspace;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lifeboat::event::Cancel;
+use lifeboat::source::postgres::client::{Connection, Mode};
+use lifeboat::source::postgres::conninfo::Host;
+use serde_json::Value;
+use support::postgres::{Cluster, NEWEST, Options, PASSWORD, bin_directory, distribution_version, wait_until};
+use tempfile::TempDir;
+use workspace::{bare, text};
+
+const MARKER: &str = "planted-marker-71d0aa";
+const DATABASE: &str = "Mein CRM é";
+
+/// What a CRM has, and what is hard to bring back.
+const FILL: &str = "
+    CREATE TYPE mood AS ENUM ('good', 'bad');
+    CREATE TABLE customer(id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text, born date, paid numeric(12,2), seen timestamptz, f float8);
+    INSERT INTO customer(name, born, paid, seen, f) SELECT 'customer ' || n, date '1970-01-01' + n, n * 1.25, timestamptz '2026-03-29 01:30:00+02' + n * interval '1 hour', n / 3.0::float8
+      FROM generate_series(1, 5000) n;
+    CREATE TABLE orders(id bigserial PRIMARY KEY, customer int REFERENCES customer, amount numeric(12,2), twice numeric GENERATED ALWAYS AS (amount * 2) STORED);
+    INSERT INTO orders(customer, amount) SELECT n % 5000 + 1, n * 1.25 FROM generate_series(1, 20000) n;
+    CREATE INDEX orders_by_customer ON orders(customer);
+    CREATE TABLE \"Füße \"\"x\"\".y\"(v text, b bytea, a int[], j jsonb, m mood, t text[]);
+    INSERT INTO \"Füße \"\"x\"\".y\" VALUES (E'tab\\there\\nline\\\\back\\\\N', '\\x00ff5c0a'::bytea, '{1,NULL,3}', '{\"a\": \"ü\\\\n\"}', 'bad', ARRAY['a,b', NULL, '\"q\"', '\\']),
+      (NULL, NULL, NULL, NULL, NULL, NULL), ('\\N', '', '{}', '[]', 'good', '{}'), ('', NULL, NULL, 'null', NULL, NULL), ('\\.', NULL, NULL, NULL, NULL, NULL);
+    CREATE SCHEMA \"Sché.ma\"; CREATE TABLE \"Sché.ma\".\"%/..\"(\"a \"\"b\" text, \"c,d\" int); INSERT INTO \"Sché.ma\".\"%/..\" VALUES ('x', 1);
+    CREATE TABLE empty(id int); CREATE TABLE nothing(); INSERT INTO nothing DEFAULT VALUES; INSERT INTO nothing DEFAULT VALUES;
+    CREATE TABLE nokey(v text); INSERT INTO nokey SELECT 'same' FROM generate_series(1, 100);
+    CREATE TABLE parted(d int, v text) PARTITION BY RANGE (d); CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (10);
+    CREATE TABLE parted_2 PARTITION OF parted FOR VALUES FROM (10) TO (20) PARTITION BY LIST (v);
+    CREATE TABLE parted_2a PARTITION OF parted_2 FOR VALUES IN ('a'); CREATE TABLE parted_2x PARTITION OF parted_2 DEFAULT;
+    INSERT INTO parted SELECT n % 20, CASE WHEN n % 3 = 0 THEN 'a' ELSE 'b' END FROM generate_series(1, 1000) n;
+    CREATE TABLE hashed(m mood) PARTITION BY HASH (m); CREATE TABLE hashed_0 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+    CREATE TABLE hashed_1 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 1); INSERT INTO hashed VALUES ('good'), ('bad'), ('bad');
+    CREATE TABLE parent(a int); CREATE TABLE child(b int) INHERITS (parent); ALTER TABLE parent ADD COLUMN late text;
+    INSERT INTO parent VALUES (1, 'p'); INSERT INTO child VALUES (2, 3, 'c');
+    CREATE UNLOGGED TABLE scratch(n int); INSERT INTO scratch VALUES (1);
+    CREATE MATERIALIZED VIEW zz_sums AS SELECT customer, sum(amount) AS sum FROM orders GROUP BY 1;
+    CREATE MATERIALIZED VIEW aa_top AS SELECT max(sum) AS top FROM zz_sums; CREATE UNIQUE INDEX ON zz_sums(customer);
+    CREATE VIEW rich AS SELECT * FROM orders WHERE amount > 1000;
+    CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.name := 'touched'; RETURN NEW; END $$;
+    CREATE TRIGGER touch BEFORE INSERT ON customer FOR EACH ROW EXECUTE FUNCTION touch();
+    CREATE SEQUENCE \"Zähler\" START 7; SELECT nextval('\"Zähler\"'), nextval('\"Zähler\"'); CREATE SEQUENCE unused START 5;
+    SELECT lo_from_bytea(4711, 'a large object'); SELECT lo_from_bytea(4712, convert_to(repeat('0123456789', 150000), 'UTF8')); SELECT lo_create(4713);
+    ALTER TABLE orders OWNER TO clerk; GRANT SELECT ON customer TO clerk; ALTER LARGE OBJECT 4711 OWNER TO clerk; GRANT SELECT ON LARGE OBJECT 4712 TO clerk;
+    CREATE TABLE left_account(id int PRIMARY KEY, balance int); CREATE TABLE right_account(id int PRIMARY KEY, balance int);
+    INSERT INTO left_account SELECT n, 1000 FROM generate_series(1, 500) n; INSERT INTO right_account SELECT n, 1000 FROM generate_series(1, 500) n;";
+
+/// What tells whether it came back.
+const QUESTIONS: [&str; 16] = [
+    "SELECT count(*) || md5(string_agg(c::text, '' ORDER BY id)) FROM customer c",
+    "SELECT count(*) || md5(string_agg(o::text, '' ORDER BY id)) FROM orders o",
+    "SELECT md5(string_agg(coalesce(y::text, '-'), '' ORDER BY y::text)) FROM \"Füße \"\"x\"\".y\" y",
+    "SELECT \"a \"\"b\" || \"c,d\" FROM \"Sché.ma\".\"%/..\"",
+    "SELECT (SELECT count(*) FROM empty) || '/' || (SELECT count(*) FROM nothing) || '/' || (SELECT count(*) FROM nokey)",
+    "SELECT count(*) || md5(string_agg(tableoid::regclass::text || d || v, ',' ORDER BY d, v)) FROM parted",
+    "SELECT string_agg(m::text, ',' ORDER BY m) FROM hashed",
+    "SELECT string_agg(a || late, ',' ORDER BY a) || (SELECT b FROM child) FROM parent",
+    "SELECT count(*) FROM scratch",
+    "SELECT top || '/' || (SELECT count(*) FROM zz_sums) FROM aa_top",
+    "SELECT nextval('\"Zähler\"') || '/' || nextval('unused') || '/' || nextval(pg_get_serial_sequence('orders', 'id')) || '/' || nextval(pg_get_serial_sequence('customer', 'id'))",
+    "SELECT md5(lo_get(4711)) || md5(lo_get(4712)) || length(lo_get(4713))",
+    "SELECT string_agg(oid || lomowner::regrole::text || coalesce(lomacl::text, '-'), ',' ORDER BY oid) FROM pg_largeobject_metadata",
+    "SELECT relowner::regrole || (SELECT replace(relacl::text, 'arwdDxtm', 'arwdDxt') FROM pg_class WHERE relname = 'customer') FROM pg_class WHERE relname = 'orders'",
+    "SELECT count(*) || '/' || (SELECT count(*) FROM pg_constraint WHERE contype = 'f') FROM pg_indexes WHERE schemaname = 'public'",
+    "SELECT current_setting('my.setting') || current_setting('search_path') || current_setting('work_mem')",
+];
+
+struct World {
+    cluster: Arc<Cluster>,
+    folder: TempDir,
+}
+
+impl World {
+    /// A server with a CRM and a repository; `more` stands in the source's section.
+    fn new(version: u32, user: &str, more: &str) -> Self {
+        let cluster = Options::new(version).start();
+        cluster.sql(
+            "CREATE ROLE clerk LOGIN PASSWORD 'TESTPASSWORD-clerk' VALID UNTIL '2038-01-01'; CREATE ROLE staff; GRANT staff TO clerk; \
+            ALTER ROLE clerk SET work_mem = '7MB'; CREATE ROLE keeper LOGIN",
+        );
+        cluster.sql(&format!("CREATE DATABASE \"{DATABASE}\""));
+        cluster.sql(&format!("COMMENT ON DATABASE \"{DATABASE}\" IS 'it''s ours'"));
+        cluster.sql(&format!("ALTER DATABASE \"{DATABASE}\" SET my.setting = 'a\\b'' c'; ALTER DATABASE \"{DATABASE}\" SET search_path = \"$user\", public, \"Sché.ma\""));
+        cluster.sql("CREATE DATABASE second");
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        for (name, mode) in [("plans", 0o755), ("state", 0o711)] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            fs::set_permissions(folder.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let world = Self { cluster: Arc::new(cluster), folder };
+        world.sql(DATABASE, FILL);
+        world.sql(DATABASE, &format!("UPDATE nokey SET v = '{MARKER}' WHERE ctid = '(0,1)'"));
+        world.sql("second", "CREATE TABLE t(n int); INSERT INTO t VALUES (1), (2)");
+        let plan = format!(
+            r#"version = 1
+[repository.main]
+url = "file://{0}/repository"
+passphrase = {{ env = "CRM_PASSPHRASE" }}
+[source.crm]
+kind = "postgres"
+method = "logical"
+url = {{ file = "{0}/url" }}
+bin_directory = "{1}"
+{more}
+[plan.crm]
+source = "crm"
+repository = "main"
+[[plan.crm.drill.check]]
+name = "customers are there"
+sql = "select count(*) from customer"
+expect = "= 5000"
+database = "{DATABASE}"
+"#,
+            world.folder.path().display(),
+            bin_directory(version).display(),
+        );
+        fs::write(world.path("plans/crm.toml"), plan).unwrap();
+        let settings = world.cluster.socket_settings();
+        let Host::Socket(socket) = &settings.host else { panic!("no socket") };
+        fs::write(world.path("url"), format!("host={} port={} user={user} dbname=postgres", socket.display(), settings.port)).unwrap();
+        fs::set_permissions(world.path("url"), fs::Permissions::from_mode(0o600)).unwrap();
+        world.json(&["repo", "init", "main"], 0);
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn connect(cluster: &Cluster, database: &str) -> Connection {
+        Connection::connect(&cluster.socket_settings(), Mode::Sql { database: Some(database) }, &Cancel::default()).unwrap()
+    }
+
+    fn sql(&self, database: &str, sql: &str) {
+        Self::connect(&self.cluster, database).execute(sql).unwrap();
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = bare(words);
+        command.arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
+        command.env("PGPASSFILE", self.path("pgpass")).env("CRM_PASSPHRASE", "correct horse battery staple");
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    fn json(&self, words: &[&str], code: i32) -> Value {
+        let output = self.run(words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+        assert!(!text(&output.stdout).contains(MARKER) && !text(&output.stderr).contains(MARKER), "rows are told");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stdout)))
+    }
+
+    /// A URL over TCP, its password in a file.
+    fn url(&self, target: &Cluster, database: &str) -> String {
+        let escaped = PASSWORD.replace('\\', "\\\\").replace(':', "\\:");
+        fs::write(self.path("pgpass"), format!("*:*:*:postgres:{escaped}\n")).unwrap();
+        fs::set_permissions(self.path("pgpass"), fs::Permissions::from_mode(0o600)).unwrap();
+        format!("postgresql://postgres@127.0.0.1:{}/{database}", target.port)
+    }
+
+    /// Money from one table to the other and back, until it is dropped.
+    fn writer(&self) -> Writer {
+        let (cluster, stop) = (Arc::clone(&self.cluster), Arc::new(AtomicBool::new(false)));
+        let stopped = Arc::clone(&stop);
+        let work = move || {
+            let mut sql = Self::connect(&cluster, DATABASE);
+            let mut number = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                number += 1;
+                let (from, to) = (number % 500 + 1, number * 7 % 500 + 1);
+                sql.execute(&format!(
+                    "BEGIN; UPDATE left_account SET balance = balance - 10 WHERE id = {from}; UPDATE right_account SET balance = balance + 10 WHERE id = {to}; \
+                     INSERT INTO orders(customer, amount) VALUES ({from}, 10); COMMIT"
+                ))
+                .unwrap();
+            }
+            number
+        };
+        Writer { stop, thread: Some(std::thread::spawn(work)) }
+    }
+
+    /// Nothing private is left.
+    fn is_clean(&self) {
+        let left: Vec<String> = fs::read_dir(self.path("state/work/crm"))
+            .map(|items| items.map(|item| item.unwrap().file_name().to_string_lossy().into_owned()).collect())
+            .unwrap_or_default();
+        assert!(left.iter().all(|name| !name.starts_with("run-") && !name.starts_with("dead-")), "{left:?}");
+    }
+}
+
+struct Writer {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<i32>>,
+}
+
+impl Writer {
+    fn end(mut self) -> i32 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+fn answers(cluster: &Cluster, database: &str) -> Vec<String> {
+    let mut sql = World::connect(cluster, database);
+    QUESTIONS
+        .iter()
+        .map(|question| sql.value(question).unwrap_or_else(|error| panic!("{question}: {error:?}")).unwrap_or_default())
+        .collect()
+}
+
+fn databases(cluster: &Cluster) -> Vec<String> {
+    let rows = cluster.connect().query("SELECT datname FROM pg_database WHERE NOT datistemplate ORDER BY 1").unwrap();
+    rows.iter().map(|row| row.get(0).unwrap().to_owned()).collect()
+}
+
+fn message(answer: &Value) -> String {
+    answer["error"].to_string()
+}
+
+fn a_story(from: u32, to: u32) {
+    let world = World::new(from, "postgres", "");
+    let backup = world.json(&["backup", "crm"], 0);
+    assert_eq!(backup["consistency"]["crm"]["databases"][DATABASE]["tables"], 17, "{backup}");
+    let target = Cluster::start(to);
+    let url = world.url(&target, "");
+    let report = world.json(&["restore", "crm", "--to", &url, "--yes"], 0);
+    assert!(report["notes"].to_string().contains("as backed up"), "{report}");
+    assert_eq!(databases(&target), [DATABASE, "postgres", "second"]);
+    assert_eq!(answers(&target, DATABASE), answers(&world.cluster, DATABASE));
+    let mut sql = World::connect(&target, "postgres");
+    let asked = format!("SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = '{DATABASE}'");
+    assert_eq!(sql.value(&asked).unwrap().unwrap(), "it's ours");
+    let role = "SELECT rolpassword || rolvaliduntil::text || pg_has_role('clerk', 'staff', 'member') || (SELECT setconfig::text FROM pg_db_role_setting WHERE setrole = 'clerk'::regrole) FROM pg_authid WHERE rolname = 'clerk'";
+    assert_eq!(sql.value(role).unwrap(), world.cluster.connect().value(role).unwrap());
+    let mut inside = World::connect(&target, DATABASE);
+    inside.execute("INSERT INTO customer(name) VALUES ('x'); INSERT INTO orders(customer, amount) VALUES (5001, 1)").unwrap_err();
+    assert_eq!(inside.value("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal").unwrap().unwrap(), "1");
+    // What is there is never overwritten.
+    let again = world.json(&["restore", "crm", "--to", &url, "--yes"], 2);
+    assert!(message(&again).contains("not empty") && message(&again).contains("RENAME"), "{again}");
+    world.is_clean();
+}
+
+#[test]
+fn databases_come_back_in_a_newer_version() {
+    a_story(distribution_version(), NEWEST);
+}
+
+#[test]
+fn databases_come_back_in_their_own_version() {
+    a_story(NEWEST, NEWEST);
+}
+
+#[test]
+fn a_drill_loads_and_compares_every_row() {
+    let world = World::new(distribution_version(), "postgres", "");
+    world.json(&["backup", "crm"], 0);
+    let drill = world.json(&["drill", "run", "crm"], 0);
+    let checks = drill["checks"].as_array().unwrap();
+    let of = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name}: {drill}"))["outcome"].clone();
+    assert!(checks.iter().all(|check| check["outcome"] == "passed"), "{drill}");
+    for name in [
+        "everything loaded",
+        "customers are there",
+        "content of \"Mein CRM é\".public.orders",
+        "content of second.public.t",
+        "large objects of Mein CRM é",
+    ] {
+        assert_eq!(of(name), "passed", "{name}");
+    }
+    world.is_clean();
+}
+
+#[test]
+fn a_backup_under_load_is_of_one_moment() {
+    let world = World::new(distribution_version(), "postgres", "databases = [\"Mein CRM é\"]");
+    let writer = world.writer();
+    let target = Cluster::start(distribution_version());
+    let url = world.url(&target, "back");
+    for _ in 0..3 {
+        world.json(&["backup", "crm"], 0);
+        world.json(&["restore", "crm", "--to", &url, "--yes"], 0);
+        let mut sql = World::connect(&target, "back");
+        let sums = "SELECT (SELECT sum(balance) FROM left_account) + (SELECT sum(balance) FROM right_account)";
+        assert_eq!(sql.value(sums).unwrap().unwrap(), "1000000");
+        let orders = "SELECT count(*) - 20000 - (SELECT 500 * 1000 - sum(balance) FROM left_account) / 10 FROM orders";
+        assert_eq!(sql.value(orders).unwrap().unwrap(), "0");
+        assert_eq!(sql.value("SELECT (nextval('orders_id_seq') > (SELECT max(id) FROM orders))::text").unwrap().unwrap(), "true");
+        drop(sql);
+        wait_until("sessions to end", || target.connect().execute("DROP DATABASE back").is_ok());
+    }
+    assert!(writer.end() > 100);
+    assert_eq!(databases(&target), ["postgres"], "only what the plan names");
+}
+
+#[test]
+fn what_may_not_be_read_is_named_and_fails() {
+    let world = World::new(distribution_version(), "keeper", "databases = [\"Mein CRM é\"]");
+    let refused = world.json(&["backup", "crm"], 2);
+    assert!(message(&refused).contains("may not read") && message(&refused).contains("pg_read_all_data"), "{refused}");
+    let doctor = world.run(&["doctor", "crm"]);
+    assert!(text(&doctor.stdout).contains("may not read"), "{}", text(&doctor.stdout));
+    world.sql(DATABASE, "GRANT USAGE ON SCHEMA \"Sché.ma\" TO keeper; GRANT SELECT ON ALL TABLES IN SCHEMA public, \"Sché.ma\" TO keeper; GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO keeper; ALTER TABLE nokey ENABLE ROW LEVEL SECURITY");
+    let refused = world.json(&["backup", "crm"], 2);
+    assert!(message(&refused).contains("row security would hide rows of public.nokey"), "{refused}");
+    world.sql(DATABASE, "ALTER TABLE nokey DISABLE ROW LEVEL SECURITY; GRANT SELECT ON LARGE OBJECT 4711, 4712 TO keeper");
+    let refused = world.json(&["backup", "crm"], 1);
+    assert!(message(&refused).contains("large-objects/4713"), "{refused}");
+    assert!(world.json(&["snapshots", "crm"], 0)["snapshots"].as_array().unwrap().is_empty());
+    world.sql(DATABASE, "GRANT SELECT ON LARGE OBJECT 4713 TO keeper");
+    let backup = world.json(&["backup", "crm"], 0);
+    assert!(backup["warnings"].to_string().contains("passwords of roles"), "{backup}");
+    let target = Cluster::start(distribution_version());
+    let url = world.url(&target, "");
+    world.json(&["restore", "crm", "--to", &url, "--yes"], 0);
+    assert_eq!(answers(&target, DATABASE)[..10], answers(&world.cluster, DATABASE)[..10]);
+    world.is_clean();
+}
+
+#[test]
+fn a_killed_restore_never_looks_finished() {
+    let world = World::new(distribution_version(), "postgres", "databases = [\"Mein CRM é\"]");
+    world.sql(DATABASE, "INSERT INTO nokey SELECT repeat('x', 500) FROM generate_series(1, 60000)");
+    world.json(&["backup", "crm"], 0);
+    let target = Cluster::start(distribution_version());
+    let url = world.url(&target, "");
+    let mut child = world.command(&["restore", "crm", "--to", &url, "--yes"]).spawn().unwrap();
+    wait_until("the load to begin", || databases(&target).iter().any(|name| name.starts_with("lifeboat_restore_")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(databases(&target).iter().all(|name| name != DATABASE));
+    // Its sessions end by themselves.
+    wait_until("sessions to end", || target.value("SELECT count(*) FROM pg_stat_activity WHERE datname LIKE 'lifeboat_restore_%'") == "0");
+    let report = world.json(&["restore", "crm", "--to", &url, "--yes"], 0);
+    assert!(report["warnings"].to_string().contains("left by a restore that did not end"), "{report}");
+    assert_eq!(databases(&target), [DATABASE, "postgres"]);
+    assert_eq!(answers(&target, DATABASE), answers(&world.cluster, DATABASE));
+    world.is_clean();
+}
+
+#[test]
+fn a_lost_session_or_a_killed_run_leaves_no_snapshot() {
+    let world = World::new(distribution_version(), "postgres", "read_limit = \"2MiB/s\"");
+    world.sql(DATABASE, "INSERT INTO nokey SELECT repeat('x', 500) FROM generate_series(1, 60000)");
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^COPY' AND state = 'active'";
+    for kill in [true, false] {
+        let mut child =
+            world.command(&["backup", "crm"]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+        wait_until("rows to be read", || world.cluster.value(sessions) != "0");
+        if kill {
+            child.kill().unwrap();
+        } else {
+            // The leading session waits for the end: without it nothing keeps tables from being altered.
+            world.cluster.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle in transaction'");
+        }
+        assert_ne!(child.wait().unwrap().code(), Some(0));
+        assert!(world.json(&["snapshots", "crm"], 0)["snapshots"].as_array().unwrap().is_empty());
+        wait_until("sessions to end", || world.cluster.value(sessions) == "0");
+    }
+    world.json(&["backup", "crm"], 0);
+    world.is_clean();
+}
+
+#[test]
+fn rows_that_are_not_those_of_the_backup_are_refused() {
+    let world = World::new(distribution_version(), "postgres", "databases = [\"Mein CRM é\"]");
+    world.json(&["backup", "crm"], 0);
+    let tree = world.path("tree");
+    world.json(&["restore", "crm", "--to", tree.to_str().unwrap(), "--yes"], 0);
+    let target = Cluster::start(distribution_version());
+    let context = |name: &str| {
+        let scratch = world.path(name);
+        fs::create_dir(&scratch).unwrap();
+        lifeboat::source::SourceContext {
+            scratch,
+            fingerprint_key: [0; 32],
+            progress: Arc::new(lifeboat::event::Silent),
+            cancel: Cancel::default(),
+        }
+    };
+    let settings = target.socket_settings();
+    let Host::Socket(socket) = &settings.host else { panic!("no socket") };
+    let url = format!("host={} port={} user=postgres", socket.display(), settings.port);
+    let load = |name: &str| {
+        let target = lifeboat::source::postgres::logical::Target::parse(&url).unwrap();
+        lifeboat::source::postgres::logical::load(&tree, &target, None, &context(name))
+    };
+    let file = tree.join("Mein%20CRM%20%C3%A9/data/public.nokey.copy");
+    let whole = fs::read(&file).unwrap();
+    // One row less in as many bytes, then fewer bytes.
+    let end = whole.iter().position(|byte| *byte == b'\n').unwrap();
+    for (name, damaged) in [("one", [&whole[..end], b"x", &whole[end + 1..]].concat()), ("two", whole[end + 1..].to_vec())] {
+        fs::write(&file, damaged).unwrap();
+        let error = load(name).unwrap_err();
+        assert!(matches!(error.kind(), lifeboat::error::Kind::Differs | lifeboat::error::Kind::Damaged), "{error:?}");
+        assert_eq!(databases(&target), ["postgres"], "nothing is left");
+    }
+    fs::write(&file, &whole).unwrap();
+    let loaded = load("three").unwrap();
+    assert_eq!(loaded.databases, [DATABASE]);
+}
