@@ -65,7 +65,9 @@ fn a_standby_follows_the_log_alone_and_takes_over() {
         // The primary is gone; what was streamed is on the standby.
         let rows = primary.value(ROWS);
         primary.kill_server();
-        stream.stop();
+        // Once it has noticed, a stop says that it did not stream any more.
+        wait_until("the stream notices", || stream.told().contains("does not stream"));
+        stream.stop_with(1);
         standby.promote();
         assert_eq!((standby.value("SELECT pg_is_in_recovery()"), standby.value(ROWS)), ("f".into(), rows.clone()));
         primary.write(&world.path("url"), &format!("host={} user=postgres dbname=postgres", standby.socket.display()));

@@ -130,11 +130,15 @@ impl Running {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    pub fn stop(mut self) {
+    pub fn stop(self) {
+        self.stop_with(0);
+    }
+
+    pub fn stop_with(mut self, code: i32) {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
         let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}: {}", self.told());
+        assert_eq!(status.code(), Some(code), "{}", self.told());
     }
 }
 
