@@ -411,11 +411,12 @@ impl Repository {
             // It may have landed: what was made stays, and is either right or never looked at.
             return Err(error);
         }
-        for slot in &rotation.removed {
-            self.delete_slot(&ring, &slot.id)?;
-        }
-        if let Some(old) = renewed {
-            self.delete_slot(&ring, &old)?;
+        for id in rotation.removed.iter().map(|slot| &slot.id).chain(&renewed) {
+            self.delete_slot(&ring, id).map_err(|error| {
+                error
+                    .within(format!("the keys are at generation {number} now; remove key slot {id}, which was left behind"))
+                    .hint(format!("it opens nothing that is stored from now on; remove it with a credential that may delete: `lifeboat key remove REPO {id}`"))
+            })?;
         }
         // Updates that this one supersedes, and those of rotations that never came to their commit.
         for (slot, generation, attempt) in &ring.updates {
