@@ -7,6 +7,7 @@ mod workspace;
 
 use std::collections::BTreeSet;
 use std::io::Read;
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -301,6 +302,10 @@ fn keys_are_rotated_shared_exported_and_destroyed() {
     let both = std::fs::read_to_string(share(1)).unwrap() + &page;
     assert!(with(&both, &["snapshots", "crm"]).status.success(), "the pages themselves, one after the other");
 
+    let paper = workspace.json(&["key", "export", "main", "--paper"], 0);
+    assert!(with(paper["recovery_key"].as_str().unwrap(), &["snapshots", "crm"]).status.success());
+    workspace.json(&["key", "remove", "main", paper["key"]["id"].as_str().unwrap()], 0);
+
     // A rotation that shuts somebody out: the others go on with what they have.
     let mut add = workspace.command(&["key", "add", "main", "--label", "leaver", "--role", "reader", "--json"]);
     let leaver: serde_json::Value = serde_json::from_slice(&add.env("LIFEBOAT_NEW_PASSPHRASE", "words of the leaver").output().unwrap().stdout).unwrap();
@@ -322,7 +327,7 @@ fn keys_are_rotated_shared_exported_and_destroyed() {
     let refused = workspace.json(&["key", "remove", "main", &own], 2);
     assert!(refused["error"]["hint"].as_str().unwrap().contains(&format!("--confirm {own}")), "{refused}");
     let events: Vec<&str> = keys["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect();
-    assert_eq!(events, ["add", "add", "export", "add", "rotate"]);
+    assert_eq!(events, ["add", "add", "export", "add", "export", "remove", "add", "rotate"]);
     assert!(keys["events"].as_array().unwrap().iter().all(|event| event["signed"] == true));
 
     // An escrow file brings the repository back when all slots are lost.

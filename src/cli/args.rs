@@ -486,9 +486,9 @@ pub enum KeyCommand {
         #[arg(long, conflicts_with_all = ["without", "new_ids"])]
         status: bool,
     },
-    /// Write keys out: as shares on paper, or as a file that a recipient, passphrase or key file opens
+    /// Write keys out: as shares or a recovery key on paper, or as a file that a recipient, passphrase or key file opens
     ///
-    /// Shares are of a new key slot, which can be removed again. A file holds the keys themselves: whoever can open it keeps them, also when
+    /// What goes on paper is of a new key slot, which can be removed again. A file holds the keys themselves: whoever can open it keeps them, also when
     /// all slots are gone. The repository remembers each export (key list --events).
     #[command(
         after_help = "Example:\n  lifeboat key export main --shares 3-of-5 --out shares/\n  lifeboat key export main --recipient LBPK1-… --label escrow --out escrow.json"
@@ -497,10 +497,13 @@ pub enum KeyCommand {
         /// Name of the repository
         repo: String,
         /// So many shares of which so many are needed, such as 3-of-5
-        #[arg(long, value_name = "K-of-N", conflicts_with_all = ["recipient", "key_file", "passphrase_env"])]
+        #[arg(long, value_name = "K-of-N", conflicts_with_all = ["recipient", "key_file", "passphrase_env", "paper"])]
         shares: Option<String>,
+        /// A page with a new recovery key, which opens a new slot
+        #[arg(long, conflicts_with_all = ["recipient", "key_file", "passphrase_env"])]
+        paper: bool,
         /// The environment variable that holds the passphrase that opens the file
-        #[arg(long, value_name = "VARIABLE", required_unless_present_any = ["shares", "recipient", "key_file"])]
+        #[arg(long, value_name = "VARIABLE", required_unless_present_any = ["shares", "paper", "recipient", "key_file"])]
         passphrase_env: Option<String>,
         #[command(flatten)]
         lock: LockArgs,
@@ -510,8 +513,8 @@ pub enum KeyCommand {
         /// What to call it
         #[arg(long, default_value = "export")]
         label: String,
-        /// The file to make; with --shares a folder that gets a file for each (without it, shares are printed)
-        #[arg(long, value_name = "PATH", required_unless_present = "shares")]
+        /// The file to make; with --shares a folder that gets a file for each. Without it, shares and pages are printed
+        #[arg(long, value_name = "PATH", required_unless_present_any = ["shares", "paper"])]
         out: Option<PathBuf>,
     },
     /// Put an exported file back as a key slot; the plan's passphrase must be what opens it

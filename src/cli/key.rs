@@ -33,7 +33,8 @@ pub(super) fn run(app: &App, command: &KeyCommand) -> Result<Exit> {
         KeyCommand::Export { repo, shares: Some(shares), role, label, out, .. } => {
             export_shares(app, repo, shares, *role, label, out.as_deref())
         }
-        KeyCommand::Export { repo, shares: None, passphrase_env, lock, role, label, out } => {
+        KeyCommand::Export { repo, paper: true, role, label, out, .. } => export_paper(app, repo, *role, label, out.as_deref()),
+        KeyCommand::Export { repo, shares: None, paper: false, passphrase_env, lock, role, label, out } => {
             export_file(app, repo, passphrase_env.as_deref(), lock, *role, label, out.as_deref())
         }
         KeyCommand::Import { repo, file } => import(app, repo, file),
@@ -311,6 +312,38 @@ fn page(share: &Share, count: u8, repo: &str, url: &str, id: &str) -> Zeroizing<
         *lines,
         shell_word(Path::new(url))
     ))
+}
+
+fn export_paper(app: &App, repo: &str, role: RoleArg, label: &str, out: Option<&Path>) -> Result<Exit> {
+    if let Some(out) = out.filter(|out| out.exists()) {
+        return Err(Error::new(Kind::Usage, format!("export a recovery key to {}: something is there already", out.display())));
+    }
+    let settings = settings(app, repo)?;
+    let repository = settings.open(&app.surroundings(Arc::new(Silent))?)?;
+    let label = if label == "export" { "recovery key" } else { label };
+    let (slot, key) = repository.export_recovery_key(label, role_of(role), app.clock.now())?;
+    let url = &settings.store.url;
+    let page = Zeroizing::new(format!(
+        "RECOVERY KEY of repository {repo} ({})\nslot {}   repository id {}\naddress {url}\n\n    {}\n\n\
+         It opens the repository like a passphrase. In an emergency, on any machine:\n\
+         \x20   LIFEBOAT_PASSPHRASE='…the key…' lifeboat restore PLAN --from {} --to TARGET\n\
+         O is read as 0, I and L as 1; small letters, spaces and dashes do not matter.\n",
+        slot.role,
+        slot.id,
+        hex::encode(repository.id().0),
+        key.reveal(),
+        shell_word(Path::new(url))
+    ));
+    let mut document = json!({ "schema": "lifeboat.key-paper/1", "repository": repo, "key": slot, "file": out });
+    match out {
+        Some(out) => write_secret(out, &page)?,
+        None => document["recovery_key"] = json!(key.reveal()),
+    }
+    app.output.result(&document, || match out {
+        Some(out) => format!("wrote a page with a new recovery key to {}: print it, and delete the file\n", out.display()),
+        None => page.to_string(),
+    })?;
+    Ok(None)
 }
 
 fn export_file(app: &App, repo: &str, variable: Option<&str>, lock: &LockArgs, role: RoleArg, label: &str, out: Option<&Path>) -> Result<Exit> {

@@ -16,8 +16,8 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::SessionId;
 use crate::repo::format::{ObjectKind, PackKind, RepositoryId};
 use crate::repo::keys::{
-    KeyFile, KeyObject, KeySlot, Keys, Lock, Marker, OWN_FIRST, Opened, Passphrase, Role, Share, StoredSlot, Update,
-    erased_key_of, key_of, split_shares,
+    KeyFile, KeyObject, KeySlot, Keys, Lock, Marker, OWN_FIRST, Opened, Passphrase, RecoveryKey, Role, Share, StoredSlot, Update,
+    erased_key_of, generate_recovery_key, key_of, split_shares,
 };
 use crate::repo::snapshot::host_name;
 use crate::repo::{Inner, Repository, block_on, seal};
@@ -473,6 +473,17 @@ impl Repository {
         Ok((slot.public(slot.generation(), false), slot.to_json()?))
     }
 
+    /// A new slot of a role that a new recovery key opens.
+    ///
+    /// # Errors
+    /// As [`Repository::add_slot`].
+    pub fn export_recovery_key(&self, label: &str, role: Role, now: DateTime<Utc>) -> Result<(KeySlot, RecoveryKey)> {
+        let key = generate_recovery_key();
+        let slot = self.add_slot(label, role, &Lock::Passphrase(key.passphrase()), now)?;
+        self.note_key_event("export", &format!("a recovery key of {role} slot {} ({label})", slot.id), now)?;
+        Ok((slot, key))
+    }
+
     /// A new slot of a role that a key file in shares opens.
     ///
     /// # Errors
@@ -689,6 +700,55 @@ impl Repository {
         }
         Ok(packs)
     }
+}
+
+/// The newest generation that this machine has seen of the repository.
+#[derive(Serialize, Deserialize)]
+struct Remembered {
+    generation: u16,
+    /// See `Keys::generation_name`.
+    name: String,
+}
+
+/// Compares with what this machine has seen of the repository's generations before, and remembers it. A store (or who holds its credentials)
+/// that serves a state from before a rotation, or another generation under the same number, is found out; the folder may be deleted at any
+/// time, and then the first answer is believed again.
+///
+/// # Errors
+/// `Damaged` when a generation is another one than it was.
+pub(super) fn remember_generation(cache: &std::path::Path, keys: &mut Keys) -> Result<()> {
+    let path = cache.join("generation.json");
+    let known: Option<Remembered> = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    if let Some(known) = known {
+        match keys.generation_name(known.generation) {
+            Some(name) if name != known.name => {
+                return Err(Error::new(
+                    Kind::Damaged,
+                    format!("key generation {} of this repository is another one than this machine has known", known.generation),
+                )
+                .hint(format!(
+                    "somebody replaced what is below keys/, or another repository has this one's id: find out first; if it is right, remove {}",
+                    path.display()
+                )));
+            }
+            Some(_) if known.generation == keys.generation => return Ok(()),
+            Some(_) => {}
+            // The slot was left behind, or the store serves a state from before a rotation: either way nothing may be written.
+            None => {
+                keys.note_newest(known.generation);
+                return Ok(());
+            }
+        }
+    }
+    let Some(name) = keys.generation_name(keys.generation) else { return Ok(()) };
+    let remembered = Remembered { generation: keys.generation, name };
+    let json = serde_json::to_vec(&remembered).context(Kind::Bug, || "encode what is remembered of keys".into())?;
+    // Whole or not at all: two processes may do this at once.
+    let new = cache.join(format!("generation.{}", SessionId::generate(Utc::now())));
+    if let Err(error) = std::fs::write(&new, json).and_then(|()| std::fs::rename(&new, &path)) {
+        tracing::warn!(%error, "the repository's key generation was not remembered on this machine");
+    }
+    Ok(())
 }
 
 /// What a pack is sealed under.

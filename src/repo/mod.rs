@@ -226,7 +226,7 @@ impl Repository {
         store: Store,
         runtime: tokio::runtime::Handle,
         id: RepositoryId,
-        keys: Keys,
+        mut keys: Keys,
         slot: String,
         options: &OpenOptions,
     ) -> Result<Self> {
@@ -235,6 +235,7 @@ impl Repository {
             None => CacheFolder { path: std::env::temp_dir().join(format!("lifeboat-cache-{}", ulid::Ulid::generate())), temporary: true },
         };
         make_private_folder(&cache.path)?;
+        keyring::remember_generation(&cache.path, &mut keys)?;
         let workers = match options.workers {
             0 => std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             workers => workers,

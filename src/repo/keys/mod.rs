@@ -157,7 +157,9 @@ impl Passphrase {
             Error::new(Kind::WrongKey, format!("read the {what}: {why}")).hint("compare it with the file or paper that it came from")
         };
         let text = self.expose();
-        match text::prefix_of(text) {
+        // Shares may come on their pages, one after the other.
+        let prefix = if Share::is_in(text) { Some(Prefix::Share) } else { text::prefix_of(text) };
+        match prefix {
             Some(Prefix::KeyFile) => KeyFile::read(text).map(Credential::KeyFile).map_err(|why| wrong("key file", why)),
             Some(Prefix::SecretKey) => Recipient::read(text).map(Credential::Recipient).map_err(|why| wrong("private key", why)),
             Some(Prefix::PublicKey) => Err(wrong("private key", "this is the public one, which opens nothing")),
@@ -639,9 +641,14 @@ impl Keys {
         if kept { Ok(keys) } else { Err(slot.damaged("its update holds other keys of earlier generations")) }
     }
 
-    /// Takes note of the newest generation of the repository.
+    /// Takes note of the newest generation of the repository; of several notes the highest counts.
     pub fn note_newest(&mut self, newest: u16) {
-        self.behind = (newest > self.generation).then_some(newest);
+        self.behind = self.behind.max((newest > self.generation).then_some(newest));
+    }
+
+    /// Tells the keys of a generation that is held apart from others under its number, without telling them.
+    pub fn generation_name(&self, number: u16) -> Option<String> {
+        self.held(number).map(|held| hex::encode(blake3::derive_key("lifeboat v1 generation name", &held.metadata)))
     }
 
     /// These keys with a new generation on top, see [`Marker`].

@@ -82,6 +82,12 @@ impl Share {
 }
 
 impl Share {
+    /// Whether a text holds a share.
+    #[must_use]
+    pub fn is_in(text: &str) -> bool {
+        Zeroizing::new(text.to_ascii_uppercase()).contains(&format!("{}-", Prefix::Share.word()))
+    }
+
     /// All shares in a text, such as a printed page, or several: the letters of each are in groups of four, joined by dashes or line breaks.
     ///
     /// # Errors

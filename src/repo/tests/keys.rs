@@ -281,6 +281,34 @@ fn forged_generations_updates_and_plan_keys_are_not_believed() {
 }
 
 #[test]
+fn a_store_that_forgets_a_rotation_is_found_out_by_who_has_seen_it() {
+    let bench = Bench::new();
+    let first = bench.backup(&small());
+    let before: Vec<(String, Bytes)> = bench.keys("keys/").into_iter().map(|key| (key.clone(), get(&bench, &key))).collect();
+    bench.open().rotate(&passphrase(), &[], false, Utc::now()).unwrap();
+    assert_eq!(bench.open().key_generations(), (vec![2, 1], 2));
+    let restore_state = |state: &[(String, Bytes)]| {
+        bench.keys("keys/").iter().for_each(|key| delete(&bench, key));
+        state.iter().for_each(|(key, bytes)| put(&bench, key, bytes.clone()));
+    };
+    let after: Vec<(String, Bytes)> = bench.keys("keys/").into_iter().map(|key| (key.clone(), get(&bench, &key))).collect();
+    restore_state(&before);
+    let rolled_back = bench.open();
+    assert_eq!(rolled_back.key_generations(), (vec![1], 2));
+    assert_eq!(backup(&rolled_back, &small()).unwrap_err().kind(), Kind::WrongKey);
+    assert_eq!(restore(&rolled_back, &first).unwrap(), expected(&small()), "restores go on");
+    // A second generation 2, by somebody who has the old reader key: new to who has never seen the first one.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let options = OpenOptions { cache: Some(elsewhere.path().to_owned()), workers: 2 };
+    let stranger = Repository::open(bench.store.clone(), bench.runtime.handle().clone(), &passphrase(), &options).unwrap();
+    stranger.rotate(&passphrase(), &[], false, Utc::now()).unwrap();
+    assert!(Repository::open(bench.store.clone(), bench.runtime.handle().clone(), &passphrase(), &options).is_ok());
+    assert_eq!(open_with(&bench, &passphrase()).unwrap_err().kind(), Kind::Damaged);
+    restore_state(&after);
+    assert_eq!(bench.open().key_generations(), (vec![2, 1], 2));
+}
+
+#[test]
 fn any_k_shares_open_the_repository_and_fewer_do_not() {
     let bench = Bench::new();
     let first = bench.backup(&small());
