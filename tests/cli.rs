@@ -308,7 +308,8 @@ fn keys_are_rotated_shared_exported_and_destroyed() {
 
     // A rotation that shuts somebody out: the others go on with what they have.
     let mut add = workspace.command(&["key", "add", "main", "--label", "leaver", "--role", "reader", "--json"]);
-    let leaver: serde_json::Value = serde_json::from_slice(&add.env("LIFEBOAT_NEW_PASSPHRASE", "words of the leaver").output().unwrap().stdout).unwrap();
+    let leaver: serde_json::Value =
+        serde_json::from_slice(&add.env("LIFEBOAT_NEW_PASSPHRASE", "words of the leaver").output().unwrap().stdout).unwrap();
     let rotated = workspace.json(&["key", "rotate", "main", "--without", &leaver["key"]["id"].as_str().unwrap()[..8]], 0);
     let rotation = &rotated["rotation"];
     assert_eq!((rotation["generation"].as_u64(), rotation["removed"][0]["label"].as_str()), (Some(2), Some("leaver")));

@@ -528,7 +528,9 @@ pub enum KeyCommand {
     /// Put shares together to the key file that they are of; needs no repository
     ///
     /// Without files it asks for one share after the other and says which is mistyped.
-    #[command(after_help = "Example:\n  lifeboat key combine --out recovered.key\n  lifeboat key combine share-1.txt share-4.txt share-5.txt --out recovered.key")]
+    #[command(
+        after_help = "Example:\n  lifeboat key combine --out recovered.key\n  lifeboat key combine share-1.txt share-4.txt share-5.txt --out recovered.key"
+    )]
     Combine {
         /// Files with one share each, or several
         #[arg(value_name = "FILE")]

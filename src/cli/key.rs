@@ -104,14 +104,17 @@ fn generate(app: &App, kind: GenerateArg, out: &Path) -> Result<Exit> {
             let recipient = Recipient::generate();
             write_secret(out, &recipient.reveal())?;
             let public = recipient.public_text();
-            app.output.result(&json!({ "schema": "lifeboat.key-generated/1", "kind": "recipient", "file": out, "recipient": public }), || {
-                format!(
-                    "wrote a private key to {0}\nits public key, for whoever adds the slot:\n\n    {public}\n\n\
+            app.output.result(
+                &json!({ "schema": "lifeboat.key-generated/1", "kind": "recipient", "file": out, "recipient": public }),
+                || {
+                    format!(
+                        "wrote a private key to {0}\nits public key, for whoever adds the slot:\n\n    {public}\n\n\
                      lifeboat key add REPO --label … --role … --recipient {public}\n\
                      refer to the private key in the plan: passphrase = {{ file = \"{0}\" }}\n",
-                    out.display()
-                )
-            })?;
+                        out.display()
+                    )
+                },
+            )?;
         }
     }
     Ok(None)
@@ -200,7 +203,9 @@ fn rotation_text(repo: &str, rotation: &Rotation) -> String {
     for plan in &rotation.plans {
         let _ = writeln!(text, "plan {plan}: its own key was renewed");
     }
-    text.push_str("Restart what holds the repository open (lifeboat serve, lifeboat log stream): it writes under the old generation until then.\n");
+    text.push_str(
+        "Restart what holds the repository open (lifeboat serve, lifeboat log stream): it writes under the old generation until then.\n",
+    );
     if rotation.new_ids {
         text.push_str("Chunk ids begin anew: the next backup of each plan stores everything again.\n");
     }
@@ -346,13 +351,22 @@ fn export_paper(app: &App, repo: &str, role: RoleArg, label: &str, out: Option<&
     Ok(None)
 }
 
-fn export_file(app: &App, repo: &str, variable: Option<&str>, lock: &LockArgs, role: RoleArg, label: &str, out: Option<&Path>) -> Result<Exit> {
+fn export_file(
+    app: &App,
+    repo: &str,
+    variable: Option<&str>,
+    lock: &LockArgs,
+    role: RoleArg,
+    label: &str,
+    out: Option<&Path>,
+) -> Result<Exit> {
     let out = out.ok_or_else(|| Error::new(Kind::Usage, "export keys: where to is not said").hint("--out FILE"))?;
     if out.exists() {
         return Err(Error::new(Kind::Usage, format!("export keys to {}: something is there already", out.display())));
     }
     let repository = open(app, repo)?;
-    let (slot, bytes) = with_lock(lock, variable.unwrap_or_default(), |lock| repository.export_slot(label, role_of(role), lock, app.clock.now()))?;
+    let (slot, bytes) =
+        with_lock(lock, variable.unwrap_or_default(), |lock| repository.export_slot(label, role_of(role), lock, app.clock.now()))?;
     let text = String::from_utf8(bytes).map_err(|e| Error::new(Kind::Bug, "write a key slot as text").because(e))?;
     write_secret(out, &text)?;
     app.output.result(&json!({ "schema": "lifeboat.key-export/1", "repository": repo, "key": slot, "file": out }), || {
@@ -404,7 +418,9 @@ fn read_shares(files: &[PathBuf]) -> Result<Vec<Share>> {
         let text = Zeroizing::new(std::fs::read_to_string(file).io_context(|| format!("read {}", file.display()))?);
         let found = Share::find(&text).map_err(|e| e.within(format!("read {}", file.display())))?;
         if found.is_empty() {
-            return Err(Error::new(Kind::Usage, format!("read {}: there is no share in it", file.display())).hint("a share begins with LBSH1"));
+            return Err(
+                Error::new(Kind::Usage, format!("read {}: there is no share in it", file.display())).hint("a share begins with LBSH1")
+            );
         }
         shares.extend(found);
     }
@@ -542,7 +558,14 @@ fn event_text(events: &[KeyEvent]) -> String {
                 Some(false) => "NOT SIGNED",
                 None => "not checked",
             };
-            vec![render::time(event.time), event.event.clone(), event.detail.clone(), event.host.clone(), event.by.clone(), signed.to_owned()]
+            vec![
+                render::time(event.time),
+                event.event.clone(),
+                event.detail.clone(),
+                event.host.clone(),
+                event.by.clone(),
+                signed.to_owned(),
+            ]
         })
         .collect();
     render::table(&["time", "event", "what", "host", "by slot", ""], &rows, &[])

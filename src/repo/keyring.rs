@@ -56,7 +56,11 @@ impl Ring {
                     let marker = block_on(runtime, store.get(&object.key)).and_then(|bytes| {
                         let marker: Marker =
                             serde_json::from_slice(&bytes).map_err(|e| damaged("is not a mark of a key generation").because(e))?;
-                        if marker.generation == generation { Ok(marker) } else { Err(damaged("is of another generation than its name says")) }
+                        if marker.generation == generation {
+                            Ok(marker)
+                        } else {
+                            Err(damaged("is of another generation than its name says"))
+                        }
                     });
                     match marker {
                         Ok(marker) => drop(ring.markers.insert(generation, marker)),
@@ -101,7 +105,15 @@ impl Ring {
     ///
     /// # Errors
     /// `Damaged` when an update that the repository's generation needs is; `Unavailable`.
-    pub fn bring_up(&self, store: &Store, runtime: &tokio::runtime::Handle, id: RepositoryId, slot: &StoredSlot, opened: &Opened, keys: Keys) -> Result<Keys> {
+    pub fn bring_up(
+        &self,
+        store: &Store,
+        runtime: &tokio::runtime::Handle,
+        id: RepositoryId,
+        slot: &StoredSlot,
+        opened: &Opened,
+        keys: Keys,
+    ) -> Result<Keys> {
         let mut chain: HashMap<u16, [u8; 32]> = HashMap::new();
         let mut last = keys.generation;
         let mut verifying = keys.verifying_key();
@@ -172,9 +184,8 @@ impl Ring {
             if seal::claimed_generation(&bytes).is_some_and(|generation| generation > keys.generation) {
                 continue;
             }
-            let taken = seal::open(keys, id, ObjectKind::PlanKey, &key, &bytes).and_then(|content| {
-                if erased { keys.take_erased(number, &content) } else { keys.take_plan_key(id, number, &content) }
-            });
+            let taken = seal::open(keys, id, ObjectKind::PlanKey, &key, &bytes)
+                .and_then(|content| if erased { keys.take_erased(number, &content) } else { keys.take_plan_key(id, number, &content) });
             if let Err(error) = taken {
                 keys.note_damaged_plan_key(error.to_string());
             }
@@ -317,12 +328,17 @@ impl Repository {
         let last = slot.is_some_and(|s| readers(&s)) && slots.iter().filter(readers).count() == 1;
         let current = slot.is_some_and(|s| s.current);
         if (last || current) && confirmed != Some(id) {
-            return Err(Error::new(Kind::Usage, if last { "this is the last key slot that can read data" } else { "this is the key slot in use" })
-                .hint(if last {
-                    format!("add another reader slot first: without one, nothing can ever be restored. If that is what you want: --confirm {id}")
-                } else {
-                    format!("check that you can open the repository with another one; then --confirm {id}")
-                }));
+            return Err(Error::new(
+                Kind::Usage,
+                if last { "this is the last key slot that can read data" } else { "this is the key slot in use" },
+            )
+            .hint(if last {
+                format!(
+                    "add another reader slot first: without one, nothing can ever be restored. If that is what you want: --confirm {id}"
+                )
+            } else {
+                format!("check that you can open the repository with another one; then --confirm {id}")
+            }));
         }
         // Noted first: afterwards there may be nobody who can.
         let label = slot.map_or("damaged", |slot| slot.label.as_str());
@@ -350,7 +366,8 @@ impl Repository {
         let inner = &self.inner;
         inner.keys.require_current()?;
         if let Some(unknown) = without.iter().find(|id| **id == inner.slot) {
-            return Err(Error::new(Kind::Usage, format!("shut out key slot {unknown}: it is the one in use")).hint("open the repository with another one"));
+            return Err(Error::new(Kind::Usage, format!("shut out key slot {unknown}: it is the one in use"))
+                .hint("open the repository with another one"));
         }
         let ring = self.ring()?;
         if ring.newest() != inner.keys.generation {
@@ -510,14 +527,15 @@ impl Repository {
         now: DateTime<Utc>,
     ) -> Result<KeySlot> {
         let id = super::read_format(store, runtime)?.id;
-        let slot = StoredSlot::from_json(document)
-            .map_err(|e| Error::new(Kind::Usage, "read the exported key slot: it is none").because(e))?;
+        let slot =
+            StoredSlot::from_json(document).map_err(|e| Error::new(Kind::Usage, "read the exported key slot: it is none").because(e))?;
         if !slot.is_whole() {
             return Err(Error::new(Kind::Damaged, "read the exported key slot: it was changed").hint("use another copy of the file"));
         }
         let opened = slot.answers_to(id, &passphrase.credential()?)?.ok_or_else(|| {
-            Error::new(Kind::WrongKey, "the exported key slot does not open with this passphrase")
-                .hint("LIFEBOAT_PASSPHRASE must hold what it was exported for: a passphrase, a key file's text, or a recipient's private key")
+            Error::new(Kind::WrongKey, "the exported key slot does not open with this passphrase").hint(
+                "LIFEBOAT_PASSPHRASE must hold what it was exported for: a passphrase, a key file's text, or a recipient's private key",
+            )
         })?;
         let keys = slot.unseal(id, &opened)?;
         let ring = Ring::read(store, runtime)?;
@@ -548,7 +566,13 @@ impl Repository {
         let content = inner.keys.create_plan_key(inner.id, plan.as_str(), number, now)?;
         self.create(&key, inner.seal_object(ObjectKind::PlanKey, &key, &content)?)?;
         self.note_key_event("plan-key", &format!("key {number:04x} for plan {plan}"), now)?;
-        Ok(PlanKey { number: format!("{number:04x}"), plan: plan.to_string(), generation: inner.keys.generation, created: Some(now), erased: None })
+        Ok(PlanKey {
+            number: format!("{number:04x}"),
+            plan: plan.to_string(),
+            generation: inner.keys.generation,
+            created: Some(now),
+            erased: None,
+        })
     }
 
     /// The keys of plans, destroyed ones too, by number.
@@ -620,7 +644,9 @@ impl Repository {
         let inner = &self.inner;
         let mut events = Vec::new();
         for object in inner.block_on(inner.store.list(EVENTS))? {
-            events.push(inner.open_object(ObjectKind::KeyEvent, &object.key).and_then(|content| decode_event(&inner.keys, &object.key, &content)));
+            events.push(
+                inner.open_object(ObjectKind::KeyEvent, &object.key).and_then(|content| decode_event(&inner.keys, &object.key, &content)),
+            );
         }
         Ok(events)
     }
@@ -785,7 +811,8 @@ fn no_more_plan_keys() -> Error {
 }
 
 fn rotated_meanwhile(operation: &str) -> Error {
-    Error::new(Kind::Busy, format!("{operation}: the keys have just been rotated by somebody else")).hint("nothing was changed; run it again")
+    Error::new(Kind::Busy, format!("{operation}: the keys have just been rotated by somebody else"))
+        .hint("nothing was changed; run it again")
 }
 
 const EVENTS: &str = "key-events/";

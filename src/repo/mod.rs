@@ -326,15 +326,12 @@ fn read_format(store: &Store, runtime: &tokio::runtime::Handle) -> Result<Format
         return Err(if has_parts(store, runtime)? {
             foreign("does not say that this is a lifeboat repository, and key slots or packs are beside it")
         } else {
-            Error::new(Kind::NoRepository, format!("what is at {} is not a lifeboat repository", store.describe()))
-                .hint("check the url")
+            Error::new(Kind::NoRepository, format!("what is at {} is not a lifeboat repository", store.describe())).hint("check the url")
         });
     }
     if format.version != format::VERSION {
-        return Err(foreign(&format!("has version {}, this program knows {}", format.version, format::VERSION)).hint(format!(
-            "use a newer version of lifeboat; if none was ever used here, the object is damaged: {}",
-            format_hint(store)
-        )));
+        return Err(foreign(&format!("has version {}, this program knows {}", format.version, format::VERSION))
+            .hint(format!("use a newer version of lifeboat; if none was ever used here, the object is damaged: {}", format_hint(store))));
     }
     Ok(format)
 }

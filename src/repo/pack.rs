@@ -515,7 +515,14 @@ impl<'k> FrameOpener<'k> {
 
 /// Whether a key opens a frame, whoever it is from: for tests that try what an attacker would.
 #[cfg(test)]
-pub fn opens_with(repository: RepositoryId, kind: PackKind, envelope: &Envelope, frame: &FrameEntry, sealed: &[u8], key: &[u8; 32]) -> bool {
+pub fn opens_with(
+    repository: RepositoryId,
+    kind: PackKind,
+    envelope: &Envelope,
+    frame: &FrameEntry,
+    sealed: &[u8],
+    key: &[u8; 32],
+) -> bool {
     let associated = frame_associated(repository, kind, envelope, frame.ordinal);
     Aes256Gcm::new(key.into()).decrypt_in_place(&nonce(frame.ordinal).into(), &associated, &mut sealed.to_vec()).is_ok()
 }

@@ -99,9 +99,16 @@ pub struct Update {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyObject {
     Slot(String),
-    Update { slot: String, generation: u16, attempt: String },
+    Update {
+        slot: String,
+        generation: u16,
+        attempt: String,
+    },
     Marker(u16),
-    PlanKey { number: u16, erased: bool },
+    PlanKey {
+        number: u16,
+        erased: bool,
+    },
     /// Ignored.
     Other,
 }
@@ -121,10 +128,11 @@ impl KeyObject {
         }
         match name.split_once('.') {
             Some((slot, rest)) if is_hex(slot, 16) => match rest.split_once('-') {
-                Some((number, attempt)) if is_hex(attempt, 16) => number
-                    .parse()
-                    .ok()
-                    .map_or(Self::Other, |generation| Self::Update { slot: slot.into(), generation, attempt: attempt.into() }),
+                Some((number, attempt)) if is_hex(attempt, 16) => number.parse().ok().map_or(Self::Other, |generation| Self::Update {
+                    slot: slot.into(),
+                    generation,
+                    attempt: attempt.into(),
+                }),
                 _ => Self::Other,
             },
             // Anything else is looked at as a slot, so that a damaged name is told of.

@@ -391,7 +391,8 @@ impl Keys {
         let bundle: Bundle = serde_json::from_slice(bytes).ok()?;
         let generations: Vec<Generation> = bundle.generations.iter().map(BundledGeneration::open).collect::<Option<_>>()?;
         let in_order = generations.array_windows().all(|[newer, older]| newer.number > older.number);
-        let of_role = generations.iter().all(|g| g.root.is_some() == (role == Role::Reader) && g.chunk_ids.is_some() == (role != Role::Maintainer));
+        let of_role =
+            generations.iter().all(|g| g.root.is_some() == (role == Role::Reader) && g.chunk_ids.is_some() == (role != Role::Maintainer));
         (!generations.is_empty() && in_order && of_role && generations[0].number < OWN_FIRST).then(|| Self::of(role, generations))
     }
 
@@ -635,7 +636,14 @@ impl Keys {
     ///
     /// # Errors
     /// `Damaged` when it is not what a rotation made for this slot.
-    pub fn updated(self, update: &Update, repository: RepositoryId, slot: &StoredSlot, pair: &KeyPair, verifying: &[u8; 32]) -> Result<Self> {
+    pub fn updated(
+        self,
+        update: &Update,
+        repository: RepositoryId,
+        slot: &StoredSlot,
+        pair: &KeyPair,
+        verifying: &[u8; 32],
+    ) -> Result<Self> {
         let keys = update.open(repository, slot, pair, verifying)?;
         let kept = self.generations.iter().all(|old| keys.held(old.number).is_some_and(|new| new.metadata == old.metadata));
         if kept { Ok(keys) } else { Err(slot.damaged("its update holds other keys of earlier generations")) }

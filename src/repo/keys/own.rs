@@ -198,8 +198,11 @@ impl Keys {
     /// falls back to the repository's key: what was promised to be destroyable must stay so.
     pub fn for_plan(&self, plan: &str) -> Result<Self> {
         if let Some(why) = &self.own_damaged {
-            return Err(Error::new(Kind::Damaged, format!("write data of plan {plan}: whether it has a key of its own is not known: {why}"))
-                .hint("bring that object back from the store's versions or a copy"));
+            return Err(Error::new(
+                Kind::Damaged,
+                format!("write data of plan {plan}: whether it has a key of its own is not known: {why}"),
+            )
+            .hint("bring that object back from the store's versions or a copy"));
         }
         let of_plan: Vec<&OwnKey> = self.own.iter().filter(|own| own.plan == plan).collect();
         let usable = of_plan.iter().filter(|own| own.erased.is_none() && own.generation == self.generation);

@@ -167,7 +167,10 @@ pub fn combine(shares: &[Share]) -> Result<Zeroizing<[u8; SECRET_BYTES]>> {
     };
     let threshold = usize::from(first.threshold);
     if let Some(other) = by_index.values().find(|share| share.threshold != first.threshold) {
-        return Err(Error::new(Kind::Usage, format!("combine shares: share {} says another threshold than share {}", other.index, first.index)));
+        return Err(Error::new(
+            Kind::Usage,
+            format!("combine shares: share {} says another threshold than share {}", other.index, first.index),
+        ));
     }
     if by_index.len() < threshold {
         let have: Vec<String> = by_index.keys().map(ToString::to_string).collect();
@@ -299,7 +302,10 @@ mod tests {
     fn whoever_mixes_or_mistypes_is_told_which_share_it_is() {
         let (one, other) = (split(&[1; SECRET_BYTES], 3, 5).unwrap(), split(&[2; SECRET_BYTES], 3, 5).unwrap());
         let mixed = combine(&[one[0].clone(), one[1].clone(), other[3].clone()]).unwrap_err().to_string();
-        assert!(mixed.contains(&format!("share 4 of set {}", other[3].set())) && mixed.contains(&format!("share 1, 2 of set {}", one[0].set())), "{mixed}");
+        assert!(
+            mixed.contains(&format!("share 4 of set {}", other[3].set())) && mixed.contains(&format!("share 1, 2 of set {}", one[0].set())),
+            "{mixed}"
+        );
         let few = combine(&one[..2]).unwrap_err();
         assert!(few.to_string().contains("3 are needed and there are 2 (share 1, 2)"), "{few}");
         assert!(combine(&[one[0].clone(), one[0].clone(), one[0].clone()]).unwrap_err().to_string().contains("there are 1"));

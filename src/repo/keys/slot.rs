@@ -443,9 +443,7 @@ impl StoredTwo {
             StoredLock::KeyFile { salt } => salt.clone(),
             StoredLock::Recipient { encapsulated, secret } => format!("{encapsulated}\n{secret}"),
         };
-        let text = format!(
-            "{version}\n{id}\n{label}\n{role}\n{created}\n{generation}\n{kind}\n{lock}\n{public}\n{commitment}\n{sealed}\n"
-        );
+        let text = format!("{version}\n{id}\n{label}\n{role}\n{created}\n{generation}\n{kind}\n{lock}\n{public}\n{commitment}\n{sealed}\n");
         blake3::hash(text.as_bytes()).to_hex().to_string()
     }
 

@@ -345,7 +345,8 @@ fn an_export_brings_a_repository_back_that_has_lost_its_slots() {
     bench.keys("keys/").iter().for_each(|key| delete(&bench, key));
     let key = Passphrase::new(escrow.reveal().to_string());
     assert_eq!(open_with(&bench, &key).unwrap_err().kind(), Kind::Damaged, "there are no slots");
-    let import = |document: &[u8], key: &Passphrase| Repository::import_slot(&bench.store, bench.runtime.handle(), document, key, Utc::now());
+    let import =
+        |document: &[u8], key: &Passphrase| Repository::import_slot(&bench.store, bench.runtime.handle(), document, key, Utc::now());
     assert_eq!(import(&document, &passphrase()).unwrap_err().kind(), Kind::WrongKey);
     assert_eq!(import(b"{}", &key).unwrap_err().kind(), Kind::Usage);
     let mut bent = document.clone();
@@ -481,7 +482,8 @@ fn everything_that_a_writer_host_has_opens_no_data() {
     bench.open().add_key("web1", Role::Writer, &words, Utc::now()).unwrap();
     bench.open().add_key("janitor", Role::Maintainer, &Passphrase::new("words of a janitor"), Utc::now()).unwrap();
     let secret: Vec<u8> = marker.iter().copied().cycle().take(400_000).collect();
-    let files: Vec<TestFile> = vec![("accounts.db", Layout::Pages(8192), b"", secret.clone()), ("letters/one", Layout::Content, b"", secret)];
+    let files: Vec<TestFile> =
+        vec![("accounts.db", Layout::Pages(8192), b"", secret.clone()), ("letters/one", Layout::Content, b"", secret)];
     backup_as(&bench.open(), &Name::new("elsewhere").unwrap(), &files).unwrap();
     backup(&open_with(&bench, &words).unwrap(), &files).unwrap();
     bench.open().rotate(&passphrase(), &[], true, Utc::now()).unwrap();
@@ -511,7 +513,8 @@ fn everything_that_a_writer_host_has_opens_no_data() {
     }
     // Every envelope of data: as the program would, and with every key at hand and what derives from it, as AES key and as root.
     let (mut envelopes, mut names) = (0, String::new());
-    let purposes = ["lifeboat v1 data key pair", "lifeboat v1 metadata", "lifeboat v1 chunk ids", "lifeboat v1 node pack", "lifeboat v1 slot wrap"];
+    let purposes =
+        ["lifeboat v1 data key pair", "lifeboat v1 metadata", "lifeboat v1 chunk ids", "lifeboat v1 node pack", "lifeboat v1 slot wrap"];
     let mut guesses: Vec<[u8; 32]> = bundle.clone();
     for key in &bundle {
         guesses.extend(purposes.iter().map(|purpose| blake3::derive_key(purpose, key)));
