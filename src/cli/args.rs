@@ -112,6 +112,15 @@ Examples:
   lifeboat restore crm --source db --to /srv/crm/restored.db                 one of several sources, to a place of its own
   LIFEBOAT_PASSPHRASE=… lifeboat restore crm --from s3://crm-dr/main --to ./restored.db    a machine without plans")]
     Restore(Box<RestoreArgs>),
+    /// Copy a plan's snapshots and logs to a further repository, verified
+    ///
+    /// Only what that repository lacks is sent. It goes on where the last copy ended: what is older than the newest copy is not copied again.
+    #[command(after_help = "\
+Examples:
+  lifeboat copy crm --to offsite
+  lifeboat copy crm --to offsite --last 7           only the newest seven
+  lifeboat copy crm --to offsite --snapshot 01jd0v7m    this one, however old it is")]
+    Copy(CopyArgs),
     /// Check a repository; a finding is never exit 0
     #[command(
         after_help = "Examples:\n  lifeboat verify crm\n  lifeboat verify main --data        every stored byte\n  lifeboat verify main --data 10     a tenth, a different one each time"
@@ -207,6 +216,28 @@ pub struct BackupArgs {
     pub plan: String,
 }
 
+/// `lifeboat copy`
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// Name of the plan
+    pub plan: String,
+    /// Name of the repository to copy to
+    #[arg(long, value_name = "REPO")]
+    pub to: String,
+    /// Only the newest so many snapshots (default: what the plan says for this copy, else all)
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub last: Option<u32>,
+    /// Only snapshots with this tag (repeatable; default: what the plan says for this copy, else all)
+    #[arg(long, value_name = "TAG")]
+    pub tag: Vec<String>,
+    /// Only this snapshot, by id or a unique beginning of it
+    #[arg(long, value_name = "ID", conflicts_with_all = ["last", "tag", "all"])]
+    pub snapshot: Option<String>,
+    /// Also snapshots that are older than the newest copy
+    #[arg(long)]
+    pub all: bool,
+}
+
 /// `lifeboat snapshots`
 #[derive(Debug, Args)]
 pub struct SnapshotsArgs {
@@ -215,10 +246,13 @@ pub struct SnapshotsArgs {
     /// A repository by URL, on a machine without plans; the passphrase comes from LIFEBOAT_PASSPHRASE
     #[arg(long, value_name = "URL")]
     pub from: Option<String>,
+    /// A copy instead of the plan's own repository, by name
+    #[arg(long, value_name = "NAME", conflicts_with = "from", requires = "plan")]
+    pub repository: Option<String>,
 }
 
 /// `lifeboat restore`
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct RestoreArgs {
     /// Name of the plan; with --from, its name inside the repository
@@ -242,6 +276,9 @@ pub struct RestoreArgs {
     /// A repository by URL, on a machine without plans; the passphrase comes from LIFEBOAT_PASSPHRASE
     #[arg(long, value_name = "URL")]
     pub from: Option<String>,
+    /// Only this repository of the plan, by name: its own, or a copy (default: its own, and where that cannot be used, its copies)
+    #[arg(long, value_name = "NAME", conflicts_with = "from")]
+    pub repository: Option<String>,
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -269,7 +306,7 @@ pub struct RestoreArgs {
 }
 
 /// Which recovery point.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[group(multiple = false)]
 pub struct PointArgs {
     /// The newest moment: of the log where there is one, otherwise of the snapshots (the default)
@@ -349,6 +386,9 @@ pub struct DrillRunArgs {
     /// Keep what was restored for so long, such as 4h
     #[arg(long, value_name = "DURATION")]
     pub keep_target: Option<String>,
+    /// A copy instead of the plan's own repository, by name
+    #[arg(long, value_name = "NAME")]
+    pub repository: Option<String>,
 }
 
 /// `lifeboat log …`
@@ -408,6 +448,9 @@ pub struct LogFetchArgs {
     /// Take a hole in the log for its end, so that a server opens with what lies before it
     #[arg(long)]
     pub end_at_gap: bool,
+    /// Only this repository of the plan, by name: its own, or a copy (default: its own, and where that cannot be used, its copies)
+    #[arg(long, value_name = "NAME")]
+    pub repository: Option<String>,
 }
 
 /// `lifeboat key …`

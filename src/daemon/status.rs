@@ -1,12 +1,16 @@
 //! How each plan stands: what can be restored, how old it is, when that was last proven, and what is wrong. Pure, but for
 //! [`gather`], which asks the journal and the repositories.
 
+mod copies;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+
+pub use copies::CopyStatus;
 
 use crate::daemon::journal::{ErrorRecord, Job, Journal, Run, State};
 use crate::daemon::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Slots};
@@ -79,6 +83,9 @@ pub struct PlanStatus {
     /// Continuous logs, as their streams on this host say.
     #[serde(default)]
     pub logs: Vec<LogStatus>,
+    /// In further repositories.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<CopyStatus>,
     pub problems: Vec<Problem>,
 }
 
@@ -86,7 +93,7 @@ pub struct PlanStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// `never-backed-up`, `overdue`, `failed`, `incomplete`, `interrupted`, `missed`, `never-proven`, `drill-failed`, `damaged`, `clock`,
-    /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`, `canary-not-written`.
+    /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`, `canary-not-written`, `copy-behind`, `copy-unreachable`.
     pub kind: String,
     /// The job that a run did (`backup`, `drill`, `verify`), where the problem is about one.
     pub job: Option<String>,
@@ -108,7 +115,8 @@ impl Problem {
             | "log-not-streamed"
             | "log-slot"
             | "log-gap"
-            | "canary-not-written" => Kind::ObjectiveMissed,
+            | "canary-not-written"
+            | "copy-behind" => Kind::ObjectiveMissed,
             "incomplete" => Kind::Incomplete,
             _ => Kind::Failed,
         }
@@ -163,9 +171,18 @@ const OVERDUE: chrono::TimeDelta = chrono::TimeDelta::minutes(15);
 /// The schedules of a plan with their jobs.
 #[must_use]
 pub fn schedules(plan: &Plan) -> Vec<(Job, &Schedule)> {
-    let all =
-        [(Job::Backup, plan.schedule.as_ref()), (Job::Drill, plan.drill.schedule.as_ref()), (Job::Verify, plan.verify.schedule.as_ref())];
+    let all = [
+        (Job::Backup, plan.schedule.as_ref()),
+        (Job::Copy, copy_schedule(plan)),
+        (Job::Drill, plan.drill.schedule.as_ref()),
+        (Job::Verify, plan.verify.schedule.as_ref()),
+    ];
     all.into_iter().filter_map(|(job, schedule)| Some((job, schedule?))).collect()
+}
+
+/// The one schedule of all scheduled copies.
+fn copy_schedule(plan: &Plan) -> Option<&Schedule> {
+    plan.copies.iter().find_map(|copy| copy.schedule.as_ref())
 }
 
 /// How the scheduler treats a plan's slots.
@@ -283,6 +300,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
         running: facts.running.iter().map(|run| run.id.to_string()).collect(),
         repository_reachable: stored.is_some(),
         logs: Vec::new(),
+        copies: Vec::new(),
         problems,
     }
 }
@@ -564,6 +582,9 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
             status.problems.extend(problems);
         }
         let stored = facts.repository.as_ref().and_then(|stored| stored.as_ref().ok());
+        let (copies, problems) = copies::gather(plan, stored.map(|stored| stored.manifests.as_slice()), surroundings);
+        status.copies = copies;
+        status.problems.extend(problems);
         for source in plan.sources.iter().filter(|source| stored.is_some() && source.kind.keeps_log()) {
             let problems = stored_log_problems(&source.name, stored.and_then(|stored| stored.reaches.get(&source.name)));
             // A stream tells of what it could not get itself.
@@ -598,7 +619,7 @@ fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<U
     facts.last_whole_backup = newest(Job::Backup, State::Succeeded)?;
     facts.last_backup =
         facts.last_whole_backup.iter().cloned().chain(newest(Job::Backup, State::Incomplete)?).max_by_key(|run| run.started);
-    for job in [Job::Backup, Job::Drill, Job::Verify] {
+    for job in [Job::Backup, Job::Copy, Job::Drill, Job::Verify] {
         let mut closed = Vec::new();
         for state in [State::Succeeded, State::Incomplete, State::Failed, State::Interrupted, State::Missed] {
             closed.extend(newest(job, state)?);
@@ -609,7 +630,7 @@ fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<U
     let passed = newest(Job::Drill, State::Succeeded)?;
     facts.failed_drill =
         ended_ill.max_by_key(|run| run.started).filter(|run| passed.as_ref().is_none_or(|passed| passed.started < run.started));
-    for job in [Job::Backup, Job::Drill, Job::Verify, Job::Restore] {
+    for job in [Job::Backup, Job::Copy, Job::Drill, Job::Verify, Job::Restore] {
         facts.running.extend(newest(job, State::Running)?.filter(|run| broken.iter().all(|broken| broken.id != run.id)));
     }
     let rules = rules(plan);

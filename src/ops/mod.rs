@@ -8,6 +8,7 @@
 //! side by side, because the repository needs no locks and every run works in a folder of its own (`work.rs`).
 
 pub mod backup;
+pub mod copy;
 pub mod damage;
 pub mod doctor;
 pub mod document;
@@ -30,10 +31,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
-use crate::repo::{LostManifest, Repository};
+use crate::repo::{LostManifest, Manifest, Repository};
 use crate::source::{Source, SourceContext, SqlCheck};
 
 pub use work::sweep;
@@ -154,7 +155,13 @@ pub(crate) fn condemn(job: &Job) -> Option<String> {
     }
 }
 
-/// What a source needs to know of a run that works in `scratch`.
+/// What a source needs to know of a run that works in `scratch` on a snapshot's content: a copy's fingerprints have the key of the original.
+fn context_of(job: &Job, scratch: PathBuf, manifest: &Manifest) -> Result<SourceContext> {
+    let own = context(job, scratch);
+    Ok(SourceContext { fingerprint_key: manifest.foreign_fingerprint_key()?.unwrap_or(own.fingerprint_key), ..own })
+}
+
+/// The same, for what is of this repository.
 fn context(job: &Job, scratch: PathBuf) -> SourceContext {
     SourceContext {
         scratch,

@@ -21,6 +21,7 @@
 compile_error!("lifeboat needs a 64-bit machine");
 
 mod content;
+mod copy;
 mod format;
 mod frame;
 mod index;
@@ -43,13 +44,14 @@ mod verify;
 mod wire;
 mod write;
 
+pub use copy::{CopyStats, Predecessor};
 pub use format::{ChunkId, PackId, PackKind, RepositoryId};
 pub use index::{IndexedPack, LocalIndex};
 pub use keys::{KeySlot, Passphrase, RecoveryKey, Role};
 pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, runs};
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
 pub use report::{ReportKind, ReportRecord};
-pub use snapshot::{LostManifest, Manifest, Parent, SourceRecord, Stats};
+pub use snapshot::{CopiedFrom, LostManifest, Manifest, Parent, SourceRecord, Stats};
 pub use verify::{Finding, Verification, VerifyDepth, share_covers};
 pub use write::{Added, BackupWriter, Committed, TreeWriter};
 

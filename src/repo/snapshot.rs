@@ -1,5 +1,7 @@
 //! Snapshot manifests: the commit. Chained per plan by the hashes of their sealed bytes, so one that disappears is noticed.
 
+use std::fmt;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +82,44 @@ pub struct Manifest {
     pub tags: Vec<String>,
     /// Version of the program that wrote it.
     pub program: String,
+    /// Of a copy: which snapshot it is a copy of.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub copied_from: Option<CopiedFrom>,
+}
+
+/// The snapshot that a copy is of.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopiedFrom {
+    /// Hex of the repository's id.
+    pub repository: String,
+    pub snapshot: SnapshotId,
+    pub copied_at: DateTime<Utc>,
+    /// Hex of the key that the fingerprints in `sources` were made with: that of the first repository, also of a copy of a copy.
+    pub fingerprint_key: String,
+    /// When the snapshot had been proven by a drill there, at the time of the copy.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub proven_at: Option<DateTime<Utc>>,
+}
+
+impl fmt::Debug for CopiedFrom {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CopiedFrom({} of {} at {})", self.snapshot, self.repository, self.copied_at)
+    }
+}
+
+impl Manifest {
+    /// The key of its fingerprints where it is not the repository's own.
+    ///
+    /// # Errors
+    /// `Damaged` when it is no key.
+    pub fn foreign_fingerprint_key(&self) -> Result<Option<[u8; 32]>> {
+        let Some(from) = &self.copied_from else { return Ok(None) };
+        let mut key = [0; 32];
+        hex::decode_to_slice(&from.fingerprint_key, &mut key)
+            .map_err(|_| Error::new(Kind::Damaged, format!("snapshot {}: the key of its fingerprints cannot be decoded", self.id)))?;
+        Ok(Some(key))
+    }
 }
 
 /// A manifest that is there and cannot be read.
