@@ -21,6 +21,7 @@ pub mod resolve;
 pub mod restore;
 pub mod select;
 pub mod snapshots;
+pub mod stats;
 mod transfer;
 pub mod verdict;
 pub mod verify;

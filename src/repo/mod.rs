@@ -25,6 +25,7 @@ mod copy;
 mod format;
 mod frame;
 mod index;
+mod kept;
 mod keys;
 mod log;
 mod nodes;
@@ -39,6 +40,7 @@ mod session;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod totals;
 mod tree;
 mod verify;
 mod wire;
@@ -52,6 +54,7 @@ pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, runs};
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
 pub use report::{ReportKind, ReportRecord};
 pub use snapshot::{CopiedFrom, LostManifest, Manifest, Parent, SourceRecord, Stats};
+pub use totals::{ObjectTotals, Totals};
 pub use verify::{Finding, Verification, VerifyDepth, share_covers};
 pub use write::{Added, BackupWriter, Committed, TreeWriter};
 

@@ -7,9 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::id::{Name, SnapshotId};
-use crate::repo::Repository;
 use crate::repo::format::ObjectKind;
-use crate::repo::seal;
+use crate::repo::{Repository, kept, seal};
 
 /// An earlier manifest of the same plan, by id and hash of its sealed bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,7 +141,7 @@ impl Repository {
         let prefix =
             plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())));
         let mut manifests = Vec::new();
-        for (key, opened) in self.open_manifests(&prefix)? {
+        for (key, opened) in self.listed_manifests(&prefix)? {
             if let Some((manifest, _)) =
                 opened.map_err(|e| e.within(format!("read the manifest {key}")).hint("run `lifeboat verify` to see what else is harmed"))?
             {
@@ -161,7 +160,7 @@ impl Repository {
         let prefix =
             plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())));
         let (mut manifests, mut damaged) = (Vec::new(), Vec::new());
-        for (key, opened) in self.open_manifests(&prefix)? {
+        for (key, opened) in self.listed_manifests(&prefix)? {
             match opened {
                 Ok(found) => manifests.extend(found.map(|(manifest, _)| manifest)),
                 Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => damaged.push(LostManifest {
@@ -191,7 +190,13 @@ impl Repository {
         Err(Error::new(Kind::NoRecoveryPoint, format!("there is no snapshot {id}")).hint("see `lifeboat snapshots`"))
     }
 
-    /// All manifests below a prefix, opened many at a time; a void marker is `None`.
+    /// All manifests below a prefix; what this machine read before is not fetched again. A void marker is `None`.
+    fn listed_manifests(&self, prefix: &str) -> Result<Vec<(String, Result<Option<(Manifest, String)>>)>> {
+        let listed = self.inner.block_on(self.inner.store.list(prefix))?;
+        Ok(kept::open_all(&self.inner, prefix, listed, |key, bytes| self.decode_manifest(key, bytes)))
+    }
+
+    /// The same, each as it is in the store now.
     pub(super) fn open_manifests(&self, prefix: &str) -> Result<Vec<(String, Result<Option<(Manifest, String)>>)>> {
         use futures::StreamExt as _;
         let inner = &self.inner;
