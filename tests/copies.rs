@@ -12,6 +12,12 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use lifeboat::entry::{Entry, EntryKind, Layout, Order};
+use lifeboat::event::{Cancel, Silent};
+use lifeboat::id::Name;
+use lifeboat::ops::stats::{UNCHANGED_LISTS, UNCHANGED_READS, UNCHANGED_WRITES};
+use lifeboat::repo::{Added, OpenOptions, Passphrase, Repository};
+use lifeboat::store::{Store, Verb};
 use postgres_world::World;
 use serde_json::Value;
 use support::azure::Azurite;
@@ -136,6 +142,21 @@ fn copies_with_other_vendors_bring_everything_back_and_say_so() {
         assert_eq!(copies.json(&["verify", repository, "--data"], 0)["findings"].as_array().unwrap().len(), 0);
     }
     assert!(copies.json(&["doctor", "crm"], 0)["checks"].as_array().unwrap().iter().any(|check| check["name"] == "copy to offsite"));
+    // What it costs, and everything out without plan files.
+    let stats = copies.json(&["repo", "stats", "offsite"], 0);
+    assert_eq!((stats["schema"].as_str(), &stats["plans"][0]["snapshots"]), (Some("lifeboat.stats/1"), &Value::from(2)));
+    assert!(stats["deduplication_ratio"].as_f64().unwrap() > 1.5, "two snapshots of nearly the same: {stats}");
+    assert!(stats["compression_ratio"].as_f64().unwrap() > 1.0 && stats["classes"]["packs"]["objects"].as_u64().unwrap() > 1, "{stats}");
+    assert!(copies.json(&["repo", "stats", "main"], 0)["runs"].as_array().unwrap().is_empty(), "the plan has no schedule");
+    for _ in 0..2 {
+        let report = copies.json(&["repo", "extract", "offsite", "--to", copies.path("out").to_str().unwrap()], 0);
+        assert_eq!(report["snapshots"].as_array().unwrap().len(), 2);
+        let folder = PathBuf::from(report["snapshots"][1]["folder"].as_str().unwrap());
+        assert_eq!(fs::read_to_string(folder.join("attachments/note.txt")).unwrap(), "two");
+        let database = rusqlite::Connection::open(folder.join("database/crm.sqlite")).unwrap();
+        assert_eq!(database.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0)).unwrap(), "ok");
+    }
+    copies.json(&["repo", "extract", "offsite", "--plan", "nobody", "--to", copies.path("none").to_str().unwrap()], 13);
     // A drill of the copy compares content by the original's fingerprints.
     let drill = copies.json(&["drill", "run", "crm", "--repository", "offsite"], 0);
     let compared = drill["checks"].as_array().unwrap().iter().filter(|check| check["outcome"] == "passed").count();
@@ -173,11 +194,22 @@ fn damage_in_the_first_is_noticed_never_copied_and_gone_around() {
     let copies = Copies::new();
     copies.backup("one");
     copies.json(&["copy", "crm", "--to", "offsite"], 0);
+    let packs = || files(&copies.path("repository/packs"));
+    let whole: Vec<(PathBuf, Vec<u8>)> = packs().into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect();
+    packs().iter().for_each(|pack| damage(pack));
+    // The copy has the very snapshot: all is well, and it is told where it is from.
+    let (report, note) = copies.restored("same", &[], 0);
+    assert_eq!(
+        (note.as_str(), report["fallback"]["repository"].as_str(), &report["fallback"]["older"]),
+        ("one", Some("offsite"), &Value::Null)
+    );
+    for (path, bytes) in whole {
+        fs::remove_file(&path).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
     copies.backup("two");
     // The data of both snapshots.
-    let packs: Vec<PathBuf> =
-        files(&copies.path("repository/packs")).into_iter().filter(|path| fs::metadata(path).unwrap().len() > 0).collect();
-    packs.iter().for_each(|pack| damage(pack));
+    packs().iter().for_each(|pack| damage(pack));
     let report = copies.json(&["copy", "crm", "--to", "offsite"], 20);
     assert_eq!(report["snapshots"].as_array().unwrap().len(), 0);
     assert_eq!(report["findings"].as_array().unwrap().len(), 1, "{report}");
@@ -289,7 +321,112 @@ fn a_copied_log_recovers_to_a_moment_from_the_copy_alone() {
     assert_eq!(restored.report["fallback"]["older"], Value::Null);
     let drill = world.json(&["drill", "run", "crm", "--repository", "offsite"], 0);
     assert_eq!(drill["verdict"], "passed", "{drill}");
+    let out = world.json(&["repo", "extract", "offsite", "--to", world.path("out").to_str().unwrap()], 0);
+    let folder = PathBuf::from(out["snapshots"][0]["folder"].as_str().unwrap());
+    assert!(fs::read_to_string(folder.join("crm/PG_VERSION")).unwrap().starts_with(&NEWEST.to_string()));
+    let segments = files(&PathBuf::from(out["logs"][0]["folder"].as_str().unwrap()));
+    assert!(segments.iter().all(|path| fs::metadata(path).unwrap().len() == 16 << 20), "{segments:?}");
+    assert_eq!(Value::from(segments.len()), out["logs"][0]["segments"]);
     // Server and log in one: a file of the log comes from the copy.
     let list = world.json(&["snapshots", "crm", "--repository", "offsite"], 0);
     assert!(list["recovery_ranges"].as_array().unwrap().iter().any(|range| range["continuous"] == true), "{list}");
+}
+
+/// A snapshot of one file.
+fn commit(repository: &Repository, bytes: &[u8]) {
+    let name = Name::new("crm").unwrap();
+    let mut writer = repository.begin(&name, chrono::Utc::now(), &Cancel::default()).unwrap();
+    let mut tree = writer.tree(&name, "files", Order::Tree).unwrap();
+    let kind = EntryKind::File { size: Some(bytes.len() as u64), layout: Layout::Content };
+    let entry = Entry { path: b"file".to_vec(), kind, mode: 0o600, uid: 0, gid: 0, mtime_ns: 0, stamp: vec![], xattrs: vec![] };
+    if tree.add(entry).unwrap() == Added::NeedsContent {
+        tree.content(&mut &bytes[..]).unwrap();
+    }
+    let record = tree.finish(serde_json::json!({})).unwrap();
+    writer.commit(vec![record], chrono::Utc::now(), vec![], &Silent).unwrap();
+}
+
+#[test]
+fn an_unchanged_backup_and_a_listing_ask_the_store_for_little() {
+    let config = SeaweedFs::shared().bucket().fresh();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let options = OpenOptions { cache: Some(cache.path().to_owned()), workers: 2 };
+    let passphrase = Passphrase::new("a passphrase of this test");
+    let open = || Repository::open(Store::open(&config).unwrap(), runtime.handle().clone(), &passphrase, &options).unwrap();
+    Repository::init(Store::open(&config).unwrap(), runtime.handle().clone(), &passphrase, &options, chrono::Utc::now()).unwrap();
+    let bytes: Vec<u8> = (0..2_000_000u32).flat_map(u32::to_le_bytes).collect();
+    let count = |repository: &Repository, verb| repository.store().metrics().verb(verb).requests;
+    for _ in 0..3 {
+        commit(&open(), &bytes);
+    }
+    let repository = open();
+    commit(&repository, &bytes);
+    let writes = count(&repository, Verb::Create) + count(&repository, Verb::Delete);
+    let reads = count(&repository, Verb::Get) + count(&repository, Verb::GetRange) + count(&repository, Verb::Head);
+    let lists = count(&repository, Verb::List);
+    assert!(
+        writes <= UNCHANGED_WRITES && lists <= UNCHANGED_LISTS && reads <= UNCHANGED_READS,
+        "{writes} writes, {lists} lists, {reads} reads"
+    );
+    // Every manifest is fetched once by this machine.
+    for (fetched, round) in [(4, "first"), (0, "second")] {
+        let repository = open();
+        let before = count(&repository, Verb::Get) + count(&repository, Verb::GetRange);
+        assert_eq!(repository.manifests(None).unwrap().len(), 4);
+        assert_eq!(count(&repository, Verb::Get) + count(&repository, Verb::GetRange) - before, fetched, "{round}");
+    }
+    // What is kept is opened like any object: one that was changed is fetched again.
+    for path in files(&cache.path().join(open().id().to_string()).join("objects")) {
+        damage(&path);
+    }
+    assert_eq!(open().manifests(None).unwrap().len(), 4);
+}
+
+#[test]
+fn a_scheduled_copy_is_made_by_the_daemon_and_status_tells_when_it_is_behind() {
+    let hour = chrono::Timelike::hour(&(chrono::Utc::now() + chrono::TimeDelta::hours(12)));
+    let schedule = format!("7 {hour} * * *");
+    let workspace = Workspace::new("");
+    let more = format!(
+        "[[plan.crm.copy]]\nto = \"second\"\nschedule = \"{schedule}\"\n[repository.second]\nurl = \"file://{}/second\"\npassphrase = {{ env = \"CRM_PASSPHRASE\" }}\n",
+        workspace.folder.path().display()
+    );
+    workspace.write_plan(&more);
+    workspace.json(&["repo", "init", "main"], 0);
+    workspace.json(&["repo", "init", "second"], 0);
+    let backed_up = workspace.backup();
+    let now = chrono::Utc::now();
+    let journal = lifeboat::daemon::journal::Journal::open(&workspace.path("state"), now).unwrap();
+    let (plan, job) = (Name::new("crm").unwrap(), lifeboat::daemon::journal::Job::Copy);
+    journal.schedule_since(&plan, job, &format!("{schedule} Asia/Shanghai"), now - chrono::TimeDelta::days(3)).unwrap();
+    drop(journal);
+    let mut daemon = workspace.command(&["serve"]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    let run = loop {
+        let runs = workspace.json(&["run", "history"], 0)["runs"].as_array().unwrap().clone();
+        if let Some(run) = runs.into_iter().find(|run| run["job"] == "copy" && run["state"] != "running") {
+            break run;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(120), "no copy was made");
+        std::thread::park_timeout(Duration::from_millis(100));
+    };
+    rustix::process::kill_process(rustix::process::Pid::from_raw(daemon.id().try_into().unwrap()).unwrap(), rustix::process::Signal::TERM)
+        .unwrap();
+    daemon.wait().unwrap();
+    assert_eq!(
+        (&run["state"], &run["trigger"], &run["snapshot"]),
+        (&"succeeded".into(), &"catch-up".into(), &backed_up["snapshot"]),
+        "{run}"
+    );
+    let status = workspace.json(&["status"], 0)["plans"][0].clone();
+    assert_eq!((&status["copies"][0]["repository"], &status["copies"][0]["behind_ms"]), (&"second".into(), &Value::from(0)));
+    assert!(!status["problems"].to_string().contains("copy-"), "{status}");
+    // One that cannot be asked is a problem, and so for `status --check`.
+    fs::rename(workspace.path("second"), workspace.path("away")).unwrap();
+    let status = workspace.json(&["status"], 0)["plans"][0].clone();
+    assert!(status["problems"].to_string().contains("copy-unreachable"), "{status}");
+    let check = workspace.run(&["status", "--check"]);
+    assert!(text(&check.stdout).contains("copy in second: has NOT REACHABLE"), "{}", text(&check.stdout));
+    assert!(!check.status.success());
 }

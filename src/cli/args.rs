@@ -207,6 +207,53 @@ pub enum RepoCommand {
         /// Name of the repository in the plan files
         name: String,
     },
+    /// Count objects, bytes, deduplication, compression, and the requests of a month
+    #[command(
+        after_help = "Example:\n  lifeboat repo stats main\n  lifeboat repo stats main --json | jq .monthly    to multiply by the store's prices"
+    )]
+    Stats(RepoPlaceArgs),
+    /// Take everything out into the databases' own files, without a daemon or plan files
+    ///
+    /// Each snapshot becomes a folder with one tree a source, exactly as it was backed up; each continuous log becomes segment files.
+    #[command(after_help = "\
+Examples:
+  lifeboat repo extract main --to /srv/everything
+  lifeboat repo extract main --plan crm --latest --to /srv/crm
+  LIFEBOAT_PASSPHRASE=… lifeboat repo extract --from s3://crm-dr/main --to ./everything    a machine without plans")]
+    Extract(ExtractArgs),
+}
+
+/// Which repository.
+#[derive(Debug, Args)]
+pub struct RepoPlaceArgs {
+    /// Name of the repository, or of a plan that uses it
+    #[arg(value_name = "REPO|PLAN", required_unless_present = "from")]
+    pub name: Option<String>,
+    /// A repository by URL, on a machine without plans; the passphrase comes from LIFEBOAT_PASSPHRASE
+    #[arg(long, value_name = "URL", conflicts_with = "name")]
+    pub from: Option<String>,
+}
+
+/// `lifeboat repo extract`
+#[derive(Debug, Args)]
+pub struct ExtractArgs {
+    #[command(flatten)]
+    pub place: RepoPlaceArgs,
+    /// Where to: a new folder, or one that an earlier extraction began
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Only this plan (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub plan: Vec<String>,
+    /// Only this snapshot, by id or a unique beginning of it (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub snapshot: Vec<String>,
+    /// Only the newest snapshot of each plan
+    #[arg(long, conflicts_with = "snapshot")]
+    pub latest: bool,
+    /// Leave continuous logs out
+    #[arg(long)]
+    pub no_logs: bool,
 }
 
 /// `lifeboat backup`

@@ -418,13 +418,13 @@ fn copy_pieces(job: &Job, from: &Log, to: &Log, missing: VecDeque<PieceInfo>) ->
 /// Removes small pieces that a larger one contains and that are gone in the original, too. Best effort.
 fn tidy(from: &Log, to: &Log) -> Result<()> {
     let kept: BTreeSet<(u64, u64, u64)> = from.pieces()?.iter().map(stretch).collect();
-    let there = to.pieces()?;
-    for by in there.iter().filter(|by| kept.contains(&stretch(by))) {
-        let inside = |p: &&PieceInfo| p.stream == by.stream && by.start <= p.start && p.end <= by.end && stretch(p) != stretch(by);
-        let spare: Vec<PieceInfo> = there.iter().filter(inside).filter(|piece| !kept.contains(&stretch(piece))).copied().collect();
-        if !spare.is_empty() {
-            to.remove_subsumed(&spare, by)?;
+    let (there, gone): (Vec<PieceInfo>, Vec<PieceInfo>) = to.pieces()?.into_iter().partition(|piece| kept.contains(&stretch(piece)));
+    let mut spare: BTreeMap<PieceInfo, Vec<PieceInfo>> = BTreeMap::new();
+    for piece in gone {
+        let holds = |by: &&PieceInfo| by.stream == piece.stream && by.start <= piece.start && piece.end <= by.end;
+        if let Some(by) = there.iter().find(holds) {
+            spare.entry(*by).or_default().push(piece);
         }
     }
-    Ok(())
+    spare.iter().try_for_each(|(by, pieces)| to.remove_subsumed(pieces, by).map(drop))
 }

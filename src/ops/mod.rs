@@ -13,6 +13,7 @@ pub mod damage;
 pub mod doctor;
 pub mod document;
 pub mod drill;
+pub mod extract;
 pub mod init;
 pub mod log;
 pub mod report;

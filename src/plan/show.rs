@@ -38,6 +38,7 @@ impl Section {
 #[must_use]
 pub fn show_text(plan: &Plan) -> String {
     let mut sections = vec![repository_section(&plan.repository)];
+    sections.extend(plan.copies.iter().map(|copy| repository_section(&copy.to)));
     sections.extend(plan.sources.iter().map(|source| source_section(source)));
     sections.push(plan_section(plan));
     sections.extend(plan_subsections(plan));
@@ -79,6 +80,9 @@ pub fn show_json(plan: &Plan) -> Value {
     drill.insert("check".to_owned(), plan.drill.checks.iter().map(|check| Value::Object(check_section(plan, check).object())).collect());
     object.insert("drill".to_owned(), Value::Object(drill));
     object.insert("verify".to_owned(), Value::Object(verify_section(plan, &plan.verify).object()));
+    if plan.copies.is_empty() {
+        return Value::Object(object);
+    }
     object.insert("copy".to_owned(), plan.copies.iter().map(|copy| Value::Object(copy_section(plan, copy).object())).collect());
     Value::Object(object)
 }

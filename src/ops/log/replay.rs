@@ -195,18 +195,27 @@ pub(in crate::ops::log) fn base_of(manifest: &Manifest, record: &SourceRecord) -
 /// When the store cannot be asked.
 pub(in crate::ops) fn first_needed<'a>(log: &Log, manifests: impl Iterator<Item = &'a Manifest>, source: &Name) -> Result<u64> {
     let point = first_point(manifests, source);
-    for piece in log.pieces()?.iter().rev() {
+    Ok(segment_size(log, &log.pieces()?)?.map_or(0, |size| size.start(size.number(Lsn(point))).0))
+}
+
+/// As the newest piece says that can be read. `None`: none says it.
+///
+/// # Errors
+/// When the store cannot be asked.
+pub(in crate::ops) fn segment_size(log: &Log, pieces: &[PieceInfo]) -> Result<Option<SegmentSize>> {
+    for piece in pieces.iter().rev() {
         match log.facts(piece) {
             Ok(facts) => {
                 let known = serde_json::from_value::<PieceFacts>(facts).ok();
-                let size = known.and_then(|facts| SegmentSize::new(u64::from(facts.segment_bytes)).ok());
-                return Ok(size.map_or(0, |size| size.start(size.number(Lsn(point))).0));
+                if let Some(size) = known.and_then(|facts| SegmentSize::new(u64::from(facts.segment_bytes)).ok()) {
+                    return Ok(Some(size));
+                }
             }
             Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(0)
+    Ok(None)
 }
 
 fn first_point<'a>(manifests: impl Iterator<Item = &'a Manifest>, source: &Name) -> u64 {
