@@ -17,6 +17,7 @@ use chrono::{DateTime, Utc};
 
 use crate::daemon::journal::{Job, Journal, NewRun};
 use crate::daemon::logs::Logs;
+use crate::daemon::notify::Notifications;
 use crate::daemon::owner::DaemonLock;
 use crate::daemon::scheduler::{self, PastSlot, Situation, Step};
 use crate::daemon::{runner, status};
@@ -108,6 +109,7 @@ pub fn run(plans: &Plans, surroundings: &Surroundings, ready: impl FnOnce()) -> 
     };
     let schedules: usize = plans.plans.values().map(|plan| status::schedules(plan).len()).sum();
     let logs = Logs::start(plans, surroundings);
+    let notifications = Notifications::start(plans, &daemon.journal, surroundings)?;
     if schedules == 0 && logs.len() == 0 {
         tracing::warn!("no plan has a schedule: there is nothing to do");
     }
@@ -121,6 +123,7 @@ pub fn run(plans: &Plans, surroundings: &Surroundings, ready: impl FnOnce()) -> 
     let deadline = Instant::now() + STOP_DEADLINE;
     daemon.stop(&receiver);
     logs.stop(deadline);
+    notifications.stop(deadline);
     Ok(())
 }
 
