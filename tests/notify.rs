@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use lifeboat::daemon::alarms::{self, Alarm};
-use lifeboat::daemon::journal::{Ending, Job, Journal, NewRun, State, Trigger};
+use lifeboat::daemon::journal::{Ending, Job, Journal, NewRun, State};
 use lifeboat::id::Name;
 use serde_json::{Value, json};
 use support::certificates::Authority;
@@ -208,11 +208,11 @@ fn a_thousand_events_at_once_are_few_messages_and_alarms_of_other_processes_are_
     // A thousand runs that another process made meanwhile, and what it found.
     let journal = Journal::open(&state, Utc::now()).unwrap();
     for _ in 0..1000 {
-        let run = NewRun { plan: Name::new("crm").unwrap(), job: Job::Restore, trigger: Trigger::Manual, scheduled: None };
+        let run = NewRun::manual(&Name::new("crm").unwrap(), Job::Restore, "tester", Utc::now());
         let claim = journal.begin(&run, Utc::now()).unwrap();
         journal.close(claim, &Ending::new(State::Succeeded), Utc::now()).unwrap();
     }
-    let alarm = Alarm { kind: "plan-broken".into(), plan: None, message: "crm.toml:3: unknown key".into(), since: Utc::now() };
+    let alarm = Alarm { kind: "plans-broken".into(), plan: None, message: "crm.toml:3: unknown key".into(), since: Utc::now() };
     alarms::raise(&state, "plan-files", &alarm).unwrap();
     let _daemon = Daemon::start(&workspace, &[("OPS", &url)]);
     let told = |ops: &Target| ops.got().iter().map(|request| request.json()["count"].as_u64().unwrap()).sum::<u64>();
@@ -224,7 +224,7 @@ fn a_thousand_events_at_once_are_few_messages_and_alarms_of_other_processes_are_
     assert!(largest["text"].as_str().unwrap().contains("more; `lifeboat status` shows"), "{largest}");
     assert!(got.iter().any(|request| request.body.contains("crm.toml:3: unknown key")), "the worst is listed first");
     let status = workspace.json(&["status"], 0);
-    assert_eq!(status["problems"][0]["kind"], "plan-broken", "{status}");
+    assert_eq!(status["problems"][0]["kind"], "plans-broken", "{status}");
     alarms::clear(&state, "plan-files").unwrap();
     until("its end is told", || has(&ops, "recovered", "over").then_some(()));
 }

@@ -11,12 +11,10 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::journal::{Job, Run};
-use crate::daemon::scheduler::{MissedSlots, Rules};
 use crate::error::Kind;
 use crate::id::{Name, SnapshotId};
 use crate::ops::log::reach::Reach;
 use crate::ops::log::stream::LogStatus;
-use crate::plan::{Missed, Plan, Schedule};
 use crate::repo::{Manifest, ReportRecord};
 
 mod assess;
@@ -126,7 +124,7 @@ pub struct PlanStatus {
 pub struct Problem {
     /// `never-backed-up`, `overdue`, `failed`, `incomplete`, `interrupted`, `missed`, `never-proven`, `drill-failed`, `damaged`, `clock`,
     /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`, `canary-not-written`,
-    /// `recovery-time-forecast`, `data-loss-forecast`, `retention-blocked`, `plan-broken`, `notifier-failing`, `expiring`.
+    /// `recovery-time-forecast`, `data-loss-forecast`, `retention-blocked`, `plans-broken`, `notifier-failing`, `expiring`.
     pub kind: String,
     /// The job that a run did (`backup`, `drill`, `verify`), where the problem is about one.
     pub job: Option<String>,
@@ -211,34 +209,6 @@ pub struct Stored {
 
 /// A schedule's next run is this late before it is called overdue: jitter and a busy plan are not yet a problem.
 pub(in crate::daemon) const OVERDUE: chrono::TimeDelta = chrono::TimeDelta::minutes(15);
-
-/// The schedules of a plan with their jobs.
-#[must_use]
-pub fn schedules(plan: &Plan) -> Vec<(Job, &Schedule)> {
-    let all =
-        [(Job::Backup, plan.schedule.as_ref()), (Job::Drill, plan.drill.schedule.as_ref()), (Job::Verify, plan.verify.schedule.as_ref())];
-    all.into_iter().filter_map(|(job, schedule)| Some((job, schedule?))).collect()
-}
-
-/// How the scheduler treats a plan's slots.
-#[must_use]
-pub fn rules(plan: &Plan) -> Rules {
-    Rules {
-        jitter: plan.jitter,
-        missed: match plan.missed {
-            Missed::RunOnce => MissedSlots::RunOnce,
-            Missed::Skip => MissedSlots::Skip,
-        },
-        attempts: plan.retry.attempts,
-        delay: plan.retry.delay,
-    }
-}
-
-/// The text under which a schedule is remembered in the journal.
-#[must_use]
-pub fn expression(schedule: &Schedule) -> String {
-    format!("{} {}", schedule.text(), schedule.zone())
-}
 
 fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -30,7 +30,8 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::journal::{ErrorRecord, Journal};
+use crate::daemon::companion::{Companion, Context};
+use crate::daemon::journal::ErrorRecord;
 use crate::daemon::notify::ask::Asker;
 use crate::daemon::notify::deliver::Bell;
 use crate::daemon::notify::event::Notice;
@@ -47,19 +48,90 @@ use crate::plan::{Notifier, Plans};
 /// How often the journal is looked at for runs.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What tells of the plans that a daemon follows, from its start to its stop.
+/// How everything stood when it was last looked at; shared with whoever shows it.
+#[derive(Clone, Default)]
+pub struct Latest(Arc<Mutex<Option<Arc<Status>>>>);
+
+impl Latest {
+    /// `None` until all plans were judged once. The repositories' part is at most a quarter of an hour old.
+    #[must_use]
+    pub fn get(&self) -> Option<Arc<Status>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, status: Option<Arc<Status>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}
+
+/// What tells of the plans that a daemon follows, from its start to its stop; begins anew with other plans.
+#[derive(Default)]
 pub struct Notifications {
-    bell: Arc<Bell>,
-    threads: Vec<JoinHandle<()>>,
-    latest: Arc<Mutex<Option<Arc<Status>>>>,
+    latest: Latest,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Notifications {
-    /// Begins to watch and to deliver. Without notifiers what stands is in the log and in [`Notifications::latest`] all the same.
-    ///
-    /// # Errors
-    /// When the outbox cannot be opened.
-    pub fn start(plans: &Plans, journal: &Arc<Journal>, surroundings: &Surroundings) -> Result<Self> {
+    /// How everything stands, from when this was started.
+    #[must_use]
+    pub fn latest(&self) -> Latest {
+        self.latest.clone()
+    }
+}
+
+impl Companion for Notifications {
+    fn name(&self) -> &'static str {
+        "notifications"
+    }
+
+    fn start(&mut self, context: &Context) -> Result<()> {
+        let mut plans = context.control.plans_watch();
+        let first = Telling::start(&plans.borrow_and_update().clone(), &self.latest, context)?;
+        let (context, latest) = (context.clone(), self.latest.clone());
+        self.thread = Some(thread("notifications".to_owned(), move || {
+            let mut telling = Some(first);
+            while !context.surroundings.cancel.is_cancelled() {
+                if plans.has_changed().unwrap_or(false) {
+                    let changed = plans.borrow_and_update().clone();
+                    telling.into_iter().for_each(|telling| telling.stop(Instant::now() + CHANGE));
+                    telling = Telling::start(&changed, &latest, &context)
+                        .inspect_err(|error| tracing::error!(error = ?error, "nobody is told of anything"))
+                        .ok();
+                }
+                std::thread::sleep(PAUSE);
+            }
+            telling.into_iter().for_each(|telling| telling.stop(Instant::now() + CHANGE));
+        })?);
+        Ok(())
+    }
+
+    fn stop(&mut self, deadline: Instant) {
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            if Instant::now() >= deadline {
+                tracing::warn!("a notification that is under way is left behind; it is delivered again by the next start");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// How soon a stop and other plans are noticed.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// For deliveries that are under way when the plans change, or at the end.
+const CHANGE: Duration = Duration::from_secs(10);
+
+/// The threads for one set of plans.
+struct Telling {
+    bell: Arc<Bell>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Telling {
+    /// Begins to watch and to deliver. Without notifiers what stands is in the log and in `latest` all the same.
+    fn start(plans: &Plans, latest: &Latest, context: &Context) -> Result<Self> {
+        let surroundings = &context.surroundings;
         let outbox = Arc::new(Outbox::open(&surroundings.state)?);
         // From here on nothing is missed, whenever the first look is.
         outbox.looked_until(surroundings.clock.now())?;
@@ -67,51 +139,50 @@ impl Notifications {
         for name in outbox.forget_others(&declared)? {
             tracing::warn!(notifier = name, "the plan files declare this notifier no more: what waited for it is dropped");
         }
-        let (bell, latest) = (Arc::new(Bell::default()), Arc::new(Mutex::new(None)));
-        let mut threads = Vec::new();
+        latest.set(None);
+        let bell = Arc::new(Bell::default());
+        let mut telling = Self { bell: Arc::clone(&bell), threads: Vec::new() };
+        let started = telling.spawn(plans, &outbox, latest, context);
+        if started.is_err() {
+            bell.stop();
+        }
+        started.map(|()| telling)
+    }
+
+    fn spawn(&mut self, plans: &Plans, outbox: &Arc<Outbox>, latest: &Latest, context: &Context) -> Result<()> {
+        let surroundings = &context.surroundings;
         for notifier in plans.notifiers.values() {
             let (notifier, outbox, surroundings, bell) =
-                (Arc::clone(notifier), Arc::clone(&outbox), surroundings.clone(), Arc::clone(&bell));
+                (Arc::clone(notifier), Arc::clone(outbox), surroundings.clone(), Arc::clone(&self.bell));
             let name = format!("notify-{}", notifier.name);
-            threads.push(thread(name, move || deliver::run(&notifier, &outbox, &surroundings, &bell))?);
+            self.threads.push(thread(name, move || deliver::run(&notifier, &outbox, &surroundings, &bell))?);
         }
-        let (rung, kept_plans, kept) = (Arc::clone(&bell), plans.clone(), surroundings.clone());
-        threads.push(thread("expiry".to_owned(), move || look_for_ends(&kept_plans, &kept, &rung))?);
+        let (rung, kept_plans, kept) = (Arc::clone(&self.bell), plans.clone(), surroundings.clone());
+        self.threads.push(thread("expiry".to_owned(), move || look_for_ends(&kept_plans, &kept, &rung))?);
         let watch = Watch {
             plans: plans.clone(),
-            journal: Arc::clone(journal),
+            control: context.control.clone(),
+            journal: Arc::clone(&context.journal),
             surroundings: surroundings.clone(),
-            outbox,
+            outbox: Arc::clone(outbox),
             asker: Asker::start(plans, surroundings),
-            latest: Arc::clone(&latest),
+            latest: latest.clone(),
             judged: None,
             statuses: BTreeMap::new(),
             logged: BTreeSet::new(),
         };
-        let rung = Arc::clone(&bell);
-        threads.push(thread("watch".to_owned(), move || look_on(watch, &rung))?);
-        Ok(Self { bell, threads, latest })
-    }
-
-    /// How everything stood at the last look; `None` until all plans were judged once. The repositories' part is at most a quarter of an hour old.
-    #[must_use]
-    pub fn latest(&self) -> Option<Arc<Status>> {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Where [`Notifications::latest`] comes from, for whoever outlives this.
-    #[must_use]
-    pub fn latest_of(&self) -> Arc<Mutex<Option<Arc<Status>>>> {
-        Arc::clone(&self.latest)
+        let rung = Arc::clone(&self.bell);
+        self.threads.push(thread("watch".to_owned(), move || look_on(watch, &rung))?);
+        Ok(())
     }
 
     /// Ends all threads. A delivery that is under way is waited for until the deadline; what is not delivered stays in the outbox.
-    pub fn stop(self, deadline: Instant) {
+    fn stop(self, deadline: Instant) {
         self.bell.stop();
         for thread in self.threads {
             while !thread.is_finished() {
                 if Instant::now() >= deadline {
-                    tracing::warn!("a notification that is under way is left behind; it is delivered again by the next start");
+                    tracing::warn!("a notification that is under way is left behind; it is delivered again");
                     return;
                 }
                 std::thread::sleep(Duration::from_millis(20));

@@ -4,13 +4,16 @@
 //! back; what was seen is remembered by run and attempt. A run that was going on is asked for by its id until it ended.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::daemon::alarms;
+use crate::daemon::alarms::{self, Alarm};
+use crate::daemon::control::Control;
+use crate::daemon::job::schedules;
 use crate::daemon::journal::{Filter, Journal, Run, State};
+use crate::daemon::notify::Latest;
 use crate::daemon::notify::ask::Asker;
 use crate::daemon::notify::outbox::{Found, Outbox, SeenRun};
 use crate::daemon::notify::step::{self, Noticed, Observed, Seen, Standing};
@@ -36,11 +39,12 @@ const PAGE: u32 = 64;
 /// The one who looks.
 pub(super) struct Watch {
     pub plans: Plans,
+    pub control: Control,
     pub journal: Arc<Journal>,
     pub surroundings: Surroundings,
     pub outbox: Arc<Outbox>,
     pub asker: Asker,
-    pub latest: Arc<Mutex<Option<Arc<Status>>>>,
+    pub latest: Latest,
     pub judged: Option<(Instant, Duration)>,
     /// How each plan stood when it was last judged.
     pub statuses: BTreeMap<Name, PlanStatus>,
@@ -135,6 +139,9 @@ impl Watch {
             }
         }
         let began = Instant::now();
+        if all {
+            self.daemons_own()?;
+        }
         let broken = self.journal.broken()?;
         let alarms = alarms::standing(&self.surroundings.state)?;
         let of_runs: BTreeSet<&Name> = runs.iter().map(|run| &run.plan).collect();
@@ -155,10 +162,27 @@ impl Watch {
         Ok(observed)
     }
 
+    /// What is wrong with the daemon itself becomes alarms, so that other processes know it too, until it is over or another daemon starts.
+    fn daemons_own(&self) -> Result<()> {
+        let state = &self.surroundings.state;
+        let troubles = self.control.problems();
+        let key = |kind: &str| format!("daemon-{}", kind.to_ascii_lowercase());
+        for trouble in &troubles {
+            let alarm = Alarm { kind: trouble.kind.clone(), plan: None, message: trouble.message.clone(), since: trouble.since };
+            alarms::raise(state, &key(&trouble.kind), &alarm)?;
+        }
+        for gone in alarms::keys(state)? {
+            if gone.starts_with("daemon-") && troubles.iter().all(|trouble| key(&trouble.kind) != gone) {
+                alarms::clear(state, &gone)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Jobs of a plan whose last slot failed and is tried again soon.
     fn retried(&self, plan: &Plan, now: DateTime<Utc>) -> Result<BTreeSet<String>> {
         let mut retried = BTreeSet::new();
-        for (job, _) in status::schedules(plan) {
+        for (job, _) in schedules(plan) {
             let last = self.journal.last_slot(&plan.name, job, now)?;
             if last.is_some_and(|run| step::is_retried(plan, &run, now)) {
                 retried.insert(job.word().to_owned());
@@ -168,7 +192,7 @@ impl Watch {
     }
 
     /// What is of no plan alone.
-    fn globally(&mut self, observed: &mut Observed, alarms: &[alarms::Alarm], now: DateTime<Utc>) -> Result<()> {
+    fn globally(&mut self, observed: &mut Observed, alarms: &[Alarm], now: DateTime<Utc>) -> Result<()> {
         let of_none = alarms.iter().filter(|alarm| alarm.plan.is_none());
         let mut problems: Vec<Problem> = of_none.map(|alarm| Problem::new(&alarm.kind, alarm.message.clone())).collect();
         for problem in &problems {
@@ -194,7 +218,7 @@ impl Watch {
         if self.plans.plans.keys().all(|plan| self.statuses.contains_key(plan)) {
             let plans = self.plans.plans.keys().filter_map(|plan| self.statuses.get(plan).cloned()).collect();
             let status = Status { schema: "lifeboat.status/1".to_owned(), time: now, daemon: true, plans, notifiers, problems };
-            *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(status));
+            self.latest.set(Some(Arc::new(status)));
         }
         Ok(())
     }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
+use crate::daemon::job::{expression, rules, schedules};
 use crate::daemon::journal::{Job, Journal, Run, State};
 use crate::daemon::scheduler::{self, PastSlot, Situation, Slots};
 use crate::daemon::status::assess::{newest_whole, objectives};
-use crate::daemon::status::{Facts, OVERDUE, PlanStatus, Problem, Status, Stored, Unasked, assess, expression, logs, rules, schedules};
+use crate::daemon::status::{Facts, OVERDUE, PlanStatus, Problem, Status, Stored, Unasked, assess, logs};
 use crate::daemon::{alarms, notify};
 use crate::error::{Error, Kind, Result};
 use crate::id::Name;
@@ -151,7 +152,7 @@ pub(in crate::daemon::status) fn journal_facts(plan: &Plan, journal: &Journal, b
     facts.last_whole_backup = newest(Job::Backup, State::Succeeded)?;
     facts.last_backup =
         facts.last_whole_backup.iter().cloned().chain(newest(Job::Backup, State::Incomplete)?).max_by_key(|run| run.started);
-    for job in [Job::Backup, Job::Drill, Job::Verify] {
+    for job in Job::ALL.into_iter().filter(|job| job.is_exclusive()) {
         let mut closed = Vec::new();
         for state in [State::Succeeded, State::Incomplete, State::Failed, State::Interrupted, State::Missed] {
             closed.extend(newest(job, state)?);
@@ -162,7 +163,7 @@ pub(in crate::daemon::status) fn journal_facts(plan: &Plan, journal: &Journal, b
     let passed = newest(Job::Drill, State::Succeeded)?;
     facts.failed_drill =
         ended_ill.max_by_key(|run| run.started).filter(|run| passed.as_ref().is_none_or(|passed| passed.started < run.started));
-    for job in [Job::Backup, Job::Drill, Job::Verify, Job::Restore] {
+    for job in Job::ALL {
         facts.running.extend(newest(job, State::Running)?.filter(|run| broken.iter().all(|broken| broken.id != run.id)));
     }
     let rules = rules(plan);

@@ -68,7 +68,7 @@ fn failed(job: &str) -> Problem {
 fn run(job: Job, minute: i64, ending: Option<Ending>) -> Run {
     let folder = tempfile::tempdir().unwrap();
     let journal = Journal::open(folder.path(), at(0)).unwrap();
-    let new = NewRun { plan: Name::new("crm").unwrap(), job, trigger: Trigger::Manual, scheduled: None };
+    let new = NewRun::manual(&Name::new("crm").unwrap(), job, "tester", at(minute));
     let claim = journal.begin(&new, at(minute)).unwrap();
     if let Some(ending) = ending {
         journal.close(claim, &ending, at(minute)).unwrap();
