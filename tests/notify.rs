@@ -168,7 +168,7 @@ fn what_was_seen_before_a_crash_is_told_after_it_and_a_target_that_comes_back_ge
     ops.answers(&vec![Answer::Status(500, "planted-token-5b1d0c is busy"); 1]);
     let dead = Target::start();
     let unreachable = format!("http://127.0.0.1:{}/x", dead.port);
-    let workspace = Workspace::ready(&webhook("ops", "on = [\"failure\", \"success\", \"plan-broken\"]"));
+    let workspace = Workspace::ready(&webhook("ops", "on = [\"failure\", \"success\", \"plans-broken\"]"));
     // Nobody is there: the event is seen and cannot be brought.
     dead.answers(&vec![Answer::Never; 20]);
     let daemon = Daemon::start(&workspace, &[("OPS", &unreachable)]);
@@ -199,7 +199,7 @@ fn what_was_seen_before_a_crash_is_told_after_it_and_a_target_that_comes_back_ge
 #[test]
 fn a_thousand_events_at_once_are_few_messages_and_alarms_of_other_processes_are_told() {
     let ops = Target::start();
-    let workspace = Workspace::ready(&webhook("ops", "on = [\"success\", \"plan-broken\", \"recovered\"]"));
+    let workspace = Workspace::ready(&webhook("ops", "on = [\"success\", \"plans-broken\", \"recovered\"]"));
     let state = workspace.path("state");
     let url = address(&ops);
     let daemon = Daemon::start(&workspace, &[("OPS", &url)]);
@@ -377,11 +377,26 @@ fn a_test_says_precisely_what_happened() {
 }
 
 #[test]
-fn a_daemon_that_lives_pings_and_says_when_it_is_blind() {
-    let alive = Target::start();
-    let workspace = Workspace::ready("\n[notify.alive]\nkind = \"heartbeat\"\nurl = { env = \"ALIVE\" }\nevery = \"1s\"\n");
-    let url = format!("http://127.0.0.1:{}/{TOKEN}", alive.port);
+fn a_daemon_that_lives_pings_and_says_what_ends_soon() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = Authority::new(folder.path(), "ours");
+    ours.issue("alive", "alive", "DNS:localhost", &["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]);
+    let alive = Target::with_tls(&ours.path("alive.crt"), &ours.path("alive.key"));
+    let more = format!("every = \"1s\"\nca_file = \"{}\"\n", ours.path("ours.crt"));
+    let workspace = Workspace::ready(&format!("\n[notify.alive]\nkind = \"heartbeat\"\nurl = {{ env = \"ALIVE\" }}\n{more}"));
+    let url = format!("https://localhost:{}/{TOKEN}", alive.port);
     let _daemon = Daemon::start(&workspace, &[("ALIVE", &url)]);
-    until("it pings", || (alive.got().len() >= 3).then_some(()));
-    assert!(alive.got().iter().all(|ping| ping.path == format!("/{TOKEN}") && ping.method == "POST"), "{:?}", alive.got());
+    let pings = || alive.got().into_iter().filter(|request| request.method == "POST").collect::<Vec<_>>();
+    until("it pings", || (pings().len() >= 3).then_some(()));
+    assert!(pings().iter().all(|ping| ping.path == format!("/{TOKEN}")), "{:?}", alive.got());
+    // Both certificates are of two days.
+    let told = until("the ends are told", || {
+        let problems = workspace.json(&["status"], 0)["problems"].as_array().unwrap().clone();
+        let ends: Vec<Value> = problems.into_iter().filter(|problem| problem["kind"] == "expiring").collect();
+        (ends.len() == 2).then_some(ends)
+    });
+    let messages = told.iter().map(|problem| problem["message"].as_str().unwrap()).collect::<Vec<_>>().join("\n");
+    assert!(messages.contains("the certificate of localhost (notifier alive) ends at"), "{messages}");
+    assert!(messages.contains("ca_file of notifier alive"), "{messages}");
+    no_secret(&workspace, &[messages]);
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use lifeboat::error::{Error, Kind};
-use lifeboat::plan::{self, Cache, DrillAt, EnvironmentValue, Missed, NotifierKind, Occasion, Plans, Scheme, SecretRef, Share, SourceKind};
+use lifeboat::plan::{
+    self, Cache, DrillAt, EnvironmentValue, Missed, NotifierKind, Occasion, Plans, Scheme, SecretRef, Share, SourceKind, WebhookForm,
+};
 
 /// Writes the files into a folder and loads it; the folder's name is cut from what is shown.
 fn load(files: &[(&str, &str)]) -> Result<Plans, String> {
@@ -394,6 +396,18 @@ fn the_examples_mean_what_their_comments_say() {
     let NotifierKind::Email { credentials, .. } = &plans.notifier("dba").unwrap().kind else { panic!("not an e-mail") };
     assert_eq!(credentials.as_ref().unwrap().0, "lifeboat");
     assert_eq!(plans.notifier("dead-man").unwrap().on, Occasion::ALL);
+
+    let plans = example("notify.toml");
+    let form = |name: &str| match &plans.notifier(name).unwrap().kind {
+        NotifierKind::Webhook { form, .. } => form.clone(),
+        other => panic!("not a webhook: {other:?}"),
+    };
+    assert_eq!((form("slack"), form("wecom")), (WebhookForm::Slack, WebhookForm::WeCom));
+    assert_eq!(form("dingtalk"), WebhookForm::DingTalk(Some(SecretRef::Env("DINGTALK_SECRET".to_owned()))));
+    assert_eq!(form("feishu"), WebhookForm::Feishu(Some(SecretRef::Env("FEISHU_SECRET".to_owned()))));
+    assert_eq!(plans.notifier("slack").unwrap().escalate.as_ref().map(lifeboat::id::Name::as_str), Some("mail"));
+    let NotifierKind::Heartbeat { every, .. } = &plans.notifier("daemon-alive").unwrap().kind else { panic!("not a heartbeat") };
+    assert_eq!(*every, Some(Duration::from_mins(5)));
 
     let plans = example("application-set.toml");
     let plan = plans.plan("crm-all").unwrap();

@@ -449,7 +449,7 @@ mod tests {
             daemon: true,
             plans: vec![plan("a", &[OVERDUE]), plan("b", &[]), plan("c", &[])],
             notifiers: vec![],
-            problems: vec![Problem::new("plan-broken", "x")],
+            problems: vec![Problem::new("plans-broken", "x")],
         };
         let plain = text(&status, Screen { width: 80, colours: false, all: false });
         let coloured = text(&status, Screen { width: 80, colours: true, all: false });

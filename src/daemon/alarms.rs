@@ -122,7 +122,7 @@ mod tests {
     }
 
     fn alarm(message: &str, hour: u32) -> Alarm {
-        Alarm { kind: "plan-broken".into(), plan: None, message: message.into(), since: at(hour) }
+        Alarm { kind: "plans-broken".into(), plan: None, message: message.into(), since: at(hour) }
     }
 
     #[test]

@@ -708,7 +708,7 @@ pub enum Occasion {
     LogGap,
     LogNotStreamed,
     RetentionBlocked,
-    PlanBroken,
+    PlansBroken,
     /// A certificate or key.
     Expiring,
     /// Another notifier reaches nobody.
@@ -732,7 +732,7 @@ impl Occasion {
         Self::LogGap,
         Self::LogNotStreamed,
         Self::RetentionBlocked,
-        Self::PlanBroken,
+        Self::PlansBroken,
         Self::Expiring,
         Self::NotifierFailing,
     ];
@@ -755,7 +755,7 @@ impl Occasion {
             Self::LogGap => "log-gap",
             Self::LogNotStreamed => "log-not-streamed",
             Self::RetentionBlocked => "retention-blocked",
-            Self::PlanBroken => "plan-broken",
+            Self::PlansBroken => "plans-broken",
             Self::Expiring => "expiring",
             Self::NotifierFailing => "notifier-failing",
         }

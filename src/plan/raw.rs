@@ -472,7 +472,7 @@ pub(super) enum RawOccasion {
     LogGap,
     LogNotStreamed,
     RetentionBlocked,
-    PlanBroken,
+    PlansBroken,
     Expiring,
     NotifierFailing,
 }

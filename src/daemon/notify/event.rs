@@ -187,7 +187,7 @@ pub fn occasion_of(kind: &str, job: Option<&str>) -> Occasion {
         "log-gap" | "log-slot" => Occasion::LogGap,
         "log-not-streamed" | "canary-not-written" => Occasion::LogNotStreamed,
         "retention-blocked" => Occasion::RetentionBlocked,
-        "plans-broken" | "plan-broken" => Occasion::PlanBroken,
+        "plans-broken" => Occasion::PlansBroken,
         "expiring" => Occasion::Expiring,
         "notifier-failing" => Occasion::NotifierFailing,
         _ => Occasion::Failure,

@@ -59,7 +59,9 @@ pub(super) fn look(plans: &Plans, surroundings: &Surroundings) -> Result<()> {
                     let alarm = Alarm { kind: "expiring".to_owned(), plan: watched.plan.clone(), message, since: now };
                     alarms::raise(&surroundings.state, &watched.key, &alarm)?;
                 }
-                None => drop(alarms::clear(&surroundings.state, &watched.key)?),
+                None => {
+                    alarms::clear(&surroundings.state, &watched.key)?;
+                }
             },
             Err(error) => tracing::debug!(what = watched.what, error = ?error, "when a certificate ends could not be read"),
         }

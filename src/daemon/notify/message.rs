@@ -211,6 +211,15 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_template_is_filled() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("plans/notify.toml");
+        let plans = crate::plan::Plans::load(&[path]).unwrap();
+        let crate::plan::NotifierKind::Webhook { form, .. } = &plans.notifier("own-form").unwrap().kind else { panic!("no webhook") };
+        let filled = value(form, &notice(&["a \"b\"", "c"]));
+        assert_eq!((&filled["level"], &filled["plans"]), (&json!(1), &json!(["crm", "crm"])), "{filled}");
+    }
+
+    #[test]
     fn an_answer_of_200_that_says_no_is_a_failure() {
         let ding = WebhookForm::DingTalk(None);
         accepted(&ding, r#"{"errcode":0,"errmsg":"ok"}"#).unwrap();

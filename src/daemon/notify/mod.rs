@@ -86,13 +86,14 @@ impl Companion for Notifications {
 
     fn start(&mut self, context: &Context) -> Result<()> {
         let mut plans = context.control.plans_watch();
-        let first = Telling::start(&plans.borrow_and_update().clone(), &self.latest, context)?;
+        let current = Arc::clone(&plans.borrow_and_update());
+        let first = Telling::start(&current, &self.latest, context)?;
         let (context, latest) = (context.clone(), self.latest.clone());
         self.thread = Some(thread("notifications".to_owned(), move || {
             let mut telling = Some(first);
             while !context.surroundings.cancel.is_cancelled() {
                 if plans.has_changed().unwrap_or(false) {
-                    let changed = plans.borrow_and_update().clone();
+                    let changed = Arc::clone(&plans.borrow_and_update());
                     telling.into_iter().for_each(|telling| telling.stop(Instant::now() + CHANGE));
                     telling = Telling::start(&changed, &latest, &context)
                         .inspect_err(|error| tracing::error!(error = ?error, "nobody is told of anything"))

@@ -200,7 +200,7 @@ fn occasion(raw: RawOccasion) -> Occasion {
         RawOccasion::LogGap => Occasion::LogGap,
         RawOccasion::LogNotStreamed => Occasion::LogNotStreamed,
         RawOccasion::RetentionBlocked => Occasion::RetentionBlocked,
-        RawOccasion::PlanBroken => Occasion::PlanBroken,
+        RawOccasion::PlansBroken => Occasion::PlansBroken,
         RawOccasion::Expiring => Occasion::Expiring,
         RawOccasion::NotifierFailing => Occasion::NotifierFailing,
     }
