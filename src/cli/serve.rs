@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::cli::args::ServeArgs;
 use crate::cli::{App, Exit};
 use crate::daemon::companion::Companion;
+use crate::daemon::notify::Notifications;
 use crate::daemon::serve::{self, Setup};
 use crate::error::Result;
 use crate::event::Silent;
@@ -18,5 +19,5 @@ pub(super) fn run(app: &App, _args: &ServeArgs) -> Result<Exit> {
 
 /// What lives beside the runs, in the order in which it starts; it is stopped the other way round.
 fn companions() -> Vec<Box<dyn Companion>> {
-    Vec::new()
+    vec![Box::new(Notifications::default())]
 }
