@@ -356,7 +356,8 @@ fn keys_are_rotated_shared_exported_and_destroyed() {
     let told = workspace.json(&["restore", "crm", "--snapshot", snapshot, "--to", &path("gone"), "--yes"], 13);
     assert!(told.to_string().contains("was destroyed"), "{told}");
     assert_eq!(workspace.run(&["backup", "crm"]).status.code(), Some(12));
-    assert_eq!(workspace.json(&["verify", "main", "--data"], 0)["findings"], serde_json::json!([]));
+    // Not damage; but not all was opened, and that is said.
+    assert_eq!(workspace.json(&["verify", "main", "--data"], 3)["findings"], serde_json::json!([]));
     assert!(text(&workspace.run(&["key", "list", "main"]).stdout).contains("DESTROYED"));
 }
 
