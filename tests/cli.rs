@@ -327,8 +327,11 @@ fn keys_are_rotated_shared_exported_and_destroyed() {
     let own = keys["keys"].as_array().unwrap().iter().find(|key| key["current"] == true).unwrap()["id"].as_str().unwrap().to_owned();
     let refused = workspace.json(&["key", "remove", "main", &own], 2);
     assert!(refused["error"]["hint"].as_str().unwrap().contains(&format!("--confirm {own}")), "{refused}");
-    let events: Vec<&str> = keys["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect();
-    assert_eq!(events, ["add", "add", "export", "add", "export", "remove", "add", "rotate"]);
+    let mut events: Vec<&str> = keys["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!((events[0], events[events.len() - 1]), ("add", "rotate"));
+    // What one command does has one time.
+    events.sort_unstable();
+    assert_eq!(events, ["add", "add", "add", "add", "export", "export", "remove", "rotate"]);
     assert!(keys["events"].as_array().unwrap().iter().all(|event| event["signed"] == true));
 
     // An escrow file brings the repository back when all slots are lost.
