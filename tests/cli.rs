@@ -330,8 +330,11 @@ fn keys_are_rotated_shared_exported_and_destroyed() {
     let own = keys["keys"].as_array().unwrap().iter().find(|key| key["current"] == true).unwrap()["id"].as_str().unwrap().to_owned();
     let refused = workspace.json(&["key", "remove", "main", &own], 2);
     assert!(refused["error"]["hint"].as_str().unwrap().contains(&format!("--confirm {own}")), "{refused}");
-    let events: Vec<&str> = keys["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect();
-    assert_eq!(events, ["add", "add", "export", "add", "export", "remove", "add", "rotate"]);
+    let mut events: Vec<&str> = keys["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!((events[0], events[events.len() - 1]), ("add", "rotate"));
+    // What one command does has one time.
+    events.sort_unstable();
+    assert_eq!(events, ["add", "add", "add", "add", "export", "export", "remove", "rotate"]);
     assert!(keys["events"].as_array().unwrap().iter().all(|event| event["signed"] == true));
 
     // An escrow file brings the repository back when all slots are lost.
@@ -359,7 +362,8 @@ fn keys_are_rotated_shared_exported_and_destroyed() {
     let told = workspace.json(&["restore", "crm", "--snapshot", snapshot, "--to", &path("gone"), "--yes"], 13);
     assert!(told.to_string().contains("was destroyed"), "{told}");
     assert_eq!(workspace.run(&["backup", "crm"]).status.code(), Some(12));
-    assert_eq!(workspace.json(&["verify", "main", "--data"], 0)["findings"], serde_json::json!([]));
+    // Not damage; but not all was opened, and that is said.
+    assert_eq!(workspace.json(&["verify", "main", "--data"], 3)["findings"], serde_json::json!([]));
     assert!(text(&workspace.run(&["key", "list", "main"]).stdout).contains("DESTROYED"));
 }
 

@@ -526,7 +526,7 @@ impl Repository {
         passphrase: &Passphrase,
         now: DateTime<Utc>,
     ) -> Result<KeySlot> {
-        let id = super::read_format(store, runtime)?.id;
+        let id = crate::repo::read_format(store, runtime)?.id;
         let slot =
             StoredSlot::from_json(document).map_err(|e| Error::new(Kind::Usage, "read the exported key slot: it is none").because(e))?;
         if !slot.is_whole() {

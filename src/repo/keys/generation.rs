@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::repo::format::RepositoryId;
 use crate::repo::keys::hpke_box::{self, KeyPair};
-use crate::repo::keys::{Keys, OWN_FIRST, Role, StoredSlot, is_signed};
+use crate::repo::keys::{Keys, OWN_FIRST, Role, StoredSlot, is_signed, signing_key};
 
 const UPDATE_INFO: &[u8] = b"lifeboat v1 key update";
 
@@ -51,7 +51,7 @@ impl Marker {
             verifying: hex::encode(newest.verifying.ok_or_else(missing)?),
             signature: String::new(),
         };
-        let signing = super::signing_key(before.root.as_ref().ok_or_else(missing)?);
+        let signing = signing_key(before.root.as_ref().ok_or_else(missing)?);
         marker.signature = hex::encode(signing.sign(&marker.signed(repository)).to_bytes());
         Ok(marker)
     }

@@ -418,7 +418,8 @@ fn a_plan_with_its_own_key_can_be_destroyed_alone() {
     faults.crash_at_write(1, When::After);
     assert!(crashing.erase_plan(&hr, Utc::now()).is_err());
     assert_eq!(bench.open().erase_plan(&hr, Utc::now()).unwrap().len(), 2);
-    assert_eq!(bench.keys("keys/plan-"), ["keys/plan-8000-erased", "keys/plan-8001-erased"]);
+    let left: Vec<String> = bench.keys("keys/").into_iter().filter(|key| key.starts_with("keys/plan-")).collect();
+    assert_eq!(left, ["keys/plan-8000-erased", "keys/plan-8001-erased"]);
     let reader = bench.open();
     for manifest in [&own, &again, &later] {
         let error = restore(&reader, manifest).unwrap_err();
