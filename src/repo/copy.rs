@@ -493,7 +493,7 @@ fn add_entry(hasher: &mut blake3::Hasher, entry: &Entry, size: u64) {
     match kind {
         EntryKind::File { layout, .. } => {
             let page = if let Layout::Pages(size) = layout { *size } else { 0 };
-            blob(&[b'f']);
+            blob(b"f");
             blob(&page.to_le_bytes());
         }
         EntryKind::Directory => blob(b"d"),
