@@ -21,7 +21,7 @@ use lifeboat::store::{Store, Verb};
 use postgres_world::World;
 use serde_json::Value;
 use support::azure::Azurite;
-use support::postgres::{NEWEST, Options};
+use support::postgres::{Options, distribution_version};
 use support::s3::{Bucket, SeaweedFs};
 use workspace::{MARKER, Workspace, damage, files, text};
 
@@ -283,7 +283,7 @@ fn a_wrong_key_a_store_that_is_away_a_full_one_and_a_killed_copy_harm_nothing() 
 
 #[test]
 fn a_copied_log_recovers_to_a_moment_from_the_copy_alone() {
-    let cluster = Options::new(NEWEST).start();
+    let cluster = Options::new(distribution_version()).start();
     cluster.sql("CREATE TABLE ledger(id int)");
     let world = World::new(&cluster, "crm", "log = \"stream\"");
     world.say_secret("other", OTHER);
@@ -323,7 +323,7 @@ fn a_copied_log_recovers_to_a_moment_from_the_copy_alone() {
     assert_eq!(drill["verdict"], "passed", "{drill}");
     let out = world.json(&["repo", "extract", "offsite", "--to", world.path("out").to_str().unwrap()], 0);
     let folder = PathBuf::from(out["snapshots"][0]["folder"].as_str().unwrap());
-    assert!(fs::read_to_string(folder.join("crm/PG_VERSION")).unwrap().starts_with(&NEWEST.to_string()));
+    assert!(fs::read_to_string(folder.join("crm/PG_VERSION")).unwrap().starts_with(&distribution_version().to_string()));
     let segments = files(&PathBuf::from(out["logs"][0]["folder"].as_str().unwrap()));
     assert!(segments.iter().all(|path| fs::metadata(path).unwrap().len() == 16 << 20), "{segments:?}");
     assert_eq!(Value::from(segments.len()), out["logs"][0]["segments"]);

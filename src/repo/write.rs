@@ -294,6 +294,11 @@ impl BackupWriter {
         self.pipeline.drain()
     }
 
+    /// What tells the ids of this snapshot's chunks from others.
+    pub(super) fn ids_name(&self) -> Result<Option<String>> {
+        self.keys.ids_name()
+    }
+
     pub(super) fn count_read(&mut self, bytes: u64) {
         self.bytes_read += bytes;
     }
