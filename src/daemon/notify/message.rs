@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn a_digest_fits_into_every_service() {
         let long = "数据".repeat(300);
-        let many = notice(&vec![long.as_str(); 100]);
+        let many = notice(&[long.as_str(); 100]);
         let size = |form: &WebhookForm, at: &str| value(form, &many).pointer(at).unwrap().as_str().unwrap().len();
         assert!(size(&WebhookForm::Slack, "/text") <= 4000);
         assert!(size(&WebhookForm::WeCom, "/markdown/content") <= 4096);

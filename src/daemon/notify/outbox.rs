@@ -490,6 +490,8 @@ fn failure(operation: &str, path: &Path, error: rusqlite::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::daemon::notify::event::Change;
 
@@ -590,7 +592,6 @@ mod tests {
         let outbox = Outbox::open(state.path()).unwrap();
         assert!(outbox.standing().unwrap().is_empty());
         assert!(state.path().join("notify.sqlite.damaged").exists());
-        use std::os::unix::fs::PermissionsExt as _;
         let mode = std::fs::metadata(state.path().join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

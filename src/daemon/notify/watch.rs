@@ -74,6 +74,10 @@ impl Watch {
         let plans = &self.plans;
         let audience = |plan: Option<&str>| -> Vec<&Notifier> { audience(plans, plan) };
         let events = step::step(&mut standing, &observed, &audience, now);
+        if seen.is_empty() && events.is_empty() && standing == before {
+            self.hand_over(now);
+            return Ok(0);
+        }
         let keep_from = looked_until.min(now) - BACK - BACK;
         let found = Found { runs: &seen, keep_from, looked_until, before: &before, standing: &standing, events: &events };
         self.outbox.commit(&found)?;
@@ -148,11 +152,15 @@ impl Watch {
         let plans: Vec<Arc<Plan>> = self.plans.plans.values().filter(|plan| all || of_runs.contains(&plan.name)).map(Arc::clone).collect();
         for plan in plans {
             let Some(asked) = self.asker.answer(&plan) else { continue };
+            // What only the repository knows is not over because it cannot be asked.
+            let whole = asked.is_ok();
             let mut status = status::view(&plan, Some(&self.journal), &broken, Some(asked), &self.surroundings, now)?;
             let own = alarms.iter().filter(|alarm| alarm.plan.as_deref() == Some(plan.name.as_str()));
             status.problems.extend(own.map(|alarm| Problem::new(&alarm.kind, alarm.message.clone())));
             observed.problems.extend(step::seen_of_status(&status, &self.retried(&plan, now)?));
-            observed.judged.insert(Some(status.name.clone()));
+            if whole {
+                observed.judged.insert(Some(status.name.clone()));
+            }
             self.statuses.insert(plan.name.clone(), status);
         }
         if all {

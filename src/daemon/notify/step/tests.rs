@@ -97,7 +97,7 @@ fn a_problem_that_stays_is_told_once_reminded_of_and_its_end_is_told() {
 fn what_a_run_and_the_status_say_is_one_message() {
     let mut world = World::new(OPS);
     let bad = run(Job::Backup, 0, ending(State::Failed, Kind::Failed));
-    assert_eq!(world.look(1, &[bad.clone()], &[failed("backup")]), ["ops failure raised"]);
+    assert_eq!(world.look(1, std::slice::from_ref(&bad), &[failed("backup")]), ["ops failure raised"]);
     assert_eq!(world.standing["crm/run/backup"].run, Some(bad.id.to_string()));
     let good = run(Job::Backup, 2, ending(State::Succeeded, Kind::Failed));
     assert_eq!(world.look(3, &[good], &[]), ["ops recovered over"]);
@@ -122,9 +122,9 @@ fn a_plan_that_was_not_judged_keeps_what_stands() {
 fn what_comes_and_goes_by_itself_is_told_only_when_it_stays() {
     let mut world = World::new(OPS);
     let away = Problem::new("repository-unreachable", "no route");
-    assert_eq!(world.look(0, &[], &[away.clone()]), [""; 0]);
+    assert_eq!(world.look(0, &[], std::slice::from_ref(&away)), [""; 0]);
     assert_eq!(world.look(1, &[], &[]), [""; 0], "nobody was told, so nobody is told of its end");
-    assert_eq!(world.look(2, &[], &[away.clone()]), [""; 0]);
+    assert_eq!(world.look(2, &[], std::slice::from_ref(&away)), [""; 0]);
     assert_eq!(world.look(4, &[], &[away]), ["ops failure raised"]);
 }
 
@@ -170,9 +170,9 @@ fn each_notifier_hears_what_it_asked_for_and_a_later_one_what_stands() {
     let good = run(Job::Backup, 1, ending(State::Succeeded, Kind::Failed));
     assert_eq!(world.look(2, &[good], &[]), ["all success happened"]);
     let slow = Problem::new("recovery-time-objective", "too slow");
-    assert_eq!(world.look(3, &[], &[slow.clone()]), ["ops objective-missed raised"]);
+    assert_eq!(world.look(3, &[], std::slice::from_ref(&slow)), ["ops objective-missed raised"]);
     assert_eq!(world.look(4, &[], &[]), ["ops recovered over"], "only who was told");
-    world.look(5, &[], &[slow.clone()]);
+    world.look(5, &[], std::slice::from_ref(&slow));
     world.plans = plans(&format!("{OPS}[notify.new]\nkind = \"command\"\nrun = [\"true\"]\n"));
     assert_eq!(world.look(6, &[], &[slow]), ["new objective-missed raised"]);
 }
