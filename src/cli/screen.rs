@@ -393,6 +393,7 @@ mod tests {
             running: vec![],
             repository_reachable: true,
             logs: vec![],
+            copies: Vec::new(),
             problems: problems.iter().map(|(kind, message)| Problem::new(kind, *message)).collect(),
         }
     }

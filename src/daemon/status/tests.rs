@@ -82,7 +82,7 @@ fn facts(manifests: &[Manifest], reports: &[ReportRecord]) -> Facts {
         reports: Arc::new(reports.to_vec()),
         existing,
         damaged: Vec::new(),
-        reaches: BTreeMap::new(),
+        ..Stored::default()
     };
     Facts { repository: Some(Ok(Arc::new(stored))), ..Facts::default() }
 }
