@@ -340,12 +340,14 @@ fn a_simulated_quarter_of_fifty_plans_misses_and_doubles_no_slot() {
     // 89 days, 12 or 13 Sundays, three firsts of a month of which February's is passed by zones east of UTC at the start.
     assert!((50 * (88 + 12 + 2)..=50 * (90 + 13 + 3)).contains(&usize::try_from(counts.runs).unwrap()), "{counts:?}");
     assert!(counts.most_at_once <= 8, "{counts:?}");
+    assert!(counts.questions <= counts.runs + 150, "the journal is asked once for each run, and at the start: {counts:?}");
 }
 
 #[test]
 fn a_thousand_plans_due_in_the_same_second_run_once_each_within_the_limit() {
     let from = moment("2026-11-20T01:59:00Z");
-    let text = simulation::plans(1000, 10, 16).lines().map(|line| match line.split_once(" = ") {
+    let text = simulation::plans(1000, 10, 16);
+    let text = text.lines().map(|line| match line.split_once(" = ") {
         Some(("schedule", value)) if value.ends_with("* * *\"") => "schedule = \"0 2 * * *\"\n".to_owned(),
         Some(("jitter", _)) => String::new(),
         Some(("timezone", _)) => "timezone = \"UTC\"\n".to_owned(),
@@ -361,14 +363,14 @@ fn a_thousand_plans_due_in_the_same_second_run_once_each_within_the_limit() {
 
 #[test]
 fn a_store_that_is_away_for_an_hour_costs_retries_and_no_slot() {
-    let from = moment("2026-11-20T01:50:00Z");
+    let from = moment("2026-11-19T23:50:00Z");
     let text = simulation::plans(20, 2, 8).replace("jitter = \"5m\"", "retry = { attempts = 20, delay = \"1m\" }");
     let mut simulation = simulation::Simulation::new(simulated(&text), from);
-    simulation.away_until = Some(moment("2026-11-20T03:00:00Z"));
-    simulation.run_until(from, moment("2026-11-22T01:50:00Z"));
+    simulation.away_until = Some(moment("2026-11-20T01:00:00Z"));
+    simulation.run_until(from, moment("2026-11-21T23:50:00Z"));
     let counts = &simulation.counts;
     assert_eq!((counts.doubled, counts.lost, counts.missed, counts.covered), (0, 0, 0, 0), "{counts:?}");
-    assert!(counts.retries > 0 && counts.runs - counts.retries >= 40, "{counts:?}");
+    assert!(counts.retries >= 5 && counts.runs - counts.retries >= 40, "{counts:?}");
     assert!(simulation.failed().is_empty(), "{:?}", simulation.failed());
 }
 

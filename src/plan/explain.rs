@@ -55,11 +55,14 @@ pub fn explain_text(plan: &Plan, now: DateTime<Utc>) -> String {
 pub fn explain_json(plan: &Plan, now: DateTime<Utc>) -> Value {
     let run = |slot: DateTime<Utc>, schedule: &Schedule, job: &str| {
         let free = plan.blackout.free_at(job, slot);
-        json!({
+        let mut shown = json!({
             "time": slot.to_rfc3339_opts(SecondsFormat::Secs, true),
-            "held_until": (free != slot).then(|| free.to_rfc3339_opts(SecondsFormat::Secs, true)),
             "local": slot.with_timezone(&schedule.zone()).to_rfc3339_opts(SecondsFormat::Secs, false),
-        })
+        });
+        if free != slot {
+            shown["held_until"] = json!(free.to_rfc3339_opts(SecondsFormat::Secs, true));
+        }
+        shown
     };
     let jobs = jobs(plan).into_iter().map(|job| {
         let next = job
