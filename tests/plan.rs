@@ -523,3 +523,52 @@ fn escape_sequences_of_a_file_do_not_reach_the_terminal() {
     let shown = errors("version = 1\n\"\\u001b[31mred\" = 1\n# \u{1f600}\n");
     assert!(shown.contains("unknown key") && !shown.contains('\u{1b}'), "{shown:?}");
 }
+
+/// Three plans of one source; `%` is put into each by name.
+fn ordered(a: &str, b: &str, c: &str) -> String {
+    let head =
+        "version = 1\n[repository.main]\nurl = \"file:///r\"\npassphrase = { env = \"P\" }\n[source.s]\nkind = \"files\"\npath = \"/s\"\n";
+    let plan = |name: &str, more: &str| format!("[plan.{name}]\nsource = \"s\"\nrepository = \"main\"\ntimezone = \"UTC\"\n{more}\n");
+    format!("{head}{}{}{}", plan("a", a), plan("b", b), plan("c", c))
+}
+
+#[test]
+fn plans_that_would_wait_for_themselves_are_errors() {
+    load(&[("a.toml", &ordered("after = [\"b\", \"c\"]", "after = [\"c\"]", ""))]).unwrap();
+    let circle = messages(&ordered("after = [\"b\"]", "after = [\"c\"]", "after = [\"a\"]"));
+    assert!(circle.len() == 3 && circle[0].contains("plan `a` would have to wait for itself: a after b after c after a"), "{circle:?}");
+    let itself = messages(&ordered("after = [\"a\"]", "", ""));
+    assert!(itself.len() == 1 && itself[0].contains("a after a"), "{itself:?}");
+    let unknown = errors(&ordered("after = [\"bb\"]", "", ""));
+    assert!(unknown.contains("unknown plan `bb`") && unknown.contains("did you mean `b`"), "{unknown}");
+}
+
+#[test]
+fn blackouts_are_checked_and_explained() {
+    let text = ordered("schedule = \"0 9 * * *\"\nblackout = [\"mon-fri 08:00-18:00\"]\nblackout_jobs = [\"backup\"]", "", "");
+    let plans = load(&[("a.toml", &text)]).unwrap();
+    let explained = plan::explain_text(plans.plan("a").unwrap(), "2026-11-20T00:00:00Z".parse().unwrap());
+    assert!(explained.contains("held back until") && explained.contains("blackout: mon-fri 08:00-18:00 in UTC"), "{explained}");
+    let json = plan::explain_json(plans.plan("a").unwrap(), "2026-11-20T00:00:00Z".parse().unwrap());
+    assert_eq!(json["jobs"][0]["next"][0]["held_until"], "2026-11-20T18:00:00Z");
+    assert_eq!(json["jobs"][0]["next"][1]["held_until"], serde_json::Value::Null, "a Saturday");
+    for (keys, expected) in [
+        ("blackout = [\"8-18\"]", "not a valid window"),
+        ("blackout = [\"mon-sun\"]", "covers the whole week"),
+        ("blackout_jobs = [\"drill\"]", "`blackout_jobs` without `blackout`"),
+        ("blackout = [\"sat\"]\nblackout_jobs = [\"drills\"]", "unknown job `drills`"),
+    ] {
+        let found = messages(&ordered(keys, "", ""));
+        assert!(found.len() == 1 && found[0].contains(expected), "{keys}: {found:?}");
+    }
+}
+
+#[test]
+fn the_daemons_settings_are_there_once() {
+    let serve = "version = 1\n[serve]\nmax_runs = 2\n";
+    let plans = load(&[("a.toml", &ordered("", "", "")), ("b.toml", serve)]).unwrap();
+    assert_eq!((plans.serve.max_runs.get(), plans.serve.drain.as_secs()), (2, 20));
+    let twice = load(&[("a.toml", &ordered("", "", "")), ("b.toml", serve), ("c.toml", serve)]).unwrap_err().to_string();
+    assert!(twice.contains("`[serve]` is there twice") && twice.contains("b.toml:2"), "{twice}");
+    assert!(errors(&format!("{}[serve]\nmax_runs = 0\n", ordered("", "", ""))).contains("from 1 to 1000"));
+}

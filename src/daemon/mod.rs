@@ -3,6 +3,7 @@
 //! Owns the state folder. Does not own any operation: those are in `ops` and run the same way without a daemon.
 
 pub mod alarms;
+pub mod agenda;
 pub mod companion;
 pub mod control;
 pub mod job;
@@ -10,7 +11,9 @@ pub mod journal;
 mod logs;
 pub mod notify;
 pub mod owner;
+mod places;
 pub mod recorder;
+mod reload;
 pub mod runner;
 pub mod scheduler;
 pub mod serve;

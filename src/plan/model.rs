@@ -11,6 +11,7 @@ use url::Url;
 
 use crate::error::{Error, Kind, Result};
 use crate::id::Name;
+use crate::plan::blackout::Blackout;
 use crate::plan::findings::suggest;
 use crate::plan::schedule::Schedule;
 use crate::plan::secret::SecretRef;
@@ -96,6 +97,10 @@ pub struct Plan {
     /// Always there when any schedule of the plan is.
     pub timezone: Option<Tz>,
     pub jitter: Duration,
+    /// When nothing starts by schedule.
+    pub blackout: Blackout,
+    /// Plans whose backups of the same time or before go first. No cycle leads back here.
+    pub after: Vec<Name>,
     pub missed: Missed,
     pub retry: Retry,
     pub objectives: Objectives,
@@ -454,6 +459,8 @@ pub struct Repository {
     pub download_limit_bytes_per_sec: Option<u64>,
     /// At the same time.
     pub max_requests: NonZeroU16,
+    /// Greatest number of runs of a daemon on it at the same time; `None`: what the daemon allows.
+    pub max_runs: Option<NonZeroU16>,
     pub cache: Cache,
 }
 

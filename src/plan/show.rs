@@ -58,6 +58,22 @@ pub fn show_text(plan: &Plan) -> String {
     text
 }
 
+/// All settings that what is done with this source of a plan depends on, as TOML; for telling whether they changed.
+#[must_use]
+pub fn source_text(plan: &Plan, source: &Source) -> String {
+    let sections = [repository_section(&plan.repository), source_section(source)];
+    let lines = sections.iter().flat_map(|section| {
+        let header = format!("[{}]", section.header);
+        std::iter::once(header).chain(section.entries.iter().map(|(key, value)| format!("{key} = {}", toml_value(value))))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// `None` (left out) where it is empty.
+fn some_list(list: Vec<String>) -> Value {
+    if list.is_empty() { Value::Null } else { json!(list) }
+}
+
 /// `lifeboat.plan/1`: `name`, the keys of the plan file (durations and sizes in its spelling), `sources`, `repository` and `notify`
 /// as whole objects with their `name`; `warnings`: what this release does not apply.
 #[must_use]
@@ -179,6 +195,7 @@ fn repository_section(repository: &Repository) -> Section {
             ("upload_limit", optional(repository.upload_limit_bytes_per_sec, rate)),
             ("download_limit", optional(repository.download_limit_bytes_per_sec, rate)),
             ("max_requests", json!(repository.max_requests.get())),
+            ("max_runs", json!(repository.max_runs.map(std::num::NonZeroU16::get))),
             (
                 "cache",
                 match &repository.cache {
@@ -300,6 +317,9 @@ fn plan_section(plan: &Plan) -> Section {
             ("schedule", schedule(plan.schedule.as_ref())),
             ("timezone", optional(plan.timezone, |zone| json!(zone.name()))),
             ("jitter", duration(plan.jitter)),
+            ("blackout", some_list(plan.blackout.windows().iter().map(ToString::to_string).collect())),
+            ("blackout_jobs", some_list(if plan.blackout.windows().is_empty() { Vec::new() } else { plan.blackout.jobs().to_vec() })),
+            ("after", some_list(plan.after.iter().map(ToString::to_string).collect())),
             ("missed", json!(plan.missed.word())),
             ("retry", json!({ "attempts": plan.retry.attempts, "delay": format_duration(plan.retry.delay) })),
             ("objectives", if objectives.is_empty() { Value::Null } else { Value::Object(objectives) }),
