@@ -2,8 +2,8 @@
 //!
 //! Owns the state folder. Does not own any operation: those are in `ops` and run the same way without a daemon.
 
-pub mod alarms;
 pub mod agenda;
+pub mod alarms;
 pub mod companion;
 pub mod control;
 pub mod job;

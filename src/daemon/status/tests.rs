@@ -77,13 +77,8 @@ fn verify(time: &str, percent: Option<u8>, harmed: &[SnapshotId]) -> ReportRecor
 
 fn facts(manifests: &[Manifest], reports: &[ReportRecord]) -> Facts {
     let existing = Some(manifests.iter().map(|manifest| manifest.id).collect());
-    let stored = Stored {
-        manifests: manifests.to_vec(),
-        reports: Arc::new(reports.to_vec()),
-        existing,
-        damaged: Vec::new(),
-        ..Stored::default()
-    };
+    let stored =
+        Stored { manifests: manifests.to_vec(), reports: Arc::new(reports.to_vec()), existing, damaged: Vec::new(), ..Stored::default() };
     Facts { repository: Some(Ok(Arc::new(stored))), ..Facts::default() }
 }
 
