@@ -4,6 +4,7 @@
 
 pub mod companion;
 pub mod control;
+pub mod history;
 pub mod job;
 pub mod journal;
 mod logs;
@@ -13,6 +14,7 @@ pub mod runner;
 pub mod scheduler;
 pub mod serve;
 pub mod status;
+pub mod systemd;
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
