@@ -138,6 +138,9 @@ Examples:
         after_help = "Example:\n  lifeboat status\n  lifeboat status --check --quiet || page-somebody\n  lifeboat status --json | jq '.plans[].problems'"
     )]
     Status(StatusArgs),
+    /// Tell somebody
+    #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat notify test oncall")]
+    Notify(NotifyCommand),
     /// Look at past runs
     #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat run history --plan crm")]
     Run(RunCommand),
@@ -476,10 +479,26 @@ pub struct ServeArgs {
 /// `lifeboat status`
 #[derive(Debug, Args)]
 pub struct StatusArgs {
+    /// Only this plan (default: all)
+    pub plan: Option<String>,
     /// For monitoring: exit 0 only when there is no problem; 20 damage, or recovery failed or is not proven; 22 overdue, missed or
     /// beyond an objective; 1 anything else; 3 only that the newest snapshot is incomplete
     #[arg(long)]
     pub check: bool,
+    /// List every plan and problem, however many
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `lifeboat notify …`
+#[derive(Debug, Subcommand)]
+pub enum NotifyCommand {
+    /// Send a real event that says it is a test, and say what came back
+    #[command(after_help = "Example:\n  lifeboat notify test oncall")]
+    Test {
+        /// Name of the notifier in the plan files
+        name: String,
+    },
 }
 
 /// `lifeboat run …`

@@ -18,10 +18,12 @@ mod drill;
 mod key;
 mod log;
 mod man;
+mod notify;
 mod plan;
 mod repo;
 mod restore;
 mod run;
+mod screen;
 mod serve;
 mod snapshots;
 mod status;
@@ -69,6 +71,7 @@ pub fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Log(command) => log::run(app, command),
         Command::Serve(args) => serve::run(app, args),
         Command::Status(args) => status::run(app, args),
+        Command::Notify(command) => notify::run(app, command),
         Command::Run(command) => run::run(app, command),
         Command::Completions(args) => completions::run(app, args),
         Command::Man(args) => man::run(app, args),

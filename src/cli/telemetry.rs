@@ -97,11 +97,11 @@ where
 }
 
 fn provider(runtime: &tokio::runtime::Handle) -> Result<SdkTracerProvider> {
-    let client = reqwest::Client::builder()
+    let http = reqwest::Client::builder()
         .timeout(SEND_TIMEOUT)
         .build()
         .context(Kind::Failed, || "make the HTTP client of the traces".to_owned())?;
-    let client = Client { client, runtime: runtime.clone(), failing: Arc::default() };
+    let client = Client { http, runtime: runtime.clone(), failing: Arc::default() };
     let exporter = SpanExporter::builder()
         .with_http()
         .with_http_client(client)
@@ -119,7 +119,7 @@ fn provider(runtime: &tokio::runtime::Handle) -> Result<SdkTracerProvider> {
 /// Sends from the runtime's threads: the one that makes batches belongs to no runtime.
 #[derive(Debug)]
 struct Client {
-    client: reqwest::Client,
+    http: reqwest::Client,
     runtime: tokio::runtime::Handle,
     /// A collector that is away is told of once.
     failing: Arc<AtomicBool>,
@@ -134,8 +134,8 @@ impl HttpClient for Client {
         'a: 'b,
         Self: 'b,
     {
-        let client = self.client.clone();
-        let sent = self.runtime.spawn(async move { HttpClient::send_bytes(&client, request).await });
+        let http = self.http.clone();
+        let sent = self.runtime.spawn(async move { HttpClient::send_bytes(&http, request).await });
         let failing = Arc::clone(&self.failing);
         Box::pin(async move {
             let answer = match sent.await {

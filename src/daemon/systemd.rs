@@ -124,13 +124,12 @@ impl Teller {
     fn due(&mut self, phase: Phase, loop_age: Duration, reloaded: bool, story: &str, now: Instant) -> Vec<Message> {
         let mut messages = Vec::new();
         match phase {
-            Phase::Starting => {}
             Phase::Serving if !self.ready => {
                 self.ready = true;
                 messages.push(Message::Ready);
             }
             Phase::Serving if reloaded => messages.push(Message::Reloaded),
-            Phase::Serving => {}
+            Phase::Starting | Phase::Serving => {}
             Phase::Draining | Phase::Stopping => {
                 if !self.stopping {
                     self.stopping = true;

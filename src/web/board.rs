@@ -1,9 +1,9 @@
 //! What requests are answered from without asking anybody: the last status of all plans, and the text of the metrics.
 //!
-//! Two threads keep them fresh. One asks the repositories: after each run of this daemon, when the plans change, and otherwise every
-//! [`LOOK_EVERY`]; but never for more than a twentieth of the time (a fifth while runs end), so that ten thousand plans or a slow store make the picture older and
-//! not the store busier. The other makes the metrics every [`RENDER_EVERY`] of what is here (the journal, the last look), so that they go
-//! on when a store does not answer.
+//! The status is that of [`Latest`]: whoever watches the objectives asks the repositories, and nobody asks them twice. One thread makes the
+//! metrics every [`RENDER_EVERY`] and when a run ends, of what is here: the journal and the last status. It looks through the journal for
+//! each plan with every new status, but for at most a tenth of the time, so that ten thousand plans make that part older and not the daemon
+//! busier.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -14,51 +14,41 @@ use tokio::sync::broadcast::error::TryRecvError;
 
 use crate::daemon::companion::Context;
 use crate::daemon::control::Happening;
+use crate::daemon::notify::Latest;
 use crate::daemon::status::Status;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::id::RunId;
 use crate::web::metrics::ledger::Ledger;
 use crate::web::metrics::look::{Intervals, Look};
 
-/// How often the repositories are asked where nothing happens.
-const LOOK_EVERY: Duration = Duration::from_mins(2);
-
-/// A look waits for so many times what the last one took: where nothing happens, and where something did.
-const REST: u32 = 19;
-const REST_AFTER_NEWS: u32 = 4;
-
 /// How often the metrics are made.
 const RENDER_EVERY: Duration = Duration::from_secs(5);
+
+/// Looking through the journal waits for so many times what it took last.
+const REST: u32 = 9;
 
 /// How soon a stop or a run that ended is noticed.
 const TICK: Duration = Duration::from_millis(200);
 
 /// The picture. Reading it takes no longer than copying a pointer.
-#[derive(Default)]
 pub struct Board {
-    look: RwLock<Seen>,
+    latest: Latest,
+    /// The last one of `latest`, which has none while plans that changed are looked at for the first time.
+    last: RwLock<Option<Arc<Status>>>,
     metrics: RwLock<Arc<str>>,
 }
 
-#[derive(Default)]
-struct Seen {
-    look: Option<Arc<Look>>,
-    /// Why there is none: kind and message.
-    failed: Option<(Kind, String)>,
-}
-
 impl Board {
-    /// The last status.
-    ///
-    /// # Errors
-    /// `None`: nobody has looked yet. Else why the first look failed.
-    pub fn status(&self) -> Result<Status, Option<Error>> {
-        let seen = self.look.read().unwrap_or_else(PoisonError::into_inner);
-        match (&seen.look, &seen.failed) {
-            (Some(look), _) => Ok(look.status.clone()),
-            (None, Some((kind, message))) => Err(Some(Error::new(*kind, message.clone()))),
-            (None, None) => Err(None),
-        }
+    /// Empty metrics, until they are made.
+    #[must_use]
+    pub fn new(latest: Latest) -> Self {
+        Self { latest, last: RwLock::default(), metrics: RwLock::default() }
+    }
+
+    /// The last status; `None` until somebody has looked at all plans.
+    #[must_use]
+    pub fn status(&self) -> Option<Arc<Status>> {
+        self.latest.get().or_else(|| self.last.read().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// The metrics, ready to be sent; empty only in the first moment.
@@ -67,109 +57,71 @@ impl Board {
         Arc::clone(&self.metrics.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn look(&self) -> Option<Arc<Look>> {
-        self.look.read().unwrap_or_else(PoisonError::into_inner).look.clone()
-    }
-
-    fn show(&self, look: Result<Look>) {
-        let mut seen = self.look.write().unwrap_or_else(PoisonError::into_inner);
-        match look {
-            Ok(look) => *seen = Seen { look: Some(Arc::new(look)), failed: None },
-            // The last good one stays: its time tells its age.
-            Err(error) => seen.failed = Some((error.kind(), error.to_string())),
-        }
-    }
-
     fn show_metrics(&self, text: String) {
         *self.metrics.write().unwrap_or_else(PoisonError::into_inner) = text.into();
     }
 }
 
-/// The threads that keep a board fresh.
-pub(super) struct Refresher {
-    threads: Vec<JoinHandle<()>>,
-}
+/// The thread that makes the metrics.
+pub(super) struct Refresher(JoinHandle<()>);
 
 impl Refresher {
     /// Until `context.surroundings.cancel` is set.
     ///
     /// # Errors
-    /// When a thread cannot be started.
+    /// When the thread cannot be started.
     pub fn start(board: &Arc<Board>, context: &Context) -> Result<Self> {
-        // What happens from now on is heard, also before the threads get their turn.
-        let of_looks = context.control.happenings();
-        let of_metrics = context.control.happenings();
-        let looks = (Arc::clone(board), context.clone());
-        let metrics = (Arc::clone(board), context.clone());
-        let threads = vec![
-            thread("look", move || keep_looking(&looks.0, &looks.1, of_looks))?,
-            thread("metrics", move || keep_counting(&metrics.0, &metrics.1, of_metrics))?,
-        ];
-        Ok(Self { threads })
+        // What happens from now on is heard, also before the thread gets its turn.
+        let happenings = context.control.happenings();
+        let (board, context) = (Arc::clone(board), context.clone());
+        let thread = std::thread::Builder::new().name("metrics".into()).spawn(move || keep_fresh(&board, &context, happenings));
+        thread.map(Self).map_err(|error| Error::io("start the thread that makes the metrics", error))
     }
 
-    /// Waits for them until `deadline`; a store that does not answer holds up nobody.
+    /// Waits for it until `deadline`.
     pub fn stop(self, deadline: Instant) {
-        for thread in self.threads {
-            while !thread.is_finished() && Instant::now() < deadline {
-                std::thread::park_timeout(Duration::from_millis(20));
-            }
-            if !thread.is_finished() {
-                tracing::warn!("a repository is still being asked how its plans stand: the thread is left behind");
-            } else if thread.join().is_err() {
-                tracing::error!("a thread that keeps the API's picture fresh panicked: please report this, with the lines above");
-            }
+        while !self.0.is_finished() && Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        if !self.0.is_finished() {
+            tracing::warn!("the metrics are still being made: their thread is left behind");
+        } else if self.0.join().is_err() {
+            tracing::error!("the thread that makes the metrics panicked: please report this, with the lines above");
         }
     }
 }
 
-fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(|error| Error::io(format!("start the thread {name}"), error))
-}
-
-fn keep_looking(board: &Board, context: &Context, mut happenings: Receiver<Happening>) {
-    let mut intervals = Intervals::default();
-    let mut took = Duration::ZERO;
-    let mut next = Instant::now();
-    while !context.surroundings.cancel.is_cancelled() {
-        if !heard(&mut happenings).is_empty() {
-            // Not before the last look has been paid for.
-            next = next.min(Instant::now() + took.saturating_mul(REST_AFTER_NEWS).min(LOOK_EVERY));
-        }
-        if Instant::now() >= next {
-            let begun = Instant::now();
-            let look = Look::take(context, &mut intervals);
-            if let Err(error) = &look {
-                tracing::error!(error = ?error, hint = error.hint_text(), "how the plans stand could not be found out");
-            }
-            took = begun.elapsed();
-            board.show(look.map(|look| Look { took, ..look }));
-            next = Instant::now() + LOOK_EVERY.max(took.saturating_mul(REST));
-        }
-        std::thread::park_timeout(TICK);
-    }
-}
-
-fn keep_counting(board: &Board, context: &Context, mut happenings: Receiver<Happening>) {
-    let mut ledger = Ledger::default();
-    let mut next = Instant::now();
+fn keep_fresh(board: &Board, context: &Context, mut happenings: Receiver<Happening>) {
+    let (mut ledger, mut intervals) = (Ledger::default(), Intervals::default());
+    let (mut render_at, mut look_at) = (Instant::now(), Instant::now());
     let mut ended: Vec<RunId> = Vec::new();
-    let mut last_look: Option<Arc<Look>> = None;
+    let mut look: Option<Look> = None;
     while !context.surroundings.cancel.is_cancelled() {
         let happened = heard(&mut happenings);
         ended.extend(happened.iter().filter_map(|happening| match happening {
             Happening::RunEnded { id, .. } => Some(*id),
             _ => None,
         }));
-        let look = board.look();
-        let is_new = look.as_ref().map(Arc::as_ptr) != last_look.as_ref().map(Arc::as_ptr);
-        if is_new || !happened.is_empty() || Instant::now() >= next {
-            next = Instant::now() + RENDER_EVERY;
-            match ledger.take_up(&context.journal, &mut ended) {
-                Ok(()) => board.show_metrics(ledger.render(context, look.as_deref())),
+        let fresh = board.status().filter(|status| look.as_ref().is_none_or(|look| !Arc::ptr_eq(&look.status, status)));
+        let mut news = !happened.is_empty();
+        if let Some(status) = fresh.filter(|_| Instant::now() >= look_at) {
+            let begun = Instant::now();
+            match Look::take(context, status, &mut intervals) {
+                Ok(taken) => {
+                    news = true;
+                    *board.last.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&taken.status));
+                    look = Some(taken);
+                }
                 Err(error) => tracing::error!(error = ?error, "the journal could not be asked for the metrics"),
             }
-            last_look = look;
+            look_at = Instant::now() + begun.elapsed().saturating_mul(REST).max(TICK);
+        }
+        if news || Instant::now() >= render_at {
+            render_at = Instant::now() + RENDER_EVERY;
+            match ledger.take_up(&context.journal, &mut ended) {
+                Ok(()) => board.show_metrics(ledger.render(context, look.as_ref())),
+                Err(error) => tracing::error!(error = ?error, "the journal could not be asked for the metrics"),
+            }
         }
         std::thread::park_timeout(TICK);
     }

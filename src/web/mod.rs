@@ -3,7 +3,7 @@
 //! ```text
 //! connection ─▶ token ─▶ time limit ─▶ route ─▶ journal, board, daemon      answers at once
 //!                                           └─▶ repository                  two requests at a time, each with its own limit
-//! board ◀─ thread that asks journal and repositories now and then ─▶ metrics (text, ready)
+//! board ◀─ how everything stands, from who watches the objectives; a thread that makes the metrics of it beforehand
 //! ```
 //!
 //! Invariants: nothing is answered without a token, not even that a path does not exist; no answer holds a secret; `/metrics` and status
@@ -30,6 +30,7 @@ use tokio::task::JoinHandle;
 use crate::daemon::companion::{Companion, Context};
 use crate::daemon::control::Control;
 use crate::daemon::journal::Journal;
+use crate::daemon::notify::Latest;
 use crate::error::Result;
 use crate::ops::resolve::Surroundings;
 use crate::web::board::Board;
@@ -74,6 +75,7 @@ struct Web {
 /// The service as what it is to the daemon.
 pub struct Service {
     settings: Settings,
+    latest: Latest,
     running: Option<Running>,
 }
 
@@ -86,13 +88,13 @@ struct Running {
 }
 
 impl Service {
-    /// Does nothing before it is started.
+    /// Does nothing before it is started. `latest`: how everything stands, from who looks at it anyway.
     ///
     /// # Errors
     /// `Usage` for an address that others can reach and nobody allowed.
-    pub fn new(settings: Settings) -> Result<Self> {
+    pub fn new(settings: Settings, latest: Latest) -> Result<Self> {
         settings.listen.check(settings.remote_allowed)?;
-        Ok(Self { settings, running: None })
+        Ok(Self { settings, latest, running: None })
     }
 
     /// Where it listens, with the port that the system chose; `None`: it does not.
@@ -113,7 +115,7 @@ impl Companion for Service {
         let tokens = Tokens::open(&surroundings.state, self.settings.token_file.as_deref())?;
         let runtime = surroundings.runtime.clone();
         let (listener, address) = runtime.block_on(Listener::open(&self.settings.listen))?;
-        let board = Arc::new(Board::default());
+        let board = Arc::new(Board::new(self.latest.clone()));
         let refresher = board::Refresher::start(&board, context)?;
         let web = Arc::new(Web {
             control: context.control.clone(),

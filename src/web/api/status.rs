@@ -13,7 +13,8 @@ use axum::http::StatusCode;
 
 /// What can be restored, to when, how long it takes, when that was last proven, and what is wrong
 ///
-/// As the daemon found it at `time`; it looks again after every run and every few minutes. Never waits for a store.
+/// As the daemon found it at `time`; it looks several times a minute, and at the repositories after every run and every quarter of an hour.
+/// Never waits for a store.
 #[utoipa::path(
     get,
     path = "/api/v1/status",
@@ -26,11 +27,10 @@ use axum::http::StatusCode;
 )]
 pub(super) async fn status(State(web): State<Arc<Web>>) -> Response {
     match web.board.status() {
-        Ok(status) => Json(status).into_response(),
-        Err(None) => Failure::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable.word(), "the daemon has not looked at the plans yet")
+        Some(status) => Json(&*status).into_response(),
+        None => Failure::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable.word(), "the daemon has not looked at all plans yet")
             .hint("ask again in a few seconds")
             .retry_after(2)
             .into_response(),
-        Err(Some(failed)) => Failure::from(failed).into_response(),
     }
 }

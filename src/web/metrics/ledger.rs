@@ -123,7 +123,6 @@ impl Ledger {
         store(&mut page);
         if let Some(look) = look {
             page.gauge("status_timestamp_seconds", "When the plans were last looked at", moment(look.status.time));
-            page.gauge("status_duration_seconds", "How long that look took", look.took.as_secs_f64());
             jobs(&mut page, look);
             plans(&mut page, look, context);
             drills(&mut page, look);
@@ -209,8 +208,8 @@ fn plans(page: &mut Page, look: &Look, context: &Context) {
     for plan in &look.status.plans {
         let labels = of_plan(&plan.name);
         set(&snapshots, labels.clone(), Some(float(plan.snapshots)));
-        set(&oldest, labels.clone(), None);
-        set(&newest, labels.clone(), plan.whole_point.map(moment));
+        set(&oldest, labels.clone(), plan.restorable_from.map(moment));
+        set(&newest, labels.clone(), plan.restorable_to.map(moment));
         set(&loss, labels.clone(), plan.data_loss_ms.map(|ms| seconds(ms) + since));
         set(&loss_objective, labels.clone(), plan.data_loss_objective_ms.map(seconds));
         set(&recovery, labels.clone(), plan.recovery_time_ms.map(seconds));
@@ -222,8 +221,12 @@ fn plans(page: &mut Page, look: &Look, context: &Context) {
             problems.get_or_create(&vec![("plan", plan.name.clone()), ("kind", problem.kind.clone())]).inc();
         }
     }
-    for trouble in context.control.problems() {
-        problems.get_or_create(&vec![("plan", String::new()), ("kind", trouble.kind)]).inc();
+    // Alarms and the daemon's own troubles, which the status has where they are not of a plan alone.
+    let told = look.status.problems.iter().map(|problem| problem.kind.clone());
+    let own = context.control.problems().into_iter().map(|trouble| trouble.kind);
+    let kinds: BTreeSet<String> = told.chain(own).collect();
+    for kind in kinds {
+        problems.get_or_create(&vec![("plan", String::new()), ("kind", kind)]).inc();
     }
 }
 

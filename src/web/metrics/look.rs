@@ -1,6 +1,7 @@
-//! One look at everything: the status of all plans, and what metrics say beside it.
+//! What metrics say beside the status of all plans, looked up in the journal.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -8,7 +9,7 @@ use chrono::{DateTime, Utc};
 use crate::daemon::companion::Context;
 use crate::daemon::job::{self, Job};
 use crate::daemon::journal::{Run, State};
-use crate::daemon::status::{self, Status};
+use crate::daemon::status::Status;
 use crate::error::Result;
 use crate::id::Name;
 use crate::plan::{Plan, Schedule};
@@ -18,9 +19,7 @@ const SLOTS: usize = 9;
 
 /// What a look found.
 pub(in crate::web) struct Look {
-    pub status: Status,
-    /// How long it took.
-    pub took: Duration,
+    pub status: Arc<Status>,
     pub jobs: Vec<JobFacts>,
     /// Phases of the last drill that succeeded on this host, by plan.
     pub drills: BTreeMap<Name, Run>,
@@ -52,13 +51,12 @@ impl Intervals {
 }
 
 impl Look {
-    /// Asks the journal and every repository.
+    /// Asks the journal.
     ///
     /// # Errors
     /// When the journal cannot be asked.
-    pub fn take(context: &Context, intervals: &mut Intervals) -> Result<Self> {
+    pub fn take(context: &Context, status: Arc<Status>, intervals: &mut Intervals) -> Result<Self> {
         let plans = context.control.plans();
-        let status = status::gather(&plans, Some(&context.journal), &context.surroundings, true)?;
         let now = context.surroundings.clock.now();
         let mut jobs = Vec::new();
         let mut drills = BTreeMap::new();
@@ -68,7 +66,7 @@ impl Look {
             }
             drills.extend(context.journal.last_in(&plan.name, Job::Drill, State::Succeeded)?.map(|run| (plan.name.clone(), run)));
         }
-        Ok(Self { status, took: Duration::ZERO, jobs, drills })
+        Ok(Self { status, jobs, drills })
     }
 }
 
