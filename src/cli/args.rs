@@ -136,7 +136,9 @@ Examples:
     #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat key list main")]
     Key(KeyCommand),
     /// Run backups, drills and verifications on their schedules
-    #[command(after_help = "Example:\n  lifeboat serve --plans /etc/lifeboat/plans --log-format json")]
+    #[command(
+        after_help = "Examples:\n  lifeboat serve --plans /etc/lifeboat/plans --log-format json\n  lifeboat serve --listen 127.0.0.1:9847        with the API and metrics\n  curl -H \"Authorization: Bearer $(cat ~/.local/state/lifeboat/api.token)\" http://127.0.0.1:9847/api/v1/status"
+    )]
     Serve(ServeArgs),
     /// What can be restored, how old it is, when that was last proven, and what is wrong
     ///
@@ -689,7 +691,17 @@ pub enum RoleArg {
 
 /// `lifeboat serve`
 #[derive(Debug, Args)]
-pub struct ServeArgs {}
+pub struct ServeArgs {
+    /// Answer the API and /metrics there: IP:PORT of this machine, or unix:/PATH. Requests need the token in api.token of the state folder
+    #[arg(long, value_name = "ADDR", env = "LIFEBOAT_LISTEN")]
+    pub listen: Option<String>,
+    /// Let --listen be an address that other machines can reach. It is plain HTTP: who hears the network has the token
+    #[arg(long, requires = "listen")]
+    pub listen_remote: bool,
+    /// A file with the API's token, instead of api.token in the state folder
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    pub token_file: Option<PathBuf>,
+}
 
 /// `lifeboat status`
 #[derive(Debug, Args)]

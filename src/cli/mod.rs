@@ -7,6 +7,7 @@ pub mod demo;
 pub mod output;
 mod progress;
 mod render;
+pub mod telemetry;
 mod time;
 
 mod backup;

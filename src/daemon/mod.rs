@@ -6,6 +6,7 @@ pub mod agenda;
 pub mod alarms;
 pub mod companion;
 pub mod control;
+pub mod history;
 pub mod job;
 pub mod journal;
 mod logs;
@@ -18,6 +19,7 @@ pub mod runner;
 pub mod scheduler;
 pub mod serve;
 pub mod status;
+pub mod systemd;
 
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
