@@ -577,20 +577,12 @@ fn try_lock(connection: &mut Connection, tables: &[TableName], mode: &str, wait:
 
 /// Decides which tables are read by a sample. A table that is not there any more is left for whoever reads it.
 fn choose_samples(databases: &mut [Database], budget: u64) -> Result<()> {
-    const SIZES: &str = "SELECT n.nspname, c.relname, pg_table_size(c.oid), pg_relation_size(c.oid) / current_setting('block_size')::bigint \
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence = 'p'";
     let mut seed = [0; 4];
     getrandom::fill(&mut seed).map_err(|error| Error::new(Kind::Failed, "draw a random number").because(error.to_string()))?;
     let seed = u32::from_le_bytes(seed).max(1);
     let mut sizes = Vec::new();
     for database in &mut *databases {
-        let rows = database.connection.query(SIZES)?;
-        let number = |row: &Row, index: usize| row.get(index).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-        let known: HashMap<(&str, &str), (u64, u64)> =
-            rows.iter().filter_map(|row| Some(((row.get(0)?, row.get(1)?), (number(row, 2), number(row, 3))))).collect();
-        sizes.push(
-            database.tables.iter().map(|name| known.get(&(&*name.schema, &*name.table)).copied().unwrap_or((0, 0))).collect::<Vec<_>>(),
-        );
+        sizes.push(sizes_of(&mut database.connection, &database.tables)?);
     }
     let share = share_of_each(sizes.iter().flatten().map(|(bytes, _)| *bytes).collect(), budget);
     for (database, sizes) in databases.iter_mut().zip(sizes) {
@@ -602,6 +594,26 @@ fn choose_samples(databases: &mut [Database], budget: u64) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Bytes with everything that belongs to it, and pages, of each of these tables. They must be locked: asking for the size of one that somebody
+/// alters waits for him.
+fn sizes_of(connection: &mut Connection, tables: &[TableName]) -> Result<Vec<(u64, u64)>> {
+    let mut known = HashMap::new();
+    for some in tables.chunks(BATCH_TABLES) {
+        let names: Vec<String> = some.iter().map(|name| format!("{}::regclass", quote_literal(&name.sql()))).collect();
+        let rows = connection.query(&format!(
+            "SELECT n.nspname, c.relname, pg_table_size(c.oid), pg_relation_size(c.oid) / current_setting('block_size')::bigint \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY (ARRAY[{}]::regclass[])",
+            names.join(", ")
+        ))?;
+        let number = |row: &Row, index: usize| row.get(index).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        for row in rows {
+            let name = (row.required("nspname")?.to_owned(), row.required("relname")?.to_owned());
+            known.insert(name, (number(&row, 2), number(&row, 3)));
+        }
+    }
+    Ok(tables.iter().map(|name| known.get(&(name.schema.clone(), name.table.clone())).copied().unwrap_or((0, 0))).collect())
 }
 
 /// How much of each table is read, at most, so that all together are within the budget. Pure.

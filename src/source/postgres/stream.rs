@@ -749,7 +749,8 @@ impl<'a> Session<'a> {
     /// What is new since the last piece, as a small one.
     fn store_new(&mut self) -> Result<()> {
         let (from, end) = (self.durable, self.received());
-        if end <= from {
+        // Nothing is stored behind what has not been compared, or is not the same.
+        if end <= from || self.unchecked.is_some() {
             return Ok(());
         }
         if self.facts.position() < from {
