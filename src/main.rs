@@ -48,8 +48,9 @@ fn run(cli: &Cli) -> Result<cli::Exit> {
         .build()
         .map_err(|error| Error::io("start the I/O threads", error))?;
     let cancel = Cancel::default();
-    stop_on_signals(&runtime, &cancel)?;
     let app = App::new(cli.global.clone(), runtime.handle().clone(), cancel);
+    let serves = matches!(cli.command, Command::Serve(_));
+    stop_on_signals(&runtime, &app, serves)?;
     let result = cli::run(&app, &cli.command);
     // Requests that are still in flight after an error are not waited for.
     runtime.shutdown_background();
@@ -58,13 +59,16 @@ fn run(cli: &Cli) -> Result<cli::Exit> {
 
 /// The first signal asks everything to stop at its next check; the second one ends the process at once. A terminal or SSH session
 /// that goes away (SIGHUP) stops cleanly too, but never at once: it may be told more than once. Under `nohup` it is ignored.
-fn stop_on_signals(runtime: &tokio::runtime::Runtime, cancel: &Cancel) -> Result<()> {
+///
+/// A daemon (`serves`) lets its runs go on for a while with the first signal, cancels them with the second, and ends at once with the third;
+/// SIGHUP has it read its plan files anew.
+fn stop_on_signals(runtime: &tokio::runtime::Runtime, app: &App, serves: bool) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let _entered = runtime.enter();
     let listen = |kind| signal(kind).map_err(|error| Error::io("listen to signals", error));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-    let mut hangup = if ignores_hangup() { None } else { Some(listen(SignalKind::hangup())?) };
-    let cancel = cancel.clone();
+    let mut hangup = if ignores_hangup() && !serves { None } else { Some(listen(SignalKind::hangup())?) };
+    let (cancel, signals) = (app.cancel.clone(), app.signals.clone());
     runtime.spawn(async move {
         loop {
             let hung_up = async {
@@ -78,7 +82,16 @@ fn stop_on_signals(runtime: &tokio::runtime::Runtime, cancel: &Cancel) -> Result
                 _ = terminate.recv() => false,
                 _ = hung_up => true,
             };
+            if is_hangup && serves {
+                signals.reload();
+                continue;
+            }
             if is_hangup && cancel.is_cancelled() {
+                continue;
+            }
+            if serves && !signals.drain.is_cancelled() {
+                signals.drain.cancel();
+                output::note("stopping: runs may end by themselves; once more cancels them");
                 continue;
             }
             if cancel.is_cancelled() || output::is_asking() {

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
 
+#[path = "support/simulation.rs"]
+mod simulation;
 #[path = "support/workspace.rs"]
 mod workspace;
 
@@ -238,7 +240,7 @@ fn a_killed_manual_run_is_settled_by_the_daemon_that_serves_meanwhile() {
 }
 
 #[test]
-fn a_hangup_stops_manual_runs_and_the_daemon_cleanly() {
+fn a_hangup_stops_a_manual_run_cleanly() {
     let (workspace, pipe) = with_pipe();
     let mut manual = Daemon(workspace.command(&["backup", "slow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     let writer = feed(&pipe);
@@ -246,28 +248,130 @@ fn a_hangup_stops_manual_runs_and_the_daemon_cleanly() {
     assert_eq!(manual.ended(), Some(130));
     drop(writer);
     assert_eq!(runs(&workspace)[0]["state"], "interrupted");
-    let mut daemon = Daemon::start(&workspace);
-    let writer = feed(&pipe);
-    daemon.signal(Signal::HUP);
-    assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
-    drop(writer);
-    assert!(runs(&workspace).iter().all(|run| run["state"] == "interrupted"));
 }
 
 #[test]
-fn sigterm_ends_a_run_cleanly_and_records_it() {
+fn a_second_sigterm_cancels_what_runs_and_it_is_recorded() {
     let (workspace, pipe) = with_pipe();
     let mut daemon = Daemon::start(&workspace);
     let writer = feed(&pipe);
+    daemon.signal(Signal::TERM);
+    until("it drains", || log(&workspace).contains("nothing new starts").then_some(()));
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
     drop(writer);
     let run = &runs(&workspace)[0];
     assert_eq!((run["state"].as_str(), run["error"]["kind"].as_str()), (Some("interrupted"), Some("interrupted")), "{run}");
+    assert_eq!((run["by"].as_str(), run["story"].as_str()), (Some("daemon"), Some("the daemon was told to stop")), "{run}");
     assert!(workspace.json(&["snapshots", "slow"], 0)["snapshots"].as_array().unwrap().is_empty());
     let lines = BufReader::new(File::open(workspace.path("serve.log")).unwrap()).lines();
     let spans = lines.map_while(Result::ok).filter(|line| line.contains(run["id"].as_str().unwrap())).count();
     assert!(spans >= 2, "log lines carry the run's id");
+}
+
+#[test]
+fn a_run_that_ends_while_the_daemon_drains_is_a_success_and_no_drain_cancels_at_once() {
+    let (workspace, pipe) = with_pipe();
+    let mut daemon = Daemon::start(&workspace);
+    let writer = feed(&pipe);
+    daemon.signal(Signal::TERM);
+    until("it drains", || log(&workspace).contains("nothing new starts").then_some(()));
+    drop(writer);
+    assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
+    assert_eq!(runs(&workspace)[0]["state"], "succeeded");
+
+    let (workspace, pipe) = with_pipe();
+    std::fs::write(workspace.path("plans/serve.toml"), "version = 1\n[serve]\ndrain = \"0s\"\n").unwrap();
+    let mut daemon = Daemon::start(&workspace);
+    let writer = feed(&pipe);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
+    drop(writer);
+    assert_eq!(runs(&workspace)[0]["state"], "interrupted");
+}
+
+#[test]
+fn changed_plan_files_are_followed_broken_ones_are_not_and_a_deleted_plan_ends_its_run() {
+    let (workspace, pipe) = with_pipe();
+    let file = std::fs::read_dir(workspace.path("plans")).unwrap().map(|entry| entry.unwrap().path());
+    let file = file.into_iter().find(|path| std::fs::read_to_string(path).unwrap().contains("plan.slow")).unwrap();
+    let good = std::fs::read_to_string(&file).unwrap();
+    let mut daemon = Daemon::start(&workspace);
+    let writer = feed(&pipe);
+    // Broken: told, and what runs and what is planned stays.
+    std::fs::write(&file, good.replace("schedule", "shedule")).unwrap();
+    daemon.signal(Signal::HUP);
+    until("the broken file is told", || log(&workspace).contains("the plan files are wrong").then_some(()));
+    // Right again, with one change: noticed without a signal.
+    std::fs::write(&file, format!("{good}\njitter = \"1m\"\n")).unwrap();
+    until("the change is in force", || log(&workspace).contains("now [plan.slow] jitter").then_some(()));
+    // The plan is gone while its run goes on.
+    let (before, _) = good.split_once("[source.slow]").unwrap();
+    std::fs::write(&file, before).unwrap();
+    daemon.signal(Signal::HUP);
+    until("the plan is gone", || log(&workspace).contains("plan slow is gone").then_some(()));
+    drop(writer);
+    let run = until("its run ended", || Some(runs(&workspace)).and_then(|runs| runs.into_iter().find(|run| run["state"] == "succeeded")));
+    assert_eq!(run["plan"], "slow");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
+}
+
+/// Plans for a simulation.
+fn simulated(text: &str) -> lifeboat::plan::Plans {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("plans.toml"), text).unwrap();
+    lifeboat::plan::Plans::load(&[folder.path().to_owned()]).unwrap()
+}
+
+fn moment(text: &str) -> chrono::DateTime<Utc> {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_simulated_quarter_of_fifty_plans_misses_and_doubles_no_slot() {
+    // Over the change of the clocks in Europe and America.
+    let (from, to) = (moment("2026-01-31T23:30:00Z"), moment("2026-04-30T23:30:00Z"));
+    let mut simulation = simulation::Simulation::new(simulated(&simulation::plans(50, 3, 8)), from);
+    simulation.takes = |job| if job == Job::Backup { TimeDelta::minutes(3) } else { TimeDelta::minutes(40) };
+    simulation.run_until(from, to);
+    let counts = &simulation.counts;
+    assert_eq!((counts.doubled, counts.lost, counts.missed, counts.covered), (0, 0, 0, 0), "{counts:?}");
+    // 89 days, 12 or 13 Sundays, three firsts of a month of which February's is passed by zones east of UTC at the start.
+    assert!((50 * (88 + 12 + 2)..=50 * (90 + 13 + 3)).contains(&usize::try_from(counts.runs).unwrap()), "{counts:?}");
+    assert!(counts.most_at_once <= 8, "{counts:?}");
+    assert!(counts.questions <= counts.runs + 150, "the journal is asked once for each run, and at the start: {counts:?}");
+}
+
+#[test]
+fn a_thousand_plans_due_in_the_same_second_run_once_each_within_the_limit() {
+    let from = moment("2026-11-20T01:59:00Z");
+    let text = simulation::plans(1000, 10, 16);
+    let text = text.lines().map(|line| match line.split_once(" = ") {
+        Some(("schedule", value)) if value.ends_with("* * *\"") => "schedule = \"0 2 * * *\"\n".to_owned(),
+        Some(("jitter", _)) => String::new(),
+        Some(("timezone", _)) => "timezone = \"UTC\"\n".to_owned(),
+        _ => format!("{line}\n"),
+    });
+    let mut simulation = simulation::Simulation::new(simulated(&text.collect::<String>()), from);
+    simulation.takes = |_| TimeDelta::seconds(30);
+    simulation.run_until(from, moment("2026-11-20T03:30:00Z"));
+    let counts = &simulation.counts;
+    assert_eq!((counts.runs, counts.doubled, counts.lost, counts.missed, counts.most_at_once), (1000, 0, 0, 0, 16), "{counts:?}");
+    assert_eq!(simulation.going_on(), 0);
+}
+
+#[test]
+fn a_store_that_is_away_for_an_hour_costs_retries_and_no_slot() {
+    let from = moment("2026-11-19T23:50:00Z");
+    let text = simulation::plans(20, 2, 8).replace("jitter = \"5m\"", "retry = { attempts = 20, delay = \"1m\" }");
+    let mut simulation = simulation::Simulation::new(simulated(&text), from);
+    simulation.away_until = Some(moment("2026-11-20T01:00:00Z"));
+    simulation.run_until(from, moment("2026-11-21T23:50:00Z"));
+    let counts = &simulation.counts;
+    assert_eq!((counts.doubled, counts.lost, counts.missed, counts.covered), (0, 0, 0, 0), "{counts:?}");
+    assert!(counts.retries >= 5 && counts.runs - counts.retries >= 40, "{counts:?}");
+    assert!(simulation.failed().is_empty(), "{:?}", simulation.failed());
 }
 
 #[test]

@@ -396,10 +396,37 @@ fn show_and_explain_and_check() {
     assert_eq!(plan::check_json(&plans)["plans"], serde_json::json!(["crm-all"]));
 }
 
+#[test]
+fn copies_go_to_other_repositories_together() {
+    let plan = |copies: &str| {
+        let text = format!(
+            "version = 1\n[repository.a]\nurl = \"file:///a\"\npassphrase = {{ env = \"A\" }}\n[repository.b]\nurl = \"file:///b\"\npassphrase = {{ env = \"A\" }}\n\
+             [repository.c]\nurl = \"file:///c\"\npassphrase = {{ env = \"A\" }}\n[source.s]\nkind = \"sqlite\"\npath = \"/s\"\n\
+             [plan.p]\nsource = \"s\"\nrepository = \"a\"\ntimezone = \"UTC\"\n{copies}"
+        );
+        load(&[("a.toml", &text)])
+    };
+    let copy = |to: &str, more: &str| format!("[[plan.p.copy]]\nto = \"{to}\"\n{more}\n");
+    let good = plan(&(copy("b", "schedule = \"0 5 * * *\"\nlast = 7\nkeep = { daily = 3 }\ntags = [\"x\"]") + &copy("c", ""))).unwrap();
+    let copies = &good.plan("p").unwrap().copies;
+    assert_eq!((copies.len(), copies[0].last, copies[0].keep.daily, copies[0].tags.as_slice()), (2, Some(7), 3, &["x".to_owned()][..]));
+    let wrong = |copies: &str, needle: &str| {
+        let said = plan(copies).unwrap_err().to_string();
+        assert!(said.contains(needle), "{said}");
+    };
+    wrong(&copy("a", ""), "the plan's own repository");
+    wrong(&copy("nowhere", ""), "unknown repository");
+    wrong(&(copy("b", "") + &copy("b", "")), "two copies go to repository");
+    wrong("[[plan.p.copy]]\nlast = 1\n", "a copy needs `to`");
+    wrong(&copy("b", "last = 0"), "from 1 to");
+    let two = copy("b", "schedule = \"0 5 * * *\"") + &copy("c", "schedule = \"0 6 * * *\"");
+    wrong(&two, "made together");
+}
+
 /// What `plan show` prints is a plan file that means the same.
 #[test]
 fn what_is_shown_can_be_loaded_again() {
-    for name in ["sqlite-crm.toml", "application-set.toml", "s3.toml", "postgres.toml"] {
+    for name in ["sqlite-crm.toml", "application-set.toml", "s3.toml", "postgres.toml", "copies.toml"] {
         for plan in example(name).plans.values() {
             let shown = plan::show_text(plan);
             let again = load(&[("a.toml", &shown)]).unwrap_or_else(|errors| panic!("{shown}\n{errors}"));
@@ -453,4 +480,53 @@ fn damaged_examples_never_make_the_loader_panic() {
 fn escape_sequences_of_a_file_do_not_reach_the_terminal() {
     let shown = errors("version = 1\n\"\\u001b[31mred\" = 1\n# \u{1f600}\n");
     assert!(shown.contains("unknown key") && !shown.contains('\u{1b}'), "{shown:?}");
+}
+
+/// Three plans of one source; `%` is put into each by name.
+fn ordered(a: &str, b: &str, c: &str) -> String {
+    let head =
+        "version = 1\n[repository.main]\nurl = \"file:///r\"\npassphrase = { env = \"P\" }\n[source.s]\nkind = \"files\"\npath = \"/s\"\n";
+    let plan = |name: &str, more: &str| format!("[plan.{name}]\nsource = \"s\"\nrepository = \"main\"\ntimezone = \"UTC\"\n{more}\n");
+    format!("{head}{}{}{}", plan("a", a), plan("b", b), plan("c", c))
+}
+
+#[test]
+fn plans_that_would_wait_for_themselves_are_errors() {
+    load(&[("a.toml", &ordered("after = [\"b\", \"c\"]", "after = [\"c\"]", ""))]).unwrap();
+    let circle = messages(&ordered("after = [\"b\"]", "after = [\"c\"]", "after = [\"a\"]"));
+    assert!(circle.len() == 3 && circle[0].contains("plan `a` would have to wait for itself: a after b after c after a"), "{circle:?}");
+    let itself = messages(&ordered("after = [\"a\"]", "", ""));
+    assert!(itself.len() == 1 && itself[0].contains("a after a"), "{itself:?}");
+    let unknown = errors(&ordered("after = [\"bb\"]", "", ""));
+    assert!(unknown.contains("unknown plan `bb`") && unknown.contains("did you mean `b`"), "{unknown}");
+}
+
+#[test]
+fn blackouts_are_checked_and_explained() {
+    let text = ordered("schedule = \"0 9 * * *\"\nblackout = [\"mon-fri 08:00-18:00\"]\nblackout_jobs = [\"backup\"]", "", "");
+    let plans = load(&[("a.toml", &text)]).unwrap();
+    let explained = plan::explain_text(plans.plan("a").unwrap(), "2026-11-20T00:00:00Z".parse().unwrap());
+    assert!(explained.contains("held back until") && explained.contains("blackout: mon-fri 08:00-18:00 in UTC"), "{explained}");
+    let json = plan::explain_json(plans.plan("a").unwrap(), "2026-11-20T00:00:00Z".parse().unwrap());
+    assert_eq!(json["jobs"][0]["next"][0]["held_until"], "2026-11-20T18:00:00Z");
+    assert_eq!(json["jobs"][0]["next"][1]["held_until"], serde_json::Value::Null, "a Saturday");
+    for (keys, expected) in [
+        ("blackout = [\"8-18\"]", "not a valid window"),
+        ("blackout = [\"mon-sun\"]", "covers the whole week"),
+        ("blackout_jobs = [\"drill\"]", "`blackout_jobs` without `blackout`"),
+        ("blackout = [\"sat\"]\nblackout_jobs = [\"drills\"]", "unknown job `drills`"),
+    ] {
+        let found = messages(&ordered(keys, "", ""));
+        assert!(found.len() == 1 && found[0].contains(expected), "{keys}: {found:?}");
+    }
+}
+
+#[test]
+fn the_daemons_settings_are_there_once() {
+    let serve = "version = 1\n[serve]\nmax_runs = 2\n";
+    let plans = load(&[("a.toml", &ordered("", "", "")), ("b.toml", serve)]).unwrap();
+    assert_eq!((plans.serve.max_runs.get(), plans.serve.drain.as_secs()), (2, 20));
+    let twice = load(&[("a.toml", &ordered("", "", "")), ("b.toml", serve), ("c.toml", serve)]).unwrap_err().to_string();
+    assert!(twice.contains("`[serve]` is there twice") && twice.contains("b.toml:2"), "{twice}");
+    assert!(errors(&format!("{}[serve]\nmax_runs = 0\n", ordered("", "", ""))).contains("from 1 to 1000"));
 }

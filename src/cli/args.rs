@@ -112,6 +112,15 @@ Examples:
   lifeboat restore crm --source db --to /srv/crm/restored.db                 one of several sources, to a place of its own
   LIFEBOAT_PASSPHRASE=… lifeboat restore crm --from s3://crm-dr/main --to ./restored.db    a machine without plans")]
     Restore(Box<RestoreArgs>),
+    /// Copy a plan's snapshots and logs to a further repository, verified
+    ///
+    /// Only what that repository lacks is sent. It goes on where the last copy ended: what is older than the newest copy is not copied again.
+    #[command(after_help = "\
+Examples:
+  lifeboat copy crm --to offsite
+  lifeboat copy crm --to offsite --last 7           only the newest seven
+  lifeboat copy crm --to offsite --snapshot 01jd0v7m    this one, however old it is")]
+    Copy(CopyArgs),
     /// Check a repository; a finding is never exit 0
     #[command(
         after_help = "Examples:\n  lifeboat verify crm\n  lifeboat verify main --data        every stored byte\n  lifeboat verify main --data 10     a tenth, a different one each time"
@@ -198,6 +207,53 @@ pub enum RepoCommand {
         /// Name of the repository in the plan files
         name: String,
     },
+    /// Count objects, bytes, deduplication, compression, and the requests of a month
+    #[command(
+        after_help = "Example:\n  lifeboat repo stats main\n  lifeboat repo stats main --json | jq .monthly    to multiply by the store's prices"
+    )]
+    Stats(RepoPlaceArgs),
+    /// Take everything out into the databases' own files, without a daemon or plan files
+    ///
+    /// Each snapshot becomes a folder with one tree a source, exactly as it was backed up; each continuous log becomes segment files.
+    #[command(after_help = "\
+Examples:
+  lifeboat repo extract main --to /srv/everything
+  lifeboat repo extract main --plan crm --latest --to /srv/crm
+  LIFEBOAT_PASSPHRASE=… lifeboat repo extract --from s3://crm-dr/main --to ./everything    a machine without plans")]
+    Extract(ExtractArgs),
+}
+
+/// Which repository.
+#[derive(Debug, Args)]
+pub struct RepoPlaceArgs {
+    /// Name of the repository, or of a plan that uses it
+    #[arg(value_name = "REPO|PLAN", required_unless_present = "from")]
+    pub name: Option<String>,
+    /// A repository by URL, on a machine without plans; the passphrase comes from LIFEBOAT_PASSPHRASE
+    #[arg(long, value_name = "URL", conflicts_with = "name")]
+    pub from: Option<String>,
+}
+
+/// `lifeboat repo extract`
+#[derive(Debug, Args)]
+pub struct ExtractArgs {
+    #[command(flatten)]
+    pub place: RepoPlaceArgs,
+    /// Where to: a new folder, or one that an earlier extraction began
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Only this plan (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub plan: Vec<String>,
+    /// Only this snapshot, by id or a unique beginning of it (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub snapshot: Vec<String>,
+    /// Only the newest snapshot of each plan
+    #[arg(long, conflicts_with = "snapshot")]
+    pub latest: bool,
+    /// Leave continuous logs out
+    #[arg(long)]
+    pub no_logs: bool,
 }
 
 /// `lifeboat backup`
@@ -205,6 +261,28 @@ pub enum RepoCommand {
 pub struct BackupArgs {
     /// Name of the plan
     pub plan: String,
+}
+
+/// `lifeboat copy`
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// Name of the plan
+    pub plan: String,
+    /// Name of the repository to copy to
+    #[arg(long, value_name = "REPO")]
+    pub to: String,
+    /// Only the newest so many snapshots (default: what the plan says for this copy, else all)
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub last: Option<u32>,
+    /// Only snapshots with this tag (repeatable; default: what the plan says for this copy, else all)
+    #[arg(long, value_name = "TAG")]
+    pub tag: Vec<String>,
+    /// Only this snapshot, by id or a unique beginning of it
+    #[arg(long, value_name = "ID", conflicts_with_all = ["last", "tag", "all"])]
+    pub snapshot: Option<String>,
+    /// Also snapshots that are older than the newest copy
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// `lifeboat snapshots`
@@ -215,10 +293,13 @@ pub struct SnapshotsArgs {
     /// A repository by URL, on a machine without plans; the passphrase comes from LIFEBOAT_PASSPHRASE
     #[arg(long, value_name = "URL")]
     pub from: Option<String>,
+    /// A copy instead of the plan's own repository, by name
+    #[arg(long, value_name = "NAME", conflicts_with = "from", requires = "plan")]
+    pub repository: Option<String>,
 }
 
 /// `lifeboat restore`
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct RestoreArgs {
     /// Name of the plan; with --from, its name inside the repository
@@ -242,6 +323,9 @@ pub struct RestoreArgs {
     /// A repository by URL, on a machine without plans; the passphrase comes from LIFEBOAT_PASSPHRASE
     #[arg(long, value_name = "URL")]
     pub from: Option<String>,
+    /// Only this repository of the plan, by name: its own, or a copy (default: its own, and where that cannot be used, its copies)
+    #[arg(long, value_name = "NAME", conflicts_with = "from")]
+    pub repository: Option<String>,
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -269,7 +353,7 @@ pub struct RestoreArgs {
 }
 
 /// Which recovery point.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[group(multiple = false)]
 pub struct PointArgs {
     /// The newest moment: of the log where there is one, otherwise of the snapshots (the default)
@@ -349,6 +433,9 @@ pub struct DrillRunArgs {
     /// Keep what was restored for so long, such as 4h
     #[arg(long, value_name = "DURATION")]
     pub keep_target: Option<String>,
+    /// A copy instead of the plan's own repository, by name
+    #[arg(long, value_name = "NAME")]
+    pub repository: Option<String>,
 }
 
 /// `lifeboat log …`
@@ -408,20 +495,39 @@ pub struct LogFetchArgs {
     /// Take a hole in the log for its end, so that a server opens with what lies before it
     #[arg(long)]
     pub end_at_gap: bool,
+    /// Only this repository of the plan, by name: its own, or a copy (default: its own, and where that cannot be used, its copies)
+    #[arg(long, value_name = "NAME")]
+    pub repository: Option<String>,
 }
 
 /// `lifeboat key …`
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// List the key slots of a repository
+    /// List the key slots of a repository, and the keys of plans
     #[command(after_help = "Example:\n  lifeboat key list main")]
     List {
         /// Name of the repository
         repo: String,
+        /// Also what was done with keys, as the repository remembers it
+        #[arg(long)]
+        events: bool,
     },
-    /// Add a key slot; its passphrase is read from an environment variable
+    /// Make a key file, or the key pair of a recipient, on this machine
+    ///
+    /// A key file stands in for a passphrase: `passphrase = { file = "…" }` in the plan. Of a recipient the public key is printed; whoever
+    /// holds a reader key adds a slot for it, and no secret travels.
+    #[command(after_help = "Example:\n  lifeboat key generate --kind recipient --out /etc/lifeboat/main.key")]
+    Generate {
+        /// What to make
+        #[arg(long, value_enum, default_value = "recipient")]
+        kind: GenerateArg,
+        /// The file to make, readable by its owner only
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Add a key slot: for a passphrase, a key file or a recipient
     #[command(
-        after_help = "Example:\n  NEW_PASSPHRASE=… lifeboat key add main --label backup-host --role writer --passphrase-env NEW_PASSPHRASE"
+        after_help = "Example:\n  NEW_PASSPHRASE=… lifeboat key add main --label backup-host --role writer --passphrase-env NEW_PASSPHRASE\n  lifeboat key add main --label web1 --role writer --recipient LBPK1-…"
     )]
     Add {
         /// Name of the repository
@@ -435,15 +541,136 @@ pub enum KeyCommand {
         /// The environment variable that holds the new passphrase
         #[arg(long, value_name = "VARIABLE", default_value = "LIFEBOAT_NEW_PASSPHRASE")]
         passphrase_env: String,
+        #[command(flatten)]
+        lock: LockArgs,
     },
     /// Remove a key slot
+    ///
+    /// Takes the passphrase away, not what its holder has copied: after somebody left, rotate.
     #[command(after_help = "Example:\n  lifeboat key remove main 3f9a1c")]
     Remove {
         /// Name of the repository
         repo: String,
         /// Id of the slot, or a unique beginning of it
         id: String,
+        /// The whole id again: asked for when it is the slot in use, or the last one that can read data
+        #[arg(long, value_name = "ID")]
+        confirm: Option<String>,
     },
+    /// Begin a new key generation, for what is stored from now on
+    ///
+    /// All other slots get it without their passphrases, but those that are shut out. What is stored already stays under its old keys
+    /// until it is stored again or expires: --status shows how much that is.
+    #[command(after_help = "Example:\n  lifeboat key rotate main --without 3f9a1c\n  lifeboat key rotate main --status")]
+    Rotate {
+        /// Name of the repository
+        repo: String,
+        /// A slot to shut out and remove, by id or a unique beginning of it (repeatable)
+        #[arg(long, value_name = "ID")]
+        without: Vec<String>,
+        /// Begin chunk ids anew: nothing that is stored is reused, the next backup of every plan stores all of it again. For after a host
+        /// with the writer role was taken over
+        #[arg(long)]
+        new_ids: bool,
+        /// Rotate nothing: show how many stored bytes are under which generation
+        #[arg(long, conflicts_with_all = ["without", "new_ids"])]
+        status: bool,
+    },
+    /// Write keys out: as shares or a recovery key on paper, or as a file that a recipient, passphrase or key file opens
+    ///
+    /// What goes on paper is of a new key slot, which can be removed again. A file holds the keys themselves: whoever can open it keeps them, also when
+    /// all slots are gone. The repository remembers each export (key list --events).
+    #[command(
+        after_help = "Example:\n  lifeboat key export main --shares 3-of-5 --out shares/\n  lifeboat key export main --recipient LBPK1-… --label escrow --out escrow.json"
+    )]
+    Export {
+        /// Name of the repository
+        repo: String,
+        /// So many shares of which so many are needed, such as 3-of-5
+        #[arg(long, value_name = "K-of-N", conflicts_with_all = ["recipient", "key_file", "passphrase_env", "paper"])]
+        shares: Option<String>,
+        /// A page with a new recovery key, which opens a new slot
+        #[arg(long, conflicts_with_all = ["recipient", "key_file", "passphrase_env"])]
+        paper: bool,
+        /// The environment variable that holds the passphrase that opens the file
+        #[arg(long, value_name = "VARIABLE", required_unless_present_any = ["shares", "paper", "recipient", "key_file"])]
+        passphrase_env: Option<String>,
+        #[command(flatten)]
+        lock: LockArgs,
+        /// What the keys allow
+        #[arg(long, value_enum, default_value = "reader")]
+        role: RoleArg,
+        /// What to call it
+        #[arg(long, default_value = "export")]
+        label: String,
+        /// The file to make; with --shares a folder that gets a file for each. Without it, shares and pages are printed
+        #[arg(long, value_name = "PATH", required_unless_present_any = ["shares", "paper"])]
+        out: Option<PathBuf>,
+    },
+    /// Put an exported file back as a key slot; the plan's passphrase must be what opens it
+    #[command(after_help = "Example:\n  LIFEBOAT_PASSPHRASE=\"$(cat escrow.key)\" lifeboat key import main escrow.json")]
+    Import {
+        /// Name of the repository, or its URL on a machine without plans (then LIFEBOAT_PASSPHRASE opens the file)
+        repo: String,
+        /// The file
+        file: PathBuf,
+    },
+    /// Put shares together to the key file that they are of; needs no repository
+    ///
+    /// Without files it asks for one share after the other and says which is mistyped.
+    #[command(
+        after_help = "Example:\n  lifeboat key combine --out recovered.key\n  lifeboat key combine share-1.txt share-4.txt share-5.txt --out recovered.key"
+    )]
+    Combine {
+        /// Files with one share each, or several
+        #[arg(value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// The file to make, readable by its owner only
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Give a plan a key of its own, so that its data can be destroyed alone
+    #[command(after_help = "Example:\n  lifeboat key own main --plan crm")]
+    Own {
+        /// Name of the repository
+        repo: String,
+        /// Name of the plan
+        #[arg(long, value_name = "NAME")]
+        plan: String,
+    },
+    /// Destroy a plan's own key: nobody can ever read its data again
+    #[command(after_help = "Example:\n  lifeboat key erase main --plan crm --confirm crm")]
+    Erase {
+        /// Name of the repository
+        repo: String,
+        /// Name of the plan
+        #[arg(long, value_name = "NAME")]
+        plan: String,
+        /// The plan's name again; asked for on a terminal
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
+    },
+}
+
+/// What opens a slot, other than a passphrase.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct LockArgs {
+    /// The public key of a recipient (LBPK1-…), as `key generate` printed it
+    #[arg(long, value_name = "KEY")]
+    pub recipient: Option<String>,
+    /// A key file that `key generate --kind key-file` made
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
+/// What `key generate` makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GenerateArg {
+    /// 32 random bytes in place of a passphrase
+    KeyFile,
+    /// An X25519 key pair: slots are added with its public key
+    Recipient,
 }
 
 /// What a key holder can do.

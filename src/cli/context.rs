@@ -7,6 +7,7 @@ use crate::cli::args::Global;
 use crate::cli::output::{Output, note};
 use crate::cli::progress;
 use crate::clock::{Clock, SystemClock};
+use crate::daemon::control::Signals;
 use crate::daemon::journal::{Job, Journal, NewRun};
 use crate::daemon::runner::{self, Outcome};
 use crate::error::{Error, Kind, Result};
@@ -23,6 +24,8 @@ pub struct App {
     pub global: Global,
     pub runtime: tokio::runtime::Handle,
     pub cancel: Cancel,
+    /// For the daemon only.
+    pub signals: Signals,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -30,7 +33,14 @@ impl App {
     /// For the machine's clock.
     #[must_use]
     pub fn new(global: Global, runtime: tokio::runtime::Handle, cancel: Cancel) -> Self {
-        Self { output: Arc::new(Output::new(global.json)), global, runtime, cancel, clock: Arc::new(SystemClock) }
+        Self {
+            output: Arc::new(Output::new(global.json)),
+            global,
+            runtime,
+            cancel,
+            signals: Signals::default(),
+            clock: Arc::new(SystemClock),
+        }
     }
 
     /// The folders that plan files are read from.

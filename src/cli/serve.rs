@@ -12,7 +12,7 @@ use crate::event::Silent;
 pub(super) fn run(app: &App, _args: &ServeArgs) -> Result<Exit> {
     // Runs tell their story through the log; a bar of several runs at once would tell nobody anything.
     let surroundings = app.surroundings(Arc::new(Silent))?;
-    serve::run(Setup { paths: app.plan_folders()?, surroundings, companions: companions() }, |_| {})?;
+    serve::run(Setup { paths: app.plan_folders()?, surroundings, signals: app.signals.clone(), companions: companions() }, |_| {})?;
     Ok(None)
 }
 

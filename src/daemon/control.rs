@@ -7,6 +7,7 @@
 //! What is told here is of this process. What other processes do (a restore on the command line, another node) is in the journal.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -113,9 +114,41 @@ struct Shared {
 
 /// What the loop is told.
 pub(super) enum Message {
-    Ended { id: RunId, result: Result<RunId> },
-    Request { run: NewRun, reply: SyncSender<Result<Requested>> },
-    Cancel { id: RunId, by: String, reply: SyncSender<Result<()>> },
+    Ended {
+        id: RunId,
+        result: Result<RunId>,
+    },
+    Request {
+        run: NewRun,
+        reply: SyncSender<Result<Requested>>,
+    },
+    Cancel {
+        id: RunId,
+        by: String,
+        reply: SyncSender<Result<()>>,
+    },
+    /// The plan files were read anew.
+    PlansRead(Result<Arc<Plans>>),
+}
+
+/// What the daemon's process is asked by signals.
+#[derive(Debug, Clone, Default)]
+pub struct Signals {
+    /// Set by the first request to stop: nothing new starts, and runs go on until the plan files' `drain` is over. The second one sets the
+    /// `cancel` of the surroundings: runs are cancelled.
+    pub drain: Cancel,
+    reloads: Arc<AtomicU64>,
+}
+
+impl Signals {
+    /// Asks for the plan files to be read anew.
+    pub fn reload(&self) {
+        self.reloads.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn reloads(&self) -> u64 {
+        self.reloads.load(Ordering::SeqCst)
+    }
 }
 
 /// The loop's end of a [`Control`].
@@ -237,7 +270,6 @@ impl Control {
         }
     }
 
-    #[expect(dead_code, reason = "the daemon reads its plans once, so far")]
     pub(super) fn set_plans(&self, plans: Arc<Plans>) {
         self.0.plans.send_replace(plans);
         self.tell(Happening::PlansChanged);
@@ -269,6 +301,10 @@ impl Control {
 
     pub(super) fn holds(&self) -> Vec<Arc<Hold>> {
         guard(&self.0.running).values().cloned().collect()
+    }
+
+    pub(super) fn hold(&self, id: RunId) -> Option<Arc<Hold>> {
+        guard(&self.0.running).get(&id).cloned()
     }
 
     fn tell(&self, happening: Happening) {

@@ -1,54 +1,104 @@
-//! The streams of continuous logs and the writers of canary rows that the daemon keeps running, each in a thread of its own.
+//! The work that never ends: streams of continuous logs and writers of canary rows, each in a thread of its own, kept running.
+//!
+//! One that ends for any reason but a stop begins again, after a pause that grows. When the plans change, those that are gone are
+//! stopped, those whose settings changed begin again with the new ones (after the old one has let go), and the others are left alone.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
+use crate::event::{Cancel, Reason};
+use crate::id::Name;
 use crate::ops::log::canary;
 use crate::ops::log::stream::{self, Persistence};
 use crate::ops::resolve::Surroundings;
-use crate::plan::{Plan, Plans, Source};
+use crate::plan::{Plan, Plans, Source, source_text};
 
 /// Pauses before a stream that could not even begin is started again.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
-/// The streams of all plans.
-pub(super) struct Logs(Vec<JoinHandle<()>>);
+type Work = fn(&Plan, &Source, &Surroundings) -> Result<()>;
+
+/// Kinds of endless work: a name for threads and logs, which sources have it, and what does it.
+const KINDS: [(&str, fn(&Source) -> bool, Work); 2] =
+    [("log", |source| source.kind.streams_log(), stream_log), ("canary", |source| source.kind.canary().is_some(), canary::run)];
+
+/// The endless work of all plans, by plan, source and kind.
+pub(super) struct Logs(BTreeMap<(Name, Name, &'static str), Stream>);
+
+struct Stream {
+    /// All settings that it depends on.
+    settings: String,
+    cancel: Cancel,
+    thread: JoinHandle<()>,
+}
 
 impl Logs {
-    /// Starts a stream for every source that the plans say so of.
-    pub(super) fn start(plans: &Plans, surroundings: &Surroundings) -> Self {
-        let mut threads = Vec::new();
+    pub(super) fn new() -> Self {
+        Self(BTreeMap::new())
+    }
+
+    /// Makes what runs what the plans say. Does not wait for what it stops.
+    pub(super) fn follow(&mut self, plans: &Plans, surroundings: &Surroundings) {
+        let mut wanted = BTreeMap::new();
         for plan in plans.plans.values() {
-            for source in plan.sources.iter().filter(|source| source.kind.streams_log()) {
-                let (kept_plan, kept_source, kept) = (Arc::clone(plan), Arc::clone(source), surroundings.clone());
-                let thread = std::thread::Builder::new().name(format!("log-{}", source.name));
-                match thread.spawn(move || supervise(&kept_plan, &kept_source, &kept, stream_log)) {
-                    Ok(thread) => threads.push(thread),
-                    Err(error) => tracing::error!(plan = %plan.name, source = %source.name, %error, "no thread for the stream of the log"),
-                }
-            }
-            for source in plan.sources.iter().filter(|source| source.kind.canary().is_some()) {
-                let (kept_plan, kept_source, kept) = (Arc::clone(plan), Arc::clone(source), surroundings.clone());
-                let thread = std::thread::Builder::new().name(format!("canary-{}", source.name));
-                match thread.spawn(move || supervise(&kept_plan, &kept_source, &kept, canary::run)) {
-                    Ok(thread) => threads.push(thread),
-                    Err(error) => tracing::error!(plan = %plan.name, source = %source.name, %error, "no thread for the canary row"),
+            for source in &plan.sources {
+                for (kind, _, work) in KINDS.into_iter().filter(|(_, has, _)| has(source)) {
+                    wanted.insert((plan.name.clone(), source.name.clone(), kind), (plan, source, work));
                 }
             }
         }
-        Self(threads)
+        let mut old = std::mem::take(&mut self.0);
+        for (key, (plan, source, work)) in wanted {
+            let settings = source_text(plan, source);
+            let before = old.remove(&key);
+            let before = match before {
+                Some(stream) if stream.settings == settings && !stream.thread.is_finished() => {
+                    self.0.insert(key, stream);
+                    continue;
+                }
+                before => before,
+            };
+            if let Some(stream) = &before {
+                tracing::info!(plan = %plan.name, source = %source.name, kind = key.2, "begins again with other settings");
+                stream.cancel.cancel_because(Reason::DaemonEnds);
+            }
+            let cancel = Cancel::default();
+            let own = Surroundings { cancel: cancel.clone(), ..surroundings.clone() };
+            let (kept_plan, kept_source) = (Arc::clone(plan), Arc::clone(source));
+            let thread = std::thread::Builder::new().name(format!("{}-{}", key.2, source.name)).spawn(move || {
+                // Two at once would be in each other's way.
+                if before.is_some_and(|before| before.thread.join().is_err()) {
+                    tracing::error!(source = %kept_source.name, "the work before panicked: please report this, with the lines above");
+                }
+                supervise(&kept_plan, &kept_source, &own, work);
+            });
+            match thread {
+                Ok(thread) => {
+                    self.0.insert(key, Stream { settings, cancel, thread });
+                }
+                Err(error) => tracing::error!(plan = %plan.name, source = %source.name, kind = key.2, %error, "no thread for endless work"),
+            }
+        }
+        for ((plan, source, kind), stream) in old {
+            tracing::info!(%plan, %source, kind, "stops: the plans do not ask for it any more");
+            stream.cancel.cancel_because(Reason::DaemonEnds);
+        }
     }
 
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Waits until all have ended, after they were asked to.
+    /// Asks all to end and waits for it.
     pub(super) fn stop(self, deadline: Instant) {
-        while self.0.iter().any(|thread| !thread.is_finished()) {
+        for stream in self.0.values() {
+            stream.cancel.cancel_because(Reason::DaemonEnds);
+        }
+        while self.0.values().any(|stream| !stream.thread.is_finished()) {
             if Instant::now() >= deadline {
                 tracing::error!("a stream of a log did not end in time and is left behind; what it did not confirm comes again");
                 return;
@@ -58,19 +108,19 @@ impl Logs {
     }
 }
 
-type Work = fn(&Plan, &Source, &Surroundings) -> Result<()>;
-
 fn stream_log(plan: &Plan, source: &Source, surroundings: &Surroundings) -> Result<()> {
     stream::run(plan, source, Persistence::Daemon, surroundings).map(|_| ())
 }
 
-/// Keeps one stream or writer running until the daemon stops, whatever ends it.
+/// Keeps one running until it is asked to stop, whatever ends it.
 fn supervise(plan: &Plan, source: &Source, surroundings: &Surroundings, work: Work) {
     let mut pause = FIRST_PAUSE;
     while !surroundings.cancel.is_cancelled() {
         let began = Instant::now();
         match attempt(plan, source, surroundings, work) {
-            Ok(()) => return,
+            Ok(()) if surroundings.cancel.is_cancelled() => return,
+            Ok(()) => tracing::warn!(plan = %plan.name, source = %source.name, "the work ended by itself and begins again"),
+            Err(_) if surroundings.cancel.is_cancelled() => return,
             Err(error) => {
                 tracing::error!(plan = %plan.name, source = %source.name, error = ?error, hint = error.hint_text(), "the log is not streamed, or the canary row not written");
             }

@@ -2,13 +2,16 @@
 //!
 //! Owns the state folder. Does not own any operation: those are in `ops` and run the same way without a daemon.
 
+pub mod agenda;
 pub mod companion;
 pub mod control;
 pub mod job;
 pub mod journal;
 mod logs;
 pub mod owner;
+mod places;
 pub mod recorder;
+mod reload;
 pub mod runner;
 pub mod scheduler;
 pub mod serve;

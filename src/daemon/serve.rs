@@ -1,31 +1,33 @@
-//! The daemon: starts what is due, settles what a crash left, stops cleanly.
+//! The daemon: starts what is due, settles what a crash left, follows changes of its plans, stops cleanly.
 //!
-//! Who runs beside whom: one daemon on a state folder (`serve.lock`); within it at most `max_runs` runs, and one per plan. Manual
-//! runs of other processes are kept apart by the journal. The loop itself never works: runs have threads of their own, so that a
-//! hanging store holds up its own plan only.
+//! Who runs beside whom: one daemon on a state folder (`serve.lock`); within it what [`places`](crate::daemon::places) allows. Manual runs of other
+//! processes are kept apart by the journal. The loop itself never works: runs have threads of their own, so that a hanging store holds up
+//! its own plan only; plan files are read by another; only the loop changes the [`Agenda`].
 //!
-//! A clean stop: the shared [`Cancel`](crate::event::Cancel) is set by the signal, runs end as `interrupted` at their next check and close their rows. A
-//! run that does not end within [`STOP_DEADLINE`] is left as it is; the next start settles it like one that was killed.
+//! A clean stop: the first signal lets runs go on until the plan files' `drain` is over and starts nothing new; then, or with the second
+//! signal, they are cancelled, end as `interrupted` at their next check and close their rows. A run that does not end within
+//! [`STOP_DEADLINE`] after that is left as it is; the next start settles it like one that was killed.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
+use crate::daemon::agenda::{Agenda, Restore, Start};
 use crate::daemon::companion::{Companion, Companions, Context};
-use crate::daemon::control::{Control, Hold, Inbox, LONGEST_TURN, Message, Phase, Requested};
-use crate::daemon::job::{self, Job};
-use crate::daemon::journal::{Journal, NewRun};
+use crate::daemon::control::{Control, Hold, Inbox, LONGEST_TURN, Message, Phase, Requested, Signals};
+use crate::daemon::job::Job;
+use crate::daemon::journal::{Filter, Journal, NewRun, State};
 use crate::daemon::logs::Logs;
-use crate::daemon::owner::DaemonLock;
+use crate::daemon::owner::{self, DaemonLock};
+use crate::daemon::reload::{self, Print};
 use crate::daemon::runner;
-use crate::daemon::scheduler::{self, PastSlot, Situation, Step};
+use crate::daemon::scheduler::Step;
 use crate::error::{Error, Kind, Result};
-use crate::event::{Progress, Reason};
-use crate::id::{Name, RunId};
+use crate::event::{Cancel, Progress, Reason};
+use crate::id::RunId;
 use crate::ops::resolve::{self, Surroundings};
 use crate::plan::{Plan, Plans};
 
@@ -38,8 +40,8 @@ const STOP_DEADLINE: Duration = Duration::from_mins(1);
 /// What lives beside the runs has at least so long to finish, after the last of them.
 const COMPANIONS_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A plan that was busy, or a journal that failed, is looked at again after this.
-const TRY_AGAIN: chrono::TimeDelta = chrono::TimeDelta::seconds(10);
+/// How often restores of other processes are looked for, while something would give way to them.
+const RESTORE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often what runs left is swept: kept drill targets whose time is over, above all.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(10);
@@ -48,8 +50,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_mins(10);
 pub struct Setup {
     /// The plan files, or folders of them.
     pub paths: Vec<PathBuf>,
-    /// `cancel` stops the daemon; runs and companions get their own.
+    /// `cancel` cancels what runs and stops the daemon; runs and companions get their own.
     pub surroundings: Surroundings,
+    pub signals: Signals,
     /// What lives beside the runs, in the order of its start.
     pub companions: Vec<Box<dyn Companion>>,
 }
@@ -76,32 +79,34 @@ struct Daemon<'a> {
     control: Control,
     journal: Arc<Journal>,
     surroundings: &'a Surroundings,
-    /// Plans that have a run now.
-    running: BTreeMap<Name, RunId>,
-    /// Since when a plan has been free; starts with the daemon.
-    free_since: BTreeMap<Name, DateTime<Utc>>,
-    /// Since when there has been room for another run.
-    room_since: DateTime<Utc>,
-    /// Plans to leave alone until then.
-    paused: BTreeMap<Name, DateTime<Utc>>,
+    signals: &'a Signals,
+    agenda: Agenda,
+    logs: Logs,
+    /// When restores were looked for last.
+    restores_seen: Option<Instant>,
     /// The last sweep and when it began.
     sweep: Option<(Instant, JoinHandle<()>)>,
 }
 
-/// Runs until `surroundings.cancel` is set. `ready` is called once everything is in place.
+/// Runs until it is asked to stop. `ready` is called once everything is in place.
 ///
 /// # Errors
 /// `Usage` with everything that is wrong in the plan files; `Busy` when another daemon is there; what the journal or a companion says at the
 /// start. Failures of runs are recorded, not returned.
 pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     let surroundings = &setup.surroundings;
+    // Before they are read: a change in between is seen at the next look.
+    let print = Print::of(&setup.paths);
     let plans = Arc::new(Plans::load(&setup.paths)?);
     let _lock = DaemonLock::take(&surroundings.state)?;
     let journal = Arc::new(Journal::open(&surroundings.state, surroundings.clock.now())?);
     let (control, inbox) = Control::new(Arc::clone(&plans), Arc::clone(&surroundings.clock));
     let context = Context { control: control.clone(), journal: Arc::clone(&journal), surroundings: surroundings.clone() };
     let mut companions = Companions::start(setup.companions, &context)?;
-    let served = serve(control.clone(), &inbox, &plans, journal, surroundings, ready);
+    let watch = Cancel::default();
+    let watcher = reload::watch(setup.paths, print, setup.signals.clone(), control.clone(), watch.clone());
+    let served = watcher.and_then(|_| serve(control.clone(), &inbox, plans, journal, surroundings, &setup.signals, ready));
+    watch.cancel();
     control.set_phase(Phase::Stopping);
     companions.stop(Instant::now() + COMPANIONS_DEADLINE);
     served
@@ -111,41 +116,33 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
 fn serve(
     control: Control,
     inbox: &Inbox,
-    plans: &Plans,
+    plans: Arc<Plans>,
     journal: Arc<Journal>,
     surroundings: &Surroundings,
+    signals: &Signals,
     ready: impl FnOnce(&Control),
 ) -> Result<()> {
     let open = |run: &crate::daemon::journal::Run| resolve::repository(&plans.plan(run.plan.as_str())?.repository)?.open(surroundings);
     runner::settle(&journal, |_| true, open, surroundings.clock.now())?;
-    let mut daemon = Daemon {
-        control: control.clone(),
-        journal,
-        surroundings,
-        running: BTreeMap::new(),
-        free_since: BTreeMap::new(),
-        room_since: DateTime::<Utc>::MIN_UTC,
-        paused: BTreeMap::new(),
-        sweep: None,
-    };
-    let schedules: usize = plans.plans.values().map(|plan| job::schedules(plan).len()).sum();
-    let logs = Logs::start(plans, surroundings);
-    if schedules == 0 && logs.len() == 0 {
-        tracing::warn!("no plan has a schedule: there is nothing to do");
+    let agenda = Agenda::new(Arc::clone(&plans), surroundings.clock.now());
+    let mut daemon =
+        Daemon { control: control.clone(), journal, surroundings, signals, agenda, logs: Logs::new(), restores_seen: None, sweep: None };
+    daemon.logs.follow(&plans, surroundings);
+    let (schedules, logs) = (daemon.agenda.len(), daemon.logs.len());
+    if schedules == 0 && logs == 0 {
+        tracing::warn!("no plan has a schedule: there is nothing to do but what is asked for");
     }
-    tracing::info!(plans = plans.plans.len(), schedules, logs = logs.len(), state = %surroundings.state.display(), "serving");
+    tracing::info!(plans = plans.plans.len(), schedules, logs, state = %surroundings.state.display(), "serving");
     control.set_phase(Phase::Serving);
     ready(&control);
-    while !surroundings.cancel.is_cancelled() {
+    while !daemon.is_stopping() {
         control.turned();
         daemon.sweep();
+        daemon.finish_unfinished();
         let wake = daemon.start_due();
         daemon.wait(inbox, wake);
     }
-    control.set_phase(Phase::Draining);
-    let deadline = Instant::now() + STOP_DEADLINE;
     daemon.stop(inbox);
-    logs.stop(deadline);
     Ok(())
 }
 
@@ -156,6 +153,10 @@ fn settle(plan: &Plan, journal: &Journal, surroundings: &Surroundings) -> Result
 }
 
 impl Daemon<'_> {
+    fn is_stopping(&self) -> bool {
+        self.signals.drain.is_cancelled() || self.surroundings.cancel.is_cancelled()
+    }
+
     /// Sweeps now and then, in a thread of its own: a target may be large. Plans that have no schedule, or are gone, have no other chance.
     fn sweep(&mut self) {
         if self.sweep.as_ref().is_some_and(|(began, thread)| began.elapsed() < SWEEP_INTERVAL || !thread.is_finished()) {
@@ -168,85 +169,92 @@ impl Daemon<'_> {
         }
     }
 
-    /// Starts every run that is due and for which there is room; returns when to look again.
-    fn start_due(&mut self) -> DateTime<Utc> {
+    fn finish_unfinished(&self) {
         match self.journal.finish_unfinished() {
             Ok(0) => {}
             Ok(runs) => tracing::info!(runs, "the ends of runs that could not be recorded before are recorded now"),
             Err(error) => tracing::error!(error = ?error, hint = error.hint_text(), "the ends of runs still cannot be recorded"),
         }
+    }
+
+    /// Starts every run that is due and has a place; returns when to look again.
+    fn start_due(&mut self) -> DateTime<Utc> {
         let now = self.surroundings.clock.now();
-        let mut wake = now + chrono::TimeDelta::from_std(LONGEST_TURN).unwrap_or_default();
-        let plans = self.control.plans();
-        for plan in plans.plans.values() {
-            if self.running.contains_key(&plan.name) {
-                continue;
+        self.agenda.advance(now);
+        self.look_for_restores();
+        self.learn(now);
+        // Each pass writes what was missed and learns what the journal makes of it; a schedule is in it once or twice.
+        for passed in self.agenda.take_passed() {
+            let story = missed_story(passed.job, passed.count, passed.first, passed.slot);
+            tracing::warn!(plan = %passed.plan, job = passed.job.word(), count = passed.count, first = %passed.first, last = %passed.slot, "slots were missed and are skipped");
+            let written = self.journal.missed(&passed.plan, passed.job, passed.slot, &story, now);
+            if let Err(error) = &written {
+                tracing::error!(plan = %passed.plan, error = ?error, hint = error.hint_text(), "missed slots could not be recorded");
             }
-            if let Some(until) = self.paused.get(&plan.name).copied() {
-                if until > now {
-                    wake = wake.min(until);
-                    continue;
-                }
-                self.paused.remove(&plan.name);
-            }
-            match self.start_plan(plan, now) {
-                Ok(Some(next)) => wake = wake.min(next),
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::error!(plan = %plan.name, error = ?error, hint = error.hint_text(), "the plan could not be scheduled");
-                    self.paused.insert(plan.name.clone(), now + TRY_AGAIN);
-                    wake = wake.min(now + TRY_AGAIN);
-                }
+            self.agenda.recorded(&passed, written.is_ok());
+        }
+        self.learn(now);
+        while let Some(start) = self.agenda.next_start() {
+            self.start(start, now);
+        }
+        for (id, to) in self.agenda.yields() {
+            tracing::warn!(run = %id, to, "the run is asked to give way");
+            if let Some(hold) = self.control.hold(id) {
+                hold.cancel.cancel_because(Reason::GivesWay(to));
             }
         }
-        wake
+        let latest = now + TimeDelta::from_std(LONGEST_TURN).unwrap_or_default();
+        self.agenda.wake().map_or(latest, |wake| wake.min(latest))
     }
 
-    fn has_room(&self) -> bool {
-        self.running.len() < usize::from(self.control.plans().serve.max_runs.get())
-    }
-
-    /// Backups come before drills, drills before verifications. Returns when the nearest schedule of the plan is due.
-    fn start_plan(&mut self, plan: &Arc<Plan>, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
-        let rules = job::rules(plan);
-        let mut nearest: Option<DateTime<Utc>> = None;
-        for (job, schedule) in job::schedules(plan) {
-            let since = self.journal.schedule_since(&plan.name, job, &job::expression(schedule), now)?;
-            loop {
-                let situation = Situation {
-                    now,
-                    since,
-                    last: self.journal.last_slot(&plan.name, job, now)?.as_ref().and_then(PastSlot::of_run),
-                    free_since: self.free_since.get(&plan.name).copied().unwrap_or(DateTime::<Utc>::MIN_UTC).max(self.room_since),
-                };
-                match scheduler::next_step(&plan.name, schedule, &rules, &situation) {
-                    Step::Wait(until) => {
-                        nearest = nearest.into_iter().chain(until).min();
-                        break;
-                    }
-                    Step::Missed { slot, count, first } => {
-                        let story = missed_story(job, count, first, slot);
-                        tracing::warn!(plan = %plan.name, job = job.word(), count, first = %first, last = %slot, "slots were missed and are skipped");
-                        self.journal.missed(&plan.name, job, slot, &story, now)?;
-                    }
-                    Step::Run { slot, trigger, covers, first } => {
-                        if !self.has_room() {
-                            return Ok(None);
-                        }
-                        let story = (covers > 0).then(|| format!("stands for {} missed since {first}", counted(covers)));
-                        let id = situation.last.filter(|last| last.slot == slot).map_or_else(|| RunId::generate(now), |last| last.run);
-                        self.start(plan, NewRun::of_slot(&plan.name, job, trigger, slot, id), story)?;
-                        return Ok(None);
-                    }
+    /// Asks the journal about the schedules that need it, all in one go.
+    fn learn(&mut self, now: DateTime<Utc>) {
+        let (entries, keys) = self.agenda.to_ask();
+        if keys.is_empty() {
+            return;
+        }
+        match self.journal.follow(&keys, now) {
+            Ok(known) => {
+                for (entry, known) in entries.into_iter().zip(known) {
+                    self.agenda.learn(entry, known);
                 }
             }
+            Err(error) => {
+                tracing::error!(schedules = keys.len(), error = ?error, hint = error.hint_text(), "the journal could not be asked what is due");
+                self.agenda.not_learnt();
+            }
         }
-        Ok(nearest)
     }
 
-    fn start(&mut self, plan: &Arc<Plan>, run: NewRun, story: Option<String>) -> Result<()> {
-        let hold = Arc::new(Hold::new(run, self.surroundings.clock.now()));
-        let (journal, plan) = (Arc::clone(&self.journal), Arc::clone(plan));
+    /// What other processes restore now. Where that cannot be seen, what was seen last stands.
+    fn look_for_restores(&mut self) {
+        if !self.agenda.minds_restores() || self.restores_seen.is_some_and(|seen| seen.elapsed() < RESTORE_INTERVAL) {
+            return;
+        }
+        self.restores_seen = Some(Instant::now());
+        let filter = Filter { job: Some(Job::Restore), state: Some(State::Running), ..Filter::default() };
+        let found = self.journal.runs(&filter).and_then(|runs| {
+            if runs.is_empty() {
+                return Ok(runs);
+            }
+            let broken = self.journal.broken()?;
+            Ok(runs.into_iter().filter(|run| broken.iter().all(|broken| broken.id != run.id)).collect())
+        });
+        let host = owner::host();
+        match found {
+            Ok(runs) => {
+                let restores = runs.into_iter().map(|run| Restore { run: run.id, here: run.process.host == host, plan: run.plan });
+                self.agenda.set_restores(restores.collect());
+            }
+            Err(error) => tracing::warn!(error = ?error, "which restores go on could not be seen"),
+        }
+    }
+
+    fn start(&mut self, start: Start, now: DateTime<Utc>) {
+        let Start { plan, run, covers } = start;
+        let story = covers.map(|(covers, first)| format!("stands for {} missed since {first}", counted(covers)));
+        let hold = Arc::new(Hold::new(run, now));
+        let journal = Arc::clone(&self.journal);
         let surroundings =
             Surroundings { cancel: hold.cancel.clone(), progress: Arc::clone(&hold) as Arc<dyn Progress>, ..self.surroundings.clone() };
         let (control, kept, name) = (self.control.clone(), Arc::clone(&hold), plan.name.clone());
@@ -262,21 +270,32 @@ impl Daemon<'_> {
             }
             ending.result = Some(result);
         };
-        let thread = std::thread::Builder::new().name(format!("run-{name}")).spawn(work);
-        thread.map_err(|error| Error::io(format!("start the thread of a run of plan {name}"), error))?;
-        self.running.insert(name, hold.run.id);
+        let id = hold.run.id;
         self.control.started(hold);
-        Ok(())
+        if let Err(error) = std::thread::Builder::new().name(format!("run-{name}")).spawn(work) {
+            let error = Error::io(format!("start the thread of a run of plan {name}"), error);
+            self.ended(id, Err(error));
+        }
     }
 
     /// Until a run ends, somebody asks for something, a signal comes, or it is time.
     fn wait(&mut self, inbox: &Inbox, wake: DateTime<Utc>) {
+        let began = Instant::now();
         loop {
-            if let Ok(message) = inbox.0.recv_timeout(SIGNAL_INTERVAL) {
-                self.take(message);
+            let now = self.surroundings.clock.now();
+            if self.is_stopping() || now >= wake || now + TimeDelta::seconds(1) < self.agenda.now() {
                 return;
             }
-            if self.surroundings.cancel.is_cancelled() || self.surroundings.clock.now() >= wake {
+            let restores = self.agenda.minds_restores() && began.elapsed() >= RESTORE_INTERVAL;
+            if restores || began.elapsed() >= LONGEST_TURN {
+                return;
+            }
+            if let Ok(message) = inbox.0.recv_timeout(SIGNAL_INTERVAL) {
+                self.take(message);
+                // What ended in the same moment is looked at together.
+                while let Ok(message) = inbox.0.try_recv() {
+                    self.take(message);
+                }
                 return;
             }
         }
@@ -290,10 +309,9 @@ impl Daemon<'_> {
                 let _ = reply.send(self.requested(run));
             }
             Message::Cancel { id, by, reply } => {
-                let hold = self.control.holds().into_iter().find(|hold| hold.run.id == id);
-                let none = || Error::new(Kind::NotFound, format!("cancel run {id}: no run of this daemon that goes on has this id"));
-                let _ = reply.send(hold.map(|hold| hold.cancel.cancel_because(Reason::Cancelled(by))).ok_or_else(none));
+                let _ = reply.send(self.cancel(id, by));
             }
+            Message::PlansRead(read) => self.plans_read(read),
         }
     }
 
@@ -301,59 +319,116 @@ impl Daemon<'_> {
         let busy = |why: &str| {
             Error::new(Kind::Busy, format!("start {} of plan {}: {why}", run.job.word(), run.plan)).hint("ask again when it is over")
         };
-        if self.surroundings.cancel.is_cancelled() {
+        if self.is_stopping() {
             return Err(busy("the daemon is stopping"));
         }
-        if let Some(id) = self.running.get(&run.plan) {
-            return Err(busy(&format!("run {id} of the plan goes on")));
-        }
-        if !self.has_room() {
-            return Err(busy("as many runs as may go on at once"));
+        if let Some(id) = self.agenda.same(&run.plan, run.job) {
+            return Err(busy(&format!("run {id} does that, or waits to")));
         }
         let plans = self.control.plans();
-        let (plan, id) = (plans.plan(run.plan.as_str())?, run.id);
-        self.start(plan, run, None)?;
-        Ok(Requested { id, waits_for: None })
+        let (plan, id, who) = (plans.plan(run.plan.as_str())?, run.id, run.by.clone());
+        tracing::info!(run = %id, plan = %plan.name, job = run.job.word(), by = who, "a run was asked for");
+        let waits_for = self.agenda.request(plan, run);
+        self.start_due();
+        let started = self.control.hold(id).is_some();
+        Ok(Requested {
+            id,
+            waits_for: if started { None } else { Some(waits_for.unwrap_or_else(|| "others are first in line".to_owned())) },
+        })
+    }
+
+    fn cancel(&mut self, id: RunId, by: String) -> Result<()> {
+        if let Some(hold) = self.control.hold(id) {
+            tracing::warn!(run = %id, by, "the run is cancelled");
+            hold.cancel.cancel_because(Reason::Cancelled(by));
+            return Ok(());
+        }
+        match self.agenda.withdraw(id) {
+            Some(run) => {
+                tracing::info!(run = %id, plan = %run.plan, by, "a request for a run was taken back");
+                Ok(())
+            }
+            None => Err(Error::new(Kind::NotFound, format!("cancel run {id}: no run of this daemon that goes on or waits has this id"))),
+        }
     }
 
     fn ended(&mut self, id: RunId, result: Result<RunId>) {
-        let now = self.surroundings.clock.now();
+        self.agenda.ended(id);
         let Some(hold) = self.control.ended(id) else { return };
-        let plan = hold.run.plan.clone();
-        self.running.remove(&plan);
-        self.free_since.insert(plan.clone(), now);
-        self.room_since = now;
+        let plan = &hold.run.plan;
         if let Err(error) = result {
             match error.kind() {
-                // A manual run was quicker: look again when it may be over.
-                Kind::Busy => tracing::info!(plan = %plan, error = ?error, "the plan is busy"),
-                Kind::Bug => tracing::error!(plan = %plan, error = ?error, "a run ended by a bug"),
-                // Also where it could not even be recorded: then nothing else keeps it from being tried again at once.
-                _ => tracing::error!(plan = %plan, error = ?error, hint = error.hint_text(), "run failed"),
+                // A manual run was quicker: it is looked at again when that may be over.
+                Kind::Busy => tracing::info!(%plan, error = ?error, "the plan is busy"),
+                Kind::Bug => tracing::error!(%plan, error = ?error, "a run ended by a bug"),
+                _ => tracing::error!(%plan, error = ?error, hint = error.hint_text(), "run failed"),
             }
-            self.paused.insert(plan, now + TRY_AGAIN);
         }
     }
 
-    fn stop(&mut self, inbox: &Inbox) {
-        let deadline = Instant::now() + STOP_DEADLINE;
-        if !self.running.is_empty() {
-            tracing::info!(runs = self.running.len(), "stopping: runs are asked to end");
+    /// Another set of plans, or why there is none: then the old one stays.
+    fn plans_read(&mut self, read: Result<Arc<Plans>>) {
+        let new = match read {
+            Ok(new) => new,
+            Err(error) => {
+                tracing::error!(error = ?error, hint = error.hint_text(), "the plan files are wrong: the plans read before stay in force");
+                let why = crate::ops::explain(&error);
+                self.control
+                    .set_problem(reload::BROKEN, Some(format!("the plan files are wrong, and the plans read before stay in force: {why}")));
+                return;
+            }
+        };
+        let old = self.control.plans();
+        let changes = reload::difference(&old, &new);
+        tracing::info!(changes = changes.len(), "the plan files were read anew and are in force");
+        for change in &changes {
+            tracing::info!(change, "plans");
         }
+        self.control.set_problem(reload::BROKEN, None);
+        self.agenda.advance(self.surroundings.clock.now());
+        for id in self.agenda.reload(Arc::clone(&new)) {
+            tracing::warn!(run = %id, "a request that waited is dropped: its plan is gone");
+        }
+        self.logs.follow(&new, self.surroundings);
+        self.control.set_plans(new);
+    }
+
+    fn stop(mut self, inbox: &Inbox) {
+        self.control.set_phase(Phase::Draining);
+        for id in self.agenda.waiting_requests() {
+            tracing::warn!(run = %id, "a request that waited is dropped: the daemon stops");
+        }
+        let drain = self.control.plans().serve.drain;
+        let running = |daemon: &Self| daemon.control.holds().len();
+        if running(&self) > 0 {
+            tracing::info!(runs = running(&self), seconds = drain.as_secs(), "stopping: nothing new starts, runs may go on for so long");
+        }
+        let until = Instant::now() + drain;
+        while running(&self) > 0 && Instant::now() < until && !self.surroundings.cancel.is_cancelled() {
+            self.control.turned();
+            if let Ok(message) = inbox.0.recv_timeout(SIGNAL_INTERVAL) {
+                self.take(message);
+            }
+        }
+        let deadline = Instant::now() + STOP_DEADLINE;
         for hold in self.control.holds() {
+            tracing::warn!(run = %hold.run.id, plan = %hold.run.plan, "the run is asked to end: the daemon stops");
             hold.cancel.cancel_because(Reason::DaemonEnds);
         }
-        while !self.running.is_empty() {
-            let Ok(message) = inbox.0.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
-                let _ = self.journal.finish_unfinished();
-                tracing::error!(runs = self.running.len(), "runs did not end in time and are left behind; the next start settles them");
-                return;
-            };
-            self.take(message);
+        while running(&self) > 0 {
+            self.control.turned();
+            if Instant::now() >= deadline {
+                tracing::error!(runs = running(&self), "runs did not end in time and are left behind; the next start settles them");
+                break;
+            }
+            if let Ok(message) = inbox.0.recv_timeout(SIGNAL_INTERVAL) {
+                self.take(message);
+            }
         }
         if let Err(error) = self.journal.finish_unfinished() {
             tracing::error!(error = ?error, "the ends of runs could not be recorded; the next start settles them");
         }
+        self.logs.stop(deadline.max(Instant::now() + Duration::from_secs(5)));
         tracing::info!("stopped");
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use crate::plan::model::{DrillAt, Missed, Plan, Share, SourceKind};
+use crate::plan::model::{DrillAt, Missed, Plan, PlannedCopy, Share, SourceKind};
 use crate::plan::schedule::{Schedule, in_both};
 use crate::plan::units::{format_duration, format_size};
 
@@ -38,7 +38,9 @@ pub fn explain_text(plan: &Plan, now: DateTime<Utc>) -> String {
             Some(schedule) => {
                 let _ = writeln!(text, "  schedule {:?} in {}{}; next runs:", schedule.text(), schedule.zone(), lateness(plan));
                 for slot in schedule.upcoming(now, RUNS) {
-                    let _ = writeln!(text, "    {}", in_both(slot, schedule.zone()));
+                    let free = plan.blackout.free_at(job.name, slot);
+                    let held = if free == slot { String::new() } else { format!(", held back until {}", in_both(free, schedule.zone())) };
+                    let _ = writeln!(text, "    {}{held}", in_both(slot, schedule.zone()));
                 }
             }
         }
@@ -47,19 +49,25 @@ pub fn explain_text(plan: &Plan, now: DateTime<Utc>) -> String {
     text
 }
 
-/// `lifeboat.explain/1`: `plan`, `timezone`, `now`, `jobs` (each `name`, `schedule`, `does`, `next` with `time` in UTC and `local`),
+/// `lifeboat.explain/1`: `plan`, `timezone`, `now`, `jobs` (each `name`, `schedule`, `does`, `next` with `time` in UTC and `local`, and `held_until` where a blackout holds it back),
 /// `notes`.
 #[must_use]
 pub fn explain_json(plan: &Plan, now: DateTime<Utc>) -> Value {
-    let run = |slot: DateTime<Utc>, schedule: &Schedule| {
-        json!({
+    let run = |slot: DateTime<Utc>, schedule: &Schedule, job: &str| {
+        let free = plan.blackout.free_at(job, slot);
+        let mut shown = json!({
             "time": slot.to_rfc3339_opts(SecondsFormat::Secs, true),
             "local": slot.with_timezone(&schedule.zone()).to_rfc3339_opts(SecondsFormat::Secs, false),
-        })
+        });
+        if free != slot {
+            shown["held_until"] = json!(free.to_rfc3339_opts(SecondsFormat::Secs, true));
+        }
+        shown
     };
     let jobs = jobs(plan).into_iter().map(|job| {
-        let next =
-            job.schedule.map(|schedule| schedule.upcoming(now, RUNS).into_iter().map(|slot| run(slot, schedule)).collect::<Vec<_>>());
+        let next = job
+            .schedule
+            .map(|schedule| schedule.upcoming(now, RUNS).into_iter().map(|slot| run(slot, schedule, job.name)).collect::<Vec<_>>());
         json!({ "name": job.name, "schedule": job.schedule.map(Schedule::text), "does": job.does, "next": next.unwrap_or_default() })
     });
     json!({
@@ -74,11 +82,25 @@ pub fn explain_json(plan: &Plan, now: DateTime<Utc>) -> Value {
 
 fn jobs(plan: &Plan) -> Vec<Job<'_>> {
     let name = &plan.name;
-    vec![
+    let mut jobs = vec![
         Job { name: "backup", schedule: plan.schedule.as_ref(), command: format!("lifeboat backup {name}"), does: backup(plan) },
         Job { name: "drill", schedule: plan.drill.schedule.as_ref(), command: format!("lifeboat drill run {name}"), does: drill(plan) },
         Job { name: "verify", schedule: plan.verify.schedule.as_ref(), command: format!("lifeboat verify {name}"), does: verify(plan) },
-    ]
+    ];
+    jobs.extend(plan.copies.iter().map(|planned| Job {
+        name: "copy",
+        schedule: planned.schedule.as_ref(),
+        command: format!("lifeboat copy {name} --to {}", planned.to.name),
+        does: copy(plan, planned),
+    }));
+    jobs
+}
+
+fn copy(plan: &Plan, copy: &PlannedCopy) -> String {
+    let newest = copy.last.map_or_else(String::new, |last| format!(" the newest {last}"));
+    let tagged = if copy.tags.is_empty() { String::new() } else { format!(" tagged {}", copy.tags.join(" or ")) };
+    let to = format!("repository {} at {}", copy.to.name, copy.to.url.as_str());
+    format!("copies{newest} snapshots{tagged} from repository {} to {to}, verified", plan.repository.name)
 }
 
 fn lateness(plan: &Plan) -> String {
@@ -141,6 +163,15 @@ fn promises(plan: &Plan) -> Vec<String> {
     if let Some(limit) = plan.objectives.recovery_time {
         notes.push(format!("objective: a recovery may take at most {}", format_duration(limit)));
     }
+    if !plan.blackout.windows().is_empty() {
+        let windows = plan.blackout.windows().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let what = plan.blackout.jobs().join(", ");
+        notes.push(format!("blackout: {windows} in {}: what is due then ({what}) starts at the end; by hand everything runs", plan.zone()));
+    }
+    if !plan.after.is_empty() {
+        let names = plan.after.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        notes.push(format!("after: a backup waits for those of {names} of the same time or before to have ended, however they ended"));
+    }
     notes.push(match plan.missed {
         Missed::RunOnce => "missed: runs whose time passed while the daemon was down are caught up by one run".to_owned(),
         Missed::Skip => "missed: runs whose time passed while the daemon was down are skipped".to_owned(),
@@ -173,7 +204,9 @@ const NOT_TOLD: &str = "notifications are not sent by this release: nobody is to
 pub(super) fn not_applied(plan: &Plan) -> Vec<String> {
     let keep = (!plan.keep.is_everything()).then(|| format!("keep: {NOT_KEPT}"));
     let notify = (!plan.notify.is_empty()).then(|| format!("notify: {NOT_TOLD}"));
-    without_driver(plan).into_iter().chain(keep).chain(notify).collect()
+    let copies =
+        plan.copies.iter().filter(|copy| !copy.keep.is_everything()).map(|copy| format!("copy to {}: keep: {NOT_KEPT}", copy.to.name));
+    without_driver(plan).into_iter().chain(keep).chain(copies).chain(notify).collect()
 }
 
 /// Sources that plan files know and this release has no driver for.

@@ -7,6 +7,7 @@
 //! references, rules between keys) → `model`. `schedule`, `units` and `secret` read single values; `show`, `explain` and `schema`
 //! render. Apart from `load` and [`SecretRef::resolve`] everything here is pure, and time is a parameter.
 
+mod blackout;
 mod explain;
 mod findings;
 mod load;
@@ -20,14 +21,16 @@ mod structure;
 mod units;
 mod validate;
 
+pub use blackout::{Blackout, JOBS, Window};
 pub use explain::{explain_json, explain_text};
 pub use findings::PlanErrors;
 pub use model::{
     Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, Keep, LogMode, Method, Missed, Notifier, NotifierKind,
-    Objectives, Occasion, Plan, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind, Verify,
+    Objectives, Occasion, Plan, PlannedCopy, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind,
+    Verify,
 };
 pub use schedule::{Schedule, in_both, jitter_for, parse_timezone};
 pub use schema::{schema, schema_text};
 pub use secret::{Secret, SecretRef};
-pub use show::{check_json, check_text, show_json, show_text};
+pub use show::{check_json, check_text, show_json, show_text, source_text};
 pub use units::{format_duration, format_size, parse_duration, parse_percent, parse_rate, parse_size};

@@ -11,6 +11,7 @@ use url::Url;
 
 use crate::error::{Error, Kind, Result};
 use crate::id::Name;
+use crate::plan::blackout::Blackout;
 use crate::plan::findings::suggest;
 use crate::plan::schedule::Schedule;
 use crate::plan::secret::SecretRef;
@@ -96,6 +97,10 @@ pub struct Plan {
     /// Always there when any schedule of the plan is.
     pub timezone: Option<Tz>,
     pub jitter: Duration,
+    /// When nothing starts by schedule.
+    pub blackout: Blackout,
+    /// Plans whose backups of the same time or before go first. No cycle leads back here.
+    pub after: Vec<Name>,
     pub missed: Missed,
     pub retry: Retry,
     pub objectives: Objectives,
@@ -103,6 +108,22 @@ pub struct Plan {
     pub tags: Vec<String>,
     pub drill: Drill,
     pub verify: Verify,
+    /// To further repositories, none twice; a restore that cannot use the plan's own falls back to them in this order.
+    pub copies: Vec<PlannedCopy>,
+}
+
+/// A copy of the plan's snapshots in a further repository.
+#[derive(Debug, Clone)]
+pub struct PlannedCopy {
+    pub to: Arc<Repository>,
+    /// `None`: only by hand.
+    pub schedule: Option<Schedule>,
+    /// Which copies stay there.
+    pub keep: Keep,
+    /// Only the newest so many snapshots.
+    pub last: Option<u32>,
+    /// Only snapshots with one of these tags; empty: all.
+    pub tags: Vec<String>,
 }
 
 impl Plan {
@@ -443,6 +464,8 @@ pub struct Repository {
     pub download_limit_bytes_per_sec: Option<u64>,
     /// At the same time.
     pub max_requests: NonZeroU16,
+    /// Greatest number of runs of a daemon on it at the same time; `None`: what the daemon allows.
+    pub max_runs: Option<NonZeroU16>,
     pub cache: Cache,
 }
 

@@ -146,6 +146,9 @@ pub(super) struct RawRepository {
     /// Greatest number of requests at the same time. Default: 16.
     #[schemars(range(min = 1, max = 1024))]
     pub max_requests: Option<Located<u16>>,
+    /// Greatest number of runs of the daemon on this repository at the same time. Default: no limit but that of the daemon.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_runs: Option<Located<u16>>,
     /// Whether to keep a local cache of the repository's index, or the folder to keep it in. Default: true.
     pub cache: Option<Located<RawCache>>,
 }
@@ -305,6 +308,12 @@ pub(super) struct RawPlan {
     pub timezone: Text,
     /// Each run starts up to this much later than its schedule says, always the same for one run. Default: 0s.
     pub jitter: Text,
+    /// Windows in which nothing of the plan starts by schedule, such as `mon-fri 08:00-18:00`, in the plan's zone; what is due inside one starts at its end. Default: none.
+    pub blackout: Words,
+    /// What the blackout holds back: of `backup`, `copy`, `drill`, `verify`. Default: all.
+    pub blackout_jobs: Words,
+    /// The names of plans whose backups go first: a backup of this one starts when theirs of the same time or before have ended. Default: none.
+    pub after: Words,
     /// What to do about a run whose time passed while the daemon was down. Default: run-once.
     pub missed: Option<Located<RawMissed>>,
     /// How often and how soon a run is tried again after a failure that may pass.
@@ -321,6 +330,26 @@ pub(super) struct RawPlan {
     pub drill: Option<RawDrill>,
     /// How the repository is checked.
     pub verify: Option<RawVerify>,
+    /// Copies of the plan's snapshots in further repositories; a restore falls back to them in this order.
+    pub copy: Vec<Located<RawCopy>>,
+}
+
+/// A copy of the plan's snapshots in a further repository.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Copy")]
+pub(super) struct RawCopy {
+    /// The name of the repository to copy to: best another vendor, with keys of its own.
+    pub to: Text,
+    /// When to copy: five fields as in crontab(5), in the plan's zone. Default: only by hand.
+    pub schedule: Text,
+    /// Which copies are kept there. Default: all.
+    pub keep: Option<Located<RawKeep>>,
+    /// Copy only the newest so many snapshots. Default: all.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub last: Option<Located<u32>>,
+    /// Copy only snapshots with one of these tags. Default: all.
+    pub tags: Words,
 }
 
 /// How often and how soon a run is tried again after a failure that may pass.

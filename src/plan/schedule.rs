@@ -139,25 +139,8 @@ impl Schedule {
     fn instant(&self, local: NaiveDateTime) -> DateTime<Utc> {
         match self.zone.from_local_datetime(&local) {
             MappedLocalTime::Single(instant) | MappedLocalTime::Ambiguous(instant, _) => instant.with_timezone(&Utc),
-            MappedLocalTime::None => self.end_of_gap(local),
+            MappedLocalTime::None => after_gap(self.zone, local),
         }
-    }
-
-    /// The first instant whose wall clock shows more than the skipped time `local`. Offsets stay within a day of UTC and a zone does
-    /// not change twice within two days, so the wall clock is in order over the searched range.
-    fn end_of_gap(&self, local: NaiveDateTime) -> DateTime<Utc> {
-        let middle = local.and_utc().timestamp();
-        let (mut before, mut after) = (middle - 26 * 3_600, middle + 26 * 3_600);
-        while after - before > 1 {
-            let probe = before + (after - before) / 2;
-            let shown = DateTime::from_timestamp(probe, 0).map(|instant| instant.with_timezone(&self.zone).naive_local());
-            if shown.is_some_and(|shown| shown > local) {
-                after = probe;
-            } else {
-                before = probe;
-            }
-        }
-        DateTime::from_timestamp(after, 0).unwrap_or_else(|| local.and_utc())
     }
 }
 
@@ -179,6 +162,23 @@ impl fmt::Debug for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Schedule({} in {})", self.text, self.zone)
     }
+}
+
+/// The first instant whose wall clock shows more than the skipped time `local`. Offsets stay within a day of UTC and a zone does not change
+/// twice within two days, so the wall clock is in order over the searched range.
+pub(super) fn after_gap(zone: Tz, local: NaiveDateTime) -> DateTime<Utc> {
+    let middle = local.and_utc().timestamp();
+    let (mut before, mut after) = (middle - 26 * 3_600, middle + 26 * 3_600);
+    while after - before > 1 {
+        let probe = before + (after - before) / 2;
+        let shown = DateTime::from_timestamp(probe, 0).map(|instant| instant.with_timezone(&zone).naive_local());
+        if shown.is_some_and(|shown| shown > local) {
+            after = probe;
+        } else {
+            before = probe;
+        }
+    }
+    DateTime::from_timestamp(after, 0).unwrap_or_else(|| local.and_utc())
 }
 
 /// How long a run waits after its slot, so that many plans with one schedule do not start in the same second: spread evenly over

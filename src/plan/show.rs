@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use crate::plan::explain::not_applied;
 use crate::plan::model::{
-    Cache, Check, Drill, Environment, EnvironmentValue, Notifier, NotifierKind, Occasion, Plan, Plans, Repository, Server, Source,
-    SourceKind, Verify,
+    Cache, Check, Drill, Environment, EnvironmentValue, Keep, Notifier, NotifierKind, Occasion, Plan, PlannedCopy, Plans, Repository,
+    Server, Source, SourceKind, Verify,
 };
 use crate::plan::schedule::Schedule;
 use crate::plan::units::{format_duration, format_size};
@@ -38,6 +38,7 @@ impl Section {
 #[must_use]
 pub fn show_text(plan: &Plan) -> String {
     let mut sections = vec![repository_section(&plan.repository)];
+    sections.extend(plan.copies.iter().map(|copy| repository_section(&copy.to)));
     sections.extend(plan.sources.iter().map(|source| source_section(source)));
     sections.push(plan_section(plan));
     sections.extend(plan_subsections(plan));
@@ -54,6 +55,22 @@ pub fn show_text(plan: &Plan) -> String {
         }
     }
     text
+}
+
+/// All settings that what is done with this source of a plan depends on, as TOML; for telling whether they changed.
+#[must_use]
+pub fn source_text(plan: &Plan, source: &Source) -> String {
+    let sections = [repository_section(&plan.repository), source_section(source)];
+    let lines = sections.iter().flat_map(|section| {
+        let header = format!("[{}]", section.header);
+        std::iter::once(header).chain(section.entries.iter().map(|(key, value)| format!("{key} = {}", toml_value(value))))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// `None` (left out) where it is empty.
+fn some_list(list: Vec<String>) -> Value {
+    if list.is_empty() { Value::Null } else { json!(list) }
 }
 
 /// `lifeboat.plan/1`: `name`, the keys of the plan file (durations and sizes in its spelling), `sources`, `repository` and `notify`
@@ -79,6 +96,10 @@ pub fn show_json(plan: &Plan) -> Value {
     drill.insert("check".to_owned(), plan.drill.checks.iter().map(|check| Value::Object(check_section(plan, check).object())).collect());
     object.insert("drill".to_owned(), Value::Object(drill));
     object.insert("verify".to_owned(), Value::Object(verify_section(plan, &plan.verify).object()));
+    if plan.copies.is_empty() {
+        return Value::Object(object);
+    }
+    object.insert("copy".to_owned(), plan.copies.iter().map(|copy| Value::Object(copy_section(plan, copy).object())).collect());
     Value::Object(object)
 }
 
@@ -173,6 +194,7 @@ fn repository_section(repository: &Repository) -> Section {
             ("upload_limit", optional(repository.upload_limit_bytes_per_sec, rate)),
             ("download_limit", optional(repository.download_limit_bytes_per_sec, rate)),
             ("max_requests", json!(repository.max_requests.get())),
+            ("max_runs", json!(repository.max_runs.map(std::num::NonZeroU16::get))),
             (
                 "cache",
                 match &repository.cache {
@@ -266,10 +288,13 @@ fn plan_section(plan: &Plan) -> Section {
             ("schedule", schedule(plan.schedule.as_ref())),
             ("timezone", optional(plan.timezone, |zone| json!(zone.name()))),
             ("jitter", duration(plan.jitter)),
+            ("blackout", some_list(plan.blackout.windows().iter().map(ToString::to_string).collect())),
+            ("blackout_jobs", some_list(if plan.blackout.windows().is_empty() { Vec::new() } else { plan.blackout.jobs().to_vec() })),
+            ("after", some_list(plan.after.iter().map(ToString::to_string).collect())),
             ("missed", json!(plan.missed.word())),
             ("retry", json!({ "attempts": plan.retry.attempts, "delay": format_duration(plan.retry.delay) })),
             ("objectives", if objectives.is_empty() { Value::Null } else { Value::Object(objectives) }),
-            ("keep", keep_value(plan)),
+            ("keep", keep_value(&plan.keep)),
             ("tags", if plan.tags.is_empty() { Value::Null } else { json!(plan.tags) }),
             ("notify", plan.notify.iter().map(|notifier| notifier.name.as_str()).collect()),
         ],
@@ -277,8 +302,7 @@ fn plan_section(plan: &Plan) -> Section {
 }
 
 /// Null for "everything".
-fn keep_value(plan: &Plan) -> Value {
-    let keep = &plan.keep;
+fn keep_value(keep: &Keep) -> Value {
     let counts = [
         ("last", keep.last),
         ("hourly", keep.hourly),
@@ -297,7 +321,19 @@ fn plan_subsections(plan: &Plan) -> Vec<Section> {
     let mut sections = vec![drill_section(plan, &plan.drill)];
     sections.extend(plan.drill.checks.iter().map(|check| check_section(plan, check)));
     sections.push(verify_section(plan, &plan.verify));
+    sections.extend(plan.copies.iter().map(|copy| copy_section(plan, copy)));
     sections
+}
+
+fn copy_section(plan: &Plan, copy: &PlannedCopy) -> Section {
+    let entries = vec![
+        ("to", json!(copy.to.name.as_str())),
+        ("schedule", schedule(copy.schedule.as_ref())),
+        ("keep", keep_value(&copy.keep)),
+        ("last", json!(copy.last)),
+        ("tags", if copy.tags.is_empty() { Value::Null } else { json!(copy.tags) }),
+    ];
+    Section { repeated: true, ..Section::new(format!("plan.{}.copy", key(plan.name.as_str())), entries) }
 }
 
 fn drill_section(plan: &Plan, drill: &Drill) -> Section {

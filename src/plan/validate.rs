@@ -14,16 +14,17 @@ use url::Url;
 
 use crate::error::{Error, Kind, Result};
 use crate::id::Name;
+use crate::plan::blackout::{Blackout, JOBS, Window};
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
     Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, FINGERPRINT_BYTES, Keep, LogMode, Method, Missed, Notifier,
-    NotifierKind, Objectives, Occasion, Plan, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind,
-    Verify,
+    NotifierKind, Objectives, Occasion, Plan, PlannedCopy, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source,
+    SourceKind, Verify,
 };
 use crate::plan::raw::{
-    Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode, RawMethod,
-    RawMissed, RawNotifier, RawNotifierKind, RawOccasion, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify,
-    SOURCE_KEYS, Text, Words,
+    Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawCopy, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode,
+    RawMethod, RawMissed, RawNotifier, RawNotifierKind, RawOccasion, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind,
+    RawVerify, SOURCE_KEYS, Text, Words,
 };
 use crate::plan::schedule::{Schedule, parse_timezone};
 use crate::plan::secret::SecretRef;
@@ -70,6 +71,10 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
         checker.declare("plan", &loaded.raw.plan, &mut plans, |checker, name, at, raw| {
             checker.plan(name, at, raw, &sources, &repositories, &notifiers)
         });
+    }
+    for loaded in files {
+        checker.file = Some(loaded);
+        checker.order(&loaded.raw.plan, &plans);
     }
     Plans {
         plans: only_valid(plans),
@@ -372,6 +377,7 @@ impl<'a> Checker<'a> {
             upload_limit_bytes_per_sec,
             download_limit_bytes_per_sec,
             max_requests: raw.max_requests.as_ref().and_then(|value| NonZeroU16::new(value.value)).unwrap_or(DEFAULT_MAX_REQUESTS),
+            max_runs: raw.max_runs.as_ref().and_then(|value| NonZeroU16::new(value.value)),
             cache,
         })
     }
@@ -607,6 +613,8 @@ impl<'a> Checker<'a> {
         let timezone = self.read(&raw.timezone, parse_timezone);
         let schedule = self.schedule(&raw.schedule, raw, timezone);
         let jitter = self.read(&raw.jitter, parse_duration).unwrap_or_default();
+        let blackout = self.blackout(raw, timezone);
+        let after = raw.after.iter().flat_map(|after| &after.value).filter_map(|name| Name::new(name.value.clone()).ok()).collect();
         let missed = match raw.missed.as_ref().map(|missed| missed.value) {
             None | Some(RawMissed::RunOnce) => Missed::RunOnce,
             Some(RawMissed::Skip) => Missed::Skip,
@@ -623,6 +631,7 @@ impl<'a> Checker<'a> {
         let tags = self.tags(&raw.tags);
         let drill = self.drill(raw, timezone, &sources, all_sources);
         let verify = self.verify(raw.verify.as_ref(), raw, timezone);
+        let copies = self.copies(raw, timezone, repositories);
         let sources = sources.into_iter().map(|source| source.1).collect::<Option<Vec<_>>>().filter(|sources| !sources.is_empty());
         Some(Plan {
             name: name.clone(),
@@ -633,6 +642,8 @@ impl<'a> Checker<'a> {
             schedule,
             timezone,
             jitter,
+            blackout: blackout.unwrap_or_default(),
+            after,
             missed,
             retry,
             objectives,
@@ -640,7 +651,59 @@ impl<'a> Checker<'a> {
             tags,
             drill,
             verify,
+            copies: copies?,
         })
+    }
+
+    /// Further repositories; `None` when one of them is not valid.
+    fn copies(&mut self, plan: &RawPlan, zone: Option<Tz>, repositories: &Declared<Repository>) -> Option<Vec<PlannedCopy>> {
+        let mut copies = Some(Vec::new());
+        let mut named: Vec<&str> = Vec::new();
+        for Located { value: raw, span } in &plan.copy {
+            let copy = self.copy(raw, span, plan, zone, repositories);
+            if let Some(to) = &raw.to {
+                if plan.repository.as_ref().is_some_and(|own| own.value == to.value) {
+                    self.report(
+                        &to.span,
+                        "this is the plan's own repository",
+                        "a copy needs a repository of its own, best with another vendor",
+                    );
+                }
+                if named.contains(&to.value.as_str()) {
+                    self.report(&to.span, format!("two copies go to repository `{}`", to.value), "keep one of them");
+                }
+                named.push(&to.value);
+            }
+            let scheduled = copies.iter().flatten().find_map(|copy: &PlannedCopy| copy.schedule.as_ref());
+            let other = copy.as_ref().and_then(|copy| copy.schedule.as_ref()).zip(scheduled).is_some_and(|(a, b)| a.text() != b.text());
+            if let (true, Some(schedule)) = (other, &raw.schedule) {
+                let hint = "give all the same schedule, or leave it out where a copy is made by hand";
+                self.report(&schedule.span, "the copies of a plan are made together, one after the other", hint);
+            }
+            match (&mut copies, copy) {
+                (Some(copies), Some(copy)) => copies.push(copy),
+                _ => copies = None,
+            }
+        }
+        copies
+    }
+
+    fn copy(
+        &mut self,
+        raw: &RawCopy,
+        at: &Range<usize>,
+        plan: &RawPlan,
+        zone: Option<Tz>,
+        repositories: &Declared<Repository>,
+    ) -> Option<PlannedCopy> {
+        if raw.to.is_none() {
+            self.missing(at, "a copy needs `to`", "add to = \"NAME\", the name of a repository");
+        }
+        let schedule = self.schedule(&raw.schedule, plan, zone);
+        let keep = raw.keep.as_ref().map(|keep| self.keep(&keep.value, &keep.span)).unwrap_or_default();
+        let tags = self.tags(&raw.tags);
+        let to = raw.to.as_ref().and_then(|to| self.refer("repository", repositories, to));
+        Some(PlannedCopy { to: to?, schedule, keep, last: raw.last.as_ref().map(|last| last.value), tags })
     }
 
     /// The plan's sources as named, each with what it refers to where that is valid.
@@ -689,6 +752,46 @@ impl<'a> Checker<'a> {
             );
         }
         self.read(text, |text| Schedule::parse(text, zone.unwrap_or(Tz::UTC)))
+    }
+
+    /// `None` where there is none, or an error was reported.
+    fn blackout(&mut self, raw: &RawPlan, zone: Option<Tz>) -> Option<Blackout> {
+        let jobs = raw.blackout_jobs.as_ref().map(|jobs| {
+            for job in jobs.value.iter().filter(|job| !JOBS.contains(&job.value.as_str())) {
+                self.report(&job.span, format!("unknown job `{}`", job.value), suggest(&job.value, "it may be", JOBS));
+            }
+            jobs.value.iter().map(|job| job.value.clone()).collect()
+        });
+        let Some(written) = &raw.blackout else {
+            if let Some(jobs) = &raw.blackout_jobs {
+                self.report(&jobs.span, "`blackout_jobs` without `blackout`", "add blackout = [\"mon-fri 08:00-18:00\"], or remove it");
+            }
+            return None;
+        };
+        if raw.timezone.is_none() {
+            self.missing(
+                &written.span,
+                "a blackout needs the plan's `timezone`",
+                "add timezone = \"Asia/Shanghai\" (or your zone) to the plan",
+            );
+        }
+        let windows: Vec<Window> = written.value.iter().filter_map(|text| self.read(&Some(text.clone()), Window::parse)).collect();
+        Blackout::new(windows, zone.unwrap_or(Tz::UTC), jobs).map_err(|error| self.fail(&written.span, &error)).ok()
+    }
+
+    /// `after` of the plans of the file at hand: each name is that of a plan, and no plan comes after itself.
+    fn order(&mut self, raw: &'a Named<RawPlan>, all: &Declared<Plan>) {
+        for (name, plan) in raw {
+            for named in plan.after.iter().flat_map(|after| &after.value) {
+                if self.refer("plan", all, named).is_none() {
+                    continue;
+                }
+                if let Some(circle) = circle(&name.value, &named.value, all) {
+                    let message = format!("plan `{}` would have to wait for itself: {}", name.value, circle.join(" after "));
+                    self.report(&named.span, message, "take one of these names out of its `after`");
+                }
+            }
+        }
     }
 
     fn keep(&mut self, raw: &RawKeep, at: &Range<usize>) -> Keep {
@@ -820,6 +923,28 @@ impl<'a> Checker<'a> {
         let data = self.read(&raw.data, Share::parse).or_else(|| Share::parse(DEFAULT_VERIFY_DATA).ok()).unwrap_or(Share::ALL);
         Verify { schedule, data }
     }
+}
+
+/// The way by which `plan`, which comes after `next`, comes after itself.
+fn circle(plan: &str, next: &str, all: &Declared<Plan>) -> Option<Vec<String>> {
+    let after = |name: &str| {
+        let plan = all.iter().find(|(known, _)| known.as_str() == name).and_then(|(_, plan)| plan.as_ref());
+        plan.map(|plan| plan.after.clone()).unwrap_or_default()
+    };
+    let mut ways = vec![vec![plan.to_owned(), next.to_owned()]];
+    let mut seen = std::collections::BTreeSet::from([next.to_owned()]);
+    while let Some(way) = ways.pop() {
+        let here = way.last().cloned().unwrap_or_default();
+        if here == plan {
+            return Some(way);
+        }
+        for name in after(&here) {
+            if name.as_str() == plan || seen.insert(name.to_string()) {
+                ways.push(way.iter().cloned().chain([name.to_string()]).collect());
+            }
+        }
+    }
+    None
 }
 
 fn occasion(raw: RawOccasion) -> Occasion {

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use ed25519_dalek::Signer as _;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -51,7 +50,7 @@ impl Repository {
         let key = format!("reports/{}", report.id);
         let record = serde_json::to_string(report).context(Kind::Bug, || "encode a report".into())?;
         let signature = match self.role() {
-            Role::Reader => Some(hex::encode(self.inner.keys.signing_key()?.sign(record.as_bytes()).to_bytes())),
+            Role::Reader => Some(self.inner.keys.sign(record.as_bytes())?),
             _ => None,
         };
         let content = serde_json::to_vec(&ReportObject { record, signature }).context(Kind::Bug, || "encode a report".into())?;
@@ -66,7 +65,7 @@ impl Repository {
     /// `Damaged` names the object that cannot be opened.
     pub fn reports(&self, kind: Option<ReportKind>) -> Result<Vec<ReportRecord>> {
         let mut reports: Vec<ReportRecord> = Vec::new();
-        for (_, report) in self.open_reports()? {
+        for (_, report) in self.listed_reports()? {
             let report = report?;
             if kind.is_none_or(|kind| report.kind == kind) {
                 reports.push(report);
@@ -82,7 +81,7 @@ impl Repository {
     /// When the store cannot be asked.
     pub fn sound_reports(&self, kind: Option<ReportKind>) -> Result<(Vec<ReportRecord>, Vec<Error>)> {
         let (mut reports, mut damaged) = (Vec::new(), Vec::new());
-        for (key, report) in self.open_reports()? {
+        for (key, report) in self.listed_reports()? {
             match report {
                 Ok(report) if kind.is_none_or(|kind| report.kind == kind) => reports.push(report),
                 Ok(_) => {}
@@ -94,6 +93,12 @@ impl Repository {
         Ok((reports, damaged))
     }
 
+    fn listed_reports(&self) -> Result<Vec<(String, Result<ReportRecord>)>> {
+        let listed = self.inner.block_on(self.inner.store.list("reports/"))?;
+        Ok(crate::repo::kept::open_all(&self.inner, "reports/", listed, |key, bytes| self.decode_report(key, bytes)))
+    }
+
+    /// Each as it is in the store now.
     pub(super) fn open_reports(&self) -> Result<Vec<(String, Result<ReportRecord>)>> {
         use futures::StreamExt as _;
         let inner = &self.inner;
@@ -120,12 +125,10 @@ impl Repository {
         if key != format!("reports/{}", record.id) {
             return Err(damaged("holds another report than its name says"));
         }
-        if let (Some(signature), Role::Reader) = (&object.signature, self.role()) {
-            let signature = hex::decode(signature).ok().and_then(|s| ed25519_dalek::Signature::from_slice(&s).ok());
-            let verifying = inner.keys.signing_key()?.verifying_key();
-            if signature.is_none_or(|s| verifying.verify_strict(object.record.as_bytes(), &s).is_err()) {
-                return Err(damaged("its signature is not valid"));
-            }
+        if let Some(signature) = &object.signature
+            && inner.keys.is_signed(object.record.as_bytes(), &hex::decode(signature).unwrap_or_default()) == Some(false)
+        {
+            return Err(damaged("its signature is not valid"));
         }
         if record.kind == ReportKind::Drill && object.signature.is_none() {
             return Err(damaged("is a drill report without a signature"));
