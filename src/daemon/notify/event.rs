@@ -111,7 +111,7 @@ impl Notice {
         }
         let hidden = count.saturating_sub(shown.len().min(LISTED) as u64);
         if hidden > 0 {
-            text.push_str(&format!("… and {hidden} more; `lifeboat status` shows how everything stands\n"));
+            text = format!("{text}… and {hidden} more; `lifeboat status` shows how everything stands\n");
         }
         let title = match events {
             [event] if unlisted == 0 => format!("lifeboat: {}", event.line()),

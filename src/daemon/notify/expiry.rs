@@ -143,13 +143,8 @@ fn watched(plans: &Plans) -> Vec<Watched> {
 
 /// A name as a part of an alarm's key, each its own.
 fn key(name: &str) -> String {
-    name.bytes().fold(String::new(), |mut out, b| {
-        if b.is_ascii_lowercase() || b.is_ascii_digit() {
-            out.push(char::from(b));
-        } else {
-            out.push_str(&format!(".{b:02x}"));
-        }
-        out
+    name.bytes().fold(String::new(), |out, b| {
+        if b.is_ascii_lowercase() || b.is_ascii_digit() { format!("{out}{}", char::from(b)) } else { format!("{out}.{b:02x}") }
     })
 }
 

@@ -245,7 +245,7 @@ impl Watch {
             match handed {
                 Ok(0) => {}
                 Ok(events) => {
-                    tracing::warn!(notifier = %notifier.name, to = %other, events, "a notifier reaches nobody: what waits is handed over")
+                    tracing::warn!(notifier = %notifier.name, to = %other, events, "a notifier reaches nobody: what waits is handed over");
                 }
                 Err(error) => tracing::error!(notifier = %notifier.name, error = ?error, "what waits could not be handed over"),
             }

@@ -135,13 +135,12 @@ fn duration(measured: &[Measured]) -> Option<Duration> {
         Line { start: median(points.iter().map(|point| point.1 - slope * point.0).collect()).unwrap_or(0.0).max(0.0), slope }
     });
     let of_one_size = line.is_none();
-    let line = match line {
-        Some(line) => line,
-        None => {
-            let time = median(points.iter().map(|point| point.1).collect())?;
-            let size = median(points.iter().map(|point| point.0).collect()).unwrap_or(0.0);
-            if size > 0.0 { Line { start: 0.0, slope: time / size } } else { Line { start: time, slope: 0.0 } }
-        }
+    let line = if let Some(line) = line {
+        line
+    } else {
+        let time = median(points.iter().map(|point| point.1).collect())?;
+        let size = median(points.iter().map(|point| point.0).collect()).unwrap_or(0.0);
+        if size > 0.0 { Line { start: 0.0, slope: time / size } } else { Line { start: time, slope: 0.0 } }
     };
     let spread = median(points.iter().map(|point| (point.1 - line.at(point.0)).abs()).collect())?;
     Some(Duration { line, spread, of_one_size })

@@ -46,7 +46,7 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
         match &alarm.plan {
             // Of a plan that is gone, or was not asked about, it says nothing here.
             Some(plan) => {
-                statuses.iter_mut().filter(|status| status.name == *plan).for_each(|status| status.problems.push(problem.clone()))
+                statuses.iter_mut().filter(|status| status.name == *plan).for_each(|status| status.problems.push(problem.clone()));
             }
             None => problems.push(problem),
         }

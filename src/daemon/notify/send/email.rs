@@ -81,10 +81,10 @@ fn text(notice: &Notice) -> String {
     let mut text = format!("{}\n\n", notice.text);
     for event in notice.events.iter().filter(|_| notice.count == 1) {
         if let Some(since) = event.since {
-            text.push_str(&format!("since   {}\n", since.format("%Y-%m-%d %H:%M:%S UTC")));
+            text = format!("{text}since   {}\n", since.format("%Y-%m-%d %H:%M:%S UTC"));
         }
         if let Some(run) = &event.run {
-            text.push_str(&format!("run     {run} (lifeboat run show {run})\n"));
+            text = format!("{text}run     {run} (lifeboat run show {run})\n");
         }
     }
     text + &format!("host    {}\ntime    {}\n", notice.host, notice.time.format("%Y-%m-%d %H:%M:%S UTC"))
