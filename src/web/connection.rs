@@ -95,15 +95,12 @@ async fn connection(stream: Box<dyn Stream>, router: Router, mut stop: watch::Re
         () = stopped(&mut stop) => None,
         () = too_old => None,
     };
-    let ended = match ended {
-        Some(ended) => ended,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(crate::web::REQUEST_TIMEOUT, connection).await {
-                Ok(ended) => ended,
-                Err(_) => return,
-            }
-        }
+    let ended = if let Some(ended) = ended {
+        ended
+    } else {
+        connection.as_mut().graceful_shutdown();
+        let Ok(ended) = tokio::time::timeout(crate::web::REQUEST_TIMEOUT, connection).await else { return };
+        ended
     };
     if let Err(error) = ended {
         // What a client sent or that it went away: its own trouble.

@@ -1,7 +1,7 @@
 //! What the OpenAPI document says of the answers. The answers themselves are made where the command line takes them from; a test holds each
 //! real one against what is said here.
 
-#![expect(dead_code, reason = "described, never built: the documents come from below")]
+#![expect(dead_code, clippy::struct_field_names, reason = "described, never built: the documents come from below, their names too")]
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -15,6 +15,7 @@ pub(super) enum Job {
     Drill,
     Verify,
     Restore,
+    Copy,
 }
 
 impl Job {
@@ -24,6 +25,7 @@ impl Job {
             Self::Drill => "drill",
             Self::Verify => "verify",
             Self::Restore => "restore",
+            Self::Copy => "copy",
         }
     }
 }

@@ -70,7 +70,7 @@ fn is_loopback(ip: IpAddr) -> bool {
 /// An open listener.
 pub(super) enum Listener {
     Tcp(tokio::net::TcpListener),
-    Unix(tokio::net::UnixListener, #[expect(dead_code, reason = "held, never read")] SocketFile),
+    Unix(tokio::net::UnixListener, SocketFile),
 }
 
 /// Removes the socket's name when the service ends.

@@ -161,19 +161,12 @@ async fn ask_store<T: Send + 'static>(
         let _place = place;
         work(&web, &surroundings)
     });
-    match tokio::time::timeout(STORE_TIMEOUT, asked).await {
-        Ok(joint) => joined(joint),
-        Err(_) => {
-            cancel.cancel();
-            let seconds = STORE_TIMEOUT.as_secs();
-            Err(Failure::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                Kind::Unavailable.word(),
-                format!("the repository did not answer within {seconds} s"),
-            )
-            .retry_after(60))
-        }
+    if let Ok(joint) = tokio::time::timeout(STORE_TIMEOUT, asked).await {
+        return joined(joint);
     }
+    cancel.cancel();
+    let message = format!("the repository did not answer within {} s", STORE_TIMEOUT.as_secs());
+    Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable.word(), message).retry_after(60))
 }
 
 fn joined<T>(joint: Result<Result<T>, tokio::task::JoinError>) -> Result<T, Failure> {

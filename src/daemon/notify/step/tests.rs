@@ -76,6 +76,7 @@ fn run(job: Job, minute: i64, ending: Option<Ending>) -> Run {
     journal.run(claim.id).unwrap()
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it stands where an option is expected")]
 fn ending(state: State, kind: Kind) -> Option<Ending> {
     let error = ErrorRecord { kind: kind.word().into(), message: "no".into(), causes: vec![], hint: None };
     Some(Ending { error: (state != State::Succeeded).then_some(error), ..Ending::new(state) })
