@@ -10,7 +10,6 @@
 //! backup leaves, and the next one takes it over.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -312,7 +311,7 @@ impl Copier<'_> {
                     Stored::Zero => {}
                     Stored::Full(place) => wanted.push((place, Item { file: usize::from(paged), offset: 0, chunk: *chunk })),
                     Stored::Delta { patch, base } => {
-                        if let Entry::Vacant(place) = placed.entry(patch) {
+                        if let std::collections::hash_map::Entry::Vacant(place) = placed.entry(patch) {
                             let bytes = self.from.delta_chunk(patch, base, chunk)?;
                             self.stats.bytes_read += bytes.len() as u64;
                             self.tree.writer().count_read(bytes.len() as u64);

@@ -70,7 +70,7 @@ fn is_loopback(ip: IpAddr) -> bool {
 /// An open listener.
 pub(super) enum Listener {
     Tcp(tokio::net::TcpListener),
-    Unix(tokio::net::UnixListener, SocketFile),
+    Unix(tokio::net::UnixListener, #[cfg_attr(not(test), expect(dead_code, reason = "held, read by tests alone"))] SocketFile),
 }
 
 /// Removes the socket's name when the service ends.

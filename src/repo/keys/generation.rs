@@ -61,7 +61,7 @@ impl Marker {
     }
 
     /// Whether the generation before signed it. `verifying`: that one's key.
-    pub(super) fn is_of(&self, repository: RepositoryId, verifying: &[u8; 32]) -> bool {
+    pub fn is_of(&self, repository: RepositoryId, verifying: &[u8; 32]) -> bool {
         let signature = hex::decode(&self.signature).unwrap_or_default();
         self.version == 1 && self.generation > self.previous && is_signed(verifying, &self.signed(repository), &signature)
     }
