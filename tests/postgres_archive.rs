@@ -88,6 +88,15 @@ impl Archived {
     }
 }
 
+/// Whether this program pushes log right now.
+fn pushes_run(program: &Path) -> bool {
+    let commands = fs::read_dir("/proc").unwrap().flatten().filter_map(|item| fs::read(item.path().join("cmdline")).ok());
+    commands.into_iter().any(|words| {
+        let words: Vec<&[u8]> = words.split(|&byte| byte == 0).collect();
+        words[0] == program.as_os_str().as_encoded_bytes() && words.contains(&&b"push"[..])
+    })
+}
+
 /// Some segments of log, all archived; the last one's name.
 fn write_and_archive(connection: &mut Connection) -> String {
     for _ in 0..6 {
@@ -198,8 +207,12 @@ fn a_store_that_is_away_keeps_the_files_and_they_follow_later_several_at_a_time(
     let command = world.cluster.value("SHOW archive_command");
     world.cluster.sql("ALTER SYSTEM SET archive_command = ''");
     world.cluster.sql("SELECT pg_reload_conf()");
-    // Its last attempt may still run.
-    std::thread::sleep(std::time::Duration::from_secs(4));
+    // Its last attempt may still run, and it pauses for a second between two.
+    let mut idle = 0;
+    wait_until("the archiver to be idle", || {
+        idle = if pushes_run(&world.path("lifeboat")) { 0 } else { idle + 1 };
+        idle > 75
+    });
     let wal = world.cluster.data().join("pg_wal");
     assert_eq!(world.push(&wal.join(&world.ready()[0]), 10)["error"]["kind"], "no-repository");
     fs::rename(world.path("away"), world.path("repository")).unwrap();

@@ -188,7 +188,8 @@ fn no_server_a_silent_one_and_one_that_is_something_else() {
     let start = Instant::now();
     let error = connect(&silent).unwrap_err();
     assert!(error.kind() == Kind::Unavailable && shown(&error).contains("in time"), "{}", shown(&error));
-    assert!(start.elapsed() < Duration::from_secs(5));
+    // Not the minutes that the system itself would take.
+    assert!(start.elapsed() < Duration::from_secs(30));
 
     // Interrupted long before the limit.
     let cancel = Cancel::default();
@@ -200,7 +201,7 @@ fn no_server_a_silent_one_and_one_that_is_something_else() {
     });
     cancel.cancel();
     assert_eq!(waiting.join().unwrap().kind(), Kind::Interrupted);
-    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(start.elapsed() < Duration::from_secs(50));
 
     // Something that talks another protocol.
     let http = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,5 +1,5 @@
-//! A model test of the continuous log: transactions with a ledger and pgbench under load; a streamer, backups and a server that are killed at random, promotions, segments
-//! that are pushed while nobody streams; then restores to random moments, whole and by `--delta`. After each, the ledger must hold exactly what had committed at that moment,
+//! A model test of the continuous log: transactions with a ledger and pgbench under load; a streamer, backups and a server that are killed at random, promotions, failovers that
+//! lose commits which the log has already, segments that are pushed while nobody streams; then restores to random moments, whole and by `--delta`. After each, the ledger must hold exactly what had committed at that moment,
 //! and pgbench's sums must agree.
 //!
 //! Small here. By hand for hours: `LIFEBOAT_MODEL_SECONDS=7200 cargo test --release --test postgres_model -- --nocapture`; `LIFEBOAT_MODEL_SEED` repeats a run's choices.
@@ -81,6 +81,21 @@ impl Model {
     fn switch_timeline(&self) {
         self.stop_at_once();
         self.cluster.write(&self.cluster.data().join("standby.signal"), "");
+        self.cluster.start_server();
+        self.cluster.promote();
+    }
+
+    /// A failover to a copy that is behind: what was committed since is lost, though the log of the old timeline has it.
+    fn fail_over_and_lose(&self, lost: Duration) {
+        self.stop_at_once();
+        let (data, behind) = (self.cluster.data(), self.cluster.folder().join("behind"));
+        assert!(as_server_user("cp").arg("-a").args([&data, &behind]).status().unwrap().success());
+        self.cluster.start_server();
+        std::thread::sleep(lost);
+        self.stop_at_once();
+        fs::remove_dir_all(&data).unwrap();
+        fs::rename(&behind, &data).unwrap();
+        self.cluster.write(&data.join("standby.signal"), "");
         self.cluster.start_server();
         self.cluster.promote();
     }
@@ -194,7 +209,7 @@ fn every_moment_that_is_restored_is_the_ledger_of_that_moment() {
     let settings = world.cluster.socket_settings();
     let stop = AtomicBool::new(false);
     let mut streamer = Some(world.stream());
-    let (mut kills, mut crashes, mut backups, mut promotions, mut pushes, mut killed_backups) = (0, 0, 1, 0, 0, 0);
+    let (mut kills, mut crashes, mut backups, mut promotions, mut pushes, mut killed_backups, mut lossy) = (0, 0, 1, 0, 0, 0, 0);
     world.json(&["backup", "crm"], 0);
     std::thread::scope(|scope| {
         let writer_dice = Dice(dice.below(u64::MAX));
@@ -205,7 +220,7 @@ fn every_moment_that_is_restored_is_the_ledger_of_that_moment() {
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(seconds) {
             std::thread::sleep(Duration::from_millis(300 + dice.below(2500)));
-            match dice.below(12) {
+            match dice.below(13) {
                 0..=3 => {
                     streamer.take().unwrap().kill();
                     std::thread::sleep(Duration::from_millis(dice.below(400)));
@@ -241,6 +256,10 @@ fn every_moment_that_is_restored_is_the_ledger_of_that_moment() {
                     std::thread::sleep(Duration::from_millis(dice.below(2500)));
                     backup.kill();
                     killed_backups += 1;
+                }
+                10 => {
+                    world.fail_over_and_lose(Duration::from_millis(500 + dice.below(2500)));
+                    lossy += 1;
                 }
                 _ => {
                     // Under this load a table may be in use each time that it is to be fingerprinted: still a whole backup.
@@ -301,7 +320,7 @@ fn every_moment_that_is_restored_is_the_ledger_of_that_moment() {
     assert_eq!(ledger_of(&all), wanted, "seed {seed}: the end of the log");
     assert_eq!(all.value(SUMS), "t", "seed {seed}: the end of the log");
     println!(
-        "{} commits, {kills} kills of the streamer, {crashes} of the server, {promotions} promotions, {pushes} pushes, {backups} backups, \
+        "{} commits, {kills} kills of the streamer, {crashes} of the server, {promotions} promotions, {lossy} failovers that lost commits, {pushes} pushes, {backups} backups, \
          {killed_backups} more were killed, {checked} moments and the end compared",
         committed.len()
     );

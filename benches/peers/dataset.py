@@ -53,6 +53,7 @@ class Cluster:
 
     def __init__(self, data, programs):
         self.data, self.programs = data, programs
+        self.fixed_socket = None
         self.account = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
         self.socket = None
 
@@ -71,8 +72,9 @@ class Cluster:
         return self.run(self.programs / "psql", "-qXAt", "-v", "ON_ERROR_STOP=1", *arguments, **options)
 
     def __enter__(self):
-        self.socket = pathlib.Path(tempfile.mkdtemp(prefix="lb-pg-"))
-        shutil.chown(self.socket, self.account)
+        self.socket = self.fixed_socket or pathlib.Path(tempfile.mkdtemp(prefix="lb-pg-"))
+        if not self.fixed_socket:
+            shutil.chown(self.socket, self.account)
         self.run(self.programs / "pg_ctl", "-D", self.data, "-w", "-t", "600", "-s", "-l", f"{self.socket}/log",
                  "-o", f"-k {self.socket} -c listen_addresses=''", "start")
         return self
@@ -80,8 +82,9 @@ class Cluster:
     def __exit__(self, *failure):
         # A clean stop: the folder must be a consistent backup source by itself.
         self.run(self.programs / "pg_ctl", "-D", self.data, "-w", "-t", "600", "-s", "-m", "fast", "stop")
-        shutil.rmtree(self.socket)
-        self.socket = None
+        if not self.fixed_socket:
+            shutil.rmtree(self.socket)
+            self.socket = None
 
     def remove_old_log(self):
         """Of a cleanly stopped server, removes every log segment but the one with the shutdown checkpoint."""
@@ -96,11 +99,11 @@ class Cluster:
             file.unlink()
 
 
-def build_postgres(work, scale, say):
-    """Makes pg-base and pg-day1 unless they are there. Returns both paths, or None where no server is installed."""
+def build_postgres(work, scale, say, day=True):
+    """Makes pg-base and, with `day`, pg-day1 unless they are there. Returns both paths, or None where no server is installed."""
     programs = postgres_bin()
     base, day1 = folder(work, scale) / "pg-base", folder(work, scale) / "pg-day1"
-    if base.is_dir() and day1.is_dir():
+    if base.is_dir() and (day1.is_dir() or not day):
         return base, day1
     if programs is None:
         return None
@@ -110,8 +113,9 @@ def build_postgres(work, scale, say):
     building.mkdir(parents=True)
     if not base.is_dir():
         make_base(base, building / "base", rows, scale, programs, say)
-    make_day(base, day1, building / "day1", rows, scale, programs, say)
-    shutil.rmtree(rows)
+    if day:
+        make_day(base, day1, building / "day1", rows, scale, programs, say)
+    shutil.rmtree(rows, ignore_errors=True)
     shutil.rmtree(building)
     return base, day1
 
@@ -164,6 +168,18 @@ def link_unchanged(old, new):
         if filecmp.cmp(before, path, shallow=False):
             path.unlink()
             os.link(before, path)
+
+
+def build_day_rows(work, scale, say):
+    """The rows of a day, for servers that run."""
+    rows = folder(work, scale) / "day-rows"
+    if not rows.is_dir():
+        say("writing the rows of a day")
+        partial = rows.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        crm_rows.write_part(partial, scale, "day1")
+        partial.rename(rows)
+    return rows
 
 
 def build_attachments(work, scale, say):

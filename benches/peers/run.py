@@ -22,14 +22,19 @@ import time
 
 import compare
 import dataset
+import live
 import tools
 
 HERE = pathlib.Path(__file__).resolve().parent
 SCENARIOS = {
     "files": "a stopped PostgreSQL data folder: first backup, second after a scattered change of 1 %, no change, verify, restore",
+    "postgres": "running servers: full backup, no change, the same change of 1 %, restore, restore over an older folder, drill",
+    "stream": "the continuous log beside pgbench at full load",
     "attachments": "100,000 small attachments: first backup, no change, restore",
     "start": "how long `--version` takes",
 }
+# These need a server that is installed.
+SERVERS = ("files", "postgres", "stream")
 NO_POSTGRES = ("PostgreSQL is not installed, and the `files` scenario needs a real data folder. On Debian or Ubuntu:\n"
                "    sudo apt-get install --no-install-recommends postgresql-15      (or any later version)\n"
                "or leave it out: scripts/bench --only attachments,start")
@@ -195,15 +200,17 @@ def start_up(entrants, count=40):
 
 def goals(scenarios, records):
     """The project's own goals against this run, as lines `met`, `missed` or `not measured`."""
-    found = {scenario.name: scenario for scenario in scenarios}
+    found = {scenario.name: scenario for scenario in scenarios if hasattr(scenario, "middle")}
 
     def ratio(scenario, step, peer, value):
         runs = [found[scenario].middle(step, name) for name in (peer, "lifeboat")] if scenario in found else [None, None]
         return value(runs[0]) / max(value(runs[1]), 1e-9) if all(runs) else None
 
     wall, added, repository = (lambda run: run["wall_s"]), (lambda run: run["added_bytes"]), (lambda run: run["repository_bytes"])
-    memory = [run["peak_pss_mib"] for scenario in scenarios for (step, name), runs in scenario.figures.items()
-              if name == "lifeboat" and step in ("first", "second", "restore") for run in runs]
+    memory = [run["peak_pss_mib"] for scenario in found.values() for (step, name), runs in scenario.figures.items()
+              if name.startswith("lifeboat") and step not in ("no change", "verify", "drill") for run in runs]
+    streams = [record for record in records if record["scenario"] == "stream" and record["tool"] == "lifeboat" and record["lag_greatest_s"]]
+    full, delta = (found["postgres"].middle(step, "lifeboat") if "postgres" in found else None for step in ("restore", "delta"))
     start = [record["median_ms"] for record in records if record["scenario"] == "start" and record["tool"] == "lifeboat"]
     rows = [
         ("first backup at least 1.3 times as fast as rustic", ratio("files", "first", "rustic", wall), 1.3),
@@ -216,6 +223,16 @@ def goals(scenarios, records):
         ("attachments: backup without change within 1.2 times rustic's time (peer ÷ lifeboat)",
          ratio("attachments", "no change", "rustic", wall), 1 / 1.2),
         ("peak memory of backup and restore, 256 MiB ÷ lifeboat's", 256 / max(memory) if memory else None, 1.0),
+        ("postgres: full backup at least 1.3 times as fast as pgBackRest", ratio("postgres", "full", "pgbackrest", wall), 1.3),
+        ("postgres: full backup faster than pg_basebackup", ratio("postgres", "full", "pg_basebackup", wall), 1.0),
+        ("postgres: repository no larger than pgBackRest's (peer ÷ lifeboat)", ratio("postgres", "full", "pgbackrest", repository), 1.0),
+        ("postgres: incremental at least 1.5 times as fast as pgBackRest", ratio("postgres", "incremental", "pgbackrest", wall), 1.5),
+        ("postgres: incremental stores no more than pgBackRest (peer ÷ lifeboat)", ratio("postgres", "incremental", "pgbackrest", added), 1.0),
+        ("postgres: restore at least 1.2 times as fast as pgBackRest", ratio("postgres", "restore", "pgbackrest", wall), 1.2),
+        ("postgres: delta restore at least twice as fast as a full one", wall(full) / wall(delta) if full and delta else None, 2.0),
+        ("postgres: drill faster than a scripted one with pgBackRest", ratio("postgres", "drill", "pgbackrest", wall), 1.0),
+        ("stream: 15 % of a core ÷ lifeboat's", 15 / max(record["cpu_percent"] for record in streams) if streams else None, 1.0),
+        ("stream: 2 s ÷ greatest lag of the newest moment", 2 / max(record["lag_greatest_s"] for record in streams) if streams else None, 1.0),
         ("start-up below 20 ms (20 ms ÷ lifeboat's)", 20 / start[0] if start else None, 1.0),
     ]
     lines = [["goal", "at least", "here", ""]]
@@ -246,6 +263,7 @@ def arguments():
     parser.add_argument("--reps", type=int, help="repetitions; the table shows the median (default 3; 1 with --quick)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="threads for programs that can be told (default: all cores)")
     parser.add_argument("--scale", type=float, help="size of the data, 1 is 1.6 GB of PostgreSQL and 100,000 attachments")
+    parser.add_argument("--seconds", type=int, default=60, help="how long pgbench runs in the `stream` scenario (default 60)")
     parser.add_argument("--prepare", action="store_true", help="make the data and stop")
     parser.add_argument("--work", type=pathlib.Path, help="scratch folder, about 10 GB at scale 1 (default: $BENCH_WORK, else "
                         "lifeboat-bench in the temporary folder)",
@@ -288,6 +306,14 @@ def main():
             sys.exit(NO_POSTGRES)
         scenarios.append(Scenario("files", "PostgreSQL data folder, stopped, `files` source with `page_size = 8192`", folders,
                                   ["first", "second", "no change", "verify", "restore"], 8192, entrants, options, options.work / "run"))
+    if set(options.only) & set(SERVERS) and dataset.postgres_bin() is None:
+        sys.exit(NO_POSTGRES)
+    if "postgres" in options.only:
+        base, _ = dataset.build_postgres(options.work, options.scale, say, day=False)
+        rows = dataset.build_day_rows(options.work, options.scale, say)
+        scenarios.append(live.LiveScenario(base, rows, entrants, options, options.work / "run", measured, markdown, say))
+    if "stream" in options.only and (ours := [tool for tool in entrants if tool.name == "lifeboat"]):
+        scenarios.append(live.StreamScenario(ours[0], options, options.work / "run", markdown, say))
     if "attachments" in options.only:
         folder = dataset.build_attachments(options.work, options.scale, say)
         able = [tool for tool in entrants if not isinstance(tool, tools.PgBackRest)]
@@ -296,8 +322,14 @@ def main():
     if options.prepare:
         return
 
+    stopped = None
     for scenario in scenarios:
-        scenario.run()
+        try:
+            scenario.run()
+        except KeyboardInterrupt:
+            # What was measured until then is shown all the same.
+            stopped = f"{scenario.name}: interrupted"
+            break
     sections, records = [scenario.table() for scenario in scenarios], [record for each in scenarios for record in each.records()]
     if "start" in options.only:
         table, more = start_up([tool for tool in entrants if not isinstance(tool, tools.Copy)])
@@ -305,7 +337,7 @@ def main():
         records += more
     if any(tool.name == "lifeboat" for tool in entrants):
         sections.append(goals(scenarios, records))
-    failures = [failure for scenario in scenarios for failure in scenario.failures]
+    failures = [failure for scenario in scenarios for failure in scenario.failures] + ([stopped] if stopped else [])
 
     versions = ", ".join(f"{tool.name} {tool.version}" for tool in entrants)
     now = datetime.datetime.now(datetime.timezone.utc)

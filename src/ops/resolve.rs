@@ -390,7 +390,9 @@ fn source(plan: &Name, source: &plan::Source) -> Result<NamedSource> {
                 data_directory,
                 bin_directory,
                 log_slot,
+                archives: server.log == LogMode::Push,
                 read_unchanged: server.read_unchanged,
+                fingerprint_bytes: server.fingerprint_bytes,
                 read_limit_bytes_per_sec: server.read_limit_bytes_per_sec,
             })
         }

@@ -381,6 +381,8 @@ pub struct Server {
     pub read_unchanged: bool,
     /// Limit for reading, in bytes a second.
     pub read_limit_bytes_per_sec: Option<u64>,
+    /// How many bytes of tables a backup reads for fingerprints; `None`: all. PostgreSQL's physical method only.
+    pub fingerprint_bytes: Option<u64>,
     /// PostgreSQL only.
     pub log: LogMode,
     /// How often a row is written that tells how much is lost. PostgreSQL only.
@@ -388,6 +390,9 @@ pub struct Server {
     /// Of the logical method; empty: all.
     pub databases: Vec<String>,
 }
+
+/// How much is read for fingerprints unless a plan says otherwise.
+pub const FINGERPRINT_BYTES: u64 = 256 << 20;
 
 /// Who brings the continuous log of a database server into the repository.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -241,6 +241,8 @@ pub(super) struct RawSource {
     pub bin_directory: Text,
     /// postgres with `data_directory`: also read files that did not change since the last snapshot, so that all their pages are checked. Default: false.
     pub read_unchanged: Option<Located<bool>>,
+    /// postgres, physical method: how much of the tables a backup reads for fingerprints, such as `256MiB`: small tables whole, of larger ones a sample, or `all`. Default: 256MiB.
+    pub fingerprints: Text,
     /// postgres, logical method: the databases to back up. Default: all that are no templates.
     pub databases: Words,
     /// postgres: the greatest rate of reading, such as `80MiB/s`. Default: no limit.
@@ -528,7 +530,11 @@ pub(super) const SOURCE_KEYS: [(&str, &[&str], &[&str]); 5] = [
     ("sqlite", &["path"], &[]),
     ("files", &["path"], &["exclude", "page_size"]),
     ("command", &["dump"], &["restore", "environment"]),
-    ("postgres", &["url"], &["data_directory", "method", "bin_directory", "log", "canary", "read_unchanged", "read_limit", "databases"]),
+    (
+        "postgres",
+        &["url"],
+        &["data_directory", "method", "bin_directory", "log", "canary", "read_unchanged", "read_limit", "fingerprints", "databases"],
+    ),
     ("mysql", &["url"], &["data_directory", "method", "bin_directory"]),
 ];
 
@@ -556,6 +562,7 @@ impl RawSource {
             ("bin_directory", self.bin_directory.as_ref().map(|v| &v.span)),
             ("read_unchanged", self.read_unchanged.as_ref().map(|v| &v.span)),
             ("read_limit", self.read_limit.as_ref().map(|v| &v.span)),
+            ("fingerprints", self.fingerprints.as_ref().map(|v| &v.span)),
             ("log", self.log.as_ref().map(|v| &v.span)),
             ("canary", self.canary.as_ref().map(|v| &v.span)),
             ("databases", self.databases.as_ref().map(|v| &v.span)),

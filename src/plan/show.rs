@@ -243,6 +243,7 @@ fn source_section(source: &Source) -> Section {
         ],
         SourceKind::Postgres(settings) => {
             let mut entries = server(settings);
+            entries.push(("fingerprints", json!(settings.fingerprint_bytes.map_or_else(|| "all".into(), format_size))));
             entries.push(("log", json!(settings.log.word())));
             entries.push(("canary", optional(settings.canary, |every| json!(format_duration(every)))));
             if !settings.databases.is_empty() {

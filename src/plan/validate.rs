@@ -17,9 +17,9 @@ use crate::id::Name;
 use crate::plan::blackout::{Blackout, JOBS, Window};
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
-    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, Keep, LogMode, Method, Missed, Notifier, NotifierKind,
-    Objectives, Occasion, Plan, PlannedCopy, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind,
-    Verify,
+    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, FINGERPRINT_BYTES, Keep, LogMode, Method, Missed, Notifier,
+    NotifierKind, Objectives, Occasion, Plan, PlannedCopy, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source,
+    SourceKind, Verify,
 };
 use crate::plan::raw::{
     Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawCopy, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode,
@@ -456,6 +456,19 @@ impl<'a> Checker<'a> {
         }
         let read_unchanged = raw.read_unchanged.as_ref().is_some_and(|unchanged| unchanged.value);
         let read_limit_bytes_per_sec = self.read(&raw.read_limit, parse_rate);
+        let fingerprint_bytes = self
+            .read(&raw.fingerprints, |text| match text {
+                "all" => Ok(None),
+                text => parse_size(text).map(Some).map_err(|error| error.hint("write \"all\", or a size such as \"256MiB\"")),
+            })
+            .unwrap_or(Some(FINGERPRINT_BYTES));
+        if let (Method::Logical, Some(given)) = (method, &raw.fingerprints) {
+            self.report(
+                &given.span,
+                "`fingerprints` is only used by the physical method",
+                "remove it: the logical method digests every row that it reads",
+            );
+        }
         let log = match raw.log.as_ref().map(|log| log.value) {
             None | Some(RawLogMode::Off) => LogMode::Off,
             Some(RawLogMode::Stream) => LogMode::Stream,
@@ -490,7 +503,18 @@ impl<'a> Checker<'a> {
         if let Some(given) = raw.databases.as_ref().filter(|given| given.value.is_empty() || databases.iter().any(String::is_empty)) {
             self.report(&given.span, "a list of databases names at least one", "remove `databases` to back up all of them");
         }
-        Some(Server { url: url?, data_directory, method, bin_directory, read_unchanged, read_limit_bytes_per_sec, log, canary, databases })
+        Some(Server {
+            url: url?,
+            data_directory,
+            method,
+            bin_directory,
+            read_unchanged,
+            read_limit_bytes_per_sec,
+            fingerprint_bytes,
+            log,
+            canary,
+            databases,
+        })
     }
 
     fn globs(&mut self, raw: &Words) -> Vec<String> {

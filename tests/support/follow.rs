@@ -108,7 +108,7 @@ impl World {
         let printed: Vec<String> = printed.map(|word| word.replace("/tmp/postgres.log", log.to_str().unwrap())).collect();
         let status = as_server_user(program)
             .args(printed)
-            .args(["-o", &options, "-w", "start"])
+            .args(["-o", &options, "-w", "-t", "240", "start"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status()

@@ -243,12 +243,12 @@ impl Cluster {
 
     /// Starts the server and waits until it takes connections.
     pub fn start_server(&self) {
-        self.pg_ctl(&["start", "--wait", "--timeout=60", &format!("--log={}", self.folder.join("log").display())]);
+        self.pg_ctl(&["start", "--wait", "--timeout=240", &format!("--log={}", self.folder.join("log").display())]);
     }
 
     /// Stops it in an orderly way; sessions are ended.
     pub fn stop_server(&self) {
-        self.pg_ctl(&["stop", "--wait", "--mode=fast", "--timeout=60"]);
+        self.pg_ctl(&["stop", "--wait", "--mode=fast", "--timeout=240"]);
     }
 
     /// Ends it like a crash.
@@ -261,7 +261,7 @@ impl Cluster {
 
     /// Makes a standby a primary and waits until it is one.
     pub fn promote(&self) {
-        self.pg_ctl(&["promote", "--wait", "--timeout=60"]);
+        self.pg_ctl(&["promote", "--wait", "--timeout=240"]);
     }
 
     /// What the server wrote to its log.
@@ -310,11 +310,11 @@ impl Drop for Cluster {
     }
 }
 
-/// Waits for a condition, with a bound.
+/// Waits for a condition, with a bound that only a machine under heavy load comes near.
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < Duration::from_mins(1), "waited too long for {what}");
+        assert!(start.elapsed() < Duration::from_mins(4), "waited too long for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -189,7 +189,7 @@ repository = "main"
 
     /// What starts a server on a folder, but for the word `start`.
     pub fn start_command(&self, target: &Path) -> String {
-        format!("{}/pg_ctl -D {} -l /tmp/postgres.log -t 60", bin_directory(self.version).display(), target.display())
+        format!("{}/pg_ctl -D {} -l /tmp/postgres.log -t 240", bin_directory(self.version).display(), target.display())
     }
 
     /// Whether it came up. Its socket is beside the one that is still running.

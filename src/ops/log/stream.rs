@@ -301,7 +301,13 @@ impl LogSink for Sink<'_> {
 
     fn piece(&mut self, piece: &LogPiece<'_>) -> Result<()> {
         let facts = serde_json::to_value(piece.facts).context(Kind::Bug, || "write what is said of a piece of log".to_owned())?;
-        let stored = self.log.append(u64::from(piece.timeline), piece.start.0, piece.end.0, &facts, piece.bytes)?.piece;
+        let stretch = (u64::from(piece.timeline), piece.start.0, piece.end.0);
+        let there = self.small.iter().find(|other| (other.stream, other.start, other.end) == stretch).copied();
+        let stored = match there {
+            // Sent again, as at the beginning of a stream: not stored twice.
+            Some(there) if self.log.holds(&there, piece.bytes).is_ok_and(|same| same) => there,
+            _ => self.log.append(stretch.0, stretch.1, stretch.2, &facts, piece.bytes)?.piece,
+        };
         self.progress.event(Event::Advance { bytes: piece.bytes.len() as u64, items: 1 });
         if piece.replaces {
             let inside = |other: &PieceInfo| {
@@ -314,7 +320,35 @@ impl LogSink for Sink<'_> {
             self.small.retain(|other| !inside(other) && other.stream == stored.stream && other.end > stored.start);
             self.remove(&gone, &stored);
         }
-        self.small.push(stored);
+        if there.is_none() {
+            self.small.push(stored);
+        }
+        Ok(())
+    }
+
+    fn same(&mut self, timeline: u32, start: Lsn, bytes: &[u8]) -> Result<()> {
+        let end = start.plus(bytes.len() as u64);
+        let inside = |piece: &&PieceInfo| piece.stream == u64::from(timeline) && start.0 <= piece.start && piece.end <= end.0;
+        let pieces: Vec<PieceInfo> = self.small.iter().filter(inside).copied().collect();
+        for piece in runs(&pieces).iter().flat_map(|run| &run.pieces) {
+            let at = |position: u64| usize::try_from(position - start.0).unwrap_or(usize::MAX);
+            match self.log.holds(piece, &bytes[at(piece.start)..at(piece.end)]) {
+                Ok(true) => {}
+                Ok(false) => {
+                    let message = format!(
+                        "the server's log from {} to {} of timeline {timeline} is not what is stored: it was set back and has gone another way since",
+                        Lsn(piece.start),
+                        Lsn(piece.end)
+                    );
+                    return Err(Error::new(Kind::SplitBrain, message).hint(
+                        "nothing was stored and nothing was changed. If this server is the right one now, recover it so that it begins a timeline of its own, or give the source a new name; else let the url lead to the right one",
+                    ));
+                }
+                // The whole unit will take its place.
+                Err(error) if error.kind() == Kind::Damaged => tracing::warn!(error = ?error, "a piece of the log cannot be compared"),
+                Err(error) => return Err(error),
+            }
+        }
         Ok(())
     }
 

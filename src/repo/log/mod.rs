@@ -166,6 +166,16 @@ impl Log {
         Ok(self.inner.block_on(OpenPiece::fetch(&self.inner, &self.key(piece), piece))?.label.facts)
     }
 
+    /// Whether exactly these bytes are stored as a piece. One small request, no data. Every role that may write.
+    ///
+    /// # Errors
+    /// As [`Log::facts`]; `WrongKey` for the maintainer role.
+    pub fn holds(&self, piece: &PieceInfo, bytes: &[u8]) -> Result<bool> {
+        let content = self.inner.keys.log_content(bytes)?;
+        let open = self.inner.block_on(OpenPiece::fetch(&self.inner, &self.key(piece), piece))?;
+        Ok(open.label.content == content.to_hex().as_str())
+    }
+
     /// The same for many pieces: `take` gets each with its number in the list, in their order. Many requests at a time; what this machine read
     /// before of the same objects is not asked for again. `false` from `take` ends it.
     pub fn facts_of(&self, listed: &[Listed], mut take: impl FnMut(usize, Result<serde_json::Value>) -> bool) {

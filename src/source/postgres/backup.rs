@@ -43,8 +43,6 @@ pub const MAJORS: std::ops::RangeInclusive<u32> = 14..=18;
 pub const POINT_FILE: &str = "recovery-point.json";
 /// Tells clusters apart, in what a snapshot says of itself.
 const SYSTEM_IDENTIFIER: &str = "system_identifier";
-/// Larger tables are fingerprinted by a sample of about so many bytes.
-const SAMPLE_BYTES: u64 = 1 << 30;
 /// Tables that are in use when they are to be locked are tried again so often, with this pause.
 const FINGERPRINT_TRIES: u32 = 5;
 const FINGERPRINT_PAUSE: Duration = Duration::from_millis(700);
@@ -117,7 +115,7 @@ pub(super) struct Facts {
     pub(super) wal_level: String,
     block_bytes: u32,
     segment_blocks: u32,
-    checksums: bool,
+    pub(super) checksums: bool,
     data_mode: u32,
     configuration: Vec<PathBuf>,
 }
@@ -182,6 +180,7 @@ pub(super) struct BaseSnapshot {
     /// Holds the slot; streams the log at the end.
     log: Option<Connection>,
     slot: String,
+    fingerprint_bytes: Option<u64>,
     /// A permanent one that must be there before anything is read, until it is.
     log_slot: Option<String>,
     /// Asks for the end of a local backup, for restore points and segment switches.
@@ -240,6 +239,7 @@ impl BaseSnapshot {
             timeline: identity.timeline,
             log: Some(log),
             slot,
+            fingerprint_bytes: source.fingerprint_bytes,
             log_slot: source.log_slot.clone(),
             sql,
             files: Files::Read,
@@ -345,7 +345,7 @@ impl BaseSnapshot {
             Files::Read => return Err(Error::new(Kind::Bug, "the files of a base backup ended twice")),
         };
         let name = format!("lifeboat {}", self.slot.trim_start_matches("lifeboat_"));
-        let options = fingerprint::Options { sample_bytes: Some(SAMPLE_BYTES), ..fingerprint::Options::default() };
+        let options = fingerprint::Options { budget_bytes: self.fingerprint_bytes, ..fingerprint::Options::default() };
         let taken = self.fingerprints(&name, &options).map_err(|error| error.within("take the fingerprints of the tables"))?;
         let point = Point {
             system_identifier: self.system_identifier.to_string(),

@@ -14,7 +14,7 @@
 //! A row is its columns' text by `COPY … TO STDOUT` under fixed settings, in the order of the columns; encoded as
 //! [`crate::source::fingerprint`] says, every value as text or null. These settings are part of the fingerprint: they may never change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 use crate::source::fingerprint::{Accumulator, RowEncoder};
-use crate::source::postgres::client::{Connection, Mode, quote_identifier, quote_literal, sqlstate};
+use crate::source::postgres::client::{Connection, Mode, RAW, Row, quote_identifier, quote_literal, sqlstate};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::Target;
@@ -37,8 +37,11 @@ pub(super) const SESSION: &str = "SET client_encoding = 'UTF8'; SET TimeZone = '
     SET quote_all_identifiers = off; SET row_security = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0";
 /// Tables locked by one statement while nobody is in the way.
 const BATCH_TABLES: usize = 64;
-/// A sample is made of runs of so many pages: a megabyte, which disks read at full speed.
+/// A sample is made of runs of at most so many pages: a megabyte, which disks read at full speed. A small sample has some runs all the same.
 const RUN_PAGES: u64 = 128;
+const RUNS_LEAST: u64 = 8;
+/// However many tables there are, so much of each is read.
+const SAMPLE_LEAST: u64 = 64 << 10;
 /// `pg_wal_replay_pause` only asks; for so long the answer is waited for.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -50,15 +53,15 @@ pub struct Options {
     /// For so long locks are waited for altogether, and never longer than most of the server's `deadlock_timeout`: tables that come
     /// later are locked only when nobody is in the way.
     pub lock_limit: Duration,
-    /// Tables larger than this many bytes are sampled: about as much of them is read.
-    pub sample_bytes: Option<u64>,
+    /// About so much is read altogether; `None`: everything. Small tables are read whole, of the others each gives a sample of the same size.
+    pub budget_bytes: Option<u64>,
     /// Only these databases.
     pub databases: Option<Vec<String>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { lock_timeout: Duration::from_millis(400), lock_limit: Duration::from_millis(800), sample_bytes: None, databases: None }
+        Self { lock_timeout: Duration::from_millis(400), lock_limit: Duration::from_millis(800), budget_bytes: None, databases: None }
     }
 }
 
@@ -105,14 +108,23 @@ pub struct Taken {
     pub locked_ms: u64,
 }
 
+/// Some pages of a table. Written `[64 of 1000 pages, 7]` behind its name; the last number chooses them, zero is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sample {
+    pub read: u64,
+    pub all: u64,
+    /// Another one for each backup, so that every page has its turn.
+    pub seed: u32,
+}
+
 /// A table's name, as fingerprints have it: `database.schema.table`, each part quoted unless it is lower-case letters, digits and `_`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableName {
     pub database: String,
     pub schema: String,
     pub table: String,
-    /// Only these pages of so many were read: (read, all). Written `[64 of 1000 pages]` behind the name.
-    pub sample: Option<(u64, u64)>,
+    /// Only these pages were read.
+    pub sample: Option<Sample>,
 }
 
 impl TableName {
@@ -125,8 +137,10 @@ impl TableName {
         let sample = match rest {
             "" => None,
             rest => {
-                let (read, all) = rest.strip_prefix(" [")?.strip_suffix(" pages]")?.split_once(" of ")?;
-                Some((read.parse().ok()?, all.parse().ok()?))
+                let (read, rest) = rest.strip_prefix(" [")?.strip_suffix(']')?.split_once(" of ")?;
+                let (all, seed) = rest.split_once(" pages")?;
+                let seed = if seed.is_empty() { 0 } else { seed.strip_prefix(", ")?.parse().ok()? };
+                Some(Sample { read: read.parse().ok()?, all: all.parse().ok()?, seed })
             }
         };
         Some(Self { database, schema, table, sample })
@@ -142,7 +156,8 @@ impl std::fmt::Display for TableName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}.{}", shown(&self.database), shown(&self.schema), shown(&self.table))?;
         match self.sample {
-            Some((read, all)) => write!(f, " [{read} of {all} pages]"),
+            Some(Sample { read, all, seed: 0 }) => write!(f, " [{read} of {all} pages]"),
+            Some(Sample { read, all, seed }) => write!(f, " [{read} of {all} pages, {seed}]"),
             None => Ok(()),
         }
     }
@@ -399,18 +414,17 @@ impl Snapshot {
     /// # Errors
     /// `Interrupted`, or when a connection was lost.
     pub fn read(self, key: &[u8; 32], cancel: &Cancel) -> Result<Taken> {
-        let Self { databases, position, mut left_out, beyond, locked, options } = self;
+        let Self { mut databases, position, mut left_out, beyond, locked, options } = self;
         left_out.extend(beyond.told);
+        if let Some(budget) = options.budget_bytes {
+            choose_samples(&mut databases, budget)?;
+        }
         let (mut tables, mut cost) = (Vec::new(), Vec::new());
         for Database { mut connection, tables: names, .. } in databases {
-            for mut name in names {
+            for name in names {
                 cancel.check()?;
                 connection.execute("SAVEPOINT reading")?;
-                let read = sampled(&mut connection, &name, &options).and_then(|sample| {
-                    name.sample = sample;
-                    read_table(&mut connection, &name, key, cancel)
-                });
-                match read {
+                match read_table(&mut connection, &name, key, cancel) {
                     Ok((table, spent)) => {
                         connection.execute("RELEASE SAVEPOINT reading")?;
                         tables.push(table);
@@ -433,6 +447,9 @@ impl Snapshot {
 fn open(settings: &Settings, database: &str, cancel: &Cancel) -> Result<Connection> {
     let mut connection = Connection::connect(settings, Mode::Sql { database: Some(database) }, cancel)?;
     connection.execute(SESSION)?;
+    if connection.is_raw() {
+        connection.execute(RAW)?;
+    }
     Ok(connection)
 }
 
@@ -467,7 +484,7 @@ fn tables_of(connection: &mut Connection, database: &str) -> Result<Vec<TableNam
          AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') \
          ORDER BY coalesce(s.n_tup_ins + s.n_tup_upd + s.n_tup_del, 0), c.oid",
     )?;
-    let table = |row: &crate::source::postgres::client::Row| -> Result<TableName> {
+    let table = |row: &Row| -> Result<TableName> {
         Ok(TableName {
             database: database.to_owned(),
             schema: row.required("nspname")?.to_owned(),
@@ -558,28 +575,75 @@ fn try_lock(connection: &mut Connection, tables: &[TableName], mode: &str, wait:
     }
 }
 
-/// Which part of a table is read: `None` is all of it.
-fn sampled(connection: &mut Connection, name: &TableName, options: &Options) -> Result<Option<(u64, u64)>> {
-    let Some(budget) = options.sample_bytes else { return Ok(None) };
-    let size = connection.query(&format!(
-        "SELECT pg_relation_size({}::regclass) AS bytes, current_setting('block_size') AS page",
-        quote_literal(&name.sql())
-    ))?;
-    let number = |column: &str| size.first().and_then(|row| row.named(column)).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-    let (bytes, page) = (number("bytes"), number("page").max(1));
-    Ok((bytes > budget).then(|| ((budget / page).max(1), bytes / page)))
+/// Decides which tables are read by a sample. A table that is not there any more is left for whoever reads it.
+fn choose_samples(databases: &mut [Database], budget: u64) -> Result<()> {
+    let mut seed = [0; 4];
+    getrandom::fill(&mut seed).map_err(|error| Error::new(Kind::Failed, "draw a random number").because(error.to_string()))?;
+    let seed = u32::from_le_bytes(seed).max(1);
+    let mut sizes = Vec::new();
+    for database in &mut *databases {
+        sizes.push(sizes_of(&mut database.connection, &database.tables)?);
+    }
+    let share = share_of_each(sizes.iter().flatten().map(|(bytes, _)| *bytes).collect(), budget);
+    for (database, sizes) in databases.iter_mut().zip(sizes) {
+        for (name, (bytes, pages)) in database.tables.iter_mut().zip(sizes) {
+            // What is kept outside of the table's own pages (TOAST) is read with the rows that are on them.
+            let read = (u128::from(pages) * u128::from(share) / u128::from(bytes.max(1))).max(1);
+            let read = u64::try_from(read).unwrap_or(u64::MAX);
+            name.sample = (bytes > share && read < pages).then_some(Sample { read, all: pages, seed });
+        }
+    }
+    Ok(())
+}
+
+/// Bytes with everything that belongs to it, and pages, of each of these tables. They must be locked: asking for the size of one that somebody
+/// alters waits for him.
+fn sizes_of(connection: &mut Connection, tables: &[TableName]) -> Result<Vec<(u64, u64)>> {
+    let mut known = HashMap::new();
+    for some in tables.chunks(BATCH_TABLES) {
+        let names: Vec<String> = some.iter().map(|name| format!("{}::regclass", quote_literal(&name.sql()))).collect();
+        let rows = connection.query(&format!(
+            "SELECT n.nspname, c.relname, pg_table_size(c.oid), pg_relation_size(c.oid) / current_setting('block_size')::bigint \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY (ARRAY[{}]::regclass[])",
+            names.join(", ")
+        ))?;
+        let number = |row: &Row, index: usize| row.get(index).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        for row in rows {
+            let name = (row.required("nspname")?.to_owned(), row.required("relname")?.to_owned());
+            known.insert(name, (number(&row, 2), number(&row, 3)));
+        }
+    }
+    Ok(tables.iter().map(|name| known.get(&(name.schema.clone(), name.table.clone())).copied().unwrap_or((0, 0))).collect())
+}
+
+/// How much of each table is read, at most, so that all together are within the budget. Pure.
+fn share_of_each(mut sizes: Vec<u64>, budget: u64) -> u64 {
+    sizes.sort_unstable();
+    let (mut left, mut count) = (budget, sizes.len() as u64);
+    for size in sizes {
+        let share = left / count.max(1);
+        if size > share {
+            return share.max(SAMPLE_LEAST);
+        }
+        left -= size;
+        count -= 1;
+    }
+    u64::MAX
 }
 
 /// The pages of a sample, [start, end), spread over the table. A physical copy has the same rows on the same pages.
-fn runs(read: u64, all: u64) -> Vec<(u64, u64)> {
-    let length = RUN_PAGES.min(read).max(1);
+fn runs(sample: Sample) -> Vec<(u64, u64)> {
+    let Sample { read, all, seed } = sample;
+    // Samples without a seed are of the first version, which had only long runs.
+    let longest = if seed == 0 { RUN_PAGES } else { RUN_PAGES.min(read.div_ceil(RUNS_LEAST)) };
+    let length = longest.min(read).max(1);
     let count = (read / length).max(1);
     let stride = all / count;
     (0..count)
         .map(|number| {
-            let mut text = [0; 24];
-            for (part, value) in text.chunks_exact_mut(8).zip([read, all, number]) {
-                part.copy_from_slice(&value.to_le_bytes());
+            let mut text = [read, all, number].map(u64::to_le_bytes).concat();
+            if seed > 0 {
+                text.extend_from_slice(&seed.to_le_bytes());
             }
             let hash = blake3::hash(&text);
             let random = u64::from_le_bytes(hash.as_bytes().first_chunk().copied().unwrap_or_default());
@@ -602,8 +666,8 @@ fn read_table(connection: &mut Connection, name: &TableName, key: &[u8; 32], can
     let (mut sum, mut encoder, mut scratch, mut bytes) = (Accumulator::new(key), RowEncoder::default(), Vec::new(), 0);
     let parts = match name.sample {
         None => vec![String::new()],
-        Some((read, all)) => {
-            runs(read, all).into_iter().map(|(start, end)| format!(" WHERE ctid >= '({start},0)' AND ctid < '({end},0)'")).collect()
+        Some(sample) => {
+            runs(sample).into_iter().map(|(start, end)| format!(" WHERE ctid >= '({start},0)' AND ctid < '({end},0)'")).collect()
         }
     };
     let whole = query.len();

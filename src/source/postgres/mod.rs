@@ -19,6 +19,7 @@
 //! | [`extract`] | a database or tables of a recovered server, into another one |
 //! | [`prove`] | what a recovered server is asked |
 //! | [`canary`] | a row that tells how much a disaster would have lost |
+//! | [`doctor`] | what a server lacks for all of this |
 //! | [`logical`] | the other method: rows and definitions, for servers that allow no replication |
 
 pub mod backup;
@@ -26,6 +27,7 @@ pub mod canary;
 pub mod client;
 pub mod conninfo;
 pub mod control;
+mod doctor;
 pub mod extract;
 pub mod findings;
 pub mod fingerprint;
@@ -50,9 +52,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Context, Error, IoContext, Kind, Result};
-use crate::event::Cancel;
-use crate::source::postgres::backup::{BaseSnapshot, Facts, POINT_FILE, Point};
-use crate::source::postgres::client::{Connection, Mode};
+use crate::source::postgres::backup::{BaseSnapshot, POINT_FILE, Point};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::instance::{Account, Launch, Tools, major_of};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
@@ -79,8 +79,12 @@ pub struct PostgresSource {
     pub read_unchanged: bool,
     /// Limit for reading, in bytes a second.
     pub read_limit_bytes_per_sec: Option<u64>,
+    /// How much of the tables is read for fingerprints; `None`: all.
+    pub fingerprint_bytes: Option<u64>,
     /// The slot that the continuous log is streamed by: it is there before a backup begins, so that no log is missing behind it.
     pub log_slot: Option<String>,
+    /// The server brings its log by `archive_command`.
+    pub archives: bool,
 }
 
 /// Room that a server needs to recover and answer: two files of its log.
@@ -246,13 +250,7 @@ impl Source for PostgresSource {
 
     fn diagnose(&self) -> Vec<Diagnosis> {
         match self.settings() {
-            Ok(settings) => {
-                let mut found = diagnose(settings, self.data_directory.as_deref(), self.bin_directory.as_deref());
-                if let Some(slot) = &self.log_slot {
-                    found.push(diagnosis("continuous log", diagnose_log(settings, slot)));
-                }
-                found
-            }
+            Ok(settings) => doctor::diagnose(settings, self),
             Err(error) => vec![diagnosis("server", Err(error))],
         }
     }
@@ -300,7 +298,13 @@ impl PostgresSource {
         let tools = Tools::find(major, self.bin_directory.as_deref()).ok();
         let (recovery, more) = match standby {
             None => (point.recovery(asked.as_ref()), Vec::new()),
-            Some(standby) => (follow(standby), standby_settings(standby, usable, bare, tools.as_ref())?),
+            Some(standby) => (follow(standby), standby_settings(standby)),
+        };
+        let more = match (&tools, bare) {
+            (Some(tools), true) => [more, same_room(usable, tools)?].concat(),
+            // Without its programs it is not known how much; who does not answer while it recovers needs none of it.
+            (None, true) if standby.is_none() => vec![("hot_standby".to_owned(), "off".to_owned())],
+            _ => more,
         };
         recover::write_for_operator(usable, &recovery, standby.is_some(), &more)?;
         let bin = tools.and_then(|tools| tools.program("pg_ctl"));
@@ -365,26 +369,25 @@ fn follow(standby: &Standby) -> Recovery {
     }
 }
 
-/// `bare`: its configuration is the one that lifeboat wrote.
-fn standby_settings(standby: &Standby, data: &Path, bare: bool, tools: Option<&Tools>) -> Result<Vec<(String, String)>> {
-    let mut settings = vec![
+fn standby_settings(standby: &Standby) -> Vec<(String, String)> {
+    vec![
         ("hot_standby".to_owned(), "on".to_owned()),
         ("primary_conninfo".to_owned(), standby.primary.clone().unwrap_or_default()),
         ("primary_slot_name".to_owned(), standby.slot.clone().unwrap_or_default()),
+    ]
+}
+
+/// As much room for connections and locks as the source had: a server that recovers with less refuses to start.
+fn same_room(data: &Path, tools: &Tools) -> Result<Vec<(String, String)>> {
+    let control = tools.control(data, Account::own())?;
+    let same = [
+        ("max_connections", "max_connections"),
+        ("max_worker_processes", "max_worker_processes"),
+        ("max_wal_senders", "max_wal_senders"),
+        ("max_prepared_transactions", "max_prepared_xacts"),
+        ("max_locks_per_transaction", "max_locks_per_xact"),
     ];
-    // A standby with less room than its primary takes no queries.
-    if let Some(tools) = tools.filter(|_| bare) {
-        let control = tools.control(data, Account::own())?;
-        let same = [
-            ("max_connections", "max_connections"),
-            ("max_worker_processes", "max_worker_processes"),
-            ("max_wal_senders", "max_wal_senders"),
-            ("max_prepared_transactions", "max_prepared_xacts"),
-            ("max_locks_per_transaction", "max_locks_per_xact"),
-        ];
-        settings.extend(same.map(|(name, field)| (name.to_owned(), control.count(field).to_string())));
-    }
-    Ok(settings)
+    Ok(same.map(|(name, field)| (name.to_owned(), control.count(field).to_string())).to_vec())
 }
 
 /// Settings for a standby's `primary_conninfo`, which everybody sees who may read the folder or the process list.
@@ -481,115 +484,6 @@ pub(super) fn diagnosis(name: &str, found: Result<String>) -> Diagnosis {
             Diagnosis { name: name.into(), ok: false, message: format!("{}{hint}", told(&error)) }
         }
     }
-}
-
-/// Everything a backup and a drill need, without changing anything.
-fn diagnose(settings: &Settings, data_directory: Option<&Path>, bin_directory: Option<&Path>) -> Vec<Diagnosis> {
-    let cancel = Cancel::default();
-    let mut sql = match Connection::connect(settings, Mode::Sql { database: None }, &cancel) {
-        Ok(sql) => sql,
-        Err(error) => return vec![diagnosis("server", Err(error))],
-    };
-    let facts = match Facts::read(&mut sql) {
-        Ok(facts) => facts,
-        Err(error) => return vec![diagnosis("server", Err(error))],
-    };
-    let major = facts.version / 10_000;
-    let role = if facts.in_recovery { ", a standby" } else { "" };
-    let mut found = vec![diagnosis("server", Ok(format!("PostgreSQL {major} ({}{role})", facts.version)))];
-    let level = if facts.wal_level == "minimal" {
-        Err(Error::new(Kind::Usage, "wal_level is minimal").hint("set wal_level = replica and restart the server"))
-    } else {
-        Ok(format!("wal_level = {}", facts.wal_level))
-    };
-    found.push(diagnosis("log", level));
-    let replication = Connection::connect(settings, Mode::Replication, &cancel)
-        .and_then(|mut connection| replication::identify_system(&mut connection))
-        .map(|identity| format!("system {} on timeline {}", identity.system_identifier, identity.timeline))
-        .map_err(|error| {
-            let hint = "ALTER ROLE … REPLICATION, a `replication` line for it in pg_hba.conf, and a free max_wal_senders";
-            if error.hint_text().is_some() { error } else { error.hint(hint) }
-        });
-    found.push(diagnosis("replication", replication));
-    found.push(diagnosis("privileges", privileges(&mut sql, data_directory.is_some(), major)));
-    if let Some(folder) = data_directory {
-        let readable = fs::File::open(folder.join("global/pg_control")).io_context(|| format!("open the data folder {}", folder.display()));
-        found.push(diagnosis("data folder", readable.map(|_| folder.display().to_string())));
-    }
-    found.push(diagnosis("programs for drills", Tools::find(major, bin_directory).map(|tools| format!("PostgreSQL {}", tools.version()))));
-    found
-}
-
-/// What the stream of the log needs, and how its slot is.
-fn diagnose_log(settings: &Settings, slot: &str) -> Result<String> {
-    let mut sql = Connection::connect(settings, Mode::Sql { database: None }, &Cancel::default())?;
-    let rows = sql.query(
-        "SELECT pg_catalog.current_setting('max_replication_slots'), (SELECT count(*) FROM pg_catalog.pg_replication_slots), \
-         pg_catalog.current_setting('max_wal_senders'), (SELECT count(*) FROM pg_catalog.pg_stat_get_wal_senders()), \
-         pg_catalog.current_setting('max_slot_wal_keep_size'), pg_catalog.current_setting('summarize_wal', true)",
-    )?;
-    let row = rows.first().ok_or_else(|| Error::new(Kind::Failed, "the server does not answer"))?;
-    let number = |index: usize| -> Result<i64> {
-        let text = row.get(index).unwrap_or_default();
-        text.parse().context(Kind::Failed, || "understand how many slots and senders there are".to_owned())
-    };
-    let (slots, senders) = (number(0)? - number(1)?, number(2)? - number(3)?);
-    let status = replication::slot_by_sql(&mut sql, slot)?;
-    let state = match &status {
-        None if slots < 1 => {
-            return Err(Error::new(Kind::Usage, format!("no replication slot is free for {slot}"))
-                .hint("raise max_replication_slots and restart the server, or drop a slot that nothing uses"));
-        }
-        None => format!("slot {slot} is made by the first backup or stream"),
-        Some(status) if status.wal_status.as_deref() == Some("lost") => {
-            return Err(Error::new(Kind::Usage, format!("replication slot {slot} lost its log")).hint(
-                "run the stream: it makes the slot again and records what is missing; raise max_slot_wal_keep_size, and make a backup",
-            ));
-        }
-        Some(status) => {
-            let held = status.held_bytes.map_or_else(String::new, |bytes| format!(", it holds {} MiB on the server", bytes >> 20));
-            format!("slot {slot} is {}{held}", if status.is_active { "in use" } else { "not in use now" })
-        }
-    };
-    let streams = status.is_some_and(|status| status.is_active);
-    // The stream's own, and the two of a base backup.
-    if senders < if streams { 2 } else { 3 } {
-        return Err(Error::new(Kind::Usage, format!("{senders} of max_wal_senders are free: the log and a base backup need three"))
-            .hint("raise max_wal_senders and restart the server"));
-    }
-    let limit = match row.get(4) {
-        Some("-1") | None => "max_slot_wal_keep_size is not set: a stream that stands still can fill the server's disk".to_owned(),
-        Some(limit) => format!("max_slot_wal_keep_size = {limit}: a stream that stands still for longer has a gap"),
-    };
-    let summaries = row.get(5).map_or_else(String::new, |value| format!("; summarize_wal = {value}"));
-    Ok(format!("{state}; {limit}{summaries}"))
-}
-
-/// What the role lacks.
-fn privileges(sql: &mut Connection, local: bool, major: u32) -> Result<String> {
-    let start = if major >= 15 { "pg_catalog.pg_backup_start(text,boolean)" } else { "pg_catalog.pg_start_backup(text,boolean,boolean)" };
-    let stop = if major >= 15 { "pg_catalog.pg_backup_stop(boolean)" } else { "pg_catalog.pg_stop_backup(boolean,boolean)" };
-    let mut wanted = vec!["pg_catalog.pg_create_restore_point(text)", "pg_catalog.pg_switch_wal()"];
-    if local {
-        wanted.extend([start, stop]);
-    }
-    let mut lacks = Vec::new();
-    for function in wanted {
-        let sql_text = format!("SELECT pg_catalog.has_function_privilege({}, 'EXECUTE')", client::quote_literal(function));
-        if sql.value(&sql_text)?.as_deref() != Some("t") {
-            lacks.push(format!("GRANT EXECUTE ON FUNCTION {} TO its role", function.trim_start_matches("pg_catalog.")));
-        }
-    }
-    if sql.value("SELECT pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')")?.as_deref() != Some("t") {
-        lacks.push("GRANT pg_read_all_data TO its role (fingerprints)".into());
-    }
-    if sql.value("SELECT pg_catalog.pg_has_role('pg_read_all_settings', 'USAGE')")?.as_deref() != Some("t") {
-        lacks.push("GRANT pg_read_all_settings TO its role (where configuration is)".into());
-    }
-    if lacks.is_empty() {
-        return Ok("all that a backup needs".into());
-    }
-    Err(Error::new(Kind::Usage, format!("the role lacks: {}", lacks.join("; "))))
 }
 
 #[cfg(test)]

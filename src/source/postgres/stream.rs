@@ -2,7 +2,9 @@
 //!
 //! What is confirmed to the server is what the sink took, never more: so whatever ends here (this process, the connection, the store), the
 //! server still has what is not stored. A stream begins at the start of a unit (a segment), also where some of it is stored already: then the
-//! rest follows it, and the whole of it is known when it ends.
+//! rest follows it, and the whole of it is known when it ends. What the server sends again is compared with what is stored: a primary that
+//! was set back (an old copy of its disk) and has written past our end since, on the same timeline, sends something else. Where hardly anything
+//! of the unit is stored the stream begins one unit earlier for that, if the server still has it.
 //!
 //! The source's clock comes from SQL: the clock is asked before the position, so whatever was committed before is in the log up to there. What a
 //! stream's own messages say is the other way round.
@@ -42,6 +44,8 @@ const ASIDE_PAUSE: Duration = Duration::from_secs(10);
 const BACKOFF: Range<Duration> = Duration::from_secs(1)..Duration::from_mins(1);
 /// Restore points that are told of one piece.
 const RESTORE_POINTS_MAX: usize = 256;
+/// So much of what is stored must be sent again for it to tell two logs apart: there is a record in it for sure.
+const OVERLAP_LEAST: u64 = 2 * PAGE;
 /// A position that is told behind the header of a page on which nothing was written yet.
 const PAGE: u64 = 8192;
 const PAGE_HEADERS: [u64; 2] = [24, 40];
@@ -80,6 +84,12 @@ pub trait LogSink {
     /// # Errors
     /// The stream begins again later and brings the piece again.
     fn piece(&mut self, piece: &LogPiece<'_>) -> Result<()>;
+
+    /// Compares what the server sends once more from here on with the pieces that are stored of it.
+    ///
+    /// # Errors
+    /// [`Kind::SplitBrain`] where something else is stored; when that cannot be found out.
+    fn same(&mut self, timeline: u32, start: Lsn, bytes: &[u8]) -> Result<()>;
 
     /// Stores a history file. One with another content under the same name must be refused.
     ///
@@ -218,16 +228,24 @@ impl LogStream {
         let mut pause = BACKOFF.start;
         let mut state = StreamState::default();
         let mut recycled: Option<Recycled> = None;
+        let mut look_back = true;
         loop {
             let stored = state.durable_to;
-            let ended = match Session::begin(self, sink, &mut state, recycled.as_ref()) {
+            let mut looks_back = look_back;
+            let ended = match Session::begin(self, sink, &mut state, recycled.as_ref(), &mut looks_back) {
                 Ok(mut session) => session.run(),
                 Err(error) if is_recycled(&error) => Ok(Ended::Recycled(error)),
                 Err(error) => Err(error),
             };
+            if looks_back && matches!(ended, Ok(Ended::Recycled(_))) {
+                // It lacks what is stored, and not necessarily what comes next.
+                look_back = false;
+                continue;
+            }
             let progressed = state.connected && state.durable_to != stored;
             if state.connected && progressed {
                 recycled = None;
+                look_back = true;
             }
             state.connected = false;
             let error = match ended {
@@ -311,6 +329,17 @@ fn resume(known: &Known, history: &TimelineHistory, unit: u64) -> Result<Option<
         return Ok(Some(Position { timeline: way[index + 1], start: begin, durable: begin }));
     }
     Ok(None)
+}
+
+/// Where to begin so that the server sends enough of what is stored again: one unit earlier where hardly anything of the unit is. Pure.
+fn with_overlap(known: &Known, from: Position, unit: u64) -> Position {
+    let earlier = from.start.0.saturating_sub(unit);
+    let stored =
+        known.stretches.iter().any(|(timeline, start, end)| *timeline == from.timeline && start.0 <= earlier && *end >= from.durable);
+    if from.durable.since(from.start) < OVERLAP_LEAST && earlier < from.start.0 && stored {
+        return Position { start: Lsn(earlier), ..from };
+    }
+    from
 }
 
 /// What is missing between two positions, timeline by timeline. Pure.
@@ -400,6 +429,8 @@ struct Session<'a> {
     start: Lsn,
     bytes: Vec<u8>,
     durable: Lsn,
+    /// What was stored up to here is sent again and not compared yet.
+    unchecked: Option<Lsn>,
     facts: FactsReader,
     /// Of all that `facts` was fed with of this unit.
     unit_facts: Option<PieceFacts>,
@@ -411,8 +442,16 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Connects, and starts where the log ends; with `recycled`, where what the server still has begins.
-    fn begin(stream: &'a LogStream, sink: &'a mut dyn LogSink, state: &'a mut StreamState, recycled: Option<&Recycled>) -> Result<Self> {
+    /// Connects, and starts where the log ends; with `recycled`, where what the server still has begins. `look_back`: whether it may begin
+    /// a unit earlier, and then whether it does.
+    fn begin(
+        stream: &'a LogStream,
+        sink: &'a mut dyn LogSink,
+        state: &'a mut StreamState,
+        recycled: Option<&Recycled>,
+        look_back: &mut bool,
+    ) -> Result<Self> {
+        let may_look_back = std::mem::replace(look_back, false) && recycled.is_none();
         let mut sql = Connection::connect(&stream.settings, Mode::Sql { database: None }, &stream.cancel)?;
         sql.set_timeout(Some(SILENCE));
         let facts = Facts::read(&mut sql)?;
@@ -483,7 +522,12 @@ impl<'a> Session<'a> {
             }
             from = Some(at_oldest);
         }
-        let from = from.unwrap_or(at_oldest);
+        let mut from = from.unwrap_or(at_oldest);
+        if may_look_back {
+            let earlier = with_overlap(&known, from, unit);
+            *look_back = earlier != from;
+            from = earlier;
+        }
         // What is asked from here on must not hold up the log, nor hide that the server is silent.
         sql.set_timeout(Some(ASIDE_LIMIT));
         let aside = Aside { connection: Some(sql), tried: Instant::now() };
@@ -498,6 +542,7 @@ impl<'a> Session<'a> {
             start: from.start,
             bytes: Vec::new(),
             durable: from.durable,
+            unchecked: (from.durable > from.start).then_some(from.durable),
             facts: FactsReader::new(from.start, facts.segment, identity.system_identifier)?,
             unit_facts: None,
             smalls: Vec::new(),
@@ -631,6 +676,10 @@ impl<'a> Session<'a> {
             let (now, rest) = bytes.split_at(room.min(bytes.len()));
             self.bytes.extend_from_slice(now);
             bytes = rest;
+            if self.unchecked.is_some() && (self.bytes.len() as u64 == self.unit || self.unchecked.is_some_and(|to| self.received() >= to))
+            {
+                self.compare()?;
+            }
             if self.received() > self.durable {
                 self.pending_since.get_or_insert_with(Instant::now);
             }
@@ -641,6 +690,18 @@ impl<'a> Session<'a> {
                 self.bytes.clear();
                 self.begin_unit()?;
             }
+        }
+        Ok(())
+    }
+
+    /// What came again is what is stored: before anything is stored or confirmed behind it.
+    fn compare(&mut self) -> Result<()> {
+        let Some(to) = self.unchecked else { return Ok(()) };
+        let end = to.min(self.received());
+        let length = usize::try_from(end.since(self.start)).unwrap_or(usize::MAX).min(self.bytes.len());
+        self.sink.same(self.timeline, self.start, &self.bytes[..length])?;
+        if end >= to {
+            self.unchecked = None;
         }
         Ok(())
     }
@@ -688,7 +749,8 @@ impl<'a> Session<'a> {
     /// What is new since the last piece, as a small one.
     fn store_new(&mut self) -> Result<()> {
         let (from, end) = (self.durable, self.received());
-        if end <= from {
+        // Nothing is stored behind what has not been compared, or is not the same.
+        if end <= from || self.unchecked.is_some() {
             return Ok(());
         }
         if self.facts.position() < from {
@@ -748,6 +810,8 @@ impl<'a> Session<'a> {
         let wal = self.wal.take().ok_or_else(|| Error::new(Kind::Bug, "the log stream has ended already"))?;
         let mut connection = wal.stop()?;
         history(&mut connection, self.sink, next)?;
+        self.compare()?;
+        self.unchecked = None;
         self.store_unit()?;
         self.timeline = next;
         self.start = Lsn(at.0 - at.0 % self.unit);
@@ -821,6 +885,20 @@ mod tests {
         assert_eq!(resumed(&[(1, 32, 64), (2, 64, 101)], &third), Some(position(3, 96, 96)));
         assert_eq!(resumed(&[(1, 32, 64), (2, 64, 101), (3, 96, 97)], &third), Some(position(3, 96, 97)));
         assert_eq!(resume(&known(&[(2, 64, 80)]), &first, 16).unwrap_err().kind(), Kind::SplitBrain);
+    }
+
+    #[test]
+    fn a_stream_begins_earlier_where_too_little_would_come_again_to_compare() {
+        let unit = 1 << 20;
+        let begin =
+            |stretches: &[(u32, u64, u64)], start, durable| with_overlap(&known(stretches), position(1, start, durable), unit).start.0;
+        let two = 2 * unit;
+        assert_eq!(begin(&[(1, 0, two)], two, two), unit);
+        assert_eq!(begin(&[(1, 0, two + 100)], two, two + 100), unit);
+        assert_eq!(begin(&[(1, 0, two + (1 << 16))], two, two + (1 << 16)), two);
+        assert_eq!(begin(&[(1, unit + 1, two)], two, two), two, "not all of the unit before is stored");
+        assert_eq!(begin(&[(2, 0, two)], two, two), two, "it is of another timeline");
+        assert_eq!(begin(&[(1, 0, 7)], 0, 7), 0);
     }
 
     #[test]

@@ -50,7 +50,10 @@ pub(crate) fn log_in(connection: &mut Connection, mode: Mode<'_>, proof: Option<
     }
     let mut parameters = vec![("user", settings.user.as_str()), ("client_encoding", "UTF8")];
     parameters.push(("application_name", &settings.application_name));
-    parameters.extend(settings.options.as_deref().map(|options| ("options", options)));
+    // A replication session waits while a backup is read, and cannot run SET.
+    let patient = [settings.options.as_deref().unwrap_or_default(), "-c idle_session_timeout=0"].join(" ");
+    let options = if mode == Mode::Replication { Some(patient.trim_start()) } else { settings.options.as_deref() };
+    parameters.extend(options.map(|options| ("options", options)));
     match mode {
         Mode::Sql { .. } => parameters.extend(database.as_deref().map(|name| ("database", name))),
         Mode::Replication => parameters.push(("replication", "true")),

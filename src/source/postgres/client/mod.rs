@@ -76,6 +76,13 @@ pub(crate) enum Incoming {
     CopyBoth,
 }
 
+/// Not in the start-up message, where poolers refuse what they do not know.
+const UNLIMITED: &str =
+    "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0";
+
+/// A database in SQL_ASCII holds whatever bytes were put there: they are not converted on the way.
+pub(in crate::source::postgres) const RAW: &str = "SET client_encoding = 'SQL_ASCII'";
+
 impl Connection {
     /// Connects and logs in. `cancel` interrupts this and everything that is done with the connection later.
     ///
@@ -101,6 +108,16 @@ impl Connection {
                 .hint("Is it PostgreSQL, without a pooler?")
         })?;
         connection.state = State::Ready;
+        if let Mode::Sql { .. } = mode {
+            // What the server, the database or the role say of statements is meant for applications; the time-outs here are our own.
+            connection.execute(UNLIMITED)?;
+            if connection.is_raw() {
+                connection.execute(RAW)?;
+            }
+            if connection.version >= 170_000 {
+                connection.execute("SET transaction_timeout = 0")?;
+            }
+        }
         Ok(connection)
     }
 
@@ -108,6 +125,12 @@ impl Connection {
     #[must_use]
     pub fn server_version(&self) -> u32 {
         self.version
+    }
+
+    /// Whether the database says nothing of its encoding: rows are shown as well as they can be, `COPY` yields the bytes as they are.
+    #[must_use]
+    pub fn is_raw(&self) -> bool {
+        self.parameter("server_encoding") == Some("SQL_ASCII")
     }
 
     /// What the server reports of itself without being asked (`server_version`, `in_hot_standby`, `client_encoding`, …).
@@ -136,9 +159,11 @@ impl Connection {
     /// Runs SQL by the simple protocol and yields the rows, as text. Of several statements, the rows of the last one that has any.
     ///
     /// # Errors
-    /// The server's error ([`sqlstate`] tells which), also when it comes after rows; text that is not UTF-8; a lost connection.
+    /// The server's error ([`sqlstate`] tells which), also when it comes after rows; text that is not UTF-8, unless the database is
+    /// [raw](Self::is_raw); a lost connection.
     pub fn query(&mut self, sql: &str) -> Result<Vec<Row>> {
         self.begin(sql)?;
+        let raw = self.is_raw();
         let mut rows = Vec::new();
         let mut names: Arc<[String]> = Arc::from([]);
         let mut failed = None;
@@ -148,7 +173,7 @@ impl Connection {
                     rows.clear();
                     names = column_names(&body).map_err(|error| self.confused(error))?;
                 }
-                Incoming::Message(Message::DataRow(body)) => match Row::new(names.clone(), &body) {
+                Incoming::Message(Message::DataRow(body)) => match Row::new(names.clone(), &body, raw) {
                     Ok(row) => rows.push(row),
                     Err(error) => {
                         failed.get_or_insert(error);
@@ -450,7 +475,7 @@ impl std::fmt::Debug for Row {
 }
 
 impl Row {
-    fn new(names: Arc<[String]>, body: &DataRowBody) -> Result<Self> {
+    fn new(names: Arc<[String]>, body: &DataRowBody, raw: bool) -> Result<Self> {
         let malformed = |cause: &'static str| Error::new(Kind::Failed, "read a row of PostgreSQL").because(cause);
         let columns: Vec<_> = body.ranges().collect().map_err(|_| malformed("its columns are malformed"))?;
         if columns.len() != names.len() {
@@ -458,9 +483,24 @@ impl Row {
         }
         let bytes = body.buffer_bytes().clone();
         if columns.iter().flatten().any(|range| std::str::from_utf8(&bytes[range.clone()]).is_err()) {
+            if raw {
+                return Ok(Self::shown(names, &bytes, columns));
+            }
             return Err(malformed("a value is not UTF-8").hint("Databases in SQL_ASCII may hold such names; COPY reads them."));
         }
         Ok(Self { names, bytes, columns })
+    }
+
+    /// With a mark in place of what is no text.
+    fn shown(names: Arc<[String]>, bytes: &[u8], columns: Vec<Option<Range<usize>>>) -> Self {
+        let mut text = String::new();
+        let mut show = |range: Range<usize>| {
+            let start = text.len();
+            text.push_str(&String::from_utf8_lossy(&bytes[range]));
+            start..text.len()
+        };
+        let columns = columns.into_iter().map(|range| range.map(&mut show)).collect();
+        Self { names, bytes: text.into(), columns }
     }
 
     /// The number of columns.

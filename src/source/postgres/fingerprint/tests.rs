@@ -23,7 +23,8 @@ fn names_are_read_back() {
     let names = [
         (name("crm", "public", "order_2", None), "crm.public.order_2"),
         (name("CRM", "a.b", "say \"x\"", None), "\"CRM\".\"a.b\".\"say \"\"x\"\"\""),
-        (name("ü", "1a", "(t)", Some((64, 1000))), "\"ü\".\"1a\".\"(t)\" [64 of 1000 pages]"),
+        (name("ü", "1a", "(t)", Some(Sample { read: 64, all: 1000, seed: 0 })), "\"ü\".\"1a\".\"(t)\" [64 of 1000 pages]"),
+        (name("a", "b", "t", Some(Sample { read: 1, all: 9, seed: 77 })), "a.b.t [1 of 9 pages, 77]"),
         (name("a", "b", "t [1 of 2 pages]", None), "a.b.\"t [1 of 2 pages]\""),
         (name("a", "", "\"", None), "a.\"\".\"\"\"\""),
     ];
@@ -31,7 +32,9 @@ fn names_are_read_back() {
         assert_eq!(name.to_string(), text);
         assert_eq!(TableName::parse(text), Some(name));
     }
-    for text in ["", "a.b", "a.b.c.d", "a.b.\"c", "A.b.c", "a.b.c [x of 2 pages]", "a.b.c "] {
+    for text in
+        ["", "a.b", "a.b.c.d", "a.b.\"c", "A.b.c", "a.b.c [x of 2 pages]", "a.b.c [1 of 2 pages, x]", "a.b.c [1 of 2 pages", "a.b.c "]
+    {
         assert_eq!(TableName::parse(text), None, "{text}");
     }
 }
@@ -56,8 +59,11 @@ fn lines_of_copy_are_decoded() {
 
 #[test]
 fn samples_stay_inside_and_do_not_overlap() {
-    for (read, all) in [(1, 2), (127, 128), (128, 129), (300, 1000), (1280, 1_000_000), (999, 1000)] {
-        let runs = runs(read, all);
+    for (read, all, seed) in [(1, 2), (127, 128), (128, 129), (300, 1000), (1280, 1_000_000), (999, 1000)]
+        .into_iter()
+        .flat_map(|(read, all)| [0, 7].map(|seed| (read, all, seed)))
+    {
+        let runs = runs(Sample { read, all, seed });
         assert!(runs.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{runs:?}");
         assert!(runs.iter().all(|run| run.0 < run.1 && run.1 <= all), "{runs:?}");
         let taken: u64 = runs.iter().map(|run| run.1 - run.0).sum();
@@ -202,14 +208,14 @@ fn under_load_they_equal_what_is_recovered_at_the_restore_point() {
 
 #[test]
 fn without_privileges_and_sampled_they_equal_what_is_recovered_at_the_position() {
-    let options = Options { sample_bytes: Some(256 * 1024), ..Options::default() };
+    let options = Options { budget_bytes: Some(512 * 1024), ..Options::default() };
     let taken = taken_equals_recovered("reader", &options);
     assert_eq!(taken.position.restore_point, None);
     // What this role may not lock is named.
     let left_out: Vec<&str> = taken.left_out.iter().map(|left| left.object.as_str()).collect();
     assert!(left_out.contains(&"postgres.pg_catalog.pg_largeobject"), "{left_out:?}");
     assert!(left_out.contains(&"postgres.\"Größe.n\".\"Ta\"\"b\""), "{left_out:?}");
-    let sampled = taken.tables.iter().find(|table| table.table.starts_with("postgres.public.account [32 of ")).unwrap();
+    let sampled = taken.tables.iter().find(|table| table.table.starts_with("postgres.public.account [")).unwrap();
     assert!(sampled.rows > 0 && sampled.rows < 20000);
 }
 
@@ -256,4 +262,60 @@ fn what_is_committed_while_a_table_is_waited_for_belongs_to_the_snapshot() {
     });
     assert_eq!(taken.left_out, []);
     assert_eq!(taken.tables[0].rows, 1);
+}
+
+#[test]
+fn a_budget_reads_small_tables_whole_and_the_same_of_all_others() {
+    let mib = 1 << 20;
+    assert_eq!(share_of_each(vec![], mib), u64::MAX);
+    assert_eq!(share_of_each(vec![3, 4, 5], 12), u64::MAX, "all of it");
+    assert_eq!(share_of_each(vec![900 * mib, mib, 100 * mib, 2 * mib], 103 * mib), 50 * mib);
+    assert_eq!(share_of_each(vec![900 * mib, mib], 2 * mib), mib);
+    // Of very many tables a little each, even if that is more.
+    assert_eq!(share_of_each(vec![mib; 10_000], mib), SAMPLE_LEAST);
+}
+
+#[test]
+fn samples_of_another_seed_are_of_other_pages_and_never_of_few_places() {
+    let of = |seed| runs(Sample { read: 64, all: 10_000, seed });
+    assert_eq!(of(3), of(3));
+    assert_ne!(of(3), of(4));
+    assert_eq!(of(3).len(), 8);
+}
+
+#[test]
+fn a_database_without_an_encoding_is_read_byte_for_byte_and_what_has_no_name_is_told() {
+    let source = Archived::start("");
+    source.sql("CREATE DATABASE raw ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0");
+    let (settings, cancel) = (settings_of(&source, "postgres"), Cancel::default());
+    let mut raw = Connection::connect(&settings, Mode::Sql { database: Some("raw") }, &cancel).unwrap();
+    raw.execute("CREATE TABLE t(v text); INSERT INTO t VALUES (E'\\xff'), ('a')").unwrap();
+    raw.execute("DO $$ BEGIN EXECUTE 'CREATE TABLE \"n' || chr(255) || 'me\"(v text)'; END $$").unwrap();
+    assert_eq!(raw.value("SELECT v FROM t WHERE v <> 'a'").unwrap().as_deref(), Some("\u{fffd}"));
+    let taken = Snapshot::take(&settings, "x", &Options::default(), &cancel).unwrap().read(&KEY, &cancel).unwrap();
+    assert_eq!(taken.tables.iter().map(|table| (table.table.as_str(), table.rows)).collect::<Vec<_>>(), [("raw.public.t", 2)]);
+    let [left] = taken.left_out.as_slice() else { panic!("{:?}", taken.left_out) };
+    assert_eq!(left.object, "raw.public.\"n\u{fffd}me\"");
+    let found = again(&settings, &["raw.public.t"], &KEY, 1, &cancel).unwrap();
+    assert_eq!(found[0].as_ref().unwrap().0, taken.tables[0]);
+    // Another byte is seen.
+    raw.execute("UPDATE t SET v = E'\\xfe' WHERE v <> 'a'").unwrap();
+    let found = again(&settings, &["raw.public.t"], &KEY, 1, &cancel).unwrap();
+    assert_ne!(found[0].as_ref().unwrap().0.digest, taken.tables[0].digest);
+}
+
+#[test]
+fn limits_that_are_meant_for_applications_do_not_end_what_lifeboat_does() {
+    let source = Archived::start(
+        "statement_timeout = 20ms\nlock_timeout = 1ms\nidle_in_transaction_session_timeout = 20ms\nidle_session_timeout = 20ms",
+    );
+    let (settings, cancel) = (settings_of(&source, "postgres"), Cancel::default());
+    let mut connection = Connection::connect(&settings, Mode::Sql { database: Some("postgres") }, &cancel).unwrap();
+    let mut replication = Connection::connect(&settings, Mode::Replication, &cancel).unwrap();
+    connection.execute("BEGIN; SELECT pg_sleep(0.1)").unwrap();
+    std::thread::park_timeout(Duration::from_millis(200));
+    connection.execute("COMMIT").unwrap();
+    std::thread::park_timeout(Duration::from_millis(200));
+    connection.execute("SELECT 1").unwrap();
+    crate::source::postgres::replication::identify_system(&mut replication).unwrap();
 }
