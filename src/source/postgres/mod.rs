@@ -304,7 +304,7 @@ impl PostgresSource {
             (Some(tools), true) => [more, same_room(usable, tools)?].concat(),
             // Without its programs it is not known how much; who does not answer while it recovers needs none of it.
             (None, true) if standby.is_none() => vec![("hot_standby".to_owned(), "off".to_owned())],
-            (_, false) | (None, true) => more,
+            _ => more,
         };
         recover::write_for_operator(usable, &recovery, standby.is_some(), &more)?;
         let bin = tools.and_then(|tools| tools.program("pg_ctl"));
