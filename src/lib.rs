@@ -16,9 +16,10 @@
 //! | [`plan`] | plan files: parse, validate, schedule, secrets |
 //! | [`ops`] | backup, restore, drill, verify, doctor: one readable procedure each |
 //! | [`daemon`] | scheduler, journal, status |
+//! | [`web`] | the HTTP API, its OpenAPI document, metrics |
 //! | [`cli`] | arguments, one file a command, rendering, progress |
 //!
-//! Imports go down only: `cli → daemon → ops → {repo, source, plan}`, `repo → store`, `plan → source` (for what a check expects).
+//! Imports go down only: `cli → web → daemon → ops → {repo, source, plan}`, `repo → store`, `plan → source` (for what a check expects).
 //! `repo` and `source` do not know each other: they meet in `ops` through a byte stream and entries. `tests/layers.rs` holds this.
 //!
 //! A backup commits in this order: packs, index, manifest. The manifest is the commit; anything before it is only garbage that the
@@ -36,3 +37,4 @@ pub mod plan;
 pub mod repo;
 pub mod source;
 pub mod store;
+pub mod web;

@@ -1,15 +1,15 @@
 //! The program: parses the command line, starts tracing, hands over to the library, and turns errors into exit codes.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use lifeboat::cli::args::{Cli, Command, Global, LogFormat};
+use lifeboat::cli::args::{Cli, Command};
+use lifeboat::cli::telemetry::Telemetry;
 use lifeboat::cli::{self, App, output};
 use lifeboat::error::{Error, Kind, Result};
 use lifeboat::event::Cancel;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     raise_open_files();
@@ -40,18 +40,22 @@ fn raise_open_files() {
 }
 
 fn run(cli: &Cli) -> Result<cli::Exit> {
-    start_tracing(&cli.global, matches!(cli.command, Command::Serve(_)));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("io")
         .enable_all()
         .build()
         .map_err(|error| Error::io("start the I/O threads", error))?;
+    let (telemetry, untraced) = Telemetry::start(&cli.global, matches!(cli.command, Command::Serve(_)), runtime.handle());
+    if let Some(error) = untraced {
+        output::note(&format!("warning: there are no traces: {error:?}"));
+    }
     let cancel = Cancel::default();
     let app = App::new(cli.global.clone(), runtime.handle().clone(), cancel);
     let serves = matches!(cli.command, Command::Serve(_));
     stop_on_signals(&runtime, &app, serves)?;
     let result = cli::run(&app, &cli.command);
+    telemetry.finish();
     // Requests that are still in flight after an error are not waited for.
     runtime.shutdown_background();
     result
@@ -132,27 +136,4 @@ fn is_fetch() -> bool {
     let words: Vec<_> = std::env::args_os().skip(1).collect();
     let log = words.iter().position(|word| word == "log");
     log.is_some_and(|at| words[at..].iter().any(|word| word == "fetch"))
-}
-
-/// Logs go to stderr. `LIFEBOAT_LOG` (as in tracing's `EnvFilter`) wins over `-v` and `-q`.
-fn start_tracing(global: &Global, daemon: bool) {
-    let level = match (global.quiet, global.verbose, daemon) {
-        (true, _, true) => "error",
-        // What fails is told by `error:` once.
-        (_, 0, false) => "off",
-        (_, 0, true) | (_, 1, _) => "info",
-        (_, 2, _) => "debug",
-        _ => "trace",
-    };
-    // Other crates log URLs and headers at their lower levels: only their warnings are let through.
-    let filter = std::env::var("LIFEBOAT_LOG")
-        .ok()
-        .and_then(|text| EnvFilter::try_new(text).ok())
-        .unwrap_or_else(|| EnvFilter::new(if level == "off" { "off".to_owned() } else { format!("warn,lifeboat={level}") }));
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
-    match global.log_format {
-        LogFormat::Text => builder.with_target(false).init(),
-        LogFormat::Json => builder.json().with_current_span(true).with_span_list(false).init(),
-    }
 }

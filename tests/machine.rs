@@ -15,7 +15,7 @@ use std::process::{Command, Output};
 
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
-use workspace::{MARKER, PASSPHRASE, Workspace, files, text};
+use workspace::{MARKER, PASSPHRASE, Workspace, copy_program, files, text};
 
 /// `nobody`, on most systems.
 const NOBODY: u32 = 65_534;
@@ -34,7 +34,7 @@ struct Unprivileged(Workspace);
 impl Unprivileged {
     fn new(workspace: Workspace) -> Self {
         let root = workspace.folder.path();
-        fs::copy(env!("CARGO_BIN_EXE_lifeboat"), root.join("lifeboat")).unwrap();
+        copy_program(&root.join("lifeboat"));
         for folder in ["home", "tmp"] {
             fs::create_dir(root.join(folder)).unwrap();
         }

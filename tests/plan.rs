@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use lifeboat::error::{Error, Kind};
-use lifeboat::plan::{self, Cache, DrillAt, EnvironmentValue, Missed, NotifierKind, Occasion, Plans, Scheme, SecretRef, Share, SourceKind};
+use lifeboat::plan::{
+    self, Cache, DrillAt, EnvironmentValue, Missed, NotifierKind, Occasion, Plans, Scheme, SecretRef, Share, SourceKind, WebhookForm,
+};
 
 /// Writes the files into a folder and loads it; the folder's name is cut from what is shown.
 fn load(files: &[(&str, &str)]) -> Result<Plans, String> {
@@ -229,6 +231,31 @@ fn what_is_wrong_with_a_source_or_a_notifier() {
             "7:12: `username` without `password`",
         ),
         ("[notify.n]\nkind = \"command\"", "2:9: a notifier of kind command needs `run`"),
+        ("[notify.n]\nkind = \"webhook\"\nurl = { env = \"U\" }\nformat = \"irc\"", "5:10: unknown value \"irc\""),
+        (
+            "[notify.n]\nkind = \"webhook\"\nurl = { env = \"U\" }\nformat = \"slack\"\nsecret = { env = \"S\" }",
+            "6:10: only the formats dingtalk and feishu are signed",
+        ),
+        (
+            "[notify.n]\nkind = \"webhook\"\nurl = { env = \"U\" }\nheaders = { Authorization = \"Bearer hunter2\" }",
+            "5:29: the header `authorization` is a secret",
+        ),
+        ("[notify.n]\nkind = \"webhook\"\nurl = { env = \"U\" }\nheaders = { \"a b\" = \"x\" }", "5:13: not a valid name of a header"),
+        ("[notify.n]\nkind = \"webhook\"\nurl = { env = \"U\" }\ntemplate = \"{{ title\"", "5:12: not a valid template"),
+        ("[notify.n]\nkind = \"command\"\nrun = [\"a\"]\nescalate = \"n\"", "5:12: notifier `n` cannot stand in for itself"),
+        ("[notify.n]\nkind = \"command\"\nrun = [\"a\"]\nescalate = \"m\"", "5:12: unknown notifier `m`"),
+        (
+            "[notify.n]\nkind = \"command\"\nrun = [\"a\"]\nescalate = \"h\"\n[notify.h]\nkind = \"heartbeat\"\nurl = { env = \"U\" }",
+            "5:12: a heartbeat cannot say what is wrong",
+        ),
+        (
+            "[notify.h]\nkind = \"heartbeat\"\nurl = { env = \"U\" }\njobs = [\"drill\"]\nevery = \"5m\"",
+            "5:8: this heartbeat has both `jobs` and `every`",
+        ),
+        (
+            "[notify.h]\nkind = \"heartbeat\"\nurl = { env = \"U\" }\nremind = \"1d\"",
+            "5:10: a notifier of kind heartbeat has no key `remind`",
+        ),
         ("[repositry.r]\nurl = \"x\"", "2:2: unknown key `repositry`"),
         ("plan = 3", "2:8: expected a table, found a whole number"),
     ];
@@ -316,7 +343,10 @@ fn what_is_left_out_has_its_documented_default() {
     assert_eq!((plan.drill.keep_target_on_failure, plan.drill.time_limit, plan.drill.disk_limit_bytes), (Duration::ZERO, None, None));
     assert_eq!((plan.verify.data.percent(), plan.verify.schedule.is_none()), (10, true));
     assert_eq!(plan.notify[0].name.as_str(), "oncall");
-    assert_eq!(plan.notify[0].on, Occasion::ALL[1..]);
+    assert_eq!(plan.notify[0].on, Occasion::ALL[2..]);
+    let notifier = &plan.notify[0];
+    assert_eq!((notifier.timeout, notifier.remind), (Duration::from_secs(20), Some(Duration::from_hours(24))));
+    assert_eq!((&notifier.escalate, notifier.escalate_after), (&None, Duration::from_mins(15)));
     let repository = &plan.repository;
     assert_eq!(
         (repository.max_requests.get(), &repository.cache, repository.path_style, repository.single_writer),
@@ -366,6 +396,18 @@ fn the_examples_mean_what_their_comments_say() {
     let NotifierKind::Email { credentials, .. } = &plans.notifier("dba").unwrap().kind else { panic!("not an e-mail") };
     assert_eq!(credentials.as_ref().unwrap().0, "lifeboat");
     assert_eq!(plans.notifier("dead-man").unwrap().on, Occasion::ALL);
+
+    let plans = example("notify.toml");
+    let form = |name: &str| match &plans.notifier(name).unwrap().kind {
+        NotifierKind::Webhook { form, .. } => form.clone(),
+        other => panic!("not a webhook: {other:?}"),
+    };
+    assert_eq!((form("slack"), form("wecom")), (WebhookForm::Slack, WebhookForm::WeCom));
+    assert_eq!(form("dingtalk"), WebhookForm::DingTalk(Some(SecretRef::Env("DINGTALK_SECRET".to_owned()))));
+    assert_eq!(form("feishu"), WebhookForm::Feishu(Some(SecretRef::Env("FEISHU_SECRET".to_owned()))));
+    assert_eq!(plans.notifier("slack").unwrap().escalate.as_ref().map(lifeboat::id::Name::as_str), Some("mail"));
+    let NotifierKind::Heartbeat { every, .. } = &plans.notifier("daemon-alive").unwrap().kind else { panic!("not a heartbeat") };
+    assert_eq!(*every, Some(Duration::from_mins(5)));
 
     let plans = example("application-set.toml");
     let plan = plans.plan("crm-all").unwrap();

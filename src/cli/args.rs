@@ -136,7 +136,9 @@ Examples:
     #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat key list main")]
     Key(KeyCommand),
     /// Run backups, drills and verifications on their schedules
-    #[command(after_help = "Example:\n  lifeboat serve --plans /etc/lifeboat/plans --log-format json")]
+    #[command(
+        after_help = "Examples:\n  lifeboat serve --plans /etc/lifeboat/plans --log-format json\n  lifeboat serve --listen 127.0.0.1:9847        with the API and metrics\n  curl -H \"Authorization: Bearer $(cat ~/.local/state/lifeboat/api.token)\" http://127.0.0.1:9847/api/v1/status"
+    )]
     Serve(ServeArgs),
     /// What can be restored, how old it is, when that was last proven, and what is wrong
     ///
@@ -145,6 +147,9 @@ Examples:
         after_help = "Example:\n  lifeboat status\n  lifeboat status --check --quiet || page-somebody\n  lifeboat status --json | jq '.plans[].problems'"
     )]
     Status(StatusArgs),
+    /// Tell somebody
+    #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat notify test oncall")]
+    Notify(NotifyCommand),
     /// Look at past runs
     #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat run history --plan crm")]
     Run(RunCommand),
@@ -686,15 +691,41 @@ pub enum RoleArg {
 
 /// `lifeboat serve`
 #[derive(Debug, Args)]
-pub struct ServeArgs {}
+pub struct ServeArgs {
+    /// Answer the API and /metrics there: IP:PORT of this machine, or unix:/PATH. Requests need the token in api.token of the state folder
+    #[arg(long, value_name = "ADDR", env = "LIFEBOAT_LISTEN")]
+    pub listen: Option<String>,
+    /// Let --listen be an address that other machines can reach. It is plain HTTP: who hears the network has the token
+    #[arg(long, requires = "listen")]
+    pub listen_remote: bool,
+    /// A file with the API's token, instead of api.token in the state folder
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    pub token_file: Option<PathBuf>,
+}
 
 /// `lifeboat status`
 #[derive(Debug, Args)]
 pub struct StatusArgs {
+    /// Only this plan (default: all)
+    pub plan: Option<String>,
     /// For monitoring: exit 0 only when there is no problem; 20 damage, or recovery failed or is not proven; 22 overdue, missed or
     /// beyond an objective; 1 anything else; 3 only that the newest snapshot is incomplete
     #[arg(long)]
     pub check: bool,
+    /// List every plan and problem, however many
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `lifeboat notify …`
+#[derive(Debug, Subcommand)]
+pub enum NotifyCommand {
+    /// Send a real event that says it is a test, and say what came back
+    #[command(after_help = "Example:\n  lifeboat notify test oncall")]
+    Test {
+        /// Name of the notifier in the plan files
+        name: String,
+    },
 }
 
 /// `lifeboat run …`

@@ -7,6 +7,7 @@ pub mod demo;
 pub mod output;
 mod progress;
 mod render;
+pub mod telemetry;
 mod time;
 
 mod backup;
@@ -18,10 +19,12 @@ mod drill;
 mod key;
 mod log;
 mod man;
+mod notify;
 mod plan;
 mod repo;
 mod restore;
 mod run;
+mod screen;
 mod serve;
 mod snapshots;
 mod status;
@@ -70,6 +73,7 @@ pub fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Log(command) => log::run(app, command),
         Command::Serve(args) => serve::run(app, args),
         Command::Status(args) => status::run(app, args),
+        Command::Notify(command) => notify::run(app, command),
         Command::Run(command) => run::run(app, command),
         Command::Completions(args) => completions::run(app, args),
         Command::Man(args) => man::run(app, args),

@@ -2,11 +2,9 @@
 
 use std::fmt::Write as _;
 
-use chrono::{DateTime, SecondsFormat, Utc};
-use serde_json::{Value, json};
-
 use crate::cli::args::RunCommand;
 use crate::cli::{App, Exit, render};
+use crate::daemon::history::{as_they_are, duration_ms, run_document, runs_document};
 use crate::daemon::journal::{Attempt, ErrorRecord, Filter, Journal, Run, State};
 use crate::error::{Error, Kind, Result};
 use crate::id::Name;
@@ -18,7 +16,7 @@ pub(super) fn run(app: &App, command: &RunCommand) -> Result<Exit> {
             let plan = plan.as_deref().map(Name::new).transpose()?;
             let filter = Filter { plan, limit: *limit, ..Filter::default() };
             let runs = journal.map_or_else(|| Ok(Vec::new()), |journal| as_they_are(&journal, journal.runs(&filter)?))?;
-            let document = json!({ "schema": "lifeboat.runs/1", "runs": runs.iter().map(|run| document(run, &[])).collect::<Vec<_>>() });
+            let document = runs_document(&runs);
             app.output.result(&document, || history_text(&runs))?;
         }
         RunCommand::Show { id } => {
@@ -26,8 +24,7 @@ pub(super) fn run(app: &App, command: &RunCommand) -> Result<Exit> {
                 journal.ok_or_else(|| Error::new(Kind::NotFound, format!("find run {id}: nothing was ever run with this state folder")))?;
             let run = as_they_are(&journal, vec![find(&journal, id)?])?.remove(0);
             let attempts = journal.attempts(run.id)?;
-            let mut shown = document(&run, &attempts);
-            shown["schema"] = json!("lifeboat.run/1");
+            let shown = run_document(&run, &attempts);
             app.output.result(&shown, || text(&run, &attempts))?;
         }
     }
@@ -45,41 +42,10 @@ fn find(journal: &Journal, id: &str) -> Result<Run> {
     }
 }
 
-/// A run whose process is gone does not run, even though nobody has settled it yet.
-fn as_they_are(journal: &Journal, mut runs: Vec<Run>) -> Result<Vec<Run>> {
-    let broken = journal.broken()?;
-    for run in runs.iter_mut().filter(|run| broken.iter().any(|broken| broken.id == run.id)) {
-        run.state = State::Interrupted;
-        run.story = Some(format!("process {} on {} is gone; the next run of the plan settles it", run.process.pid, run.process.host));
-    }
-    Ok(runs)
-}
-
 /// The state in words. An objective that was missed is no failure of the recovery.
 fn state(run: &Run) -> &'static str {
     let missed = run.kind.as_deref() == Some(Kind::ObjectiveMissed.word());
     if missed { "passed, objective missed" } else { run.state.word() }
-}
-
-fn utc(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Millis, true)
-}
-
-fn document(run: &Run, attempts: &[Attempt]) -> Value {
-    json!({
-        "id": run.id, "plan": run.plan, "job": run.job, "trigger": run.trigger, "by": run.by, "scheduled_at": run.scheduled.map(utc), "attempt": run.attempt,
-        "state": run.state, "started_at": utc(run.started), "ended_at": run.ended.map(utc), "duration_ms": duration_ms(run),
-        "error": run.error, "story": run.story, "phases": run.phases, "warnings": run.warnings, "bytes_read": run.bytes_read,
-        "bytes_stored": run.bytes_stored, "snapshot": run.snapshot, "report": run.report, "host": run.process.host, "pid": run.process.pid,
-        "earlier_attempts": attempts.iter().map(|attempt| json!({
-            "attempt": attempt.attempt, "started_at": utc(attempt.started), "ended_at": utc(attempt.ended), "state": attempt.state,
-            "error": attempt.error, "story": attempt.story,
-        })).collect::<Vec<_>>(),
-    })
-}
-
-fn duration_ms(run: &Run) -> Option<u64> {
-    u64::try_from((run.ended? - run.started).num_milliseconds()).ok()
 }
 
 fn what(run: &Run) -> String {
@@ -156,6 +122,8 @@ fn text(run: &Run, attempts: &[Attempt]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use chrono::DateTime;
+
     use super::*;
     use crate::daemon::journal::{Ending, ErrorRecord, Job, NewRun};
 

@@ -4,19 +4,30 @@ use std::sync::Arc;
 
 use crate::cli::args::ServeArgs;
 use crate::cli::{App, Exit};
-use crate::daemon::companion::Companion;
+use crate::daemon::companion::{Companion, Threaded};
+use crate::daemon::notify::Notifications;
 use crate::daemon::serve::{self, Setup};
+use crate::daemon::systemd;
 use crate::error::Result;
 use crate::event::Silent;
+use crate::web;
 
-pub(super) fn run(app: &App, _args: &ServeArgs) -> Result<Exit> {
+pub(super) fn run(app: &App, args: &ServeArgs) -> Result<Exit> {
     // Runs tell their story through the log; a bar of several runs at once would tell nobody anything.
     let surroundings = app.surroundings(Arc::new(Silent))?;
-    serve::run(Setup { paths: app.plan_folders()?, surroundings, signals: app.signals.clone(), companions: companions() }, |_| {})?;
+    serve::run(Setup { paths: app.plan_folders()?, surroundings, signals: app.signals.clone(), companions: companions(args)? }, |_| {})?;
     Ok(None)
 }
 
 /// What lives beside the runs, in the order in which it starts; it is stopped the other way round.
-fn companions() -> Vec<Box<dyn Companion>> {
-    Vec::new()
+fn companions(args: &ServeArgs) -> Result<Vec<Box<dyn Companion>>> {
+    let notifications = Notifications::default();
+    let latest = notifications.latest();
+    let mut companions: Vec<Box<dyn Companion>> = vec![Box::new(Threaded::new("systemd", systemd::tell)), Box::new(notifications)];
+    // Empty where a service's environment switches it off.
+    if let Some(listen) = args.listen.as_deref().filter(|listen| !listen.is_empty()) {
+        let settings = web::Settings { listen: listen.parse()?, remote_allowed: args.listen_remote, token_file: args.token_file.clone() };
+        companions.push(Box::new(web::Service::new(settings, latest)?));
+    }
+    Ok(companions)
 }

@@ -140,7 +140,9 @@ impl State {
         }
     }
 
-    fn from_word(word: &str) -> Option<Self> {
+    /// The state with this word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
         [Self::Running, Self::Succeeded, Self::Incomplete, Self::Failed, Self::Interrupted, Self::Missed]
             .into_iter()
             .find(|state| state.word() == word)

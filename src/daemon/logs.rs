@@ -118,9 +118,8 @@ fn supervise(plan: &Plan, source: &Source, surroundings: &Surroundings, work: Wo
     while !surroundings.cancel.is_cancelled() {
         let began = Instant::now();
         match attempt(plan, source, surroundings, work) {
-            Ok(()) if surroundings.cancel.is_cancelled() => return,
+            _ if surroundings.cancel.is_cancelled() => return,
             Ok(()) => tracing::warn!(plan = %plan.name, source = %source.name, "the work ended by itself and begins again"),
-            Err(_) if surroundings.cancel.is_cancelled() => return,
             Err(error) => {
                 tracing::error!(plan = %plan.name, source = %source.name, error = ?error, hint = error.hint_text(), "the log is not streamed, or the canary row not written");
             }

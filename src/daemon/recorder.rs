@@ -1,7 +1,12 @@
-//! Listens to a run for the journal: its phases with their time and bytes, and its warnings.
+//! Listens to a run for the journal: its phases with their time and bytes, and its warnings. Each phase is a span of the run's trace.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use opentelemetry::trace::Status;
+use tracing::Span;
+use tracing::field::Empty;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::daemon::journal::Phase;
 use crate::event::{Event, Progress};
@@ -12,13 +17,15 @@ const WARNINGS_KEPT: usize = 100;
 /// Hands every event on, and keeps what the journal wants to know.
 pub struct Recorder {
     next: Arc<dyn Progress>,
+    /// The run's own span.
+    run: Span,
     seen: Mutex<Seen>,
 }
 
 #[derive(Default)]
 struct Seen {
     last_event: Option<Instant>,
-    current: Option<(Instant, Phase)>,
+    current: Option<(Instant, Phase, Span)>,
     phases: Vec<Phase>,
     warnings: Vec<String>,
     more_warnings: usize,
@@ -26,18 +33,19 @@ struct Seen {
 
 impl Seen {
     fn end_phase(&mut self) {
-        if let Some((since, mut phase)) = self.current.take() {
+        if let Some((since, mut phase, span)) = self.current.take() {
             phase.duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            span.record("bytes", phase.bytes);
             self.phases.push(phase);
         }
     }
 }
 
 impl Recorder {
-    /// `next` gets every event too.
+    /// `next` gets every event too. Phases belong to the span that this thread is in.
     #[must_use]
     pub fn new(next: Arc<dyn Progress>) -> Self {
-        Self { next, seen: Mutex::new(Seen { last_event: Some(Instant::now()), ..Seen::default() }) }
+        Self { next, run: Span::current(), seen: Mutex::new(Seen { last_event: Some(Instant::now()), ..Seen::default() }) }
     }
 
     /// For how long nothing has been heard of the run.
@@ -49,7 +57,16 @@ impl Recorder {
     /// The name of the current phase.
     #[must_use]
     pub fn current_phase(&self) -> Option<String> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).current.as_ref().map(|(_, phase)| phase.name.clone())
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).current.as_ref().map(|(_, phase, _)| phase.name.clone())
+    }
+
+    /// The trace shows where a run failed, and why.
+    pub fn failed(&self, why: &str) {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let phase = seen.current.as_ref().map(|(_, _, span)| span);
+        for span in phase.into_iter().chain([&self.run]) {
+            span.set_status(Status::error(why.to_owned()));
+        }
     }
 
     /// Phases and warnings so far; the current phase ends now.
@@ -72,13 +89,15 @@ impl Progress for Recorder {
             seen.last_event = Some(Instant::now());
             match &event {
                 // The same again goes on: it is one phase.
-                Event::Phase { name, .. } if seen.current.as_ref().is_some_and(|(_, phase)| phase.name == *name) => {}
+                Event::Phase { name, .. } if seen.current.as_ref().is_some_and(|(_, phase, _)| phase.name == *name) => {}
                 Event::Phase { name, .. } => {
                     seen.end_phase();
-                    seen.current = Some((Instant::now(), Phase { name: (*name).to_owned(), duration_ms: 0, bytes: 0 }));
+                    // Never entered: it is in no log line, and threads come and go within it.
+                    let span = tracing::info_span!(parent: &self.run, "phase", otel.name = *name, bytes = Empty);
+                    seen.current = Some((Instant::now(), Phase { name: (*name).to_owned(), duration_ms: 0, bytes: 0 }, span));
                 }
                 Event::Advance { bytes, .. } => {
-                    if let Some((_, phase)) = seen.current.as_mut() {
+                    if let Some((_, phase, _)) = seen.current.as_mut() {
                         phase.bytes += bytes;
                     }
                 }

@@ -156,7 +156,7 @@ pub(super) fn difference(old: &Plans, new: &Plans) -> Vec<String> {
             let mut lines = BTreeSet::new();
             for line in text.lines().filter(|line| !line.is_empty()) {
                 if line.starts_with('[') {
-                    line.clone_into(&mut table)
+                    line.clone_into(&mut table);
                 } else {
                     lines.insert(format!("{table} {line}"));
                 }

@@ -190,7 +190,7 @@ fn watched<T: Outcome>(
     work: impl FnOnce(&Surroundings) -> Result<T>,
 ) -> Result<(RunId, T)> {
     let claim = journal.begin(run, surroundings.clock.now())?;
-    let span = tracing::info_span!("run", id = %claim.id, plan = %run.plan, job = run.job.word(), attempt = claim.attempt);
+    let span = span(run, claim);
     let _entered = span.enter();
     tracing::info!(trigger = run.trigger.word(), by = run.by, scheduled = run.scheduled.map(|slot| slot.to_rfc3339()), "run started");
     let (result, ending) = carry_out(journal, claim, run, story, surroundings, stall, work);
@@ -219,11 +219,18 @@ pub fn journalled_if_possible<T: Outcome>(
             return work(surroundings);
         }
     };
+    let span = span(run, claim);
+    let _entered = span.enter();
     let (result, ending) = carry_out(journal, claim, run, None, surroundings, None, work);
     if let Err(error) = close(journal, claim, &ending, surroundings.clock.now()) {
         told(&error);
     }
     result
+}
+
+/// A run is a trace; its log lines carry these.
+fn span(run: &NewRun, claim: Claim) -> tracing::Span {
+    tracing::info_span!("run", id = %claim.id, plan = %run.plan, job = run.job.word(), attempt = claim.attempt)
 }
 
 /// Does the work under a watch, and says what the journal is to keep of it.
@@ -257,11 +264,14 @@ fn carry_out<T: Outcome>(
         Err(error) if watch.stalled.load(Ordering::SeqCst) && error.kind() != Kind::Bug => Err(stalled(run, stall, &recorder, &error)),
         result => result,
     };
-    let (phases, warnings) = recorder.finish();
     let ending = match &result {
         Ok(outcome) => outcome.ending(),
         Err(error) => Ending::of_error(error),
     };
+    if ending.state != State::Succeeded {
+        recorder.failed(&ending.error.as_ref().map_or_else(|| ending.state.word().to_owned(), ErrorRecord::line));
+    }
+    let (phases, warnings) = recorder.finish();
     let mut ending = Ending { story, phases, warnings, ..ending };
     if let Some(why) = surroundings.cancel.reason().filter(|_| ending.state == State::Interrupted) {
         // Why it was stopped says more than what it stood for.

@@ -141,7 +141,7 @@ fn copy(findings: &mut Findings, place: &CopyPlace, own: Option<&Repository>, su
     }
     match (repository.role(), own.map(Repository::role)) {
         (Role::Maintainer, _) => {
-            findings.wrong(&name, Kind::WrongKey, "the passphrase opens a maintainer key slot: nothing can be copied with it")
+            findings.wrong(&name, Kind::WrongKey, "the passphrase opens a maintainer key slot: nothing can be copied with it");
         }
         (_, Some(Role::Writer | Role::Maintainer)) => findings.wrong(
             &name,

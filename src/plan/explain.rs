@@ -189,24 +189,18 @@ fn promises(plan: &Plan) -> Vec<String> {
     });
     notes.extend(without_driver(plan));
     let told = plan.notify.iter().map(|notifier| notifier.name.as_str()).collect::<Vec<_>>();
-    notes.push(if told.is_empty() {
-        "notify: nobody is told".to_owned()
-    } else {
-        format!("notify: {NOT_TOLD} (asked for: {})", told.join(", "))
-    });
+    notes.push(if told.is_empty() { "notify: nobody is told".to_owned() } else { format!("notify: {}", told.join(", ")) });
     notes
 }
 
 const NOT_KEPT: &str = "retention is not applied by this release: nothing is ever deleted";
-const NOT_TOLD: &str = "notifications are not sent by this release: nobody is told";
 
 /// What a plan asks for and this release does not do; sentences. A plan is valid all the same.
 pub(super) fn not_applied(plan: &Plan) -> Vec<String> {
     let keep = (!plan.keep.is_everything()).then(|| format!("keep: {NOT_KEPT}"));
-    let notify = (!plan.notify.is_empty()).then(|| format!("notify: {NOT_TOLD}"));
     let copies =
         plan.copies.iter().filter(|copy| !copy.keep.is_everything()).map(|copy| format!("copy to {}: keep: {NOT_KEPT}", copy.to.name));
-    without_driver(plan).into_iter().chain(keep).chain(copies).chain(notify).collect()
+    without_driver(plan).into_iter().chain(keep).chain(copies).collect()
 }
 
 /// Sources that plan files know and this release has no driver for.

@@ -592,13 +592,22 @@ pub struct Notifier {
     pub kind: NotifierKind,
     /// Each once, never empty.
     pub on: Vec<Occasion>,
+    /// For one delivery.
+    pub timeout: Duration,
+    /// What still stands is told again after this; `None`: never.
+    pub remind: Option<Duration>,
+    /// Who is told when this one cannot be; `None`: all others that are told of it. Never itself and no heartbeat.
+    pub escalate: Option<Name>,
+    /// Deliveries fail for so long before that.
+    pub escalate_after: Duration,
 }
 
 /// How somebody is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotifierKind {
     Webhook {
-        url: SecretRef,
+        address: Address,
+        form: WebhookForm,
     },
     Email {
         /// `smtps://host[:port]`, or `smtp://host[:port]` (upgraded to TLS).
@@ -607,6 +616,8 @@ pub enum NotifierKind {
         /// Never empty.
         to: Vec<String>,
         credentials: Option<(String, SecretRef)>,
+        /// Trusted besides the system's certificates.
+        ca_file: Option<PathBuf>,
     },
     Command {
         /// Program and arguments, never empty.
@@ -614,8 +625,81 @@ pub enum NotifierKind {
         environment: Environment,
     },
     Heartbeat {
-        url: SecretRef,
+        address: Address,
+        style: HeartbeatStyle,
+        /// Words of jobs, each once, never empty.
+        jobs: Vec<&'static str>,
+        /// That the daemon lives, instead of its runs.
+        every: Option<Duration>,
     },
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    pub url: SecretRef,
+    /// Further headers by name.
+    pub headers: Environment,
+    /// Plain http to other machines too.
+    pub allow_http: bool,
+    /// Trusted besides the system's certificates.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// What a webhook gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WebhookForm {
+    /// `lifeboat.notice/1`.
+    Generic,
+    Slack,
+    /// With the robot's signing secret, where it has one.
+    DingTalk(Option<SecretRef>),
+    WeCom,
+    /// As [`WebhookForm::DingTalk`].
+    Feishu(Option<SecretRef>),
+    /// The text of a template that yields JSON; its syntax was checked.
+    Template(String),
+}
+
+impl WebhookForm {
+    /// As in the plan file; `None` for a template.
+    #[must_use]
+    pub fn word(&self) -> Option<&'static str> {
+        match self {
+            Self::Generic => Some("generic"),
+            Self::Slack => Some("slack"),
+            Self::DingTalk(_) => Some("dingtalk"),
+            Self::WeCom => Some("wecom"),
+            Self::Feishu(_) => Some("feishu"),
+            Self::Template(_) => None,
+        }
+    }
+
+    /// The reference to the signing secret.
+    #[must_use]
+    pub fn secret(&self) -> Option<&SecretRef> {
+        if let Self::DingTalk(secret) | Self::Feishu(secret) = self { secret.as_ref() } else { None }
+    }
+}
+
+/// How an outside monitor wants its pings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeartbeatStyle {
+    /// `URL/start`, `URL`, `URL/fail`, as healthchecks.io and its kin.
+    Healthchecks,
+    /// The address itself, on success only.
+    Plain,
+}
+
+impl HeartbeatStyle {
+    /// As in the plan file.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Healthchecks => "healthchecks",
+            Self::Plain => "plain",
+        }
+    }
 }
 
 impl NotifierKind {
@@ -632,35 +716,83 @@ impl NotifierKind {
 }
 
 /// What somebody is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Occasion {
+    /// A run begins.
+    Start,
     Success,
     Failure,
     Incomplete,
-    /// The first success after a failure.
+    /// What was told is over.
     Recovered,
     ObjectiveMissed,
+    /// An objective will be missed if nothing changes.
+    ObjectiveAtRisk,
     DrillFailed,
+    /// A verification, drill or restore found damage that stands.
+    Damaged,
+    NeverProven,
     Overdue,
+    LogGap,
+    LogNotStreamed,
+    RetentionBlocked,
+    PlansBroken,
+    /// A certificate or key.
+    Expiring,
+    /// Another notifier reaches nobody.
+    NotifierFailing,
 }
 
 impl Occasion {
     /// In the order of the documentation.
-    pub const ALL: [Self; 7] =
-        [Self::Success, Self::Failure, Self::Incomplete, Self::Recovered, Self::ObjectiveMissed, Self::DrillFailed, Self::Overdue];
+    pub const ALL: [Self; 17] = [
+        Self::Start,
+        Self::Success,
+        Self::Failure,
+        Self::Incomplete,
+        Self::Recovered,
+        Self::ObjectiveMissed,
+        Self::ObjectiveAtRisk,
+        Self::DrillFailed,
+        Self::Damaged,
+        Self::NeverProven,
+        Self::Overdue,
+        Self::LogGap,
+        Self::LogNotStreamed,
+        Self::RetentionBlocked,
+        Self::PlansBroken,
+        Self::Expiring,
+        Self::NotifierFailing,
+    ];
 
     /// As in the plan file.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
+            Self::Start => "start",
             Self::Success => "success",
             Self::Failure => "failure",
             Self::Incomplete => "incomplete",
             Self::Recovered => "recovered",
             Self::ObjectiveMissed => "objective-missed",
+            Self::ObjectiveAtRisk => "objective-at-risk",
             Self::DrillFailed => "drill-failed",
+            Self::Damaged => "damaged",
+            Self::NeverProven => "never-proven",
             Self::Overdue => "overdue",
+            Self::LogGap => "log-gap",
+            Self::LogNotStreamed => "log-not-streamed",
+            Self::RetentionBlocked => "retention-blocked",
+            Self::PlansBroken => "plans-broken",
+            Self::Expiring => "expiring",
+            Self::NotifierFailing => "notifier-failing",
         }
+    }
+
+    /// The one with this word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|occasion| occasion.word() == word)
     }
 }
 

@@ -489,13 +489,56 @@ pub(super) enum RawNotifierKind {
 #[serde(rename_all = "kebab-case")]
 #[schemars(inline)]
 pub(super) enum RawOccasion {
+    Start,
     Success,
     Failure,
     Incomplete,
     Recovered,
     ObjectiveMissed,
+    ObjectiveAtRisk,
     DrillFailed,
+    Damaged,
+    NeverProven,
     Overdue,
+    LogGap,
+    LogNotStreamed,
+    RetentionBlocked,
+    PlansBroken,
+    Expiring,
+    NotifierFailing,
+}
+
+/// The form of what a webhook gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(super) enum RawWebhookFormat {
+    Generic,
+    Slack,
+    DingTalk,
+    WeCom,
+    Feishu,
+}
+
+/// How an outside monitor wants its pings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(super) enum RawHeartbeatStyle {
+    Healthchecks,
+    Plain,
+}
+
+/// Which runs an outside monitor hears of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(super) enum RawHeartbeatJob {
+    Backup,
+    Drill,
+    Verify,
+    Prune,
+    Copy,
 }
 
 /// Who is told. Which keys belong to it depends on `kind`.
@@ -505,10 +548,36 @@ pub(super) enum RawOccasion {
 pub(super) struct RawNotifier {
     /// How somebody is told; decides which other keys there are.
     pub kind: Option<Located<RawNotifierKind>>,
-    /// On what. Default: all but success; a heartbeat: all.
+    /// On what. Default: all but start and success; a heartbeat: all.
     pub on: Option<Located<Vec<Located<RawOccasion>>>>,
-    /// webhook, heartbeat: the address; whoever knows it can call it, so it is a secret.
+    /// How long a delivery may take. Default: 20s.
+    pub timeout: Text,
+    /// webhook, email, command: what still stands is told again after this time; `0s`: never. Default: 1d.
+    pub remind: Text,
+    /// The name of another notifier that is told when this one cannot be. Default: all others that are told of it.
+    pub escalate: Text,
+    /// Deliveries fail for so long before that. Default: 15m.
+    pub escalate_after: Text,
+    /// webhook, heartbeat: the address; whoever knows it can call it, so it is a secret. heartbeat: `{plan}` and `{job}` in it are replaced.
     pub url: Option<Located<RawSecret>>,
+    /// webhook: the form of what is sent. Default: generic.
+    pub format: Option<Located<RawWebhookFormat>>,
+    /// webhook: what is sent instead, a MiniJinja template that yields JSON; each `{{ value }}` becomes JSON itself.
+    pub template: Text,
+    /// webhook: the signing secret of a DingTalk or Feishu robot.
+    pub secret: Option<Located<RawSecret>>,
+    /// webhook, heartbeat: further headers of the request.
+    pub headers: Option<Located<Named<Located<RawEnvironmentValue>>>>,
+    /// webhook, heartbeat: allow plain http to other machines. Default: false.
+    pub allow_http: Option<Located<bool>>,
+    /// webhook, email, heartbeat: certificates (PEM) that are trusted besides the system's.
+    pub ca_file: Text,
+    /// heartbeat: `healthchecks` (the address with /start and /fail) or `plain` (the address itself, on success only). Default: healthchecks.
+    pub style: Option<Located<RawHeartbeatStyle>>,
+    /// heartbeat: the runs that it hears of. Default: backup.
+    pub jobs: Option<Located<Vec<Located<RawHeartbeatJob>>>>,
+    /// heartbeat: instead of runs, that the daemon itself is alive and watches, so often.
+    pub every: Text,
     /// email: the mail server, `smtps://host` or `smtp://host` (then upgraded to TLS).
     pub server: Text,
     /// email: the sender's address.
@@ -540,10 +609,14 @@ pub(super) const SOURCE_KEYS: [(&str, &[&str], &[&str]); 5] = [
 
 /// As [`SOURCE_KEYS`], for notifiers.
 pub(super) const NOTIFIER_KEYS: [(&str, &[&str], &[&str]); 4] = [
-    ("webhook", &["url"], &["on"]),
-    ("email", &["server", "from", "to"], &["on", "username", "password"]),
-    ("command", &["run"], &["on", "environment"]),
-    ("heartbeat", &["url"], &["on"]),
+    (
+        "webhook",
+        &["url"],
+        &["on", "timeout", "remind", "escalate", "escalate_after", "format", "template", "secret", "headers", "allow_http", "ca_file"],
+    ),
+    ("email", &["server", "from", "to"], &["on", "timeout", "remind", "escalate", "escalate_after", "username", "password", "ca_file"]),
+    ("command", &["run"], &["on", "timeout", "remind", "escalate", "escalate_after", "environment"]),
+    ("heartbeat", &["url"], &["on", "timeout", "escalate", "escalate_after", "headers", "allow_http", "ca_file", "style", "jobs", "every"]),
 ];
 
 impl RawSource {
@@ -576,6 +649,19 @@ impl RawNotifier {
     pub fn given(&self) -> Vec<(&'static str, Range<usize>)> {
         let keys = [
             ("on", self.on.as_ref().map(|v| &v.span)),
+            ("timeout", self.timeout.as_ref().map(|v| &v.span)),
+            ("remind", self.remind.as_ref().map(|v| &v.span)),
+            ("escalate", self.escalate.as_ref().map(|v| &v.span)),
+            ("escalate_after", self.escalate_after.as_ref().map(|v| &v.span)),
+            ("format", self.format.as_ref().map(|v| &v.span)),
+            ("template", self.template.as_ref().map(|v| &v.span)),
+            ("secret", self.secret.as_ref().map(|v| &v.span)),
+            ("headers", self.headers.as_ref().map(|v| &v.span)),
+            ("allow_http", self.allow_http.as_ref().map(|v| &v.span)),
+            ("ca_file", self.ca_file.as_ref().map(|v| &v.span)),
+            ("style", self.style.as_ref().map(|v| &v.span)),
+            ("jobs", self.jobs.as_ref().map(|v| &v.span)),
+            ("every", self.every.as_ref().map(|v| &v.span)),
             ("url", self.url.as_ref().map(|v| &v.span)),
             ("server", self.server.as_ref().map(|v| &v.span)),
             ("from", self.from.as_ref().map(|v| &v.span)),

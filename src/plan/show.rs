@@ -9,10 +9,11 @@ use serde_json::{Map, Value, json};
 
 use crate::plan::explain::not_applied;
 use crate::plan::model::{
-    Cache, Check, Drill, Environment, EnvironmentValue, Keep, Notifier, NotifierKind, Occasion, Plan, PlannedCopy, Plans, Repository,
-    Server, Source, SourceKind, Verify,
+    Address, Cache, Check, Drill, Environment, EnvironmentValue, Keep, Notifier, NotifierKind, Occasion, Plan, PlannedCopy, Plans,
+    Repository, Server, Source, SourceKind, Verify, WebhookForm,
 };
 use crate::plan::schedule::Schedule;
+use crate::plan::secret::SecretRef;
 use crate::plan::units::{format_duration, format_size};
 
 /// One table of the resolved settings, its keys in the order of the documentation. Keys without a value are left out.
@@ -187,7 +188,7 @@ fn repository_section(repository: &Repository) -> Section {
             ("path_style", if repository.url.scheme() == crate::plan::Scheme::S3 { json!(repository.path_style) } else { Value::Null }),
             ("access_key", optional(credentials, |keys| keys.access_key.to_json())),
             ("secret_key", optional(credentials, |keys| keys.secret_key.to_json())),
-            ("session_token", optional(credentials.and_then(|keys| keys.session_token.as_ref()), crate::plan::SecretRef::to_json)),
+            ("session_token", optional(credentials.and_then(|keys| keys.session_token.as_ref()), SecretRef::to_json)),
             ("allow_http", if repository.allow_http { json!(true) } else { Value::Null }),
             ("passphrase", repository.passphrase.to_json()),
             ("single_writer", json!(repository.single_writer)),
@@ -257,19 +258,48 @@ fn source_section(source: &Source) -> Section {
 }
 
 fn notifier_section(notifier: &Notifier) -> Section {
+    let path = |path: &std::path::Path| json!(path.display().to_string());
+    let address = |address: &Address| {
+        vec![
+            ("url", address.url.to_json()),
+            ("headers", environment_value(&address.headers)),
+            ("allow_http", if address.allow_http { json!(true) } else { Value::Null }),
+            ("ca_file", optional(address.ca_file.as_deref(), path)),
+        ]
+    };
     let mut entries = vec![("kind", json!(notifier.kind.word()))];
     entries.extend(match &notifier.kind {
-        NotifierKind::Webhook { url } | NotifierKind::Heartbeat { url } => vec![("url", url.to_json())],
-        NotifierKind::Email { server, from, to, credentials } => vec![
+        NotifierKind::Webhook { address: to, form } => {
+            let mut entries = address(to);
+            entries.push(("format", optional(form.word(), |word| json!(word))));
+            entries.push(("secret", optional(form.secret(), SecretRef::to_json)));
+            entries.push(("template", if let WebhookForm::Template(text) = form { json!(text) } else { Value::Null }));
+            entries
+        }
+        NotifierKind::Heartbeat { address: to, style, jobs, every } => {
+            let mut entries = address(to);
+            entries.push(("style", json!(style.word())));
+            entries.push(("jobs", if every.is_none() { json!(jobs) } else { Value::Null }));
+            entries.push(("every", optional(*every, duration)));
+            entries
+        }
+        NotifierKind::Email { server, from, to, credentials, ca_file } => vec![
             ("server", json!(server.as_str())),
             ("from", json!(from)),
             ("to", json!(to)),
             ("username", optional(credentials.as_ref(), |(username, _)| json!(username))),
             ("password", optional(credentials.as_ref(), |(_, password)| password.to_json())),
+            ("ca_file", optional(ca_file.as_deref(), path)),
         ],
         NotifierKind::Command { run, environment } => vec![("run", json!(run)), ("environment", environment_value(environment))],
     });
     entries.push(("on", notifier.on.iter().map(|on| Occasion::word(*on)).collect()));
+    entries.push(("timeout", duration(notifier.timeout)));
+    if !matches!(notifier.kind, NotifierKind::Heartbeat { .. }) {
+        entries.push(("remind", duration(notifier.remind.unwrap_or_default())));
+    }
+    entries.push(("escalate", optional(notifier.escalate.as_ref(), |name| json!(name.as_str()))));
+    entries.push(("escalate_after", duration(notifier.escalate_after)));
     Section::new(format!("notify.{}", key(notifier.name.as_str())), entries)
 }
 

@@ -18,19 +18,19 @@ use crate::plan::blackout::{Blackout, JOBS, Window};
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
     Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, FINGERPRINT_BYTES, Keep, LogMode, Method, Missed, Notifier,
-    NotifierKind, Objectives, Occasion, Plan, PlannedCopy, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source,
-    SourceKind, Verify,
+    Objectives, Plan, PlannedCopy, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind, Verify,
 };
 use crate::plan::raw::{
-    Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawCopy, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode,
-    RawMethod, RawMissed, RawNotifier, RawNotifierKind, RawOccasion, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind,
-    RawVerify, SOURCE_KEYS, Text, Words,
+    Located, Named, RawCache, RawCheck, RawCopy, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode, RawMethod,
+    RawMissed, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify, SOURCE_KEYS, Text, Words,
 };
 use crate::plan::schedule::{Schedule, parse_timezone};
 use crate::plan::secret::SecretRef;
 use crate::plan::structure::SECRET_HINT;
 use crate::plan::units::{parse_duration, parse_rate, parse_size};
 use crate::source::Expectation;
+
+mod notifier;
 
 const DEFAULT_MAX_REQUESTS: NonZeroU16 = NonZeroU16::new(16).unwrap();
 const DEFAULT_RETRY: Retry = Retry { attempts: 3, delay: Duration::from_mins(1) };
@@ -68,6 +68,7 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
     }
     for loaded in files {
         checker.file = Some(loaded);
+        checker.escalations(&loaded.raw.notify, &notifiers);
         checker.declare("plan", &loaded.raw.plan, &mut plans, |checker, name, at, raw| {
             checker.plan(name, at, raw, &sources, &repositories, &notifiers)
         });
@@ -532,52 +533,6 @@ impl<'a> Checker<'a> {
         globs
     }
 
-    fn notifier(&mut self, name: &Name, at: &Range<usize>, raw: &RawNotifier) -> Option<Notifier> {
-        let Some(kind) = &raw.kind else {
-            self.missing(at, format!("notifier `{name}` needs `kind`"), "add kind = \"webhook\", \"email\", \"command\" or \"heartbeat\"");
-            return None;
-        };
-        let (word, default_on) = match kind.value {
-            RawNotifierKind::Webhook => ("webhook", &Occasion::ALL[1..]),
-            RawNotifierKind::Email => ("email", &Occasion::ALL[1..]),
-            RawNotifierKind::Command => ("command", &Occasion::ALL[1..]),
-            RawNotifierKind::Heartbeat => ("heartbeat", &Occasion::ALL[..]),
-        };
-        self.keys_of_kind("notifier", at, word, &raw.given(), &NOTIFIER_KEYS);
-        let mut on = raw.on.as_ref().map_or_else(|| default_on.to_vec(), |on| on.value.iter().map(|on| occasion(on.value)).collect());
-        on.sort_unstable();
-        on.dedup();
-        if let (true, Some(given)) = (on.is_empty(), &raw.on) {
-            self.missing(&given.span, "this notifier would never be told anything", "name at least one occasion, or leave `on` out");
-        }
-        let kind = match kind.value {
-            RawNotifierKind::Webhook => NotifierKind::Webhook { url: self.secret(raw.url.as_ref())? },
-            RawNotifierKind::Heartbeat => NotifierKind::Heartbeat { url: self.secret(raw.url.as_ref())? },
-            RawNotifierKind::Command => {
-                let environment = self.environment(raw.environment.as_ref());
-                NotifierKind::Command { run: self.words(&raw.run)?, environment }
-            }
-            RawNotifierKind::Email => {
-                let server = self.read(&raw.server, parse_mail_server);
-                let from = self.read(&raw.from, mail_address);
-                let to = raw.to.as_ref().map(|to| {
-                    if to.value.is_empty() {
-                        self.missing(&to.span, "this e-mail has no recipient", "name at least one address");
-                    }
-                    to.value.iter().filter_map(|address| self.read(&Some(address.clone()), mail_address)).collect()
-                });
-                let (username, password) = (self.non_empty(&raw.username), self.secret(raw.password.as_ref()));
-                match (&raw.username, &raw.password) {
-                    (Some(user), None) => self.missing(&user.span, "`username` without `password`", "add password = { file = \"…\" }"),
-                    (None, Some(password)) => self.missing(&password.span, "`password` without `username`", "add username = \"…\""),
-                    _ => {}
-                }
-                NotifierKind::Email { server: server?, from: from?, to: to?, credentials: username.zip(password) }
-            }
-        };
-        Some(Notifier { name: name.clone(), kind, on })
-    }
-
     /// What a name refers to.
     fn refer<T>(&mut self, what: &str, declared: &Declared<T>, name: &Located<String>) -> Option<Arc<T>> {
         if let Some((_, found)) = declared.iter().find(|(known, _)| known.as_str() == name.value) {
@@ -947,18 +902,6 @@ fn circle(plan: &str, next: &str, all: &Declared<Plan>) -> Option<Vec<String>> {
     None
 }
 
-fn occasion(raw: RawOccasion) -> Occasion {
-    match raw {
-        RawOccasion::Success => Occasion::Success,
-        RawOccasion::Failure => Occasion::Failure,
-        RawOccasion::Incomplete => Occasion::Incomplete,
-        RawOccasion::Recovered => Occasion::Recovered,
-        RawOccasion::ObjectiveMissed => Occasion::ObjectiveMissed,
-        RawOccasion::DrillFailed => Occasion::DrillFailed,
-        RawOccasion::Overdue => Occasion::Overdue,
-    }
-}
-
 fn variable_name(text: &str) -> Result<String> {
     if text.is_empty() || text.contains(['=', '\0', '$']) || text.contains(char::is_whitespace) {
         return Err(Error::new(Kind::Usage, "not a valid name of an environment variable")
@@ -1000,31 +943,5 @@ fn is_loopback(url: &Url) -> bool {
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
         Some(url::Host::Ipv6(address)) => address.is_loopback(),
         None => false,
-    }
-}
-
-fn parse_mail_server(text: &str) -> Result<Url> {
-    let wrong = || {
-        Error::new(Kind::Usage, "not a valid mail server")
-            .hint("write smtps://host or smtp://host, with :port where it is not the usual one")
-    };
-    let url = Url::parse(text).map_err(|_| wrong())?;
-    let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none() && url.fragment().is_none();
-    let pathless = matches!(url.path(), "" | "/");
-    if matches!(url.scheme(), "smtp" | "smtps") && url.host_str().is_some_and(|host| !host.is_empty()) && bare && pathless {
-        Ok(url)
-    } else {
-        Err(wrong())
-    }
-}
-
-fn mail_address(text: &str) -> Result<String> {
-    let valid = text.split_once('@').is_some_and(|(local, domain)| !local.is_empty() && !domain.is_empty() && !domain.contains('@'))
-        && !text.contains(|c: char| c.is_whitespace() || c.is_control() || "<>,;".contains(c));
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(Error::new(Kind::Usage, format!("not a valid e-mail address: {text:?}"))
-            .hint("write a bare address such as \"dba@example.com\""))
     }
 }

@@ -311,11 +311,11 @@ impl Copier<'_> {
                     Stored::Zero => {}
                     Stored::Full(place) => wanted.push((place, Item { file: usize::from(paged), offset: 0, chunk: *chunk })),
                     Stored::Delta { patch, base } => {
-                        if !placed.contains_key(&patch) {
+                        if let std::collections::hash_map::Entry::Vacant(place) = placed.entry(patch) {
                             let bytes = self.from.delta_chunk(patch, base, chunk)?;
                             self.stats.bytes_read += bytes.len() as u64;
                             self.tree.writer().count_read(bytes.len() as u64);
-                            placed.insert(patch, one(self.tree.pipeline(), &bytes, paged)?);
+                            place.insert(one(self.tree.pipeline(), &bytes, paged)?);
                         }
                     }
                 }

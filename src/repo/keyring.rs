@@ -120,7 +120,7 @@ impl Ring {
         let mut trouble = None;
         for marker in self.markers.values().filter(|marker| marker.generation > keys.generation) {
             match (verifying, marker.verifying()) {
-                (Some(signer), Some(next)) if marker.previous == last && keys.signs(marker, id, &signer) => {
+                (Some(signer), Some(next)) if marker.previous == last && marker.is_of(id, &signer) => {
                     chain.insert(marker.generation, next);
                     (last, verifying) = (marker.generation, Some(next));
                 }

@@ -1,6 +1,9 @@
 //! Counts of what a store was asked, for tests, `doctor` and cost estimates.
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Kind, Result};
 
 /// The verbs of a store, as they reach the place: one create may cost several of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,6 +47,8 @@ pub struct VerbMetrics {
     pub requests: u64,
     /// Requests that ended in an error, "not found" included.
     pub failures: u64,
+    /// Those of the failures that say that something is wrong: neither "not found" nor "exists already".
+    pub errors: u64,
     /// Bytes of objects sent or received by successful requests.
     pub bytes: u64,
 }
@@ -86,6 +91,7 @@ impl Metrics {
 struct Counter {
     requests: AtomicU64,
     failures: AtomicU64,
+    errors: AtomicU64,
     bytes: AtomicU64,
 }
 
@@ -96,20 +102,40 @@ pub(crate) struct Counters {
     retries: AtomicU64,
 }
 
+/// Of all stores of this process.
+static PROCESS: LazyLock<Counters> = LazyLock::new(Counters::default);
+
+/// What was asked of all stores since this process began.
+#[must_use]
+pub fn process() -> Metrics {
+    PROCESS.snapshot()
+}
+
 impl Counters {
-    /// Counts one request; `bytes` is `None` when it failed.
-    pub fn request(&self, verb: Verb, bytes: Option<u64>) {
+    /// Counts one request: the bytes that it moved, or how it failed.
+    pub fn request(&self, verb: Verb, outcome: Result<u64, Kind>) {
+        self.add(verb, outcome);
+        PROCESS.add(verb, outcome);
+    }
+
+    fn add(&self, verb: Verb, outcome: Result<u64, Kind>) {
         let counter = &self.verbs[verb as usize];
         counter.requests.fetch_add(1, Ordering::Relaxed);
-        match bytes {
-            Some(bytes) => counter.bytes.fetch_add(bytes, Ordering::Relaxed),
-            None => counter.failures.fetch_add(1, Ordering::Relaxed),
+        match outcome {
+            Ok(bytes) => counter.bytes.fetch_add(bytes, Ordering::Relaxed),
+            Err(kind) => {
+                if !matches!(kind, Kind::NotFound | Kind::AlreadyExists) {
+                    counter.errors.fetch_add(1, Ordering::Relaxed);
+                }
+                counter.failures.fetch_add(1, Ordering::Relaxed)
+            }
         };
     }
 
     /// Counts one repetition.
     pub fn retry(&self) {
         self.retries.fetch_add(1, Ordering::Relaxed);
+        PROCESS.retries.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The counts at this moment.
@@ -118,7 +144,12 @@ impl Counters {
         Metrics {
             verbs: Verb::ALL.map(|verb| {
                 let counter = &self.verbs[verb as usize];
-                VerbMetrics { requests: read(&counter.requests), failures: read(&counter.failures), bytes: read(&counter.bytes) }
+                VerbMetrics {
+                    requests: read(&counter.requests),
+                    failures: read(&counter.failures),
+                    errors: read(&counter.errors),
+                    bytes: read(&counter.bytes),
+                }
             }),
             retries: read(&self.retries),
         }

@@ -44,7 +44,7 @@ use crate::store::refusal::Refusals;
 use crate::store::retry::{Policy, Tries};
 
 pub use crate::store::config::{Credential, StoreConfig};
-pub use crate::store::metrics::{Metrics, Verb, VerbMetrics};
+pub use crate::store::metrics::{Metrics, Verb, VerbMetrics, process as process_metrics};
 pub use crate::store::probe::Probe;
 
 /// The greatest object that is written or read whole; far above the greatest pack.
@@ -409,7 +409,7 @@ impl Store {
     }
 
     fn counted<T>(&self, verb: Verb, result: Result<T>, size: impl FnOnce(&T) -> u64) -> Result<T> {
-        self.0.counters.request(verb, result.as_ref().ok().map(size));
+        self.0.counters.request(verb, result.as_ref().map(size).map_err(Error::kind));
         result
     }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::postgres::{Cluster, as_server_user, bin_directory, server_user, wait_until};
-use crate::workspace::text;
+use crate::workspace::{copy_program, text};
 
 pub struct World {
     pub folder: TempDir,
@@ -31,7 +31,7 @@ impl World {
             fs::create_dir(world.path(name)).unwrap();
         }
         // The server's user may not be let in where it was built.
-        fs::copy(env!("CARGO_BIN_EXE_lifeboat"), world.path("lifeboat")).unwrap();
+        copy_program(&world.path("lifeboat"));
         cluster.write(&world.path("passphrase"), "correct horse battery staple");
         world.lead_to(cluster, "postgres");
         let text = format!(

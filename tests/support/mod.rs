@@ -5,9 +5,11 @@
 
 pub mod azure;
 pub mod certificates;
+pub mod mail;
 pub mod postgres;
 pub mod proxy;
 pub mod s3;
+pub mod target;
 
 use std::net::TcpListener;
 use std::os::unix::net::{SocketAddr, UnixListener};

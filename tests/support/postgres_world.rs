@@ -17,7 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::postgres::{Cluster, as_server_user, bin_directory, server_user, wait_until};
-use crate::workspace::{bare, files, text};
+use crate::workspace::{bare, copy_program, files, text};
 
 /// The server's clock.
 pub const NOW: &str = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
@@ -57,7 +57,7 @@ impl World {
         if of_the_server {
             // The server's user may not be let in where it was built.
             let program = world.path("lifeboat");
-            fs::copy(env!("CARGO_BIN_EXE_lifeboat"), &program).unwrap();
+            copy_program(&program);
             for name in ["", "plans", "state", "plans/crm.toml", "url", "passphrase"] {
                 give_to_server(&world.path(name));
             }

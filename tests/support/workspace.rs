@@ -132,3 +132,10 @@ pub fn damage(path: &Path) {
     std::fs::remove_file(path).unwrap();
     std::fs::write(path, bytes).unwrap();
 }
+
+/// Copies the program for a user who may not be let in where it was built. Not with `fs::copy`: a process that another thread starts meanwhile would
+/// inherit the open file, and running the copy would fail as "text file busy".
+pub fn copy_program(to: &Path) {
+    let status = Command::new("cp").arg(env!("CARGO_BIN_EXE_lifeboat")).arg(to).status().unwrap();
+    assert!(status.success(), "cp to {}", to.display());
+}

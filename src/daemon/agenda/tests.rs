@@ -129,7 +129,7 @@ fn a_plans_backup_goes_before_its_drill_and_a_drill_leaves_a_place_free() {
 
 #[test]
 fn where_there_is_one_place_a_drill_gives_it_up_for_a_backup_and_is_taken_up_again() {
-    let drilled = format!("[plan.crm.drill]\nschedule = \"30 * * * *\"");
+    let drilled = "[plan.crm.drill]\nschedule = \"30 * * * *\"".to_owned();
     let text = [plan("crm", "a", &drilled), plan("erp", "b", HOURLY)].concat().replace("repository = \"main\"", "repository = \"one\"");
     let mut world = World::new(&text);
     world.turn("00:30:00");

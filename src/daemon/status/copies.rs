@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::journal::Job;
-use crate::daemon::status::{Problem, problem_of};
+use crate::daemon::status::Problem;
 use crate::ops::copy::behind;
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::{explain, select};
@@ -41,14 +41,14 @@ pub fn gather(plan: &Plan, originals: Option<&[Manifest]>, surroundings: &Surrou
                 if let Some(first) = lost.first() {
                     let message =
                         format!("the copy in {} has {} manifests that cannot be read: {}", copy.to.name, lost.len(), explain(&first.error));
-                    problems.push(problem_of("damaged", Job::Copy, message));
+                    problems.push(Problem::of("damaged", Job::Copy, message));
                 }
                 let behind_ms = newest.zip(original).map(|(copy, original)| behind(copy, original));
                 all.push(CopyStatus { repository: copy.to.name.to_string(), newest, behind_ms, reachable: true });
             }
             Err(error) => {
                 let message = format!("the copy in {} could not be asked: {}", copy.to.name, explain(&error));
-                problems.push(problem_of("copy-unreachable", Job::Copy, message));
+                problems.push(Problem::of("copy-unreachable", Job::Copy, message));
                 all.push(CopyStatus { repository: copy.to.name.to_string(), newest: None, behind_ms: None, reachable: false });
             }
         }
@@ -71,7 +71,7 @@ fn is_behind(copy: &PlannedCopy, originals: &[Manifest], newest: Option<DateTime
         select::moment(missing),
         select::moment(due)
     );
-    Some(problem_of("copy-behind", Job::Copy, message))
+    Some(Problem::of("copy-behind", Job::Copy, message))
 }
 
 #[cfg(test)]

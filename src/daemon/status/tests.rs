@@ -1,8 +1,14 @@
 use serde_json::json;
 
+use super::gather::journal_facts;
+use super::logs::{covered, stored_log_problems};
 use super::*;
-use crate::daemon::journal::{Ending, ErrorRecord, NewRun, Trigger};
+use crate::daemon::job::{expression, schedules};
+use crate::daemon::journal::{Ending, ErrorRecord, Journal, NewRun, State, Trigger};
 use crate::id::{ReportId, RunId};
+use crate::ops::log::stream::LogStatus;
+use crate::plan::{Plan, Plans};
+use crate::repo::ReportKind;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::{Finish, Problem as Unread};
 
@@ -72,8 +78,8 @@ fn verify(time: &str, percent: Option<u8>, harmed: &[SnapshotId]) -> ReportRecor
 fn facts(manifests: &[Manifest], reports: &[ReportRecord]) -> Facts {
     let existing = Some(manifests.iter().map(|manifest| manifest.id).collect());
     let stored =
-        Stored { manifests: manifests.to_vec(), reports: reports.to_vec(), existing, damaged: Vec::new(), reaches: BTreeMap::new() };
-    Facts { repository: Some(Ok(stored)), ..Facts::default() }
+        Stored { manifests: manifests.to_vec(), reports: Arc::new(reports.to_vec()), existing, damaged: Vec::new(), ..Stored::default() };
+    Facts { repository: Some(Ok(Arc::new(stored))), ..Facts::default() }
 }
 
 fn judged(facts: &Facts) -> PlanStatus {
@@ -89,7 +95,8 @@ fn message<'a>(status: &'a PlanStatus, kind: &str) -> &'a str {
 }
 
 fn exit(status: &PlanStatus) -> Option<Kind> {
-    Status { schema: String::new(), time: at("12:00:00"), daemon: false, plans: vec![status.clone()] }.check()
+    Status { schema: String::new(), time: at("12:00:00"), daemon: false, plans: vec![status.clone()], notifiers: vec![], problems: vec![] }
+        .check()
 }
 
 /// A journal with one run of this job that ended so.
@@ -157,7 +164,7 @@ fn a_failed_drill_whose_report_was_not_stored_is_known_by_the_journal() {
     let mut stored = drill("11:50:00", made.id, false);
     stored.id = report.parse().unwrap();
     let Some(Ok(repository)) = known.repository.as_mut() else { panic!() };
-    repository.reports.push(stored);
+    Arc::make_mut(&mut Arc::make_mut(repository).reports).push(stored);
     assert_eq!(kinds(&judged(&known)), ["data-loss-objective", "drill-failed", "never-proven"]);
     let passed = facts(std::slice::from_ref(&made), &[drill("11:55:00", made.id, true)]);
     assert_eq!(kinds(&judged(&Facts { failed_drill: Some(run.clone()), ..passed })), Vec::<&str>::new());
@@ -243,7 +250,7 @@ fn a_run_that_goes_on_hides_no_overdue_slot() {
 #[test]
 fn the_most_telling_problem_makes_the_exit() {
     let of = |problems: &[(&str, Option<Job>)]| {
-        let made = |(kind, job): &(&str, Option<Job>)| job.map_or_else(|| problem(kind, ""), |job| problem_of(kind, job, ""));
+        let made = |(kind, job): &(&str, Option<Job>)| job.map_or_else(|| Problem::new(kind, ""), |job| Problem::of(kind, job, ""));
         exit(&PlanStatus { problems: problems.iter().map(made).collect(), ..judged(&Facts::default()) })
     };
     assert_eq!(of(&[("overdue", None), ("failed", Some(Job::Verify))]), Some(Kind::Damaged));
@@ -251,6 +258,70 @@ fn the_most_telling_problem_makes_the_exit() {
     assert_eq!(of(&[("incomplete", Some(Job::Backup)), ("wrong-key", None)]), Some(Kind::Failed));
     assert_eq!(of(&[("incomplete", Some(Job::Backup))]), Some(Kind::Incomplete));
     assert_eq!(of(&[("something-new", None)]), Some(Kind::Failed), "what is not known is not fine");
+}
+
+/// A drill that measured.
+fn measured(day: &str, snapshot: SnapshotId, bytes: u64, ms: u64) -> ReportRecord {
+    let time: DateTime<Utc> = format!("2026-11-{day}T05:00:00Z").parse().unwrap();
+    let id = ReportId::generate(time);
+    let document = json!({
+        "schema": "lifeboat.drill/1", "id": id, "plan": "crm", "host": "h", "snapshot": snapshot, "snapshot_time": time, "snapshot_age_ms": 0,
+        "time": time, "verdict": "passed", "reasons": [], "failure": null, "recovery_time_ms": ms, "data_loss_ms": 0, "duration_ms": ms,
+        "bytes_restored": bytes, "entries_restored": 1, "phases": [], "checks": [], "objectives": [], "skipped": [], "missing": [],
+        "warnings": [], "cleanup": { "removed": true, "kept": null, "kept_until": null, "message": "removed" }, "seed": null, "exit": null,
+        "program": "test",
+    });
+    serde_json::from_value::<crate::ops::drill::DrillReport>(document.clone()).unwrap();
+    ReportRecord { id, kind: ReportKind::Drill, time, plan: Some("crm".into()), snapshots: vec![snapshot], passed: true, document }
+}
+
+#[test]
+fn a_recovery_that_will_be_too_slow_is_foretold_and_one_that_is_too_slow_is_told() {
+    let grown = |day: u64| {
+        let mut made = manifest("11:30:00", "db", &[]);
+        made.time = format!("2026-11-{day:02}T11:30:00Z").parse().unwrap();
+        made.sources[0].bytes = (100 + day) << 30;
+        made
+    };
+    let manifests: Vec<Manifest> = (1..=20).map(grown).collect();
+    let newest = manifests.last().unwrap().id;
+    // 10 s for each GiB: 1,200 s now, and 10 s more each day.
+    let reports: Vec<ReportRecord> = ["02", "06", "10", "14", "18"]
+        .iter()
+        .map(|day| measured(day, newest, (100 + day.parse::<u64>().unwrap()) << 30, (100 + day.parse::<u64>().unwrap()) * 10_000))
+        .collect();
+    let judge = |limit: u64| {
+        let mut plan = Plan::clone(&plan());
+        plan.objectives.recovery_time = Some(Duration::from_secs(limit));
+        assess(&plan, &facts(&manifests, &reports), at("12:00:00"))
+    };
+    let far = judge(3600);
+    assert_eq!(kinds(&far), Vec::<&str>::new(), "{far:?}");
+    let forecast = far.forecast.unwrap();
+    assert_eq!((forecast.drills, forecast.growth_bytes_per_day), (5, Some(1 << 30)), "{forecast:?}");
+    let near = judge(1300);
+    assert_eq!(kinds(&near), ["recovery-time-forecast"], "{near:?}");
+    let text = message(&near, "recovery-time-forecast");
+    assert!(text.contains("on 2026-11-30") && text.contains("1200 s are expected, 1300 s are allowed"), "{text}");
+    assert_eq!(exit(&near), Some(Kind::Failed));
+    assert_eq!(kinds(&judge(1000)), ["recovery-time-objective"], "it is missed already: not foretold as well");
+}
+
+#[test]
+fn a_backup_that_comes_too_late_is_told_before_the_objective_is_missed() {
+    let made = manifest("11:05:00", "db", &[]);
+    let judge = |next: Option<&str>, now: &str| {
+        let mut known = facts(std::slice::from_ref(&made), &[drill("11:06:00", made.id, true)]);
+        known.next = next.map(|next| (Job::Backup, at(next))).into_iter().collect();
+        assess(&plan(), &known, at(now))
+    };
+    assert_eq!(kinds(&judge(Some("12:00:00"), "11:59:00")), Vec::<&str>::new(), "it comes in time");
+    assert_eq!(kinds(&judge(Some("13:00:00"), "11:50:00")), Vec::<&str>::new(), "there is time");
+    let late = judge(Some("13:00:00"), "11:59:00");
+    assert_eq!(kinds(&late), ["data-loss-forecast"], "{late:?}");
+    assert!(message(&late, "data-loss-forecast").contains("before 2026-11-20T12:05:00Z"), "{late:?}");
+    assert_eq!(kinds(&judge(None, "11:59:00")), ["data-loss-forecast"]);
+    assert_eq!(kinds(&judge(Some("13:00:00"), "12:06:00")), ["data-loss-objective"]);
 }
 
 fn log_status(durable_to: Lsn, clock: &str) -> LogStatus {
@@ -267,7 +338,7 @@ fn lost_with(reach: Option<Reach>, log: Option<LogStatus>) -> Option<DateTime<Ut
     let made = manifest("11:30:00", "db", &[]);
     let mut facts = facts(std::slice::from_ref(&made), &[]);
     let Some(Ok(stored)) = &mut facts.repository else { panic!("no repository") };
-    stored.reaches = reach.into_iter().map(|reach| (Name::new("db").unwrap(), reach)).collect();
+    Arc::make_mut(stored).reaches = reach.into_iter().map(|reach| (Name::new("db").unwrap(), reach)).collect();
     let mut status = judged(&facts);
     status.logs = log.into_iter().collect();
     let Some(Ok(stored)) = &facts.repository else { panic!("no repository") };

@@ -81,8 +81,9 @@ pub fn older(plan: &RestorePlan, choice: &Choice, own: &Own) -> Option<String> {
 
 fn older_of(at: DateTime<Utc>, snapshot: SnapshotId, by_log: bool, choice: &Choice, own: &Own) -> Option<String> {
     let until = match choice {
-        Choice::Snapshot(_) => return None,
-        Choice::Along { wanted: Wanted::Time(_) | Wanted::Lsn(_) | Wanted::Xid(_) | Wanted::RestorePoint(_), .. } => return None,
+        Choice::Snapshot(_) | Choice::Along { wanted: Wanted::Time(_) | Wanted::Lsn(_) | Wanted::Xid(_) | Wanted::RestorePoint(_), .. } => {
+            return None;
+        }
         // The log led to that very moment.
         Choice::At(_) if by_log => return None,
         Choice::At(moment) => Some(*moment),

@@ -37,9 +37,8 @@ impl Marker {
 
     /// Of the newest generation in `next`, signed by the one before it.
     pub(super) fn create(next: &Keys, repository: RepositoryId, now: DateTime<Utc>) -> Result<Self> {
-        let (newest, before) = match next.generations.as_slice() {
-            [newest, before, ..] => (newest, before),
-            _ => return Err(Error::new(Kind::Bug, "commit a key generation that has none before it")),
+        let [newest, before, ..] = next.generations.as_slice() else {
+            return Err(Error::new(Kind::Bug, "commit a key generation that has none before it"));
         };
         let missing = || Error::new(Kind::Bug, "commit a key generation without its root");
         let mut marker = Self {
@@ -62,7 +61,7 @@ impl Marker {
     }
 
     /// Whether the generation before signed it. `verifying`: that one's key.
-    pub(super) fn is_of(&self, repository: RepositoryId, verifying: &[u8; 32]) -> bool {
+    pub fn is_of(&self, repository: RepositoryId, verifying: &[u8; 32]) -> bool {
         let signature = hex::decode(&self.signature).unwrap_or_default();
         self.version == 1 && self.generation > self.previous && is_signed(verifying, &self.signed(repository), &signature)
     }

@@ -627,11 +627,6 @@ impl Keys {
         self.newest().verifying
     }
 
-    /// Whether `marker` is signed by `verifying`, the generation before it.
-    pub fn signs(&self, marker: &Marker, repository: RepositoryId, verifying: &[u8; 32]) -> bool {
-        marker.is_of(repository, verifying)
-    }
-
     /// What an update gives to the holder of these keys: they must be part of it.
     ///
     /// # Errors

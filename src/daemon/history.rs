@@ -1,0 +1,58 @@
+//! Runs as documents: `lifeboat.runs/1` and `lifeboat.run/1`, for the command line and the API alike.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Value, json};
+
+use crate::daemon::journal::{Attempt, Journal, Run, State};
+use crate::error::Result;
+
+/// A run whose process is gone does not run, even though nobody has settled it yet.
+///
+/// # Errors
+/// When the journal cannot be asked.
+pub fn as_they_are(journal: &Journal, mut runs: Vec<Run>) -> Result<Vec<Run>> {
+    let broken = journal.broken()?;
+    for run in runs.iter_mut().filter(|run| broken.iter().any(|broken| broken.id == run.id)) {
+        run.state = State::Interrupted;
+        run.story = Some(format!("process {} on {} is gone; the next run of the plan settles it", run.process.pid, run.process.host));
+    }
+    Ok(runs)
+}
+
+/// `lifeboat.runs/1`.
+#[must_use]
+pub fn runs_document(runs: &[Run]) -> Value {
+    json!({ "schema": "lifeboat.runs/1", "runs": runs.iter().map(|run| document(run, &[])).collect::<Vec<_>>() })
+}
+
+/// `lifeboat.run/1`.
+#[must_use]
+pub fn run_document(run: &Run, attempts: &[Attempt]) -> Value {
+    let mut shown = document(run, attempts);
+    shown["schema"] = json!("lifeboat.run/1");
+    shown
+}
+
+/// How long a run took; `None`: it goes on.
+#[must_use]
+pub fn duration_ms(run: &Run) -> Option<u64> {
+    u64::try_from((run.ended? - run.started).num_milliseconds()).ok()
+}
+
+fn utc(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+fn document(run: &Run, attempts: &[Attempt]) -> Value {
+    json!({
+        "id": run.id, "plan": run.plan, "job": run.job, "trigger": run.trigger, "by": run.by, "scheduled_at": run.scheduled.map(utc),
+        "attempt": run.attempt, "state": run.state, "started_at": utc(run.started), "ended_at": run.ended.map(utc),
+        "duration_ms": duration_ms(run), "error": run.error, "story": run.story, "phases": run.phases, "warnings": run.warnings,
+        "bytes_read": run.bytes_read, "bytes_stored": run.bytes_stored, "snapshot": run.snapshot, "report": run.report,
+        "host": run.process.host, "pid": run.process.pid,
+        "earlier_attempts": attempts.iter().map(|attempt| json!({
+            "attempt": attempt.attempt, "started_at": utc(attempt.started), "ended_at": utc(attempt.ended), "state": attempt.state,
+            "error": attempt.error, "story": attempt.story,
+        })).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,273 @@
+//! Certificates that end soon: those that servers show (repositories' endpoints, webhooks, heartbeats) and those in files (PostgreSQL client
+//! certificates, `ca_file`s). What ends within [`WARNING`] is an alarm, until it was exchanged.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use crate::daemon::alarms::{self, Alarm};
+use crate::error::{Error, Kind, Result};
+use crate::ops::resolve::Surroundings;
+use crate::ops::select;
+use crate::plan::{NotifierKind, Plans, SourceKind};
+use crate::source::postgres::conninfo;
+
+/// So long before its end a certificate is told of: what renews by itself does so at 30 days.
+const WARNING: TimeDelta = TimeDelta::days(21);
+
+/// How often it is looked.
+pub(super) const EVERY: Duration = Duration::from_hours(6);
+
+/// For one server.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Something that has an end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Watched {
+    /// Of the alarm.
+    key: String,
+    plan: Option<String>,
+    what: String,
+    place: Place,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    /// `https://host[:port]/`, without anything secret.
+    Server(String),
+    File(PathBuf),
+}
+
+/// Looks at all certificates of the plans once, raises and ends alarms. What cannot be read is left as it stands: other alarms tell of that.
+///
+/// # Errors
+/// When alarms cannot be written.
+pub(super) fn look(plans: &Plans, surroundings: &Surroundings) -> Result<()> {
+    let now = surroundings.clock.now();
+    let all = watched(plans);
+    for watched in &all {
+        let end = match &watched.place {
+            Place::Server(url) => of_server(url, surroundings),
+            Place::File(path) => of_file(path),
+        };
+        match end {
+            Ok(end) => match message(&watched.what, end, now) {
+                Some(message) => {
+                    let alarm = Alarm { kind: "expiring".to_owned(), plan: watched.plan.clone(), message, since: now };
+                    alarms::raise(&surroundings.state, &watched.key, &alarm)?;
+                }
+                None => {
+                    alarms::clear(&surroundings.state, &watched.key)?;
+                }
+            },
+            Err(error) => tracing::debug!(what = watched.what, error = ?error, "when a certificate ends could not be read"),
+        }
+    }
+    // Of what the plans know no more.
+    for key in alarms::keys(&surroundings.state)? {
+        if key.starts_with("expiring-tls-") && all.iter().all(|watched| watched.key != key) {
+            alarms::clear(&surroundings.state, &key)?;
+        }
+    }
+    Ok(())
+}
+
+/// `None`: there is time.
+fn message(what: &str, end: DateTime<Utc>, now: DateTime<Utc>) -> Option<String> {
+    if end <= now {
+        Some(format!("{what} ended at {}", select::moment(end)))
+    } else if end - now < WARNING {
+        Some(format!("{what} ends at {}, in {} days", select::moment(end), (end - now).num_days()))
+    } else {
+        None
+    }
+}
+
+fn watched(plans: &Plans) -> Vec<Watched> {
+    let mut all = Vec::new();
+    for repository in plans.repositories.values() {
+        if let Some(endpoint) = repository.endpoint.as_ref().filter(|endpoint| endpoint.scheme() == "https") {
+            let host = endpoint.host_str().unwrap_or_default();
+            all.push(Watched {
+                key: format!("expiring-tls-repository-{}", key(repository.name.as_str())),
+                plan: None,
+                what: format!("the certificate of {host} (repository {})", repository.name),
+                place: Place::Server(origin(endpoint)),
+            });
+        }
+    }
+    for notifier in plans.notifiers.values() {
+        let (address, ca_file) = match &notifier.kind {
+            NotifierKind::Webhook { address, .. } | NotifierKind::Heartbeat { address, .. } => (Some(address), address.ca_file.as_ref()),
+            NotifierKind::Email { ca_file, .. } => (None, ca_file.as_ref()),
+            NotifierKind::Command { .. } => (None, None),
+        };
+        let name = key(notifier.name.as_str());
+        let url = address.and_then(|address| address.url.resolve().ok()).and_then(|text| url::Url::parse(text.expose().trim()).ok());
+        if let Some(url) = url.filter(|url| url.scheme() == "https") {
+            all.push(Watched {
+                key: format!("expiring-tls-notifier-{name}"),
+                plan: None,
+                what: format!("the certificate of {} (notifier {})", url.host_str().unwrap_or_default(), notifier.name),
+                place: Place::Server(origin(&url)),
+            });
+        }
+        if let Some(path) = ca_file {
+            all.push(Watched {
+                key: format!("expiring-tls-ca-{name}"),
+                plan: None,
+                what: format!("the certificate in {} (ca_file of notifier {})", path.display(), notifier.name),
+                place: Place::File(path.clone()),
+            });
+        }
+    }
+    for plan in plans.plans.values() {
+        for source in &plan.sources {
+            let SourceKind::Postgres(server) = &source.kind else { continue };
+            let settings = server.url.resolve().ok().and_then(|text| conninfo::Settings::parse(text.expose()).ok());
+            if let Some(path) = settings.and_then(|settings| settings.ssl_certificate) {
+                all.push(Watched {
+                    key: format!("expiring-tls-source-{}-{}", key(plan.name.as_str()), key(source.name.as_str())),
+                    plan: Some(plan.name.to_string()),
+                    what: format!("the client certificate of source {} ({})", source.name, path.display()),
+                    place: Place::File(path),
+                });
+            }
+        }
+    }
+    all
+}
+
+/// A name as a part of an alarm's key, each its own.
+fn key(name: &str) -> String {
+    name.bytes().fold(String::new(), |out, b| {
+        if b.is_ascii_lowercase() || b.is_ascii_digit() { format!("{out}{}", char::from(b)) } else { format!("{out}.{b:02x}") }
+    })
+}
+
+fn origin(url: &url::Url) -> String {
+    let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+    format!("https://{}{port}/", url.host_str().unwrap_or_default())
+}
+
+/// The end of the certificate that a server shows. Nothing is asked of it but that: whom it trusts is for those who use it.
+fn of_server(url: &str, surroundings: &Surroundings) -> Result<DateTime<Utc>> {
+    let failed = |why: String| Error::new(Kind::Unavailable, format!("look at the certificate of {url}: {why}"));
+    let client = reqwest::Client::builder()
+        .tls_info(true)
+        .tls_danger_accept_invalid_certs(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(PATIENCE)
+        .build()
+        .map_err(|error| failed(error.to_string()))?;
+    // Without path, query, headers and body: whoever answers learns nothing.
+    let exchange = async { tokio::time::timeout(PATIENCE, client.head(url).send()).await };
+    let response = surroundings
+        .runtime
+        .block_on(exchange)
+        .map_err(|_| failed("no answer".to_owned()))?
+        .map_err(|error| failed(error.without_url().to_string()))?;
+    let info = response.extensions().get::<reqwest::tls::TlsInfo>();
+    let certificate = info.and_then(reqwest::tls::TlsInfo::peer_certificate).ok_or_else(|| failed("it shows none".to_owned()))?;
+    not_after(certificate).ok_or_else(|| failed("it cannot be read".to_owned()))
+}
+
+/// The earliest end of the certificates in a file.
+fn of_file(path: &Path) -> Result<DateTime<Utc>> {
+    let failed = |why: &str| Error::new(Kind::Failed, format!("look at the certificates in {}: {why}", path.display()));
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| failed(&error.to_string()))?;
+    let mut ends = Vec::new();
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| failed(&error.to_string()))?;
+        ends.push(not_after(&certificate).ok_or_else(|| failed("one cannot be read"))?);
+    }
+    ends.into_iter().min().ok_or_else(|| failed("there is none"))
+}
+
+/// `notAfter` of an X.509 certificate in DER (RFC 5280, section 4.1): `SEQUENCE { tbsCertificate SEQUENCE { [0] version OPTIONAL, serialNumber
+/// INTEGER, signature SEQUENCE, issuer SEQUENCE, validity SEQUENCE { notBefore, notAfter }, … }, … }`.
+fn not_after(certificate: &[u8]) -> Option<DateTime<Utc>> {
+    let (_, outer, _) = element(certificate)?;
+    let (_, mut rest, _) = element(outer)?;
+    if let (0xa0, _, after) = element(rest)? {
+        rest = after;
+    }
+    for tag in [0x02, 0x30, 0x30] {
+        let (found, _, after) = element(rest)?;
+        if found != tag {
+            return None;
+        }
+        rest = after;
+    }
+    let (0x30, validity, _) = element(rest)? else { return None };
+    let (_, _, rest) = element(validity)?;
+    let (tag, text, _) = element(rest)?;
+    let text = std::str::from_utf8(text).ok()?;
+    let text = match tag {
+        // UTCTime has two digits of the year: 50 to 99 are of the last century.
+        0x17 => format!("{}{text}", if text.get(..2)?.parse::<u32>().ok()? >= 50 { "19" } else { "20" }),
+        0x18 => text.to_owned(),
+        _ => return None,
+    };
+    NaiveDateTime::parse_from_str(&text, "%Y%m%d%H%M%SZ").ok().map(|time| time.and_utc())
+}
+
+/// One DER element: its tag, its content and what follows it.
+fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&tag, rest) = bytes.split_first()?;
+    let (&length, rest) = rest.split_first()?;
+    let (length, rest) = match length {
+        0..=0x7f => (usize::from(length), rest),
+        0x81..=0x83 => {
+            let (digits, rest) = rest.split_at_checked(usize::from(length & 0x7f))?;
+            (digits.iter().fold(0, |sum, &digit| sum << 8 | usize::from(digit)), rest)
+        }
+        _ => return None,
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    Some((tag, content, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_read_from_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.pem");
+        let made = std::process::Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "10", "-subj", "/CN=x"])
+            .arg("-keyout")
+            .arg(folder.path().join("k.pem"))
+            .arg("-out")
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(made.status.success());
+        let end = of_file(&path).unwrap();
+        let left = end - Utc::now();
+        assert!(left > TimeDelta::days(9) && left <= TimeDelta::days(10), "{end}");
+        assert!(of_file(&folder.path().join("k.pem")).is_err(), "a key is no certificate");
+        let bytes = CertificateDer::from_pem_file(&path).unwrap();
+        for end in 0..bytes.len() {
+            let _ = not_after(&bytes[..end]);
+        }
+    }
+
+    #[test]
+    fn what_ends_soon_is_told_with_its_day() {
+        let now = at("2026-11-28T12:00:00Z");
+        assert_eq!(message("it", at("2027-06-01T00:00:00Z"), now), None);
+        assert_eq!(message("it", at("2026-12-10T12:00:00Z"), now).unwrap(), "it ends at 2026-12-10T12:00:00Z, in 12 days");
+        assert_eq!(message("it", at("2026-11-28T12:00:00Z"), now).unwrap(), "it ended at 2026-11-28T12:00:00Z");
+        assert_ne!(key("A.b"), key("a.b"));
+    }
+}

@@ -1,0 +1,321 @@
+//! Looks at everything now and then: runs that began or ended, whoever ran them, and how each plan stands. What follows goes into the outbox.
+//!
+//! Runs are found by when they began: from the newest that was seen, a little back, since clocks of hosts differ and a clock may be set
+//! back; what was seen is remembered by run and attempt. A run that was going on is asked for by its id until it ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::daemon::alarms::{self, Alarm};
+use crate::daemon::control::Control;
+use crate::daemon::job::schedules;
+use crate::daemon::journal::{Filter, Journal, Run, State};
+use crate::daemon::notify::Latest;
+use crate::daemon::notify::ask::Asker;
+use crate::daemon::notify::outbox::{Found, Outbox, SeenRun};
+use crate::daemon::notify::step::{self, Noticed, Observed, Seen, Standing};
+use crate::daemon::status::{self, PlanStatus, Problem, Status};
+use crate::error::Result;
+use crate::id::{Name, RunId};
+use crate::ops::resolve::Surroundings;
+use crate::plan::{Notifier, NotifierKind, Plan, Plans};
+
+/// How far back runs are looked for.
+const BACK: TimeDelta = TimeDelta::minutes(10);
+
+/// How often all plans are judged at least; seldom where judging takes long.
+const JUDGE: Duration = Duration::from_secs(15);
+const JUDGE_SHARE: u32 = 20;
+
+/// Deliveries that failed so often in a row are a problem.
+const FAILING: u64 = 2;
+
+/// Runs asked for at a time, at first.
+const PAGE: u32 = 64;
+
+/// The one who looks.
+pub(super) struct Watch {
+    pub plans: Plans,
+    pub control: Control,
+    pub journal: Arc<Journal>,
+    pub surroundings: Surroundings,
+    pub outbox: Arc<Outbox>,
+    pub asker: Asker,
+    pub latest: Latest,
+    pub judged: Option<(Instant, Duration)>,
+    /// How each plan stood when it was last judged.
+    pub statuses: BTreeMap<Name, PlanStatus>,
+    /// Problems of the last look that nobody but the log was told of.
+    pub logged: BTreeSet<String>,
+}
+
+impl Watch {
+    /// Looks once; how many events that made.
+    ///
+    /// # Errors
+    /// When the journal, an alarm or the outbox cannot be read or written: then nothing was taken notice of.
+    pub(super) fn look(&mut self) -> Result<usize> {
+        let now = self.surroundings.clock.now();
+        let (runs, seen, looked_until) = self.runs(now)?;
+        for run in runs.iter().filter(|run| run.state != State::Running) {
+            self.asker.outdated(&run.plan);
+        }
+        let all = self.judged.is_none_or(|(at, took)| at.elapsed() >= JUDGE.max(took * JUDGE_SHARE));
+        if seen.is_empty() && !all {
+            return Ok(0);
+        }
+        let before = self.outbox.standing()?;
+        let mut observed = self.observed(&runs, all, now)?;
+        observed.plans = self.plans.plans.keys().map(ToString::to_string).collect();
+        let mut standing = before.clone();
+        let plans = &self.plans;
+        let audience = |plan: Option<&str>| -> Vec<&Notifier> { audience(plans, plan) };
+        let events = step::step(&mut standing, &observed, &audience, now);
+        if seen.is_empty() && events.is_empty() && standing == before {
+            self.hand_over(now);
+            return Ok(0);
+        }
+        let keep_from = looked_until.min(now) - BACK - BACK;
+        let found = Found { runs: &seen, keep_from, looked_until, before: &before, standing: &standing, events: &events };
+        self.outbox.commit(&found)?;
+        self.log(&before, &standing);
+        if all {
+            self.hand_over(now);
+        }
+        Ok(events.len())
+    }
+
+    /// Runs that began or ended since the last look, oldest first; what to remember of them; and from when on to look next time.
+    fn runs(&self, now: DateTime<Utc>) -> Result<(Vec<Run>, Vec<SeenRun>, DateTime<Utc>)> {
+        let (looked_until, first) = self.outbox.looked_until(now)?;
+        let from = looked_until.min(now) - BACK;
+        let known: BTreeMap<(String, u32), bool> =
+            self.outbox.runs()?.into_iter().map(|run| ((run.run, run.attempt), run.closed)).collect();
+        let mut limit = PAGE;
+        let mut found = loop {
+            let page = self.journal.runs(&Filter { limit, ..Filter::default() })?;
+            if page.len() < limit as usize || page.last().is_none_or(|run| run.started < from) {
+                break page;
+            }
+            limit = limit.saturating_mul(4);
+        };
+        found.retain(|run| run.started >= from);
+        // Those that go on, or went on when they were last seen, however long ago they began.
+        let going = self.journal.runs(&Filter { state: Some(State::Running), ..Filter::default() })?;
+        let ended =
+            known.iter().filter(|(_, closed)| !**closed).filter_map(|((id, _), _)| self.journal.run(id.parse::<RunId>().ok()?).ok());
+        for run in going.into_iter().chain(ended) {
+            if found.iter().all(|known| known.id != run.id) {
+                found.push(run);
+            }
+        }
+        found.retain(|run| run.ended.is_none_or(|ended| ended >= first));
+        let is_new = |run: &Run| match known.get(&(run.id.to_string(), run.attempt)) {
+            None => true,
+            Some(closed) => !closed && run.state != State::Running,
+        };
+        found.retain(is_new);
+        found.sort_by_key(|run| (run.ended.unwrap_or(run.started), run.id));
+        let mut seen: Vec<SeenRun> = found
+            .iter()
+            .map(|run| SeenRun { run: run.id.to_string(), attempt: run.attempt, closed: run.state != State::Running, started: run.started })
+            .collect();
+        // An attempt that was going on and has a later one by now ended unseen.
+        for ((id, attempt), _) in known.iter().filter(|(_, closed)| !**closed) {
+            if let Some(run) = found.iter().find(|run| run.id.to_string() == *id && run.attempt > *attempt) {
+                seen.push(SeenRun { run: id.clone(), attempt: *attempt, closed: true, started: run.started });
+            }
+        }
+        // A start in the future is no reason to miss what begins before it.
+        let newest = found.iter().map(|run| run.started).filter(|started| *started <= now).max();
+        Ok((found, seen, newest.map_or(looked_until, |newest| newest.max(looked_until)).min(now.max(looked_until))))
+    }
+
+    fn observed(&mut self, runs: &[Run], all: bool, now: DateTime<Utc>) -> Result<Observed> {
+        let mut observed = Observed::default();
+        for run in runs {
+            // Of a plan that is gone nobody is to be told.
+            if let Some(plan) = self.plans.plans.get(&run.plan) {
+                observed.runs.push(Noticed { run: run.clone(), retried: step::is_retried(plan, run, now) });
+            }
+        }
+        let began = Instant::now();
+        if all {
+            self.daemons_own()?;
+        }
+        let broken = self.journal.broken()?;
+        let alarms = alarms::standing(&self.surroundings.state)?;
+        let of_runs: BTreeSet<&Name> = runs.iter().map(|run| &run.plan).collect();
+        let plans: Vec<Arc<Plan>> = self.plans.plans.values().filter(|plan| all || of_runs.contains(&plan.name)).map(Arc::clone).collect();
+        for plan in plans {
+            let Some(asked) = self.asker.answer(&plan) else { continue };
+            // What only the repository knows is not over because it cannot be asked.
+            let whole = asked.is_ok();
+            let mut status = status::view(&plan, Some(&self.journal), &broken, Some(asked), &self.surroundings, now)?;
+            let own = alarms.iter().filter(|alarm| alarm.plan.as_deref() == Some(plan.name.as_str()));
+            status.problems.extend(own.map(|alarm| Problem::new(&alarm.kind, alarm.message.clone())));
+            observed.problems.extend(step::seen_of_status(&status, &self.retried(&plan, now)?));
+            if whole {
+                observed.judged.insert(Some(status.name.clone()));
+            }
+            self.statuses.insert(plan.name.clone(), status);
+        }
+        if all {
+            self.globally(&mut observed, &alarms, now)?;
+            self.judged = Some((Instant::now(), began.elapsed()));
+        }
+        Ok(observed)
+    }
+
+    /// What is wrong with the daemon itself becomes alarms, so that other processes know it too, until it is over or another daemon starts.
+    fn daemons_own(&self) -> Result<()> {
+        let state = &self.surroundings.state;
+        let troubles = self.control.problems();
+        let key = |kind: &str| format!("daemon-{}", kind.to_ascii_lowercase());
+        for trouble in &troubles {
+            let alarm = Alarm { kind: trouble.kind.clone(), plan: None, message: trouble.message.clone(), since: trouble.since };
+            alarms::raise(state, &key(&trouble.kind), &alarm)?;
+        }
+        for gone in alarms::keys(state)? {
+            if gone.starts_with("daemon-") && troubles.iter().all(|trouble| key(&trouble.kind) != gone) {
+                alarms::clear(state, &gone)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Jobs of a plan whose last slot failed and is tried again soon.
+    fn retried(&self, plan: &Plan, now: DateTime<Utc>) -> Result<BTreeSet<String>> {
+        let mut retried = BTreeSet::new();
+        for (job, _) in schedules(plan) {
+            let last = self.journal.last_slot(&plan.name, job, now)?;
+            if last.is_some_and(|run| step::is_retried(plan, &run, now)) {
+                retried.insert(job.word().to_owned());
+            }
+        }
+        Ok(retried)
+    }
+
+    /// What is of no plan alone.
+    fn globally(&mut self, observed: &mut Observed, alarms: &[Alarm], now: DateTime<Utc>) -> Result<()> {
+        let of_none = alarms.iter().filter(|alarm| alarm.plan.is_none());
+        let mut problems: Vec<Problem> = of_none.map(|alarm| Problem::new(&alarm.kind, alarm.message.clone())).collect();
+        for problem in &problems {
+            let seen = step::seen_of_problem(None, problem, &BTreeSet::new());
+            match observed.problems.iter_mut().find(|known| known.key == seen.key) {
+                Some(known) => known.message = format!("{}; {}", known.message, seen.message),
+                None => observed.problems.push(seen),
+            }
+        }
+        let notifiers = statuses_of(&self.plans, &self.outbox)?;
+        for (notifier, status) in self.plans.notifiers.values().zip(&notifiers) {
+            let Some(problem) = failing(status) else { continue };
+            let after = TimeDelta::from_std(notifier.escalate_after).unwrap_or_default();
+            if status.failing_since.is_some_and(|since| now - since >= after) {
+                let key = format!("/notifier-failing/{}", notifier.name);
+                let only = notifier.escalate.as_ref().map(ToString::to_string);
+                observed.problems.push(Seen { key, only, ..step::seen_of_problem(None, &problem, &BTreeSet::new()) });
+            }
+            problems.push(problem);
+        }
+        observed.judged.insert(None);
+        // Until all plans were judged once there is no whole picture.
+        if self.plans.plans.keys().all(|plan| self.statuses.contains_key(plan)) {
+            let plans = self.plans.plans.keys().filter_map(|plan| self.statuses.get(plan).cloned()).collect();
+            let status = Status { schema: "lifeboat.status/1".to_owned(), time: now, daemon: true, plans, notifiers, problems };
+            self.latest.set(Some(Arc::new(status)));
+        }
+        Ok(())
+    }
+
+    /// Copies of what waits for a notifier that fails go to the one that stands in for it.
+    fn hand_over(&self, now: DateTime<Utc>) {
+        for notifier in self.plans.notifiers.values() {
+            let Some(other) = &notifier.escalate else { continue };
+            let after = TimeDelta::from_std(notifier.escalate_after).unwrap_or_default();
+            let handed = self.outbox.delivery(notifier.name.as_str()).and_then(|delivery| {
+                if delivery.failing_since.is_none_or(|since| now - since < after) {
+                    return Ok(0);
+                }
+                self.outbox.hand_over(notifier.name.as_str(), &[other.to_string()])
+            });
+            match handed {
+                Ok(0) => {}
+                Ok(events) => {
+                    tracing::warn!(notifier = %notifier.name, to = %other, events, "a notifier reaches nobody: what waits is handed over");
+                }
+                Err(error) => tracing::error!(notifier = %notifier.name, error = ?error, "what waits could not be handed over"),
+            }
+        }
+    }
+
+    /// The log has everything, whoever else is told.
+    fn log(&mut self, before: &BTreeMap<String, Standing>, standing: &BTreeMap<String, Standing>) {
+        for (key, problem) in standing.iter().filter(|(key, _)| !before.contains_key(*key)) {
+            if self.logged.insert(key.clone()) {
+                tracing::warn!(plan = problem.plan, problem = problem.kind, "{}", problem.message);
+            }
+        }
+        for (key, problem) in before.iter().filter(|(key, _)| !standing.contains_key(*key)) {
+            self.logged.remove(key);
+            tracing::info!(plan = problem.plan, problem = problem.kind, "over: {}", problem.message);
+        }
+    }
+}
+
+/// Who is told of a plan's events; of what is of no plan, all that are no heartbeat.
+fn audience<'a>(plans: &'a Plans, plan: Option<&str>) -> Vec<&'a Notifier> {
+    match plan {
+        Some(plan) => plans
+            .plans
+            .iter()
+            .find(|(name, _)| name.as_str() == plan)
+            .map(|(_, plan)| plan.notify.iter().map(AsRef::as_ref).collect())
+            .unwrap_or_default(),
+        None => plans
+            .notifiers
+            .values()
+            .map(AsRef::as_ref)
+            .filter(|notifier| !matches!(notifier.kind, NotifierKind::Heartbeat { .. }))
+            .collect(),
+    }
+}
+
+/// How the deliveries of all notifiers stand, in the order of the plan files' names.
+///
+/// # Errors
+/// When the outbox cannot be read.
+pub(super) fn statuses_of(plans: &Plans, outbox: &Outbox) -> Result<Vec<status::NotifierStatus>> {
+    plans
+        .notifiers
+        .values()
+        .map(|notifier| {
+            let delivery = outbox.delivery(notifier.name.as_str())?;
+            Ok(status::NotifierStatus {
+                name: notifier.name.to_string(),
+                kind: notifier.kind.word().to_owned(),
+                last_delivered: delivery.delivered,
+                waiting: delivery.waiting + delivery.unlisted,
+                failing_since: delivery.failing_since,
+                failures: delivery.failures,
+                error: delivery.error,
+            })
+        })
+        .collect()
+}
+
+/// What is wrong with a notifier.
+pub(super) fn failing(status: &status::NotifierStatus) -> Option<Problem> {
+    let since = status.failing_since.filter(|_| status.failures >= FAILING)?;
+    let message = format!(
+        "notifier {} has reached nobody since {}, {} wait: {}",
+        status.name,
+        crate::ops::select::moment(since),
+        crate::ops::counted(usize::try_from(status.waiting).unwrap_or(usize::MAX), "event"),
+        status.error.as_deref().unwrap_or("no reason is known")
+    );
+    Some(Problem::new("notifier-failing", message))
+}

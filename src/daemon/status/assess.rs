@@ -1,0 +1,321 @@
+//! Judges a plan by what is known of it. Pure.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::daemon::journal::{ErrorRecord, Job, Run, State};
+use crate::daemon::status::forecast::{Forecast, Measured, Size, forecast};
+use crate::daemon::status::{Facts, PlanStatus, Problem, Stored, ms};
+use crate::error::Kind;
+use crate::id::Name;
+use crate::ops::drill::DrillReport;
+use crate::ops::{Missing, backup, damage, select};
+use crate::plan::Plan;
+use crate::repo::{Manifest, ReportKind, ReportRecord};
+
+/// Judges one plan.
+#[must_use]
+pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
+    let mut problems = Vec::new();
+    let stored = match &facts.repository {
+        Some(Ok(stored)) => Some(&**stored),
+        Some(Err(why)) => {
+            problems.push(match why.kind {
+                Kind::WrongKey => Problem::new("wrong-key", format!("the passphrase does not open the repository: {}", why.message)),
+                _ => Problem::new("repository-unreachable", format!("the repository could not be asked: {}", why.message)),
+            });
+            None
+        }
+        None => None,
+    };
+    let newest = stored.and_then(|stored| select::latest(&stored.manifests));
+    let journal_backup = facts.last_backup.as_ref();
+    let recovery_point = if stored.is_some() { newest.map(|manifest| manifest.time) } else { journal_backup.map(|run| run.started) };
+    let whole_run = facts.last_whole_backup.as_ref();
+    let without_gap = stored.and_then(|stored| stored.manifests.iter().filter(|m| gaps(plan, m).is_empty()).map(|m| m.time).max());
+    let last_success = without_gap.max(whole_run.and_then(|run| run.ended));
+    let whole = stored.and_then(|stored| newest_whole(plan, stored));
+    let whole_point = if stored.is_some() { whole.map(|manifest| manifest.time) } else { whole_run.map(|run| run.started) };
+    let data_loss_ms = whole_point.and_then(|point| select::age_ms(point, now));
+    let drills = stored.map(|stored| drills(plan, stored)).unwrap_or_default();
+    let recovery_time_ms = drills.iter().rev().find_map(|(_, drill)| drill.as_ref()?.recovery_time_ms);
+    let proven = stored.and_then(|stored| select::latest_proven(&stored.manifests, &stored.reports));
+
+    if recovery_point.is_none() && stored.is_some() {
+        problems.push(Problem::new("never-backed-up", "there is no snapshot: nothing can be restored"));
+    }
+    problems.extend(newest.and_then(|newest| incomplete(plan, newest)));
+    problems.extend(clock(stored.map_or(&[], |stored| &stored.manifests), recovery_point, now));
+    problems.extend(facts.overdue.iter().map(|(job, due)| overdue(*job, *due, &facts.running)));
+    // The newest snapshot says itself what it lacks.
+    let told = newest.map(|newest| newest.id.to_string());
+    problems.extend(facts.last.iter().filter_map(|run| of_run(run, told.as_deref())));
+    problems.extend(objectives(plan, data_loss_ms, recovery_time_ms));
+    let forecast = stored.map(|stored| expected(plan, stored, &drills, now));
+    problems.extend(forecast.as_ref().and_then(|forecast| too_slow_soon(plan, forecast, recovery_time_ms, now)));
+    problems.extend(too_old_soon(plan, whole_point, facts, now));
+    if let (Some(_), None, Some(limit)) = (recovery_point, whole_point, plan.objectives.data_loss) {
+        let limit = limit.as_secs();
+        problems.push(Problem::new(
+            "data-loss-objective",
+            format!("no snapshot is whole: a disaster now would lose what each of them lacks, {limit} s of work are allowed"),
+        ));
+    }
+    problems.extend(drill_problems(facts, stored, &drills));
+    if stored.is_some() && proven.is_none() && recovery_point.is_some() {
+        let was = drills.iter().any(|(record, _)| record.passed);
+        problems.push(Problem::new(
+            "never-proven",
+            if was {
+                "no snapshot that is there is proven: what drills proved is gone, or a later drill or verification took it back"
+            } else {
+                "no drill has ever passed: recovery is not proven"
+            },
+        ));
+    }
+    problems.extend(stored.and_then(standing_damage));
+    problems.extend(stored.into_iter().flat_map(|stored| &stored.damaged).map(|lost| Problem::new("damaged", lost.clone())));
+    let next = facts.next.iter().min_by_key(|(_, at)| *at);
+    PlanStatus {
+        name: plan.name.to_string(),
+        last_success,
+        snapshot: newest
+            .map(|manifest| manifest.id.to_string())
+            .or_else(|| journal_backup.and_then(|run| run.snapshot.clone()).filter(|_| stored.is_none())),
+        recovery_point,
+        whole_snapshot: whole
+            .map(|manifest| manifest.id.to_string())
+            .or_else(|| whole_run.and_then(|run| run.snapshot.clone()).filter(|_| stored.is_none())),
+        whole_point,
+        snapshots: stored.map_or(0, |stored| u64::try_from(stored.manifests.len()).unwrap_or(u64::MAX)),
+        restorable_from: stored.map_or(whole_point, |stored| oldest_whole(plan, stored)),
+        restorable_to: whole_point,
+        bytes_source: whole.map(bytes),
+        data_loss_ms,
+        data_loss_objective_ms: plan.objectives.data_loss.map(ms),
+        recovery_time_ms,
+        recovery_time_objective_ms: plan.objectives.recovery_time.map(ms),
+        forecast,
+        proven_at: proven.map(|(_, at)| at),
+        proven_point: proven.map(|(manifest, _)| manifest.time),
+        next_run: next.map(|(_, at)| *at),
+        next_job: next.map(|(job, _)| job.word().to_owned()),
+        running: facts.running.iter().map(|run| run.id.to_string()).collect(),
+        repository_reachable: stored.is_some(),
+        logs: Vec::new(),
+        copies: Vec::new(),
+        problems,
+    }
+}
+
+/// Content of a snapshot.
+fn bytes(manifest: &Manifest) -> u64 {
+    manifest.sources.iter().map(|source| source.bytes).sum()
+}
+
+/// What the next recovery is expected to take.
+fn expected(plan: &Plan, stored: &Stored, drills: &[(&ReportRecord, Option<DrillReport>)], now: DateTime<Utc>) -> Forecast {
+    let measured = drills.iter().filter_map(|(record, drill)| {
+        let drill = drill.as_ref()?;
+        Some(Measured { time: record.time, bytes: drill.bytes_restored, ms: drill.recovery_time_ms? })
+    });
+    // Of snapshots that lack something the size is no size.
+    let whole = stored.manifests.iter().filter(|manifest| manifest.time <= now && gaps(plan, manifest).is_empty());
+    let sizes: Vec<Size> = whole.map(|manifest| Size { time: manifest.time, bytes: bytes(manifest) }).collect();
+    forecast(&measured.collect::<Vec<_>>(), &sizes, plan.objectives.recovery_time.map(ms), now)
+}
+
+/// So long before its objective breaks a plan says so.
+const WARNING: TimeDelta = TimeDelta::days(30);
+
+/// The objective holds, and at this growth will not for long.
+fn too_slow_soon(plan: &Plan, forecast: &Forecast, measured: Option<u64>, now: DateTime<Utc>) -> Option<Problem> {
+    let limit = plan.objectives.recovery_time.map(ms)?;
+    let at = forecast.breaks_at.filter(|at| *at - now <= WARNING && measured.is_some_and(|time| time <= limit))?;
+    let grows = forecast.growth_bytes_per_day.unwrap_or(0);
+    let when = if at <= now { "now".to_owned() } else { format!("on {}", at.format("%Y-%m-%d")) };
+    let message = format!(
+        "the recovery time objective breaks {when} at this growth ({grows} bytes a day): {} s are expected, {} s are allowed ({})",
+        forecast.recovery_time_ms.unwrap_or(0) / 1000,
+        limit / 1000,
+        forecast.note
+    );
+    Some(Problem::new("recovery-time-forecast", message))
+}
+
+/// More than four fifths of the time are over, nothing is at work, and the next backup comes too late.
+fn too_old_soon(plan: &Plan, whole_point: Option<DateTime<Utc>>, facts: &Facts, now: DateTime<Utc>) -> Option<Problem> {
+    let limit = TimeDelta::from_std(plan.objectives.data_loss?).ok()?;
+    let breaks = whole_point? + limit;
+    let next = facts.next.iter().filter(|(job, _)| *job == Job::Backup).map(|(_, at)| *at).min();
+    let at_work = facts.running.iter().any(|run| run.job == Job::Backup);
+    let near = now < breaks && breaks - now < limit / 5;
+    if !near || at_work || next.is_some_and(|next| next < breaks) {
+        return None;
+    }
+    let then = next.map_or_else(|| "none is scheduled".to_owned(), |next| format!("the next is due at {}", select::moment(next)));
+    Some(Problem::new(
+        "data-loss-forecast",
+        format!("without a backup before {} the data loss objective is missed: {then}", select::moment(breaks)),
+    ))
+}
+
+/// The drills of the plan, oldest first; the document is `None` where it is of a later version than this program can read.
+fn drills<'a>(plan: &Plan, stored: &'a Stored) -> Vec<(&'a ReportRecord, Option<DrillReport>)> {
+    let own = |record: &&ReportRecord| record.kind == ReportKind::Drill && record.plan.as_deref() == Some(plan.name.as_str());
+    stored.reports.iter().filter(own).map(|record| (record, serde_json::from_value(record.document.clone()).ok())).collect()
+}
+
+/// Sources of the plan that a snapshot has nothing of.
+fn without<'a>(plan: &'a Plan, manifest: &'a Manifest) -> impl Iterator<Item = &'a Name> {
+    plan.sources.iter().map(|source| &source.name).filter(|name| manifest.sources.iter().all(|record| record.name != **name))
+}
+
+/// What a snapshot lacks, as its own manifest tells: known on every machine, without the journal of the one that made it.
+fn gaps(plan: &Plan, manifest: &Manifest) -> Vec<String> {
+    let say = |missing: Missing| format!("{}: {} {} ({})", missing.source, missing.object, missing.kind, missing.message);
+    let absent = without(plan, manifest).map(|name| format!("all of source {name}"));
+    absent.chain(backup::missing(&manifest.sources).into_iter().map(say)).collect()
+}
+
+/// The newest that lacks no content and is not known to be damaged. A source that the plan got after the last whole one counts: there is no
+/// snapshot that has it.
+pub(in crate::daemon::status) fn newest_whole<'a>(plan: &Plan, stored: &'a Stored) -> Option<&'a Manifest> {
+    let standing = damage::standing(&stored.reports, stored.existing.as_ref());
+    let whole = |manifest: &&Manifest| {
+        !backup::lacks_content(&manifest.sources)
+            && without(plan, manifest).next().is_none()
+            && damage::of_snapshot(&stored.reports, &standing, manifest.id).is_none()
+    };
+    let newest = select::latest(&stored.manifests).filter(whole);
+    newest.or_else(|| stored.manifests.iter().filter(whole).max_by_key(|manifest| (manifest.time, manifest.id)))
+}
+
+/// The moment of the oldest that is whole in this sense.
+fn oldest_whole(plan: &Plan, stored: &Stored) -> Option<DateTime<Utc>> {
+    let standing = damage::standing(&stored.reports, stored.existing.as_ref());
+    let whole = |manifest: &&Manifest| {
+        !backup::lacks_content(&manifest.sources)
+            && without(plan, manifest).next().is_none()
+            && damage::of_snapshot(&stored.reports, &standing, manifest.id).is_none()
+    };
+    stored.manifests.iter().filter(whole).map(|manifest| manifest.time).min()
+}
+
+fn incomplete(plan: &Plan, newest: &Manifest) -> Option<Problem> {
+    const NAMED: usize = 3;
+    let mut lacks = gaps(plan, newest);
+    let more = lacks.len().saturating_sub(NAMED);
+    lacks.truncate(NAMED);
+    let others = if more == 0 { String::new() } else { format!("; and {more} more") };
+    let message = format!("the newest snapshot ({}) is incomplete, it lacks: {}{others}", newest.id, lacks.join("; "));
+    (!lacks.is_empty()).then(|| Problem::of("incomplete", Job::Backup, message))
+}
+
+/// A snapshot of a moment that has not been yet.
+fn clock(manifests: &[Manifest], recovery_point: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Option<Problem> {
+    let latest = manifests.iter().max_by_key(|manifest| manifest.time);
+    let moment = latest.map(|manifest| manifest.time).max(recovery_point).filter(|moment| select::age_ms(*moment, now).is_none())?;
+    let whose =
+        latest.map_or_else(|| "this host's clock was".to_owned(), |m| format!("this host's clock, or that of {} that made it,", m.host));
+    let loss = recovery_point.is_some_and(|point| select::age_ms(point, now).is_none());
+    let unknown = if loss { "; what would be lost now is not known" } else { "" };
+    Some(Problem::new(
+        "clock",
+        format!("a snapshot is of {}, and now is {}: {whose} wrong{unknown}", select::moment(moment), select::moment(now)),
+    ))
+}
+
+/// A run in the way does not excuse what did not start: it may hang.
+fn overdue(job: Job, due: DateTime<Utc>, running: &[Run]) -> Problem {
+    let in_the_way = running.iter().find(|run| run.job == job).or_else(|| running.first());
+    let why = in_the_way.map_or_else(String::new, |run| {
+        format!("; a {} run has been going since {} (run {})", run.job.word(), select::moment(run.started), run.id)
+    });
+    Problem::of("overdue", job, format!("a {} was due at {} and did not start{why}", job.word(), due.format("%Y-%m-%d %H:%M:%S UTC")))
+}
+
+fn why(run: &Run) -> String {
+    run.error.as_ref().map(ErrorRecord::line).or_else(|| run.story.clone()).unwrap_or_default()
+}
+
+/// What the newest run of a job says. `told`: a snapshot whose gaps are told already.
+fn of_run(run: &Run, told: Option<&str>) -> Option<Problem> {
+    let (job, id, why) = (run.job.word(), run.id, why(run));
+    match run.state {
+        // Told by the drill's report, or where that is not to be had as a drill without one.
+        State::Failed | State::Incomplete if run.job == Job::Drill && run.report.is_some() => None,
+        State::Failed if run.job == Job::Drill => {
+            Some(Problem::of("failed", run.job, format!("the last drill could not be done: {why} (run {id})")))
+        }
+        State::Failed => Some(Problem::of("failed", run.job, format!("the last {job} failed: {why} (run {id})"))),
+        State::Incomplete if told.is_some() && run.snapshot.as_deref() == told => None,
+        State::Incomplete => Some(Problem::of("incomplete", run.job, format!("the last {job} was incomplete: {why} (run {id})"))),
+        State::Interrupted => Some(Problem::of("interrupted", run.job, format!("the last {job} was interrupted: {why} (run {id})"))),
+        State::Missed => Some(Problem::of("missed", run.job, format!("the last {job} was not run: {why}"))),
+        State::Running | State::Succeeded => None,
+    }
+}
+
+pub(in crate::daemon::status) fn objectives(plan: &Plan, data_loss_ms: Option<u64>, recovery_time_ms: Option<u64>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if let (Some(loss), Some(limit)) = (data_loss_ms, plan.objectives.data_loss.map(ms))
+        && loss > limit
+    {
+        problems.push(Problem::new(
+            "data-loss-objective",
+            format!("a disaster now would lose {} s of work, {} s are allowed", loss / 1000, limit / 1000),
+        ));
+    }
+    if let (Some(time), Some(limit)) = (recovery_time_ms, plan.objectives.recovery_time.map(ms))
+        && time > limit
+    {
+        problems.push(Problem::new(
+            "recovery-time-objective",
+            format!("the last measured recovery took {} s, {} s are allowed", time / 1000, limit / 1000),
+        ));
+    }
+    problems
+}
+
+/// The last stored drill, and a later one of this host whose report is not in the repository: nothing but the journal knows of it.
+fn drill_problems(facts: &Facts, stored: Option<&Stored>, drills: &[(&ReportRecord, Option<DrillReport>)]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if let Some((record, drill)) = drills.last().filter(|(record, _)| !record.passed) {
+        let (verdict, why) = match drill {
+            Some(drill) => (drill.verdict.word(), drill.reasons.first().cloned().unwrap_or_default()),
+            None => ("not passed", "its report is of a later version of the program".to_owned()),
+        };
+        problems.push(Problem::of("drill-failed", Job::Drill, format!("the last drill ended {verdict}: {why} (report {})", record.id)));
+    }
+    if let Some(run) = &facts.failed_drill
+        && let Some(report) = &run.report
+        && drills.iter().all(|(record, _)| record.id.to_string() != *report && !(record.passed && record.time > run.started))
+    {
+        let where_ = if stored.is_some() {
+            "its report is not in the repository, or cannot be read there"
+        } else {
+            "its report could not be looked for"
+        };
+        problems.push(Problem::of(
+            "drill-failed",
+            Job::Drill,
+            format!("a drill here ended {} and {where_}: {} (run {})", run.state.word(), why(run), run.id),
+        ));
+    }
+    problems
+}
+
+fn standing_damage(stored: &Stored) -> Option<Problem> {
+    let standing = damage::standing(&stored.reports, stored.existing.as_ref());
+    let last = standing.iter().max_by_key(|damage| (damage.time, damage.report))?;
+    let own = stored.manifests.iter().filter(|m| standing.iter().any(|damage| damage.finding.snapshots.contains(&m.id))).count();
+    let message = format!(
+        "verification found damage in {} that none as deep has found sound since; harmed snapshots of this plan: {own}; {} is {} (report {} of {})",
+        crate::ops::counted(standing.len(), "place"),
+        last.finding.object,
+        last.finding.kind,
+        last.report,
+        select::moment(last.time)
+    );
+    Some(Problem::of("damaged", Job::Verify, message))
+}

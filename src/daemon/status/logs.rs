@@ -1,0 +1,129 @@
+//! What is wrong with continuous logs and canary rows, and how far logs lead. Pure.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use crate::daemon::status::{PlanStatus, Problem, Stored};
+use crate::error::Result;
+use crate::id::Name;
+use crate::ops::log::canary::{self, CanaryStatus};
+use crate::ops::log::reach::Reach;
+use crate::ops::log::stream::LogStatus;
+use crate::ops::{explain, select};
+use crate::plan::{Plan, Source};
+
+/// A stream that says nothing for so long does not run.
+const LOG_SILENCE: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
+
+/// What is wrong with what is stored of a log. `None`: there is no whole snapshot that it could go on from. Pure.
+pub(in crate::daemon::status) fn stored_log_problems(source: &Name, reach: Option<&Reach>) -> Vec<Problem> {
+    match reach {
+        None | Some(Reach { has_log: true, behind: None, .. }) => Vec::new(),
+        Some(Reach { has_log: false, .. }) => {
+            vec![Problem::new(
+                "log-not-streamed",
+                format!("nothing of the log of source {source} is stored: only snapshots can be recovered"),
+            )]
+        }
+        Some(Reach { behind: Some(behind), end, point, .. }) if end == point => vec![Problem::new(
+            "log-gap",
+            format!(
+                "the log of source {source} does not go on from the newest whole snapshot, which ends at {point}: log from {behind} on is there and cannot be used before the next backup"
+            ),
+        )],
+        Some(Reach { behind: Some(behind), end, .. }) => vec![Problem::new(
+            "log-gap",
+            format!("the log of source {source} has a hole from {end} to {behind}: nothing behind can be recovered before the next backup"),
+        )],
+    }
+}
+
+/// What is wrong with a stream. A gap is told until a snapshot is whole that was made after it. Pure.
+pub(in crate::daemon::status) fn stream_problems(
+    source: &str,
+    log: Result<Option<LogStatus>>,
+    whole_point: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> (Option<LogStatus>, Vec<Problem>) {
+    let log = match log {
+        Ok(Some(log)) => log,
+        Ok(None) => {
+            let message = format!("the log of source {source} was never streamed here: `lifeboat serve` does it");
+            return (None, vec![Problem::new("log-not-streamed", message)]);
+        }
+        Err(error) => {
+            return (
+                None,
+                vec![Problem::new("log-not-streamed", format!("how the log of source {source} stands is not known: {error:?}"))],
+            );
+        }
+    };
+    let mut problems = Vec::new();
+    let until = log.server_clock.or(log.newest_commit).map_or_else(|| "no known moment".to_owned(), select::moment);
+    if now - log.time > LOG_SILENCE {
+        let last = select::moment(log.time);
+        problems.push(Problem::new(
+            "log-not-streamed",
+            format!("the log of source {source} is not streamed since {last}; it is stored until {until}"),
+        ));
+    } else if !log.connected {
+        let why = log.error.as_deref().unwrap_or("it connects");
+        problems.push(Problem::new(
+            "log-not-streamed",
+            format!("the log of source {source} does not come now: {why}; it is stored until {until}"),
+        ));
+    }
+    if let Some(state @ ("lost" | "unreserved")) = log.wal_status.as_deref() {
+        problems.push(Problem::new(
+            "log-slot",
+            format!("the replication slot {} of source {source} is {state}: log is about to be missing", log.slot),
+        ));
+    }
+    let new = log.gaps.iter().filter(|gap| whole_point.is_none_or(|point| point <= gap.noticed_at)).count();
+    if new > 0 {
+        let what = crate::ops::counted(new, "gap");
+        problems.push(Problem::new(
+            "log-gap",
+            format!("the log of source {source} has {what} since the last whole snapshot: nothing behind can be recovered before the next backup"),
+        ));
+    }
+    (Some(log), problems)
+}
+
+/// What is wrong with the writer of a canary row. Pure.
+pub(in crate::daemon::status) fn canary_problem(
+    source: &str,
+    every: Duration,
+    noted: Result<Option<CanaryStatus>>,
+    now: DateTime<Utc>,
+) -> Option<Problem> {
+    let why = match noted {
+        Ok(None) => "it was never written here: `lifeboat serve` does it".to_owned(),
+        Ok(Some(CanaryStatus { error: Some(error), .. })) => error,
+        Ok(Some(noted)) if now - noted.time > canary::slack(every) + LOG_SILENCE => {
+            format!("its writer has said nothing since {}: is `lifeboat serve` running?", select::moment(noted.time))
+        }
+        Ok(Some(_)) => return None,
+        Err(error) => explain(&error),
+    };
+    Some(Problem::new(
+        "canary-not-written",
+        format!("the canary row of source {source} is not written, drills cannot measure data loss: {why}"),
+    ))
+}
+
+/// The moment up to which everything is stored, where the logs of all sources go on without a gap from the newest whole snapshot.
+pub(in crate::daemon::status) fn covered(plan: &Plan, stored: &Stored, status: &PlanStatus) -> Option<DateTime<Utc>> {
+    let whole = status.whole_point?;
+    let moment = |source: &Arc<Source>| {
+        let reach = stored.reaches.get(&source.name).filter(|reach| reach.behind.is_none())?;
+        // A stream knows more than what it stored last: that nothing has been written since.
+        let log = status.logs.iter().find(|log| log.source == source.name.as_str());
+        let joined = log.filter(|log| reach.timeline == log.timeline && reach.end >= log.durable_to);
+        joined.and_then(|log| log.server_clock).max(reach.moment)
+    };
+    let moments: Option<Vec<DateTime<Utc>>> = plan.sources.iter().map(moment).collect();
+    moments?.into_iter().min().filter(|covered| *covered > whole)
+}
