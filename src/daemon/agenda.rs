@@ -155,6 +155,8 @@ pub struct Agenda {
     pub(super) running: BTreeMap<RunId, Active>,
     pub(super) restores: Vec<Restore>,
     now: DateTime<Utc>,
+    /// The latest moment that the clock ever said.
+    latest: DateTime<Utc>,
 }
 
 impl Agenda {
@@ -173,6 +175,7 @@ impl Agenda {
             running: BTreeMap::new(),
             restores: Vec::new(),
             now,
+            latest: now,
         };
         agenda.follow(plans);
         agenda
@@ -248,7 +251,10 @@ impl Agenda {
         if now + CLOCK_SLACK < self.now {
             self.ask_all();
         }
+        // A clock that was set back comes by slots that may have been run: the journal is asked at the moment of each.
+        let again = now < self.latest;
         self.now = now;
+        self.latest = self.latest.max(now);
         while let Some(Reverse((at, index))) = self.due.peek().copied() {
             if at > now {
                 break;
@@ -259,7 +265,7 @@ impl Agenda {
                 continue;
             }
             // One that waited because the journal was not to be had, or had a slot that another process works on.
-            let elsewhere = entry.known.is_none_or(|known| known.last.is_some_and(|last| last.state == State::Running));
+            let elsewhere = again || entry.known.is_none_or(|known| known.last.is_some_and(|last| last.state == State::Running));
             if elsewhere { self.ask(index) } else { self.judge(index) }
         }
     }

@@ -152,6 +152,12 @@ fn daemon(page: &mut Page, context: &Context) {
     page.gauge("plans", "Plans in force", float(context.control.plans().plans.len() as u64));
     page.gauge("loop_age_seconds", "How long ago the daemon last looked at what is due", context.control.loop_age().as_secs_f64());
     let running = page.gauges("running", "Runs of this daemon that go on");
+    // What could run is there with 0, so that a graph has no holes.
+    for plan in context.control.plans().plans.values() {
+        for (job, _) in crate::daemon::job::schedules(plan) {
+            let _ = running.get_or_create(&vec![("plan", plan.name.to_string()), ("job", job.word().to_owned())]);
+        }
+    }
     for run in context.control.running() {
         running.get_or_create(&vec![("plan", run.plan.to_string()), ("job", run.job.word().to_owned())]).inc();
     }
