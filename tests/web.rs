@@ -709,13 +709,13 @@ fn every_metric_of_rules_dashboard_and_reference_is_in_a_scrape_that_prometheus_
 
     let scraped = until("the drill is counted", || {
         let scraped = scrape(&daemon);
-        sample(&scraped, "lifeboat_runs_total{plan=\"crm\",job=\"drill\",state=\"succeeded\"}")
+        sample(&scraped, "lifeboat_runs_total{plan=\"crm\",work=\"drill\",state=\"succeeded\"}")
             .filter(|count| *count >= 1.0)
             .map(|_| scraped)
     });
-    assert_eq!(sample(&scraped, "lifeboat_runs_total{plan=\"crm\",job=\"backup\",state=\"succeeded\"}"), Some(1.0));
-    assert_eq!(sample(&scraped, "lifeboat_last_run_success{plan=\"crm\",job=\"backup\"}"), Some(1.0));
-    assert_eq!(sample(&scraped, "lifeboat_expected_interval_seconds{plan=\"crm\",job=\"backup\"}"), Some(86400.0));
+    assert_eq!(sample(&scraped, "lifeboat_runs_total{plan=\"crm\",work=\"backup\",state=\"succeeded\"}"), Some(1.0));
+    assert_eq!(sample(&scraped, "lifeboat_last_run_success{plan=\"crm\",work=\"backup\"}"), Some(1.0));
+    assert_eq!(sample(&scraped, "lifeboat_expected_interval_seconds{plan=\"crm\",work=\"backup\"}"), Some(86400.0));
     assert_eq!(sample(&scraped, "lifeboat_data_loss_objective_seconds{plan=\"crm\"}"), Some(93600.0));
     assert_eq!(sample(&scraped, "lifeboat_repository_reachable{plan=\"crm\"}"), Some(1.0));
     let loss = sample(&scraped, "lifeboat_data_loss_seconds{plan=\"crm\"}").unwrap();
@@ -742,7 +742,7 @@ fn every_metric_of_rules_dashboard_and_reference_is_in_a_scrape_that_prometheus_
         answer["data"]["result"][0]["value"][1].as_str().map(str::to_owned).filter(|up| up == "1")
     });
     assert_eq!(up, "1");
-    let found = server.query("lifeboat_expected_interval_seconds{plan=\"crm\",job=\"backup\"}");
+    let found = server.query("lifeboat_expected_interval_seconds{plan=\"crm\",work=\"backup\"}");
     assert_eq!(found["data"]["result"][0]["value"][1], "86400", "{found}");
     drop(server);
 
