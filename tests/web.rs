@@ -2,6 +2,8 @@
 //! collector that reads them, and what the service manager is told.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
+#![expect(clippy::format_push_string, clippy::format_collect, reason = "texts of a test, made once")]
+#![expect(clippy::print_stdout, reason = "a random test says its seed")]
 
 #[path = "support/http.rs"]
 mod http;
@@ -385,7 +387,7 @@ impl Chance {
         ];
         match self.below(8) {
             0 => "A".repeat(1 + self.below(9000)),
-            1 => (0..1 + self.below(40)).map(|_| char::from_u32(u32::try_from(self.below(0xd7ff)).unwrap()).unwrap_or('x')).collect(),
+            1 => (0..=self.below(40)).map(|_| char::from_u32(u32::try_from(self.below(0xd7ff)).unwrap()).unwrap_or('x')).collect(),
             _ => (*self.of(&WORDS)).to_owned(),
         }
     }
@@ -578,7 +580,7 @@ fn hostile_requests_made_from_the_openapi_document_never_break_it() {
 /// Statuses of so many answers on one connection.
 fn pipelined(stream: &mut TcpStream, count: usize) -> Vec<u16> {
     let mut bytes = Vec::new();
-    let mut buffer = [0; 65536];
+    let mut buffer = vec![0; 65536];
     until("all are answered", || {
         let read = stream.read(&mut buffer).unwrap();
         bytes.extend_from_slice(&buffer[..read]);
@@ -681,7 +683,7 @@ fn every_metric_of_rules_dashboard_and_reference_is_in_a_scrape_that_prometheus_
     let daemon = Daemon::start(&workspace);
     let first = scrape(&daemon);
     assert!(first.is_empty() || first.contains("lifeboat_build_info{version="), "{first}");
-    assert_eq!(sample(&first, "lifeboat_runs_total{").unwrap_or(0.0), 0.0, "what was over before is not counted");
+    assert!(sample(&first, "lifeboat_runs_total{").unwrap_or(0.0) < 1.0, "what was over before is not counted");
     for (plan, job) in [("crm", "backup"), ("crm", "drill"), ("pg", "backup")] {
         let run = ended(&daemon, &started(&daemon, plan, job));
         assert_eq!(run["state"], "succeeded", "{run}");
