@@ -294,7 +294,7 @@ fn keys_are_rotated_shared_exported_and_destroyed() {
     let page = read("shares/share-3-of-3.txt");
     assert!(page.contains("SHARE 3 OF 3") && page.contains("any 2 together") && page.contains("file://"), "{page}");
     assert_eq!(workspace.json(&["key", "combine", &share(2), "--out", &path("no.key")], 2)["error"]["kind"], "usage");
-    let bent = page.replacen(|c: char| c == '7', "8", usize::MAX);
+    let bent = page.replacen('7', "8", usize::MAX);
     std::fs::write(workspace.path("bent.txt"), &bent).unwrap();
     if bent.split("LBSH1").nth(1) != page.split("LBSH1").nth(1) {
         let told = workspace.json(&["key", "combine", &path("bent.txt"), &share(1), "--out", &path("no.key")], 2);

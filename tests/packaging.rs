@@ -2,6 +2,7 @@
 //! against the tools of its field; a tool that is missing is a failure.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
+#![expect(clippy::format_push_string, clippy::format_collect, reason = "texts of a test, made once")]
 
 mod support;
 #[path = "support/workspace.rs"]

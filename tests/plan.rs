@@ -453,7 +453,7 @@ fn copies_go_to_other_repositories_together() {
     let copies = &good.plan("p").unwrap().copies;
     assert_eq!((copies.len(), copies[0].last, copies[0].keep.daily, copies[0].tags.as_slice()), (2, Some(7), 3, &["x".to_owned()][..]));
     let wrong = |copies: &str, needle: &str| {
-        let said = plan(copies).unwrap_err().to_string();
+        let said = plan(copies).unwrap_err();
         assert!(said.contains(needle), "{said}");
     };
     wrong(&copy("a", ""), "the plan's own repository");
@@ -568,7 +568,7 @@ fn the_daemons_settings_are_there_once() {
     let serve = "version = 1\n[serve]\nmax_runs = 2\n";
     let plans = load(&[("a.toml", &ordered("", "", "")), ("b.toml", serve)]).unwrap();
     assert_eq!((plans.serve.max_runs.get(), plans.serve.drain.as_secs()), (2, 20));
-    let twice = load(&[("a.toml", &ordered("", "", "")), ("b.toml", serve), ("c.toml", serve)]).unwrap_err().to_string();
+    let twice = load(&[("a.toml", &ordered("", "", "")), ("b.toml", serve), ("c.toml", serve)]).unwrap_err();
     assert!(twice.contains("`[serve]` is there twice") && twice.contains("b.toml:2"), "{twice}");
     assert!(errors(&format!("{}[serve]\nmax_runs = 0\n", ordered("", "", ""))).contains("from 1 to 1000"));
 }

@@ -317,7 +317,7 @@ fn set_back(at_a_boundary: bool) {
     copy(&kept, &data);
     cluster.start_server();
     let stored = world.runs().pop().unwrap();
-    assert_eq!(at_a_boundary, stored.end % SEGMENT == 0, "{stored:?}");
+    assert_eq!(at_a_boundary, stored.end.is_multiple_of(SEGMENT), "{stored:?}");
     write(&cluster, 9000);
     assert!(flushed(&cluster).0 > stored.end + SEGMENT);
     let pieces = world.log().pieces().unwrap();

@@ -78,7 +78,7 @@ impl Target {
                 let (kept, tls) = (Arc::clone(&kept), tls.clone());
                 std::thread::spawn(move || {
                     let Ok(stream) = stream else { return };
-                    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+                    stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
                     // A client that refuses the certificate, or goes away, is no concern of the server's.
                     let _ = match tls {
                         Some(config) => {

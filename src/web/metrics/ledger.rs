@@ -102,14 +102,14 @@ impl Ledger {
         if !self.begun {
             return;
         }
-        let labels = vec![("plan", run.plan.to_string()), ("job", run.job.word().to_owned())];
+        let labels = vec![("plan", run.plan.to_string()), ("work", run.job.word().to_owned())];
         let with_state = labels.iter().cloned().chain([("state", run.state.word().to_owned())]).collect();
         self.runs.get_or_create(&with_state).inc();
         self.bytes_read.get_or_create(&labels).inc_by(run.bytes_read.unwrap_or(0));
         self.bytes_stored.get_or_create(&labels).inc_by(run.bytes_stored.unwrap_or(0));
         if let Some(took) = took {
             self.time.get_or_create(&labels).inc_by(took);
-            self.durations.get_or_create(&vec![("job", run.job.word().to_owned())]).observe(took);
+            self.durations.get_or_create(&vec![("work", run.job.word().to_owned())]).observe(took);
         }
     }
 
@@ -140,7 +140,7 @@ impl Ledger {
         let success = page.gauges("last_run_success", "1: the last ended run of this job succeeded");
         let took = page.gauges("last_run_duration_seconds", "How long the last ended run of this job took");
         for ((plan, job), (succeeded, duration)) in &self.last {
-            let labels = vec![("plan", plan.to_string()), ("job", (*job).to_owned())];
+            let labels = vec![("plan", plan.to_string()), ("work", (*job).to_owned())];
             set(&success, labels.clone(), Some(f64::from(u8::from(*succeeded))));
             set(&took, labels, *duration);
         }
@@ -155,11 +155,11 @@ fn daemon(page: &mut Page, context: &Context) {
     // What could run is there with 0, so that a graph has no holes.
     for plan in context.control.plans().plans.values() {
         for (job, _) in crate::daemon::job::schedules(plan) {
-            let _ = running.get_or_create(&vec![("plan", plan.name.to_string()), ("job", job.word().to_owned())]);
+            let _ = running.get_or_create(&vec![("plan", plan.name.to_string()), ("work", job.word().to_owned())]);
         }
     }
     for run in context.control.running() {
-        running.get_or_create(&vec![("plan", run.plan.to_string()), ("job", run.job.word().to_owned())]).inc();
+        running.get_or_create(&vec![("plan", run.plan.to_string()), ("work", run.job.word().to_owned())]).inc();
     }
     let file = context.surroundings.state.join(journal::FILE);
     let side = |ending: &str| std::fs::metadata(format!("{}{ending}", file.display())).map_or(0, |about| about.len());
@@ -190,7 +190,7 @@ fn jobs(page: &mut Page, look: &Look) {
     let interval = page.gauges("expected_interval_seconds", "The longest that the schedule lets pass between two runs");
     let next = page.gauges("next_run_timestamp_seconds", "The next slot of the schedule");
     for facts in &look.jobs {
-        let labels = vec![("plan", facts.plan.to_string()), ("job", facts.job.word().to_owned())];
+        let labels = vec![("plan", facts.plan.to_string()), ("work", facts.job.word().to_owned())];
         set(&success, labels.clone(), facts.last_success.map(moment));
         set(&interval, labels.clone(), facts.interval.map(|interval| interval.as_secs_f64()));
         set(&next, labels, facts.next_run.map(moment));
