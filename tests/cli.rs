@@ -328,13 +328,13 @@ fn status_with_check_is_exit_0_only_without_any_problem() {
 
 #[test]
 fn a_drill_without_a_stored_report_is_in_the_history() {
-    use lifeboat::daemon::journal::{Ending, Job, Journal, NewRun, State, Trigger};
+    use lifeboat::daemon::journal::{Ending, Job, Journal, NewRun, State};
     let workspace = Workspace::ready("");
     workspace.backup();
     let drilled = workspace.json(&["drill", "run", "crm"], 0);
     let now = chrono::Utc::now();
     let journal = Journal::open(&workspace.path("state"), now).unwrap();
-    let run = NewRun { plan: lifeboat::id::Name::new("crm").unwrap(), job: Job::Drill, trigger: Trigger::Manual, scheduled: None };
+    let run = NewRun::manual(&lifeboat::id::Name::new("crm").unwrap(), Job::Drill, "tester", now);
     let claim = journal.begin(&run, now).unwrap();
     let ending = Ending { report: Some(lifeboat::id::ReportId::generate(now).to_string()), ..Ending::new(State::Failed) };
     journal.close(claim, &ending, now).unwrap();

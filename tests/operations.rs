@@ -19,6 +19,7 @@ use lifeboat::event::{Cancel, Event, Progress, Silent};
 use lifeboat::id::Name;
 use lifeboat::ops::backup::{self, BackupReport};
 use lifeboat::ops::drill::{self, DrillReport, DrillRequest};
+use lifeboat::ops::CommitGate;
 use lifeboat::ops::resolve::{RepositorySettings, Resolved, Surroundings};
 use lifeboat::ops::restore::{self, RestoreReport, RestoreRequest};
 use lifeboat::ops::select::Choice;
@@ -136,6 +137,7 @@ fn surroundings(folder: &Path, runtime: &tokio::runtime::Runtime, clock: &Manual
         clock: Arc::new(clock.clone()),
         progress: Arc::new(Silent),
         cancel: Cancel::default(),
+        gate: CommitGate::default(),
     }
 }
 

@@ -7,11 +7,12 @@ use crate::cli::args::Global;
 use crate::cli::output::{Output, note};
 use crate::cli::progress;
 use crate::clock::{Clock, SystemClock};
-use crate::daemon::journal::{Job, Journal, NewRun, Trigger};
+use crate::daemon::journal::{Job, Journal, NewRun};
 use crate::daemon::runner::{self, Outcome};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
+use crate::ops::CommitGate;
 use crate::ops::resolve::{self, RepositorySettings, Surroundings};
 use crate::plan::{Plan, Plans};
 use crate::repo::Passphrase;
@@ -99,15 +100,38 @@ impl App {
             clock: Arc::clone(&self.clock),
             progress,
             cancel: self.cancel.clone(),
+            gate: CommitGate::default(),
         })
     }
 
-    /// The journal of the state folder.
+    /// The journal that the plans name; without plans, that of the state folder.
     ///
     /// # Errors
-    /// As [`Journal::open`].
+    /// As [`Journal::of`].
     pub fn journal(&self) -> Result<Journal> {
-        Journal::open(&self.state()?, self.clock.now())
+        let (state, now) = (self.state()?, self.clock.now());
+        match self.plan_folders() {
+            Ok(folders) => Journal::of(&Plans::load(&folders)?, &state, None, now),
+            Err(_) => Journal::open(&state, now),
+        }
+    }
+
+    /// The same to look into: `None` where nothing was ever run. Plan files that cannot be read do not hide what the state folder has.
+    ///
+    /// # Errors
+    /// As [`Journal::of`].
+    pub fn journal_to_read(&self) -> Result<Option<Journal>> {
+        let (state, now) = (self.state()?, self.clock.now());
+        let plans = self.plan_folders().and_then(|folders| Ok(Plans::load(&folders)?));
+        match plans {
+            Ok(plans) if plans.journal.url.is_some() => Journal::of(&plans, &state, None, now).map(Some),
+            Ok(_) => Journal::open_existing(&state, now),
+            Err(error) => match Journal::open_existing(&state, now)? {
+                Some(journal) => Ok(Some(journal)),
+                None if error.kind() == Kind::Usage && self.plan_folders().is_err() => Ok(None),
+                None => Err(error),
+            },
+        }
     }
 
     /// A repository's settings by its name, or by the name of a plan that uses it (the plan's name comes back too).
@@ -169,10 +193,10 @@ impl App {
         let settled = runner::settle(
             &journal,
             |run| run.plan == *plan,
-            |run| resolve::repository(&self.plan(run.plan.as_str())?.repository)?.open(surroundings),
+            |run| resolve::repository(&self.plan(run.plan.as_str())?.repository)?.open(surroundings).map(Some),
             self.clock.now(),
         );
-        let run = NewRun { plan: plan.clone(), job, trigger: Trigger::Manual, scheduled: None };
+        let run = NewRun::manual(plan, job, whoever(), self.clock.now());
         if job == Job::Restore {
             if let Err(error) = &settled {
                 note(&format!("warning: what a crash left in the journal could not be settled: {error:?}"));
@@ -182,6 +206,14 @@ impl App {
         settled?;
         runner::journalled(&journal, &run, None, surroundings, work).map(|(_, outcome)| outcome)
     }
+}
+
+/// The user at the command line, as the journal names them: by whom they became root, where they did.
+fn whoever() -> String {
+    let variable = |name: &str| std::env::var(name).ok().filter(|user| !user.is_empty() && user.len() <= 64 && !user.contains(char::is_control));
+    let user = variable("SUDO_USER").or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
+    let user = user.unwrap_or_else(|| format!("user {}", rustix::process::getuid().as_raw()));
+    format!("{user} at the command line")
 }
 
 fn not_recorded(error: &Error) {

@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::id::Name;
 
 pub(super) fn run(app: &App, command: &RunCommand) -> Result<Exit> {
-    let journal = Journal::open_existing(&app.state()?, app.clock.now())?;
+    let journal = app.journal_to_read()?;
     match command {
         RunCommand::History { plan, limit } => {
             let plan = plan.as_deref().map(Name::new).transpose()?;
@@ -24,7 +24,7 @@ pub(super) fn run(app: &App, command: &RunCommand) -> Result<Exit> {
         RunCommand::Show { id } => {
             let journal =
                 journal.ok_or_else(|| Error::new(Kind::NotFound, format!("find run {id}: nothing was ever run with this state folder")))?;
-            let run = as_they_are(&journal, vec![find(&journal, id)?])?.remove(0);
+            let run = as_they_are(&journal, vec![journal.find(id)?])?.remove(0);
             let attempts = journal.attempts(run.id)?;
             let mut shown = document(&run, &attempts);
             shown["schema"] = json!("lifeboat.run/1");
@@ -32,17 +32,6 @@ pub(super) fn run(app: &App, command: &RunCommand) -> Result<Exit> {
         }
     }
     Ok(None)
-}
-
-/// By id or a unique beginning of it, in any case.
-fn find(journal: &Journal, id: &str) -> Result<Run> {
-    let wanted = id.to_ascii_lowercase();
-    let mut found = journal.runs(&Filter::default())?.into_iter().filter(|run| run.id.to_string().starts_with(&wanted));
-    match (found.next(), found.next()) {
-        (Some(run), None) => Ok(run),
-        (None, _) => Err(Error::new(Kind::NotFound, format!("find run {id}: no such run")).hint("`lifeboat run history` lists the runs")),
-        (Some(_), Some(_)) => Err(Error::new(Kind::Usage, format!("find run {id}: several runs begin so")).hint("give more of the id")),
-    }
 }
 
 /// A run whose process is gone does not run, even though nobody has settled it yet.
@@ -70,7 +59,7 @@ fn document(run: &Run, attempts: &[Attempt]) -> Value {
         "id": run.id, "plan": run.plan, "job": run.job, "trigger": run.trigger, "scheduled_at": run.scheduled.map(utc), "attempt": run.attempt,
         "state": run.state, "started_at": utc(run.started), "ended_at": run.ended.map(utc), "duration_ms": duration_ms(run),
         "error": run.error, "story": run.story, "phases": run.phases, "warnings": run.warnings, "bytes_read": run.bytes_read,
-        "bytes_stored": run.bytes_stored, "snapshot": run.snapshot, "report": run.report, "host": run.process.host, "pid": run.process.pid,
+        "bytes_stored": run.bytes_stored, "snapshot": run.snapshot, "report": run.report, "by": run.by, "node": run.node, "host": run.process.host, "pid": run.process.pid,
         "earlier_attempts": attempts.iter().map(|attempt| json!({
             "attempt": attempt.attempt, "started_at": utc(attempt.started), "ended_at": utc(attempt.ended), "state": attempt.state,
             "error": attempt.error, "story": attempt.story,
@@ -125,6 +114,7 @@ fn text(run: &Run, attempts: &[Attempt]) -> String {
         ("took", render::or_dash(duration_ms(run).map(render::duration_ms))),
         ("by", format!("process {} on {}", run.process.pid, run.process.host)),
     ];
+    pairs.extend(run.by.iter().map(|who| ("started by", who.clone())));
     if let Some(slot) = run.scheduled {
         pairs.push(("scheduled for", render::time(slot)));
         pairs.push(("attempt", run.attempt.to_string()));
@@ -156,14 +146,14 @@ fn text(run: &Run, attempts: &[Attempt]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::journal::{Ending, ErrorRecord, Job, NewRun, Trigger};
+    use crate::daemon::journal::{Ending, ErrorRecord, Job, NewRun};
 
     #[test]
     fn history_says_how_runs_stand() {
         let folder = tempfile::tempdir().unwrap();
         let now = DateTime::from_timestamp(1_790_000_000, 0).unwrap();
         let journal = Journal::open(folder.path(), now).unwrap();
-        let new = |job| NewRun { plan: Name::new("crm").unwrap(), job, trigger: Trigger::Manual, scheduled: None };
+        let new = |job| NewRun::manual(&Name::new("crm").unwrap(), job, "tester", now);
         let drilled = journal.begin(&new(Job::Drill), now).unwrap();
         let error = ErrorRecord { kind: Kind::ObjectiveMissed.word().into(), message: "too slow".into(), causes: Vec::new(), hint: None };
         journal.close(drilled, &Ending { error: Some(error), ..Ending::new(State::Succeeded) }, now).unwrap();

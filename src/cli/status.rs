@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use crate::cli::args::StatusArgs;
 use crate::cli::{App, Exit, render};
-use crate::daemon::journal::Journal;
 use crate::daemon::owner::DaemonLock;
 use crate::daemon::status::{PlanStatus, Status, gather};
 use crate::error::Result;
@@ -14,7 +13,7 @@ use crate::event::Silent;
 pub(super) fn run(app: &App, args: &StatusArgs) -> Result<Exit> {
     let plans = app.plans()?;
     let surroundings = app.surroundings(Arc::new(Silent))?;
-    let journal = Journal::open_existing(&surroundings.state, app.clock.now())?;
+    let journal = app.journal_to_read()?;
     let status = gather(&plans, journal.as_ref(), &surroundings, DaemonLock::is_held(&surroundings.state))?;
     app.output.result(&status, || text(&status))?;
     Ok(status.check().filter(|_| args.check))

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
-use crate::daemon::journal::{Job, Journal, NewRun};
+use crate::daemon::journal::{Job, Journal, NewRun, Run};
 use crate::daemon::logs::Logs;
 use crate::daemon::owner::DaemonLock;
 use crate::daemon::scheduler::{self, PastSlot, Situation, Step};
@@ -91,8 +91,11 @@ struct Daemon<'a> {
 pub fn run(plans: &Plans, surroundings: &Surroundings, ready: impl FnOnce()) -> Result<()> {
     let _lock = DaemonLock::take(&surroundings.state)?;
     let now = surroundings.clock.now();
-    let journal = Arc::new(Journal::open(&surroundings.state, now)?);
-    let open = |run: &crate::daemon::journal::Run| resolve::repository(&plans.plan(run.plan.as_str())?.repository)?.open(surroundings);
+    let journal = Arc::new(Journal::of(plans, &surroundings.state, None, now)?);
+    let open = |run: &Run| match plans.plan(run.plan.as_str()) {
+        Ok(plan) => resolve::repository(&plan.repository)?.open(surroundings).map(Some),
+        Err(_) => Ok(None),
+    };
     runner::settle(&journal, |_| true, open, surroundings.clock.now())?;
     let (sender, receiver) = channel();
     let mut daemon = Daemon {
@@ -126,7 +129,7 @@ pub fn run(plans: &Plans, surroundings: &Surroundings, ready: impl FnOnce()) -> 
 
 /// What killed processes left of this plan: they would be in the way of its next run.
 fn settle(plan: &Plan, journal: &Journal, surroundings: &Surroundings) -> Result<()> {
-    let open = |_: &crate::daemon::journal::Run| resolve::repository(&plan.repository)?.open(surroundings);
+    let open = |_: &Run| resolve::repository(&plan.repository)?.open(surroundings).map(Some);
     runner::settle(journal, |run| run.plan == plan.name, open, surroundings.clock.now()).map(|_| ())
 }
 
@@ -205,7 +208,7 @@ impl Daemon<'_> {
                             return Ok(None);
                         }
                         let story = (covers > 0).then(|| format!("stands for {} missed since {first}", counted(covers)));
-                        self.start(plan, NewRun { plan: plan.name.clone(), job, trigger, scheduled: Some(slot) }, story);
+                        self.start(plan, NewRun::of_slot(&plan.name, job, trigger, slot, RunId::generate(now)), story);
                         return Ok(None);
                     }
                 }

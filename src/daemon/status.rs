@@ -609,7 +609,7 @@ fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<U
     let passed = newest(Job::Drill, State::Succeeded)?;
     facts.failed_drill =
         ended_ill.max_by_key(|run| run.started).filter(|run| passed.as_ref().is_none_or(|passed| passed.started < run.started));
-    for job in [Job::Backup, Job::Drill, Job::Verify, Job::Restore] {
+    for job in Job::ALL {
         facts.running.extend(newest(job, State::Running)?.filter(|run| broken.iter().all(|broken| broken.id != run.id)));
     }
     let rules = rules(plan);

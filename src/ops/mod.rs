@@ -30,9 +30,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::event::{Cancel, Progress};
-use crate::id::Name;
+use crate::id::{Name, SnapshotId};
 use crate::repo::{LostManifest, Repository};
 use crate::source::{Source, SourceContext, SqlCheck};
 
@@ -67,6 +67,25 @@ pub struct Job {
     pub clock: Arc<dyn Clock>,
     pub progress: Arc<dyn Progress>,
     pub cancel: Cancel,
+    pub gate: CommitGate,
+}
+
+/// The last word on whether a run may commit: asked with the snapshot's id right before its manifest is created. By default yes.
+#[derive(Clone, Default)]
+pub struct CommitGate(Option<Arc<dyn Fn(SnapshotId) -> Result<()> + Send + Sync>>);
+
+impl CommitGate {
+    /// `may`: an error means that nothing may be committed.
+    #[must_use]
+    pub fn new(may: impl Fn(SnapshotId) -> Result<()> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(may)))
+    }
+
+    /// # Errors
+    /// What the gate says.
+    pub fn ask(&self, snapshot: SnapshotId) -> Result<()> {
+        self.0.as_ref().map_or(Ok(()), |may| may(snapshot))
+    }
 }
 
 /// What the plan promises.
