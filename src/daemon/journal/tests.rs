@@ -230,3 +230,133 @@ fn a_journal_of_a_later_version_is_refused() {
     let error = Journal::open(folder.path(), now()).err().unwrap();
     assert!(error.to_string().contains("version 99"), "{error}");
 }
+
+#[test]
+fn journals_of_every_earlier_version_are_opened_with_all_that_is_in_them() {
+    for version in 1..=1 {
+        let folder = tempfile::tempdir().unwrap();
+        let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/frozen/journal/v{version}.sqlite"));
+        std::fs::copy(frozen, folder.path().join(FILE)).unwrap();
+        let journal = Journal::open(folder.path(), now()).unwrap();
+        let runs = journal.runs(&Filter::default()).unwrap();
+        let found: Vec<(&str, Job, State)> = runs.iter().rev().map(|run| (run.plan.as_str(), run.job, run.state)).collect();
+        assert_eq!(
+            found,
+            [
+                ("crm", Job::Backup, State::Succeeded),
+                ("bad", Job::Backup, State::Failed),
+                ("crm", Job::Drill, State::Succeeded),
+                ("crm", Job::Verify, State::Succeeded),
+                ("slow", Job::Backup, State::Interrupted),
+                ("slow", Job::Backup, State::Running),
+            ]
+        );
+        assert!(runs.iter().all(|run| run.by.is_none() && run.announced.is_none()));
+        assert_eq!(runs[5].snapshot.as_deref(), Some("01m8hqv1sj58nx2s24pjarvs8n"));
+        assert!(runs[4].error.as_ref().unwrap().message.contains("back up source bad"));
+        // The killed one is settled, and everything goes on.
+        let broken = journal.broken().unwrap();
+        assert_eq!(broken.iter().map(|run| run.id).collect::<Vec<_>>(), [runs[0].id]);
+        let taken = journal.take_over(&broken[0], now()).unwrap().unwrap();
+        assert!(taken.fence > runs[0].fence);
+        journal.settle(taken, &broken[0], &Ending::new(State::Interrupted), now()).unwrap();
+        let claim = journal.begin(&manual(Job::Backup), now()).unwrap();
+        journal.close(claim, &Ending::new(State::Succeeded), later(1)).unwrap();
+        assert!(claim.fence > taken.fence);
+    }
+}
+
+#[test]
+fn old_runs_are_forgotten_but_not_what_status_needs() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path(), now()).unwrap();
+    let day = |n: i64| now() + TimeDelta::days(n);
+    let ended = |new: &NewRun, at: DateTime<Utc>, ending: &Ending| {
+        let claim = journal.begin(new, at).unwrap();
+        journal.close(claim, ending, at).unwrap();
+        claim.id
+    };
+    let slot = |n| NewRun::of_slot(&Name::new("crm").unwrap(), Job::Backup, Trigger::Schedule, day(n), RunId::generate(day(n)));
+    let typed = |n| NewRun::manual(&Name::new("crm").unwrap(), Job::Drill, "tester", day(n));
+    let failed = |kind| Ending::of_error(&Error::new(kind, "x"));
+    let first_failure = ended(&slot(0), day(0), &failed(Kind::Unavailable));
+    ended(&NewRun { trigger: Trigger::Retry, ..slot(0) }, day(0), &failed(Kind::Unavailable));
+    assert_eq!(journal.attempts(first_failure).unwrap().len(), 1);
+    let last_failure = ended(&slot(1), day(1), &failed(Kind::Damaged));
+    for n in 2..40 {
+        ended(&slot(n), day(n), &Ending::new(State::Succeeded));
+    }
+    journal.missed(&Name::new("crm").unwrap(), Job::Backup, day(40), "x", day(41)).unwrap();
+    let real = ended(&typed(3), day(3), &failed(Kind::Damaged));
+    for n in 4..8 {
+        ended(&typed(n), day(n), &failed(Kind::NoRecoveryPoint));
+    }
+    let live = journal.begin(&NewRun::manual(&Name::new("other").unwrap(), Job::Backup, "tester", day(0)), day(0)).unwrap();
+    let all = journal.runs(&Filter::default()).unwrap().len();
+    assert_eq!(journal.forget(day(-1)).unwrap(), 0);
+    // Ten days of history: what is left of the rest is what status asks for.
+    let gone = journal.forget(day(30)).unwrap();
+    let left = journal.runs(&Filter { before: Some(day(30)), ..Filter::default() }).unwrap();
+    assert_eq!(usize::try_from(gone).unwrap() + journal.runs(&Filter::default()).unwrap().len(), all);
+    let kept: BTreeSet<RunId> = left.iter().map(|run| run.id).collect();
+    let last_typed = left.iter().filter(|run| run.job == Job::Drill).map(|run| run.started).max();
+    assert_eq!(last_typed, Some(day(7)));
+    assert_eq!(kept, BTreeSet::from([last_failure, real, live.id, left.iter().find(|run| run.started == day(7)).unwrap().id]));
+    assert!(journal.attempts(first_failure).unwrap().is_empty(), "attempts go with their run");
+    assert_eq!(journal.last_failed(&Name::new("crm").unwrap(), Job::Drill).unwrap().unwrap().id, real);
+    assert_eq!(journal.last_slot(&Name::new("crm").unwrap(), Job::Backup, day(99)).unwrap().unwrap().state, State::Missed);
+    // Even if all is old.
+    journal.forget(day(9999)).unwrap();
+    assert_eq!(journal.last_in(&Name::new("crm").unwrap(), Job::Backup, State::Succeeded).unwrap().unwrap().started, day(39));
+    assert_eq!(journal.last_slot(&Name::new("crm").unwrap(), Job::Backup, day(99)).unwrap().unwrap().scheduled, Some(day(40)));
+    assert_eq!(journal.run(live.id).unwrap().state, State::Running);
+}
+
+#[test]
+fn a_named_lease_is_held_by_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (Journal::open(folder.path(), now()).unwrap(), Journal::open(folder.path(), now()).unwrap());
+    let ttl = TimeDelta::seconds(30);
+    assert!(one.hold("alarms", ttl, now()).unwrap());
+    assert!(!two.hold("alarms", ttl, later(29)).unwrap());
+    assert!(one.hold("alarms", ttl, later(29)).unwrap(), "prolonged");
+    assert!(!two.hold("alarms", ttl, later(31)).unwrap());
+    assert!(two.hold("other", ttl, later(31)).unwrap());
+    assert!(two.hold("alarms", ttl, later(60)).unwrap(), "it ran out");
+    one.let_go("alarms", later(60)).unwrap();
+    assert!(!one.hold("alarms", ttl, later(61)).unwrap(), "not its own any more");
+}
+
+#[test]
+fn a_run_is_found_by_the_beginning_of_its_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path(), now()).unwrap();
+    let first = journal.begin(&manual(Job::Restore), now()).unwrap().id.to_string();
+    assert_eq!(journal.find(&first[..12].to_uppercase()).unwrap().id.to_string(), first);
+    journal.begin(&manual(Job::Restore), now()).unwrap();
+    assert_eq!(journal.find(&first[..6]).unwrap_err().kind(), Kind::Usage, "two begin so");
+    for odd in ["", "zz", "%", "a~", "'"] {
+        assert_eq!(journal.find(odd).unwrap_err().kind(), Kind::NotFound, "{odd:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_was_lost_leaves_nothing_in_between() {
+    use crate::daemon::journal::faults::{Effect, Faults};
+    let folder = tempfile::tempdir().unwrap();
+    let faults = Faults::default();
+    let journal = Journal::with_faults(folder.path(), faults.clone(), now()).unwrap();
+    faults.at(1, Effect::FailAfter(Kind::Unavailable));
+    assert_eq!(journal.begin(&slot_run(Trigger::Schedule), now()).unwrap_err().kind(), Kind::Unavailable);
+    let broken = journal.broken().unwrap();
+    assert_eq!(broken.len(), 1, "a claim that nobody heard of is in no one's hands");
+    let taken = journal.take_over(&broken[0], now()).unwrap().unwrap();
+    journal.settle(taken, &broken[0], &Ending::new(State::Interrupted), now()).unwrap();
+    let claim = journal.begin(&slot_run(Trigger::Retry), later(1)).unwrap();
+    faults.always(Effect::FailAfter(Kind::Unavailable));
+    assert!(journal.close(claim, &Ending::new(State::Succeeded), later(2)).is_err());
+    faults.clear();
+    assert_eq!(journal.finish_unfinished().unwrap(), 1);
+    assert_eq!(journal.run(claim.id).unwrap().state, State::Succeeded);
+    assert!(journal.broken().unwrap().is_empty());
+}
