@@ -196,7 +196,7 @@ impl App {
             |run| resolve::repository(&self.plan(run.plan.as_str())?.repository)?.open(surroundings).map(Some),
             self.clock.now(),
         );
-        let run = NewRun::manual(plan, job, whoever(), self.clock.now());
+        let run = NewRun::manual(plan, job, who(), self.clock.now());
         if job == Job::Restore {
             if let Err(error) = &settled {
                 note(&format!("warning: what a crash left in the journal could not be settled: {error:?}"));
@@ -208,12 +208,12 @@ impl App {
     }
 }
 
-/// The user at the command line, as the journal names them: by whom they became root, where they did.
-fn whoever() -> String {
-    let variable = |name: &str| std::env::var(name).ok().filter(|user| !user.is_empty() && user.len() <= 64 && !user.contains(char::is_control));
-    let user = variable("SUDO_USER").or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
-    let user = user.unwrap_or_else(|| format!("user {}", rustix::process::getuid().as_raw()));
-    format!("{user} at the command line")
+/// Who runs this process, for the journal: the system's word for the account, and whom sudo(8) says it was for.
+fn who() -> String {
+    let uid = rustix::process::getuid();
+    let name = |variable: &str| std::env::var(variable).ok().filter(|name| !name.is_empty() && name.len() <= 64);
+    let account = name("USER").or_else(|| name("LOGNAME")).map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})"));
+    name("SUDO_USER").map_or(account.clone(), |before| format!("{before}, as {account}"))
 }
 
 fn not_recorded(error: &Error) {

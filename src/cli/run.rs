@@ -56,7 +56,7 @@ fn utc(at: DateTime<Utc>) -> String {
 
 fn document(run: &Run, attempts: &[Attempt]) -> Value {
     json!({
-        "id": run.id, "plan": run.plan, "job": run.job, "trigger": run.trigger, "scheduled_at": run.scheduled.map(utc), "attempt": run.attempt,
+        "id": run.id, "plan": run.plan, "job": run.job, "trigger": run.trigger, "by": run.by, "scheduled_at": run.scheduled.map(utc), "attempt": run.attempt,
         "state": run.state, "started_at": utc(run.started), "ended_at": run.ended.map(utc), "duration_ms": duration_ms(run),
         "error": run.error, "story": run.story, "phases": run.phases, "warnings": run.warnings, "bytes_read": run.bytes_read,
         "bytes_stored": run.bytes_stored, "snapshot": run.snapshot, "report": run.report, "by": run.by, "node": run.node, "host": run.process.host, "pid": run.process.pid,
@@ -112,7 +112,8 @@ fn text(run: &Run, attempts: &[Attempt]) -> String {
         ("started", render::time(run.started)),
         ("ended", render::or_dash(run.ended.map(render::time))),
         ("took", render::or_dash(duration_ms(run).map(render::duration_ms))),
-        ("by", format!("process {} on {}", run.process.pid, run.process.host)),
+        ("started by", render::or_dash(run.by.clone())),
+        ("process", format!("{} on {}", run.process.pid, run.process.host)),
     ];
     pairs.extend(run.by.iter().map(|who| ("started by", who.clone())));
     if let Some(slot) = run.scheduled {

@@ -139,7 +139,7 @@ fn watched<T: Outcome>(
     let claim = journal.begin(run, surroundings.clock.now())?;
     let span = tracing::info_span!("run", id = %claim.id, plan = %run.plan, job = run.job.word(), attempt = claim.attempt);
     let _entered = span.enter();
-    tracing::info!(trigger = run.trigger.word(), scheduled = run.scheduled.map(|slot| slot.to_rfc3339()), "run started");
+    tracing::info!(trigger = run.trigger.word(), by = run.by, scheduled = run.scheduled.map(|slot| slot.to_rfc3339()), "run started");
     let (result, ending) = carry_out(journal, claim, run, story, surroundings, stall, work);
     let closed = close(journal, claim, &ending, surroundings.clock.now());
     // The result of the work is what counts; a journal that failed meanwhile is told when there is nothing worse.
@@ -221,7 +221,14 @@ fn carry_out<T: Outcome>(
         Ok(outcome) => outcome.ending(),
         Err(error) => Ending::of_error(error),
     };
-    let ending = Ending { story, phases, warnings, ..ending };
+    let mut ending = Ending { story, phases, warnings, ..ending };
+    if let Some(why) = surroundings.cancel.reason().filter(|_| ending.state == State::Interrupted) {
+        // Why it was stopped says more than what it stood for.
+        ending.story = Some(why.to_string());
+        if let Some(error) = ending.error.as_mut() {
+            why.word().clone_into(&mut error.kind);
+        }
+    }
     log(&ending);
     (result, ending)
 }
@@ -260,7 +267,10 @@ impl Watch<'_> {
                 beat = Some(Instant::now());
             }
             if self.surroundings.cancel.is_cancelled() {
-                self.own.cancel();
+                match self.surroundings.cancel.reason() {
+                    Some(why) => self.own.cancel_because(why.clone()),
+                    None => self.own.cancel(),
+                }
             }
             if !self.own.is_cancelled() && self.stall.is_some_and(|stall| self.recorder.silent_for() >= stall) {
                 tracing::error!(run = %self.claim.id, "the run hangs: it is cancelled");

@@ -24,6 +24,7 @@ pub struct Plans {
     pub repositories: BTreeMap<Name, Arc<Repository>>,
     pub notifiers: BTreeMap<Name, Arc<Notifier>>,
     pub journal: JournalSettings,
+    pub serve: Serve,
     /// The files read, sorted.
     pub files: Vec<PathBuf>,
 }
@@ -80,6 +81,22 @@ pub struct JournalSettings {
 impl Default for JournalSettings {
     fn default() -> Self {
         Self { url: None, lease: Duration::from_mins(2), history: Duration::from_hours(400 * 24) }
+    }
+}
+
+/// How the daemon works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Serve {
+    /// Greatest number of runs at the same time.
+    pub max_runs: NonZeroU16,
+    /// How long a daemon that is told to stop lets its runs go on before it cancels them.
+    pub drain: Duration,
+}
+
+impl Default for Serve {
+    fn default() -> Self {
+        const MAX_RUNS: NonZeroU16 = NonZeroU16::new(4).unwrap();
+        Self { max_runs: MAX_RUNS, drain: Duration::from_secs(20) }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::id::Name;
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
     Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, JournalSettings, Keep, LogMode, Method, Missed, Notifier, NotifierKind,
-    Objectives, Occasion, Plan, Plans, Repository, RepositoryUrl, Retry, Scheme, Server, Share, Source, SourceKind, Verify,
+    Objectives, Occasion, Plan, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind, Verify,
 };
 use crate::plan::raw::{
     Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode, RawMethod,
@@ -56,10 +56,12 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
     let mut notifiers = Declared::new();
     let mut plans = Declared::new();
     let mut journal = None;
+    let mut serve = None;
     for loaded in files {
         checker.file = Some(loaded);
         checker.version(&loaded.raw);
         checker.journal(loaded, &mut journal);
+        checker.serve(loaded, &mut serve);
         checker.declare("repository", &loaded.raw.repository, &mut repositories, Checker::repository);
         checker.declare("source", &loaded.raw.source, &mut sources, Checker::source);
         checker.declare("notifier", &loaded.raw.notify, &mut notifiers, Checker::notifier);
@@ -76,6 +78,7 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
         repositories: only_valid(repositories),
         notifiers: only_valid(notifiers),
         journal: journal.map(|(_, journal)| journal).unwrap_or_default(),
+        serve: serve.map(|(_, serve)| serve).unwrap_or_default(),
         files: Vec::new(),
     }
 }
@@ -173,6 +176,20 @@ impl<'a> Checker<'a> {
             }
         }
         labels
+    }
+
+    /// The daemon's settings: one table for all files. `first`: where it was found, and what it says.
+    fn serve(&mut self, loaded: &Loaded, first: &mut Option<(String, Serve)>) {
+        let Some(raw) = &loaded.raw.serve else { return };
+        if let Some((place, _)) = first {
+            let hint = format!("it is there already at {place}; keep one");
+            self.report(&raw.span, "`[serve]` is there twice", hint);
+            return;
+        }
+        let default = Serve::default();
+        let max_runs = raw.value.max_runs.as_ref().and_then(|max| NonZeroU16::new(max.value)).unwrap_or(default.max_runs);
+        let drain = self.read(&raw.value.drain, parse_duration).unwrap_or(default.drain);
+        *first = Some((loaded.file.place(raw.span.start), Serve { max_runs, drain }));
     }
 
     /// Validates one kind of declaration of the file at hand.

@@ -39,7 +39,7 @@ use crate::plan::Plans;
 use crate::source::postgres::conninfo::Settings;
 
 pub use crate::daemon::job::{Job, Trigger};
-pub use crate::daemon::journal::model::{Attempt, Claim, Ending, ErrorRecord, Filter, NewRun, Phase, Run, State};
+pub use crate::daemon::journal::model::{Attempt, Claim, Ending, ErrorRecord, Filter, Followed, NewRun, Phase, Run, ScheduleKey, State};
 pub use crate::daemon::journal::sqlite::FILE;
 pub use crate::daemon::journal::tables::Node;
 
@@ -422,6 +422,14 @@ impl Journal {
     /// When the journal cannot be read or written.
     pub fn schedule_since(&self, plan: &Name, job: Job, expression: &str, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
         self.0.tables.schedule_since(plan, job, expression, now)
+    }
+
+    /// What is known of these schedules at `now`, in their order; those that are new or have changed are followed from now on.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written.
+    pub fn follow(&self, schedules: &[ScheduleKey], now: DateTime<Utc>) -> Result<Vec<Followed>> {
+        self.0.tables.follow(schedules, now)
     }
 
     /// Since when this schedule has been followed; `None` when it is new or has changed.

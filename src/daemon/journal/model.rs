@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::daemon::job::{Job, Trigger};
 use crate::daemon::owner::Process;
+use crate::daemon::scheduler::PastSlot;
 use crate::error::{Error, Kind};
 use crate::id::{Name, RunId};
 
@@ -108,6 +109,24 @@ impl NewRun {
     pub fn of_slot(plan: &Name, job: Job, trigger: Trigger, slot: DateTime<Utc>, id: RunId) -> Self {
         Self { id, plan: plan.clone(), job, trigger, by: "daemon".to_owned(), scheduled: Some(slot) }
     }
+}
+
+/// A schedule that a daemon follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScheduleKey {
+    pub plan: Name,
+    pub job: Job,
+    /// As [`crate::daemon::job::expression`] says it.
+    pub expression: String,
+}
+
+/// What the journal knows of a schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Followed {
+    /// Since when it is followed; slots before do not count.
+    pub since: DateTime<Utc>,
+    /// Its newest slot that is not later than the moment asked about.
+    pub last: Option<PastSlot>,
 }
 
 /// How a run ended.

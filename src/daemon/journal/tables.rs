@@ -3,13 +3,16 @@
 //! Each public method is one transaction. A run's row is changed only by who names its current fence: [`Tables::take_over`] raises it,
 //! so that whatever the earlier holder still sends changes nothing.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::journal::database::{Database, Purpose, Row, Statement, Value};
 use crate::daemon::job::{Job, Trigger};
-use crate::daemon::journal::model::{Attempt, Claim, Ending, Filter, NewRun, Run, State};
+use crate::daemon::journal::model::{Attempt, Claim, Ending, Filter, Followed, NewRun, Run, ScheduleKey, State};
 use crate::daemon::owner::Process;
+use crate::daemon::scheduler::PastSlot;
 use crate::error::{Kind, Result};
 use crate::id::{Name, RunId};
 
@@ -354,6 +357,56 @@ impl Tables {
             vec![plan.as_str().into(), job.word().into(), expression.into(), now.timestamp_millis().into()],
         )?;
         rows.first().map_or(Ok(now), |row| row.int(0).map(time))
+    }
+
+    /// What is known of schedules; new and changed ones are followed from now on. Three statements, however many there are.
+    pub(super) fn follow(&self, schedules: &[ScheduleKey], now: DateTime<Utc>) -> Result<Vec<Followed>> {
+        const ROWS: usize = 500;
+        type Known = BTreeMap<(String, String), (String, DateTime<Utc>)>;
+        let known = self.one(Purpose::Read, "SELECT plan, job, expression, since_ms FROM schedules", Vec::new())?;
+        let read = |row: &Row| Ok(((row.text(0)?, row.text(1)?), (row.text(2)?, time(row.int(3)?))));
+        let known: Known = known.iter().map(read).collect::<Result<_>>()?;
+        let key = |schedule: &ScheduleKey| (schedule.plan.to_string(), schedule.job.word().to_owned());
+        let since = |schedule: &ScheduleKey| {
+            known.get(&key(schedule)).filter(|(expression, _)| *expression == schedule.expression).map(|(_, since)| *since)
+        };
+        let new: Vec<&ScheduleKey> = schedules.iter().filter(|schedule| since(schedule).is_none()).collect();
+        let notes = new.chunks(ROWS).map(|chunk| {
+            let rows: Vec<String> = (0..chunk.len()).map(|n| format!("(${}, ${}, ${}, ${})", 4 * n + 1, 4 * n + 2, 4 * n + 3, 4 * n + 4)).collect();
+            let values = chunk.iter().flat_map(|schedule| {
+                [schedule.plan.as_str().into(), schedule.job.word().into(), schedule.expression.as_str().into(), now.timestamp_millis().into()]
+            });
+            // Another node may have noted the same schedule a moment ago: then since then.
+            let sql = format!(
+                "INSERT INTO schedules (plan, job, expression, since_ms) VALUES {}
+                 ON CONFLICT (plan, job) DO UPDATE SET
+                    since_ms = CASE WHEN schedules.expression = excluded.expression THEN schedules.since_ms ELSE excluded.since_ms END,
+                    expression = excluded.expression",
+                rows.join(", ")
+            );
+            Statement::new(sql, values.collect())
+        });
+        let notes: Vec<Statement> = notes.collect();
+        if !notes.is_empty() {
+            self.0.run(Purpose::WriteAgain, &notes)?;
+        }
+        let newest = self.one(
+            Purpose::Read,
+            "SELECT runs.plan, runs.job, runs.id, runs.scheduled_ms, runs.state, runs.attempt, runs.ended_ms, runs.kind
+             FROM schedules JOIN runs ON runs.id = (SELECT newest.id FROM runs newest WHERE newest.plan = schedules.plan
+                AND newest.job = schedules.job AND newest.scheduled_ms <= $1 ORDER BY newest.scheduled_ms DESC LIMIT 1)",
+            vec![now.timestamp_millis().into()],
+        )?;
+        let mut last: BTreeMap<(String, String), PastSlot> = BTreeMap::new();
+        for row in &newest {
+            // A row that this version cannot read is none of its business.
+            let (Ok(run), Some(state)) = (row.text(2)?.parse::<RunId>(), State::from_word(&row.text(4)?)) else { continue };
+            let (ended, kind) = (row.optional_int(6)?.map(time), row.optional_text(7)?);
+            let slot = PastSlot::new(run, time(row.int(3)?), state, count(row.int(5)?), ended, kind.as_deref());
+            last.insert((row.text(0)?, row.text(1)?), slot);
+        }
+        let followed = |schedule: &ScheduleKey| Followed { since: since(schedule).unwrap_or(now), last: last.get(&key(schedule)).copied() };
+        Ok(schedules.iter().map(followed).collect())
     }
 
     /// Since when a schedule is followed.

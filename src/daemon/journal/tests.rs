@@ -1,6 +1,7 @@
 //! The journal's rules on its embedded form; those of several machines are in `tests/`.
 
 use super::*;
+use crate::daemon::scheduler::PastSlot;
 use std::os::unix::fs::PermissionsExt;
 
 fn now() -> DateTime<Utc> {
@@ -359,4 +360,28 @@ fn an_answer_that_was_lost_leaves_nothing_in_between() {
     assert_eq!(journal.finish_unfinished().unwrap(), 1);
     assert_eq!(journal.run(claim.id).unwrap().state, State::Succeeded);
     assert!(journal.broken().unwrap().is_empty());
+}
+
+#[test]
+fn schedules_are_followed_all_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path(), now()).unwrap();
+    let plan = Name::new("crm").unwrap();
+    let key = |job, expression: &str| ScheduleKey { plan: plan.clone(), job, expression: expression.into() };
+    let keys = [key(Job::Backup, "0 2 * * * UTC"), key(Job::Drill, "0 3 * * * UTC")];
+    assert_eq!(journal.follow(&keys, now()).unwrap(), [Followed { since: now(), last: None }; 2]);
+    let claim = journal.begin(&slot_run(Trigger::Schedule), later(1)).unwrap();
+    journal.close(claim, &Ending::of_error(&Error::new(Kind::Unavailable, "away")), later(2)).unwrap();
+    let changed = [key(Job::Backup, "0 2 * * * UTC"), key(Job::Drill, "0 4 * * * UTC")];
+    let found = journal.follow(&changed, later(9)).unwrap();
+    let last = PastSlot::new(claim.id, now(), State::Failed, 1, Some(later(2)), Some("unavailable"));
+    assert_eq!(found, [Followed { since: now(), last: Some(last) }, Followed { since: later(9), last: None }]);
+    let before = journal.follow(&keys[..1], now() - TimeDelta::seconds(1)).unwrap();
+    assert_eq!(before[0].last, None, "a slot of the future does not count");
+    // More than fit into one statement.
+    let many: Vec<ScheduleKey> = (0..1234)
+        .map(|n| ScheduleKey { plan: Name::new(format!("p{n}")).unwrap(), job: Job::Backup, expression: "x".into() })
+        .collect();
+    assert_eq!(journal.follow(&many, later(20)).unwrap().len(), 1234);
+    assert!(journal.follow(&many, later(30)).unwrap().iter().all(|followed| followed.since == later(20)));
 }
