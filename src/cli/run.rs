@@ -1,6 +1,7 @@
 //! `lifeboat run …`
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
@@ -8,12 +9,20 @@ use serde_json::{Value, json};
 use crate::cli::args::RunCommand;
 use crate::cli::{App, Exit, render};
 use crate::daemon::journal::{Attempt, ErrorRecord, Filter, Journal, Run, State};
+use crate::daemon::rebuild::{self, RebuildReport};
 use crate::error::{Error, Kind, Result};
+use crate::event::Silent;
 use crate::id::Name;
 
 pub(super) fn run(app: &App, command: &RunCommand) -> Result<Exit> {
+    if matches!(command, RunCommand::Rebuild) {
+        let report = rebuild::run(&app.plans()?, &app.surroundings(Arc::new(Silent))?)?;
+        app.output.result(&report, || rebuilt(&report))?;
+        return Ok(report.exit());
+    }
     let journal = app.journal_to_read()?;
     match command {
+        RunCommand::Rebuild => {}
         RunCommand::History { plan, limit } => {
             let plan = plan.as_deref().map(Name::new).transpose()?;
             let filter = Filter { plan, limit: *limit, ..Filter::default() };
@@ -32,6 +41,20 @@ pub(super) fn run(app: &App, command: &RunCommand) -> Result<Exit> {
         }
     }
     Ok(None)
+}
+
+fn rebuilt(report: &RebuildReport) -> String {
+    let mut text = format!("the journal {} is made anew\n", report.journal.display());
+    let counts: Vec<String> = report.runs.iter().map(|(job, count)| format!("{count} {job}")).collect();
+    let _ = writeln!(text, "runs that the repositories prove: {}", if counts.is_empty() { "none".to_owned() } else { counts.join(", ") });
+    if let Some(aside) = &report.aside {
+        let _ = writeln!(text, "the old file is kept: {}", aside.display());
+    }
+    text.push_str("not known any more: runs that failed, restores, the reasons of retries\n");
+    for damaged in &report.damaged {
+        let _ = writeln!(text, "MISSING: {damaged}");
+    }
+    text
 }
 
 /// A run whose process is gone does not run, even though nobody has settled it yet.

@@ -8,11 +8,14 @@ use crate::daemon::companion::Companion;
 use crate::daemon::serve::{self, Setup};
 use crate::error::Result;
 use crate::event::Silent;
+use crate::id::Name;
 
-pub(super) fn run(app: &App, _args: &ServeArgs) -> Result<Exit> {
+pub(super) fn run(app: &App, args: &ServeArgs) -> Result<Exit> {
     // Runs tell their story through the log; a bar of several runs at once would tell nobody anything.
     let surroundings = app.surroundings(Arc::new(Silent))?;
-    serve::run(Setup { paths: app.plan_folders()?, surroundings, companions: companions() }, |_| {})?;
+    let word = |text: &String| Name::new(text.clone()).map(|name| name.to_string());
+    let (node, labels) = (args.node.as_ref().map(word).transpose()?, args.labels.iter().map(word).collect::<Result<Vec<String>>>()?);
+    serve::run(Setup { paths: app.plan_folders()?, surroundings, companions: companions(), node, labels }, |_| {})?;
     Ok(None)
 }
 

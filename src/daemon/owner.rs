@@ -101,6 +101,26 @@ pub fn is_alive(state: &Path, id: &str) -> Result<bool> {
     }
 }
 
+/// The lock file of an owner that still lives, if there is one.
+///
+/// # Errors
+/// When the folder or a lock cannot be asked.
+pub fn any_alive(state: &Path) -> Result<Option<PathBuf>> {
+    let folder = state.join("owners");
+    let items = match std::fs::read_dir(&folder) {
+        Ok(items) => items,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(format!("read {}", folder.display()), error)),
+    };
+    for item in items {
+        let item = item.io_context(|| format!("read {}", folder.display()))?;
+        if is_alive(state, &item.file_name().to_string_lossy())? {
+            return Ok(Some(item.path()));
+        }
+    }
+    Ok(None)
+}
+
 /// Removes the lock file of an owner that is gone.
 pub fn forget(state: &Path, id: &str) {
     let _ = std::fs::remove_file(state.join("owners").join(id));

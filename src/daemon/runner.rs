@@ -445,11 +445,16 @@ fn interrupted(story: String) -> Ending {
 
 /// The ending of a backup whose snapshot was committed before its process died: as complete as its manifest says.
 fn after_crash(manifest: &Manifest, died: &str) -> Ending {
+    let ending = ending_of_manifest(manifest);
+    let how = if ending.state == State::Succeeded { "succeeded" } else { "incomplete" };
+    Ending { story: Some(format!("{how} after a crash: {died}, but its snapshot had been committed")), ..ending }
+}
+
+/// The ending of the backup that committed this.
+pub(super) fn ending_of_manifest(manifest: &Manifest) -> Ending {
     let problems = backup::missing(&manifest.sources).len();
-    let how = if problems == 0 { "succeeded" } else { "incomplete" };
     let exit = (problems > 0).then_some(Kind::Incomplete);
     Ending {
-        story: Some(format!("{how} after a crash: {died}, but its snapshot had been committed")),
         snapshot: Some(manifest.id.to_string()),
         bytes_read: Some(manifest.stats.bytes_read),
         bytes_stored: Some(manifest.stats.bytes_stored),

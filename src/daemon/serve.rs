@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
-use crate::daemon::companion::{Companion, Companions, Context};
+use crate::daemon::companion::{Companion, Companions, Context, Threaded};
 use crate::daemon::control::{Control, Hold, Inbox, LONGEST_TURN, Message, Phase, Requested};
 use crate::daemon::job::{self, Job};
 use crate::daemon::journal::{Journal, NewRun, Run};
 use crate::daemon::logs::Logs;
+use crate::daemon::nodes::{self, Membership};
 use crate::daemon::owner::DaemonLock;
 use crate::daemon::runner;
 use crate::daemon::scheduler::{self, PastSlot, Situation, Step};
@@ -52,6 +53,10 @@ pub struct Setup {
     pub surroundings: Surroundings,
     /// What lives beside the runs, in the order of its start.
     pub companions: Vec<Box<dyn Companion>>,
+    /// The name of this node on a journal that machines share; `None`: the machine's.
+    pub node: Option<String>,
+    /// What this node is, for plans that say where they may run.
+    pub labels: Vec<String>,
 }
 
 /// Sends [`Message::Ended`] when it is dropped, also by a panic: a plan must not be held up by a run that is no more.
@@ -75,6 +80,9 @@ impl Drop for Ending {
 struct Daemon<'a> {
     control: Control,
     journal: Arc<Journal>,
+    membership: Membership,
+    /// Slots that are due and that other nodes may take first, and since when.
+    waiting: BTreeMap<(Name, Job), (DateTime<Utc>, DateTime<Utc>)>,
     surroundings: &'a Surroundings,
     /// Plans that have a run now.
     running: BTreeMap<Name, RunId>,
@@ -97,11 +105,17 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     let surroundings = &setup.surroundings;
     let plans = Arc::new(Plans::load(&setup.paths)?);
     let _lock = DaemonLock::take(&surroundings.state)?;
-    let journal = Arc::new(Journal::of(&plans, &surroundings.state, None, surroundings.clock.now())?);
+    let journal = Arc::new(Journal::of(&plans, &surroundings.state, setup.node.as_deref(), surroundings.clock.now())?);
+    let membership = Membership::new(journal.node(), &setup.labels);
+    // Before anything is claimed: two nodes of one name would take each other's runs for their own.
+    journal.check_in(&setup.labels, surroundings.clock.now())?;
     let (control, inbox) = Control::new(Arc::clone(&plans), Arc::clone(&surroundings.clock));
     let context = Context { control: control.clone(), journal: Arc::clone(&journal), surroundings: surroundings.clone() };
-    let mut companions = Companions::start(setup.companions, &context)?;
-    let served = serve(control.clone(), &inbox, &plans, journal, surroundings, ready);
+    let own = membership.clone();
+    let node: Box<dyn Companion> = Box::new(Threaded::new("node", move |context: Context| nodes::run(&context, &own)));
+    let companions = std::iter::once(node).chain(setup.companions).collect();
+    let mut companions = Companions::start(companions, &context)?;
+    let served = serve(control.clone(), &inbox, &plans, journal, membership, surroundings, ready);
     control.set_phase(Phase::Stopping);
     companions.stop(Instant::now() + COMPANIONS_DEADLINE);
     served
@@ -113,6 +127,7 @@ fn serve(
     inbox: &Inbox,
     plans: &Plans,
     journal: Arc<Journal>,
+    membership: Membership,
     surroundings: &Surroundings,
     ready: impl FnOnce(&Control),
 ) -> Result<()> {
@@ -120,10 +135,14 @@ fn serve(
         Ok(plan) => resolve::repository(&plan.repository)?.open(surroundings).map(Some),
         Err(_) => Ok(None),
     };
-    runner::settle(&journal, |_| true, open, surroundings.clock.now())?;
+    // What no plan here knows, another node may.
+    let wanted = |run: &Run| !journal.is_shared() || plans.plans.contains_key(&run.plan);
+    runner::settle(&journal, wanted, open, surroundings.clock.now())?;
     let mut daemon = Daemon {
         control: control.clone(),
         journal,
+        membership,
+        waiting: BTreeMap::new(),
         surroundings,
         running: BTreeMap::new(),
         free_since: BTreeMap::new(),
@@ -182,7 +201,7 @@ impl Daemon<'_> {
         let mut wake = now + chrono::TimeDelta::from_std(LONGEST_TURN).unwrap_or_default();
         let plans = self.control.plans();
         for plan in plans.plans.values() {
-            if self.running.contains_key(&plan.name) {
+            if self.running.contains_key(&plan.name) || !self.membership.may_run(plan) {
                 continue;
             }
             if let Some(until) = self.paused.get(&plan.name).copied() {
@@ -203,6 +222,16 @@ impl Daemon<'_> {
             }
         }
         wake
+    }
+
+    /// When it is this node's turn with a slot that is due.
+    fn turn(&mut self, plan: &Plan, job: Job, slot: DateTime<Utc>, now: DateTime<Utc>) -> DateTime<Utc> {
+        let wait = self.membership.turn(plan, slot);
+        let waiting = self.waiting.entry((plan.name.clone(), job)).or_insert((slot, now));
+        if waiting.0 != slot || waiting.1 > now {
+            *waiting = (slot, now);
+        }
+        waiting.1 + wait
     }
 
     fn has_room(&self) -> bool {
@@ -235,6 +264,11 @@ impl Daemon<'_> {
                     Step::Run { slot, trigger, covers, first } => {
                         if !self.has_room() {
                             return Ok(None);
+                        }
+                        let turn = self.turn(plan, job, slot, now);
+                        if turn > now {
+                            nearest = nearest.into_iter().chain([turn]).min();
+                            break;
                         }
                         let story = (covers > 0).then(|| format!("stands for {} missed since {first}", counted(covers)));
                         let id = situation.last.filter(|last| last.slot == slot).map_or_else(|| RunId::generate(now), |last| last.run);

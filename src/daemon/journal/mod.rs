@@ -330,6 +330,26 @@ impl Journal {
         )
     }
 
+    /// Records a run that is over and that nobody recorded when it went on: between these moments, on this host.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn add_proven(
+        &self,
+        plan: &Name,
+        job: Job,
+        trigger: Trigger,
+        (started, ended): (DateTime<Utc>, DateTime<Utc>),
+        host: &str,
+        ending: &Ending,
+    ) -> Result<RunId> {
+        let id = RunId::generate(started);
+        let closed =
+            Closed { id, plan, job, trigger, scheduled: None, attempt: 1, started, ended: ended.max(started), host, started_by: "not known", ending };
+        self.0.tables.add_closed(&closed, &self.claimant("", ""))?;
+        Ok(id)
+    }
+
     /// Runs that are `running` though their owner is gone, or is this process and not at work on them; oldest first.
     ///
     /// # Errors

@@ -79,6 +79,7 @@ CREATE TABLE leases (
 CREATE TABLE nodes (
     name text PRIMARY KEY,
     owner text NOT NULL,
+    place text NOT NULL,
     labels text NOT NULL,
     host text NOT NULL,
     seen_ms bigint NOT NULL

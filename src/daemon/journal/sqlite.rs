@@ -186,7 +186,7 @@ fn failure(operation: &str, path: &Path, error: rusqlite::Error) -> Error {
     let message = format!("{operation} the journal {path_text}");
     match error.sqlite_error_code() {
         Some(Code::DatabaseCorrupt | Code::NotADatabase) => {
-            Error::new(Kind::Failed, format!("{message}: the file is damaged")).because(error).hint(aside(path))
+            Error::new(Kind::Failed, format!("{message}: the file is damaged")).because(error).hint(REBUILD)
         }
         code if code == Some(Code::DiskFull) || crate::source::sqlite::no_room_for_index(&error) => Error::new(Kind::NoSpace, message)
             .because(error)
@@ -203,9 +203,4 @@ fn failure(operation: &str, path: &Path, error: rusqlite::Error) -> Error {
 }
 
 /// What to do about a damaged file.
-fn aside(path: &Path) -> String {
-    let path = path.display();
-    format!(
-        "move it aside with `mv {path} {path}.damaged` (and the -wal and -shm files beside it) and run the same command again: the history of runs starts anew, snapshots and reports are in the repository and are not touched"
-    )
-}
+const REBUILD: &str = "stop the daemon, then run `lifeboat run rebuild`: it keeps this file aside and makes a new one from what the repositories prove; snapshots and reports are not touched";

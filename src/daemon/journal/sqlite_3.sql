@@ -17,6 +17,7 @@ CREATE TABLE leases (
 CREATE TABLE nodes (
     name TEXT PRIMARY KEY,
     owner TEXT NOT NULL,
+    place TEXT NOT NULL,
     labels TEXT NOT NULL,
     host TEXT NOT NULL,
     seen_ms INTEGER NOT NULL

@@ -448,19 +448,21 @@ impl Tables {
         self.one(Purpose::WriteAgain, "DELETE FROM leases WHERE name = $1 AND holder = $2", values).map(drop)
     }
 
-    /// Says that a node is at work, and yields all that are; `None`: another one has its name.
+    /// Says that a node is at work, and yields all that are; `None`: another one has its name. Of one state folder there is one daemon only, so that
+    /// one of the same place is what a killed one left.
     pub(super) fn check_in(&self, labels: &[String], who: &Claimant<'_>, now: DateTime<Utc>) -> Result<Option<Vec<Node>>> {
         let clock = self.0.clock(now.timestamp_millis());
         let lease_ms = who.lease.num_milliseconds();
         let own = self.one(
             Purpose::WriteAgain,
             format!(
-                "INSERT INTO nodes (name, owner, labels, host, seen_ms) VALUES ($1, $2, $3, $4, {clock})
-                 ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, labels = excluded.labels, host = excluded.host, seen_ms = excluded.seen_ms
-                 WHERE nodes.owner = excluded.owner OR nodes.seen_ms + {lease_ms} < {clock}
+                "INSERT INTO nodes (name, owner, place, labels, host, seen_ms) VALUES ($1, $2, $3, $4, $5, {clock})
+                 ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, place = excluded.place, labels = excluded.labels, host = excluded.host,
+                    seen_ms = excluded.seen_ms
+                 WHERE nodes.owner = excluded.owner OR nodes.place = excluded.place OR nodes.seen_ms + {lease_ms} < {clock}
                  RETURNING name"
             ),
-            vec![who.node.into(), who.owner.into(), json(&labels).into(), who.process.host.as_str().into()],
+            vec![who.node.into(), who.owner.into(), who.place.into(), json(&labels).into(), who.process.host.as_str().into()],
         )?;
         if own.is_empty() {
             return Ok(None);

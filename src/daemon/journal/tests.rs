@@ -193,12 +193,12 @@ fn a_schedule_is_followed_since_it_was_first_seen_or_changed() {
 }
 
 #[test]
-fn a_damaged_journal_says_to_move_it_aside() {
+fn a_damaged_journal_says_to_rebuild_it() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join(FILE), vec![b'x'; 8192]).unwrap();
     let error = Journal::open(folder.path(), now()).err().unwrap();
     assert_eq!(error.kind(), Kind::Failed);
-    assert!(error.hint_text().unwrap().contains("move it aside"), "{error:?}");
+    assert!(error.hint_text().unwrap().contains("lifeboat run rebuild"), "{error:?}");
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn damage_inside_the_journal_is_told_too() {
     bytes[4096..].fill(0x5a);
     std::fs::write(&path, bytes).unwrap();
     let error = Journal::open(folder.path(), now()).and_then(|journal| journal.begin(&manual(Job::Backup), now())).unwrap_err();
-    assert!(error.hint_text().unwrap().contains("move it aside"), "{error:?}");
+    assert!(error.hint_text().unwrap().contains("lifeboat run rebuild"), "{error:?}");
 }
 
 #[test]

@@ -1,9 +1,5 @@
 //! The journal that machines share, on a real PostgreSQL: claims, leases, fences, a server that goes away, and the embedded one killed at each of
-//! its writes. Whole nodes are in `tests/nodes.rs`.
-
-#![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
-
-mod support;
+//! its writes. Whole nodes are in `main`.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,7 +11,7 @@ use lifeboat::daemon::journal::faults::{Effect, Faults};
 use lifeboat::daemon::journal::{Ending, Filter, Job, Journal, NewRun, State, Trigger};
 use lifeboat::error::{Error, Kind};
 use lifeboat::id::{Name, RunId};
-use support::postgres::{Cluster, distribution_version, wait_until};
+use crate::support::postgres::{Cluster, distribution_version, wait_until};
 
 const LEASE: TimeDelta = TimeDelta::seconds(2);
 
@@ -141,7 +137,7 @@ fn a_database_that_is_away_holds_up_claims_and_loses_no_end() {
     assert_eq!(one.close(claim, &ending, Utc::now()).unwrap_err().kind(), Kind::Unavailable);
     let refused = two.begin(&run_of(2, Trigger::Schedule), Utc::now()).unwrap_err();
     assert_eq!(refused.kind(), Kind::Unavailable, "{refused:?}");
-    assert!(!format!("{refused:?}").contains(support::postgres::PASSWORD));
+    assert!(!format!("{refused:?}").contains(crate::support::postgres::PASSWORD));
     // Longer than the lease.
     let down = Instant::now();
     wait_until("a lease to pass", || down.elapsed() > LEASE.to_std().unwrap());
@@ -188,7 +184,7 @@ fn child_that_is_killed_at_a_write() {
 fn child(state: &Path, n: u64, when: &str) -> Option<i32> {
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new(program);
-    command.args(["--exact", "child_that_is_killed_at_a_write", "--nocapture"]).env(CHILD, format!("{} {n} {when}", state.display()));
+    command.args(["--exact", "journal::child_that_is_killed_at_a_write", "--nocapture"]).env(CHILD, format!("{} {n} {when}", state.display()));
     command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     command.status().unwrap().code()
 }
