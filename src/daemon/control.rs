@@ -116,6 +116,8 @@ pub(super) enum Message {
     Ended { id: RunId, result: Result<RunId> },
     Request { run: NewRun, reply: SyncSender<Result<Requested>> },
     Cancel { id: RunId, by: String, reply: SyncSender<Result<()>> },
+    /// The journal says something else about this plan's runs than before: one that another process had was settled.
+    Look { plan: Name },
 }
 
 /// The loop's end of a [`Control`].
@@ -179,6 +181,12 @@ impl Control {
     #[must_use]
     pub fn problems(&self) -> Vec<Trouble> {
         guard(&self.0.troubles).values().cloned().collect()
+    }
+
+    /// Makes the loop ask the journal about a plan's runs: one that another process had was settled here.
+    pub(super) fn look(&self, plan: &Name) {
+        // A loop that is gone has nothing to look at.
+        let _ = self.0.inbox.send(Message::Look { plan: plan.clone() });
     }
 
     /// How long ago the loop last looked at what is due. It does so at least every [`LONGEST_TURN`]; far more means that it is stuck.

@@ -135,7 +135,10 @@ fn take_over(context: &Context, now: DateTime<Utc>) -> Result<()> {
         Ok(plan) => resolve::repository(&plan.repository)?.open(&context.surroundings).map(Some),
         Err(_) => Ok(None),
     };
-    runner::settle(&context.journal, known, open, now).map(drop)
+    for (run, _) in runner::settle(&context.journal, known, open, now)? {
+        context.control.look(&run.plan);
+    }
+    Ok(())
 }
 
 fn forget(context: &Context) -> Result<()> {

@@ -151,7 +151,7 @@ fn serve(
         sweep: None,
     };
     let schedules: usize = plans.plans.values().map(|plan| job::schedules(plan).len()).sum();
-    let logs = Logs::start(plans, surroundings);
+    let logs = Logs::start(plans, &daemon.journal, &daemon.membership, surroundings);
     if schedules == 0 && logs.len() == 0 {
         tracing::warn!("no plan has a schedule: there is nothing to do");
     }
@@ -323,6 +323,8 @@ impl Daemon<'_> {
         // Whoever asked and went away is not told.
         match message {
             Message::Ended { id, result } => self.ended(id, result),
+            // The next turn asks.
+            Message::Look { plan } => drop(self.paused.remove(&plan)),
             Message::Request { run, reply } => {
                 let _ = reply.send(self.requested(run));
             }

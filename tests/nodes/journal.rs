@@ -112,7 +112,7 @@ fn a_node_that_is_not_heard_of_loses_its_run_and_can_do_nothing_with_it_later() 
     assert_eq!(slow.close(first, &Ending::new(State::Succeeded), Utc::now()).unwrap_err().kind(), Kind::Bug);
     assert_eq!(quick.run(first.id).unwrap().announced, seen.announced, "nothing was changed by that");
     quick.settle(taken, &seen, &Ending::new(State::Interrupted), Utc::now()).unwrap();
-    let second = quick.begin(&run_of(1, Trigger::Retry), Utc::now()).unwrap();
+    let second = quick.begin(&NewRun { id: first.id, ..run_of(1, Trigger::Retry) }, Utc::now()).unwrap();
     assert_eq!((second.id, second.attempt), (first.id, 2));
     assert!(second.fence > taken.fence);
     assert_eq!(quick.run(first.id).unwrap().announced, None, "a further attempt has announced nothing yet");

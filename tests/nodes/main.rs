@@ -73,9 +73,9 @@ struct Node {
     log: PathBuf,
 }
 
-fn serve(workspace: &Workspace, name: &str) -> Command {
+fn serve(workspace: &Workspace, name: &str, state: &str) -> Command {
     let mut command = bare(&["serve", "--node", name]);
-    command.arg("--plans").arg(workspace.path("plans")).arg("--state").arg(workspace.path(&format!("state-{name}")));
+    command.arg("--plans").arg(workspace.path("plans")).arg("--state").arg(workspace.path(state));
     command.env("CRM_PASSPHRASE", PASSPHRASE);
     command
 }
@@ -87,7 +87,8 @@ fn url(port: u16) -> String {
 impl Node {
     fn start(workspace: &Workspace, name: &'static str, port: u16) -> Self {
         let log = workspace.path(&format!("{name}.log"));
-        let child = serve(workspace, name).env("JOURNAL_URL", url(port)).stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
+        let state = format!("state-{name}");
+        let child = serve(workspace, name, &state).env("JOURNAL_URL", url(port)).stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
         let node = Self { child, name, log };
         wait_until("the node serves", || node.log().contains(" serving"));
         node
@@ -202,8 +203,8 @@ fn the_journal_goes_away_and_comes_back_while_a_run_goes_on_and_nothing_doubles(
     let workspace = world(&cluster);
     let journal = observer(&cluster, &workspace);
     let nodes = [Node::start(&workspace, "one", cluster.port), Node::start(&workspace, "two", cluster.port)];
-    // A name can be had once, and a plan runs where its labels say.
-    let twin = serve(&workspace, "one").arg("--state").arg(workspace.path("state-twin")).env("JOURNAL_URL", url(cluster.port)).output().unwrap();
+    // A name can be had once.
+    let twin = serve(&workspace, "one", "state-twin").env("JOURNAL_URL", url(cluster.port)).output().unwrap();
     assert_eq!(twin.status.code(), Some(11), "{}", text(&twin.stderr));
     wait_until("the slot runs", || the_run(&journal).is_some_and(|run| run.state == State::Running));
     let first = the_run(&journal).unwrap();

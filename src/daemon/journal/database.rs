@@ -125,6 +125,9 @@ pub(super) trait Database: Send + Sync {
     /// SQL for the next fencing number: greater than every earlier one of the same row.
     fn fence(&self) -> &'static str;
 
+    /// Columns of the unique indexes at which a further attempt of a slot is noticed; a database that looks at another index first must have it here.
+    fn slot_conflicts(&self) -> &'static [&'static str];
+
     /// SQL function for the greater of two values.
     fn greatest(&self) -> &'static str;
 

@@ -99,6 +99,10 @@ impl Database for Faulty {
         self.inner.fence()
     }
 
+    fn slot_conflicts(&self) -> &'static [&'static str] {
+        self.inner.slot_conflicts()
+    }
+
     fn greatest(&self) -> &'static str {
         self.inner.greatest()
     }

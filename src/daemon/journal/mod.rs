@@ -493,6 +493,14 @@ impl Journal {
         })
     }
 
+    /// All nodes that are at work, by name.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn nodes(&self, now: DateTime<Utc>) -> Result<Vec<Node>> {
+        self.0.tables.nodes(self.0.lease, now)
+    }
+
     /// Says that this node ends.
     ///
     /// # Errors

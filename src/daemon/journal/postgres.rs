@@ -219,6 +219,11 @@ impl Database for Postgres {
         "nextval('fence')"
     }
 
+    fn slot_conflicts(&self) -> &'static [&'static str] {
+        // Only one can be named, and no other one is looked at before it.
+        &["plan, job, scheduled_ms"]
+    }
+
     fn greatest(&self) -> &'static str {
         "greatest"
     }

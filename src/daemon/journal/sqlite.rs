@@ -128,6 +128,10 @@ impl Database for Sqlite {
         "(SELECT value FROM counters WHERE name = 'fence')"
     }
 
+    fn slot_conflicts(&self) -> &'static [&'static str] {
+        &["id", "plan, job, scheduled_ms"]
+    }
+
     fn greatest(&self) -> &'static str {
         "max"
     }

@@ -92,18 +92,25 @@ impl Tables {
             run.by.as_str().into(),
             who.place.into(),
         ];
-        statements.push(Statement::new(
+        // Whoever tries a slot again names it by the id of its row, too.
+        let further = |target: &&str| {
             format!(
-                "INSERT INTO runs (id, plan, job, trigger, scheduled_ms, attempt, exclusive, state, started_ms, node, owner, host, pid,
-                    boot_id, start_ticks, fence, started_by, place, lease_until_ms)
-                 VALUES ($1, $2, $3, $4, $5, 1, $6, 'running', $7, $8, $9, $10, $11, $12, $13, {fence}, $14, $15, {clock} + {lease_ms})
-                 ON CONFLICT (plan, job, scheduled_ms) DO UPDATE SET trigger = excluded.trigger, attempt = runs.attempt + 1, state = 'running',
+                "ON CONFLICT ({target}) DO UPDATE SET trigger = excluded.trigger, attempt = runs.attempt + 1, state = 'running',
                     started_ms = excluded.started_ms, ended_ms = NULL, kind = NULL, error = NULL, story = NULL, phases = NULL, warnings = NULL,
                     bytes_read = NULL, bytes_stored = NULL, snapshot = NULL, report = NULL, announced = NULL, node = excluded.node,
                     owner = excluded.owner, host = excluded.host, pid = excluded.pid, boot_id = excluded.boot_id,
                     start_ticks = excluded.start_ticks, fence = {fence}, started_by = excluded.started_by, place = excluded.place,
                     lease_until_ms = {clock} + {lease_ms}
-                 WHERE runs.{again}
+                 WHERE runs.{again}"
+            )
+        };
+        let further: String = self.0.slot_conflicts().iter().map(further).collect::<Vec<String>>().join(" ");
+        statements.push(Statement::new(
+            format!(
+                "INSERT INTO runs (id, plan, job, trigger, scheduled_ms, attempt, exclusive, state, started_ms, node, owner, host, pid,
+                    boot_id, start_ticks, fence, started_by, place, lease_until_ms)
+                 VALUES ($1, $2, $3, $4, $5, 1, $6, 'running', $7, $8, $9, $10, $11, $12, $13, {fence}, $14, $15, {clock} + {lease_ms})
+                 {further}
                  RETURNING id, attempt, fence"
             ),
             values,
@@ -467,6 +474,12 @@ impl Tables {
         if own.is_empty() {
             return Ok(None);
         }
+        self.nodes(who.lease, now).map(Some)
+    }
+
+    /// All nodes that are at work, by name.
+    pub(super) fn nodes(&self, lease: TimeDelta, now: DateTime<Utc>) -> Result<Vec<Node>> {
+        let (clock, lease_ms) = (self.0.clock(now.timestamp_millis()), lease.num_milliseconds());
         let rows = self.one(
             Purpose::Read,
             format!("SELECT name, labels, host, seen_ms FROM nodes WHERE seen_ms + {lease_ms} >= {clock} ORDER BY name"),
@@ -476,7 +489,7 @@ impl Tables {
             let labels = parsed(row.optional_text(1)?).unwrap_or_default();
             Ok(Node { name: row.text(0)?, labels, host: row.text(2)?, seen: time(row.int(3)?) })
         };
-        rows.iter().map(read).collect::<Result<Vec<Node>>>().map(Some)
+        rows.iter().map(read).collect()
     }
 
     /// A node of this owner ends in order.

@@ -155,7 +155,8 @@ fn a_retry_is_a_further_attempt_of_the_same_row_and_keeps_the_reason() {
     let first = journal.begin(&slot_run(Trigger::Schedule), now()).unwrap();
     let error = Error::new(Kind::Unavailable, "reach the store").hint("wait");
     journal.close(first, &Ending::of_error(&error), later(1)).unwrap();
-    let second = journal.begin(&slot_run(Trigger::Retry), later(61)).unwrap();
+    // By the id of its row, as the daemon does it, and by another one.
+    let second = journal.begin(&NewRun { id: first.id, ..slot_run(Trigger::Retry) }, later(61)).unwrap();
     assert_eq!((second.id, second.attempt), (first.id, 2));
     assert!(second.fence > first.fence);
     assert_eq!(
