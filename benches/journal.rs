@@ -170,8 +170,13 @@ fn nodes(plans: u32) {
     let began = Instant::now();
     std::thread::scope(|scope| {
         for node in 0..4u32 {
-            let journal =
-                Journal::shared(cluster.tcp_settings(), &folder.path().join(node.to_string()), format!("node-{node}"), TimeDelta::minutes(2)).unwrap();
+            let journal = Journal::shared(
+                cluster.tcp_settings(),
+                &folder.path().join(node.to_string()),
+                format!("node-{node}"),
+                TimeDelta::minutes(2),
+            )
+            .unwrap();
             // Its own first, then what the others left: as a node's turns make it.
             let order: Vec<u32> = (0..plans).filter(|n| n % 4 == node).chain((0..plans).filter(|n| n % 4 != node)).collect();
             let queue = Arc::new(Mutex::new(order.into_iter()));

@@ -313,10 +313,15 @@ fn a_damaged_journal_is_rebuilt_from_the_repository_by_one_command_and_the_old_o
     std::fs::write(&journal, &garbage).unwrap();
     let refused = workspace.run(&["backup", "crm"]);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(text(&refused.stderr).contains("the file is damaged") && text(&refused.stderr).contains("lifeboat run rebuild"), "{}", text(&refused.stderr));
+    assert!(
+        text(&refused.stderr).contains("the file is damaged") && text(&refused.stderr).contains("lifeboat run rebuild"),
+        "{}",
+        text(&refused.stderr)
+    );
 
     // Not while somebody is at work.
-    let mut lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(workspace.path("state/serve.lock")).unwrap();
+    let mut lock =
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(workspace.path("state/serve.lock")).unwrap();
     lock.lock().unwrap();
     writeln!(lock, "1").unwrap();
     assert_eq!(workspace.json(&["run", "rebuild"], 11)["error"]["kind"], "busy");
@@ -334,7 +339,8 @@ fn a_damaged_journal_is_rebuilt_from_the_repository_by_one_command_and_the_old_o
     assert!(status["plans"][0]["proven_at"].is_string() && status["plans"][0]["next_run"].is_string());
     workspace.backup();
     assert_eq!(runs(&workspace).len(), 5);
-    let left: Vec<_> = std::fs::read_dir(workspace.path("state")).unwrap().map(|item| item.unwrap().file_name().into_string().unwrap()).collect();
+    let left: Vec<_> =
+        std::fs::read_dir(workspace.path("state")).unwrap().map(|item| item.unwrap().file_name().into_string().unwrap()).collect();
     assert!(left.iter().all(|name| !name.starts_with("rebuild-")), "{left:?}");
     assert_eq!(std::fs::metadata(&journal).unwrap().permissions().mode() & 0o777, 0o600);
 

@@ -15,7 +15,8 @@ pub(super) fn run(app: &App, args: &StatusArgs) -> Result<Exit> {
     let surroundings = app.surroundings(Arc::new(Silent))?;
     let journal = app.journal_to_read()?;
     // On a shared journal any node follows the schedules.
-    let nodes = journal.as_ref().filter(|journal| journal.is_shared()).map_or_else(|| Ok(Vec::new()), |shared| shared.nodes(app.clock.now()))?;
+    let nodes =
+        journal.as_ref().filter(|journal| journal.is_shared()).map_or_else(|| Ok(Vec::new()), |shared| shared.nodes(app.clock.now()))?;
     let daemon = !nodes.is_empty() || DaemonLock::is_held(&surroundings.state);
     let status = gather(&plans, journal.as_ref(), &surroundings, daemon)?;
     app.output.result(&status, || text(&status))?;

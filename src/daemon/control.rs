@@ -113,11 +113,23 @@ struct Shared {
 
 /// What the loop is told.
 pub(super) enum Message {
-    Ended { id: RunId, result: Result<RunId> },
-    Request { run: NewRun, reply: SyncSender<Result<Requested>> },
-    Cancel { id: RunId, by: String, reply: SyncSender<Result<()>> },
+    Ended {
+        id: RunId,
+        result: Result<RunId>,
+    },
+    Request {
+        run: NewRun,
+        reply: SyncSender<Result<Requested>>,
+    },
+    Cancel {
+        id: RunId,
+        by: String,
+        reply: SyncSender<Result<()>>,
+    },
     /// The journal says something else about this plan's runs than before: one that another process had was settled.
-    Look { plan: Name },
+    Look {
+        plan: Name,
+    },
 }
 
 /// The loop's end of a [`Control`].

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
+use crate::clock::Clock;
 use crate::daemon::journal::{Claim, Ending, ErrorRecord, Filter, Job, Journal, LEASE, NewRun, Run, State};
 use crate::daemon::recorder::Recorder;
-use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 use crate::id::{RunId, SnapshotId};
@@ -416,7 +416,9 @@ fn epilogue(journal: &Journal, run: &Run, open: impl Fn(&Run) -> Result<Option<R
         (_, Some(snapshot)) => match open(run)? {
             Some(repository) => match repository.decide(&run.plan, snapshot)? {
                 Some(manifest) => after_crash(&manifest, &died),
-                None => interrupted(format!("{died}; it was about to commit snapshot {snapshot} and now never will, and what was uploaded is used by the next run")),
+                None => interrupted(format!(
+                    "{died}; it was about to commit snapshot {snapshot} and now never will, and what was uploaded is used by the next run"
+                )),
             },
             None => interrupted(format!("{died}; it was about to commit snapshot {snapshot}, and no plan here says where")),
         },

@@ -290,13 +290,7 @@ impl BackupWriter {
     ///
     /// # Errors
     /// Whatever failed; nothing is committed then. `Busy` when this run was fenced (it was paused for long): run it again.
-    pub fn commit(
-        self,
-        sources: Vec<SourceRecord>,
-        time: DateTime<Utc>,
-        tags: Vec<String>,
-        progress: &dyn Progress,
-    ) -> Result<Committed> {
+    pub fn commit(self, sources: Vec<SourceRecord>, time: DateTime<Utc>, tags: Vec<String>, progress: &dyn Progress) -> Result<Committed> {
         self.commit_if(sources, time, tags, progress, |_| Ok(()))
     }
 

@@ -6,12 +6,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crate::support::postgres::{Cluster, distribution_version, wait_until};
 use chrono::{DateTime, TimeDelta, Utc};
 use lifeboat::daemon::journal::faults::{Effect, Faults};
 use lifeboat::daemon::journal::{Ending, Filter, Job, Journal, NewRun, State, Trigger};
 use lifeboat::error::{Error, Kind};
 use lifeboat::id::{Name, RunId};
-use crate::support::postgres::{Cluster, distribution_version, wait_until};
 
 const LEASE: TimeDelta = TimeDelta::seconds(2);
 
@@ -184,7 +184,9 @@ fn child_that_is_killed_at_a_write() {
 fn child(state: &Path, n: u64, when: &str) -> Option<i32> {
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new(program);
-    command.args(["--exact", "journal::child_that_is_killed_at_a_write", "--nocapture"]).env(CHILD, format!("{} {n} {when}", state.display()));
+    command
+        .args(["--exact", "journal::child_that_is_killed_at_a_write", "--nocapture"])
+        .env(CHILD, format!("{} {n} {when}", state.display()));
     command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     command.status().unwrap().code()
 }

@@ -81,14 +81,22 @@ fn serve(workspace: &Workspace, name: &str, state: &str) -> Command {
 }
 
 fn url(port: u16) -> String {
-    format!("host=localhost hostaddr=127.0.0.1 port={port} user=postgres dbname=postgres password='{}'", PASSWORD.replace('\\', "\\\\").replace('\'', "\\'"))
+    format!(
+        "host=localhost hostaddr=127.0.0.1 port={port} user=postgres dbname=postgres password='{}'",
+        PASSWORD.replace('\\', "\\\\").replace('\'', "\\'")
+    )
 }
 
 impl Node {
     fn start(workspace: &Workspace, name: &'static str, port: u16) -> Self {
         let log = workspace.path(&format!("{name}.log"));
         let state = format!("state-{name}");
-        let child = serve(workspace, name, &state).env("JOURNAL_URL", url(port)).stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
+        let child = serve(workspace, name, &state)
+            .env("JOURNAL_URL", url(port))
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
         let node = Self { child, name, log };
         wait_until("the node serves", || node.log().contains(" serving"));
         node
@@ -232,7 +240,8 @@ fn repository(folder: &Path, runtime: &tokio::runtime::Runtime) -> (Repository, 
         cancel: Cancel::default(),
         gate: CommitGate::default(),
     };
-    let settings = RepositorySettings::at(&format!("file://{}/repository", folder.display()), Passphrase::new(PASSPHRASE.to_owned())).unwrap();
+    let settings =
+        RepositorySettings::at(&format!("file://{}/repository", folder.display()), Passphrase::new(PASSPHRASE.to_owned())).unwrap();
     let opened = settings.open(&surroundings).or_else(|error| {
         assert_eq!(error.kind(), Kind::NoRepository);
         lifeboat::ops::init::run(&settings, &surroundings)?;
@@ -248,9 +257,8 @@ fn a_writer_paused_between_its_last_look_and_its_commit_is_fenced() {
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (repository, _) = repository(folder.path(), &runtime);
-    let node = |name: &str| {
-        Journal::shared(cluster.tcp_settings(), &folder.path().join(name), name.to_owned(), TimeDelta::seconds(1)).unwrap()
-    };
+    let node =
+        |name: &str| Journal::shared(cluster.tcp_settings(), &folder.path().join(name), name.to_owned(), TimeDelta::seconds(1)).unwrap();
     let (slow, quick) = (node("slow"), node("quick"));
     let plan = Name::new("crm").unwrap();
     let slot = DateTime::from_timestamp(1_790_000_000, 0).unwrap();
@@ -393,7 +401,8 @@ fn killed_at_every_phase_and_every_write_of_the_journal_a_slot_is_committed_once
         let plain = Surroundings { progress: Arc::new(Silent), ..surroundings };
         let source = lifeboat::source::files::FilesSource { path: folder.path().join("data"), exclude: Vec::new(), page_size: None };
         let again = runner::journalled(&journal, &run, None, &plain, |surroundings| {
-            let settings = RepositorySettings::at(&format!("file://{}/repository", folder.path().display()), Passphrase::new(PASSPHRASE.to_owned()))?;
+            let settings =
+                RepositorySettings::at(&format!("file://{}/repository", folder.path().display()), Passphrase::new(PASSPHRASE.to_owned()))?;
             let mut job = resolve::Resolved::bare(run.plan.clone(), settings);
             job.sources = vec![lifeboat::ops::NamedSource { name: Name::new("files")?, source: Arc::new(source), restores_folder: false }];
             lifeboat::ops::backup::run(&job.open(surroundings)?)

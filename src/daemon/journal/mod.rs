@@ -189,8 +189,11 @@ impl Journal {
             if !self.is_broken(&live)? {
                 return Err(busy(&live));
             }
-            return Err(Error::new(Kind::Unavailable, format!("start {word} of plan {plan}: run {} is broken and not settled yet", live.id))
-                .hint("its repository must be asked first whether it committed; the log says why that was not possible"));
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("start {word} of plan {plan}: run {} is broken and not settled yet", live.id),
+            )
+            .hint("its repository must be asked first whether it committed; the log says why that was not possible"));
         }
         self.claim(now, |who| match self.0.tables.begin(run, who, now)? {
             Begun::Claimed(claim) => Ok(Some(claim)),
@@ -344,8 +347,19 @@ impl Journal {
         ending: &Ending,
     ) -> Result<RunId> {
         let id = RunId::generate(started);
-        let closed =
-            Closed { id, plan, job, trigger, scheduled: None, attempt: 1, started, ended: ended.max(started), host, started_by: "not known", ending };
+        let closed = Closed {
+            id,
+            plan,
+            job,
+            trigger,
+            scheduled: None,
+            attempt: 1,
+            started,
+            ended: ended.max(started),
+            host,
+            started_by: "not known",
+            ending,
+        };
         self.0.tables.add_closed(&closed, &self.claimant("", ""))?;
         Ok(id)
     }
@@ -394,9 +408,7 @@ impl Journal {
         match (found.next(), found.next()) {
             (Some(run), None) => Ok(run),
             (None, _) => Err(no_such_run(id)),
-            (Some(_), Some(_)) => {
-                Err(Error::new(Kind::Usage, format!("find run {id}: several runs begin so")).hint("give more of the id"))
-            }
+            (Some(_), Some(_)) => Err(Error::new(Kind::Usage, format!("find run {id}: several runs begin so")).hint("give more of the id")),
         }
     }
 

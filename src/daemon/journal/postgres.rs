@@ -136,9 +136,13 @@ impl Postgres {
         };
         let error = Error::new(kind, message).because(error);
         match state.as_deref() {
-            Some("42501") => error.hint("the journal's role must own the schema lifeboat, or be allowed to create it (GRANT CREATE ON DATABASE …)"),
+            Some("42501") => {
+                error.hint("the journal's role must own the schema lifeboat, or be allowed to create it (GRANT CREATE ON DATABASE …)")
+            }
             Some("25006") => error.hint("the server is read-only: it is a standby; name the primary in the url of [journal]"),
-            Some("XX001" | "XX002") => error.hint("PostgreSQL found damage: restore that database; what the repositories hold is not touched"),
+            Some("XX001" | "XX002") => {
+                error.hint("PostgreSQL found damage: restore that database; what the repositories hold is not touched")
+            }
             _ => error,
         }
     }

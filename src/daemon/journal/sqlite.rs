@@ -195,9 +195,9 @@ fn failure(operation: &str, path: &Path, error: rusqlite::Error) -> Error {
         code if code == Some(Code::DiskFull) || crate::source::sqlite::no_room_for_index(&error) => Error::new(Kind::NoSpace, message)
             .because(error)
             .hint(format!("free space on the file system of {path_text}, then run the same command again")),
-        Some(Code::DatabaseBusy | Code::DatabaseLocked) => {
-            Error::new(Kind::Busy, message).because(error).hint("another process holds the journal for unusually long; try again, or find it with `fuser`")
-        }
+        Some(Code::DatabaseBusy | Code::DatabaseLocked) => Error::new(Kind::Busy, message)
+            .because(error)
+            .hint("another process holds the journal for unusually long; try again, or find it with `fuser`"),
         Some(Code::ReadOnly | Code::PermissionDenied | Code::CannotOpen) => Error::new(Kind::Failed, message)
             .because(error)
             .hint("the state folder must be writable for this user; choose another with --state DIR"),

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::journal::database::{Database, Purpose, Row, Statement, Value};
 use crate::daemon::job::{Job, Trigger};
+use crate::daemon::journal::database::{Database, Purpose, Row, Statement, Value};
 use crate::daemon::journal::model::{Attempt, Claim, Ending, Filter, Followed, NewRun, Run, ScheduleKey, State};
 use crate::daemon::owner::Process;
 use crate::daemon::scheduler::PastSlot;
@@ -135,13 +135,7 @@ impl Tables {
                  RETURNING id, attempt, fence",
                 who.lease.num_milliseconds()
             ),
-            vec![
-                who.owner.into(),
-                who.place.into(),
-                run.id.to_string().into(),
-                signed(run.fence).into(),
-                run.owner.as_str().into(),
-            ],
+            vec![who.owner.into(), who.place.into(), run.id.to_string().into(), signed(run.fence).into(), run.owner.as_str().into()],
         ))?;
         claim_of(rows)
     }
@@ -379,9 +373,15 @@ impl Tables {
         };
         let new: Vec<&ScheduleKey> = schedules.iter().filter(|schedule| since(schedule).is_none()).collect();
         let notes = new.chunks(ROWS).map(|chunk| {
-            let rows: Vec<String> = (0..chunk.len()).map(|n| format!("(${}, ${}, ${}, ${})", 4 * n + 1, 4 * n + 2, 4 * n + 3, 4 * n + 4)).collect();
+            let rows: Vec<String> =
+                (0..chunk.len()).map(|n| format!("(${}, ${}, ${}, ${})", 4 * n + 1, 4 * n + 2, 4 * n + 3, 4 * n + 4)).collect();
             let values = chunk.iter().flat_map(|schedule| {
-                [schedule.plan.as_str().into(), schedule.job.word().into(), schedule.expression.as_str().into(), now.timestamp_millis().into()]
+                [
+                    schedule.plan.as_str().into(),
+                    schedule.job.word().into(),
+                    schedule.expression.as_str().into(),
+                    now.timestamp_millis().into(),
+                ]
             });
             // Another node may have noted the same schedule a moment ago: then since then.
             let sql = format!(
@@ -507,7 +507,8 @@ impl Tables {
         )?;
         let Some(last) = page.last().map(|row| row.int(0)).transpose()? else { return Ok((0, None)) };
         // What somebody mistyped does not stand for a run that failed (`Journal::last_failed`).
-        let mistyped = |run: &str| format!("({run}.trigger = 'manual' AND coalesce({run}.kind, '') IN ('no-recovery-point', 'wrong-key', 'usage'))");
+        let mistyped =
+            |run: &str| format!("({run}.trigger = 'manual' AND coalesce({run}.kind, '') IN ('no-recovery-point', 'wrong-key', 'usage'))");
         let (newer_mistyped, own_mistyped) = (mistyped("newer"), mistyped("runs"));
         let newer = "SELECT 1 FROM runs newer WHERE newer.plan = runs.plan AND newer.job = runs.job";
         let gone = self.one(

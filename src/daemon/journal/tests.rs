@@ -219,9 +219,8 @@ fn a_full_disk_is_no_space() {
     let folder = tempfile::tempdir().unwrap();
     let journal = Journal::open(folder.path(), now()).unwrap();
     journal.0.tables.0.pragma("max_page_count", 1);
-    let error = (0..200)
-        .map(|i| journal.missed(&Name::new("crm").unwrap(), Job::Backup, later(i), &"x".repeat(500), now()))
-        .find_map(Result::err);
+    let error =
+        (0..200).map(|i| journal.missed(&Name::new("crm").unwrap(), Job::Backup, later(i), &"x".repeat(500), now())).find_map(Result::err);
     assert_eq!(error.unwrap().kind(), Kind::NoSpace);
 }
 
@@ -380,9 +379,8 @@ fn schedules_are_followed_all_at_once() {
     let before = journal.follow(&keys[..1], now() - TimeDelta::seconds(1)).unwrap();
     assert_eq!(before[0].last, None, "a slot of the future does not count");
     // More than fit into one statement.
-    let many: Vec<ScheduleKey> = (0..1234)
-        .map(|n| ScheduleKey { plan: Name::new(format!("p{n}")).unwrap(), job: Job::Backup, expression: "x".into() })
-        .collect();
+    let many: Vec<ScheduleKey> =
+        (0..1234).map(|n| ScheduleKey { plan: Name::new(format!("p{n}")).unwrap(), job: Job::Backup, expression: "x".into() }).collect();
     assert_eq!(journal.follow(&many, later(20)).unwrap().len(), 1234);
     assert!(journal.follow(&many, later(30)).unwrap().iter().all(|followed| followed.since == later(20)));
 }
