@@ -45,7 +45,7 @@ CREATE TABLE runs (
     UNIQUE (plan, job, scheduled_ms)
 );
 CREATE UNIQUE INDEX runs_live ON runs (plan, job) WHERE state = 'running' AND exclusive = 1;
-CREATE INDEX runs_running ON runs (owner) WHERE state = 'running';
+CREATE INDEX runs_running ON runs (started_ms, id) WHERE state = 'running';
 CREATE INDEX runs_of_plan ON runs (plan, started_ms);
 CREATE INDEX runs_of_job ON runs (plan, job, state, started_ms);
 CREATE INDEX runs_by_time ON runs (started_ms);

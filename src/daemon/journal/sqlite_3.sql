@@ -5,6 +5,8 @@ ALTER TABLE runs ADD COLUMN place TEXT;
 
 -- (plan, started_ms) is the history of a plan; (plan, job, state, started_ms) the newest of each kind; runs_by_time of version 1 all of them.
 DROP INDEX runs_by_plan;
+DROP INDEX runs_running;
+CREATE INDEX runs_running ON runs (started_ms, id) WHERE state = 'running';
 CREATE INDEX runs_of_plan ON runs (plan, started_ms);
 CREATE INDEX runs_of_job ON runs (plan, job, state, started_ms);
 
