@@ -178,14 +178,14 @@ impl Connection {
         let refused = |error| Error::new(Kind::Usage, "send SQL to PostgreSQL").because(error);
         let mut out = BytesMut::new();
         frontend::parse("", sql, [], &mut out).map_err(refused)?;
-        let write = |parameter: &Option<&str>, out: &mut BytesMut| match parameter {
+        let write = |parameter: Option<&str>, out: &mut BytesMut| match parameter {
             Some(text) => {
                 out.extend_from_slice(text.as_bytes());
                 Ok(IsNull::No)
             }
             None => Ok(IsNull::Yes),
         };
-        frontend::bind("", "", [], parameters, write, [], &mut out).map_err(|error| match error {
+        frontend::bind("", "", [], parameters.iter().copied(), write, [], &mut out).map_err(|error| match error {
             BindError::Conversion(error) => Error::new(Kind::Bug, "bind a parameter").because(error),
             BindError::Serialization(error) => refused(error),
         })?;
