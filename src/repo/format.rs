@@ -151,6 +151,10 @@ pub enum ObjectKind {
     LogSide = 7,
     /// A stretch of a log that is known to be missing.
     LogGap = 8,
+    /// A plan's own key, or that it was destroyed.
+    PlanKey = 32,
+    /// Something that was done with keys.
+    KeyEvent = 33,
 }
 
 impl ObjectKind {
@@ -164,6 +168,8 @@ impl ObjectKind {
             6 => Self::Void,
             7 => Self::LogSide,
             8 => Self::LogGap,
+            32 => Self::PlanKey,
+            33 => Self::KeyEvent,
             _ => return None,
         })
     }
@@ -178,6 +184,8 @@ impl ObjectKind {
             Self::Void => "void",
             Self::LogSide => "log side file",
             Self::LogGap => "log gap",
+            Self::PlanKey => "plan key",
+            Self::KeyEvent => "key event",
         }
     }
 }
