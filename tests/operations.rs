@@ -100,6 +100,7 @@ impl World {
             clock: surroundings.clock,
             progress: surroundings.progress,
             cancel: surroundings.cancel,
+            gate: surroundings.gate,
         }
     }
 

@@ -126,7 +126,7 @@ fn from_copies(
 
 /// What backups told this machine's journal of.
 fn backups(app: &App, plan: &Name) -> Vec<SnapshotId> {
-    let filter = Filter { plan: Some(plan.clone()), job: Some(JobKind::Backup), state: None, limit: 1000 };
+    let filter = Filter { plan: Some(plan.clone()), job: Some(JobKind::Backup), limit: 1000, ..Filter::default() };
     let known = app.state().and_then(|state| Journal::open_existing(&state, app.clock.now())).and_then(|journal| match journal {
         Some(journal) => journal.runs(&filter),
         None => Ok(Vec::new()),
