@@ -112,6 +112,7 @@ pub enum Job {
     Drill,
     Verify,
     Restore,
+    Prune,
 }
 
 impl Job {
@@ -123,6 +124,7 @@ impl Job {
             Self::Drill => "drill",
             Self::Verify => "verify",
             Self::Restore => "restore",
+            Self::Prune => "prune",
         }
     }
 
@@ -132,7 +134,7 @@ impl Job {
     }
 
     fn from_word(word: &str) -> Option<Self> {
-        [Self::Backup, Self::Drill, Self::Verify, Self::Restore].into_iter().find(|job| job.word() == word)
+        [Self::Backup, Self::Drill, Self::Verify, Self::Restore, Self::Prune].into_iter().find(|job| job.word() == word)
     }
 }
 
