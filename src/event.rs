@@ -1,8 +1,9 @@
 //! Progress as events. Operations emit them; the terminal, JSON lines, the journal and tests listen. Nothing below the command
 //! line prints.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Kind, Result};
 
@@ -35,23 +36,77 @@ impl Progress for Silent {
 
 /// A request to stop, shared by all threads of an operation.
 #[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<Asked>);
+
+#[derive(Debug, Default)]
+struct Asked {
+    set: AtomicBool,
+    why: OnceLock<Reason>,
+}
+
+/// Why something was asked to stop, where that is more than a signal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// The daemon ends; the work is taken up again by the next one.
+    DaemonEnds,
+    /// Somebody does not want it, and it is not to be taken up again: who.
+    Cancelled(String),
+    /// Something more urgent needs its place; the work is taken up again after it: what.
+    GivesWay(String),
+}
+
+impl Reason {
+    /// The word used for `error.kind` of a run that stopped for this.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::DaemonEnds => Kind::Interrupted.word(),
+            Self::Cancelled(_) => "cancelled",
+            Self::GivesWay(_) => "gave-way",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DaemonEnds => f.write_str("the daemon was told to stop"),
+            Self::Cancelled(who) => write!(f, "cancelled by {who}"),
+            Self::GivesWay(to) => write!(f, "gave way to {to}"),
+        }
+    }
+}
 
 impl Cancel {
     /// Asks everything that holds a clone to stop at its next check.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.set.store(true, Ordering::SeqCst);
+    }
+
+    /// The same, saying why. The first reason stays.
+    pub fn cancel_because(&self, why: Reason) {
+        let _ = self.0.why.set(why);
+        self.cancel();
     }
 
     /// Whether somebody asked to stop.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.set.load(Ordering::SeqCst)
+    }
+
+    /// Why, where somebody said so.
+    #[must_use]
+    pub fn reason(&self) -> Option<&Reason> {
+        self.0.why.get()
     }
 
     /// # Errors
     /// [`Kind::Interrupted`] once cancelled.
     pub fn check(&self) -> Result<()> {
-        if self.is_cancelled() { Err(Error::new(Kind::Interrupted, "interrupted")) } else { Ok(()) }
+        if !self.is_cancelled() {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Interrupted, self.reason().map_or_else(|| "interrupted".to_owned(), |why| format!("interrupted: {why}"))))
     }
 }

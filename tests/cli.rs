@@ -330,13 +330,13 @@ fn status_with_check_is_exit_0_only_without_any_problem() {
 
 #[test]
 fn a_drill_without_a_stored_report_is_in_the_history() {
-    use lifeboat::daemon::journal::{Ending, Job, Journal, NewRun, State, Trigger};
+    use lifeboat::daemon::journal::{Ending, Job, Journal, NewRun, State};
     let workspace = Workspace::ready("");
     workspace.backup();
     let drilled = workspace.json(&["drill", "run", "crm"], 0);
     let now = chrono::Utc::now();
     let journal = Journal::open(&workspace.path("state"), now).unwrap();
-    let run = NewRun { plan: lifeboat::id::Name::new("crm").unwrap(), job: Job::Drill, trigger: Trigger::Manual, scheduled: None };
+    let run = NewRun::manual(&lifeboat::id::Name::new("crm").unwrap(), Job::Drill, "tester", chrono::Utc::now());
     let claim = journal.begin(&run, now).unwrap();
     let ending = Ending { report: Some(lifeboat::id::ReportId::generate(now).to_string()), ..Ending::new(State::Failed) };
     journal.close(claim, &ending, now).unwrap();
@@ -760,7 +760,10 @@ fn prune_says_why_and_then_does_exactly_that() {
     let left = workspace.json(&["snapshots", "crm"], 0);
     let left: Vec<&str> = left["snapshots"].as_array().unwrap().iter().map(|s| s["id"].as_str().unwrap()).collect();
     assert_eq!(left, [ids[1].as_str(), ids[3].as_str()]);
-    assert_eq!(kind(&workspace.json(&["restore", "crm", "--snapshot", &ids[0], "--to", workspace.path("to").to_str().unwrap(), "--yes"], 13)), "no-recovery-point");
+    assert_eq!(
+        kind(&workspace.json(&["restore", "crm", "--snapshot", &ids[0], "--to", workspace.path("to").to_str().unwrap(), "--yes"], 13)),
+        "no-recovery-point"
+    );
     workspace.json(&["verify", "crm", "--data"], 0);
     workspace.json(&["restore", "crm", "--latest", "--to", workspace.path("to").to_str().unwrap(), "--yes"], 0);
     // Released, it goes with the next one; the run stands in the journal.

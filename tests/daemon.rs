@@ -277,12 +277,7 @@ fn a_crash_after_the_commit_is_seen_as_success() {
     let started = Utc::now();
     let claim = {
         let journal = Journal::open(&workspace.path("state"), started).unwrap();
-        let run = lifeboat::daemon::journal::NewRun {
-            plan: Name::new("crm").unwrap(),
-            job: Job::Backup,
-            trigger: lifeboat::daemon::journal::Trigger::Manual,
-            scheduled: None,
-        };
+        let run = lifeboat::daemon::journal::NewRun::manual(&Name::new("crm").unwrap(), Job::Backup, "tester", started);
         journal.begin(&run, started).unwrap()
     };
     let mut command = workspace::bare(&["backup", "crm", "--json"]);

@@ -7,7 +7,7 @@ use crate::cli::args::Global;
 use crate::cli::output::{Output, note};
 use crate::cli::progress;
 use crate::clock::{Clock, SystemClock};
-use crate::daemon::journal::{Job, Journal, NewRun, Trigger};
+use crate::daemon::journal::{Job, Journal, NewRun};
 use crate::daemon::runner::{self, Outcome};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress};
@@ -172,7 +172,7 @@ impl App {
             |run| resolve::repository(&self.plan(run.plan.as_str())?.repository)?.open(surroundings),
             self.clock.now(),
         );
-        let run = NewRun { plan: plan.clone(), job, trigger: Trigger::Manual, scheduled: None };
+        let run = NewRun::manual(plan, job, who(), self.clock.now());
         if job == Job::Restore {
             if let Err(error) = &settled {
                 note(&format!("warning: what a crash left in the journal could not be settled: {error:?}"));
@@ -182,6 +182,14 @@ impl App {
         settled?;
         runner::journalled(&journal, &run, None, surroundings, work).map(|(_, outcome)| outcome)
     }
+}
+
+/// Who runs this process, for the journal: the system's word for the account, and whom sudo(8) says it was for.
+fn who() -> String {
+    let uid = rustix::process::getuid();
+    let name = |variable: &str| std::env::var(variable).ok().filter(|name| !name.is_empty() && name.len() <= 64);
+    let account = name("USER").or_else(|| name("LOGNAME")).map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})"));
+    name("SUDO_USER").map_or(account.clone(), |before| format!("{before}, as {account}"))
 }
 
 fn not_recorded(error: &Error) {

@@ -51,7 +51,15 @@ fn text(report: &PruneReport) -> String {
     for log in &report.logs {
         let before = log.before.as_deref().map_or_else(String::new, |before| format!(" before {before}"));
         let what = if report.dry_run { "would go" } else { "removed" };
-        let _ = writeln!(text, "log of {} {}: {} pieces, {}{before} {what}; {}", log.plan, log.source, log.pieces, render::bytes(log.bytes), log.reason);
+        let _ = writeln!(
+            text,
+            "log of {} {}: {} pieces, {}{before} {what}; {}",
+            log.plan,
+            log.source,
+            log.pieces,
+            render::bytes(log.bytes),
+            log.reason
+        );
     }
     for blocked in report.blocked.iter().chain(&report.collection.blocked) {
         let _ = writeln!(text, "BLOCKED, nothing is deleted: {blocked}");
@@ -97,7 +105,12 @@ fn collected(report: &PruneReport) -> String {
         );
     }
     if of.packs_waiting > 0 {
-        let _ = writeln!(text, "waiting: {} packs with {} until these backups have ended; the next prune looks again", of.packs_waiting, render::bytes(of.bytes_waiting));
+        let _ = writeln!(
+            text,
+            "waiting: {} packs with {} until these backups have ended; the next prune looks again",
+            of.packs_waiting,
+            render::bytes(of.bytes_waiting)
+        );
     }
     for session in of.waiting_for.iter().filter(|_| of.packs_waiting > 0) {
         let _ = writeln!(text, "  {session}");

@@ -67,7 +67,7 @@ fn utc(at: DateTime<Utc>) -> String {
 
 fn document(run: &Run, attempts: &[Attempt]) -> Value {
     json!({
-        "id": run.id, "plan": run.plan, "job": run.job, "trigger": run.trigger, "scheduled_at": run.scheduled.map(utc), "attempt": run.attempt,
+        "id": run.id, "plan": run.plan, "job": run.job, "trigger": run.trigger, "by": run.by, "scheduled_at": run.scheduled.map(utc), "attempt": run.attempt,
         "state": run.state, "started_at": utc(run.started), "ended_at": run.ended.map(utc), "duration_ms": duration_ms(run),
         "error": run.error, "story": run.story, "phases": run.phases, "warnings": run.warnings, "bytes_read": run.bytes_read,
         "bytes_stored": run.bytes_stored, "snapshot": run.snapshot, "report": run.report, "host": run.process.host, "pid": run.process.pid,
@@ -123,7 +123,8 @@ fn text(run: &Run, attempts: &[Attempt]) -> String {
         ("started", render::time(run.started)),
         ("ended", render::or_dash(run.ended.map(render::time))),
         ("took", render::or_dash(duration_ms(run).map(render::duration_ms))),
-        ("by", format!("process {} on {}", run.process.pid, run.process.host)),
+        ("started by", render::or_dash(run.by.clone())),
+        ("process", format!("{} on {}", run.process.pid, run.process.host)),
     ];
     if let Some(slot) = run.scheduled {
         pairs.push(("scheduled for", render::time(slot)));
@@ -156,14 +157,14 @@ fn text(run: &Run, attempts: &[Attempt]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::journal::{Ending, ErrorRecord, Job, NewRun, Trigger};
+    use crate::daemon::journal::{Ending, ErrorRecord, Job, NewRun};
 
     #[test]
     fn history_says_how_runs_stand() {
         let folder = tempfile::tempdir().unwrap();
         let now = DateTime::from_timestamp(1_790_000_000, 0).unwrap();
         let journal = Journal::open(folder.path(), now).unwrap();
-        let new = |job| NewRun { plan: Name::new("crm").unwrap(), job, trigger: Trigger::Manual, scheduled: None };
+        let new = |job| NewRun::manual(&Name::new("crm").unwrap(), job, "tester", now);
         let drilled = journal.begin(&new(Job::Drill), now).unwrap();
         let error = ErrorRecord { kind: Kind::ObjectiveMissed.word().into(), message: "too slow".into(), causes: Vec::new(), hint: None };
         journal.close(drilled, &Ending { error: Some(error), ..Ending::new(State::Succeeded) }, now).unwrap();

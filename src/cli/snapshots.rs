@@ -94,7 +94,9 @@ fn hold(
             return Err(Error::new(Kind::NoRecoveryPoint, format!("find snapshot {text}: there is none")).hint("see `lifeboat snapshots`"));
         }
         several => {
-            return Err(Error::new(Kind::Usage, format!("find snapshot {text}: {} begin with that", several.len())).hint("give more of the id"));
+            return Err(
+                Error::new(Kind::Usage, format!("find snapshot {text}: {} begin with that", several.len())).hint("give more of the id")
+            );
         }
     };
     let zone = plans.plans.get(&manifest.plan).map_or(Tz::UTC, |plan| plan.zone());

@@ -21,7 +21,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 
+pub use crate::daemon::job::{Job, Trigger};
 use crate::daemon::owner::{self, Owner, Process};
+use crate::daemon::scheduler::PastSlot;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::{Name, RunId};
 
@@ -35,7 +37,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(15);
 pub const LEASE: TimeDelta = TimeDelta::minutes(2);
 
 /// Migrations in order; the first has number 1. `PRAGMA user_version` holds the last one applied.
-const MIGRATIONS: &[&str] = &[r"
+const MIGRATIONS: &[&str] = &[
+    r"
 CREATE TABLE migrations (
     version INTEGER PRIMARY KEY,
     applied_ms INTEGER NOT NULL,
@@ -102,72 +105,11 @@ CREATE TABLE counters (
     value INTEGER NOT NULL
 ) STRICT;
 INSERT INTO counters (name, value) VALUES ('fence', 0);
-"];
-
-/// What a run does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Job {
-    Backup,
-    Drill,
-    Verify,
-    Restore,
-    Prune,
-}
-
-impl Job {
-    /// The word used in the journal, JSON and logs.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Backup => "backup",
-            Self::Drill => "drill",
-            Self::Verify => "verify",
-            Self::Restore => "restore",
-            Self::Prune => "prune",
-        }
-    }
-
-    /// Whether two of one plan may not run at once. An incident restore is never held up by another one.
-    fn is_exclusive(self) -> bool {
-        !matches!(self, Self::Restore)
-    }
-
-    fn from_word(word: &str) -> Option<Self> {
-        [Self::Backup, Self::Drill, Self::Verify, Self::Restore, Self::Prune].into_iter().find(|job| job.word() == word)
-    }
-}
-
-/// What started a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Trigger {
-    /// A person or script on the command line.
-    Manual,
-    /// A slot of the plan's schedule, on time.
-    Schedule,
-    /// A slot that passed while no daemon was there.
-    CatchUp,
-    /// A further attempt of a slot.
-    Retry,
-}
-
-impl Trigger {
-    /// The word used in the journal, JSON and logs.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Manual => "manual",
-            Self::Schedule => "schedule",
-            Self::CatchUp => "catch-up",
-            Self::Retry => "retry",
-        }
-    }
-
-    fn from_word(word: &str) -> Option<Self> {
-        [Self::Manual, Self::Schedule, Self::CatchUp, Self::Retry].into_iter().find(|trigger| trigger.word() == word)
-    }
-}
+",
+    r"
+ALTER TABLE runs ADD COLUMN started_by TEXT;
+",
+];
 
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -246,11 +188,47 @@ pub struct Phase {
 /// A run about to start.
 #[derive(Debug, Clone)]
 pub struct NewRun {
+    /// The id that its row gets; a further attempt of a slot keeps the id of the row that is there.
+    pub id: RunId,
     pub plan: Name,
     pub job: Job,
     pub trigger: Trigger,
+    /// Who or what started it, for people: `alice (uid 1000)`, `daemon`, an API token's name. Never a secret.
+    pub by: String,
     /// The slot of the schedule, without jitter. `None`: manual.
     pub scheduled: Option<DateTime<Utc>>,
+}
+
+impl NewRun {
+    /// A run that somebody asked for.
+    #[must_use]
+    pub fn manual(plan: &Name, job: Job, by: impl Into<String>, now: DateTime<Utc>) -> Self {
+        Self { id: RunId::generate(now), plan: plan.clone(), job, trigger: Trigger::Manual, by: by.into(), scheduled: None }
+    }
+
+    /// A run of a slot of the plan's schedule. Its id is that of the slot's row where there is one already.
+    #[must_use]
+    pub fn of_slot(plan: &Name, job: Job, trigger: Trigger, slot: DateTime<Utc>, id: RunId) -> Self {
+        Self { id, plan: plan.clone(), job, trigger, by: "daemon".to_owned(), scheduled: Some(slot) }
+    }
+}
+
+/// A schedule that a daemon follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScheduleKey {
+    pub plan: Name,
+    pub job: Job,
+    /// As [`crate::daemon::job::expression`] says it.
+    pub expression: String,
+}
+
+/// What the journal knows of a schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Followed {
+    /// Since when it is followed; slots before do not count.
+    pub since: DateTime<Utc>,
+    /// Its newest slot that is not later than the moment asked about.
+    pub last: Option<PastSlot>,
 }
 
 /// How a run ended.
@@ -314,6 +292,8 @@ pub struct Run {
     pub plan: Name,
     pub job: Job,
     pub trigger: Trigger,
+    /// Who or what started it; `None` in rows of versions that did not record it.
+    pub by: Option<String>,
     pub scheduled: Option<DateTime<Utc>>,
     pub attempt: u32,
     pub state: State,
@@ -512,7 +492,7 @@ impl Journal {
                     "UPDATE runs SET trigger = ?2, attempt = ?3, state = 'running', started_ms = ?4, ended_ms = NULL, kind = NULL,
                         error = NULL, story = NULL, phases = NULL, warnings = NULL, bytes_read = NULL, bytes_stored = NULL,
                         snapshot = NULL, report = NULL, lease_until_ms = NULL, owner = ?5, host = ?6, node = ?6, pid = ?7, boot_id = ?8, start_ticks = ?9,
-                        fence = ?10 WHERE id = ?1",
+                        fence = ?10, started_by = ?11 WHERE id = ?1",
                     params![
                         id.to_string(),
                         run.trigger.word(),
@@ -523,16 +503,17 @@ impl Journal {
                         self.process.pid,
                         self.process.boot_id,
                         i64::try_from(self.process.start_ticks).unwrap_or(0),
-                        fence
+                        fence,
+                        run.by
                     ],
                 )?;
                 Claim { id, attempt: attempt + 1, fence: fence.unsigned_abs() }
             } else {
-                let id = RunId::generate(now);
+                let id = run.id;
                 transaction.execute(
                     "INSERT INTO runs (id, plan, job, trigger, scheduled_ms, attempt, exclusive, state, started_ms, node, owner, host,
-                        pid, boot_id, start_ticks, fence)
-                     VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6, 'running', ?7, ?8, ?9, ?8, ?10, ?11, ?12, ?13)",
+                        pid, boot_id, start_ticks, fence, started_by)
+                     VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6, 'running', ?7, ?8, ?9, ?8, ?10, ?11, ?12, ?13, ?14)",
                     params![
                         id.to_string(),
                         run.plan.as_str(),
@@ -546,7 +527,8 @@ impl Journal {
                         self.process.pid,
                         self.process.boot_id,
                         i64::try_from(self.process.start_ticks).unwrap_or(0),
-                        fence
+                        fence,
+                        run.by
                     ],
                 )?;
                 Claim { id, attempt: 1, fence: fence.unsigned_abs() }
@@ -804,6 +786,48 @@ impl Journal {
             .map_err(|error| self.failure("write", error))
     }
 
+    /// What is known of these schedules at `now`, in their order and in one transaction; those that are new or have changed are followed
+    /// from now on.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written; then nothing was changed.
+    pub fn follow(&self, schedules: &[ScheduleKey], now: DateTime<Utc>) -> Result<Vec<Followed>> {
+        let mut connection = self.lock();
+        let mut query = || -> rusqlite::Result<Vec<Followed>> {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut all = Vec::with_capacity(schedules.len());
+            {
+                let mut known = transaction.prepare_cached("SELECT expression, since_ms FROM schedules WHERE plan = ?1 AND job = ?2")?;
+                let mut note = transaction.prepare_cached(
+                    "INSERT INTO schedules (plan, job, expression, since_ms) VALUES (?1, ?2, ?3, ?4)
+                     ON CONFLICT (plan, job) DO UPDATE SET expression = excluded.expression, since_ms = excluded.since_ms",
+                )?;
+                let mut newest = transaction.prepare_cached(
+                    "SELECT id, scheduled_ms, state, attempt, ended_ms, kind FROM runs
+                     WHERE plan = ?1 AND job = ?2 AND scheduled_ms <= ?3 ORDER BY scheduled_ms DESC LIMIT 1",
+                )?;
+                for key in schedules {
+                    let (plan, job) = (key.plan.as_str(), key.job.word());
+                    let since = known
+                        .query_row(params![plan, job], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))
+                        .optional()?
+                        .filter(|(expression, _)| *expression == key.expression);
+                    let since = if let Some((_, since)) = since {
+                        time(since)
+                    } else {
+                        note.execute(params![plan, job, key.expression, now.timestamp_millis()])?;
+                        now
+                    };
+                    let last = newest.query_row(params![plan, job, now.timestamp_millis()], past_slot).optional()?.flatten();
+                    all.push(Followed { since, last });
+                }
+            }
+            transaction.commit()?;
+            Ok(all)
+        };
+        query().map_err(|error| self.failure("read", error))
+    }
+
     /// Since when this schedule has been followed; `None` when it is new or has changed.
     ///
     /// # Errors
@@ -837,7 +861,7 @@ impl Journal {
     fn select(&self, rest: &str, params: impl rusqlite::Params) -> Result<Vec<Run>> {
         const COLUMNS: &str =
             "SELECT id, plan, job, trigger, scheduled_ms, attempt, state, started_ms, ended_ms, kind, error, story, phases,
-            warnings, bytes_read, bytes_stored, snapshot, report, owner, host, pid, boot_id, start_ticks, fence, lease_until_ms FROM runs ";
+            warnings, bytes_read, bytes_stored, snapshot, report, owner, host, pid, boot_id, start_ticks, fence, lease_until_ms, started_by FROM runs ";
         let connection = self.lock();
         let query = || -> rusqlite::Result<Vec<Option<Run>>> {
             let mut statement = connection.prepare_cached(&format!("{COLUMNS}{rest}"))?;
@@ -926,6 +950,7 @@ fn read_run(row: &Row<'_>) -> rusqlite::Result<Option<Run>> {
         plan,
         job,
         trigger,
+        by: row.get(25)?,
         scheduled: row.get::<_, Option<i64>>(4)?.map(time),
         attempt: row.get(5)?,
         state,
@@ -950,6 +975,15 @@ fn read_run(row: &Row<'_>) -> rusqlite::Result<Option<Run>> {
         fence: row.get::<_, i64>(23)?.unsigned_abs(),
         lease_until: row.get::<_, Option<i64>>(24)?.map(time),
     }))
+}
+
+/// A slot as the scheduler wants it; `None` when this version cannot read its row.
+fn past_slot(row: &Row<'_>) -> rusqlite::Result<Option<PastSlot>> {
+    let (Ok(run), Some(state)) = (row.get::<_, String>(0)?.parse::<RunId>(), State::from_word(&row.get::<_, String>(2)?)) else {
+        return Ok(None);
+    };
+    let (ended, kind) = (row.get::<_, Option<i64>>(4)?, row.get::<_, Option<String>>(5)?);
+    Ok(Some(PastSlot::new(run, time(row.get(1)?), state, row.get(3)?, ended.map(time), kind.as_deref())))
 }
 
 /// Milliseconds since the Unix epoch, as kept in the tables, back to a time. What is out of range becomes the epoch.
@@ -983,11 +1017,11 @@ mod tests {
     }
 
     fn slot_run(trigger: Trigger) -> NewRun {
-        NewRun { plan: Name::new("crm").unwrap(), job: Job::Backup, trigger, scheduled: Some(now()) }
+        NewRun::of_slot(&Name::new("crm").unwrap(), Job::Backup, trigger, now(), RunId::generate(now()))
     }
 
     fn manual(job: Job) -> NewRun {
-        NewRun { plan: Name::new("crm").unwrap(), job, trigger: Trigger::Manual, scheduled: None }
+        NewRun::manual(&Name::new("crm").unwrap(), job, "tester", now())
     }
 
     #[test]
@@ -1007,6 +1041,7 @@ mod tests {
         };
         journal.close(claim, &ending, later(3)).unwrap();
         let run = other.run(claim.id).unwrap();
+        assert_eq!(run.by.as_deref(), Some("tester"));
         assert_eq!((run.state, run.ended, run.bytes_read, run.bytes_stored), (State::Succeeded, Some(later(3)), Some(10), Some(3)));
         assert_eq!((run.phases, run.warnings, run.snapshot.as_deref()), (ending.phases, ending.warnings, Some("s")));
         assert_eq!(run.process, Process::this());
@@ -1156,6 +1191,24 @@ mod tests {
         assert_eq!(journal.schedule_since(&plan, Job::Backup, "0 2 * * * UTC", now()).unwrap(), now());
         assert_eq!(journal.schedule_since(&plan, Job::Backup, "0 2 * * * UTC", later(9)).unwrap(), now());
         assert_eq!(journal.schedule_since(&plan, Job::Backup, "0 3 * * * UTC", later(9)).unwrap(), later(9));
+    }
+
+    #[test]
+    fn schedules_are_followed_all_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path(), now()).unwrap();
+        let plan = Name::new("crm").unwrap();
+        let key = |job, expression: &str| ScheduleKey { plan: plan.clone(), job, expression: expression.into() };
+        let keys = [key(Job::Backup, "0 2 * * * UTC"), key(Job::Drill, "0 3 * * * UTC")];
+        assert_eq!(journal.follow(&keys, now()).unwrap(), [Followed { since: now(), last: None }; 2]);
+        let claim = journal.begin(&slot_run(Trigger::Schedule), later(1)).unwrap();
+        journal.close(claim, &Ending::of_error(&Error::new(Kind::Unavailable, "away")), later(2)).unwrap();
+        let changed = [key(Job::Backup, "0 2 * * * UTC"), key(Job::Drill, "0 4 * * * UTC")];
+        let found = journal.follow(&changed, later(9)).unwrap();
+        let last = PastSlot::new(claim.id, now(), State::Failed, 1, Some(later(2)), Some("unavailable"));
+        assert_eq!(found, [Followed { since: now(), last: Some(last) }, Followed { since: later(9), last: None }]);
+        let before = journal.follow(&keys[..1], now() - TimeDelta::seconds(1)).unwrap();
+        assert_eq!(before[0].last, None, "a slot of the future does not count");
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! Owns the state folder. Does not own any operation: those are in `ops` and run the same way without a daemon.
 
+pub mod companion;
+pub mod control;
+pub mod job;
 pub mod journal;
 mod logs;
 pub mod owner;

@@ -17,10 +17,10 @@ use crate::event::Cancel;
 use crate::id::RunId;
 use crate::ops::backup::BackupReport;
 use crate::ops::drill::{DrillReport, DrillRequest};
+use crate::ops::prune::PruneReport;
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::restore::RestoreReport;
 use crate::ops::verify::{Depth, VerifyReport};
-use crate::ops::prune::PruneReport;
 use crate::ops::{backup, drill, prune, verify};
 use crate::plan::Plan;
 use crate::repo::{Manifest, Repository};
@@ -136,7 +136,7 @@ fn watched<T: Outcome>(
     let claim = journal.begin(run, surroundings.clock.now())?;
     let span = tracing::info_span!("run", id = %claim.id, plan = %run.plan, job = run.job.word(), attempt = claim.attempt);
     let _entered = span.enter();
-    tracing::info!(trigger = run.trigger.word(), scheduled = run.scheduled.map(|slot| slot.to_rfc3339()), "run started");
+    tracing::info!(trigger = run.trigger.word(), by = run.by, scheduled = run.scheduled.map(|slot| slot.to_rfc3339()), "run started");
     let (result, ending) = carry_out(journal, claim, run, story, surroundings, stall, work);
     let closed = close(journal, claim, &ending, surroundings.clock.now());
     // The result of the work is what counts; a journal that failed meanwhile is told when there is nothing worse.
@@ -206,7 +206,14 @@ fn carry_out<T: Outcome>(
         Ok(outcome) => outcome.ending(),
         Err(error) => Ending::of_error(error),
     };
-    let ending = Ending { story, phases, warnings, ..ending };
+    let mut ending = Ending { story, phases, warnings, ..ending };
+    if let Some(why) = surroundings.cancel.reason().filter(|_| ending.state == State::Interrupted) {
+        // Why it was stopped says more than what it stood for.
+        ending.story = Some(why.to_string());
+        if let Some(error) = ending.error.as_mut() {
+            why.word().clone_into(&mut error.kind);
+        }
+    }
     log(&ending);
     (result, ending)
 }
@@ -236,7 +243,10 @@ impl Watch<'_> {
                 beat = Some(Instant::now());
             }
             if self.surroundings.cancel.is_cancelled() {
-                self.own.cancel();
+                match self.surroundings.cancel.reason() {
+                    Some(why) => self.own.cancel_because(why.clone()),
+                    None => self.own.cancel(),
+                }
             }
             if !self.own.is_cancelled() && self.stall.is_some_and(|stall| self.recorder.silent_for() >= stall) {
                 tracing::error!(run = %self.claim.id, "the run hangs: it is cancelled");
@@ -297,7 +307,9 @@ pub fn run_job(journal: &Journal, plan: &Plan, run: &NewRun, story: Option<Strin
             };
             journalled(journal, run, story, surroundings, work).map(|(id, _)| id)
         }
-        Job::Verify | Job::Restore => {
+        // Somebody who answers its questions asks for one, on the command line.
+        Job::Restore => Err(Error::new(Kind::Bug, format!("start restore of plan {}: a daemon does not restore", plan.name))),
+        Job::Verify => {
             let depth = match plan.verify.data.percent() {
                 0 => Depth::Structure,
                 percent => Depth::Data { percent },
@@ -390,7 +402,6 @@ fn may_be_of(known: &[Run], run: &Run, manifest: &Manifest, now: DateTime<Utc>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::journal::Trigger;
     use crate::id::{Name, SnapshotId};
     use crate::source::{Finish, Problem};
     use crate::{clock::SystemClock, event::Silent, repo::Stats};
@@ -400,7 +411,7 @@ mod tests {
     }
 
     fn new_run() -> NewRun {
-        NewRun { plan: Name::new("crm").unwrap(), job: Job::Backup, trigger: Trigger::Manual, scheduled: None }
+        NewRun::manual(&Name::new("crm").unwrap(), Job::Backup, "tester", at("02:00:00"))
     }
 
     fn manifest(started: &str, problems: usize) -> Manifest {

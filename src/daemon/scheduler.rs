@@ -10,7 +10,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::daemon::journal::{Run, State, Trigger};
 use crate::error::Kind;
-use crate::id::Name;
+use crate::event::Reason;
+use crate::id::{Name, RunId};
 use crate::plan::{Schedule, jitter_for};
 
 /// A slot that starts this much after it was due is late: the daemon was not there. It wakes far more often than that.
@@ -69,21 +70,31 @@ pub struct Rules {
 /// What the journal knows of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PastSlot {
+    /// The run that a further attempt of this slot belongs to.
+    pub run: RunId,
     pub slot: DateTime<Utc>,
     pub state: State,
     pub attempt: u32,
     pub ended: Option<DateTime<Utc>>,
     /// Whether its error may pass by itself.
     pub may_pass: bool,
+    /// Whether somebody cancelled it: then it is not tried again.
+    pub cancelled: bool,
 }
 
 impl PastSlot {
     /// `None` for a run without a slot.
     #[must_use]
     pub fn of_run(run: &Run) -> Option<Self> {
-        let may_pass =
-            run.kind.as_deref().is_some_and(|kind| [Kind::Unavailable, Kind::Busy].into_iter().any(|k| k.may_pass() && k.word() == kind));
-        Some(Self { slot: run.scheduled?, state: run.state, attempt: run.attempt, ended: run.ended, may_pass })
+        Some(Self::new(run.id, run.scheduled?, run.state, run.attempt, run.ended, run.kind.as_deref()))
+    }
+
+    /// `kind`: the word of its error.
+    #[must_use]
+    pub fn new(run: RunId, slot: DateTime<Utc>, state: State, attempt: u32, ended: Option<DateTime<Utc>>, kind: Option<&str>) -> Self {
+        let may_pass = kind.is_some_and(|kind| [Kind::Unavailable, Kind::Busy].into_iter().any(|k| k.may_pass() && k.word() == kind));
+        let cancelled = kind == Some(Reason::Cancelled(String::new()).word());
+        Self { run, slot, state, attempt, ended, may_pass, cancelled }
     }
 }
 
@@ -198,7 +209,9 @@ fn retry_at(last: &PastSlot, rules: &Rules) -> Option<(DateTime<Utc>, DateTime<U
     let ended = last.ended?;
     let (attempts, delay) = match last.state {
         State::Failed if last.may_pass => (rules.attempts, rules.delay),
-        State::Interrupted => (rules.attempts.max(INTERRUPTED_ATTEMPTS), if last.attempt > 1 { rules.delay } else { Duration::ZERO }),
+        State::Interrupted if !last.cancelled => {
+            (rules.attempts.max(INTERRUPTED_ATTEMPTS), if last.attempt > 1 { rules.delay } else { Duration::ZERO })
+        }
         _ => return None,
     };
     if last.attempt >= attempts {
@@ -249,7 +262,15 @@ mod tests {
 
     #[expect(clippy::unnecessary_wraps, reason = "it stands where an option is expected")]
     fn past(slot: &str, state: State, attempt: u32, ended: &str, may_pass: bool) -> Option<PastSlot> {
-        Some(PastSlot { slot: at(slot), state, attempt, ended: Some(at(ended)), may_pass })
+        Some(PastSlot {
+            run: RunId::generate(at(slot)),
+            slot: at(slot),
+            state,
+            attempt,
+            ended: Some(at(ended)),
+            may_pass,
+            cancelled: false,
+        })
     }
 
     fn run(slot: &str, trigger: Trigger, covers: u32, first: &str) -> Step {
@@ -377,7 +398,7 @@ mod tests {
                     };
                     prop_assert!(slot <= now && seen.insert(slot), "slot {slot} twice");
                     accounted += count;
-                    last = Some(PastSlot { slot, state, attempt: 1, ended: Some(now), may_pass: false });
+                    last = Some(PastSlot { run: RunId::generate(slot), slot, state, attempt: 1, ended: Some(now), may_pass: false, cancelled: false });
                 }
             }
             let passed = last.map_or(0, |last| (last.slot - since).num_hours() + 1);

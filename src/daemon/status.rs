@@ -8,8 +8,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::daemon::job::{expression, rules, schedules};
 use crate::daemon::journal::{ErrorRecord, Job, Journal, Run, State};
-use crate::daemon::scheduler::{self, MissedSlots, PastSlot, Rules, Situation, Slots};
+use crate::daemon::scheduler::{self, PastSlot, Situation, Slots};
 use crate::error::{Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::ops::drill::DrillReport;
@@ -18,7 +19,7 @@ use crate::ops::log::reach::{Reach, reach};
 use crate::ops::log::stream::{self, LogStatus};
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::{Missing, backup, damage, damaged_reports_warning, damaged_warning, explain, select};
-use crate::plan::{Missed, Plan, Plans, Schedule, Source};
+use crate::plan::{Plan, Plans, Schedule, Source};
 use crate::repo::{Manifest, ReportKind, ReportRecord};
 
 /// `lifeboat.status/1`.
@@ -159,34 +160,6 @@ pub struct Stored {
 
 /// A schedule's next run is this late before it is called overdue: jitter and a busy plan are not yet a problem.
 const OVERDUE: chrono::TimeDelta = chrono::TimeDelta::minutes(15);
-
-/// The schedules of a plan with their jobs.
-#[must_use]
-pub fn schedules(plan: &Plan) -> Vec<(Job, &Schedule)> {
-    let all =
-        [(Job::Backup, plan.schedule.as_ref()), (Job::Drill, plan.drill.schedule.as_ref()), (Job::Verify, plan.verify.schedule.as_ref())];
-    all.into_iter().filter_map(|(job, schedule)| Some((job, schedule?))).collect()
-}
-
-/// How the scheduler treats a plan's slots.
-#[must_use]
-pub fn rules(plan: &Plan) -> Rules {
-    Rules {
-        jitter: plan.jitter,
-        missed: match plan.missed {
-            Missed::RunOnce => MissedSlots::RunOnce,
-            Missed::Skip => MissedSlots::Skip,
-        },
-        attempts: plan.retry.attempts,
-        delay: plan.retry.delay,
-    }
-}
-
-/// The text under which a schedule is remembered in the journal.
-#[must_use]
-pub fn expression(schedule: &Schedule) -> String {
-    format!("{} {}", schedule.text(), schedule.zone())
-}
 
 fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -598,7 +571,7 @@ fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<U
     facts.last_whole_backup = newest(Job::Backup, State::Succeeded)?;
     facts.last_backup =
         facts.last_whole_backup.iter().cloned().chain(newest(Job::Backup, State::Incomplete)?).max_by_key(|run| run.started);
-    for job in [Job::Backup, Job::Drill, Job::Verify] {
+    for job in Job::ALL.into_iter().filter(|job| job.is_exclusive()) {
         let mut closed = Vec::new();
         for state in [State::Succeeded, State::Incomplete, State::Failed, State::Interrupted, State::Missed] {
             closed.extend(newest(job, state)?);
@@ -609,7 +582,7 @@ fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<U
     let passed = newest(Job::Drill, State::Succeeded)?;
     facts.failed_drill =
         ended_ill.max_by_key(|run| run.started).filter(|run| passed.as_ref().is_none_or(|passed| passed.started < run.started));
-    for job in [Job::Backup, Job::Drill, Job::Verify, Job::Restore] {
+    for job in Job::ALL {
         facts.running.extend(newest(job, State::Running)?.filter(|run| broken.iter().all(|broken| broken.id != run.id)));
     }
     let rules = rules(plan);

@@ -108,10 +108,8 @@ pub fn run(
         repository.decide(now, |ledger| {
             cancel.check()?;
             planned = decide(repository, ledger, plans, now)?;
-            let removed: Vec<_> = planned
-                .removed()
-                .map(|(manifest, reason)| repository.removal_of(manifest, reason, now))
-                .collect::<Result<_>>()?;
+            let removed: Vec<_> =
+                planned.removed().map(|(manifest, reason)| repository.removal_of(manifest, reason, now)).collect::<Result<_>>()?;
             Ok((!removed.is_empty()).then_some(Decision::Remove { snapshots: removed }))
         })?;
     }
@@ -157,7 +155,9 @@ impl Planned {
     }
 
     fn removed(&self) -> impl Iterator<Item = (&Manifest, &str)> {
-        self.fates().filter(|(_, fate)| !fate.kept).filter_map(|(_, fate)| Some((self.manifests.get(&fate.id)?, fate.reasons.first()?.as_str())))
+        self.fates()
+            .filter(|(_, fate)| !fate.kept)
+            .filter_map(|(_, fate)| Some((self.manifests.get(&fate.id)?, fate.reasons.first()?.as_str())))
     }
 
     fn shown(&self) -> Vec<SnapshotFate> {
@@ -286,7 +286,14 @@ pub struct HoldReport {
 ///
 /// # Errors
 /// `NoRecoveryPoint` when there is no such snapshot (any more).
-pub fn hold(repository: &Repository, id: SnapshotId, until: Option<DateTime<Utc>>, reason: &str, by: &str, now: DateTime<Utc>) -> Result<HoldReport> {
+pub fn hold(
+    repository: &Repository,
+    id: SnapshotId,
+    until: Option<DateTime<Utc>>,
+    reason: &str,
+    by: &str,
+    now: DateTime<Utc>,
+) -> Result<HoldReport> {
     if let Some(until) = until
         && until <= now
     {

@@ -301,7 +301,8 @@ mod tests {
 
     #[test]
     fn an_incomplete_snapshot_does_not_push_a_whole_one_out() {
-        let mut snapshots = vec![snapshot(at("2026-01-01T01:00:00Z")), snapshot(at("2026-01-01T05:00:00Z")), snapshot(at("2026-01-02T01:00:00Z"))];
+        let mut snapshots =
+            vec![snapshot(at("2026-01-01T01:00:00Z")), snapshot(at("2026-01-01T05:00:00Z")), snapshot(at("2026-01-02T01:00:00Z"))];
         snapshots[1].whole = false;
         let fates = plan(&Rules { daily: 2, ..Rules::default() }, &snapshots, ZONE, at("2026-01-03T00:00:00Z"));
         assert_eq!(fates.iter().map(|fate| fate.kept).collect::<Vec<_>>(), [true, false, true]);
@@ -315,7 +316,8 @@ mod tests {
         let now = at("2026-01-30T12:00:00Z");
         let fates = plan(&rules, &snapshots, ZONE, now);
         assert_eq!(kept(&fates), ["01-20", "01-29", "01-30"]);
-        let needed: Vec<String> = log_needed_by(&rules, &snapshots, &fates, now).iter().map(|s| s.time.format("%m-%d").to_string()).collect();
+        let needed: Vec<String> =
+            log_needed_by(&rules, &snapshots, &fates, now).iter().map(|s| s.time.format("%m-%d").to_string()).collect();
         assert_eq!(needed, ["01-20", "01-29", "01-30"]);
         // With yearly ones kept beside it, their log is not needed.
         let rules = Rules { yearly: 1, monthly: 3, ..rules };
@@ -337,7 +339,8 @@ mod tests {
         kept |= rules.within.is_some_and(|within| now - one.time <= chrono::Duration::from_std(within).unwrap());
         if usable(one) {
             kept |= (all.iter().filter(|s| usable(s) && later(s, one)).count() as u32) < rules.last;
-            let formats = [(rules.hourly, "%F %H %z"), (rules.daily, "%F"), (rules.weekly, "%G %V"), (rules.monthly, "%Y %m"), (rules.yearly, "%Y")];
+            let formats =
+                [(rules.hourly, "%F %H %z"), (rules.daily, "%F"), (rules.weekly, "%G %V"), (rules.monthly, "%Y %m"), (rules.yearly, "%Y")];
             for (count, format) in formats {
                 let bucket = |s: &Candidate| s.time.with_timezone(&ZONE).format(format).to_string();
                 let rivals: Vec<&Candidate> = all.iter().filter(|s| usable(s) && bucket(s) == bucket(one)).collect();
@@ -346,7 +349,8 @@ mod tests {
                 } else {
                     !rivals.iter().any(|s| later(s, one))
                 };
-                let newer: BTreeSet<String> = all.iter().filter(|s| usable(s) && later(s, one)).map(bucket).filter(|b| *b != bucket(one)).collect();
+                let newer: BTreeSet<String> =
+                    all.iter().filter(|s| usable(s) && later(s, one)).map(bucket).filter(|b| *b != bucket(one)).collect();
                 kept |= best && (newer.len() as u32) < count;
             }
         }

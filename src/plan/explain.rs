@@ -137,7 +137,10 @@ fn prune(plan: &Plan) -> String {
     let removes = if plan.keep == Keep::default() {
         "removes no snapshot and no log (the plan has no `keep`)".to_owned()
     } else {
-        format!("removes the snapshots of the plan that no rule keeps{}", if plan.keep.is_everything() { " (all are kept), and log before the window" } else { "" })
+        format!(
+            "removes the snapshots of the plan that no rule keeps{}",
+            if plan.keep.is_everything() { " (all are kept), and log before the window" } else { "" }
+        )
     };
     format!("{removes}, then collects the garbage of repository {}", plan.repository.name)
 }

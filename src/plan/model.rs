@@ -23,6 +23,7 @@ pub struct Plans {
     pub sources: BTreeMap<Name, Arc<Source>>,
     pub repositories: BTreeMap<Name, Arc<Repository>>,
     pub notifiers: BTreeMap<Name, Arc<Notifier>>,
+    pub serve: Serve,
     /// The files read, sorted.
     pub files: Vec<PathBuf>,
 }
@@ -63,6 +64,22 @@ fn find<'a, T>(all: &'a BTreeMap<Name, T>, what: &str, name: &str) -> Result<&'a
         };
         Error::new(Kind::Usage, format!("unknown {what} {name:?}")).hint(hint)
     })
+}
+
+/// How the daemon works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Serve {
+    /// Greatest number of runs at the same time.
+    pub max_runs: NonZeroU16,
+    /// How long a daemon that is told to stop lets its runs go on before it cancels them.
+    pub drain: Duration,
+}
+
+impl Default for Serve {
+    fn default() -> Self {
+        const MAX_RUNS: NonZeroU16 = NonZeroU16::new(4).unwrap();
+        Self { max_runs: MAX_RUNS, drain: Duration::from_secs(20) }
+    }
 }
 
 /// What is done, when, and what must be proven.

@@ -83,6 +83,20 @@ pub(super) struct RawFile {
     pub plan: Named<RawPlan>,
     /// Who is told, by name.
     pub notify: Named<RawNotifier>,
+    /// How the daemon works; in at most one of the files.
+    pub serve: Option<Located<RawServe>>,
+}
+
+/// How the daemon works.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Serve")]
+pub(super) struct RawServe {
+    /// Greatest number of runs at the same time. Default: 4.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_runs: Option<Located<u16>>,
+    /// How long a daemon that is told to stop lets its runs go on before it cancels them, such as `10m`. Default: 20s.
+    pub drain: Text,
 }
 
 /// Where a secret is found; exactly one of the keys. A secret itself never stands in a plan file.

@@ -17,7 +17,7 @@ use crate::id::Name;
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
     Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, Keep, LogMode, Method, Missed, Notifier, NotifierKind,
-    Objectives, Occasion, Plan, Plans, Repository, RepositoryUrl, Retry, Scheme, Server, Share, Source, SourceKind, Verify, Prune,
+    Objectives, Occasion, Plan, Plans, Prune, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind, Verify,
 };
 use crate::plan::raw::{
     Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode, RawMethod,
@@ -55,9 +55,11 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
     let mut sources = Declared::new();
     let mut notifiers = Declared::new();
     let mut plans = Declared::new();
+    let mut serve = None;
     for loaded in files {
         checker.file = Some(loaded);
         checker.version(&loaded.raw);
+        checker.serve(loaded, &mut serve);
         checker.declare("repository", &loaded.raw.repository, &mut repositories, Checker::repository);
         checker.declare("source", &loaded.raw.source, &mut sources, Checker::source);
         checker.declare("notifier", &loaded.raw.notify, &mut notifiers, Checker::notifier);
@@ -73,6 +75,7 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
         sources: only_valid(sources),
         repositories: only_valid(repositories),
         notifiers: only_valid(notifiers),
+        serve: serve.map(|(_, serve)| serve).unwrap_or_default(),
         files: Vec::new(),
     }
 }
@@ -130,6 +133,20 @@ impl<'a> Checker<'a> {
                 self.report(&(0..0), "`version` is missing", "begin the file with: version = 1");
             }
         }
+    }
+
+    /// The daemon's settings: one table for all files. `first`: where it was found, and what it says.
+    fn serve(&mut self, loaded: &Loaded, first: &mut Option<(String, Serve)>) {
+        let Some(raw) = &loaded.raw.serve else { return };
+        if let Some((place, _)) = first {
+            let hint = format!("it is there already at {place}; keep one");
+            self.report(&raw.span, "`[serve]` is there twice", hint);
+            return;
+        }
+        let default = Serve::default();
+        let max_runs = raw.value.max_runs.as_ref().and_then(|max| NonZeroU16::new(max.value)).unwrap_or(default.max_runs);
+        let drain = self.read(&raw.value.drain, parse_duration).unwrap_or(default.drain);
+        *first = Some((loaded.file.place(raw.span.start), Serve { max_runs, drain }));
     }
 
     /// Validates one kind of declaration of the file at hand.

@@ -60,17 +60,9 @@ pub struct Hold {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "lowercase")]
 pub enum Decision {
-    Remove {
-        snapshots: Vec<RemovedSnapshot>,
-    },
-    Hold {
-        hold: Hold,
-    },
-    Release {
-        snapshot: SnapshotId,
-        by: String,
-        reason: String,
-    },
+    Remove { snapshots: Vec<RemovedSnapshot> },
+    Hold { hold: Hold },
+    Release { snapshot: SnapshotId, by: String, reason: String },
 }
 
 /// Everything that the entries up to one say.
@@ -283,8 +275,9 @@ fn read(inner: &Inner, listed: &[String]) -> Result<Ledger> {
     numbers.sort_unstable();
     // The newest base is among the last of these, unless entries before it could not be removed; then all are read.
     let store = &inner.store;
-    let fetched: Vec<(u64, Result<Bytes>)> =
-        inner.block_on(futures::stream::iter(numbers).map(|number| async move { (number, store.get(&key_of(number)).await) }).buffered(16).collect());
+    let fetched: Vec<(u64, Result<Bytes>)> = inner.block_on(
+        futures::stream::iter(numbers).map(|number| async move { (number, store.get(&key_of(number)).await) }).buffered(16).collect(),
+    );
     let mut ledger = Ledger::default();
     let mut read: Vec<(Entry, String)> = Vec::with_capacity(fetched.len());
     for (number, bytes) in fetched {

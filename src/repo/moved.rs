@@ -95,7 +95,9 @@ impl MovedRecord {
                         for number in [*target, *frame, *first_slot, kept.len() as u32] {
                             put_varint(&mut out, u64::from(number));
                         }
-                        out.extend(kept.chunks(8).map(|bits| bits.iter().enumerate().fold(0, |byte, (at, kept)| byte | u8::from(*kept) << at)));
+                        out.extend(
+                            kept.chunks(8).map(|bits| bits.iter().enumerate().fold(0, |byte, (at, kept)| byte | u8::from(*kept) << at)),
+                        );
                     }
                 }
             }
@@ -204,9 +206,7 @@ impl MovedTable {
             chunk.stored = match chunk.stored {
                 Stored::Zero => Stored::Zero,
                 Stored::Full(place) => Stored::Full(self.resolve(inner, place)),
-                Stored::Delta { patch, base } => {
-                    Stored::Delta { patch: self.resolve(inner, patch), base: self.resolve(inner, base) }
-                }
+                Stored::Delta { patch, base } => Stored::Delta { patch: self.resolve(inner, patch), base: self.resolve(inner, base) },
             };
         }
     }
@@ -241,9 +241,8 @@ impl Inner {
             return Ok(false);
         }
         let new: Vec<&String> = listed.iter().filter(|key| !known.records.contains_key(*key)).collect();
-        let fetched: Vec<_> = self.block_on(
-            futures::stream::iter(new).map(|key| async move { (self.store.get(key).await, key) }).buffered(16).collect(),
-        );
+        let fetched: Vec<_> =
+            self.block_on(futures::stream::iter(new).map(|key| async move { (self.store.get(key).await, key) }).buffered(16).collect());
         let mut records: BTreeMap<_, _> =
             listed.iter().filter_map(|key| Some((key.clone(), Arc::clone(known.records.get(key)?)))).collect();
         let mut damaged = Vec::new();

@@ -125,10 +125,9 @@ impl Repository {
         for (key, opened) in self.open_manifests(&prefix)? {
             match opened {
                 Ok(found) => manifests.extend(found.map(|(manifest, _)| manifest)),
-                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => damaged.push(LostManifest {
-                    id: id_of(&key),
-                    error: e.within(format!("read the manifest {key}")),
-                }),
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => {
+                    damaged.push(LostManifest { id: id_of(&key), error: e.within(format!("read the manifest {key}")) })
+                }
                 Err(e) => return Err(e.within(format!("read the manifest {key}"))),
             }
         }
@@ -261,7 +260,13 @@ impl RemovedSnapshot {
     /// What to say to who asks for it.
     #[must_use]
     pub fn error(&self) -> Error {
-        let message = format!("snapshot {} of plan {} was removed on {} ({})", self.id, self.plan, self.removed_at.format("%Y-%m-%d %H:%M UTC"), self.reason);
+        let message = format!(
+            "snapshot {} of plan {} was removed on {} ({})",
+            self.id,
+            self.plan,
+            self.removed_at.format("%Y-%m-%d %H:%M UTC"),
+            self.reason
+        );
         Error::new(Kind::NoRecoveryPoint, message).hint("`lifeboat snapshots` lists what there is")
     }
 }

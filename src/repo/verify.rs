@@ -322,12 +322,7 @@ impl Repository {
                         [parent.id],
                     ),
                     Some(hash) if *hash != parent.hash && !parent.hash.is_empty() => {
-                        findings.add(
-                            &key,
-                            "chain-broken",
-                            format!("it is not the one that snapshot {id} came after"),
-                            [parent.id],
-                        );
+                        findings.add(&key, "chain-broken", format!("it is not the one that snapshot {id} came after"), [parent.id]);
                     }
                     Some(_) => {}
                 }

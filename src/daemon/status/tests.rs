@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::daemon::journal::{Ending, ErrorRecord, NewRun, Trigger};
-use crate::id::ReportId;
+use crate::id::{ReportId, RunId};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::{Finish, Problem as Unread};
 
@@ -96,7 +96,7 @@ fn exit(status: &PlanStatus) -> Option<Kind> {
 fn ran(job: Job, started: &str, ending: Option<Ending>) -> Run {
     let folder = tempfile::tempdir().unwrap();
     let journal = Journal::open(folder.path(), at(started)).unwrap();
-    let new = NewRun { plan: Name::new("crm").unwrap(), job, trigger: Trigger::Manual, scheduled: None };
+    let new = NewRun::manual(&Name::new("crm").unwrap(), job, "tester", at("00:00:00"));
     let claim = journal.begin(&new, at(started)).unwrap();
     if let Some(ending) = ending {
         journal.close(claim, &ending, at(started)).unwrap();
@@ -229,7 +229,7 @@ fn a_run_that_goes_on_hides_no_overdue_slot() {
     let journal = Journal::open(folder.path(), at("05:00:00")).unwrap();
     let (job, schedule) = schedules(&plan)[0];
     journal.schedule_since(&plan.name, job, &expression(schedule), at("05:30:00")).unwrap();
-    let slot = NewRun { plan: plan.name.clone(), job, trigger: Trigger::Schedule, scheduled: Some(at("06:00:00")) };
+    let slot = NewRun::of_slot(&plan.name, job, Trigger::Schedule, at("06:00:00"), RunId::generate(at("06:00:00")));
     journal.begin(&slot, at("06:00:00")).unwrap();
     let facts = journal_facts(&plan, &journal, &[], at("06:50:00")).unwrap();
     assert_eq!((facts.running.len(), facts.overdue.len()), (1, 0), "its own slot");

@@ -22,8 +22,7 @@ use crate::source::postgres::wal::PieceFacts;
 pub fn prune(repository: &Repository, plan: &Name, source: &Name, needed: &[&Manifest], dry_run: bool) -> Result<LogFate> {
     let log = repository.log(plan, source);
     let pieces = log.pieces()?;
-    let mut fate =
-        LogFate { plan: plan.to_string(), source: source.to_string(), before: None, reason: String::new(), pieces: 0, bytes: 0 };
+    let mut fate = LogFate { plan: plan.to_string(), source: source.to_string(), before: None, reason: String::new(), pieces: 0, bytes: 0 };
     let starts: Option<Vec<u64>> = needed
         .iter()
         .filter_map(|manifest| manifest.sources.iter().find(|record| record.name == *source).map(|record| (manifest, record)))
@@ -71,7 +70,9 @@ fn start_of(record: &crate::repo::SourceRecord) -> Option<Lsn> {
 
 fn segment_bytes(log: &Log, piece: &PieceInfo) -> Result<Option<u64>> {
     match log.facts(piece) {
-        Ok(facts) => Ok(serde_json::from_value::<PieceFacts>(facts).ok().map(|facts| u64::from(facts.segment_bytes)).filter(|size| *size > 0)),
+        Ok(facts) => {
+            Ok(serde_json::from_value::<PieceFacts>(facts).ok().map(|facts| u64::from(facts.segment_bytes)).filter(|size| *size > 0))
+        }
         Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => Ok(None),
         Err(error) => Err(error),
     }

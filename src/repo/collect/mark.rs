@@ -41,7 +41,15 @@ pub struct Marker<'a> {
 impl<'a> Marker<'a> {
     pub fn new(repository: &'a Repository) -> Result<Self> {
         let nodes = NodeReader::new(&repository.inner)?;
-        Ok(Self { repository, nodes, marks: Marks::default(), seen: HashSet::new(), snapshots: 0, without: BTreeSet::new(), commits: Vec::new() })
+        Ok(Self {
+            repository,
+            nodes,
+            marks: Marks::default(),
+            seen: HashSet::new(),
+            snapshots: 0,
+            without: BTreeSet::new(),
+            commits: Vec::new(),
+        })
     }
 
     /// Marks what the manifests lead to that were not looked at before.

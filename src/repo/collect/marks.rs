@@ -87,9 +87,9 @@ impl PackMarks {
 
     /// Whether a chunk is alive.
     pub fn has(&self, frame: usize, slot: u32) -> bool {
-        self.frames.get(frame).is_some_and(|(start, len)| {
-            slot / 32 < *len && self.words[(start + slot / 32) as usize] >> (slot % 32) & 1 == 1
-        })
+        self.frames
+            .get(frame)
+            .is_some_and(|(start, len)| slot / 32 < *len && self.words[(start + slot / 32) as usize] >> (slot % 32) & 1 == 1)
     }
 }
 

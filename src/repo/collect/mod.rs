@@ -155,7 +155,13 @@ impl Repository {
     ///
     /// # Errors
     /// `Unavailable` and the like, `Interrupted`. What is damaged is told in `blocked`.
-    pub fn collect(&self, options: &CollectOptions<'_>, now: DateTime<Utc>, progress: &dyn Progress, cancel: &Cancel) -> Result<Collection> {
+    pub fn collect(
+        &self,
+        options: &CollectOptions<'_>,
+        now: DateTime<Utc>,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Collection> {
         let mut out = Collection::default();
         match self.collect_into(options, now, progress, cancel, &mut out) {
             Ok(()) => Ok(out),
@@ -201,8 +207,7 @@ impl Repository {
         }
 
         // B: give up, for ever.
-        let give_up: Vec<PackId> =
-            choice.dead.iter().chain(&choice.rewrite).filter(|pack| !tombstoned.contains(pack)).copied().collect();
+        let give_up: Vec<PackId> = choice.dead.iter().chain(&choice.rewrite).filter(|pack| !tombstoned.contains(pack)).copied().collect();
         let mut groups: Vec<(String, Vec<PackId>)> = groups;
         if !give_up.is_empty() {
             let key = publish_tombstones(inner, &give_up, now)?;
@@ -285,7 +290,8 @@ impl Repository {
         for object in inner.block_on(inner.store.list("index/"))? {
             let name = &object.key["index/".len()..];
             let decoded = self.open_index_object(name).and_then(|content| {
-                decode_heads(&content).map_err(|e| Error::new(Kind::Damaged, format!("object {}: cannot be decoded", object.key)).because(e))
+                decode_heads(&content)
+                    .map_err(|e| Error::new(Kind::Damaged, format!("object {}: cannot be decoded", object.key)).because(e))
             });
             match decoded {
                 Ok(packs) => heads.extend(packs.into_iter().map(|head| (head.id, head))),
@@ -324,7 +330,12 @@ impl Repository {
     }
 
     /// Packs that no open session can lean on. For the others it is written down whom they wait for.
-    fn settled_packs(&self, groups: &[(String, Vec<PackId>)], open: &[SeenSession], now: DateTime<Utc>) -> Result<HashSet<PackId>, Unmarked> {
+    fn settled_packs(
+        &self,
+        groups: &[(String, Vec<PackId>)],
+        open: &[SeenSession],
+        now: DateTime<Utc>,
+    ) -> Result<HashSet<PackId>, Unmarked> {
         if open.is_empty() {
             return Ok(groups.iter().flat_map(|(_, packs)| packs).copied().collect());
         }
@@ -425,9 +436,9 @@ fn blocked_by(error: Error) -> Unmarked {
 /// Whether a writer is most likely dead. A mistake costs it its work and nothing else.
 fn is_gone(session: &SeenSession, commits: &[(String, String)]) -> bool {
     let folder = |key: &str| key.rsplit_once('/').map(|(folder, _)| folder.to_owned());
-    let superseded = commits.iter().any(|(host, key)| {
-        *host == session.host && folder(key) == folder(&session.commits) && id_of(key) > id_of(&session.commits)
-    });
+    let superseded = commits
+        .iter()
+        .any(|(host, key)| *host == session.host && folder(key) == folder(&session.commits) && id_of(key) > id_of(&session.commits));
     let here = session.host == host_name() && std::path::Path::new("/proc/self").exists();
     superseded || here && !std::path::Path::new("/proc").join(session.process.to_string()).exists()
 }

@@ -165,7 +165,11 @@ impl State {
 
     /// Whether what a session commits is decided.
     fn is_decided(&self, session: u8) -> bool {
-        if session < 4 { self.manifests[session as usize + 1] != Held::Nothing } else { self.records[session as usize - 4] != Held::Nothing }
+        if session < 4 {
+            self.manifests[session as usize + 1] != Held::Nothing
+        } else {
+            self.records[session as usize - 4] != Held::Nothing
+        }
     }
 
     /// Marks what snapshots lead to that were not looked at before, by the records known at first.
@@ -488,7 +492,9 @@ fn nothing_is_lost_in_larger_scopes() {
         match explore(&Scope { writers, collectors, removals, without: None }, 12_000_000) {
             Outcome::Held { states } => println!("{writers} writers, {collectors} collectors, {removals} removals: {states} states hold"),
             Outcome::Violated { trace } => panic!("{}", trace.join("\n")),
-            Outcome::NotFinished { states } => println!("{writers} writers, {collectors} collectors, {removals} removals: the first {states} states hold"),
+            Outcome::NotFinished { states } => {
+                println!("{writers} writers, {collectors} collectors, {removals} removals: the first {states} states hold")
+            }
         }
     }
     // A tombstone that is withdrawn is missed only by two writers, two collectors and two removals.

@@ -12,8 +12,8 @@ use crate::repo::ledger::{Decision, Hold, RemovedSnapshot};
 use crate::repo::session::Session;
 use crate::repo::snapshot::Manifest;
 use crate::repo::tests::{Bench, TestFile, backup, noise, pages, plan, restore};
-use crate::store::faults::{Faults, When};
 use crate::store::Store;
+use crate::store::faults::{Faults, When};
 
 fn collect(repository: &Repository) -> Collection {
     collect_with(repository, &CollectOptions::default())
@@ -201,7 +201,8 @@ fn partly_dead_packs_are_rewritten_and_everything_still_reads() {
 #[test]
 fn a_maintainer_moves_whole_frames_and_opens_none() {
     let bench = Bench::new();
-    let mut files = vec![("a", Layout::Pages(8192), &b""[..], noise(5, 8192 * 128)), ("z", Layout::Pages(8192), &b""[..], noise(6, 8192 * 512))];
+    let mut files =
+        vec![("a", Layout::Pages(8192), &b""[..], noise(5, 8192 * 128)), ("z", Layout::Pages(8192), &b""[..], noise(6, 8192 * 512))];
     let first = bench.backup(&files);
     files.remove(1);
     let second = bench.backup(&files);

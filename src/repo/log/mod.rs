@@ -292,9 +292,8 @@ impl Log {
         ordered.sort_unstable_by_key(|piece| (piece.end, piece.start, piece.stream));
         let keys: Vec<String> = ordered.iter().map(|piece| self.key(piece)).collect();
         for some in keys.chunks(REMOVALS) {
-            let removed: Vec<Result<()>> = self
-                .inner
-                .block_on(futures::stream::iter(some).map(|key| self.inner.store.delete(key)).buffered(REMOVALS).collect());
+            let removed: Vec<Result<()>> =
+                self.inner.block_on(futures::stream::iter(some).map(|key| self.inner.store.delete(key)).buffered(REMOVALS).collect());
             for removed in removed {
                 match removed {
                     Ok(()) => {}
