@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 
 use crate::cli::args::{SnapshotsArgs, SnapshotsCommand};
+use crate::cli::context::who;
 use crate::cli::{App, Exit, render, time};
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
@@ -100,8 +101,7 @@ fn hold(
         }
     };
     let zone = plans.plans.get(&manifest.plan).map_or(Tz::UTC, |plan| plan.zone());
-    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".to_owned());
-    let by = format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy());
+    let by = format!("{} on {}", who(), rustix::system::uname().nodename().to_string_lossy());
     let report = act(repository, manifest.id, zone, &by, app.clock.now())?;
     app.output.result(&report, || {
         let until = report.until.map_or_else(|| "until it is released".to_owned(), |until| format!("until {}", render::time(until)));
@@ -143,7 +143,7 @@ fn text(list: &SnapshotList, none: &str) -> String {
                 render::or_dash(snapshot.proven_at.map(render::time)),
                 match (&snapshot.damaged, snapshot.problems) {
                     (Some(_), _) => "DAMAGED".to_owned(),
-                    (None, 0) => String::new(),
+                    (None, 0) => snapshot.held.as_ref().map_or_else(String::new, |why| format!("held: {why}")),
                     (None, problems) => format!("incomplete: {problems} missing"),
                 },
             ]

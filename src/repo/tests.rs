@@ -50,7 +50,7 @@ pub(super) fn plan() -> Name {
     Name::new("crm").unwrap()
 }
 
-fn file_entry(path: &str, layout: Layout, stamp: &[u8], size: usize) -> Entry {
+pub(super) fn file_entry(path: &str, layout: Layout, stamp: &[u8], size: usize) -> Entry {
     let kind = EntryKind::File { size: Some(size as u64), layout };
     Entry { path: path.into(), kind, mode: 0o640, uid: 1, gid: 2, mtime_ns: -5, stamp: stamp.to_vec(), xattrs: vec![] }
 }
@@ -73,6 +73,12 @@ impl Bench {
 
     pub(super) fn open_on(&self, store: Store) -> Repository {
         Repository::open(store, self.runtime.handle().clone(), &passphrase(), &self.options()).unwrap()
+    }
+
+    /// Like another process on another machine: with a cache of its own.
+    pub(super) fn open_apart(&self, store: Store) -> Repository {
+        let options = OpenOptions { cache: None, workers: 2 };
+        Repository::open(store, self.runtime.handle().clone(), &passphrase(), &options).unwrap()
     }
 
     pub(super) fn backup(&self, files: &[TestFile]) -> Manifest {

@@ -15,8 +15,13 @@ use crate::repo::{Inner, Repository};
 pub enum Unmarked {
     /// Something that may lead to anything cannot be read; sentences.
     Blocked(Vec<String>),
+    /// A snapshot went away while it was followed: mark anew.
+    Again,
     Failed(Error),
 }
+
+/// How often marking begins anew.
+const ATTEMPTS: usize = 8;
 
 impl From<Error> for Unmarked {
     fn from(error: Error) -> Self {
@@ -31,7 +36,6 @@ pub struct Marker<'a> {
     pub marks: Marks,
     /// Keys of the manifests and void markers that were looked at.
     seen: HashSet<String>,
-    pub snapshots: u64,
     /// Snapshots that count as removed.
     pub without: BTreeSet<SnapshotId>,
     /// Host and key of every manifest seen.
@@ -39,17 +43,27 @@ pub struct Marker<'a> {
 }
 
 impl<'a> Marker<'a> {
-    pub fn new(repository: &'a Repository) -> Result<Self> {
+    /// Marks from the beginning, without these snapshots.
+    pub fn all(
+        repository: &'a Repository,
+        without: &BTreeSet<SnapshotId>,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Self, Unmarked> {
+        for _ in 0..ATTEMPTS {
+            let mut marker = Self::new(repository)?;
+            marker.without.clone_from(without);
+            match marker.mark(progress, cancel) {
+                Err(Unmarked::Again) => {}
+                marked => return marked.map(|()| marker),
+            }
+        }
+        Err(Error::new(Kind::Busy, "mark what snapshots need: they are removed while they are read").hint("try again").into())
+    }
+
+    fn new(repository: &'a Repository) -> Result<Self> {
         let nodes = NodeReader::new(&repository.inner)?;
-        Ok(Self {
-            repository,
-            nodes,
-            marks: Marks::default(),
-            seen: HashSet::new(),
-            snapshots: 0,
-            without: BTreeSet::new(),
-            commits: Vec::new(),
-        })
+        Ok(Self { repository, nodes, marks: Marks::default(), seen: HashSet::new(), without: BTreeSet::new(), commits: Vec::new() })
     }
 
     /// Marks what the manifests lead to that were not looked at before.
@@ -89,11 +103,15 @@ impl<'a> Marker<'a> {
         progress.event(Event::Total { bytes: 0, items: manifests.len() as u64 });
         for (key, manifest) in manifests {
             for source in &manifest.sources {
-                if let Err(error) = source.tree.bytes().and_then(|root| self.list(&root, source.tree.depth, cancel)) {
-                    blocked.push(unreadable(&format!("the tree of {} of snapshot {}", source.name, manifest.id), error)?);
+                let Err(error) = source.tree.bytes().and_then(|root| self.list(&root, source.tree.depth, cancel)) else { continue };
+                let why = unreadable(&format!("the tree of {} of snapshot {}", source.name, manifest.id), error)?;
+                if self.repository.removed(manifest.id).is_some() {
+                    // Removed meanwhile, and collected by somebody else. Nodes on the way to what could not be read are marked and were
+                    // not followed to their end: these marks must not be used.
+                    return Err(Unmarked::Again);
                 }
+                blocked.push(why);
             }
-            self.snapshots += 1;
             self.commits.push((manifest.host.clone(), key));
             progress.event(Event::Advance { bytes: 0, items: 1 });
         }
@@ -108,7 +126,7 @@ impl<'a> Marker<'a> {
         inner.moved().resolve_refs(inner, &mut refs);
         for node in refs {
             cancel.check()?;
-            if !self.marks.set(node.place, 0) {
+            if !self.marks.set(node.place) {
                 continue;
             }
             if depth > 0 {
@@ -120,7 +138,7 @@ impl<'a> Marker<'a> {
                 if let Record::Stretch(chunks) | Record::Entry { content: Content::Inline(chunks), .. } = record {
                     for chunk in chunks {
                         for place in chunk.stored.places() {
-                            self.marks.set(place, u64::from(chunk.len));
+                            self.marks.set(place);
                         }
                     }
                 }

@@ -169,6 +169,7 @@ impl Repository {
                 out.blocked.extend(why);
                 Ok(out)
             }
+            Err(Unmarked::Again) => Err(Error::new(Kind::Bug, "marking ended in the middle")),
             Err(Unmarked::Failed(error)) => Err(error),
         }
     }
@@ -190,9 +191,7 @@ impl Repository {
         let found = self.find_packs(&tombstoned, out)?;
         inner.load_moved()?;
         let moved_before: BTreeSet<String> = inner.moved().records.keys().cloned().collect();
-        let mut marker = Marker::new(self)?;
-        marker.without.clone_from(&options.without);
-        marker.mark(progress, cancel)?;
+        let mut marker = Marker::all(self, &options.without, progress, cancel)?;
 
         // What is dead, and what is worth rewriting.
         let young = open.iter().map(|session| session.published).min();
@@ -220,7 +219,10 @@ impl Repository {
         let settled = self.settled_packs(&groups, &open, now)?;
 
         // D: what was committed meanwhile.
-        marker.mark(progress, cancel)?;
+        match marker.mark(progress, cancel) {
+            Err(Unmarked::Again) => marker = Marker::all(self, &options.without, progress, cancel)?,
+            marked => marked?,
+        }
         inner.load_moved()?;
         let moved = inner.moved();
         let mut kept: HashSet<PackId> = HashSet::new();

@@ -309,3 +309,186 @@ fn killed_at_every_write_and_run_again() {
         }
     }
 }
+
+/// A small generator of its own, so that a seed tells the whole story.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+/// What each snapshot must yield, noted before it is committed.
+type Expected = std::sync::Mutex<BTreeMap<SnapshotId, Vec<u8>>>;
+
+/// Requests that fail, fail after they were carried out, come late; and a process that is killed at a write.
+fn trouble(dice: &mut Dice, faults: &Faults) {
+    use crate::store::faults::{Effect, Rule};
+    faults.clear();
+    for _ in 0..dice.roll(4) {
+        let effect = match dice.roll(4) {
+            0 => Effect::Fail(Kind::Unavailable),
+            1 => Effect::FailAfter(Kind::Unavailable),
+            2 => Effect::Delay(Duration::from_millis(dice.roll(20))),
+            _ => Effect::FailAfter(Kind::Failed),
+        };
+        faults.add(Rule::any().nth(1 + dice.roll(60)).then(effect));
+    }
+    if dice.roll(4) == 0 {
+        let when = if dice.roll(2) == 0 { When::Before } else { When::After };
+        faults.crash_at_write(1 + dice.roll(25), when);
+    }
+}
+
+/// Errors that injected faults, fences and rivals explain.
+fn explained(error: &Error) {
+    let fine = matches!(error.kind(), Kind::Unavailable | Kind::Failed | Kind::Busy | Kind::Interrupted);
+    assert!(fine, "{error:?}");
+}
+
+fn writes(repository: &Repository, content: &[u8], expected: &Expected) -> Result<()> {
+    let mut writer = repository.begin(&plan(), Utc::now(), &Cancel::default())?;
+    expected.lock().unwrap().insert(writer.id(), content.to_vec());
+    let mut tree = writer.tree(&plan(), "files", crate::entry::Order::Tree)?;
+    tree.add(crate::repo::tests::file_entry("db", Layout::Pages(8192), b"", content.len()))?;
+    tree.content(&mut &content[..])?;
+    let record = tree.finish(serde_json::json!({}))?;
+    writer.commit(vec![record], Utc::now(), vec![], &Silent).map(drop)
+}
+
+fn reads(repository: &Repository, manifest: &Manifest, expected: &Expected) {
+    let wanted = expected.lock().unwrap()[&manifest.id].clone();
+    match restore(repository, manifest) {
+        Ok(files) => assert!(files["db"] == wanted, "{} came back changed", manifest.id),
+        Err(error) => assert!(repository.removed(manifest.id).is_some(), "{} is lost: {error:?}", manifest.id),
+    }
+}
+
+fn story(seed: u64, rounds: usize) {
+    println!("seed {seed}: LIFEBOAT_SEED={seed} repeats the choices, not the order of the threads");
+    let bench = Bench::new();
+    let expected = Expected::default();
+    let faulty = || {
+        let faults = Faults::new();
+        (Store::with_faults(bench.store.clone(), faults.clone()), faults)
+    };
+    std::thread::scope(|scope| {
+        for number in 0..3u64 {
+            let (expected, bench) = (&expected, &bench);
+            let (store, faults) = faulty();
+            scope.spawn(move || {
+                let mut dice = Dice(seed * 31 + number);
+                let mut content = noise(seed, 8192 * 40);
+                for round in 0..rounds as u64 {
+                    for page in content.chunks_mut(8192) {
+                        if dice.roll(3) == 0 {
+                            // Now and then what was there long ago, or what another writer has.
+                            page.copy_from_slice(&noise(
+                                dice.roll(200) + if dice.roll(2) == 0 { 0 } else { seed ^ (number * 1000 + round) },
+                                8192,
+                            ));
+                        }
+                    }
+                    faults.clear();
+                    let repository = bench.open_apart(store.clone());
+                    trouble(&mut dice, &faults);
+                    if let Err(error) = writes(&repository, &content, expected) {
+                        explained(&error);
+                    }
+                }
+            });
+        }
+        for number in 0..2u64 {
+            let bench = &bench;
+            let (store, faults) = faulty();
+            scope.spawn(move || {
+                let mut dice = Dice(seed * 37 + number);
+                for _ in 0..rounds * 2 {
+                    faults.clear();
+                    let repository = bench.open_apart(store.clone());
+                    trouble(&mut dice, &faults);
+                    let options = if dice.roll(3) == 0 { eager() } else { CollectOptions::default() };
+                    match repository.collect(&options, Utc::now(), &Silent, &Cancel::default()) {
+                        Ok(done) => assert_eq!(done.blocked, Vec::<String>::new()),
+                        Err(error) => explained(&error),
+                    }
+                }
+            });
+        }
+        let (expected, bench) = (&expected, &bench);
+        let (store, faults) = faulty();
+        scope.spawn(move || {
+            let mut dice = Dice(seed * 41);
+            for _ in 0..rounds * 2 {
+                faults.clear();
+                let repository = bench.open_apart(store.clone());
+                let mut manifests = repository.manifests(None).unwrap();
+                manifests.pop();
+                manifests.retain(|_| dice.roll(2) == 0);
+                trouble(&mut dice, &faults);
+                let done = repository.decide(Utc::now(), |ledger| {
+                    let left = manifests.iter().filter(|manifest| ledger.removed(manifest.id).is_none());
+                    let removed: Vec<_> = left.map(|m| repository.removal_of(m, "a test", Utc::now())).collect::<Result<_>>()?;
+                    Ok((!removed.is_empty()).then_some(Decision::Remove { snapshots: removed }))
+                });
+                if let Err(error) = done {
+                    explained(&error);
+                }
+            }
+        });
+        scope.spawn(move || {
+            let mut dice = Dice(seed * 43);
+            for _ in 0..rounds * 2 {
+                let repository = bench.open_apart(bench.store.clone());
+                let (manifests, lost) = repository.sound_manifests(None).unwrap();
+                for lost in lost {
+                    assert!(lost.id.is_some_and(|id| repository.removed(id).is_some()), "{lost:?}");
+                }
+                if !manifests.is_empty() {
+                    reads(&repository, &manifests[dice.roll(manifests.len() as u64) as usize], expected);
+                }
+            }
+        });
+    });
+    // All threads are gone: their sessions are dead.
+    let repository = bench.open();
+    for _ in 0..6 {
+        assert_eq!(collect_with(&repository, &eager()).blocked, Vec::<String>::new());
+    }
+    let manifests = repository.manifests(None).unwrap();
+    for manifest in &manifests {
+        assert!(restore(&repository, manifest).unwrap()["db"] == expected.lock().unwrap()[&manifest.id], "{}", manifest.id);
+    }
+    sound(&bench.open());
+    let end = collect_with(&bench.open(), &CollectOptions { dry_run: true, ..eager() });
+    assert_eq!((end.packs_dead, end.packs_waiting), (0, 0), "garbage is left: {end:?}");
+    println!("{} snapshots left of {} begun, {} packs", manifests.len(), expected.lock().unwrap().len(), end.packs);
+}
+
+fn seed() -> u64 {
+    std::env::var("LIFEBOAT_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| Utc::now().timestamp_millis().unsigned_abs() % 1_000_000)
+}
+
+#[test]
+fn writers_collectors_retention_and_readers_lose_nothing() {
+    story(seed(), 5);
+}
+
+/// `LIFEBOAT_SECONDS=3600 cargo test --release --lib for_hours -- --ignored --nocapture`
+#[test]
+#[ignore = "as long as it is told to; for docs/measurements.md"]
+fn writers_collectors_retention_and_readers_lose_nothing_for_hours() {
+    let seconds = std::env::var("LIFEBOAT_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let began = std::time::Instant::now();
+    for seed in seed().. {
+        if began.elapsed().as_secs() >= seconds {
+            break;
+        }
+        story(seed, 8);
+    }
+}
