@@ -333,3 +333,165 @@ pub fn release(repository: &Repository, id: SnapshotId, reason: &str, by: &str, 
         by: by.to_owned(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::entry::Order;
+    use crate::event::Silent;
+    use crate::id::ReportId;
+    use crate::repo::{OpenOptions, Passphrase, ReportKind, ReportRecord, Role};
+    use crate::source::Finish;
+    use crate::source::postgres::lsn::Lsn;
+    use crate::store::Store;
+
+    const SEGMENT: u64 = 1 << 20;
+    const SEGMENT_BYTES: usize = 1 << 20;
+
+    struct World {
+        runtime: tokio::runtime::Runtime,
+        store: Store,
+        start: DateTime<Utc>,
+    }
+
+    fn key(role: &str) -> Passphrase {
+        Passphrase::new(format!("the passphrase of a {role}"))
+    }
+
+    fn crm() -> Name {
+        Name::new("crm").unwrap()
+    }
+
+    impl World {
+        fn new() -> Self {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            let world = Self { runtime, store: Store::in_memory(), start: "2026-01-01T02:00:00Z".parse().unwrap() };
+            let options = OpenOptions { cache: None, workers: 1 };
+            let (repository, _) =
+                Repository::init(world.store.clone(), world.runtime.handle().clone(), &key("reader"), &options, world.start).unwrap();
+            for (role, name) in [(Role::Writer, "writer"), (Role::Maintainer, "maintainer")] {
+                repository.add_key(name, role, &key(name), world.start).unwrap();
+            }
+            world
+        }
+
+        fn open(&self, role: &str) -> Repository {
+            Repository::open(self.store.clone(), self.runtime.handle().clone(), &key(role), &OpenOptions { cache: None, workers: 1 })
+                .unwrap()
+        }
+
+        fn day(&self, day: i64) -> DateTime<Utc> {
+            self.start + chrono::Duration::days(day)
+        }
+
+        /// A base backup that began in segment `day * 10` and ended in the next one, and the log of the day.
+        fn back_up(&self, day: i64) -> Manifest {
+            let repository = self.open("reader");
+            let first = u64::try_from(day).unwrap() * 10;
+            let log = repository.log(&crm(), &crm());
+            let bytes = vec![1; SEGMENT_BYTES];
+            for segment in first..first + 10 {
+                let (start, end) = (segment * SEGMENT, (segment + 1) * SEGMENT);
+                let facts = serde_json::json!({ "system_identifier": "7", "timeline": 1, "segment_bytes": SEGMENT, "valid_to": Lsn(end) });
+                log.append(1, start, end, &facts, &bytes).unwrap();
+            }
+            let now = self.day(day);
+            let mut writer = repository.begin(&crm(), now, &Cancel::default()).unwrap();
+            let tree = writer.tree(&crm(), "postgres", Order::Tree).unwrap();
+            let at = |segment: u64, offset: u64| Lsn((first + segment) * SEGMENT + offset);
+            let consistency = serde_json::json!({ "system_identifier": "7", "timeline": 1, "start_lsn": at(0, 40), "stop_lsn": at(1, 80), "lsn": at(1, 80) });
+            let finish = Finish { consistency, fingerprints: vec![], problems: vec![] };
+            let record = tree.finish(serde_json::to_value(finish).unwrap()).unwrap();
+            writer.commit(vec![record], now, vec![], &Silent).unwrap().manifest
+        }
+
+        fn prune(&self, role: &str, rules: &Rules, day: i64, dry_run: bool) -> Result<PruneReport> {
+            let plans = [PlanRules { plan: crm(), rules: rules.clone(), zone: Tz::UTC }];
+            run(&self.open(role), &plans, dry_run, &ManualClock::new(self.day(day)), &Silent, &Cancel::default())
+        }
+
+        fn segments(&self) -> Vec<u64> {
+            self.open("reader").log(&crm(), &crm()).pieces().unwrap().iter().map(|piece| piece.start / SEGMENT).collect()
+        }
+    }
+
+    #[test]
+    fn log_goes_as_far_as_no_kept_snapshot_and_no_window_needs_it() {
+        let world = World::new();
+        let snapshots: Vec<Manifest> = (0..6).map(|day| world.back_up(day)).collect();
+        let rules = Rules { last: 3, ..Rules::default() };
+        let planned = world.prune("maintainer", &rules, 6, true).unwrap();
+        assert_eq!((planned.logs[0].pieces, planned.snapshots_removed), (30, 3), "{planned:?}");
+        assert_eq!(world.segments().len(), 60);
+        let done = world.prune("maintainer", &rules, 6, false).unwrap();
+        assert_eq!((&done.snapshots, &done.logs, done.exit()), (&planned.snapshots, &planned.logs, None));
+        assert_eq!(world.segments(), (30..60).collect::<Vec<_>>());
+        // A window: the log of the last day and a half only, though three snapshots are kept.
+        let window = Rules { log: Some(Duration::from_hours(36)), ..rules };
+        let done = world.prune("maintainer", &window, 6, false).unwrap();
+        assert_eq!(world.segments(), (40..60).collect::<Vec<_>>(), "{done:?}");
+        assert_eq!(done.logs[0].before.as_deref(), Some(Lsn(40 * SEGMENT).to_string().as_str()));
+        let left: Vec<SnapshotId> = world.open("reader").manifests(None).unwrap().iter().map(|m| m.id).collect();
+        assert_eq!(left, snapshots[3..].iter().map(|m| m.id).collect::<Vec<_>>());
+        let found =
+            world.open("reader").verify(crate::repo::VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap();
+        assert_eq!(found.findings, vec![]);
+    }
+
+    #[test]
+    fn a_writer_prunes_nothing_and_without_rules_nobody_does() {
+        let world = World::new();
+        (0..3).for_each(|day| drop(world.back_up(day)));
+        let before = world.runtime.block_on(world.store.list("")).unwrap();
+        assert_eq!(world.prune("writer", &Rules { last: 1, ..Rules::default() }, 9, false).unwrap_err().kind(), Kind::WrongKey);
+        let done = world.prune("maintainer", &Rules::default(), 9999, false).unwrap();
+        assert_eq!((done.snapshots_removed, done.logs[0].pieces, done.collection.packs_deleted), (0, 0, 0));
+        assert_eq!(world.runtime.block_on(world.store.list("")).unwrap(), before);
+    }
+
+    #[test]
+    fn what_a_drill_proved_stays_until_a_newer_one_is_proven() {
+        let world = World::new();
+        let snapshots: Vec<Manifest> = (0..4).map(|day| world.back_up(day)).collect();
+        let prove = |manifest: &Manifest, day: i64| {
+            let time = world.day(day);
+            let record = ReportRecord {
+                id: ReportId::generate(time),
+                kind: ReportKind::Drill,
+                time,
+                plan: Some("crm".into()),
+                snapshots: vec![manifest.id],
+                passed: true,
+                document: serde_json::json!({}),
+            };
+            world.open("reader").put_report(&record).unwrap();
+        };
+        let rules = Rules { last: 1, ..Rules::default() };
+        let left = || world.open("reader").manifests(None).unwrap().iter().map(|m| m.id).collect::<Vec<_>>();
+        prove(&snapshots[1], 5);
+        world.prune("maintainer", &rules, 6, false).unwrap();
+        assert_eq!(left(), [snapshots[1].id, snapshots[3].id]);
+        prove(&snapshots[3], 7);
+        world.prune("maintainer", &rules, 8, false).unwrap();
+        assert_eq!(left(), [snapshots[3].id]);
+    }
+
+    #[test]
+    fn a_hold_keeps_a_snapshot_until_its_time_is_over() {
+        let world = World::new();
+        let snapshots: Vec<Manifest> = (0..2).map(|day| world.back_up(day)).collect();
+        let rules = Rules { last: 1, ..Rules::default() };
+        let repository = world.open("reader");
+        assert_eq!(hold(&repository, snapshots[0].id, Some(world.day(1)), "x", "t", world.day(2)).unwrap_err().kind(), Kind::Usage);
+        hold(&repository, snapshots[0].id, Some(world.day(10)), "audit", "t", world.day(2)).unwrap();
+        assert_eq!(world.prune("reader", &rules, 9, false).unwrap().snapshots_removed, 0);
+        let done = world.prune("reader", &rules, 10, false).unwrap();
+        assert_eq!(done.snapshots_removed, 1);
+        assert!(done.warnings[0].contains("hold"), "{done:?}");
+        let late = hold(&world.open("reader"), snapshots[0].id, None, "too late", "t", world.day(11)).unwrap_err();
+        assert_eq!(late.kind(), Kind::NoRecoveryPoint);
+    }
+}

@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn periods_are_those_of_the_zone() {
-        let rules = Rules { daily: 3, weekly: 2, monthly: 2, ..Rules::default() };
+        let rules = Rules { daily: 3, weekly: 2, monthly: 3, ..Rules::default() };
         let fates = plan(&rules, &daily(60), ZONE, at("2026-03-02T00:00:00Z"));
         assert_eq!(kept(&fates), ["01-31", "02-22", "02-27", "02-28", "03-01"]);
         // 23:30 UTC is the next day in Berlin: two snapshots of one day.

@@ -23,6 +23,7 @@ use crate::repo::format::ObjectKind;
 use crate::repo::session::SeenSession;
 use crate::repo::snapshot::{Manifest, Parent, host_name, id_of};
 use crate::repo::{Inner, Repository, seal};
+use crate::store::ObjectInfo;
 
 const FOLDER: &str = "retention/";
 /// Entries after which one carries the state, so that a reader needs few.
@@ -151,7 +152,7 @@ impl Repository {
     pub fn ledger(&self) -> Result<Ledger> {
         let inner = &self.inner;
         for _ in 0..ATTEMPTS {
-            let listed: Vec<String> = inner.block_on(inner.store.list(FOLDER))?.into_iter().map(|object| object.key).collect();
+            let listed = inner.block_on(inner.store.list(FOLDER))?;
             let Some(last) = listed.last() else { return Ok(Ledger::default()) };
             if let Some((key, ledger)) = &*inner.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
                 && key == last
@@ -265,11 +266,11 @@ fn number_of(key: &str) -> Option<u64> {
 }
 
 /// Reads the entries from the newest base on and checks that none is missing.
-fn read(inner: &Inner, listed: &[String]) -> Result<Ledger> {
+fn read(inner: &Inner, listed: &[ObjectInfo]) -> Result<Ledger> {
     use futures::StreamExt as _;
     let damaged = |what: String| Error::new(Kind::Damaged, format!("the retention ledger: {what}"));
     let mut numbers = Vec::with_capacity(listed.len());
-    for key in listed {
+    for ObjectInfo { key, .. } in listed {
         numbers.push(number_of(key).ok_or_else(|| damaged(format!("{key} is no name of an entry")))?);
     }
     numbers.sort_unstable();

@@ -102,8 +102,8 @@ struct Inner {
     found: packs::Found,
     /// Where rewritten packs have gone, as far as it was read.
     moved: std::sync::RwLock<Arc<moved::MovedTable>>,
-    /// The ledger last read, under its newest entry's key.
-    ledger: std::sync::Mutex<Option<(String, ledger::Ledger)>>,
+    /// The ledger last read, under its newest entry.
+    ledger: std::sync::Mutex<Option<(crate::store::ObjectInfo, ledger::Ledger)>>,
 }
 
 /// The folder for local copies; a temporary one goes away with the repository.

@@ -116,8 +116,8 @@ fn the_ledger_starts_anew_from_its_base() {
     let snapshot = bench.backup(&one(1, 20));
     let last = bench.backup(&one(2, 20));
     remove(&bench.open(), &[&snapshot]).unwrap();
+    let repository = bench.open();
     for round in 0..140 {
-        let repository = bench.open();
         let hold = Hold { snapshot: last.id, until: None, reason: round.to_string(), by: "t".into(), held_at: Utc::now() };
         repository.decide(Utc::now(), |_| Ok(Some(Decision::Hold { hold: hold.clone() }))).unwrap();
     }
@@ -159,8 +159,8 @@ fn partly_dead_packs_are_rewritten_and_everything_still_reads() {
     let base = noise(77, 8192 * 700);
     let at = |round| vec![("db", Layout::Pages(8192), &b"s"[..], generation(&base, round))];
     let unstamped = |round| vec![("db", Layout::Pages(8192), &b""[..], generation(&base, round))];
-    let snapshots: Vec<Manifest> = (0..3).map(|round| bench.backup(&unstamped(round))).collect();
     let repository = bench.open();
+    let snapshots: Vec<Manifest> = (0..3).map(|round| backup(&repository, &unstamped(round)).unwrap()).collect();
     // A restore that has read its tree before the packs are put together anew.
     let early = bench.open();
     let entries: Vec<_> = early.tree(&snapshots[2].sources[0]).unwrap().map(Result::unwrap).collect();
@@ -174,21 +174,20 @@ fn partly_dead_packs_are_rewritten_and_everything_still_reads() {
     assert_eq!(restore(&bench.open(), &snapshots[2]).unwrap(), content(&unstamped(2)));
     sound(&bench.open());
     // What was moved is reused.
-    let next = bench.backup(&at(2));
+    let next = backup(&repository, &at(2)).unwrap();
     assert_eq!(next.stats.chunks_new, 0, "{:?}", next.stats);
-    let stamped = bench.backup(&at(2));
+    let stamped = backup(&repository, &at(2)).unwrap();
     assert_eq!(stamped.stats.bytes_read, 0);
-    assert_eq!(restore(&bench.open(), &stamped).unwrap(), content(&at(2)));
+    assert_eq!(restore(&repository, &stamped).unwrap(), content(&at(2)));
     // Again and again, through chains of records, until none is left that nobody needs.
     let mut last = stamped;
     for round in 3..8 {
-        let new = bench.backup(&unstamped(round));
-        let repository = bench.open();
+        let new = backup(&repository, &unstamped(round)).unwrap();
         let old: Vec<Manifest> = repository.manifests(None).unwrap().into_iter().filter(|m| m.id != new.id).collect();
         remove(&repository, &old.iter().collect::<Vec<_>>()).unwrap();
         collect(&repository);
-        assert_eq!(restore(&bench.open(), &new).unwrap(), content(&unstamped(round)), "round {round}");
-        sound(&bench.open());
+        assert_eq!(restore(&repository, &new).unwrap(), content(&unstamped(round)), "round {round}");
+        sound(&repository);
         last = new;
     }
     collect(&bench.open());
@@ -267,43 +266,49 @@ fn a_session_that_cannot_be_read_stops_it() {
 fn killed_at_every_write_and_run_again() {
     let base = noise(78, 8192 * 300);
     let files = |round| vec![("db", Layout::Pages(8192), &b""[..], generation(&base, round))];
+    let bench = Bench::new();
+    let faults = Faults::new();
+    let repository = bench.open_on(Store::with_faults(bench.store.clone(), faults.clone()));
+    let snapshots: Vec<Manifest> = (0..3).map(|round| backup(&repository, &files(round)).unwrap()).collect();
+    let get = |key: &String| bench.runtime.block_on(bench.store.get(key)).unwrap();
+    let begin: Vec<(String, Bytes)> = bench.keys("").into_iter().map(|key| (key.clone(), get(&key))).collect();
+    let verify = || {
+        let found = repository.verify(crate::repo::VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap();
+        assert_eq!(found.findings, vec![]);
+    };
     for when in [When::Before, When::After] {
         for write in 1.. {
-            let bench = Bench::new();
-            let snapshots: Vec<Manifest> = (0..3).map(|round| bench.backup(&files(round))).collect();
-            let faults = Faults::new();
-            let faulty = Store::with_faults(bench.store.clone(), faults.clone());
-            let repository = bench.open_on(faulty);
+            // As it was before anything was removed.
+            for key in bench.keys("").into_iter().filter(|key| !begin.iter().any(|(known, _)| known == key)) {
+                bench.runtime.block_on(bench.store.delete(&key)).unwrap();
+            }
+            for (key, bytes) in &begin {
+                bench.runtime.block_on(bench.store.create(key, bytes.clone())).unwrap();
+            }
             faults.crash_at_write(write, when);
             let killed = remove(&repository, &[&snapshots[0], &snapshots[1]])
                 .and_then(|_| repository.collect(&eager(), Utc::now(), &Silent, &Cancel::default()));
             let crashed = faults.crashed();
+            faults.clear();
             if !crashed {
                 killed.unwrap();
             }
-            let again = bench.open();
-            assert_eq!(restore(&again, &snapshots[2]).unwrap(), content(&files(2)), "write {write}");
-            // A backup in between, and then a collection that comes to its end.
-            let next = backup(&again, &files(3)).unwrap();
-            remove(&again, &[&snapshots[0], &snapshots[1]]).unwrap();
-            let mut packs = bench.keys("packs/");
-            for _ in 0..4 {
-                let done = collect_with(&bench.open(), &eager());
-                assert_eq!(done.blocked, Vec::<String>::new());
-                let now = bench.keys("packs/");
-                if now == packs {
-                    break;
-                }
-                packs = now;
+            assert_eq!(restore(&repository, &snapshots[2]).unwrap(), content(&files(2)), "write {write}");
+            // A backup in between, and then collections that come to their end.
+            let next = backup(&repository, &files(3)).unwrap();
+            remove(&repository, &[&snapshots[0], &snapshots[1]]).unwrap();
+            for _ in 0..3 {
+                assert_eq!(collect_with(&repository, &eager()).blocked, Vec::<String>::new());
             }
             for (manifest, round) in [(&snapshots[2], 2), (&next, 3)] {
-                assert_eq!(restore(&bench.open(), manifest).unwrap(), content(&files(round)), "write {write}");
+                assert_eq!(restore(&repository, manifest).unwrap(), content(&files(round)), "write {write}");
             }
-            sound(&bench.open());
-            let end = collect_with(&bench.open(), &CollectOptions { dry_run: true, ..eager() });
+            verify();
+            let end = collect_with(&repository, &CollectOptions { dry_run: true, ..eager() });
             assert_eq!((end.packs_dead, end.packs_waiting), (0, 0), "write {write}: {end:?}");
             assert!(bench.keys("sessions/").is_empty() || crashed);
             if !crashed {
+                assert!(write > 8, "a whole collection makes more writes than {write}");
                 break;
             }
         }
@@ -376,8 +381,9 @@ fn story(seed: u64, rounds: usize) {
     };
     std::thread::scope(|scope| {
         for number in 0..3u64 {
-            let (expected, bench) = (&expected, &bench);
+            let expected = &expected;
             let (store, faults) = faulty();
+            let repository = bench.open_apart(store);
             scope.spawn(move || {
                 let mut dice = Dice(seed * 31 + number);
                 let mut content = noise(seed, 8192 * 40);
@@ -391,8 +397,6 @@ fn story(seed: u64, rounds: usize) {
                             ));
                         }
                     }
-                    faults.clear();
-                    let repository = bench.open_apart(store.clone());
                     trouble(&mut dice, &faults);
                     if let Err(error) = writes(&repository, &content, expected) {
                         explained(&error);
@@ -401,13 +405,11 @@ fn story(seed: u64, rounds: usize) {
             });
         }
         for number in 0..2u64 {
-            let bench = &bench;
             let (store, faults) = faulty();
+            let repository = bench.open_apart(store);
             scope.spawn(move || {
                 let mut dice = Dice(seed * 37 + number);
                 for _ in 0..rounds * 2 {
-                    faults.clear();
-                    let repository = bench.open_apart(store.clone());
                     trouble(&mut dice, &faults);
                     let options = if dice.roll(3) == 0 { eager() } else { CollectOptions::default() };
                     match repository.collect(&options, Utc::now(), &Silent, &Cancel::default()) {
@@ -417,13 +419,13 @@ fn story(seed: u64, rounds: usize) {
                 }
             });
         }
-        let (expected, bench) = (&expected, &bench);
+        let expected = &expected;
         let (store, faults) = faulty();
+        let repository = bench.open_apart(store);
         scope.spawn(move || {
             let mut dice = Dice(seed * 41);
             for _ in 0..rounds * 2 {
                 faults.clear();
-                let repository = bench.open_apart(store.clone());
                 let mut manifests = repository.manifests(None).unwrap();
                 manifests.pop();
                 manifests.retain(|_| dice.roll(2) == 0);
@@ -438,10 +440,10 @@ fn story(seed: u64, rounds: usize) {
                 }
             }
         });
+        let repository = bench.open_apart(bench.store.clone());
         scope.spawn(move || {
             let mut dice = Dice(seed * 43);
             for _ in 0..rounds * 2 {
-                let repository = bench.open_apart(bench.store.clone());
                 let (manifests, lost) = repository.sound_manifests(None).unwrap();
                 for lost in lost {
                     assert!(lost.id.is_some_and(|id| repository.removed(id).is_some()), "{lost:?}");
