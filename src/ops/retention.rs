@@ -376,7 +376,7 @@ mod tests {
                 ..snapshot(time)
             }
         });
-        proptest::collection::vec(one, 0..60)
+        proptest::collection::vec(one, 0..30)
     }
 
     fn rules() -> impl Strategy<Value = Rules> {
@@ -397,7 +397,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(400))]
+        #![proptest_config(ProptestConfig::with_cases(96))]
         #[test]
         fn agrees_with_a_naive_model(rules in rules(), snapshots in candidates(), later in 0i64..9_000) {
             let now = at("2026-03-01T00:00:00Z") + chrono::Duration::hours(later);
