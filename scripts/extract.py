@@ -7,7 +7,7 @@
     LIFEBOAT_PASSPHRASE=… extract.py REPOSITORY_FOLDER log PLAN/SOURCE TARGET_FOLDER
 
 REPOSITORY_FOLDER is a repository on a local folder, or a copy of a bucket's objects below their prefix. The passphrase is that of a
-reader slot, or the recovery key. SNAPSHOT is an id or a unique beginning of it. TARGET_FOLDER must not exist; it gets one
+reader slot, or the recovery key, or the text of a key file or of a recipient's private key, or as many shares as are needed. SNAPSHOT is an id or a unique beginning of it. TARGET_FOLDER must not exist; it gets one
 folder for each source of the snapshot. `log` writes the pieces of a source's continuous log there, each under STREAM-START-END, and its side
 files into `history`. Everything that is read is checked: seals, hashes, ids, order, counts. Any doubt ends the program with exit 1
 and leaves what was written so far: a target is complete only when the program ends with exit 0.
@@ -27,14 +27,16 @@ from collections import OrderedDict
 import argon2.low_level
 import zstandard
 from blake3 import blake3
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 CHUNK_MAX, FRAME_MAX, PACK_MAX, OBJECT_MAX, LOG_PIECE_MAX = 4 << 20, 16 << 20, 1 << 30, 256 << 20, 128 << 20
 DATA, NODES, LOG = 1, 2, 3
-MANIFEST, VOID, LOG_SIDE, LOG_GAP, LEDGER, MOVED = 2, 6, 7, 8, 9, 10
+MANIFEST, VOID, LOG_SIDE, LOG_GAP, LEDGER, MOVED, PLAN_KEY = 2, 6, 7, 8, 9, 10, 32
+OWN_FIRST = 0x8000
 RAW, ZSTD, DELTA = 0, 1, 2
 ZERO_NONCE = bytes(12)
 
@@ -112,6 +114,70 @@ class Hpke:
         return unseal(key, nonce, sealed, associated, what)
 
 
+def is_signed(public, text, signature):
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, text)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+# --- keys as text -------------------------------------------------------------------------------------------------------------
+
+ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def letters_of(data):
+    bits = int.from_bytes(data, "big") << (-len(data) * 8 % 5)
+    count = -(-len(data) * 8 // 5)
+    return "".join(ALPHABET[bits >> 5 * (count - 1 - at) & 31] for at in range(count))
+
+
+def from_text(prefix, text, length):
+    """The bytes of a key as text. `text` is without white space and dashes, in capitals."""
+    letters = text[len(prefix) :].translate(str.maketrans("OIL", "011"))
+    count = -(-length * 8 // 5)
+    need(len(letters) == count + 4 and all(letter in ALPHABET for letter in letters), f"a text that begins with {prefix} is not whole")
+    bits = 0
+    for letter in letters[:count]:
+        bits = bits << 5 | ALPHABET.index(letter)
+    spare = count * 5 - length * 8
+    data = (bits >> spare).to_bytes(length, "big")
+    check = letters_of(kdf("lifeboat v1 text check", prefix.encode() + data)[:3])[:4]
+    need(bits & ((1 << spare) - 1) == 0 and letters[count:] == check, f"a text that begins with {prefix} has a wrong letter")
+    return data
+
+
+def multiply(a, b):
+    product = 0
+    for bit in range(8):
+        product ^= a if b >> bit & 1 else 0
+        a = a << 1 ^ (0x11B if a & 0x80 else 0)
+    return product
+
+
+def combine(texts):
+    """The key file that some shares are of."""
+    shares = {}
+    for text in texts:
+        data = from_text("LBSH1", text, 38)
+        shares[data[5]] = data
+    need(len({share[:5] for share in shares.values()}) == 1, "these are shares of different keys")
+    threshold = next(iter(shares.values()))[4]
+    need(len(shares) >= threshold, f"{threshold} shares are needed")
+    points = sorted(shares.items())[:threshold]
+    secret = bytearray(32)
+    for x, share in points:
+        weight = 1
+        for other, _ in points:
+            if other != x:
+                inverse = next(i for i in range(256) if multiply(i, other ^ x) == 1)
+                weight = multiply(weight, multiply(other, inverse))
+        for at in range(32):
+            secret[at] ^= multiply(share[6 + at], weight)
+    return bytes(secret)
+
+
 class Wire:
     """Takes values off the front of bytes; never past their end."""
 
@@ -177,6 +243,25 @@ def decompress(data, most, what, dictionary=None):
 # --- objects and keys ---------------------------------------------------------------------------------------------------------
 
 
+class Generation:
+    """The keys of one generation, from its bundle."""
+
+    def __init__(self, bundle):
+        root = bytes.fromhex(bundle["root"])
+        self.metadata, self.chunk_ids = bytes.fromhex(bundle["metadata"]), bytes.fromhex(bundle["chunk_ids"])
+        self.node_ids = kdf("lifeboat v1 node ids", self.metadata)
+        self.hpke = Hpke(kdf("lifeboat v1 data key pair", root))
+        self.verifying = signing_key(root)
+        fits = len(root) == 32 and kdf("lifeboat v1 metadata", root) == self.metadata and self.hpke.public.hex() == bundle["public"]
+        need(fits, "the key bundle does not fit together")
+
+
+def signing_key(root):
+    """The public half of what a generation signs with."""
+    private = Ed25519PrivateKey.from_private_bytes(kdf("lifeboat v1 report signing", root))
+    return private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
 class Repository:
     def __init__(self, folder, passphrase):
         self.folder = folder
@@ -189,20 +274,16 @@ class Repository:
         need(form.get("version") == 1, f"format version {form.get('version')}; this program reads version 1")
         need(re.fullmatch("[0-9a-f]{32}", form["id"]), "the format object has an impossible id")
         self.id = bytes.fromhex(form["id"])
-        bundle = self._unlock(passphrase)
-        self.generation = bundle["generation"]
-        self.metadata = bytes.fromhex(bundle["metadata"])
-        root = bytes.fromhex(bundle["root"])
-        need(len(root) == 32 and kdf("lifeboat v1 metadata", root) == self.metadata, "the key bundle does not fit together")
-        self.chunk_ids = kdf("lifeboat v1 chunk ids", root)
-        self.node_ids = kdf("lifeboat v1 node ids", self.metadata)
-        self.chain_names = kdf("lifeboat v1 chain names", self.metadata)
-        self.hpke = Hpke(kdf("lifeboat v1 data key pair", root))
-        need(self.hpke.public.hex() == bundle["public"], "the key bundle does not fit together")
+        self.generations = {bundle["generation"]: Generation(bundle) for bundle in self._unlock(passphrase)}
+        oldest = self.generations[min(self.generations)]
+        self.chain_names = kdf("lifeboat v1 chain names", oldest.metadata)
+        self.log_content = kdf("lifeboat v1 log content", oldest.chunk_ids)
+        self.own = {}
         self.moved = None
         self.directories = OrderedDict()
         self.frames = OrderedDict()
         self.frame_keys = {}
+        self._plan_keys()
 
     def path(self, name):
         return os.path.join(self.folder, *name.split("/"))
@@ -228,57 +309,163 @@ class Repository:
         return sorted(found)
 
     def _unlock(self, passphrase):
+        """The key generations of the reader slot that opens, in any order."""
         text = passphrase.rstrip("\r\n")
         compact = "".join(c for c in text if not c.isspace() and c != "-")
         compact = "".join(c.upper() if c.isascii() else c for c in compact)
-        if compact.startswith("LBRK1") and len(compact[5:].encode()) == 32:
-            text = "LBRK1" + compact[5:].translate(str.maketrans("OIL", "011"))
-        problems, weaker = [], None
+        kind, secret = "passphrase", text.encode()
+        if compact.startswith("LBKF1"):
+            kind, secret = "key-file", from_text("LBKF1", compact, 32)
+        elif compact.startswith("LBSK1"):
+            kind, secret = "recipient", Hpke(kdf("lifeboat v1 recipient key pair", from_text("LBSK1", compact, 32)))
+        elif "LBSH1" in compact:
+            parts = compact.split("LBSH1")[1:]
+            kind, secret = "key-file", combine(["LBSH1" + part[:65] for part in parts])
+        elif compact.startswith("LBRK1") and len(compact[5:].encode()) == 32:
+            secret = ("LBRK1" + compact[5:].translate(str.maketrans("OIL", "011"))).encode()
+        problems, weaker, found = [], None, []
         for name in self.names("keys"):
+            if not re.fullmatch("keys/[0-9a-f]{16}", name):
+                continue
             try:
-                bundle, role = self._open_slot(name, text.encode())
+                slot = self._open_slot(name, kind, secret)
             except (Bad, ValueError, KeyError) as error:
                 problems.append(f"{name}: {error}")
                 continue
-            if bundle and role == "reader":
-                return bundle
-            weaker = weaker or (bundle and role)
+            if slot and slot[1] == "reader":
+                found.append(slot[0])
+            weaker = weaker or (slot and slot[1])
+        if found:
+            return max(found, key=lambda generations: max(bundle["generation"] for bundle in generations))
         need(weaker is None, f"this passphrase opens a {weaker} key slot: reading data needs a reader's")
         raise Bad("; ".join(["no key slot opens with this passphrase", *problems]))
 
-    def _open_slot(self, name, passphrase):
+    def _open_slot(self, name, kind, key):
+        """Bundled generations and role; `None` when it opens with something else. `key`: passphrase, content of a key file, or a key pair."""
         slot = json.loads(self.read(name))
-        fields = {"version", "id", "label", "role", "created", "kdf", "commitment", "sealed", "check"}
+        first = slot.get("version") == 1
+        fields = {"version", "id", "label", "role", "created", "commitment", "sealed", "check"}
+        fields |= {"kdf"} if first else {"generation", "lock", "public"}
         need(set(slot) == fields and name == f"keys/{slot['id']}", "is not the key slot that its name says")
-        kind = slot["kdf"]
-        need(slot["version"] == 1 and kind["algorithm"] == "argon2id", "unknown version or key derivation")
-        need(kind["memory_kib"] <= 1 << 20 and kind["passes"] <= 64, "asks for too much memory or time")
         match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", slot["created"])
         need(match, "has an impossible time")
-        created = f"{match[1]}.{(match[2] or '').ljust(9, '0')}Z"
-        told = [slot["version"], slot["id"], slot["label"], slot["role"], created, kind["algorithm"], kind["salt"], kind["memory_kib"]]
-        told += [kind["passes"], kind["lanes"], slot["commitment"], slot["sealed"]]
+        told = [slot["version"], slot["id"], slot["label"], slot["role"], f"{match[1]}.{(match[2] or '').ljust(9, '0')}Z"]
+        lock = slot["kdf"] if first else slot["lock"]
+        if first:
+            need(lock["algorithm"] == "argon2id", "unknown key derivation")
+            lock = {"kind": "passphrase", **lock}
+            told += [lock[field] for field in ("algorithm", "salt", "memory_kib", "passes", "lanes")]
+        else:
+            need(slot["version"] == 2, "unknown version")
+            order = {"passphrase": ("salt", "memory_kib", "passes", "lanes"), "key-file": ("salt",), "recipient": ("encapsulated", "secret")}
+            told += [slot["generation"], lock["kind"], *(lock[field] for field in order[lock["kind"]]), slot["public"]]
+        told += [slot["commitment"], slot["sealed"]]
         need(blake3("".join(f"{field}\n" for field in told).encode()).hexdigest() == slot["check"], "was changed")
-        stretched = argon2.low_level.hash_secret_raw(
-            passphrase, bytes.fromhex(kind["salt"]), kind["passes"], kind["memory_kib"], kind["lanes"], 32, argon2.low_level.Type.ID, 0x13
-        )
-        commitment = kdf("lifeboat v1 slot commitment", stretched)
-        if not hmac.compare_digest(commitment, bytes.fromhex(slot["commitment"])):
-            return None, None
-        associated = f"lifeboat v1 key slot\n{self.id.hex()}\n{slot['id']}\n{slot['role']}\n".encode()
-        key = kdf("lifeboat v1 slot wrap", stretched)
-        return json.loads(unseal(key, ZERO_NONCE, bytes.fromhex(slot["sealed"]), associated, name)), slot["role"]
+        if lock["kind"] != kind or (kind == "recipient" and key.public.hex() != slot["public"]):
+            return None
+        if kind == "passphrase":
+            need(lock["memory_kib"] <= 1 << 20 and lock["passes"] <= 64, "asks for too much memory or time")
+            secret = argon2.low_level.hash_secret_raw(
+                key, bytes.fromhex(lock["salt"]), lock["passes"], lock["memory_kib"], lock["lanes"], 32, argon2.low_level.Type.ID, 0x13
+            )
+        elif kind == "key-file":
+            secret = kdf("lifeboat v1 key file", key + bytes.fromhex(lock["salt"]))
+        else:
+            bound = f"lifeboat v1 slot secret\n{self.id.hex()}\n{slot['role']}\n".encode()
+            sealed = bytes.fromhex(lock["secret"])
+            secret = key.open(bytes.fromhex(lock["encapsulated"]), sealed, b"lifeboat v1 key slot", bound, name)
+        if not hmac.compare_digest(kdf("lifeboat v1 slot commitment", secret), bytes.fromhex(slot["commitment"])):
+            return None
+        if first:
+            bound = f"lifeboat v1 key slot\n{self.id.hex()}\n{slot['id']}\n{slot['role']}\n"
+        else:
+            bound = f"lifeboat v1 key slot 2\n{self.id.hex()}\n{slot['id']}\n{slot['role']}\n{slot['generation']}\n{kind}\n{slot['public']}\n"
+        bundle = json.loads(unseal(kdf("lifeboat v1 slot wrap", secret), ZERO_NONCE, bytes.fromhex(slot["sealed"]), bound.encode(), name))
+        if first:
+            return [bundle], slot["role"]
+        pair = key if kind == "recipient" else Hpke(kdf("lifeboat v1 slot key pair", secret))
+        need(pair.public.hex() == slot["public"], "its key pair is another one")
+        return self._bring_up(slot, pair, bundle["generations"]), slot["role"]
 
-    def metadata_key(self, purpose, salt):
-        return kdf(purpose, self.metadata + salt)
+    def _bring_up(self, slot, pair, generations):
+        """The newest generations that rotations gave to the slot."""
+        last = max(bundle["generation"] for bundle in generations)
+        if slot["role"] != "reader":
+            return generations
+        known = next(bundle for bundle in generations if bundle["generation"] == last)
+        verifying = signing_key(bytes.fromhex(known["root"]))
+        numbers = [int(match[1]) for name in self.names("keys") if (match := re.fullmatch(r"keys/generation-(\d+)", name))]
+        for number in sorted(number for number in numbers if number > last):
+            marker = json.loads(self.read(f"keys/generation-{number}"))
+            match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", marker["created"])
+            created = f"{match[1]}.{(match[2] or '').ljust(9, '0')}Z"
+            told = ("lifeboat v1 key generation", self.id.hex(), number, last, created, marker["public"], marker["verifying"])
+            text = "".join(f"{field}\n" for field in told).encode()
+            what = f"keys/generation-{number}"
+            need(marker["generation"] == number and marker["previous"] == last, f"{what}: does not follow the one before it")
+            need(is_signed(verifying, text, bytes.fromhex(marker["signature"])), f"{what}: is not signed by the one before it")
+            last, verifying = number, bytes.fromhex(marker["verifying"])
+            name = f"keys/{slot['id']}.{number}-{blake3(marker['public'].encode()).hexdigest()[:16]}"
+            if name not in self.names("keys"):
+                continue
+            update = json.loads(self.read(name))
+            bound = f"lifeboat v1 key update\n{self.id.hex()}\n{slot['id']}\n{slot['role']}\n{number}\n".encode()
+            encapsulated, sealed = bytes.fromhex(update["encapsulated"]), bytes.fromhex(update["sealed"])
+            need(is_signed(verifying, bound + encapsulated + sealed, bytes.fromhex(update["signature"])), f"{name}: is not signed")
+            generations = json.loads(pair.open(encapsulated, sealed, b"lifeboat v1 key update", bound, name))["generations"]
+        return generations
+
+    def _plan_keys(self):
+        """Own keys of plans by number; `None` for a destroyed one, a text for one that is damaged."""
+        for name in self.names("keys"):
+            match = re.fullmatch("keys/plan-([0-9a-f]{4})(-erased)?", name)
+            if not match:
+                continue
+            number = int(match[1], 16)
+            try:
+                if u16(self.read(name)[6:8]) > max(self.generations):
+                    continue
+                kind, content = self.open_object(name)
+                signed = json.loads(content)
+                record = json.loads(signed["record"])
+                readers = self.generations[record["generation"]]
+                need(kind == PLAN_KEY and record["number"] == number, f"{name}: is something else than its name says")
+                need(is_signed(readers.verifying, signed["record"].encode(), bytes.fromhex(signed["signature"])), f"{name}: is not signed")
+                if match[2]:
+                    self.own[number] = None
+                elif self.own.get(number, "") is not None:
+                    bound = f"lifeboat v1 plan key\n{self.id.hex()}\n{number}\n{record['plan']}\n".encode()
+                    encapsulated, sealed = bytes.fromhex(record["encapsulated"]), bytes.fromhex(record["sealed"])
+                    root = readers.hpke.open(encapsulated, sealed, b"lifeboat v1 plan key", bound, name)
+                    pair, material = Hpke(kdf("lifeboat v1 data key pair", root)), number.to_bytes(2, "little") + bytes.fromhex(record["public"])
+                    need(pair.public.hex() == record["public"], f"{name}: its key pair is another one")
+                    self.own[number] = (pair, kdf("lifeboat v1 plan chunk ids", readers.chunk_ids + material))
+            except (Bad, ValueError, KeyError) as error:
+                self.own.setdefault(number, str(error))
+
+    def own_key(self, number, name):
+        own = self.own.get(number, "its key is not there")
+        need(own is not None, f"{name}: the key of this plan's data was destroyed")
+        need(not isinstance(own, str), f"{name}: is sealed to a plan's own key, keys/plan-{number:04x}: {own}")
+        return own
+
+    def is_chunk(self, envelope, data, chunk_id):
+        """Whether data has an id, under the keys that the envelope of its frame may mean."""
+        if envelope >= OWN_FIRST:
+            return mac16(self.own_key(envelope, "a chunk")[1], data) == chunk_id
+        return any(mac16(key, data) == chunk_id for key in {known.chunk_ids for known in self.generations.values()})
+
+    def metadata_key(self, purpose, salt, generation, name):
+        known = self.generations.get(generation)
+        need(known, f"{name}: sealed under key generation {generation}, which this key slot does not hold")
+        return kdf(purpose, known.metadata + salt)
 
     def open_object(self, name):
         """Kind and content of a sealed object (not an index object: those are bound to another name)."""
         data = self.read(name)
         need(len(data) >= 72 and data[:4] == b"LBSO" and data[4] == 1, f"{name}: is no sealed object of this version")
         need(data[8:24] == self.id, f"{name}: belongs to another repository")
-        need(u16(data[6:8]) == self.generation, f"{name}: sealed under another key generation")
-        key = self.metadata_key("lifeboat v1 sealed object", data[24:56])
+        key = self.metadata_key("lifeboat v1 sealed object", data[24:56], u16(data[6:8]), name)
         body = unseal(key, ZERO_NONCE, data[56:], data[:56] + name.encode(), name)
         need(zstandard.frame_content_size(body) >= 0, f"{name}: does not state its size")
         return data[5], decompress(body, OBJECT_MAX, name)
@@ -375,12 +562,11 @@ class Repository:
         sealed, trailer = tail[:-64], tail[-64:]
         need(trailer[60:] == b"LBPT" and trailer[56] == 1, f"{name}: has no trailer of this version")
         need(trailer[36:52] == self.id, f"{name}: belongs to another repository")
-        need(u16(trailer[58:60]) == self.generation, f"{name}: sealed under another key generation")
         need(int.from_bytes(trailer[32:36], "little") == len(sealed), f"{name}: its directory has another size")
         kind = trailer[57]
         need(kind in kinds, f"{name}: is of an unknown kind")
         header = b"LBPK" + bytes([trailer[56], kind]) + trailer[58:60]
-        key = self.metadata_key("lifeboat v1 pack directory", trailer[:32])
+        key = self.metadata_key("lifeboat v1 pack directory", trailer[:32], u16(trailer[58:60]), name)
         return kind, Wire(unseal(key, ZERO_NONCE, sealed, header + trailer + place, name), f"{name}: directory")
 
     @staticmethod
@@ -425,10 +611,13 @@ class Repository:
         generation, salt, encapsulated, sealed_key = envelopes[envelope]
         if (kind, salt) not in self.frame_keys:
             if kind == NODES:
-                key = self.metadata_key("lifeboat v1 node pack", salt)
+                key = self.metadata_key("lifeboat v1 node pack", salt, generation, name)
             else:
                 context = self.id + generation.to_bytes(2, "little") + salt
-                key = self.hpke.open(encapsulated, sealed_key, b"lifeboat v1 pack key", context, f"{name}: its key")
+                known = self.generations.get(generation)
+                need(known or generation >= OWN_FIRST, f"{name}: sealed under key generation {generation}, which this key slot does not hold")
+                pair = known.hpke if known else self.own_key(generation, name)[0]
+                key = pair.open(encapsulated, sealed_key, b"lifeboat v1 pack key", context, f"{name}: its key")
             self.frame_keys[kind, salt] = key
         bound = b"lifeboat v1 frame" + self.id + bytes([kind]) + generation.to_bytes(2, "little") + salt + ordinal.to_bytes(8, "little")
         nonce = ordinal.to_bytes(8, "little") + bytes(4)
@@ -448,6 +637,11 @@ class Repository:
         chunks = frames[number][6]
         start = sum(chunk[3] for chunk in chunks[:slot])
         return chunks[slot], self.frame(pack, number)[start : start + chunks[slot][3]]
+
+    def envelope(self, place):
+        """What the frame at a place is sealed under: a key generation, or the number of a plan's own key."""
+        _, envelopes, frames = self.directory(place[0])
+        return envelopes[frames[place[1]][1]][0]
 
     # --- logs -----------------------------------------------------------------------------------------------------------------
 
@@ -480,11 +674,10 @@ class Repository:
         for frame in frames:
             need(frame[0] != DELTA and len(frame[6]) == 1, f"{name}: impossible frame")
             part = self.open_frame(name, LOG, envelopes, frame, data[frame[3] : frame[3] + frame[4]])
-            need(mac16(self.chunk_ids, part) == frame[6][0][0], f"{name}: a frame does not hold what it should")
+            need(self.is_chunk(envelopes[frame[1]][0], part, frame[6][0][0]), f"{name}: a frame does not hold what it should")
             plain += part
         need(len(plain) == end - start, f"{name}: does not hold as many bytes as its name says")
-        key = kdf("lifeboat v1 log content", self.chunk_ids)
-        need(blake3(plain, key=key).hexdigest() == label["content"], f"{name}: its content is not what was stored")
+        need(blake3(plain, key=self.log_content).hexdigest() == label["content"], f"{name}: its content is not what was stored")
         return label, plain
 
     def beside_log(self, chain):
@@ -507,7 +700,8 @@ class Repository:
     def node(self, reference):
         node_id, _, place = reference
         (known, _, base, _), data = self.slot(NODES, place)
-        need(known == node_id and base is None and mac16(self.node_ids, data) == node_id, f"{pack_name(place[0][0])}: holds another node")
+        fits = any(mac16(generation.node_ids, data) == node_id for generation in self.generations.values())
+        need(known == node_id and base is None and fits, f"{pack_name(place[0][0])}: holds another node")
         return data
 
     def leaves(self, tree):
@@ -553,9 +747,9 @@ class Repository:
         if base_place is not None:
             (base_id, _, base_base, _), base_data = self.slot(DATA, base_place)
             need(base_base is None and base_id == base[0], f"{where}: a patch does not belong to its base")
-            need(mac16(self.chunk_ids, base_data) == base_id, f"{where}: a base does not have its id")
+            need(self.is_chunk(self.envelope(base_place), base_data, base_id), f"{where}: a base does not have its id")
             data = decompress(data, CHUNK_MAX, f"{where}: a patch", dictionary=base_data)
-        need(len(data) == length and mac16(self.chunk_ids, data) == chunk_id, f"{where}: a chunk does not have its id")
+        need(len(data) == length and self.is_chunk(self.envelope(place), data, chunk_id), f"{where}: a chunk does not have its id")
         return data
 
 

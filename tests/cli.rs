@@ -7,6 +7,7 @@ mod workspace;
 
 use std::collections::BTreeSet;
 use std::io::Read;
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -62,6 +63,13 @@ fn help_of_every_command_has_an_example() {
         "key list",
         "key add",
         "key remove",
+        "key generate",
+        "key rotate",
+        "key export",
+        "key import",
+        "key combine",
+        "key own",
+        "key erase",
         "serve",
         "status",
         "run",
@@ -254,6 +262,108 @@ fn keys_have_roles() {
     assert_eq!(as_writer(&["backup", "crm"]), Some(12));
     let unset = workspace.run(&["key", "add", "main", "--label", "x", "--role", "reader", "--passphrase-env", "NOT_SET_AT_ALL"]);
     assert_eq!(unset.status.code(), Some(2));
+}
+
+#[test]
+fn keys_are_rotated_shared_exported_and_destroyed() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let workspace = Workspace::ready("");
+    let path = |name: &str| workspace.path(name).to_str().unwrap().to_owned();
+    let with = |key: &str, words: &[&str]| workspace.command(words).env("CRM_PASSPHRASE", key).output().unwrap();
+    let read = |name: &str| std::fs::read_to_string(workspace.path(name)).unwrap().trim().to_owned();
+    assert!(workspace.run(&["backup", "crm"]).status.success());
+
+    // A recipient: made on the host, added with its public key; no secret travels.
+    let made = workspace.json(&["key", "generate", "--out", &path("web1.key")], 0);
+    assert_eq!(std::fs::metadata(workspace.path("web1.key")).unwrap().permissions().mode() & 0o777, 0o600);
+    let public = made["recipient"].as_str().unwrap();
+    assert!(public.starts_with("LBPK1-") && !made.to_string().contains(&read("web1.key")));
+    assert_eq!(workspace.run(&["key", "generate", "--out", &path("web1.key")]).status.code(), Some(1), "nothing is overwritten");
+    let added = workspace.json(&["key", "add", "main", "--label", "web1", "--role", "writer", "--recipient", public], 0);
+    assert_eq!((added["key"]["kind"].as_str(), added["key"]["generation"].as_u64()), (Some("recipient"), Some(1)));
+    assert!(with(&read("web1.key"), &["backup", "crm"]).status.success());
+    assert_eq!(with(&read("web1.key"), &["restore", "crm", "--to", &path("r")]).status.code(), Some(12));
+    let typo = read("web1.key").replace("LBSK1-", "LBSK1-0");
+    assert_eq!(with(&typo, &["backup", "crm"]).status.code(), Some(12));
+
+    // Shares: any two of three; one is not enough; a mistyped one is told.
+    let shared = workspace.json(&["key", "export", "main", "--shares", "2-of-3", "--out", &path("shares")], 0);
+    assert_eq!((shared["files"].as_array().unwrap().len(), shared.get("shares")), (3, None));
+    let share = |n: u8| path(&format!("shares/share-{n}-of-3.txt"));
+    let page = read("shares/share-3-of-3.txt");
+    assert!(page.contains("SHARE 3 OF 3") && page.contains("any 2 together") && page.contains("file://"), "{page}");
+    assert_eq!(workspace.json(&["key", "combine", &share(2), "--out", &path("no.key")], 2)["error"]["kind"], "usage");
+    let bent = page.replacen(|c: char| c == '7', "8", usize::MAX);
+    std::fs::write(workspace.path("bent.txt"), &bent).unwrap();
+    if bent.split("LBSH1").nth(1) != page.split("LBSH1").nth(1) {
+        let told = workspace.json(&["key", "combine", &path("bent.txt"), &share(1), "--out", &path("no.key")], 2);
+        assert!(told["error"]["message"].as_str().unwrap().contains("bent.txt"), "{told}");
+    }
+    workspace.json(&["key", "combine", &share(3), &share(1), "--out", &path("recovered.key")], 0);
+    assert!(with(&read("recovered.key"), &["restore", "crm", "--to", &path("from-shares"), "--yes"]).status.success());
+    let both = std::fs::read_to_string(share(1)).unwrap() + &page;
+    assert!(with(&both, &["snapshots", "crm"]).status.success(), "the pages themselves, one after the other");
+
+    let paper = workspace.json(&["key", "export", "main", "--paper"], 0);
+    assert!(with(paper["recovery_key"].as_str().unwrap(), &["snapshots", "crm"]).status.success());
+    workspace.json(&["key", "remove", "main", paper["key"]["id"].as_str().unwrap()], 0);
+
+    // A rotation that shuts somebody out: the others go on with what they have.
+    let mut add = workspace.command(&["key", "add", "main", "--label", "leaver", "--role", "reader", "--json"]);
+    let leaver: serde_json::Value =
+        serde_json::from_slice(&add.env("LIFEBOAT_NEW_PASSPHRASE", "words of the leaver").output().unwrap().stdout).unwrap();
+    let rotated = workspace.json(&["key", "rotate", "main", "--without", &leaver["key"]["id"].as_str().unwrap()[..8]], 0);
+    let rotation = &rotated["rotation"];
+    assert_eq!((rotation["generation"].as_u64(), rotation["removed"][0]["label"].as_str()), (Some(2), Some("leaver")));
+    assert_eq!((rotation["carried"].as_array().unwrap().len(), rotation["left_behind"].as_array().unwrap().len()), (4, 0));
+    assert_eq!(with("words of the leaver", &["snapshots"]).status.code(), Some(12));
+    assert!(with(&read("web1.key"), &["backup", "crm"]).status.success());
+    assert!(with(&read("recovered.key"), &["restore", "crm", "--to", &path("after"), "--yes"]).status.success());
+    let status = workspace.json(&["key", "rotate", "main", "--status"], 0);
+    let (old, total) = (status["bytes_old"].as_u64().unwrap(), status["bytes_stored"].as_u64().unwrap());
+    assert!(0 < old && old < total && status["generation"] == 2, "{status}");
+    assert!(text(&workspace.run(&["key", "rotate", "main", "--status"]).stdout).contains("under generations before 2"));
+
+    // The slot in use and the last reader's need their id said again.
+    let keys = workspace.json(&["key", "list", "main", "--events"], 0);
+    let own = keys["keys"].as_array().unwrap().iter().find(|key| key["current"] == true).unwrap()["id"].as_str().unwrap().to_owned();
+    let refused = workspace.json(&["key", "remove", "main", &own], 2);
+    assert!(refused["error"]["hint"].as_str().unwrap().contains(&format!("--confirm {own}")), "{refused}");
+    let mut events: Vec<&str> = keys["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!((events[0], events[events.len() - 1]), ("add", "rotate"));
+    // What one command does has one time.
+    events.sort_unstable();
+    assert_eq!(events, ["add", "add", "add", "add", "export", "export", "remove", "rotate"]);
+    assert!(keys["events"].as_array().unwrap().iter().all(|event| event["signed"] == true));
+
+    // An escrow file brings the repository back when all slots are lost.
+    let escrow = workspace.json(&["key", "generate", "--out", &path("escrow.key")], 0);
+    let to = escrow["recipient"].as_str().unwrap();
+    workspace.json(&["key", "export", "main", "--recipient", to, "--label", "escrow", "--out", &path("escrow.json")], 0);
+    assert_eq!(std::fs::metadata(workspace.path("escrow.json")).unwrap().permissions().mode() & 0o777, 0o600);
+    let slots: Vec<PathBuf> = files(&workspace.path("repository/keys"));
+    let saved: Vec<(PathBuf, Vec<u8>)> = slots.iter().map(|slot| (slot.clone(), std::fs::read(slot).unwrap())).collect();
+    slots.iter().filter(|slot| !slot.to_str().unwrap().contains("generation-")).for_each(|slot| std::fs::remove_file(slot).unwrap());
+    assert_eq!(workspace.run(&["snapshots"]).status.code(), Some(20));
+    assert!(with(&read("escrow.key"), &["key", "import", "main", &path("escrow.json")]).status.success());
+    assert!(with(&read("escrow.key"), &["restore", "crm", "--to", &path("from-escrow"), "--yes"]).status.success());
+    saved.iter().for_each(|(slot, bytes)| std::fs::write(slot, bytes).unwrap());
+
+    // A plan's own key, and its end.
+    workspace.json(&["key", "own", "main", "--plan", "crm"], 0);
+    let backup = workspace.json(&["backup", "crm"], 0);
+    assert!(workspace.run(&["restore", "crm", "--to", &path("own"), "--yes"]).status.success());
+    let unconfirmed = workspace.json(&["key", "erase", "main", "--plan", "crm", "--confirm", "cmr"], 2);
+    assert!(unconfirmed["error"]["message"].as_str().unwrap().contains("nothing was touched"));
+    let erased = workspace.json(&["key", "erase", "main", "--plan", "crm", "--confirm", "crm"], 0);
+    assert_eq!(erased["keys"].as_array().unwrap().len(), 1);
+    let snapshot = backup["snapshot"].as_str().unwrap();
+    let told = workspace.json(&["restore", "crm", "--snapshot", snapshot, "--to", &path("gone"), "--yes"], 13);
+    assert!(told.to_string().contains("was destroyed"), "{told}");
+    assert_eq!(workspace.run(&["backup", "crm"]).status.code(), Some(12));
+    // Not damage; but not all was opened, and that is said.
+    assert_eq!(workspace.json(&["verify", "main", "--data"], 3)["findings"], serde_json::json!([]));
+    assert!(text(&workspace.run(&["key", "list", "main"]).stdout).contains("DESTROYED"));
 }
 
 #[test]

@@ -184,8 +184,9 @@ fn damage_in_what_is_plain_is_told_from_a_wrong_passphrase() {
     // The slots: of the passphrase and of the recovery key.
     let slots = files(&workspace.path("repository/keys"));
     assert_eq!(slots.len(), 2);
-    let labelled =
-        |label: &str| -> PathBuf { slots.iter().find(|slot| text(&std::fs::read(slot).unwrap()).contains(label)).unwrap().clone() };
+    let labelled = |label: &str| -> PathBuf {
+        slots.iter().find(|slot| text(&std::fs::read(slot).unwrap()).contains(&format!("\"label\": {label}"))).unwrap().clone()
+    };
     let (own, recovery) = (labelled("\"passphrase\""), labelled("\"recovery key\""));
     let sealed = |bytes: Vec<u8>| {
         let at = text(&bytes).find("\"sealed\": \"").unwrap() + 11;

@@ -121,6 +121,44 @@ fn the_second_reader_restores_what_the_program_restores() {
 }
 
 #[test]
+fn the_second_reader_follows_rotations_shares_and_keys_of_plans() {
+    let story = Story::new();
+    let generate = |kind: &str, name: &str| story.lifeboat(&["key", "generate", "--kind", kind, "--out", story.at(name).to_str().unwrap()]);
+    generate("key-file", "file.key");
+    let recipient = generate("recipient", "recipient.key")["recipient"].as_str().unwrap().to_owned();
+    story.lifeboat(&["key", "add", "main", "--label", "file", "--role", "reader", "--key-file", story.at("file.key").to_str().unwrap()]);
+    story.lifeboat(&["key", "rotate", "main", "--new-ids"]);
+    story.lifeboat(&["backup", "crm"]);
+    story.lifeboat(&["key", "add", "main", "--label", "escrow", "--role", "reader", "--recipient", &recipient]);
+    let shares = story.lifeboat(&["key", "export", "main", "--shares", "3-of-4"]);
+    story.lifeboat(&["key", "own", "main", "--plan", "crm"]);
+    story.lifeboat(&["backup", "crm"]);
+    story.lifeboat(&["key", "rotate", "main"]);
+    story.sql("UPDATE t SET x = randomblob(200) WHERE id % 50 = 0");
+    story.lifeboat(&["backup", "crm"]);
+    let share = |at: usize| shares["shares"][at].as_str().unwrap();
+    let read = |name: &str| std::fs::read_to_string(story.at(name)).unwrap();
+    let keys = [PASSPHRASE.to_owned(), read("file.key"), read("recipient.key"), [share(3), share(0), share(2)].join("\n")];
+    let snapshots = story.lifeboat(&["snapshots", "crm"]);
+    let ids: Vec<&str> = snapshots["snapshots"].as_array().unwrap().iter().map(|s| s["id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), 5);
+    for (number, id) in ids.iter().enumerate() {
+        let (theirs, ours) = (story.at(&format!("theirs-{number}")), story.at(&format!("ours-{number}")));
+        let output = story.extract(&keys[number % keys.len()], &["restore", id, theirs.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        story.lifeboat(&["restore", "crm", "--snapshot", id, "--to", ours.to_str().unwrap()]);
+        assert_eq!(tree(&theirs.join("files")), tree(&ours.join("files")));
+        assert!(std::fs::read(theirs.join("database/crm.sqlite")).unwrap() == std::fs::read(ours.join("database")).unwrap());
+    }
+    let few = story.extract(&[share(3), share(0)].join("\n"), &["list"]);
+    assert!(few.status.code() == Some(1) && String::from_utf8_lossy(&few.stderr).contains("3 shares are needed"));
+    story.lifeboat(&["key", "erase", "main", "--plan", "crm", "--confirm", "crm"]);
+    let gone = story.extract(PASSPHRASE, &["restore", ids[4], story.at("gone").to_str().unwrap()]);
+    assert!(gone.status.code() == Some(1) && String::from_utf8_lossy(&gone.stderr).contains("was destroyed"));
+    assert!(story.extract(PASSPHRASE, &["restore", ids[0], story.at("first").to_str().unwrap()]).status.success());
+}
+
+#[test]
 fn the_second_reader_follows_what_was_removed_and_moved() {
     let story = Story::new();
     let mut noise = vec![0; 2 << 20];

@@ -461,15 +461,31 @@ pub struct LogFetchArgs {
 /// `lifeboat key …`
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// List the key slots of a repository
+    /// List the key slots of a repository, and the keys of plans
     #[command(after_help = "Example:\n  lifeboat key list main")]
     List {
         /// Name of the repository
         repo: String,
+        /// Also what was done with keys, as the repository remembers it
+        #[arg(long)]
+        events: bool,
     },
-    /// Add a key slot; its passphrase is read from an environment variable
+    /// Make a key file, or the key pair of a recipient, on this machine
+    ///
+    /// A key file stands in for a passphrase: `passphrase = { file = "…" }` in the plan. Of a recipient the public key is printed; whoever
+    /// holds a reader key adds a slot for it, and no secret travels.
+    #[command(after_help = "Example:\n  lifeboat key generate --kind recipient --out /etc/lifeboat/main.key")]
+    Generate {
+        /// What to make
+        #[arg(long, value_enum, default_value = "recipient")]
+        kind: GenerateArg,
+        /// The file to make, readable by its owner only
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Add a key slot: for a passphrase, a key file or a recipient
     #[command(
-        after_help = "Example:\n  NEW_PASSPHRASE=… lifeboat key add main --label backup-host --role writer --passphrase-env NEW_PASSPHRASE"
+        after_help = "Example:\n  NEW_PASSPHRASE=… lifeboat key add main --label backup-host --role writer --passphrase-env NEW_PASSPHRASE\n  lifeboat key add main --label web1 --role writer --recipient LBPK1-…"
     )]
     Add {
         /// Name of the repository
@@ -483,15 +499,136 @@ pub enum KeyCommand {
         /// The environment variable that holds the new passphrase
         #[arg(long, value_name = "VARIABLE", default_value = "LIFEBOAT_NEW_PASSPHRASE")]
         passphrase_env: String,
+        #[command(flatten)]
+        lock: LockArgs,
     },
     /// Remove a key slot
+    ///
+    /// Takes the passphrase away, not what its holder has copied: after somebody left, rotate.
     #[command(after_help = "Example:\n  lifeboat key remove main 3f9a1c")]
     Remove {
         /// Name of the repository
         repo: String,
         /// Id of the slot, or a unique beginning of it
         id: String,
+        /// The whole id again: asked for when it is the slot in use, or the last one that can read data
+        #[arg(long, value_name = "ID")]
+        confirm: Option<String>,
     },
+    /// Begin a new key generation, for what is stored from now on
+    ///
+    /// All other slots get it without their passphrases, but those that are shut out. What is stored already stays under its old keys
+    /// until it is stored again or expires: --status shows how much that is.
+    #[command(after_help = "Example:\n  lifeboat key rotate main --without 3f9a1c\n  lifeboat key rotate main --status")]
+    Rotate {
+        /// Name of the repository
+        repo: String,
+        /// A slot to shut out and remove, by id or a unique beginning of it (repeatable)
+        #[arg(long, value_name = "ID")]
+        without: Vec<String>,
+        /// Begin chunk ids anew: nothing that is stored is reused, the next backup of every plan stores all of it again. For after a host
+        /// with the writer role was taken over
+        #[arg(long)]
+        new_ids: bool,
+        /// Rotate nothing: show how many stored bytes are under which generation
+        #[arg(long, conflicts_with_all = ["without", "new_ids"])]
+        status: bool,
+    },
+    /// Write keys out: as shares or a recovery key on paper, or as a file that a recipient, passphrase or key file opens
+    ///
+    /// What goes on paper is of a new key slot, which can be removed again. A file holds the keys themselves: whoever can open it keeps them, also when
+    /// all slots are gone. The repository remembers each export (key list --events).
+    #[command(
+        after_help = "Example:\n  lifeboat key export main --shares 3-of-5 --out shares/\n  lifeboat key export main --recipient LBPK1-… --label escrow --out escrow.json"
+    )]
+    Export {
+        /// Name of the repository
+        repo: String,
+        /// So many shares of which so many are needed, such as 3-of-5
+        #[arg(long, value_name = "K-of-N", conflicts_with_all = ["recipient", "key_file", "passphrase_env", "paper"])]
+        shares: Option<String>,
+        /// A page with a new recovery key, which opens a new slot
+        #[arg(long, conflicts_with_all = ["recipient", "key_file", "passphrase_env"])]
+        paper: bool,
+        /// The environment variable that holds the passphrase that opens the file
+        #[arg(long, value_name = "VARIABLE", required_unless_present_any = ["shares", "paper", "recipient", "key_file"])]
+        passphrase_env: Option<String>,
+        #[command(flatten)]
+        lock: LockArgs,
+        /// What the keys allow
+        #[arg(long, value_enum, default_value = "reader")]
+        role: RoleArg,
+        /// What to call it
+        #[arg(long, default_value = "export")]
+        label: String,
+        /// The file to make; with --shares a folder that gets a file for each. Without it, shares and pages are printed
+        #[arg(long, value_name = "PATH", required_unless_present_any = ["shares", "paper"])]
+        out: Option<PathBuf>,
+    },
+    /// Put an exported file back as a key slot; the plan's passphrase must be what opens it
+    #[command(after_help = "Example:\n  LIFEBOAT_PASSPHRASE=\"$(cat escrow.key)\" lifeboat key import main escrow.json")]
+    Import {
+        /// Name of the repository, or its URL on a machine without plans (then LIFEBOAT_PASSPHRASE opens the file)
+        repo: String,
+        /// The file
+        file: PathBuf,
+    },
+    /// Put shares together to the key file that they are of; needs no repository
+    ///
+    /// Without files it asks for one share after the other and says which is mistyped.
+    #[command(
+        after_help = "Example:\n  lifeboat key combine --out recovered.key\n  lifeboat key combine share-1.txt share-4.txt share-5.txt --out recovered.key"
+    )]
+    Combine {
+        /// Files with one share each, or several
+        #[arg(value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// The file to make, readable by its owner only
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Give a plan a key of its own, so that its data can be destroyed alone
+    #[command(after_help = "Example:\n  lifeboat key own main --plan crm")]
+    Own {
+        /// Name of the repository
+        repo: String,
+        /// Name of the plan
+        #[arg(long, value_name = "NAME")]
+        plan: String,
+    },
+    /// Destroy a plan's own key: nobody can ever read its data again
+    #[command(after_help = "Example:\n  lifeboat key erase main --plan crm --confirm crm")]
+    Erase {
+        /// Name of the repository
+        repo: String,
+        /// Name of the plan
+        #[arg(long, value_name = "NAME")]
+        plan: String,
+        /// The plan's name again; asked for on a terminal
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
+    },
+}
+
+/// What opens a slot, other than a passphrase.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct LockArgs {
+    /// The public key of a recipient (LBPK1-…), as `key generate` printed it
+    #[arg(long, value_name = "KEY")]
+    pub recipient: Option<String>,
+    /// A key file that `key generate --kind key-file` made
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
+/// What `key generate` makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GenerateArg {
+    /// 32 random bytes in place of a passphrase
+    KeyFile,
+    /// An X25519 key pair: slots are added with its public key
+    Recipient,
 }
 
 /// What a key holder can do.

@@ -157,6 +157,10 @@ pub enum ObjectKind {
     Moved = 10,
     /// Which writers were at work when packs had been given up.
     Waits = 11,
+    /// A plan's own key, or that it was destroyed.
+    PlanKey = 32,
+    /// Something that was done with keys.
+    KeyEvent = 33,
 }
 
 impl ObjectKind {
@@ -173,6 +177,8 @@ impl ObjectKind {
             9 => Self::Ledger,
             10 => Self::Moved,
             11 => Self::Waits,
+            32 => Self::PlanKey,
+            33 => Self::KeyEvent,
             _ => return None,
         })
     }
@@ -190,6 +196,8 @@ impl ObjectKind {
             Self::Ledger => "retention ledger",
             Self::Moved => "moved packs",
             Self::Waits => "waits",
+            Self::PlanKey => "plan key",
+            Self::KeyEvent => "key event",
         }
     }
 }

@@ -26,6 +26,7 @@ mod content;
 mod format;
 mod frame;
 mod index;
+mod keyring;
 mod keys;
 mod ledger;
 mod log;
@@ -50,7 +51,8 @@ mod write;
 pub use collect::{CollectOptions, Collection, PackState, REWRITE_PERCENT};
 pub use format::{ChunkId, PackId, PackKind, RepositoryId};
 pub use index::{IndexedPack, LocalIndex};
-pub use keys::{KeySlot, Passphrase, RecoveryKey, Role};
+pub use keyring::{GenerationShare, KeyEvent, PlanKey, Rotation};
+pub use keys::{KeyFile, KeySlot, Lock, Passphrase, Recipient, RecoveryKey, Role, Share, combine_shares};
 pub use ledger::{Decision, Hold, Ledger, RemovedSnapshot};
 pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, runs};
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
@@ -72,6 +74,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, IoContext as _, Kind, Result};
 use crate::store::{Created, Store};
 use format::{FORMAT_KEY, ObjectKind};
+use keyring::Ring;
 use keys::{Keys, StoredSlot};
 
 /// How to open a repository.
@@ -173,11 +176,12 @@ impl Repository {
         let id = RepositoryId(id);
         let keys = Keys::generate();
         let recovery = keys::generate_recovery_key();
-        let slot = StoredSlot::create(&keys, id, Role::Reader, "passphrase", passphrase, now)?;
-        let recovery_slot = StoredSlot::create(&keys, id, Role::Reader, keys::RECOVERY_LABEL, recovery.passphrase(), now)?;
+        let slot = StoredSlot::create(&keys, id, Role::Reader, "passphrase", &Lock::Passphrase(passphrase), now)?;
+        let lock = Lock::Passphrase(recovery.passphrase());
+        let recovery_slot = StoredSlot::create(&keys, id, Role::Reader, keys::RECOVERY_LABEL, &lock, now)?;
         // Slots first: with `format` there, the repository can be opened.
         for slot in [&slot, &recovery_slot] {
-            block_on(&runtime, store.create(&slot.key(), Bytes::from(to_json(slot)?)))?;
+            block_on(&runtime, store.create(&slot.key(), Bytes::from(slot.to_json()?)))?;
         }
         let format = FormatObject { format: FORMAT_WORD.into(), version: format::VERSION, id, created: now };
         block_on(&runtime, store.create(FORMAT_KEY, Bytes::from(to_json(&format)?)))
@@ -190,37 +194,15 @@ impl Repository {
     /// # Errors
     /// `NoRepository`, `WrongKey`, `Damaged`, `Unavailable`.
     pub fn open(store: Store, runtime: tokio::runtime::Handle, passphrase: &Passphrase, options: &OpenOptions) -> Result<Self> {
-        let format = match block_on(&runtime, store.get(FORMAT_KEY)) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == Kind::NotFound => {
-                return Err(if has_parts(&store, &runtime)? {
-                    format_lost(Kind::Damaged, &store)
-                } else {
-                    Error::new(Kind::NoRepository, format!("there is no repository at {}", store.describe())).hint("check the url")
-                });
-            }
-            Err(e) => return Err(e.within(format!("open the repository at {}", store.describe()))),
-        };
-        let foreign =
-            |what: &str| Error::new(Kind::Damaged, format!("the format object at {} {what}", store.describe())).hint(format_hint(&store));
-        let format: FormatObject = serde_json::from_slice(&format).map_err(|e| foreign("cannot be decoded").because(e))?;
-        if format.format != FORMAT_WORD {
-            return Err(if has_parts(&store, &runtime)? {
-                foreign("does not say that this is a lifeboat repository, and key slots or packs are beside it")
-            } else {
-                Error::new(Kind::NoRepository, format!("what is at {} is not a lifeboat repository", store.describe()))
-                    .hint("check the url")
-            });
-        }
-        if format.version != format::VERSION {
-            return Err(foreign(&format!("has version {}, this program knows {}", format.version, format::VERSION)).hint(format!(
-                "use a newer version of lifeboat; if none was ever used here, the object is damaged: {}",
-                format_hint(&store)
-            )));
-        }
-        let mut slots = stored_slots(&store, &runtime)?;
-        // Each try costs a key derivation: the likeliest first.
-        slots.sort_by_key(|(_, slot)| slot.as_ref().ok().map(|s| (std::cmp::Reverse(s.role), s.label == keys::RECOVERY_LABEL)));
+        let format = read_format(&store, &runtime)?;
+        let credential = passphrase.credential()?;
+        let mut ring = Ring::read(&store, &runtime)?;
+        let mut slots = std::mem::take(&mut ring.slots);
+        // Each try may cost a key derivation: the likeliest first. Of two that open alike, the one with the newer generation.
+        slots.sort_by_key(|(_, slot)| {
+            let slot = slot.as_ref().ok()?;
+            Some((std::cmp::Reverse((slot.role, ring.generation_of(slot))), slot.label == keys::RECOVERY_LABEL))
+        });
         let (mut damaged, mut whole) = (None, 0);
         // The passphrase is known to be right by this slot's commitment, and yet the slot does not open.
         let mut right = None;
@@ -233,10 +215,13 @@ impl Repository {
                 }
             };
             let is_whole = slot.is_whole();
-            match slot.answers_to(passphrase) {
+            match slot.answers_to(format.id, &credential) {
                 // What counts is sealed: a slot that opens is good enough, `verify` finds what else is wrong with it.
-                Ok(Some(stretched)) => match slot.unseal(format.id, &stretched) {
-                    Ok(keys) => return Self::assemble(store, runtime, format.id, keys, slot.id, options),
+                Ok(Some(opened)) => match slot.unseal(format.id, &opened) {
+                    Ok(keys) => {
+                        let keys = ring.bring_up(&store, &runtime, format.id, &slot, &opened, keys)?;
+                        return Self::assemble(store, runtime, format.id, keys, slot.id, options);
+                    }
                     Err(error) => right = Some((key, is_whole, error)),
                 },
                 Ok(None) if is_whole => whole += 1,
@@ -251,7 +236,7 @@ impl Repository {
         store: Store,
         runtime: tokio::runtime::Handle,
         id: RepositoryId,
-        keys: Keys,
+        mut keys: Keys,
         slot: String,
         options: &OpenOptions,
     ) -> Result<Self> {
@@ -260,6 +245,7 @@ impl Repository {
             None => CacheFolder { path: std::env::temp_dir().join(format!("lifeboat-cache-{}", ulid::Ulid::generate())), temporary: true },
         };
         make_private_folder(&cache.path)?;
+        keyring::remember_generation(&cache.path, &mut keys)?;
         let workers = match options.workers {
             0 => std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             workers => workers,
@@ -307,51 +293,6 @@ impl Repository {
         self.inner.keys.fingerprint_key()
     }
 
-    /// The key slots (public part), oldest first. A damaged slot is left out and logged; `verify` finds it.
-    ///
-    /// # Errors
-    /// `Unavailable` and the like.
-    pub fn key_slots(&self) -> Result<Vec<KeySlot>> {
-        let mut slots = Vec::new();
-        for (key, slot) in read_slots(&self.inner.store, &self.inner.runtime)? {
-            match slot {
-                Ok(slot) => slots.push(slot.public(slot.id == self.inner.slot)),
-                Err(error) => tracing::warn!(slot = %key, error = ?error, "a damaged key slot; remove it with `lifeboat key remove`"),
-            }
-        }
-        slots.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
-        Ok(slots)
-    }
-
-    /// Adds a slot for a role.
-    ///
-    /// # Errors
-    /// `WrongKey` without the reader role; `Usage` for a passphrase that is too short.
-    pub fn add_key(&self, label: &str, role: Role, passphrase: &Passphrase, now: DateTime<Utc>) -> Result<KeySlot> {
-        let slot = StoredSlot::create(&self.inner.keys, self.inner.id, role, label, passphrase, now)?;
-        self.create(&slot.key(), to_json(&slot)?)?;
-        Ok(slot.public(false))
-    }
-
-    /// Removes a slot.
-    ///
-    /// # Errors
-    /// `WrongKey` without the reader role; `Usage` when there is no such slot or it is the last one with the reader role.
-    pub fn remove_key(&self, id: &str) -> Result<()> {
-        self.require_reader("remove a key slot")?;
-        let slots = self.key_slots()?;
-        let slot = slots.iter().find(|s| s.id == id);
-        let key = format!("keys/{id}");
-        if slot.is_none() && !read_slots(&self.inner.store, &self.inner.runtime)?.iter().any(|(k, _)| *k == key) {
-            return Err(Error::new(Kind::Usage, format!("there is no key slot {id:?}")).hint("see `lifeboat key list`"));
-        }
-        if slot.is_some_and(|s| s.role == Role::Reader) && slots.iter().filter(|s| s.role == Role::Reader).count() == 1 {
-            return Err(Error::new(Kind::Usage, "this is the last key slot that can read data")
-                .hint("add another reader slot first: without one, nothing can ever be restored"));
-        }
-        self.inner.block_on(self.inner.store.delete(&key))
-    }
-
     fn create(&self, key: &str, bytes: Vec<u8>) -> Result<Created> {
         self.inner.block_on(self.inner.store.create(key, Bytes::from(bytes)))
     }
@@ -377,33 +318,39 @@ fn block_on<T>(runtime: &tokio::runtime::Handle, future: impl Future<Output = T>
     runtime.block_on(future)
 }
 
-/// All slots by key; one that cannot be decoded or was changed is an error in its place.
-fn read_slots(store: &Store, runtime: &tokio::runtime::Handle) -> Result<Vec<(String, Result<StoredSlot>)>> {
-    let whole = |key: &str, slot: StoredSlot| {
-        if slot.is_whole() { Ok(slot) } else { Err(Error::new(Kind::Damaged, format!("object {key}: was changed"))) }
+/// The object that makes a place a repository, of a version that this program knows.
+fn read_format(store: &Store, runtime: &tokio::runtime::Handle) -> Result<FormatObject> {
+    let format = match block_on(runtime, store.get(FORMAT_KEY)) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == Kind::NotFound => {
+            return Err(if has_parts(store, runtime)? {
+                format_lost(Kind::Damaged, store)
+            } else {
+                Error::new(Kind::NoRepository, format!("there is no repository at {}", store.describe())).hint("check the url")
+            });
+        }
+        Err(e) => return Err(e.within(format!("open the repository at {}", store.describe()))),
     };
-    let slots = stored_slots(store, runtime)?;
-    Ok(slots
-        .into_iter()
-        .map(|(key, slot)| {
-            let slot = slot.and_then(|slot| whole(&key, slot));
-            (key, slot)
-        })
-        .collect())
+    let foreign =
+        |what: &str| Error::new(Kind::Damaged, format!("the format object at {} {what}", store.describe())).hint(format_hint(store));
+    let format: FormatObject = serde_json::from_slice(&format).map_err(|e| foreign("cannot be decoded").because(e))?;
+    if format.format != FORMAT_WORD {
+        return Err(if has_parts(store, runtime)? {
+            foreign("does not say that this is a lifeboat repository, and key slots or packs are beside it")
+        } else {
+            Error::new(Kind::NoRepository, format!("what is at {} is not a lifeboat repository", store.describe())).hint("check the url")
+        });
+    }
+    if format.version != format::VERSION {
+        return Err(foreign(&format!("has version {}, this program knows {}", format.version, format::VERSION))
+            .hint(format!("use a newer version of lifeboat; if none was ever used here, the object is damaged: {}", format_hint(store))));
+    }
+    Ok(format)
 }
 
-/// All slots by key as far as they can be decoded, changed or not.
-fn stored_slots(store: &Store, runtime: &tokio::runtime::Handle) -> Result<Vec<(String, Result<StoredSlot>)>> {
-    let mut slots = Vec::new();
-    for object in block_on(runtime, store.list("keys/"))? {
-        let slot = block_on(runtime, store.get(&object.key)).and_then(|bytes| {
-            let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {}: {what}", object.key));
-            let slot: StoredSlot = serde_json::from_slice(&bytes).map_err(|e| damaged("is not a key slot").because(e))?;
-            if slot.key() == object.key { Ok(slot) } else { Err(damaged("holds another key slot than its name says")) }
-        });
-        slots.push((object.key, slot));
-    }
-    Ok(slots)
+/// All slots by key; one that cannot be decoded or was changed is an error in its place.
+fn read_slots(store: &Store, runtime: &tokio::runtime::Handle) -> Result<Vec<(String, Result<StoredSlot>)>> {
+    Ok(Ring::read(store, runtime)?.whole())
 }
 
 /// Whether something of a repository is there, `format` aside.

@@ -65,7 +65,7 @@ impl NodeReader {
         let start: usize = frame.chunks[..node.place.slot as usize].iter().map(|c| c.len as usize).sum();
         let plain = self.frame(pack, &directory, node.place.frame)?;
         let bytes = plain.get(start..start + chunk.len as usize).ok_or_else(|| damaged("has a node outside its frame"))?;
-        if node_id(&self.inner.keys.node_id_key(), bytes) != node.id {
+        if !self.inner.keys.node_has_id(bytes, node.id) {
             return Err(damaged("a node does not match its id"));
         }
         Ok(bytes.to_vec())

@@ -229,24 +229,27 @@ impl PackBuilder {
     /// A new, empty pack with a key of its own, filled into `bytes` (an empty buffer).
     ///
     /// # Errors
-    /// When there are no random bytes to be had.
+    /// `WrongKey` from a slot that a rotation left behind; when there are no random bytes to be had.
     pub fn new(keys: &Keys, repository: RepositoryId, kind: PackKind, mut bytes: Vec<u8>) -> Result<Self> {
+        keys.require_current()?;
         let mut random = Zeroizing::new([0u8; 64]);
         getrandom::fill(&mut *random).map_err(|e| Error::new(Kind::Bug, "ask for random bytes").because(e))?;
         let mut salt = [0; 32];
         salt.copy_from_slice(&random[..32]);
         let generation = keys.generation;
+        // Of data: may be a plan's own key. Directories, like all metadata, are always under the repository's.
+        let envelope_generation = if kind == PackKind::Nodes { generation } else { keys.data_generation() };
         let (cipher, encapsulated, sealed_key) = match kind {
             PackKind::Data | PackKind::Log => {
                 let mut key = Zeroizing::new([0u8; 32]);
                 key.copy_from_slice(&random[32..]);
-                let (encapsulated, sealed) = keys.seal_pack_key(&key, &key_context(repository, generation, &salt))?;
+                let (encapsulated, sealed) = keys.seal_pack_key(&key, &key_context(repository, envelope_generation, &salt))?;
                 (Aes256Gcm::new((&*key).into()), encapsulated, sealed)
             }
             PackKind::Nodes => (keys.metadata_cipher(NODES_PURPOSE, &salt), [0; ENCAPSULATED_BYTES], [0; SEALED_KEY_BYTES]),
         };
         bytes.extend_from_slice(&header(kind, generation));
-        let envelopes = vec![Envelope { generation, salt, encapsulated, sealed_key }];
+        let envelopes = vec![Envelope { generation: envelope_generation, salt, encapsulated, sealed_key }];
         Ok(Self { repository, kind, generation, cipher, bytes, directory: Directory { kind, envelopes, frames: Vec::new() } })
     }
 
@@ -477,14 +480,11 @@ fn open_tail(
     }
     let mut generation = [0; 2];
     generation.copy_from_slice(&trailer[58..60]);
-    if generation != keys.generation.to_le_bytes() {
-        return Err(damaged("sealed under another key generation"));
-    }
     let mut salt = [0; 32];
     salt.copy_from_slice(&trailer[..32]);
     let associated = [&header(kind, u16::from_le_bytes(generation))[..], trailer, place.as_bytes()].concat();
     let mut body = sealed.to_vec();
-    keys.metadata_cipher(DIRECTORY_PURPOSE, &salt)
+    keys.metadata_cipher_of(&format!("object {key}"), u16::from_le_bytes(generation), DIRECTORY_PURPOSE, &salt)?
         .decrypt_in_place(&[0u8; 12].into(), &associated, &mut body)
         .map_err(|_| damaged("the seal of its directory is broken (changed, truncated or moved here from another place)"))?;
     Ok((body, pack_len - rest))
@@ -512,10 +512,12 @@ impl<'k> FrameOpener<'k> {
             cipher
         } else {
             let cipher = match kind {
-                PackKind::Nodes => self.keys.metadata_cipher(NODES_PURPOSE, &envelope.salt),
+                PackKind::Nodes => {
+                    self.keys.metadata_cipher_of(&format!("pack {key}"), envelope.generation, NODES_PURPOSE, &envelope.salt)?
+                }
                 PackKind::Data | PackKind::Log => {
                     let context = key_context(self.repository, envelope.generation, &envelope.salt);
-                    let opened = self.keys.open_pack_key(&envelope.encapsulated, &envelope.sealed_key, &context)?;
+                    let opened = self.keys.open_pack_key(envelope.generation, &envelope.encapsulated, &envelope.sealed_key, &context)?;
                     Aes256Gcm::new((&*opened.ok_or_else(|| damaged("its key cannot be opened"))?).into())
                 }
             };
@@ -530,6 +532,27 @@ impl<'k> FrameOpener<'k> {
             .decrypt_inout_detached(&nonce(frame.ordinal).into(), &associated, InOutBuf::from(&mut sealed[..]), &tag.into())
             .map_err(|_| damaged("its seal is broken (changed on the way or in the store)"))
     }
+}
+
+/// Whether a key opens a frame, whoever it is from: for tests that try what an attacker would.
+#[cfg(test)]
+pub fn opens_with(
+    repository: RepositoryId,
+    kind: PackKind,
+    envelope: &Envelope,
+    frame: &FrameEntry,
+    sealed: &[u8],
+    key: &[u8; 32],
+) -> bool {
+    let associated = frame_associated(repository, kind, envelope, frame.ordinal);
+    Aes256Gcm::new(key.into()).decrypt_in_place(&nonce(frame.ordinal).into(), &associated, &mut sealed.to_vec()).is_ok()
+}
+
+/// Whether a root opens an envelope: for the same tests.
+#[cfg(test)]
+pub fn root_opens(repository: RepositoryId, envelope: &Envelope, root: &[u8; 32]) -> bool {
+    let context = key_context(repository, envelope.generation, &envelope.salt);
+    crate::repo::keys::root_opens(root, &envelope.encapsulated, &envelope.sealed_key, &context)
 }
 
 mod lru_ciphers {

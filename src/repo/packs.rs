@@ -121,6 +121,18 @@ impl Inner {
         Ok(directory)
     }
 
+    /// The generation that a pack's directory is sealed under, by its trailer.
+    ///
+    /// # Errors
+    /// `Damaged`, `Unavailable`.
+    pub(super) fn pack_generation(&self, id: PackId, len: u64) -> Result<u16> {
+        let key = id.key();
+        let start = len.saturating_sub(TRAILER_BYTES as u64);
+        let trailer = self.block_on(self.store.get_range(&key, start..len)).map_err(|e| missing_pack(e, &key))?;
+        read_trailer(self.id, &key, &trailer)?;
+        Ok(u16::from_le_bytes([trailer[58], trailer[59]]))
+    }
+
     /// Reads a directory of a pack that nothing refers to: its length is known from a listing only.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ use crate::repo::Inner;
 use crate::repo::format::{ChunkId, FRAME_TARGET, NODE_PACK_TARGET, ObjectKind, PACK_TARGET, PackId, PackKind};
 use crate::repo::frame::{Encoder, Encoding, Profile, prove};
 use crate::repo::index::{self, IndexedPack, LocalIndex};
+use crate::repo::keys::Keys;
 use crate::repo::nodes::chunk_id;
 use crate::repo::pack::{ChunkEntry, PackBuilder};
 use crate::repo::packs::PackNo;
@@ -102,6 +103,8 @@ struct State {
 
 struct Shared {
     inner: Arc<Inner>,
+    /// For what is written: data of the plan may have a key of its own.
+    keys: Keys,
     index: LocalIndex,
     /// Packs that may be reused: listed in the store with this length and not tombstoned.
     usable: Mutex<HashMap<PackId, u64>>,
@@ -180,6 +183,7 @@ impl Pipeline {
     /// Starts the threads.
     pub fn start(
         inner: &Arc<Inner>,
+        keys: &Keys,
         index: LocalIndex,
         usable: HashMap<PackId, u64>,
         left: HashSet<PackId>,
@@ -193,7 +197,8 @@ impl Pipeline {
             index,
             usable: Mutex::new(usable),
             left,
-            chunk_id_key: *inner.keys.chunk_id_key()?,
+            chunk_id_key: *keys.chunk_id_key()?,
+            keys: keys.clone(),
             fresh: Mutex::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -379,7 +384,7 @@ impl Pipeline {
             let _ = worker.join();
         }
         for _ in 0..self.uploaders.len() {
-            if let Ok(end) = PackBuilder::new(&self.shared.inner.keys, self.shared.inner.id, PackKind::Nodes, Vec::new()) {
+            if let Ok(end) = PackBuilder::new(&self.shared.keys, self.shared.inner.id, PackKind::Nodes, Vec::new()) {
                 let _ = self.shared.full.send((0, end));
             }
         }
@@ -610,7 +615,7 @@ impl Shared {
                     PackKind::Data => lock(&self.buffers.0).pop().unwrap_or_else(|| Vec::with_capacity(target + (2 << 20))),
                     PackKind::Nodes | PackKind::Log => Vec::new(),
                 };
-                let (_, pack) = none.insert((sequence, PackBuilder::new(&self.inner.keys, self.inner.id, kind, buffer)?));
+                let (_, pack) = none.insert((sequence, PackBuilder::new(&self.keys, self.inner.id, kind, buffer)?));
                 (sequence, pack)
             }
         };
@@ -649,7 +654,7 @@ impl Shared {
         if self.has_failed() {
             return Ok(());
         }
-        let finished = pack.finish(&self.inner.keys)?;
+        let finished = pack.finish(&self.keys)?;
         let reference = PackRef { id: finished.id, len: finished.bytes.len() as u64, directory_len: finished.directory_len };
         let number = self.inner.packs.intern(reference);
         lock(&self.state).named[sequence as usize] = Some(number);

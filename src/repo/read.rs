@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::repo::format::PackKind;
 use crate::repo::frame::{Decoder, Encoding, apply_patch};
-use crate::repo::nodes::{NodeReader, chunk_id};
+use crate::repo::nodes::NodeReader;
 use crate::repo::pack::{Directory, FrameEntry, FrameOpener};
 use crate::repo::packs::{PackNo, missing_pack};
 use crate::repo::snapshot::SourceRecord;
@@ -335,7 +335,7 @@ impl Repository {
         cancel: &Cancel,
         stats: &Counters,
     ) -> Result<Vec<Item>> {
-        let key = self.inner.keys.chunk_id_key()?;
+        let keys = &self.inner.keys;
         let share = items.len().div_ceil(self.inner.workers).max(1);
         let results: Vec<Result<Vec<Item>>> = std::thread::scope(|scope| {
             let threads: Vec<_> = items
@@ -350,7 +350,7 @@ impl Repository {
                             let equal = sink.existing(item.file, item.offset, &mut buffer)?
                                 && match item.chunk.stored {
                                     Stored::Zero => buffer.iter().all(|b| *b == 0),
-                                    _ => chunk_id(key, &buffer) == item.chunk.id,
+                                    _ => keys.is_chunk(&buffer, item.chunk.id)?,
                                 };
                             if equal {
                                 stats.existing.fetch_add(u64::from(item.chunk.len), Ordering::Relaxed);
@@ -618,7 +618,8 @@ impl Repository {
         }
         let data =
             apply_patch(&base_bytes, &patch_bytes, chunk.len as usize).map_err(|e| damaged("a patch cannot be applied").because(e))?;
-        if chunk_id(self.inner.keys.chunk_id_key()?, &data) != chunk.id {
+        let envelope = patch_directory.envelopes[patch_directory.frames[patch.frame as usize].envelope as usize].generation;
+        if !self.inner.keys.chunk_has_id(envelope, &data, chunk.id)? {
             return Err(damaged("a chunk does not match its id"));
         }
         Ok(data)
@@ -706,10 +707,10 @@ impl<'i> DecodeWorker<'i> {
     ) -> Result<()> {
         let pack = self.inner.packs.get(request.pack).id;
         let key = pack.key();
-        let id_key = *self.inner.keys.chunk_id_key()?;
         for (number, items) in &request.frames {
             cancel.check()?;
             let frame = &request.directory.frames[*number as usize];
+            let envelope = request.directory.envelopes[frame.envelope as usize].generation;
             let at = (frame.offset - request.start) as usize;
             let within = |e: Error| self.inner.blame(pack, e).within(format!("restore {}", name(items[0].1.file)));
             let sealed =
@@ -734,7 +735,7 @@ impl<'i> DecodeWorker<'i> {
                 let slot = *slot as usize;
                 let range = starts[slot]..starts[slot] + item.chunk.len as usize;
                 if !checked[slot] {
-                    if chunk_id(&id_key, &self.plain[range.clone()]) != item.chunk.id {
+                    if !self.inner.keys.chunk_has_id(envelope, &self.plain[range.clone()], item.chunk.id)? {
                         return Err(within(Error::new(
                             Kind::Damaged,
                             format!("pack {key}, frame at {}: a chunk does not match its id", frame.offset),

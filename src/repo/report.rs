@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use ed25519_dalek::Signer as _;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -51,7 +50,7 @@ impl Repository {
         let key = format!("reports/{}", report.id);
         let record = serde_json::to_string(report).context(Kind::Bug, || "encode a report".into())?;
         let signature = match self.role() {
-            Role::Reader => Some(hex::encode(self.inner.keys.signing_key()?.sign(record.as_bytes()).to_bytes())),
+            Role::Reader => Some(self.inner.keys.sign(record.as_bytes())?),
             _ => None,
         };
         let content = serde_json::to_vec(&ReportObject { record, signature }).context(Kind::Bug, || "encode a report".into())?;
@@ -120,12 +119,10 @@ impl Repository {
         if key != format!("reports/{}", record.id) {
             return Err(damaged("holds another report than its name says"));
         }
-        if let (Some(signature), Role::Reader) = (&object.signature, self.role()) {
-            let signature = hex::decode(signature).ok().and_then(|s| ed25519_dalek::Signature::from_slice(&s).ok());
-            let verifying = inner.keys.signing_key()?.verifying_key();
-            if signature.is_none_or(|s| verifying.verify_strict(object.record.as_bytes(), &s).is_err()) {
-                return Err(damaged("its signature is not valid"));
-            }
+        if let Some(signature) = &object.signature
+            && inner.keys.is_signed(object.record.as_bytes(), &hex::decode(signature).unwrap_or_default()) == Some(false)
+        {
+            return Err(damaged("its signature is not valid"));
         }
         if record.kind == ReportKind::Drill && object.signature.is_none() {
             return Err(damaged("is a drill report without a signature"));

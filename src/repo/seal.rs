@@ -26,8 +26,9 @@ const PURPOSE: &str = "lifeboat v1 sealed object";
 /// Seals `content` for the place `key`.
 ///
 /// # Errors
-/// Only when the operating system gives no random bytes or `content` is over the limit.
+/// `WrongKey` from a slot that a rotation left behind; else only when the operating system gives no random bytes or `content` is over the limit.
 pub fn seal(keys: &Keys, repository: RepositoryId, kind: ObjectKind, key: &str, content: &[u8]) -> Result<Vec<u8>> {
+    keys.require_current()?;
     if content.len() > OBJECT_MAX {
         return Err(Error::new(
             Kind::Failed,
@@ -57,10 +58,16 @@ pub fn claimed_kind(object: &[u8]) -> Option<ObjectKind> {
     (object.len() >= HEADER_BYTES && &object[..4] == MAGIC).then(|| ObjectKind::from_byte(object[5])).flatten()
 }
 
+/// The key generation that an object's header claims (unauthenticated), if it is a sealed object at all.
+pub fn claimed_generation(object: &[u8]) -> Option<u16> {
+    (object.len() >= HEADER_BYTES && &object[..4] == MAGIC).then(|| u16::from_le_bytes([object[6], object[7]]))
+}
+
 /// Opens what [`seal`] made for the same place and kind.
 ///
 /// # Errors
-/// `Damaged`, saying whether it is no object of ours, one of another repository, or changed.
+/// `Damaged`, saying whether it is no object of ours, one of another repository, or changed; `WrongKey` when it is newer than what a slot
+/// that was left behind by a rotation holds.
 pub fn open(keys: &Keys, repository: RepositoryId, kind: ObjectKind, key: &str, object: &[u8]) -> Result<Vec<u8>> {
     let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {key}: {what}"));
     if object.len() < HEADER_BYTES + TAG_BYTES || &object[..4] != MAGIC {
@@ -76,13 +83,10 @@ pub fn open(keys: &Keys, repository: RepositoryId, kind: ObjectKind, key: &str, 
     if header[5] != kind as u8 {
         return Err(damaged("is of another kind than its name says"));
     }
-    if header[6..8] != keys.generation.to_le_bytes() {
-        return Err(damaged("sealed under another key generation"));
-    }
     let mut salt = [0; 32];
     salt.copy_from_slice(&header[24..]);
     let mut body = sealed.to_vec();
-    keys.metadata_cipher(PURPOSE, &salt)
+    keys.metadata_cipher_of(&format!("object {key}"), u16::from_le_bytes([header[6], header[7]]), PURPOSE, &salt)?
         .decrypt_in_place(&[0u8; 12].into(), &associated(header, kind, key), &mut body)
         .map_err(|_| damaged("its seal is broken (changed, truncated or moved here from another place)"))?;
     let size = zstd::zstd_safe::get_frame_content_size(&body).ok().flatten().and_then(|s| usize::try_from(s).ok());

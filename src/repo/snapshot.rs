@@ -40,6 +40,10 @@ pub struct TreeRoot {
     pub depth: u32,
     /// Hex of a list of node references (see `tree`).
     pub nodes: String,
+    /// Which key the ids of its chunks were made with, see `Keys::ids_name`; absent: the repository's first. Chunks of a tree with another
+    /// one are not named again.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ids: Option<String>,
 }
 
 impl TreeRoot {

@@ -12,6 +12,7 @@ use crate::event::{Cancel, Silent};
 use crate::id::Name;
 use crate::store::faults::{self, Faults, When};
 
+mod keys;
 mod log;
 
 pub(super) struct Bench {
@@ -590,8 +591,15 @@ fn a_recovery_key_opens_and_the_last_reader_slot_stays() {
     assert_eq!(opened.role(), Role::Reader);
     let slots = repository.key_slots().unwrap();
     assert_eq!(slots.len(), 2);
-    repository.remove_key(&slots[0].id).unwrap();
-    assert_eq!(repository.remove_key(&slots[1].id).unwrap_err().kind(), Kind::Usage);
+    let (own, recovery) = (slots.iter().find(|s| s.current).unwrap(), slots.iter().find(|s| !s.current).unwrap());
+    // The slot in use, and then the last one: only with its whole id said again.
+    assert_eq!(repository.remove_key(&own.id, None, Utc::now()).unwrap_err().kind(), Kind::Usage);
+    repository.remove_key(&own.id, Some(&own.id), Utc::now()).unwrap();
+    let last = repository.remove_key(&recovery.id, Some("other"), Utc::now()).unwrap_err();
+    assert!(last.to_string().contains("last key slot that can read data"), "{last}");
+    assert_eq!(bench.runtime.block_on(opened.store().list("keys/")).unwrap().len(), 1);
+    repository.remove_key(&recovery.id, Some(&recovery.id), Utc::now()).unwrap();
+    assert_eq!(bench.runtime.block_on(opened.store().list("keys/")).unwrap(), []);
 }
 
 /// Kind of object × kind of damage: a verification with data finds each, and a restore never returns other bytes.

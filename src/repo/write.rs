@@ -19,6 +19,7 @@ use crate::repo::content::ContentChunker;
 use crate::repo::format::{CONTENT_MAX, ChunkId, NODE_FRAME_TARGET, ObjectKind, PackId, STRETCH_CHUNKS};
 use crate::repo::frame::{Encoder, Profile};
 use crate::repo::index::{self, IndexedPack, LocalIndex};
+use crate::repo::keys::Keys;
 use crate::repo::nodes::node_id;
 use crate::repo::pack::ChunkEntry;
 use crate::repo::packs::PackNo;
@@ -51,6 +52,8 @@ pub struct Committed {
 /// A snapshot being written. Dropping it without `commit` leaves only garbage that a next run reuses.
 pub struct BackupWriter {
     inner: Arc<Inner>,
+    /// Data may be sealed to a key of the plan's own.
+    keys: Keys,
     plan: Name,
     id: SnapshotId,
     key: String,
@@ -86,10 +89,13 @@ impl Repository {
     /// that an interrupted run left.
     ///
     /// # Errors
-    /// `WrongKey` for the maintainer role; `Damaged`, `Unavailable`.
+    /// `WrongKey` for the maintainer role, from a slot that a rotation left behind, and when the plan's own key was destroyed; `Damaged`,
+    /// `Unavailable`.
     pub fn begin(&self, plan: &Name, now: DateTime<Utc>, cancel: &Cancel) -> Result<BackupWriter> {
         let inner = &self.inner;
         inner.keys.chunk_id_key()?;
+        inner.keys.require_current()?;
+        let keys = inner.keys.for_plan(plan.as_str())?;
         let chain = inner.keys.chain_name(plan.as_str());
         let folder = format!("snapshots/{chain}/");
         // Ids sort in the order of commits even when the clock went backwards.
@@ -109,7 +115,7 @@ impl Repository {
             let index = self.refresh_index(&mut warnings)?;
             let (usable, left) = self.usable_packs(&index, &tombstones, unfinished, &mut warnings)?;
             let (parents, previous) = self.heads(&folder, &mut warnings)?;
-            Ok((parents, previous, Pipeline::start(inner, index, usable, left, cancel)?))
+            Ok((parents, previous, Pipeline::start(inner, &keys, index, usable, left, cancel)?))
         })();
         let (parents, previous, pipeline) = match begun {
             Ok(begun) => begun,
@@ -120,6 +126,7 @@ impl Repository {
         };
         Ok(BackupWriter {
             inner: Arc::clone(inner),
+            keys,
             plan: plan.clone(),
             id,
             key,
@@ -261,7 +268,11 @@ impl BackupWriter {
     /// When the previous tree cannot be read for another reason than damage (a damaged one is not reused).
     pub fn tree(&mut self, name: &Name, kind: &str, order: Order) -> Result<TreeWriter<'_>> {
         let mut previous = None;
-        if let Some(record) = self.previous.as_ref().and_then(|m| m.sources.iter().find(|s| s.name == *name)) {
+        let ids = self.keys.ids_name()?;
+        // Under other ids (the plan has got a key of its own, a rotation began them anew) nothing of it may be named again, not even a file
+        // that did not change: it is sealed to whom it was meant to be withdrawn from.
+        let before = self.previous.as_ref().and_then(|m| m.sources.iter().find(|s| s.name == *name && s.tree.ids == ids));
+        if let Some(record) = before {
             match PreviousTree::open(&self.inner, &record.tree, order) {
                 Ok(mut tree) => {
                     for (pack, error) in tree.damaged.drain(..) {
@@ -277,7 +288,7 @@ impl BackupWriter {
         }
         let level = |e| Error::new(Kind::Failed, "start an encoder").because(e);
         Ok(TreeWriter {
-            chunker: ContentChunker::new(self.inner.keys.boundary_seed()?),
+            chunker: ContentChunker::new(self.keys.boundary_seed()?),
             node_id_key: self.inner.keys.node_id_key(),
             encoder: Encoder::new(Profile::Nodes).map_err(level)?,
             name: name.clone(),
@@ -771,7 +782,8 @@ impl TreeWriter<'_> {
             if refs.len() <= ROOT_MAX {
                 let inner = &self.writer.inner;
                 let root = encode_list(&refs, |number| inner.packs.get(number));
-                let tree = TreeRoot { depth, nodes: hex::encode(root) };
+                let ids = self.writer.keys.ids_name()?;
+                let tree = TreeRoot { depth, nodes: hex::encode(root), ids };
                 return Ok(SourceRecord { name: self.name, kind: self.kind, entries: self.entries, bytes: self.bytes, finish, tree });
             }
             depth += 1;

@@ -18,9 +18,8 @@ use crate::repo::collect::marks::{Marks, PackMarks};
 use crate::repo::format::{FRAME_TARGET, NODE_FRAME_TARGET, NODE_PACK_TARGET, ObjectKind, PACK_TARGET, PackId, PackKind};
 use crate::repo::frame::{Encoder, Encoding, Profile, prove};
 use crate::repo::index::IndexedPack;
-use crate::repo::keys::Role;
+use crate::repo::keys::{OWN_FIRST, Role};
 use crate::repo::moved::{FOLDER, MovedFrame, MovedPack, MovedRecord};
-use crate::repo::nodes::{chunk_id, node_id};
 use crate::repo::pack::{ChunkEntry, Directory, PackBuilder};
 use crate::repo::pipeline::write_index_objects;
 use crate::repo::read::DecodeWorker;
@@ -214,18 +213,17 @@ impl<'a> Assembly<'a> {
     /// The plain bytes of frames that are partly dead, checked; `None` for what moves as it is or not at all.
     fn open_parts(&self, key: &str, directory: &Directory, marks: &PackMarks, bytes: &[u8]) -> Result<Vec<Option<Vec<u8>>>> {
         let inner = &self.repository.inner;
-        let opens = self.kind == PackKind::Nodes || inner.keys.role == Role::Reader;
-        let id_key = match self.kind {
-            PackKind::Data if opens => *inner.keys.chunk_id_key()?,
-            PackKind::Data => return Ok(vec![None; directory.frames.len()]),
-            PackKind::Nodes | PackKind::Log => inner.keys.node_id_key(),
-        };
+        if self.kind == PackKind::Data && inner.keys.role != Role::Reader {
+            return Ok(vec![None; directory.frames.len()]);
+        }
         let mut worker = DecodeWorker::new(inner)?;
         let mut plains = Vec::with_capacity(directory.frames.len());
         for (number, frame) in directory.frames.iter().enumerate() {
             let living = (0..frame.chunks.len() as u32).filter(|slot| marks.has(number, *slot)).count();
-            // A patch belongs to its base, wherever that is: it moves as it is.
-            if living == 0 || living == frame.chunks.len() || frame.encoding == Encoding::Delta {
+            let envelope = directory.envelopes[frame.envelope as usize].generation;
+            // A patch belongs to its base, wherever that is: it moves as it is. So does what is sealed under a plan's own key: under the
+            // repository's it would outlive that key's destruction.
+            if living == 0 || living == frame.chunks.len() || frame.encoding == Encoding::Delta || envelope >= OWN_FIRST {
                 plains.push(None);
                 continue;
             }
@@ -233,8 +231,11 @@ impl<'a> Assembly<'a> {
             let mut at = 0;
             for (slot, chunk) in frame.chunks.iter().enumerate() {
                 let data = &worker.plain[at..at + chunk.len as usize];
-                let id = if self.kind == PackKind::Data { chunk_id(&id_key, data) } else { node_id(&id_key, data) };
-                if marks.has(number, slot as u32) && id != chunk.id {
+                let fits = match self.kind {
+                    PackKind::Data => inner.keys.chunk_has_id(envelope, data, chunk.id)?,
+                    PackKind::Nodes | PackKind::Log => inner.keys.node_has_id(data, chunk.id),
+                };
+                if marks.has(number, slot as u32) && !fits {
                     return Err(Error::new(Kind::Damaged, format!("pack {key}: a chunk does not match its id")));
                 }
                 at += chunk.len as usize;

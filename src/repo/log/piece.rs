@@ -72,17 +72,18 @@ pub fn seal(
     bytes: &[u8],
 ) -> Result<Vec<u8>> {
     let failed = |e: std::io::Error| Error::new(Kind::Failed, "compress a frame").because(e);
-    let mut pack = PackBuilder::new(&inner.keys, inner.id, PackKind::Log, Vec::with_capacity(bytes.len() / 2 + 4096))?;
+    let keys = inner.keys.for_plan(plan.as_str())?;
+    let mut pack = PackBuilder::new(&keys, inner.id, PackKind::Log, Vec::with_capacity(bytes.len() / 2 + 4096))?;
     let mut encoder = Encoder::new(Profile::General).map_err(failed)?;
     for (number, plain) in bytes.chunks(FRAME_TARGET).enumerate() {
         let (encoding, encoded) = encoder.encode(plain).map_err(failed)?;
         if number == 0 {
             prove(encoding, encoded, plain)?;
         }
-        let id = chunk_id(inner.keys.chunk_id_key()?, plain);
+        let id = chunk_id(keys.chunk_id_key()?, plain);
         pack.push(encoding, encoded, vec![ChunkEntry { id, len: plain.len() as u32, base: None }])?;
     }
-    pack.finish_log(&inner.keys, key, |sealed| {
+    pack.finish_log(&keys, key, |sealed| {
         let label = Label {
             plan: plan.clone(),
             source: source.clone(),
@@ -143,14 +144,14 @@ impl OpenPiece {
     fn decode(&self, inner: &Inner, key: &str, frames: &[FrameEntry], bytes: &[u8]) -> Result<Vec<u8>> {
         let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {key}: {what}"));
         let mut worker = DecodeWorker::new(inner)?;
-        let id_key = inner.keys.chunk_id_key()?;
         let mut plain = Vec::with_capacity(frames.iter().map(|f| f.plain_len as usize).sum());
         let first = frames.first().map_or(0, |f| f.offset);
         for frame in frames {
             let at = (frame.offset - first) as usize;
             let sealed = bytes.get(at..at + frame.sealed_len as usize).ok_or_else(|| damaged("is truncated"))?;
             worker.decode(key, &self.directory, frame, sealed)?;
-            if chunk_id(id_key, &worker.plain) != frame.chunks[0].id {
+            let envelope = self.directory.envelopes[frame.envelope as usize].generation;
+            if !inner.keys.chunk_has_id(envelope, &worker.plain, frame.chunks[0].id)? {
                 return Err(damaged("a frame does not hold what it should"));
             }
             plain.extend_from_slice(&worker.plain);
