@@ -16,11 +16,12 @@ pub enum Job {
     Drill,
     Verify,
     Restore,
+    Prune,
 }
 
 impl Job {
     /// Every kind, in the order in which due runs start: what makes recovery possible goes before what proves it.
-    pub const ALL: [Self; 4] = [Self::Restore, Self::Backup, Self::Drill, Self::Verify];
+    pub const ALL: [Self; 5] = [Self::Restore, Self::Backup, Self::Drill, Self::Verify, Self::Prune];
 
     /// The word used in the journal, JSON, logs and plan files.
     #[must_use]
@@ -30,6 +31,7 @@ impl Job {
             Self::Drill => "drill",
             Self::Verify => "verify",
             Self::Restore => "restore",
+            Self::Prune => "prune",
         }
     }
 
@@ -46,6 +48,7 @@ impl Job {
             Self::Backup => plan.schedule.as_ref(),
             Self::Drill => plan.drill.schedule.as_ref(),
             Self::Verify => plan.verify.schedule.as_ref(),
+            Self::Prune => plan.prune.schedule.as_ref(),
             Self::Restore => None,
         }
     }
@@ -62,7 +65,7 @@ impl Job {
     pub fn gives_way(self) -> bool {
         match self {
             Self::Backup | Self::Restore => false,
-            Self::Drill | Self::Verify => true,
+            Self::Drill | Self::Verify | Self::Prune => true,
         }
     }
 

@@ -17,10 +17,11 @@ use crate::event::Cancel;
 use crate::id::RunId;
 use crate::ops::backup::BackupReport;
 use crate::ops::drill::{DrillReport, DrillRequest};
+use crate::ops::prune::PruneReport;
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::restore::RestoreReport;
 use crate::ops::verify::{Depth, VerifyReport};
-use crate::ops::{backup, drill, verify};
+use crate::ops::{backup, drill, prune, verify};
 use crate::plan::Plan;
 use crate::repo::{Manifest, Repository};
 
@@ -84,6 +85,13 @@ impl Outcome for VerifyReport {
             report: Some(self.id.to_string()),
             ..ended(self.exit(), || format!("{} findings, {} things not checked", self.findings.len(), self.skipped.len()))
         }
+    }
+}
+
+impl Outcome for PruneReport {
+    fn ending(&self) -> Ending {
+        let blocked = self.blocked.iter().chain(&self.collection.blocked).next().cloned().unwrap_or_default();
+        ended(self.exit(), || format!("retention or collection is blocked: {blocked}"))
     }
 }
 
@@ -291,6 +299,14 @@ pub fn run_job(journal: &Journal, plan: &Plan, run: &NewRun, story: Option<Strin
             let work = |surroundings: &Surroundings| drill::run(&resolve::plan(plan)?.open(surroundings)?, &DrillRequest::default());
             journalled(journal, run, story, surroundings, work).map(|(id, _)| id)
         }
+        Job::Prune => {
+            let work = |surroundings: &Surroundings| {
+                let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
+                let rules = [resolve::rules(plan)];
+                prune::run(&repository, &rules, false, &*surroundings.clock, &*surroundings.progress, &surroundings.cancel)
+            };
+            journalled(journal, run, story, surroundings, work).map(|(id, _)| id)
+        }
         // Somebody who answers its questions asks for one, on the command line.
         Job::Restore => Err(Error::new(Kind::Bug, format!("start restore of plan {}: a daemon does not restore", plan.name))),
         Job::Verify => {
@@ -330,6 +346,7 @@ pub fn settle(
             },
             Job::Restore => interrupted(format!("{died}; the target is untouched or whole, `lifeboat restore --resume` continues")),
             Job::Drill | Job::Verify => interrupted(format!("{died}; it left no report")),
+            Job::Prune => interrupted(format!("{died}; the next prune goes on where it was")),
         };
         if journal.settle(&run, &ending, now)? {
             tracing::warn!(run = %run.id, plan = %run.plan, job = run.job.word(), state = ending.state.word(), story = ending.story.as_deref(), "a broken run was settled");

@@ -289,6 +289,10 @@ fn keep_value(plan: &Plan) -> Value {
     let mut rules =
         counts.into_iter().filter(|(_, count)| *count > 0).map(|(name, count)| (name.to_owned(), json!(count))).collect::<Map<_, _>>();
     rules.extend(keep.within.map(|within| ("within".to_owned(), duration(within))));
+    if !keep.tags.is_empty() {
+        rules.insert("tags".to_owned(), json!(keep.tags));
+    }
+    rules.extend(keep.log.map(|log| ("log".to_owned(), duration(log))));
     if rules.is_empty() { Value::Null } else { Value::Object(rules) }
 }
 
@@ -296,6 +300,8 @@ fn plan_subsections(plan: &Plan) -> Vec<Section> {
     let mut sections = vec![drill_section(plan, &plan.drill)];
     sections.extend(plan.drill.checks.iter().map(|check| check_section(plan, check)));
     sections.push(verify_section(plan, &plan.verify));
+    let prune = vec![("schedule", schedule(plan.prune.schedule.as_ref()))];
+    sections.push(Section::new(format!("plan.{}.prune", key(plan.name.as_str())), prune));
     sections
 }
 

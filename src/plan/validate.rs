@@ -17,7 +17,7 @@ use crate::id::Name;
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
     Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, Keep, LogMode, Method, Missed, Notifier, NotifierKind,
-    Objectives, Occasion, Plan, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind, Verify,
+    Objectives, Occasion, Plan, Plans, Prune, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind, Verify,
 };
 use crate::plan::raw::{
     Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode, RawMethod,
@@ -598,6 +598,7 @@ impl<'a> Checker<'a> {
         let tags = self.tags(&raw.tags);
         let drill = self.drill(raw, timezone, &sources, all_sources);
         let verify = self.verify(raw.verify.as_ref(), raw, timezone);
+        let prune = Prune { schedule: raw.prune.as_ref().and_then(|prune| self.schedule(&prune.schedule, raw, timezone)) };
         let sources = sources.into_iter().map(|source| source.1).collect::<Option<Vec<_>>>().filter(|sources| !sources.is_empty());
         Some(Plan {
             name: name.clone(),
@@ -615,6 +616,7 @@ impl<'a> Checker<'a> {
             tags,
             drill,
             verify,
+            prune,
         })
     }
 
@@ -676,8 +678,10 @@ impl<'a> Checker<'a> {
             monthly: count(&raw.monthly),
             yearly: count(&raw.yearly),
             within: self.some_time(&raw.within),
+            tags: self.tags(&raw.tags),
+            log: self.some_time(&raw.log),
         };
-        if keep.is_everything() && raw.within.is_none() {
+        if keep.is_everything() && raw.within.is_none() && raw.log.is_none() {
             self.missing(
                 at,
                 "`keep` without a rule would keep nothing",
