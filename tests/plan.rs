@@ -396,10 +396,37 @@ fn show_and_explain_and_check() {
     assert_eq!(plan::check_json(&plans)["plans"], serde_json::json!(["crm-all"]));
 }
 
+#[test]
+fn copies_go_to_other_repositories_together() {
+    let plan = |copies: &str| {
+        let text = format!(
+            "version = 1\n[repository.a]\nurl = \"file:///a\"\npassphrase = {{ env = \"A\" }}\n[repository.b]\nurl = \"file:///b\"\npassphrase = {{ env = \"A\" }}\n\
+             [repository.c]\nurl = \"file:///c\"\npassphrase = {{ env = \"A\" }}\n[source.s]\nkind = \"sqlite\"\npath = \"/s\"\n\
+             [plan.p]\nsource = \"s\"\nrepository = \"a\"\ntimezone = \"UTC\"\n{copies}"
+        );
+        load(&[("a.toml", &text)])
+    };
+    let copy = |to: &str, more: &str| format!("[[plan.p.copy]]\nto = \"{to}\"\n{more}\n");
+    let good = plan(&(copy("b", "schedule = \"0 5 * * *\"\nlast = 7\nkeep = { daily = 3 }\ntags = [\"x\"]") + &copy("c", ""))).unwrap();
+    let copies = &good.plan("p").unwrap().copies;
+    assert_eq!((copies.len(), copies[0].last, copies[0].keep.daily, copies[0].tags.as_slice()), (2, Some(7), 3, &["x".to_owned()][..]));
+    let wrong = |copies: &str, needle: &str| {
+        let said = plan(copies).unwrap_err().to_string();
+        assert!(said.contains(needle), "{said}");
+    };
+    wrong(&copy("a", ""), "the plan's own repository");
+    wrong(&copy("nowhere", ""), "unknown repository");
+    wrong(&(copy("b", "") + &copy("b", "")), "two copies go to repository");
+    wrong("[[plan.p.copy]]\nlast = 1\n", "a copy needs `to`");
+    wrong(&copy("b", "last = 0"), "from 1 to");
+    let two = copy("b", "schedule = \"0 5 * * *\"") + &copy("c", "schedule = \"0 6 * * *\"");
+    wrong(&two, "made together");
+}
+
 /// What `plan show` prints is a plan file that means the same.
 #[test]
 fn what_is_shown_can_be_loaded_again() {
-    for name in ["sqlite-crm.toml", "application-set.toml", "s3.toml", "postgres.toml"] {
+    for name in ["sqlite-crm.toml", "application-set.toml", "s3.toml", "postgres.toml", "copies.toml"] {
         for plan in example(name).plans.values() {
             let shown = plan::show_text(plan);
             let again = load(&[("a.toml", &shown)]).unwrap_or_else(|errors| panic!("{shown}\n{errors}"));

@@ -112,6 +112,15 @@ Examples:
   lifeboat restore crm --source db --to /srv/crm/restored.db                 one of several sources, to a place of its own
   LIFEBOAT_PASSPHRASE=… lifeboat restore crm --from s3://crm-dr/main --to ./restored.db    a machine without plans")]
     Restore(Box<RestoreArgs>),
+    /// Copy a plan's snapshots and logs to a further repository, verified
+    ///
+    /// Only what that repository lacks is sent. It goes on where the last copy ended: what is older than the newest copy is not copied again.
+    #[command(after_help = "\
+Examples:
+  lifeboat copy crm --to offsite
+  lifeboat copy crm --to offsite --last 7           only the newest seven
+  lifeboat copy crm --to offsite --snapshot 01jd0v7m    this one, however old it is")]
+    Copy(CopyArgs),
     /// Check a repository; a finding is never exit 0
     #[command(
         after_help = "Examples:\n  lifeboat verify crm\n  lifeboat verify main --data        every stored byte\n  lifeboat verify main --data 10     a tenth, a different one each time"
@@ -198,6 +207,53 @@ pub enum RepoCommand {
         /// Name of the repository in the plan files
         name: String,
     },
+    /// Count objects, bytes, deduplication, compression, and the requests of a month
+    #[command(
+        after_help = "Example:\n  lifeboat repo stats main\n  lifeboat repo stats main --json | jq .monthly    to multiply by the store's prices"
+    )]
+    Stats(RepoPlaceArgs),
+    /// Take everything out into the databases' own files, without a daemon or plan files
+    ///
+    /// Each snapshot becomes a folder with one tree a source, exactly as it was backed up; each continuous log becomes segment files.
+    #[command(after_help = "\
+Examples:
+  lifeboat repo extract main --to /srv/everything
+  lifeboat repo extract main --plan crm --latest --to /srv/crm
+  LIFEBOAT_PASSPHRASE=… lifeboat repo extract --from s3://crm-dr/main --to ./everything    a machine without plans")]
+    Extract(ExtractArgs),
+}
+
+/// Which repository.
+#[derive(Debug, Args)]
+pub struct RepoPlaceArgs {
+    /// Name of the repository, or of a plan that uses it
+    #[arg(value_name = "REPO|PLAN", required_unless_present = "from")]
+    pub name: Option<String>,
+    /// A repository by URL, on a machine without plans; the passphrase comes from LIFEBOAT_PASSPHRASE
+    #[arg(long, value_name = "URL", conflicts_with = "name")]
+    pub from: Option<String>,
+}
+
+/// `lifeboat repo extract`
+#[derive(Debug, Args)]
+pub struct ExtractArgs {
+    #[command(flatten)]
+    pub place: RepoPlaceArgs,
+    /// Where to: a new folder, or one that an earlier extraction began
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Only this plan (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub plan: Vec<String>,
+    /// Only this snapshot, by id or a unique beginning of it (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub snapshot: Vec<String>,
+    /// Only the newest snapshot of each plan
+    #[arg(long, conflicts_with = "snapshot")]
+    pub latest: bool,
+    /// Leave continuous logs out
+    #[arg(long)]
+    pub no_logs: bool,
 }
 
 /// `lifeboat backup`
@@ -205,6 +261,28 @@ pub enum RepoCommand {
 pub struct BackupArgs {
     /// Name of the plan
     pub plan: String,
+}
+
+/// `lifeboat copy`
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// Name of the plan
+    pub plan: String,
+    /// Name of the repository to copy to
+    #[arg(long, value_name = "REPO")]
+    pub to: String,
+    /// Only the newest so many snapshots (default: what the plan says for this copy, else all)
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub last: Option<u32>,
+    /// Only snapshots with this tag (repeatable; default: what the plan says for this copy, else all)
+    #[arg(long, value_name = "TAG")]
+    pub tag: Vec<String>,
+    /// Only this snapshot, by id or a unique beginning of it
+    #[arg(long, value_name = "ID", conflicts_with_all = ["last", "tag", "all"])]
+    pub snapshot: Option<String>,
+    /// Also snapshots that are older than the newest copy
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// `lifeboat snapshots`
@@ -215,10 +293,13 @@ pub struct SnapshotsArgs {
     /// A repository by URL, on a machine without plans; the passphrase comes from LIFEBOAT_PASSPHRASE
     #[arg(long, value_name = "URL")]
     pub from: Option<String>,
+    /// A copy instead of the plan's own repository, by name
+    #[arg(long, value_name = "NAME", conflicts_with = "from", requires = "plan")]
+    pub repository: Option<String>,
 }
 
 /// `lifeboat restore`
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct RestoreArgs {
     /// Name of the plan; with --from, its name inside the repository
@@ -242,6 +323,9 @@ pub struct RestoreArgs {
     /// A repository by URL, on a machine without plans; the passphrase comes from LIFEBOAT_PASSPHRASE
     #[arg(long, value_name = "URL")]
     pub from: Option<String>,
+    /// Only this repository of the plan, by name: its own, or a copy (default: its own, and where that cannot be used, its copies)
+    #[arg(long, value_name = "NAME", conflicts_with = "from")]
+    pub repository: Option<String>,
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -269,7 +353,7 @@ pub struct RestoreArgs {
 }
 
 /// Which recovery point.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[group(multiple = false)]
 pub struct PointArgs {
     /// The newest moment: of the log where there is one, otherwise of the snapshots (the default)
@@ -349,6 +433,9 @@ pub struct DrillRunArgs {
     /// Keep what was restored for so long, such as 4h
     #[arg(long, value_name = "DURATION")]
     pub keep_target: Option<String>,
+    /// A copy instead of the plan's own repository, by name
+    #[arg(long, value_name = "NAME")]
+    pub repository: Option<String>,
 }
 
 /// `lifeboat log …`
@@ -408,6 +495,9 @@ pub struct LogFetchArgs {
     /// Take a hole in the log for its end, so that a server opens with what lies before it
     #[arg(long)]
     pub end_at_gap: bool,
+    /// Only this repository of the plan, by name: its own, or a copy (default: its own, and where that cannot be used, its copies)
+    #[arg(long, value_name = "NAME")]
+    pub repository: Option<String>,
 }
 
 /// `lifeboat key …`

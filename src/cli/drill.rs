@@ -45,7 +45,12 @@ pub(super) fn make(app: &App, args: &DrillRunArgs) -> Result<DrillReport> {
     };
     let surroundings = app.surroundings(app.progress("drill"))?;
     app.manual(&plan.name, Job::Drill, &surroundings, |surroundings| {
-        let job = resolve::plan(&plan)?.open(surroundings)?;
+        let resolved = resolve::plan(&plan)?;
+        let resolved = match &args.repository {
+            Some(name) => resolved.with(resolve::repository_of(&plan, name)?),
+            None => resolved,
+        };
+        let job = resolved.open(surroundings)?;
         ops::drill::run(&job, &DrillRequest { choice, keep_target })
     })
 }

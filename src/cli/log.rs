@@ -31,15 +31,20 @@ pub(super) fn run(app: &App, command: &LogCommand) -> Result<Exit> {
     }
 }
 
-fn archive(app: &App, plan: &str, source: Option<&str>) -> Result<(Archive, Surroundings)> {
+fn archive(app: &App, plan: &str, source: Option<&str>, repository: Option<&str>) -> Result<(Archive, Surroundings)> {
     let plan = app.plan(plan)?;
     let surroundings = app.surroundings(std::sync::Arc::new(Silent))?;
     let source = stream::choose(&plan, source)?.name.clone();
-    Ok((Archive::new(plan.name.clone(), source, resolve::repository(&plan.repository)?, &surroundings), surroundings))
+    let (settings, copies) = match repository {
+        Some(name) => (resolve::repository_of(&plan, name)?, Vec::new()),
+        None => (resolve::repository(&plan.repository)?, resolve::copies(&plan)),
+    };
+    let archive = Archive::new(plan.name.clone(), source, settings, &surroundings);
+    Ok((archive.with_copies(copies), surroundings))
 }
 
 fn run_push(app: &App, args: &LogPushArgs) -> Result<Exit> {
-    let (archive, surroundings) = archive(app, &args.plan, args.source.as_deref())?;
+    let (archive, surroundings) = archive(app, &args.plan, args.source.as_deref(), None)?;
     let report = push::run(&archive, &args.path, args.jobs.into(), &surroundings)?;
     // Quiet otherwise: the server writes what is said into its log, for every file.
     app.output.result(&report, String::new)?;
@@ -47,8 +52,11 @@ fn run_push(app: &App, args: &LogPushArgs) -> Result<Exit> {
 }
 
 fn run_fetch(app: &App, args: &LogFetchArgs) -> Result<Exit> {
-    let (archive, surroundings) = archive(app, &args.plan, args.source.as_deref())?;
+    let (archive, surroundings) = archive(app, &args.plan, args.source.as_deref(), args.repository.as_deref())?;
     let report = fetch::run(&archive, &args.name, &args.destination, args.jobs.into(), args.end_at_gap, &surroundings)?;
+    if let Some((copy, why)) = &report.copy {
+        note(&format!("{} is FROM THE COPY {copy}, because the plan's own repository cannot give it: {why}", report.name));
+    }
     if !report.found {
         note(&format!("{} is not in the log of source {}", report.name, report.source));
     }

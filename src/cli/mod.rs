@@ -12,6 +12,7 @@ mod time;
 mod backup;
 mod completions;
 mod context;
+mod copy;
 mod doctor;
 mod drill;
 mod key;
@@ -58,6 +59,7 @@ pub fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Doctor(args) => doctor::run(app, args),
         Command::Repo(command) => repo::run(app, command),
         Command::Backup(args) => backup::run(app, args),
+        Command::Copy(args) => copy::run(app, args),
         Command::Snapshots(args) => snapshots::run(app, args),
         Command::Restore(args) => restore::run(app, args),
         Command::Verify(args) => verify::run(app, args),

@@ -1,21 +1,29 @@
 //! `lifeboat repo …`
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::cli::args::RepoCommand;
+use crate::cli::args::{ExtractArgs, RepoCommand, RepoPlaceArgs};
 use crate::cli::context::shell_word;
 use crate::cli::{App, Exit, render};
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
+use crate::ops::extract::{ExtractReport, ExtractRequest, run as take_out};
 use crate::ops::init::{InitReport, run as create};
-use crate::ops::resolve;
+use crate::ops::resolve::{self, RepositorySettings};
+use crate::ops::stats::{StatsReport, run as count};
+use crate::plan::Plan;
 use crate::repo::RecoveryKey;
 
 pub(super) fn run(app: &App, command: &RepoCommand) -> Result<Exit> {
-    let RepoCommand::Init { name } = command;
+    let name = match command {
+        RepoCommand::Init { name } => name,
+        RepoCommand::Stats(args) => return stats(app, args),
+        RepoCommand::Extract(args) => return extract(app, args),
+    };
     let (report, key) = init(app, name)?;
     if app.output.is_json() {
         let mut document =
@@ -33,6 +41,118 @@ pub(super) fn init(app: &App, name: &str) -> Result<(InitReport, RecoveryKey)> {
     let plans = app.plans()?;
     let settings = resolve::repository(plans.repository(name)?)?;
     create(&settings, &app.surroundings(Arc::new(Silent))?)
+}
+
+/// The repository that is asked for.
+fn settings(app: &App, args: &RepoPlaceArgs) -> Result<RepositorySettings> {
+    match (&args.from, &args.name) {
+        (Some(url), _) => App::repository_at(url),
+        (None, Some(name)) => Ok(app.plan_or_repository(name)?.1),
+        (None, None) => Err(Error::new(Kind::Usage, "no repository was named").hint("name it, or give its address with --from")),
+    }
+}
+
+fn stats(app: &App, args: &RepoPlaceArgs) -> Result<Exit> {
+    let settings = settings(app, args)?;
+    let surroundings = app.surroundings(app.progress("stats"))?;
+    let repository = settings.open(&surroundings)?;
+    let plans = if args.from.is_some() { None } else { Some(app.plans()?) };
+    let own = |plan: &&Arc<Plan>| Some(&plan.repository.name) == settings.name.as_ref();
+    let plans: Vec<&Plan> = plans.iter().flat_map(|plans| plans.plans.values()).filter(own).map(AsRef::as_ref).collect();
+    let report = count(&repository, &plans, app.clock.now(), &*surroundings.progress, &surroundings.cancel)?;
+    app.output.result(&report, || stats_text(&report))?;
+    Ok(report.exit())
+}
+
+fn stats_text(report: &StatsReport) -> String {
+    let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2} : 1"));
+    let mut text = render::pairs(&[
+        ("repository", report.url.clone()),
+        ("objects", format!("{} ({})", report.objects, render::bytes(report.bytes))),
+        ("all snapshots", render::bytes(report.bytes_source)),
+        ("each content once", format!("{}, deduplicated {}", render::bytes(report.bytes_unique), ratio(report.deduplication_ratio))),
+        ("stored data", format!("{}, compressed {}", render::bytes(report.bytes_data), ratio(report.compression_ratio))),
+    ]);
+    text.push('\n');
+    let rows: Vec<Vec<String>> =
+        report.classes.iter().map(|(name, class)| vec![name.clone(), class.objects.to_string(), render::bytes(class.bytes)]).collect();
+    text += &render::table(&["class", "objects", "bytes"], &rows, &[1, 2]);
+    if !report.plans.is_empty() {
+        let rows: Vec<Vec<String>> = report
+            .plans
+            .iter()
+            .map(|plan| {
+                vec![
+                    plan.plan.clone(),
+                    plan.snapshots.to_string(),
+                    render::bytes(plan.bytes_newest),
+                    render::bytes(plan.bytes_stored),
+                    plan.log_pieces.to_string(),
+                    render::bytes(plan.log_bytes),
+                ]
+            })
+            .collect();
+        text.push('\n');
+        text += &render::table(&["plan", "snapshots", "newest", "added by all", "log pieces", "log"], &rows, &[1, 2, 3, 4, 5]);
+    }
+    if !report.runs.is_empty() {
+        let rows: Vec<Vec<String>> = report
+            .runs
+            .iter()
+            .map(|run| {
+                let numbers = [run.runs, run.writes, run.lists, run.reads].map(|number| number.to_string());
+                [vec![run.plan.clone(), run.job.clone()], numbers.to_vec(), vec![render::bytes(run.bytes_read)]].concat()
+            })
+            .collect();
+        text.push('\n');
+        text += &render::table(&["plan", "job", "runs in 30 days", "writes each", "lists", "reads", "read"], &rows, &[2, 3, 4, 5, 6]);
+        let monthly = report.monthly;
+        let _ = writeln!(
+            text,
+            "about {} writes, {} lists and {} reads in 30 days, {} out of the store",
+            monthly.writes,
+            monthly.lists,
+            monthly.reads,
+            render::bytes(monthly.bytes_read)
+        );
+    }
+    for unread in &report.unread {
+        let _ = writeln!(text, "NOT COUNTED: {unread}");
+    }
+    text
+}
+
+fn extract(app: &App, args: &ExtractArgs) -> Result<Exit> {
+    let surroundings = app.surroundings(app.progress("extract"))?;
+    let repository = settings(app, &args.place)?.open(&surroundings)?;
+    let request = ExtractRequest {
+        to: args.to.clone(),
+        plans: args.plan.clone(),
+        snapshots: args.snapshot.clone(),
+        latest: args.latest,
+        logs: !args.no_logs,
+    };
+    let report = take_out(&repository, &request, &*surroundings.progress, &surroundings.cancel)?;
+    app.output.result(&report, || extract_text(&report))?;
+    Ok(report.exit())
+}
+
+fn extract_text(report: &ExtractReport) -> String {
+    let mut text = String::new();
+    for one in &report.snapshots {
+        let _ = writeln!(text, "{}: {} in {} entries", one.folder, render::bytes(one.bytes), one.entries);
+    }
+    for log in &report.logs {
+        let _ = writeln!(text, "{}: {} segments, {}", log.folder, log.segments, render::bytes(log.bytes));
+    }
+    for warning in &report.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    for failed in &report.failed {
+        let _ = writeln!(text, "NOT EXTRACTED: {failed}");
+    }
+    let _ = writeln!(text, "{} snapshots and {} logs are in {}", report.snapshots.len(), report.logs.len(), report.to);
+    text
 }
 
 fn text(report: &InitReport, key: &RecoveryKey) -> String {

@@ -5,21 +5,23 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 
 use crate::cli::args::RestoreArgs;
 use crate::cli::context::shell_word;
 use crate::cli::output::{ask, can_ask, note};
 use crate::cli::{App, Exit, render, time};
-use crate::daemon::journal::Job as JobKind;
+use crate::daemon::journal::{Filter, Job as JobKind, Journal};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Silent;
-use crate::id::Name;
-use crate::ops::damaged_warning;
+use crate::id::{Name, SnapshotId};
 use crate::ops::log::replay::LogRecovery;
-use crate::ops::resolve::{self, RepositorySettings, Resolved};
+use crate::ops::resolve::{self, CopyPlace, RepositorySettings, Resolved};
+use crate::ops::restore::fallback::{self, Fallback, Own};
 use crate::ops::restore::{self, RestorePlan, RestoreReport, RestoreRequest};
 use crate::ops::select::{Choice, Wanted};
+use crate::ops::{damaged_warning, explain};
 use crate::repo::Passphrase;
 use crate::source::Standby;
 use crate::source::postgres::{check_primary, check_slot};
@@ -30,8 +32,7 @@ const STANDBY_STATE: &str = "lifeboat_conf/standby";
 pub(super) fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
     if args.dry_run {
         let (resolved, zone, request, lost) = requested(app, args)?;
-        let job = resolved.open(&app.surroundings(Arc::new(Silent))?)?;
-        let plan = planned(app, args, &job, &request, lost)?;
+        let (_, plan, _) = looked_at(app, args, &resolved, &request, lost)?;
         app.output.result(&plan, || plan_text(&plan, zone))?;
         return Ok(plan.exit());
     }
@@ -56,22 +57,99 @@ fn requested(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz, RestoreRequ
 pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<RestoreReport> {
     let (resolved, zone, request, lost) = requested(app, args)?;
     // Look and ask first, with nothing recorded and no bar in the way; then do it.
+    let (job, plan, copies) = looked_at(app, args, &resolved, &request, lost)?;
+    let (own, name) = (plan.fallback.is_none(), resolved.plan.clone());
+    match carried_out(app, args, zone, &name, job, &plan) {
+        Err(error) if fallback::may_help_on_the_way(error.kind()) && !copies.is_empty() => {
+            note(&format!("warning: the restore failed: {}; copies are tried", explain(&error)));
+            let planned = own.then_some(plan.at);
+            let (job, plan) = from_copies(app, args, &resolved, &copies, &request, planned, error)?;
+            carried_out(app, args, zone, &name, job, &plan)
+        }
+        done => done,
+    }
+}
+
+/// Plans it from the plan's own repository, or from a copy where that cannot be used. Also which copies are left.
+fn looked_at(
+    app: &App,
+    args: &RestoreArgs,
+    resolved: &Resolved,
+    request: &RestoreRequest,
+    lost: Option<String>,
+) -> Result<(crate::ops::Job, RestorePlan, Vec<CopyPlace>)> {
     let quiet = app.surroundings(Arc::new(Silent))?;
-    let job = resolved.open(&quiet)?;
-    let plan = planned(app, args, &job, &request, lost)?;
+    let own = resolved.open(&quiet).and_then(|job| {
+        let plan = planned(app, args, &job, request, lost)?;
+        Ok((job, plan))
+    });
+    match own {
+        Ok((job, plan)) => Ok((job, plan, resolved.copies.clone())),
+        Err(error) if fallback::may_help(error.kind()) && !resolved.copies.is_empty() => {
+            let (job, plan) = from_copies(app, args, resolved, &resolved.copies, request, None, error)?;
+            Ok((job, plan, Vec::new()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Plans it from the first copy that has what is asked for. `error`: why not from the plan's own repository, and what is said when no copy
+/// helps. `planned`: the moment that it would have led to.
+fn from_copies(
+    app: &App,
+    args: &RestoreArgs,
+    resolved: &Resolved,
+    copies: &[CopyPlace],
+    request: &RestoreRequest,
+    planned_at: Option<DateTime<Utc>>,
+    error: Error,
+) -> Result<(crate::ops::Job, RestorePlan)> {
+    let quiet = app.surroundings(Arc::new(Silent))?;
+    let own = Own { planned: planned_at, backups: backups(app, &resolved.plan) };
+    for copy in copies {
+        let tried = copy.settings().and_then(|settings| {
+            let job = resolved.with(settings).open(&quiet)?;
+            let args = &RestoreArgs { repository: Some(copy.name().to_string()), ..args.clone() };
+            let mut plan = planned(app, args, &job, request, None)?;
+            let mut fallback = Fallback::new(&job, copy.name().as_str(), &error);
+            fallback.older = fallback::older(&plan, &request.choice, &own);
+            plan.fell_back(fallback);
+            Ok((job, plan))
+        });
+        match tried {
+            Ok(found) => return Ok(found),
+            Err(other) => note(&format!("warning: the copy {} cannot be used either: {}", copy.name(), explain(&other))),
+        }
+    }
+    Err(error)
+}
+
+/// What backups told this machine's journal of.
+fn backups(app: &App, plan: &Name) -> Vec<SnapshotId> {
+    let filter = Filter { plan: Some(plan.clone()), job: Some(JobKind::Backup), state: None, limit: 1000 };
+    let known = app.state().and_then(|state| Journal::open_existing(&state, app.clock.now())).and_then(|journal| match journal {
+        Some(journal) => journal.runs(&filter),
+        None => Ok(Vec::new()),
+    });
+    // Without a journal nothing is known, which is told.
+    known.unwrap_or_default().into_iter().filter_map(|run| run.snapshot?.parse().ok()).collect()
+}
+
+/// Says what will be done, asks, and does it.
+fn carried_out(app: &App, args: &RestoreArgs, zone: Tz, name: &Name, job: crate::ops::Job, plan: &RestorePlan) -> Result<RestoreReport> {
     if app.global.quiet {
         // Not what the operator may take for granted: an older snapshot, something that is not in it.
         for warning in &plan.warnings {
             note(&format!("warning: {warning}"));
         }
     } else {
-        note(&plan_text(&plan, zone));
+        note(&plan_text(plan, zone));
     }
-    let confirmed = confirm(app, args, &plan)?;
+    let confirmed = confirm(app, args, plan)?;
     let surroundings = app.surroundings(app.progress("restore"))?;
-    let report = app.manual(&resolved.plan, JobKind::Restore, &surroundings, |surroundings| {
+    let report = app.manual(name, JobKind::Restore, &surroundings, |surroundings| {
         let job = crate::ops::Job { progress: Arc::clone(&surroundings.progress), ..job };
-        restore::apply(&job, &plan, confirmed.as_deref())
+        restore::apply(&job, plan, confirmed.as_deref())
     });
     report.map_err(|error| kept(error, args))
 }
@@ -106,6 +184,9 @@ fn standby(app: &App, args: &RestoreArgs, plan: &str, source: &str, target: &Pat
     }
     words.extend(["--state".into(), target.join(STANDBY_STATE)]);
     words.extend(["log", "fetch", plan, "--source", source].map(PathBuf::from));
+    if let Some(repository) = &args.repository {
+        words.extend(["--repository", repository.as_str()].map(PathBuf::from));
+    }
     let mut command = String::new();
     for word in &words {
         let text = word.to_str().filter(|text| !text.contains(['\n', '\r'])).ok_or_else(|| {
@@ -136,7 +217,12 @@ fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz, Option<S
     let Some(url) = &args.from else {
         let name = args.plan.as_deref().ok_or_else(|| Error::new(Kind::Usage, "restore: no plan was named"))?;
         let plan = app.plan(name)?;
-        return Ok((resolve::to_restore(&plan)?, plan.zone(), None));
+        let resolved = resolve::to_restore(&plan)?;
+        let resolved = match &args.repository {
+            Some(name) => resolved.with(resolve::repository_of(&plan, name)?),
+            None => resolved,
+        };
+        return Ok((resolved, plan.zone(), None));
     };
     let passphrase = std::env::var("LIFEBOAT_PASSPHRASE").ok().filter(|text| !text.is_empty()).ok_or_else(|| {
         Error::new(Kind::Usage, "restore by URL: the environment variable LIFEBOAT_PASSPHRASE is not set")
@@ -333,6 +419,9 @@ pub(super) fn text(report: &RestoreReport) -> String {
     }
     if !report.missing.is_empty() {
         text.push_str("INCOMPLETE: what is missing above was not in the snapshot\n");
+    }
+    if let Some(fallback) = &report.fallback {
+        let _ = writeln!(text, "{}", fallback.sentence());
     }
     if let Some(hole) = &report.log_hole {
         let _ = writeln!(text, "INCOMPLETE: {hole}");

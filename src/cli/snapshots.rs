@@ -5,13 +5,16 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::cli::args::SnapshotsArgs;
+use crate::cli::output::note;
 use crate::cli::{App, Exit, render};
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
 use crate::id::Name;
-use crate::ops::resolve;
+use crate::ops::explain;
+use crate::ops::resolve::{self, Surroundings};
+use crate::ops::restore::fallback::may_help;
 use crate::ops::snapshots::{SnapshotList, run as list};
-use crate::plan::Repository;
+use crate::plan::{Plan, Repository};
 
 pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
     let surroundings = app.surroundings(Arc::new(Silent))?;
@@ -28,7 +31,15 @@ pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
     let plans = app.plans()?;
     let found = if let Some(name) = &args.plan {
         let plan = plans.plan(name)?;
-        list(&resolve::repository(&plan.repository)?.open(&surroundings)?, Some(&plan.name))?
+        if let Some(name) = &args.repository {
+            list(&resolve::repository_of(plan, name)?.open(&surroundings)?, Some(&plan.name))?
+        } else {
+            let own = resolve::repository(&plan.repository).and_then(|own| list(&own.open(&surroundings)?, Some(&plan.name)));
+            match own {
+                Err(error) if may_help(error.kind()) => return from_a_copy(app, plan, &surroundings, error),
+                own => own?,
+            }
+        }
     } else {
         let used: BTreeMap<&Name, &Arc<Repository>> = plans.plans.values().map(|plan| (&plan.repository.name, &plan.repository)).collect();
         let mut all: Option<SnapshotList> = None;
@@ -54,6 +65,25 @@ pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
     };
     app.output.result(&found, || text(&found, "no snapshots yet; `lifeboat backup PLAN` makes one\n"))?;
     Ok(found.exit())
+}
+
+/// What the first copy that can be used holds, where the plan's own repository cannot be.
+fn from_a_copy(app: &App, plan: &Plan, surroundings: &Surroundings, error: Error) -> Result<Exit> {
+    for copy in resolve::copies(plan) {
+        match copy.settings().and_then(|settings| list(&settings.open(surroundings)?, Some(&plan.name))) {
+            Ok(found) => {
+                note(&format!(
+                    "warning: THIS IS THE COPY {}, because the plan's own repository cannot be used; what it held beyond that is not known: {}",
+                    copy.name(),
+                    explain(&error)
+                ));
+                app.output.result(&found, || text(&found, "the copy holds no snapshot of this plan\n"))?;
+                return Ok(Some(found.exit().unwrap_or(Kind::Incomplete)));
+            }
+            Err(other) => note(&format!("warning: the copy {} cannot be used either: {}", copy.name(), explain(&other))),
+        }
+    }
+    Err(error)
 }
 
 /// A name that the repository does not know: a slip, most likely, in an incident.

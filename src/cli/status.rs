@@ -87,6 +87,12 @@ fn plan_text(plan: &PlanStatus, status: &Status) -> String {
             log.server_clock.map_or_else(|| "not known".to_owned(), |at| format!("{} ({})", render::time(at), render::ago(at, now)));
         let _ = writeln!(text, "  log of {}: whole until {moment}, {} behind the server", log.source, render::bytes(log.lag_bytes));
     }
+    for copy in &plan.copies {
+        let newest = if copy.reachable { moment(copy.newest, "nothing yet") } else { "NOT REACHABLE".to_owned() };
+        let behind =
+            copy.behind_ms.filter(|behind| *behind > 0).map_or_else(String::new, |ms| format!(", {} behind", render::duration_ms(ms)));
+        let _ = writeln!(text, "  copy in {}: has {newest}{behind}", copy.repository);
+    }
     for run in &plan.running {
         let _ = writeln!(text, "  running: {run}");
     }

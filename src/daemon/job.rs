@@ -16,11 +16,13 @@ pub enum Job {
     Drill,
     Verify,
     Restore,
+    /// To the plan's further repositories, one after the other.
+    Copy,
 }
 
 impl Job {
     /// Every kind, in the order in which due runs start: what makes recovery possible goes before what proves it.
-    pub const ALL: [Self; 4] = [Self::Restore, Self::Backup, Self::Drill, Self::Verify];
+    pub const ALL: [Self; 5] = [Self::Restore, Self::Backup, Self::Copy, Self::Drill, Self::Verify];
 
     /// The word used in the journal, JSON, logs and plan files.
     #[must_use]
@@ -30,6 +32,7 @@ impl Job {
             Self::Drill => "drill",
             Self::Verify => "verify",
             Self::Restore => "restore",
+            Self::Copy => "copy",
         }
     }
 
@@ -46,6 +49,7 @@ impl Job {
             Self::Backup => plan.schedule.as_ref(),
             Self::Drill => plan.drill.schedule.as_ref(),
             Self::Verify => plan.verify.schedule.as_ref(),
+            Self::Copy => plan.copies.iter().find_map(|copy| copy.schedule.as_ref()),
             Self::Restore => None,
         }
     }
@@ -62,7 +66,7 @@ impl Job {
     pub fn gives_way(self) -> bool {
         match self {
             Self::Backup | Self::Restore => false,
-            Self::Drill | Self::Verify => true,
+            Self::Copy | Self::Drill | Self::Verify => true,
         }
     }
 

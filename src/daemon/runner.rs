@@ -16,12 +16,13 @@ use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 use crate::id::RunId;
 use crate::ops::backup::BackupReport;
+use crate::ops::copy::{CopyReport, CopyRequest};
 use crate::ops::drill::{DrillReport, DrillRequest};
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::restore::RestoreReport;
 use crate::ops::verify::{Depth, VerifyReport};
-use crate::ops::{backup, drill, verify};
-use crate::plan::Plan;
+use crate::ops::{backup, copy, drill, verify};
+use crate::plan::{Plan, PlannedCopy};
 use crate::repo::{Manifest, Repository};
 
 /// A backup, drill or verification that reports nothing (no phase, no bytes, no warning) for so long is taken to hang: it is
@@ -100,6 +101,69 @@ impl Outcome for RestoreReport {
             })
         }
     }
+}
+
+impl Outcome for CopyReport {
+    fn ending(&self) -> Ending {
+        Ending {
+            bytes_read: Some(self.bytes_read),
+            bytes_stored: Some(self.bytes_stored),
+            snapshot: self.snapshots.last().map(|one| one.original.to_string()),
+            ..ended(self.exit(), || {
+                let first = self.findings.first().map_or_else(String::new, |finding| format!(": {}: {}", finding.object, finding.message));
+                format!("{} damaged things were not copied to {}{first}", self.findings.len(), self.repository)
+            })
+        }
+    }
+}
+
+/// All scheduled copies of a plan.
+struct Copies(Vec<CopyReport>);
+
+impl Outcome for Copies {
+    fn ending(&self) -> Ending {
+        let worst = self.0.iter().find(|report| report.exit().is_some()).or(self.0.last());
+        let sum = |of: fn(&CopyReport) -> u64| Some(self.0.iter().map(of).sum());
+        Ending {
+            bytes_read: sum(|report| report.bytes_read),
+            bytes_stored: sum(|report| report.bytes_stored),
+            ..worst.map_or_else(|| Ending::new(State::Succeeded), CopyReport::ending)
+        }
+    }
+}
+
+/// One copy of a plan's snapshots to a further repository. `snapshot`: only this one; `all`: also what is older than the newest copy.
+///
+/// # Errors
+/// As [`copy::run`].
+pub fn copy_once(
+    plan: &Plan,
+    planned: &PlannedCopy,
+    snapshot: Option<String>,
+    all: bool,
+    surroundings: &Surroundings,
+) -> Result<CopyReport> {
+    // No source is touched.
+    let job = resolve::to_restore(plan)?.open(surroundings)?;
+    let to = resolve::repository(&planned.to)?.open(surroundings).map_err(|e| e.within(format!("copy to {}", planned.to.name)))?;
+    let request = CopyRequest { name: planned.to.name.clone(), to, last: planned.last, tags: planned.tags.clone(), snapshot, all };
+    copy::run(&job, &request)
+}
+
+/// All copies of a plan that have a schedule, one after the other; one that fails does not keep the others from being made.
+fn scheduled_copies(plan: &Plan, surroundings: &Surroundings) -> Result<Copies> {
+    let (mut done, mut failed) = (Vec::new(), None);
+    for planned in plan.copies.iter().filter(|planned| planned.schedule.is_some()) {
+        surroundings.cancel.check()?;
+        match copy_once(plan, planned, None, false, surroundings) {
+            Ok(report) => done.push(report),
+            Err(error) => {
+                tracing::error!(plan = %plan.name, to = %planned.to.name, error = ?error, "a copy failed");
+                failed.get_or_insert(error.within(format!("copy to {}", planned.to.name)));
+            }
+        }
+    }
+    failed.map_or(Ok(Copies(done)), Err)
 }
 
 /// Runs `work` as `run`. `story`: what the journal says beside the result. `work` gets surroundings whose progress is recorded.
@@ -291,6 +355,7 @@ pub fn run_job(journal: &Journal, plan: &Plan, run: &NewRun, story: Option<Strin
             let work = |surroundings: &Surroundings| drill::run(&resolve::plan(plan)?.open(surroundings)?, &DrillRequest::default());
             journalled(journal, run, story, surroundings, work).map(|(id, _)| id)
         }
+        Job::Copy => journalled(journal, run, story, surroundings, |surroundings| scheduled_copies(plan, surroundings)).map(|(id, _)| id),
         // Somebody who answers its questions asks for one, on the command line.
         Job::Restore => Err(Error::new(Kind::Bug, format!("start restore of plan {}: a daemon does not restore", plan.name))),
         Job::Verify => {
@@ -329,6 +394,7 @@ pub fn settle(
                 Err(error) => interrupted(format!("{died}; whether its snapshot was committed could not be seen: {error:?}")),
             },
             Job::Restore => interrupted(format!("{died}; the target is untouched or whole, `lifeboat restore --resume` continues")),
+            Job::Copy => interrupted(format!("{died}; what was copied whole stays, and the next copy goes on from there")),
             Job::Drill | Job::Verify => interrupted(format!("{died}; it left no report")),
         };
         if journal.settle(&run, &ending, now)? {

@@ -1,12 +1,16 @@
 //! How each plan stands: what can be restored, how old it is, when that was last proven, and what is wrong. Pure, but for
 //! [`gather`], which asks the journal and the repositories.
 
+mod copies;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+
+pub use copies::CopyStatus;
 
 use crate::daemon::job::{expression, rules, schedules};
 use crate::daemon::journal::{ErrorRecord, Job, Journal, Run, State};
@@ -80,6 +84,9 @@ pub struct PlanStatus {
     /// Continuous logs, as their streams on this host say.
     #[serde(default)]
     pub logs: Vec<LogStatus>,
+    /// In further repositories.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<CopyStatus>,
     pub problems: Vec<Problem>,
 }
 
@@ -87,7 +94,7 @@ pub struct PlanStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// `never-backed-up`, `overdue`, `failed`, `incomplete`, `interrupted`, `missed`, `never-proven`, `drill-failed`, `damaged`, `clock`,
-    /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`, `canary-not-written`.
+    /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`, `canary-not-written`, `copy-behind`, `copy-unreachable`.
     pub kind: String,
     /// The job that a run did (`backup`, `drill`, `verify`), where the problem is about one.
     pub job: Option<String>,
@@ -109,7 +116,8 @@ impl Problem {
             | "log-not-streamed"
             | "log-slot"
             | "log-gap"
-            | "canary-not-written" => Kind::ObjectiveMissed,
+            | "canary-not-written"
+            | "copy-behind" => Kind::ObjectiveMissed,
             "incomplete" => Kind::Incomplete,
             _ => Kind::Failed,
         }
@@ -256,6 +264,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
         running: facts.running.iter().map(|run| run.id.to_string()).collect(),
         repository_reachable: stored.is_some(),
         logs: Vec::new(),
+        copies: Vec::new(),
         problems,
     }
 }
@@ -537,6 +546,9 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
             status.problems.extend(problems);
         }
         let stored = facts.repository.as_ref().and_then(|stored| stored.as_ref().ok());
+        let (copies, problems) = copies::gather(plan, stored.map(|stored| stored.manifests.as_slice()), surroundings);
+        status.copies = copies;
+        status.problems.extend(problems);
         for source in plan.sources.iter().filter(|source| stored.is_some() && source.kind.keeps_log()) {
             let problems = stored_log_problems(&source.name, stored.and_then(|stored| stored.reaches.get(&source.name)));
             // A stream tells of what it could not get itself.

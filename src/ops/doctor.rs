@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
-use crate::ops::resolve::{Resolved, Surroundings};
+use crate::ops::resolve::{CopyPlace, Resolved, Surroundings};
 use crate::ops::restore::free_bytes;
 use crate::ops::work::{make_missing, make_private, remove_tree, write_private};
 use crate::ops::{explain, select};
@@ -50,6 +50,9 @@ pub fn run(resolved: &Resolved, surroundings: &Surroundings) -> DoctorReport {
             diagnosis.name = format!("source {}: {}", source.name, diagnosis.name);
             findings.add(diagnosis, Kind::Usage);
         }
+    }
+    for place in &resolved.copies {
+        copy(&mut findings, place, repository.as_ref(), surroundings);
     }
     if let Some(repository) = repository {
         snapshots(&mut findings, &repository, resolved, surroundings);
@@ -112,6 +115,47 @@ fn state_folder(findings: &mut Findings, resolved: &Resolved, surroundings: &Sur
         Ok(()) => findings.good("state folder", format!("{} is writable", surroundings.state.display())),
         Err(error) => findings.error("state folder", &error),
     }
+}
+
+/// Whether copies can be made there, and used.
+fn copy(findings: &mut Findings, place: &CopyPlace, own: Option<&Repository>, surroundings: &Surroundings) {
+    let name = format!("copy to {}", place.name());
+    let opened = place.settings().and_then(|settings| {
+        let probe = surroundings.runtime.block_on(settings.open_store()?.probe())?;
+        Ok((settings.open(surroundings)?, probe.is_safe() || settings.store.single_writer, probe))
+    });
+    let (repository, safe, probe) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return findings.error(&name, &error),
+    };
+    if !safe {
+        let what = format!("the store does not do what a repository needs: {}", probe.to_string().replace('\n', "; "));
+        return findings.wrong(&name, Kind::Usage, what);
+    }
+    if own.is_some_and(|own| own.id() == repository.id()) {
+        return findings.wrong(
+            &name,
+            Kind::Usage,
+            "it is the plan's own repository under another address: a loss of it would be a loss of both",
+        );
+    }
+    match (repository.role(), own.map(Repository::role)) {
+        (Role::Maintainer, _) => {
+            findings.wrong(&name, Kind::WrongKey, "the passphrase opens a maintainer key slot: nothing can be copied with it")
+        }
+        (_, Some(Role::Writer | Role::Maintainer)) => findings.wrong(
+            &name,
+            Kind::WrongKey,
+            "a copy reads the plan's own repository, and the passphrase of that one is no reader's: copy on a machine that has a reader's",
+        ),
+        (Role::Writer, _) => findings
+            .good(&name, format!("{} opens; the key is a writer's: copies are made, a restore needs a reader's", place_of(&repository))),
+        (Role::Reader, _) => findings.good(&name, format!("{} opens", place_of(&repository))),
+    }
+}
+
+fn place_of(repository: &Repository) -> &str {
+    repository.store().describe()
 }
 
 fn store(findings: &mut Findings, resolved: &Resolved, surroundings: &Surroundings) {

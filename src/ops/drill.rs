@@ -18,7 +18,7 @@ use crate::ops::transfer::{Compared, Metadata, Transfer};
 use crate::ops::verdict::{Facts, duration_text, judge, millis, objectives};
 use crate::ops::work::{Kept, RunFolder, exists, keep, let_through, make_private};
 use crate::ops::{
-    Canary, CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, condemn, context, damaged_reports_warning,
+    Canary, CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, condemn, context_of, damaged_reports_warning,
     damaged_warning, explain,
 };
 use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
@@ -487,7 +487,8 @@ fn prove(job: &Job, restored: &Restored, selected: &Selected, folder: &RunFolder
     let scratch = folder.path().join(format!("prove-{name}"));
     let proved = make_private(&scratch)
         .and_then(|()| if restored.source.keeps_content() { Ok(()) } else { open_the_way(job, folder, &scratch) })
-        .and_then(|()| restored.source.prove(&restored.usable, &request, &context(job, scratch)));
+        .and_then(|()| context_of(job, scratch, selected.compared.as_ref().unwrap_or(&selected.manifest)))
+        .and_then(|context| restored.source.prove(&restored.usable, &request, &context));
     // PostgreSQL looks whether there was anything to have a fingerprint of.
     let unproved = restored.record.kind == "sqlite" && request.fingerprints.is_empty() && compare_percent > 0;
     let mut checks = match proved {

@@ -8,10 +8,12 @@
 //! side by side, because the repository needs no locks and every run works in a folder of its own (`work.rs`).
 
 pub mod backup;
+pub mod copy;
 pub mod damage;
 pub mod doctor;
 pub mod document;
 pub mod drill;
+pub mod extract;
 pub mod init;
 pub mod log;
 pub mod report;
@@ -20,6 +22,7 @@ pub mod resolve;
 pub mod restore;
 pub mod select;
 pub mod snapshots;
+pub mod stats;
 mod transfer;
 pub mod verdict;
 pub mod verify;
@@ -30,10 +33,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
-use crate::repo::{LostManifest, Repository};
+use crate::repo::{LostManifest, Manifest, Repository};
 use crate::source::{Source, SourceContext, SqlCheck};
 
 pub use work::sweep;
@@ -154,7 +157,13 @@ pub(crate) fn condemn(job: &Job) -> Option<String> {
     }
 }
 
-/// What a source needs to know of a run that works in `scratch`.
+/// What a source needs to know of a run that works in `scratch` on a snapshot's content: a copy's fingerprints have the key of the original.
+fn context_of(job: &Job, scratch: PathBuf, manifest: &Manifest) -> Result<SourceContext> {
+    let own = context(job, scratch);
+    Ok(SourceContext { fingerprint_key: manifest.foreign_fingerprint_key()?.unwrap_or(own.fingerprint_key), ..own })
+}
+
+/// The same, for what is of this repository.
 fn context(job: &Job, scratch: PathBuf) -> SourceContext {
     SourceContext {
         scratch,

@@ -103,6 +103,45 @@ impl RepositorySettings {
     }
 }
 
+/// A further repository of a plan. Its secrets are read when it is needed.
+#[derive(Clone)]
+pub struct CopyPlace(Arc<plan::Repository>);
+
+impl CopyPlace {
+    /// As in the plan files.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.0.name
+    }
+
+    /// Reads its secrets.
+    ///
+    /// # Errors
+    /// As [`repository`].
+    pub fn settings(&self) -> Result<RepositorySettings> {
+        repository(&self.0)
+    }
+}
+
+/// The further repositories of a plan, in its order.
+#[must_use]
+pub fn copies(plan: &plan::Plan) -> Vec<CopyPlace> {
+    plan.copies.iter().map(|copy| CopyPlace(Arc::clone(&copy.to))).collect()
+}
+
+/// The repository of a plan that is called so: its own, or one of its copies.
+///
+/// # Errors
+/// `Usage` when the plan has none of that name.
+pub fn repository_of(plan: &plan::Plan, name: &str) -> Result<RepositorySettings> {
+    let all = || std::iter::once(&plan.repository).chain(plan.copies.iter().map(|copy| &copy.to));
+    let found = all().find(|repository| repository.name.as_str() == name).ok_or_else(|| {
+        let names: Vec<&str> = all().map(|repository| repository.name.as_str()).collect();
+        Error::new(Kind::Usage, format!("plan {} has no repository {name:?}", plan.name)).hint(format!("it has {}", names.join(", ")))
+    })?;
+    repository(found)
+}
+
 /// A plan with its sources built and its secrets read; nothing is opened yet.
 #[derive(Clone)]
 pub struct Resolved {
@@ -110,6 +149,8 @@ pub struct Resolved {
     pub tags: Vec<String>,
     pub sources: Vec<NamedSource>,
     pub repository: RepositorySettings,
+    /// Where copies are.
+    pub copies: Vec<CopyPlace>,
     pub objectives: Objectives,
     pub drill: DrillSettings,
 }
@@ -118,7 +159,21 @@ impl Resolved {
     /// For a restore on a machine without plans: sources are taken from the manifest.
     #[must_use]
     pub fn bare(plan: Name, repository: RepositorySettings) -> Self {
-        Self { plan, tags: Vec::new(), sources: Vec::new(), repository, objectives: Objectives::default(), drill: DrillSettings::default() }
+        Self {
+            plan,
+            tags: Vec::new(),
+            sources: Vec::new(),
+            repository,
+            copies: Vec::new(),
+            objectives: Objectives::default(),
+            drill: DrillSettings::default(),
+        }
+    }
+
+    /// The same with another repository of the plan, and that one alone.
+    #[must_use]
+    pub fn with(&self, repository: RepositorySettings) -> Self {
+        Self { repository, copies: Vec::new(), ..self.clone() }
     }
 
     /// Opens the repository.
@@ -178,6 +233,7 @@ fn resolved(plan: &plan::Plan, sources: Vec<NamedSource>) -> Result<Resolved> {
         tags: plan.tags.clone(),
         sources,
         repository: repository(&plan.repository)?,
+        copies: copies(plan),
         objectives: Objectives { data_loss: plan.objectives.data_loss, recovery_time: plan.objectives.recovery_time },
         drill: drill(plan),
     })

@@ -1,6 +1,6 @@
 //! Choosing a snapshot, and what is known to be proven. Pure: manifests and reports in, one manifest or a reason out.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -82,26 +82,48 @@ pub fn choose<'a>(manifests: &'a [Manifest], reports: &[ReportRecord], choice: &
 /// The last one committed, see [`Choice::Latest`]; `None` of an empty list.
 #[must_use]
 pub fn latest(manifests: &[Manifest]) -> Option<&Manifest> {
-    let superseded: HashSet<SnapshotId> = manifests.iter().flat_map(|m| m.parents.iter().map(|p| p.id)).collect();
-    manifests.iter().max_by_key(|m| (!superseded.contains(&m.id), m.time, m.id))
+    // Copies of one repository may have been made in any order: what counts among them is the order there.
+    let origin = |m: &Manifest| m.copied_from.as_ref().map(|from| (from.repository.clone(), from.snapshot));
+    let origins: HashMap<SnapshotId, (String, SnapshotId)> = manifests.iter().filter_map(|m| Some((m.id, origin(m)?))).collect();
+    let mut newest: HashMap<&str, SnapshotId> = HashMap::new();
+    for (repository, snapshot) in origins.values() {
+        let newest = newest.entry(repository).or_insert(*snapshot);
+        *newest = (*newest).max(*snapshot);
+    }
+    let siblings = |a: SnapshotId, b: SnapshotId| origins.get(&a).zip(origins.get(&b)).is_some_and(|(a, b)| a.0 == b.0);
+    let links = manifests.iter().flat_map(|m| m.parents.iter().map(|p| (m.id, p.id)));
+    let superseded: HashSet<SnapshotId> = links.filter(|(child, parent)| !siblings(*child, *parent)).map(|(_, parent)| parent).collect();
+    let is_older_copy =
+        |m: &Manifest| origins.get(&m.id).is_some_and(|(repository, snapshot)| newest.get(repository.as_str()) > Some(snapshot));
+    manifests.iter().max_by_key(|m| (!superseded.contains(&m.id) && !is_older_copy(m), m.time, m.id))
 }
 
 /// The newest snapshot that is proven, and since when; see [`proven_at`].
 #[must_use]
 pub fn latest_proven<'a>(manifests: &'a [Manifest], reports: &[ReportRecord]) -> Option<(&'a Manifest, DateTime<Utc>)> {
-    by_age(manifests).into_iter().rev().find_map(|manifest| Some((manifest, proven_at(reports, manifest.id)?)))
+    by_age(manifests).into_iter().rev().find_map(|manifest| Some((manifest, proven(reports, manifest)?)))
 }
 
 /// When a drill last proved this snapshot, unless a later drill of it failed or a later verification found that it is harmed. A drill that
 /// this machine or the store kept from finishing says nothing either way.
 #[must_use]
 pub fn proven_at(reports: &[ReportRecord], id: SnapshotId) -> Option<DateTime<Utc>> {
-    by_time(reports, id).into_iter().fold(None, |proven, report| match report.kind {
+    proven_since(reports, id, None)
+}
+
+fn proven_since(reports: &[ReportRecord], id: SnapshotId, before: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
+    by_time(reports, id).into_iter().fold(before, |proven, report| match report.kind {
         ReportKind::Drill if report.passed => Some(report.time),
         ReportKind::Drill if is_disproof(report) => None,
         ReportKind::Verify if harms(report, id) => None,
         _ => proven,
     })
+}
+
+/// The same of a snapshot or a copy of one: what had been proven of the original counts, until something is found against the copy.
+#[must_use]
+pub fn proven(reports: &[ReportRecord], manifest: &Manifest) -> Option<DateTime<Utc>> {
+    proven_since(reports, manifest.id, manifest.copied_from.as_ref().and_then(|from| from.proven_at))
 }
 
 /// When all stored bytes of this snapshot were last found sound: by one full verification, or by as many rotating shares in a row as
@@ -170,7 +192,12 @@ fn by_id<'a>(manifests: &'a [Manifest], text: &str) -> Result<&'a Manifest> {
         return Err(Error::new(Kind::Usage, format!("not a snapshot id: {text:?}"))
             .hint("an id is 26 letters and digits, or a unique beginning of one, as printed by `lifeboat snapshots`"));
     }
-    let found: Vec<&Manifest> = by_age(manifests).into_iter().filter(|m| m.id.to_string().starts_with(&wanted)).collect();
+    let found: Vec<&Manifest> = by_age(manifests)
+        .into_iter()
+        .filter(|m| {
+            m.id.to_string().starts_with(&wanted) || m.copied_from.as_ref().is_some_and(|f| f.snapshot.to_string().starts_with(&wanted))
+        })
+        .collect();
     match found.as_slice() {
         [one] => Ok(one),
         [] => Err(Error::new(Kind::NoRecoveryPoint, format!("find snapshot {text}: there is none")).hint(format!(
@@ -282,6 +309,7 @@ mod tests {
             stats: Stats::default(),
             tags: Vec::new(),
             program: "test".into(),
+            copied_from: None,
         }
     }
 

@@ -155,7 +155,7 @@ fn listed(manifest: &Manifest, reports: &[ReportRecord], standing: &[Damage]) ->
         bytes_stored: manifest.stats.bytes_stored,
         problems: backup::missing(&manifest.sources).len() as u64,
         verified_at: select::verified_at(reports, manifest.id),
-        proven_at: select::proven_at(reports, manifest.id),
+        proven_at: select::proven(reports, manifest),
         damaged: damage::of_snapshot(reports, standing, manifest.id),
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <work>/backup.lock       held (flock) while a backup runs; its text says by whom
+//! <work>/copy-<name>.lock  the same of a copy to the repository of that name
 //! <work>/folders.lock      held for moments while run folders are made or swept
 //! <work>/run-<id>/owner    held while the run lives: an unheld one is what a killed run left, and is removed by the next
 //! <work>/dead-<id>…        a left folder on its way out
@@ -25,7 +26,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::id::RunId;
+use crate::id::{Name, RunId};
 use crate::ops::verdict::{duration_text, millis};
 use crate::source::postgres::instance;
 
@@ -139,6 +140,18 @@ pub(crate) fn lock_backup(work: &Path, plan: &str, now: DateTime<Utc>) -> Result
     make_private(work)?;
     FileLock::try_take(&work.join("backup.lock"), now)?.map_err(|holder| {
         Error::new(Kind::Busy, format!("back up {plan}: another backup of this plan is running here ({holder})"))
+            .hint("wait until it has ended, then try again; nothing is wrong")
+    })
+}
+
+/// Takes the lock that makes copies of one plan to one repository on one host exclude each other.
+///
+/// # Errors
+/// `Busy` says who holds it.
+pub(crate) fn lock_copy(work: &Path, to: &Name, now: DateTime<Utc>) -> Result<FileLock> {
+    make_private(work)?;
+    FileLock::try_take(&work.join(format!("copy-{to}.lock")), now)?.map_err(|holder| {
+        Error::new(Kind::Busy, format!("copy to {to}: another copy of this plan to it is running here ({holder})"))
             .hint("wait until it has ended, then try again; nothing is wrong")
     })
 }

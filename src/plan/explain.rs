@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use crate::plan::model::{DrillAt, Missed, Plan, Share, SourceKind};
+use crate::plan::model::{DrillAt, Missed, Plan, PlannedCopy, Share, SourceKind};
 use crate::plan::schedule::{Schedule, in_both};
 use crate::plan::units::{format_duration, format_size};
 
@@ -74,11 +74,25 @@ pub fn explain_json(plan: &Plan, now: DateTime<Utc>) -> Value {
 
 fn jobs(plan: &Plan) -> Vec<Job<'_>> {
     let name = &plan.name;
-    vec![
+    let mut jobs = vec![
         Job { name: "backup", schedule: plan.schedule.as_ref(), command: format!("lifeboat backup {name}"), does: backup(plan) },
         Job { name: "drill", schedule: plan.drill.schedule.as_ref(), command: format!("lifeboat drill run {name}"), does: drill(plan) },
         Job { name: "verify", schedule: plan.verify.schedule.as_ref(), command: format!("lifeboat verify {name}"), does: verify(plan) },
-    ]
+    ];
+    jobs.extend(plan.copies.iter().map(|planned| Job {
+        name: "copy",
+        schedule: planned.schedule.as_ref(),
+        command: format!("lifeboat copy {name} --to {}", planned.to.name),
+        does: copy(plan, planned),
+    }));
+    jobs
+}
+
+fn copy(plan: &Plan, copy: &PlannedCopy) -> String {
+    let newest = copy.last.map_or_else(String::new, |last| format!(" the newest {last}"));
+    let tagged = if copy.tags.is_empty() { String::new() } else { format!(" tagged {}", copy.tags.join(" or ")) };
+    let to = format!("repository {} at {}", copy.to.name, copy.to.url.as_str());
+    format!("copies{newest} snapshots{tagged} from repository {} to {to}, verified", plan.repository.name)
 }
 
 fn lateness(plan: &Plan) -> String {
@@ -173,7 +187,9 @@ const NOT_TOLD: &str = "notifications are not sent by this release: nobody is to
 pub(super) fn not_applied(plan: &Plan) -> Vec<String> {
     let keep = (!plan.keep.is_everything()).then(|| format!("keep: {NOT_KEPT}"));
     let notify = (!plan.notify.is_empty()).then(|| format!("notify: {NOT_TOLD}"));
-    without_driver(plan).into_iter().chain(keep).chain(notify).collect()
+    let copies =
+        plan.copies.iter().filter(|copy| !copy.keep.is_everything()).map(|copy| format!("copy to {}: keep: {NOT_KEPT}", copy.to.name));
+    without_driver(plan).into_iter().chain(keep).chain(copies).chain(notify).collect()
 }
 
 /// Sources that plan files know and this release has no driver for.

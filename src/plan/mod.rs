@@ -24,7 +24,8 @@ pub use explain::{explain_json, explain_text};
 pub use findings::PlanErrors;
 pub use model::{
     Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, Keep, LogMode, Method, Missed, Notifier, NotifierKind,
-    Objectives, Occasion, Plan, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind, Verify,
+    Objectives, Occasion, Plan, PlannedCopy, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind,
+    Verify,
 };
 pub use schedule::{Schedule, in_both, jitter_for, parse_timezone};
 pub use schema::{schema, schema_text};

@@ -103,6 +103,22 @@ pub struct Plan {
     pub tags: Vec<String>,
     pub drill: Drill,
     pub verify: Verify,
+    /// To further repositories, none twice; a restore that cannot use the plan's own falls back to them in this order.
+    pub copies: Vec<PlannedCopy>,
+}
+
+/// A copy of the plan's snapshots in a further repository.
+#[derive(Debug, Clone)]
+pub struct PlannedCopy {
+    pub to: Arc<Repository>,
+    /// `None`: only by hand.
+    pub schedule: Option<Schedule>,
+    /// Which copies stay there.
+    pub keep: Keep,
+    /// Only the newest so many snapshots.
+    pub last: Option<u32>,
+    /// Only snapshots with one of these tags; empty: all.
+    pub tags: Vec<String>,
 }
 
 impl Plan {

@@ -319,6 +319,26 @@ pub(super) struct RawPlan {
     pub drill: Option<RawDrill>,
     /// How the repository is checked.
     pub verify: Option<RawVerify>,
+    /// Copies of the plan's snapshots in further repositories; a restore falls back to them in this order.
+    pub copy: Vec<Located<RawCopy>>,
+}
+
+/// A copy of the plan's snapshots in a further repository.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Copy")]
+pub(super) struct RawCopy {
+    /// The name of the repository to copy to: best another vendor, with keys of its own.
+    pub to: Text,
+    /// When to copy: five fields as in crontab(5), in the plan's zone. Default: only by hand.
+    pub schedule: Text,
+    /// Which copies are kept there. Default: all.
+    pub keep: Option<Located<RawKeep>>,
+    /// Copy only the newest so many snapshots. Default: all.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub last: Option<Located<u32>>,
+    /// Copy only snapshots with one of these tags. Default: all.
+    pub tags: Words,
 }
 
 /// How often and how soon a run is tried again after a failure that may pass.

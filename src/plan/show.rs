@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use crate::plan::explain::not_applied;
 use crate::plan::model::{
-    Cache, Check, Drill, Environment, EnvironmentValue, Notifier, NotifierKind, Occasion, Plan, Plans, Repository, Server, Source,
-    SourceKind, Verify,
+    Cache, Check, Drill, Environment, EnvironmentValue, Keep, Notifier, NotifierKind, Occasion, Plan, PlannedCopy, Plans, Repository,
+    Server, Source, SourceKind, Verify,
 };
 use crate::plan::schedule::Schedule;
 use crate::plan::units::{format_duration, format_size};
@@ -38,6 +38,7 @@ impl Section {
 #[must_use]
 pub fn show_text(plan: &Plan) -> String {
     let mut sections = vec![repository_section(&plan.repository)];
+    sections.extend(plan.copies.iter().map(|copy| repository_section(&copy.to)));
     sections.extend(plan.sources.iter().map(|source| source_section(source)));
     sections.push(plan_section(plan));
     sections.extend(plan_subsections(plan));
@@ -79,6 +80,10 @@ pub fn show_json(plan: &Plan) -> Value {
     drill.insert("check".to_owned(), plan.drill.checks.iter().map(|check| Value::Object(check_section(plan, check).object())).collect());
     object.insert("drill".to_owned(), Value::Object(drill));
     object.insert("verify".to_owned(), Value::Object(verify_section(plan, &plan.verify).object()));
+    if plan.copies.is_empty() {
+        return Value::Object(object);
+    }
+    object.insert("copy".to_owned(), plan.copies.iter().map(|copy| Value::Object(copy_section(plan, copy).object())).collect());
     Value::Object(object)
 }
 
@@ -268,7 +273,7 @@ fn plan_section(plan: &Plan) -> Section {
             ("missed", json!(plan.missed.word())),
             ("retry", json!({ "attempts": plan.retry.attempts, "delay": format_duration(plan.retry.delay) })),
             ("objectives", if objectives.is_empty() { Value::Null } else { Value::Object(objectives) }),
-            ("keep", keep_value(plan)),
+            ("keep", keep_value(&plan.keep)),
             ("tags", if plan.tags.is_empty() { Value::Null } else { json!(plan.tags) }),
             ("notify", plan.notify.iter().map(|notifier| notifier.name.as_str()).collect()),
         ],
@@ -276,8 +281,7 @@ fn plan_section(plan: &Plan) -> Section {
 }
 
 /// Null for "everything".
-fn keep_value(plan: &Plan) -> Value {
-    let keep = &plan.keep;
+fn keep_value(keep: &Keep) -> Value {
     let counts = [
         ("last", keep.last),
         ("hourly", keep.hourly),
@@ -296,7 +300,19 @@ fn plan_subsections(plan: &Plan) -> Vec<Section> {
     let mut sections = vec![drill_section(plan, &plan.drill)];
     sections.extend(plan.drill.checks.iter().map(|check| check_section(plan, check)));
     sections.push(verify_section(plan, &plan.verify));
+    sections.extend(plan.copies.iter().map(|copy| copy_section(plan, copy)));
     sections
+}
+
+fn copy_section(plan: &Plan, copy: &PlannedCopy) -> Section {
+    let entries = vec![
+        ("to", json!(copy.to.name.as_str())),
+        ("schedule", schedule(copy.schedule.as_ref())),
+        ("keep", keep_value(&copy.keep)),
+        ("last", json!(copy.last)),
+        ("tags", if copy.tags.is_empty() { Value::Null } else { json!(copy.tags) }),
+    ];
+    Section { repeated: true, ..Section::new(format!("plan.{}.copy", key(plan.name.as_str())), entries) }
 }
 
 fn drill_section(plan: &Plan, drill: &Drill) -> Section {

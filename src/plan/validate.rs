@@ -17,12 +17,13 @@ use crate::id::Name;
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
     Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, Keep, LogMode, Method, Missed, Notifier, NotifierKind,
-    Objectives, Occasion, Plan, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind, Verify,
+    Objectives, Occasion, Plan, PlannedCopy, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind,
+    Verify,
 };
 use crate::plan::raw::{
-    Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode, RawMethod,
-    RawMissed, RawNotifier, RawNotifierKind, RawOccasion, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify,
-    SOURCE_KEYS, Text, Words,
+    Located, NOTIFIER_KEYS, Named, RawCache, RawCheck, RawCopy, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode,
+    RawMethod, RawMissed, RawNotifier, RawNotifierKind, RawOccasion, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind,
+    RawVerify, SOURCE_KEYS, Text, Words,
 };
 use crate::plan::schedule::{Schedule, parse_timezone};
 use crate::plan::secret::SecretRef;
@@ -598,6 +599,7 @@ impl<'a> Checker<'a> {
         let tags = self.tags(&raw.tags);
         let drill = self.drill(raw, timezone, &sources, all_sources);
         let verify = self.verify(raw.verify.as_ref(), raw, timezone);
+        let copies = self.copies(raw, timezone, repositories);
         let sources = sources.into_iter().map(|source| source.1).collect::<Option<Vec<_>>>().filter(|sources| !sources.is_empty());
         Some(Plan {
             name: name.clone(),
@@ -615,7 +617,59 @@ impl<'a> Checker<'a> {
             tags,
             drill,
             verify,
+            copies: copies?,
         })
+    }
+
+    /// Further repositories; `None` when one of them is not valid.
+    fn copies(&mut self, plan: &RawPlan, zone: Option<Tz>, repositories: &Declared<Repository>) -> Option<Vec<PlannedCopy>> {
+        let mut copies = Some(Vec::new());
+        let mut named: Vec<&str> = Vec::new();
+        for Located { value: raw, span } in &plan.copy {
+            let copy = self.copy(raw, span, plan, zone, repositories);
+            if let Some(to) = &raw.to {
+                if plan.repository.as_ref().is_some_and(|own| own.value == to.value) {
+                    self.report(
+                        &to.span,
+                        "this is the plan's own repository",
+                        "a copy needs a repository of its own, best with another vendor",
+                    );
+                }
+                if named.contains(&to.value.as_str()) {
+                    self.report(&to.span, format!("two copies go to repository `{}`", to.value), "keep one of them");
+                }
+                named.push(&to.value);
+            }
+            let scheduled = copies.iter().flatten().find_map(|copy: &PlannedCopy| copy.schedule.as_ref());
+            let other = copy.as_ref().and_then(|copy| copy.schedule.as_ref()).zip(scheduled).is_some_and(|(a, b)| a.text() != b.text());
+            if let (true, Some(schedule)) = (other, &raw.schedule) {
+                let hint = "give all the same schedule, or leave it out where a copy is made by hand";
+                self.report(&schedule.span, "the copies of a plan are made together, one after the other", hint);
+            }
+            match (&mut copies, copy) {
+                (Some(copies), Some(copy)) => copies.push(copy),
+                _ => copies = None,
+            }
+        }
+        copies
+    }
+
+    fn copy(
+        &mut self,
+        raw: &RawCopy,
+        at: &Range<usize>,
+        plan: &RawPlan,
+        zone: Option<Tz>,
+        repositories: &Declared<Repository>,
+    ) -> Option<PlannedCopy> {
+        if raw.to.is_none() {
+            self.missing(at, "a copy needs `to`", "add to = \"NAME\", the name of a repository");
+        }
+        let schedule = self.schedule(&raw.schedule, plan, zone);
+        let keep = raw.keep.as_ref().map(|keep| self.keep(&keep.value, &keep.span)).unwrap_or_default();
+        let tags = self.tags(&raw.tags);
+        let to = raw.to.as_ref().and_then(|to| self.refer("repository", repositories, to));
+        Some(PlannedCopy { to: to?, schedule, keep, last: raw.last.as_ref().map(|last| last.value), tags })
     }
 
     /// The plan's sources as named, each with what it refers to where that is valid.

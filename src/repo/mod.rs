@@ -21,9 +21,11 @@
 compile_error!("lifeboat needs a 64-bit machine");
 
 mod content;
+mod copy;
 mod format;
 mod frame;
 mod index;
+mod kept;
 mod keyring;
 mod keys;
 mod log;
@@ -39,11 +41,13 @@ mod session;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod totals;
 mod tree;
 mod verify;
 mod wire;
 mod write;
 
+pub use copy::{CopyStats, Predecessor};
 pub use format::{ChunkId, PackId, PackKind, RepositoryId};
 pub use index::{IndexedPack, LocalIndex};
 pub use keyring::{GenerationShare, KeyEvent, PlanKey, Rotation};
@@ -51,7 +55,8 @@ pub use keys::{KeyFile, KeySlot, Lock, Passphrase, Recipient, RecoveryKey, Role,
 pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, runs};
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
 pub use report::{ReportKind, ReportRecord};
-pub use snapshot::{LostManifest, Manifest, Parent, SourceRecord, Stats};
+pub use snapshot::{CopiedFrom, LostManifest, Manifest, Parent, SourceRecord, Stats};
+pub use totals::{ObjectTotals, Totals};
 pub use verify::{Finding, Verification, VerifyDepth, share_covers};
 pub use write::{Added, BackupWriter, Committed, TreeWriter};
 

@@ -74,6 +74,16 @@ pub struct Job {
     pub pieces: Vec<Piece>,
 }
 
+/// A frame of another repository, opened and decoded.
+pub struct Foreign<'a> {
+    pub encoding: Encoding,
+    /// Compressed as it was, not sealed any more.
+    pub encoded: &'a [u8],
+    pub plain: &'a [u8],
+    /// Of its chunks, which are `plain` one after the other.
+    pub lens: &'a [u32],
+}
+
 /// Counters of a backup.
 #[derive(Default)]
 pub struct Counters {
@@ -342,6 +352,19 @@ impl Pipeline {
         self.shared.close_pack(PackKind::Data)
     }
 
+    /// Takes chunks of a frame of another repository, whose decoded bytes were checked: `encoded` decodes to `plain`, which is cut into `lens`.
+    /// `wanted`: their numbers, in order. A frame that is wanted whole and of which nothing is stored yet is sealed as it is, not compressed
+    /// again. `caller`: a number of the calling thread.
+    ///
+    /// # Errors
+    /// What made the pipeline fail.
+    pub fn adopt(&self, caller: usize, frame: &Foreign<'_>, wanted: &[u32], paged: bool) -> Result<Vec<Chunk<Loc>>> {
+        self.check()?;
+        let builders = &self.shared.builders;
+        let mut builder = lock(&builders[caller % builders.len()]);
+        self.shared.adopt(&mut builder, frame, wanted, paged)
+    }
+
     /// Seals a frame of nodes; their places have the ticket returned.
     ///
     /// # Errors
@@ -537,6 +560,51 @@ impl Shared {
         Ok(Chunk { id, len, stored: fresh((ticket, slot)) })
     }
 
+    fn adopt(&self, builder: &mut FrameBuilder, frame: &Foreign<'_>, wanted: &[u32], paged: bool) -> Result<Vec<Chunk<Loc>>> {
+        let mut ranges = Vec::with_capacity(frame.lens.len());
+        let mut start = 0usize;
+        for len in frame.lens {
+            ranges.push(start..start + *len as usize);
+            start += *len as usize;
+        }
+        let bytes_of = |slot: u32| {
+            let range = ranges.get(slot as usize).cloned();
+            range.and_then(|range| frame.plain.get(range)).ok_or_else(|| Error::new(Kind::Bug, "a chunk outside its frame"))
+        };
+        if wanted.len() == frame.lens.len() && frame.encoding != Encoding::Delta {
+            let mut chunks = Vec::with_capacity(wanted.len());
+            for slot in wanted {
+                let bytes = bytes_of(*slot)?;
+                chunks.push(ChunkEntry { id: chunk_id(&self.chunk_id_key, bytes), len: bytes.len() as u32, base: None });
+            }
+            if let Some(ticket) = self.claim(&chunks)? {
+                self.counters.chunks_new.fetch_add(chunks.len() as u64, Ordering::Relaxed);
+                let place = |slot: usize| Stored::Full(Place { pack: Loc::Ticket(ticket), frame: 0, slot: slot as u32 });
+                let placed = chunks.iter().enumerate().map(|(slot, c)| Chunk { id: c.id, len: c.len, stored: place(slot) }).collect();
+                self.seal_frame(PackKind::Data, ticket, frame.encoding, frame.encoded, chunks)?;
+                return Ok(placed);
+            }
+        }
+        wanted.iter().map(|slot| self.chunk(builder, bytes_of(*slot)?, paged, None)).collect()
+    }
+
+    /// Takes these chunks for one frame, if none of them is stored or on its way.
+    fn claim(&self, chunks: &[ChunkEntry]) -> Result<Option<u32>> {
+        let mut ids = HashSet::new();
+        for chunk in chunks {
+            if !ids.insert(chunk.id) || self.find(chunk.id, chunk.len)?.is_some() {
+                return Ok(None);
+            }
+        }
+        let mut fresh = lock(&self.fresh);
+        if ids.iter().any(|id| fresh.contains_key(id)) {
+            return Ok(None);
+        }
+        let ticket = self.new_ticket();
+        fresh.extend(chunks.iter().enumerate().map(|(slot, chunk)| (chunk.id, (ticket, slot as u32))));
+        Ok(Some(ticket))
+    }
+
     /// Looks a chunk up in the index and confirms it in the directory of its pack.
     fn find(&self, id: ChunkId, len: u32) -> Result<Option<Place<Loc>>> {
         for candidate in self.index.candidates(id)? {
@@ -727,6 +795,11 @@ fn publish_index_object(inner: &Inner, index: &LocalIndex, packs: &[IndexedPack]
     inner.block_on(inner.store.create(&format!("index/{name}"), Bytes::from(object)))?;
     index.cover(&name, packs)?;
     Ok(len)
+}
+
+/// A stored chunk, as the pipeline names chunks.
+pub fn placed(chunk: Chunk<PackNo>) -> Chunk<Loc> {
+    Chunk { id: chunk.id, len: chunk.len, stored: known(chunk.stored) }
 }
 
 fn known(stored: Stored<PackNo>) -> Stored<Loc> {

@@ -166,10 +166,10 @@ pub struct FetchStats {
 
 /// A chunk wanted at a place of a file.
 #[derive(Debug, Clone, Copy)]
-struct Item {
-    file: usize,
-    offset: u64,
-    chunk: Chunk<PackNo>,
+pub(super) struct Item {
+    pub(super) file: usize,
+    pub(super) offset: u64,
+    pub(super) chunk: Chunk<PackNo>,
 }
 
 /// Chunks planned at a time: bounds memory (about 64 bytes each).
@@ -373,7 +373,7 @@ impl Repository {
     }
 
     /// Groups wanted chunks into requests: packs in the order they are first needed, frames in the order they are stored.
-    fn plan_requests(&self, mut stored: Vec<(Place<PackNo>, Item)>) -> Result<Vec<Request>> {
+    pub(super) fn plan_requests(&self, mut stored: Vec<(Place<PackNo>, Item)>) -> Result<Vec<Request>> {
         let mut order: HashMap<PackNo, usize> = HashMap::new();
         for (place, _) in &stored {
             let next = order.len();
@@ -424,7 +424,6 @@ impl Repository {
         Ok(requests)
     }
 
-    /// Fetches ahead, decodes on all workers.
     fn run_requests(
         &self,
         requests: Vec<Request>,
@@ -433,6 +432,20 @@ impl Repository {
         progress: &dyn Progress,
         cancel: &Cancel,
         stats: &Counters,
+    ) -> Result<()> {
+        let take = |_: usize, worker: &mut DecodeWorker<'_>, request: &Request, bytes: &[u8]| {
+            worker.deliver(request, bytes, name, sink, progress, cancel, stats)
+        };
+        self.pump(requests, cancel, stats, &take)
+    }
+
+    /// Fetches ahead and hands what was fetched to all workers; `take` gets the number of the one it runs on.
+    pub(super) fn pump(
+        &self,
+        requests: Vec<Request>,
+        cancel: &Cancel,
+        stats: &Counters,
+        take: &(dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync),
     ) -> Result<()> {
         use futures::StreamExt as _;
         if requests.is_empty() {
@@ -445,7 +458,7 @@ impl Repository {
         let has_failed = || cancel.is_cancelled() || failure.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         let (ready_in, ready) = bounded::<(Request, Bytes)>(self.inner.workers);
         std::thread::scope(|scope| {
-            for _ in 0..self.inner.workers {
+            for number in 0..self.inner.workers {
                 let ready = ready.clone();
                 let (fail, has_failed) = (&fail, &has_failed);
                 scope.spawn(move || {
@@ -457,7 +470,7 @@ impl Repository {
                         if has_failed() {
                             continue;
                         }
-                        if let Err(error) = worker.deliver(&request, &bytes, name, sink, progress, cancel, stats) {
+                        if let Err(error) = take(number, &mut worker, &request, &bytes) {
                             fail(error);
                         }
                     }
@@ -542,7 +555,7 @@ impl Repository {
         Ok((Arc::clone(&directory), worker.plain))
     }
 
-    fn delta_chunk(&self, patch: Place<PackNo>, base: Place<PackNo>, chunk: &Chunk<PackNo>) -> Result<Vec<u8>> {
+    pub(super) fn delta_chunk(&self, patch: Place<PackNo>, base: Place<PackNo>, chunk: &Chunk<PackNo>) -> Result<Vec<u8>> {
         let patched = self.inner.packs.get(patch.pack).id;
         let damaged = |what: &str| self.inner.blame(patched, Error::new(Kind::Damaged, format!("pack {}: {what}", patched.key())));
         let part = |directory: &Directory, place: Place<PackNo>, plain: &[u8]| -> Result<(crate::repo::pack::ChunkEntry, Vec<u8>)> {
@@ -570,24 +583,24 @@ impl Repository {
 }
 
 /// A range of a pack and what is wanted from it.
-struct Request {
-    pack: PackNo,
-    directory: Arc<Directory>,
-    start: u64,
+pub(super) struct Request {
+    pub(super) pack: PackNo,
+    pub(super) directory: Arc<Directory>,
+    pub(super) start: u64,
     end: u64,
     /// Frame number, and slot and target of each chunk wanted from it.
-    frames: Vec<(u32, Vec<(u32, Item)>)>,
+    pub(super) frames: Vec<(u32, Vec<(u32, Item)>)>,
 }
 
 #[derive(Default)]
-struct Counters {
-    delivered: AtomicU64,
+pub(super) struct Counters {
+    pub(super) delivered: AtomicU64,
     existing: AtomicU64,
     fetched: AtomicU64,
 }
 
 impl Counters {
-    fn totals(&self) -> FetchStats {
+    pub(super) fn totals(&self) -> FetchStats {
         FetchStats {
             bytes_delivered: self.delivered.load(Ordering::Relaxed),
             bytes_existing: self.existing.load(Ordering::Relaxed),
@@ -601,7 +614,8 @@ pub(super) struct DecodeWorker<'i> {
     inner: &'i Inner,
     opener: FrameOpener<'i>,
     decoder: Decoder,
-    sealed: Vec<u8>,
+    /// Of the frame that was opened last: as it was encoded.
+    pub(super) sealed: Vec<u8>,
     pub(super) plain: Vec<u8>,
 }
 

@@ -65,7 +65,7 @@ impl Repository {
     /// `Damaged` names the object that cannot be opened.
     pub fn reports(&self, kind: Option<ReportKind>) -> Result<Vec<ReportRecord>> {
         let mut reports: Vec<ReportRecord> = Vec::new();
-        for (_, report) in self.open_reports()? {
+        for (_, report) in self.listed_reports()? {
             let report = report?;
             if kind.is_none_or(|kind| report.kind == kind) {
                 reports.push(report);
@@ -81,7 +81,7 @@ impl Repository {
     /// When the store cannot be asked.
     pub fn sound_reports(&self, kind: Option<ReportKind>) -> Result<(Vec<ReportRecord>, Vec<Error>)> {
         let (mut reports, mut damaged) = (Vec::new(), Vec::new());
-        for (key, report) in self.open_reports()? {
+        for (key, report) in self.listed_reports()? {
             match report {
                 Ok(report) if kind.is_none_or(|kind| report.kind == kind) => reports.push(report),
                 Ok(_) => {}
@@ -93,6 +93,12 @@ impl Repository {
         Ok((reports, damaged))
     }
 
+    fn listed_reports(&self) -> Result<Vec<(String, Result<ReportRecord>)>> {
+        let listed = self.inner.block_on(self.inner.store.list("reports/"))?;
+        Ok(crate::repo::kept::open_all(&self.inner, "reports/", listed, |key, bytes| self.decode_report(key, bytes)))
+    }
+
+    /// Each as it is in the store now.
     pub(super) fn open_reports(&self) -> Result<Vec<(String, Result<ReportRecord>)>> {
         use futures::StreamExt as _;
         let inner = &self.inner;

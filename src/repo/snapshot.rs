@@ -1,13 +1,14 @@
 //! Snapshot manifests: the commit. Chained per plan by the hashes of their sealed bytes, so one that disappears is noticed.
 
+use std::fmt;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::id::{Name, SnapshotId};
-use crate::repo::Repository;
 use crate::repo::format::ObjectKind;
-use crate::repo::seal;
+use crate::repo::{Repository, kept, seal};
 
 /// An earlier manifest of the same plan, by id and hash of its sealed bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +85,44 @@ pub struct Manifest {
     pub tags: Vec<String>,
     /// Version of the program that wrote it.
     pub program: String,
+    /// Of a copy: which snapshot it is a copy of.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub copied_from: Option<CopiedFrom>,
+}
+
+/// The snapshot that a copy is of.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopiedFrom {
+    /// Hex of the repository's id.
+    pub repository: String,
+    pub snapshot: SnapshotId,
+    pub copied_at: DateTime<Utc>,
+    /// Hex of the key that the fingerprints in `sources` were made with: that of the first repository, also of a copy of a copy.
+    pub fingerprint_key: String,
+    /// When the snapshot had been proven by a drill there, at the time of the copy.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub proven_at: Option<DateTime<Utc>>,
+}
+
+impl fmt::Debug for CopiedFrom {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CopiedFrom({} of {} at {})", self.snapshot, self.repository, self.copied_at)
+    }
+}
+
+impl Manifest {
+    /// The key of its fingerprints where it is not the repository's own.
+    ///
+    /// # Errors
+    /// `Damaged` when it is no key.
+    pub fn foreign_fingerprint_key(&self) -> Result<Option<[u8; 32]>> {
+        let Some(from) = &self.copied_from else { return Ok(None) };
+        let mut key = [0; 32];
+        hex::decode_to_slice(&from.fingerprint_key, &mut key)
+            .map_err(|_| Error::new(Kind::Damaged, format!("snapshot {}: the key of its fingerprints cannot be decoded", self.id)))?;
+        Ok(Some(key))
+    }
 }
 
 /// A manifest that is there and cannot be read.
@@ -106,7 +145,7 @@ impl Repository {
         let prefix =
             plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())));
         let mut manifests = Vec::new();
-        for (key, opened) in self.open_manifests(&prefix)? {
+        for (key, opened) in self.listed_manifests(&prefix)? {
             if let Some((manifest, _)) =
                 opened.map_err(|e| e.within(format!("read the manifest {key}")).hint("run `lifeboat verify` to see what else is harmed"))?
             {
@@ -125,7 +164,7 @@ impl Repository {
         let prefix =
             plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())));
         let (mut manifests, mut damaged) = (Vec::new(), Vec::new());
-        for (key, opened) in self.open_manifests(&prefix)? {
+        for (key, opened) in self.listed_manifests(&prefix)? {
             match opened {
                 Ok(found) => manifests.extend(found.map(|(manifest, _)| manifest)),
                 Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => damaged.push(LostManifest {
@@ -155,7 +194,13 @@ impl Repository {
         Err(Error::new(Kind::NoRecoveryPoint, format!("there is no snapshot {id}")).hint("see `lifeboat snapshots`"))
     }
 
-    /// All manifests below a prefix, opened many at a time; a void marker is `None`.
+    /// All manifests below a prefix; what this machine read before is not fetched again. A void marker is `None`.
+    fn listed_manifests(&self, prefix: &str) -> Result<Vec<(String, Result<Option<(Manifest, String)>>)>> {
+        let listed = self.inner.block_on(self.inner.store.list(prefix))?;
+        Ok(kept::open_all(&self.inner, prefix, listed, |key, bytes| self.decode_manifest(key, bytes)))
+    }
+
+    /// The same, each as it is in the store now.
     pub(super) fn open_manifests(&self, prefix: &str) -> Result<Vec<(String, Result<Option<(Manifest, String)>>)>> {
         use futures::StreamExt as _;
         let inner = &self.inner;

@@ -12,6 +12,7 @@ use crate::event::{Cancel, Silent};
 use crate::id::Name;
 use crate::store::faults::{self, Faults, When};
 
+mod copy;
 mod keys;
 mod log;
 

@@ -26,7 +26,7 @@ use crate::repo::packs::PackNo;
 use crate::repo::pipeline::{Cuts, Job, Loc, Piece, PieceSlot, Pipeline, publish_index};
 use crate::repo::previous::{PreviousFile, PreviousTree};
 use crate::repo::session::{Session, read_tombstones};
-use crate::repo::snapshot::{Manifest, Parent, SourceRecord, Stats, TreeRoot, host_name};
+use crate::repo::snapshot::{CopiedFrom, Manifest, Parent, SourceRecord, Stats, TreeRoot, host_name};
 use crate::repo::tree::{Chunk, Content, NodeEncoder, NodeRef, PackedChunks, Place, Record, Stored, encode_list, ends_list, ends_node};
 use crate::repo::{Inner, Repository};
 
@@ -66,6 +66,15 @@ pub struct BackupWriter {
     cancel: Cancel,
     bytes_read: u64,
     warnings: Vec<String>,
+    /// Of a copy: where it is from, and what its manifest says in place of this host and run.
+    copy_of: Option<CopyOf>,
+}
+
+/// What a copied snapshot keeps of the one that it is a copy of.
+pub(super) struct CopyOf {
+    pub from: CopiedFrom,
+    pub host: String,
+    pub started: DateTime<Utc>,
 }
 
 /// Greatest bytes of one entry's path and extended attributes, well below the limit of a node.
@@ -137,6 +146,7 @@ impl Repository {
             cancel: cancel.clone(),
             bytes_read: 0,
             warnings,
+            copy_of: None,
         })
     }
 
@@ -269,6 +279,32 @@ impl BackupWriter {
                 Err(e) => return Err(e),
             }
         }
+        self.tree_after(name, kind, order, previous)
+    }
+
+    /// Which chunk ids its trees have, see `Keys::ids_name`.
+    pub(super) fn ids_name(&self) -> Result<Option<String>> {
+        self.keys.ids_name()
+    }
+
+    /// Makes this a copy: the previous snapshot is what the caller names, tree by tree.
+    pub(super) fn becomes_copy(&mut self, copy_of: CopyOf) {
+        self.previous = None;
+        self.copy_of = Some(copy_of);
+    }
+
+    /// Waits until everything that was written is stored and listed: the manifest alone is missing then.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        self.pipeline.flush_nodes()?;
+        self.pipeline.drain()
+    }
+
+    pub(super) fn count_read(&mut self, bytes: u64) {
+        self.bytes_read += bytes;
+    }
+
+    /// Begins a tree that follows this one.
+    pub(super) fn tree_after(&mut self, name: &Name, kind: &str, order: Order, previous: Option<PreviousTree>) -> Result<TreeWriter<'_>> {
         let level = |e| Error::new(Kind::Failed, "start an encoder").because(e);
         Ok(TreeWriter {
             chunker: ContentChunker::new(self.keys.boundary_seed()?),
@@ -309,8 +345,7 @@ impl BackupWriter {
         progress: &dyn Progress,
     ) -> Result<Committed> {
         progress.event(Event::Phase { name: "commit", detail: String::new() });
-        self.pipeline.flush_nodes()?;
-        self.pipeline.drain()?;
+        self.settle()?;
         self.cancel.check()?;
         let counters = self.pipeline.counters();
         let stats = Stats {
@@ -322,17 +357,22 @@ impl BackupWriter {
             chunks_reused: counters.chunks_reused.load(Ordering::Relaxed),
             packs: counters.packs.load(Ordering::Relaxed),
         };
+        let (host, started, copied_from) = match self.copy_of.take() {
+            Some(CopyOf { from, host, started }) => (host, started, Some(from)),
+            None => (host_name(), self.started, None),
+        };
         let manifest = Manifest {
             id: self.id,
             plan: self.plan.clone(),
-            host: host_name(),
-            started: self.started,
+            host,
+            started,
             time,
             parents: self.parents.clone(),
             sources,
             stats,
             tags,
             program: env!("CARGO_PKG_VERSION").into(),
+            copied_from,
         };
         let json = serde_json::to_vec(&manifest).context(Kind::Bug, || "encode a manifest".into())?;
         let sealed = self.inner.seal_object(ObjectKind::Manifest, &self.key, &json)?;
@@ -470,16 +510,7 @@ impl TreeWriter<'_> {
             self.last_path = Some(entry.path.clone());
         }
         // Asked for every entry, so that the walk through the previous tree keeps step.
-        let previous = match &mut self.previous {
-            Some(tree) => {
-                let found = tree.find(&entry.path)?;
-                for (pack, error) in tree.damaged.drain(..) {
-                    self.writer.distrust(pack, &error);
-                }
-                found
-            }
-            None => None,
-        };
+        let previous = self.previous_file(&entry.path)?;
         let EntryKind::File { layout, .. } = entry.kind else {
             self.entries += 1;
             self.pending.push_back(Pending::Entry(entry, PendingContent::None));
@@ -503,6 +534,47 @@ impl TreeWriter<'_> {
         let previous = previous.filter(|file| file.layout == layout);
         self.current = Some((entry, previous));
         Ok(Added::NeedsContent)
+    }
+
+    /// The file of this path in the previous tree; paths are asked for in the tree's order.
+    pub(super) fn previous_file(&mut self, path: &[u8]) -> Result<Option<PreviousFile>> {
+        let Some(tree) = &mut self.previous else { return Ok(None) };
+        let found = tree.find(path)?;
+        for (pack, error) in tree.damaged.drain(..) {
+            self.writer.distrust(pack, &error);
+        }
+        Ok(found)
+    }
+
+    /// A stretch whose chunks have their places already; the entry that it belongs to follows.
+    pub(super) fn place_stretch(&mut self, chunks: Vec<Chunk<Loc>>) -> Result<()> {
+        self.pending.push_back(Pending::Stretch(Arc::new(OnceLock::from(chunks))));
+        self.settle(PENDING_MAX)
+    }
+
+    /// An entry of `size` bytes whose content has its places already: `chunks`, or as many stretches as came before it.
+    pub(super) fn place_entry(&mut self, entry: Entry, size: u64, chunks: Vec<Chunk<Loc>>, stretches: u64) -> Result<()> {
+        if self.last_path.as_ref().is_some_and(|last| tree_order(last, &entry.path).is_ge()) {
+            return Err(Error::new(Kind::Bug, format!("entry {} is out of order", entry.display_path())));
+        }
+        self.last_path = Some(entry.path.clone());
+        let content = match (&entry.kind, stretches) {
+            (EntryKind::File { .. }, 0) => PendingContent::Slot(Arc::new(OnceLock::from(chunks))),
+            (EntryKind::File { .. }, _) => PendingContent::Stretches(stretches),
+            _ => PendingContent::None,
+        };
+        self.entries += 1;
+        self.bytes += size;
+        self.pending.push_back(Pending::Entry(entry, content));
+        self.settle(PENDING_MAX)
+    }
+
+    pub(super) fn pipeline(&self) -> &Pipeline {
+        &self.writer.pipeline
+    }
+
+    pub(super) fn writer(&mut self) -> &mut BackupWriter {
+        self.writer
     }
 
     /// Names the chunks of an unchanged file again. `false`: some of them cannot be reused, so the file must be read.
@@ -714,7 +786,7 @@ impl TreeWriter<'_> {
     }
 
     /// What stood at this stretch in the previous snapshot, by position.
-    fn previous_chunks(&mut self, previous: Option<&PreviousFile>, stretch: u64) -> Result<Option<Vec<Chunk<PackNo>>>> {
+    pub(super) fn previous_chunks(&mut self, previous: Option<&PreviousFile>, stretch: u64) -> Result<Option<Vec<Chunk<PackNo>>>> {
         let (Some(file), Some(tree)) = (previous, &mut self.previous) else { return Ok(None) };
         match &file.content {
             Content::Inline(chunks) if stretch == 0 => Ok(Some(chunks.clone())),
@@ -734,6 +806,11 @@ impl TreeWriter<'_> {
             }
             _ => Ok(None),
         }
+    }
+
+    /// The node of this stretch of a file of the previous tree.
+    pub(super) fn previous_node(&self, file: &PreviousFile, stretch: u64) -> Option<ChunkId> {
+        Some(self.previous.as_ref()?.refs.get(file.first_node + stretch as usize)?.id)
     }
 
     /// Drops the entry just added (it vanished).

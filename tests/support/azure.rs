@@ -8,8 +8,8 @@ use lifeboat::store::{Credential, StoreConfig};
 use super::{Server, free_port, server_folder, tool};
 
 /// The well-known account of every Azurite.
-const ACCOUNT: &str = "devstoreaccount1";
-const KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+pub const ACCOUNT: &str = "devstoreaccount1";
+pub const KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 const CONTAINER: &str = "lifeboat";
 
 /// `object_store` cannot make containers. Signed as in "Authorize with Shared Key", Azure Storage REST reference.

@@ -269,7 +269,7 @@ fn make_backup(demo: &App) -> Result<BackupReport> {
 }
 
 fn make_drill(demo: &App) -> Result<DrillReport> {
-    drill::make(demo, &DrillRunArgs { plan: PLAN.to_owned(), at: None, latest: false, random: false, keep_target: None })
+    drill::make(demo, &DrillRunArgs { plan: PLAN.to_owned(), at: None, latest: false, random: false, keep_target: None, repository: None })
 }
 
 fn make_restore(demo: &App, to: &Path) -> Result<PathBuf> {
@@ -289,6 +289,7 @@ fn make_restore(demo: &App, to: &Path) -> Result<PathBuf> {
         timeline: None,
         source: Vec::new(),
         only: Vec::new(),
+        repository: None,
         from: None,
         dry_run: false,
         yes: true,

@@ -11,7 +11,7 @@ fn at(text: &str) -> DateTime<Utc> {
 }
 
 /// A plan with one source and objectives, as a file says it.
-fn plan() -> std::sync::Arc<Plan> {
+pub(super) fn plan() -> std::sync::Arc<Plan> {
     let folder = tempfile::tempdir().unwrap();
     let text = r#"version = 1
 [repository.main]
@@ -32,7 +32,7 @@ timezone = "UTC"
     std::sync::Arc::clone(plans.plan("crm").unwrap())
 }
 
-fn manifest(time: &str, source: &str, problems: &[&str]) -> Manifest {
+pub(super) fn manifest(time: &str, source: &str, problems: &[&str]) -> Manifest {
     let problem = |object: &&str| Unread { object: (*object).to_owned(), kind: "unreadable".into(), message: "not permitted".into() };
     let finish = Finish { problems: problems.iter().map(problem).collect(), ..Finish::default() };
     let record =

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Kind, Result};
 use crate::id::Name;
-use crate::ops::resolve::{RepositorySettings, Surroundings};
+use crate::ops::resolve::{CopyPlace, RepositorySettings, Surroundings};
 use crate::ops::work::{make_private, read_private, write_private};
 use crate::repo::Log;
 use crate::source::postgres::wal::{SegmentSize, WalName};
@@ -30,6 +30,8 @@ pub struct Archive {
     pub plan: Name,
     pub source: Name,
     pub repository: RepositorySettings,
+    /// Where log is fetched from when the repository cannot give it.
+    pub copies: Vec<CopyPlace>,
     folder: PathBuf,
 }
 
@@ -38,7 +40,13 @@ impl Archive {
     #[must_use]
     pub fn new(plan: Name, source: Name, repository: RepositorySettings, surroundings: &Surroundings) -> Self {
         let folder = surroundings.state.join("work").join(plan.as_str()).join("log");
-        Self { plan, source, repository, folder }
+        Self { plan, source, repository, copies: Vec::new(), folder }
+    }
+
+    /// The same with places to fall back to.
+    #[must_use]
+    pub fn with_copies(self, copies: Vec<CopyPlace>) -> Self {
+        Self { copies, ..self }
     }
 
     /// Which log it is, as a text for comparison.

@@ -13,8 +13,10 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::ops::explain;
 use crate::ops::log::archive::{AHEAD, Archive, Shelf, parse_any, stored_history, workers};
-use crate::ops::resolve::Surroundings;
+use crate::ops::resolve::{RepositorySettings, Surroundings};
+use crate::ops::restore::fallback::may_help;
 use crate::repo::{Gap, Log, PieceInfo, runs};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::wal::{PieceFacts, SegmentHeader, SegmentSize, TimelineHistory, WalName, WalReader};
@@ -37,6 +39,9 @@ pub struct FetchReport {
     pub cached: bool,
     /// Further segments that were brought for the next fetches.
     pub ahead: u64,
+    /// Name of the copy that it is from, and why. `None`: from the plan's own repository.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub copy: Option<(String, String)>,
 }
 
 impl FetchReport {
@@ -59,7 +64,6 @@ pub fn run(
     end_at_gap: bool,
     surroundings: &Surroundings,
 ) -> Result<FetchReport> {
-    let within = |error: Error| error.within(format!("fetch {name}"));
     let mut report = FetchReport {
         schema: "lifeboat.log-fetch/1".into(),
         plan: archive.plan.to_string(),
@@ -69,6 +73,7 @@ pub fn run(
         partial: false,
         cached: false,
         ahead: 0,
+        copy: None,
     };
     let Some(parsed) = parse_any(name) else {
         return Err(Error::new(Kind::Usage, format!("{name:?} is no name of a file of the log"))
@@ -85,41 +90,79 @@ pub fn run(
     }
     // A recovery asks for histories when it begins and when it has ended: what was fetched ahead of its target has no use any more.
     shelf.clear(!matches!(parsed, WalName::Segment { .. }));
-    let repository = archive.repository.open(surroundings)?;
-    repository.require_reader("fetch a log")?;
-    let log = repository.log(&archive.plan, &archive.source);
-    match parsed {
-        WalName::History { timeline } => {
-            let stored = stored_history(&log, timeline).map_err(within)?;
-            match stored {
-                Some(text) => write_whole(destination, text.as_bytes())?,
-                None if timeline > 1 && log.pieces()?.iter().any(|piece| piece.stream == u64::from(timeline)) => {
-                    return Err(within(
-                        Error::new(Kind::Damaged, format!("there is log of timeline {timeline}, and its history is missing"))
-                            .hint("run `lifeboat verify`; copy the file from the pg_wal of a server that has it, with `lifeboat log push`"),
-                    ));
+    let place = Place { archive, name, destination, jobs, end_at_gap, surroundings };
+    let own = place.bring(&archive.repository, &parsed, &shelf, &mut report);
+    let error = match own {
+        Err(error) if may_help(error.kind()) => error,
+        own => return own.map(|()| report),
+    };
+    for copy in &archive.copies {
+        let mut from_copy = report.clone();
+        from_copy.copy = Some((copy.name().to_string(), explain(&error)));
+        let brought = copy.settings().and_then(|settings| place.bring(&settings, &parsed, &shelf, &mut from_copy));
+        match brought {
+            // Where the copy ends, the log need not: only the plan's own repository can say so.
+            Ok(()) if matches!(parsed, WalName::Segment { .. }) && (!from_copy.found || from_copy.partial) => {
+                tracing::warn!(copy = %copy.name(), name, "the copy of the log ends before this");
+            }
+            Ok(()) => return Ok(from_copy),
+            Err(other) => tracing::warn!(copy = %copy.name(), name, error = ?other, "the copy cannot be used either"),
+        }
+    }
+    Err(error)
+}
+
+/// One file of the log, wherever it comes from.
+struct Place<'a> {
+    archive: &'a Archive,
+    name: &'a str,
+    destination: &'a Path,
+    jobs: usize,
+    end_at_gap: bool,
+    surroundings: &'a Surroundings,
+}
+
+impl Place<'_> {
+    fn bring(&self, from: &RepositorySettings, parsed: &WalName, shelf: &Shelf, report: &mut FetchReport) -> Result<()> {
+        let Self { archive, name, destination, jobs, end_at_gap, surroundings } = *self;
+        let within = |error: Error| error.within(format!("fetch {name}"));
+        let repository = from.open(surroundings)?;
+        repository.require_reader("fetch a log")?;
+        let log = repository.log(&archive.plan, &archive.source);
+        match *parsed {
+            WalName::History { timeline } => {
+                let stored = stored_history(&log, timeline).map_err(within)?;
+                match stored {
+                    Some(text) => write_whole(destination, text.as_bytes())?,
+                    None if timeline > 1 && log.pieces()?.iter().any(|piece| piece.stream == u64::from(timeline)) => {
+                        return Err(within(
+                            Error::new(Kind::Damaged, format!("there is log of timeline {timeline}, and its history is missing")).hint(
+                                "run `lifeboat verify`; copy the file from the pg_wal of a server that has it, with `lifeboat log push`",
+                            ),
+                        ));
+                    }
+                    None => report.found = false,
                 }
-                None => report.found = false,
+                Ok(())
             }
-            Ok(report)
-        }
-        // No recovery needs these.
-        WalName::Partial { .. } | WalName::Backup { .. } => {
-            report.found = false;
-            Ok(report)
-        }
-        WalName::Segment { .. } => {
-            let request = Request { archive, log: &log, name, destination, jobs, end_at_gap, surroundings };
-            let mut tried = request.bring(&shelf, &mut report);
-            // A piece that a larger one replaced since the listing.
-            if tried.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
-                tried = request.bring(&shelf, &mut report);
+            // No recovery needs these.
+            WalName::Partial { .. } | WalName::Backup { .. } => {
+                report.found = false;
+                Ok(())
             }
-            if !report.found {
-                shelf.clear(true);
+            WalName::Segment { .. } => {
+                let request = Request { archive, log: &log, name, destination, jobs, end_at_gap, surroundings };
+                let mut tried = request.bring(shelf, report);
+                // A piece that a larger one replaced since the listing.
+                if tried.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
+                    tried = request.bring(shelf, report);
+                }
+                if !report.found {
+                    shelf.clear(true);
+                }
+                tried.map_err(within)?;
+                Ok(())
             }
-            tried.map_err(within)?;
-            Ok(report)
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::repo::{Listed, Log, LostManifest, Manifest, PieceInfo, ReportRecord, 
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::{Request, Target, Timeline, place_log_file};
 use crate::source::postgres::wal::reader::PAGE_BYTES;
-use crate::source::postgres::wal::{Meaning, PieceFacts, TimelineHistory, WalName, WalReader};
+use crate::source::postgres::wal::{Meaning, PieceFacts, SegmentSize, TimelineHistory, WalName, WalReader};
 
 /// The kind of source whose log this is.
 const KIND: &str = "postgres";
@@ -187,6 +187,42 @@ pub(in crate::ops::log) fn base_of(manifest: &Manifest, record: &SourceRecord) -
         restore_point: known.restore_point,
         time: manifest.time,
     })
+}
+
+/// The position that no snapshot's way begins before: the start of a segment; 0 when that is not known of one.
+///
+/// # Errors
+/// When the store cannot be asked.
+pub(in crate::ops) fn first_needed<'a>(log: &Log, manifests: impl Iterator<Item = &'a Manifest>, source: &Name) -> Result<u64> {
+    let point = first_point(manifests, source);
+    Ok(segment_size(log, &log.pieces()?)?.map_or(0, |size| size.start(size.number(Lsn(point))).0))
+}
+
+/// As the newest piece says that can be read. `None`: none says it.
+///
+/// # Errors
+/// When the store cannot be asked.
+pub(in crate::ops) fn segment_size(log: &Log, pieces: &[PieceInfo]) -> Result<Option<SegmentSize>> {
+    for piece in pieces.iter().rev() {
+        match log.facts(piece) {
+            Ok(facts) => {
+                let known = serde_json::from_value::<PieceFacts>(facts).ok();
+                if let Some(size) = known.and_then(|facts| SegmentSize::new(u64::from(facts.segment_bytes)).ok()) {
+                    return Ok(Some(size));
+                }
+            }
+            Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+fn first_point<'a>(manifests: impl Iterator<Item = &'a Manifest>, source: &Name) -> u64 {
+    let of = |manifest: &'a Manifest| {
+        manifest.sources.iter().find(|record| record.name == *source && record.kind == KIND).map(|r| (manifest, r))
+    };
+    manifests.filter_map(of).map(|(manifest, record)| base_of(manifest, record).map_or(0, |base| base.point.0)).min().unwrap_or(0)
 }
 
 /// What of the log leads to a choice. `None`: the log has no part in it, and the choice is among snapshots.

@@ -414,6 +414,7 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
         lost: brought.lost.content,
         newer_unread: plan.newer_unread.clone(),
         log_hole: plan.log_hole.clone(),
+        fallback: plan.fallback.clone(),
         incomplete: !plan.missing.is_empty() || plan.log_hole.is_some() || brought.lost.content > 0,
         warnings,
         notes,

@@ -3,6 +3,7 @@
 mod apply;
 mod doubt;
 mod estimate;
+pub mod fallback;
 mod part;
 mod partial;
 mod place;
@@ -18,6 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::Event;
 use crate::id::SnapshotId;
 use crate::ops::log::replay::{LogRecovery, SourceMoment};
+use crate::ops::restore::fallback::Fallback;
 use crate::ops::select::Choice;
 use crate::ops::{Existing, Job, Missing, Phase, condemn};
 use crate::repo::Manifest;
@@ -115,6 +117,9 @@ pub struct RestorePlan {
     pub missing: Vec<Missing>,
     /// Snapshots newer than this one that were asked for rather than it and cannot be read.
     pub newer_unread: Vec<SnapshotId>,
+    /// That it is from a copy. `None`: from the repository that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
     pub warnings: Vec<String>,
     /// What is done, where that is not plain: sentences.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -189,6 +194,12 @@ impl RestorePlan {
         Ok(())
     }
 
+    /// Says that it is from a copy.
+    pub fn fell_back(&mut self, fallback: Fallback) {
+        self.tell(fallback.sentence());
+        self.fallback = Some(fallback);
+    }
+
     /// Adds a warning about which content this is, which the result is to repeat.
     pub fn tell(&mut self, warning: String) {
         if !self.warnings.contains(&warning) {
@@ -235,6 +246,9 @@ pub struct RestoreReport {
     /// Snapshots newer than this one that were asked for rather than it and cannot be read. The restore is whole, but not what was meant.
     #[serde(default)]
     pub newer_unread: Vec<SnapshotId>,
+    /// That it is from a copy. `None`: from the repository that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
     /// The end of the log was asked for, and there is more behind a hole in it, which could not be replayed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_hole: Option<String>,
@@ -253,7 +267,7 @@ impl RestoreReport {
     /// How the process should end: `None` is exit 0.
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
-        (self.incomplete || !self.newer_unread.is_empty()).then_some(Kind::Incomplete)
+        (self.incomplete || !self.newer_unread.is_empty() || is_older(self.fallback.as_ref())).then_some(Kind::Incomplete)
     }
 }
 
@@ -261,8 +275,13 @@ impl RestorePlan {
     /// How the restore will end, as far as is known before it: `None` is exit 0.
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
-        (!self.missing.is_empty() || self.log_hole.is_some() || !self.newer_unread.is_empty()).then_some(Kind::Incomplete)
+        let newer = !self.newer_unread.is_empty() || is_older(self.fallback.as_ref());
+        (!self.missing.is_empty() || self.log_hole.is_some() || newer).then_some(Kind::Incomplete)
     }
+}
+
+fn is_older(fallback: Option<&Fallback>) -> bool {
+    fallback.is_some_and(|fallback| fallback.older.is_some())
 }
 
 /// Says what a restore would do, without touching anything.

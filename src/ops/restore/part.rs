@@ -20,7 +20,7 @@ use crate::ops::restore::prepare::plan_of;
 use crate::ops::restore::{Part, PlannedSource, RestorePlan, RestoreReport};
 use crate::ops::select::{Choice, Wanted};
 use crate::ops::work::{RunFolder, make_private};
-use crate::ops::{Job, backup, context, resolve};
+use crate::ops::{Job, backup, context_of, resolve};
 use crate::repo::{Manifest, ReportRecord, SourceRecord};
 use crate::source::postgres::extract::{Selection, Target};
 use crate::source::{ExtractRequest, Extracted};
@@ -111,6 +111,7 @@ pub(super) fn plan(
         delta: false,
         standby: None,
         log_hole: None,
+        fallback: None,
         confirmation: None,
         recovery,
         moments: Vec::new(),
@@ -190,7 +191,7 @@ fn bring(job: &Job, plan: &RestorePlan, folder: &RunFolder) -> Result<RestoreRep
     let request = ExtractRequest { only: plan.only.clone(), dump: scratch.join("dump"), load_into: url(&plan.to).map(str::to_owned) };
     let source = resolve::restoring_source(job, record)?;
     let extracted = source
-        .extract(&whole, &request, &context(job, scratch))
+        .extract(&whole, &request, &context_of(job, scratch, &plan.manifest)?)
         .map_err(|error| error.within(format!("restore a part of source {} to {}", record.name, plan.target)))?;
 
     watch.phase("place");
@@ -217,6 +218,7 @@ fn fill(report: &mut RestoreReport, plan: &RestorePlan, record: &SourceRecord, e
     report.sources_left_out.clone_from(&plan.sources_left_out);
     report.newer_unread.clone_from(&plan.newer_unread);
     report.log_hole.clone_from(&plan.log_hole);
+    report.fallback.clone_from(&plan.fallback);
     // Owners and attributes of files that are gone again.
     report.lost = 0;
     report.incomplete = !report.missing.is_empty() || plan.log_hole.is_some();

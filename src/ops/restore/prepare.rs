@@ -8,6 +8,7 @@ use crate::id::{RunId, SnapshotId};
 use crate::ops::log::replay::{self, LogRecovery, SourceMoment};
 use crate::ops::restore::doubt::Doubts;
 use crate::ops::restore::estimate::{estimate, measurements};
+use crate::ops::restore::fallback::original;
 use crate::ops::restore::part;
 use crate::ops::restore::partial::{Identity, in_the_way, left_at};
 use crate::ops::restore::place::{Place, Shape, free_bytes};
@@ -112,12 +113,12 @@ fn check_resumed(job: &Job, request: &RestoreRequest, left: &Identity, reports: 
         let set = if located.is_none() { replay::locate_set(job, &request.choice, &left.sources, known)? } else { None };
         let mut moments = Vec::new();
         let (asked, recovery) = match (located, set) {
-            (Some(found), _) => (found.manifest.id, found.recovery),
+            (Some(found), _) => (original(&found.manifest), found.recovery),
             (None, Some(set)) => {
                 moments = set.moments;
-                (set.manifest.id, None)
+                (original(&set.manifest), None)
             }
-            (None, None) => (chosen(job, &request.choice, reports)?.manifest.id, None),
+            (None, None) => (original(&chosen(job, &request.choice, reports)?.manifest), None),
         };
         let set_of = |moments: &[SourceMoment]| {
             if moments.is_empty() { "each source at the snapshot's moment".into() } else { replay::set_text(moments) }
@@ -293,6 +294,7 @@ pub(in crate::ops) fn plan_of(
         told: Vec::new(),
         to: place.target().to_owned(),
         newer_unread: Vec::new(),
+        fallback: None,
         manifest,
         id,
         resume: false,
@@ -302,9 +304,10 @@ pub(in crate::ops) fn plan_of(
 /// What names the content and the place of a restore. The manifest holds only the sources to restore.
 pub(super) fn identity(job: &Job, manifest: &Manifest, place: &Place, only: &[String], recovery: Option<&LogRecovery>) -> Identity {
     Identity {
-        repository: hex::encode(job.repository.id().0),
+        // A copy is the same content: a restore that was begun from the one goes on from the other.
+        repository: manifest.copied_from.as_ref().map_or_else(|| hex::encode(job.repository.id().0), |from| from.repository.clone()),
         plan: manifest.plan.clone(),
-        snapshot: manifest.id,
+        snapshot: original(manifest),
         target: place.target().display().to_string(),
         sources: manifest.sources.iter().map(|s| s.name.to_string()).collect(),
         only: only.to_vec(),
@@ -391,6 +394,12 @@ fn left_beside(to: &Path) -> Result<Option<Identity>> {
 
 fn resumed_manifest(job: &Job, left: &Identity) -> Result<Manifest> {
     if left.repository != hex::encode(job.repository.id().0) {
+        let (all, _) = job.repository.sound_manifests(Some(&job.plan))?;
+        let is_copy =
+            |m: &Manifest| m.copied_from.as_ref().is_some_and(|from| from.repository == left.repository && from.snapshot == left.snapshot);
+        if let Some(copy) = all.into_iter().find(is_copy) {
+            return Ok(copy);
+        }
         return Err(Error::new(Kind::Usage, format!("resume the restore to {}: it was from another repository", left.target))
             .hint("use the plan or URL it was begun with"));
     }
@@ -399,7 +408,14 @@ fn resumed_manifest(job: &Job, left: &Identity) -> Result<Manifest> {
 
 /// One manifest without looking at the others: damage to those must not keep this one from being restored.
 fn one_of_plan(job: &Job, id: SnapshotId) -> Result<Manifest> {
-    let manifest = job.repository.manifest(id)?;
+    let manifest = match job.repository.manifest(id) {
+        // By the name that it has where it was backed up to.
+        Err(error) if error.kind() == Kind::NoRecoveryPoint => {
+            let (all, _) = job.repository.sound_manifests(Some(&job.plan))?;
+            return all.into_iter().find(|manifest| original(manifest) == id).ok_or(error);
+        }
+        found => found?,
+    };
     if manifest.plan == job.plan {
         return Ok(manifest);
     }

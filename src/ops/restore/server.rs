@@ -15,7 +15,7 @@ use crate::ops::restore::prepare::plan_of;
 use crate::ops::restore::{Part, PlannedSource, RestorePlan, RestoreReport};
 use crate::ops::select::{Choice, Wanted};
 use crate::ops::work::{RunFolder, make_private};
-use crate::ops::{Job, backup, context, counted, resolve};
+use crate::ops::{Job, backup, context_of, counted, resolve};
 use crate::repo::{Manifest, ReportRecord};
 use crate::source::postgres::logical::{KIND, Target};
 
@@ -78,6 +78,7 @@ pub(super) fn plan(
         overwrites: Vec::new(),
         delta: false,
         log_hole: None,
+        fallback: None,
         confirmation: None,
         recovery: None::<LogRecovery>,
         moments: Vec::new(),
@@ -124,12 +125,13 @@ fn bring(job: &Job, plan: &RestorePlan, folder: &RunFolder) -> Result<RestoreRep
     make_private(&scratch)?;
     let source = resolve::restoring_source(job, record)?;
     let loaded = source
-        .load(&whole, part::url(&plan.to).unwrap_or_default(), &context(job, scratch))
+        .load(&whole, part::url(&plan.to).unwrap_or_default(), &context_of(job, scratch, &plan.manifest)?)
         .map_err(|error| error.within(format!("restore source {} to {}", record.name, plan.target)))?;
 
     report.target.clone_from(&plan.target);
     report.sources_left_out.clone_from(&plan.sources_left_out);
     report.newer_unread.clone_from(&plan.newer_unread);
+    report.fallback.clone_from(&plan.fallback);
     // Owners of files that are gone again.
     report.lost = 0;
     report.incomplete = !report.missing.is_empty() || !loaded.lacking.is_empty();

@@ -252,6 +252,16 @@ impl Log {
         }
     }
 
+    /// Copies a piece with its facts into the log of another repository, every byte checked. Needs the reader role here, the writer role there.
+    ///
+    /// # Errors
+    /// As [`Log::read`] and [`Log::append`].
+    pub fn copy_piece(&self, piece: &PieceInfo, to: &Self) -> Result<Appended> {
+        self.inner.keys.require_reader("read a log")?;
+        let (bytes, facts) = piece::read_with_facts(&self.inner, &self.key(piece), piece)?;
+        to.append(piece.stream, piece.start, piece.end, &facts, &bytes)
+    }
+
     /// Removes pieces that another one contains and that is really stored. Best effort: `false` when the store refused, which harms nothing.
     ///
     /// # Errors

@@ -195,10 +195,15 @@ pub fn fetch_whole(inner: &Inner, key: &str, piece: &PieceInfo) -> Result<(OpenP
 
 /// The plain bytes of a piece.
 pub fn read(inner: &Inner, key: &str, piece: &PieceInfo) -> Result<Vec<u8>> {
+    read_with_facts(inner, key, piece).map(|(bytes, _)| bytes)
+}
+
+/// The same, and what was said of it.
+pub fn read_with_facts(inner: &Inner, key: &str, piece: &PieceInfo) -> Result<(Vec<u8>, serde_json::Value)> {
     let (open, bytes) = fetch_whole(inner, key, piece)?;
     let plain = open.decode(inner, key, &open.directory.frames, &bytes[HEADER_BYTES..open.frames_end as usize])?;
     if inner.keys.log_content(&plain)?.to_hex().as_str() == open.label.content {
-        Ok(plain)
+        Ok((plain, open.label.facts))
     } else {
         Err(Error::new(Kind::Damaged, format!("object {key}: its content is not what was stored")))
     }

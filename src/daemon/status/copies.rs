@@ -1,0 +1,97 @@
+//! How far the copies of a plan are.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::daemon::journal::Job;
+use crate::daemon::status::{Problem, problem_of};
+use crate::ops::copy::behind;
+use crate::ops::resolve::{self, Surroundings};
+use crate::ops::{explain, select};
+use crate::plan::{Plan, PlannedCopy};
+use crate::repo::Manifest;
+
+/// A copy may take so long after its schedule before it is called behind.
+const PATIENCE: TimeDelta = TimeDelta::hours(1);
+
+/// One copy of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// Name of the repository it is in.
+    pub repository: String,
+    /// The moment of the newest snapshot there. `None`: there is none, or it could not be asked.
+    pub newest: Option<DateTime<Utc>>,
+    /// How much newer the plan's newest snapshot is. `None`: not known.
+    pub behind_ms: Option<u64>,
+    pub reachable: bool,
+}
+
+/// Asks every copy. `originals`: of the plan's own repository, where it could be asked.
+pub fn gather(plan: &Plan, originals: Option<&[Manifest]>, surroundings: &Surroundings) -> (Vec<CopyStatus>, Vec<Problem>) {
+    let (mut all, mut problems) = (Vec::new(), Vec::new());
+    for copy in &plan.copies {
+        let there = resolve::repository(&copy.to)
+            .and_then(|settings| settings.open(surroundings))
+            .and_then(|repository| repository.sound_manifests(Some(&plan.name)));
+        match there {
+            Ok((manifests, lost)) => {
+                let newest = select::latest(&manifests).map(|manifest| manifest.time);
+                let original = originals.and_then(select::latest).map(|manifest| manifest.time);
+                problems.extend(originals.and_then(|originals| is_behind(copy, originals, newest, surroundings.clock.now())));
+                if let Some(first) = lost.first() {
+                    let message =
+                        format!("the copy in {} has {} manifests that cannot be read: {}", copy.to.name, lost.len(), explain(&first.error));
+                    problems.push(problem_of("damaged", Job::Copy, message));
+                }
+                let behind_ms = newest.zip(original).map(|(copy, original)| behind(copy, original));
+                all.push(CopyStatus { repository: copy.to.name.to_string(), newest, behind_ms, reachable: true });
+            }
+            Err(error) => {
+                let message = format!("the copy in {} could not be asked: {}", copy.to.name, explain(&error));
+                problems.push(problem_of("copy-unreachable", Job::Copy, message));
+                all.push(CopyStatus { repository: copy.to.name.to_string(), newest: None, behind_ms: None, reachable: false });
+            }
+        }
+    }
+    (all, problems)
+}
+
+/// Whether a scheduled copy lacks a snapshot that was there when it was last due. Pure.
+fn is_behind(copy: &PlannedCopy, originals: &[Manifest], newest: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Option<Problem> {
+    let due = copy.schedule.as_ref()?.previous_at_or_before(now - PATIENCE)?;
+    let tagged = |manifest: &&Manifest| copy.tags.is_empty() || manifest.tags.iter().any(|tag| copy.tags.contains(tag));
+    let missing = originals.iter().filter(tagged).filter(|m| m.time < due).map(|m| m.time).max()?;
+    if newest.is_some_and(|newest| newest >= missing) {
+        return None;
+    }
+    let has = newest.map_or_else(|| "it has none".to_owned(), |newest| format!("its newest is of {}", select::moment(newest)));
+    let message = format!(
+        "the copy in {} lacks the snapshot of {} although it was due at {}: {has}",
+        copy.to.name,
+        select::moment(missing),
+        select::moment(due)
+    );
+    Some(problem_of("copy-behind", Job::Copy, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::status::tests::{manifest, plan};
+
+    #[test]
+    fn a_copy_is_behind_when_it_lacks_what_was_there_when_it_was_due() {
+        let at = |text: &str| format!("2026-11-20T{text}Z").parse::<DateTime<Utc>>().unwrap();
+        let schedule = crate::plan::Schedule::parse("30 3 * * *", chrono_tz::Tz::UTC).unwrap();
+        let to = plan().repository.clone();
+        let copy = PlannedCopy { to, schedule: Some(schedule), keep: crate::plan::Keep::default(), last: None, tags: Vec::new() };
+        let originals = [manifest("02:00:00", "db", &[]), manifest("03:00:00", "db", &[])];
+        let (first, second) = (Some(originals[0].time), Some(originals[1].time));
+        assert_eq!(is_behind(&copy, &originals, second, at("05:00:00")), None);
+        assert_eq!(is_behind(&copy, &originals, first, at("05:00:00")).unwrap().kind, "copy-behind");
+        assert!(is_behind(&copy, &originals, None, at("05:00:00")).unwrap().message.contains("it has none"));
+        assert_eq!(is_behind(&copy, &originals, first, at("04:00:00")), None, "it was due just now");
+        let by_hand = PlannedCopy { schedule: None, ..copy };
+        assert_eq!(is_behind(&by_hand, &originals, None, at("05:00:00")), None);
+    }
+}

@@ -1,0 +1,430 @@
+//! Copy: snapshots of a plan, and the logs of its sources, to a second repository with other keys. Oldest first, so that each leans on
+//! the one before.
+//!
+//! Going on where the last copy ended is the rule: what is older than the newest copy is not copied again, because it is missing there by
+//! the copy's own retention or by choice. Logs go before snapshots: a snapshot that is there has the log that it needs.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+use crate::event::{Event, Progress};
+use crate::id::{Name, SnapshotId};
+use crate::ops::log::replay;
+use crate::ops::verdict::millis;
+use crate::ops::work::lock_copy;
+use crate::ops::{Job, condemn, damaged_warning, explain, select};
+use crate::repo::{Gap, Log, Manifest, PieceInfo, Predecessor, ReportRecord, Repository, Role, runs};
+
+/// What is copied, and where to.
+#[derive(Clone)]
+pub struct CopyRequest {
+    /// Name of the second repository in the plan files.
+    pub name: Name,
+    pub to: Repository,
+    /// Only the newest so many of the plan's snapshots.
+    pub last: Option<u32>,
+    /// Only snapshots with one of these tags; empty: all.
+    pub tags: Vec<String>,
+    /// Only this one, however old it is.
+    pub snapshot: Option<String>,
+    /// Also what is older than the newest copy.
+    pub all: bool,
+}
+
+/// One snapshot that was copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopiedSnapshot {
+    /// In the repository that is copied from.
+    pub original: SnapshotId,
+    /// In the other one.
+    pub copy: SnapshotId,
+    pub time: DateTime<Utc>,
+    /// Plain bytes of all its files.
+    pub bytes_source: u64,
+    /// Plain bytes read: what the other repository was not known to have.
+    pub bytes_read: u64,
+    /// Sealed bytes read for that.
+    pub bytes_fetched: u64,
+    /// Sealed bytes added to the other repository.
+    pub bytes_stored: u64,
+    pub duration_ms: u64,
+}
+
+/// The log of one source.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopiedLog {
+    pub source: String,
+    pub pieces: u64,
+    /// Plain bytes of those.
+    pub bytes: u64,
+    /// Pieces that were there already.
+    pub already: u64,
+    /// Gap records that were copied or made.
+    pub gaps: u64,
+}
+
+/// What could not be copied because it is damaged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyFinding {
+    /// A snapshot's id, or where in the log.
+    pub object: String,
+    pub message: String,
+}
+
+/// `lifeboat.copy/1`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyReport {
+    pub schema: String,
+    pub plan: String,
+    /// Where it was copied from: URL.
+    pub from: String,
+    /// Name of the second repository, and its URL.
+    pub repository: String,
+    pub to: String,
+    /// Oldest first.
+    pub snapshots: Vec<CopiedSnapshot>,
+    /// Snapshots that had been copied before.
+    pub already: u64,
+    /// Snapshots that were not asked for: by `last`, by tags, or older than the newest copy.
+    pub left_out: u64,
+    pub logs: Vec<CopiedLog>,
+    /// What is damaged and therefore not in the copy.
+    pub findings: Vec<CopyFinding>,
+    /// The moment of the newest snapshot that the copy has now.
+    pub newest: Option<DateTime<Utc>>,
+    /// How much newer the plan's newest snapshot is. 0: the copy has it. `None`: the copy has none.
+    pub behind_ms: Option<u64>,
+    pub bytes_read: u64,
+    pub bytes_stored: u64,
+    pub duration_ms: u64,
+    pub warnings: Vec<String>,
+}
+
+impl CopyReport {
+    /// How the process should end: `None` is exit 0.
+    #[must_use]
+    pub fn exit(&self) -> Option<Kind> {
+        (!self.findings.is_empty()).then_some(Kind::Damaged)
+    }
+}
+
+/// Pieces of logs that are on their way at a time, at most 16 MiB each as servers write them.
+const PIECES_AT_A_TIME: usize = 4;
+/// A piece that goes away while it is copied was replaced by a larger one: listed again so often.
+const LISTINGS: usize = 4;
+
+/// One copy now.
+///
+/// # Errors
+/// `Usage` when both are the same repository; `WrongKey` without the reader role there and the writer role here; `Busy` when this copy is
+/// running on this host already; what the stores say: what was copied until then is committed and stays.
+pub fn run(job: &Job, request: &CopyRequest) -> Result<CopyReport> {
+    let (clock, started) = (Instant::now(), job.clock.now());
+    let (from, to) = (&job.repository, &request.to);
+    from.require_reader("read the snapshots to copy")?;
+    if to.role() == Role::Maintainer {
+        return Err(Error::new(Kind::WrongKey, format!("copy to {}: this passphrase opens a maintainer key slot", request.name))
+            .hint("copy with the passphrase of a writer or reader key slot of that repository (`lifeboat key list`)"));
+    }
+    if from.id() == to.id() {
+        return Err(Error::new(Kind::Usage, format!("copy plan {} to {}: that is the plan's own repository", job.plan, request.name))
+            .hint("a copy needs a repository of its own, best with another vendor: `lifeboat repo init NAME`"));
+    }
+    let _lock = lock_copy(&job.work, &request.name, started)?;
+    let mut warnings = Vec::new();
+    let (originals, lost) = from.sound_manifests(Some(&job.plan))?;
+    warnings.extend(damaged_warning(&lost).map(|lost| format!("in the repository that is copied from, {lost}")));
+    let (mut copies, lost_copies) = to.sound_manifests(Some(&job.plan))?;
+    warnings.extend(damaged_warning(&lost_copies).map(|lost| format!("in the copy, {lost}")));
+    let reports = match from.sound_reports(None) {
+        Ok((reports, _)) => reports,
+        Err(error) => {
+            warnings.push(format!("what was proven is not known and does not go with the copies: {}", explain(&error)));
+            Vec::new()
+        }
+    };
+    let chosen = choose(&originals, &copies, &from.id().to_string(), request)?;
+    let mut report = CopyReport {
+        schema: "lifeboat.copy/1".into(),
+        plan: job.plan.to_string(),
+        from: from.store().describe().to_owned(),
+        repository: request.name.to_string(),
+        to: to.store().describe().to_owned(),
+        snapshots: Vec::new(),
+        already: chosen.already,
+        left_out: chosen.left_out,
+        logs: Vec::new(),
+        findings: lost
+            .iter()
+            .map(|lost| CopyFinding {
+                object: lost.id.map_or_else(|| "a manifest".to_owned(), |id| id.to_string()),
+                message: explain(&lost.error),
+            })
+            .collect(),
+        newest: None,
+        behind_ms: None,
+        bytes_read: 0,
+        bytes_stored: 0,
+        duration_ms: 0,
+        warnings,
+    };
+    copy_logs(job, request, &originals, &copies, &chosen.wanted, &mut report)?;
+    copy_snapshots(job, request, &originals, &mut copies, &chosen.wanted, &reports, &mut report)?;
+    report.warnings.extend(condemn(job));
+    let newest = select::latest(&copies).map(|manifest| manifest.time);
+    report.newest = newest;
+    report.behind_ms = newest.zip(select::latest(&originals)).map(|(copy, original)| behind(copy, original.time));
+    report.bytes_read =
+        report.snapshots.iter().map(|one| one.bytes_read).sum::<u64>() + report.logs.iter().map(|log| log.bytes).sum::<u64>();
+    report.bytes_stored = report.snapshots.iter().map(|one| one.bytes_stored).sum();
+    report.duration_ms = millis(clock.elapsed());
+    for message in &report.warnings {
+        job.progress.event(Event::Warning { message: message.clone() });
+    }
+    Ok(report)
+}
+
+/// How much older a copy's newest moment is than the original's; ms.
+#[must_use]
+pub fn behind(copy: DateTime<Utc>, original: DateTime<Utc>) -> u64 {
+    u64::try_from((original - copy).num_milliseconds()).unwrap_or(0)
+}
+
+/// What a copy would take.
+#[derive(Debug, PartialEq)]
+struct Chosen<'a> {
+    /// In the order in which they were committed.
+    wanted: Vec<&'a Manifest>,
+    already: u64,
+    left_out: u64,
+}
+
+/// Chooses what to copy. Pure.
+fn choose<'a>(originals: &'a [Manifest], copies: &[Manifest], repository: &str, request: &CopyRequest) -> Result<Chosen<'a>> {
+    let copied: BTreeSet<SnapshotId> = originals_of(copies, repository).keys().copied().collect();
+    let mut ordered: Vec<&Manifest> = originals.iter().collect();
+    ordered.sort_by_key(|manifest| manifest.id);
+    if let Some(id) = &request.snapshot {
+        let one = select::choose(originals, &[], &select::Choice::Snapshot(id.clone()), DateTime::<Utc>::MAX_UTC)?;
+        let is_there = copied.contains(&one.id);
+        let wanted = if is_there { Vec::new() } else { vec![one] };
+        return Ok(Chosen { already: u64::from(is_there), left_out: ordered.len() as u64 - 1, wanted });
+    }
+    let tagged = |manifest: &Manifest| request.tags.is_empty() || manifest.tags.iter().any(|tag| request.tags.contains(tag));
+    let mut asked: Vec<&Manifest> = ordered.iter().copied().filter(|manifest| tagged(manifest)).collect();
+    if let Some(last) = request.last {
+        let skip = asked.len().saturating_sub(last as usize);
+        asked.drain(..skip);
+    }
+    let newest = if request.all { None } else { copied.last().copied() };
+    let already = asked.iter().filter(|manifest| copied.contains(&manifest.id)).count() as u64;
+    let wanted: Vec<&Manifest> =
+        asked.into_iter().filter(|m| !copied.contains(&m.id) && newest.is_none_or(|newest| newest < m.id)).collect();
+    Ok(Chosen { already, left_out: ordered.len() as u64 - already - wanted.len() as u64, wanted })
+}
+
+/// Copies by the ids of their originals in that repository.
+fn originals_of<'a>(copies: &'a [Manifest], repository: &str) -> BTreeMap<SnapshotId, &'a Manifest> {
+    let origin =
+        |copy: &'a Manifest| copy.copied_from.as_ref().filter(|from| from.repository == repository).map(|from| (from.snapshot, copy));
+    copies.iter().filter_map(origin).collect()
+}
+
+/// The snapshot to lean on: the newest copy of an older snapshot, else the oldest of a newer one, whose original is still there.
+fn predecessor<'a>(originals: &'a [Manifest], copies: &'a [Manifest], repository: &str, id: SnapshotId) -> Option<Predecessor<'a>> {
+    let copied = originals_of(copies, repository);
+    let pair = |(original, copy): (&SnapshotId, &&'a Manifest)| {
+        let original = originals.iter().find(|manifest| manifest.id == *original)?;
+        Some(Predecessor { original, copy })
+    };
+    copied.range(..id).rev().find_map(pair).or_else(|| copied.range(id..).find_map(pair))
+}
+
+fn copy_snapshots(
+    job: &Job,
+    request: &CopyRequest,
+    originals: &[Manifest],
+    copies: &mut Vec<Manifest>,
+    wanted: &[&Manifest],
+    reports: &[ReportRecord],
+    report: &mut CopyReport,
+) -> Result<()> {
+    let repository = job.repository.id().to_string();
+    for manifest in wanted {
+        job.cancel.check()?;
+        let began = Instant::now();
+        job.progress.event(Event::Phase { name: "snapshot", detail: manifest.id.to_string() });
+        job.progress.event(Event::Total { bytes: manifest.stats.bytes_source, items: manifest.stats.entries });
+        let before = predecessor(originals, copies, &repository, manifest.id);
+        let proven = select::proven(reports, manifest);
+        let progress: &dyn Progress = job.progress.as_ref();
+        match request.to.copy_from(&job.repository, manifest, before, proven, job.clock.now(), progress, &job.cancel) {
+            Ok((committed, stats)) => {
+                report.warnings.extend(committed.warnings);
+                report.snapshots.push(CopiedSnapshot {
+                    original: manifest.id,
+                    copy: committed.manifest.id,
+                    time: manifest.time,
+                    bytes_source: manifest.stats.bytes_source,
+                    bytes_read: stats.bytes_read,
+                    bytes_fetched: stats.bytes_fetched,
+                    bytes_stored: committed.manifest.stats.bytes_stored,
+                    duration_ms: millis(began.elapsed()),
+                });
+                copies.push(committed.manifest);
+            }
+            // Others may be whole.
+            Err(error) if error.kind() == Kind::Damaged => {
+                report.findings.push(CopyFinding { object: manifest.id.to_string(), message: explain(&error) });
+            }
+            Err(error) => return Err(error.within(format!("copy snapshot {}", select::describe(manifest)))),
+        }
+    }
+    Ok(())
+}
+
+fn copy_logs(
+    job: &Job,
+    request: &CopyRequest,
+    originals: &[Manifest],
+    copies: &[Manifest],
+    wanted: &[&Manifest],
+    report: &mut CopyReport,
+) -> Result<()> {
+    let all = originals.iter().chain(copies).flat_map(|manifest| &manifest.sources);
+    let sources: BTreeSet<&Name> = all.filter(|record| replay::can_have_log(record)).map(|record| &record.name).collect();
+    for source in sources {
+        let (from, to) = (job.repository.log(&job.plan, source), request.to.log(&job.plan, source));
+        // What comes before the end of the oldest snapshot there leads from nothing to nothing.
+        let there = copies.iter().chain(wanted.iter().copied());
+        let needed = replay::first_needed(&from, there, source)?;
+        let mut log = CopiedLog { source: source.to_string(), ..CopiedLog::default() };
+        job.progress.event(Event::Phase { name: "log", detail: source.to_string() });
+        copy_log(job, &from, &to, needed, &mut log, &mut report.findings)
+            .map_err(|e| e.within(format!("copy the log of source {source}")))?;
+        report.logs.push(log);
+    }
+    report.logs.retain(|log| log.pieces + log.already + log.gaps > 0);
+    Ok(())
+}
+
+fn copy_log(job: &Job, from: &Log, to: &Log, needed: u64, out: &mut CopiedLog, findings: &mut Vec<CopyFinding>) -> Result<()> {
+    let mut damaged: Vec<(PieceInfo, String)> = Vec::new();
+    for listing in 1..=LISTINGS {
+        let there: BTreeSet<(u64, u64, u64)> = to.pieces()?.iter().map(stretch).collect();
+        let listed = from.pieces()?;
+        let missing: VecDeque<PieceInfo> = listed
+            .iter()
+            .filter(|piece| piece.end > needed && !there.contains(&stretch(piece)) && damaged.iter().all(|(bad, _)| bad != *piece))
+            .copied()
+            .collect();
+        if listing == 1 {
+            out.already = listed.iter().filter(|piece| there.contains(&stretch(piece))).count() as u64;
+            job.progress.event(Event::Total { bytes: missing.iter().map(|p| p.end - p.start).sum(), items: missing.len() as u64 });
+        }
+        if missing.is_empty() {
+            break;
+        }
+        let mut gone = false;
+        for (piece, result) in copy_pieces(job, from, to, missing)? {
+            match result {
+                Ok(()) => {
+                    out.pieces += 1;
+                    out.bytes += piece.end - piece.start;
+                }
+                Err(error) if error.kind() == Kind::NotFound && listing < LISTINGS => gone = true,
+                Err(error) => damaged.push((piece, explain(&error))),
+            }
+        }
+        if !gone {
+            break;
+        }
+    }
+    // Histories after the pieces that they speak of, gaps last: a hole in what was copied is explained by them.
+    for name in from.sides()? {
+        if let Some(content) = from.side(&name)? {
+            to.put_side(&name, &content)?;
+        }
+    }
+    tidy(from, to)?;
+    let covered = runs(&to.pieces()?);
+    let is_covered =
+        |stream: u64, start: u64, end: u64| covered.iter().any(|run| run.stream == stream && run.start <= start && end <= run.end);
+    let (mut gaps, unread) = from.gaps()?;
+    findings.extend(unread.iter().map(|error| CopyFinding { object: format!("log of {}", out.source), message: explain(error) }));
+    for (piece, message) in damaged {
+        findings.push(CopyFinding {
+            object: format!("log of {}, {:x} to {:x} of stream {}", out.source, piece.start, piece.end, piece.stream),
+            message: message.clone(),
+        });
+        gaps.push(Gap {
+            stream: piece.stream,
+            from: piece.start,
+            to: piece.end,
+            reason: format!("damaged in the repository that it was to be copied from: {message}"),
+            noticed_at: job.clock.now(),
+        });
+    }
+    let (known, _) = to.gaps()?;
+    for gap in gaps.iter().filter(|gap| gap.to > needed && !is_covered(gap.stream, gap.from, gap.to)) {
+        if known.iter().all(|other| (other.stream, other.from, other.to) != (gap.stream, gap.from, gap.to)) {
+            to.record_gap(gap)?;
+            out.gaps += 1;
+        }
+    }
+    Ok(())
+}
+
+fn stretch(piece: &PieceInfo) -> (u64, u64, u64) {
+    (piece.stream, piece.start, piece.end)
+}
+
+/// Copies pieces, several at a time and oldest first. What is damaged or gone comes back as its error; anything else ends it.
+fn copy_pieces(job: &Job, from: &Log, to: &Log, missing: VecDeque<PieceInfo>) -> Result<Vec<(PieceInfo, Result<()>)>> {
+    let waiting = Mutex::new(missing);
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let work = || -> Result<Vec<(PieceInfo, Result<()>)>> {
+        let mut done = Vec::new();
+        while let Some(piece) = next() {
+            let copied = job.cancel.check().and_then(|()| from.copy_piece(&piece, to));
+            match copied {
+                Ok(_) => done.push((piece, Ok(()))),
+                Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound) => done.push((piece, Err(error))),
+                Err(error) => {
+                    waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                    return Err(error);
+                }
+            }
+            job.progress.event(Event::Advance { bytes: piece.end - piece.start, items: 1 });
+        }
+        Ok(done)
+    };
+    let results: Vec<Result<Vec<_>>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..PIECES_AT_A_TIME).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::new(Kind::Bug, "a copying thread panicked")))).collect()
+    });
+    let mut all = Vec::new();
+    for result in results {
+        all.extend(result?);
+    }
+    Ok(all)
+}
+
+/// Removes small pieces that a larger one contains and that are gone in the original, too. Best effort.
+fn tidy(from: &Log, to: &Log) -> Result<()> {
+    let kept: BTreeSet<(u64, u64, u64)> = from.pieces()?.iter().map(stretch).collect();
+    let (there, gone): (Vec<PieceInfo>, Vec<PieceInfo>) = to.pieces()?.into_iter().partition(|piece| kept.contains(&stretch(piece)));
+    let mut spare: BTreeMap<PieceInfo, Vec<PieceInfo>> = BTreeMap::new();
+    for piece in gone {
+        let holds = |by: &&PieceInfo| by.stream == piece.stream && by.start <= piece.start && piece.end <= by.end;
+        if let Some(by) = there.iter().find(holds) {
+            spare.entry(*by).or_default().push(piece);
+        }
+    }
+    spare.iter().try_for_each(|(by, pieces)| to.remove_subsumed(pieces, by).map(drop))
+}

@@ -1,0 +1,219 @@
+//! Everything out of a repository into the databases' own files: no daemon, no plan files, no program of a database.
+//!
+//! ```text
+//! DIR/<plan>/<time>-<snapshot>/<source>/…    the tree as it was backed up
+//! DIR/<plan>/log-<source>/<segment files>    the continuous log; histories beside them; what a segment lacks at its end is `.partial`
+//! ```
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+use crate::event::{Cancel, Event, Progress};
+use crate::id::{Name, SnapshotId};
+use crate::ops::log::replay;
+use crate::ops::transfer::Transfer;
+use crate::ops::work::{exists, make_missing, write_private};
+use crate::ops::{explain, select};
+use crate::repo::{Log, Manifest, Repository, runs};
+use crate::source::postgres::lsn::Lsn;
+use crate::source::postgres::wal::WalName;
+
+/// What is taken out.
+#[derive(Debug, Clone)]
+pub struct ExtractRequest {
+    pub to: PathBuf,
+    /// Empty: all.
+    pub plans: Vec<String>,
+    /// Ids or unique beginnings; empty: all.
+    pub snapshots: Vec<String>,
+    /// Only the newest of each plan.
+    pub latest: bool,
+    pub logs: bool,
+}
+
+/// One snapshot that was taken out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtractedSnapshot {
+    pub snapshot: SnapshotId,
+    pub plan: String,
+    pub folder: String,
+    pub bytes: u64,
+    pub entries: u64,
+}
+
+/// One log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtractedLog {
+    pub plan: String,
+    pub source: String,
+    pub folder: String,
+    pub segments: u64,
+    pub bytes: u64,
+}
+
+/// `lifeboat.extract/1`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtractReport {
+    pub schema: String,
+    pub to: String,
+    pub snapshots: Vec<ExtractedSnapshot>,
+    pub logs: Vec<ExtractedLog>,
+    /// Owners and attributes that could not be set, holes in logs.
+    pub warnings: Vec<String>,
+    /// What is damaged and not there.
+    pub failed: Vec<String>,
+}
+
+impl ExtractReport {
+    /// How the process should end: `None` is exit 0.
+    #[must_use]
+    pub fn exit(&self) -> Option<Kind> {
+        (!self.failed.is_empty()).then_some(Kind::Damaged)
+    }
+}
+
+/// Takes everything that is asked for out. What is damaged is told at the end and does not keep anything else.
+///
+/// # Errors
+/// `WrongKey` without the reader role; `NoRecoveryPoint` when nothing fits; what the store or the disk says.
+pub fn run(repository: &Repository, request: &ExtractRequest, progress: &dyn Progress, cancel: &Cancel) -> Result<ExtractReport> {
+    repository.require_reader("extract")?;
+    let (all, lost) = repository.sound_manifests(None)?;
+    let chosen = choose(&all, request)?;
+    let mut report = ExtractReport {
+        schema: "lifeboat.extract/1".into(),
+        to: request.to.display().to_string(),
+        snapshots: Vec::new(),
+        logs: Vec::new(),
+        warnings: Vec::new(),
+        failed: lost.iter().map(|lost| explain(&lost.error)).collect(),
+    };
+    for manifest in &chosen {
+        cancel.check()?;
+        match snapshot(repository, manifest, &request.to, progress, cancel, &mut report.warnings) {
+            Ok(done) => report.snapshots.push(done),
+            Err(error) if error.kind() == Kind::Damaged => report.failed.push(format!("snapshot {}: {}", manifest.id, explain(&error))),
+            Err(error) => return Err(error.within(format!("extract snapshot {}", manifest.id))),
+        }
+    }
+    let with_log =
+        chosen.iter().flat_map(|m| m.sources.iter().filter(|r| replay::can_have_log(r)).map(|r| (m.plan.clone(), r.name.clone())));
+    let logs: BTreeSet<(Name, Name)> = if request.logs { with_log.collect() } else { BTreeSet::new() };
+    for (plan, source) in logs {
+        progress.event(Event::Phase { name: "log", detail: format!("{plan} {source}") });
+        let folder = request.to.join(plan.as_str()).join(format!("log-{source}"));
+        let log = repository.log(&plan, &source);
+        if let Some(done) = segments(&log, &plan, &source, &folder, cancel, &mut report)? {
+            report.logs.push(done);
+        }
+    }
+    Ok(report)
+}
+
+fn choose<'a>(all: &'a [Manifest], request: &ExtractRequest) -> Result<Vec<&'a Manifest>> {
+    let mut chosen: Vec<&Manifest> = if request.snapshots.is_empty() {
+        all.iter().collect()
+    } else {
+        let one = |id: &String| select::choose(all, &[], &select::Choice::Snapshot(id.clone()), chrono::DateTime::<chrono::Utc>::MAX_UTC);
+        request.snapshots.iter().map(one).collect::<Result<_>>()?
+    };
+    let names: BTreeSet<&str> = all.iter().map(|manifest| manifest.plan.as_str()).collect();
+    if let Some(unknown) = request.plans.iter().find(|plan| !names.contains(plan.as_str())) {
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(Error::new(Kind::NoRecoveryPoint, format!("extract plan {unknown}: the repository holds no snapshot of it"))
+            .hint(if names.is_empty() { "it holds no snapshot".to_owned() } else { format!("plans in this repository: {names}") }));
+    }
+    chosen.retain(|manifest| request.plans.is_empty() || request.plans.iter().any(|plan| plan == manifest.plan.as_str()));
+    if request.latest {
+        let newest = |plan: &str| {
+            let own: Vec<Manifest> = chosen.iter().filter(|m| m.plan.as_str() == plan).map(|m| (*m).clone()).collect();
+            select::latest(&own).map(|manifest| manifest.id)
+        };
+        let keep: BTreeSet<SnapshotId> = names.iter().filter_map(|plan| newest(plan)).collect();
+        chosen.retain(|manifest| keep.contains(&manifest.id));
+    }
+    if chosen.is_empty() {
+        return Err(Error::new(Kind::NoRecoveryPoint, "extract: there is no snapshot to extract").hint("see `lifeboat snapshots`"));
+    }
+    Ok(chosen)
+}
+
+fn snapshot(
+    repository: &Repository,
+    manifest: &Manifest,
+    to: &Path,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+    warnings: &mut Vec<String>,
+) -> Result<ExtractedSnapshot> {
+    let folder = to.join(manifest.plan.as_str()).join(format!("{}-{}", manifest.time.format("%Y-%m-%dT%H-%M-%SZ"), manifest.id));
+    progress.event(Event::Phase { name: "extract", detail: folder.display().to_string() });
+    progress.event(Event::Total { bytes: manifest.stats.bytes_source, items: manifest.stats.entries });
+    let (mut bytes, mut entries) = (0, 0);
+    for record in &manifest.sources {
+        let target = folder.join(record.name.as_str());
+        make_missing(&folder)?;
+        let resumed = exists(&target)?;
+        let brought = Transfer { repository, progress, cancel }.bring_back(record, &target, resumed)?;
+        bytes += brought.bytes;
+        entries += brought.entries;
+        warnings.extend(brought.warnings.into_iter().map(|warning| format!("{}: {warning}", target.display())));
+    }
+    Ok(ExtractedSnapshot { snapshot: manifest.id, plan: manifest.plan.to_string(), folder: folder.display().to_string(), bytes, entries })
+}
+
+/// Writes what there is of a log as a server's files.
+fn segments(
+    log: &Log,
+    plan: &Name,
+    source: &Name,
+    folder: &Path,
+    cancel: &Cancel,
+    report: &mut ExtractReport,
+) -> Result<Option<ExtractedLog>> {
+    let pieces = log.pieces()?;
+    let Some(size) = replay::segment_size(log, &pieces)? else { return Ok(None) };
+    make_missing(folder)?;
+    let mut out =
+        ExtractedLog { plan: plan.to_string(), source: source.to_string(), folder: folder.display().to_string(), segments: 0, bytes: 0 };
+    for name in log.sides()? {
+        if let Some(content) = log.side(&name)? {
+            write_private(&folder.join(name.as_str()), &content)?;
+        }
+    }
+    let found = runs(&pieces);
+    for pair in found.windows(2).filter(|pair| pair[0].stream == pair[1].stream) {
+        report
+            .warnings
+            .push(format!("the log of {source} has a hole: {:x} to {:x} of timeline {}", pair[0].end, pair[1].start, pair[0].stream));
+    }
+    for run in &found {
+        let Ok(timeline) = u32::try_from(run.stream) else { continue };
+        for number in size.number(Lsn(run.start))..=size.number(Lsn(run.end - 1)) {
+            cancel.check()?;
+            let (start, end) = (size.start(number).0, size.start(number + 1).0);
+            let positions = run.start.max(start)..run.end.min(end);
+            let name = WalName::Segment { timeline, number }.text(size);
+            let bytes = match log.read_span(&pieces, run.stream, positions.clone()) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == Kind::Damaged => {
+                    report.failed.push(format!("segment {name} of the log of {source}: {}", explain(&error)));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let skip = usize::try_from(positions.start - start).map_err(|_| Error::new(Kind::Bug, "a segment over memory"))?;
+            let mut whole = vec![0; skip];
+            whole.extend_from_slice(&bytes);
+            let is_whole = positions == (start..end);
+            whole.resize(usize::try_from(size.bytes()).unwrap_or(usize::MAX), 0);
+            write_private(&folder.join(if is_whole { name } else { format!("{name}.partial") }), &whole)?;
+            out.segments += 1;
+            out.bytes += bytes.len() as u64;
+        }
+    }
+    Ok(Some(out))
+}
