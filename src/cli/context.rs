@@ -10,7 +10,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::daemon::control::Signals;
 use crate::daemon::journal::{Job, Journal, NewRun};
 use crate::daemon::runner::{self, Outcome};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
 use crate::ops::resolve::{self, RepositorySettings, Surroundings};
@@ -79,7 +79,8 @@ impl App {
     /// `Usage` when the environment names no home.
     pub fn state(&self) -> Result<PathBuf> {
         if let Some(state) = &self.global.state {
-            return Ok(state.clone());
+            // Programs that work in it are started elsewhere.
+            return std::path::absolute(state).io_context(|| format!("find the state folder {}", state.display()));
         }
         // systemd gives a colon-separated list; the first is ours (systemd.exec(5), StateDirectory=).
         let systemd = std::env::var("STATE_DIRECTORY")

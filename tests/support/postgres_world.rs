@@ -114,7 +114,8 @@ repository = "main"
                 command
             },
         );
-        command.arg("--plans").arg(self.path("plans")).arg("--state").arg(self.path("state")).arg("--json");
+        // A relative path, as an operator may give it.
+        command.current_dir(self.path("")).arg("--plans").arg(self.path("plans")).args(["--state", "state", "--json"]);
         command.env("PGPASSFILE", self.path("pgpass"));
         command
     }
