@@ -36,6 +36,7 @@ const LOOK_AGAIN: TimeDelta = TimeDelta::minutes(1);
 const CLOCK_SLACK: TimeDelta = TimeDelta::seconds(1);
 
 /// A schedule of the plans in force.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 pub struct Entry {
     pub(super) plan: Arc<Plan>,
     pub(super) job: Job,
