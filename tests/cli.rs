@@ -447,7 +447,7 @@ fn a_drill_without_a_stored_report_is_in_the_history() {
     let drilled = workspace.json(&["drill", "run", "crm"], 0);
     let now = chrono::Utc::now();
     let journal = Journal::open(&workspace.path("state"), now).unwrap();
-    let run = NewRun::manual(&lifeboat::id::Name::new("crm").unwrap(), Job::Drill, "tester", chrono::Utc::now());
+    let run = NewRun::manual(&lifeboat::id::Name::new("crm").unwrap(), Job::Drill, "tester", now);
     let claim = journal.begin(&run, now).unwrap();
     let ending = Ending { report: Some(lifeboat::id::ReportId::generate(now).to_string()), ..Ending::new(State::Failed) };
     journal.close(claim, &ending, now).unwrap();
@@ -626,7 +626,7 @@ fn a_damaged_journal_stops_backups_with_a_way_out_but_never_a_restore() {
     }
     let refused = workspace.run(&["backup", "crm"]);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(text(&refused.stderr).contains("move it aside"), "{}", text(&refused.stderr));
+    assert!(text(&refused.stderr).contains("lifeboat run rebuild"), "{}", text(&refused.stderr));
     let restored = workspace.run(&["restore", "crm", "--to", workspace.path("restored").to_str().unwrap()]);
     assert!(restored.status.success(), "{}", text(&restored.stderr));
     assert!(text(&restored.stderr).contains("not recorded"));

@@ -10,7 +10,7 @@ mod workspace;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -399,4 +399,66 @@ fn a_crash_after_the_commit_is_seen_as_success() {
     assert_eq!((shown["state"].as_str(), shown["snapshot"].as_str()), (Some("succeeded"), Some(snapshot.as_str())), "{shown}");
     assert!(shown["story"].as_str().unwrap().contains("after a crash"));
     assert_ne!(next["snapshot"], snapshot.as_str());
+}
+
+#[test]
+fn a_damaged_journal_is_rebuilt_from_the_repository_by_one_command_and_the_old_one_is_kept() {
+    let schedule = quiet_schedule();
+    let workspace = Workspace::ready(&format!("schedule = \"{schedule}\""));
+    let first = workspace.backup();
+    workspace.json(&["drill", "run", "crm"], 0);
+    workspace.json(&["verify", "crm"], 0);
+    workspace.backup();
+    let journal = workspace.path("state/journal.sqlite");
+    let garbage = vec![b'x'; 8192];
+    for suffix in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(workspace.path(&format!("state/journal.sqlite{suffix}")));
+    }
+    std::fs::write(&journal, &garbage).unwrap();
+    let refused = workspace.run(&["backup", "crm"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        text(&refused.stderr).contains("the file is damaged") && text(&refused.stderr).contains("lifeboat run rebuild"),
+        "{}",
+        text(&refused.stderr)
+    );
+
+    // Not while somebody is at work.
+    let mut lock =
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(workspace.path("state/serve.lock")).unwrap();
+    lock.lock().unwrap();
+    writeln!(lock, "1").unwrap();
+    assert_eq!(workspace.json(&["run", "rebuild"], 11)["error"]["kind"], "busy");
+    drop(lock);
+    assert_eq!(std::fs::read(&journal).unwrap(), garbage, "nothing was changed");
+
+    let rebuilt = workspace.json(&["run", "rebuild"], 0);
+    assert_eq!(rebuilt["runs"], serde_json::json!({ "backup": 2, "drill": 1, "verify": 1 }), "{rebuilt}");
+    assert_eq!(std::fs::read(rebuilt["aside"].as_str().unwrap()).unwrap(), garbage, "the old one is kept");
+    let found = runs(&workspace);
+    assert!(found.iter().all(|run| run["trigger"] == "rebuilt" && run["state"] == "succeeded"), "{found:?}");
+    assert_eq!(found.last().unwrap()["snapshot"], first["snapshot"]);
+    let status = workspace.json(&["status"], 0);
+    assert_eq!(status["plans"][0]["problems"].as_array().unwrap().len(), 0, "{status}");
+    assert!(status["plans"][0]["proven_at"].is_string() && status["plans"][0]["next_run"].is_string());
+    workspace.backup();
+    assert_eq!(runs(&workspace).len(), 5);
+    let left: Vec<_> =
+        std::fs::read_dir(workspace.path("state")).unwrap().map(|item| item.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(left.iter().all(|name| !name.starts_with("rebuild-")), "{left:?}");
+    assert_eq!(std::fs::metadata(&journal).unwrap().permissions().mode() & 0o777, 0o600);
+
+    // One that is gone, and a manifest that cannot be read: told, and exit 3.
+    for name in ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"] {
+        let _ = std::fs::remove_file(workspace.path("state").join(name));
+    }
+    workspace::damage(&files(&workspace.path("repository/snapshots"))[0]);
+    let rebuilt = workspace.json(&["run", "rebuild"], 3);
+    assert!(rebuilt["aside"].is_null() && rebuilt["damaged"].as_array().unwrap().len() == 1, "{rebuilt}");
+    assert_eq!(rebuilt["runs"]["backup"], 2);
+    // A repository that is away: nothing is changed.
+    std::fs::rename(workspace.path("repository"), workspace.path("elsewhere")).unwrap();
+    let before = std::fs::read(&journal).unwrap();
+    assert_eq!(workspace.run(&["run", "rebuild"]).status.code(), Some(10));
+    assert_eq!(std::fs::read(&journal).unwrap(), before);
 }

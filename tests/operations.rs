@@ -17,6 +17,7 @@ use lifeboat::entry::{Entry, Order};
 use lifeboat::error::{Error, Kind, Result};
 use lifeboat::event::{Cancel, Event, Progress, Silent};
 use lifeboat::id::Name;
+use lifeboat::ops::CommitGate;
 use lifeboat::ops::backup::{self, BackupReport};
 use lifeboat::ops::drill::{self, DrillReport, DrillRequest};
 use lifeboat::ops::resolve::{RepositorySettings, Resolved, Surroundings};
@@ -99,6 +100,7 @@ impl World {
             clock: surroundings.clock,
             progress: surroundings.progress,
             cancel: surroundings.cancel,
+            gate: surroundings.gate,
         }
     }
 
@@ -136,6 +138,7 @@ fn surroundings(folder: &Path, runtime: &tokio::runtime::Runtime, clock: &Manual
         clock: Arc::new(clock.clone()),
         progress: Arc::new(Silent),
         cancel: Cancel::default(),
+        gate: CommitGate::default(),
     }
 }
 

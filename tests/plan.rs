@@ -572,3 +572,29 @@ fn the_daemons_settings_are_there_once() {
     assert!(twice.contains("`[serve]` is there twice") && twice.contains("b.toml:2"), "{twice}");
     assert!(errors(&format!("{}[serve]\nmax_runs = 0\n", ordered("", "", ""))).contains("from 1 to 1000"));
 }
+
+#[test]
+fn the_journal_and_the_labels_of_nodes_are_checked() {
+    let journal = "version = 1\n[journal]\nurl = { env = \"JOURNAL\" }\nlease = \"30s\"\n";
+    let plan = |keys: &str| plan(&format!("source = \"crm\"\nrepository = \"main\"\n{keys}"));
+    let labelled = plan("run_on = [\"db-host\", \"ssd\"]\n");
+    let plans = load(&[("a.toml", &labelled), ("b.toml", journal)]).unwrap();
+    assert_eq!((plans.journal.url.is_some(), plans.journal.lease.as_secs(), plans.journal.history.as_secs()), (true, 30, 400 * 86400));
+    assert_eq!(plans.plans.values().next().unwrap().run_on, ["db-host", "ssd"]);
+    let plain = load(&[("a.toml", &plan(""))]).unwrap();
+    assert_eq!((plain.journal.url.is_some(), plain.journal.lease.as_secs()), (false, 120));
+    assert!(plain.plans.values().all(|plan| plan.run_on.is_empty()));
+    let twice = load(&[("a.toml", &plan("")), ("b.toml", journal), ("c.toml", journal)]).unwrap_err();
+    assert!(twice.contains("`[journal]` is there twice") && twice.contains("b.toml:2"), "{twice}");
+    for (keys, says) in [
+        ("lease = \"1s\"", "a lease is from 5s to 1h"),
+        ("lease = \"2h\"", "a lease is from 5s to 1h"),
+        ("history = \"1h\"", "history is kept for 1d at least"),
+        ("leese = \"1m\"", "lease"),
+    ] {
+        let found = errors(&format!("{}[journal]\n{keys}\n", plan("")));
+        assert!(found.contains(says), "{keys}: {found}");
+    }
+    assert!(errors(&plan("run_on = []\n")).contains("`run_on` names no label"));
+    assert!(errors(&plan("run_on = [\"a b\"]\n")).contains("run_on"));
+}

@@ -18,6 +18,7 @@ use chrono::{DateTime, Utc};
 use lifeboat::clock::SystemClock;
 use lifeboat::event::{Cancel, Silent};
 use lifeboat::id::Name;
+use lifeboat::ops::CommitGate;
 use lifeboat::ops::resolve::{RepositorySettings, Surroundings};
 use lifeboat::repo::{Log, Passphrase};
 use lifeboat::source::postgres::conninfo::Host;
@@ -113,6 +114,7 @@ impl Capture {
             clock: Arc::new(SystemClock),
             progress: Arc::new(Silent),
             cancel: Cancel::default(),
+            gate: CommitGate::default(),
         };
         let repository = RepositorySettings::at(&url, Passphrase::new(PASSPHRASE.to_owned())).unwrap().open(&surroundings).unwrap();
         let name = Name::new("crm").unwrap();

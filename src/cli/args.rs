@@ -704,6 +704,12 @@ pub struct ServeArgs {
     /// A file with the API's token, instead of api.token in the state folder
     #[arg(long, value_name = "FILE", requires = "listen")]
     pub token_file: Option<PathBuf>,
+    /// The name of this node, where machines share a journal ([journal] url). Default: the machine's name
+    #[arg(long, value_name = "NAME", env = "LIFEBOAT_NODE")]
+    pub node: Option<String>,
+    /// What this node is, for plans that say `run_on`; may be given several times
+    #[arg(long = "label", value_name = "LABEL", env = "LIFEBOAT_LABELS", value_delimiter = ',')]
+    pub labels: Vec<String>,
 }
 
 /// `lifeboat status`
@@ -750,6 +756,9 @@ pub enum RunCommand {
         /// Id of the run, or a unique beginning of it
         id: String,
     },
+    /// Make the journal anew from what the repositories prove, when it is damaged or gone; the old file is kept aside
+    #[command(after_help = "Example:\n  lifeboat run rebuild")]
+    Rebuild,
 }
 
 /// `lifeboat completions`

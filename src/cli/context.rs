@@ -13,6 +13,7 @@ use crate::daemon::runner::{self, Outcome};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
+use crate::ops::CommitGate;
 use crate::ops::resolve::{self, RepositorySettings, Surroundings};
 use crate::plan::{Plan, Plans};
 use crate::repo::Passphrase;
@@ -110,15 +111,38 @@ impl App {
             clock: Arc::clone(&self.clock),
             progress,
             cancel: self.cancel.clone(),
+            gate: CommitGate::default(),
         })
     }
 
-    /// The journal of the state folder.
+    /// The journal that the plans name; without plans, that of the state folder.
     ///
     /// # Errors
-    /// As [`Journal::open`].
+    /// As [`Journal::of`].
     pub fn journal(&self) -> Result<Journal> {
-        Journal::open(&self.state()?, self.clock.now())
+        let (state, now) = (self.state()?, self.clock.now());
+        match self.plan_folders() {
+            Ok(folders) => Journal::of(&Plans::load(&folders)?, &state, None, now),
+            Err(_) => Journal::open(&state, now),
+        }
+    }
+
+    /// The same to look into: `None` where nothing was ever run. Plan files that cannot be read do not hide what the state folder has.
+    ///
+    /// # Errors
+    /// As [`Journal::of`].
+    pub fn journal_to_read(&self) -> Result<Option<Journal>> {
+        let (state, now) = (self.state()?, self.clock.now());
+        let plans = self.plan_folders().and_then(|folders| Ok(Plans::load(&folders)?));
+        match plans {
+            Ok(plans) if plans.journal.url.is_some() => Journal::of(&plans, &state, None, now).map(Some),
+            Ok(_) => Journal::open_existing(&state, now),
+            Err(error) => match Journal::open_existing(&state, now)? {
+                Some(journal) => Ok(Some(journal)),
+                None if error.kind() == Kind::Usage && self.plan_folders().is_err() => Ok(None),
+                None => Err(error),
+            },
+        }
     }
 
     /// A repository's settings by its name, or by the name of a plan that uses it (the plan's name comes back too).
@@ -180,7 +204,7 @@ impl App {
         let settled = runner::settle(
             &journal,
             |run| run.plan == *plan,
-            |run| resolve::repository(&self.plan(run.plan.as_str())?.repository)?.open(surroundings),
+            |run, copy| runner::open_for(&self.plans()?, run, copy, surroundings),
             self.clock.now(),
         );
         let run = NewRun::manual(plan, job, who(), self.clock.now());

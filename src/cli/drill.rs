@@ -9,13 +9,13 @@ use serde_json::json;
 use crate::cli::args::DrillRunArgs;
 use crate::cli::output::{note, said_text};
 use crate::cli::{App, Exit, render, time};
-use crate::daemon::journal::{Filter, Job, Journal, Run};
+use crate::daemon::journal::{Filter, Job, Run};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Silent;
 use crate::id::Name;
 use crate::ops;
 use crate::ops::drill::{DrillReport, DrillRequest};
-use crate::ops::resolve::{self, Surroundings};
+use crate::ops::resolve;
 use crate::ops::select::Choice;
 use crate::plan::{Repository, parse_duration};
 
@@ -80,7 +80,7 @@ pub(super) fn history(app: &App, plan: Option<&str>) -> Result<Exit> {
     };
     drills.sort_by_key(|drill| (drill.time, drill.id));
     let damaged: Vec<String> = damaged.iter().map(ops::explain).collect();
-    let unstored = unstored(app, plan, &drills, &damaged, &surroundings)
+    let unstored = unstored(app, plan, &drills, &damaged)
         .unwrap_or_else(|error| vec![format!("drills whose report is not in the repository are not known: {}", ops::explain(&error))]);
     let document = json!({ "schema": "lifeboat.drills/1", "drills": drills, "damaged": damaged, "unstored": unstored });
     app.output.result(&document, || history_text(&drills, &damaged, &unstored))?;
@@ -88,8 +88,8 @@ pub(super) fn history(app: &App, plan: Option<&str>) -> Result<Exit> {
 }
 
 /// Drills of this host that ended without a report in the repository: only the journal knows of them.
-fn unstored(app: &App, plan: Option<&str>, drills: &[DrillReport], damaged: &[String], surroundings: &Surroundings) -> Result<Vec<String>> {
-    let Some(journal) = Journal::open_existing(&surroundings.state, app.clock.now())? else { return Ok(Vec::new()) };
+fn unstored(app: &App, plan: Option<&str>, drills: &[DrillReport], damaged: &[String]) -> Result<Vec<String>> {
+    let Some(journal) = app.journal_to_read()? else { return Ok(Vec::new()) };
     let filter = Filter { plan: plan.map(Name::new).transpose()?, job: Some(Job::Drill), ..Filter::default() };
     let stored: BTreeSet<String> = drills.iter().map(|drill| drill.id.to_string()).collect();
     let is_damaged = |report: &str| damaged.iter().any(|text| text.contains(&format!("reports/{report}")));

@@ -12,7 +12,7 @@ use crate::cli::args::RestoreArgs;
 use crate::cli::context::shell_word;
 use crate::cli::output::{ask, can_ask, note};
 use crate::cli::{App, Exit, render, time};
-use crate::daemon::journal::{Filter, Job as JobKind, Journal};
+use crate::daemon::journal::{Filter, Job as JobKind};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Silent;
 use crate::id::{Name, SnapshotId};
@@ -124,13 +124,10 @@ fn from_copies(
     Err(error)
 }
 
-/// What backups told this machine's journal of.
+/// What backups told the journal of.
 fn backups(app: &App, plan: &Name) -> Vec<SnapshotId> {
-    let filter = Filter { plan: Some(plan.clone()), job: Some(JobKind::Backup), state: None, limit: 1000 };
-    let known = app.state().and_then(|state| Journal::open_existing(&state, app.clock.now())).and_then(|journal| match journal {
-        Some(journal) => journal.runs(&filter),
-        None => Ok(Vec::new()),
-    });
+    let filter = Filter { plan: Some(plan.clone()), job: Some(JobKind::Backup), limit: 1000, ..Filter::default() };
+    let known = app.journal_to_read().and_then(|journal| journal.map_or_else(|| Ok(Vec::new()), |journal| journal.runs(&filter)));
     // Without a journal nothing is known, which is told.
     known.unwrap_or_default().into_iter().filter_map(|run| run.snapshot?.parse().ok()).collect()
 }

@@ -1,17 +1,26 @@
 //! `lifeboat run …`
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use crate::cli::args::RunCommand;
 use crate::cli::{App, Exit, render};
 use crate::daemon::history::{as_they_are, duration_ms, run_document, runs_document};
-use crate::daemon::journal::{Attempt, ErrorRecord, Filter, Journal, Run, State};
+use crate::daemon::journal::{Attempt, ErrorRecord, Filter, Run, State};
+use crate::daemon::rebuild::{self, RebuildReport};
 use crate::error::{Error, Kind, Result};
+use crate::event::Silent;
 use crate::id::Name;
 
 pub(super) fn run(app: &App, command: &RunCommand) -> Result<Exit> {
-    let journal = Journal::open_existing(&app.state()?, app.clock.now())?;
+    if matches!(command, RunCommand::Rebuild) {
+        let report = rebuild::run(&app.plans()?, &app.surroundings(Arc::new(Silent))?)?;
+        app.output.result(&report, || rebuilt(&report))?;
+        return Ok(report.exit());
+    }
+    let journal = app.journal_to_read()?;
     match command {
+        RunCommand::Rebuild => {}
         RunCommand::History { plan, limit } => {
             let plan = plan.as_deref().map(Name::new).transpose()?;
             let filter = Filter { plan, limit: *limit, ..Filter::default() };
@@ -22,7 +31,7 @@ pub(super) fn run(app: &App, command: &RunCommand) -> Result<Exit> {
         RunCommand::Show { id } => {
             let journal =
                 journal.ok_or_else(|| Error::new(Kind::NotFound, format!("find run {id}: nothing was ever run with this state folder")))?;
-            let run = as_they_are(&journal, vec![find(&journal, id)?])?.remove(0);
+            let run = as_they_are(&journal, vec![journal.find(id)?])?.remove(0);
             let attempts = journal.attempts(run.id)?;
             let shown = run_document(&run, &attempts);
             app.output.result(&shown, || text(&run, &attempts))?;
@@ -31,15 +40,18 @@ pub(super) fn run(app: &App, command: &RunCommand) -> Result<Exit> {
     Ok(None)
 }
 
-/// By id or a unique beginning of it, in any case.
-fn find(journal: &Journal, id: &str) -> Result<Run> {
-    let wanted = id.to_ascii_lowercase();
-    let mut found = journal.runs(&Filter::default())?.into_iter().filter(|run| run.id.to_string().starts_with(&wanted));
-    match (found.next(), found.next()) {
-        (Some(run), None) => Ok(run),
-        (None, _) => Err(Error::new(Kind::NotFound, format!("find run {id}: no such run")).hint("`lifeboat run history` lists the runs")),
-        (Some(_), Some(_)) => Err(Error::new(Kind::Usage, format!("find run {id}: several runs begin so")).hint("give more of the id")),
+fn rebuilt(report: &RebuildReport) -> String {
+    let mut text = format!("the journal {} is made anew\n", report.journal.display());
+    let counts: Vec<String> = report.runs.iter().map(|(job, count)| format!("{count} {job}")).collect();
+    let _ = writeln!(text, "runs that the repositories prove: {}", if counts.is_empty() { "none".to_owned() } else { counts.join(", ") });
+    if let Some(aside) = &report.aside {
+        let _ = writeln!(text, "the old file is kept: {}", aside.display());
     }
+    text.push_str("not known any more: runs that failed, restores, the reasons of retries\n");
+    for damaged in &report.damaged {
+        let _ = writeln!(text, "MISSING: {damaged}");
+    }
+    text
 }
 
 /// The state in words. An objective that was missed is no failure of the recovery.
@@ -92,6 +104,7 @@ fn text(run: &Run, attempts: &[Attempt]) -> String {
         ("started by", render::or_dash(run.by.clone())),
         ("process", format!("{} on {}", run.process.pid, run.process.host)),
     ];
+    pairs.extend(run.by.iter().map(|who| ("started by", who.clone())));
     if let Some(slot) = run.scheduled {
         pairs.push(("scheduled for", render::time(slot)));
         pairs.push(("attempt", run.attempt.to_string()));
@@ -125,7 +138,7 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::daemon::journal::{Ending, ErrorRecord, Job, NewRun};
+    use crate::daemon::journal::{Ending, ErrorRecord, Job, Journal, NewRun};
 
     #[test]
     fn history_says_how_runs_stand() {

@@ -10,12 +10,18 @@ use crate::daemon::serve::{self, Setup};
 use crate::daemon::systemd;
 use crate::error::Result;
 use crate::event::Silent;
+use crate::id::Name;
 use crate::web;
 
 pub(super) fn run(app: &App, args: &ServeArgs) -> Result<Exit> {
     // Runs tell their story through the log; a bar of several runs at once would tell nobody anything.
     let surroundings = app.surroundings(Arc::new(Silent))?;
-    serve::run(Setup { paths: app.plan_folders()?, surroundings, signals: app.signals.clone(), companions: companions(args)? }, |_| {})?;
+    let word = |text: &String| Name::new(text.clone()).map(|name| name.to_string());
+    // A variable that is set to nothing says nothing.
+    let node = args.node.as_ref().filter(|name| !name.is_empty()).map(word).transpose()?;
+    let labels = args.labels.iter().filter(|label| !label.is_empty()).map(word).collect::<Result<Vec<String>>>()?;
+    let (paths, signals, companions) = (app.plan_folders()?, app.signals.clone(), companions(args)?);
+    serve::run(Setup { paths, surroundings, signals, companions, node, labels }, |_| {})?;
     Ok(None)
 }
 

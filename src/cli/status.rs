@@ -6,7 +6,6 @@ use std::sync::Arc;
 use crate::cli::args::StatusArgs;
 use crate::cli::screen::{self, Screen};
 use crate::cli::{App, Exit};
-use crate::daemon::journal::Journal;
 use crate::daemon::owner::DaemonLock;
 use crate::daemon::status::gather;
 use crate::error::Result;
@@ -22,8 +21,12 @@ pub(super) fn run(app: &App, args: &StatusArgs) -> Result<Exit> {
         plans.plans.retain(|name, _| *name == wanted.name);
     }
     let surroundings = app.surroundings(Arc::new(Silent))?;
-    let journal = Journal::open_existing(&surroundings.state, app.clock.now())?;
-    let status = gather(&plans, journal.as_ref(), &surroundings, DaemonLock::is_held(&surroundings.state))?;
+    let journal = app.journal_to_read()?;
+    // On a shared journal any node follows the schedules.
+    let nodes =
+        journal.as_ref().filter(|journal| journal.is_shared()).map_or_else(|| Ok(Vec::new()), |shared| shared.nodes(app.clock.now()))?;
+    let daemon = !nodes.is_empty() || DaemonLock::is_held(&surroundings.state);
+    let status = gather(&plans, journal.as_ref(), &surroundings, daemon)?;
     let terminal = std::io::stdout().is_terminal();
     let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let screen = Screen { width: width(), colours, all: args.all };

@@ -5,6 +5,10 @@
 //! when its place is free ([`places`](crate::daemon::places)). After its run the journal is asked once how the slot ended. So the cost is per slot, never per
 //! plan and turn of the loop.
 //!
+//! On a journal that machines share, every node follows every schedule of the plans that it may run, asks the journal whenever one is due, and lets the
+//! nodes that the slot would rather have go first ([`Membership::turn`]). Backups of plans that it may not run are followed only where others
+//! come after them.
+//!
 //! Invariants: a schedule is in one place at a time (asked about, waiting, ready, running); what starts was judged at the moment it starts;
 //! the journal has the last word on each slot, so that a slot that another process took is learnt and not repeated.
 
@@ -16,6 +20,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::daemon::job::{self, Job};
 use crate::daemon::journal::{Followed, NewRun, ScheduleKey, State, Trigger};
+use crate::daemon::nodes::Membership;
 use crate::daemon::scheduler::{self, PastSlot, Rules, Situation, Step};
 use crate::id::{Name, RunId};
 use crate::plan::{Plan, Plans, Schedule};
@@ -31,10 +36,13 @@ const LOOK_AGAIN: TimeDelta = TimeDelta::minutes(1);
 const CLOCK_SLACK: TimeDelta = TimeDelta::seconds(1);
 
 /// A schedule of the plans in force.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 pub struct Entry {
     pub(super) plan: Arc<Plan>,
     pub(super) job: Job,
     rules: Rules,
+    /// Whether this node may run it.
+    here: bool,
     known: Option<Followed>,
     pub(super) stand: Stand,
     /// The moment in the heap; others of this entry there are stale.
@@ -53,6 +61,10 @@ pub struct Entry {
     pub(super) next_slot: Option<DateTime<Utc>>,
     /// Its last slot is to be tried again.
     pub(super) retries: bool,
+    /// Another process was at work on its last slot when the journal was asked.
+    pub(super) elsewhere: bool,
+    /// The slot that other nodes may take first, and since when it has been waiting for them.
+    turn: Option<(DateTime<Utc>, DateTime<Utc>)>,
 }
 
 /// Where a schedule stands.
@@ -145,6 +157,7 @@ pub(super) enum What {
 /// See the module.
 pub struct Agenda {
     pub(super) plans: Arc<Plans>,
+    membership: Membership,
     pub(super) entries: Vec<Entry>,
     pub(super) by_key: HashMap<(Name, Job), usize>,
     due: BinaryHeap<Reverse<(DateTime<Utc>, usize)>>,
@@ -163,8 +176,15 @@ impl Agenda {
     /// All schedules of `plans`; of each the journal is to be asked first ([`Agenda::to_ask`]).
     #[must_use]
     pub fn new(plans: Arc<Plans>, now: DateTime<Utc>) -> Self {
+        Self::of_node(plans, Membership::new("", &[], false), now)
+    }
+
+    /// The same for one of several nodes.
+    #[must_use]
+    pub fn of_node(plans: Arc<Plans>, membership: Membership, now: DateTime<Utc>) -> Self {
         let mut agenda = Self {
             plans: Arc::clone(&plans),
+            membership,
             entries: Vec::new(),
             by_key: HashMap::new(),
             due: BinaryHeap::new(),
@@ -205,8 +225,12 @@ impl Agenda {
         self.due.clear();
         self.ask.clear();
         self.passed.clear();
+        let before_ours: BTreeSet<&Name> =
+            plans.plans.values().filter(|plan| self.membership.may_run(plan)).flat_map(|plan| &plan.after).collect();
         for plan in plans.plans.values() {
-            for (job, _) in job::schedules(plan) {
+            let here = self.membership.may_run(plan);
+            let is_followed = |job: Job| here || (self.membership.is_shared() && job == Job::Backup && before_ours.contains(&plan.name));
+            for (job, _) in job::schedules(plan).into_iter().filter(|(job, _)| is_followed(*job)) {
                 let index = self.entries.len();
                 let old = before.get(&(plan.name.clone(), job));
                 let runs = self.running.values().any(|run| run.scheduled && run.plan.name == plan.name && run.job == job);
@@ -215,6 +239,7 @@ impl Agenda {
                     plan: Arc::clone(plan),
                     job,
                     rules: job::rules(plan),
+                    here,
                     known: None,
                     stand: if runs { Stand::Running } else { Stand::Ask },
                     at: self.now,
@@ -225,6 +250,8 @@ impl Agenda {
                     started: old.and_then(|old| old.started).filter(|_| runs),
                     next_slot: None,
                     retries: false,
+                    elsewhere: false,
+                    turn: old.and_then(|old| old.turn),
                 });
                 if !runs {
                     self.ask.insert(index);
@@ -234,16 +261,16 @@ impl Agenda {
         self.plans = plans;
     }
 
-    /// How many schedules there are.
+    /// How many schedules there are that this node may run.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.entries.iter().filter(|entry| entry.here).count()
     }
 
-    /// Whether there is no schedule.
+    /// Whether there is no such schedule.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
     }
 
     /// Moves on to `now`: what is due is judged. A clock that went back makes the journal be asked about everything that does not run.
@@ -264,8 +291,8 @@ impl Agenda {
             if entry.stand != Stand::Waiting || entry.at != at {
                 continue;
             }
-            // One that waited because the journal was not to be had, or had a slot that another process works on.
-            let elsewhere = again || entry.known.is_none_or(|known| known.last.is_some_and(|last| last.state == State::Running));
+            // One that waited because the journal was not to be had, or had a slot that another process works on or may have taken.
+            let elsewhere = again || self.membership.is_shared() || entry.elsewhere || entry.known.is_none();
             if elsewhere { self.ask(index) } else { self.judge(index) }
         }
     }
@@ -277,6 +304,16 @@ impl Agenda {
         self.ready.retain(|rank| matches!(rank.what, What::Request(_)));
         for index in 0..self.entries.len() {
             if self.entries[index].stand != Stand::Running {
+                self.ask(index);
+            }
+        }
+    }
+
+    /// Has the journal be asked about the schedules of a plan that have no run of this daemon.
+    pub fn look(&mut self, plan: &Name) {
+        for index in 0..self.entries.len() {
+            if self.entries[index].plan.name == *plan && self.entries[index].stand != Stand::Running {
+                self.ready.retain(|rank| rank.what != What::Slot(index));
                 self.ask(index);
             }
         }
@@ -344,16 +381,22 @@ impl Agenda {
             entry.job.schedule(&entry.plan)?.next_after(anchor)
         });
         entry.retries = false;
+        entry.elsewhere = entry.known.and_then(|known| known.last).is_some_and(|last| last.state == State::Running);
         let Some(step) = entry.step(now, entry.excused) else { return self.wait(index, None) };
         match step {
             Step::Wait(until) => {
                 entry.excused = false;
                 entry.late = false;
-                let last = entry.known.and_then(|known| known.last);
                 entry.retries = until.is_some_and(|until| entry.next_slot.is_none_or(|next| until < next));
-                let elsewhere = last.is_some_and(|last| last.state == State::Running);
-                let until = if elsewhere { until.into_iter().chain([now + LOOK_AGAIN]).min() } else { until };
+                let until = if entry.elsewhere { until.into_iter().chain([now + LOOK_AGAIN]).min() } else { until };
                 self.wait(index, until);
+            }
+            // Another node does it; where none can, nothing waits for it.
+            _ if !entry.here => {
+                if !self.membership.another_may_run(&entry.plan) {
+                    entry.next_slot = None;
+                }
+                self.wait(index, Some(now + LOOK_AGAIN));
             }
             Step::Missed { slot, count, first } => {
                 let (plan, job) = (entry.plan.name.clone(), entry.job);
@@ -369,6 +412,12 @@ impl Agenda {
                 let free = entry.plan.blackout.free_at(entry.job.word(), now);
                 if free > now {
                     return self.wait(index, Some(free));
+                }
+                let since = entry.turn.filter(|(of, since)| *of == slot && *since <= now).map_or(now, |(_, since)| since);
+                entry.turn = Some((slot, since));
+                let turn = since + self.membership.turn(&entry.plan, slot);
+                if turn > now {
+                    return self.wait(index, Some(turn));
                 }
                 entry.stand = Stand::Ready;
                 entry.at = slot;

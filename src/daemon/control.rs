@@ -127,6 +127,10 @@ pub(super) enum Message {
         by: String,
         reply: SyncSender<Result<()>>,
     },
+    /// The journal says something else about this plan's runs than before: one that another process had was settled.
+    Look {
+        plan: Name,
+    },
     /// The plan files were read anew.
     PlansRead(Result<Arc<Plans>>),
 }
@@ -212,6 +216,12 @@ impl Control {
     #[must_use]
     pub fn problems(&self) -> Vec<Trouble> {
         guard(&self.0.troubles).values().cloned().collect()
+    }
+
+    /// Makes the loop ask the journal about a plan's runs: one that another process had was settled here.
+    pub(super) fn look(&self, plan: &Name) {
+        // A loop that is gone has nothing to look at.
+        let _ = self.0.inbox.send(Message::Look { plan: plan.clone() });
     }
 
     /// How long ago the loop last looked at what is due. It does so at least every [`LONGEST_TURN`]; far more means that it is stuck.

@@ -49,7 +49,7 @@ fn document(run: &Run, attempts: &[Attempt]) -> Value {
         "attempt": run.attempt, "state": run.state, "started_at": utc(run.started), "ended_at": run.ended.map(utc),
         "duration_ms": duration_ms(run), "error": run.error, "story": run.story, "phases": run.phases, "warnings": run.warnings,
         "bytes_read": run.bytes_read, "bytes_stored": run.bytes_stored, "snapshot": run.snapshot, "report": run.report,
-        "host": run.process.host, "pid": run.process.pid,
+        "node": run.node, "host": run.process.host, "pid": run.process.pid,
         "earlier_attempts": attempts.iter().map(|attempt| json!({
             "attempt": attempt.attempt, "started_at": utc(attempt.started), "ended_at": utc(attempt.ended), "state": attempt.state,
             "error": attempt.error, "story": attempt.story,

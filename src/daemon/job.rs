@@ -89,6 +89,8 @@ pub enum Trigger {
     CatchUp,
     /// A further attempt of a slot.
     Retry,
+    /// Not known any more: the row was made from what a repository proves.
+    Rebuilt,
 }
 
 impl Trigger {
@@ -100,13 +102,14 @@ impl Trigger {
             Self::Schedule => "schedule",
             Self::CatchUp => "catch-up",
             Self::Retry => "retry",
+            Self::Rebuilt => "rebuilt",
         }
     }
 
     /// The trigger with this word.
     #[must_use]
     pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Manual, Self::Schedule, Self::CatchUp, Self::Retry].into_iter().find(|trigger| trigger.word() == word)
+        [Self::Manual, Self::Schedule, Self::CatchUp, Self::Retry, Self::Rebuilt].into_iter().find(|trigger| trigger.word() == word)
     }
 }
 

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::daemon::journal::Journal;
+use crate::daemon::nodes::{self, Membership};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Reason};
 use crate::id::Name;
@@ -41,10 +43,11 @@ impl Logs {
         Self(BTreeMap::new())
     }
 
-    /// Makes what runs what the plans say. Does not wait for what it stops.
-    pub(super) fn follow(&mut self, plans: &Plans, surroundings: &Surroundings) {
+    /// Makes what runs what the plans say. Does not wait for what it stops. On a shared journal only for plans that this node may run, and each
+    /// on one of the nodes at a time.
+    pub(super) fn follow(&mut self, plans: &Plans, journal: &Journal, membership: &Membership, surroundings: &Surroundings) {
         let mut wanted = BTreeMap::new();
-        for plan in plans.plans.values() {
+        for plan in plans.plans.values().filter(|plan| membership.may_run(plan)) {
             for source in &plan.sources {
                 for (kind, _, work) in KINDS.into_iter().filter(|(_, has, _)| has(source)) {
                     wanted.insert((plan.name.clone(), source.name.clone(), kind), (plan, source, work));
@@ -69,12 +72,14 @@ impl Logs {
             let cancel = Cancel::default();
             let own = Surroundings { cancel: cancel.clone(), ..surroundings.clone() };
             let (kept_plan, kept_source) = (Arc::clone(plan), Arc::clone(source));
+            let name = nodes::stream_lease(key.2, &plan.name, &source.name);
+            let turn = journal.is_shared().then(|| Turn { journal: journal.clone(), name });
             let thread = std::thread::Builder::new().name(format!("{}-{}", key.2, source.name)).spawn(move || {
                 // Two at once would be in each other's way.
                 if before.is_some_and(|before| before.thread.join().is_err()) {
                     tracing::error!(source = %kept_source.name, "the work before panicked: please report this, with the lines above");
                 }
-                supervise(&kept_plan, &kept_source, &own, work);
+                in_turn(&kept_plan, &kept_source, &own, turn.as_ref(), work);
             });
             match thread {
                 Ok(thread) => {
@@ -110,6 +115,60 @@ impl Logs {
 
 fn stream_log(plan: &Plan, source: &Source, surroundings: &Surroundings) -> Result<()> {
     stream::run(plan, source, Persistence::Daemon, surroundings).map(|_| ())
+}
+
+/// What only one node is to do at a time.
+struct Turn {
+    journal: Journal,
+    /// Of the lease on the journal.
+    name: String,
+}
+
+/// Keeps one stream or writer running while this node holds its lease; on the embedded journal always.
+fn in_turn(plan: &Plan, source: &Source, surroundings: &Surroundings, turn: Option<&Turn>, work: Work) {
+    let Some(turn) = turn else { return supervise(plan, source, surroundings, work) };
+    let ttl = turn.journal.lease();
+    let every = ttl.to_std().unwrap_or_default() / 4;
+    let hold = || turn.journal.hold(&turn.name, ttl, surroundings.clock.now());
+    let pause = |until: Instant, over: &dyn Fn() -> bool| {
+        while Instant::now() < until && !surroundings.cancel.is_cancelled() && !over() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    while !surroundings.cancel.is_cancelled() {
+        // Where the journal cannot be asked, somebody else may have it.
+        if !hold().unwrap_or(false) {
+            pause(Instant::now() + every, &|| false);
+            continue;
+        }
+        tracing::info!(plan = %plan.name, source = %source.name, lease = turn.name, "this node does it");
+        let own = Surroundings { cancel: Cancel::default(), ..surroundings.clone() };
+        std::thread::scope(|scope| {
+            let supervised = scope.spawn(|| supervise(plan, source, &own, work));
+            let mut renewed = Instant::now();
+            while !supervised.is_finished() {
+                pause(Instant::now() + every, &|| supervised.is_finished());
+                match hold() {
+                    Ok(true) => renewed = Instant::now(),
+                    // Whoever has it now must not find two at work.
+                    Ok(false) => own.cancel.cancel(),
+                    Err(_) if renewed.elapsed() + every >= ttl.to_std().unwrap_or_default() => own.cancel.cancel(),
+                    Err(_) => {}
+                }
+                if surroundings.cancel.is_cancelled() {
+                    match surroundings.cancel.reason() {
+                        Some(why) => own.cancel.cancel_because(why.clone()),
+                        None => own.cancel.cancel(),
+                    }
+                }
+                if own.cancel.is_cancelled() {
+                    break;
+                }
+            }
+        });
+        // The next one need not wait; where the journal is away it does.
+        let _ = turn.journal.let_go(&turn.name, surroundings.clock.now());
+    }
 }
 
 /// Keeps one running until it is asked to stop, whatever ends it.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::id::RunId;
 
 /// What identifies a process for a person who reads the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,9 +101,60 @@ pub fn is_alive(state: &Path, id: &str) -> Result<bool> {
     }
 }
 
+/// The lock file of an owner that still lives, if there is one.
+///
+/// # Errors
+/// When the folder or a lock cannot be asked.
+pub fn any_alive(state: &Path) -> Result<Option<PathBuf>> {
+    let folder = state.join("owners");
+    let items = match std::fs::read_dir(&folder) {
+        Ok(items) => items,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(format!("read {}", folder.display()), error)),
+    };
+    for item in items {
+        let item = item.io_context(|| format!("read {}", folder.display()))?;
+        if is_alive(state, &item.file_name().to_string_lossy())? {
+            return Ok(Some(item.path()));
+        }
+    }
+    Ok(None)
+}
+
 /// Removes the lock file of an owner that is gone.
 pub fn forget(state: &Path, id: &str) {
     let _ = std::fs::remove_file(state.join("owners").join(id));
+}
+
+/// The random name of a state folder, made when it has none: on a journal that machines share, it tells whose owners this one can ask for.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn place(state: &Path, now: chrono::DateTime<chrono::Utc>) -> Result<String> {
+    if let Some(place) = known_place(state) {
+        return Ok(place);
+    }
+    let path = state.join("place");
+    let fresh = state.join(format!("place.{}", std::process::id()));
+    let name = RunId::generate(now).to_string();
+    let mut file = open(&fresh, true)?;
+    file.write_all(name.as_bytes()).and_then(|()| file.sync_all()).io_context(|| format!("write {}", fresh.display()))?;
+    // Of two processes that make it at once, the first one's stays.
+    let linked = std::fs::hard_link(&fresh, &path);
+    let _ = std::fs::remove_file(&fresh);
+    match linked {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(Error::io(format!("make {}", path.display()), error)),
+        _ => known_place(state).ok_or_else(|| {
+            Error::new(Kind::Failed, format!("{} holds no name", path.display())).hint("remove it; the next start makes a new one")
+        }),
+    }
+}
+
+/// The name of a state folder, if it has one.
+#[must_use]
+pub fn known_place(state: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(state.join("place")).ok()?;
+    text.trim().parse::<RunId>().ok().map(|id| id.to_string())
 }
 
 /// For so long a daemon tries to take its lock: [`DaemonLock::is_held`] of another process holds it for a moment too.

@@ -8,6 +8,9 @@
 //! - nothing that gives way starts while a restore goes on, on this host or of the same repository;
 //! - at most `max_runs` runs, of the daemon and of the repository. Where that is more than one, those that give way leave one free.
 //!
+//! Several nodes on one journal each keep these rules by what they run themselves. What holds for all of them is the order of `after` and that restores go
+//! first, by what the journal says, and one backup of a source at a time ([`alone_with_sources`](crate::daemon::nodes)).
+//!
 //! Asked to give way is every run that does so while a restore goes on as above; and the one that started last where a backup is due and
 //! finds all places taken and no backup among them. So a drill never starves a backup: it leaves a place free, or gives its own up.
 
@@ -79,8 +82,9 @@ impl Agenda {
     fn is_before(&self, name: &Name, until: DateTime<Utc>) -> bool {
         let runs = self.running.values().any(|run| run.plan.name == *name && run.job == Job::Backup);
         let entry = self.by_key.get(&(name.clone(), Job::Backup)).map(|index| &self.entries[*index]);
-        runs || entry
-            .is_some_and(|entry| entry.stand != Stand::Waiting || entry.retries || entry.next_slot.is_some_and(|slot| slot <= until))
+        runs || entry.is_some_and(|entry| {
+            entry.stand != Stand::Waiting || entry.retries || entry.elsewhere || entry.next_slot.is_some_and(|slot| slot <= until)
+        })
     }
 
     fn is_due(&self, plan: &Name, job: Job) -> bool {

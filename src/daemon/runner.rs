@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
+use crate::clock::Clock;
 use crate::daemon::journal::{Claim, Ending, ErrorRecord, Filter, Job, Journal, LEASE, NewRun, Run, State};
 use crate::daemon::recorder::Recorder;
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
-use crate::id::RunId;
+use crate::id::{Name, RunId, SnapshotId};
+use crate::ops::CommitGate;
 use crate::ops::backup::BackupReport;
 use crate::ops::copy::{CopyReport, CopyRequest};
 use crate::ops::drill::{DrillReport, DrillRequest};
@@ -22,7 +24,7 @@ use crate::ops::resolve::{self, Surroundings};
 use crate::ops::restore::RestoreReport;
 use crate::ops::verify::{Depth, VerifyReport};
 use crate::ops::{backup, copy, drill, verify};
-use crate::plan::{Plan, PlannedCopy};
+use crate::plan::{Plan, PlannedCopy, Plans};
 use crate::repo::{Manifest, Repository};
 
 /// A backup, drill or verification that reports nothing (no phase, no bytes, no warning) for so long is taken to hang: it is
@@ -33,8 +35,17 @@ pub const STALL: Duration = Duration::from_hours(2);
 /// How soon a run learns that it should stop.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often a run says in the journal that it lives; well within [`LEASE`].
-const HEARTBEAT: Duration = Duration::from_secs(30);
+/// Heartbeats in one lease: some may be lost.
+const HEARTBEATS: u32 = 4;
+
+/// A commit waits so long for a journal that cannot be reached. Meanwhile nobody else can take the run over either.
+const GATE_PATIENCE: Duration = Duration::from_mins(15);
+
+/// The embedded journal has but this machine's runs, and its lock files tell who lives: a commit does not wait long for it.
+const OWN_GATE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Between two askings of a journal that cannot be reached.
+const GATE_PAUSE: Duration = Duration::from_millis(500);
 
 /// A result document that the journal can keep the essence of.
 pub trait Outcome {
@@ -244,8 +255,19 @@ fn carry_out<T: Outcome>(
     work: impl FnOnce(&Surroundings) -> Result<T>,
 ) -> (Result<T>, Ending) {
     let recorder = Arc::new(Recorder::new(Arc::clone(&surroundings.progress)));
-    let recorded = Surroundings { progress: recorder.clone(), cancel: Cancel::default(), ..surroundings.clone() };
-    let watch = Watch { journal, claim, surroundings, recorder: &recorder, own: &recorded.cancel, stall, stalled: AtomicBool::new(false) };
+    let cancel = Cancel::default();
+    let gate = gate(journal, claim, Arc::clone(&surroundings.clock), cancel.clone());
+    let recorded = Surroundings { progress: recorder.clone(), cancel, gate, ..surroundings.clone() };
+    let watch = Watch {
+        journal,
+        claim,
+        surroundings,
+        recorder: &recorder,
+        own: &recorded.cancel,
+        stall,
+        stalled: AtomicBool::new(false),
+        lost: AtomicBool::new(false),
+    };
     // A panic is a bug in one run: it must not leave the row open while this process lives on.
     let result = std::thread::scope(|scope| {
         let (alive, over) = channel::<()>();
@@ -262,6 +284,7 @@ fn carry_out<T: Outcome>(
     });
     let result = match result {
         Err(error) if watch.stalled.load(Ordering::SeqCst) && error.kind() != Kind::Bug => Err(stalled(run, stall, &recorder, &error)),
+        Err(error) if watch.lost.load(Ordering::SeqCst) && error.kind() == Kind::Interrupted => Err(lost(claim)),
         result => result,
     };
     let ending = match &result {
@@ -294,6 +317,8 @@ struct Watch<'a> {
     own: &'a Cancel,
     stall: Option<Duration>,
     stalled: AtomicBool,
+    /// The journal says that the run is no longer this process's.
+    lost: AtomicBool,
 }
 
 impl Watch<'_> {
@@ -301,10 +326,17 @@ impl Watch<'_> {
     #[expect(clippy::needless_pass_by_value, reason = "the receiver belongs to this thread")]
     fn until(&self, over: Receiver<()>) {
         let mut beat: Option<Instant> = None;
+        let every = self.journal.lease().to_std().unwrap_or_default() / HEARTBEATS;
         loop {
-            if beat.is_none_or(|beat| beat.elapsed() >= HEARTBEAT) {
-                if let Err(error) = self.journal.heartbeat(self.claim, self.surroundings.clock.now()) {
-                    tracing::warn!(run = %self.claim.id, error = ?error, "the run's heartbeat could not be recorded");
+            if beat.is_none_or(|beat| beat.elapsed() >= every) {
+                match self.journal.heartbeat(self.claim, self.surroundings.clock.now()) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        tracing::error!(run = %self.claim.id, "the run was taken over by another process: it is cancelled here");
+                        self.lost.store(true, Ordering::SeqCst);
+                        self.own.cancel();
+                    }
+                    Err(error) => tracing::warn!(run = %self.claim.id, error = ?error, "the run's heartbeat could not be recorded"),
                 }
                 beat = Some(Instant::now());
             }
@@ -326,6 +358,66 @@ impl Watch<'_> {
     }
 }
 
+/// Asked right before the manifest is created: the journal notes which one, under this claim's fence. From then on whoever takes the run
+/// over finds that note and decides that key; whoever has taken it over before makes this fail. So one run commits, whatever any clock says.
+fn gate(journal: &Journal, claim: Claim, clock: Arc<dyn Clock>, cancel: Cancel) -> CommitGate {
+    let journal = journal.clone();
+    CommitGate::new(move |copy, snapshot| {
+        let announced = Announced { copy: copy.map(Name::to_string), snapshot }.to_string();
+        let began = Instant::now();
+        let patience = if journal.is_shared() { GATE_PATIENCE } else { OWN_GATE_PATIENCE };
+        loop {
+            match journal.announce(claim, &announced, clock.now()) {
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err(lost(claim)),
+                Err(error) if began.elapsed() < patience => {
+                    tracing::warn!(run = %claim.id, error = ?error, "the commit waits for the journal");
+                }
+                // Nobody else can take it over while this process lives: a good backup is not thrown away for a full disk.
+                Err(error) if !journal.is_shared() => {
+                    tracing::error!(run = %claim.id, error = ?error, "the journal could not note the snapshot before its commit");
+                    return Ok(());
+                }
+                Err(error) => return Err(error.within("ask the journal whether this run may still commit: nothing was committed")),
+            }
+            cancel.check()?;
+            std::thread::park_timeout(GATE_PAUSE);
+        }
+    })
+}
+
+/// What a run notes before it commits: the snapshot, and of a copy the name of the repository that it goes to (`REPOSITORY/SNAPSHOT`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Announced {
+    copy: Option<String>,
+    snapshot: SnapshotId,
+}
+
+impl std::fmt::Display for Announced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.copy {
+            Some(repository) => write!(f, "{repository}/{}", self.snapshot),
+            None => self.snapshot.fmt(f),
+        }
+    }
+}
+
+impl std::str::FromStr for Announced {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text.split_once('/') {
+            Some((repository, snapshot)) => Self { copy: Some(repository.to_owned()), snapshot: snapshot.parse()? },
+            None => Self { copy: None, snapshot: text.parse()? },
+        })
+    }
+}
+
+fn lost(claim: Claim) -> Error {
+    Error::new(Kind::Busy, format!("run {} was taken over by another process while this one was paused or cut off", claim.id))
+        .hint("nothing was committed here; `lifeboat run show` tells what became of it")
+}
+
 fn stalled(run: &NewRun, stall: Option<Duration>, recorder: &Recorder, error: &Error) -> Error {
     let minutes = stall.unwrap_or_default().as_secs() / 60;
     let phase = recorder.current_phase().map_or_else(String::new, |phase| format!(" in the phase {phase:?}"));
@@ -337,6 +429,10 @@ fn stalled(run: &NewRun, stall: Option<Duration>, recorder: &Recorder, error: &E
 }
 
 fn close(journal: &Journal, claim: Claim, ending: &Ending, now: DateTime<Utc>) -> Result<()> {
+    if let Ok(false) = journal.heartbeat(claim, now) {
+        // The row is somebody else's, and so is its ending.
+        return journal.give_back(claim, now);
+    }
     journal.close(claim, ending, now).inspect_err(|error| tracing::error!(error = ?error, "the end of the run could not be recorded"))
 }
 
@@ -383,36 +479,106 @@ pub fn run_job(journal: &Journal, plan: &Plan, run: &NewRun, story: Option<Strin
     }
 }
 
-/// Finishes the story of runs whose process died. `open` opens the repository of a run's plan, to see whether the snapshot was
-/// committed after all; only runs of `wanted` are looked at. Returns what was settled.
+/// Opens the repository that a run commits to, for [`settle`]: that of its plan, or the one with this name that a copy goes to. `None`: no plan file
+/// here names it.
 ///
 /// # Errors
-/// When the journal cannot be read or written. A repository that cannot be opened is part of the story.
+/// When it cannot be opened.
+pub fn open_for(plans: &Plans, run: &Run, copy: Option<&str>, surroundings: &Surroundings) -> Result<Option<Repository>> {
+    let settings = match copy {
+        None => plans.plans.get(&run.plan).map(|plan| &plan.repository),
+        Some(name) => plans.repositories.iter().find(|(known, _)| known.as_str() == name).map(|(_, settings)| settings),
+    };
+    settings.map(|settings| resolve::repository(settings)?.open(surroundings)).transpose()
+}
+
+/// Finishes the story of runs whose process died. `open` opens the repository of a run, as [`open_for`] does, to see whether the snapshot was
+/// committed after all; only runs of `wanted` are looked at. Returns what was settled.
+///
+/// Each is first taken over, so that nobody settles it twice; then the manifest that it was about to commit, if it came so far, is found or made
+/// impossible for good; only then is its row closed and may be tried again.
+///
+/// # Errors
+/// When the journal cannot be read or written. A run whose repository cannot be asked stays as it is, and is logged.
 pub fn settle(
     journal: &Journal,
     wanted: impl Fn(&Run) -> bool,
-    open: impl Fn(&Run) -> Result<Repository>,
+    open: impl Fn(&Run, Option<&str>) -> Result<Option<Repository>>,
     now: DateTime<Utc>,
 ) -> Result<Vec<(Run, Ending)>> {
     let mut settled = Vec::new();
     for run in journal.broken()?.into_iter().filter(|run| wanted(run)) {
-        let died = format!("process {} on {} ended without closing this run", run.process.pid, run.process.host);
-        let ending = match run.job {
-            Job::Backup => match open(&run).and_then(|repository| committed(journal, &run, &repository, now)) {
-                Ok(Some(manifest)) => after_crash(&manifest, &died),
-                Ok(None) => interrupted(format!("{died}; no snapshot was committed, and what was uploaded is used by the next run")),
-                Err(error) => interrupted(format!("{died}; whether its snapshot was committed could not be seen: {error:?}")),
-            },
-            Job::Restore => interrupted(format!("{died}; the target is untouched or whole, `lifeboat restore --resume` continues")),
-            Job::Copy => interrupted(format!("{died}; what was copied whole stays, and the next copy goes on from there")),
-            Job::Drill | Job::Verify => interrupted(format!("{died}; it left no report")),
-        };
-        if journal.settle(&run, &ending, now)? {
-            tracing::warn!(run = %run.id, plan = %run.plan, job = run.job.word(), state = ending.state.word(), story = ending.story.as_deref(), "a broken run was settled");
-            settled.push((run, ending));
+        let Some(claim) = journal.take_over(&run, now)? else { continue };
+        match epilogue(journal, &run, &open, now) {
+            Ok(ending) => {
+                journal.settle(claim, &run, &ending, now)?;
+                tracing::warn!(run = %run.id, plan = %run.plan, job = run.job.word(), state = ending.state.word(), story = ending.story.as_deref(), "a broken run was settled");
+                settled.push((run, ending));
+            }
+            Err(error) => {
+                tracing::error!(run = %run.id, plan = %run.plan, error = ?error, "a broken run cannot be settled yet: whether it committed is not known");
+                journal.give_back(claim, now)?;
+            }
         }
     }
     Ok(settled)
+}
+
+/// How a run ended whose process did not live to tell.
+fn epilogue(
+    journal: &Journal,
+    run: &Run,
+    open: impl Fn(&Run, Option<&str>) -> Result<Option<Repository>>,
+    now: DateTime<Utc>,
+) -> Result<Ending> {
+    let died = format!("process {} on {} ended without closing this run", run.process.pid, run.process.host);
+    if let Some(announced) = &run.announced {
+        return decided(run, &announced.parse()?, open, &died);
+    }
+    Ok(match run.job {
+        // On a shared journal nothing commits without a note.
+        Job::Backup if journal.is_shared() => nothing_committed(&died),
+        Job::Backup => match open(run, None).and_then(|repository| match repository {
+            Some(repository) => committed(journal, run, &repository, now),
+            None => Ok(None),
+        }) {
+            Ok(Some(manifest)) => after_crash(&manifest, &died),
+            Ok(None) => nothing_committed(&died),
+            Err(error) => interrupted(format!("{died}; whether its snapshot was committed could not be seen: {error:?}")),
+        },
+        Job::Restore => interrupted(format!("{died}; the target is untouched or whole, `lifeboat restore --resume` continues")),
+        Job::Drill | Job::Verify => interrupted(format!("{died}; it left no report")),
+        Job::Copy => copies_stay(&died),
+    })
+}
+
+/// The same where it was about to commit: from here on that snapshot is committed, or never will be.
+fn decided(
+    run: &Run,
+    announced: &Announced,
+    open: impl Fn(&Run, Option<&str>) -> Result<Option<Repository>>,
+    died: &str,
+) -> Result<Ending> {
+    let Announced { copy, snapshot } = announced;
+    let Some(repository) = open(run, copy.as_deref())? else {
+        return Ok(interrupted(format!("{died}; it was about to commit snapshot {snapshot}, and no plan here says where")));
+    };
+    Ok(match (repository.decide(&run.plan, *snapshot)?, copy) {
+        // What else there was to copy is not known.
+        (_, Some(_)) => copies_stay(died),
+        (Some(manifest), None) => after_crash(&manifest, died),
+        (None, None) => interrupted(format!(
+            "{died}; it was about to commit snapshot {snapshot} and now never will, and what was uploaded is used by the next run"
+        )),
+    })
+}
+
+fn copies_stay(died: &str) -> Ending {
+    interrupted(format!("{died}; what was copied whole stays, and the next copy goes on from there"))
+}
+
+fn nothing_committed(died: &str) -> Ending {
+    interrupted(format!("{died}; no snapshot was committed, and what was uploaded is used by the next run"))
 }
 
 fn interrupted(story: String) -> Ending {
@@ -421,11 +587,16 @@ fn interrupted(story: String) -> Ending {
 
 /// The ending of a backup whose snapshot was committed before its process died: as complete as its manifest says.
 fn after_crash(manifest: &Manifest, died: &str) -> Ending {
+    let ending = ending_of_manifest(manifest);
+    let how = if ending.state == State::Succeeded { "succeeded" } else { "incomplete" };
+    Ending { story: Some(format!("{how} after a crash: {died}, but its snapshot had been committed")), ..ending }
+}
+
+/// The ending of the backup that committed this.
+pub(super) fn ending_of_manifest(manifest: &Manifest) -> Ending {
     let problems = backup::missing(&manifest.sources).len();
-    let how = if problems == 0 { "succeeded" } else { "incomplete" };
     let exit = (problems > 0).then_some(Kind::Incomplete);
     Ending {
-        story: Some(format!("{how} after a crash: {died}, but its snapshot had been committed")),
         snapshot: Some(manifest.id.to_string()),
         bytes_read: Some(manifest.stats.bytes_read),
         bytes_stored: Some(manifest.stats.bytes_stored),
@@ -436,7 +607,9 @@ fn after_crash(manifest: &Manifest, died: &str) -> Ending {
 /// The snapshot that a broken backup committed: of the same plan and host, begun while the run was known to live, of no other run.
 /// Where more than one could be it, none is taken: a run that is said to have failed is made again, a wrong success is not.
 fn committed(journal: &Journal, run: &Run, repository: &Repository, now: DateTime<Utc>) -> Result<Option<Manifest>> {
-    let known = journal.runs(&Filter { plan: Some(run.plan.clone()), job: Some(Job::Backup), ..Filter::default() })?;
+    // Of a run that was over long before, the snapshot was begun before too.
+    let since = Some(run.started - LEASE * 60);
+    let known = journal.runs(&Filter { plan: Some(run.plan.clone()), job: Some(Job::Backup), since, ..Filter::default() })?;
     let mut own = repository.manifests(Some(&run.plan))?;
     own.retain(|manifest| may_be_of(&known, run, manifest, now));
     match own.len() {
@@ -461,7 +634,6 @@ fn may_be_of(known: &[Run], run: &Run, manifest: &Manifest, now: DateTime<Utc>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{Name, SnapshotId};
     use crate::source::{Finish, Problem};
     use crate::{clock::SystemClock, event::Silent, repo::Stats};
 
@@ -546,6 +718,7 @@ repository = "main"
             clock: Arc::new(SystemClock),
             progress: Arc::new(Silent),
             cancel: Cancel::default(),
+            gate: CommitGate::default(),
         };
         crate::ops::init::run(&resolve::repository(&plan.repository).unwrap(), &surroundings).unwrap();
         let journal = Journal::open(&surroundings.state, Utc::now()).unwrap();
@@ -583,6 +756,7 @@ repository = "main"
             clock: Arc::new(SystemClock),
             progress: Arc::new(Silent),
             cancel: Cancel::default(),
+            gate: CommitGate::default(),
         };
         let journal = Journal::open(folder.path(), Utc::now()).unwrap();
         let hang = |surroundings: &Surroundings| -> Result<BackupReport> {

@@ -1,7 +1,7 @@
 //! The daemon: starts what is due, settles what a crash left, follows changes of its plans, stops cleanly.
 //!
 //! Who runs beside whom: one daemon on a state folder (`serve.lock`); within it what [`places`](crate::daemon::places) allows. Manual runs of other
-//! processes are kept apart by the journal. The loop itself never works: runs have threads of their own, so that a hanging store holds up
+//! processes, and other nodes ([`nodes`]), are kept apart by the journal. The loop itself never works: runs have threads of their own, so that a hanging store holds up
 //! its own plan only; plan files are read by another; only the loop changes the [`Agenda`].
 //!
 //! A clean stop: the first signal lets runs go on until the plan files' `drain` is over and starts nothing new; then, or with the second
@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::daemon::agenda::{Agenda, Restore, Start};
-use crate::daemon::companion::{Companion, Companions, Context};
+use crate::daemon::companion::{Companion, Companions, Context, Threaded};
 use crate::daemon::control::{Control, Hold, Inbox, LONGEST_TURN, Message, Phase, Requested, Signals};
 use crate::daemon::job::Job;
-use crate::daemon::journal::{Filter, Journal, NewRun, State};
+use crate::daemon::journal::{self, Filter, Journal, NewRun, Run, State};
 use crate::daemon::logs::Logs;
+use crate::daemon::nodes::{self, Membership};
 use crate::daemon::owner::{self, DaemonLock};
 use crate::daemon::reload::{self, Print};
 use crate::daemon::runner;
@@ -28,7 +29,7 @@ use crate::daemon::scheduler::Step;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress, Reason};
 use crate::id::RunId;
-use crate::ops::resolve::{self, Surroundings};
+use crate::ops::resolve::Surroundings;
 use crate::plan::{Plan, Plans};
 
 /// How soon a signal is noticed.
@@ -43,6 +44,9 @@ const COMPANIONS_DEADLINE: Duration = Duration::from_secs(10);
 /// How often restores of other processes are looked for, while something would give way to them.
 const RESTORE_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How often a journal that machines share is asked about all schedules, whatever this node believes of them.
+const ASK_INTERVAL: Duration = Duration::from_mins(1);
+
 /// How often what runs left is swept: kept drill targets whose time is over, above all.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(10);
 
@@ -55,6 +59,10 @@ pub struct Setup {
     pub signals: Signals,
     /// What lives beside the runs, in the order of its start.
     pub companions: Vec<Box<dyn Companion>>,
+    /// The name of this node on a journal that machines share; `None`: the machine's.
+    pub node: Option<String>,
+    /// What this node is, for plans that say where they may run.
+    pub labels: Vec<String>,
 }
 
 /// Sends [`Message::Ended`] when it is dropped, also by a panic: a plan must not be held up by a run that is no more.
@@ -78,10 +86,13 @@ impl Drop for Ending {
 struct Daemon<'a> {
     control: Control,
     journal: Arc<Journal>,
+    membership: Membership,
     surroundings: &'a Surroundings,
     signals: &'a Signals,
     agenda: Agenda,
     logs: Logs,
+    /// When the journal was last asked about everything.
+    asked: Instant,
     /// When restores were looked for last.
     restores_seen: Option<Instant>,
     /// The last sweep and when it began.
@@ -99,13 +110,19 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     let print = Print::of(&setup.paths);
     let plans = Arc::new(Plans::load(&setup.paths)?);
     let _lock = DaemonLock::take(&surroundings.state)?;
-    let journal = Arc::new(Journal::open(&surroundings.state, surroundings.clock.now())?);
+    let journal = Arc::new(Journal::of(&plans, &surroundings.state, setup.node.as_deref(), surroundings.clock.now())?);
+    let membership = Membership::new(journal.node(), &setup.labels, journal.is_shared());
+    // Before anything is claimed: two nodes of one name would take each other's runs for their own.
+    journal.check_in(&setup.labels, surroundings.clock.now())?;
     let (control, inbox) = Control::new(Arc::clone(&plans), Arc::clone(&surroundings.clock));
     let context = Context { control: control.clone(), journal: Arc::clone(&journal), surroundings: surroundings.clone() };
-    let mut companions = Companions::start(setup.companions, &context)?;
+    let own = membership.clone();
+    let node: Box<dyn Companion> = Box::new(Threaded::new("node", move |context: Context| nodes::run(&context, &own)));
+    let companions = std::iter::once(node).chain(setup.companions).collect();
+    let mut companions = Companions::start(companions, &context)?;
     let watch = Cancel::default();
     let watcher = reload::watch(setup.paths, print, setup.signals.clone(), control.clone(), watch.clone());
-    let served = watcher.and_then(|_| serve(control.clone(), &inbox, plans, journal, surroundings, &setup.signals, ready));
+    let served = watcher.and_then(|_| serve(&context, &inbox, plans, membership, &setup.signals, ready));
     watch.cancel();
     control.set_phase(Phase::Stopping);
     companions.stop(Instant::now() + COMPANIONS_DEADLINE);
@@ -114,23 +131,35 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
 
 /// From the first look at what a crash left to the end of the last run.
 fn serve(
-    control: Control,
+    context: &Context,
     inbox: &Inbox,
     plans: Arc<Plans>,
-    journal: Arc<Journal>,
-    surroundings: &Surroundings,
+    membership: Membership,
     signals: &Signals,
     ready: impl FnOnce(&Control),
 ) -> Result<()> {
-    let open = |run: &crate::daemon::journal::Run| resolve::repository(&plans.plan(run.plan.as_str())?.repository)?.open(surroundings);
-    runner::settle(&journal, |_| true, open, surroundings.clock.now())?;
-    let agenda = Agenda::new(Arc::clone(&plans), surroundings.clock.now());
-    let mut daemon =
-        Daemon { control: control.clone(), journal, surroundings, signals, agenda, logs: Logs::new(), restores_seen: None, sweep: None };
-    daemon.logs.follow(&plans, surroundings);
+    let (control, journal, surroundings) = (context.control.clone(), Arc::clone(&context.journal), &context.surroundings);
+    let open = |run: &Run, copy: Option<&str>| runner::open_for(&plans, run, copy, surroundings);
+    // What no plan here knows, another node may.
+    let wanted = |run: &Run| !journal.is_shared() || plans.plans.contains_key(&run.plan);
+    runner::settle(&journal, wanted, open, surroundings.clock.now())?;
+    let agenda = Agenda::of_node(Arc::clone(&plans), membership.clone(), surroundings.clock.now());
+    let mut daemon = Daemon {
+        control: control.clone(),
+        journal,
+        membership,
+        surroundings,
+        signals,
+        agenda,
+        logs: Logs::new(),
+        asked: Instant::now(),
+        restores_seen: None,
+        sweep: None,
+    };
+    daemon.logs.follow(&plans, &daemon.journal, &daemon.membership, surroundings);
     let (schedules, logs) = (daemon.agenda.len(), daemon.logs.len());
     if schedules == 0 && logs == 0 {
-        tracing::warn!("no plan has a schedule: there is nothing to do but what is asked for");
+        tracing::warn!("no plan has a schedule that this node may run: there is nothing to do but what is asked for");
     }
     tracing::info!(plans = plans.plans.len(), schedules, logs, state = %surroundings.state.display(), "serving");
     control.set_phase(Phase::Serving);
@@ -147,9 +176,19 @@ fn serve(
 }
 
 /// What killed processes left of this plan: they would be in the way of its next run.
-fn settle(plan: &Plan, journal: &Journal, surroundings: &Surroundings) -> Result<()> {
-    let open = |_: &crate::daemon::journal::Run| resolve::repository(&plan.repository)?.open(surroundings);
+fn settle(plan: &Plan, plans: &Plans, journal: &Journal, surroundings: &Surroundings) -> Result<()> {
+    let open = |run: &Run, copy: Option<&str>| runner::open_for(plans, run, copy, surroundings);
     runner::settle(journal, |run| run.plan == plan.name, open, surroundings.clock.now()).map(|_| ())
+}
+
+/// Whether a running daemon can go over to these plans.
+fn suits(old: &Plans, new: &Plans) -> Result<()> {
+    journal::check(new)?;
+    if (&old.journal.url, old.journal.lease) == (&new.journal.url, new.journal.lease) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, "[journal] url or lease has changed: a daemon stays with the journal that it was started with")
+        .hint("start the daemon anew, or take the change back"))
 }
 
 impl Daemon<'_> {
@@ -180,6 +219,10 @@ impl Daemon<'_> {
     /// Starts every run that is due and has a place; returns when to look again.
     fn start_due(&mut self) -> DateTime<Utc> {
         let now = self.surroundings.clock.now();
+        if self.journal.is_shared() && self.asked.elapsed() >= ASK_INTERVAL {
+            self.asked = Instant::now();
+            self.agenda.ask_all();
+        }
         self.agenda.advance(now);
         self.look_for_restores();
         self.learn(now);
@@ -254,17 +297,18 @@ impl Daemon<'_> {
         let Start { plan, run, covers } = start;
         let story = covers.map(|(covers, first)| format!("stands for {} missed since {first}", counted(covers)));
         let hold = Arc::new(Hold::new(run, now));
-        let journal = Arc::clone(&self.journal);
+        let (journal, plans) = (Arc::clone(&self.journal), self.control.plans());
         let surroundings =
             Surroundings { cancel: hold.cancel.clone(), progress: Arc::clone(&hold) as Arc<dyn Progress>, ..self.surroundings.clone() };
         let (control, kept, name) = (self.control.clone(), Arc::clone(&hold), plan.name.clone());
         let work = move || {
             let mut ending = Ending { control, hold: Arc::clone(&kept), result: None };
-            let result =
-                settle(&plan, &journal, &surroundings).and_then(|()| runner::run_job(&journal, &plan, &kept.run, story, &surroundings));
+            let run = || runner::run_job(&journal, &plan, &kept.run, story, &surroundings);
+            let result = settle(&plan, &plans, &journal, &surroundings)
+                .and_then(|()| nodes::alone_with_sources(&journal, &plan, kept.run.job, &*surroundings.clock, run));
             if result.is_err() {
                 // A claim whose answer was lost is in no one's hands.
-                if let Err(error) = settle(&plan, &journal, &surroundings) {
+                if let Err(error) = settle(&plan, &plans, &journal, &surroundings) {
                     tracing::error!(plan = %plan.name, error = ?error, "what the run left could not be settled");
                 }
             }
@@ -305,6 +349,7 @@ impl Daemon<'_> {
         // Whoever asked and went away is not told.
         match message {
             Message::Ended { id, result } => self.ended(id, result),
+            Message::Look { plan } => self.agenda.look(&plan),
             Message::Request { run, reply } => {
                 let _ = reply.send(self.requested(run));
             }
@@ -368,6 +413,7 @@ impl Daemon<'_> {
 
     /// Another set of plans, or why there is none: then the old one stays.
     fn plans_read(&mut self, read: Result<Arc<Plans>>) {
+        let read = read.and_then(|new| suits(&self.control.plans(), &new).map(|()| new));
         let new = match read {
             Ok(new) => new,
             Err(error) => {
@@ -389,7 +435,7 @@ impl Daemon<'_> {
         for id in self.agenda.reload(Arc::clone(&new)) {
             tracing::warn!(run = %id, "a request that waited is dropped: its plan is gone");
         }
-        self.logs.follow(&new, self.surroundings);
+        self.logs.follow(&new, &self.journal, &self.membership, self.surroundings);
         self.control.set_plans(new);
     }
 

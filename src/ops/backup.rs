@@ -97,7 +97,7 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     records.sort_by_key(|record: &SourceRecord| job.sources.iter().position(|s| s.name == record.name));
     job.cancel.check()?;
     job.progress.event(Event::Phase { name: "commit", detail: job.plan.to_string() });
-    let committed = writer.commit(records, time, job.tags.clone(), job.progress.as_ref())?;
+    let committed = writer.commit_if(records, time, job.tags.clone(), job.progress.as_ref(), |id| job.gate.ask(None, id))?;
 
     // Committed: what goes wrong from here on is only told.
     if let Err(error) = folder.remove() {

@@ -263,7 +263,8 @@ fn copy_snapshots(
         let before = predecessor(originals, copies, &repository, manifest.id);
         let proven = select::proven(reports, manifest);
         let progress: &dyn Progress = job.progress.as_ref();
-        match request.to.copy_from(&job.repository, manifest, before, proven, job.clock.now(), progress, &job.cancel) {
+        let may = |id| job.gate.ask(Some(&request.name), id);
+        match request.to.copy_from(&job.repository, manifest, before, proven, job.clock.now(), progress, &job.cancel, may) {
             Ok((committed, stats)) => {
                 report.warnings.extend(committed.warnings);
                 report.snapshots.push(CopiedSnapshot {

@@ -35,7 +35,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::event::{Cancel, Progress};
-use crate::id::Name;
+use crate::id::{Name, SnapshotId};
 use crate::repo::{LostManifest, Manifest, Repository};
 use crate::source::{Source, SourceContext, SqlCheck};
 
@@ -70,6 +70,30 @@ pub struct Job {
     pub clock: Arc<dyn Clock>,
     pub progress: Arc<dyn Progress>,
     pub cancel: Cancel,
+    pub gate: CommitGate,
+}
+
+/// What says whether a snapshot may be committed; of a copy with the name of the repository that it goes to.
+type Gate = dyn Fn(Option<&Name>, SnapshotId) -> Result<()> + Send + Sync;
+
+/// The last word on whether a run may commit: asked with the snapshot's id right before its manifest is created. By default yes.
+#[derive(Clone, Default)]
+pub struct CommitGate(Option<Arc<Gate>>);
+
+impl CommitGate {
+    /// `may`: an error means that nothing may be committed.
+    #[must_use]
+    pub fn new(may: impl Fn(Option<&Name>, SnapshotId) -> Result<()> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(may)))
+    }
+
+    /// `copy`: the name of the repository that a copy goes to.
+    ///
+    /// # Errors
+    /// What the gate says.
+    pub fn ask(&self, copy: Option<&Name>, snapshot: SnapshotId) -> Result<()> {
+        self.0.as_ref().map_or(Ok(()), |may| may(copy, snapshot))
+    }
 }
 
 /// What the plan promises.

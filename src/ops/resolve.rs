@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
 use crate::ops::work::make_missing;
-use crate::ops::{Canary, DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain};
+use crate::ops::{Canary, CommitGate, DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain};
 use crate::plan::SecretRef;
 use crate::plan::{self, Cache, DrillAt, EnvironmentValue, LogMode, Method, SourceKind};
 use crate::repo::{OpenOptions, Passphrase, Repository, SourceRecord};
@@ -33,6 +33,8 @@ pub struct Surroundings {
     pub clock: Arc<dyn Clock>,
     pub progress: Arc<dyn Progress>,
     pub cancel: Cancel,
+    /// Of the run that this is for.
+    pub gate: CommitGate,
 }
 
 /// A repository that is not open yet. `Debug` shows no secret.
@@ -195,6 +197,7 @@ impl Resolved {
             clock: Arc::clone(&surroundings.clock),
             progress: Arc::clone(&surroundings.progress),
             cancel: surroundings.cancel.clone(),
+            gate: surroundings.gate.clone(),
         })
     }
 

@@ -24,6 +24,7 @@ pub struct Plans {
     pub sources: BTreeMap<Name, Arc<Source>>,
     pub repositories: BTreeMap<Name, Arc<Repository>>,
     pub notifiers: BTreeMap<Name, Arc<Notifier>>,
+    pub journal: JournalSettings,
     pub serve: Serve,
     /// The files read, sorted.
     pub files: Vec<PathBuf>,
@@ -67,6 +68,23 @@ fn find<'a, T>(all: &'a BTreeMap<Name, T>, what: &str, name: &str) -> Result<&'a
     })
 }
 
+/// Where runs are recorded and for how long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournalSettings {
+    /// Of a PostgreSQL database that several machines share; `None`: a file in the state folder.
+    pub url: Option<SecretRef>,
+    /// A run whose node was not heard of for so long is taken over by another.
+    pub lease: Duration,
+    /// How long runs are remembered.
+    pub history: Duration,
+}
+
+impl Default for JournalSettings {
+    fn default() -> Self {
+        Self { url: None, lease: Duration::from_mins(2), history: Duration::from_hours(400 * 24) }
+    }
+}
+
 /// How the daemon works.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Serve {
@@ -92,6 +110,8 @@ pub struct Plan {
     pub sources: Vec<Arc<Source>>,
     pub repository: Arc<Repository>,
     pub notify: Vec<Arc<Notifier>>,
+    /// Labels of which a node needs one to run its slots; empty: every node may.
+    pub run_on: Vec<String>,
     /// Of backups; `None`: only by hand.
     pub schedule: Option<Schedule>,
     /// Always there when any schedule of the plan is.

@@ -83,8 +83,23 @@ pub(super) struct RawFile {
     pub plan: Named<RawPlan>,
     /// Who is told, by name.
     pub notify: Named<RawNotifier>,
+    /// Where runs are recorded and for how long; in at most one of the files.
+    pub journal: Option<Located<RawJournal>>,
     /// How the daemon works; in at most one of the files.
     pub serve: Option<Located<RawServe>>,
+}
+
+/// Where runs are recorded and for how long.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Journal")]
+pub(super) struct RawJournal {
+    /// A PostgreSQL database that several machines share, such as `postgresql://USER@HOST/DATABASE`. Default: a file in the state folder, for one machine.
+    pub url: Option<Located<RawSecret>>,
+    /// With `url`: a run whose node was not heard of for so long is taken over by another. Default: 2m.
+    pub lease: Text,
+    /// How long runs are remembered. What `lifeboat status` needs is never forgotten. Default: 400d.
+    pub history: Text,
 }
 
 /// How the daemon works.
@@ -302,6 +317,8 @@ pub(super) struct RawPlan {
     pub sources: Words,
     /// The name of the repository.
     pub repository: Text,
+    /// Labels of nodes: its scheduled runs start only on a node that has one of them (a node's name is a label too). Default: on every node.
+    pub run_on: Words,
     /// When to back up: five fields as in crontab(5). Default: only by hand.
     pub schedule: Text,
     /// The IANA time zone of all schedules of this plan; required where there is one.

@@ -315,6 +315,7 @@ fn plan_section(plan: &Plan) -> Section {
             ("source", one),
             ("sources", several),
             ("repository", json!(plan.repository.name.as_str())),
+            ("run_on", if plan.run_on.is_empty() { Value::Null } else { json!(plan.run_on) }),
             ("schedule", schedule(plan.schedule.as_ref())),
             ("timezone", optional(plan.timezone, |zone| json!(zone.name()))),
             ("jitter", duration(plan.jitter)),

@@ -17,8 +17,9 @@ use crate::id::Name;
 use crate::plan::blackout::{Blackout, JOBS, Window};
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
-    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, FINGERPRINT_BYTES, Keep, LogMode, Method, Missed, Notifier,
-    Objectives, Plan, PlannedCopy, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind, Verify,
+    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, FINGERPRINT_BYTES, JournalSettings, Keep, LogMode, Method,
+    Missed, Notifier, Objectives, Plan, PlannedCopy, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source,
+    SourceKind, Verify,
 };
 use crate::plan::raw::{
     Located, Named, RawCache, RawCheck, RawCopy, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode, RawMethod,
@@ -57,10 +58,12 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
     let mut sources = Declared::new();
     let mut notifiers = Declared::new();
     let mut plans = Declared::new();
+    let mut journal = None;
     let mut serve = None;
     for loaded in files {
         checker.file = Some(loaded);
         checker.version(&loaded.raw);
+        checker.journal(loaded, &mut journal);
         checker.serve(loaded, &mut serve);
         checker.declare("repository", &loaded.raw.repository, &mut repositories, Checker::repository);
         checker.declare("source", &loaded.raw.source, &mut sources, Checker::source);
@@ -82,6 +85,7 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
         sources: only_valid(sources),
         repositories: only_valid(repositories),
         notifiers: only_valid(notifiers),
+        journal: journal.map(|(_, journal)| journal).unwrap_or_default(),
         serve: serve.map(|(_, serve)| serve).unwrap_or_default(),
         files: Vec::new(),
     }
@@ -140,6 +144,46 @@ impl<'a> Checker<'a> {
                 self.report(&(0..0), "`version` is missing", "begin the file with: version = 1");
             }
         }
+    }
+
+    /// The journal's settings: one table for all files. `first`: where it was found, and what it says.
+    fn journal(&mut self, loaded: &Loaded, first: &mut Option<(String, JournalSettings)>) {
+        let Some(raw) = &loaded.raw.journal else { return };
+        if let Some((place, _)) = first {
+            let hint = format!("it is there already at {place}; keep one");
+            self.report(&raw.span, "`[journal]` is there twice", hint);
+            return;
+        }
+        let default = JournalSettings::default();
+        let between = |least: Duration, most: Duration, says: &'static str| {
+            move |text: &str| match parse_duration(text)? {
+                duration if (least..=most).contains(&duration) => Ok(duration),
+                _ => Err(Error::new(Kind::Usage, says)),
+            }
+        };
+        let hours = Duration::from_hours;
+        let lease = between(Duration::from_secs(5), hours(1), "a lease is from 5s to 1h");
+        let history = between(hours(24), hours(24 * 366 * 100), "history is kept for 1d at least");
+        let lease = self.read(&raw.value.lease, lease).unwrap_or(default.lease);
+        let history = self.read(&raw.value.history, history).unwrap_or(default.history);
+        let url = self.secret(raw.value.url.as_ref());
+        *first = Some((loaded.file.place(raw.span.start), JournalSettings { url, lease, history }));
+    }
+
+    /// Labels of nodes.
+    fn labels(&mut self, raw: &Words) -> Vec<String> {
+        let Some(words) = raw else { return Vec::new() };
+        if words.value.is_empty() {
+            self.report(&words.span, "`run_on` names no label", "leave it out for every node, or name the labels: run_on = [\"db-host\"]");
+        }
+        let mut labels = Vec::new();
+        for word in &words.value {
+            match Name::new(word.value.clone()) {
+                Ok(label) => labels.push(label.to_string()),
+                Err(error) => self.fail(&word.span, &error),
+            }
+        }
+        labels
     }
 
     /// The daemon's settings: one table for all files. `first`: where it was found, and what it says.
@@ -565,6 +609,7 @@ impl<'a> Checker<'a> {
             None => notifiers.values().flatten().cloned().collect(),
             Some(names) => names.value.iter().filter_map(|name| self.refer("notifier", notifiers, name)).collect(),
         };
+        let run_on = self.labels(&raw.run_on);
         let timezone = self.read(&raw.timezone, parse_timezone);
         let schedule = self.schedule(&raw.schedule, raw, timezone);
         let jitter = self.read(&raw.jitter, parse_duration).unwrap_or_default();
@@ -594,6 +639,7 @@ impl<'a> Checker<'a> {
             sources: sources?,
             repository: repository?,
             notify,
+            run_on,
             schedule,
             timezone,
             jitter,

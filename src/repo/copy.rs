@@ -17,6 +17,7 @@ use chrono::{DateTime, Utc};
 use crate::entry::{Entry, EntryKind, Layout, Order};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
+use crate::id::SnapshotId;
 use crate::repo::format::ChunkId;
 use crate::repo::nodes::NodeReader;
 use crate::repo::packs::PackNo;
@@ -52,11 +53,12 @@ const WINDOW_CHUNKS: usize = 200_000;
 const WINDOW_ITEMS: usize = 20_000;
 
 impl Repository {
-    /// Copies a snapshot of `from` into this repository, unless it is damaged. `proven_at`: what is known of it there.
+    /// Copies a snapshot of `from` into this repository, unless it is damaged. `proven_at`: what is known of it there. `may` is asked, with the id that it
+    /// gets here, when nothing is left to do but to create its manifest.
     ///
     /// # Errors
     /// `WrongKey` without the reader role there and the writer role here; `Damaged` names the object, and nothing was committed; what the
-    /// stores say; `Busy` when a collector fenced this run.
+    /// stores say; `Busy` when this run was fenced; what `may` says.
     ///
     /// # Cancellation
     /// By `cancel`: `Interrupted`, nothing committed; the next copy takes over what was sent.
@@ -70,6 +72,7 @@ impl Repository {
         now: DateTime<Utc>,
         progress: &dyn Progress,
         cancel: &Cancel,
+        may: impl FnOnce(SnapshotId) -> Result<()>,
     ) -> Result<(Committed, CopyStats)> {
         from.require_reader("read the data to copy")?;
         if from.id() == self.id() {
@@ -138,7 +141,7 @@ impl Repository {
             }
             records.push(record);
         }
-        let committed = writer.commit(records, manifest.time, manifest.tags.clone(), progress)?;
+        let committed = writer.commit_if(records, manifest.time, manifest.tags.clone(), progress, may)?;
         Ok((committed, stats))
     }
 }

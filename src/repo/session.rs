@@ -12,9 +12,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
-use crate::id::SessionId;
+use crate::id::{Name, SessionId, SnapshotId};
 use crate::repo::format::{ObjectKind, PackId};
-use crate::repo::{Inner, Repository};
+use crate::repo::{Inner, Manifest, Repository};
 
 /// Content of a session object (JSON).
 #[derive(Debug, Serialize, Deserialize)]
@@ -99,6 +99,24 @@ impl Repository {
         packs.retain(|pack| !known.contains(pack));
         condemn(&self.inner, &packs, now)?;
         Ok(packs.len())
+    }
+}
+
+impl Repository {
+    /// Decides for good whether this snapshot of a plan was committed: yields its manifest, or makes sure by a void marker at its name (create-only:
+    /// exactly one of the two gets it) that it never will be, whoever still tries.
+    ///
+    /// # Errors
+    /// When the store cannot be asked or does not take the marker: nothing is decided then.
+    pub fn decide(&self, plan: &Name, id: SnapshotId) -> Result<Option<Manifest>> {
+        let inner = &self.inner;
+        let key = format!("snapshots/{}/{id}", inner.keys.chain_name(plan.as_str()));
+        let sealed = inner.seal_object(ObjectKind::Void, &key, b"")?;
+        match inner.block_on(inner.store.create(&key, Bytes::from(sealed))) {
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == Kind::AlreadyExists => Ok(self.open_manifest(&key)?.map(|(manifest, _)| manifest)),
+            Err(error) => Err(error.within("fence a run that is gone")),
+        }
     }
 }
 

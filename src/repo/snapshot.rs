@@ -218,7 +218,7 @@ impl Repository {
             .collect())
     }
 
-    fn open_manifest(&self, key: &str) -> Result<Option<(Manifest, String)>> {
+    pub(super) fn open_manifest(&self, key: &str) -> Result<Option<(Manifest, String)>> {
         let bytes = self.inner.block_on(self.inner.store.get(key))?;
         self.decode_manifest(key, &bytes)
     }

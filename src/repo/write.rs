@@ -336,13 +336,22 @@ impl BackupWriter {
     /// Waits for all uploads, writes packs → index → manifest, ends the session. `time`: the moment that the content is of.
     ///
     /// # Errors
-    /// Whatever failed; nothing is committed then. `Busy` when a collector fenced this run (it was paused for long): run it again.
-    pub fn commit(
+    /// Whatever failed; nothing is committed then. `Busy` when this run was fenced (it was paused for long): run it again.
+    pub fn commit(self, sources: Vec<SourceRecord>, time: DateTime<Utc>, tags: Vec<String>, progress: &dyn Progress) -> Result<Committed> {
+        self.commit_if(sources, time, tags, progress, |_| Ok(()))
+    }
+
+    /// Like [`BackupWriter::commit`], but `may` is asked, with the snapshot's id, when nothing is left to do but to create the manifest.
+    ///
+    /// # Errors
+    /// As [`BackupWriter::commit`]; what `may` says: nothing is committed then, and never will be.
+    pub fn commit_if(
         mut self,
         sources: Vec<SourceRecord>,
         time: DateTime<Utc>,
         tags: Vec<String>,
         progress: &dyn Progress,
+        may: impl FnOnce(SnapshotId) -> Result<()>,
     ) -> Result<Committed> {
         progress.event(Event::Phase { name: "commit", detail: String::new() });
         self.settle()?;
@@ -376,13 +385,14 @@ impl BackupWriter {
         };
         let json = serde_json::to_vec(&manifest).context(Kind::Bug, || "encode a manifest".into())?;
         let sealed = self.inner.seal_object(ObjectKind::Manifest, &self.key, &json)?;
+        may(self.id)?;
         // The commit.
         match self.inner.block_on(self.inner.store.create(&self.key, Bytes::from(sealed))) {
             Ok(_) => {}
             Err(e) if e.kind() == Kind::AlreadyExists => {
                 return Err(Error::new(
                     Kind::Busy,
-                    "this backup was fenced by a collector that took it for dead (it had paused for long); nothing was committed",
+                    "this backup was fenced by somebody who took it for dead (it had paused for long); nothing was committed",
                 )
                 .hint("run the backup again: what it sent is reused as far as possible")
                 .because(e));

@@ -167,6 +167,8 @@ struct ListedRun {
     bytes_stored: Option<u64>,
     snapshot: Option<String>,
     report: Option<String>,
+    /// The name of the node that had it, where machines share a journal; else the host's.
+    node: String,
     host: String,
     pid: u32,
     earlier_attempts: Vec<Value>,

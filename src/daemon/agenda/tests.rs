@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::daemon::journal::Node;
 use crate::plan::Plans;
 
 /// An agenda with a journal that keeps the newest slot of each schedule.
@@ -32,9 +33,34 @@ const HOURLY: &str = "schedule = \"0 * * * *\"";
 
 impl World {
     fn new(text: &str) -> Self {
+        Self::of(text, Membership::new("", &[], false))
+    }
+
+    /// The node `here`, of these labels, on a journal that other nodes share.
+    fn shared(text: &str, labels: &[&str], others: &[(&str, &[&str])]) -> Self {
+        let owned = |labels: &[&str]| labels.iter().map(|label| (*label).to_owned()).collect::<Vec<_>>();
+        let membership = Membership::new("here", &owned(labels), true);
+        let node = |(name, labels): &(&str, &[&str])| Node {
+            name: (*name).to_owned(),
+            labels: owned(labels),
+            host: "host".to_owned(),
+            seen: at("00:30:00"),
+        };
+        membership.see(others.iter().map(node).collect());
+        Self::of(text, membership)
+    }
+
+    fn of(text: &str, membership: Membership) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let since = at("00:30:00");
-        Self { agenda: Agenda::new(load(folder.path(), text), since), rows: HashMap::new(), since, folder }
+        let agenda = Agenda::of_node(load(folder.path(), text), membership, since);
+        Self { agenda, rows: HashMap::new(), since, folder }
+    }
+
+    /// Another process has a slot of this plan's backup, in this state.
+    fn elsewhere(&mut self, plan: &str, slot: &str, state: State, ended: Option<&str>) {
+        let id = RunId::generate(at(slot));
+        self.rows.insert((plan.to_owned(), Job::Backup), PastSlot::new(id, at(slot), state, 1, ended.map(at), None));
     }
 
     fn learn(&mut self, now: DateTime<Utc>) {
@@ -341,4 +367,92 @@ fn a_journal_that_is_away_is_asked_again() {
     assert_eq!(world.agenda.wake(), Some(at("00:30:10")));
     assert!(world.turn("00:30:10").is_empty());
     assert_eq!(world.agenda.wake(), Some(at("01:00:00")));
+}
+
+/// Hourly plans for which the node `here` comes second and first, beside `there`.
+fn second_and_first() -> (String, String) {
+    let membership = Membership::new("here", &[], true);
+    membership.see(vec![Node { name: "there".to_owned(), labels: Vec::new(), host: "host".to_owned(), seen: at("00:30:00") }]);
+    let folder = tempfile::tempdir().unwrap();
+    let names: Vec<String> = (0..20).map(|n| format!("plan-{n}")).collect();
+    let text: String = names.iter().map(|name| plan(name, "a", HOURLY)).collect();
+    let plans = load(folder.path(), &text);
+    let find = |is_first: bool| {
+        let fits = |plan: &&Arc<Plan>| membership.turn(plan, at("01:00:00")).is_zero() == is_first;
+        plans.plans.values().find(fits).unwrap().name.to_string()
+    };
+    (find(false), find(true))
+}
+
+#[test]
+fn a_node_lets_those_go_first_that_the_slot_would_rather_have_and_takes_what_they_leave() {
+    let (second, first) = second_and_first();
+    let mut world = World::shared(&[plan(&second, "a", HOURLY), plan(&first, "b", HOURLY)].concat(), &[], &[("there", &[])]);
+    assert!(world.turn("00:30:00").is_empty());
+    assert_eq!(world.turn("01:00:00"), [format!("{first} backup schedule")]);
+    world.done(&first, Job::Backup, "01:00:01");
+    assert!(world.turn("01:00:01").is_empty(), "the other one is first in line");
+    assert_eq!(world.agenda.wake().map(|wake| (wake - at("01:00:00")).num_milliseconds()), Some(1500));
+    assert_eq!(world.turn("01:00:02"), [format!("{second} backup schedule")], "it did not come");
+    world.done(&second, Job::Backup, "01:00:03");
+
+    // The other one comes in time: learnt, and not started again.
+    let mut world = World::shared(&plan(&second, "a", HOURLY), &[], &[("there", &[])]);
+    world.turn("00:30:00");
+    world.turn("01:00:00");
+    world.elsewhere(&second, "01:00:00", State::Running, None);
+    assert!(world.turn("01:00:02").is_empty());
+    assert_eq!(world.agenda.wake(), Some(at("01:01:02")), "it is asked about again: that node may die");
+    world.elsewhere(&second, "01:00:00", State::Succeeded, Some("01:00:30"));
+    assert!(world.turn("01:01:02").is_empty());
+    assert_eq!(world.agenda.wake(), Some(at("02:00:00")));
+}
+
+#[test]
+fn what_another_node_left_is_tried_again_here_at_once_when_it_is_told() {
+    let text = plan("crm", "a", &format!("{HOURLY}\nretry = {{ attempts = 3, delay = \"1m\" }}"));
+    let mut world = World::shared(&text, &[], &[("there", &[])]);
+    world.turn("00:30:00");
+    world.elsewhere("crm", "01:00:00", State::Running, None);
+    world.turn("01:00:02");
+    world.elsewhere("crm", "01:00:00", State::Interrupted, Some("01:00:05"));
+    assert!(world.turn("01:00:10").is_empty(), "nobody has told it");
+    world.agenda.look(&Name::new("crm").unwrap());
+    // The other one may go first.
+    assert_eq!([world.turn("01:00:11"), world.turn("01:00:13")].concat(), ["crm backup retry"]);
+}
+
+#[test]
+fn every_slot_is_asked_about_when_it_is_due_on_a_journal_that_others_use() {
+    let mut world = World::shared(&plan("crm", "a", HOURLY), &[], &[]);
+    world.turn("00:30:00");
+    world.elsewhere("crm", "01:00:00", State::Succeeded, Some("01:00:01"));
+    assert!(world.turn("01:00:02").is_empty(), "somebody who was not seen has done it");
+    assert_eq!(world.turn("02:00:00"), ["crm backup schedule"]);
+}
+
+#[test]
+fn a_plan_runs_only_where_its_labels_say_and_what_comes_after_it_waits_for_it_elsewhere() {
+    let text =
+        [plan("base", "a", &format!("{HOURLY}\nrun_on = [\"db\"]")), plan("next", "b", &format!("{HOURLY}\nafter = [\"base\"]"))].concat();
+    let mut world = World::shared(&text, &["other"], &[("there", &["db"])]);
+    assert_eq!(world.agenda.len(), 1, "one is run here");
+    world.turn("00:30:00");
+    assert!(world.turn("01:00:30").is_empty(), "the other one has not even begun");
+    world.elsewhere("base", "01:00:00", State::Running, None);
+    assert!(world.turn("01:01:30").is_empty(), "it goes on elsewhere");
+    world.elsewhere("base", "01:00:00", State::Succeeded, Some("01:01:40"));
+    assert_eq!(world.turn("01:02:30"), ["next backup schedule"]);
+
+    // No node that is at work has the label: nothing waits for what nobody does.
+    let mut world = World::shared(&text, &["other"], &[("there", &["other"])]);
+    world.turn("00:30:00");
+    assert_eq!([world.turn("01:00:00"), world.turn("01:00:10")].concat(), ["next backup schedule"]);
+    // Alone, such a plan is not looked at at all.
+    let mut alone = World::new(&text);
+    alone.turn("00:30:00");
+    assert_eq!(alone.turn("01:00:00"), ["next backup schedule"]);
+    let mut labelled = World::shared(&text, &["db"], &[]);
+    labelled.turn("00:30:00");
+    assert_eq!(labelled.turn("01:00:00"), ["base backup schedule"]);
 }

@@ -20,6 +20,7 @@ pub mod outbox;
 pub mod pace;
 mod send;
 pub mod step;
+mod teller;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,7 @@ use crate::daemon::notify::deliver::Bell;
 use crate::daemon::notify::event::Notice;
 use crate::daemon::notify::outbox::Outbox;
 use crate::daemon::notify::send::Parcel;
+use crate::daemon::notify::teller::Teller;
 use crate::daemon::notify::watch::Watch;
 use crate::daemon::owner;
 use crate::daemon::status::{NotifierStatus, Problem, Status};
@@ -166,6 +168,8 @@ impl Telling {
             journal: Arc::clone(&context.journal),
             surroundings: surroundings.clone(),
             outbox: Arc::clone(outbox),
+            teller: Teller::new(Arc::clone(&context.journal)),
+            left: BTreeSet::new(),
             asker: Asker::start(plans, surroundings),
             latest: latest.clone(),
             judged: None,

@@ -2,6 +2,9 @@
 //!
 //! Runs are found by when they began: from the newest that was seen, a little back, since clocks of hosts differ and a clock may be set
 //! back; what was seen is remembered by run and attempt. A run that was going on is asked for by its id until it ended.
+//!
+//! Of several nodes one tells of a plan ([`Teller`]). The others remember a run only when it has been over for two leases: whoever begins to tell then
+//! tells of all that the one before may have left untold, and of everything that stands. So a node that dies costs a second message, and no silence.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,6 +20,7 @@ use crate::daemon::notify::Latest;
 use crate::daemon::notify::ask::Asker;
 use crate::daemon::notify::outbox::{Found, Outbox, SeenRun};
 use crate::daemon::notify::step::{self, Noticed, Observed, Seen, Standing};
+use crate::daemon::notify::teller::Teller;
 use crate::daemon::status::{self, PlanStatus, Problem, Status};
 use crate::error::Result;
 use crate::id::{Name, RunId};
@@ -43,6 +47,9 @@ pub(super) struct Watch {
     pub journal: Arc<Journal>,
     pub surroundings: Surroundings,
     pub outbox: Arc<Outbox>,
+    pub teller: Teller,
+    /// Runs that ended and are left to another node to tell of, with their attempts.
+    pub left: BTreeSet<(RunId, u32)>,
     pub asker: Asker,
     pub latest: Latest,
     pub judged: Option<(Instant, Duration)>,
@@ -68,7 +75,7 @@ impl Watch {
             return Ok(0);
         }
         let before = self.outbox.standing()?;
-        let mut observed = self.observed(&runs, all, now)?;
+        let mut observed = self.observed(&runs, &before, all, now)?;
         observed.plans = self.plans.plans.keys().map(ToString::to_string).collect();
         let mut standing = before.clone();
         let plans = &self.plans;
@@ -78,7 +85,7 @@ impl Watch {
             self.hand_over(now);
             return Ok(0);
         }
-        let keep_from = looked_until.min(now) - BACK - BACK;
+        let keep_from = looked_until.min(now) - self.back() * 2;
         let found = Found { runs: &seen, keep_from, looked_until, before: &before, standing: &standing, events: &events };
         self.outbox.commit(&found)?;
         self.log(&before, &standing);
@@ -89,9 +96,9 @@ impl Watch {
     }
 
     /// Runs that began or ended since the last look, oldest first; what to remember of them; and from when on to look next time.
-    fn runs(&self, now: DateTime<Utc>) -> Result<(Vec<Run>, Vec<SeenRun>, DateTime<Utc>)> {
+    fn runs(&mut self, now: DateTime<Utc>) -> Result<(Vec<Run>, Vec<SeenRun>, DateTime<Utc>)> {
         let (looked_until, first) = self.outbox.looked_until(now)?;
-        let from = looked_until.min(now) - BACK;
+        let from = looked_until.min(now) - self.back();
         let known: BTreeMap<(String, u32), bool> =
             self.outbox.runs()?.into_iter().map(|run| ((run.run, run.attempt), run.closed)).collect();
         let mut limit = PAGE;
@@ -118,6 +125,7 @@ impl Watch {
             Some(closed) => !closed && run.state != State::Running,
         };
         found.retain(is_new);
+        self.leave_to_the_teller(&mut found, now)?;
         found.sort_by_key(|run| (run.ended.unwrap_or(run.started), run.id));
         let mut seen: Vec<SeenRun> = found
             .iter()
@@ -134,11 +142,37 @@ impl Watch {
         Ok((found, seen, newest.map_or(looked_until, |newest| newest.max(looked_until)).min(now.max(looked_until))))
     }
 
-    fn observed(&mut self, runs: &[Run], all: bool, now: DateTime<Utc>) -> Result<Observed> {
+    /// How far back runs are looked for.
+    fn back(&self) -> TimeDelta {
+        if self.journal.is_shared() { BACK.max(self.journal.lease() * 3) } else { BACK }
+    }
+
+    /// Takes out what ended so short a time ago that another node may die before it has told of it.
+    fn leave_to_the_teller(&mut self, found: &mut Vec<Run>, now: DateTime<Utc>) -> Result<()> {
+        let told = now - self.journal.lease() * 2;
+        let mut left = BTreeSet::new();
+        for run in found.iter().filter(|run| run.ended.is_some_and(|ended| ended > told)) {
+            if let Some(plan) = self.plans.plans.get(&run.plan)
+                && !self.teller.tells(plan, now)?
+            {
+                left.insert((run.id, run.attempt));
+                if !self.left.contains(&(run.id, run.attempt)) {
+                    self.asker.outdated(&run.plan);
+                }
+            }
+        }
+        self.left = left;
+        found.retain(|run| !self.left.contains(&(run.id, run.attempt)));
+        Ok(())
+    }
+
+    fn observed(&mut self, runs: &[Run], before: &BTreeMap<String, Standing>, all: bool, now: DateTime<Utc>) -> Result<Observed> {
         let mut observed = Observed::default();
         for run in runs {
             // Of a plan that is gone nobody is to be told.
-            if let Some(plan) = self.plans.plans.get(&run.plan) {
+            if let Some(plan) = self.plans.plans.get(&run.plan)
+                && self.teller.tells(plan, now)?
+            {
                 observed.runs.push(Noticed { run: run.clone(), retried: step::is_retried(plan, run, now) });
             }
         }
@@ -156,8 +190,16 @@ impl Watch {
             let whole = asked.is_ok();
             let mut status = status::view(&plan, Some(&self.journal), &broken, Some(asked), &self.surroundings, now)?;
             let own = alarms.iter().filter(|alarm| alarm.plan.as_deref() == Some(plan.name.as_str()));
-            status.problems.extend(own.map(|alarm| Problem::new(&alarm.kind, alarm.message.clone())));
-            observed.problems.extend(step::seen_of_status(&status, &self.retried(&plan, now)?));
+            let own: Vec<Problem> = own.map(|alarm| Problem::new(&alarm.kind, alarm.message.clone())).collect();
+            // What only this host knows it tells itself, and the end of what it told of.
+            let own_keys: BTreeSet<String> =
+                own.iter().map(|problem| step::seen_of_problem(Some(&status.name), problem, &BTreeSet::new()).key).collect();
+            status.problems.extend(own);
+            let mut seen = step::seen_of_status(&status, &self.retried(&plan, now)?);
+            if !self.teller.tells(&plan, now)? {
+                seen.retain(|seen| own_keys.contains(&seen.key) || before.contains_key(&seen.key));
+            }
+            observed.problems.extend(seen);
             if whole {
                 observed.judged.insert(Some(status.name.clone()));
             }

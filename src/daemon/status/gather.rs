@@ -10,7 +10,7 @@ use crate::daemon::journal::{Job, Journal, Run, State};
 use crate::daemon::scheduler::{self, PastSlot, Situation, Slots};
 use crate::daemon::status::assess::{newest_whole, objectives};
 use crate::daemon::status::{Facts, OVERDUE, PlanStatus, Problem, Status, Stored, Unasked, assess, copies, logs};
-use crate::daemon::{alarms, notify};
+use crate::daemon::{alarms, nodes, notify};
 use crate::error::{Error, Kind, Result};
 use crate::id::Name;
 use crate::ops::log::canary;
@@ -82,7 +82,12 @@ pub fn view(
         ));
     }
     let work = surroundings.state.join("work").join(plan.name.as_str());
-    for source in plan.sources.iter().filter(|source| source.kind.streams_log()) {
+    // The node that does it knows how it stands.
+    let elsewhere = |kind: &str, source: &Name| {
+        let lease = nodes::stream_lease(kind, &plan.name, source);
+        journal.filter(|journal| journal.is_shared()).is_some_and(|journal| matches!(journal.is_held_here(&lease, now), Ok(Some(false))))
+    };
+    for source in plan.sources.iter().filter(|source| source.kind.streams_log() && !elsewhere("log", &source.name)) {
         let (log, problems) = logs::stream_problems(source.name.as_str(), stream::status(&work, &source.name), status.whole_point, now);
         status.logs.extend(log);
         status.problems.extend(problems);
@@ -101,7 +106,7 @@ pub fn view(
         status.problems.extend(problems);
     }
     for source in &plan.sources {
-        let Some(every) = source.kind.canary() else { continue };
+        let Some(every) = source.kind.canary().filter(|_| !elsewhere("canary", &source.name)) else { continue };
         status.problems.extend(logs::canary_problem(source.name.as_str(), every, canary::status(&work, &source.name), now));
     }
     if let Some(covered) = stored.and_then(|stored| logs::covered(plan, stored, &status)) {

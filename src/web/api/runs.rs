@@ -54,7 +54,7 @@ impl RunsQuery {
         let plan = self.plan.map(Name::new).transpose()?;
         let job = self.job.and_then(|job| Job::from_word(job.word()));
         let state = self.state.and_then(|state| journal::State::from_word(state.word()));
-        Ok(Filter { plan, job, state, limit })
+        Ok(Filter { plan, job, state, limit, ..Filter::default() })
     }
 }
 

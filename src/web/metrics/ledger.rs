@@ -81,13 +81,14 @@ impl Ledger {
         }
         runs.sort_by_key(|run| (run.started, run.id));
         for run in runs.iter().filter(|run| run.state != State::Running) {
-            self.count(run);
+            self.count(run, journal.is_of_this_place(run));
         }
         self.begun = true;
         Ok(())
     }
 
-    fn count(&mut self, run: &Run) {
+    /// `own`: what other nodes ran they count themselves, so that a sum over all nodes is right.
+    fn count(&mut self, run: &Run, own: bool) {
         let key = (run.id, run.attempt);
         if !self.counted.insert(key) {
             return;
@@ -99,7 +100,7 @@ impl Ledger {
         let took = run.ended.and_then(|ended| (ended - run.started).to_std().ok()).filter(|_| run.state != State::Missed);
         let took = took.map(|took| took.as_secs_f64());
         self.last.insert((run.plan.clone(), run.job.word()), (run.state == State::Succeeded, took));
-        if !self.begun {
+        if !self.begun || !own {
             return;
         }
         let labels = vec![("plan", run.plan.to_string()), ("work", run.job.word().to_owned())];
@@ -160,6 +161,9 @@ fn daemon(page: &mut Page, context: &Context) {
     }
     for run in context.control.running() {
         running.get_or_create(&vec![("plan", run.plan.to_string()), ("work", run.job.word().to_owned())]).inc();
+    }
+    if context.journal.is_shared() {
+        return;
     }
     let file = context.surroundings.state.join(journal::FILE);
     let side = |ending: &str| std::fs::metadata(format!("{}{ending}", file.display())).map_or(0, |about| about.len());

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use fallible_iterator::FallibleIterator as _;
+use postgres_protocol::IsNull;
 use postgres_protocol::message::backend::{DataRowBody, ErrorResponseBody, Header, Message, RowDescriptionBody};
-use postgres_protocol::message::frontend;
+use postgres_protocol::message::frontend::{self, BindError};
 
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
@@ -193,6 +194,56 @@ impl Connection {
         Ok(rows)
     }
 
+    /// Runs one statement with parameters (`$1`, `$2`, …; as text, of the types that the server infers) by the extended protocol, and
+    /// yields the rows, as text.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub fn query_with(&mut self, sql: &str, parameters: &[Option<&str>]) -> Result<Vec<Row>> {
+        let refused = |error| Error::new(Kind::Usage, "send SQL to PostgreSQL").because(error);
+        let mut out = BytesMut::new();
+        frontend::parse("", sql, [], &mut out).map_err(refused)?;
+        let write = |parameter: Option<&str>, out: &mut BytesMut| match parameter {
+            Some(text) => {
+                out.extend_from_slice(text.as_bytes());
+                Ok(IsNull::No)
+            }
+            None => Ok(IsNull::Yes),
+        };
+        frontend::bind("", "", [], parameters.iter().copied(), write, [], &mut out).map_err(|error| match error {
+            BindError::Conversion(error) => Error::new(Kind::Bug, "bind a parameter").because(error),
+            BindError::Serialization(error) => refused(error),
+        })?;
+        frontend::describe(b'P', "", &mut out).map_err(refused)?;
+        frontend::execute("", 0, &mut out).map_err(refused)?;
+        frontend::sync(&mut out);
+        self.start(&out)?;
+        let raw = self.is_raw();
+        let mut rows = Vec::new();
+        let mut names: Arc<[String]> = Arc::from([]);
+        let mut failed = None;
+        while let Some(incoming) = self.next_of_answer(&mut failed)? {
+            match incoming {
+                Incoming::Message(Message::RowDescription(body)) => names = column_names(&body).map_err(|error| self.confused(error))?,
+                Incoming::Message(Message::DataRow(body)) => match Row::new(names.clone(), &body, raw) {
+                    Ok(row) => rows.push(row),
+                    Err(error) => {
+                        failed.get_or_insert(error);
+                    }
+                },
+                Incoming::Message(
+                    Message::ParseComplete
+                    | Message::BindComplete
+                    | Message::NoData
+                    | Message::CommandComplete(_)
+                    | Message::EmptyQueryResponse,
+                ) => {}
+                _ => return Err(self.confused("an answer to something that was not asked")),
+            }
+        }
+        Ok(rows)
+    }
+
     /// The first column of the only row; `None` for SQL's null.
     ///
     /// # Errors
@@ -254,6 +305,13 @@ impl Connection {
 
     /// Sends a command; its answers are read by [`Self::next_of_answer`] until that says `None`.
     pub(crate) fn begin(&mut self, sql: &str) -> Result<()> {
+        let mut out = BytesMut::new();
+        frontend::query(sql, &mut out).map_err(|error| Error::new(Kind::Usage, "send SQL to PostgreSQL").because(error))?;
+        self.start(&out)
+    }
+
+    /// Sends the messages of one command.
+    fn start(&mut self, messages: &[u8]) -> Result<()> {
         match self.state {
             State::Ready => {}
             State::Busy => return Err(Error::new(Kind::Bug, "the answer to an earlier command was not read to its end")),
@@ -261,10 +319,8 @@ impl Connection {
                 return Err(Error::new(Kind::Unavailable, format!("the connection to PostgreSQL at {} broke earlier", self.settings)));
             }
         }
-        let mut out = BytesMut::new();
-        frontend::query(sql, &mut out).map_err(|error| Error::new(Kind::Usage, "send SQL to PostgreSQL").because(error))?;
         self.state = State::Busy;
-        self.send(&out)
+        self.send(messages)
     }
 
     /// The next part of a command's answer; `None` at `ReadyForQuery`. An error of the server is kept in `failed`, and returned once
