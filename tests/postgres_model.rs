@@ -62,7 +62,8 @@ impl Model {
             .setting("fsync", "on")
             .setting("checkpoint_timeout", "30s")
             .start();
-        cluster.sql("CREATE TABLE ledger(n bigint PRIMARY KEY, amount int); CREATE TABLE noise(n bigint, v text); CREATE INDEX ON noise(n)");
+        cluster
+            .sql("CREATE TABLE ledger(n bigint PRIMARY KEY, amount int); CREATE TABLE noise(n bigint, v text); CREATE INDEX ON noise(n)");
         let words = ["-i", "-q", "-U", "postgres", "-h"].map(String::from).into_iter();
         cluster.run(
             "pgbench",
