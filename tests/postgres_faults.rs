@@ -335,7 +335,9 @@ fn tables_that_come_and_go_meanwhile_are_no_failure() {
         let checks = drill["checks"].as_array().unwrap();
         assert!(checks.iter().all(|check| check["outcome"] == "passed" || check["outcome"] == "skipped"), "{drill}");
         for table in ["bulk", "\"Straße; DROP TABLE bulk; --\""] {
-            assert!(passed(&drill).contains(&format!("content of postgres.public.{table}")), "{table}: {drill}");
+            // Of the large one it is a sample.
+            let name = format!("content of postgres.public.{table}");
+            assert!(passed(&drill).iter().any(|check| *check == name || check.starts_with(&format!("{name} ["))), "{table}: {drill}");
         }
         assert_server_is_free(&cluster);
     }
