@@ -704,7 +704,7 @@ pub struct ServeArgs {
     /// A file with the API's token, instead of api.token in the state folder
     #[arg(long, value_name = "FILE", requires = "listen")]
     pub token_file: Option<PathBuf>,
-    /// The name of this node, where machines share a journal ([journal] url). Default: the machine's name
+    /// The name of this node, where machines share a journal (`[journal] url`). Default: the machine's name
     #[arg(long, value_name = "NAME", env = "LIFEBOAT_NODE")]
     pub node: Option<String>,
     /// What this node is, for plans that say `run_on`; may be given several times

@@ -175,7 +175,7 @@ impl Ending {
     }
 }
 
-/// A claimed run: what [`Journal::close`] needs.
+/// A claimed run: what `Journal::close` needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
     pub id: RunId,
