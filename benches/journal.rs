@@ -25,12 +25,16 @@ use support::postgres::{Cluster, distribution_version};
 const PLANS: u32 = 2000;
 
 fn main() {
+    // The test suite starts benchmarks too.
+    if !std::env::args().any(|word| word == "--bench") {
+        return;
+    }
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let number = |default| words.get(1).and_then(|text| text.parse().ok()).unwrap_or(default);
     match words.first().map(String::as_str) {
         Some("runs") => runs(number(1_000_000)),
         Some("nodes") => nodes(number(2000)),
-        // As the test suite may call it: small, to see that it works.
+        // Small, to see that it works.
         _ => {
             runs(10_000);
             nodes(40);
