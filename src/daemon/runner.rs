@@ -18,10 +18,11 @@ use crate::id::RunId;
 use crate::ops::backup::BackupReport;
 use crate::ops::copy::{CopyReport, CopyRequest};
 use crate::ops::drill::{DrillReport, DrillRequest};
+use crate::ops::prune::{CopyError, CopyPruned, PlanRules, PruneReport};
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::restore::RestoreReport;
 use crate::ops::verify::{Depth, VerifyReport};
-use crate::ops::{backup, copy, drill, verify};
+use crate::ops::{backup, copy, drill, explain, prune, verify};
 use crate::plan::{Plan, PlannedCopy};
 use crate::repo::{Manifest, Repository};
 
@@ -88,6 +89,12 @@ impl Outcome for VerifyReport {
     }
 }
 
+impl Outcome for PruneReport {
+    fn ending(&self) -> Ending {
+        ended(self.exit(), || self.failure().unwrap_or_default())
+    }
+}
+
 impl Outcome for RestoreReport {
     fn ending(&self) -> Ending {
         Ending {
@@ -146,8 +153,45 @@ pub fn copy_once(
     // No source is touched.
     let job = resolve::to_restore(plan)?.open(surroundings)?;
     let to = resolve::repository(&planned.to)?.open(surroundings).map_err(|e| e.within(format!("copy to {}", planned.to.name)))?;
-    let request = CopyRequest { name: planned.to.name.clone(), to, last: planned.last, tags: planned.tags.clone(), snapshot, all };
+    let request = CopyRequest {
+        name: planned.to.name.clone(),
+        to,
+        last: planned.last,
+        tags: planned.tags.clone(),
+        snapshot,
+        all,
+        rules: resolve::copy_rules(plan, planned).rules,
+    };
     copy::run(&job, &request)
+}
+
+/// Applies what a plan keeps to its own repository, and what its copies keep to theirs. A copy that fails does not keep the others from being
+/// pruned; the report says why it failed.
+///
+/// # Errors
+/// As [`prune::run`], of the plan's own repository.
+pub fn prune_once(plan: &Plan, dry_run: bool, surroundings: &Surroundings) -> Result<PruneReport> {
+    let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
+    let prune = |repository: &Repository, rules: PlanRules| {
+        prune::run(repository, &[rules], dry_run, &*surroundings.clock, &*surroundings.progress, &surroundings.cancel)
+    };
+    let mut report = prune(&repository, resolve::rules(plan))?;
+    for planned in plan.copies.iter().filter(|planned| !planned.keep.is_everything()) {
+        surroundings.cancel.check()?;
+        let pruned = resolve::repository(&planned.to)
+            .and_then(|settings| settings.open(surroundings))
+            .and_then(|repository| prune(&repository, resolve::copy_rules(plan, planned)));
+        let (pruned, error) = match pruned {
+            Ok(pruned) => (Some(Box::new(pruned)), None),
+            Err(error) if error.kind() == Kind::Interrupted => return Err(error),
+            Err(error) => {
+                tracing::error!(plan = %plan.name, copy = %planned.to.name, error = ?error, "a copy could not be pruned");
+                (None, Some(CopyError { kind: error.kind().word().to_owned(), message: explain(&error) }))
+            }
+        };
+        report.copies.push(CopyPruned { name: planned.to.name.to_string(), report: pruned, error });
+    }
+    Ok(report)
 }
 
 /// All copies of a plan that have a schedule, one after the other; one that fails does not keep the others from being made.
@@ -366,6 +410,10 @@ pub fn run_job(journal: &Journal, plan: &Plan, run: &NewRun, story: Option<Strin
             journalled(journal, run, story, surroundings, work).map(|(id, _)| id)
         }
         Job::Copy => journalled(journal, run, story, surroundings, |surroundings| scheduled_copies(plan, surroundings)).map(|(id, _)| id),
+        Job::Prune => {
+            let work = |surroundings: &Surroundings| prune_once(plan, false, surroundings);
+            journalled(journal, run, story, surroundings, work).map(|(id, _)| id)
+        }
         // Somebody who answers its questions asks for one, on the command line.
         Job::Restore => Err(Error::new(Kind::Bug, format!("start restore of plan {}: a daemon does not restore", plan.name))),
         Job::Verify => {
@@ -406,6 +454,7 @@ pub fn settle(
             Job::Restore => interrupted(format!("{died}; the target is untouched or whole, `lifeboat restore --resume` continues")),
             Job::Copy => interrupted(format!("{died}; what was copied whole stays, and the next copy goes on from there")),
             Job::Drill | Job::Verify => interrupted(format!("{died}; it left no report")),
+            Job::Prune => interrupted(format!("{died}; the next prune goes on where it was")),
         };
         if journal.settle(&run, &ending, now)? {
             tracing::warn!(run = %run.id, plan = %run.plan, job = run.job.word(), state = ending.state.word(), story = ending.story.as_deref(), "a broken run was settled");

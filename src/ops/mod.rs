@@ -16,10 +16,12 @@ pub mod drill;
 pub mod extract;
 pub mod init;
 pub mod log;
+pub mod prune;
 pub mod report;
 pub mod report_html;
 pub mod resolve;
 pub mod restore;
+pub mod retention;
 pub mod select;
 pub mod snapshots;
 pub mod stats;
@@ -154,6 +156,15 @@ pub(crate) fn condemn(job: &Job) -> Option<String> {
             "damaged packs could not be marked, so backups may go on using them until `lifeboat verify --data` is run with a credential that may write: {}",
             explain(&error)
         )),
+    }
+}
+
+/// An error of reading a snapshot, which may be that it was removed meanwhile.
+pub(crate) fn unless_removed(repository: &Repository, id: crate::id::SnapshotId, error: Error) -> Error {
+    let may_be = matches!(error.kind(), crate::error::Kind::Damaged | crate::error::Kind::NotFound);
+    match may_be.then(|| repository.removed(id)).flatten() {
+        Some(removed) => removed.error().because(error),
+        None => error,
     }
 }
 

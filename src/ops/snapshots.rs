@@ -41,6 +41,9 @@ pub struct ListedSnapshot {
     /// What is known against it: it cannot be counted on, and is in no recovery range.
     #[serde(default)]
     pub damaged: Option<KnownDamage>,
+    /// Why no retention removes it, and until when: it is held.
+    #[serde(default)]
+    pub held: Option<String>,
 }
 
 /// What moments a source can be recovered to.
@@ -91,6 +94,15 @@ pub fn run(repository: &Repository, plan: Option<&Name>) -> Result<SnapshotList>
     list.damaged = damaged.iter().map(|lost| &lost.error).chain(&damaged_reports).map(explain).collect();
     let unread = with_logs(repository, &manifests, &mut list)?;
     list.damaged.extend(unread);
+    // A ledger that cannot be read is among the damaged.
+    if let Ok(ledger) = repository.ledger() {
+        for snapshot in &mut list.snapshots {
+            snapshot.held = ledger.holds().get(&snapshot.id).map(|hold| {
+                let until = hold.until.map_or_else(String::new, |until| format!(" until {}", select::moment(until)));
+                format!("{}{until}", hold.reason)
+            });
+        }
+    }
     Ok(list)
 }
 
@@ -157,6 +169,7 @@ fn listed(manifest: &Manifest, reports: &[ReportRecord], standing: &[Damage]) ->
         verified_at: select::verified_at(reports, manifest.id),
         proven_at: select::proven(reports, manifest),
         damaged: damage::of_snapshot(reports, standing, manifest.id),
+        held: None,
     }
 }
 
