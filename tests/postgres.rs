@@ -10,6 +10,7 @@ mod workspace;
 use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,6 +174,55 @@ fn a_tablespace_comes_back_inside_the_restored_folder() {
         let held = fs::canonicalize(fs::read_dir(restored.data.join("pg_tblspc")).unwrap().next().unwrap().unwrap().path()).unwrap();
         assert!(held.starts_with(&restored.data), "not where the source has it: {}", held.display());
     }
+}
+
+#[test]
+fn tablespaces_go_where_the_operator_says() {
+    let world = Crm::new(distribution_version(), false);
+    // Another file system, so that one is copied and the other one renamed.
+    let elsewhere = tempfile::Builder::new().prefix("lifeboat-").tempdir_in("/dev/shm").unwrap();
+    fs::set_permissions(elsewhere.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    for name in ["near", "far"] {
+        let place = world.cluster.folder().join(name);
+        assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&place).status().unwrap().success());
+        world.cluster.sql(&format!("CREATE TABLESPACE {name} LOCATION '{}'", place.display()));
+        world
+            .cluster
+            .sql(&format!("CREATE TABLE in_{name}(n int) TABLESPACE {name}; INSERT INTO in_{name} SELECT generate_series(1, 1000)"));
+    }
+    world.json(&["backup", "crm"], 0);
+    let (near, far) = (world.path("near"), elsewhere.path().join("far"));
+    let mapping = |name: &str, to: &Path| format!("{}={}", world.cluster.folder().join(name).display(), to.display());
+    let refused = |mappings: &[&str]| {
+        let target = world.path("refused");
+        let mut words = vec!["restore", "crm", "--to", target.to_str().unwrap(), "--yes"];
+        mappings.iter().for_each(|mapping| words.extend(["--tablespace-mapping", mapping]));
+        let output = world.run(&words);
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+        assert!(!target.exists());
+        text(&output.stderr)
+    };
+    assert!(refused(&["/nowhere=/tmp/x"]).contains("its tablespaces are: "));
+    assert!(refused(&["/nowhere"]).contains("not OLDDIR=NEWDIR"));
+    assert!(refused(&[&mapping("near", Path::new("relative"))]).contains("absolute"));
+    assert!(refused(&[&mapping("near", &world.path("refused/in"))]).contains("in one another"));
+    assert!(refused(&[&mapping("near", &world.path("missing/near"))]).contains("is not there"));
+    assert!(refused(&[&mapping("near", &near), &mapping("far", &near)]).contains("another tablespace goes there"));
+    fs::create_dir(&far).unwrap();
+    fs::write(far.join("somebody's"), "file").unwrap();
+    assert!(refused(&[&mapping("far", &far)]).contains("not empty"));
+    fs::remove_file(far.join("somebody's")).unwrap();
+
+    let restored =
+        world.restored("restored", &["--tablespace-mapping", &mapping("near", &near), "--tablespace-mapping", &mapping("far", &far)]);
+    for (name, place) in [("near", &near), ("far", &far)] {
+        assert_eq!(restored.value(&format!("SELECT sum(n) FROM in_{name}")), "500500");
+        let location = restored.value(&format!("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = '{name}'"));
+        assert_eq!(Path::new(&location), place);
+        let items: Vec<_> = fs::read_dir(place).unwrap().map(|item| item.unwrap().file_name().into_string().unwrap()).collect();
+        assert!(items.len() == 1 && items[0].starts_with("PG_"), "{items:?}");
+    }
+    assert!(!restored.data.join("lifeboat_tablespaces").exists(), "nothing is left behind");
 }
 
 #[test]

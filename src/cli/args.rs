@@ -394,6 +394,9 @@ pub struct RestoreArgs {
     /// Continue an interrupted restore to the same target
     #[arg(long)]
     pub resume: bool,
+    /// Put the tablespace of this folder of the source into this new or empty folder (repeatable; one PostgreSQL source); others stay in the restored folder
+    #[arg(long, value_name = "OLDDIR=NEWDIR", conflicts_with = "only")]
+    pub tablespace_mapping: Vec<String>,
     /// Leave a standby: a server that follows the log in the repository until it is promoted (one PostgreSQL source)
     #[arg(long, conflicts_with_all = ["at", "snapshot", "latest_proven", "lsn", "xid", "restore_point", "immediate", "timeline", "only", "from"])]
     pub standby: bool,

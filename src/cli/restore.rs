@@ -23,8 +23,8 @@ use crate::ops::restore::{self, RestorePlan, RestoreReport, RestoreRequest};
 use crate::ops::select::{Choice, Wanted};
 use crate::ops::{damaged_warning, explain};
 use crate::repo::Passphrase;
-use crate::source::Standby;
 use crate::source::postgres::{check_primary, check_slot};
+use crate::source::{Standby, TablespaceMapping};
 
 /// In a standby's data folder, where no backup takes it.
 const STANDBY_STATE: &str = "lifeboat_conf/standby";
@@ -165,8 +165,29 @@ fn planned(app: &App, args: &RestoreArgs, job: &crate::ops::Job, request: &Resto
         let standby = standby(app, args, &plan.plan, source, Path::new(&plan.target))?;
         plan.stand_by(job, standby)?;
     }
+    if !args.tablespace_mapping.is_empty() {
+        plan.map_tablespaces(args.tablespace_mapping.iter().map(|text| tablespace_mapping(text)).collect::<Result<_>>()?)?;
+    }
     lost.into_iter().for_each(|warning| plan.tell(warning));
     Ok(plan)
+}
+
+/// Reads `OLDDIR=NEWDIR`; as with `pg_basebackup`, an equals sign that belongs to a path is written `\=`.
+fn tablespace_mapping(text: &str) -> Result<TablespaceMapping> {
+    let mut parts = vec![String::new()];
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' if letters.peek() == Some(&'=') => parts.last_mut().into_iter().for_each(|part| part.extend(letters.next())),
+            '=' => parts.push(String::new()),
+            letter => parts.last_mut().into_iter().for_each(|part| part.push(letter)),
+        }
+    }
+    match parts.as_slice() {
+        [from, to] if !from.is_empty() && !to.is_empty() => Ok(TablespaceMapping { from: from.clone(), to: PathBuf::from(to) }),
+        _ => Err(Error::new(Kind::Usage, format!("--tablespace-mapping {text}: not OLDDIR=NEWDIR"))
+            .hint("an equals sign that belongs to a path is written \\=")),
+    }
 }
 
 /// How a server restored to `target` gets the log. Its state is a folder of its own in there: whoever runs the server owns it, and no other

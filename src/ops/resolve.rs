@@ -22,7 +22,7 @@ use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::logical::{self, LogicalSource};
 use crate::source::postgres::stream::slot_name;
 use crate::source::sqlite::SqliteSource;
-use crate::source::{CheckResult, Diagnosis, ExtractRequest, Extracted, ProveRequest, Source, SourceContext, SourceSnapshot, Standby};
+use crate::source::{CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, ProveRequest, Source, SourceContext, SourceSnapshot};
 use crate::store::{Credential, Store, StoreConfig};
 
 /// What the process around an operation gives it.
@@ -288,12 +288,8 @@ impl Source for Later {
         self.driver()?.adopt(restored, context)
     }
 
-    fn hand_over(&self, usable: &Path, target: &Path) -> Result<Vec<String>> {
-        self.driver()?.hand_over(usable, target)
-    }
-
-    fn hand_over_standby(&self, usable: &Path, target: &Path, standby: &Standby) -> Result<Vec<String>> {
-        self.driver()?.hand_over_standby(usable, target, standby)
+    fn hand_over(&self, usable: &Path, target: &Path, wanted: &HandOver) -> Result<Vec<String>> {
+        self.driver()?.hand_over(usable, target, wanted)
     }
 
     fn extract(&self, usable: &Path, request: &ExtractRequest, context: &SourceContext) -> Result<Extracted> {

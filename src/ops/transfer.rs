@@ -9,7 +9,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use crate::entry::{Entry, EntryKind, display_path, is_valid_path, tree_order};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -23,6 +26,8 @@ use crate::source::files::xattr;
 const BATCH_BYTES: u64 = 1 << 30;
 /// Open files that a batch holds at most.
 const BATCH_FILES: u64 = 4096;
+/// Bytes written between two early flushes.
+const FLUSH_BYTES: u64 = 128 << 20;
 /// How many differing places are described; the rest is counted.
 const DESCRIBED: usize = 5;
 /// The unit of comparing with zeros.
@@ -126,7 +131,9 @@ impl Transfer<'_> {
             // A thing of another kind would be in the way of what comes.
             brought.warnings.extend(self.remove_strays(record, folder)?);
         }
+        let flusher = EarlyFlush::start(folder)?;
         let mut batch = Batch::new(resumed);
+        batch.files.written = Some(Arc::clone(&flusher.written));
         let mut rooted = false;
         for stored in self.repository.tree(record)? {
             self.cancel.check()?;
@@ -168,6 +175,8 @@ impl Transfer<'_> {
             )
             .hint("either another program writes there, or that file system takes different names for the same (upper and lower case): restore to another one"));
         }
+        drop(batch);
+        flusher.finish()?;
         let applied = target.finish()?;
         brought.warnings.extend(applied.warnings);
         brought.lost = applied.lost;
@@ -221,7 +230,7 @@ impl Transfer<'_> {
         }
         let wanted = wanted(&batch.stored);
         let stats = self.repository.fetch(&wanted, &batch.files, self.progress, self.cancel)?;
-        for (stored, slot) in batch.stored.iter().zip(&batch.files.0) {
+        for (stored, slot) in batch.stored.iter().zip(&batch.files.slots) {
             target.seal(&stored.entry, &slot.file)?;
         }
         brought.bytes_existing += stats.bytes_existing;
@@ -305,7 +314,55 @@ struct Batch {
 }
 
 /// Open files by number.
-struct Files(Vec<Slot>);
+struct Files {
+    slots: Vec<Slot>,
+    /// Told of what is written.
+    written: Option<Arc<Written>>,
+}
+
+/// Counts what is written, and asks for a flush now and then.
+struct Written {
+    bytes: AtomicU64,
+    flush: SyncSender<()>,
+}
+
+/// Flushes what was written so far while more is fetched: the disk works from the beginning on, and the last flush is short.
+struct EarlyFlush {
+    written: Arc<Written>,
+    thread: JoinHandle<io::Result<()>>,
+    shown: PathBuf,
+}
+
+impl EarlyFlush {
+    fn start(folder: &Path) -> Result<Self> {
+        let file_system = File::open(folder).io_context(|| format!("open folder {}", folder.display()))?;
+        let (flush, asked) = sync_channel(1);
+        let thread = std::thread::spawn(move || {
+            for () in asked {
+                rustix::fs::syncfs(&file_system)?;
+            }
+            Ok(())
+        });
+        Ok(Self { written: Arc::new(Written { bytes: AtomicU64::new(0), flush }), thread, shown: folder.to_owned() })
+    }
+
+    /// Nobody may hold the counter any more: the thread would never end.
+    fn finish(self) -> Result<()> {
+        drop(self.written);
+        let flushed = self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that flushes has panicked")));
+        flushed.io_context(|| format!("flush {} to disk", self.shown.display()))
+    }
+}
+
+impl Written {
+    fn add(&self, bytes: u64) {
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before / FLUSH_BYTES != (before + bytes) / FLUSH_BYTES {
+            // One that is asked for already covers this too.
+            let _ = self.flush.try_send(());
+        }
+    }
+}
 
 struct Slot {
     file: File,
@@ -315,13 +372,13 @@ struct Slot {
 
 impl Batch {
     fn new(resumed: bool) -> Self {
-        Self { stored: Vec::new(), files: Files(Vec::new()), bytes: 0, files_limit: open_files_limit(), resumed }
+        Self { stored: Vec::new(), files: Files { slots: Vec::new(), written: None }, bytes: 0, files_limit: open_files_limit(), resumed }
     }
 
     fn push(&mut self, stored: StoredEntry, file: File, was_there: bool) {
         self.bytes = self.bytes.saturating_add(stored.size());
         self.stored.push(stored);
-        self.files.0.push(Slot { file, was_there });
+        self.files.slots.push(Slot { file, was_there });
     }
 
     fn is_full(&self) -> bool {
@@ -329,7 +386,9 @@ impl Batch {
     }
 
     fn take(&mut self) -> Self {
-        std::mem::replace(self, Self { files_limit: self.files_limit, ..Self::new(self.resumed) })
+        let mut next = Self { files_limit: self.files_limit, ..Self::new(self.resumed) };
+        next.files.written.clone_from(&self.files.written);
+        std::mem::replace(self, next)
     }
 }
 
@@ -367,13 +426,17 @@ fn make_file(target: &TreeTarget, stored: &StoredEntry) -> Result<File> {
 
 impl Files {
     fn slot(&self, file: usize) -> Result<&Slot> {
-        self.0.get(file).ok_or_else(|| Error::new(Kind::Bug, format!("deliver bytes: there is no file {file} in this batch")))
+        self.slots.get(file).ok_or_else(|| Error::new(Kind::Bug, format!("deliver bytes: there is no file {file} in this batch")))
     }
 }
 
 impl BlockSink for Files {
     fn write(&self, file: usize, offset: u64, data: &[u8]) -> Result<()> {
-        self.slot(file)?.file.write_all_at(data, offset).io_context(|| format!("write {} restored bytes", data.len()))
+        self.slot(file)?.file.write_all_at(data, offset).io_context(|| format!("write {} restored bytes", data.len()))?;
+        if let Some(written) = &self.written {
+            written.add(data.len() as u64);
+        }
+        Ok(())
     }
 
     fn zero(&self, file: usize, offset: u64, len: u64) -> Result<()> {
@@ -389,7 +452,7 @@ impl BlockSink for Files {
     }
 
     fn has_existing(&self) -> bool {
-        self.0.iter().any(|slot| slot.was_there)
+        self.slots.iter().any(|slot| slot.was_there)
     }
 
     fn existing(&self, file: usize, offset: u64, buffer: &mut [u8]) -> Result<bool> {

@@ -403,7 +403,7 @@ pub struct Server {
 }
 
 /// How much is read for fingerprints unless a plan says otherwise.
-pub const FINGERPRINT_BYTES: u64 = 256 << 20;
+pub const FINGERPRINT_BYTES: u64 = 64 << 20;
 
 /// Who brings the continuous log of a database server into the repository.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

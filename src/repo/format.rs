@@ -16,7 +16,9 @@ pub const ID_BYTES: usize = 16;
 /// Greatest plain size of a frame: 16 MiB. Writers stay near [`FRAME_TARGET`].
 pub const FRAME_MAX: usize = 16 << 20;
 /// Plain bytes at which a writer closes a data frame.
-pub const FRAME_TARGET: usize = 1 << 20;
+pub const FRAME_TARGET: usize = 2 << 20;
+/// Plain bytes of a frame of log, exactly; the last one of a piece may be shorter.
+pub const LOG_FRAME: usize = 1 << 20;
 /// Plain bytes at which a writer closes a frame of metadata.
 pub const NODE_FRAME_TARGET: usize = 128 << 10;
 /// Greatest plain size of one chunk: 4 MiB.

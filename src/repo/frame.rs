@@ -33,8 +33,7 @@ impl Encoding {
 /// What a frame mostly holds: decides how zstd searches. Readers need not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
-    /// Database pages. zstd's fast strategy with a 17-bit table, matches of five bytes and no acceleration: on PostgreSQL pages as small
-    /// as level 3 within 0.3% and a sixth quicker (`docs/decisions/004-zstd-for-pages.md`).
+    /// Database pages: zstd's fast strategy without acceleration, with the table that these pages need ([`SEARCHES`]).
     Pages,
     /// Anything else: zstd level 3.
     General,
@@ -42,10 +41,47 @@ pub enum Profile {
     Nodes,
 }
 
+/// A way to search pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Search {
+    /// Of the table of places.
+    hash_log: u32,
+    /// Bytes that a match has at least.
+    min_match: u32,
+}
+
+/// From the quickest to the one that makes pages smallest. A table that fits a processor's caches is up to twice as quick, and for many tables and indexes, or
+/// what cannot be compressed, it finds as much (`docs/decisions/004-zstd-for-pages.md`).
+const SEARCHES: [Search; 5] = [
+    Search { hash_log: 13, min_match: 5 },
+    Search { hash_log: 15, min_match: 5 },
+    Search { hash_log: 16, min_match: 6 },
+    Search { hash_log: 17, min_match: 6 },
+    Search { hash_log: 17, min_match: 5 },
+];
+/// The quickest search is taken whose result is at most this many thousandths larger than the best one's.
+const TOLERANCE: usize = 30;
+/// Searches are compared on so much of a frame, ...
+const TRIAL_BYTES: usize = 512 << 10;
+/// ... and anew after so many frames, ...
+const TRIAL_EVERY: u32 = 64;
+/// ... or when a frame's ratio differs by one part in so many from that of the first frame after the comparison: other content.
+const TRIAL_DEVIATION: usize = 8;
+
+/// When the search for pages is chosen next. Depends on what was encoded before, and on nothing else.
+struct Choice {
+    /// Frames until the next comparison.
+    left: u32,
+    /// Encoded size per mebibyte of the first frame since.
+    ratio: Option<usize>,
+}
+
 /// Compresses frames with one reused context; one a worker.
 pub struct Encoder {
     compressor: zstd::bulk::Compressor<'static>,
     scratch: Vec<u8>,
+    /// For pages.
+    choice: Option<Choice>,
 }
 
 impl Encoder {
@@ -54,14 +90,13 @@ impl Encoder {
     pub fn new(profile: Profile) -> std::io::Result<Self> {
         use zstd::zstd_safe::{CParameter, Strategy};
         let mut compressor = zstd::bulk::Compressor::new(if profile == Profile::Nodes { 9 } else { 3 })?;
+        let mut choice = None;
         if profile == Profile::Pages {
-            for parameter in
-                [CParameter::Strategy(Strategy::ZSTD_fast), CParameter::HashLog(17), CParameter::MinMatch(5), CParameter::TargetLength(0)]
-            {
-                compressor.set_parameter(parameter)?;
-            }
+            compressor.set_parameter(CParameter::Strategy(Strategy::ZSTD_fast))?;
+            compressor.set_parameter(CParameter::TargetLength(0))?;
+            choice = Some(Choice { left: 0, ratio: None });
         }
-        Ok(Self { compressor, scratch: Vec::new() })
+        Ok(Self { compressor, scratch: Vec::new(), choice })
     }
 
     /// Encodes a frame's plain bytes: compressed, or raw when that would not make them smaller.
@@ -69,10 +104,49 @@ impl Encoder {
     /// # Errors
     /// When zstd fails.
     pub fn encode<'a>(&'a mut self, plain: &'a [u8]) -> std::io::Result<(Encoding, &'a [u8])> {
+        self.choose(plain)?;
+        self.compress(plain)?;
+        if let Some(choice) = &mut self.choice {
+            choice.left -= 1;
+            let ratio = self.scratch.len().saturating_mul(1 << 20) / plain.len().max(1);
+            let first = *choice.ratio.get_or_insert(ratio);
+            if ratio.abs_diff(first) > first / TRIAL_DEVIATION {
+                choice.left = 0;
+            }
+        }
+        if self.scratch.len() < plain.len() { Ok((Encoding::Zstd, &self.scratch)) } else { Ok((Encoding::Raw, plain)) }
+    }
+
+    /// Makes the next frames' search the one that suits this one, when it is time.
+    fn choose(&mut self, plain: &[u8]) -> std::io::Result<()> {
+        if self.choice.as_ref().is_none_or(|choice| choice.left > 0) {
+            return Ok(());
+        }
+        let sample = &plain[..plain.len().min(TRIAL_BYTES)];
+        let mut sizes = [0; SEARCHES.len()];
+        for (size, search) in sizes.iter_mut().zip(SEARCHES) {
+            self.search(search)?;
+            self.compress(sample)?;
+            *size = self.scratch.len();
+        }
+        let best = sizes.iter().min().copied().unwrap_or_default();
+        let enough = sizes.iter().position(|&size| size <= best + best * TOLERANCE / 1000).unwrap_or(SEARCHES.len() - 1);
+        self.search(SEARCHES[enough])?;
+        self.choice = Some(Choice { left: TRIAL_EVERY, ratio: None });
+        Ok(())
+    }
+
+    fn search(&mut self, search: Search) -> std::io::Result<()> {
+        use zstd::zstd_safe::CParameter;
+        self.compressor.set_parameter(CParameter::HashLog(search.hash_log))?;
+        self.compressor.set_parameter(CParameter::MinMatch(search.min_match))
+    }
+
+    fn compress(&mut self, plain: &[u8]) -> std::io::Result<()> {
         self.scratch.clear();
         self.scratch.reserve(zstd::zstd_safe::compress_bound(plain.len()));
         self.compressor.compress_to_buffer(plain, &mut self.scratch)?;
-        if self.scratch.len() < plain.len() { Ok((Encoding::Zstd, &self.scratch)) } else { Ok((Encoding::Raw, plain)) }
+        Ok(())
     }
 }
 

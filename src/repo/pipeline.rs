@@ -680,7 +680,7 @@ impl Shared {
                 let sequence = (state.named.len() - 1) as Sequence;
                 drop(state);
                 let buffer = match kind {
-                    PackKind::Data => lock(&self.buffers.0).pop().unwrap_or_else(|| Vec::with_capacity(target + (2 << 20))),
+                    PackKind::Data => lock(&self.buffers.0).pop().unwrap_or_else(|| Vec::with_capacity(target + 2 * FRAME_TARGET)),
                     PackKind::Nodes | PackKind::Log => Vec::new(),
                 };
                 let (_, pack) = none.insert((sequence, PackBuilder::new(&self.keys, self.inner.id, kind, buffer)?));

@@ -73,6 +73,23 @@ pub struct Standby {
     pub slot: Option<String>,
 }
 
+/// Where one tablespace of a restored server goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TablespaceMapping {
+    /// Its folder on the source.
+    pub from: String,
+    /// An absolute path; new, or an empty folder.
+    pub to: PathBuf,
+}
+
+/// What a person wants of what is handed over; by default nothing but a server of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HandOver {
+    pub standby: Option<Standby>,
+    /// Other tablespaces stay in the restored folder.
+    pub tablespaces: Vec<TablespaceMapping>,
+}
+
 /// A configured source. Cheap to build: nothing is opened before `begin`.
 pub trait Source: Send + Sync {
     /// `sqlite`, `files`, `command`, …
@@ -106,17 +123,12 @@ pub trait Source: Send + Sync {
     /// sentences.
     ///
     /// # Errors
-    /// When that is not possible.
-    fn hand_over(&self, _usable: &Path, _target: &Path) -> Result<Vec<String>> {
+    /// When that is not possible; `Usage` for what the kind does not have.
+    fn hand_over(&self, _usable: &Path, _target: &Path, wanted: &HandOver) -> Result<Vec<String>> {
+        if *wanted != HandOver::default() {
+            return Err(Error::new(Kind::Usage, format!("a source of kind {} has no standby and no tablespaces", self.kind())));
+        }
         Ok(Vec::new())
-    }
-
-    /// As [`Source::hand_over`], for a server that is to follow another one instead of becoming one of its own.
-    ///
-    /// # Errors
-    /// `Usage` when the kind has no such servers.
-    fn hand_over_standby(&self, _usable: &Path, _target: &Path, _standby: &Standby) -> Result<Vec<String>> {
-        Err(Error::new(Kind::Usage, format!("leave a standby: a source of kind {} has none", self.kind())))
     }
 
     /// Takes parts (`request.only`, in the words of the kind) out of what `adopt` returned, and loads them where the request says. What `adopt`

@@ -295,6 +295,7 @@ fn make_restore(demo: &App, to: &Path) -> Result<PathBuf> {
         yes: true,
         overwrite: None,
         resume: false,
+        tablespace_mapping: Vec::new(),
         standby: false,
         primary: None,
         slot: None,

@@ -70,7 +70,7 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     wanted.log_hole.clone_from(&plan.log_hole);
     wanted.newer_unread.clone_from(&plan.newer_unread);
     wanted.moments.clone_from(&plan.moments);
-    wanted.standby = plan.standby.is_some();
+    wanted.standby = plan.hand_over.standby.is_some();
     let left = left_at(&place.partial(), place.target())?.filter(|left| left.same_content(&wanted));
     if let Some(left) = left.as_ref().filter(|left| left.standby != wanted.standby) {
         let (begun, hint) = if left.standby { ("with", "give it again") } else { ("without", "leave it out") };
@@ -132,11 +132,7 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     if taker == Taker::Person {
         for one in &restored {
             let target = if restored.len() > 1 { place.target().join(one.record.name.as_str()) } else { place.target().to_owned() };
-            let handed = match &plan.standby {
-                Some(standby) => one.source.hand_over_standby(&one.usable, &target, standby),
-                None => one.source.hand_over(&one.usable, &target),
-            };
-            let steps = match handed {
+            let steps = match one.source.hand_over(&one.usable, &target, &plan.hand_over) {
                 Ok(steps) => steps,
                 Err(error) => return Err(stopped(error, &one.record, plan, &place, &mut partial)),
             };

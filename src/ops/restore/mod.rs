@@ -23,7 +23,8 @@ use crate::ops::restore::fallback::Fallback;
 use crate::ops::select::Choice;
 use crate::ops::{Existing, Job, Missing, Phase, condemn, unless_removed};
 use crate::repo::Manifest;
-use crate::source::{ExtractedTable, Standby};
+use crate::source::postgres::tablespaces;
+use crate::source::{ExtractedTable, HandOver, Standby, TablespaceMapping};
 
 pub(in crate::ops) use apply::{Done, Restored, Taker, bring_back};
 pub(in crate::ops) use place::free_bytes;
@@ -104,9 +105,9 @@ pub struct RestorePlan {
     pub log_hole: Option<String>,
     /// What stands at the target is changed into the snapshot instead of being moved aside: see [`RestorePlan::reuse_target`].
     pub delta: bool,
-    /// How the restored server is to follow instead of becoming one of its own: see [`RestorePlan::stand_by`].
+    /// What is wanted of the restored server: see [`RestorePlan::stand_by`] and [`RestorePlan::map_tablespaces`].
     #[serde(skip)]
-    pub(crate) standby: Option<Standby>,
+    pub(crate) hand_over: HandOver,
     /// An interrupted restore of the same snapshot to the same target will be continued.
     pub resumes: bool,
     /// How the restore ended that is continued or replaced, when it could not be completed (damage): going on alone does not help.
@@ -166,6 +167,27 @@ impl RestorePlan {
         Ok(())
     }
 
+    /// Leads tablespaces to other folders instead of keeping them in the restored one.
+    ///
+    /// # Errors
+    /// `Usage` where that is not possible: not one whole `postgres` source, a tablespace that it does not have, a folder that cannot be one.
+    pub fn map_tablespaces(&mut self, mappings: Vec<TablespaceMapping>) -> Result<()> {
+        let one = match self.manifest.sources.as_slice() {
+            [one] if one.kind == "postgres" && self.only.is_empty() => one,
+            _ => {
+                return Err(Error::new(Kind::Usage, "map tablespaces: this does not restore one whole PostgreSQL server")
+                    .hint("name one source of kind postgres with --source, without --only"));
+            }
+        };
+        let places = one.finish.pointer("/consistency/tablespaces").and_then(serde_json::Value::as_array);
+        let known: Vec<String> =
+            places.into_iter().flatten().filter_map(|place| place.get("location")?.as_str().map(str::to_owned)).collect();
+        tablespaces::check(&mappings, &known, &self.to)?;
+        self.steps.extend(mappings.iter().map(|mapping| format!("puts the tablespace of {} into {}", mapping.from, mapping.to.display())));
+        self.hand_over.tablespaces = mappings;
+        Ok(())
+    }
+
     /// Makes it a restore that leaves a standby.
     ///
     /// # Errors
@@ -190,7 +212,7 @@ impl RestorePlan {
             if standby.primary.is_some() { "the primary, and where that cannot give it " } else { "" },
             standby.restore_command
         ));
-        self.standby = Some(standby);
+        self.hand_over.standby = Some(standby);
         Ok(())
     }
 

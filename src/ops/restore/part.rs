@@ -23,7 +23,7 @@ use crate::ops::work::{RunFolder, make_private};
 use crate::ops::{Job, backup, context_of, resolve};
 use crate::repo::{Manifest, ReportRecord, SourceRecord};
 use crate::source::postgres::extract::{Selection, Target};
-use crate::source::{ExtractRequest, Extracted};
+use crate::source::{ExtractRequest, Extracted, HandOver};
 
 const SCHEMES: [&str; 2] = ["postgresql://", "postgres://"];
 
@@ -109,7 +109,7 @@ pub(super) fn plan(
         estimate: estimate(needed, &measurements(reports, manifest.plan.as_str())),
         overwrites: Vec::new(),
         delta: false,
-        standby: None,
+        hand_over: HandOver::default(),
         log_hole: None,
         fallback: None,
         confirmation: None,

@@ -17,6 +17,7 @@ use crate::ops::restore::{Part, PlannedSource, RestorePlan, RestoreRequest};
 use crate::ops::select::{self, Choice, Wanted};
 use crate::ops::{Job, backup, damaged_reports_warning, damaged_warning, explain, resolve};
 use crate::repo::{LostManifest, Manifest, ReportRecord, SourceRecord};
+use crate::source::HandOver;
 
 /// Plans what an operator asked for.
 pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
@@ -281,7 +282,7 @@ pub(in crate::ops) fn plan_of(
         confirmation: (!overwrites.is_empty()).then(|| place.confirmation()),
         overwrites,
         delta: false,
-        standby: None,
+        hand_over: HandOver::default(),
         log_hole: None,
         recovery,
         moments: part.moments.clone(),

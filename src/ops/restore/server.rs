@@ -17,6 +17,7 @@ use crate::ops::select::{Choice, Wanted};
 use crate::ops::work::{RunFolder, make_private};
 use crate::ops::{Job, backup, context_of, counted, resolve};
 use crate::repo::{Manifest, ReportRecord};
+use crate::source::HandOver;
 use crate::source::postgres::logical::{KIND, Target};
 
 /// Whether this is a restore of one logical backup into a server.
@@ -82,7 +83,7 @@ pub(super) fn plan(
         confirmation: None,
         recovery: None::<LogRecovery>,
         moments: Vec::new(),
-        standby: None,
+        hand_over: HandOver::default(),
         resumes: false,
         failed_before: None,
         bytes_free: free,

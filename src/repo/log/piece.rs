@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::id::Name;
 use crate::repo::Inner;
-use crate::repo::format::{FRAME_TARGET, LOG_PIECE_MAX, PACK_MAX, PackKind};
+use crate::repo::format::{LOG_FRAME, LOG_PIECE_MAX, PACK_MAX, PackKind};
 use crate::repo::frame::{Encoder, Encoding, Profile, prove};
 use crate::repo::nodes::chunk_id;
 use crate::repo::pack::{
@@ -75,7 +75,7 @@ pub fn seal(
     let keys = inner.keys.for_plan(plan.as_str())?;
     let mut pack = PackBuilder::new(&keys, inner.id, PackKind::Log, Vec::with_capacity(bytes.len() / 2 + 4096))?;
     let mut encoder = Encoder::new(Profile::General).map_err(failed)?;
-    for (number, plain) in bytes.chunks(FRAME_TARGET).enumerate() {
+    for (number, plain) in bytes.chunks(LOG_FRAME).enumerate() {
         let (encoding, encoded) = encoder.encode(plain).map_err(failed)?;
         if number == 0 {
             prove(encoding, encoded, plain)?;
@@ -111,7 +111,7 @@ impl OpenPiece {
     pub async fn fetch(inner: &Inner, key: &str, piece: &PieceInfo) -> Result<Self> {
         check_size(key, piece)?;
         let size = piece.size;
-        let frames = (piece.end - piece.start).div_ceil(FRAME_TARGET as u64);
+        let frames = (piece.end - piece.start).div_ceil(LOG_FRAME as u64);
         let take = size.min(TAIL_BYTES + frames * TAIL_FRAME_BYTES);
         let mut tail = inner.store.get_small(key, size - take..size).await?;
         let need = tail_len(inner, key, size, &tail)?;

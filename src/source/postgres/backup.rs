@@ -48,8 +48,9 @@ const FINGERPRINT_TRIES: u32 = 5;
 const FINGERPRINT_PAUSE: Duration = Duration::from_millis(700);
 /// Messages of the server that wait to be read, of up to 64 KiB or so each.
 const WAITING_MESSAGES: usize = 64;
-/// After so long without the log that is waited for, the server is asked to finish the segment.
-const SWITCH_AFTER: Duration = Duration::from_secs(3);
+/// After so long without the log that is waited for, the server is asked to finish the segment. An idle server writes the end of its log to disk, and sends
+/// it, only seconds later.
+const SWITCH_AFTER: Duration = Duration::from_millis(400);
 /// How long the log that a backup needs is waited for.
 const LOG_PATIENCE: Duration = Duration::from_mins(2);
 /// Bytes at the beginning of a segment's first page.
@@ -435,7 +436,7 @@ impl BaseSnapshot {
         let mut switched = false;
         loop {
             self.cancel.check()?;
-            if wal.pull(Duration::from_millis(500))? {
+            if wal.pull(Duration::from_millis(200))? {
                 return Ok(());
             }
             if begun.elapsed() >= SWITCH_AFTER && !switched && !self.facts.in_recovery {

@@ -42,12 +42,13 @@ pub mod recover;
 pub mod remote;
 pub mod replication;
 pub mod stream;
+pub mod tablespaces;
 pub mod tar;
 pub mod throttle;
 pub mod wal;
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, symlink};
+use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -58,11 +59,9 @@ use crate::source::postgres::instance::{Account, Launch, Tools, major_of};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
 use crate::source::postgres::recover::{Action, Recovery, Request, Target, Timeline};
 use crate::source::{
-    CheckResult, Diagnosis, ExtractRequest, Extracted, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot, Standby,
+    CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot, Standby,
 };
 
-/// Where a restored folder keeps its tablespaces.
-const TABLESPACES: &str = "lifeboat_tablespaces";
 /// A drill has a limit of its own; this one only ends what hangs for ever.
 const START_LIMIT: Duration = Duration::from_hours(12);
 
@@ -269,12 +268,8 @@ impl Source for PostgresSource {
         Ok(restored.to_owned())
     }
 
-    fn hand_over(&self, usable: &Path, target: &Path) -> Result<Vec<String>> {
-        self.make_ready(usable, target, None)
-    }
-
-    fn hand_over_standby(&self, usable: &Path, target: &Path, standby: &Standby) -> Result<Vec<String>> {
-        self.make_ready(usable, target, Some(standby))
+    fn hand_over(&self, usable: &Path, target: &Path, wanted: &HandOver) -> Result<Vec<String>> {
+        self.make_ready(usable, target, wanted)
     }
 
     fn extract(&self, usable: &Path, request: &ExtractRequest, context: &SourceContext) -> Result<Extracted> {
@@ -288,10 +283,12 @@ impl Source for PostgresSource {
 
 impl PostgresSource {
     /// A restored folder that an operator can start: a server of its own, or one that follows.
-    fn make_ready(&self, usable: &Path, target: &Path, standby: Option<&Standby>) -> Result<Vec<String>> {
+    fn make_ready(&self, usable: &Path, target: &Path, wanted: &HandOver) -> Result<Vec<String>> {
+        let standby = wanted.standby.as_ref();
         let point = Point::read(usable)?;
         recover::clear(usable)?;
-        keep_tablespaces_inside(usable)?;
+        tablespaces::keep_inside(usable)?;
+        let mapped = tablespaces::map(usable, &point.tablespaces, &wanted.tablespaces)?;
         let asked = Request::read(usable)?;
         let bare = write_missing_configuration(usable)?;
         let major = point.server_version / 10_000;
@@ -348,12 +345,14 @@ impl PostgresSource {
             ));
         }
         if !point.tablespaces.is_empty() {
-            let places: Vec<String> = point
-                .tablespaces
-                .iter()
-                .map(|place| format!("{} (was {})", place.oid, place.location.as_deref().unwrap_or("inside")))
-                .collect();
-            steps.push(format!("its tablespaces are in {}/{TABLESPACES}: {}", target.display(), places.join(", ")));
+            let places = point.tablespaces.iter().map(|place| {
+                let now = match mapped.get(&place.oid) {
+                    Some(folder) => folder.display().to_string(),
+                    None => format!("{}/{}/{}", target.display(), tablespaces::INSIDE, place.oid),
+                };
+                format!("{now} (was {})", place.location.as_deref().unwrap_or("inside"))
+            });
+            steps.push(format!("its tablespaces are in: {}", places.collect::<Vec<_>>().join(", ")));
         }
         Ok(steps)
     }
@@ -412,39 +411,6 @@ pub fn check_slot(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > 63 || !name.bytes().all(allowed) {
         return Err(Error::new(Kind::Usage, format!("no replication slot can be called {name:?}"))
             .hint("lower-case letters, digits and _, at most 63"));
-    }
-    Ok(())
-}
-
-/// Tablespaces stay in the data folder, behind links that hold wherever it is moved to: what the source called their places may be in use.
-fn keep_tablespaces_inside(data: &Path) -> Result<()> {
-    let oids = recover::tablespaces_of(data)?;
-    if oids.is_empty() {
-        return Ok(());
-    }
-    let inside = data.join(TABLESPACES);
-    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(data).io_context(|| format!("look at {}", data.display()))?);
-    let give = |path: &Path| if owner == 0 { Ok(()) } else { std::os::unix::fs::lchown(path, Some(owner), None) };
-    let failed = || format!("put the tablespaces into {}", inside.display());
-    match fs::DirBuilder::new().mode(0o700).create(&inside) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io(failed(), error)),
-        _ => {}
-    }
-    // Not root: everything belongs to who restores anyway.
-    let own_all = Account::own().uid == 0;
-    if own_all {
-        chown(&inside, Some(owner), None).io_context(failed)?;
-    }
-    for oid in oids {
-        let link = data.join("pg_tblspc").join(oid.to_string());
-        if link.is_symlink() {
-            continue;
-        }
-        fs::rename(&link, inside.join(oid.to_string())).io_context(failed)?;
-        symlink(format!("../{TABLESPACES}/{oid}"), &link).io_context(failed)?;
-        if own_all {
-            give(&link).io_context(failed)?;
-        }
     }
     Ok(())
 }

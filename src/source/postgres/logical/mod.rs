@@ -39,7 +39,7 @@ use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::diagnosis;
 use crate::source::postgres::instance::Tools;
 use crate::source::postgres::logical::snapshot::LogicalSnapshot;
-use crate::source::{CheckResult, Diagnosis, ProveRequest, Source, SourceContext, SourceSnapshot};
+use crate::source::{CheckResult, Diagnosis, HandOver, ProveRequest, Source, SourceContext, SourceSnapshot};
 
 /// In manifests: another kind than a physical backup, which comes back another way.
 pub const KIND: &str = "postgres-logical";
@@ -117,7 +117,7 @@ impl Source for LogicalSource {
         Ok(restored.to_owned())
     }
 
-    fn hand_over(&self, _usable: &Path, target: &Path) -> Result<Vec<String>> {
+    fn hand_over(&self, _usable: &Path, target: &Path, _wanted: &HandOver) -> Result<Vec<String>> {
         Ok(vec![format!(
             "{} holds the databases as files: to load them into a server, restore with --to postgresql://USER@HOST/ instead",
             target.display()

@@ -151,7 +151,8 @@ fn log_that_the_backup_needs_is_missed() {
     for item in fs::read_dir(restored.join("pg_wal")).unwrap().flatten().filter(|item| item.path().is_file()) {
         fs::remove_file(item.path()).unwrap();
     }
-    fs::remove_dir_all(source.server.folder().join("archive")).unwrap();
+    // Renamed at once: the archiver may be writing into it, and would make a removal fail.
+    fs::rename(source.server.folder().join("archive"), source.server.folder().join("archive.away")).unwrap();
     let error = source.recover(&restored, Target::Latest).unwrap_err();
     assert_eq!(error.kind(), Kind::Damaged, "{error:?}");
 }
