@@ -178,7 +178,9 @@ pub(super) fn restore(repository: &Repository, manifest: &Manifest) -> Result<BT
     for (number, bytes) in sink.0.into_inner().unwrap() {
         let entry = &entries[number];
         let mut streamed = Vec::new();
-        repository.open_file(entry, &Cancel::default())?.read_to_end(&mut streamed).unwrap();
+        // It may have been removed by retention since.
+        let read = repository.open_file(entry, &Cancel::default())?.read_to_end(&mut streamed);
+        read.map_err(|error| Error::new(Kind::Damaged, "stream a file").because(error))?;
         assert!(streamed == bytes, "{} differs between fetch and stream", entry.entry.display_path());
         files.insert(entry.entry.display_path(), bytes);
     }
