@@ -236,7 +236,7 @@ impl Repository {
     pub fn has_open_commit(&self, plan: &Name) -> Result<bool> {
         let folder = format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str()));
         for session in SeenSession::list(&self.inner)?.iter().filter(|session| session.commits.starts_with(&folder)) {
-            if !session.is_decided(&self.inner)? {
+            if !session.is_decided(self)? {
                 return Ok(true);
             }
         }

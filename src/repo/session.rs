@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::id::SessionId;
 use crate::repo::format::{ObjectKind, PackId};
+use crate::repo::snapshot::id_of;
 use crate::repo::{Inner, Repository};
 
 /// Content of a session object (JSON).
@@ -146,9 +147,19 @@ impl SeenSession {
         Ok(sessions)
     }
 
-    /// Whether what it commits is there, or a void marker in its place.
-    pub fn is_decided(&self, inner: &Inner) -> Result<bool> {
-        Ok(inner.block_on(inner.store.head(&self.commits))?.is_some())
+    /// Whether what it commits is there, or a void marker in its place, or was removed by retention: then it means nothing any more, also
+    /// when its object is gone or comes again.
+    pub fn is_decided(&self, repository: &Repository) -> Result<bool> {
+        let inner = &repository.inner;
+        if inner.block_on(inner.store.head(&self.commits))?.is_some() {
+            return Ok(true);
+        }
+        let Some(id) = id_of(&self.commits) else { return Ok(false) };
+        match repository.ledger() {
+            Ok(ledger) => Ok(ledger.removed(id).is_some()),
+            Err(error) if error.kind() == Kind::Damaged => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Fences it: a void marker takes the name of what it would commit. Afterwards it is decided, one way or the other.

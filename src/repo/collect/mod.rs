@@ -256,7 +256,7 @@ impl Repository {
     fn open_sessions(&self) -> Result<Vec<SeenSession>, Unmarked> {
         let mut open = Vec::new();
         for session in SeenSession::list(&self.inner).map_err(blocked_by)? {
-            if !session.is_decided(&self.inner)? {
+            if !session.is_decided(self)? {
                 open.push(session);
             }
         }

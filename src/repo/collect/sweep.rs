@@ -136,7 +136,7 @@ impl Repository {
         let open: HashSet<&str> = open.iter().map(|session| session.key.as_str()).collect();
         let decided = SeenSession::list(inner)?.into_iter().filter(|session| !open.contains(session.key.as_str()));
         for session in decided.filter(|session| now - session.published > DECIDED_SESSION_AGE) {
-            if session.is_decided(inner)? {
+            if session.is_decided(self)? {
                 gone.push(session.key);
             }
         }
