@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Event;
 use crate::id::SnapshotId;
 use crate::ops::log::replay::{LogRecovery, SourceMoment};
@@ -182,7 +182,8 @@ impl RestorePlan {
         let places = one.finish.pointer("/consistency/tablespaces").and_then(serde_json::Value::as_array);
         let known: Vec<String> =
             places.into_iter().flatten().filter_map(|place| place.get("location")?.as_str().map(str::to_owned)).collect();
-        tablespaces::check(&mappings, &known, &self.to)?;
+        let target = std::path::absolute(&self.to).io_context(|| format!("make {} an absolute path", self.to.display()))?;
+        tablespaces::check(&mappings, &known, &target)?;
         self.steps.extend(mappings.iter().map(|mapping| format!("puts the tablespace of {} into {}", mapping.from, mapping.to.display())));
         self.hand_over.tablespaces = mappings;
         Ok(())

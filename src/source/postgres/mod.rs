@@ -288,7 +288,7 @@ impl PostgresSource {
         let point = Point::read(usable)?;
         recover::clear(usable)?;
         tablespaces::keep_inside(usable)?;
-        let mapped = tablespaces::map(usable, &point.tablespaces, &wanted.tablespaces)?;
+        let mapped = tablespaces::map(usable, target, &point.tablespaces, &wanted.tablespaces)?;
         let asked = Request::read(usable)?;
         let bare = write_missing_configuration(usable)?;
         let major = point.server_version / 10_000;

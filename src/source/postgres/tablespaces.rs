@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::source::TablespaceMapping;
@@ -16,7 +18,7 @@ use crate::source::postgres::recover;
 
 /// Folder in the data folder that they are kept in, by number.
 pub const INSIDE: &str = "lifeboat_tablespaces";
-/// Says that what is in a folder is an interrupted restore's.
+/// File that says that what is in a folder is a restore's that has not ended; its content is the target of that restore.
 const MARK: &str = "lifeboat-restore-unfinished";
 
 /// Keeps tablespaces in the data folder, behind links that hold wherever it is moved to.
@@ -54,7 +56,7 @@ pub fn keep_inside(data: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Checks a mapping before anything is restored; `known`: the folders of the source's tablespaces, `target`: the data folder to be.
+/// Checks a mapping before anything is restored; `known`: the folders of the source's tablespaces, `target`: the data folder to be, absolute.
 ///
 /// # Errors
 /// `Usage` when a tablespace is not known or named twice, or its new folder is not absolute, not empty, taken by another, or within the data folder.
@@ -65,8 +67,9 @@ pub fn check(mappings: &[TablespaceMapping], known: &[String], target: &Path) ->
             let there = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             return Err(refused("the snapshot has no tablespace with this folder").hint(format!("its tablespaces are: {there}")));
         }
-        if !mapping.to.is_absolute() || mapping.to.to_str().is_none_or(|text| text.contains(['\n', '\r'])) {
-            return Err(refused("the new folder must be an absolute path of plain text"));
+        let upwards = mapping.to.components().any(|part| part == Component::ParentDir);
+        if !mapping.to.is_absolute() || upwards || mapping.to.to_str().is_none_or(|text| text.contains(['\n', '\r'])) {
+            return Err(refused("the new folder must be an absolute path of plain text, without .."));
         }
         if mapping.to.starts_with(target) || target.starts_with(&mapping.to) {
             return Err(refused("the new folder and the data folder must not be in one another"));
@@ -82,35 +85,45 @@ pub fn check(mappings: &[TablespaceMapping], known: &[String], target: &Path) ->
                 refused("the folder that the new one is to be in is not there").hint("make it, so that the server's user can enter it")
             );
         }
-        free(&mapping.to)?;
+        free(&mapping.to, target)?;
     }
     Ok(())
 }
 
-/// Whether a folder may be used: not there, empty, or with what an interrupted restore has left.
-fn free(folder: &Path) -> Result<()> {
+/// Whether a folder may be used: not there, empty, or with what an interrupted restore to the same target has left.
+fn free(folder: &Path, target: &Path) -> Result<()> {
     let mut items = match fs::read_dir(folder) {
         Ok(items) => items,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Error::io(format!("look into {}", folder.display()), error)),
     };
-    if items.next().is_none() || folder.join(MARK).is_file() {
+    if items.next().is_none() {
         return Ok(());
+    }
+    match fs::read(folder.join(MARK)) {
+        Ok(text) if text == target.as_os_str().as_bytes() => return Ok(()),
+        Ok(text) => {
+            let other = String::from_utf8_lossy(&text).into_owned();
+            return Err(Error::new(Kind::Usage, format!("{} holds what a restore to {other} puts there", folder.display()))
+                .hint("name another folder; if that restore was given up, empty this one"));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::io(format!("look into {}", folder.display()), error)),
     }
     Err(Error::new(Kind::Usage, format!("{} is not empty: a tablespace is not put there", folder.display()))
         .hint("name a new or empty folder; if a restore was interrupted and left this, empty it"))
 }
 
-/// Leads tablespaces that are kept in the data folder to other folders; where each of them now is.
+/// Leads tablespaces that are kept in the data folder, which will be at `target` (absolute), to other folders; where each of them now is.
 ///
 /// # Errors
 /// `Usage` for a folder that is in use; as the system says, and then the tablespace is still whole in the data folder.
-pub fn map(data: &Path, places: &[TablespacePlace], mappings: &[TablespaceMapping]) -> Result<BTreeMap<u32, PathBuf>> {
+pub fn map(data: &Path, target: &Path, places: &[TablespacePlace], mappings: &[TablespaceMapping]) -> Result<BTreeMap<u32, PathBuf>> {
     let mut mapped = BTreeMap::new();
     for mapping in mappings {
         let place = places.iter().find(|place| place.location.as_deref() == Some(mapping.from.as_str()));
         let place = place.ok_or_else(|| Error::new(Kind::Usage, format!("the snapshot has no tablespace in {}", mapping.from)))?;
-        lead(data, place.oid, &mapping.to)?;
+        lead(data, target, place.oid, &mapping.to)?;
         mapped.insert(place.oid, mapping.to.clone());
     }
     let inside = data.join(INSIDE);
@@ -121,11 +134,11 @@ pub fn map(data: &Path, places: &[TablespacePlace], mappings: &[TablespaceMappin
     Ok(mapped)
 }
 
-fn lead(data: &Path, oid: u32, to: &Path) -> Result<()> {
+fn lead(data: &Path, target: &Path, oid: u32, to: &Path) -> Result<()> {
     let failed = || format!("put tablespace {oid} into {}", to.display());
     let link = data.join("pg_tblspc").join(oid.to_string());
     let from = data.join(INSIDE).join(oid.to_string());
-    free(to)?;
+    free(to, target)?;
     let about = fs::metadata(data).io_context(|| format!("look at {}", data.display()))?;
     match fs::DirBuilder::new().mode(0o700).create(to) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io(failed(), error)),
@@ -138,7 +151,7 @@ fn lead(data: &Path, oid: u32, to: &Path) -> Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&mark)
-        .and_then(|file| file.sync_all())
+        .and_then(|mut file| file.write_all(target.as_os_str().as_bytes()).and_then(|()| file.sync_all()))
         .io_context(failed)?;
     for item in fs::read_dir(to).io_context(failed)? {
         let path = item.io_context(failed)?.path();
@@ -170,7 +183,8 @@ fn lead(data: &Path, oid: u32, to: &Path) -> Result<()> {
     }
     fs::rename(&new, &link).io_context(failed)?;
     fs::remove_dir_all(&from).io_context(failed)?;
-    fs::remove_file(&mark).io_context(failed)
+    // The server may start once the folder is in place: a mark that came back after a crash would give its tablespace away.
+    fs::remove_file(&mark).and_then(|()| file_system.sync_all()).io_context(failed)
 }
 
 /// Gives what was made here to whom it belongs, where that is allowed.
@@ -200,4 +214,46 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::set_permissions(to, about.permissions()).io_context(failed)?;
     let times = fs::FileTimes::new().set_modified(about.modified().io_context(failed)?);
     fs::File::open(to).and_then(|file| file.set_times(times)).io_context(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A data folder that keeps tablespace 7, with one file.
+    fn restored(at: &Path) -> PathBuf {
+        let data = at.join("partial");
+        fs::create_dir_all(data.join("pg_tblspc")).unwrap();
+        fs::create_dir_all(data.join(INSIDE).join("7/PG_15_1")).unwrap();
+        fs::write(data.join(INSIDE).join("7/PG_15_1/16384"), "rows").unwrap();
+        symlink(format!("../{INSIDE}/7"), data.join("pg_tblspc/7")).unwrap();
+        data
+    }
+
+    fn mapped(data: &Path, target: &Path, to: &Path) -> Result<BTreeMap<u32, PathBuf>> {
+        let place = TablespacePlace { oid: 7, location: Some("/source".into()) };
+        map(data, target, &[place], &[TablespaceMapping { from: "/source".into(), to: to.to_owned() }])
+    }
+
+    #[test]
+    fn only_what_the_same_restore_has_left_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, to, target) = (restored(folder.path()), folder.path().join("new"), folder.path().join("target"));
+        fs::create_dir(&to).unwrap();
+        for (mark, said) in [(None, "not empty"), (Some("/another"), "a restore to /another")] {
+            fs::write(to.join("somebody's"), "file").unwrap();
+            mark.inspect(|text| fs::write(to.join(MARK), text).unwrap());
+            let error = mapped(&data, &target, &to).unwrap_err();
+            assert_eq!(error.kind(), Kind::Usage);
+            assert!(error.to_string().contains(said), "{error}");
+            assert_eq!(fs::read(to.join("somebody's")).unwrap(), b"file");
+            assert_eq!(fs::read(data.join("pg_tblspc/7/PG_15_1/16384")).unwrap(), b"rows");
+        }
+        fs::write(to.join(MARK), target.as_os_str().as_bytes()).unwrap();
+        assert_eq!(mapped(&data, &target, &to).unwrap()[&7], to);
+        assert_eq!(fs::read_link(data.join("pg_tblspc/7")).unwrap(), to);
+        assert_eq!(fs::read(to.join("PG_15_1/16384")).unwrap(), b"rows");
+        assert_eq!(fs::read_dir(&to).unwrap().count(), 1, "no mark is left, and nothing of before");
+        assert!(!data.join(INSIDE).exists());
+    }
 }
