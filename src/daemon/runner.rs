@@ -538,12 +538,12 @@ fn epilogue(
     Ok(match run.job {
         // On a shared journal nothing commits without a note.
         Job::Backup if journal.is_shared() => nothing_committed(&died),
-        Job::Backup => match open(run, None).and_then(|repository| match repository {
-            Some(repository) => committed(journal, run, &repository, now),
-            None => Ok(None),
-        }) {
-            Ok(Some(manifest)) => after_crash(&manifest, &died),
-            Ok(None) => nothing_committed(&died),
+        Job::Backup => match open(run, None)
+            .and_then(|repository| repository.map(|repository| committed(journal, run, &repository, now)).transpose())
+        {
+            Ok(Some(Some(manifest))) => after_crash(&manifest, &died),
+            Ok(Some(None)) => nothing_committed(&died),
+            Ok(None) => interrupted(format!("{died}; whether its snapshot was committed could not be seen: no plan here says where")),
             Err(error) => interrupted(format!("{died}; whether its snapshot was committed could not be seen: {error:?}")),
         },
         Job::Restore => interrupted(format!("{died}; the target is untouched or whole, `lifeboat restore --resume` continues")),
