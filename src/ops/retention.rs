@@ -209,8 +209,8 @@ fn by_period(sound: &[&Candidate], count: u32, period: Period, zone: Tz, keep: &
 /// The snapshot that recovery to the beginning of the window starts from: the newest sound one that is not later.
 fn log_begins<'a>(rules: &Rules, ordered: &[&'a Candidate], now: DateTime<Utc>) -> Option<&'a Candidate> {
     let earliest = before(now, rules.log?)?;
-    let usable = ordered.iter().copied().filter(|snapshot| snapshot.has_log && snapshot.whole && snapshot.damaged.is_none());
-    usable.filter(|snapshot| snapshot.time <= earliest).next_back()
+    let mut usable = ordered.iter().copied().filter(|snapshot| snapshot.has_log && snapshot.whole && snapshot.damaged.is_none());
+    usable.rfind(|snapshot| snapshot.time <= earliest)
 }
 
 /// Of the snapshots that are kept, those whose log is needed from their beginning on. Oldest first.

@@ -189,7 +189,7 @@ impl Repository {
             }
         }
         // A collector deletes what it has given up; one that was at work just now, or another index object, may still list it.
-        let given_up = read_tombstones(inner).unwrap_or_default();
+        let given_up = read_tombstones(inner).or_else(told)?;
         for (id, len) in &indexed {
             match present.get(id) {
                 None if given_up.contains(id) => {}
@@ -268,7 +268,7 @@ impl Repository {
 
     /// Forgets what was found of snapshots that were removed while this went on.
     fn without_removed(&self, mut manifests: Vec<Manifest>, findings: &mut Findings) -> Result<Vec<Manifest>> {
-        let Ok(ledger) = self.ledger() else { return Ok(manifests) };
+        let ledger = self.ledger().or_else(told)?;
         let removed: HashSet<SnapshotId> = manifests.iter().map(|m| m.id).filter(|id| ledger.removed(*id).is_some()).collect();
         if removed.is_empty() {
             return Ok(manifests);
@@ -304,7 +304,7 @@ impl Repository {
         }
         manifests.sort_by_key(|m| m.id);
         // A damaged ledger is told by the manifests' reading.
-        let ledger = self.ledger().unwrap_or_default();
+        let ledger = self.ledger().or_else(told)?;
         for removed in ledger.all_removed() {
             opened.insert((removed.plan.clone(), removed.id), removed.hash.clone());
         }
@@ -619,6 +619,11 @@ pub(super) fn in_share(id: PackId, percent: u8, run: u64) -> bool {
     let bucket = u64::from(u16::from_le_bytes([id.0[0], id.0[1]]) % 100);
     let runs = 100u64.div_ceil(u64::from(percent));
     bucket / u64::from(percent) == run % runs
+}
+
+/// Nothing in place of what is damaged, which is told where it is looked at.
+fn told<T: Default>(error: Error) -> Result<T> {
+    if error.kind() == Kind::Damaged { Ok(T::default()) } else { Err(error) }
 }
 
 /// Damage and absence become findings; a store that is away, or an interruption, ends the verification.
