@@ -346,7 +346,7 @@ mod tests {
         kept |= one.tags.iter().any(|tag| rules.tags.contains(tag));
         kept |= rules.within.is_some_and(|within| now - one.time <= chrono::Duration::from_std(within).unwrap());
         if usable(one) {
-            kept |= (all.iter().filter(|s| usable(s) && later(s, one)).count() as u32) < rules.last;
+            kept |= all.iter().filter(|s| usable(s) && later(s, one)).count() < rules.last as usize;
             let formats =
                 [(rules.hourly, "%F %H %z"), (rules.daily, "%F"), (rules.weekly, "%G %V"), (rules.monthly, "%Y %m"), (rules.yearly, "%Y")];
             for (count, format) in formats {
@@ -359,7 +359,7 @@ mod tests {
                 };
                 let newer: BTreeSet<String> =
                     all.iter().filter(|s| usable(s) && later(s, one)).map(bucket).filter(|b| *b != bucket(one)).collect();
-                kept |= best && (newer.len() as u32) < count;
+                kept |= best && newer.len() < count as usize;
             }
         }
         if let Some(log) = rules.log {

@@ -36,6 +36,7 @@ mod moved;
 mod nodes;
 mod pack;
 mod packs;
+mod pages;
 mod pipeline;
 mod previous;
 mod read;

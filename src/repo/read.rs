@@ -380,7 +380,7 @@ impl Repository {
             if !moved.is_empty() {
                 stored.iter_mut().for_each(|(place, _)| *place = moved.resolve(&self.inner, *place));
             }
-            match self.plan_settled(&mut stored) {
+            match self.plan_settled(&stored) {
                 Err((Some(place), error)) if error.kind() == Kind::Damaged && self.inner.moved_since(place)?.is_some() => {}
                 Err((place, error)) => {
                     return Err(match place {
@@ -394,16 +394,17 @@ impl Repository {
     }
 
     /// An error comes with the place whose directory cannot be read, if that is what is wrong.
-    fn plan_settled(&self, stored: &mut [(Place<PackNo>, Item)]) -> Result<Vec<Request>, (Option<Place<PackNo>>, Error)> {
+    fn plan_settled(&self, stored: &[(Place<PackNo>, Item)]) -> Result<Vec<Request>, (Option<Place<PackNo>>, Error)> {
         let mut order: HashMap<PackNo, usize> = HashMap::new();
-        for (place, _) in &*stored {
+        let mut ordered: Vec<(usize, Place<PackNo>, Item)> = Vec::with_capacity(stored.len());
+        for (place, item) in stored.iter().copied() {
             let next = order.len();
-            order.entry(place.pack).or_insert(next);
+            ordered.push((*order.entry(place.pack).or_insert(next), place, item));
         }
-        stored.sort_by_key(|(place, item)| (order[&place.pack], place.frame, item.file, item.offset));
+        ordered.sort_unstable_by_key(|(order, place, item)| (*order, place.frame, item.file, item.offset));
         let mut requests: Vec<Request> = Vec::new();
         let mut directory: Option<(PackNo, Arc<Directory>)> = None;
-        for (place, item) in stored.iter().copied() {
+        for (_, place, item) in ordered {
             let directory = match &directory {
                 Some((pack, directory)) if *pack == place.pack => Arc::clone(directory),
                 _ => {
@@ -458,19 +459,21 @@ impl Repository {
         let take = |_: usize, worker: &mut DecodeWorker<'_>, request: &Request, bytes: &[u8]| {
             worker.deliver(request, bytes, name, sink, progress, cancel, stats)
         };
-        self.pump(requests, cancel, stats, &take)
+        // One more than there are cores: a sink that writes waits for the disk now and then.
+        self.pump(requests, self.inner.workers + 1, cancel, stats, &take)
     }
 
-    /// Fetches ahead and hands what was fetched to all workers; `take` gets the number of the one it runs on. What a collector has moved
+    /// Fetches ahead and hands what was fetched to so many threads; `take` gets the number of the one it runs on. What a collector has moved
     /// away meanwhile is planned again: then an item comes with another place than the one that it was planned with.
     pub(super) fn pump(
         &self,
         requests: Vec<Request>,
+        threads: usize,
         cancel: &Cancel,
         stats: &Counters,
         take: &(dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync),
     ) -> Result<()> {
-        let mut missing = self.pump_once(requests, cancel, stats, take)?;
+        let mut missing = self.pump_once(requests, threads, cancel, stats, take)?;
         while let Some((first, error)) = missing.first().map(|(request, error)| (request.first_place(), error)) {
             if first.is_none_or(|place| !matches!(self.inner.moved_since(place), Ok(Some(_)))) {
                 let pack = missing[0].0.pack;
@@ -478,7 +481,7 @@ impl Repository {
             }
             let items = missing.drain(..).flat_map(|(request, _)| request.into_items()).collect();
             let requests = self.plan_requests(items)?;
-            missing = self.pump_once(requests, cancel, stats, take)?;
+            missing = self.pump_once(requests, threads, cancel, stats, take)?;
         }
         Ok(())
     }
@@ -487,6 +490,7 @@ impl Repository {
     fn pump_once(
         &self,
         requests: Vec<Request>,
+        threads: usize,
         cancel: &Cancel,
         stats: &Counters,
         take: &(dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync),
@@ -503,7 +507,7 @@ impl Repository {
         let has_failed = || cancel.is_cancelled() || failure.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         let (ready_in, ready) = bounded::<(Request, Bytes)>(self.inner.workers);
         std::thread::scope(|scope| {
-            for number in 0..self.inner.workers {
+            for number in 0..threads {
                 let ready = ready.clone();
                 let (fail, has_failed) = (&fail, &has_failed);
                 scope.spawn(move || {
@@ -684,14 +688,14 @@ pub(super) struct DecodeWorker<'i> {
     opener: FrameOpener<'i>,
     decoder: Decoder,
     /// Of the frame that was opened last: as it was encoded.
-    pub(super) sealed: Vec<u8>,
+    pub(super) encoded: Vec<u8>,
     pub(super) plain: Vec<u8>,
 }
 
 impl<'i> DecodeWorker<'i> {
     pub(super) fn new(inner: &'i Inner) -> Result<Self> {
         let decoder = Decoder::new().map_err(|e| Error::new(Kind::Failed, "start a decoder").because(e))?;
-        Ok(Self { inner, opener: FrameOpener::new(&inner.keys, inner.id), decoder, sealed: Vec::new(), plain: Vec::new() })
+        Ok(Self { inner, opener: FrameOpener::new(&inner.keys, inner.id), decoder, encoded: Vec::new(), plain: Vec::new() })
     }
 
     /// Opens and decompresses a frame into `plain`.
@@ -699,11 +703,9 @@ impl<'i> DecodeWorker<'i> {
         if sealed.len() != frame.sealed_len as usize {
             return Err(Error::new(Kind::Damaged, format!("pack {key}: is truncated")));
         }
-        self.sealed.clear();
-        self.sealed.extend_from_slice(sealed);
-        self.opener.open(key, directory.kind, &directory.envelopes[frame.envelope as usize], frame, &mut self.sealed)?;
+        self.opener.open(key, directory.kind, &directory.envelopes[frame.envelope as usize], frame, sealed, &mut self.encoded)?;
         self.decoder
-            .decode(frame.encoding, &self.sealed, frame.plain_len as usize, &mut self.plain)
+            .decode(frame.encoding, &self.encoded, frame.plain_len as usize, &mut self.plain)
             .map_err(|e| Error::new(Kind::Damaged, format!("pack {key}, frame at {}", frame.offset)).because(e))
     }
 

@@ -270,7 +270,7 @@ impl<'a> Assembly<'a> {
                 at += chunk.len as usize;
             }
             plains.push(if whole {
-                Part::Renewed(std::mem::take(&mut worker.sealed))
+                Part::Renewed(std::mem::take(&mut worker.encoded))
             } else {
                 Part::Plain(std::mem::take(&mut worker.plain))
             });

@@ -149,7 +149,7 @@ fn a_damaged_manifest_or_tree_stops_everything() {
 fn generation(base: &[u8], round: u64) -> Vec<u8> {
     let mut bytes = base.to_vec();
     for (number, page) in bytes.chunks_mut(8192).enumerate() {
-        if round > 0 && number as u64 % 5 != 0 {
+        if round > 0 && !number.is_multiple_of(5) {
             page.copy_from_slice(&noise(round * 1_000_000 + number as u64, 8192));
         }
     }

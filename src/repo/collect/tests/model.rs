@@ -498,7 +498,7 @@ fn nothing_is_lost_in_larger_scopes() {
             Outcome::Held { states } => println!("{writers} writers, {collectors} collectors, {removals} removals: {states} states hold"),
             Outcome::Violated { trace } => panic!("{}", trace.join("\n")),
             Outcome::NotFinished { states } => {
-                println!("{writers} writers, {collectors} collectors, {removals} removals: the first {states} states hold")
+                println!("{writers} writers, {collectors} collectors, {removals} removals: the first {states} states hold");
             }
         }
     }
