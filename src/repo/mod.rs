@@ -32,6 +32,7 @@ mod log;
 mod nodes;
 mod pack;
 mod packs;
+mod pages;
 mod pipeline;
 mod previous;
 mod read;
