@@ -41,6 +41,9 @@ pub struct ListedSnapshot {
     /// What is known against it: it cannot be counted on, and is in no recovery range.
     #[serde(default)]
     pub damaged: Option<KnownDamage>,
+    /// Why no retention removes it, and until when: it is held.
+    #[serde(default)]
+    pub held: Option<String>,
 }
 
 /// What moments a source can be recovered to.
@@ -79,11 +82,11 @@ impl SnapshotList {
     }
 }
 
-/// Lists the snapshots of one plan, or of all.
+/// Lists the snapshots of one plan, or of all. `now`: for holds whose time is over.
 ///
 /// # Errors
 /// What the repository says.
-pub fn run(repository: &Repository, plan: Option<&Name>) -> Result<SnapshotList> {
+pub fn run(repository: &Repository, plan: Option<&Name>, now: DateTime<Utc>) -> Result<SnapshotList> {
     let (mut manifests, damaged) = repository.sound_manifests(plan)?;
     manifests.sort_by_key(|m| (m.time, m.id));
     let (reports, damaged_reports) = repository.sound_reports(None)?;
@@ -91,6 +94,15 @@ pub fn run(repository: &Repository, plan: Option<&Name>) -> Result<SnapshotList>
     list.damaged = damaged.iter().map(|lost| &lost.error).chain(&damaged_reports).map(explain).collect();
     let unread = with_logs(repository, &manifests, &mut list)?;
     list.damaged.extend(unread);
+    // A ledger that cannot be read is among the damaged.
+    if let Ok(ledger) = repository.ledger() {
+        for snapshot in &mut list.snapshots {
+            snapshot.held = ledger.hold(snapshot.id, now).map(|hold| {
+                let until = hold.until.map_or_else(String::new, |until| format!(" until {}", select::moment(until)));
+                format!("{}{until}", hold.reason)
+            });
+        }
+    }
     Ok(list)
 }
 
@@ -157,6 +169,7 @@ fn listed(manifest: &Manifest, reports: &[ReportRecord], standing: &[Damage]) ->
         verified_at: select::verified_at(reports, manifest.id),
         proven_at: select::proven(reports, manifest),
         damaged: damage::of_snapshot(reports, standing, manifest.id),
+        held: None,
     }
 }
 
