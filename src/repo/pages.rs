@@ -101,7 +101,7 @@ fn walk(page: &mut [u8], way: Way) -> bool {
         page[at..at + 4].copy_from_slice(&(found & !0x7fff | other).to_le_bytes());
         before = if way == Way::Forth { found & 0x7fff } else { other };
         let offset = before as usize;
-        if offset % ALIGNMENT != 0 || offset < layout.rows.start || offset + needed > layout.rows.end {
+        if !offset.is_multiple_of(ALIGNMENT) || offset < layout.rows.start || offset + needed > layout.rows.end {
             continue;
         }
         let (slot, bit) = (offset / ALIGNMENT / 64, 1 << (offset / ALIGNMENT % 64));
@@ -219,7 +219,7 @@ mod tests {
                 header(&mut page, lower, upper, special);
                 for pointer in page[HEADER..lower].chunks_exact_mut(4) {
                     if draw(&mut random, 4) > 0 {
-                        let value = draw(&mut random, 1024) as u32 * 8 | NORMAL << 15 | (draw(&mut random, 8192) as u32) << 17;
+                        let value = (draw(&mut random, 1024) as u32 * 8) | (NORMAL << 15) | ((draw(&mut random, 8192) as u32) << 17);
                         pointer.copy_from_slice(&value.to_le_bytes());
                     }
                 }
