@@ -21,6 +21,7 @@ mod log;
 mod man;
 mod notify;
 mod plan;
+mod repair;
 mod repo;
 mod restore;
 mod run;
@@ -66,6 +67,7 @@ pub fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Snapshots(args) => snapshots::run(app, args),
         Command::Restore(args) => restore::run(app, args),
         Command::Verify(args) => verify::run(app, args),
+        Command::Repair(args) => repair::run(app, args),
         Command::Drill(DrillCommand::Run(args)) => drill::run(app, args),
         Command::Drill(DrillCommand::History { plan }) => drill::history(app, plan.as_deref()),
         Command::Drill(DrillCommand::Report { id, html }) => drill::report(app, id, html.as_deref()),
