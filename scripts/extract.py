@@ -21,6 +21,7 @@ import json
 import os
 import re
 import stat
+import struct
 import sys
 from collections import OrderedDict
 
@@ -37,7 +38,7 @@ CHUNK_MAX, FRAME_MAX, PACK_MAX, OBJECT_MAX, LOG_PIECE_MAX = 4 << 20, 16 << 20, 1
 DATA, NODES, LOG = 1, 2, 3
 MANIFEST, VOID, LOG_SIDE, LOG_GAP, PLAN_KEY = 2, 6, 7, 8, 32
 OWN_FIRST = 0x8000
-RAW, ZSTD, DELTA = 0, 1, 2
+RAW, ZSTD, DELTA, PAGES = 0, 1, 2, 3
 ZERO_NONCE = bytes(12)
 
 
@@ -221,6 +222,37 @@ class Wire:
 
     def finish(self):
         need(not self.left(), f"{self.what}: has bytes too many")
+
+
+def restore_pages(frame):
+    """Undoes what encoding 3 does to the pages of PostgreSQL in a frame."""
+    frame = bytearray(frame)
+
+    def add(at, number):
+        number = (int.from_bytes(frame[at : at + 2], "little") + number) & 0xFFFF
+        frame[at : at + 2] = number.to_bytes(2, "little")
+        return number
+
+    for start in range(0, len(frame) - 8191, 8192):
+        lower, upper, special, size = struct.unpack_from("<4H", frame, start + 12)
+        if size != 8196 or not 28 <= lower <= upper <= special <= 8192:
+            continue
+        before, seen, high, low, position = special, set(), 0, 0, 0
+        heap = special == 8192
+        for number in range((lower - 24) // 4):
+            (pointer,) = struct.unpack_from("<I", frame, start + 24 + 4 * number)
+            state, length = pointer >> 15 & 3, pointer >> 17
+            if state != 1:
+                continue
+            before = (pointer + before - (length + 7 & ~7)) & 0x7FFF
+            struct.pack_into("<I", frame, start + 24 + 4 * number, pointer & ~0x7FFF | before)
+            if before % 8 or before < upper or before in seen or before + (23 if heap else 8) > special:
+                continue
+            seen.add(before)
+            place = start + before + (12 if heap else 0)
+            high, low = add(place, high), add(place + 2, low)
+            position = add(place + 4, number + 1 if heap else position)
+    return bytes(frame)
 
 
 def decompress(data, most, what, dictionary=None):
@@ -524,7 +556,7 @@ class Repository:
             encoding, envelope, ordinal = wire.u8(), wire.varint32(), wire.varint()
             sealed_bytes, plain_bytes = wire.varint32(), wire.varint32()
             count, mode = wire.count(16), wire.u8()
-            need(encoding in (RAW, ZSTD, DELTA) and envelope < len(envelopes) and mode in (0, 1), f"{name}: impossible frame")
+            need(encoding in (RAW, ZSTD, DELTA, PAGES) and envelope < len(envelopes) and mode in (0, 1), f"{name}: impossible frame")
             need(plain_bytes <= FRAME_MAX and sealed_bytes >= 16, f"{name}: frame of an impossible size")
             lengths = [wire.varint32()] * count if mode == 0 else [wire.varint32() for _ in range(count)]
             need(all(length <= CHUNK_MAX for length in lengths), f"{name}: chunk over the limit")
@@ -571,7 +603,7 @@ class Repository:
         if encoding != RAW:
             plain = decompress(plain, plain_bytes, f"{name}, frame at {offset}")
         need(len(plain) == plain_bytes, f"{name}, frame at {offset}: has another size")
-        return plain
+        return restore_pages(plain) if encoding == PAGES else plain
 
     def slot(self, kind, place):
         """Directory entry and stored bytes at a place."""

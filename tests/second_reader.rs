@@ -32,12 +32,16 @@ impl Story {
         sparse.write_all_at(b"end", 5 << 20).unwrap();
         story.sql("CREATE TABLE t(id INTEGER PRIMARY KEY, x BLOB)");
         story.sql("INSERT INTO t WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 3000) SELECT i, randomblob(200) FROM n");
+        std::fs::create_dir(story.at("pages")).unwrap();
+        let pages: Vec<u8> = (0..300).flat_map(|number| page(number, number % 3 != 0)).chain(noise[..20_000].iter().copied()).collect();
+        std::fs::write(story.at("pages/16384"), pages).unwrap();
         std::fs::create_dir(story.at("plans")).unwrap();
         let here = story.temp.path().display();
         let plan = format!(
             "version = 1\n[repository.main]\nurl = \"file://{here}/repository\"\npassphrase = {{ env = \"LIFEBOAT_PASSPHRASE\" }}\n\
              [source.database]\nkind = \"sqlite\"\npath = \"{here}/crm.sqlite\"\n[source.files]\nkind = \"files\"\npath = \"{here}/files\"\n\
-             [plan.crm]\nsources = [\"database\", \"files\"]\nrepository = \"main\"\n"
+             [source.pages]\nkind = \"files\"\npath = \"{here}/pages\"\npage_size = 8192\n\
+             [plan.crm]\nsources = [\"database\", \"files\", \"pages\"]\nrepository = \"main\"\n"
         );
         std::fs::write(story.at("plans/crm.toml"), plan).unwrap();
         story.lifeboat(&["repo", "init", "main"]);
@@ -68,6 +72,31 @@ impl Story {
     fn extract(&self, passphrase: &str, words: &[&str]) -> Output {
         extract(&self.at("repository"), passphrase, words)
     }
+}
+
+/// A page as PostgreSQL has it, of a heap or of an index, with dead and repeated line pointers; the rows say something that can be compressed.
+fn page(block: u32, heap: bool) -> Vec<u8> {
+    let mut page = vec![0_u8; 8192];
+    let special = if heap { 8192 } else { 8176 };
+    let mut upper = special;
+    let rows = 40 + block as usize % 30;
+    for row in 0..rows {
+        let text = format!("customer {} of block {block}", row * 7);
+        let len = 24 + text.len();
+        upper -= len.next_multiple_of(8);
+        let state = if row % 11 == 5 { 3 } else { 1 };
+        let offset = if row % 13 == 12 { special - 64 } else { upper };
+        page[24 + 4 * row..][..4].copy_from_slice(&(offset as u32 | state << 15 | (len as u32) << 17).to_le_bytes());
+        let place = upper + if heap { 12 } else { 0 };
+        page[place..place + 2].copy_from_slice(&((block >> 16) as u16).to_le_bytes());
+        page[place + 2..place + 4].copy_from_slice(&(block as u16).to_le_bytes());
+        page[place + 4..place + 6].copy_from_slice(&(row as u16 + 1).to_le_bytes());
+        page[upper + 24..upper + len].copy_from_slice(text.as_bytes());
+    }
+    for (at, value) in [(12, 24 + 4 * rows), (14, upper), (16, special), (18, 8192 | 4)] {
+        page[at..at + 2].copy_from_slice(&(value as u16).to_le_bytes());
+    }
+    page
 }
 
 fn extract(repository: &Path, passphrase: &str, words: &[&str]) -> Output {

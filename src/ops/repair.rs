@@ -180,7 +180,7 @@ pub fn plan(request: &RepairRequest, clock: &dyn Clock, progress: &dyn Progress,
         report.warnings.push(format!("repository {name} was not asked for what is missing here: {why}"));
     }
     let snapshots = plan_snapshots(request, &manifests, &mut report, cancel)?;
-    let logs = plan_logs(request, &manifests, &mut report)?;
+    let logs = plan_logs(request, &manifests, &mut report);
     leave_rest(&index, &mut report);
     report.duration_ms = millis(began.elapsed());
     Ok(Planned { index, snapshots, logs, report })
@@ -293,10 +293,10 @@ fn lost(
 }
 
 /// Which parts of logs are harmed, and whose they are.
-fn plan_logs(request: &RepairRequest, manifests: &[Manifest], report: &mut RepairReport) -> Result<Vec<HarmedLog>> {
+fn plan_logs(request: &RepairRequest, manifests: &[Manifest], report: &mut RepairReport) -> Vec<HarmedLog> {
     let findings: Vec<Finding> = report.findings.iter().filter(|finding| finding.object.starts_with("logs/")).cloned().collect();
     if findings.is_empty() {
-        return Ok(Vec::new());
+        return Vec::new();
     }
     let mut sources: BTreeSet<(Name, Name)> = BTreeSet::new();
     let mut note = |manifests: &[Manifest]| {
@@ -337,7 +337,7 @@ fn plan_logs(request: &RepairRequest, manifests: &[Manifest], report: &mut Repai
             });
         }
     }
-    Ok(planned)
+    planned
 }
 
 /// Whether the other log has anything of it. What cannot be asked may have it.

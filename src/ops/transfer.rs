@@ -9,8 +9,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -23,11 +23,13 @@ use crate::source::files::apply::{Lost, TreeTarget};
 use crate::source::files::xattr;
 
 /// Plain bytes that a batch holds at most, unless a single file is larger.
-const BATCH_BYTES: u64 = 1 << 30;
+const BATCH_BYTES: u64 = 256 << 20;
 /// Open files that a batch holds at most.
 const BATCH_FILES: u64 = 4096;
+/// Of the first batch: what comes after it is prepared while it is fetched.
+const FIRST_BATCH_BYTES: u64 = 64 << 20;
 /// Bytes written between two early flushes.
-const FLUSH_BYTES: u64 = 128 << 20;
+const FLUSH_BYTES: u64 = 32 << 20;
 /// How many differing places are described; the rest is counted.
 const DESCRIBED: usize = 5;
 /// The unit of comparing with zeros.
@@ -132,31 +134,24 @@ impl Transfer<'_> {
             brought.warnings.extend(self.remove_strays(record, folder)?);
         }
         let flusher = EarlyFlush::start(folder)?;
-        let mut batch = Batch::new(resumed);
-        batch.files.written = Some(Arc::clone(&flusher.written));
-        let mut rooted = false;
-        for stored in self.repository.tree(record)? {
-            self.cancel.check()?;
-            let stored = stored?;
-            brought.entries += 1;
-            rooted |= stored.entry.path.is_empty();
-            if matches!(stored.entry.kind, EntryKind::File { .. }) {
-                brought.bytes += stored.size();
-                let kept = if resumed { keep_existing(&target, &stored)? } else { None };
-                let (file, was_there) = match kept {
-                    Some(file) => (file, true),
-                    None => (make_file(&target, &stored)?, false),
-                };
-                batch.push(stored, file, was_there);
-                if batch.is_full() {
-                    self.fetch_batch(&mut batch, &target, &mut brought)?;
-                }
-            } else {
-                target.make(&stored.entry)?;
-                self.progress.event(Event::Advance { bytes: 0, items: 1 });
-            }
-        }
-        self.fetch_batch(&mut batch, &target, &mut brought)?;
+        let written = Arc::clone(&flusher.written);
+        // Three batches are on their way at a time: the files of one are made, one is fetched, one is sealed.
+        let (ready_in, ready) = sync_channel::<Batch>(0);
+        let (filled_in, filled) = sync_channel::<Batch>(0);
+        let (made, fetched, sealed) = std::thread::scope(|scope| {
+            let target = &target;
+            let fetching = scope.spawn(move || self.fetch_all(ready, filled_in));
+            let sealing = scope.spawn(move || self.seal_all(target, filled));
+            let made = self.make_all(record, target, resumed, written, ready_in);
+            let panicked = |_| Error::new(Kind::Bug, "a thread of a restore has panicked");
+            (made, fetching.join().map_err(panicked), sealing.join().map_err(panicked))
+        });
+        // From the last to the first: who finds nobody to hand a batch to says nothing.
+        sealed??;
+        let fetched = fetched??;
+        let (made, rooted) = made?;
+        brought.add(made);
+        brought.add(fetched);
         if (brought.entries, brought.bytes) != (record.entries, record.bytes) {
             return Err(Error::new(
                 Kind::Damaged,
@@ -175,12 +170,81 @@ impl Transfer<'_> {
             )
             .hint("either another program writes there, or that file system takes different names for the same (upper and lower case): restore to another one"));
         }
-        drop(batch);
         flusher.finish()?;
         let applied = target.finish()?;
         brought.warnings.extend(applied.warnings);
         brought.lost = applied.lost;
         Ok(brought)
+    }
+
+    /// Makes everything that the tree has, without content, and hands on what is to be fetched, until nobody takes it. Also returns whether the
+    /// tree has an entry of its root.
+    fn make_all(
+        &self,
+        record: &SourceRecord,
+        target: &TreeTarget,
+        resumed: bool,
+        written: Arc<Written>,
+        ready: SyncSender<Batch>,
+    ) -> Result<(Brought, bool)> {
+        let mut made = Brought::default();
+        let mut rooted = false;
+        let mut batch = Batch::new(resumed);
+        batch.bytes_limit = FIRST_BATCH_BYTES;
+        batch.files_limit = (batch.files_limit / 3).max(1);
+        batch.files.written = Some(written);
+        for stored in self.repository.tree(record)? {
+            self.cancel.check()?;
+            let stored = stored?;
+            made.entries += 1;
+            rooted |= stored.entry.path.is_empty();
+            if matches!(stored.entry.kind, EntryKind::File { .. }) {
+                made.bytes += stored.size();
+                let kept = if resumed { keep_existing(target, &stored)? } else { None };
+                let (file, was_there) = match kept {
+                    Some(file) => (file, true),
+                    None => (make_file(target, &stored)?, false),
+                };
+                batch.push(stored, file, was_there);
+                if batch.is_full() {
+                    let full = batch.take();
+                    batch.bytes_limit = BATCH_BYTES;
+                    if ready.send(full).is_err() {
+                        return Ok((made, rooted));
+                    }
+                }
+            } else {
+                target.make(&stored.entry)?;
+                self.progress.event(Event::Advance { bytes: 0, items: 1 });
+            }
+        }
+        let _ = ready.send(batch);
+        Ok((made, rooted))
+    }
+
+    /// Fetches the content of each batch and hands it on, until nobody takes it.
+    fn fetch_all(&self, ready: Receiver<Batch>, filled: SyncSender<Batch>) -> Result<Brought> {
+        let mut brought = Brought::default();
+        for batch in ready {
+            let stats = self.repository.fetch(&wanted(&batch.stored), &batch.files, self.progress, self.cancel)?;
+            brought.bytes_existing += stats.bytes_existing;
+            brought.bytes_fetched += stats.bytes_fetched;
+            if filled.send(batch).is_err() {
+                break;
+            }
+        }
+        Ok(brought)
+    }
+
+    /// Gives the files of each batch their final metadata.
+    fn seal_all(&self, target: &TreeTarget, filled: Receiver<Batch>) -> Result<()> {
+        for batch in filled {
+            for (stored, slot) in batch.stored.iter().zip(&batch.files.slots) {
+                target.seal(&stored.entry, &slot.file)?;
+            }
+            self.progress.event(Event::Advance { bytes: 0, items: batch.stored.len() as u64 });
+        }
+        Ok(())
     }
 
     /// Removes what is on disk and not in the tree; a warning where something was. Both are walked in tree order, side by side.
@@ -221,22 +285,6 @@ impl Transfer<'_> {
         Ok((count > 0).then(|| {
             format!("source {}: {count} that the snapshot does not hold were there and are removed (first: {first})", record.name)
         }))
-    }
-
-    fn fetch_batch(&self, batch: &mut Batch, target: &TreeTarget, brought: &mut Brought) -> Result<()> {
-        let batch = batch.take();
-        if batch.stored.is_empty() {
-            return Ok(());
-        }
-        let wanted = wanted(&batch.stored);
-        let stats = self.repository.fetch(&wanted, &batch.files, self.progress, self.cancel)?;
-        for (stored, slot) in batch.stored.iter().zip(&batch.files.slots) {
-            target.seal(&stored.entry, &slot.file)?;
-        }
-        brought.bytes_existing += stats.bytes_existing;
-        brought.bytes_fetched += stats.bytes_fetched;
-        self.progress.event(Event::Advance { bytes: 0, items: batch.stored.len() as u64 });
-        Ok(())
     }
 
     /// Reads the content at `place` from disk and compares it with the chunk ids of the stored tree. `percent` (1–100) is the share of
@@ -309,6 +357,7 @@ struct Batch {
     stored: Vec<StoredEntry>,
     files: Files,
     bytes: u64,
+    bytes_limit: u64,
     files_limit: usize,
     resumed: bool,
 }
@@ -329,6 +378,8 @@ struct Written {
 /// Flushes what was written so far while more is fetched: the disk works from the beginning on, and the last flush is short.
 struct EarlyFlush {
     written: Arc<Written>,
+    /// What is still asked for need not be done: the last flush covers it.
+    ended: Arc<AtomicBool>,
     thread: JoinHandle<io::Result<()>>,
     shown: PathBuf,
 }
@@ -337,17 +388,23 @@ impl EarlyFlush {
     fn start(folder: &Path) -> Result<Self> {
         let file_system = File::open(folder).io_context(|| format!("open folder {}", folder.display()))?;
         let (flush, asked) = sync_channel(1);
+        let ended = Arc::new(AtomicBool::new(false));
+        let done = Arc::clone(&ended);
         let thread = std::thread::spawn(move || {
             for () in asked {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
                 rustix::fs::syncfs(&file_system)?;
             }
             Ok(())
         });
-        Ok(Self { written: Arc::new(Written { bytes: AtomicU64::new(0), flush }), thread, shown: folder.to_owned() })
+        Ok(Self { written: Arc::new(Written { bytes: AtomicU64::new(0), flush }), ended, thread, shown: folder.to_owned() })
     }
 
     /// Nobody may hold the counter any more: the thread would never end.
     fn finish(self) -> Result<()> {
+        self.ended.store(true, Ordering::Relaxed);
         drop(self.written);
         let flushed = self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that flushes has panicked")));
         flushed.io_context(|| format!("flush {} to disk", self.shown.display()))
@@ -372,7 +429,14 @@ struct Slot {
 
 impl Batch {
     fn new(resumed: bool) -> Self {
-        Self { stored: Vec::new(), files: Files { slots: Vec::new(), written: None }, bytes: 0, files_limit: open_files_limit(), resumed }
+        Self {
+            stored: Vec::new(),
+            files: Files { slots: Vec::new(), written: None },
+            bytes: 0,
+            bytes_limit: BATCH_BYTES,
+            files_limit: open_files_limit(),
+            resumed,
+        }
     }
 
     fn push(&mut self, stored: StoredEntry, file: File, was_there: bool) {
@@ -382,11 +446,11 @@ impl Batch {
     }
 
     fn is_full(&self) -> bool {
-        self.bytes >= BATCH_BYTES || self.stored.len() >= self.files_limit
+        self.bytes >= self.bytes_limit || self.stored.len() >= self.files_limit
     }
 
     fn take(&mut self) -> Self {
-        let mut next = Self { files_limit: self.files_limit, ..Self::new(self.resumed) };
+        let mut next = Self { bytes_limit: self.bytes_limit, files_limit: self.files_limit, ..Self::new(self.resumed) };
         next.files.written.clone_from(&self.files.written);
         std::mem::replace(self, next)
     }

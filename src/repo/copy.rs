@@ -377,7 +377,7 @@ impl Copier<'_> {
         let requests = self.from.plan_requests(wanted)?;
         let found = Mutex::new(std::mem::take(placed));
         let (from, pipeline, progress) = (self.from, self.tree.pipeline(), self.progress);
-        from.pump(requests, self.cancel, &counters, &|number, worker, request, bytes| {
+        from.pump(requests, from.inner.workers, self.cancel, &counters, &|number, worker, request, bytes| {
             let pack = from.inner.packs.get(request.pack).id;
             let key = pack.key();
             let damaged = |what: String| from.inner.blame(pack, Error::new(Kind::Damaged, format!("pack {key}{what}")));
@@ -411,7 +411,7 @@ impl Copier<'_> {
                 let mut slots: Vec<u32> = items.iter().map(|(slot, _)| *slot).collect();
                 slots.sort_unstable();
                 let paged = items.iter().any(|(_, item)| item.file == 1);
-                let foreign = Foreign { encoding: frame.encoding, encoded: &worker.sealed, plain: &worker.plain, lens: &lens };
+                let foreign = Foreign { encoding: frame.encoding, encoded: &worker.encoded, plain: &worker.plain, lens: &lens };
                 let chunks = pipeline.adopt(number, &foreign, &slots, paged)?;
                 let places = slots.iter().map(|slot| Place { pack: request.pack, frame: *ordinal, slot: *slot });
                 found.lock().unwrap_or_else(PoisonError::into_inner).extend(places.zip(chunks));

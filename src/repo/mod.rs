@@ -34,6 +34,7 @@ mod lost_format;
 mod nodes;
 mod pack;
 mod packs;
+mod pages;
 #[doc(hidden)]
 pub mod parsers;
 mod pipeline;

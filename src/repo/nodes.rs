@@ -127,11 +127,11 @@ impl NodeReader {
             let opened = match bytes.get(at..at + frame.sealed_len as usize) {
                 None => Err(Error::new(Kind::Damaged, format!("pack {key}: is truncated"))),
                 Some(sealed) => {
-                    let mut sealed = sealed.to_vec();
-                    let mut plain = Vec::new();
-                    opener.open(&key, directory.kind, &directory.envelopes[frame.envelope as usize], frame, &mut sealed).and_then(|()| {
+                    let (mut encoded, mut plain) = (Vec::new(), Vec::new());
+                    let envelope = &directory.envelopes[frame.envelope as usize];
+                    opener.open(&key, directory.kind, envelope, frame, sealed, &mut encoded).and_then(|()| {
                         self.decoder
-                            .decode(frame.encoding, &sealed, frame.plain_len as usize, &mut plain)
+                            .decode(frame.encoding, &encoded, frame.plain_len as usize, &mut plain)
                             .map_err(|e| Error::new(Kind::Damaged, format!("pack {key}, frame at {}", frame.offset)).because(e))?;
                         Ok(Arc::new(plain))
                     })

@@ -485,11 +485,19 @@ impl<'k> FrameOpener<'k> {
         Self { keys, repository, ciphers: lru_ciphers::Ciphers::default() }
     }
 
-    /// Opens the sealed bytes of a frame in place; what is left in `sealed` is the encoded frame.
+    /// Opens the sealed bytes of a frame; `encoded` becomes the encoded frame.
     ///
     /// # Errors
     /// `Damaged`, or `WrongKey` when data is opened without the reader role.
-    pub fn open(&mut self, key: &str, kind: PackKind, envelope: &Envelope, frame: &FrameEntry, sealed: &mut Vec<u8>) -> Result<()> {
+    pub fn open(
+        &mut self,
+        key: &str,
+        kind: PackKind,
+        envelope: &Envelope,
+        frame: &FrameEntry,
+        sealed: &[u8],
+        encoded: &mut Vec<u8>,
+    ) -> Result<()> {
         let damaged = |what: &str| Error::new(Kind::Damaged, format!("pack {key}, frame at {}: {what}", frame.offset));
         let cipher = if let Some(cipher) = self.ciphers.get(&envelope.salt) {
             cipher
@@ -506,13 +514,13 @@ impl<'k> FrameOpener<'k> {
             };
             self.ciphers.put(envelope.salt, cipher)
         };
-        let split = sealed.len().checked_sub(TAG_BYTES).ok_or_else(|| damaged("is truncated"))?;
-        let mut tag = [0; TAG_BYTES];
-        tag.copy_from_slice(&sealed[split..]);
-        sealed.truncate(split);
+        let (sealed, tag) = sealed.split_last_chunk::<TAG_BYTES>().ok_or_else(|| damaged("is truncated"))?;
         let associated = frame_associated(self.repository, kind, envelope, frame.ordinal);
+        // Not cleared before: what is there already need not be zeroed.
+        encoded.resize(sealed.len(), 0);
+        let buffer = InOutBuf::new(sealed, encoded).map_err(|_| Error::new(Kind::Bug, "a buffer of another length"))?;
         cipher
-            .decrypt_inout_detached(&nonce(frame.ordinal).into(), &associated, InOutBuf::from(&mut sealed[..]), &tag.into())
+            .decrypt_inout_detached(&nonce(frame.ordinal).into(), &associated, buffer, &(*tag).into())
             .map_err(|_| damaged("its seal is broken (changed on the way or in the store)"))
     }
 }

@@ -373,16 +373,17 @@ impl Repository {
     }
 
     /// Groups wanted chunks into requests: packs in the order they are first needed, frames in the order they are stored.
-    pub(super) fn plan_requests(&self, mut stored: Vec<(Place<PackNo>, Item)>) -> Result<Vec<Request>> {
+    pub(super) fn plan_requests(&self, stored: Vec<(Place<PackNo>, Item)>) -> Result<Vec<Request>> {
         let mut order: HashMap<PackNo, usize> = HashMap::new();
-        for (place, _) in &stored {
+        let mut ordered: Vec<(usize, Place<PackNo>, Item)> = Vec::with_capacity(stored.len());
+        for (place, item) in stored {
             let next = order.len();
-            order.entry(place.pack).or_insert(next);
+            ordered.push((*order.entry(place.pack).or_insert(next), place, item));
         }
-        stored.sort_by_key(|(place, item)| (order[&place.pack], place.frame, item.file, item.offset));
+        ordered.sort_unstable_by_key(|(order, place, item)| (*order, place.frame, item.file, item.offset));
         let mut requests: Vec<Request> = Vec::new();
         let mut directory: Option<(PackNo, Arc<Directory>)> = None;
-        for (place, item) in stored {
+        for (_, place, item) in ordered {
             let directory = match &directory {
                 Some((pack, directory)) if *pack == place.pack => Arc::clone(directory),
                 _ => {
@@ -436,13 +437,15 @@ impl Repository {
         let take = |_: usize, worker: &mut DecodeWorker<'_>, request: &Request, bytes: &[u8]| {
             worker.deliver(request, bytes, name, sink, progress, cancel, stats)
         };
-        self.pump(requests, cancel, stats, &take)
+        // One more than there are cores: a sink that writes waits for the disk now and then.
+        self.pump(requests, self.inner.workers + 1, cancel, stats, &take)
     }
 
-    /// Fetches ahead and hands what was fetched to all workers; `take` gets the number of the one it runs on.
+    /// Fetches ahead and hands what was fetched to so many threads; `take` gets the number of the one it runs on.
     pub(super) fn pump(
         &self,
         requests: Vec<Request>,
+        threads: usize,
         cancel: &Cancel,
         stats: &Counters,
         take: &(dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync),
@@ -458,7 +461,7 @@ impl Repository {
         let has_failed = || cancel.is_cancelled() || failure.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         let (ready_in, ready) = bounded::<(Request, Bytes)>(self.inner.workers);
         std::thread::scope(|scope| {
-            for number in 0..self.inner.workers {
+            for number in 0..threads {
                 let ready = ready.clone();
                 let (fail, has_failed) = (&fail, &has_failed);
                 scope.spawn(move || {
@@ -615,14 +618,14 @@ pub(super) struct DecodeWorker<'i> {
     opener: FrameOpener<'i>,
     decoder: Decoder,
     /// Of the frame that was opened last: as it was encoded.
-    pub(super) sealed: Vec<u8>,
+    pub(super) encoded: Vec<u8>,
     pub(super) plain: Vec<u8>,
 }
 
 impl<'i> DecodeWorker<'i> {
     pub(super) fn new(inner: &'i Inner) -> Result<Self> {
         let decoder = Decoder::new().map_err(|e| Error::new(Kind::Failed, "start a decoder").because(e))?;
-        Ok(Self { inner, opener: FrameOpener::new(&inner.keys, inner.id), decoder, sealed: Vec::new(), plain: Vec::new() })
+        Ok(Self { inner, opener: FrameOpener::new(&inner.keys, inner.id), decoder, encoded: Vec::new(), plain: Vec::new() })
     }
 
     /// Opens and decompresses a frame into `plain`.
@@ -630,11 +633,9 @@ impl<'i> DecodeWorker<'i> {
         if sealed.len() != frame.sealed_len as usize {
             return Err(Error::new(Kind::Damaged, format!("pack {key}: is truncated")));
         }
-        self.sealed.clear();
-        self.sealed.extend_from_slice(sealed);
-        self.opener.open(key, directory.kind, &directory.envelopes[frame.envelope as usize], frame, &mut self.sealed)?;
+        self.opener.open(key, directory.kind, &directory.envelopes[frame.envelope as usize], frame, sealed, &mut self.encoded)?;
         self.decoder
-            .decode(frame.encoding, &self.sealed, frame.plain_len as usize, &mut self.plain)
+            .decode(frame.encoding, &self.encoded, frame.plain_len as usize, &mut self.plain)
             .map_err(|e| Error::new(Kind::Damaged, format!("pack {key}, frame at {}", frame.offset)).because(e))
     }
 
