@@ -1,4 +1,4 @@
-//! Every parser of bytes that come from a store, a server or a file, under a name: for fuzzing (`fuzz/`), and for the test below, which reads
+//! Every parser of bytes that come from a store, a server or a file, under a name: for fuzzing, and for the test below, which reads
 //! again what fuzzing collected.
 //!
 //! A parser takes any bytes and must not panic; what must hold of bytes that it accepts is asserted.

@@ -1,4 +1,4 @@
-//! Every parser of what a repository stores, under a name: for fuzzing (`fuzz/`), and for the test that reads again what fuzzing collected.
+//! Every parser of what a repository stores, under a name: for fuzzing, and for the test that reads again what fuzzing collected.
 //!
 //! A parser here takes any bytes. It must not panic, and must not take memory that its input does not account for; what must hold of bytes that it
 //! accepts is asserted. It says whether it accepted them.
