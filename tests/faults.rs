@@ -275,10 +275,6 @@ const FAULTS: [Fault; 5] = [Fault::Refused, Fault::LostForGood, Fault::Lost, Fau
 /// Fails each single request of an operation once, in turn. `act` runs it through the faults, and asserts by itself that what it says is true;
 /// `place`: whose store fails.
 fn sweep(world: &World, what: &str, place: &Place, act: impl Fn(&World) -> Result<()>) {
-    sweep_some(world, what, place, &FAULTS, act);
-}
-
-fn sweep_some(world: &World, what: &str, place: &Place, faults: &[Fault], act: impl Fn(&World) -> Result<()>) {
     let reset = || {
         world.own.put_back(&world.runtime);
         world.copy.put_back(&world.runtime);
@@ -289,7 +285,7 @@ fn sweep_some(world: &World, what: &str, place: &Place, faults: &[Fault], act: i
     let calls = place.faults.calls();
     assert!(!calls.is_empty(), "{what} asks nothing of the store");
     let (mut tried, mut survived) = (0, 0);
-    for fault in faults {
+    for fault in FAULTS {
         for verb in fault.verbs() {
             // A few more than were counted: their number depends a little on what threads do.
             let count = calls.iter().filter(|call| call.verb == *verb).count() as u64;
@@ -715,33 +711,6 @@ fn without_a_copy_what_is_lost_is_named_and_what_is_not_stays() {
         }
     }
     assert!(by_file > 0 && by_tree > 0, "{by_file} {by_tree}");
-}
-
-#[test]
-fn a_repair_that_fails_anywhere_is_told_and_the_next_one_goes_on() {
-    let (mut world, snapshots) = everything();
-    // Data that both snapshots need, an index object, a piece of the log.
-    let pack = world.own.base.keys().filter(|key| key.starts_with("packs/")).max_by_key(|key| world.own.base[*key].len()).unwrap().clone();
-    let index = world.own.base.keys().find(|key| key.starts_with("index/")).unwrap().clone();
-    let piece = world.own.base.keys().find(|key| key.contains("/pieces/")).unwrap().clone();
-    for key in [&pack, &index, &piece] {
-        Harm::Flipped(300).inflict(&world, key);
-    }
-    world.own.keep(&world.runtime);
-    let check = |world: &World| {
-        for (id, content) in &snapshots {
-            let restored = world.restored(&world.own.sound, stands_for(world, *id)).unwrap();
-            assert!(restored == *content);
-        }
-    };
-    sweep_some(&world, "repair", &world.own, &[Fault::Refused, Fault::LostForGood], |world| {
-        let report = repair(world, true)?;
-        match report.exit() {
-            None => check(world),
-            Some(kind) => return Err(Error::new(kind, format!("{report:?}"))),
-        }
-        Ok(())
-    });
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn walk(page: &mut [u8], way: Way) -> bool {
         page[at..at + 4].copy_from_slice(&(found & !0x7fff | other).to_le_bytes());
         before = if way == Way::Forth { found & 0x7fff } else { other };
         let offset = before as usize;
-        if offset % ALIGNMENT != 0 || offset < layout.rows.start || offset + needed > layout.rows.end {
+        if !offset.is_multiple_of(ALIGNMENT) || offset < layout.rows.start || offset + needed > layout.rows.end {
             continue;
         }
         let (slot, bit) = (offset / ALIGNMENT / 64, 1 << (offset / ALIGNMENT % 64));

@@ -183,7 +183,7 @@ impl Repository {
             match opened {
                 Ok(found) => manifests.extend(found.map(|(manifest, _)| manifest)),
                 Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => {
-                    damaged.push(LostManifest { id: id_of(&key), error: e.within(format!("read the manifest {key}")) })
+                    damaged.push(LostManifest { id: id_of(&key), error: e.within(format!("read the manifest {key}")) });
                 }
                 Err(e) => return Err(e.within(format!("read the manifest {key}"))),
             }
