@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 CHUNK_MAX, FRAME_MAX, PACK_MAX, OBJECT_MAX, LOG_PIECE_MAX = 4 << 20, 16 << 20, 1 << 30, 256 << 20, 128 << 20
 DATA, NODES, LOG = 1, 2, 3
-MANIFEST, VOID, LOG_SIDE, LOG_GAP, PLAN_KEY = 2, 6, 7, 8, 32
+MANIFEST, VOID, LOG_SIDE, LOG_GAP, LEDGER, MOVED, PLAN_KEY = 2, 6, 7, 8, 9, 10, 32
 OWN_FIRST = 0x8000
 RAW, ZSTD, DELTA, PAGES = 0, 1, 2, 3
 ZERO_NONCE = bytes(12)
@@ -311,6 +311,7 @@ class Repository:
         self.chain_names = kdf("lifeboat v1 chain names", oldest.metadata)
         self.log_content = kdf("lifeboat v1 log content", oldest.chunk_ids)
         self.own = {}
+        self.moved = None
         self.directories = OrderedDict()
         self.frames = OrderedDict()
         self.frame_keys = {}
@@ -504,7 +505,14 @@ class Repository:
     def manifests(self):
         """All snapshots, oldest first, and what is wrong with those that cannot be opened: they do not stand in the way of the others."""
         found, problems = [], []
+        try:
+            removed = self.removed()
+        except (Bad, ValueError, KeyError) as error:
+            removed = set()
+            problems.append(f"the retention ledger: {error}")
         for name in self.names("snapshots"):
+            if name.rsplit("/", 1)[1] in removed:
+                continue
             try:
                 kind, content = self.open_object(name)
                 need(kind in (MANIFEST, VOID), f"{name}: is of another kind than its name says")
@@ -517,7 +525,53 @@ class Repository:
                 problems.append(str(error))
         return sorted(found, key=lambda manifest: manifest["id"]), problems
 
+    def removed(self):
+        """Ids of the snapshots that the retention ledger has removed."""
+        entries = []
+        for name in self.names("retention"):
+            kind, content = self.open_object(name)
+            entry = json.loads(content)
+            need(kind == LEDGER and name == f"retention/{entry['number']:016x}", f"{name}: holds another entry than its name says")
+            entries.append((entry, blake3(self.read(name)).hexdigest()))
+        based = [at for at, (entry, _) in enumerate(entries) if entry.get("base")]
+        entries = entries[based[-1] :] if based else entries
+        if not entries:
+            return set()
+        first = entries[0][0]
+        need(first.get("base") or first["number"] == 1, "its first entries are missing")
+        for (before, digest), (after, _) in zip(entries, entries[1:]):
+            need(after["number"] == before["number"] + 1 and after["previous"] == digest, f"entry {after['number']} follows no other")
+        told = list((first.get("base") or {"removed": []})["removed"])
+        for entry, _ in entries:
+            told += entry["decision"].get("snapshots", [])
+        return {snapshot["id"] for snapshot in told}
+
     # --- packs ----------------------------------------------------------------------------------------------------------------
+
+    def moved_packs(self):
+        """Of each rewritten pack, by name: what became of its frames. The record with the smallest name counts."""
+        if self.moved is None:
+            self.moved = {}
+            for name in self.names("gc/moved"):
+                kind, content = self.open_object(name)
+                need(kind in (MOVED, VOID), f"{name}: is of another kind than its name says")
+                if kind == MOVED:
+                    for source, frames in decode_moved(Wire(content, name)):
+                        self.moved.setdefault(source, frames)
+        return self.moved
+
+    def where(self, place):
+        """The place where something is now: its pack may have been put together anew."""
+        for _ in range(1024):
+            (pack, number, slot), moved = place, self.moved_packs()
+            if pack[0] not in moved:
+                return place
+            frames = moved[pack[0]]
+            need(number < len(frames) and frames[number], f"{pack_name(pack[0])}: what a reference names was not kept")
+            target, frame, first, kept = frames[number]
+            need(kept is None or (slot < len(kept) and kept[slot]), f"{pack_name(pack[0])}: what a reference names was not kept")
+            place = (target, frame, slot if kept is None else first + sum(kept[:slot]))
+        raise Bad(f"{pack_name(place[0][0])}: has moved too often")
 
     def directory(self, pack):
         """Kind, envelopes and frames of a pack. `pack`: name, length, sealed bytes of the directory."""
@@ -607,7 +661,7 @@ class Repository:
 
     def slot(self, kind, place):
         """Directory entry and stored bytes at a place."""
-        pack, number, slot = place
+        pack, number, slot = self.where(place)
         name = pack_name(pack[0])
         there, _, frames = self.directory(pack)
         need(there == kind, f"{name}: is a pack of the other kind")
@@ -618,8 +672,9 @@ class Repository:
 
     def envelope(self, place):
         """What the frame at a place is sealed under: a key generation, or the number of a plan's own key."""
-        _, envelopes, frames = self.directory(place[0])
-        return envelopes[frames[place[1]][1]][0]
+        pack, number, _ = self.where(place)
+        _, envelopes, frames = self.directory(pack)
+        return envelopes[frames[number][1]][0]
 
     # --- logs -----------------------------------------------------------------------------------------------------------------
 
@@ -733,6 +788,35 @@ class Repository:
 
 def pack_name(digest):
     return f"packs/{digest.hex()[:2]}/{digest.hex()}"
+
+
+def decode_moved(wire):
+    """[(source, frames)]; a frame is None or (target, frame, first slot, kept slots or None for all)."""
+    targets = []
+    for _ in range(wire.count(35)):
+        digest, kind = wire.take(32), wire.u8()
+        need(kind in (DATA, NODES), f"{wire.what}: names a pack of an unknown kind")
+        targets.append((digest, wire.varint(), wire.varint32()))
+    sources = []
+    for _ in range(wire.count(33)):
+        source, frames = wire.take(32), []
+        for _ in range(wire.count(1)):
+            mode = wire.u8()
+            need(mode in (0, 1, 2), f"{wire.what}: unknown fate of a frame")
+            if mode == 0:
+                frames.append(None)
+                continue
+            number, frame = wire.varint32(), wire.varint32()
+            need(number < len(targets), f"{wire.what}: a frame has gone to a pack that is not named")
+            first, kept = 0, None
+            if mode == 2:
+                first, count = wire.varint32(), wire.varint32()
+                bits = wire.take((count + 7) // 8)
+                kept = [bool(bits[at // 8] >> (at % 8) & 1) for at in range(count)]
+            frames.append((targets[number], frame, first, kept))
+        sources.append((source, frames))
+    wire.finish()
+    return sources
 
 
 def pack_table(wire, kind):

@@ -49,6 +49,26 @@ pub enum Kind {
 }
 
 impl Kind {
+    const ALL: [Self; 17] = [
+        Self::Failed,
+        Self::Unavailable,
+        Self::NoSpace,
+        Self::Usage,
+        Self::Incomplete,
+        Self::AlreadyExists,
+        Self::SplitBrain,
+        Self::NotFound,
+        Self::NoRepository,
+        Self::Busy,
+        Self::WrongKey,
+        Self::NoRecoveryPoint,
+        Self::Damaged,
+        Self::Differs,
+        Self::ObjectiveMissed,
+        Self::Interrupted,
+        Self::Bug,
+    ];
+
     /// The process exit code of the command-line contract.
     #[must_use]
     pub fn exit_code(self) -> u8 {
@@ -89,6 +109,12 @@ impl Kind {
             Self::Interrupted => "interrupted",
             Self::Bug => "bug",
         }
+    }
+
+    /// The kind with this word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.word() == word)
     }
 
     /// Whether the same call may succeed later without anybody changing anything.

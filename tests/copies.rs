@@ -73,6 +73,14 @@ impl Copies {
         copies
     }
 
+    /// Adds keys to the plan and to its first copy.
+    fn change_plan(&self, of_plan: &str, of_copy: &str) {
+        let path = self.path("plans/crm.toml");
+        let plan = fs::read_to_string(&path).unwrap();
+        let plan = plan.replacen("[plan.crm]\n", &format!("[plan.crm]\n{of_plan}"), 1);
+        fs::write(path, plan.replacen("to = \"offsite\"\n", &format!("to = \"offsite\"\n{of_copy}\n"), 1)).unwrap();
+    }
+
     fn command(&self, words: &[&str]) -> Command {
         let mut command = self.workspace.command(words);
         let (access, secret) = Bucket::keys();
@@ -119,6 +127,41 @@ impl Copies {
 
 fn original(report: &Value) -> String {
     report["snapshot"].as_str().unwrap().to_owned()
+}
+
+/// Each repository by its own rules; a copy that cannot be pruned is told, and keeps nothing else from being done.
+#[test]
+fn a_copy_keeps_what_its_own_rules_say() {
+    let copies = Copies::new();
+    for note in ["one", "two", "three", "four"] {
+        copies.backup(note);
+    }
+    copies.json(&["copy", "crm", "--to", "offsite"], 0);
+    copies.change_plan("keep = { last = 1 }\n", "keep = { last = 2 }");
+    let count = |words: &[&str]| copies.json(words, 0)["snapshots"].as_array().unwrap().len();
+    let listed = || (count(&["snapshots", "crm"]), count(&["snapshots", "crm", "--repository", "offsite"]));
+    let planned = copies.json(&["prune", "crm", "--dry-run"], 0);
+    assert_eq!(listed(), (4, 4));
+    let done = copies.json(&["prune", "crm"], 0);
+    assert_eq!(done["snapshots"], planned["snapshots"]);
+    assert_eq!((done["snapshots_removed"].as_u64(), done["copies"][0]["report"]["snapshots_removed"].as_u64()), (Some(3), Some(2)));
+    assert_eq!(listed(), (1, 2));
+    for repository in ["main", "offsite"] {
+        copies.json(&["verify", repository, "--data"], 0);
+    }
+    // What the copy has given up is not copied again, and it goes on.
+    copies.backup("five");
+    let copied = copies.json(&["copy", "crm", "--to", "offsite"], 0);
+    assert_eq!(copied["snapshots"].as_array().unwrap().len(), 1);
+    let (_, note) = copies.away(|| copies.restored("from-pruned-copy", &[], 0));
+    assert_eq!(note, "five");
+    // By its own name: with the rules that plans have for it.
+    assert_eq!(copies.json(&["prune", "offsite"], 0)["snapshots_removed"], 1);
+    copies.backup("six");
+    let output = copies.command(&["prune", "crm", "--json"]).env("OTHER_PASSPHRASE", "wrong").output().unwrap();
+    let done: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), done["snapshots_removed"].as_u64()), (Some(12), Some(2)), "{done}");
+    assert_eq!(done["copies"][0]["error"]["kind"], "wrong-key");
 }
 
 #[test]

@@ -404,11 +404,13 @@ fn a_crash_after_the_commit_is_seen_as_success() {
 #[test]
 fn a_damaged_journal_is_rebuilt_from_the_repository_by_one_command_and_the_old_one_is_kept() {
     let schedule = quiet_schedule();
-    let workspace = Workspace::ready(&format!("schedule = \"{schedule}\""));
+    let workspace = Workspace::ready(&format!("schedule = \"{schedule}\"\nkeep = {{ last = 1 }}"));
     let first = workspace.backup();
     workspace.json(&["drill", "run", "crm"], 0);
     workspace.json(&["verify", "crm"], 0);
     workspace.backup();
+    workspace.backup();
+    assert_eq!(workspace.json(&["prune", "crm"], 0)["snapshots_removed"], 1);
     let journal = workspace.path("state/journal.sqlite");
     let garbage = vec![b'x'; 8192];
     for suffix in ["-wal", "-shm"] {
@@ -434,6 +436,7 @@ fn a_damaged_journal_is_rebuilt_from_the_repository_by_one_command_and_the_old_o
 
     let rebuilt = workspace.json(&["run", "rebuild"], 0);
     assert_eq!(rebuilt["runs"], serde_json::json!({ "backup": 2, "drill": 1, "verify": 1 }), "{rebuilt}");
+    assert_eq!(rebuilt["removed"], 1, "what retention has removed is not lost");
     assert_eq!(std::fs::read(rebuilt["aside"].as_str().unwrap()).unwrap(), garbage, "the old one is kept");
     let found = runs(&workspace);
     assert!(found.iter().all(|run| run["trigger"] == "rebuilt" && run["state"] == "succeeded"), "{found:?}");

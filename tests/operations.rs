@@ -515,7 +515,7 @@ fn a_problem_is_committed_recorded_and_never_passes() {
     assert!(restored.warnings.iter().any(|w| w.contains("deep/gone")), "{restored:?}");
     let drilled = world.drill();
     assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)));
-    assert_eq!(snapshots::run(&world.job().repository, None).unwrap().snapshots[0].problems, 1);
+    assert_eq!(snapshots::run(&world.job().repository, None, Utc::now()).unwrap().snapshots[0].problems, 1);
 }
 
 #[test]
@@ -928,7 +928,7 @@ fn a_drill_proves_and_leaves_nothing() {
     assert!(damaged.is_empty());
     assert_eq!(past, std::slice::from_ref(&drilled));
     assert_eq!(drill::find(&job.repository, &drilled.id.to_string()[..20]).unwrap(), drilled);
-    let list = snapshots::run(&job.repository, None).unwrap();
+    let list = snapshots::run(&job.repository, None, Utc::now()).unwrap();
     assert_eq!(list.snapshots[0].proven_at, Some(drilled.time));
     let request =
         RestoreRequest { choice: Choice::LatestProven, to: world.path("x.db"), sources: Vec::new(), only: Vec::new(), resume: false };
@@ -1043,7 +1043,7 @@ fn a_drill_notices_a_changed_row() {
     let drilled = world.drill();
     assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Failed, Some(Kind::Differs)), "{}", report::text(&drilled));
     assert!(drilled.reasons.iter().any(|r| r.contains("customer")), "{:?}", drilled.reasons);
-    assert_eq!(snapshots::run(&world.job().repository, None).unwrap().snapshots[0].proven_at, None);
+    assert_eq!(snapshots::run(&world.job().repository, None, Utc::now()).unwrap().snapshots[0].proven_at, None);
 }
 
 fn packs(world: &World) -> Vec<PathBuf> {
@@ -1073,7 +1073,7 @@ fn damage_in_the_repository_fails_drill_restore_and_verify() {
     assert!(good.bytes_checked > 6_000_000);
     world.pass(1);
     assert_eq!(world.drill().exit(), None);
-    let listed = |world: &World| snapshots::run(&world.job().repository, None).unwrap().snapshots[0].clone();
+    let listed = |world: &World| snapshots::run(&world.job().repository, None, Utc::now()).unwrap().snapshots[0].clone();
     assert!(listed(&world).verified_at.is_some() && listed(&world).proven_at.is_some());
 
     let pack = packs(&world).pop().unwrap();
@@ -1105,7 +1105,7 @@ fn damage_that_is_known_is_told_before_and_after_a_restore() {
     let old = packs(&world);
     fs::write(world.path("live/new"), noise(77, 2_000_000)).unwrap();
     let second = world.backup();
-    let list = || snapshots::run(&world.job().repository, None).unwrap();
+    let list = || snapshots::run(&world.job().repository, None, Utc::now()).unwrap();
     assert_eq!((list().recovery_ranges[0].points, list().exit()), (2, None));
     let pack = packs(&world).into_iter().rfind(|pack| !old.contains(pack)).unwrap();
     fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
@@ -1180,7 +1180,7 @@ fn a_damaged_manifest_does_not_hide_the_others() {
     flip(&manifest, fs::metadata(&manifest).unwrap().len() / 2);
     // Opened anew, as another process would.
     let job = world.resolved.open(&world.surroundings()).unwrap();
-    let list = snapshots::run(&job.repository, None).unwrap();
+    let list = snapshots::run(&job.repository, None, Utc::now()).unwrap();
     assert_eq!((list.snapshots.len(), list.damaged.len(), list.exit()), (1, 1, Some(Kind::Damaged)));
     let request =
         RestoreRequest { choice: Choice::Latest, to: world.path("back.db"), sources: Vec::new(), only: Vec::new(), resume: false };
@@ -1225,7 +1225,7 @@ fn a_rotating_verification_covers_everything_in_its_runs() {
         bytes += report.bytes_checked;
     }
     assert!(bytes >= 6_000_000, "{bytes}");
-    assert!(snapshots::run(&world.job().repository, None).unwrap().snapshots[0].verified_at.is_some());
+    assert!(snapshots::run(&world.job().repository, None, Utc::now()).unwrap().snapshots[0].verified_at.is_some());
 }
 
 #[test]
@@ -1256,7 +1256,7 @@ fn an_objective_that_is_missed_is_exit_22_and_no_damage() {
     let drilled = world.drill();
     assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Passed, Some(Kind::ObjectiveMissed)), "{}", report::text(&drilled));
     assert!(report::text(&drilled).contains("MISSED"));
-    assert!(snapshots::run(&world.job().repository, None).unwrap().snapshots[0].proven_at.is_some());
+    assert!(snapshots::run(&world.job().repository, None, Utc::now()).unwrap().snapshots[0].proven_at.is_some());
 }
 
 #[test]
@@ -1594,7 +1594,7 @@ fn nothing_of_the_data_is_in_documents() {
     let made = world.backup();
     let mut all = serde_json::to_string(&made).unwrap();
     all += &serde_json::to_string(&world.drill()).unwrap();
-    all += &serde_json::to_string(&snapshots::run(&world.job().repository, None).unwrap()).unwrap();
+    all += &serde_json::to_string(&snapshots::run(&world.job().repository, None, Utc::now()).unwrap()).unwrap();
     all += &serde_json::to_string(&world.restore(Choice::Latest, "back.db").unwrap()).unwrap();
     std::io::sink().write_all(all.as_bytes()).unwrap();
     assert!(!all.contains("MARKER-5f1e"));
@@ -1619,7 +1619,7 @@ fn a_record_that_cannot_be_read_never_passes_a_drill() {
         assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)), "{}", report::text(&drilled));
         let unread = |c: &lifeboat::ops::CheckRecord| c.outcome == Outcome::Skipped && c.actual.contains("cannot be read by this version");
         assert!(drilled.checks.iter().any(unread), "{:?}", drilled.checks);
-        let list = snapshots::run(&world.repository, None).unwrap();
+        let list = snapshots::run(&world.repository, None, Utc::now()).unwrap();
         assert_eq!(list.snapshots.last().unwrap().problems, 1, "not known to be complete");
     }
     let mut finish = manifest.sources[0].finish.clone();
@@ -1653,10 +1653,10 @@ fn a_key_that_cannot_do_it_does_not_begin_and_proves_nothing() {
     let all = Depth::Data { percent: 100 };
     let looked = verify::run(&writer.repository, None, all, &world.clock, &Silent, &Cancel::default()).unwrap();
     assert_eq!(looked.exit(), Some(Kind::Incomplete));
-    assert_eq!(snapshots::run(&world.repository, None).unwrap().snapshots[0].verified_at, None, "nothing was opened");
+    assert_eq!(snapshots::run(&world.repository, None, Utc::now()).unwrap().snapshots[0].verified_at, None, "nothing was opened");
     world.pass(60);
     let looked = verify_all(&world, all);
-    assert_eq!(snapshots::run(&world.repository, None).unwrap().snapshots[0].verified_at, Some(looked.time));
+    assert_eq!(snapshots::run(&world.repository, None, Utc::now()).unwrap().snapshots[0].verified_at, Some(looked.time));
 
     let maintainer = open(Role::Maintainer, "for maintenance only");
     let before = BEGUN.load(Ordering::Relaxed);

@@ -94,6 +94,8 @@ fn what_is_wrong_with_a_plan_is_said_at_its_place() {
         ("keep = { daily = -1 }", "17:18: this must be from 0 to 1000000", ""),
         ("keep = { daily = 0 }", "17:8: `keep` without a rule would keep nothing", ""),
         ("keep = { daily = 99999999999 }", "17:18: this ", ""),
+        ("keep = { tags = [\"a b\"] }", "17:18: not a valid tag", ""),
+        ("prune = { schedul = \"0 3 * * *\" }", "17:11: unknown key `schedul`", "`schedule`"),
         ("keep = { within = \"30\" }", "17:19: not a valid duration: \"30\" has no unit", ""),
         ("tags = [\"a b\"]", "17:9: not a valid tag", ""),
         ("notify = [\"oncal\"]", "17:11: unknown notifier `oncal`", "did you mean `oncall`?"),
@@ -432,9 +434,9 @@ fn show_and_explain_and_check() {
     let check = plan::check_text(&plans);
     assert_eq!(
         check,
-        "1 plan file is valid\nplans         crm-all\nsources       attachments, crm, directory\nrepositories  local\nnotifiers     none\nwarning: plan crm-all: keep: retention is not applied by this release: nothing is ever deleted\n"
+        "1 plan file is valid\nplans         crm-all\nsources       attachments, crm, directory\nrepositories  local\nnotifiers     none\n"
     );
-    assert_eq!(plan::check_json(&plans)["warnings"].as_array().unwrap().len(), 1);
+    assert_eq!(plan::check_json(&plans)["warnings"].as_array().unwrap().len(), 0);
     assert_eq!(plan::check_json(&plans)["plans"], serde_json::json!(["crm-all"]));
 }
 

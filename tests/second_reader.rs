@@ -41,7 +41,7 @@ impl Story {
             "version = 1\n[repository.main]\nurl = \"file://{here}/repository\"\npassphrase = {{ env = \"LIFEBOAT_PASSPHRASE\" }}\n\
              [source.database]\nkind = \"sqlite\"\npath = \"{here}/crm.sqlite\"\n[source.files]\nkind = \"files\"\npath = \"{here}/files\"\n\
              [source.pages]\nkind = \"files\"\npath = \"{here}/pages\"\npage_size = 8192\n\
-             [plan.crm]\nsources = [\"database\", \"files\", \"pages\"]\nrepository = \"main\"\n"
+             [plan.crm]\nsources = [\"database\", \"files\", \"pages\"]\nrepository = \"main\"\nkeep = {{ last = 1 }}\n"
         );
         std::fs::write(story.at("plans/crm.toml"), plan).unwrap();
         story.lifeboat(&["repo", "init", "main"]);
@@ -185,6 +185,26 @@ fn the_second_reader_follows_rotations_shares_and_keys_of_plans() {
     let gone = story.extract(PASSPHRASE, &["restore", ids[4], story.at("gone").to_str().unwrap()]);
     assert!(gone.status.code() == Some(1) && String::from_utf8_lossy(&gone.stderr).contains("was destroyed"));
     assert!(story.extract(PASSPHRASE, &["restore", ids[0], story.at("first").to_str().unwrap()]).status.success());
+}
+
+#[test]
+fn the_second_reader_follows_what_was_removed_and_moved() {
+    let story = Story::new();
+    let mut noise = vec![0; 2 << 20];
+    blake3::Hasher::new().update(b"something else").finalize_xof().fill(&mut noise);
+    std::fs::File::options().write(true).open(story.at("files/large")).unwrap().write_all_at(&noise, 0).unwrap();
+    story.sql("UPDATE t SET x = randomblob(200) WHERE id % 3 > 0");
+    let last = story.lifeboat(&["backup", "crm"]);
+    let pruned = story.lifeboat(&["prune", "crm"]);
+    assert!(pruned["collection"]["packs_rewritten"].as_u64().unwrap() > 0, "{pruned}");
+    let listed = String::from_utf8(story.extract(PASSPHRASE, &["list"]).stdout).unwrap();
+    assert_eq!(listed.lines().map(|line| &line[..26]).collect::<Vec<_>>(), [last["snapshot"].as_str().unwrap()]);
+    let (theirs, ours) = (story.at("theirs"), story.at("ours"));
+    let output = story.extract(PASSPHRASE, &["restore", last["snapshot"].as_str().unwrap(), theirs.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    story.lifeboat(&["restore", "crm", "--to", ours.to_str().unwrap()]);
+    assert_eq!(tree(&theirs.join("files")), tree(&ours.join("files")));
+    assert!(std::fs::read(theirs.join("database/crm.sqlite")).unwrap() == std::fs::read(ours.join("database")).unwrap());
 }
 
 #[test]

@@ -99,7 +99,8 @@ pub enum Command {
     #[command(after_help = "\
 Examples:
   lifeboat snapshots crm
-  LIFEBOAT_PASSPHRASE=… lifeboat snapshots --from s3://crm-dr/main    a machine without plans")]
+  LIFEBOAT_PASSPHRASE=… lifeboat snapshots --from s3://crm-dr/main    a machine without plans
+  lifeboat snapshots hold 01kb3v7m --until 2027-01-31 --reason 'audit 2026'")]
     Snapshots(SnapshotsArgs),
     /// Bring data back
     #[command(after_help = "\
@@ -121,6 +122,13 @@ Examples:
   lifeboat copy crm --to offsite --last 7           only the newest seven
   lifeboat copy crm --to offsite --snapshot 01jd0v7m    this one, however old it is")]
     Copy(CopyArgs),
+    /// Apply retention and collect garbage
+    #[command(after_help = "\
+Examples:
+  lifeboat prune crm --dry-run    says of each snapshot why it stays or goes, and does nothing
+  lifeboat prune crm              the same, and does it
+  lifeboat prune main             for all plans of a repository")]
+    Prune(PruneArgs),
     /// Check a repository; a finding is never exit 0
     #[command(
         after_help = "Examples:\n  lifeboat verify crm\n  lifeboat verify main --data        every stored byte\n  lifeboat verify main --data 10     a tenth, a different one each time\n  lifeboat verify --keyless s3://crm-dr/main    without a key: what whoever runs the storage can check"
@@ -300,7 +308,10 @@ pub struct CopyArgs {
 
 /// `lifeboat snapshots`
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct SnapshotsArgs {
+    #[command(subcommand)]
+    pub command: Option<SnapshotsCommand>,
     /// Name of the plan (default: all); with --from, its name inside the repository
     pub plan: Option<String>,
     /// A repository by URL, on a machine without plans; the passphrase comes from LIFEBOAT_PASSPHRASE
@@ -309,6 +320,43 @@ pub struct SnapshotsArgs {
     /// A copy instead of the plan's own repository, by name
     #[arg(long, value_name = "NAME", conflicts_with = "from", requires = "plan")]
     pub repository: Option<String>,
+}
+
+/// `lifeboat snapshots …`
+#[derive(Debug, Subcommand)]
+pub enum SnapshotsCommand {
+    /// Hold a snapshot: no retention removes it
+    #[command(after_help = "Example:\n  lifeboat snapshots hold 01kb3v7m --until 2027-01-31 --reason 'audit 2026'")]
+    Hold {
+        /// Id of the snapshot, or a unique beginning of it
+        id: String,
+        /// Until then: RFC 3339, or local time of the plan's timezone (default: until it is released)
+        #[arg(long, value_name = "TIME")]
+        until: Option<String>,
+        /// Why; shown wherever the hold is
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// Release a snapshot that is held
+    #[command(after_help = "Example:\n  lifeboat snapshots release 01kb3v7m --reason 'audit is over'")]
+    Release {
+        /// Id of the snapshot, or a unique beginning of it
+        id: String,
+        /// Why
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+    },
+}
+
+/// `lifeboat prune`
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Name of a plan, or of a repository: then of all its plans
+    #[arg(value_name = "PLAN|REPO")]
+    pub name: String,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `lifeboat restore`
@@ -596,8 +644,10 @@ pub enum KeyCommand {
     /// Begin a new key generation, for what is stored from now on
     ///
     /// All other slots get it without their passphrases, but those that are shut out. What is stored already stays under its old keys
-    /// until it is stored again or expires: --status shows how much that is.
-    #[command(after_help = "Example:\n  lifeboat key rotate main --without 3f9a1c\n  lifeboat key rotate main --status")]
+    /// until it expires or --repack stores it anew: --status shows how much that is.
+    #[command(
+        after_help = "Example:\n  lifeboat key rotate main --without 3f9a1c\n  lifeboat key rotate main --repack\n  lifeboat key rotate main --status"
+    )]
     Rotate {
         /// Name of the repository
         repo: String,
@@ -609,8 +659,11 @@ pub enum KeyCommand {
         #[arg(long)]
         new_ids: bool,
         /// Rotate nothing: show how many stored bytes are under which generation
-        #[arg(long, conflicts_with_all = ["without", "new_ids"])]
+        #[arg(long, conflicts_with_all = ["without", "new_ids", "repack"])]
         status: bool,
+        /// Rotate nothing: store what is under older generations anew under the newest, and remove the old
+        #[arg(long, conflicts_with_all = ["without", "new_ids"])]
+        repack: bool,
     },
     /// Write keys out: as shares or a recovery key on paper, or as a file that a recipient, passphrase or key file opens
     ///

@@ -219,8 +219,8 @@ impl App {
     }
 }
 
-/// Who runs this process, for the journal: the system's word for the account, and whom sudo(8) says it was for.
-fn who() -> String {
+/// Who runs this process, for the journal and the repository: the system's word for the account, and whom sudo(8) says it was for.
+pub(super) fn who() -> String {
     let uid = rustix::process::getuid();
     let name = |variable: &str| std::env::var(variable).ok().filter(|name| !name.is_empty() && name.len() <= 64);
     let account = name("USER").or_else(|| name("LOGNAME")).map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})"));

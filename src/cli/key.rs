@@ -29,7 +29,8 @@ pub(super) fn run(app: &App, command: &KeyCommand) -> Result<Exit> {
         KeyCommand::Add { repo, label, role, passphrase_env, lock } => add(app, repo, label, *role, passphrase_env, lock),
         KeyCommand::Remove { repo, id, confirm } => remove(app, repo, id, confirm.as_deref()),
         KeyCommand::Rotate { repo, status: true, .. } => status(app, repo),
-        KeyCommand::Rotate { repo, without, new_ids, status: false } => rotate(app, repo, without, *new_ids),
+        KeyCommand::Rotate { repo, repack: true, .. } => repack(app, repo),
+        KeyCommand::Rotate { repo, without, new_ids, status: false, repack: false } => rotate(app, repo, without, *new_ids),
         KeyCommand::Export { repo, shares: Some(shares), role, label, out, .. } => {
             export_shares(app, repo, shares, *role, label, out.as_deref())
         }
@@ -211,9 +212,43 @@ fn rotation_text(repo: &str, rotation: &Rotation) -> String {
     }
     let _ = writeln!(
         text,
-        "What is stored already stays under its old keys until it expires; `lifeboat key rotate {repo} --status` shows how much that is."
+        "What is stored already stays under its old keys until it expires or `lifeboat key rotate {repo} --repack` stores it anew; --status shows how much that is."
     );
     text
+}
+
+fn repack(app: &App, repo: &str) -> Result<Exit> {
+    let progress = app.progress("repack");
+    let surroundings = app.surroundings(Arc::clone(&progress))?;
+    let repository = settings(app, repo)?.open(&surroundings)?;
+    let (done, unread) = repository.retire_generations(app.clock.now(), &*progress, &app.cancel)?;
+    let (_, newest) = repository.key_generations();
+    let shares = repository.generation_shares()?;
+    let old: u64 = shares.iter().filter(|share| share.generation < newest && share.plan.is_none()).map(|share| share.bytes).sum();
+    let total: u64 = shares.iter().map(|share| share.bytes).sum();
+    let document = json!({
+        "schema": "lifeboat.key-repack/1", "repository": repo, "generation": newest, "bytes_old": old, "bytes_stored": total,
+        "shares": shares, "unread": unread, "collection": done,
+    });
+    app.output.result(&document, || {
+        let mut text = format!("{} packs were rewritten, {} moved\n", done.packs_rewritten, render::bytes(done.bytes_moved));
+        for warning in done.warnings.iter().chain(&done.blocked) {
+            let _ = writeln!(text, "warning: {warning}");
+        }
+        text.push_str(&shares_text(&shares, newest, old, total));
+        if unread > 0 {
+            let _ = writeln!(
+                text,
+                "DAMAGED: {unread} packs cannot be read, and under which keys they are is not known: lifeboat verify {repo}"
+            );
+        }
+        if old > 0 {
+            let _ = writeln!(text, "INCOMPLETE: run it again when no backup is at work: lifeboat key rotate {repo} --repack");
+        }
+        text
+    })?;
+    let damaged = unread > 0 || !done.blocked.is_empty();
+    Ok(if damaged { Some(Kind::Damaged) } else { (old > 0).then_some(Kind::Incomplete) })
 }
 
 fn status(app: &App, repo: &str) -> Result<Exit> {

@@ -21,6 +21,7 @@ mod log;
 mod man;
 mod notify;
 mod plan;
+mod prune;
 mod repair;
 mod repo;
 mod restore;
@@ -68,6 +69,7 @@ pub fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Restore(args) => restore::run(app, args),
         Command::Verify(args) => verify::run(app, args),
         Command::Repair(args) => repair::run(app, args),
+        Command::Prune(args) => prune::run(app, args),
         Command::Drill(DrillCommand::Run(args)) => drill::run(app, args),
         Command::Drill(DrillCommand::History { plan }) => drill::history(app, plan.as_deref()),
         Command::Drill(DrillCommand::Report { id, html }) => drill::report(app, id, html.as_deref()),

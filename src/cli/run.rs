@@ -47,6 +47,9 @@ fn rebuilt(report: &RebuildReport) -> String {
     if let Some(aside) = &report.aside {
         let _ = writeln!(text, "the old file is kept: {}", aside.display());
     }
+    if report.removed > 0 {
+        let _ = writeln!(text, "removed by retention, so no longer among them: {} snapshots", report.removed);
+    }
     text.push_str("not known any more: runs that failed, restores, the reasons of retries\n");
     for damaged in &report.damaged {
         let _ = writeln!(text, "MISSING: {damaged}");

@@ -4,26 +4,43 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use crate::cli::args::SnapshotsArgs;
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+
+use crate::cli::args::{SnapshotsArgs, SnapshotsCommand};
+use crate::cli::context::who;
 use crate::cli::output::note;
-use crate::cli::{App, Exit, render};
+use crate::cli::{App, Exit, render, time};
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
-use crate::id::Name;
+use crate::id::{Name, SnapshotId};
 use crate::ops::explain;
+use crate::ops::prune::{self, HoldReport};
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::restore::fallback::may_help;
-use crate::ops::snapshots::{SnapshotList, run as list};
+use crate::ops::snapshots::{self, SnapshotList};
 use crate::plan::{Plan, Repository};
 
 pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
+    match &args.command {
+        Some(SnapshotsCommand::Hold { id, until, reason }) => {
+            return hold(app, id, |repository, id, zone, by, now| {
+                let until = until.as_deref().map(|until| time::parse(until, zone)).transpose()?;
+                prune::hold(repository, id, until, reason, by, now)
+            });
+        }
+        Some(SnapshotsCommand::Release { id, reason }) => {
+            return hold(app, id, |repository, id, _, by, now| prune::release(repository, id, reason, by, now));
+        }
+        None => {}
+    }
     let surroundings = app.surroundings(Arc::new(Silent))?;
     if let Some(url) = &args.from {
         let plan = args.plan.as_deref().map(Name::new).transpose()?;
         let repository = App::repository_at(url)?.open(&surroundings)?;
-        let found = list(&repository, plan.as_ref())?;
+        let found = list(app, &repository, plan.as_ref())?;
         if let (Some(plan), true, true) = (&plan, found.snapshots.is_empty(), found.damaged.is_empty()) {
-            return Err(none_of(plan, &list(&repository, None)?));
+            return Err(none_of(plan, &list(app, &repository, None)?));
         }
         app.output.result(&found, || text(&found, "the repository holds no snapshot\n"))?;
         return Ok(found.exit());
@@ -32,9 +49,9 @@ pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
     let found = if let Some(name) = &args.plan {
         let plan = plans.plan(name)?;
         if let Some(name) = &args.repository {
-            list(&resolve::repository_of(plan, name)?.open(&surroundings)?, Some(&plan.name))?
+            list(app, &resolve::repository_of(plan, name)?.open(&surroundings)?, Some(&plan.name))?
         } else {
-            let own = resolve::repository(&plan.repository).and_then(|own| list(&own.open(&surroundings)?, Some(&plan.name)));
+            let own = resolve::repository(&plan.repository).and_then(|own| list(app, &own.open(&surroundings)?, Some(&plan.name)));
             match own {
                 Err(error) if may_help(error.kind()) => return from_a_copy(app, plan, &surroundings, error),
                 own => own?,
@@ -44,7 +61,7 @@ pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
         let used: BTreeMap<&Name, &Arc<Repository>> = plans.plans.values().map(|plan| (&plan.repository.name, &plan.repository)).collect();
         let mut all: Option<SnapshotList> = None;
         for repository in used.values() {
-            let more = list(&resolve::repository(repository)?.open(&surroundings)?, None)?;
+            let more = list(app, &resolve::repository(repository)?.open(&surroundings)?, None)?;
             match &mut all {
                 Some(all) => {
                     all.snapshots.extend(more.snapshots);
@@ -67,10 +84,14 @@ pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
     Ok(found.exit())
 }
 
+fn list(app: &App, repository: &crate::repo::Repository, plan: Option<&Name>) -> Result<SnapshotList> {
+    snapshots::run(repository, plan, app.clock.now())
+}
+
 /// What the first copy that can be used holds, where the plan's own repository cannot be.
 fn from_a_copy(app: &App, plan: &Plan, surroundings: &Surroundings, error: Error) -> Result<Exit> {
     for copy in resolve::copies(plan) {
-        match copy.settings().and_then(|settings| list(&settings.open(surroundings)?, Some(&plan.name))) {
+        match copy.settings().and_then(|settings| list(app, &settings.open(surroundings)?, Some(&plan.name))) {
             Ok(found) => {
                 note(&format!(
                     "warning: THIS IS THE COPY {}, because the plan's own repository cannot be used; what it held beyond that is not known: {}",
@@ -84,6 +105,47 @@ fn from_a_copy(app: &App, plan: &Plan, surroundings: &Surroundings, error: Error
         }
     }
     Err(error)
+}
+
+/// Holds or releases a snapshot, which is looked for in the repositories of all plans.
+fn hold(
+    app: &App,
+    text: &str,
+    act: impl Fn(&crate::repo::Repository, SnapshotId, Tz, &str, DateTime<Utc>) -> Result<HoldReport>,
+) -> Result<Exit> {
+    let surroundings = app.surroundings(Arc::new(Silent))?;
+    let plans = app.plans()?;
+    let used: BTreeMap<&Name, &Arc<Repository>> = plans.plans.values().map(|plan| (&plan.repository.name, &plan.repository)).collect();
+    let mut found = Vec::new();
+    for repository in used.values() {
+        let repository = resolve::repository(repository)?.open(&surroundings)?;
+        let (manifests, _) = repository.sound_manifests(None)?;
+        let wanted = text.to_ascii_lowercase();
+        found.extend(manifests.into_iter().filter(|m| m.id.to_string().starts_with(&wanted)).map(|m| (repository.clone(), m)));
+    }
+    let (repository, manifest) = match found.as_slice() {
+        [one] => one,
+        [] => {
+            return Err(Error::new(Kind::NoRecoveryPoint, format!("find snapshot {text}: there is none")).hint("see `lifeboat snapshots`"));
+        }
+        several => {
+            return Err(
+                Error::new(Kind::Usage, format!("find snapshot {text}: {} begin with that", several.len())).hint("give more of the id")
+            );
+        }
+    };
+    let zone = plans.plans.get(&manifest.plan).map_or(Tz::UTC, |plan| plan.zone());
+    let by = format!("{} on {}", who(), rustix::system::uname().nodename().to_string_lossy());
+    let report = act(repository, manifest.id, zone, &by, app.clock.now())?;
+    app.output.result(&report, || {
+        let until = report.until.map_or_else(|| "until it is released".to_owned(), |until| format!("until {}", render::time(until)));
+        if report.held {
+            format!("snapshot {} of plan {} is held {until}: {}\n", report.snapshot, report.plan, report.reason)
+        } else {
+            format!("snapshot {} of plan {} is no longer held\n", report.snapshot, report.plan)
+        }
+    })?;
+    Ok(None)
 }
 
 /// A name that the repository does not know: a slip, most likely, in an incident.
@@ -115,7 +177,7 @@ fn text(list: &SnapshotList, none: &str) -> String {
                 render::or_dash(snapshot.proven_at.map(render::time)),
                 match (&snapshot.damaged, snapshot.problems) {
                     (Some(_), _) => "DAMAGED".to_owned(),
-                    (None, 0) => String::new(),
+                    (None, 0) => snapshot.held.as_ref().map_or_else(String::new, |why| format!("held: {why}")),
                     (None, problems) => format!("incomplete: {problems} missing"),
                 },
             ]

@@ -18,11 +18,12 @@ pub enum Job {
     Restore,
     /// To the plan's further repositories, one after the other.
     Copy,
+    Prune,
 }
 
 impl Job {
     /// Every kind, in the order in which due runs start: what makes recovery possible goes before what proves it.
-    pub const ALL: [Self; 5] = [Self::Restore, Self::Backup, Self::Copy, Self::Drill, Self::Verify];
+    pub const ALL: [Self; 6] = [Self::Restore, Self::Backup, Self::Copy, Self::Drill, Self::Verify, Self::Prune];
 
     /// The word used in the journal, JSON, logs and plan files.
     #[must_use]
@@ -33,6 +34,7 @@ impl Job {
             Self::Verify => "verify",
             Self::Restore => "restore",
             Self::Copy => "copy",
+            Self::Prune => "prune",
         }
     }
 
@@ -50,6 +52,7 @@ impl Job {
             Self::Drill => plan.drill.schedule.as_ref(),
             Self::Verify => plan.verify.schedule.as_ref(),
             Self::Copy => plan.copies.iter().find_map(|copy| copy.schedule.as_ref()),
+            Self::Prune => plan.prune.schedule.as_ref(),
             Self::Restore => None,
         }
     }
@@ -66,7 +69,7 @@ impl Job {
     pub fn gives_way(self) -> bool {
         match self {
             Self::Backup | Self::Restore => false,
-            Self::Copy | Self::Drill | Self::Verify => true,
+            Self::Copy | Self::Drill | Self::Verify | Self::Prune => true,
         }
     }
 

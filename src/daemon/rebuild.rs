@@ -31,6 +31,8 @@ pub struct RebuildReport {
     pub aside: Option<PathBuf>,
     /// Runs in the new one, by job.
     pub runs: BTreeMap<String, u64>,
+    /// Snapshots of these plans that retention has removed: their backups are not in the new journal, and nothing is lost.
+    pub removed: u64,
     /// What could not be read and is missing in the new one; sentences.
     pub damaged: Vec<String>,
 }
@@ -70,7 +72,7 @@ pub fn run(plans: &Plans, surroundings: &Surroundings) -> Result<RebuildReport> 
         return Err(Error::new(Kind::Busy, format!("rebuild the journal: a run is at work on it (lock file {})", alive.display()))
             .hint("wait until it has ended, then run the same command again"));
     }
-    let (proven, damaged) = gather(plans, surroundings)?;
+    let Gathered { proven, removed, damaged } = gather(plans, surroundings)?;
 
     let fresh = state.join(format!("rebuild-{}", RunId::generate(now)));
     let filled = fill(plans, &proven, &fresh, now);
@@ -82,12 +84,21 @@ pub fn run(plans: &Plans, surroundings: &Surroundings) -> Result<RebuildReport> 
     for run in &proven {
         *runs.entry(run.job.word().to_owned()).or_default() += 1;
     }
-    Ok(RebuildReport { schema: "lifeboat.rebuild/1".to_owned(), journal: state.join(journal::FILE), aside, runs, damaged })
+    Ok(RebuildReport { schema: "lifeboat.rebuild/1".to_owned(), journal: state.join(journal::FILE), aside, runs, removed, damaged })
 }
 
-/// What all repositories of the plans prove, and what of it cannot be read.
-fn gather(plans: &Plans, surroundings: &Surroundings) -> Result<(Vec<Proven>, Vec<String>)> {
-    let (mut proven, mut damaged) = (Vec::new(), Vec::new());
+/// What all repositories of the plans prove.
+#[derive(Default)]
+struct Gathered {
+    proven: Vec<Proven>,
+    /// Snapshots that retention has removed.
+    removed: u64,
+    /// What cannot be read.
+    damaged: Vec<String>,
+}
+
+fn gather(plans: &Plans, surroundings: &Surroundings) -> Result<Gathered> {
+    let Gathered { mut proven, mut removed, mut damaged } = Gathered::default();
     for settings in plans.repositories.values() {
         let used: Vec<&Name> = plans.plans.values().filter(|plan| plan.repository.name == settings.name).map(|plan| &plan.name).collect();
         if used.is_empty() {
@@ -98,6 +109,12 @@ fn gather(plans: &Plans, surroundings: &Surroundings) -> Result<(Vec<Proven>, Ve
         let (manifests, lost) = repository.sound_manifests(None).map_err(asked)?;
         damaged.extend(lost.iter().map(|lost| format!("{}: {:?}", settings.name, lost.error)));
         proven.extend(manifests.iter().filter(|manifest| used.contains(&&manifest.plan)).map(of_manifest));
+        match repository.ledger() {
+            Ok(ledger) => removed += ledger.all_removed().filter(|snapshot| used.contains(&&snapshot.plan)).count() as u64,
+            // Told with the manifests.
+            Err(error) if error.kind() == Kind::Damaged => {}
+            Err(error) => return Err(asked(error)),
+        }
         let (reports, lost) = repository.sound_reports(None).map_err(asked)?;
         damaged.extend(lost.iter().map(|error| format!("{}: {error:?}", settings.name)));
         for report in &reports {
@@ -110,7 +127,7 @@ fn gather(plans: &Plans, surroundings: &Surroundings) -> Result<(Vec<Proven>, Ve
         }
     }
     proven.sort_by_key(|run| run.started);
-    Ok((proven, damaged))
+    Ok(Gathered { proven, removed, damaged })
 }
 
 fn of_manifest(manifest: &Manifest) -> Proven {

@@ -15,17 +15,18 @@ use crate::daemon::journal::{Claim, Ending, ErrorRecord, Filter, Job, Journal, L
 use crate::daemon::recorder::Recorder;
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
-use crate::id::{Name, RunId, SnapshotId};
-use crate::ops::CommitGate;
+use crate::id::{Name, RunId};
 use crate::ops::backup::BackupReport;
 use crate::ops::copy::{CopyReport, CopyRequest};
 use crate::ops::drill::{DrillReport, DrillRequest};
+use crate::ops::prune::{CopyError, CopyPruned, PlanRules, PruneReport};
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::restore::RestoreReport;
 use crate::ops::verify::{Depth, VerifyReport};
-use crate::ops::{backup, copy, drill, verify};
+use crate::ops::{Commit, CommitGate};
+use crate::ops::{backup, copy, drill, explain, prune, verify};
 use crate::plan::{Plan, PlannedCopy, Plans};
-use crate::repo::{Manifest, Repository};
+use crate::repo::{Decided, Manifest, Repository};
 
 /// A backup, drill or verification that reports nothing (no phase, no bytes, no warning) for so long is taken to hang: it is
 /// cancelled and fails as `unavailable`. Far above what one step of a sound run takes without a sign. Restores wait for persons
@@ -99,6 +100,12 @@ impl Outcome for VerifyReport {
     }
 }
 
+impl Outcome for PruneReport {
+    fn ending(&self) -> Ending {
+        ended(self.exit(), || self.failure().unwrap_or_default())
+    }
+}
+
 impl Outcome for RestoreReport {
     fn ending(&self) -> Ending {
         Ending {
@@ -157,8 +164,46 @@ pub fn copy_once(
     // No source is touched.
     let job = resolve::to_restore(plan)?.open(surroundings)?;
     let to = resolve::repository(&planned.to)?.open(surroundings).map_err(|e| e.within(format!("copy to {}", planned.to.name)))?;
-    let request = CopyRequest { name: planned.to.name.clone(), to, last: planned.last, tags: planned.tags.clone(), snapshot, all };
+    let request = CopyRequest {
+        name: planned.to.name.clone(),
+        to,
+        last: planned.last,
+        tags: planned.tags.clone(),
+        snapshot,
+        all,
+        rules: resolve::copy_rules(plan, planned).rules,
+    };
     copy::run(&job, &request)
+}
+
+/// Applies what a plan keeps to its own repository, and what its copies keep to theirs. A copy that fails does not keep the others from being
+/// pruned; the report says why it failed.
+///
+/// # Errors
+/// As [`prune::run`], of the plan's own repository.
+pub fn prune_once(plan: &Plan, dry_run: bool, surroundings: &Surroundings) -> Result<PruneReport> {
+    let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
+    let prune = |repository: &Repository, rules: PlanRules, copy: Option<&Name>| {
+        let may = || surroundings.gate.ask(copy, Commit::Retention);
+        prune::run(repository, &[rules], dry_run, &*surroundings.clock, &*surroundings.progress, &surroundings.cancel, &may)
+    };
+    let mut report = prune(&repository, resolve::rules(plan), None)?;
+    for planned in plan.copies.iter().filter(|planned| !planned.keep.is_everything()) {
+        surroundings.cancel.check()?;
+        let pruned = resolve::repository(&planned.to)
+            .and_then(|settings| settings.open(surroundings))
+            .and_then(|repository| prune(&repository, resolve::copy_rules(plan, planned), Some(&planned.to.name)));
+        let (pruned, error) = match pruned {
+            Ok(pruned) => (Some(Box::new(pruned)), None),
+            Err(error) if error.kind() == Kind::Interrupted => return Err(error),
+            Err(error) => {
+                tracing::error!(plan = %plan.name, copy = %planned.to.name, error = ?error, "a copy could not be pruned");
+                (None, Some(CopyError { kind: error.kind().word().to_owned(), message: explain(&error) }))
+            }
+        };
+        report.copies.push(CopyPruned { name: planned.to.name.to_string(), report: pruned, error });
+    }
+    Ok(report)
 }
 
 /// All copies of a plan that have a schedule, one after the other; one that fails does not keep the others from being made.
@@ -358,12 +403,12 @@ impl Watch<'_> {
     }
 }
 
-/// Asked right before the manifest is created: the journal notes which one, under this claim's fence. From then on whoever takes the run
-/// over finds that note and decides that key; whoever has taken it over before makes this fail. So one run commits, whatever any clock says.
+/// Asked right before the manifest, or an entry of the retention ledger, is created: the journal notes which one, under this claim's fence. From then on
+/// whoever takes the run over finds that note and decides that key; whoever has taken it over before makes this fail. So one run commits, whatever any clock says.
 fn gate(journal: &Journal, claim: Claim, clock: Arc<dyn Clock>, cancel: Cancel) -> CommitGate {
     let journal = journal.clone();
-    CommitGate::new(move |copy, snapshot| {
-        let announced = Announced { copy: copy.map(Name::to_string), snapshot }.to_string();
+    CommitGate::new(move |repository, commit| {
+        let announced = Announced { repository: repository.map(Name::to_string), commit }.to_string();
         let began = Instant::now();
         let patience = if journal.is_shared() { GATE_PATIENCE } else { OWN_GATE_PATIENCE };
         loop {
@@ -375,7 +420,7 @@ fn gate(journal: &Journal, claim: Claim, clock: Arc<dyn Clock>, cancel: Cancel) 
                 }
                 // Nobody else can take it over while this process lives: a good backup is not thrown away for a full disk.
                 Err(error) if !journal.is_shared() => {
-                    tracing::error!(run = %claim.id, error = ?error, "the journal could not note the snapshot before its commit");
+                    tracing::error!(run = %claim.id, error = ?error, "the journal could not note what is committed");
                     return Ok(());
                 }
                 Err(error) => return Err(error.within("ask the journal whether this run may still commit: nothing was committed")),
@@ -386,18 +431,25 @@ fn gate(journal: &Journal, claim: Claim, clock: Arc<dyn Clock>, cancel: Cancel) 
     })
 }
 
-/// What a run notes before it commits: the snapshot, and of a copy the name of the repository that it goes to (`REPOSITORY/SNAPSHOT`).
+/// What a run notes before it commits: the snapshot, or that it is the next entry of the retention ledger; and where that is not in the plan's
+/// own repository, before it the name of the one (`REPOSITORY/SNAPSHOT`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Announced {
-    copy: Option<String>,
-    snapshot: SnapshotId,
+    repository: Option<String>,
+    commit: Commit,
 }
+
+/// Stands for the ledger in a note. No snapshot's id.
+const LEDGER: &str = "retention";
 
 impl std::fmt::Display for Announced {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.copy {
-            Some(repository) => write!(f, "{repository}/{}", self.snapshot),
-            None => self.snapshot.fmt(f),
+        if let Some(repository) = &self.repository {
+            write!(f, "{repository}/")?;
+        }
+        match self.commit {
+            Commit::Snapshot(snapshot) => snapshot.fmt(f),
+            Commit::Retention => f.write_str(LEDGER),
         }
     }
 }
@@ -406,10 +458,9 @@ impl std::str::FromStr for Announced {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Ok(match text.split_once('/') {
-            Some((repository, snapshot)) => Self { copy: Some(repository.to_owned()), snapshot: snapshot.parse()? },
-            None => Self { copy: None, snapshot: text.parse()? },
-        })
+        let (repository, commit) = text.split_once('/').map_or((None, text), |(repository, commit)| (Some(repository.to_owned()), commit));
+        let commit = if commit == LEDGER { Commit::Retention } else { Commit::Snapshot(commit.parse()?) };
+        Ok(Self { repository, commit })
     }
 }
 
@@ -462,6 +513,10 @@ pub fn run_job(journal: &Journal, plan: &Plan, run: &NewRun, story: Option<Strin
             journalled(journal, run, story, surroundings, work).map(|(id, _)| id)
         }
         Job::Copy => journalled(journal, run, story, surroundings, |surroundings| scheduled_copies(plan, surroundings)).map(|(id, _)| id),
+        Job::Prune => {
+            let work = |surroundings: &Surroundings| prune_once(plan, false, surroundings);
+            journalled(journal, run, story, surroundings, work).map(|(id, _)| id)
+        }
         // Somebody who answers its questions asks for one, on the command line.
         Job::Restore => Err(Error::new(Kind::Bug, format!("start restore of plan {}: a daemon does not restore", plan.name))),
         Job::Verify => {
@@ -533,7 +588,7 @@ fn epilogue(
 ) -> Result<Ending> {
     let died = format!("process {} on {} ended without closing this run", run.process.pid, run.process.host);
     if let Some(announced) = &run.announced {
-        return decided(run, &announced.parse()?, open, &died);
+        return decided(run, &announced.parse()?, open, &died, now);
     }
     Ok(match run.job {
         // On a shared journal nothing commits without a note.
@@ -549,28 +604,50 @@ fn epilogue(
         Job::Restore => interrupted(format!("{died}; the target is untouched or whole, `lifeboat restore --resume` continues")),
         Job::Drill | Job::Verify => interrupted(format!("{died}; it left no report")),
         Job::Copy => copies_stay(&died),
+        Job::Prune => prune_goes_on(&died),
     })
 }
 
-/// The same where it was about to commit: from here on that snapshot is committed, or never will be.
+/// The same where it was about to commit: from here on that is done, or never will be.
 fn decided(
     run: &Run,
     announced: &Announced,
     open: impl Fn(&Run, Option<&str>) -> Result<Option<Repository>>,
     died: &str,
+    now: DateTime<Utc>,
 ) -> Result<Ending> {
-    let Announced { copy, snapshot } = announced;
-    let Some(repository) = open(run, copy.as_deref())? else {
-        return Ok(interrupted(format!("{died}; it was about to commit snapshot {snapshot}, and no plan here says where")));
+    let Some(repository) = open(run, announced.repository.as_deref())? else {
+        let what = match announced.commit {
+            Commit::Snapshot(snapshot) => format!("commit snapshot {snapshot}"),
+            Commit::Retention => "remove snapshots".to_owned(),
+        };
+        return Ok(interrupted(format!("{died}; it was about to {what}, and no plan here says where")));
     };
-    Ok(match (repository.decide(&run.plan, *snapshot)?, copy) {
+    let snapshot = match announced.commit {
+        Commit::Snapshot(snapshot) => snapshot,
+        // Whether it has removed them is in the ledger. If not, its view of things is of then, and it must look again before it does.
+        Commit::Retention => {
+            repository.pass_in_ledger(&format!("run {} was taken over: {died}", run.id), now)?;
+            return Ok(prune_goes_on(died));
+        }
+    };
+    Ok(match (repository.decide(&run.plan, snapshot)?, &announced.repository) {
         // What else there was to copy is not known.
         (_, Some(_)) => copies_stay(died),
-        (Some(manifest), None) => after_crash(&manifest, died),
-        (None, None) => interrupted(format!(
+        (Decided::Committed(manifest), None) => after_crash(&manifest, died),
+        (Decided::Removed(removed), None) => {
+            let story = format!("{died}, but its snapshot had been committed; retention has removed it since ({})", removed.reason);
+            let unknown = || "whether its snapshot was complete is not known any more: retention has removed it".to_owned();
+            Ending { story: Some(story), snapshot: Some(snapshot.to_string()), ..ended(Some(Kind::Incomplete), unknown) }
+        }
+        (Decided::Void, None) => interrupted(format!(
             "{died}; it was about to commit snapshot {snapshot} and now never will, and what was uploaded is used by the next run"
         )),
     })
+}
+
+fn prune_goes_on(died: &str) -> Ending {
+    interrupted(format!("{died}; the next prune goes on where it was"))
 }
 
 fn copies_stay(died: &str) -> Ending {
@@ -634,6 +711,7 @@ fn may_be_of(known: &[Run], run: &Run, manifest: &Manifest, now: DateTime<Utc>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::SnapshotId;
     use crate::source::{Finish, Problem};
     use crate::{clock::SystemClock, event::Silent, repo::Stats};
 
@@ -683,6 +761,14 @@ mod tests {
         let ending = ended(Some(Kind::ObjectiveMissed), || "slow".into());
         assert_eq!((ending.state, ending.error.unwrap().kind.as_str()), (State::Succeeded, "objective-missed"));
         assert_eq!(ended(Some(Kind::Damaged), || "bad".into()).state, State::Failed);
+    }
+
+    #[test]
+    fn what_was_announced_is_understood_by_whoever_takes_over() {
+        for text in ["01arz3ndektsv4rrffq69g5fav", "second/01arz3ndektsv4rrffq69g5fav", "retention", "second/retention"] {
+            assert_eq!(text.parse::<Announced>().unwrap().to_string(), text);
+        }
+        assert!("second/".parse::<Announced>().is_err() && "retentions".parse::<Announced>().is_err());
     }
 
     #[test]

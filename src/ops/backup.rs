@@ -13,7 +13,7 @@ use crate::event::{Event, Progress};
 use crate::id::{Name, SnapshotId};
 use crate::ops::verdict::millis;
 use crate::ops::work::{RunFolder, lock_backup, make_private};
-use crate::ops::{Job, Missing, NamedSource, context, damaged_warning, explain, select};
+use crate::ops::{Commit, Job, Missing, NamedSource, context, damaged_warning, explain, select};
 use crate::repo::{Added, BackupWriter, Committed, Manifest, Role, SourceRecord};
 use crate::source::{Finish, Problem, SourceSnapshot};
 
@@ -97,7 +97,8 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     records.sort_by_key(|record: &SourceRecord| job.sources.iter().position(|s| s.name == record.name));
     job.cancel.check()?;
     job.progress.event(Event::Phase { name: "commit", detail: job.plan.to_string() });
-    let committed = writer.commit_if(records, time, job.tags.clone(), job.progress.as_ref(), |id| job.gate.ask(None, id))?;
+    let committed =
+        writer.commit_if(records, time, job.tags.clone(), job.progress.as_ref(), |id| job.gate.ask(None, Commit::Snapshot(id)))?;
 
     // Committed: what goes wrong from here on is only told.
     if let Err(error) = folder.remove() {

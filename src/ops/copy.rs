@@ -15,9 +15,10 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Progress};
 use crate::id::{Name, SnapshotId};
 use crate::ops::log::replay;
+use crate::ops::retention::Rules;
 use crate::ops::verdict::millis;
 use crate::ops::work::lock_copy;
-use crate::ops::{Job, condemn, damaged_warning, explain, select};
+use crate::ops::{Commit, Job, condemn, damaged_warning, explain, prune, select};
 use crate::repo::{Gap, Log, Manifest, PieceInfo, Predecessor, ReportRecord, Repository, Role, runs};
 
 /// What is copied, and where to.
@@ -34,6 +35,8 @@ pub struct CopyRequest {
     pub snapshot: Option<String>,
     /// Also what is older than the newest copy.
     pub all: bool,
+    /// What the copy keeps: log that a prune of it would remove again is not copied.
+    pub rules: Rules,
 }
 
 /// One snapshot that was copied.
@@ -176,6 +179,14 @@ pub fn run(job: &Job, request: &CopyRequest) -> Result<CopyReport> {
     };
     copy_logs(job, request, &originals, &copies, &chosen.wanted, &mut report)?;
     copy_snapshots(job, request, &originals, &mut copies, &chosen.wanted, &reports, &mut report)?;
+    if request.all || request.snapshot.is_some() {
+        // A prune of the copy may have taken log of an older snapshot that it did not know yet.
+        let before = std::mem::take(&mut report.logs);
+        copy_logs(job, request, &originals, &copies, &[], &mut report)?;
+        report.logs = add_up(before, std::mem::take(&mut report.logs));
+        let mut told = Vec::new();
+        report.findings.retain(|finding| !told.contains(finding) && (told.push(finding.clone()), true).1);
+    }
     report.warnings.extend(condemn(job));
     let newest = select::latest(&copies).map(|manifest| manifest.time);
     report.newest = newest;
@@ -193,6 +204,22 @@ pub fn run(job: &Job, request: &CopyRequest) -> Result<CopyReport> {
 /// What was brought back from there is there.
 fn came_from(manifest: &Manifest, to: &Repository) -> bool {
     manifest.replaces().is_some() && manifest.copied_from.as_ref().is_some_and(|from| from.repository == to.id().to_string())
+}
+
+/// What two copies of the same logs did.
+fn add_up(first: Vec<CopiedLog>, second: Vec<CopiedLog>) -> Vec<CopiedLog> {
+    let mut logs = first;
+    for log in second {
+        match logs.iter_mut().find(|known| known.source == log.source) {
+            Some(known) => {
+                known.pieces += log.pieces;
+                known.bytes += log.bytes;
+                known.gaps += log.gaps;
+            }
+            None => logs.push(log),
+        }
+    }
+    logs
 }
 
 /// How much older a copy's newest moment is than the original's; ms.
@@ -269,7 +296,7 @@ fn copy_snapshots(
         let before = predecessor(originals, copies, &repository, manifest.id);
         let proven = select::proven(reports, manifest);
         let progress: &dyn Progress = job.progress.as_ref();
-        let may = |id| job.gate.ask(Some(&request.name), id);
+        let may = |id| job.gate.ask(Some(&request.name), Commit::Snapshot(id));
         match request.to.copy_from(&job.repository, manifest, before, proven, job.clock.now(), progress, &job.cancel, may) {
             Ok((committed, stats)) => {
                 report.warnings.extend(committed.warnings);
@@ -303,13 +330,16 @@ fn copy_logs(
     wanted: &[&Manifest],
     report: &mut CopyReport,
 ) -> Result<()> {
+    // Snapshots that are asked for by themselves come with their log.
+    let all_of_it = request.all || request.snapshot.is_some();
+    let there: Vec<&Manifest> = copies.iter().chain(wanted.iter().copied()).collect();
+    let there = if all_of_it { there } else { prune::needing_log(&request.to, &request.rules, there, job.clock.now())? };
     let all = originals.iter().chain(copies).flat_map(|manifest| &manifest.sources);
     let sources: BTreeSet<&Name> = all.filter(|record| replay::can_have_log(record)).map(|record| &record.name).collect();
     for source in sources {
         let (from, to) = (job.repository.log(&job.plan, source), request.to.log(&job.plan, source));
         // What comes before the end of the oldest snapshot there leads from nothing to nothing.
-        let there = copies.iter().chain(wanted.iter().copied());
-        let needed = replay::first_needed(&from, there, source)?;
+        let needed = replay::first_needed(&from, there.iter().copied(), source)?;
         let mut log = CopiedLog { source: source.to_string(), ..CopiedLog::default() };
         job.progress.event(Event::Phase { name: "log", detail: source.to_string() });
         copy_log(job, &from, &to, needed, &mut log, &mut report.findings)

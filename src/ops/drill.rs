@@ -19,7 +19,7 @@ use crate::ops::verdict::{Facts, duration_text, judge, millis, objectives};
 use crate::ops::work::{Kept, RunFolder, exists, keep, let_through, make_private};
 use crate::ops::{
     Canary, CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, condemn, context_of, damaged_reports_warning,
-    damaged_warning, explain,
+    damaged_warning, explain, unless_removed,
 };
 use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
 use crate::source::{CheckResult, Expectation, Outcome, ProveRequest, SqlCheck};
@@ -456,7 +456,7 @@ fn recover(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
     let plan =
         restore::plan_of(job, selected.manifest.clone(), &target, &Part::default(), None, selected.recovery.clone(), &selected.reports)?;
     watch.phase("fetch");
-    restore::bring_back(job, &plan, None, Taker::Drill)
+    restore::bring_back(job, &plan, None, Taker::Drill).map_err(|error| unless_removed(&job.repository, selected.manifest.id, error))
 }
 
 fn target_in(folder: &RunFolder, plan: &Name) -> PathBuf {

@@ -17,11 +17,13 @@ pub mod extract;
 pub mod init;
 pub mod keyless;
 pub mod log;
+pub mod prune;
 pub mod repair;
 pub mod report;
 pub mod report_html;
 pub mod resolve;
 pub mod restore;
+pub mod retention;
 pub mod select;
 pub mod snapshots;
 pub mod stats;
@@ -75,26 +77,35 @@ pub struct Job {
     pub gate: CommitGate,
 }
 
-/// What says whether a snapshot may be committed; of a copy with the name of the repository that it goes to.
-type Gate = dyn Fn(Option<&Name>, SnapshotId) -> Result<()> + Send + Sync;
+/// What a run is about to do to a repository that cannot be taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Commit {
+    /// Its manifest is created.
+    Snapshot(SnapshotId),
+    /// An entry of the retention ledger is created that removes snapshots.
+    Retention,
+}
 
-/// The last word on whether a run may commit: asked with the snapshot's id right before its manifest is created. By default yes.
+/// What says whether that may be done; where it is not the plan's own repository, with the name of the one.
+type Gate = dyn Fn(Option<&Name>, Commit) -> Result<()> + Send + Sync;
+
+/// The last word on whether a run may commit: asked right before the object is created. By default yes.
 #[derive(Clone, Default)]
 pub struct CommitGate(Option<Arc<Gate>>);
 
 impl CommitGate {
     /// `may`: an error means that nothing may be committed.
     #[must_use]
-    pub fn new(may: impl Fn(Option<&Name>, SnapshotId) -> Result<()> + Send + Sync + 'static) -> Self {
+    pub fn new(may: impl Fn(Option<&Name>, Commit) -> Result<()> + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(may)))
     }
 
-    /// `copy`: the name of the repository that a copy goes to.
+    /// `repository`: its name, where it is not the plan's own.
     ///
     /// # Errors
     /// What the gate says.
-    pub fn ask(&self, copy: Option<&Name>, snapshot: SnapshotId) -> Result<()> {
-        self.0.as_ref().map_or(Ok(()), |may| may(copy, snapshot))
+    pub fn ask(&self, repository: Option<&Name>, commit: Commit) -> Result<()> {
+        self.0.as_ref().map_or(Ok(()), |may| may(repository, commit))
     }
 }
 
@@ -180,6 +191,15 @@ pub(crate) fn condemn(job: &Job) -> Option<String> {
             "damaged packs could not be marked, so backups may go on using them until `lifeboat verify --data` is run with a credential that may write: {}",
             explain(&error)
         )),
+    }
+}
+
+/// An error of reading a snapshot, which may be that it was removed meanwhile.
+pub(crate) fn unless_removed(repository: &Repository, id: crate::id::SnapshotId, error: Error) -> Error {
+    let may_be = matches!(error.kind(), crate::error::Kind::Damaged | crate::error::Kind::NotFound);
+    match may_be.then(|| repository.removed(id)).flatten() {
+        Some(removed) => removed.error().because(error),
+        None => error,
     }
 }
 

@@ -8,6 +8,8 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
+use crate::ops::prune::PlanRules;
+use crate::ops::retention::Rules;
 use crate::ops::work::make_missing;
 use crate::ops::{Canary, CommitGate, DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain};
 use crate::plan::SecretRef;
@@ -347,6 +349,33 @@ pub fn repository(repository: &plan::Repository) -> Result<RepositorySettings> {
         passphrase: Passphrase::new(named("passphrase", &repository.passphrase)?.expose()),
         cache: repository.cache.clone(),
     })
+}
+
+/// By which rules the snapshots of a plan are kept.
+#[must_use]
+pub fn rules(plan: &plan::Plan) -> PlanRules {
+    rules_of(plan, &plan.keep)
+}
+
+/// By which rules a plan's snapshots are kept in a copy.
+#[must_use]
+pub fn copy_rules(plan: &plan::Plan, copy: &plan::PlannedCopy) -> PlanRules {
+    rules_of(plan, &copy.keep)
+}
+
+fn rules_of(plan: &plan::Plan, keep: &plan::Keep) -> PlanRules {
+    let rules = Rules {
+        last: keep.last,
+        hourly: keep.hourly,
+        daily: keep.daily,
+        weekly: keep.weekly,
+        monthly: keep.monthly,
+        yearly: keep.yearly,
+        within: keep.within,
+        tags: keep.tags.clone(),
+        log: keep.log,
+    };
+    PlanRules { plan: plan.name.clone(), rules, zone: plan.zone() }
 }
 
 /// The driver of a configured source.

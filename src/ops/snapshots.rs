@@ -44,6 +44,9 @@ pub struct ListedSnapshot {
     /// Of a damaged one: the snapshot without known damage that has its content and its place, brought back from a copy.
     #[serde(default)]
     pub replaced_by: Option<SnapshotId>,
+    /// Why no retention removes it, and until when: it is held.
+    #[serde(default)]
+    pub held: Option<String>,
 }
 
 /// What moments a source can be recovered to.
@@ -82,11 +85,11 @@ impl SnapshotList {
     }
 }
 
-/// Lists the snapshots of one plan, or of all.
+/// Lists the snapshots of one plan, or of all. `now`: for holds whose time is over.
 ///
 /// # Errors
 /// What the repository says.
-pub fn run(repository: &Repository, plan: Option<&Name>) -> Result<SnapshotList> {
+pub fn run(repository: &Repository, plan: Option<&Name>, now: DateTime<Utc>) -> Result<SnapshotList> {
     let (mut manifests, damaged) = repository.sound_manifests(plan)?;
     manifests.sort_by_key(|m| (m.time, m.id));
     let (reports, damaged_reports) = repository.sound_reports(None)?;
@@ -94,6 +97,15 @@ pub fn run(repository: &Repository, plan: Option<&Name>) -> Result<SnapshotList>
     list.damaged = damaged.iter().map(|lost| &lost.error).chain(&damaged_reports).map(explain).collect();
     let unread = with_logs(repository, &manifests, &mut list)?;
     list.damaged.extend(unread);
+    // A ledger that cannot be read is among the damaged.
+    if let Ok(ledger) = repository.ledger() {
+        for snapshot in &mut list.snapshots {
+            snapshot.held = ledger.hold(snapshot.id, now).map(|hold| {
+                let until = hold.until.map_or_else(String::new, |until| format!(" until {}", select::moment(until)));
+                format!("{}{until}", hold.reason)
+            });
+        }
+    }
     Ok(list)
 }
 
@@ -167,6 +179,7 @@ fn listed(manifest: &Manifest, reports: &[ReportRecord], standing: &[Damage]) ->
         proven_at: select::proven(reports, manifest),
         damaged: damage::of_snapshot(reports, standing, manifest.id),
         replaced_by: None,
+        held: None,
     }
 }
 

@@ -128,7 +128,7 @@ pub fn run(repository: &Repository, plans: &[&Plan], now: DateTime<Utc>, progres
         .iter()
         .flat_map(|plan| {
             let known = by_plan.get(&plan.name).map(Vec::as_slice).unwrap_or_default();
-            costs(plan, known, data_bytes, now)
+            costs(plan, known, data_bytes, totals.node_packs.bytes, now)
         })
         .collect();
     let monthly = costs.iter().fold(MonthlyRequests::default(), |sum, run| MonthlyRequests {
@@ -186,7 +186,7 @@ fn plan_stats(repository: &Repository, plan: &Name, manifests: &[&Manifest]) -> 
 }
 
 /// What the runs of a plan's schedules ask of its repository. Pure.
-fn costs(plan: &Plan, manifests: &[&Manifest], data_bytes: u64, now: DateTime<Utc>) -> Vec<RunCost> {
+fn costs(plan: &Plan, manifests: &[&Manifest], data_bytes: u64, node_bytes: u64, now: DateTime<Utc>) -> Vec<RunCost> {
     let until = now + chrono::TimeDelta::days(MONTH_DAYS);
     let runs = |schedule: &Schedule| {
         std::iter::successors(schedule.next_after(now), |at| schedule.next_after(*at)).take_while(|at| *at < until).count() as u64
@@ -221,6 +221,8 @@ fn costs(plan: &Plan, manifests: &[&Manifest], data_bytes: u64, now: DateTime<Ut
     costs.extend(plan.drill.schedule.as_ref().map(|schedule| reading("drill", schedule, newest_stored.min(data_bytes))));
     let share = data_bytes / 100 * u64::from(plan.verify.data.percent());
     costs.extend(plan.verify.schedule.as_ref().map(|schedule| reading("verify", schedule, share)));
+    // A prune follows all trees; what it rewrites is bounded by what becomes free, and not counted.
+    costs.extend(plan.prune.schedule.as_ref().map(|schedule| reading("prune", schedule, node_bytes)));
     let new_bytes = average(|manifest| manifest.stats.bytes_stored);
     costs.extend(plan.copies.iter().filter_map(|copy| copy.schedule.as_ref()).map(|schedule| reading("copy", schedule, new_bytes)));
     costs

@@ -16,7 +16,7 @@ const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
 const DAY_MINUTES: u32 = 24 * 60;
 
 /// Kinds of scheduled work by their words, as plan files name them.
-pub const JOBS: [&str; 4] = ["backup", "copy", "drill", "verify"];
+pub const JOBS: [&str; 5] = ["backup", "copy", "drill", "verify", "prune"];
 
 /// The windows of a plan and what they hold back.
 #[derive(Debug, Clone, PartialEq, Eq)]

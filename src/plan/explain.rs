@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use crate::plan::model::{DrillAt, Missed, Plan, PlannedCopy, Share, SourceKind};
+use crate::plan::model::{DrillAt, Keep, Missed, Plan, PlannedCopy, Share, SourceKind};
 use crate::plan::schedule::{Schedule, in_both};
 use crate::plan::units::{format_duration, format_size};
 
@@ -86,6 +86,7 @@ fn jobs(plan: &Plan) -> Vec<Job<'_>> {
         Job { name: "backup", schedule: plan.schedule.as_ref(), command: format!("lifeboat backup {name}"), does: backup(plan) },
         Job { name: "drill", schedule: plan.drill.schedule.as_ref(), command: format!("lifeboat drill run {name}"), does: drill(plan) },
         Job { name: "verify", schedule: plan.verify.schedule.as_ref(), command: format!("lifeboat verify {name}"), does: verify(plan) },
+        Job { name: "prune", schedule: plan.prune.schedule.as_ref(), command: format!("lifeboat prune {name}"), does: prune(plan) },
     ];
     jobs.extend(plan.copies.iter().map(|planned| Job {
         name: "copy",
@@ -154,6 +155,18 @@ fn verify(plan: &Plan) -> String {
     }
 }
 
+fn prune(plan: &Plan) -> String {
+    let removes = if plan.keep == Keep::default() {
+        "removes no snapshot and no log (the plan has no `keep`)".to_owned()
+    } else {
+        format!(
+            "removes the snapshots of the plan that no rule keeps{}",
+            if plan.keep.is_everything() { " (all are kept), and log before the window" } else { "" }
+        )
+    };
+    format!("{removes}, then collects the garbage of repository {}", plan.repository.name)
+}
+
 /// What holds for all runs, one sentence each.
 fn promises(plan: &Plan) -> Vec<String> {
     let mut notes = Vec::new();
@@ -185,7 +198,8 @@ fn promises(plan: &Plan) -> Vec<String> {
     notes.push(if plan.keep.is_everything() {
         "keep: every snapshot, for ever".to_owned()
     } else {
-        format!("keep: {NOT_KEPT} (asked for: {})", keep(plan))
+        let by_hand = if plan.prune.schedule.is_none() { "; applied by `lifeboat prune` only, there is no schedule for it" } else { "" };
+        format!("keep: {}; never removed: the newest, the newest whole one, the newest proven, and what is held{by_hand}", keep(plan))
     });
     notes.extend(without_driver(plan));
     let told = plan.notify.iter().map(|notifier| notifier.name.as_str()).collect::<Vec<_>>();
@@ -193,14 +207,9 @@ fn promises(plan: &Plan) -> Vec<String> {
     notes
 }
 
-const NOT_KEPT: &str = "retention is not applied by this release: nothing is ever deleted";
-
 /// What a plan asks for and this release does not do; sentences. A plan is valid all the same.
 pub(super) fn not_applied(plan: &Plan) -> Vec<String> {
-    let keep = (!plan.keep.is_everything()).then(|| format!("keep: {NOT_KEPT}"));
-    let copies =
-        plan.copies.iter().filter(|copy| !copy.keep.is_everything()).map(|copy| format!("copy to {}: keep: {NOT_KEPT}", copy.to.name));
-    without_driver(plan).into_iter().chain(keep).chain(copies).collect()
+    without_driver(plan)
 }
 
 /// Sources that plan files know and this release has no driver for.
@@ -229,5 +238,9 @@ fn keep(plan: &Plan) -> String {
         .map(|(count, before, after)| format!("{before} {count}{after}"))
         .collect::<Vec<_>>();
     rules.extend(keep.within.map(|within| format!("everything younger than {}", format_duration(within))));
+    if !keep.tags.is_empty() {
+        rules.push(format!("everything tagged {}", keep.tags.join(" or ")));
+    }
+    rules.extend(keep.log.map(|log| format!("log for every moment of the last {}", format_duration(log))));
     rules.join("; ")
 }

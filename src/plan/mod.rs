@@ -26,8 +26,8 @@ pub use explain::{explain_json, explain_text};
 pub use findings::PlanErrors;
 pub use model::{
     Address, Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, HeartbeatStyle, JournalSettings, Keep, LogMode,
-    Method, Missed, Notifier, NotifierKind, Objectives, Occasion, Plan, PlannedCopy, Plans, Repository, RepositoryUrl, Retry, Scheme,
-    Serve, Server, Share, Source, SourceKind, Verify, WebhookForm,
+    Method, Missed, Notifier, NotifierKind, Objectives, Occasion, Plan, PlannedCopy, Plans, Prune, Repository, RepositoryUrl, Retry,
+    Scheme, Serve, Server, Share, Source, SourceKind, Verify, WebhookForm,
 };
 pub use schedule::{Schedule, in_both, jitter_for, parse_timezone};
 pub use schema::{schema, schema_text};

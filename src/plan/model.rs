@@ -128,6 +128,7 @@ pub struct Plan {
     pub tags: Vec<String>,
     pub drill: Drill,
     pub verify: Verify,
+    pub prune: Prune,
     /// To further repositories, none twice; a restore that cannot use the plan's own falls back to them in this order.
     pub copies: Vec<PlannedCopy>,
 }
@@ -192,7 +193,7 @@ pub struct Objectives {
 }
 
 /// Which snapshots retention keeps: one that any rule keeps stays. The input of the pure retention plan.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Keep {
     pub last: u32,
     pub hourly: u32,
@@ -202,6 +203,16 @@ pub struct Keep {
     pub yearly: u32,
     /// Everything younger than this.
     pub within: Option<Duration>,
+    /// Everything with one of these tags.
+    pub tags: Vec<String>,
+    /// How far back every moment can be recovered, where there is a log.
+    pub log: Option<Duration>,
+}
+
+/// When retention is applied and garbage collected.
+#[derive(Debug, Clone, Default)]
+pub struct Prune {
+    pub schedule: Option<Schedule>,
 }
 
 impl Keep {

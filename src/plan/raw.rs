@@ -347,6 +347,8 @@ pub(super) struct RawPlan {
     pub drill: Option<RawDrill>,
     /// How the repository is checked.
     pub verify: Option<RawVerify>,
+    /// When retention is applied and garbage collected.
+    pub prune: Option<RawPrune>,
     /// Copies of the plan's snapshots in further repositories; a restore falls back to them in this order.
     pub copy: Vec<Located<RawCopy>>,
 }
@@ -417,6 +419,19 @@ pub(super) struct RawKeep {
     pub yearly: Option<Located<u32>>,
     /// Everything younger than this, such as `30d`.
     pub within: Text,
+    /// Everything with one of these tags.
+    pub tags: Words,
+    /// How far back every moment can be recovered, where there is a log, such as `14d`. Default: as far as the oldest snapshot that is kept.
+    pub log: Text,
+}
+
+/// When the plan's snapshots are pruned.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Prune")]
+pub(super) struct RawPrune {
+    /// When to prune: five fields as in crontab(5), in the plan's zone. Default: only by hand.
+    pub schedule: Text,
 }
 
 /// Which recovery point a drill restores.

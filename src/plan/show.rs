@@ -97,6 +97,7 @@ pub fn show_json(plan: &Plan) -> Value {
     drill.insert("check".to_owned(), plan.drill.checks.iter().map(|check| Value::Object(check_section(plan, check).object())).collect());
     object.insert("drill".to_owned(), Value::Object(drill));
     object.insert("verify".to_owned(), Value::Object(verify_section(plan, &plan.verify).object()));
+    object.insert("prune".to_owned(), Value::Object(prune_section(plan).object()));
     if plan.copies.is_empty() {
         return Value::Object(object);
     }
@@ -345,6 +346,10 @@ fn keep_value(keep: &Keep) -> Value {
     let mut rules =
         counts.into_iter().filter(|(_, count)| *count > 0).map(|(name, count)| (name.to_owned(), json!(count))).collect::<Map<_, _>>();
     rules.extend(keep.within.map(|within| ("within".to_owned(), duration(within))));
+    if !keep.tags.is_empty() {
+        rules.insert("tags".to_owned(), json!(keep.tags));
+    }
+    rules.extend(keep.log.map(|log| ("log".to_owned(), duration(log))));
     if rules.is_empty() { Value::Null } else { Value::Object(rules) }
 }
 
@@ -352,6 +357,7 @@ fn plan_subsections(plan: &Plan) -> Vec<Section> {
     let mut sections = vec![drill_section(plan, &plan.drill)];
     sections.extend(plan.drill.checks.iter().map(|check| check_section(plan, check)));
     sections.push(verify_section(plan, &plan.verify));
+    sections.push(prune_section(plan));
     sections.extend(plan.copies.iter().map(|copy| copy_section(plan, copy)));
     sections
 }
@@ -393,6 +399,10 @@ fn check_section(plan: &Plan, check: &Check) -> Section {
         ("timeout", duration(check.timeout)),
     ];
     Section { repeated: true, ..Section::new(format!("plan.{}.drill.check", key(plan.name.as_str())), entries) }
+}
+
+fn prune_section(plan: &Plan) -> Section {
+    Section::new(format!("plan.{}.prune", key(plan.name.as_str())), vec![("schedule", schedule(plan.prune.schedule.as_ref()))])
 }
 
 fn verify_section(plan: &Plan, verify: &Verify) -> Section {

@@ -18,7 +18,7 @@ use crate::plan::blackout::{Blackout, JOBS, Window};
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
     Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, FINGERPRINT_BYTES, JournalSettings, Keep, LogMode, Method,
-    Missed, Notifier, Objectives, Plan, PlannedCopy, Plans, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source,
+    Missed, Notifier, Objectives, Plan, PlannedCopy, Plans, Prune, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source,
     SourceKind, Verify,
 };
 use crate::plan::raw::{
@@ -632,6 +632,7 @@ impl<'a> Checker<'a> {
         let drill = self.drill(raw, timezone, &sources, all_sources);
         let verify = self.verify(raw.verify.as_ref(), raw, timezone);
         let copies = self.copies(raw, timezone, repositories);
+        let prune = Prune { schedule: raw.prune.as_ref().and_then(|prune| self.schedule(&prune.schedule, raw, timezone)) };
         let sources = sources.into_iter().map(|source| source.1).collect::<Option<Vec<_>>>().filter(|sources| !sources.is_empty());
         Some(Plan {
             name: name.clone(),
@@ -653,6 +654,7 @@ impl<'a> Checker<'a> {
             drill,
             verify,
             copies: copies?,
+            prune,
         })
     }
 
@@ -805,8 +807,10 @@ impl<'a> Checker<'a> {
             monthly: count(&raw.monthly),
             yearly: count(&raw.yearly),
             within: self.some_time(&raw.within),
+            tags: self.tags(&raw.tags),
+            log: self.some_time(&raw.log),
         };
-        if keep.is_everything() && raw.within.is_none() {
+        if keep.is_everything() && raw.within.is_none() && raw.log.is_none() {
             self.missing(
                 at,
                 "`keep` without a rule would keep nothing",

@@ -374,6 +374,10 @@ impl Copier<'_> {
     /// Reads chunks, each once, and puts them into this repository's frames.
     fn fetch(&mut self, wanted: Vec<(Place<PackNo>, Item)>, placed: &mut HashMap<Place<PackNo>, Chunk<Loc>>) -> Result<()> {
         let counters = Counters::default();
+        // An item knows where it was wanted: its place may be another one by the time it is read (see `moved`).
+        let mut wanted = wanted;
+        let places: Vec<Place<PackNo>> = wanted.iter().map(|(place, _)| *place).collect();
+        wanted.iter_mut().enumerate().for_each(|(number, (_, item))| item.offset = number as u64);
         let requests = self.from.plan_requests(wanted)?;
         let found = Mutex::new(std::mem::take(placed));
         let (from, pipeline, progress) = (self.from, self.tree.pipeline(), self.progress);
@@ -410,11 +414,18 @@ impl Copier<'_> {
                 // In the order in which the frame has them.
                 let mut slots: Vec<u32> = items.iter().map(|(slot, _)| *slot).collect();
                 slots.sort_unstable();
+                slots.dedup();
                 let paged = items.iter().any(|(_, item)| item.file == 1);
                 let foreign = Foreign { encoding: frame.encoding, encoded: &worker.encoded, plain: &worker.plain, lens: &lens };
                 let chunks = pipeline.adopt(number, &foreign, &slots, paged)?;
-                let places = slots.iter().map(|slot| Place { pack: request.pack, frame: *ordinal, slot: *slot });
-                found.lock().unwrap_or_else(PoisonError::into_inner).extend(places.zip(chunks));
+                let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                for (slot, item) in items {
+                    let chunk = slots.binary_search(slot).ok().and_then(|at| chunks.get(at));
+                    let place = places.get(item.offset as usize);
+                    let (Some(chunk), Some(place)) = (chunk, place) else { return Err(Error::new(Kind::Bug, "a chunk was not wanted")) };
+                    found.insert(*place, *chunk);
+                }
+                drop(found);
                 counters.delivered.fetch_add(read, std::sync::atomic::Ordering::Relaxed);
                 progress.event(Event::Advance { bytes: read, items: 0 });
             }

@@ -153,6 +153,12 @@ pub enum ObjectKind {
     LogSide = 7,
     /// A stretch of a log that is known to be missing.
     LogGap = 8,
+    /// An entry of the retention ledger.
+    Ledger = 9,
+    /// Where the frames of rewritten packs have gone.
+    Moved = 10,
+    /// Which writers were at work when packs had been given up.
+    Waits = 11,
     /// A plan's own key, or that it was destroyed.
     PlanKey = 32,
     /// Something that was done with keys.
@@ -170,6 +176,9 @@ impl ObjectKind {
             6 => Self::Void,
             7 => Self::LogSide,
             8 => Self::LogGap,
+            9 => Self::Ledger,
+            10 => Self::Moved,
+            11 => Self::Waits,
             32 => Self::PlanKey,
             33 => Self::KeyEvent,
             _ => return None,
@@ -186,6 +195,9 @@ impl ObjectKind {
             Self::Void => "void",
             Self::LogSide => "log side file",
             Self::LogGap => "log gap",
+            Self::Ledger => "retention ledger",
+            Self::Moved => "moved packs",
+            Self::Waits => "waits",
             Self::PlanKey => "plan key",
             Self::KeyEvent => "key event",
         }

@@ -66,6 +66,31 @@ pub fn decode(bytes: &[u8]) -> WireResult<Vec<IndexedPack>> {
     Ok(packs)
 }
 
+/// What an index object says of a pack, without the ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackHead {
+    pub id: PackId,
+    pub kind: PackKind,
+    pub len: u64,
+    pub directory_len: u32,
+    pub chunks: u32,
+}
+
+/// Like [`decode`], in a fraction of the memory.
+pub fn decode_heads(bytes: &[u8]) -> WireResult<Vec<PackHead>> {
+    let mut reader = Reader::new(bytes);
+    let mut packs = Vec::new();
+    for _ in 0..reader.count(36)? {
+        let id = PackId(reader.array()?);
+        let kind = PackKind::from_byte(reader.u8()?).ok_or(WireError::Invalid("pack of an unknown kind"))?;
+        let (len, directory_len, count) = (reader.varint()?, reader.varint32()?, reader.count(8)?);
+        reader.bytes(count * 8)?;
+        packs.push(PackHead { id, kind, len, directory_len, chunks: count as u32 });
+    }
+    reader.finish()?;
+    Ok(packs)
+}
+
 /// A place where a chunk may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
@@ -481,8 +506,10 @@ mod tests {
         #[test]
         fn objects_come_back_and_garbage_is_refused(prefixes in proptest::collection::vec(any::<u64>(), 0..50), garbage in proptest::collection::vec(any::<u8>(), 0..200)) {
             let packs = vec![pack(1, &prefixes), pack(2, &[])];
+            let heads: Vec<(PackId, u32)> = decode_heads(&encode(&packs)).unwrap().iter().map(|head| (head.id, head.chunks)).collect();
+            prop_assert_eq!(heads, packs.iter().map(|pack| (pack.id, pack.prefixes.len() as u32)).collect::<Vec<_>>());
             prop_assert_eq!(decode(&encode(&packs)).unwrap(), packs);
-            let _ = decode(&garbage);
+            prop_assert_eq!(decode(&garbage).is_ok(), decode_heads(&garbage).is_ok());
         }
     }
 

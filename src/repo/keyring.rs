@@ -13,6 +13,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::event::{Cancel, Progress};
 use crate::id::SessionId;
 use crate::repo::format::{ObjectKind, PackKind, RepositoryId};
 use crate::repo::keys::{
@@ -20,7 +21,7 @@ use crate::repo::keys::{
     erased_key_of, generate_recovery_key, key_of, split_shares,
 };
 use crate::repo::snapshot::host_name;
-use crate::repo::{Inner, Repository, block_on, seal};
+use crate::repo::{CollectOptions, Collection, Inner, Repository, block_on, seal};
 use crate::store::Store;
 
 /// The objects below `keys/` by what they are. Slots are read; the others only when they are needed.
@@ -675,6 +676,27 @@ impl Repository {
                 None => GenerationShare { generation: number, plan: None, packs, bytes },
             })
             .collect())
+    }
+
+    /// Rewrites the packs that hold something of an older generation, so that nothing stays under it but what plans' own keys seal, and
+    /// collects what is dead by then. May be interrupted and called again. Also returns how many packs are there whose generation cannot be
+    /// read: of them nothing is known.
+    ///
+    /// # Errors
+    /// `WrongKey` without the reader role; else as [`Repository::collect`].
+    pub fn retire_generations(&self, now: DateTime<Utc>, progress: &dyn Progress, cancel: &Cancel) -> Result<(Collection, u64)> {
+        self.require_reader("seal anew what is stored")?;
+        self.inner.keys.require_current()?;
+        let newest = self.inner.keys.generation;
+        let packs = self.pack_generations()?;
+        let old: std::collections::HashSet<_> =
+            packs.into_iter().filter(|pack| pack.bytes.keys().any(|number| *number < newest)).map(|pack| pack.id).collect();
+        let options = CollectOptions { rewrite: &|pack| old.contains(&pack.id), ..CollectOptions::default() };
+        let done = self.collect(&options, now, progress, cancel)?;
+        let known: std::collections::HashSet<_> = self.pack_generations()?.into_iter().map(|pack| pack.id.key()).collect();
+        let listed = self.inner.block_on(self.inner.store.list("packs/"))?;
+        let unread = listed.iter().filter(|object| !known.contains(&object.key)).count() as u64;
+        Ok((done, unread))
     }
 
     /// What each pack is sealed under: bytes by the generation of envelopes (for a pack of nodes and for directories, that of the pack).

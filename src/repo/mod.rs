@@ -4,6 +4,7 @@
 //! - `frame`, `pack` chunks compressed and sealed together; `tree` entries and the places of their chunks; `index` which chunk is where
 //! - `write` the backup pipeline; `read` trees and bytes back; `verify`; `snapshot` manifests; `report`
 //! - `log` the continuous log of a source beside its snapshots
+//! - `ledger` what was removed on purpose and what is held; `collect` garbage; `moved` where rewritten packs have gone
 //!
 //! Objects are created once and never changed. Commit order: packs → index → manifest. The manifest is the commit; anything
 //! before it is only garbage that a next run finds and reuses.
@@ -20,6 +21,7 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("lifeboat needs a 64-bit machine");
 
+mod collect;
 mod content;
 mod copy;
 mod format;
@@ -29,8 +31,10 @@ mod kept;
 mod keyless;
 mod keyring;
 mod keys;
+mod ledger;
 mod log;
 mod lost_format;
+mod moved;
 mod nodes;
 mod pack;
 mod packs;
@@ -53,17 +57,20 @@ mod verify;
 mod wire;
 mod write;
 
+pub use collect::{CollectOptions, Collection, PackState, REWRITE_PERCENT};
 pub use copy::{CopyStats, Predecessor};
 pub use format::{ChunkId, PackId, PackKind, RepositoryId};
 pub use index::{IndexedPack, LocalIndex};
 pub use keyless::{KeylessCheck, check_keyless};
 pub use keyring::{GenerationShare, KeyEvent, PlanKey, Rotation};
 pub use keys::{KeyFile, KeySlot, Lock, Passphrase, Recipient, RecoveryKey, Role, Share, combine_shares};
+pub use ledger::{Decision, Hold, Ledger, RemovedSnapshot};
 pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, runs};
 pub use lost_format::LostFormat;
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
 pub use repair::{HarmedFiles, IndexRepair};
 pub use report::{ReportKind, ReportRecord};
+pub use session::Decided;
 pub use snapshot::{CopiedFrom, LostManifest, Manifest, Parent, SourceRecord, Stats};
 pub use totals::{ObjectTotals, Totals};
 pub use verify::{Finding, Verification, VerifyDepth, share_covers};
@@ -111,6 +118,10 @@ struct Inner {
     packs: packs::PackTable,
     directories: packs::Directories,
     found: packs::Found,
+    /// Where rewritten packs have gone, as far as it was read.
+    moved: std::sync::RwLock<Arc<moved::MovedTable>>,
+    /// The ledger last read, under its newest entry.
+    ledger: std::sync::Mutex<Option<(crate::store::ObjectInfo, ledger::Ledger)>>,
 }
 
 /// The folder for local copies; a temporary one goes away with the repository.
@@ -265,6 +276,8 @@ impl Repository {
             packs: packs::PackTable::default(),
             directories: packs::Directories::default(),
             found: packs::Found::default(),
+            moved: std::sync::RwLock::default(),
+            ledger: std::sync::Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -9,7 +9,7 @@ use crate::repo::format::{ChunkId, PackId, PackKind};
 use crate::repo::frame::Decoder;
 use crate::repo::pack::{Directory, FrameOpener};
 use crate::repo::packs::{PackNo, missing_pack};
-use crate::repo::tree::{NodeRef, PackRef, Record, decode_list, decode_records};
+use crate::repo::tree::{Content, NodeRef, PackRef, Record, decode_list, decode_records};
 
 /// Sealed bytes fetched at once when a frame of nodes is needed.
 const READ_AHEAD: u64 = 1 << 20;
@@ -34,8 +34,20 @@ impl NodeReader {
     /// # Errors
     /// `Damaged` when it is not there or not what it should be.
     pub fn read(&mut self, node: &NodeRef<PackNo>) -> Result<Vec<u8>> {
-        let pack = self.inner.packs.get(node.place.pack);
-        self.read_from(pack, node).map_err(|error| self.inner.blame(pack.id, error))
+        let mut node = *node;
+        node.place = self.inner.moved().resolve(&self.inner, node.place);
+        loop {
+            let pack = self.inner.packs.get(node.place.pack);
+            match self.read_from(pack, &node) {
+                Ok(bytes) => return Ok(bytes),
+                // A collector may have put the pack together anew since it was named.
+                Err(error) if error.kind() == Kind::Damaged => match self.inner.moved_since(node.place)? {
+                    Some(place) => node.place = place,
+                    None => return Err(self.inner.blame(pack.id, error)),
+                },
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn read_from(&mut self, pack: PackRef, node: &NodeRef<PackNo>) -> Result<Vec<u8>> {
@@ -65,7 +77,15 @@ impl NodeReader {
         let inner = Arc::clone(&self.inner);
         let damaged =
             |what: &str| Error::new(Kind::Damaged, format!("a node in pack {} {what}", inner.packs.get(node.place.pack).id.key()));
-        let records = decode_records(&bytes, |pack| inner.packs.intern(pack)).map_err(|e| damaged("cannot be decoded").because(e))?;
+        let mut records = decode_records(&bytes, |pack| inner.packs.intern(pack)).map_err(|e| damaged("cannot be decoded").because(e))?;
+        let moved = inner.moved();
+        if !moved.is_empty() {
+            for record in &mut records {
+                if let Record::Stretch(chunks) | Record::Entry { content: Content::Inline(chunks), .. } = record {
+                    moved.resolve_chunks(&inner, chunks);
+                }
+            }
+        }
         let fits = match records.as_slice() {
             [Record::Stretch(_)] => node.stretch,
             records => !node.stretch && records.iter().all(|r| matches!(r, Record::Entry { .. })),
@@ -77,8 +97,10 @@ impl NodeReader {
     pub fn leaves(&mut self, root: &[u8], depth: u32) -> Result<Vec<NodeRef<PackNo>>> {
         let inner = Arc::clone(&self.inner);
         let decode = |bytes: &[u8]| {
-            decode_list(bytes, |pack| inner.packs.intern(pack))
-                .map_err(|e| Error::new(Kind::Damaged, "a list of nodes cannot be decoded").because(e))
+            let mut refs = decode_list(bytes, |pack| inner.packs.intern(pack))
+                .map_err(|e| Error::new(Kind::Damaged, "a list of nodes cannot be decoded").because(e))?;
+            inner.moved().resolve_refs(&inner, &mut refs);
+            Ok::<_, Error>(refs)
         };
         let mut refs = decode(root)?;
         for _ in 0..depth {

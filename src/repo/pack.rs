@@ -281,6 +281,7 @@ impl PackBuilder {
             return Err(Error::new(Kind::Bug, "a frame over the limits of the format"));
         }
         let frame_no = self.directory.frames.len() as u32;
+        // Of the pack's own envelope: a number may be left out, never used twice.
         let ordinal = u64::from(frame_no);
         let start = self.bytes.len();
         self.bytes.extend_from_slice(encoded);
@@ -302,6 +303,26 @@ impl PackBuilder {
             first_chunk,
             chunks,
         });
+        Ok(frame_no)
+    }
+
+    /// Takes a frame of another pack of the kind as it is, sealed, with its envelope and ordinal. Returns its number here.
+    ///
+    /// # Errors
+    /// `Bug` when the pack would be too large.
+    pub fn carry(&mut self, envelope: &Envelope, frame: &FrameEntry, sealed: &[u8]) -> Result<u32> {
+        if sealed.len() != frame.sealed_len as usize || (self.bytes.len() + sealed.len()) as u64 > PACK_MAX / 2 {
+            return Err(Error::new(Kind::Bug, "a frame over the limits of the format"));
+        }
+        let known = self.directory.envelopes.iter().position(|known| known == envelope);
+        let number = known.unwrap_or_else(|| {
+            self.directory.envelopes.push(envelope.clone());
+            self.directory.envelopes.len() - 1
+        });
+        let frame_no = self.directory.frames.len() as u32;
+        let (first_chunk, offset) = (self.chunk_count(), self.bytes.len() as u64);
+        self.bytes.extend_from_slice(sealed);
+        self.directory.frames.push(FrameEntry { envelope: number as u32, offset, first_chunk, ..frame.clone() });
         Ok(frame_no)
     }
 

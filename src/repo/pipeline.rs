@@ -769,6 +769,11 @@ impl Shared {
 
 /// Writes index objects for packs and takes them in locally. Returns their bytes.
 pub fn publish_index(inner: &Inner, index: &LocalIndex, packs: &[IndexedPack]) -> Result<u64> {
+    write_index_objects(inner, packs, |name, packs| index.cover(name, packs))
+}
+
+/// Writes index objects for packs; `written` gets the name of each and what it lists. Returns their bytes.
+pub fn write_index_objects(inner: &Inner, packs: &[IndexedPack], written: impl Fn(&str, &[IndexedPack]) -> Result<()>) -> Result<u64> {
     let mut bytes = 0;
     let mut rest = packs;
     while !rest.is_empty() {
@@ -782,19 +787,14 @@ pub fn publish_index(inner: &Inner, index: &LocalIndex, packs: &[IndexedPack]) -
             .count()
             .max(1);
         let (now, later) = rest.split_at(take);
-        bytes += publish_index_object(inner, index, now)?;
+        let object = inner.seal_object(ObjectKind::Index, "index", &index::encode(now))?;
+        let name = blake3::hash(&object).to_hex().to_string();
+        bytes += object.len() as u64;
+        inner.block_on(inner.store.create(&format!("index/{name}"), Bytes::from(object)))?;
+        written(&name, now)?;
         rest = later;
     }
     Ok(bytes)
-}
-
-fn publish_index_object(inner: &Inner, index: &LocalIndex, packs: &[IndexedPack]) -> Result<u64> {
-    let object = inner.seal_object(ObjectKind::Index, "index", &index::encode(packs))?;
-    let name = blake3::hash(&object).to_hex().to_string();
-    let len = object.len() as u64;
-    inner.block_on(inner.store.create(&format!("index/{name}"), Bytes::from(object)))?;
-    index.cover(&name, packs)?;
-    Ok(len)
 }
 
 /// A stored chunk, as the pipeline names chunks.

@@ -373,10 +373,31 @@ impl Repository {
     }
 
     /// Groups wanted chunks into requests: packs in the order they are first needed, frames in the order they are stored.
-    pub(super) fn plan_requests(&self, stored: Vec<(Place<PackNo>, Item)>) -> Result<Vec<Request>> {
+    /// Packs may have been put together anew since the tree was read: then where the chunks are now.
+    pub(super) fn plan_requests(&self, mut stored: Vec<(Place<PackNo>, Item)>) -> Result<Vec<Request>> {
+        loop {
+            let moved = self.inner.moved();
+            if !moved.is_empty() {
+                stored.iter_mut().for_each(|(place, _)| *place = moved.resolve(&self.inner, *place));
+            }
+            match self.plan_settled(&stored) {
+                Err((Some(place), error)) if error.kind() == Kind::Damaged && self.inner.moved_since(place)?.is_some() => {}
+                Err((place, error)) => {
+                    return Err(match place {
+                        Some(place) => self.inner.blame(self.inner.packs.get(place.pack).id, error),
+                        None => error,
+                    });
+                }
+                Ok(requests) => return Ok(requests),
+            }
+        }
+    }
+
+    /// An error comes with the place whose directory cannot be read, if that is what is wrong.
+    fn plan_settled(&self, stored: &[(Place<PackNo>, Item)]) -> Result<Vec<Request>, (Option<Place<PackNo>>, Error)> {
         let mut order: HashMap<PackNo, usize> = HashMap::new();
         let mut ordered: Vec<(usize, Place<PackNo>, Item)> = Vec::with_capacity(stored.len());
-        for (place, item) in stored {
+        for (place, item) in stored.iter().copied() {
             let next = order.len();
             ordered.push((*order.entry(place.pack).or_insert(next), place, item));
         }
@@ -388,7 +409,7 @@ impl Repository {
                 Some((pack, directory)) if *pack == place.pack => Arc::clone(directory),
                 _ => {
                     let pack = self.inner.packs.get(place.pack);
-                    let opened = self.inner.directory(pack).map_err(|e| self.inner.blame(pack.id, e))?;
+                    let opened = self.inner.directory(pack).map_err(|e| (Some(place), e))?;
                     directory = Some((place.pack, Arc::clone(&opened)));
                     opened
                 }
@@ -397,7 +418,8 @@ impl Repository {
             let frame = directory.frames.get(place.frame as usize);
             let slot = frame.and_then(|f| f.chunks.get(place.slot as usize));
             if directory.kind != PackKind::Data || slot.is_none_or(|s| s.id != item.chunk.id || s.len != item.chunk.len) {
-                return Err(Error::new(Kind::Damaged, format!("pack {}: does not hold what a snapshot says it holds", pack.id.key())));
+                let error = Error::new(Kind::Damaged, format!("pack {}: does not hold what a snapshot says it holds", pack.id.key()));
+                return Err((None, error));
             }
             let Some(frame) = frame else { continue };
             let end = frame.offset + u64::from(frame.sealed_len);
@@ -441,7 +463,8 @@ impl Repository {
         self.pump(requests, self.inner.workers + 1, cancel, stats, &take)
     }
 
-    /// Fetches ahead and hands what was fetched to so many threads; `take` gets the number of the one it runs on.
+    /// Fetches ahead and hands what was fetched to so many threads; `take` gets the number of the one it runs on. What a collector has moved
+    /// away meanwhile is planned again: then an item comes with another place than the one that it was planned with.
     pub(super) fn pump(
         &self,
         requests: Vec<Request>,
@@ -450,10 +473,33 @@ impl Repository {
         stats: &Counters,
         take: &(dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync),
     ) -> Result<()> {
+        let mut missing = self.pump_once(requests, threads, cancel, stats, take)?;
+        while let Some((first, error)) = missing.first().map(|(request, error)| (request.first_place(), error)) {
+            if first.is_none_or(|place| !matches!(self.inner.moved_since(place), Ok(Some(_)))) {
+                let pack = missing[0].0.pack;
+                return Err(self.inner.blame(self.inner.packs.get(pack).id, Error::new(error.kind(), error.to_string())));
+            }
+            let items = missing.drain(..).flat_map(|(request, _)| request.into_items()).collect();
+            let requests = self.plan_requests(items)?;
+            missing = self.pump_once(requests, threads, cancel, stats, take)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the requests whose packs are not there.
+    fn pump_once(
+        &self,
+        requests: Vec<Request>,
+        threads: usize,
+        cancel: &Cancel,
+        stats: &Counters,
+        take: &(dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync),
+    ) -> Result<Vec<(Request, Error)>> {
         use futures::StreamExt as _;
         if requests.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
+        let mut missing = Vec::new();
         let failure: Mutex<Option<Error>> = Mutex::new(None);
         let fail = |error: Error| {
             failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
@@ -481,7 +527,7 @@ impl Repository {
             }
             drop(ready);
             // Requests run ahead on the runtime; this thread hands the answers on in order.
-            let (answers_in, answers) = bounded::<Result<(Request, Bytes)>>(1);
+            let (answers_in, answers) = bounded::<Result<(Request, Result<Bytes>)>>(1);
             let inner = Arc::clone(&self.inner);
             let mut unanswered = requests.len();
             let at_a_time = if self.inner.store.is_local() { 2 } else { REQUESTS };
@@ -491,9 +537,10 @@ impl Repository {
                 let mut fetches = futures::stream::iter(requests)
                     .map(|request| async move {
                         let id = inner.packs.get(request.pack).id;
-                        let bytes = store.get_range(&id.key(), request.start..request.end).await;
-                        let bytes = bytes.map_err(|e| inner.blame(id, missing_pack(e, &id.key())))?;
-                        Ok((request, bytes))
+                        match store.get_range(&id.key(), request.start..request.end).await {
+                            Err(e) if e.kind() != Kind::NotFound => Err(inner.blame(id, e)),
+                            answer => Ok((request, answer.map_err(|e| missing_pack(e, &id.key())))),
+                        }
                     })
                     .buffered(at_a_time);
                 while let Some(mut answer) = fetches.next().await {
@@ -516,7 +563,8 @@ impl Repository {
                     break;
                 }
                 match answer {
-                    Ok((request, bytes)) => {
+                    Ok((request, Err(error))) => missing.push((request, error)),
+                    Ok((request, Ok(bytes))) => {
                         stats.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                         if ready_in.send((request, bytes)).is_err() {
                             break;
@@ -536,14 +584,23 @@ impl Repository {
         cancel.check()?;
         match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
-            None => Ok(()),
+            None => Ok(missing),
         }
     }
 
     /// Reads one frame of one pack: for delta chunks and single chunks.
-    fn read_frame(&self, place: Place<PackNo>) -> Result<(Arc<Directory>, Vec<u8>)> {
-        let pack = self.inner.packs.get(place.pack);
-        self.read_frame_from(pack, place).map_err(|e| self.inner.blame(pack.id, e))
+    fn read_frame(&self, place: &mut Place<PackNo>) -> Result<(Arc<Directory>, Vec<u8>)> {
+        *place = self.inner.moved().resolve(&self.inner, *place);
+        loop {
+            let pack = self.inner.packs.get(place.pack);
+            match self.read_frame_from(pack, *place) {
+                Err(error) if error.kind() == Kind::Damaged => match self.inner.moved_since(*place)? {
+                    Some(now) => *place = now,
+                    None => return Err(self.inner.blame(pack.id, error)),
+                },
+                read => return read,
+            }
+        }
     }
 
     fn read_frame_from(&self, pack: PackRef, place: Place<PackNo>) -> Result<(Arc<Directory>, Vec<u8>)> {
@@ -558,7 +615,7 @@ impl Repository {
         Ok((Arc::clone(&directory), worker.plain))
     }
 
-    pub(super) fn delta_chunk(&self, patch: Place<PackNo>, base: Place<PackNo>, chunk: &Chunk<PackNo>) -> Result<Vec<u8>> {
+    pub(super) fn delta_chunk(&self, mut patch: Place<PackNo>, mut base: Place<PackNo>, chunk: &Chunk<PackNo>) -> Result<Vec<u8>> {
         let patched = self.inner.packs.get(patch.pack).id;
         let damaged = |what: &str| self.inner.blame(patched, Error::new(Kind::Damaged, format!("pack {}: {what}", patched.key())));
         let part = |directory: &Directory, place: Place<PackNo>, plain: &[u8]| -> Result<(crate::repo::pack::ChunkEntry, Vec<u8>)> {
@@ -568,9 +625,9 @@ impl Repository {
             let start: usize = frame.chunks[..place.slot as usize].iter().map(len).sum();
             Ok((entry, plain[start..start + len(&entry)].to_vec()))
         };
-        let (base_directory, base_plain) = self.read_frame(base)?;
+        let (base_directory, base_plain) = self.read_frame(&mut base)?;
         let (base_entry, base_bytes) = part(&base_directory, base, &base_plain)?;
-        let (patch_directory, patch_plain) = self.read_frame(patch)?;
+        let (patch_directory, patch_plain) = self.read_frame(&mut patch)?;
         let (entry, patch_bytes) = part(&patch_directory, patch, &patch_plain)?;
         if base_entry.base.is_some() || entry.base.map(|(id, _)| id) != Some(base_entry.id) || entry.id != chunk.id {
             return Err(damaged("a patch does not belong to its base"));
@@ -593,6 +650,19 @@ pub(super) struct Request {
     end: u64,
     /// Frame number, and slot and target of each chunk wanted from it.
     pub(super) frames: Vec<(u32, Vec<(u32, Item)>)>,
+}
+
+impl Request {
+    fn first_place(&self) -> Option<Place<PackNo>> {
+        let (frame, items) = self.frames.first()?;
+        Some(Place { pack: self.pack, frame: *frame, slot: items.first()?.0 })
+    }
+
+    fn into_items(self) -> Vec<(Place<PackNo>, Item)> {
+        let pack = self.pack;
+        let place = |frame, slot| Place { pack, frame, slot };
+        self.frames.into_iter().flat_map(|(frame, items)| items.into_iter().map(move |(slot, item)| (place(frame, slot), item))).collect()
+    }
 }
 
 #[derive(Default)]

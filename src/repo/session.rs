@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::id::{Name, SessionId, SnapshotId};
 use crate::repo::format::{ObjectKind, PackId};
+use crate::repo::ledger::RemovedSnapshot;
+use crate::repo::snapshot::id_of;
 use crate::repo::{Inner, Manifest, Repository};
 
 /// Content of a session object (JSON).
@@ -77,11 +79,16 @@ pub fn condemn(inner: &Inner, packs: &[PackId], now: DateTime<Utc>) -> Result<()
     if packs.is_empty() {
         return Ok(());
     }
+    publish_tombstones(inner, packs, now).map(drop)
+}
+
+/// Publishes tombstones; returns the object's key.
+pub fn publish_tombstones(inner: &Inner, packs: &[PackId], now: DateTime<Utc>) -> Result<String> {
     let key = format!("gc/tombstones/{}", SessionId::generate(now));
     let content: Vec<u8> = packs.iter().flat_map(|pack| pack.0).collect();
     let sealed = inner.seal_object(ObjectKind::Tombstones, &key, &content)?;
     inner.block_on(inner.store.create(&key, Bytes::from(sealed)))?;
-    Ok(())
+    Ok(key)
 }
 
 impl Repository {
@@ -102,34 +109,142 @@ impl Repository {
     }
 }
 
+/// What is certain of a commit whose writer is gone.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decided {
+    Committed(Box<Manifest>),
+    /// It was committed, and retention has removed it since.
+    Removed(Box<RemovedSnapshot>),
+    /// It is not there and never will be.
+    Void,
+}
+
 impl Repository {
     /// Decides for good whether this snapshot of a plan was committed: yields its manifest, or makes sure by a void marker at its name (create-only:
     /// exactly one of the two gets it) that it never will be, whoever still tries.
     ///
     /// # Errors
     /// When the store cannot be asked or does not take the marker: nothing is decided then.
-    pub fn decide(&self, plan: &Name, id: SnapshotId) -> Result<Option<Manifest>> {
+    pub fn decide(&self, plan: &Name, id: SnapshotId) -> Result<Decided> {
         let inner = &self.inner;
         let key = format!("snapshots/{}/{id}", inner.keys.chain_name(plan.as_str()));
         let sealed = inner.seal_object(ObjectKind::Void, &key, b"")?;
+        let mut gone = None;
         match inner.block_on(inner.store.create(&key, Bytes::from(sealed))) {
-            Ok(_) => Ok(None),
-            Err(error) if error.kind() == Kind::AlreadyExists => Ok(self.open_manifest(&key)?.map(|(manifest, _)| manifest)),
-            Err(error) => Err(error.within("fence a run that is gone")),
+            Ok(_) => {}
+            Err(error) if error.kind() == Kind::AlreadyExists => match self.open_manifest(&key) {
+                Ok(Some((manifest, _))) => return Ok(Decided::Committed(Box::new(manifest))),
+                Ok(None) => {}
+                Err(error) if error.kind() == Kind::NotFound => gone = Some(error),
+                Err(error) => return Err(error),
+            },
+            Err(error) => return Err(error.within("fence a run that is gone")),
+        }
+        // Asked last: the object of a manifest goes only after the ledger has removed its snapshot.
+        match self.ledger() {
+            Ok(ledger) => Ok(match (ledger.removed(id), gone) {
+                (Some(removed), _) => Decided::Removed(Box::new(removed.clone())),
+                (None, Some(error)) => return Err(error.within("fence a run that is gone")),
+                (None, None) => Decided::Void,
+            }),
+            // Then nothing is removed either.
+            Err(error) if error.kind() == Kind::Damaged && gone.is_none() => Ok(Decided::Void),
+            Err(error) => Err(error),
         }
     }
 }
 
-/// Packs that must not be reused any more. Content of a tombstones object: 32-byte pack names, one after the other.
-pub fn read_tombstones(inner: &Inner) -> Result<HashSet<PackId>> {
-    let mut dead = HashSet::new();
-    for object in inner.block_on(inner.store.list("gc/tombstones/"))? {
-        let content = inner.open_object(ObjectKind::Tombstones, &object.key)?;
-        let (names, rest) = content.as_chunks::<32>();
-        if !rest.is_empty() {
-            return Err(Error::new(Kind::Damaged, format!("object {}: has a wrong length", object.key)));
+/// A session as a collector sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenSession {
+    pub key: String,
+    /// Key of the object that it will commit.
+    pub commits: String,
+    pub host: String,
+    pub process: u32,
+    /// By the store's clock.
+    pub published: DateTime<Utc>,
+}
+
+impl SeenSession {
+    /// All that are there.
+    ///
+    /// # Errors
+    /// `Damaged` when one cannot be read: nobody knows then what it will commit.
+    pub fn list(inner: &Inner) -> Result<Vec<Self>> {
+        let mut sessions = Vec::new();
+        for object in inner.block_on(inner.store.list("sessions/"))? {
+            let content = match inner.open_object(ObjectKind::Session, &object.key) {
+                Ok(content) => content,
+                // It ended since the listing.
+                Err(error) if error.kind() == Kind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let damaged = |e| Error::new(Kind::Damaged, format!("object {}: cannot be decoded", object.key)).because(e);
+            let session: SessionObject = serde_json::from_slice(&content).map_err(damaged)?;
+            sessions.push(Self {
+                key: object.key,
+                commits: session.manifest,
+                host: session.host,
+                process: session.process,
+                published: object.modified,
+            });
         }
-        dead.extend(names.iter().map(|name| PackId(*name)));
+        Ok(sessions)
     }
-    Ok(dead)
+
+    /// Whether what it commits is there, or a void marker in its place, or was removed by retention: then it means nothing any more, also
+    /// when its object is gone or comes again.
+    pub fn is_decided(&self, repository: &Repository) -> Result<bool> {
+        let inner = &repository.inner;
+        if inner.block_on(inner.store.head(&self.commits))?.is_some() {
+            return Ok(true);
+        }
+        let Some(id) = id_of(&self.commits) else { return Ok(false) };
+        match repository.ledger() {
+            Ok(ledger) => Ok(ledger.removed(id).is_some()),
+            Err(error) if error.kind() == Kind::Damaged => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Fences it: a void marker takes the name of what it would commit. Afterwards it is decided, one way or the other.
+    pub fn fence(&self, inner: &Inner) -> Result<()> {
+        let sealed = inner.seal_object(ObjectKind::Void, &self.commits, b"")?;
+        match inner.block_on(inner.store.create(&self.commits, Bytes::from(sealed))) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == Kind::AlreadyExists => Ok(()),
+            Err(error) => Err(error.within(format!("fence {}", self.key))),
+        }
+    }
+}
+
+/// How often a listing is made again because objects of it went away while they were read.
+pub const LISTINGS: usize = 16;
+
+/// Packs that must not be reused any more.
+pub fn read_tombstones(inner: &Inner) -> Result<HashSet<PackId>> {
+    Ok(read_tombstone_groups(inner)?.into_iter().flat_map(|(_, packs)| packs).collect())
+}
+
+/// The same by object. Content of a tombstones object: 32-byte pack names, one after the other.
+pub fn read_tombstone_groups(inner: &Inner) -> Result<Vec<(String, Vec<PackId>)>> {
+    'again: for _ in 0..LISTINGS {
+        let mut groups = Vec::new();
+        for object in inner.block_on(inner.store.list("gc/tombstones/"))? {
+            let content = match inner.open_object(ObjectKind::Tombstones, &object.key) {
+                Ok(content) => content,
+                // A collector has put several into one, which is there already.
+                Err(error) if error.kind() == Kind::NotFound => continue 'again,
+                Err(error) => return Err(error),
+            };
+            let (names, rest) = content.as_chunks::<32>();
+            if !rest.is_empty() {
+                return Err(Error::new(Kind::Damaged, format!("object {}: has a wrong length", object.key)));
+            }
+            groups.push((object.key, names.iter().map(|name| PackId(*name)).collect()));
+        }
+        return Ok(groups);
+    }
+    Err(Error::new(Kind::Unavailable, "read the tombstones: they go away while they are read").hint("try again"))
 }

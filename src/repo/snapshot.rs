@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::repo::format::ObjectKind;
+use crate::repo::ledger::{Ledger, RemovedSnapshot};
 use crate::repo::{Repository, kept, seal};
 
 /// An earlier manifest of the same plan, by id and hash of its sealed bytes.
@@ -143,6 +144,9 @@ pub struct LostManifest {
     pub error: Error,
 }
 
+/// A key below `snapshots/` and what it holds: a manifest and the hash of its sealed bytes, or a void marker (`None`).
+pub(super) type OpenedManifest = (String, Result<Option<(Manifest, String)>>);
+
 /// How many of the newest manifests are looked at for heads of the chain.
 const HEADS_WINDOW: usize = 8;
 
@@ -201,6 +205,9 @@ impl Repository {
     /// `NoRecoveryPoint` when there is no such snapshot.
     pub fn manifest(&self, id: SnapshotId) -> Result<Manifest> {
         let inner = &self.inner;
+        if let Some(removed) = self.removed(id) {
+            return Err(removed.error());
+        }
         let listed = inner.block_on(inner.store.list("snapshots/"))?;
         let name = format!("/{id}");
         for object in listed.iter().filter(|o| o.key.ends_with(&name)) {
@@ -211,14 +218,28 @@ impl Repository {
         Err(Error::new(Kind::NoRecoveryPoint, format!("there is no snapshot {id}")).hint("see `lifeboat snapshots`"))
     }
 
-    /// All manifests below a prefix; what this machine read before is not fetched again. A void marker is `None`.
-    fn listed_manifests(&self, prefix: &str) -> Result<Vec<(String, Result<Option<(Manifest, String)>>)>> {
+    /// What the ledger says of a snapshot that was removed. A ledger that cannot be read says nothing: what is there may be restored.
+    #[must_use]
+    pub fn removed(&self, id: SnapshotId) -> Option<RemovedSnapshot> {
+        match self.ledger() {
+            Ok(ledger) => ledger.removed(id).cloned(),
+            Err(error) => {
+                tracing::warn!(?error, "the retention ledger cannot be read; what was removed is not known");
+                None
+            }
+        }
+    }
+
+    /// All manifests below a prefix; what this machine read before is not fetched again. A void marker is `None`. What was removed is not
+    /// among them. A damaged ledger comes as an error under its own key.
+    fn listed_manifests(&self, prefix: &str) -> Result<Vec<OpenedManifest>> {
         let listed = self.inner.block_on(self.inner.store.list(prefix))?;
-        Ok(kept::open_all(&self.inner, prefix, listed, |key, bytes| self.decode_manifest(key, bytes)))
+        let opened = kept::open_all(&self.inner, prefix, listed, |key, bytes| self.decode_manifest(key, bytes));
+        self.unless_removed(opened)
     }
 
     /// The same, each as it is in the store now.
-    pub(super) fn open_manifests(&self, prefix: &str) -> Result<Vec<(String, Result<Option<(Manifest, String)>>)>> {
+    pub(super) fn open_manifests(&self, prefix: &str) -> Result<Vec<OpenedManifest>> {
         use futures::StreamExt as _;
         let inner = &self.inner;
         let listed = inner.block_on(inner.store.list(prefix))?;
@@ -226,13 +247,22 @@ impl Repository {
         let fetched: Vec<_> = inner.block_on(
             futures::stream::iter(listed).map(|object| async move { (store.get(&object.key).await, object.key) }).buffered(16).collect(),
         );
-        Ok(fetched
-            .into_iter()
-            .map(|(bytes, key)| {
-                let opened = bytes.and_then(|bytes| self.decode_manifest(&key, &bytes));
-                (key, opened)
-            })
-            .collect())
+        let opened = fetched.into_iter().map(|(bytes, key)| {
+            let opened = bytes.and_then(|bytes| self.decode_manifest(&key, &bytes));
+            (key, opened)
+        });
+        self.unless_removed(opened.collect())
+    }
+
+    /// Leaves out what the ledger says was removed. To be called after the listing: so what was removed since is known.
+    fn unless_removed(&self, opened: Vec<OpenedManifest>) -> Result<Vec<OpenedManifest>> {
+        let (ledger, unread) = match self.ledger() {
+            Ok(ledger) => (ledger, None),
+            Err(error) if error.kind() == Kind::Damaged => (Ledger::default(), Some(("retention/".to_owned(), Err(error)))),
+            Err(error) => return Err(error),
+        };
+        let is_there = |key: &str| id_of(key).is_none_or(|id| ledger.removed(id).is_none());
+        Ok(opened.into_iter().filter(|(key, _)| is_there(key)).chain(unread).collect())
     }
 
     pub(super) fn open_manifest(&self, key: &str) -> Result<Option<(Manifest, String)>> {
@@ -260,15 +290,26 @@ impl Repository {
     /// The newest manifests of a chain that no other names as parent, and the newest of all.
     pub(super) fn heads(&self, folder: &str, warnings: &mut Vec<String>) -> Result<(Vec<Parent>, Option<Manifest>)> {
         let listed = self.inner.block_on(self.inner.store.list(folder))?;
+        let ledger = match self.ledger() {
+            Ok(ledger) => ledger,
+            Err(e) if e.kind() == Kind::Damaged => {
+                warnings.push(format!("the retention ledger cannot be read: {e}. Run `lifeboat verify`"));
+                Ledger::default()
+            }
+            Err(e) => return Err(e),
+        };
         let mut newest = Vec::new();
         let mut unreadable = Vec::new();
-        for object in listed.iter().rev().take(HEADS_WINDOW * 8) {
+        let there = listed.iter().rev().filter(|object| id_of(&object.key).is_none_or(|id| ledger.removed(id).is_none()));
+        for object in there.take(HEADS_WINDOW * 8) {
             if newest.len() == HEADS_WINDOW {
                 break;
             }
             match self.open_manifest(&object.key) {
                 Ok(Some(manifest)) => newest.push(manifest),
                 Ok(None) => {}
+                // Removed since the listing.
+                Err(e) if e.kind() == Kind::NotFound => {}
                 // `verify` reports it; the next backup must still be possible, and names it, so that it cannot vanish unnoticed.
                 Err(e) if e.kind() == Kind::Damaged => {
                     warnings.push(format!("a damaged manifest was passed over: {e}. Run `lifeboat verify`"));
@@ -286,8 +327,23 @@ impl Repository {
 }
 
 /// The snapshot that a manifest's key names.
-fn id_of(key: &str) -> Option<SnapshotId> {
+pub(super) fn id_of(key: &str) -> Option<SnapshotId> {
     key.rsplit('/').next().and_then(|name| name.parse().ok())
+}
+
+impl RemovedSnapshot {
+    /// What to say to who asks for it.
+    #[must_use]
+    pub fn error(&self) -> Error {
+        let message = format!(
+            "snapshot {} of plan {} was removed on {} ({})",
+            self.id,
+            self.plan,
+            self.removed_at.format("%Y-%m-%d %H:%M UTC"),
+            self.reason
+        );
+        Error::new(Kind::NoRecoveryPoint, message).hint("`lifeboat snapshots` lists what there is")
+    }
 }
 
 /// The machine's name, for manifests and messages.

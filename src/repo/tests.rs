@@ -13,26 +13,26 @@ use crate::id::Name;
 use crate::store::faults::{self, Faults, When};
 
 mod copy;
-mod keys;
+pub(super) mod keys;
 mod log;
 
-struct Bench {
-    runtime: tokio::runtime::Runtime,
-    store: Store,
+pub(super) struct Bench {
+    pub(super) runtime: tokio::runtime::Runtime,
+    pub(super) store: Store,
     cache: tempfile::TempDir,
 }
 
 /// One file of a test tree: path, layout, stamp, bytes.
-type TestFile = (&'static str, Layout, &'static [u8], Vec<u8>);
+pub(super) type TestFile = (&'static str, Layout, &'static [u8], Vec<u8>);
 
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
 }
 
 /// Compressible pages, some of them zero.
-fn pages(seed: u64, count: usize) -> Vec<u8> {
+pub(super) fn pages(seed: u64, count: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for page in 0..count as u64 {
         if page % 7 == 3 {
@@ -44,49 +44,55 @@ fn pages(seed: u64, count: usize) -> Vec<u8> {
     bytes
 }
 
-fn passphrase() -> Passphrase {
+pub(super) fn passphrase() -> Passphrase {
     Passphrase::new("correct horse battery staple")
 }
 
-fn plan() -> Name {
+pub(super) fn plan() -> Name {
     Name::new("crm").unwrap()
 }
 
-fn file_entry(path: &str, layout: Layout, stamp: &[u8], size: usize) -> Entry {
+pub(super) fn file_entry(path: &str, layout: Layout, stamp: &[u8], size: usize) -> Entry {
     let kind = EntryKind::File { size: Some(size as u64), layout };
     Entry { path: path.into(), kind, mode: 0o640, uid: 1, gid: 2, mtime_ns: -5, stamp: stamp.to_vec(), xattrs: vec![] }
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let bench = Self { runtime, store: Store::in_memory(), cache: tempfile::tempdir().unwrap() };
         Repository::init(bench.store.clone(), bench.runtime.handle().clone(), &passphrase(), &bench.options(), Utc::now()).unwrap();
         bench
     }
 
-    fn options(&self) -> OpenOptions {
+    pub(super) fn options(&self) -> OpenOptions {
         OpenOptions { cache: Some(self.cache.path().to_owned()), workers: 2 }
     }
 
-    fn open(&self) -> Repository {
+    pub(super) fn open(&self) -> Repository {
         self.open_on(self.store.clone())
     }
 
-    fn open_on(&self, store: Store) -> Repository {
+    pub(super) fn open_on(&self, store: Store) -> Repository {
         Repository::open(store, self.runtime.handle().clone(), &passphrase(), &self.options()).unwrap()
     }
 
-    fn backup(&self, files: &[TestFile]) -> Manifest {
+    /// Like another process on another machine: with a cache of its own.
+    pub(super) fn open_apart(&self, store: Store) -> Repository {
+        let options = OpenOptions { cache: None, workers: 2 };
+        Repository::open(store, self.runtime.handle().clone(), &passphrase(), &options).unwrap()
+    }
+
+    pub(super) fn backup(&self, files: &[TestFile]) -> Manifest {
         backup(&self.open(), files).unwrap()
     }
 
-    fn keys(&self, prefix: &str) -> Vec<String> {
+    pub(super) fn keys(&self, prefix: &str) -> Vec<String> {
         self.runtime.block_on(self.store.list(prefix)).unwrap().into_iter().map(|o| o.key).collect()
     }
 }
 
-fn backup(repository: &Repository, files: &[TestFile]) -> Result<Manifest> {
+pub(super) fn backup(repository: &Repository, files: &[TestFile]) -> Result<Manifest> {
     backup_entries(repository, tree_of(files), Order::Tree)
 }
 
@@ -157,7 +163,7 @@ impl BlockSink for Collected {
     }
 }
 
-fn restore(repository: &Repository, manifest: &Manifest) -> Result<BTreeMap<String, Vec<u8>>> {
+pub(super) fn restore(repository: &Repository, manifest: &Manifest) -> Result<BTreeMap<String, Vec<u8>>> {
     let entries: Vec<StoredEntry> = repository.tree(&manifest.sources[0])?.collect::<Result<_>>()?;
     let wanted: Vec<Wanted<'_>> = entries
         .iter()
@@ -172,7 +178,9 @@ fn restore(repository: &Repository, manifest: &Manifest) -> Result<BTreeMap<Stri
     for (number, bytes) in sink.0.into_inner().unwrap() {
         let entry = &entries[number];
         let mut streamed = Vec::new();
-        repository.open_file(entry, &Cancel::default())?.read_to_end(&mut streamed).unwrap();
+        // It may have been removed by retention since.
+        let read = repository.open_file(entry, &Cancel::default())?.read_to_end(&mut streamed);
+        read.map_err(|error| Error::new(Kind::Damaged, "stream a file").because(error))?;
         assert!(streamed == bytes, "{} differs between fetch and stream", entry.entry.display_path());
         files.insert(entry.entry.display_path(), bytes);
     }

@@ -134,7 +134,9 @@ impl Repository {
                 findings.add_error(&key, &tolerable(error)?, []);
             }
         }
-        for (folder, kind) in [("gc/tombstones/", ObjectKind::Tombstones), ("sessions/", ObjectKind::Session)] {
+        for (folder, kind) in
+            [("gc/tombstones/", ObjectKind::Tombstones), ("sessions/", ObjectKind::Session), ("gc/waits/", ObjectKind::Waits)]
+        {
             for object in inner.block_on(inner.store.list(folder))? {
                 out.objects_checked += 1;
                 match inner.open_object(kind, &object.key) {
@@ -145,11 +147,17 @@ impl Repository {
                 }
             }
         }
+        inner.load_moved()?;
+        out.objects_checked += inner.moved().records.len() as u64;
+        for (key, error) in &inner.moved().damaged {
+            findings.add(key, "damaged", error.clone(), []);
+        }
         let manifests = self.verify_manifests(&mut out, &mut findings)?;
 
         // What is there, and what the index says is there.
         // Manifests were read before the index, and the index is before the packs: a backup that runs meanwhile writes them the other way round.
         let mut indexed: HashMap<PackId, u64> = HashMap::new();
+        let mut replaced = false;
         for object in inner.block_on(inner.store.list("index/"))? {
             cancel.check()?;
             out.objects_checked += 1;
@@ -159,7 +167,16 @@ impl Repository {
                         indexed.insert(pack.id, pack.len);
                     }
                 }
+                // A collector has put another one in its place, which may have come after this listing.
+                Err(error) if error.kind() == Kind::NotFound => replaced = true,
                 Err(error) => findings.add_error(&object.key, &tolerable(error)?, []),
+            }
+        }
+        if replaced {
+            for object in inner.block_on(inner.store.list("index/"))? {
+                if let Ok(packs) = self.read_index_object(&object.key["index/".len()..]) {
+                    indexed.extend(packs.into_iter().map(|pack| (pack.id, pack.len)));
+                }
             }
         }
         let mut present: HashMap<PackId, u64> = HashMap::new();
@@ -171,8 +188,11 @@ impl Repository {
                 None => findings.add(&object.key, "damaged", "is no name of a pack", []),
             }
         }
+        // A collector deletes what it has given up; one that was at work just now, or another index object, may still list it.
+        let given_up = read_tombstones(inner).or_else(told)?;
         for (id, len) in &indexed {
             match present.get(id) {
+                None if given_up.contains(id) => {}
                 None => findings.add(&id.key(), "missing", "the index lists it and it is not there", []),
                 Some(stored) if stored != len => {
                     findings.add(&id.key(), "size", format!("the index says {len} bytes, the store says {stored}"), []);
@@ -213,6 +233,8 @@ impl Repository {
         self.verify_logs(depth, &mut out, &mut findings, progress, cancel)?;
 
         findings.merge_sizes();
+        let manifests = self.without_removed(manifests, &mut findings)?;
+        self.without_moved(&mut findings)?;
         // Snapshots share packs: what is wrong with one harms all that use it.
         for ((object, _), (_, snapshots)) in &mut findings.0 {
             if let Some(pack) = PackId::from_key(object).and_then(|id| used.get(&id)).filter(|_| !snapshots.is_empty()) {
@@ -225,7 +247,44 @@ impl Repository {
         Ok(out)
     }
 
-    /// Opens every manifest and follows the chains.
+    /// Forgets packs that were put together anew while this went on, and packs that came from that.
+    fn without_moved(&self, findings: &mut Findings) -> Result<()> {
+        let inner = &self.inner;
+        let packs: Vec<PackId> = findings.0.keys().filter_map(|(object, _)| PackId::from_key(object)).collect();
+        if packs.is_empty() {
+            return Ok(());
+        }
+        inner.load_moved()?;
+        let moved = inner.moved();
+        let fresh: HashSet<PackId> = moved.records.values().flat_map(|record| &record.targets).map(|(pack, _)| pack.id).collect();
+        for pack in packs {
+            let there = || Ok::<_, Error>(inner.block_on(inner.store.head(&pack.key()))?.is_some());
+            if moved.has(pack) && !there()? {
+                findings.0.retain(|(object, _), _| *object != pack.key());
+            } else if fresh.contains(&pack) && there()? {
+                findings.0.remove(&(pack.key(), "missing".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets what was found of snapshots that were removed while this went on.
+    fn without_removed(&self, mut manifests: Vec<Manifest>, findings: &mut Findings) -> Result<Vec<Manifest>> {
+        let ledger = self.ledger().or_else(told)?;
+        let removed: HashSet<SnapshotId> = manifests.iter().map(|m| m.id).filter(|id| ledger.removed(*id).is_some()).collect();
+        if removed.is_empty() {
+            return Ok(manifests);
+        }
+        manifests.retain(|manifest| !removed.contains(&manifest.id));
+        findings.0.retain(|_, (_, harmed)| {
+            let any = !harmed.is_empty();
+            harmed.retain(|id| !removed.contains(id));
+            !any || !harmed.is_empty()
+        });
+        Ok(manifests)
+    }
+
+    /// Opens every manifest and follows the chains, through what was removed on purpose.
     fn verify_manifests(&self, out: &mut Verification, findings: &mut Findings) -> Result<Vec<Manifest>> {
         let mut opened = HashMap::new();
         let mut manifests = Vec::new();
@@ -246,25 +305,26 @@ impl Repository {
             }
         }
         manifests.sort_by_key(|m| m.id);
-        for manifest in &manifests {
-            let folder = format!("snapshots/{}", self.inner.keys.chain_name(manifest.plan.as_str()));
-            for parent in &manifest.parents {
+        // A damaged ledger is told by the manifests' reading.
+        let ledger = self.ledger().or_else(told)?;
+        for removed in ledger.all_removed() {
+            opened.insert((removed.plan.clone(), removed.id), removed.hash.clone());
+        }
+        let of_removed = ledger.all_removed().map(|removed| (removed.id, &removed.plan, &removed.parents));
+        for (id, plan, parents) in manifests.iter().map(|m| (m.id, &m.plan, &m.parents)).chain(of_removed) {
+            let folder = format!("snapshots/{}", self.inner.keys.chain_name(plan.as_str()));
+            for parent in parents {
                 let key = format!("{folder}/{}", parent.id);
-                match opened.get(&(manifest.plan.clone(), parent.id)) {
+                match opened.get(&(plan.clone(), parent.id)) {
                     None if broken.contains(&key) => {}
                     None => findings.add(
                         &key,
                         "chain-broken",
-                        format!("snapshot {} of plan {} came after it, and it is gone", manifest.id, manifest.plan),
+                        format!("snapshot {id} of plan {plan} came after it, and it is gone although nobody removed it"),
                         [parent.id],
                     ),
                     Some(hash) if *hash != parent.hash && !parent.hash.is_empty() => {
-                        findings.add(
-                            &key,
-                            "chain-broken",
-                            format!("it is not the one that snapshot {} came after", manifest.id),
-                            [parent.id],
-                        );
+                        findings.add(&key, "chain-broken", format!("it is not the one that snapshot {id} came after"), [parent.id]);
                     }
                     Some(_) => {}
                 }
@@ -561,6 +621,11 @@ pub(super) fn in_share(id: PackId, percent: u8, run: u64) -> bool {
     let bucket = u64::from(u16::from_le_bytes([id.0[0], id.0[1]]) % 100);
     let runs = 100u64.div_ceil(u64::from(percent));
     bucket / u64::from(percent) == run % runs
+}
+
+/// Nothing in place of what is damaged, which is told where it is looked at.
+fn told<T: Default>(error: Error) -> Result<T> {
+    if error.kind() == Kind::Damaged { Ok(T::default()) } else { Err(error) }
 }
 
 /// Damage and absence become findings; a store that is away, or an interruption, ends the verification.

@@ -25,7 +25,7 @@ use crate::repo::pack::ChunkEntry;
 use crate::repo::packs::PackNo;
 use crate::repo::pipeline::{Cuts, Job, Loc, Piece, PieceSlot, Pipeline, publish_index};
 use crate::repo::previous::{PreviousFile, PreviousTree};
-use crate::repo::session::{Session, read_tombstones};
+use crate::repo::session::{LISTINGS, Session, read_tombstones};
 use crate::repo::snapshot::{CopiedFrom, Manifest, Parent, SourceRecord, Stats, TreeRoot, host_name};
 use crate::repo::tree::{Chunk, Content, NodeEncoder, NodeRef, PackedChunks, Place, Record, Stored, encode_list, ends_list, ends_node};
 use crate::repo::{Inner, Repository};
@@ -120,6 +120,7 @@ impl Repository {
         let mut warnings = Vec::new();
         let begun = (|| {
             let tombstones = read_tombstones(inner)?;
+            inner.load_moved()?;
             let index = self.refresh_index(&mut warnings)?;
             let (usable, left) = self.usable_packs(&index, &tombstones, unfinished, &mut warnings)?;
             let (parents, previous) = self.heads(&folder, &mut warnings)?;
@@ -154,6 +155,18 @@ impl Repository {
     pub(super) fn refresh_index(&self, warnings: &mut Vec<String>) -> Result<LocalIndex> {
         let inner = &self.inner;
         let index = LocalIndex::open(&inner.cache.path.join("index"))?;
+        for listing in 1..=LISTINGS {
+            match self.take_in_index(&index, warnings) {
+                // A collector has put others in its place since the listing.
+                Err(e) if e.kind() == Kind::NotFound && listing < LISTINGS => {}
+                taken => return taken.map(|()| index),
+            }
+        }
+        Ok(index)
+    }
+
+    fn take_in_index(&self, index: &LocalIndex, warnings: &mut Vec<String>) -> Result<()> {
+        let inner = &self.inner;
         let objects = inner.block_on(inner.store.list("index/"))?;
         let names: Vec<String> = objects.iter().map(|o| o.key["index/".len()..].to_owned()).collect();
         for name in index.retain(&names)? {
@@ -166,18 +179,22 @@ impl Repository {
                 Err(e) => return Err(e),
             }
         }
-        Ok(index)
+        Ok(())
     }
 
     pub(super) fn read_index_object(&self, name: &str) -> Result<Vec<IndexedPack>> {
+        let content = self.open_index_object(name)?;
+        index::decode(&content).map_err(|e| Error::new(Kind::Damaged, format!("object index/{name}: cannot be decoded")).because(e))
+    }
+
+    pub(super) fn open_index_object(&self, name: &str) -> Result<Vec<u8>> {
         let key = format!("index/{name}");
         let inner = &self.inner;
         let bytes = inner.block_on(inner.store.get(&key))?;
         if blake3::hash(&bytes).to_hex().as_str() != name {
             return Err(Error::new(Kind::Damaged, format!("object {key}: does not match its name")));
         }
-        let content = crate::repo::seal::open(&inner.keys, inner.id, ObjectKind::Index, &key, &bytes)?;
-        index::decode(&content).map_err(|e| Error::new(Kind::Damaged, format!("object {key}: cannot be decoded")).because(e))
+        crate::repo::seal::open(&inner.keys, inner.id, ObjectKind::Index, &key, &bytes)
     }
 
     /// Packs that may be reused, and which of them were stored since `unfinished`. Packs that no index object lists (an interrupted run left them) are listed now.

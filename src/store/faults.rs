@@ -51,6 +51,9 @@ pub enum Effect {
     Hide,
     /// It is carried out after this time.
     Delay(Duration),
+    /// Create and delete: it fails as [`Kind::Unavailable`] at once, and is carried out after this time, whatever came since. Other verbs:
+    /// carried out.
+    Late(Duration),
 }
 
 /// Before or after a write took effect.
@@ -150,6 +153,8 @@ struct State {
     /// Writes that still go through before the crash, and how the crash meets the one after them.
     crash: Option<(u64, When)>,
     crashed: bool,
+    /// Requests that will still be carried out.
+    late: usize,
 }
 
 /// The programme of a faulty store; clones share it, and it may be changed while the store is in use.
@@ -188,6 +193,22 @@ impl Faults {
     #[must_use]
     pub fn crashed(&self) -> bool {
         self.state().crashed
+    }
+
+    /// How many requests that were answered already will still be carried out (see [`Effect::Late`]).
+    #[must_use]
+    pub fn late(&self) -> usize {
+        self.state().late
+    }
+
+    fn come_late(&self, time: Duration, action: impl Future<Output = ()> + Send + 'static) {
+        self.state().late += 1;
+        let faults = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            action.await;
+            faults.state().late -= 1;
+        });
     }
 
     /// Everything that was asked so far, the façade's own looks and repetitions included.
@@ -289,6 +310,12 @@ impl Backend for Faulty {
             Some((Effect::Lie, _)) => Ok(()),
             Some((Effect::StoreOnly(first), _)) => self.inner.put(key, bytes.slice(..first.min(bytes.len())), mode).await,
             Some((Effect::IgnoreCondition, _)) => self.inner.put(key, bytes, PutMode::Overwrite).await,
+            Some((Effect::Late(time), _)) => {
+                let (inner, own) = (Arc::clone(&self.inner), key.to_owned());
+                // Nobody waits for its answer.
+                self.faults.come_late(time, async move { drop(inner.put(&own, bytes, mode).await) });
+                Err(late(Verb::Create, key))
+            }
             _ => self.inner.put(key, bytes, mode).await,
         };
         async move { self.faults.during((Verb::Create, key, size), action).await }.boxed()
@@ -329,10 +356,19 @@ impl Backend for Faulty {
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<()>> {
         let action = async move |effect: Option<(Effect, String)>| match effect {
             Some((Effect::Lie, _)) => Ok(()),
+            Some((Effect::Late(time), _)) => {
+                let (inner, own) = (Arc::clone(&self.inner), key.to_owned());
+                self.faults.come_late(time, async move { drop(inner.delete(&own).await) });
+                Err(late(Verb::Delete, key))
+            }
             _ => self.inner.delete(key).await,
         };
         async move { self.faults.during((Verb::Delete, key, 0), action).await }.boxed()
     }
+}
+
+fn late(verb: Verb, key: &str) -> Error {
+    Error::new(Kind::Unavailable, format!("injected fault: {} {key}: it comes late", verb.word()))
 }
 
 fn flipped(bytes: &Bytes, at: usize) -> Bytes {

@@ -16,6 +16,7 @@ pub(super) enum Job {
     Verify,
     Restore,
     Copy,
+    Prune,
 }
 
 impl Job {
@@ -26,6 +27,7 @@ impl Job {
             Self::Verify => "verify",
             Self::Restore => "restore",
             Self::Copy => "copy",
+            Self::Prune => "prune",
         }
     }
 }

@@ -23,9 +23,11 @@ use lifeboat::daemon::runner;
 use lifeboat::error::Kind;
 use lifeboat::event::{Cancel, Event, Progress, Silent};
 use lifeboat::id::{Name, RunId};
-use lifeboat::ops::CommitGate;
 use lifeboat::ops::copy::CopyRequest;
+use lifeboat::ops::prune::{self, PlanRules};
 use lifeboat::ops::resolve::{self, RepositorySettings, Surroundings};
+use lifeboat::ops::retention::Rules;
+use lifeboat::ops::{Commit, CommitGate};
 use lifeboat::plan::Plans;
 use lifeboat::repo::{Passphrase, Repository};
 use rustix::process::{Pid, Signal, kill_process};
@@ -392,8 +394,15 @@ fn a_copy_that_was_taken_over_does_not_commit_and_the_next_one_does() {
     let node =
         |name: &str| Journal::shared(cluster.tcp_settings(), &folder.path().join(name), name.to_owned(), TimeDelta::seconds(1)).unwrap();
     let (slow, quick) = (node("slow"), node("quick"));
-    let request =
-        CopyRequest { name: Name::new("second").unwrap(), to: second.clone(), last: None, tags: Vec::new(), snapshot: None, all: false };
+    let request = CopyRequest {
+        name: Name::new("second").unwrap(),
+        to: second.clone(),
+        last: None,
+        tags: Vec::new(),
+        snapshot: None,
+        all: false,
+        rules: Rules::default(),
+    };
     let slot = DateTime::from_timestamp(1_790_000_000, 0).unwrap();
     let run = |trigger| NewRun::of_slot(&plan, Job::Copy, trigger, slot, RunId::generate(Utc::now()));
     let copy = |surroundings: &Surroundings| {
@@ -442,6 +451,56 @@ fn a_copy_that_was_taken_over_does_not_commit_and_the_next_one_does() {
     assert_eq!(report.snapshots.len(), 1);
     let announced = slow.run(id).unwrap().announced;
     assert_eq!(announced, Some(format!("second/{}", copies()[0].id)));
+}
+
+/// A machine that prunes is paused right before it removes snapshots, and its run is taken over. When it wakes up, what it decided upon is long past.
+#[test]
+fn a_prune_that_was_taken_over_removes_nothing_when_it_wakes_up() {
+    let cluster = Cluster::start(distribution_version());
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (repository, surroundings) = repository(folder.path(), &runtime);
+    let plan = Name::new("crm").unwrap();
+    for _ in 0..3 {
+        let writer = repository.begin(&plan, Utc::now(), &Cancel::default()).unwrap();
+        writer.commit(Vec::new(), Utc::now(), Vec::new(), &Silent).unwrap();
+    }
+    let node =
+        |name: &str| Journal::shared(cluster.tcp_settings(), &folder.path().join(name), name.to_owned(), TimeDelta::seconds(1)).unwrap();
+    let (slow, quick) = (node("slow"), node("quick"));
+    let slot = DateTime::from_timestamp(1_790_000_000, 0).unwrap();
+    let run = |trigger| NewRun::of_slot(&plan, Job::Prune, trigger, slot, RunId::generate(Utc::now()));
+    let rules = [PlanRules { plan: plan.clone(), rules: Rules { last: 1, ..Rules::default() }, zone: chrono_tz::Tz::UTC }];
+    let prune = |surroundings: &Surroundings, pause: &dyn Fn()| {
+        let may = || {
+            surroundings.gate.ask(None, Commit::Retention)?;
+            pause();
+            Ok(())
+        };
+        prune::run(&repository, &rules, false, &SystemClock, &Silent, &Cancel::default(), &may)
+    };
+    let pauses = AtomicU64::new(0);
+    let lost = runner::journalled(&slow, &run(Trigger::Schedule), None, &surroundings, |surroundings| {
+        prune(surroundings, &|| {
+            pauses.fetch_add(1, Ordering::SeqCst);
+            let mut settled = Vec::new();
+            // It lives and says so all the time: until the other one is quicker.
+            wait_until("somebody settles it", || {
+                cluster.sql("UPDATE lifeboat.runs SET lease_until_ms = 0");
+                settled = runner::settle(&quick, |_| true, |_, _| Ok(Some(repository_again(folder.path(), &runtime))), Utc::now()).unwrap();
+                !settled.is_empty()
+            });
+            assert_eq!(settled[0].1.state, State::Interrupted, "{settled:?}");
+        })
+    });
+    assert_eq!(lost.map(|_| ()).unwrap_err().kind(), Kind::Busy);
+    assert_eq!(pauses.load(Ordering::SeqCst), 1, "its number was taken, and then it was not its run any more");
+    assert_eq!(repository.manifests(Some(&plan)).unwrap().len(), 3);
+    let (id, done) =
+        runner::journalled(&quick, &run(Trigger::Retry), None, &surroundings, |surroundings| prune(surroundings, &|| ())).unwrap();
+    assert_eq!((done.snapshots_removed, repository.manifests(Some(&plan)).unwrap().len()), (2, 1));
+    let row = quick.run(id).unwrap();
+    assert_eq!((row.state, row.announced.as_deref()), (State::Succeeded, Some("retention")));
 }
 
 fn repository_again(folder: &Path, runtime: &tokio::runtime::Runtime) -> Repository {

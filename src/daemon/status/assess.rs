@@ -247,6 +247,10 @@ fn of_run(run: &Run, told: Option<&str>) -> Option<Problem> {
         State::Failed if run.job == Job::Drill => {
             Some(Problem::of("failed", run.job, format!("the last drill could not be done: {why} (run {id})")))
         }
+        // What will not pass by itself, and nothing else of the plan may show: the repository only grows.
+        State::Failed if run.job == Job::Prune && run.error.as_ref().is_some_and(|error| error.kind == Kind::Damaged.word()) => {
+            Some(Problem::of("retention-blocked", run.job, format!("the last prune could not do what the plan says: {why} (run {id})")))
+        }
         State::Failed => Some(Problem::of("failed", run.job, format!("the last {job} failed: {why} (run {id})"))),
         State::Incomplete if told.is_some() && run.snapshot.as_deref() == told => None,
         State::Incomplete => Some(Problem::of("incomplete", run.job, format!("the last {job} was incomplete: {why} (run {id})"))),

@@ -248,6 +248,20 @@ fn a_run_that_goes_on_hides_no_overdue_slot() {
 }
 
 #[test]
+fn a_prune_that_something_stands_in_the_way_of_is_told_as_such() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = plan();
+    let journal = Journal::open(folder.path(), at("05:00:00")).unwrap();
+    for (kind, told, time) in [(Kind::Unavailable, "failed", at("06:00:00")), (Kind::Damaged, "retention-blocked", at("06:10:00"))] {
+        let claim = journal.begin(&NewRun::manual(&plan.name, Job::Prune, "t", time), time).unwrap();
+        let error = ErrorRecord { kind: kind.word().into(), message: "nothing is deleted: x".into(), causes: vec![], hint: None };
+        journal.close(claim, &Ending { error: Some(error), ..Ending::new(State::Failed) }, time).unwrap();
+        let status = judged(&journal_facts(&plan, &journal, &[], at("06:50:00")).unwrap());
+        assert!(message(&status, told).contains("nothing is deleted: x"), "{status:?}");
+    }
+}
+
+#[test]
 fn the_most_telling_problem_makes_the_exit() {
     let of = |problems: &[(&str, Option<Job>)]| {
         let made = |(kind, job): &(&str, Option<Job>)| job.map_or_else(|| Problem::new(kind, ""), |job| Problem::of(kind, job, ""));

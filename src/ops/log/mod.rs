@@ -7,4 +7,5 @@ pub mod push;
 pub mod ranges;
 pub mod reach;
 pub mod replay;
+pub mod retain;
 pub mod stream;

@@ -21,7 +21,7 @@ use crate::id::SnapshotId;
 use crate::ops::log::replay::{LogRecovery, SourceMoment};
 use crate::ops::restore::fallback::Fallback;
 use crate::ops::select::Choice;
-use crate::ops::{Existing, Job, Missing, Phase, condemn};
+use crate::ops::{Existing, Job, Missing, Phase, condemn, unless_removed};
 use crate::repo::Manifest;
 use crate::source::postgres::tablespaces;
 use crate::source::{ExtractedTable, HandOver, Standby, TablespaceMapping};
@@ -320,8 +320,12 @@ pub fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
 /// # Errors
 /// `Usage` when something stands at the target and was not confirmed; `NoSpace` before anything is written when there is no room;
 /// `Damaged`, `Unavailable`, `Interrupted` leave the private partial folder, which a next call continues. The target appears whole or
-/// not at all.
+/// not at all. `NoRecoveryPoint` when the snapshot was removed by retention meanwhile.
 pub fn apply(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result<RestoreReport> {
+    apply_whole(job, plan, confirmed).map_err(|error| unless_removed(&job.repository, plan.manifest.id, error))
+}
+
+fn apply_whole(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result<RestoreReport> {
     job.repository.require_reader("restore")?;
     let told = |_: &Error| {
         if let Some(message) = condemn(job) {

@@ -364,6 +364,29 @@ impl Log {
         }))
     }
 
+    /// Removes pieces that nobody needs any more, oldest first. `false` when the store refused; what is left is removed another time.
+    ///
+    /// # Errors
+    /// `Unavailable` and the like.
+    pub fn remove(&self, pieces: &[PieceInfo]) -> Result<bool> {
+        use futures::StreamExt as _;
+        let mut ordered = pieces.to_vec();
+        ordered.sort_unstable_by_key(|piece| (piece.end, piece.start, piece.stream));
+        let keys: Vec<String> = ordered.iter().map(|piece| self.key(piece)).collect();
+        for some in keys.chunks(REMOVALS) {
+            let removed: Vec<Result<()>> =
+                self.inner.block_on(futures::stream::iter(some).map(|key| self.inner.store.delete(key)).buffered(REMOVALS).collect());
+            for removed in removed {
+                match removed {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == Kind::Failed => return Ok(false),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(true)
+    }
+
     /// Keeps a side file. `false`: the same content was there already.
     ///
     /// # Errors

@@ -172,6 +172,39 @@ fn new_chunk_ids_store_everything_again_even_files_that_did_not_change() {
     assert!(before > 0 && restore(&bench.open(), &third).unwrap() == expected(&small()));
 }
 
+#[test]
+fn rewriting_retires_the_old_generation() {
+    for new_ids in [false, true] {
+        let bench = Bench::new();
+        let hr = Name::new("hr").unwrap();
+        bench.open().make_plan_key(&hr, Utc::now()).unwrap();
+        let (first, own) = (bench.backup(&small()), backup_as(&bench.open(), &hr, &small()).unwrap());
+        bench.open().rotate(&passphrase(), &[], new_ids, Utc::now()).unwrap();
+        let mut changed = small();
+        (changed[0].2, changed[0].3) = (b"", noise(99, 250_000));
+        let second = bench.backup(&changed);
+        let words = Passphrase::new("some words of a writer");
+        bench.open().add_key("words", Role::Writer, &words, Utc::now()).unwrap();
+        let writer = open_with(&bench, &words).unwrap();
+        assert_eq!(writer.retire_generations(Utc::now(), &Silent, &Cancel::default()).unwrap_err().kind(), Kind::WrongKey);
+        let (done, unread) = bench.open().retire_generations(Utc::now(), &Silent, &Cancel::default()).unwrap();
+        assert_eq!(unread, 0);
+        assert!(done.blocked.is_empty(), "{:?}", done.blocked);
+        let shares = bench.open().generation_shares().unwrap();
+        assert!(shares.iter().all(|share| share.generation == 2 || share.plan.is_some()), "{shares:?}");
+        let reader = bench.open();
+        for (manifest, files) in [(&first, small()), (&own, small()), (&second, changed.clone())] {
+            assert_eq!(restore(&reader, manifest).unwrap(), expected(&files));
+        }
+        assert_eq!(verify(&reader).findings, []);
+        // Frames under a plan's own key went along as they were: they are destroyed with it.
+        bench.open().erase_plan(&hr, Utc::now()).unwrap();
+        assert_eq!(restore(&bench.open(), &own).unwrap_err().kind(), Kind::NoRecoveryPoint);
+        assert_eq!(restore(&bench.open(), &first).unwrap(), expected(&small()));
+        assert_eq!(bench.backup(&changed).stats.chunks_new, 0);
+    }
+}
+
 /// Kind of crash × place of crash: with the slots of before or those of after, everything opens, is whole and can be written; then it goes on.
 #[test]
 fn a_rotation_that_is_killed_anywhere_leaves_a_repository_that_works() {
@@ -361,7 +394,7 @@ fn an_export_brings_a_repository_back_that_has_lost_its_slots() {
     assert_eq!(elsewhere.unwrap_err().kind(), Kind::Damaged);
 }
 
-fn backup_as(repository: &Repository, plan: &Name, files: &[TestFile]) -> Result<Manifest> {
+pub(in crate::repo) fn backup_as(repository: &Repository, plan: &Name, files: &[TestFile]) -> Result<Manifest> {
     let mut writer = repository.begin(plan, Utc::now(), &Cancel::default())?;
     let mut tree = writer.tree(plan, "files", Order::Tree)?;
     for (entry, bytes) in tree_of(files) {

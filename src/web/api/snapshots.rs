@@ -63,7 +63,7 @@ pub(super) async fn list(
 
 fn newest(plan: &Plan, limit: usize, surroundings: &Surroundings) -> Result<SnapshotList> {
     let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
-    let mut list = snapshots::run(&repository, Some(&plan.name))?;
+    let mut list = snapshots::run(&repository, Some(&plan.name), surroundings.clock.now())?;
     let older = list.snapshots.len().saturating_sub(limit);
     list.snapshots.drain(..older);
     Ok(list)

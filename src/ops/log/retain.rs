@@ -1,0 +1,124 @@
+//! Which pieces of a log no snapshot needs any more.
+//!
+//! Recovery from a base backup reads log from the segment on in which that backup began. So what lies before the first such segment of all
+//! snapshots that need their log is of no use, on every timeline: a path from a snapshot only leads to later positions. Removing a beginning
+//! makes no hole.
+
+use serde::Deserialize;
+
+use crate::error::{Kind, Result};
+use crate::id::Name;
+use crate::ops::backup::finish_of;
+use crate::ops::log::replay::base_of;
+use crate::ops::prune::LogFate;
+use crate::repo::{Log, Manifest, PieceInfo, Repository};
+use crate::source::postgres::lsn::Lsn;
+use crate::source::postgres::wal::PieceFacts;
+
+/// Removes the pieces of a source's log that lie wholly before what `needed` (snapshots of the plan) need. `stands_in_the_way` is asked once
+/// the pieces were listed: a backup that begins after that needs none of them, and whatever is at work or was committed before has to be
+/// among `needed`, or nothing may go. (After a recovery to the past the positions of a new timeline are lower than those of older snapshots.)
+///
+/// # Errors
+/// When the store cannot be asked. What cannot be understood keeps the whole log.
+pub fn prune(
+    repository: &Repository,
+    plan: &Name,
+    source: &Name,
+    needed: &[&Manifest],
+    dry_run: bool,
+    stands_in_the_way: &dyn Fn() -> Result<Option<&'static str>>,
+) -> Result<LogFate> {
+    let log = repository.log(plan, source);
+    let pieces = log.pieces()?;
+    let mut fate = LogFate { plan: plan.to_string(), source: source.to_string(), before: None, reason: String::new(), pieces: 0, bytes: 0 };
+    if let Some(why) = stands_in_the_way()? {
+        why.clone_into(&mut fate.reason);
+        return Ok(fate);
+    }
+    let starts: Option<Vec<u64>> = needed
+        .iter()
+        .filter_map(|manifest| manifest.sources.iter().find(|record| record.name == *source).map(|record| (manifest, record)))
+        .map(|(manifest, record)| {
+            let base = base_of(manifest, record)?;
+            Some(start_of(record).unwrap_or(base.point).min(base.point).0)
+        })
+        .collect();
+    let Some(starts) = starts else {
+        "a snapshot does not tell where its log begins: all of it stays".clone_into(&mut fate.reason);
+        return Ok(fate);
+    };
+    let (Some(first), Some(newest)) = (starts.into_iter().min(), pieces.last()) else {
+        "no kept snapshot has a log: all of it stays".clone_into(&mut fate.reason);
+        return Ok(fate);
+    };
+    let Some(segment) = segment_bytes(&log, newest)? else {
+        "its pieces do not tell the size of a segment: all of it stays".clone_into(&mut fate.reason);
+        return Ok(fate);
+    };
+    let before = first - first % segment;
+    let superfluous: Vec<PieceInfo> = superfluous(&pieces, before);
+    fate.before = Some(Lsn(before).to_string());
+    "the oldest snapshot that needs the log begins there".clone_into(&mut fate.reason);
+    fate.pieces = superfluous.len() as u64;
+    fate.bytes = superfluous.iter().map(|piece| piece.size).sum();
+    if !dry_run && !log.remove(&superfluous)? {
+        "the store refused to remove pieces".clone_into(&mut fate.reason);
+    }
+    Ok(fate)
+}
+
+/// Pieces that lie wholly before a position. Pure.
+fn superfluous(pieces: &[PieceInfo], before: u64) -> Vec<PieceInfo> {
+    pieces.iter().filter(|piece| piece.end <= before).copied().collect()
+}
+
+fn start_of(record: &crate::repo::SourceRecord) -> Option<Lsn> {
+    #[derive(Deserialize)]
+    struct Started {
+        start_lsn: Lsn,
+    }
+    Some(serde_json::from_value::<Started>(finish_of(record).ok()?.consistency).ok()?.start_lsn)
+}
+
+fn segment_bytes(log: &Log, piece: &PieceInfo) -> Result<Option<u64>> {
+    match log.facts(piece) {
+        Ok(facts) => {
+            Ok(serde_json::from_value::<PieceFacts>(facts).ok().map(|facts| u64::from(facts.segment_bytes)).filter(|size| *size > 0))
+        }
+        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::runs;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_stays_is_all_from_the_position_on_and_no_hole_is_new(
+            pieces in proptest::collection::vec((0u64..3, 0u64..60, 1u64..12), 0..30),
+            before in 0u64..70,
+        ) {
+            let pieces: Vec<PieceInfo> = pieces.into_iter().map(|(stream, start, len)| PieceInfo { stream, start, end: start + len, size: 1 }).collect();
+            let gone = superfluous(&pieces, before);
+            let left: Vec<PieceInfo> = pieces.iter().filter(|piece| !gone.contains(piece)).copied().collect();
+            for stream in 0..3 {
+                let covers = |pieces: &[PieceInfo], at: u64| pieces.iter().any(|p| p.stream == stream && p.start <= at && at < p.end);
+                for at in before..80 {
+                    prop_assert_eq!(covers(&pieces, at), covers(&left, at));
+                }
+            }
+            // Holes between runs that are left were there before.
+            let holes = |pieces: &[PieceInfo]| {
+                let runs = runs(pieces);
+                runs.windows(2).filter(|w| w[0].stream == w[1].stream).map(|w| (w[0].stream, w[0].end, w[1].start)).collect::<Vec<_>>()
+            };
+            let earlier = holes(&pieces);
+            prop_assert!(holes(&left).iter().all(|hole| earlier.contains(hole)));
+        }
+    }
+}

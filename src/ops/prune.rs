@@ -1,0 +1,617 @@
+//! Prune: what retention plans is shown and applied, then garbage is collected. Everything here may be interrupted and run again.
+//!
+//! Order: removal through the retention ledger (which decides, and from then on the snapshots are gone) → logs that no kept snapshot
+//! needs → collection.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Clock;
+use crate::error::{Error, Kind, Result};
+use crate::event::{Cancel, Event, Progress};
+use crate::id::{Name, SnapshotId};
+use crate::ops::log::{replay, retain};
+use crate::ops::retention::{self, Candidate, Fate, Rules};
+use crate::ops::verdict::millis;
+use crate::ops::{backup, damage, explain, select};
+use crate::repo::{CollectOptions, Collection, Decision, Hold, Ledger, Manifest, ReportRecord, Repository, Role};
+
+/// Whose snapshots are looked at, and by which rules.
+#[derive(Debug, Clone)]
+pub struct PlanRules {
+    pub plan: Name,
+    pub rules: Rules,
+    pub zone: Tz,
+}
+
+/// A snapshot's fate as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotFate {
+    pub plan: String,
+    pub id: SnapshotId,
+    pub time: DateTime<Utc>,
+    pub kept: bool,
+    /// Why; never empty.
+    pub reasons: Vec<String>,
+}
+
+/// Log that no kept snapshot needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogFate {
+    pub plan: String,
+    pub source: String,
+    /// Pieces that lie before this position go; `None`: none do.
+    pub before: Option<String>,
+    /// Why.
+    pub reason: String,
+    pub pieces: u64,
+    pub bytes: u64,
+}
+
+/// What became of a copy that has rules of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyPruned {
+    /// Name of the repository.
+    pub name: String,
+    /// `None`: it could not be pruned.
+    pub report: Option<Box<PruneReport>>,
+    pub error: Option<CopyError>,
+}
+
+/// Why a copy could not be pruned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyError {
+    /// The word of its [`Kind`].
+    pub kind: String,
+    pub message: String,
+}
+
+impl CopyPruned {
+    fn exit(&self) -> Option<Kind> {
+        match (&self.report, &self.error) {
+            (Some(report), None) => report.exit(),
+            (_, error) => Some(error.as_ref().and_then(|error| Kind::from_word(&error.kind)).unwrap_or(Kind::Failed)),
+        }
+    }
+}
+
+/// `lifeboat.prune/1`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PruneReport {
+    pub schema: String,
+    /// URL.
+    pub repository: String,
+    /// The plans whose snapshots were looked at.
+    pub plans: Vec<String>,
+    pub time: DateTime<Utc>,
+    pub dry_run: bool,
+    /// By plan, oldest first.
+    pub snapshots: Vec<SnapshotFate>,
+    /// How many were removed, or would be.
+    pub snapshots_removed: u64,
+    pub logs: Vec<LogFate>,
+    /// Stored bytes throughout.
+    pub collection: Collection,
+    /// Why retention removed nothing; sentences.
+    pub blocked: Vec<String>,
+    pub warnings: Vec<String>,
+    pub duration_ms: u64,
+    /// The plan's copies that have rules of their own, in the order of the plan file.
+    #[serde(default)]
+    pub copies: Vec<CopyPruned>,
+}
+
+impl PruneReport {
+    /// How the process should end: `None` is exit 0. What stands in the way of pruning is damage, or something that cannot be read.
+    #[must_use]
+    pub fn exit(&self) -> Option<Kind> {
+        let blocked = !self.blocked.is_empty() || !self.collection.blocked.is_empty();
+        if blocked { Some(Kind::Damaged) } else { self.copies.iter().find_map(CopyPruned::exit) }
+    }
+
+    /// What kept it, or the pruning of a copy, from being done; a sentence.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        let of_copy = |copy: &CopyPruned| {
+            let failure = match (&copy.report, &copy.error) {
+                (Some(report), None) => report.failure()?,
+                (_, error) => error.as_ref().map_or_else(|| "it was not pruned".to_owned(), |error| error.message.clone()),
+            };
+            Some(format!("copy in {}: {failure}", copy.name))
+        };
+        let blocked = self.blocked.iter().chain(&self.collection.blocked).next();
+        blocked.map(|why| format!("nothing is deleted: {why}")).or_else(|| self.copies.iter().find_map(of_copy))
+    }
+}
+
+/// Prunes: applies the rules to the snapshots of these plans, and collects the garbage of the whole repository. `may` is asked right before
+/// snapshots are removed; an error means that none may be.
+///
+/// # Errors
+/// What `may` says. When the store or the ledger cannot be worked with. What is damaged is told in the report, and nothing is removed then.
+pub fn run(
+    repository: &Repository,
+    plans: &[PlanRules],
+    dry_run: bool,
+    clock: &dyn Clock,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+    may: &dyn Fn() -> Result<()>,
+) -> Result<PruneReport> {
+    if !dry_run && repository.role() == Role::Writer {
+        return Err(Error::new(Kind::WrongKey, "prune: the passphrase is a writer key, which backs up and removes nothing")
+            .hint("use a maintainer's or a reader's passphrase, best on another machine than the one that backs up"));
+    }
+    let started = Instant::now();
+    let now = clock.now();
+    progress.event(Event::Phase { name: "retention", detail: String::new() });
+    let mut planned = Planned::default();
+    // Decided upon what is there after the ledger was read, so that nobody else's decision is passed by.
+    if dry_run {
+        planned = decide(repository, &repository.ledger()?, plans, now)?;
+    } else {
+        repository.amend_ledger(now, |ledger| {
+            cancel.check()?;
+            planned = decide(repository, ledger, plans, now)?;
+            let mut removed = Vec::new();
+            for (manifest, reason) in planned.removed() {
+                match repository.removal_of(manifest, reason, now) {
+                    Ok(snapshot) => removed.push(snapshot),
+                    // Another prune has removed it since, and its object is gone already.
+                    Err(error) if error.kind() == Kind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if removed.is_empty() {
+                return Ok(None);
+            }
+            // Right before the entry: whoever takes this run over from here on takes the entry's number first.
+            may()?;
+            Ok(Some(Decision::Remove { snapshots: removed }))
+        })?;
+    }
+    let mut logs = Vec::new();
+    for plan in plans {
+        logs.extend(prune_logs(repository, plan, &planned, now, dry_run, cancel)?);
+    }
+    let without = if dry_run { planned.removed().map(|(manifest, _)| manifest.id).collect() } else { std::collections::BTreeSet::new() };
+    let options = CollectOptions { dry_run, without, ..CollectOptions::default() };
+    let mut collection = repository.collect(&options, now, progress, cancel)?;
+    let mut warnings = planned.warnings.clone();
+    warnings.append(&mut collection.warnings);
+    for message in &warnings {
+        progress.event(Event::Warning { message: message.clone() });
+    }
+    Ok(PruneReport {
+        schema: "lifeboat.prune/1".into(),
+        repository: repository.store().describe().to_owned(),
+        copies: Vec::new(),
+        plans: plans.iter().map(|plan| plan.plan.to_string()).collect(),
+        time: now,
+        dry_run,
+        snapshots_removed: planned.removed().count() as u64,
+        snapshots: planned.shown(),
+        logs,
+        collection,
+        blocked: planned.blocked,
+        warnings,
+        duration_ms: millis(started.elapsed()),
+    })
+}
+
+/// The fates of all snapshots of the plans.
+#[derive(Default)]
+struct Planned {
+    by_plan: Vec<(Name, Vec<Candidate>, Vec<Fate>)>,
+    manifests: BTreeMap<SnapshotId, Manifest>,
+    blocked: Vec<String>,
+    warnings: Vec<String>,
+}
+
+impl Planned {
+    fn fates(&self) -> impl Iterator<Item = (&Name, &Fate)> {
+        self.by_plan.iter().flat_map(|(plan, _, fates)| fates.iter().map(move |fate| (plan, fate)))
+    }
+
+    fn removed(&self) -> impl Iterator<Item = (&Manifest, &str)> {
+        self.fates()
+            .filter(|(_, fate)| !fate.kept)
+            .filter_map(|(_, fate)| Some((self.manifests.get(&fate.id)?, fate.reasons.first()?.as_str())))
+    }
+
+    fn shown(&self) -> Vec<SnapshotFate> {
+        let shown = |(plan, fate): (&Name, &Fate)| SnapshotFate {
+            plan: plan.to_string(),
+            id: fate.id,
+            time: fate.time,
+            kept: fate.kept,
+            reasons: fate.reasons.clone(),
+        };
+        self.fates().map(shown).collect()
+    }
+}
+
+fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: DateTime<Utc>) -> Result<Planned> {
+    let mut planned = Planned::default();
+    let (manifests, damaged) = repository.sound_manifests(None)?;
+    let (reports, damaged_reports) = repository.sound_reports(None)?;
+    for error in damaged.iter().map(|lost| &lost.error).chain(&damaged_reports) {
+        planned.blocked.push(explain(error));
+    }
+    let open = match repository.open_commits() {
+        Ok(open) => open,
+        Err(error) if error.kind() == Kind::Damaged => {
+            planned.blocked.push(explain(&error));
+            Vec::new()
+        }
+        Err(error) => return Err(error),
+    };
+    for PlanRules { plan, rules, zone } in plans {
+        let of_plan = manifests.iter().filter(|manifest| manifest.plan == *plan);
+        let candidates: Vec<Candidate> = of_plan.map(|manifest| candidate(manifest, ledger, &reports, &open, now)).collect();
+        let mut fates = retention::plan(rules, &candidates, *zone, now);
+        if !planned.blocked.is_empty() {
+            for fate in fates.iter_mut().filter(|fate| !fate.kept) {
+                fate.kept = true;
+                fate.reasons = vec!["no rule keeps it, but retention is blocked".to_owned()];
+            }
+        }
+        for hold in ledger.holds().values().filter(|hold| ledger.hold(hold.snapshot, now).is_none()) {
+            if candidates.iter().any(|candidate| candidate.id == hold.snapshot) {
+                planned.warnings.push(format!("the hold of snapshot {} ({}) is over", hold.snapshot, hold.reason));
+            }
+        }
+        planned.by_plan.push((plan.clone(), candidates, fates));
+    }
+    planned.manifests = manifests.into_iter().map(|manifest| (manifest.id, manifest)).collect();
+    Ok(planned)
+}
+
+fn candidate(manifest: &Manifest, ledger: &Ledger, reports: &[ReportRecord], open: &[SnapshotId], now: DateTime<Utc>) -> Candidate {
+    let standing = damage::standing(reports, None);
+    let held = ledger.hold(manifest.id, now).map(|hold| {
+        let until = hold.until.map_or_else(String::new, |until| format!(" until {}", select::moment(until)));
+        format!("{} (by {}{until})", hold.reason, hold.by)
+    });
+    Candidate {
+        id: manifest.id,
+        time: manifest.time,
+        tags: manifest.tags.clone(),
+        whole: backup::missing(&manifest.sources).is_empty(),
+        proven_at: select::proven(reports, manifest),
+        damaged: damage::of_snapshot(reports, &standing, manifest.id).map(|known| known.describe()),
+        held,
+        unended: open.contains(&manifest.id),
+        has_log: manifest.sources.iter().any(replay::can_have_log),
+    }
+}
+
+/// Of snapshots of one plan, those whose log a prune by these rules would leave. All without a window.
+///
+/// # Errors
+/// When the store cannot be asked.
+pub(in crate::ops) fn needing_log<'a>(
+    repository: &Repository,
+    rules: &Rules,
+    manifests: Vec<&'a Manifest>,
+    now: DateTime<Utc>,
+) -> Result<Vec<&'a Manifest>> {
+    if rules.log.is_none() {
+        return Ok(manifests);
+    }
+    let (reports, _) = repository.sound_reports(None)?;
+    let ledger = repository.ledger()?;
+    let candidates: Vec<Candidate> = manifests.iter().map(|manifest| candidate(manifest, &ledger, &reports, &[], now)).collect();
+    let needing: Vec<SnapshotId> = retention::needing_log(rules, &candidates, now).iter().map(|candidate| candidate.id).collect();
+    Ok(manifests.into_iter().filter(|manifest| needing.contains(&manifest.id)).collect())
+}
+
+/// Removes what no kept snapshot of the plan needs of its logs.
+fn prune_logs(
+    repository: &Repository,
+    plan: &PlanRules,
+    planned: &Planned,
+    now: DateTime<Utc>,
+    dry_run: bool,
+    cancel: &Cancel,
+) -> Result<Vec<LogFate>> {
+    let Some((_, candidates, fates)) = planned.by_plan.iter().find(|(name, ..)| *name == plan.plan) else { return Ok(Vec::new()) };
+    let manifests: Vec<&Manifest> = planned.manifests.values().filter(|manifest| manifest.plan == plan.plan).collect();
+    let mut sources: Vec<&Name> = manifests.iter().flat_map(|m| &m.sources).filter(|s| replay::can_have_log(s)).map(|s| &s.name).collect();
+    sources.sort_unstable();
+    sources.dedup();
+    let needed: Vec<&Manifest> = retention::log_needed_by(&plan.rules, candidates, fates, now)
+        .into_iter()
+        .filter_map(|candidate| planned.manifests.get(&candidate.id))
+        .collect();
+    let mut logs = Vec::new();
+    for source in sources {
+        cancel.check()?;
+        let whole = |reason: &str| LogFate {
+            plan: plan.plan.to_string(),
+            source: source.to_string(),
+            before: None,
+            reason: reason.to_owned(),
+            pieces: 0,
+            bytes: 0,
+        };
+        if plan.rules == Rules::default() {
+            logs.push(whole("the plan has no keep rules: nothing is removed"));
+        } else if !planned.blocked.is_empty() {
+            logs.push(whole("retention is blocked"));
+        } else {
+            let stands_in_the_way = || {
+                if repository.has_open_commit(&plan.plan)? {
+                    return Ok(Some("a backup of the plan is at work: all of it stays"));
+                }
+                let known = |manifest: &Manifest| planned.manifests.contains_key(&manifest.id);
+                let is_settled = repository.manifests(Some(&plan.plan))?.iter().all(known);
+                Ok((!is_settled).then_some("a backup of the plan was committed meanwhile: all of it stays"))
+            };
+            logs.push(retain::prune(repository, &plan.plan, source, &needed, dry_run, &stands_in_the_way)?);
+        }
+    }
+    Ok(logs)
+}
+
+/// `lifeboat.hold/1`: what a hold or release did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldReport {
+    pub schema: String,
+    pub snapshot: SnapshotId,
+    pub plan: String,
+    /// `false`: released.
+    pub held: bool,
+    pub until: Option<DateTime<Utc>>,
+    pub reason: String,
+    pub by: String,
+}
+
+/// Holds a snapshot: no retention removes it before `until`, or before it is released. A hold that is there is replaced.
+///
+/// # Errors
+/// `NoRecoveryPoint` when there is no such snapshot (any more).
+pub fn hold(
+    repository: &Repository,
+    id: SnapshotId,
+    until: Option<DateTime<Utc>>,
+    reason: &str,
+    by: &str,
+    now: DateTime<Utc>,
+) -> Result<HoldReport> {
+    if let Some(until) = until
+        && until <= now
+    {
+        return Err(Error::new(Kind::Usage, format!("hold a snapshot until {}: that is over", select::moment(until))));
+    }
+    let hold = Hold { snapshot: id, until, reason: reason.to_owned(), by: by.to_owned(), held_at: now };
+    let mut plan = String::new();
+    repository.amend_ledger(now, |ledger| {
+        if let Some(removed) = ledger.removed(id) {
+            return Err(removed.error());
+        }
+        plan = repository.manifest(id)?.plan.to_string();
+        Ok(Some(Decision::Hold { hold: hold.clone() }))
+    })?;
+    Ok(HoldReport { schema: "lifeboat.hold/1".into(), snapshot: id, plan, held: true, until, reason: hold.reason, by: hold.by })
+}
+
+/// Releases a snapshot that is held.
+///
+/// # Errors
+/// `Usage` when it is not held.
+pub fn release(repository: &Repository, id: SnapshotId, reason: &str, by: &str, now: DateTime<Utc>) -> Result<HoldReport> {
+    repository.amend_ledger(now, |ledger| {
+        if !ledger.holds().contains_key(&id) {
+            return Err(Error::new(Kind::Usage, format!("release snapshot {id}: it is not held")));
+        }
+        Ok(Some(Decision::Release { snapshot: id, by: by.to_owned(), reason: reason.to_owned() }))
+    })?;
+    let plan = repository.manifest(id).map(|manifest| manifest.plan.to_string()).unwrap_or_default();
+    Ok(HoldReport {
+        schema: "lifeboat.hold/1".into(),
+        snapshot: id,
+        plan,
+        held: false,
+        until: None,
+        reason: reason.to_owned(),
+        by: by.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::entry::Order;
+    use crate::event::Silent;
+    use crate::id::ReportId;
+    use crate::repo::{OpenOptions, Passphrase, ReportKind, ReportRecord, Role};
+    use crate::source::Finish;
+    use crate::source::postgres::lsn::Lsn;
+    use crate::store::Store;
+
+    const SEGMENT: u64 = 1 << 20;
+    const SEGMENT_BYTES: usize = 1 << 20;
+
+    struct World {
+        runtime: tokio::runtime::Runtime,
+        store: Store,
+        start: DateTime<Utc>,
+    }
+
+    fn key(role: &str) -> Passphrase {
+        Passphrase::new(format!("the passphrase of a {role}"))
+    }
+
+    fn crm() -> Name {
+        Name::new("crm").unwrap()
+    }
+
+    impl World {
+        fn new() -> Self {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            let world = Self { runtime, store: Store::in_memory(), start: "2026-01-01T02:00:00Z".parse().unwrap() };
+            let options = OpenOptions { cache: None, workers: 1 };
+            let (repository, _) =
+                Repository::init(world.store.clone(), world.runtime.handle().clone(), &key("reader"), &options, world.start).unwrap();
+            for (role, name) in [(Role::Writer, "writer"), (Role::Maintainer, "maintainer")] {
+                repository.add_key(name, role, &key(name), world.start).unwrap();
+            }
+            world
+        }
+
+        fn open(&self, role: &str) -> Repository {
+            Repository::open(self.store.clone(), self.runtime.handle().clone(), &key(role), &OpenOptions { cache: None, workers: 1 })
+                .unwrap()
+        }
+
+        fn day(&self, day: i64) -> DateTime<Utc> {
+            self.start + chrono::Duration::days(day)
+        }
+
+        /// A base backup that began in segment `day * 10` and ended in the next one, and the log of the day.
+        fn back_up(&self, day: i64) -> Manifest {
+            let repository = self.open("reader");
+            let first = u64::try_from(day).unwrap() * 10;
+            let log = repository.log(&crm(), &crm());
+            let bytes = vec![1; SEGMENT_BYTES];
+            for segment in first..first + 10 {
+                let (start, end) = (segment * SEGMENT, (segment + 1) * SEGMENT);
+                let facts = serde_json::json!({ "system_identifier": "7", "timeline": 1, "segment_bytes": SEGMENT, "valid_to": Lsn(end) });
+                log.append(1, start, end, &facts, &bytes).unwrap();
+            }
+            let now = self.day(day);
+            let mut writer = repository.begin(&crm(), now, &Cancel::default()).unwrap();
+            let tree = writer.tree(&crm(), "postgres", Order::Tree).unwrap();
+            let at = |segment: u64, offset: u64| Lsn((first + segment) * SEGMENT + offset);
+            let consistency = serde_json::json!({ "system_identifier": "7", "timeline": 1, "start_lsn": at(0, 40), "stop_lsn": at(1, 80), "lsn": at(1, 80) });
+            let finish = Finish { consistency, fingerprints: vec![], problems: vec![] };
+            let record = tree.finish(serde_json::to_value(finish).unwrap()).unwrap();
+            writer.commit(vec![record], now, vec![], &Silent).unwrap().manifest
+        }
+
+        fn prune(&self, role: &str, rules: &Rules, day: i64, dry_run: bool) -> Result<PruneReport> {
+            let plans = [PlanRules { plan: crm(), rules: rules.clone(), zone: Tz::UTC }];
+            run(&self.open(role), &plans, dry_run, &ManualClock::new(self.day(day)), &Silent, &Cancel::default(), &|| Ok(()))
+        }
+
+        fn segments(&self) -> Vec<u64> {
+            self.open("reader").log(&crm(), &crm()).pieces().unwrap().iter().map(|piece| piece.start / SEGMENT).collect()
+        }
+    }
+
+    #[test]
+    fn log_goes_as_far_as_no_kept_snapshot_and_no_window_needs_it() {
+        let world = World::new();
+        let snapshots: Vec<Manifest> = (0..6).map(|day| world.back_up(day)).collect();
+        let rules = Rules { last: 3, ..Rules::default() };
+        let planned = world.prune("maintainer", &rules, 6, true).unwrap();
+        assert_eq!((planned.logs[0].pieces, planned.snapshots_removed), (30, 3), "{planned:?}");
+        assert_eq!(world.segments().len(), 60);
+        let done = world.prune("maintainer", &rules, 6, false).unwrap();
+        assert_eq!((&done.snapshots, &done.logs, done.exit()), (&planned.snapshots, &planned.logs, None));
+        assert_eq!(world.segments(), (30..60).collect::<Vec<_>>());
+        // A window: the log of the last day and a half only, though three snapshots are kept.
+        let window = Rules { log: Some(Duration::from_hours(36)), ..rules };
+        let done = world.prune("maintainer", &window, 6, false).unwrap();
+        assert_eq!(world.segments(), (40..60).collect::<Vec<_>>(), "{done:?}");
+        assert_eq!(done.logs[0].before.as_deref(), Some(Lsn(40 * SEGMENT).to_string().as_str()));
+        let left: Vec<SnapshotId> = world.open("reader").manifests(None).unwrap().iter().map(|m| m.id).collect();
+        assert_eq!(left, snapshots[3..].iter().map(|m| m.id).collect::<Vec<_>>());
+        let found =
+            world.open("reader").verify(crate::repo::VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap();
+        assert_eq!(found.findings, vec![]);
+    }
+
+    /// After a recovery to the past, what a backup at work needs lies before what older snapshots need.
+    #[test]
+    fn no_log_goes_while_a_backup_is_at_work() {
+        let world = World::new();
+        (1..4).for_each(|day| drop(world.back_up(day)));
+        let repository = world.open("reader");
+        let writer = repository.begin(&crm(), world.day(4), &Cancel::default()).unwrap();
+        let rules = Rules { last: 1, ..Rules::default() };
+        let done = world.prune("maintainer", &rules, 4, false).unwrap();
+        assert_eq!((done.snapshots_removed, done.logs[0].pieces), (2, 0), "{done:?}");
+        assert!(done.logs[0].reason.contains("at work") && world.segments().len() == 30, "{done:?}");
+        drop(writer);
+        let fenced = CollectOptions { fence_after: Duration::ZERO, ..CollectOptions::default() };
+        repository.collect(&fenced, world.day(4), &Silent, &Cancel::default()).unwrap();
+        assert_eq!(world.prune("maintainer", &rules, 4, false).unwrap().logs[0].pieces, 20);
+    }
+
+    /// Committed between the plan and the removal: it was not asked what it needs.
+    #[test]
+    fn no_log_goes_when_a_snapshot_came_after_the_plan_was_made() {
+        let world = World::new();
+        (1..4).for_each(|day| drop(world.back_up(day)));
+        let repository = world.open("maintainer");
+        let plan = PlanRules { plan: crm(), rules: Rules { last: 1, ..Rules::default() }, zone: Tz::UTC };
+        let planned = decide(&repository, &repository.ledger().unwrap(), std::slice::from_ref(&plan), world.day(4)).unwrap();
+        world.back_up(4);
+        let logs = prune_logs(&repository, &plan, &planned, world.day(4), false, &Cancel::default()).unwrap();
+        assert!(logs[0].pieces == 0 && logs[0].reason.contains("meanwhile"), "{logs:?}");
+        assert_eq!(world.segments().len(), 40);
+    }
+
+    #[test]
+    fn a_writer_prunes_nothing_and_without_rules_nobody_does() {
+        let world = World::new();
+        (0..3).for_each(|day| drop(world.back_up(day)));
+        let before = world.runtime.block_on(world.store.list("")).unwrap();
+        assert_eq!(world.prune("writer", &Rules { last: 1, ..Rules::default() }, 9, false).unwrap_err().kind(), Kind::WrongKey);
+        let done = world.prune("maintainer", &Rules::default(), 9999, false).unwrap();
+        assert_eq!((done.snapshots_removed, done.logs[0].pieces, done.collection.packs_deleted), (0, 0, 0));
+        assert_eq!(world.runtime.block_on(world.store.list("")).unwrap(), before);
+    }
+
+    #[test]
+    fn what_a_drill_proved_stays_until_a_newer_one_is_proven() {
+        let world = World::new();
+        let snapshots: Vec<Manifest> = (0..4).map(|day| world.back_up(day)).collect();
+        let prove = |manifest: &Manifest, day: i64| {
+            let time = world.day(day);
+            let record = ReportRecord {
+                id: ReportId::generate(time),
+                kind: ReportKind::Drill,
+                time,
+                plan: Some("crm".into()),
+                snapshots: vec![manifest.id],
+                passed: true,
+                document: serde_json::json!({}),
+            };
+            world.open("reader").put_report(&record).unwrap();
+        };
+        let rules = Rules { last: 1, ..Rules::default() };
+        let left = || world.open("reader").manifests(None).unwrap().iter().map(|m| m.id).collect::<Vec<_>>();
+        prove(&snapshots[1], 5);
+        world.prune("maintainer", &rules, 6, false).unwrap();
+        assert_eq!(left(), [snapshots[1].id, snapshots[3].id]);
+        prove(&snapshots[3], 7);
+        world.prune("maintainer", &rules, 8, false).unwrap();
+        assert_eq!(left(), [snapshots[3].id]);
+    }
+
+    #[test]
+    fn a_hold_keeps_a_snapshot_until_its_time_is_over() {
+        let world = World::new();
+        let snapshots: Vec<Manifest> = (0..2).map(|day| world.back_up(day)).collect();
+        let rules = Rules { last: 1, ..Rules::default() };
+        let repository = world.open("reader");
+        assert_eq!(hold(&repository, snapshots[0].id, Some(world.day(1)), "x", "t", world.day(2)).unwrap_err().kind(), Kind::Usage);
+        hold(&repository, snapshots[0].id, Some(world.day(10)), "audit", "t", world.day(2)).unwrap();
+        assert_eq!(world.prune("reader", &rules, 9, false).unwrap().snapshots_removed, 0);
+        let done = world.prune("reader", &rules, 10, false).unwrap();
+        assert_eq!(done.snapshots_removed, 1);
+        assert!(done.warnings[0].contains("hold"), "{done:?}");
+        let late = hold(&world.open("reader"), snapshots[0].id, None, "too late", "t", world.day(11)).unwrap_err();
+        assert_eq!(late.kind(), Kind::NoRecoveryPoint);
+    }
+}

@@ -1,0 +1,160 @@
+//! Marking: what the manifests of all snapshots lead to.
+
+use std::collections::{BTreeSet, HashSet};
+
+use crate::error::{Error, Kind, Result};
+use crate::event::{Cancel, Event, Progress};
+use crate::id::SnapshotId;
+use crate::repo::collect::marks::Marks;
+use crate::repo::nodes::NodeReader;
+use crate::repo::snapshot::{Manifest, id_of};
+use crate::repo::tree::{Content, Record, decode_list};
+use crate::repo::{Inner, Repository};
+
+/// Why marking cannot say what is garbage, or the error that ended it.
+pub enum Unmarked {
+    /// Something that may lead to anything cannot be read; sentences.
+    Blocked(Vec<String>),
+    /// A snapshot went away while it was followed: mark anew.
+    Again,
+    Failed(Error),
+}
+
+/// How often marking begins anew.
+const ATTEMPTS: usize = 8;
+
+impl From<Error> for Unmarked {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Marks as manifests are read. What is marked stays marked: what has died since only lives on until the next collection.
+pub struct Marker<'a> {
+    repository: &'a Repository,
+    nodes: NodeReader,
+    pub marks: Marks,
+    /// Keys of the manifests and void markers that were looked at.
+    seen: HashSet<String>,
+    /// Snapshots that count as removed.
+    pub without: BTreeSet<SnapshotId>,
+    /// Host and key of every manifest seen.
+    pub commits: Vec<(String, String)>,
+}
+
+impl<'a> Marker<'a> {
+    /// Marks from the beginning, without these snapshots.
+    pub fn all(
+        repository: &'a Repository,
+        without: &BTreeSet<SnapshotId>,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Self, Unmarked> {
+        for _ in 0..ATTEMPTS {
+            let mut marker = Self::new(repository)?;
+            marker.without.clone_from(without);
+            match marker.mark(progress, cancel) {
+                Err(Unmarked::Again) => {}
+                marked => return marked.map(|()| marker),
+            }
+        }
+        Err(Error::new(Kind::Busy, "mark what snapshots need: they are removed while they are read").hint("try again").into())
+    }
+
+    fn new(repository: &'a Repository) -> Result<Self> {
+        let nodes = NodeReader::new(&repository.inner)?;
+        Ok(Self { repository, nodes, marks: Marks::default(), seen: HashSet::new(), without: BTreeSet::new(), commits: Vec::new() })
+    }
+
+    /// Marks what the manifests lead to that were not looked at before.
+    pub fn mark(&mut self, progress: &dyn Progress, cancel: &Cancel) -> Result<(), Unmarked> {
+        let inner = &self.repository.inner;
+        let mut blocked = Vec::new();
+        let mut manifests: Vec<(String, Manifest)> = Vec::new();
+        if self.seen.is_empty() {
+            for (key, opened) in self.repository.open_manifests("snapshots/")? {
+                match opened {
+                    Ok(manifest) => manifests.extend(manifest.map(|(manifest, _)| (key.clone(), manifest))),
+                    Err(error) => blocked.push(unreadable(&key, error)?),
+                }
+                self.seen.insert(key);
+            }
+        } else {
+            let listed = inner.block_on(inner.store.list("snapshots/"))?;
+            let ledger = self.repository.ledger()?;
+            for object in listed.iter().filter(|object| !self.seen.contains(&object.key)) {
+                if id_of(&object.key).is_some_and(|id| ledger.removed(id).is_some()) {
+                    continue;
+                }
+                match self.repository.open_manifest(&object.key) {
+                    Ok(manifest) => manifests.extend(manifest.map(|(manifest, _)| (object.key.clone(), manifest))),
+                    Err(error) => blocked.push(unreadable(&object.key, error)?),
+                }
+            }
+            self.seen.extend(listed.into_iter().map(|object| object.key));
+        }
+        for (key, error) in &inner.moved().damaged {
+            blocked.push(format!("{key} cannot be read: {error}"));
+        }
+        if !blocked.is_empty() {
+            return Err(Unmarked::Blocked(blocked));
+        }
+        manifests.retain(|(_, manifest)| !self.without.contains(&manifest.id));
+        progress.event(Event::Total { bytes: 0, items: manifests.len() as u64 });
+        for (key, manifest) in manifests {
+            for source in &manifest.sources {
+                let Err(error) = source.tree.bytes().and_then(|root| self.list(&root, source.tree.depth, cancel)) else { continue };
+                let why = unreadable(&format!("the tree of {} of snapshot {}", source.name, manifest.id), error)?;
+                if self.repository.removed(manifest.id).is_some() {
+                    // Removed meanwhile, and collected by somebody else. Nodes on the way to what could not be read are marked and were
+                    // not followed to their end: these marks must not be used.
+                    return Err(Unmarked::Again);
+                }
+                blocked.push(why);
+            }
+            self.commits.push((manifest.host.clone(), key));
+            progress.event(Event::Advance { bytes: 0, items: 1 });
+        }
+        if blocked.is_empty() { Ok(()) } else { Err(Unmarked::Blocked(blocked)) }
+    }
+
+    /// Follows a list of nodes. A node that is marked already was followed already.
+    fn list(&mut self, bytes: &[u8], depth: u32, cancel: &Cancel) -> Result<()> {
+        let inner: &Inner = &self.repository.inner;
+        let mut refs = decode_list(bytes, |pack| inner.packs.intern(pack))
+            .map_err(|e| Error::new(Kind::Damaged, "a list of nodes cannot be decoded").because(e))?;
+        inner.moved().resolve_refs(inner, &mut refs);
+        for node in refs {
+            cancel.check()?;
+            if !self.marks.set(node.place) {
+                continue;
+            }
+            if depth > 0 {
+                let bytes = self.nodes.read(&node)?;
+                self.list(&bytes, depth - 1, cancel)?;
+                continue;
+            }
+            for record in self.nodes.records(&node)? {
+                if let Record::Stretch(chunks) | Record::Entry { content: Content::Inline(chunks), .. } = record {
+                    for chunk in chunks {
+                        for place in chunk.stored.places() {
+                            self.marks.set(place);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What cannot be read because it is damaged stands in the way; a store that is away ends everything.
+fn unreadable(what: &str, error: Error) -> Result<String> {
+    match error.kind() {
+        Kind::Damaged | Kind::NotFound => {
+            let causes: Vec<String> = std::iter::once(error.to_string()).chain(error.causes()).collect();
+            Ok(format!("{what} cannot be read: {}", causes.join(": ")))
+        }
+        _ => Err(error),
+    }
+}

@@ -1,0 +1,445 @@
+//! Collection of garbage, without locks and without clocks, beside writers, readers and other collectors.
+//!
+//! The steps, by the letters of `docs/format.md`; `tests/model.rs` is a model of exactly these, explored exhaustively, and every rule in it is
+//! needed:
+//!
+//! - (A) list packs, *then* manifests and the records of moved packs; mark.
+//! - (B) publish tombstones for what is dead or is to be rewritten; never withdraw one. A later collection goes on with those of an earlier one.
+//! - (C) *then* list sessions. Each must be gone, or decided, or is fenced by a void marker. While one is open, what was given up before it
+//!   was seen to begin stays; the next collection looks again.
+//! - (D) mark a second time: manifests, and records of moved packs, that came since.
+//! - (R) rewrite partly dead packs as a writer would: session → pack → index → record (the commit, created only if absent).
+//! - (E) take dead packs out of the index, then delete them.
+//!
+//! What is damaged stands in the way of everything: garbage is only what no snapshot leads to, and that is known only when all can be read.
+
+mod mark;
+mod marks;
+mod rewrite;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::event::{Cancel, Event, Progress};
+use crate::id::{SessionId, SnapshotId};
+use crate::repo::format::{ObjectKind, PackId, PackKind};
+use crate::repo::index::{PackHead, decode_heads};
+use crate::repo::packs::PackNo;
+use crate::repo::session::{LISTINGS, SeenSession, publish_tombstones, read_tombstone_groups};
+use crate::repo::snapshot::{host_name, id_of};
+use crate::repo::tree::PackRef;
+use crate::repo::{Inner, Repository};
+use mark::{Marker, Unmarked};
+
+/// What is known of a pack when it is chosen for rewriting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackState {
+    pub id: PackId,
+    pub kind: PackKind,
+    /// Stored bytes.
+    pub bytes: u64,
+    pub chunks: u32,
+    /// How many of them a snapshot leads to; never none.
+    pub live_chunks: u32,
+}
+
+impl PackState {
+    /// Share of dead chunks in percent, rounded down.
+    #[must_use]
+    pub fn dead_percent(&self) -> u32 {
+        let dead = u64::from(self.chunks.saturating_sub(self.live_chunks));
+        u32::try_from(dead * 100 / u64::from(self.chunks.max(1))).unwrap_or(100)
+    }
+}
+
+/// Partly dead packs are rewritten from this share of dead chunks on: at most one byte is moved for each that becomes free.
+pub const REWRITE_PERCENT: u32 = 50;
+
+/// How to collect.
+pub struct CollectOptions<'a> {
+    /// Only say what would be done: nothing is written.
+    pub dry_run: bool,
+    /// Snapshots that count as removed although the ledger does not say so: with `dry_run` only.
+    pub without: BTreeSet<SnapshotId>,
+    /// Which packs in which something is alive are put together anew; asked of those, too, in which nothing is dead.
+    pub rewrite: &'a dyn Fn(&PackState) -> bool,
+    /// A session that did not end after so long is fenced, however alive its writer may be.
+    pub fence_after: Duration,
+    /// The same for one whose process is gone from this machine, or whose host has committed a later snapshot of the plan.
+    pub fence_gone_after: Duration,
+}
+
+impl Default for CollectOptions<'_> {
+    fn default() -> Self {
+        Self {
+            dry_run: false,
+            without: BTreeSet::new(),
+            rewrite: &|pack| pack.dead_percent() >= REWRITE_PERCENT,
+            fence_after: Duration::from_hours(7 * 24),
+            fence_gone_after: Duration::from_hours(1),
+        }
+    }
+}
+
+/// What a collection found and did. Bytes are stored ones.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collection {
+    /// Before.
+    pub packs: u64,
+    pub bytes: u64,
+    /// In which nothing is alive.
+    pub packs_dead: u64,
+    pub bytes_dead: u64,
+    /// In which something is dead, and something alive.
+    pub packs_partly_dead: u64,
+    /// What is chosen for rewriting.
+    pub packs_to_rewrite: u64,
+    pub bytes_to_rewrite: u64,
+    /// About how much of that is dead.
+    pub bytes_to_free: u64,
+    /// Given up, and a backup at work may still lean on it: the next collection looks again.
+    pub packs_waiting: u64,
+    pub bytes_waiting: u64,
+    /// Dead, but a backup that is at work may have stored it just now.
+    pub packs_young: u64,
+    pub packs_deleted: u64,
+    pub bytes_deleted: u64,
+    pub packs_rewritten: u64,
+    /// Written for them.
+    pub bytes_moved: u64,
+    /// Sessions that stand in the way: what they will commit, and the host.
+    pub waiting_for: Vec<String>,
+    /// Sessions that were fenced: their backups, if they still run, will fail at their end.
+    pub fenced: Vec<String>,
+    /// Deletes that the store refused (no right, object lock).
+    pub refused: u64,
+    /// Why nothing could be deleted; sentences. Empty: nothing stood in the way.
+    pub blocked: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+/// Content of a `gc/waits/` object (JSON): tombstones, and the sessions that were open in a listing after they had been published. A session
+/// that is not among them began later, and knows the tombstones.
+#[derive(Debug, Serialize, Deserialize)]
+struct Waits {
+    tombstones: Vec<String>,
+    sessions: Vec<String>,
+}
+
+/// Sessions of decided commits go after this time; their writers remove them themselves within moments.
+const DECIDED_SESSION_AGE: chrono::TimeDelta = chrono::TimeDelta::hours(24);
+/// Tombstone objects from which on they are put into one.
+const TOMBSTONES_MAX: usize = 32;
+
+/// What the store holds, as the first listing showed it.
+struct Found {
+    present: HashMap<PackId, (u64, DateTime<Utc>)>,
+    heads: HashMap<PackId, PackHead>,
+    /// Index objects that list packs which are not there and must not be.
+    stale_index: bool,
+}
+
+impl Repository {
+    /// Collects garbage. May be interrupted at any point and called again; several may run at once. Every role that is not shut out by the
+    /// store's own rights may: to move chunks of data out of frames that are partly dead needs the reader role, others move whole frames.
+    ///
+    /// # Errors
+    /// `Unavailable` and the like, `Interrupted`. What is damaged is told in `blocked`.
+    pub fn collect(
+        &self,
+        options: &CollectOptions<'_>,
+        now: DateTime<Utc>,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Collection> {
+        let mut out = Collection::default();
+        match self.collect_into(options, now, progress, cancel, &mut out) {
+            Ok(()) => Ok(out),
+            Err(Unmarked::Blocked(why)) => {
+                out.blocked.extend(why);
+                Ok(out)
+            }
+            Err(Unmarked::Again) => Err(Error::new(Kind::Bug, "marking ended in the middle")),
+            Err(Unmarked::Failed(error)) => Err(error),
+        }
+    }
+
+    fn collect_into(
+        &self,
+        options: &CollectOptions<'_>,
+        now: DateTime<Utc>,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+        out: &mut Collection,
+    ) -> Result<(), Unmarked> {
+        let inner = &self.inner;
+        let open = self.open_sessions()?;
+        // A: packs, then what leads to them.
+        progress.event(Event::Phase { name: "mark", detail: "what snapshots need".into() });
+        let groups = read_tombstone_groups(inner).map_err(blocked_by)?;
+        let tombstoned: HashSet<PackId> = groups.iter().flat_map(|(_, packs)| packs).copied().collect();
+        let found = self.find_packs(&tombstoned, out)?;
+        inner.load_moved()?;
+        let moved_before: BTreeSet<String> = inner.moved().records.keys().cloned().collect();
+        let mut marker = Marker::all(self, &options.without, progress, cancel)?;
+
+        // What is dead, and what is worth rewriting.
+        let young = open.iter().map(|session| session.published).min();
+        let mut choice = choose(inner, &found, &marker, &tombstoned, young, options, out);
+        if !open.is_empty() && !choice.rewrite.is_empty() {
+            out.warnings.push(format!("{} partly dead packs are not rewritten while a backup is at work", choice.rewrite.len()));
+            choice.rewrite.clear();
+        }
+        if options.dry_run {
+            out.waiting_for = open.iter().map(told).collect();
+            return Ok(());
+        }
+
+        // B: give up, for ever.
+        let give_up: Vec<PackId> = choice.dead.iter().chain(&choice.rewrite).filter(|pack| !tombstoned.contains(pack)).copied().collect();
+        let mut groups: Vec<(String, Vec<PackId>)> = groups;
+        if !give_up.is_empty() {
+            let key = publish_tombstones(inner, &give_up, now)?;
+            groups.push((key, give_up));
+        }
+
+        // C: whoever may not know of it.
+        progress.event(Event::Phase { name: "sessions", detail: String::new() });
+        let open = self.outlive_or_fence(options, &marker, now, out)?;
+        let settled = self.settled_packs(&groups, &open, now)?;
+
+        // D: what was committed meanwhile.
+        match marker.mark(progress, cancel) {
+            Err(Unmarked::Again) => marker = Marker::all(self, &options.without, progress, cancel)?,
+            marked => marked?,
+        }
+        inner.load_moved()?;
+        let moved = inner.moved();
+        let mut kept: HashSet<PackId> = HashSet::new();
+        for (_, record) in moved.records.iter().filter(|(key, _)| !moved_before.contains(*key)) {
+            kept.extend(record.targets.iter().map(|(pack, _)| pack.id));
+        }
+        kept.extend(marker.marks.packs().map(|pack| inner.packs.get(pack).id));
+        let (mut dead, waiting): (Vec<PackId>, Vec<PackId>) =
+            choice.dead.iter().copied().filter(|pack| !kept.contains(pack)).partition(|pack| settled.contains(pack));
+        out.packs_waiting = waiting.len() as u64;
+        out.bytes_waiting = waiting.iter().filter_map(|pack| found.present.get(pack)).map(|(len, _)| len).sum();
+        if !waiting.is_empty() {
+            out.waiting_for = open.iter().map(told).collect();
+        }
+
+        // R: rewrite.
+        let rewrite: Vec<PackRef> = choice
+            .rewrite
+            .iter()
+            .filter(|pack| settled.contains(pack) && !moved.has(**pack))
+            .filter_map(|pack| found.heads.get(pack))
+            .map(|head| PackRef { id: head.id, len: head.len, directory_len: head.directory_len })
+            .collect();
+        dead.extend(self.rewrite(&rewrite, &marker.marks, now, progress, cancel, out)?);
+
+        // E: unlist, then delete.
+        self.sweep(&dead, &found, &tombstoned, progress, cancel, out)?;
+        self.tidy(&groups, &open, &moved_before, now, out)?;
+        Ok(())
+    }
+
+    /// Sessions that have not come to an end.
+    fn open_sessions(&self) -> Result<Vec<SeenSession>, Unmarked> {
+        let mut open = Vec::new();
+        for session in SeenSession::list(&self.inner).map_err(blocked_by)? {
+            if !session.is_decided(self)? {
+                open.push(session);
+            }
+        }
+        Ok(open)
+    }
+
+    /// Lists packs, then reads what the index says of them.
+    fn find_packs(&self, tombstoned: &HashSet<PackId>, out: &mut Collection) -> Result<Found> {
+        let inner = &self.inner;
+        let listed = inner.block_on(inner.store.list("packs/"))?;
+        let present: HashMap<PackId, (u64, DateTime<Utc>)> =
+            listed.into_iter().filter_map(|object| Some((PackId::from_key(&object.key)?, (object.size, object.modified)))).collect();
+        out.packs = present.len() as u64;
+        out.bytes = present.values().map(|(len, _)| len).sum();
+        for listing in 1..=LISTINGS {
+            match self.read_heads(out) {
+                Err(error) if error.kind() == Kind::NotFound && listing < LISTINGS => {}
+                heads => {
+                    let heads = heads?;
+                    let stale_index = heads.keys().any(|pack| !present.contains_key(pack) && tombstoned.contains(pack));
+                    return Ok(Found { present, heads, stale_index });
+                }
+            }
+        }
+        Err(Error::new(Kind::Unavailable, "read the index: it changes while it is read").hint("try again"))
+    }
+
+    fn read_heads(&self, out: &mut Collection) -> Result<HashMap<PackId, PackHead>> {
+        let inner = &self.inner;
+        let mut heads = HashMap::new();
+        for object in inner.block_on(inner.store.list("index/"))? {
+            let name = &object.key["index/".len()..];
+            let decoded = self.open_index_object(name).and_then(|content| {
+                decode_heads(&content)
+                    .map_err(|e| Error::new(Kind::Damaged, format!("object {}: cannot be decoded", object.key)).because(e))
+            });
+            match decoded {
+                Ok(packs) => heads.extend(packs.into_iter().map(|head| (head.id, head))),
+                // What it lists is looked at when it is listed again.
+                Err(error) if error.kind() == Kind::Damaged => {
+                    let warning = format!("an index object is damaged and was not used: {error}. Run `lifeboat verify`");
+                    if !out.warnings.contains(&warning) {
+                        out.warnings.push(warning);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(heads)
+    }
+
+    /// (C) Fences what is taken for dead; returns the sessions that are still open.
+    fn outlive_or_fence(
+        &self,
+        options: &CollectOptions<'_>,
+        marker: &Marker<'_>,
+        now: DateTime<Utc>,
+        out: &mut Collection,
+    ) -> Result<Vec<SeenSession>, Unmarked> {
+        let mut open = Vec::new();
+        for session in self.open_sessions()? {
+            let age = (now - session.published).to_std().unwrap_or_default();
+            if age >= options.fence_after || age >= options.fence_gone_after && is_gone(&session, &marker.commits) {
+                session.fence(&self.inner)?;
+                out.fenced.push(told(&session));
+            } else {
+                open.push(session);
+            }
+        }
+        Ok(open)
+    }
+
+    /// Packs that no open session can lean on. For the others it is written down whom they wait for.
+    fn settled_packs(
+        &self,
+        groups: &[(String, Vec<PackId>)],
+        open: &[SeenSession],
+        now: DateTime<Utc>,
+    ) -> Result<HashSet<PackId>, Unmarked> {
+        if open.is_empty() {
+            return Ok(groups.iter().flat_map(|(_, packs)| packs).copied().collect());
+        }
+        let inner = &self.inner;
+        let open: BTreeSet<&str> = open.iter().map(|session| session.key.as_str()).collect();
+        let mut blockers: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let waits = read_waits(inner)?;
+        for waits in waits.values() {
+            for group in &waits.tombstones {
+                let of_group = blockers.entry(group).or_insert_with(|| open.clone());
+                of_group.retain(|session| waits.sessions.iter().any(|known| known == session));
+            }
+        }
+        let unknown: Vec<String> = groups.iter().map(|(key, _)| key.clone()).filter(|key| !blockers.contains_key(key.as_str())).collect();
+        if !unknown.is_empty() {
+            let key = format!("gc/waits/{}", SessionId::generate(now));
+            let waits = Waits { tombstones: unknown, sessions: open.iter().map(|key| (*key).to_owned()).collect() };
+            let content = serde_json::to_vec(&waits).context(Kind::Bug, || "encode whom packs wait for".into())?;
+            let sealed = inner.seal_object(ObjectKind::Waits, &key, &content)?;
+            inner.block_on(inner.store.create(&key, Bytes::from(sealed)))?;
+        }
+        let settled = groups.iter().filter(|(key, _)| blockers.get(key.as_str()).is_some_and(BTreeSet::is_empty));
+        Ok(settled.flat_map(|(_, packs)| packs).copied().collect())
+    }
+}
+
+/// What is to go.
+struct Choice {
+    dead: Vec<PackId>,
+    rewrite: Vec<PackId>,
+}
+
+fn choose(
+    inner: &Inner,
+    found: &Found,
+    marker: &Marker<'_>,
+    tombstoned: &HashSet<PackId>,
+    young: Option<DateTime<Utc>>,
+    options: &CollectOptions<'_>,
+    out: &mut Collection,
+) -> Choice {
+    let marked: HashMap<PackId, PackNo> = marker.marks.packs().map(|pack| (inner.packs.get(pack).id, pack)).collect();
+    let mut choice = Choice { dead: Vec::new(), rewrite: Vec::new() };
+    for (id, (len, modified)) in &found.present {
+        let Some(marks) = marked.get(id).and_then(|pack| marker.marks.pack(*pack)) else {
+            out.packs_dead += 1;
+            out.bytes_dead += len;
+            if young.is_some_and(|young| *modified >= young) && !tombstoned.contains(id) {
+                out.packs_young += 1;
+            } else {
+                choice.dead.push(*id);
+            }
+            continue;
+        };
+        let Some(head) = found.heads.get(id).filter(|head| head.len == *len) else { continue };
+        out.packs_partly_dead += u64::from(marks.chunks < head.chunks);
+        let state = PackState { id: *id, kind: head.kind, bytes: *len, chunks: head.chunks, live_chunks: marks.chunks };
+        if (options.rewrite)(&state) {
+            out.packs_to_rewrite += 1;
+            out.bytes_to_rewrite += len;
+            out.bytes_to_free += len * u64::from(head.chunks.saturating_sub(marks.chunks)) / u64::from(head.chunks.max(1));
+            choice.rewrite.push(*id);
+        }
+    }
+    choice.dead.sort_unstable();
+    choice.rewrite.sort_unstable();
+    choice
+}
+
+/// Waits by their objects; one that cannot be read says nothing, and then every open session counts.
+fn read_waits(inner: &Inner) -> Result<BTreeMap<String, Waits>> {
+    let mut all = BTreeMap::new();
+    for object in inner.block_on(inner.store.list("gc/waits/"))? {
+        match inner.open_object(ObjectKind::Waits, &object.key) {
+            Ok(content) => {
+                if let Ok(waits) = serde_json::from_slice(&content) {
+                    all.insert(object.key, waits);
+                }
+            }
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
+/// Damage where what is known of others' work should be: nothing may be deleted.
+fn blocked_by(error: Error) -> Unmarked {
+    match error.kind() {
+        Kind::Damaged => Unmarked::Blocked(vec![format!("{error}. When no backup is running, remove that object and collect again")]),
+        _ => Unmarked::Failed(error),
+    }
+}
+
+/// Whether a writer is most likely dead. A mistake costs it its work and nothing else.
+fn is_gone(session: &SeenSession, commits: &[(String, String)]) -> bool {
+    let folder = |key: &str| key.rsplit_once('/').map(|(folder, _)| folder.to_owned());
+    let superseded = commits
+        .iter()
+        .any(|(host, key)| *host == session.host && folder(key) == folder(&session.commits) && id_of(key) > id_of(&session.commits));
+    let here = session.host == host_name() && std::path::Path::new("/proc/self").exists();
+    superseded || here && !std::path::Path::new("/proc").join(session.process.to_string()).exists()
+}
+
+fn told(session: &SeenSession) -> String {
+    format!("{} of process {} on {} since {}", session.key, session.process, session.host, session.published.format("%Y-%m-%d %H:%M UTC"))
+}

@@ -1,0 +1,730 @@
+//! Collection on real repositories: what is committed stays whole, garbage goes, whatever is interrupted.
+
+mod model;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::Utc;
+
+use super::*;
+use crate::entry::Layout;
+use crate::event::Silent;
+use crate::repo::ledger::{Decision, Hold, RemovedSnapshot};
+use crate::repo::session::{Decided, Session};
+use crate::repo::snapshot::Manifest;
+use crate::repo::tests::keys::backup_as;
+use crate::repo::tests::{Bench, TestFile, backup, noise, pages, passphrase, plan, restore};
+use crate::store::Store;
+use crate::store::faults::{Faults, When};
+
+fn collect(repository: &Repository) -> Collection {
+    collect_with(repository, &CollectOptions::default())
+}
+
+fn collect_with(repository: &Repository, options: &CollectOptions<'_>) -> Collection {
+    repository.collect(options, Utc::now(), &Silent, &Cancel::default()).unwrap()
+}
+
+fn eager<'a>() -> CollectOptions<'a> {
+    CollectOptions { fence_after: Duration::ZERO, fence_gone_after: Duration::ZERO, ..CollectOptions::default() }
+}
+
+/// Removes snapshots as retention does.
+fn remove(repository: &Repository, manifests: &[&Manifest]) -> Result<bool> {
+    repository.amend_ledger(Utc::now(), |ledger| {
+        let there: BTreeMap<SnapshotId, (Manifest, String)> = repository
+            .open_manifests("snapshots/")?
+            .into_iter()
+            .filter_map(|(_, opened)| opened.unwrap())
+            .map(|(manifest, hash)| (manifest.id, (manifest, hash)))
+            .collect();
+        let snapshots: Vec<RemovedSnapshot> = manifests
+            .iter()
+            .filter(|m| ledger.removed(m.id).is_none())
+            .map(|m| {
+                let (manifest, hash) = there[&m.id].clone();
+                let reason = "a test".to_owned();
+                RemovedSnapshot { id: m.id, plan: manifest.plan, hash, parents: manifest.parents, removed_at: Utc::now(), reason }
+            })
+            .collect();
+        Ok((!snapshots.is_empty()).then_some(Decision::Remove { snapshots }))
+    })
+}
+
+fn one(seed: u64, count: usize) -> Vec<TestFile> {
+    vec![("db", Layout::Pages(8192), b"", pages(seed, count)), ("doc", Layout::Content, b"", noise(seed + 1, 700_000))]
+}
+
+fn content(files: &[TestFile]) -> BTreeMap<String, Vec<u8>> {
+    files.iter().map(|(path, _, _, bytes)| ((*path).to_owned(), bytes.clone())).collect()
+}
+
+fn sound(repository: &Repository) {
+    let found = repository.verify(crate::repo::VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap();
+    assert_eq!(found.findings, vec![]);
+}
+
+#[test]
+fn what_no_snapshot_needs_goes_and_the_chain_stays_verifiable() {
+    let bench = Bench::new();
+    let (a, b) = (one(1, 900), one(50, 600));
+    let first = bench.backup(&a);
+    let second = bench.backup(&b);
+    let third = bench.backup(&b);
+    let repository = bench.open();
+    let before = collect(&repository);
+    assert_eq!((before.packs_dead, before.packs_deleted, &before.blocked), (0, 0, &vec![]));
+    assert!(remove(&repository, &[&first, &second]).unwrap());
+    // Gone at once, before any object is.
+    assert_eq!(repository.manifests(None).unwrap().iter().map(|m| m.id).collect::<Vec<_>>(), [third.id]);
+    assert_eq!(repository.manifest(first.id).unwrap_err().kind(), Kind::NoRecoveryPoint);
+    let done = collect(&repository);
+    assert!(done.packs_deleted >= 2 && done.bytes_deleted > 500_000, "{done:?}");
+    assert_eq!(bench.keys("snapshots/").len(), 1);
+    assert_eq!(restore(&bench.open(), &third).unwrap(), content(&b));
+    sound(&bench.open());
+    // And what was collected is stored again when it comes back.
+    let again = bench.backup(&a);
+    assert!(again.stats.chunks_new > 500);
+    assert_eq!(restore(&bench.open(), &again).unwrap(), content(&a));
+    sound(&bench.open());
+    // A manifest that somebody takes away by force is noticed, also one that only a removed one had named.
+    bench.runtime.block_on(bench.store.delete(&bench.keys("snapshots/")[0])).unwrap();
+    let found = bench.open().verify(crate::repo::VerifyDepth::Structure, &Silent, &Cancel::default()).unwrap();
+    assert!(found.findings.iter().any(|finding| finding.kind == "chain-broken"), "{found:?}");
+}
+
+#[test]
+fn an_entry_of_the_ledger_that_is_missing_or_moved_stands_in_the_way() {
+    let bench = Bench::new();
+    let snapshots: Vec<Manifest> = (0..4).map(|n| bench.backup(&one(n, 20))).collect();
+    for snapshot in &snapshots[..3] {
+        remove(&bench.open(), &[snapshot]).unwrap();
+    }
+    bench.runtime.block_on(bench.store.delete("retention/0000000000000002")).unwrap();
+    let repository = bench.open();
+    assert_eq!(repository.ledger().unwrap_err().kind(), Kind::Damaged);
+    let packs = bench.keys("packs/");
+    let found = collect(&repository);
+    assert!(found.blocked.iter().any(|why| why.contains("retention")), "{found:?}");
+    assert_eq!(bench.keys("packs/"), packs);
+    // What is there can be restored all the same.
+    assert_eq!(restore(&repository, &repository.manifest(snapshots[3].id).unwrap()).unwrap(), content(&one(3, 20)));
+}
+
+#[test]
+fn the_ledger_starts_anew_from_its_base() {
+    let bench = Bench::new();
+    let snapshot = bench.backup(&one(1, 20));
+    let last = bench.backup(&one(2, 20));
+    remove(&bench.open(), &[&snapshot]).unwrap();
+    let repository = bench.open();
+    for round in 0..140 {
+        let hold = Hold { snapshot: last.id, until: None, reason: round.to_string(), by: "t".into(), held_at: Utc::now() };
+        repository.amend_ledger(Utc::now(), |_| Ok(Some(Decision::Hold { hold: hold.clone() }))).unwrap();
+    }
+    assert!(bench.keys("retention/").len() <= 15, "{:?}", bench.keys("retention/"));
+    let ledger = bench.open().ledger().unwrap();
+    assert!(ledger.removed(snapshot.id).is_some());
+    assert_eq!(ledger.hold(last.id, Utc::now()).unwrap().reason, "139");
+}
+
+#[test]
+fn a_damaged_manifest_or_tree_stops_everything() {
+    let bench = Bench::new();
+    let first = bench.backup(&one(1, 300));
+    bench.backup(&one(9, 300));
+    let repository = bench.open();
+    remove(&repository, &[&first]).unwrap();
+    let packs = bench.keys("packs/");
+    let key = bench.keys("snapshots/").into_iter().find(|key| !key.ends_with(&first.id.to_string())).unwrap();
+    bench.runtime.block_on(crate::store::faults::flip_byte(&bench.store, &key, 80)).unwrap();
+    let found = collect(&bench.open());
+    assert_eq!(found.blocked.len(), 1, "{found:?}");
+    assert_eq!(bench.keys("packs/"), packs);
+}
+
+/// Half of the pages of each frame changes again and again.
+fn generation(base: &[u8], round: u64) -> Vec<u8> {
+    let mut bytes = base.to_vec();
+    for (number, page) in bytes.chunks_mut(8192).enumerate() {
+        if round > 0 && !number.is_multiple_of(5) {
+            page.copy_from_slice(&noise(round * 1_000_000 + number as u64, 8192));
+        }
+    }
+    bytes
+}
+
+#[test]
+fn partly_dead_packs_are_rewritten_and_everything_still_reads() {
+    let bench = Bench::new();
+    let base = noise(77, 8192 * 260);
+    let at = |round| vec![("db", Layout::Pages(8192), &b"s"[..], generation(&base, round))];
+    let unstamped = |round| vec![("db", Layout::Pages(8192), &b""[..], generation(&base, round))];
+    let repository = bench.open();
+    let snapshots: Vec<Manifest> = (0..3).map(|round| backup(&repository, &unstamped(round)).unwrap()).collect();
+    // A restore that has read its tree before the packs are put together anew.
+    let early = bench.open();
+    let entries: Vec<_> = early.tree(&snapshots[2].sources[0]).unwrap().map(Result::unwrap).collect();
+    remove(&repository, &[&snapshots[0], &snapshots[1]]).unwrap();
+    let done = collect(&repository);
+    assert!(done.packs_rewritten >= 1 && done.packs_deleted >= 2, "{done:?}");
+    assert!(done.bytes_moved <= done.bytes_deleted / 2, "{done:?}");
+    let mut streamed = Vec::new();
+    std::io::Read::read_to_end(&mut early.open_file(&entries[1], &Cancel::default()).unwrap(), &mut streamed).unwrap();
+    assert!(streamed == generation(&base, 2));
+    assert_eq!(restore(&bench.open(), &snapshots[2]).unwrap(), content(&unstamped(2)));
+    sound(&bench.open());
+    // What was moved is reused.
+    let next = backup(&repository, &at(2)).unwrap();
+    assert_eq!(next.stats.chunks_new, 0, "{:?}", next.stats);
+    let stamped = backup(&repository, &at(2)).unwrap();
+    assert_eq!(stamped.stats.bytes_read, 0);
+    assert_eq!(restore(&repository, &stamped).unwrap(), content(&at(2)));
+    // Again and again, through chains of records, until none is left that nobody needs.
+    let mut last = stamped;
+    for round in 3..7 {
+        let new = backup(&repository, &unstamped(round)).unwrap();
+        let old: Vec<Manifest> = repository.manifests(None).unwrap().into_iter().filter(|m| m.id != new.id).collect();
+        remove(&repository, &old.iter().collect::<Vec<_>>()).unwrap();
+        collect(&repository);
+        assert_eq!(restore(&repository, &new).unwrap(), content(&unstamped(round)), "round {round}");
+        sound(&repository);
+        last = new;
+    }
+    collect(&bench.open());
+    let left: u64 = bench.runtime.block_on(bench.store.list("packs/")).unwrap().iter().map(|o| o.size).sum();
+    assert!(left < 8192 * 260 * 5 / 2, "{left}");
+    assert!(bench.keys("gc/moved/").len() <= 8, "{:?}", bench.keys("gc/moved/"));
+    assert_eq!(restore(&bench.open(), &last).unwrap(), content(&unstamped(6)));
+}
+
+#[test]
+fn a_maintainer_moves_whole_frames_and_opens_none() {
+    let bench = Bench::new();
+    let mut files =
+        vec![("a", Layout::Pages(8192), &b""[..], noise(5, 8192 * 256)), ("z", Layout::Pages(8192), &b""[..], noise(6, 8192 * 1024))];
+    let first = bench.backup(&files);
+    files.remove(1);
+    let second = bench.backup(&files);
+    let key = Passphrase::new("a maintainer's passphrase");
+    bench.open().add_key("m", crate::repo::Role::Maintainer, &key, Utc::now()).unwrap();
+    let maintainer = Repository::open(bench.store.clone(), bench.runtime.handle().clone(), &key, &bench.options()).unwrap();
+    remove(&maintainer, &[&first]).unwrap();
+    let done = collect(&maintainer);
+    assert!(done.packs_rewritten >= 1 && done.bytes_moved < 3 << 20, "{done:?}");
+    assert_eq!(restore(&bench.open(), &second).unwrap(), content(&files));
+    sound(&bench.open());
+}
+
+/// Frames of several generations and of a plan's own key, some of them partly dead, in packs that are put together anew.
+#[test]
+fn every_key_generation_stays_readable_through_rewriting() {
+    let base = noise(79, 8192 * 260);
+    let files = |round| vec![("db", Layout::Pages(8192), &b""[..], generation(&base, round))];
+    for (new_ids, reader) in [(false, true), (true, true), (true, false)] {
+        let bench = Bench::new();
+        let hr = Name::new("hr").unwrap();
+        bench.open().make_plan_key(&hr, Utc::now()).unwrap();
+        let mut old = vec![bench.backup(&files(0)), bench.backup(&files(1))];
+        let own: Vec<Manifest> = (0..2).map(|round| backup_as(&bench.open(), &hr, &files(round)).unwrap()).collect();
+        bench.open().rotate(&passphrase(), &[], new_ids, Utc::now()).unwrap();
+        let kept = bench.backup(&files(1));
+        old.push(bench.backup(&files(2)));
+        let last = bench.backup(&files(3));
+        let key = Passphrase::new("a maintainer's passphrase");
+        let repository = if reader {
+            bench.open()
+        } else {
+            bench.open().add_key("m", crate::repo::Role::Maintainer, &key, Utc::now()).unwrap();
+            Repository::open(bench.store.clone(), bench.runtime.handle().clone(), &key, &bench.options()).unwrap()
+        };
+        remove(&repository, &[&old[0], &old[1], &old[2], &own[0]]).unwrap();
+        let everything = CollectOptions { rewrite: &|pack| pack.dead_percent() > 0, ..CollectOptions::default() };
+        let done = collect_with(&repository, &everything);
+        assert!(done.packs_rewritten >= 1 && done.blocked.is_empty(), "{done:?}");
+        for (manifest, round) in [(&kept, 1), (&own[1], 1), (&last, 3)] {
+            assert_eq!(restore(&bench.open(), manifest).unwrap(), content(&files(round)), "{new_ids} {reader}");
+        }
+        sound(&bench.open());
+        // What was destroyed stands in nobody's way, and nothing else is destroyed with it.
+        bench.open().erase_plan(&hr, Utc::now()).unwrap();
+        remove(&repository, &[&own[1], &kept]).unwrap();
+        let done = collect_with(&bench.open(), &everything);
+        assert_eq!(done.blocked, Vec::<String>::new());
+        assert_eq!(restore(&bench.open(), &last).unwrap(), content(&files(3)));
+        let end = collect_with(&bench.open(), &CollectOptions { dry_run: true, ..eager() });
+        assert_eq!((end.packs_dead, end.packs_waiting), (0, 0), "{end:?}");
+        // What was moved is reused, and what comes after it reads.
+        let again = bench.backup(&files(3));
+        assert_eq!(restore(&bench.open(), &again).unwrap(), content(&files(3)));
+        sound(&bench.open());
+    }
+}
+
+/// A copy that has read a tree before the packs that it names were put together anew: it knows where they were, or has their directories.
+#[test]
+fn a_copy_finds_what_was_moved_while_it_was_read() {
+    let base = noise(80, 8192 * 260);
+    let files = |round| vec![("db", Layout::Pages(8192), &b""[..], generation(&base, round))];
+    for warm in [false, true] {
+        let (from, to) = (Bench::new(), Bench::new());
+        let snapshots: Vec<Manifest> = (0..3).map(|round| from.backup(&files(round))).collect();
+        let early = from.open();
+        if warm {
+            assert_eq!(restore(&early, &snapshots[2]).unwrap(), content(&files(2)));
+        }
+        remove(&from.open(), &[&snapshots[0], &snapshots[1]]).unwrap();
+        let options =
+            CollectOptions { rewrite: &|pack| pack.kind == PackKind::Data && pack.dead_percent() > 0, ..CollectOptions::default() };
+        let done = collect_with(&from.open(), &options);
+        assert!(done.packs_rewritten >= 1, "{done:?}");
+        let copied = to.open().copy_from(&early, &snapshots[2], None, None, Utc::now(), &Silent, &Cancel::default(), |_| Ok(())).unwrap();
+        assert_eq!(restore(&to.open(), &copied.0.manifest).unwrap(), content(&files(2)));
+        sound(&to.open());
+    }
+}
+
+#[test]
+fn a_backup_at_work_is_waited_for_and_a_dead_one_is_fenced() {
+    let bench = Bench::new();
+    let first = bench.backup(&one(1, 300));
+    bench.backup(&one(9, 300));
+    let repository = bench.open();
+    let writer = repository.begin(&plan(), Utc::now(), &Cancel::default()).unwrap();
+    remove(&repository, &[&first]).unwrap();
+    let packs = bench.keys("packs/");
+    let waits = collect(&repository);
+    assert!(waits.packs_waiting >= 1 && waits.waiting_for.len() == 1, "{waits:?}");
+    assert_eq!(bench.keys("packs/"), packs);
+    // A later one does not matter: it knows the tombstones.
+    let later = bench.open().begin(&Name::new("other").unwrap(), Utc::now(), &Cancel::default()).unwrap();
+    assert_eq!(collect(&repository).packs_deleted, 0);
+    let manifest = {
+        let mut writer = writer;
+        let tree = writer.tree(&plan(), "files", crate::entry::Order::Tree).unwrap().finish(serde_json::json!({})).unwrap();
+        writer.commit(vec![tree], Utc::now(), vec![], &Silent).unwrap().manifest
+    };
+    let done = collect(&repository);
+    assert!(done.packs_deleted >= 1, "{done:?}");
+    drop(later);
+    // A session whose time is over is fenced, and what it meant to commit never is.
+    let late = bench.open().begin(&plan(), Utc::now(), &Cancel::default()).unwrap();
+    remove(&repository, &[&manifest]).unwrap_or_default();
+    collect_with(&repository, &eager());
+    let error = late.commit(vec![], Utc::now(), vec![], &Silent).unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy, "{error:?}");
+}
+
+use crate::id::Name;
+use crate::repo::Passphrase;
+
+#[test]
+fn a_session_that_cannot_be_read_stops_it() {
+    let bench = Bench::new();
+    let first = bench.backup(&one(1, 100));
+    bench.backup(&one(9, 100));
+    Session::publish(&bench.open().inner, "snapshots/x/y", "h", Utc::now()).unwrap().leave();
+    bench.runtime.block_on(crate::store::faults::flip_byte(&bench.store, &bench.keys("sessions/")[0], 70)).unwrap();
+    remove(&bench.open(), &[&first]).unwrap();
+    let packs = bench.keys("packs/");
+    assert_eq!(collect(&bench.open()).blocked.len(), 1);
+    assert_eq!(bench.keys("packs/"), packs);
+}
+
+/// A run that is settled long after it had committed, and one that never will commit.
+#[test]
+fn void_markers_stay_and_what_retention_removed_had_been_committed() {
+    let bench = Bench::new();
+    let first = bench.backup(&one(1, 20));
+    let last = bench.backup(&one(2, 20));
+    let repository = bench.open();
+    assert_eq!(repository.decide(&plan(), first.id).unwrap(), Decided::Committed(Box::new(first.clone())));
+    let writer = bench.open().begin(&plan(), Utc::now(), &Cancel::default()).unwrap();
+    let fenced = writer.id();
+    for _ in 0..2 {
+        assert_eq!(repository.decide(&plan(), fenced).unwrap(), Decided::Void);
+    }
+    remove(&repository, &[&first]).unwrap();
+    // Its session is decided: nothing waits for it.
+    let done = collect(&repository);
+    assert_eq!((done.packs_waiting, done.waiting_for, done.fenced), (0, vec![], vec![]));
+    assert!(!bench.keys("snapshots/").iter().any(|key| key.ends_with(&first.id.to_string())));
+    // Whoever settles its run now, and whoever does it again after somebody died at that.
+    for _ in 0..2 {
+        assert!(matches!(repository.decide(&plan(), first.id).unwrap(), Decided::Removed(removed) if removed.id == first.id));
+    }
+    for _ in 0..2 {
+        assert_eq!(collect_with(&repository, &eager()).blocked, Vec::<String>::new());
+    }
+    let left = bench.keys("snapshots/");
+    assert!(left.len() == 2 && left.iter().any(|key| key.ends_with(&fenced.to_string())), "{left:?}");
+    let error = writer.commit(vec![], Utc::now(), vec![], &Silent).map(|_| ()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy);
+    assert_eq!(repository.decide(&plan(), fenced).unwrap(), Decided::Void);
+    assert_eq!(repository.manifests(None).unwrap().iter().map(|m| m.id).collect::<Vec<_>>(), [last.id]);
+    sound(&bench.open());
+}
+
+/// Its answer got lost, then the store refused (a credential that has ended, say): the request may be carried out long after that.
+#[test]
+fn a_record_that_comes_late_is_fenced_or_whole() {
+    use crate::store::Verb;
+    use crate::store::faults::{Effect, Rule};
+    let base = noise(81, 8192 * 200);
+    let files = |round| vec![("db", Layout::Pages(8192), &b""[..], generation(&base, round))];
+    for before_the_next in [false, true] {
+        let bench = Bench::new();
+        let faults = Faults::new();
+        let repository = bench.open_on(Store::with_faults(bench.store.clone(), faults.clone()));
+        let snapshots: Vec<Manifest> = (0..3).map(|round| backup(&repository, &files(round)).unwrap()).collect();
+        remove(&repository, &[&snapshots[0], &snapshots[1]]).unwrap();
+        let late = Duration::from_millis(if before_the_next { 50 } else { 1500 });
+        faults.add(Rule::on(Verb::Create).below("gc/moved/").nth(1).then(Effect::Late(late)));
+        faults.add(Rule::on(Verb::Create).below("gc/moved/").from(2).then(Effect::Fail(Kind::Failed)));
+        repository.collect(&CollectOptions::default(), Utc::now(), &Silent, &Cancel::default()).unwrap_err();
+        assert_eq!(bench.keys("sessions/").len(), 1, "whoever collects next must meet its session");
+        let comes = || {
+            let waited = std::time::Instant::now();
+            while faults.late() > 0 {
+                assert!(waited.elapsed() < Duration::from_secs(20), "it never came");
+                std::thread::yield_now();
+            }
+        };
+        if before_the_next {
+            comes();
+        }
+        collect_with(&bench.open(), &eager());
+        comes();
+        for _ in 0..2 {
+            assert_eq!(restore(&bench.open(), &snapshots[2]).unwrap(), content(&files(2)), "{before_the_next}");
+            assert_eq!(collect_with(&bench.open(), &eager()).blocked, Vec::<String>::new());
+        }
+        sound(&bench.open());
+    }
+}
+
+/// A collection that is killed at a write and run again, from the same beginning each time.
+struct Killed {
+    bench: Bench,
+    faults: Faults,
+    base: Vec<u8>,
+    snapshots: Vec<Manifest>,
+    begin: Vec<(String, Bytes)>,
+}
+
+impl Killed {
+    fn new() -> Self {
+        let base = noise(78, 8192 * 60);
+        let bench = Bench::new();
+        let faults = Faults::new();
+        let repository = bench.open_on(Store::with_faults(bench.store.clone(), faults.clone()));
+        let files = |round| vec![("db", Layout::Pages(8192), &b""[..], generation(&base, round))];
+        let snapshots = (0..3).map(|round| backup(&repository, &files(round)).unwrap()).collect();
+        let get = |key: &String| bench.runtime.block_on(bench.store.get(key)).unwrap();
+        let begin = bench.keys("").into_iter().map(|key| (key.clone(), get(&key))).collect();
+        Self { bench, faults, base, snapshots, begin }
+    }
+
+    fn files(&self, round: u64) -> Vec<TestFile> {
+        vec![("db", Layout::Pages(8192), &b""[..], generation(&self.base, round))]
+    }
+
+    /// A repository as it was before anything was removed, in whose place two snapshots are removed and their garbage is collected.
+    fn collected(&self) -> (Repository, Result<Collection>) {
+        let Self { bench, begin, snapshots, .. } = self;
+        for key in bench.keys("").into_iter().filter(|key| !begin.iter().any(|(known, _)| known == key)) {
+            bench.runtime.block_on(bench.store.delete(&key)).unwrap();
+        }
+        for (key, bytes) in begin {
+            bench.runtime.block_on(bench.store.create(key, bytes.clone())).unwrap();
+        }
+        // The store went back in time, which nothing may that is open.
+        let repository = bench.open_on(Store::with_faults(bench.store.clone(), self.faults.clone()));
+        self.faults.forget_calls();
+        let done = remove(&repository, &[&snapshots[0], &snapshots[1]])
+            .and_then(|_| repository.collect(&eager(), Utc::now(), &Silent, &Cancel::default()));
+        (repository, done)
+    }
+
+    /// The writes of a whole one: verb and folder, by their numbers from 1.
+    fn writes(&self) -> Vec<(String, u64)> {
+        use crate::store::Verb;
+        self.faults.clear();
+        self.collected().1.unwrap();
+        let calls = self.faults.calls().into_iter().filter(|call| matches!(call.verb, Verb::Create | Verb::Delete));
+        let folder = |key: &str| {
+            let parts = if key.starts_with("gc/") { key.rsplit_once('/') } else { key.split_once('/') };
+            parts.map_or(key, |(folder, _)| folder).to_owned()
+        };
+        (1..).zip(calls).map(|(number, call)| (format!("{} {}", call.verb.word(), folder(&call.key)), number)).collect()
+    }
+
+    fn at(&self, write: u64, when: When) {
+        let (bench, snapshots) = (&self.bench, &self.snapshots);
+        self.faults.crash_at_write(write, when);
+        let (repository, killed) = self.collected();
+        assert!(self.faults.crashed(), "write {write}: {killed:?}");
+        self.faults.clear();
+        assert_eq!(restore(&repository, &snapshots[2]).unwrap(), content(&self.files(2)), "write {write}");
+        // A backup in between, and then collections that come to their end.
+        let next = backup(&repository, &self.files(3)).unwrap();
+        remove(&repository, &[&snapshots[0], &snapshots[1]]).unwrap();
+        for _ in 0..2 {
+            assert_eq!(collect_with(&repository, &eager()).blocked, Vec::<String>::new());
+        }
+        for (manifest, round) in [(&snapshots[2], 2), (&next, 3)] {
+            assert_eq!(restore(&repository, manifest).unwrap(), content(&self.files(round)), "write {write}");
+        }
+        sound(&repository);
+        let end = collect_with(&repository, &CollectOptions { dry_run: true, ..eager() });
+        assert_eq!((end.packs_dead, end.packs_waiting), (0, 0), "write {write}: {end:?}");
+        // What became of it is decided, and stays so.
+        assert!(bench.keys("sessions/").len() <= 1, "{:?}", bench.keys("sessions/"));
+    }
+}
+
+/// Of each kind of write one, before it or after it, as the seed says.
+#[test]
+fn killed_at_a_write_of_each_kind_and_run_again() {
+    let seed = seed();
+    println!("seed {seed}");
+    let (killed, mut dice) = (Killed::new(), Dice(seed));
+    let mut kinds: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for (kind, number) in killed.writes() {
+        kinds.entry(kind).or_default().push(number);
+    }
+    assert!(kinds.len() >= 9 && kinds.contains_key("create gc/moved") && kinds.contains_key("delete packs"), "{kinds:?}");
+    for (kind, numbers) in kinds {
+        let write = numbers[dice.roll(numbers.len() as u64) as usize];
+        let when = if dice.roll(2) == 0 { When::Before } else { When::After };
+        println!("{kind}: write {write}, {when:?}");
+        killed.at(write, when);
+    }
+}
+
+/// `cargo test --lib killed_at_every -- --ignored`
+#[test]
+#[ignore = "takes minutes; the seeds of the one above come to all of these"]
+fn killed_at_every_write_and_run_again() {
+    let killed = Killed::new();
+    for (_, write) in killed.writes() {
+        for when in [When::Before, When::After] {
+            killed.at(write, when);
+        }
+    }
+}
+
+/// A small generator of its own, so that a seed tells the whole story.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+/// What each snapshot must yield, noted before it is committed.
+type Expected = std::sync::Mutex<BTreeMap<SnapshotId, Vec<u8>>>;
+
+/// Requests that fail, fail after they were carried out, come late; and a process that is killed at a write.
+fn trouble(dice: &mut Dice, faults: &Faults) {
+    use crate::store::Verb;
+    use crate::store::faults::{Effect, Rule};
+    faults.clear();
+    for _ in 0..dice.roll(4) {
+        let effect = match dice.roll(4) {
+            0 => Effect::Fail(Kind::Unavailable),
+            1 => Effect::FailAfter(Kind::Unavailable),
+            2 => Effect::Delay(Duration::from_millis(dice.roll(20))),
+            _ => Effect::FailAfter(Kind::Failed),
+        };
+        faults.add(Rule::any().nth(1 + dice.roll(60)).then(effect));
+    }
+    if dice.roll(3) == 0 {
+        // A write that comes when nobody counts on it any more: after its repetition, or after the one who asked has given up.
+        let (verb, at) = (if dice.roll(3) == 0 { Verb::Delete } else { Verb::Create }, 1 + dice.roll(12));
+        faults.add(Rule::on(verb).nth(at).then(Effect::Late(Duration::from_millis(dice.roll(400)))));
+        if dice.roll(2) == 0 {
+            faults.add(Rule::any().from(at + dice.roll(30)).then(Effect::Fail(Kind::Failed)));
+            faults.add(Rule::on(verb).from(at + 1).then(Effect::Fail(Kind::Failed)));
+        }
+    }
+    if dice.roll(4) == 0 {
+        let when = if dice.roll(2) == 0 { When::Before } else { When::After };
+        faults.crash_at_write(1 + dice.roll(25), when);
+    }
+}
+
+/// Errors that injected faults, fences and rivals explain.
+fn explained(error: &Error) {
+    let fine = matches!(error.kind(), Kind::Unavailable | Kind::Failed | Kind::Busy | Kind::Interrupted);
+    assert!(fine, "{error:?}");
+}
+
+fn writes(repository: &Repository, content: &[u8], expected: &Expected) -> Result<()> {
+    let mut writer = repository.begin(&plan(), Utc::now(), &Cancel::default())?;
+    expected.lock().unwrap().insert(writer.id(), content.to_vec());
+    let mut tree = writer.tree(&plan(), "files", crate::entry::Order::Tree)?;
+    tree.add(crate::repo::tests::file_entry("db", Layout::Pages(8192), b"", content.len()))?;
+    tree.content(&mut &content[..])?;
+    let record = tree.finish(serde_json::json!({}))?;
+    writer.commit(vec![record], Utc::now(), vec![], &Silent).map(drop)
+}
+
+fn reads(repository: &Repository, manifest: &Manifest, expected: &Expected) {
+    let wanted = expected.lock().unwrap()[&manifest.id].clone();
+    match restore(repository, manifest) {
+        Ok(files) => assert!(files["db"] == wanted, "{} came back changed", manifest.id),
+        Err(error) => assert!(repository.removed(manifest.id).is_some(), "{} is lost: {error:?}", manifest.id),
+    }
+}
+
+/// Counts a writer out, also one that panics: the others wait for that.
+struct Leaves<'a>(&'a std::sync::atomic::AtomicUsize);
+
+impl Drop for Leaves<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+fn story(seed: u64, rounds: usize) {
+    println!("seed {seed}: LIFEBOAT_SEED={seed} repeats the choices, not the order of the threads");
+    let bench = Bench::new();
+    let expected = Expected::default();
+    let writing = std::sync::atomic::AtomicUsize::new(3);
+    let at_work = || writing.load(std::sync::atomic::Ordering::SeqCst) > 0;
+    let at_work = &at_work;
+    let writing = &writing;
+    let all_faults = std::sync::Mutex::new(Vec::new());
+    let faulty = || {
+        let faults = Faults::new();
+        all_faults.lock().unwrap().push(faults.clone());
+        (Store::with_faults(bench.store.clone(), faults.clone()), faults)
+    };
+    std::thread::scope(|scope| {
+        for number in 0..3u64 {
+            let expected = &expected;
+            let (store, faults) = faulty();
+            let repository = bench.open_apart(store);
+            scope.spawn(move || {
+                let _at_work = Leaves(writing);
+                let mut dice = Dice(seed * 31 + number);
+                let mut content = noise(seed, 8192 * 40);
+                for round in 0..rounds as u64 {
+                    for page in content.chunks_mut(8192) {
+                        if dice.roll(3) == 0 {
+                            // Now and then what was there long ago, or what another writer has.
+                            page.copy_from_slice(&noise(
+                                dice.roll(200) + if dice.roll(2) == 0 { 0 } else { seed ^ (number * 1000 + round) },
+                                8192,
+                            ));
+                        }
+                    }
+                    trouble(&mut dice, &faults);
+                    if let Err(error) = writes(&repository, &content, expected) {
+                        explained(&error);
+                    }
+                }
+            });
+        }
+        for number in 0..2u64 {
+            let (store, faults) = faulty();
+            let repository = bench.open_apart(store);
+            scope.spawn(move || {
+                let mut dice = Dice(seed * 37 + number);
+                while at_work() {
+                    trouble(&mut dice, &faults);
+                    // Rarely, or no backup would ever come to its end.
+                    let options = if dice.roll(60) == 0 { eager() } else { CollectOptions::default() };
+                    match repository.collect(&options, Utc::now(), &Silent, &Cancel::default()) {
+                        Ok(done) => assert_eq!(done.blocked, Vec::<String>::new()),
+                        Err(error) => explained(&error),
+                    }
+                }
+            });
+        }
+        let expected = &expected;
+        let (store, faults) = faulty();
+        let repository = bench.open_apart(store);
+        scope.spawn(move || {
+            let mut dice = Dice(seed * 41);
+            while at_work() {
+                faults.clear();
+                let mut manifests = repository.manifests(None).unwrap();
+                manifests.pop();
+                manifests.retain(|_| dice.roll(2) == 0);
+                trouble(&mut dice, &faults);
+                let done = repository.amend_ledger(Utc::now(), |ledger| {
+                    let left = manifests.iter().filter(|manifest| ledger.removed(manifest.id).is_none());
+                    let removed: Vec<_> = left.map(|m| repository.removal_of(m, "a test", Utc::now())).collect::<Result<_>>()?;
+                    Ok((!removed.is_empty()).then_some(Decision::Remove { snapshots: removed }))
+                });
+                if let Err(error) = done {
+                    explained(&error);
+                }
+            }
+        });
+        let repository = bench.open_apart(bench.store.clone());
+        scope.spawn(move || {
+            let mut dice = Dice(seed * 43);
+            while at_work() {
+                let (manifests, lost) = repository.sound_manifests(None).unwrap();
+                for lost in lost {
+                    assert!(lost.id.is_some_and(|id| repository.removed(id).is_some()), "{lost:?}");
+                }
+                if !manifests.is_empty() {
+                    reads(&repository, &manifests[dice.roll(manifests.len() as u64) as usize], expected);
+                }
+            }
+        });
+    });
+    let waited = std::time::Instant::now();
+    while all_faults.lock().unwrap().iter().any(|faults| faults.late() > 0) {
+        assert!(waited.elapsed() < Duration::from_secs(20), "late writes never came");
+        std::thread::yield_now();
+    }
+    // All threads are gone: their sessions are dead.
+    let repository = bench.open();
+    for _ in 0..6 {
+        assert_eq!(collect_with(&repository, &eager()).blocked, Vec::<String>::new());
+    }
+    let manifests = repository.manifests(None).unwrap();
+    for manifest in &manifests {
+        assert!(restore(&repository, manifest).unwrap()["db"] == expected.lock().unwrap()[&manifest.id], "{}", manifest.id);
+    }
+    sound(&bench.open());
+    let end = collect_with(&bench.open(), &CollectOptions { dry_run: true, ..eager() });
+    assert_eq!((end.packs_dead, end.packs_waiting), (0, 0), "garbage is left: {end:?}");
+    assert!(!manifests.is_empty(), "no backup came to its end: nothing was tried");
+    println!("{} snapshots left of {} begun, {} packs", manifests.len(), expected.lock().unwrap().len(), end.packs);
+}
+
+fn seed() -> u64 {
+    std::env::var("LIFEBOAT_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| Utc::now().timestamp_millis().unsigned_abs() % 1_000_000)
+}
+
+#[test]
+fn writers_collectors_retention_and_readers_lose_nothing() {
+    story(seed(), 5);
+}
+
+/// `LIFEBOAT_SECONDS=3600 cargo test --release --lib for_hours -- --ignored --nocapture`
+#[test]
+#[ignore = "as long as it is told to; for docs/measurements.md"]
+fn writers_collectors_retention_and_readers_lose_nothing_for_hours() {
+    let seconds = std::env::var("LIFEBOAT_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let began = std::time::Instant::now();
+    for seed in seed().. {
+        if began.elapsed().as_secs() >= seconds {
+            break;
+        }
+        story(seed, 8);
+    }
+}

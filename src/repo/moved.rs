@@ -1,0 +1,313 @@
+//! Where the content of rewritten packs has gone: trees name places and are never changed, so a pack that was put together anew out of
+//! partly dead ones is found through these records.
+//!
+//! A record (`gc/moved/ULID`) is to a rewriting collector what a manifest is to a writer: its commit, made by creating it under a name that
+//! a session has announced. Content of the sealed object: varint count of *targets*, each: name 32, kind u8, varint length, varint32 *D*; varint
+//! count of *sources*, each: name 32, varint count of frames, each u8 mode:
+//!
+//! | mode | then | means |
+//! |---|---|---|
+//! | 0 | | nothing of the frame was kept |
+//! | 1 | varint32 target, varint32 frame | the frame as it was, slot by slot |
+//! | 2 | varint32 target, varint32 frame, varint32 first slot, varint32 count, ⌈count / 8⌉ bytes | of its first `count` slots those with a bit (lowest first), one after the other from the first slot on |
+//!
+//! A target may be a source of another record. Of several records with one source, the one with the smallest name counts; each of them is
+//! whole, so that is a matter of agreeing only.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Kind, Result};
+use crate::repo::Inner;
+use crate::repo::format::{ObjectKind, PackId, PackKind};
+use crate::repo::packs::PackNo;
+use crate::repo::seal;
+use crate::repo::tree::{Chunk, NodeRef, PackRef, Place, Stored};
+use crate::repo::wire::{Reader, WireError, WireResult, put_varint};
+
+pub const FOLDER: &str = "gc/moved/";
+/// Records that one place may lead through.
+const HOPS: usize = 1024;
+
+/// What became of a frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MovedFrame {
+    Dropped,
+    Whole {
+        target: u32,
+        frame: u32,
+    },
+    Part {
+        target: u32,
+        frame: u32,
+        first_slot: u32,
+        /// By slot of the old frame.
+        kept: Vec<bool>,
+    },
+}
+
+/// A pack that was rewritten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MovedPack {
+    pub id: PackId,
+    pub frames: Vec<MovedFrame>,
+}
+
+/// One record.
+#[derive(Debug, Default)]
+pub struct MovedRecord {
+    pub targets: Vec<(PackRef, PackKind)>,
+    pub sources: Vec<MovedPack>,
+    /// Whether a place led through it since it was read.
+    used: AtomicBool,
+}
+
+impl MovedRecord {
+    /// Whether no place led through it since it was read. A void marker is never unused: it must stay.
+    pub fn is_unused(&self) -> bool {
+        !self.sources.is_empty() && !self.used.load(Ordering::Relaxed)
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_varint(&mut out, self.targets.len() as u64);
+        for (pack, kind) in &self.targets {
+            out.extend_from_slice(&pack.id.0);
+            out.push(*kind as u8);
+            put_varint(&mut out, pack.len);
+            put_varint(&mut out, u64::from(pack.directory_len));
+        }
+        put_varint(&mut out, self.sources.len() as u64);
+        for source in &self.sources {
+            out.extend_from_slice(&source.id.0);
+            put_varint(&mut out, source.frames.len() as u64);
+            for frame in &source.frames {
+                match frame {
+                    MovedFrame::Dropped => out.push(0),
+                    MovedFrame::Whole { target, frame } => {
+                        out.push(1);
+                        put_varint(&mut out, u64::from(*target));
+                        put_varint(&mut out, u64::from(*frame));
+                    }
+                    MovedFrame::Part { target, frame, first_slot, kept } => {
+                        out.push(2);
+                        for number in [*target, *frame, *first_slot, kept.len() as u32] {
+                            put_varint(&mut out, u64::from(number));
+                        }
+                        out.extend(
+                            kept.chunks(8).map(|bits| bits.iter().enumerate().fold(0, |byte, (at, kept)| byte | u8::from(*kept) << at)),
+                        );
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> WireResult<Self> {
+        let mut reader = Reader::new(bytes);
+        let mut record = Self::default();
+        for _ in 0..reader.count(35)? {
+            let id = PackId(reader.array()?);
+            let kind = PackKind::from_byte(reader.u8()?).ok_or(WireError::Invalid("pack of an unknown kind"))?;
+            record.targets.push((PackRef { id, len: reader.varint()?, directory_len: reader.varint32()? }, kind));
+        }
+        for _ in 0..reader.count(33)? {
+            let id = PackId(reader.array()?);
+            let mut frames = Vec::new();
+            for _ in 0..reader.count(1)? {
+                frames.push(decode_frame(&mut reader, record.targets.len())?);
+            }
+            record.sources.push(MovedPack { id, frames });
+        }
+        reader.finish()?;
+        Ok(record)
+    }
+}
+
+fn decode_frame(reader: &mut Reader<'_>, targets: usize) -> WireResult<MovedFrame> {
+    let mode = reader.u8()?;
+    if mode == 0 {
+        return Ok(MovedFrame::Dropped);
+    }
+    let (target, frame) = (reader.varint32()?, reader.varint32()?);
+    if target as usize >= targets {
+        return Err(WireError::Invalid("frame has gone to a pack that is not named"));
+    }
+    match mode {
+        1 => Ok(MovedFrame::Whole { target, frame }),
+        2 => {
+            let first_slot = reader.varint32()?;
+            let count = reader.varint32()? as usize;
+            let bits = reader.bytes(count.div_ceil(8))?;
+            let kept = (0..count).map(|at| bits[at / 8] >> (at % 8) & 1 == 1).collect();
+            Ok(MovedFrame::Part { target, frame, first_slot, kept })
+        }
+        _ => Err(WireError::Invalid("unknown fate of a frame")),
+    }
+}
+
+/// All records that were read, by the names of their objects.
+#[derive(Debug, Clone, Default)]
+pub struct MovedTable {
+    pub records: BTreeMap<String, Arc<MovedRecord>>,
+    /// Of records that cannot be read, their objects and why.
+    pub damaged: Vec<(String, String)>,
+    by_pack: HashMap<PackId, (Arc<MovedRecord>, usize)>,
+}
+
+impl MovedTable {
+    fn new(records: BTreeMap<String, Arc<MovedRecord>>, damaged: Vec<(String, String)>) -> Self {
+        let mut by_pack = HashMap::new();
+        for record in records.values() {
+            for (number, source) in record.sources.iter().enumerate() {
+                by_pack.entry(source.id).or_insert_with(|| (Arc::clone(record), number));
+            }
+        }
+        Self { records, damaged, by_pack }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_pack.is_empty()
+    }
+
+    /// Where the content of a place is now; the same place when it was not moved.
+    pub fn resolve(&self, inner: &Inner, mut place: Place<PackNo>) -> Place<PackNo> {
+        for _ in 0..HOPS {
+            let Some(next) = self.step(inner, place) else { return place };
+            place = next;
+        }
+        place
+    }
+
+    fn step(&self, inner: &Inner, place: Place<PackNo>) -> Option<Place<PackNo>> {
+        if self.by_pack.is_empty() {
+            return None;
+        }
+        let (record, number) = self.by_pack.get(&inner.packs.get(place.pack).id)?;
+        record.used.store(true, Ordering::Relaxed);
+        let (target, frame, slot) = match record.sources[*number].frames.get(place.frame as usize)? {
+            MovedFrame::Dropped => return None,
+            MovedFrame::Whole { target, frame } => (*target, *frame, place.slot),
+            MovedFrame::Part { target, frame, first_slot, kept } => {
+                let slot = place.slot as usize;
+                kept.get(slot).filter(|kept| **kept)?;
+                let before = kept[..slot].iter().filter(|kept| **kept).count();
+                (*target, *frame, first_slot.checked_add(before as u32)?)
+            }
+        };
+        let pack = inner.packs.intern(record.targets.get(target as usize)?.0);
+        Some(Place { pack, frame, slot })
+    }
+
+    pub fn resolve_chunks(&self, inner: &Inner, chunks: &mut [Chunk<PackNo>]) {
+        for chunk in chunks {
+            chunk.stored = match chunk.stored {
+                Stored::Zero => Stored::Zero,
+                Stored::Full(place) => Stored::Full(self.resolve(inner, place)),
+                Stored::Delta { patch, base } => Stored::Delta { patch: self.resolve(inner, patch), base: self.resolve(inner, base) },
+            };
+        }
+    }
+
+    pub fn resolve_refs(&self, inner: &Inner, refs: &mut [NodeRef<PackNo>]) {
+        for node in refs {
+            node.place = self.resolve(inner, node.place);
+        }
+    }
+
+    /// Whether the pack was rewritten.
+    pub fn has(&self, pack: PackId) -> bool {
+        self.by_pack.contains_key(&pack)
+    }
+}
+
+impl Inner {
+    /// What is known of rewritten packs, without asking the store.
+    pub(super) fn moved(&self) -> Arc<MovedTable> {
+        Arc::clone(&self.moved.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Reads the records that came since. Whether anything is different now.
+    ///
+    /// # Errors
+    /// When the store cannot be asked. A damaged record is passed over and told in the table.
+    pub(super) fn load_moved(&self) -> Result<bool> {
+        use futures::StreamExt as _;
+        let known = self.moved();
+        let listed: Vec<String> = self.block_on(self.store.list(FOLDER))?.into_iter().map(|object| object.key).collect();
+        if listed.iter().all(|key| known.records.contains_key(key)) && listed.len() == known.records.len() {
+            return Ok(false);
+        }
+        let new: Vec<&String> = listed.iter().filter(|key| !known.records.contains_key(*key)).collect();
+        let fetched: Vec<_> =
+            self.block_on(futures::stream::iter(new).map(|key| async move { (self.store.get(key).await, key) }).buffered(16).collect());
+        let mut records: BTreeMap<_, _> =
+            listed.iter().filter_map(|key| Some((key.clone(), Arc::clone(known.records.get(key)?)))).collect();
+        let mut damaged = Vec::new();
+        for (bytes, key) in fetched {
+            match bytes.and_then(|bytes| decode_object(self, key, &bytes)) {
+                Ok(record) => {
+                    records.insert(key.clone(), Arc::new(record));
+                }
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) if error.kind() == Kind::Damaged => {
+                    tracing::warn!(object = %key, ?error, "a record of moved packs cannot be read");
+                    damaged.push((key.clone(), error.to_string()));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let changed = records.keys().ne(known.records.keys());
+        *self.moved.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(MovedTable::new(records, damaged));
+        Ok(changed)
+    }
+
+    /// After something could not be read: where it is now, if that is another place.
+    pub(super) fn moved_since(&self, place: Place<PackNo>) -> Result<Option<Place<PackNo>>> {
+        self.load_moved()?;
+        let now = self.moved().resolve(self, place);
+        Ok((now != place).then_some(now))
+    }
+}
+
+/// A record; a void marker is one without content.
+fn decode_object(inner: &Inner, key: &str, bytes: &[u8]) -> Result<MovedRecord> {
+    if seal::claimed_kind(bytes) == Some(ObjectKind::Void) {
+        seal::open(&inner.keys, inner.id, ObjectKind::Void, key, bytes)?;
+        return Ok(MovedRecord::default());
+    }
+    let content = seal::open(&inner.keys, inner.id, ObjectKind::Moved, key, bytes)?;
+    MovedRecord::decode(&content).map_err(|e| Error::new(Kind::Damaged, format!("object {key}: cannot be decoded")).because(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frames() -> impl Strategy<Value = MovedFrame> {
+        prop_oneof![
+            Just(MovedFrame::Dropped),
+            (0u32..2, any::<u32>()).prop_map(|(target, frame)| MovedFrame::Whole { target, frame }),
+            (0u32..2, any::<u32>(), any::<u32>(), proptest::collection::vec(any::<bool>(), 0..40))
+                .prop_map(|(target, frame, first_slot, kept)| MovedFrame::Part { target, frame, first_slot, kept }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn records_come_back_and_garbage_is_refused(frames in proptest::collection::vec(frames(), 0..20), garbage in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let pack = |byte: u8| (PackRef { id: PackId([byte; 32]), len: 5_000_000, directory_len: 900 }, PackKind::Data);
+            let record = MovedRecord { targets: vec![pack(1), pack(2)], sources: vec![MovedPack { id: PackId([7; 32]), frames }, MovedPack { id: PackId([8; 32]), frames: vec![] }], ..MovedRecord::default() };
+            let bytes = record.encode();
+            let back = MovedRecord::decode(&bytes).unwrap();
+            prop_assert_eq!((&back.targets, &back.sources), (&record.targets, &record.sources));
+            for cut in 0..bytes.len() {
+                prop_assert!(MovedRecord::decode(&bytes[..cut]).is_err());
+            }
+            let _ = MovedRecord::decode(&garbage);
+        }
+    }
+}
