@@ -17,7 +17,7 @@ use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, ReportId, SnapshotId};
 use crate::ops::verdict::millis;
 use crate::ops::verify::{self, Depth};
-use crate::ops::{CommitGate, counted, explain};
+use crate::ops::{Commit, CommitGate, counted, explain};
 use crate::repo::{Finding, IndexRepair, Log, Manifest, Repository};
 
 /// A repository that may have what this one lost: a copy of it, or what it is a copy of.
@@ -434,7 +434,7 @@ fn bring_back(
     let mut last = Error::new(Kind::Bug, "a snapshot that nobody has was to be brought back");
     for (number, theirs) in &harmed.sources {
         let other = &request.others[*number];
-        let may = |id| request.gate.ask(None, id);
+        let may = |id| request.gate.ask(None, Commit::Snapshot(id));
         let ours = harmed.manifest.as_ref();
         match request.repository.bring_back(&other.repository, theirs, harmed.id, ours, clock.now(), progress, cancel, may) {
             Ok((committed, stats)) => return Ok((Some(committed.manifest.id), stats.bytes_fetched)),

@@ -123,7 +123,7 @@ async fn look(store: &Store, id: Option<RepositoryId>, object: &ObjectInfo) -> R
             id.map_or(Ok(0), |id| read_log_trailer(id, key, &trailer)).map(|_| Seen::Shape)
         }
         "snapshots" => shape(id, key, &store.get(key).await?, Some(&[ObjectKind::Manifest, ObjectKind::Void])).map(|()| Seen::Shape),
-        "logs" | "sessions" | "gc" | "reports" | "key-events" | "audit" => {
+        "logs" | "sessions" | "gc" | "reports" | "key-events" | "audit" | "retention" => {
             shape(id, key, &store.get(key).await?, None).map(|()| Seen::Shape)
         }
         _ => Err(damaged("is nothing that a repository holds")),
