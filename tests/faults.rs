@@ -207,7 +207,15 @@ impl World {
     }
 
     fn copy_all(&self, from: &Repository, to: &Repository) -> Result<()> {
-        let request = CopyRequest { name: name("offsite"), to: to.clone(), last: None, tags: Vec::new(), snapshot: None, all: false };
+        let request = CopyRequest {
+            name: name("offsite"),
+            to: to.clone(),
+            last: None,
+            tags: Vec::new(),
+            snapshot: None,
+            all: false,
+            rules: lifeboat::ops::retention::Rules::default(),
+        };
         let report = copy::run(&self.job(from), &request)?;
         report.exit().map_or(Ok(()), |kind| Err(Error::new(kind, "the copy found damage")))
     }
@@ -671,7 +679,7 @@ fn what_is_damaged_is_put_right_from_a_copy() {
             if !left_alone {
                 world.assert_sound(&world.own, &told);
                 assert_eq!(again.exit(), None, "{told} and then {again:#?}");
-                assert_eq!(ops_snapshots::run(&world.own.sound, None).unwrap().exit(), None, "{told}");
+                assert_eq!(ops_snapshots::run(&world.own.sound, None, world.clock.now()).unwrap().exit(), None, "{told}");
             }
             *tried.entry(folder).or_insert(0) += 1;
         }
@@ -737,7 +745,7 @@ fn what_was_brought_back_stands_where_the_damaged_one_stood() {
     repair(&world, true).unwrap();
     let back = stands_for(&world, snapshots[1].0);
     assert_eq!(latest(&world), back);
-    let shown = ops_snapshots::run(&world.own.sound, None).unwrap();
+    let shown = ops_snapshots::run(&world.own.sound, None, world.clock.now()).unwrap();
     assert!(shown.snapshots.iter().any(|one| one.id == back && one.damaged.is_none()));
 }
 
