@@ -256,7 +256,7 @@ fn mail_goes_over_tls_only_to_whom_it_should_and_nobody_reads_the_password() {
         mail("starttls", "smtp", starttls.port, &account).replace("运维", "ops"),
         mail("stranger", "smtps", wrong.port, &account).replace("运维", "ops"),
         mail("nobody", "smtps", implicit.port, "").replace("运维", "ops"),
-        mail("plain", "smtp", implicit.port, "timeout = \"3s\"\n").replace("运维", "ops"),
+        mail("unready", "smtp", implicit.port, "timeout = \"3s\"\n").replace("运维", "ops"),
     ]
     .concat();
     let workspace = Workspace::new(&plan);
@@ -284,9 +284,18 @@ fn mail_goes_over_tls_only_to_whom_it_should_and_nobody_reads_the_password() {
     let (code, report) = test("nobody", mail::PASSWORD);
     assert!(code == Some(1), "{report}");
     // STARTTLS asked of a server that begins with TLS: nothing in clear, and an end.
-    let (code, report) = test("plain", mail::PASSWORD);
+    let (code, report) = test("unready", mail::PASSWORD);
     assert_eq!(code, Some(1), "{report}");
     assert_eq!(implicit.mails().len(), 1);
+    // Their certificates are of two days.
+    let _daemon = Daemon::start(&workspace, &[("MAIL", mail::PASSWORD)]);
+    until("the ends of their certificates are told", || {
+        let said = workspace.json(&["status"], 0)["problems"].to_string();
+        ["implicit", "starttls"]
+            .iter()
+            .all(|name| said.contains(&format!("the certificate of localhost (notifier {name}) ends at")))
+            .then_some(())
+    });
     no_secret(&workspace, &[]);
 }
 

@@ -399,6 +399,15 @@ fn the_examples_mean_what_their_comments_say() {
     assert_eq!(credentials.as_ref().unwrap().0, "lifeboat");
     assert_eq!(plans.notifier("dead-man").unwrap().on, Occasion::ALL);
 
+    // In a folder of its own: `./plans` as it is must not need a server for its journal.
+    let plans = example("several-machines");
+    assert_eq!(plans.journal.url, Some(SecretRef::Credential("journal-url".to_owned())));
+    assert_eq!((plans.journal.lease, plans.serve.max_runs.get()), (Duration::from_mins(2), 4));
+    assert_eq!(
+        (plans.plan("billing").unwrap().run_on.as_slice(), plans.plan("handbook").unwrap().run_on.len()),
+        (["billing-db".to_owned()].as_slice(), 0)
+    );
+
     let plans = example("notify.toml");
     let form = |name: &str| match &plans.notifier(name).unwrap().kind {
         NotifierKind::Webhook { form, .. } => form.clone(),
@@ -464,7 +473,11 @@ fn copies_go_to_other_repositories_together() {
     wrong("[[plan.p.copy]]\nlast = 1\n", "a copy needs `to`");
     wrong(&copy("b", "last = 0"), "from 1 to");
     let two = copy("b", "schedule = \"0 5 * * *\"") + &copy("c", "schedule = \"0 6 * * *\"");
-    wrong(&two, "made together");
+    let schedule = plan(&two).unwrap().plan("p").unwrap().copy_schedule.clone().unwrap();
+    let from = "2026-11-20T04:00:00Z".parse().unwrap();
+    let next: Vec<String> = schedule.upcoming(from, 3).iter().map(|slot| slot.format("%d %H:%M").to_string()).collect();
+    assert_eq!((schedule.text(), next.len()), ("0 5 * * * | 0 6 * * *", 3));
+    assert_eq!(next[1][..2], next[0][..2], "one of each a day: {next:?}");
 }
 
 /// What `plan show` prints is a plan file that means the same.

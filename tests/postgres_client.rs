@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use lifeboat::error::{Error, Kind};
 use lifeboat::event::Cancel;
-use lifeboat::source::postgres::client::{Connection, Mode, quote_identifier, quote_literal, server_error, sqlstate};
+use lifeboat::source::postgres::client::{Connection, Mode, quote_identifier, quote_literal, server_certificate, server_error, sqlstate};
 use lifeboat::source::postgres::conninfo::Settings;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use support::certificates::Authority;
 use support::postgres::{Cluster, NEWEST, Options, PASSWORD, distribution_version, wait_until};
 
@@ -275,6 +277,10 @@ fn tls_proves_what_it_was_asked_to_prove() {
         cluster.write(&cluster.data().join(name), &fs::read_to_string(folder.path().join(name)).unwrap());
     }
     cluster.start_server();
+    let der = CertificateDer::from_pem_file(folder.path().join("server.crt")).unwrap();
+    let shown_by = |settings| server_certificate(&settings, &Cancel::default()).unwrap();
+    assert_eq!(shown_by(cluster.tcp_settings()).as_deref(), Some(der.as_ref()), "whoever signed it, and without a login");
+    assert_eq!(shown_by(cluster.socket_settings()), None);
     cluster.sql("CREATE ROLE certified LOGIN; CREATE ROLE clear LOGIN PASSWORD 'secret'");
     let path = |name: &str| folder.path().join(name).display().to_string();
     let with = |host: &str, user: &str, more: &str| {

@@ -27,6 +27,7 @@ use prost::Message as _;
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use support::postgres::{Cluster, Options, distribution_version};
+use support::target::Target;
 use support::{free_port, tool};
 use workspace::{MARKER, PASSPHRASE, Workspace, text};
 
@@ -304,6 +305,50 @@ fn nothing_is_answered_without_a_token_and_a_metrics_token_reads_metrics_only() 
     let refused = workspace.run(&["serve", "--listen", "127.0.0.1:0"]);
     assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
     assert!(text(&refused.stderr).contains("others may read"), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn broken_plan_files_are_told_and_change_nothing_and_a_request_that_waits_outlives_the_daemon() {
+    let ops = Target::start();
+    let workspace = Workspace::ready("[notify.ops]\nkind = \"webhook\"\nurl = { env = \"OPS\" }\n[serve]\nmax_runs = 1\n");
+    slow_plan(&workspace);
+    let url = format!("http://127.0.0.1:{}/", ops.port);
+    let start = || {
+        Daemon::start_with(&workspace, |command| {
+            command.env("OPS", &url);
+        })
+    };
+    let daemon = start();
+    let slow = started(&daemon, "slow", "backup");
+    until("it goes on", || workspace.path("begun").exists().then_some(()));
+    let answer = daemon.ask("POST", "/api/v1/runs", Some(r#"{"plan": "crm", "job": "backup"}"#)).json();
+    assert!(answer["waits_for"].is_string(), "{answer}");
+    let waiting = answer["id"].as_str().unwrap().to_owned();
+
+    let good = std::fs::read_to_string(workspace.path("plans/crm.toml")).unwrap();
+    std::fs::write(workspace.path("plans/crm.toml"), good.replace("repository = \"main\"\ntimezone", "repository = \"mian\"\ntimezone"))
+        .unwrap();
+    let told = |words: [&str; 2]| ops.got().iter().any(|request| words.iter().all(|word| request.body.contains(word))).then_some(());
+    until("the webhook hears of it", || told(["plans-broken", "mian"]));
+    let plans = daemon.get("/api/v1/plans")["plans"].as_array().unwrap().clone();
+    let crm = plans.iter().find(|plan| plan["name"] == "crm").unwrap();
+    assert_eq!(crm["repository"], "main", "the old plans are in force");
+    assert!(daemon.log().contains("the plans read before stay in force"));
+
+    // Killed: with the slow run in the journal, and the other one nowhere but in its request.
+    drop(daemon);
+    std::fs::write(workspace.path("plans/crm.toml"), good).unwrap();
+    std::fs::write(workspace.path("go"), "").unwrap();
+    let daemon = start();
+    let run = ended(&daemon, &waiting);
+    assert_eq!(
+        (run["state"].as_str(), run["by"].as_str(), run["trigger"].as_str()),
+        (Some("succeeded"), Some("api token"), Some("manual")),
+        "{run}"
+    );
+    assert_eq!(ended(&daemon, &slow)["state"], "interrupted", "what had begun is not begun again");
+    until("the end is told", || told(["recovered", "mian"]));
+    assert_eq!(daemon.stop(), Some(0));
 }
 
 #[test]

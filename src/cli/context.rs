@@ -215,7 +215,7 @@ impl App {
             return runner::journalled_if_possible(&journal, &run, surroundings, not_recorded, work);
         }
         settled?;
-        runner::journalled(&journal, &run, None, surroundings, work).map(|(_, outcome)| outcome)
+        runner::journalled(&journal, &run, surroundings, work).map(|(_, outcome)| outcome)
     }
 }
 

@@ -202,12 +202,10 @@ impl Agenda {
     }
 
     /// Puts another set of plans in force. Runs that go on are not touched; requests of plans that are gone are dropped and returned.
-    pub fn reload(&mut self, plans: Arc<Plans>) -> Vec<RunId> {
+    pub fn reload(&mut self, plans: Arc<Plans>) -> Vec<NewRun> {
         let gone: Vec<RunId> =
             self.requests.iter().filter(|(_, (plan, _))| !plans.plans.contains_key(&plan.name)).map(|(id, _)| *id).collect();
-        for id in &gone {
-            self.withdraw(*id);
-        }
+        let gone = gone.into_iter().filter_map(|id| self.withdraw(id)).collect();
         for (plan, _) in self.requests.values_mut() {
             if let Some(new) = plans.plans.get(&plan.name) {
                 *plan = Arc::clone(new);
@@ -521,8 +519,8 @@ impl Agenda {
 
     /// Requests that wait, oldest first.
     #[must_use]
-    pub fn waiting_requests(&self) -> Vec<RunId> {
-        self.requests.keys().copied().collect()
+    pub fn waiting_requests(&self) -> Vec<&NewRun> {
+        self.requests.values().map(|(_, run)| run).collect()
     }
 
     /// The moment of the last [`Agenda::advance`].

@@ -84,7 +84,7 @@ pub struct Running {
 pub struct Requested {
     /// The id under which the run is, or will be, in the journal.
     pub id: RunId,
-    /// What it waits for; `None`: it has started. A request that waits is lost when the daemon is killed.
+    /// What it waits for; `None`: it has started. A request that waits is kept for the next start of the daemon.
     pub waits_for: Option<String>,
 }
 

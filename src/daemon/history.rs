@@ -14,7 +14,8 @@ pub fn as_they_are(journal: &Journal, mut runs: Vec<Run>) -> Result<Vec<Run>> {
     let broken = journal.broken()?;
     for run in runs.iter_mut().filter(|run| broken.iter().any(|broken| broken.id == run.id)) {
         run.state = State::Interrupted;
-        run.story = Some(format!("process {} on {} is gone; the next run of the plan settles it", run.process.pid, run.process.host));
+        let gone = format!("process {} on {} is gone; the next run of the plan settles it", run.process.pid, run.process.host);
+        run.story = Some(run.story.take().map_or_else(|| gone.clone(), |story| format!("{story}; {gone}")));
     }
     Ok(runs)
 }

@@ -51,7 +51,7 @@ impl Job {
             Self::Backup => plan.schedule.as_ref(),
             Self::Drill => plan.drill.schedule.as_ref(),
             Self::Verify => plan.verify.schedule.as_ref(),
-            Self::Copy => plan.copies.iter().find_map(|copy| copy.schedule.as_ref()),
+            Self::Copy => plan.copy_schedule.as_ref(),
             Self::Prune => plan.prune.schedule.as_ref(),
             Self::Restore => None,
         }

@@ -17,6 +17,7 @@ mod places;
 pub mod rebuild;
 pub mod recorder;
 mod reload;
+mod requests;
 pub mod runner;
 pub mod scheduler;
 pub mod serve;

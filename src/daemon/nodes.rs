@@ -16,6 +16,7 @@ use crate::daemon::job::Job;
 use crate::daemon::journal::{Journal, Node, Run};
 use crate::daemon::runner;
 use crate::error::{Error, Kind, Result};
+use crate::event::Cancel;
 use crate::id::Name;
 use crate::plan::Plan;
 
@@ -27,6 +28,9 @@ const LONGEST_TURN: TimeDelta = TimeDelta::seconds(6);
 
 /// Old runs are forgotten so often, by one node.
 const FORGET_EVERY: Duration = Duration::from_hours(1);
+
+/// The kind of the problem that a journal is that cannot be used.
+const AWAY: &str = "journal-unavailable";
 
 /// How soon the end of the daemon is noticed.
 const STEP: Duration = Duration::from_millis(200);
@@ -168,6 +172,7 @@ pub(super) fn run(context: &Context, membership: &Membership) {
     while !cancel.is_cancelled() {
         match once(context, membership) {
             Ok(()) => {
+                context.control.set_problem(AWAY, None);
                 if std::mem::take(&mut away) {
                     tracing::info!(journal = journal.place(), "the journal is back");
                 }
@@ -178,20 +183,32 @@ pub(super) fn run(context: &Context, membership: &Membership) {
                     }
                 }
             }
-            // Told once, and again when it is back.
-            Err(error) if error.kind() == Kind::Unavailable && away => {}
             Err(error) => {
-                away = error.kind() == Kind::Unavailable;
+                context.control.set_problem(AWAY, Some(journal_away(&crate::ops::explain(&error))));
+                // Logged once, and again when it is back.
+                if error.kind() == Kind::Unavailable && std::mem::replace(&mut away, true) {
+                    continue_after(every, cancel);
+                    continue;
+                }
                 tracing::error!(error = ?error, hint = error.hint_text(), "this node cannot do its part on the journal");
             }
         }
-        let until = Instant::now() + every;
-        while Instant::now() < until && !cancel.is_cancelled() {
-            std::thread::sleep(STEP.min(every));
-        }
+        continue_after(every, cancel);
     }
     if let Err(error) = journal.check_out() {
         tracing::warn!(error = ?error, "this node could not say that it ends; the others notice");
+    }
+}
+
+/// What a journal that cannot be used means.
+fn journal_away(why: &str) -> String {
+    format!("the journal of runs cannot be used, so nothing new starts, and runs that end wait with their commit and their record: {why}")
+}
+
+fn continue_after(pause: Duration, cancel: &Cancel) {
+    let until = Instant::now() + pause;
+    while Instant::now() < until && !cancel.is_cancelled() {
+        std::thread::sleep(STEP.min(pause));
     }
 }
 

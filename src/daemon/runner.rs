@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 
 use crate::clock::Clock;
+use crate::daemon::job;
 use crate::daemon::journal::{Claim, Ending, ErrorRecord, Filter, Job, Journal, LEASE, NewRun, Run, State};
 use crate::daemon::recorder::Recorder;
 use crate::error::{Error, Kind, Result};
@@ -206,13 +207,19 @@ pub fn prune_once(plan: &Plan, dry_run: bool, surroundings: &Surroundings) -> Re
     Ok(report)
 }
 
-/// All copies of a plan that have a schedule, one after the other; one that fails does not keep the others from being made.
-fn scheduled_copies(plan: &Plan, surroundings: &Surroundings) -> Result<Copies> {
+/// The copies of a plan that are due at this slot (`None`: all that have a schedule), one after the other; one that fails does not keep the others from
+/// being made.
+fn scheduled_copies(journal: &Journal, plan: &Plan, slot: Option<DateTime<Utc>>, surroundings: &Surroundings) -> Result<Copies> {
     let (mut done, mut failed) = (Vec::new(), None);
+    let since = match (slot, &plan.copy_schedule) {
+        (Some(_), Some(all)) => Some(journal.schedule_since(&plan.name, Job::Copy, &job::expression(all), surroundings.clock.now())?),
+        _ => None,
+    };
     for planned in plan.copies.iter().filter(|planned| planned.schedule.is_some()) {
         surroundings.cancel.check()?;
-        match copy_once(plan, planned, None, false, surroundings) {
-            Ok(report) => done.push(report),
+        let due = slot.zip(since).map_or(Ok(true), |(slot, since)| is_due(plan, planned, slot, since, surroundings));
+        match due.and_then(|due| due.then(|| copy_once(plan, planned, None, false, surroundings)).transpose()) {
+            Ok(report) => done.extend(report),
             Err(error) => {
                 tracing::error!(plan = %plan.name, to = %planned.to.name, error = ?error, "a copy failed");
                 failed.get_or_insert(error.within(format!("copy to {}", planned.to.name)));
@@ -222,25 +229,36 @@ fn scheduled_copies(plan: &Plan, surroundings: &Surroundings) -> Result<Copies> 
     failed.map_or(Ok(Copies(done)), Err)
 }
 
-/// Runs `work` as `run`. `story`: what the journal says beside the result. `work` gets surroundings whose progress is recorded.
+/// Whether a copy is to be made at this slot of the plan's copies: it is one of its own, or the copy lacks what was there at its last own one since the
+/// schedules are followed (which a run that failed or never was left undone).
+fn is_due(plan: &Plan, planned: &PlannedCopy, slot: DateTime<Utc>, since: DateTime<Utc>, surroundings: &Surroundings) -> Result<bool> {
+    let own = planned.schedule.as_ref().and_then(|schedule| schedule.previous_at_or_before(slot));
+    let Some(own) = own.filter(|own| *own == slot || *own > since) else { return Ok(false) };
+    if own == slot {
+        return Ok(true);
+    }
+    let of = |repository| resolve::repository(repository)?.open(surroundings)?.sound_manifests(Some(&plan.name));
+    let (originals, copied) = (of(&plan.repository)?.0, of(&planned.to)?.0);
+    Ok(copy::lacks(&planned.tags, &originals, copied.iter().map(|manifest| manifest.time).max(), own).is_some())
+}
+
+/// Runs `work` as `run`. `work` gets surroundings whose progress is recorded.
 ///
 /// # Errors
 /// `Busy` when such a run is going on; what `work` says, after it was recorded; what the journal says.
 pub fn journalled<T: Outcome>(
     journal: &Journal,
     run: &NewRun,
-    story: Option<String>,
     surroundings: &Surroundings,
     work: impl FnOnce(&Surroundings) -> Result<T>,
 ) -> Result<(RunId, T)> {
     let stall = (run.job != Job::Restore).then_some(STALL);
-    watched(journal, run, story, surroundings, stall, work)
+    watched(journal, run, surroundings, stall, work)
 }
 
 fn watched<T: Outcome>(
     journal: &Journal,
     run: &NewRun,
-    story: Option<String>,
     surroundings: &Surroundings,
     stall: Option<Duration>,
     work: impl FnOnce(&Surroundings) -> Result<T>,
@@ -249,7 +267,7 @@ fn watched<T: Outcome>(
     let span = span(run, claim);
     let _entered = span.enter();
     tracing::info!(trigger = run.trigger.word(), by = run.by, scheduled = run.scheduled.map(|slot| slot.to_rfc3339()), "run started");
-    let (result, ending) = carry_out(journal, claim, run, story, surroundings, stall, work);
+    let (result, ending) = carry_out(journal, claim, run, surroundings, stall, work);
     let closed = close(journal, claim, &ending, surroundings.clock.now());
     // The result of the work is what counts; a journal that failed meanwhile is told when there is nothing worse.
     let outcome = result?;
@@ -277,7 +295,7 @@ pub fn journalled_if_possible<T: Outcome>(
     };
     let span = span(run, claim);
     let _entered = span.enter();
-    let (result, ending) = carry_out(journal, claim, run, None, surroundings, None, work);
+    let (result, ending) = carry_out(journal, claim, run, surroundings, None, work);
     if let Err(error) = close(journal, claim, &ending, surroundings.clock.now()) {
         told(&error);
     }
@@ -294,7 +312,6 @@ fn carry_out<T: Outcome>(
     journal: &Journal,
     claim: Claim,
     run: &NewRun,
-    story: Option<String>,
     surroundings: &Surroundings,
     stall: Option<Duration>,
     work: impl FnOnce(&Surroundings) -> Result<T>,
@@ -340,9 +357,8 @@ fn carry_out<T: Outcome>(
         recorder.failed(&ending.error.as_ref().map_or_else(|| ending.state.word().to_owned(), ErrorRecord::line));
     }
     let (phases, warnings) = recorder.finish();
-    let mut ending = Ending { story, phases, warnings, ..ending };
+    let mut ending = Ending { phases, warnings, ..ending };
     if let Some(why) = surroundings.cancel.reason().filter(|_| ending.state == State::Interrupted) {
-        // Why it was stopped says more than what it stood for.
         ending.story = Some(why.to_string());
         if let Some(error) = ending.error.as_mut() {
             why.word().clone_into(&mut error.kind);
@@ -502,20 +518,23 @@ fn log(ending: &Ending) {
 ///
 /// # Errors
 /// As [`journalled`].
-pub fn run_job(journal: &Journal, plan: &Plan, run: &NewRun, story: Option<String>, surroundings: &Surroundings) -> Result<RunId> {
+pub fn run_job(journal: &Journal, plan: &Plan, run: &NewRun, surroundings: &Surroundings) -> Result<RunId> {
     match run.job {
         Job::Backup => {
             let work = |surroundings: &Surroundings| backup::run(&resolve::plan(plan)?.open(surroundings)?);
-            journalled(journal, run, story, surroundings, work).map(|(id, _)| id)
+            journalled(journal, run, surroundings, work).map(|(id, _)| id)
         }
         Job::Drill => {
             let work = |surroundings: &Surroundings| drill::run(&resolve::plan(plan)?.open(surroundings)?, &DrillRequest::default());
-            journalled(journal, run, story, surroundings, work).map(|(id, _)| id)
+            journalled(journal, run, surroundings, work).map(|(id, _)| id)
         }
-        Job::Copy => journalled(journal, run, story, surroundings, |surroundings| scheduled_copies(plan, surroundings)).map(|(id, _)| id),
+        Job::Copy => {
+            let work = |surroundings: &Surroundings| scheduled_copies(journal, plan, run.scheduled, surroundings);
+            journalled(journal, run, surroundings, work).map(|(id, _)| id)
+        }
         Job::Prune => {
             let work = |surroundings: &Surroundings| prune_once(plan, false, surroundings);
-            journalled(journal, run, story, surroundings, work).map(|(id, _)| id)
+            journalled(journal, run, surroundings, work).map(|(id, _)| id)
         }
         // Somebody who answers its questions asks for one, on the command line.
         Job::Restore => Err(Error::new(Kind::Bug, format!("start restore of plan {}: a daemon does not restore", plan.name))),
@@ -529,7 +548,7 @@ pub fn run_job(journal: &Journal, plan: &Plan, run: &NewRun, story: Option<Strin
                 let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
                 verify::run(&repository, Some(&plan.name), depth, &*surroundings.clock, &*surroundings.progress, &surroundings.cancel)
             };
-            journalled(journal, run, story, surroundings, work).map(|(id, _)| id)
+            journalled(journal, run, surroundings, work).map(|(id, _)| id)
         }
     }
 }
@@ -764,6 +783,61 @@ mod tests {
     }
 
     #[test]
+    fn each_copy_is_made_when_it_is_due_and_what_one_lacks_is_made_up() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display();
+        let secret = folder.path().join("passphrase");
+        std::fs::write(&secret, "correct horse battery staple").unwrap();
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let repository =
+            |name: &str| format!("[repository.{name}]\nurl = \"file://{path}/{name}\"\npassphrase = {{ file = \"{path}/passphrase\" }}\n");
+        // In twelve hours: none of its slots is near.
+        let hour = chrono::Timelike::hour(&(Utc::now() + chrono::TimeDelta::hours(12)));
+        let text = format!(
+            "version = 1\n{}{}{}[source.dump]\nkind = \"command\"\ndump = [\"echo\", \"x\"]\n[plan.crm]\nsource = \"dump\"\nrepository = \"main\"\n\
+             timezone = \"UTC\"\n[[plan.crm.copy]]\nto = \"near\"\nschedule = \"0 * * * *\"\n[[plan.crm.copy]]\nto = \"far\"\nschedule = \"30 {hour} * * *\"\n",
+            repository("main"),
+            repository("near"),
+            repository("far")
+        );
+        std::fs::create_dir(folder.path().join("plans")).unwrap();
+        std::fs::write(folder.path().join("plans/crm.toml"), text).unwrap();
+        let plans = Plans::load(&[folder.path().join("plans")]).unwrap();
+        let plan = plans.plan("crm").unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let surroundings = Surroundings {
+            state: folder.path().join("state"),
+            runtime: runtime.handle().clone(),
+            clock: Arc::new(SystemClock),
+            progress: Arc::new(Silent),
+            cancel: Cancel::default(),
+            gate: CommitGate::default(),
+        };
+        for planned in plans.repositories.values() {
+            crate::ops::init::run(&resolve::repository(planned).unwrap(), &surroundings).unwrap();
+        }
+        let journal = Journal::open(&surroundings.state, Utc::now()).unwrap();
+        let backup = || run_job(&journal, plan, &NewRun::manual(&plan.name, Job::Backup, "tester", Utc::now()), &surroundings).unwrap();
+        let copy = |slot: DateTime<Utc>| {
+            let run = NewRun::of_slot(&plan.name, Job::Copy, crate::daemon::job::Trigger::Schedule, slot, RunId::generate(Utc::now()));
+            run_job(&journal, plan, &run, &surroundings).unwrap();
+            plan.copies
+                .iter()
+                .map(|copy| resolve::repository(&copy.to).unwrap().open(&surroundings).unwrap().manifests(Some(&plan.name)).unwrap().len())
+                .collect::<Vec<_>>()
+        };
+        let [near, far] = [0, 1].map(|n: usize| plan.copies[n].schedule.clone().unwrap());
+        backup();
+        assert_eq!(copy(near.next_after(Utc::now()).unwrap()), [1, 0]);
+        let of_far = far.next_after(Utc::now()).unwrap();
+        assert_eq!(copy(of_far), [1, 1]);
+        backup();
+        // As if the far one had failed at its slot: the next run of copies makes it up.
+        assert_eq!(copy(near.next_after(of_far).unwrap()), [2, 2]);
+    }
+
+    #[test]
     fn what_was_announced_is_understood_by_whoever_takes_over() {
         for text in ["01arz3ndektsv4rrffq69g5fav", "second/01arz3ndektsv4rrffq69g5fav", "retention", "second/retention"] {
             assert_eq!(text.parse::<Announced>().unwrap().to_string(), text);
@@ -809,8 +883,8 @@ repository = "main"
         crate::ops::init::run(&resolve::repository(&plan.repository).unwrap(), &surroundings).unwrap();
         let journal = Journal::open(&surroundings.state, Utc::now()).unwrap();
         let verify = NewRun { job: Job::Verify, ..new_run() };
-        run_job(&journal, plan, &verify, None, &surroundings).unwrap();
-        assert_eq!(run_job(&journal, plan, &new_run(), None, &surroundings).unwrap_err().kind(), Kind::Usage);
+        run_job(&journal, plan, &verify, &surroundings).unwrap();
+        assert_eq!(run_job(&journal, plan, &new_run(), &surroundings).unwrap_err().kind(), Kind::Usage);
     }
 
     #[test]
@@ -851,7 +925,7 @@ repository = "main"
                 std::thread::park_timeout(Duration::from_millis(10));
             }
         };
-        let error = watched(&journal, &new_run(), None, &surroundings, Some(Duration::from_millis(300)), hang).map(|_| ()).unwrap_err();
+        let error = watched(&journal, &new_run(), &surroundings, Some(Duration::from_millis(300)), hang).map(|_| ()).unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable);
         assert!(!surroundings.cancel.is_cancelled(), "no other run is stopped");
         let runs = journal.runs(&Filter::default()).unwrap();
@@ -859,7 +933,7 @@ repository = "main"
         assert!(runs[0].error.as_ref().unwrap().message.contains("no progress for"), "{runs:?}");
         assert!(runs[0].lease_until.is_some());
         surroundings.cancel.cancel();
-        let error = watched(&journal, &new_run(), None, &surroundings, Some(STALL), hang).map(|_| ()).unwrap_err();
+        let error = watched(&journal, &new_run(), &surroundings, Some(STALL), hang).map(|_| ()).unwrap_err();
         assert_eq!(error.kind(), Kind::Interrupted, "a stop reaches the run");
     }
 }

@@ -24,6 +24,7 @@ use crate::daemon::logs::Logs;
 use crate::daemon::nodes::{self, Membership};
 use crate::daemon::owner::{self, DaemonLock};
 use crate::daemon::reload::{self, Print};
+use crate::daemon::requests::Requests;
 use crate::daemon::runner;
 use crate::daemon::scheduler::Step;
 use crate::error::{Error, Kind, Result};
@@ -91,6 +92,7 @@ struct Daemon<'a> {
     signals: &'a Signals,
     agenda: Agenda,
     logs: Logs,
+    requests: Requests,
     /// When the journal was last asked about everything.
     asked: Instant,
     /// When restores were looked for last.
@@ -152,11 +154,13 @@ fn serve(
         signals,
         agenda,
         logs: Logs::new(),
+        requests: Requests::of(&surroundings.state),
         asked: Instant::now(),
         restores_seen: None,
         sweep: None,
     };
     daemon.logs.follow(&plans, &daemon.journal, &daemon.membership, surroundings);
+    daemon.take_up_requests();
     let (schedules, logs) = (daemon.agenda.len(), daemon.logs.len());
     if schedules == 0 && logs == 0 {
         tracing::warn!("no plan has a schedule that this node may run: there is nothing to do but what is asked for");
@@ -169,6 +173,7 @@ fn serve(
         daemon.sweep();
         daemon.finish_unfinished();
         let wake = daemon.start_due();
+        daemon.keep_requests();
         daemon.wait(inbox, wake);
     }
     daemon.stop(inbox);
@@ -205,6 +210,54 @@ impl Daemon<'_> {
         match std::thread::Builder::new().name("sweep".into()).spawn(move || crate::ops::sweep(&state, clock.now())) {
             Ok(thread) => self.sweep = Some((Instant::now(), thread)),
             Err(error) => tracing::error!(%error, "no thread to remove what runs left"),
+        }
+    }
+
+    /// Puts in line again what waited when the last daemon ended.
+    fn take_up_requests(&mut self) {
+        let kept = match self.requests.read() {
+            Ok(kept) => kept,
+            Err(error) => {
+                tracing::error!(error = ?error, hint = error.hint_text(), "requests that waited when the daemon ended are lost");
+                return;
+            }
+        };
+        let plans = self.control.plans();
+        for run in kept {
+            // It began, and the journal tells how that ended. Where the journal cannot be asked, it has the last word when the run begins.
+            if self.journal.run(run.id).is_ok() {
+                continue;
+            }
+            match plans.plans.get(&run.plan) {
+                Some(plan) => {
+                    tracing::info!(run = %run.id, plan = %run.plan, by = run.by, "a request that waited when the daemon ended waits again");
+                    self.agenda.request(plan, run);
+                }
+                None => self.drop_request(&run),
+            }
+        }
+        self.keep_requests();
+    }
+
+    /// A request whose plan is gone: the journal says so to whoever asked.
+    fn drop_request(&self, run: &NewRun) {
+        tracing::warn!(run = %run.id, plan = %run.plan, "a request that waited is dropped: its plan is gone");
+        let story = "it waited for its turn and never began: its plan is gone";
+        if let Err(error) = self.journal.dropped(run, story, self.surroundings.clock.now()) {
+            tracing::error!(run = %run.id, error = ?error, "that a request was dropped could not be recorded");
+        }
+    }
+
+    /// Keeps what was asked for and is not known to the journal as ended: so nothing is lost between its place in line and its row.
+    fn write_requests(&mut self) -> Result<()> {
+        let begun: Vec<_> = self.control.holds().into_iter().filter(|hold| hold.run.scheduled.is_none()).collect();
+        let all: Vec<&NewRun> = begun.iter().map(|hold| &hold.run).chain(self.agenda.waiting_requests()).collect();
+        self.requests.keep(&all)
+    }
+
+    fn keep_requests(&mut self) {
+        if let Err(error) = self.write_requests() {
+            tracing::error!(error = ?error, hint = error.hint_text(), "the requests that wait could not be kept for the next start");
         }
     }
 
@@ -294,8 +347,8 @@ impl Daemon<'_> {
     }
 
     fn start(&mut self, start: Start, now: DateTime<Utc>) {
-        let Start { plan, run, covers } = start;
-        let story = covers.map(|(covers, first)| format!("stands for {} missed since {first}", counted(covers)));
+        let Start { plan, mut run, covers } = start;
+        run.story = covers.map(|(covers, first)| format!("stands for {} missed since {first}", counted(covers)));
         let hold = Arc::new(Hold::new(run, now));
         let (journal, plans) = (Arc::clone(&self.journal), self.control.plans());
         let surroundings =
@@ -303,7 +356,7 @@ impl Daemon<'_> {
         let (control, kept, name) = (self.control.clone(), Arc::clone(&hold), plan.name.clone());
         let work = move || {
             let mut ending = Ending { control, hold: Arc::clone(&kept), result: None };
-            let run = || runner::run_job(&journal, &plan, &kept.run, story, &surroundings);
+            let run = || runner::run_job(&journal, &plan, &kept.run, &surroundings);
             let result = settle(&plan, &plans, &journal, &surroundings)
                 .and_then(|()| nodes::alone_with_sources(&journal, &plan, kept.run.job, &*surroundings.clock, run));
             if result.is_err() {
@@ -376,6 +429,12 @@ impl Daemon<'_> {
         let waits_for = self.agenda.request(plan, run);
         self.start_due();
         let started = self.control.hold(id).is_some();
+        if let Err(error) = self.write_requests()
+            && !started
+        {
+            self.agenda.withdraw(id);
+            return Err(error.within("keep the request until its turn comes"));
+        }
         Ok(Requested {
             id,
             waits_for: if started { None } else { Some(waits_for.unwrap_or_else(|| "others are first in line".to_owned())) },
@@ -403,8 +462,8 @@ impl Daemon<'_> {
         let plan = &hold.run.plan;
         if let Err(error) = result {
             match error.kind() {
-                // A manual run was quicker: it is looked at again when that may be over.
-                Kind::Busy => tracing::info!(%plan, error = ?error, "the plan is busy"),
+                // A manual run was quicker, or a process holds the journal: it is looked at again when that may be over.
+                Kind::Busy => tracing::warn!(%plan, error = ?error, hint = error.hint_text(), "the run did not begin now"),
                 Kind::Bug => tracing::error!(%plan, error = ?error, "a run ended by a bug"),
                 _ => tracing::error!(%plan, error = ?error, hint = error.hint_text(), "run failed"),
             }
@@ -432,17 +491,18 @@ impl Daemon<'_> {
         }
         self.control.set_problem(reload::BROKEN, None);
         self.agenda.advance(self.surroundings.clock.now());
-        for id in self.agenda.reload(Arc::clone(&new)) {
-            tracing::warn!(run = %id, "a request that waited is dropped: its plan is gone");
+        for run in self.agenda.reload(Arc::clone(&new)) {
+            self.drop_request(&run);
         }
+        self.keep_requests();
         self.logs.follow(&new, &self.journal, &self.membership, self.surroundings);
         self.control.set_plans(new);
     }
 
     fn stop(mut self, inbox: &Inbox) {
         self.control.set_phase(Phase::Draining);
-        for id in self.agenda.waiting_requests() {
-            tracing::warn!(run = %id, "a request that waited is dropped: the daemon stops");
+        for run in self.agenda.waiting_requests() {
+            tracing::info!(run = %run.id, plan = %run.plan, "a request that waits is kept for the next start");
         }
         let drain = self.control.plans().serve.drain;
         let running = |daemon: &Self| daemon.control.holds().len();

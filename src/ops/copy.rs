@@ -228,6 +228,15 @@ pub fn behind(copy: DateTime<Utc>, original: DateTime<Utc>) -> u64 {
     u64::try_from((original - copy).num_milliseconds()).unwrap_or(0)
 }
 
+/// The moment of the newest snapshot from before `due` with one of these tags (of any, where there are none), where a copy whose newest is of `newest`
+/// does not have it. Pure.
+#[must_use]
+pub fn lacks(tags: &[String], originals: &[Manifest], newest: Option<DateTime<Utc>>, due: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let tagged = |manifest: &&Manifest| tags.is_empty() || manifest.tags.iter().any(|tag| tags.contains(tag));
+    let wanted = originals.iter().filter(tagged).map(|manifest| manifest.time).filter(|time| *time < due).max()?;
+    newest.is_none_or(|newest| newest < wanted).then_some(wanted)
+}
+
 /// What a copy would take.
 #[derive(Debug, PartialEq)]
 struct Chosen<'a> {

@@ -131,6 +131,8 @@ pub struct Plan {
     pub prune: Prune,
     /// To further repositories, none twice; a restore that cannot use the plan's own falls back to them in this order.
     pub copies: Vec<PlannedCopy>,
+    /// When any of them is due.
+    pub copy_schedule: Option<Schedule>,
 }
 
 /// A copy of the plan's snapshots in a further repository.

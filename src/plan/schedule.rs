@@ -59,7 +59,7 @@ const FIELDS: [FieldRules; 5] = [
 pub struct Schedule {
     text: String,
     zone: Tz,
-    /// One, or two whose hits are joined. Both run on wall-clock time dressed as UTC.
+    /// One or more whose hits are joined. All run on wall-clock time dressed as UTC.
     searches: Vec<cron::Schedule>,
 }
 
@@ -80,6 +80,17 @@ impl Schedule {
             );
         }
         Ok(schedule)
+    }
+
+    /// The slots of all of these, which follow one wall clock; `None` of none.
+    #[must_use]
+    pub fn any_of<'a>(schedules: impl Iterator<Item = &'a Self>) -> Option<Self> {
+        let mut distinct: Vec<&Self> = schedules.collect();
+        distinct.sort_by_key(|schedule| &schedule.text);
+        distinct.dedup_by_key(|schedule| &schedule.text);
+        let zone = distinct.first()?.zone;
+        let text = distinct.iter().map(|schedule| schedule.text()).collect::<Vec<_>>().join(" | ");
+        Some(Self { text, zone, searches: distinct.iter().flat_map(|schedule| schedule.searches.iter().cloned()).collect() })
     }
 
     /// As written in the plan.

@@ -653,6 +653,7 @@ impl<'a> Checker<'a> {
             tags,
             drill,
             verify,
+            copy_schedule: Schedule::any_of(copies.iter().flatten().filter_map(|copy| copy.schedule.as_ref())),
             copies: copies?,
             prune,
         })
@@ -676,12 +677,6 @@ impl<'a> Checker<'a> {
                     self.report(&to.span, format!("two copies go to repository `{}`", to.value), "keep one of them");
                 }
                 named.push(&to.value);
-            }
-            let scheduled = copies.iter().flatten().find_map(|copy: &PlannedCopy| copy.schedule.as_ref());
-            let other = copy.as_ref().and_then(|copy| copy.schedule.as_ref()).zip(scheduled).is_some_and(|(a, b)| a.text() != b.text());
-            if let (true, Some(schedule)) = (other, &raw.schedule) {
-                let hint = "give all the same schedule, or leave it out where a copy is made by hand";
-                self.report(&schedule.span, "the copies of a plan are made together, one after the other", hint);
             }
             match (&mut copies, copy) {
                 (Some(copies), Some(copy)) => copies.push(copy),

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use lifeboat::clock::SystemClock;
@@ -219,6 +220,11 @@ fn the_journal_goes_away_and_comes_back_while_a_run_goes_on_and_nothing_doubles(
     let cluster = Cluster::start(distribution_version());
     let workspace = world(&cluster);
     let journal = observer(&cluster, &workspace);
+    std::fs::create_dir(workspace.path("told")).unwrap();
+    let told = workspace.path("told");
+    let notifier = format!("version = 1\n[notify.file]\nkind = \"command\"\nrun = [\"sh\", \"-c\", \"cat > {}/$$\"]\n", told.display());
+    std::fs::write(workspace.path("plans/notify.toml"), notifier).unwrap();
+    let was_told = |words: &str| workspace::files(&told).iter().any(|file| std::fs::read_to_string(file).unwrap().contains(words));
     let nodes = [Node::start(&workspace, "one", cluster.port), Node::start(&workspace, "two", cluster.port)];
     // A name can be had once.
     let twin = serve(&workspace, "one", "state-twin").env("JOURNAL_URL", url(cluster.port)).output().unwrap();
@@ -226,15 +232,62 @@ fn the_journal_goes_away_and_comes_back_while_a_run_goes_on_and_nothing_doubles(
     wait_until("the slot runs", || the_run(&journal).is_some_and(|run| run.state == State::Running));
     let first = the_run(&journal).unwrap();
     cluster.kill_server();
+    let away = Instant::now();
     std::fs::write(workspace.path("go"), "").unwrap();
     wait_until("the commit waits for the journal", || which(&nodes, &first).log().contains("the commit waits for the journal"));
+    wait_until("somebody is told, though nothing can be read", || was_told("the journal of runs cannot be used"));
+    // Twelve leases.
+    wait_until("a minute is over", || away.elapsed() >= Duration::from_mins(1));
     cluster.start_server();
     wait_until("the end is recorded", || the_run(&journal).is_some_and(|run| run.state == State::Succeeded));
     let run = the_run(&journal).unwrap();
     assert_eq!((run.attempt, run.node.as_str(), run.fence), (1, first.node.as_str(), first.fence), "the same run went on");
     assert_eq!(snapshots(&workspace, cluster.port), 1);
+    wait_until("that it is back is told", || was_told("over: the journal of runs cannot be used"));
     for node in nodes {
         assert!(!node.log().contains(PASSWORD) && !node.log().contains(PASSPHRASE));
+        node.stop();
+    }
+}
+
+/// Two plans with one source, each on a node of its own, both due.
+#[test]
+fn two_nodes_do_not_back_one_source_up_at_once() {
+    let cluster = Cluster::start(distribution_version());
+    let workspace = Workspace::ready("");
+    let folder = workspace.folder.path().display().to_string();
+    let hour = chrono::Timelike::hour(&(Utc::now() + TimeDelta::hours(12)));
+    let plan = |name: &str, node: &str| {
+        format!(
+            "[plan.{name}]\nsource = \"dump\"\nrepository = \"main\"\ntimezone = \"UTC\"\nschedule = \"7 {hour} * * *\"\nrun_on = [\"{node}\"]\n"
+        )
+    };
+    let more = format!(
+        r#"
+[source.dump]
+kind = "command"
+dump = ["sh", "-c", "mkdir {folder}/busy || touch {folder}/both; while [ ! -e {folder}/go ]; do sleep 0.1; done; rmdir {folder}/busy; echo x"]
+{}{}[journal]
+url = {{ env = "JOURNAL_URL" }}
+lease = "{LEASE_SECS}s"
+"#,
+        plan("first", "one"),
+        plan("second", "two")
+    );
+    workspace.write_plan(&more);
+    let journal = observer(&cluster, &workspace);
+    for name in ["first", "second"] {
+        let since = Utc::now() - TimeDelta::days(3);
+        journal.schedule_since(&Name::new(name).unwrap(), Job::Backup, &format!("7 {hour} * * * UTC"), since).unwrap();
+    }
+    let nodes = [Node::start(&workspace, "one", cluster.port), Node::start(&workspace, "two", cluster.port)];
+    wait_until("one waits for the other", || nodes.iter().any(|node| node.log().contains("another node backs source dump up")));
+    std::fs::write(workspace.path("go"), "").unwrap();
+    let succeeded = || journal.runs(&Filter { state: Some(State::Succeeded), ..Filter::default() }).unwrap();
+    wait_until("both are done", || succeeded().len() == 2);
+    assert!(!workspace.path("both").exists(), "{:?}", succeeded());
+    assert!(succeeded().iter().all(|run| run.attempt == 1), "waiting is no failed attempt: {:?}", succeeded());
+    for node in nodes {
         node.stop();
     }
 }
@@ -428,7 +481,7 @@ fn a_copy_that_was_taken_over_does_not_commit_and_the_next_one_does() {
     assert_eq!(fenced.map(|_| ()).unwrap_err().kind(), Kind::Busy);
     assert!(copies().is_empty());
     // Taken over before its note: the gate of the run itself says no.
-    let lost = runner::journalled(&slow, &run(Trigger::Retry), None, &surroundings, |surroundings| {
+    let lost = runner::journalled(&slow, &run(Trigger::Retry), &surroundings, |surroundings| {
         let row = slow.last_slot(&plan, Job::Copy, Utc::now() + TimeDelta::days(9999))?.unwrap();
         // It lives and says so all the time: until the other one is quicker.
         wait_until("somebody takes it over", || {
@@ -447,7 +500,7 @@ fn a_copy_that_was_taken_over_does_not_commit_and_the_next_one_does() {
         runner::settle(&slow, |_| true, |_, _| panic!("nothing was announced"), Utc::now()).unwrap();
         slow.last_slot(&plan, Job::Copy, Utc::now() + TimeDelta::days(9999)).unwrap().unwrap().state == State::Interrupted
     });
-    let (id, report) = runner::journalled(&slow, &next, None, &surroundings, copy).unwrap();
+    let (id, report) = runner::journalled(&slow, &next, &surroundings, copy).unwrap();
     assert_eq!(report.snapshots.len(), 1);
     let announced = slow.run(id).unwrap().announced;
     assert_eq!(announced, Some(format!("second/{}", copies()[0].id)));
@@ -480,7 +533,7 @@ fn a_prune_that_was_taken_over_removes_nothing_when_it_wakes_up() {
         prune::run(&repository, &rules, false, &SystemClock, &Silent, &Cancel::default(), &may)
     };
     let pauses = AtomicU64::new(0);
-    let lost = runner::journalled(&slow, &run(Trigger::Schedule), None, &surroundings, |surroundings| {
+    let lost = runner::journalled(&slow, &run(Trigger::Schedule), &surroundings, |surroundings| {
         prune(surroundings, &|| {
             pauses.fetch_add(1, Ordering::SeqCst);
             let mut settled = Vec::new();
@@ -496,8 +549,7 @@ fn a_prune_that_was_taken_over_removes_nothing_when_it_wakes_up() {
     assert_eq!(lost.map(|_| ()).unwrap_err().kind(), Kind::Busy);
     assert_eq!(pauses.load(Ordering::SeqCst), 1, "its number was taken, and then it was not its run any more");
     assert_eq!(repository.manifests(Some(&plan)).unwrap().len(), 3);
-    let (id, done) =
-        runner::journalled(&quick, &run(Trigger::Retry), None, &surroundings, |surroundings| prune(surroundings, &|| ())).unwrap();
+    let (id, done) = runner::journalled(&quick, &run(Trigger::Retry), &surroundings, |surroundings| prune(surroundings, &|| ())).unwrap();
     assert_eq!((done.snapshots_removed, repository.manifests(Some(&plan)).unwrap().len()), (2, 1));
     let row = quick.run(id).unwrap();
     assert_eq!((row.state, row.announced.as_deref()), (State::Succeeded, Some("retention")));
@@ -546,7 +598,7 @@ fn child_that_is_killed_in_a_run() {
     let surroundings = Surroundings { progress: killer.clone(), ..surroundings };
     let plans = Plans::load(&[folder.join("plans")]).unwrap();
     let run = NewRun::of_slot(&Name::new("crm").unwrap(), Job::Backup, Trigger::Schedule, slot_of_child(), RunId::generate(Utc::now()));
-    runner::run_job(&journal, plans.plan("crm").unwrap(), &run, None, &surroundings).unwrap();
+    runner::run_job(&journal, plans.plan("crm").unwrap(), &run, &surroundings).unwrap();
     std::fs::write(folder.join("counts"), format!("{} {}", killer.seen.load(Ordering::SeqCst), faults.writes())).unwrap();
 }
 
@@ -591,7 +643,7 @@ fn killed_at_every_phase_and_every_write_of_the_journal_a_slot_is_committed_once
         let run = NewRun::of_slot(&Name::new("crm").unwrap(), Job::Backup, Trigger::Retry, slot_of_child(), RunId::generate(Utc::now()));
         let plain = Surroundings { progress: Arc::new(Silent), ..surroundings };
         let source = lifeboat::source::files::FilesSource { path: folder.path().join("data"), exclude: Vec::new(), page_size: None };
-        let again = runner::journalled(&journal, &run, None, &plain, |surroundings| {
+        let again = runner::journalled(&journal, &run, &plain, |surroundings| {
             let settings =
                 RepositorySettings::at(&format!("file://{}/repository", folder.path().display()), Passphrase::new(PASSPHRASE.to_owned()))?;
             let mut job = resolve::Resolved::bare(run.plan.clone(), settings);

@@ -328,6 +328,29 @@ impl Journal {
         )
     }
 
+    /// Records a request that will not be carried out: a run that ended before it began.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn dropped(&self, run: &NewRun, story: &str, now: DateTime<Utc>) -> Result<()> {
+        let ending = Ending { story: Some(story.to_owned()), ..Ending::new(State::Interrupted) };
+        let (_, place) = self.owner(now)?;
+        let closed = Closed {
+            id: run.id,
+            plan: &run.plan,
+            job: run.job,
+            trigger: run.trigger,
+            scheduled: None,
+            attempt: 0,
+            started: now,
+            ended: now,
+            host: &self.0.process.host,
+            started_by: &run.by,
+            ending: &ending,
+        };
+        self.0.tables.add_closed(&closed, &self.claimant("", &place))
+    }
+
     /// Records a run that is over and that nobody recorded when it went on: between these moments, on this host.
     ///
     /// # Errors

@@ -97,19 +97,21 @@ pub struct NewRun {
     pub by: String,
     /// The slot of the schedule, without jitter. `None`: manual.
     pub scheduled: Option<DateTime<Utc>>,
+    /// What is told of it from its beginning, however it ends: the slots that it stands for.
+    pub story: Option<String>,
 }
 
 impl NewRun {
     /// A run that somebody asked for.
     #[must_use]
     pub fn manual(plan: &Name, job: Job, by: impl Into<String>, now: DateTime<Utc>) -> Self {
-        Self { id: RunId::generate(now), plan: plan.clone(), job, trigger: Trigger::Manual, by: by.into(), scheduled: None }
+        Self { id: RunId::generate(now), plan: plan.clone(), job, trigger: Trigger::Manual, by: by.into(), scheduled: None, story: None }
     }
 
     /// A run of a slot of the plan's schedule. Its id is that of the slot's row where there is one already.
     #[must_use]
     pub fn of_slot(plan: &Name, job: Job, trigger: Trigger, slot: DateTime<Utc>, id: RunId) -> Self {
-        Self { id, plan: plan.clone(), job, trigger, by: "daemon".to_owned(), scheduled: Some(slot) }
+        Self { id, plan: plan.clone(), job, trigger, by: "daemon".to_owned(), scheduled: Some(slot), story: None }
     }
 }
 
@@ -136,7 +138,7 @@ pub struct Followed {
 pub struct Ending {
     pub state: State,
     pub error: Option<ErrorRecord>,
-    /// In words, where the state alone does not tell it.
+    /// In words, where the state alone does not tell it; comes after what the run's beginning told.
     pub story: Option<String>,
     pub phases: Vec<Phase>,
     pub warnings: Vec<String>,

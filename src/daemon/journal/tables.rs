@@ -94,12 +94,13 @@ impl Tables {
             signed(who.process.start_ticks).into(),
             run.by.as_str().into(),
             who.place.into(),
+            run.story.as_deref().into(),
         ];
         // Whoever tries a slot again names it by the id of its row, too.
         let further = |target: &&str| {
             format!(
                 "ON CONFLICT ({target}) DO UPDATE SET trigger = excluded.trigger, attempt = runs.attempt + 1, state = 'running',
-                    started_ms = excluded.started_ms, ended_ms = NULL, kind = NULL, error = NULL, story = NULL, phases = NULL, warnings = NULL,
+                    started_ms = excluded.started_ms, ended_ms = NULL, kind = NULL, error = NULL, story = excluded.story, phases = NULL, warnings = NULL,
                     bytes_read = NULL, bytes_stored = NULL, snapshot = NULL, report = NULL, announced = NULL, node = excluded.node,
                     owner = excluded.owner, host = excluded.host, pid = excluded.pid, boot_id = excluded.boot_id,
                     start_ticks = excluded.start_ticks, fence = {fence}, started_by = excluded.started_by, place = excluded.place,
@@ -111,8 +112,8 @@ impl Tables {
         statements.push(Statement::new(
             format!(
                 "INSERT INTO runs (id, plan, job, trigger, scheduled_ms, attempt, exclusive, state, started_ms, node, owner, host, pid,
-                    boot_id, start_ticks, fence, started_by, place, lease_until_ms)
-                 VALUES ($1, $2, $3, $4, $5, 1, $6, 'running', $7, $8, $9, $10, $11, $12, $13, {fence}, $14, $15, {clock} + {lease_ms})
+                    boot_id, start_ticks, fence, started_by, place, story, lease_until_ms)
+                 VALUES ($1, $2, $3, $4, $5, 1, $6, 'running', $7, $8, $9, $10, $11, $12, $13, {fence}, $14, $15, $16, {clock} + {lease_ms})
                  {further}
                  RETURNING id, attempt, fence"
             ),
@@ -189,8 +190,9 @@ impl Tables {
         let rows = self.one(
             Purpose::WriteAgain,
             format!(
-                "UPDATE runs SET state = $1, ended_ms = {greatest}($2, started_ms), kind = $3, error = $4, story = $5, phases = $6,
-                    warnings = $7, bytes_read = $8, bytes_stored = $9, snapshot = $10, report = $11
+                "UPDATE runs SET state = $1, ended_ms = {greatest}($2, started_ms), kind = $3, error = $4,
+                    story = coalesce(story || '; ' || CAST($5 AS text), CAST($5 AS text), story), phases = $6, warnings = $7,
+                    bytes_read = $8, bytes_stored = $9, snapshot = $10, report = $11
                  WHERE id = $12 AND fence = $13 AND state = 'running' RETURNING id"
             ),
             vec![

@@ -100,7 +100,7 @@ fn two_backups_of_a_plan_at_once_are_refused_and_named() {
 fn a_dead_owner_leaves_a_broken_run_that_can_be_settled_once() {
     let folder = tempfile::tempdir().unwrap();
     let dead = Journal::open(folder.path(), now()).unwrap();
-    let claim = dead.begin(&slot_run(Trigger::Schedule), now()).unwrap();
+    let claim = dead.begin(&NewRun { story: Some("stands for a slot".into()), ..slot_run(Trigger::CatchUp) }, now()).unwrap();
     let journal = Journal::open(folder.path(), later(60)).unwrap();
     assert!(journal.broken().unwrap().is_empty(), "its owner still lives");
     drop(dead);
@@ -111,7 +111,11 @@ fn a_dead_owner_leaves_a_broken_run_that_can_be_settled_once() {
     assert_eq!(journal.take_over(&broken[0], later(60)).unwrap(), None, "once");
     assert!(journal.broken().unwrap().is_empty(), "somebody settles it");
     journal.settle(taken, &broken[0], &Ending { story: Some("gone".into()), ..Ending::new(State::Interrupted) }, later(60)).unwrap();
-    assert_eq!(journal.run(claim.id).unwrap().story.as_deref(), Some("gone"));
+    assert_eq!(journal.run(claim.id).unwrap().story.as_deref(), Some("stands for a slot; gone"), "what it stood for is not lost with it");
+    let again = journal.begin(&NewRun { id: claim.id, ..slot_run(Trigger::Retry) }, later(61)).unwrap();
+    journal.close(again, &Ending::new(State::Succeeded), later(62)).unwrap();
+    assert_eq!(journal.run(claim.id).unwrap().story, None);
+    assert_eq!(journal.attempts(claim.id).unwrap()[0].story.as_deref(), Some("stands for a slot; gone"));
     assert!(journal.broken().unwrap().is_empty());
 }
 

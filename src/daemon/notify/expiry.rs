@@ -1,19 +1,22 @@
-//! Certificates that end soon: those that servers show (repositories' endpoints, webhooks, heartbeats) and those in files (PostgreSQL client
-//! certificates, `ca_file`s). What ends within [`WARNING`] is an alarm, until it was exchanged.
+//! Certificates that end soon: those that servers show (repositories' endpoints, webhooks, heartbeats, mail servers, PostgreSQL sources) and those in
+//! files (PostgreSQL client certificates and authorities, `ca_file`s). What ends within [`WARNING`] is an alarm, until it was exchanged.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
+use lettre::transport::smtp::client::{SmtpConnection, TlsParameters};
+use lettre::transport::smtp::extension::ClientId;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use crate::daemon::alarms::{self, Alarm};
+use crate::daemon::notify::send::email::{IMPLICIT_PORT, STARTTLS_PORT};
 use crate::error::{Error, Kind, Result};
 use crate::ops::resolve::Surroundings;
 use crate::ops::select;
 use crate::plan::{NotifierKind, Plans, SourceKind};
-use crate::source::postgres::conninfo;
+use crate::source::postgres::{client, conninfo};
 
 /// So long before its end a certificate is told of: what renews by itself does so at 30 days.
 const WARNING: TimeDelta = TimeDelta::days(21);
@@ -25,7 +28,6 @@ pub(super) const EVERY: Duration = Duration::from_hours(6);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Something that has an end.
-#[derive(Debug, Clone, PartialEq, Eq)]
 struct Watched {
     /// Of the alarm.
     key: String,
@@ -34,10 +36,12 @@ struct Watched {
     place: Place,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
     /// `https://host[:port]/`, without anything secret.
     Server(String),
+    /// `smtps://host[:port]` or `smtp://host[:port]`.
+    Mail(url::Url),
+    Postgres(Box<conninfo::Settings>),
     File(PathBuf),
 }
 
@@ -50,11 +54,13 @@ pub(super) fn look(plans: &Plans, surroundings: &Surroundings) -> Result<()> {
     let all = watched(plans);
     for watched in &all {
         let end = match &watched.place {
-            Place::Server(url) => of_server(url, surroundings),
-            Place::File(path) => of_file(path),
+            Place::Server(url) => of_server(url, surroundings).map(Some),
+            Place::Mail(server) => of_mail(server).map(Some),
+            Place::Postgres(settings) => of_postgres(settings, surroundings),
+            Place::File(path) => of_file(path).map(Some),
         };
         match end {
-            Ok(end) => match message(&watched.what, end, now) {
+            Ok(end) => match end.and_then(|end| message(&watched.what, end, now)) {
                 Some(message) => {
                     let alarm = Alarm { kind: "expiring".to_owned(), plan: watched.plan.clone(), message, since: now };
                     alarms::raise(&surroundings.state, &watched.key, &alarm)?;
@@ -106,6 +112,14 @@ fn watched(plans: &Plans) -> Vec<Watched> {
             NotifierKind::Command { .. } => (None, None),
         };
         let name = key(notifier.name.as_str());
+        if let NotifierKind::Email { server, .. } = &notifier.kind {
+            all.push(Watched {
+                key: format!("expiring-tls-notifier-{name}"),
+                plan: None,
+                what: format!("the certificate of {} (notifier {})", server.host_str().unwrap_or_default(), notifier.name),
+                place: Place::Mail(server.clone()),
+            });
+        }
         let url = address.and_then(|address| address.url.resolve().ok()).and_then(|text| url::Url::parse(text.expose().trim()).ok());
         if let Some(url) = url.filter(|url| url.scheme() == "https") {
             all.push(Watched {
@@ -128,14 +142,19 @@ fn watched(plans: &Plans) -> Vec<Watched> {
         for source in &plan.sources {
             let SourceKind::Postgres(server) = &source.kind else { continue };
             let settings = server.url.resolve().ok().and_then(|text| conninfo::Settings::parse(text.expose()).ok());
-            if let Some(path) = settings.and_then(|settings| settings.ssl_certificate) {
-                all.push(Watched {
-                    key: format!("expiring-tls-source-{}-{}", key(plan.name.as_str()), key(source.name.as_str())),
-                    plan: Some(plan.name.to_string()),
-                    what: format!("the client certificate of source {} ({})", source.name, path.display()),
-                    place: Place::File(path),
-                });
+            let Some(settings) = settings else { continue };
+            let mut push = |kind: &str, what: String, place: Place| {
+                let key = format!("expiring-tls-{kind}-{}-{}", key(plan.name.as_str()), key(source.name.as_str()));
+                all.push(Watched { key, plan: Some(plan.name.to_string()), what, place });
+            };
+            if let Some(path) = settings.ssl_certificate.clone() {
+                push("source", format!("the client certificate of source {} ({})", source.name, path.display()), Place::File(path));
             }
+            if let Some(conninfo::RootCertificates::File(path)) = settings.ssl_root_certificates.clone() {
+                push("root", format!("a certificate in {} (sslrootcert of source {})", path.display(), source.name), Place::File(path));
+            }
+            let what = format!("the certificate that the server of source {} shows", source.name);
+            push("server", what, Place::Postgres(Box::new(settings)));
         }
     }
     all
@@ -173,6 +192,28 @@ fn of_server(url: &str, surroundings: &Surroundings) -> Result<DateTime<Utc>> {
     let info = response.extensions().get::<reqwest::tls::TlsInfo>();
     let certificate = info.and_then(reqwest::tls::TlsInfo::peer_certificate).ok_or_else(|| failed("it shows none".to_owned()))?;
     not_after(certificate).ok_or_else(|| failed("it cannot be read".to_owned()))
+}
+
+/// The end of the certificate of a mail server, which is told nothing but a greeting.
+fn of_mail(server: &url::Url) -> Result<DateTime<Utc>> {
+    let host = server.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let failed = |why: &dyn std::fmt::Display| Error::new(Kind::Unavailable, format!("look at the certificate of {host}: {why}"));
+    let tls = TlsParameters::builder(host.clone()).dangerous_accept_invalid_certs(true).build().map_err(|error| failed(&error))?;
+    let at_once = server.scheme() == "smtps";
+    let port = server.port().unwrap_or(if at_once { IMPLICIT_PORT } else { STARTTLS_PORT });
+    let hello = ClientId::default();
+    let connected = SmtpConnection::connect((host.as_str(), port), Some(PATIENCE), &hello, at_once.then_some(&tls), None);
+    let mut connection = connected.map_err(|error| failed(&error))?;
+    let certificate = if at_once { Ok(()) } else { connection.starttls(&tls, &hello) }.and_then(|()| connection.peer_certificate());
+    connection.abort();
+    certificate.map_err(|error| failed(&error)).and_then(|bytes| not_after(&bytes).ok_or_else(|| failed(&"it cannot be read")))
+}
+
+/// `None`: no TLS there.
+fn of_postgres(settings: &conninfo::Settings, surroundings: &Surroundings) -> Result<Option<DateTime<Utc>>> {
+    let unreadable = || Error::new(Kind::Failed, format!("look at the certificate of {settings}: it cannot be read"));
+    let shown = client::server_certificate(settings, &surroundings.cancel)?;
+    shown.map(|bytes| not_after(&bytes).ok_or_else(unreadable)).transpose()
 }
 
 /// The earliest end of the certificates in a file.

@@ -218,7 +218,12 @@ fn look_on(mut watch: Watch, bell: &Bell) {
                 bell.looked(Some(deliver::why(&error)));
                 // Once, not every second.
                 if !std::mem::replace(&mut troubled, true) {
-                    tracing::error!(error = ?error, hint = error.hint_text(), "nothing can be watched, so nobody is told of anything");
+                    tracing::error!(error = ?error, hint = error.hint_text(), "runs and plans cannot be watched");
+                }
+                match watch.look_blindly() {
+                    Ok(0) => {}
+                    Ok(_) => bell.ring(),
+                    Err(error) => tracing::error!(error = ?error, hint = error.hint_text(), "nobody can be told of anything"),
                 }
             }
         }

@@ -209,6 +209,8 @@ pub fn seen_of_problem(plan: Option<&str>, problem: &Problem, retried: &BTreeSet
     };
     let patience = match problem.kind.as_str() {
         "repository-unreachable" | "log-not-streamed" | "canary-not-written" => TimeDelta::minutes(2),
+        // A server of a journal that is started anew is back by then.
+        "journal-unavailable" => TimeDelta::seconds(30),
         // A daemon that has just started settles it, or tries it again.
         "interrupted" => TimeDelta::minutes(5),
         "failed" if job.is_some_and(|job| retried.contains(job)) => TimeDelta::hours(24),

@@ -95,6 +95,31 @@ impl Watch {
         Ok(events.len())
     }
 
+    /// Where the journal cannot be read: tells what the daemon itself knows to be wrong. Of runs and plans nothing is known, and what stands of them
+    /// goes on to stand.
+    ///
+    /// # Errors
+    /// When an alarm or the outbox cannot be read or written.
+    pub(super) fn look_blindly(&mut self) -> Result<usize> {
+        let now = self.surroundings.clock.now();
+        self.daemons_own()?;
+        let alarms = alarms::standing(&self.surroundings.state)?;
+        let before = self.outbox.standing()?;
+        let mut observed = Observed { plans: self.plans.plans.keys().map(ToString::to_string).collect(), ..Observed::default() };
+        of_no_plan(&mut observed, &alarms);
+        let mut standing = before.clone();
+        let plans = &self.plans;
+        let events = step::step(&mut standing, &observed, &|plan: Option<&str>| audience(plans, plan), now);
+        if events.is_empty() && standing == before {
+            return Ok(0);
+        }
+        let (looked_until, _) = self.outbox.looked_until(now)?;
+        let keep_from = looked_until.min(now) - self.back() * 2;
+        self.outbox.commit(&Found { runs: &[], keep_from, looked_until, before: &before, standing: &standing, events: &events })?;
+        self.log(&before, &standing);
+        Ok(events.len())
+    }
+
     /// Runs that began or ended since the last look, oldest first; what to remember of them; and from when on to look next time.
     fn runs(&mut self, now: DateTime<Utc>) -> Result<(Vec<Run>, Vec<SeenRun>, DateTime<Utc>)> {
         let (looked_until, first) = self.outbox.looked_until(now)?;
@@ -243,15 +268,7 @@ impl Watch {
 
     /// What is of no plan alone.
     fn globally(&mut self, observed: &mut Observed, alarms: &[Alarm], now: DateTime<Utc>) -> Result<()> {
-        let of_none = alarms.iter().filter(|alarm| alarm.plan.is_none());
-        let mut problems: Vec<Problem> = of_none.map(|alarm| Problem::new(&alarm.kind, alarm.message.clone())).collect();
-        for problem in &problems {
-            let seen = step::seen_of_problem(None, problem, &BTreeSet::new());
-            match observed.problems.iter_mut().find(|known| known.key == seen.key) {
-                Some(known) => known.message = format!("{}; {}", known.message, seen.message),
-                None => observed.problems.push(seen),
-            }
-        }
+        let mut problems = of_no_plan(observed, alarms);
         let notifiers = statuses_of(&self.plans, &self.outbox)?;
         for (notifier, status) in self.plans.notifiers.values().zip(&notifiers) {
             let Some(problem) = failing(status) else { continue };
@@ -306,6 +323,20 @@ impl Watch {
             tracing::info!(plan = problem.plan, problem = problem.kind, "over: {}", problem.message);
         }
     }
+}
+
+/// Alarms that are of no plan, each kind once.
+fn of_no_plan(observed: &mut Observed, alarms: &[Alarm]) -> Vec<Problem> {
+    let of_none = alarms.iter().filter(|alarm| alarm.plan.is_none());
+    let problems: Vec<Problem> = of_none.map(|alarm| Problem::new(&alarm.kind, alarm.message.clone())).collect();
+    for problem in &problems {
+        let seen = step::seen_of_problem(None, problem, &BTreeSet::new());
+        match observed.problems.iter_mut().find(|known| known.key == seen.key) {
+            Some(known) => known.message = format!("{}; {}", known.message, seen.message),
+            None => observed.problems.push(seen),
+        }
+    }
+    problems
 }
 
 /// Who is told of a plan's events; of what is of no plan, all that are no heartbeat.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::daemon::journal::Job;
 use crate::daemon::status::Problem;
-use crate::ops::copy::behind;
+use crate::ops::copy::{behind, lacks};
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::{explain, select};
 use crate::plan::{Plan, PlannedCopy};
@@ -59,11 +59,7 @@ pub fn gather(plan: &Plan, originals: Option<&[Manifest]>, surroundings: &Surrou
 /// Whether a scheduled copy lacks a snapshot that was there when it was last due. Pure.
 fn is_behind(copy: &PlannedCopy, originals: &[Manifest], newest: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Option<Problem> {
     let due = copy.schedule.as_ref()?.previous_at_or_before(now - PATIENCE)?;
-    let tagged = |manifest: &&Manifest| copy.tags.is_empty() || manifest.tags.iter().any(|tag| copy.tags.contains(tag));
-    let missing = originals.iter().filter(tagged).filter(|m| m.time < due).map(|m| m.time).max()?;
-    if newest.is_some_and(|newest| newest >= missing) {
-        return None;
-    }
+    let missing = lacks(&copy.tags, originals, newest, due)?;
     let has = newest.map_or_else(|| "it has none".to_owned(), |newest| format!("its newest is of {}", select::moment(newest)));
     let message = format!(
         "the copy in {} lacks the snapshot of {} although it was due at {}: {has}",

@@ -11,8 +11,8 @@ use crate::error::{Context as _, Error, IoContext as _, Kind, Result};
 use crate::plan::{Notifier, NotifierKind};
 
 /// RFC 8314: submission over implicit TLS, and with STARTTLS.
-const IMPLICIT_PORT: u16 = 465;
-const STARTTLS_PORT: u16 = 587;
+pub(in crate::daemon::notify) const IMPLICIT_PORT: u16 = 465;
+pub(in crate::daemon::notify) const STARTTLS_PORT: u16 = 587;
 
 /// Sends it; what the server said.
 ///

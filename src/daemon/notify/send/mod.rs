@@ -4,7 +4,7 @@
 //! server's acceptance, exit 0.
 
 mod command;
-mod email;
+pub(in crate::daemon::notify) mod email;
 mod http;
 mod sign;
 

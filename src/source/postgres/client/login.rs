@@ -15,7 +15,7 @@ use crate::event::Cancel;
 use crate::source::postgres::client::tls::{self, Proof};
 use crate::source::postgres::client::transport::Transport;
 use crate::source::postgres::client::{Connection, Incoming, Mode, ServerError};
-use crate::source::postgres::conninfo::Settings;
+use crate::source::postgres::conninfo::{Settings, SslMode};
 
 /// Opens the socket, with TLS as the settings say; yields what TLS proved, `None` without TLS.
 pub(crate) fn open(settings: &Settings, cancel: &Cancel, until: Instant) -> Result<(Transport, Option<Proof>)> {
@@ -36,6 +36,20 @@ pub(crate) fn open(settings: &Settings, cancel: &Cancel, until: Instant) -> Resu
             .hint("Set up `ssl = on` there; on a network that nobody else can listen to, say sslmode=disable.")),
         _ => Err(Error::new(Kind::Usage, format!("what answers at {settings} is not PostgreSQL")).hint("Are host and port right?")),
     }
+}
+
+/// The certificate (DER) that a server shows, whoever signed it; nobody logs in. `None`: the settings lead to no TLS.
+///
+/// # Errors
+/// [`Kind::Unavailable`] when nobody answers in time, [`Kind::Usage`] when what answers has no TLS.
+pub fn server_certificate(settings: &Settings, cancel: &Cancel) -> Result<Option<Vec<u8>>> {
+    if settings.ssl_mode == Some(SslMode::Disable) {
+        return Ok(None);
+    }
+    let mut anyone = settings.clone();
+    (anyone.ssl_mode, anyone.ssl_root_certificates) = (Some(SslMode::Require), None);
+    let (transport, _) = open(&anyone, cancel, Instant::now() + settings.connect_timeout)?;
+    Ok(transport.peer_certificate().map(<[u8]>::to_vec))
 }
 
 /// Sends the start-up message and does everything until the server is ready.

@@ -25,6 +25,7 @@ use crate::source::postgres::client::transport::Transport;
 use crate::source::postgres::conninfo::Settings;
 
 pub use failure::{ServerError, server_error, sqlstate};
+pub use login::server_certificate;
 
 /// The server's own limit for one message.
 const MESSAGE_BYTES: usize = 1 << 30;
