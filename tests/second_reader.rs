@@ -75,6 +75,7 @@ impl Story {
 }
 
 /// A page as PostgreSQL has it, of a heap or of an index, with dead and repeated line pointers; the rows say something that can be compressed.
+#[expect(clippy::cast_possible_truncation, reason = "places in a page are small")]
 fn page(block: u32, heap: bool) -> Vec<u8> {
     let mut page = vec![0_u8; 8192];
     let special = if heap { 8192 } else { 8176 };
@@ -86,7 +87,7 @@ fn page(block: u32, heap: bool) -> Vec<u8> {
         upper -= len.next_multiple_of(8);
         let state = if row % 11 == 5 { 3 } else { 1 };
         let offset = if row % 13 == 12 { special - 64 } else { upper };
-        page[24 + 4 * row..][..4].copy_from_slice(&(offset as u32 | state << 15 | (len as u32) << 17).to_le_bytes());
+        page[24 + 4 * row..][..4].copy_from_slice(&(offset as u32 | (state << 15) | ((len as u32) << 17)).to_le_bytes());
         let place = upper + if heap { 12 } else { 0 };
         page[place..place + 2].copy_from_slice(&((block >> 16) as u16).to_le_bytes());
         page[place + 2..place + 4].copy_from_slice(&(block as u16).to_le_bytes());

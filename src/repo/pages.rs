@@ -219,7 +219,7 @@ mod tests {
                 header(&mut page, lower, upper, special);
                 for pointer in page[HEADER..lower].chunks_exact_mut(4) {
                     if draw(&mut random, 4) > 0 {
-                        let value = draw(&mut random, 1024) as u32 * 8 | NORMAL << 15 | (draw(&mut random, 8192) as u32) << 17;
+                        let value = (draw(&mut random, 1024) as u32 * 8) | (NORMAL << 15) | ((draw(&mut random, 8192) as u32) << 17);
                         pointer.copy_from_slice(&value.to_le_bytes());
                     }
                 }
