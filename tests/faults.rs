@@ -22,15 +22,17 @@ use lifeboat::event::{Cancel, Silent};
 use lifeboat::id::{Name, SnapshotId};
 use lifeboat::ops::copy::{self, CopyRequest};
 use lifeboat::ops::drill::{self, DrillRequest};
+use lifeboat::ops::prune::{self, PlanRules};
 use lifeboat::ops::repair::{self, Other, RepairReport, RepairRequest};
 use lifeboat::ops::restore::{self, RestoreRequest};
+use lifeboat::ops::retention::Rules;
 use lifeboat::ops::select::Choice;
 use lifeboat::ops::verify::{self, Depth};
 use lifeboat::ops::{CommitGate, DrillSettings, Job, NamedSource, Objectives, Verdict, backup, keyless, snapshots as ops_snapshots};
-use lifeboat::repo::{LostFormat, OpenOptions, Passphrase, Repository, Role};
+use lifeboat::repo::{CollectOptions, LostFormat, OpenOptions, Passphrase, Repository, Role};
 use lifeboat::source::files::FilesSource;
 use lifeboat::source::sqlite::SqliteSource;
-use lifeboat::store::faults::{Effect, Faults, Rule};
+use lifeboat::store::faults::{Effect, Faults, Rule, When};
 use lifeboat::store::{Store, Verb};
 use support::s3::SeaweedFs;
 
@@ -46,6 +48,28 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
+}
+
+/// Whether everything is tried, not a sample: `LIFEBOAT_DAMAGE=all` (many minutes).
+fn is_all() -> bool {
+    std::env::var("LIFEBOAT_DAMAGE").is_ok_and(|what| what == "all")
+}
+
+/// Where samples begin, and what chance does: `LIFEBOAT_SEED`, else the same every time.
+fn seed() -> u64 {
+    std::env::var("LIFEBOAT_SEED").map_or(1, |seed| seed.parse().unwrap())
+}
+
+/// What a run by hand shows (`--nocapture`).
+#[expect(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
+fn say(what: &str) {
+    println!("{what}");
+}
+
+/// Which of `1..=count` are tried: one of `stride`, and at least one.
+fn sample(count: u64, stride: u64) -> impl Iterator<Item = u64> {
+    let (all, first) = (is_all(), seed() % stride.min(count).max(1));
+    (1..=count).filter(move |number| all || (number - 1) % stride == first)
 }
 
 /// Objects of a store, by key.
@@ -67,11 +91,23 @@ impl Place {
     fn new(runtime: &tokio::runtime::Runtime, folder: &Path, what: &str) -> Self {
         let (store, faults) = (Store::in_memory(), Faults::new());
         let options = |kind: &str| OpenOptions { cache: Some(folder.join(format!("cache-{what}-{kind}"))), workers: 2 };
-        Repository::init(store.clone(), runtime.handle().clone(), &passphrase(), &options("sound"), Utc::now()).unwrap();
+        // Before anything is backed up to it.
+        let made = DateTime::from_timestamp(1_789_999_000, 0).unwrap();
+        Repository::init(store.clone(), runtime.handle().clone(), &passphrase(), &options("sound"), made).unwrap();
         let open = |store: Store, kind: &str| Repository::open(store, runtime.handle().clone(), &passphrase(), &options(kind)).unwrap();
         let faulty = open(Store::with_faults(store.clone(), faults.clone()), "faulty");
         let sound = open(store.clone(), "sound");
         Self { store, faults, faulty, sound, base: Objects::new() }
+    }
+
+    /// As another process would open it.
+    fn reopen(&mut self, runtime: &tokio::runtime::Runtime, folder: &Path) {
+        let open = |store: Store| {
+            let cache = tempfile::tempdir_in(folder).unwrap().keep();
+            Repository::open(store, runtime.handle().clone(), &passphrase(), &OpenOptions { cache: Some(cache), workers: 2 }).unwrap()
+        };
+        self.faulty = open(Store::with_faults(self.store.clone(), self.faults.clone()));
+        self.sound = open(self.store.clone());
     }
 
     fn objects(&self, runtime: &tokio::runtime::Runtime) -> Objects {
@@ -214,7 +250,7 @@ impl World {
             tags: Vec::new(),
             snapshot: None,
             all: false,
-            rules: lifeboat::ops::retention::Rules::default(),
+            rules: Rules::default(),
         };
         let report = copy::run(&self.job(from), &request)?;
         report.exit().map_or(Ok(()), |kind| Err(Error::new(kind, "the copy found damage")))
@@ -281,8 +317,8 @@ impl Fault {
 const FAULTS: [Fault; 5] = [Fault::Refused, Fault::LostForGood, Fault::Lost, Fault::Passing, Fault::Wrong];
 
 /// Fails each single request of an operation once, in turn. `act` runs it through the faults, and asserts by itself that what it says is true;
-/// `place`: whose store fails.
-fn sweep(world: &World, what: &str, place: &Place, act: impl Fn(&World) -> Result<()>) {
+/// `place`: whose store fails; `stride`: see [`sample`]; what passes unnoticed is tried more seldom.
+fn sweep(world: &World, what: &str, place: &Place, stride: u64, act: impl Fn(&World) -> Result<()>) {
     let reset = || {
         world.own.put_back(&world.runtime);
         world.copy.put_back(&world.runtime);
@@ -297,10 +333,7 @@ fn sweep(world: &World, what: &str, place: &Place, act: impl Fn(&World) -> Resul
         for verb in fault.verbs() {
             // A few more than were counted: their number depends a little on what threads do.
             let count = calls.iter().filter(|call| call.verb == *verb).count() as u64;
-            // What passes unnoticed is tried at every third request, from another one each time, unless LIFEBOAT_DAMAGE=all.
-            let all = !fault.passes() || std::env::var("LIFEBOAT_DAMAGE").is_ok_and(|what| what == "all");
-            let offset = u64::from(std::process::id());
-            for number in (1..=count).filter(|number| all || (number + offset) % 3 == 0) {
+            for number in sample(count, if fault.passes() { 3 * stride } else { stride }) {
                 reset();
                 place.faults.add(Rule::on(*verb).nth(number).then(fault.effect()));
                 let at = format!("{what}, {fault:?} at {} {number} of {count}", verb.word());
@@ -319,14 +352,14 @@ fn sweep(world: &World, what: &str, place: &Place, act: impl Fn(&World) -> Resul
             }
         }
     }
-    println!("{what}: {tried} requests failed, {survived} were survived");
+    say(&format!("{what}: {tried} requests failed, {survived} were survived"));
     assert!(survived < tried, "no fault of {what} was ever noticed");
 }
 
 #[test]
 fn a_backup_is_committed_or_fails() {
     let world = World::new();
-    sweep(&world, "backup", &world.own, |world| {
+    sweep(&world, "backup", &world.own, 5, |world| {
         let id = world.back_up(&world.own.faulty)?;
         world.assert_snapshot(&world.own.sound, id, "backup");
         Ok(())
@@ -336,7 +369,7 @@ fn a_backup_is_committed_or_fails() {
 #[test]
 fn a_verification_a_restore_and_a_drill_say_what_is_true() {
     let world = World::new();
-    sweep(&world, "verify", &world.own, |world| {
+    sweep(&world, "verify", &world.own, 8, |world| {
         let depth = Depth::Data { percent: 100 };
         let report = verify::run(&world.own.faulty, None, depth, &world.clock, &Silent, &Cancel::default())?;
         match report.exit() {
@@ -348,11 +381,11 @@ fn a_verification_a_restore_and_a_drill_say_what_is_true() {
     });
     let first = world.first();
     let whole = world.restored(&world.own.sound, first).unwrap();
-    sweep(&world, "restore", &world.own, |world| {
+    sweep(&world, "restore", &world.own, 2, |world| {
         assert!(world.restored(&world.own.faulty, first)? == whole, "a restore that says it is whole and is not");
         Ok(())
     });
-    sweep(&world, "drill", &world.own, |world| {
+    sweep(&world, "drill", &world.own, 2, |world| {
         let report = drill::run(&world.job(&world.own.faulty), &DrillRequest::default())?;
         if report.verdict == Verdict::Passed {
             return Ok(());
@@ -372,15 +405,15 @@ fn a_copy_is_whole_or_fails_on_either_side() {
         assert!(world.restored(&world.copy.sound, copies[0].id).unwrap() == whole, "the copy is another");
         Ok(())
     };
-    sweep(&world, "copy, first side", &world.own, |world| act(world, &world.own.faulty, &world.copy.sound));
-    sweep(&world, "copy, second side", &world.copy, |world| act(world, &world.own.sound, &world.copy.faulty));
+    sweep(&world, "copy, first side", &world.own, 6, |world| act(world, &world.own.faulty, &world.copy.sound));
+    sweep(&world, "copy, second side", &world.copy, 6, |world| act(world, &world.own.sound, &world.copy.faulty));
 }
 
 #[test]
 fn a_log_has_what_was_confirmed() {
     let world = World::new();
     let bytes = noise(9, 50_000);
-    sweep(&world, "log", &world.own, |world| {
+    sweep(&world, "log", &world.own, 1, |world| {
         let (plan, source) = (name("crm"), name("db"));
         let log = world.own.faulty.log(&plan, &source);
         log.append(1, 0, 50_000, &serde_json::json!({ "timeline": 1 }), &bytes)?;
@@ -404,7 +437,7 @@ fn keys_open_once_they_are_said_to_be_there() {
         let store = Store::with_faults(world.own.store.clone(), world.own.faults.clone());
         Repository::open(store, world.runtime.handle().clone(), passphrase, &OpenOptions::default())
     };
-    sweep(&world, "key add", &world.own, |world| {
+    sweep(&world, "key add", &world.own, 9, |world| {
         // A run before may have added it.
         if world.own.faulty.key_slots()?.iter().any(|slot| slot.label == "second") && opens(&other).is_ok() {
             return Ok(());
@@ -429,7 +462,7 @@ fn a_repository_is_made_or_is_not() {
     for fault in [Fault::Refused, Fault::LostForGood, Fault::Lost] {
         for verb in fault.verbs() {
             let count = calls.iter().filter(|call| call.verb == *verb).count() as u64;
-            for number in 1..=count {
+            for number in sample(count, 4) {
                 let (store, faults) = (Store::in_memory(), Faults::new());
                 faults.add(Rule::on(*verb).nth(number).then(fault.effect()));
                 let at = format!("init, {fault:?} at {} {number} of {count}", verb.word());
@@ -460,8 +493,7 @@ fn a_repository_is_made_or_is_not() {
 /// changes bytes.
 #[test]
 fn a_server_that_misbehaves_loses_nothing_that_was_committed() {
-    let seed = std::env::var("LIFEBOAT_SEED").map_or_else(|_| u64::from(std::process::id()), |seed| seed.parse().unwrap());
-    println!("LIFEBOAT_SEED={seed}");
+    let seed = seed();
     let rounds = std::env::var("LIFEBOAT_ROUNDS").map_or(4, |rounds| rounds.parse().unwrap());
     let world = World::new();
     let config = SeaweedFs::shared().bucket().fresh();
@@ -519,7 +551,11 @@ fn a_server_that_misbehaves_loses_nothing_that_was_committed() {
     // Holes that a lost piece left in the log are told; nothing else is wrong.
     let wrong: Vec<_> = report.findings.iter().filter(|finding| !finding.object.starts_with("logs/")).collect();
     assert!(wrong.is_empty(), "seed {seed}: {wrong:?}");
-    println!("{} faults in {rounds} rounds, {} snapshots committed, {heard} operations failed", proxy.faults(), committed.len());
+    say(&format!(
+        "seed {seed}: {} faults in {rounds} rounds, {} snapshots committed, {heard} operations failed",
+        proxy.faults(),
+        committed.len()
+    ));
     assert!(proxy.faults() > 10, "seed {seed}: the server hardly misbehaved");
 }
 
@@ -603,12 +639,15 @@ fn request(world: &World, others: bool, dry_run: bool) -> RepairRequest {
         repository: world.own.faulty.clone(),
         others: if others { vec![other] } else { Vec::new() },
         unreachable: Vec::new(),
+        committed: Vec::new(),
         dry_run,
         gate: CommitGate::default(),
     }
 }
 
 fn repair(world: &World, others: bool) -> Result<RepairReport> {
+    // Later than what was verified before.
+    world.clock.set(world.clock.now() + chrono::Duration::seconds(60));
     let (request, cancel) = (request(world, others, false), Cancel::default());
     let planned = repair::plan(&request, &world.clock, &Silent, &cancel)?;
     repair::apply(planned, &request, &world.clock, &Silent, &cancel)
@@ -626,11 +665,9 @@ fn what_is_damaged_is_put_right_from_a_copy() {
     let (world, snapshots) = everything();
     let base = world.own.base.clone();
     let mut tried = BTreeMap::new();
-    // One kind of damage for each object, another one each time; LIFEBOAT_DAMAGE=all: all of them (some minutes).
-    let all = std::env::var("LIFEBOAT_DAMAGE").is_ok_and(|what| what == "all");
-    let mut position = std::process::id() as usize;
-    println!("from {position}");
-    for key in base.keys().filter(|key| !key.starts_with("keys/") && *key != "format") {
+    // One kind of damage for each object, the next one for the next.
+    let all = is_all();
+    for (key, position) in base.keys().filter(|key| !key.starts_with("keys/") && *key != "format").zip(usize::try_from(seed()).unwrap()..) {
         let folder = key.split('/').next().unwrap();
         let newest = key.starts_with("snapshots/") && key.ends_with(&snapshots[1].0.to_string());
         let at_an_end = key.contains("-0000000000000000-") || key.ends_with("-0000000000003a98");
@@ -639,7 +676,6 @@ fn what_is_damaged_is_put_right_from_a_copy() {
         // What is left without these is whole, and smaller: nobody can know.
         harms.retain(|harm| !nobody_knows || !matches!(harm, Harm::Missing));
         let chosen = position % harms.len();
-        position += 1;
         for (_, harm) in harms.into_iter().enumerate().filter(|(number, _)| all || *number == chosen) {
             let at = format!("{key} {harm:?}");
             world.own.put_back(&world.runtime);
@@ -684,7 +720,7 @@ fn what_is_damaged_is_put_right_from_a_copy() {
             *tried.entry(folder).or_insert(0) += 1;
         }
     }
-    println!("{tried:?}");
+    say(&format!("{tried:?}"));
     assert_eq!(tried.keys().copied().collect::<Vec<_>>(), ["gc", "index", "logs", "packs", "reports", "snapshots"]);
 }
 
@@ -719,6 +755,63 @@ fn without_a_copy_what_is_lost_is_named_and_what_is_not_stays() {
         }
     }
     assert!(by_file > 0 && by_tree > 0, "{by_file} {by_tree}");
+}
+
+/// A backup that began before a repair knows nothing of its marks: what it commits meanwhile is told.
+#[test]
+fn a_backup_that_leans_on_damage_while_a_repair_is_at_work_is_told() {
+    let (world, _) = everything();
+    let data = world.own.base.keys().filter(|key| key.starts_with("packs/")).max_by_key(|key| world.own.base[*key].len()).unwrap();
+    let job = world.job(&world.own.sound);
+    let mut writer = Some(world.own.sound.begin(&job.plan, world.clock.now(), &Cancel::default()).unwrap());
+    Harm::Flipped(300).inflict(&world, data);
+    let (request, cancel) = (request(&world, true, false), Cancel::default());
+    let planned = repair::plan(&request, &world.clock, &Silent, &cancel).unwrap();
+    // It names again, unread, what stood there when it began.
+    let newest = world.own.sound.manifests(None).unwrap().pop().unwrap();
+    writer.take().unwrap().commit(newest.sources, newest.time, Vec::new(), &Silent).unwrap();
+    let report = repair::apply(planned, &request, &world.clock, &Silent, &cancel).unwrap();
+    assert_eq!(report.exit(), Some(Kind::Damaged), "{report:#?}");
+    assert!(report.remaining.iter().any(|one| one.message.contains("committed meanwhile")), "{report:#?}");
+    // Repaired again, it finds no other repository that has it, and says so; the earlier ones stand.
+    let again = repair(&world, true).unwrap();
+    assert_eq!(again.lost.len(), 1, "{again:#?}");
+}
+
+/// A damaged snapshot whose content is elsewhere does not keep retention from its work for ever.
+#[test]
+fn what_was_brought_back_lets_retention_go_on() {
+    let (world, snapshots) = everything();
+    let manifest = world.own.base.keys().find(|key| key.ends_with(&snapshots[0].0.to_string())).unwrap();
+    let nodes = world.own.base.keys().filter(|key| key.starts_with("packs/")).min_by_key(|key| world.own.base[*key].len()).unwrap();
+    for (key, harm) in [(manifest, Harm::Cut(30)), (manifest, Harm::Missing), (nodes, Harm::Missing), (nodes, Harm::Cut(30))] {
+        world.own.put_back(&world.runtime);
+        world.copy.put_back(&world.runtime);
+        harm.inflict(&world, key);
+        let at = format!("{key} {harm:?}");
+        repair(&world, true).unwrap();
+        let (manifests, _) = world.own.sound.sound_manifests(None).unwrap();
+        let replaced: Vec<SnapshotId> = manifests.iter().filter_map(lifeboat::repo::Manifest::replaces).collect();
+        assert!(!replaced.is_empty(), "{at}");
+        let stand: Vec<_> = snapshots.iter().map(|(id, content)| (stands_for(&world, *id), content)).collect();
+        prune(&world, &world.own.sound, 2).unwrap_or_else(|error| panic!("{at}: {error:?}"));
+        for id in replaced {
+            assert!(world.own.sound.removed(id).is_some(), "{at}: {id}");
+            assert!(!world.own.objects(&world.runtime).keys().any(|key| key.ends_with(&id.to_string())), "{at}: {id} is there");
+        }
+        for (id, content) in stand {
+            assert!(world.restored(&world.own.sound, id).unwrap() == *content, "{at}");
+        }
+        world.assert_sound(&world.own, &at);
+    }
+    // That a snapshot says that it stands for another one is not enough: a sound one stays.
+    world.own.put_back(&world.runtime);
+    let (manifests, _) = world.copy.sound.sound_manifests(None).unwrap();
+    let newest = manifests.iter().max_by_key(|manifest| manifest.time).unwrap();
+    let (now, cancel) = (world.clock.now(), Cancel::default());
+    world.own.sound.bring_back(&world.copy.sound, newest, snapshots[1].0, None, now, &Silent, &cancel, |_| Ok(())).unwrap();
+    prune(&world, &world.own.sound, 3).unwrap();
+    assert!(world.own.sound.removed(snapshots[1].0).is_none());
 }
 
 #[test]
@@ -803,4 +896,182 @@ fn a_lost_format_object_is_made_anew() {
         lost.put(&world.own.store, handle).unwrap();
         assert!(world.restored(&open().unwrap(), snapshots[1].0).unwrap() == snapshots[1].1);
     }
+}
+
+fn prune(world: &World, repository: &Repository, last: u32) -> Result<()> {
+    let rules = Rules { last, ..Rules::default() };
+    let plans = [PlanRules { plan: name("crm"), rules, zone: chrono_tz::UTC }];
+    let report = prune::run(repository, &plans, false, &world.clock, &Silent, &Cancel::default(), &|| Ok(()))?;
+    report.exit().map_or(Ok(()), |kind| Err(Error::new(kind, report.failure().unwrap_or_default())))
+}
+
+/// One of several snapshots is left, and its packs are rewritten.
+#[test]
+fn a_prune_removes_what_it_says_and_nothing_else() {
+    let mut world = World::new();
+    let live = world.folder.path().join("live");
+    fs::write(live.join("tree/passing"), noise(20, 400_000)).unwrap();
+    fs::write(live.join("tree/staying"), noise(21, 100_000)).unwrap();
+    world.back_up(&world.own.sound).unwrap();
+    fs::remove_file(live.join("tree/passing")).unwrap();
+    let newest = world.back_up(&world.own.sound).unwrap();
+    world.own.keep(&world.runtime);
+    let act = |world: &World| {
+        prune(world, &world.own.faulty, 1)?;
+        // And what is left put together anew.
+        let options = CollectOptions { rewrite: &|_| true, ..CollectOptions::default() };
+        let done = world.own.faulty.collect(&options, world.clock.now(), &Silent, &Cancel::default())?;
+        if !done.blocked.is_empty() {
+            return Err(Error::new(Kind::Damaged, done.blocked.join("; ")));
+        }
+        let left = world.own.sound.manifests(None)?;
+        assert_eq!(left.iter().map(|manifest| manifest.id).collect::<Vec<_>>(), [newest]);
+        world.assert_snapshot(&world.own.sound, newest, "after a prune");
+        Ok(())
+    };
+    sweep(&world, "prune", &world.own, 14, act);
+    killed_at_any_write(&world, "prune", 12, act);
+    let moved = world.own.faults.calls().iter().any(|call| call.key.starts_with("gc/moved/") && call.verb == Verb::Create);
+    assert!(moved, "nothing was rewritten");
+}
+
+/// Ends an operation at one of its writes, before or after it is carried out, as a kill would; the next run goes on.
+fn killed_at_any_write(world: &World, what: &str, stride: u64, act: impl Fn(&World) -> Result<()>) {
+    let place = &world.own;
+    place.put_back(&world.runtime);
+    place.faults.forget_calls();
+    act(world).unwrap_or_else(|error| panic!("{what} without a fault: {error:?}"));
+    let writes = place.faults.calls().iter().filter(|call| matches!(call.verb, Verb::Create | Verb::Delete)).count() as u64;
+    let mut tried = 0;
+    for number in sample(writes, stride) {
+        for when in [When::Before, When::After] {
+            place.put_back(&world.runtime);
+            let at = format!("{what} killed {when:?} write {number} of {writes}");
+            place.faults.crash_at_write(number, when);
+            let outcome = act(world);
+            place.faults.clear();
+            tried += 1;
+            act(world).unwrap_or_else(|error| panic!("{at}: the next run: {error:?} (the first: {outcome:?})"));
+            world.assert_sound(place, &at);
+        }
+    }
+    say(&format!("{what}: killed {tried} times"));
+}
+
+/// A repair itself meets a store that fails, or answers with wrong bytes.
+#[test]
+fn a_repair_that_fails_anywhere_is_told_and_the_next_one_goes_on() {
+    let (mut world, snapshots) = everything();
+    // Data that both snapshots need, an index object, a piece of the log.
+    let of =
+        |begin: &str| world.own.base.keys().filter(|key| key.contains(begin)).max_by_key(|key| world.own.base[*key].len()).unwrap().clone();
+    for key in [of("packs/"), of("index/"), of("/pieces/")] {
+        Harm::Flipped(300).inflict(&world, &key);
+    }
+    world.own.keep(&world.runtime);
+    let act = |world: &World| {
+        let report = repair(world, true)?;
+        if let Some(kind) = report.exit() {
+            return Err(Error::new(kind, format!("{report:?}")));
+        }
+        for (id, content) in &snapshots {
+            assert!(world.restored(&world.own.sound, stands_for(world, *id))? == *content);
+        }
+        Ok(())
+    };
+    sweep(&world, "repair", &world.own, 40, act);
+    killed_at_any_write(&world, "repair", 12, act);
+}
+
+/// Packs that retention, or a rotation of the keys, has put together anew, and the records of where things have gone: damaged then.
+#[test]
+fn what_was_rewritten_is_put_right_too() {
+    for rotated in [false, true] {
+        let (mut world, snapshots) = everything();
+        if rotated {
+            world.own.sound.rotate(&passphrase(), &[], false, Utc::now()).unwrap();
+            world.own.reopen(&world.runtime, world.folder.path());
+            let (done, unread) = world.own.sound.retire_generations(world.clock.now(), &Silent, &Cancel::default()).unwrap();
+            assert!(done.packs_rewritten > 0 && unread == 0, "{done:?}");
+        } else {
+            let options = CollectOptions { rewrite: &|_| true, ..CollectOptions::default() };
+            let done = world.own.sound.collect(&options, world.clock.now(), &Silent, &Cancel::default()).unwrap();
+            assert!(done.packs_rewritten > 0 && done.packs_deleted > 0, "{done:?}");
+        }
+        world.assert_sound(&world.own, "rewritten");
+        world.own.keep(&world.runtime);
+        let keys: Vec<String> =
+            world.own.base.keys().filter(|key| key.starts_with("packs/") || key.starts_with("gc/moved/")).cloned().collect();
+        assert!(keys.iter().any(|key| key.starts_with("gc/moved/")));
+        let mut named = 0;
+        for (key, position) in keys.iter().zip(usize::try_from(seed()).unwrap()..) {
+            let harms = Harm::all(key, &world.own.base);
+            let chosen = position % harms.len();
+            for (_, harm) in harms.into_iter().enumerate().filter(|(number, _)| is_all() || *number == chosen) {
+                for with_copy in [false, true] {
+                    world.own.put_back(&world.runtime);
+                    world.copy.put_back(&world.runtime);
+                    harm.inflict(&world, key);
+                    // Nothing of it from before the damage.
+                    world.own.reopen(&world.runtime, world.folder.path());
+                    let report = repair(&world, with_copy).unwrap_or_else(|error| panic!("{key} {harm:?}: {error:?}"));
+                    let told = format!("rotated {rotated}, {key} {harm:?}: {report:#?}");
+                    assert!(!report.findings.is_empty() && report.actions.iter().all(|action| action.done), "{told}");
+                    for (id, content) in &snapshots {
+                        match world.restored(&world.own.sound, stands_for(&world, *id)) {
+                            Ok(restored) => assert!(restored == *content, "{told}"),
+                            Err(error) => {
+                                assert!(!with_copy && error.kind() == Kind::Damaged, "{told} {error:?}");
+                                let lost = report.lost.iter().find(|lost| lost.snapshot == *id).unwrap_or_else(|| panic!("{id}: {told}"));
+                                assert!(lost.files_count > 0 || !lost.unread.is_empty(), "{told}");
+                                named += lost.files_count;
+                            }
+                        }
+                    }
+                    if with_copy {
+                        assert!(report.lost.is_empty() && report.remaining.is_empty(), "{told}");
+                        let id = world.back_up(&world.own.sound).unwrap_or_else(|error| panic!("{told}: {error:?}"));
+                        world.assert_snapshot(&world.own.sound, id, &told);
+                    }
+                }
+            }
+        }
+        assert!(named > 0, "no file was ever named");
+    }
+}
+
+/// Whoever can delete objects can make the newest snapshot vanish so that nothing in the repository tells of it. The journal does.
+#[test]
+fn a_snapshot_that_the_journal_knows_does_not_vanish() {
+    let (world, snapshots) = everything();
+    let (older, newest) = (snapshots[0].0, snapshots[1].0);
+    let committed: Vec<_> = snapshots.iter().map(|(id, _)| (name("crm"), *id)).collect();
+    let check = |committed: &[(Name, SnapshotId)]| {
+        verify::run_against(&world.own.sound, None, Depth::Structure, committed, &world.clock, &Silent, &Cancel::default()).unwrap()
+    };
+    assert_eq!(check(&committed).exit(), None);
+    // Of another repository, before the plan came to this one.
+    let long_ago = SnapshotId::generate(DateTime::from_timestamp(1_000_000_000, 0).unwrap());
+    assert_eq!(check(&[(name("crm"), long_ago)]).exit(), None);
+    let key = world.own.base.keys().find(|key| key.ends_with(&newest.to_string())).unwrap();
+    Harm::Missing.inflict(&world, key);
+    assert_eq!(check(&[]).exit(), None, "the repository alone does not know");
+    let found = check(&committed);
+    assert_eq!(found.exit(), Some(Kind::Damaged));
+    assert_eq!(
+        found.findings.iter().map(|one| (one.kind.as_str(), &one.object, &one.snapshots)).collect::<Vec<_>>(),
+        [("missing", key, &vec![newest])]
+    );
+    // It comes back from the copy.
+    let request = RepairRequest { committed: committed.clone(), ..request(&world, true, false) };
+    let planned = repair::plan(&request, &world.clock, &Silent, &Cancel::default()).unwrap();
+    let report = repair::apply(planned, &request, &world.clock, &Silent, &Cancel::default()).unwrap();
+    assert_eq!(report.exit(), None, "{report:#?}");
+    assert!(world.restored(&world.own.sound, stands_for(&world, newest)).unwrap() == snapshots[1].1);
+    assert_eq!(check(&committed).exit(), None);
+    // What retention removed is gone for a reason.
+    world.own.put_back(&world.runtime);
+    prune(&world, &world.own.sound, 1).unwrap();
+    assert!(world.own.sound.removed(older).is_some());
+    assert_eq!(check(&committed).exit(), None);
 }

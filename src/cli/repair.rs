@@ -41,9 +41,16 @@ fn make(app: &App, args: &RepairArgs) -> Result<RepairReport> {
             Err(error) => unreachable.push((place.name.clone(), explain(&error))),
         }
     }
-    let request = RepairRequest { repository, others, unreachable, dry_run: args.dry_run, gate: CommitGate::default() };
+    let mut warnings = Vec::new();
+    // In an incident the journal may be gone too.
+    let committed = app.committed_to(&name).unwrap_or_else(|error| {
+        warnings.push(format!("the journal could not be asked which snapshots were committed: {}", explain(&error)));
+        Vec::new()
+    });
+    let request = RepairRequest { repository, others, unreachable, committed, dry_run: args.dry_run, gate: CommitGate::default() };
     let clock = &*surroundings.clock;
     let mut planned = plan(&request, clock, &*surroundings.progress, &surroundings.cancel)?;
+    planned.report.warnings.extend(warnings);
     if args.dry_run || !planned.report.has_work() {
         planned.report.dry_run = args.dry_run;
         return Ok(planned.report);
@@ -134,13 +141,16 @@ fn text(report: &RepairReport) -> String {
                 writeln!(text, "LOST: snapshot {}: its manifest is gone or cannot be read, and no other repository has it", lost.snapshot);
             continue;
         };
+        let what = match lost.files_count {
+            0 => "not even the names of all files can be read".to_owned(),
+            1 => format!("1 file with {} cannot be counted on", render::bytes(lost.bytes)),
+            count => format!("{count} files with {} cannot be counted on", render::bytes(lost.bytes)),
+        };
         let _ = writeln!(
             text,
-            "LOST: of snapshot {} of plan {plan} ({}) {} with {} cannot be counted on, and no other repository has it:",
+            "LOST: of snapshot {} of plan {plan} ({}) {what}, and no other repository has it:",
             lost.snapshot,
-            render::time(time),
-            if lost.files_count == 1 { "1 file".to_owned() } else { format!("{} files", lost.files_count) },
-            render::bytes(lost.bytes)
+            render::time(time)
         );
         for file in &lost.files {
             let _ = writeln!(text, "      {file}");

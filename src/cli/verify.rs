@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::id::Name;
 use crate::ops::keyless::{KeylessReport, run as check_keyless};
 use crate::ops::resolve::RepositorySettings;
-use crate::ops::verify::{Depth, VerifyReport, run as check};
+use crate::ops::verify::{Depth, VerifyReport, run_against as check};
 use crate::repo::Passphrase;
 
 pub(super) fn run(app: &App, args: &VerifyArgs) -> Result<Exit> {
@@ -65,7 +65,8 @@ pub(super) fn make(app: &App, args: &VerifyArgs) -> Result<VerifyReport> {
     let journalled = plan.clone().or_else(|| settings.name.clone()).map_or_else(|| Name::new(name), Ok)?;
     app.manual(&journalled, Job::Verify, &surroundings, |surroundings| {
         let repository = settings.open(surroundings)?;
-        check(&repository, plan.as_ref(), depth, &*surroundings.clock, &*surroundings.progress, &surroundings.cancel)
+        let committed = settings.name.as_ref().map_or_else(|| Ok(Vec::new()), |name| app.committed_to(name))?;
+        check(&repository, plan.as_ref(), depth, &committed, &*surroundings.clock, &*surroundings.progress, &surroundings.cancel)
     })
 }
 

@@ -35,6 +35,8 @@ pub struct RepairRequest {
     pub others: Vec<Other>,
     /// Repositories that could not be asked: name and why. What they have is taken for unknown, not for lost.
     pub unreachable: Vec<(Name, String)>,
+    /// Snapshots that were committed by what the journal says: see [`verify::run_against`].
+    pub committed: Vec<(Name, SnapshotId)>,
     pub dry_run: bool,
     pub gate: CommitGate,
 }
@@ -127,6 +129,8 @@ pub struct Planned {
     /// Snapshots to bring back, oldest first.
     snapshots: Vec<Harmed>,
     logs: Vec<HarmedLog>,
+    /// Snapshots that there were.
+    known: BTreeSet<SnapshotId>,
     /// Its actions are in the order of the steps above.
     pub report: RepairReport,
 }
@@ -152,7 +156,7 @@ struct HarmedLog {
 pub fn plan(request: &RepairRequest, clock: &dyn Clock, progress: &dyn Progress, cancel: &Cancel) -> Result<Planned> {
     let (began, repository) = (Instant::now(), &request.repository);
     repository.require_reader("repair")?;
-    let verified = verify::run(repository, None, Depth::Data { percent: 100 }, clock, progress, cancel)?;
+    let verified = verify::run_against(repository, None, Depth::Data { percent: 100 }, &request.committed, clock, progress, cancel)?;
     let index = repository.plan_index_repair(cancel)?;
     let (manifests, _) = repository.sound_manifests(None)?;
     let mut report = RepairReport {
@@ -183,7 +187,8 @@ pub fn plan(request: &RepairRequest, clock: &dyn Clock, progress: &dyn Progress,
     let logs = plan_logs(request, &manifests, &mut report);
     leave_rest(&index, &mut report);
     report.duration_ms = millis(began.elapsed());
-    Ok(Planned { index, snapshots, logs, report })
+    let known = manifests.iter().map(|manifest| manifest.id).collect();
+    Ok(Planned { index, snapshots, logs, known, report })
 }
 
 fn action(what: &str, object: &str, detail: String) -> Action {
@@ -366,6 +371,9 @@ fn leave_rest(index: &IndexRepair, report: &mut RepairReport) {
             ("sessions", _) => {
                 "a backup that is at work may have written it, so it stays; when no host backs up to this repository it may be deleted by hand"
             }
+            ("gc", _) if finding.object.starts_with("gc/moved/") => {
+                "it says where rewritten packs have gone. When every snapshot named above was brought back or given up, it may be deleted by hand; until then nothing is collected"
+            }
             ("reports", _) => "what it said is lost; drill and verify again, then it may be deleted by hand",
             _ => "it is nothing that this program knows how to replace",
         };
@@ -385,7 +393,7 @@ pub fn apply(
     cancel: &Cancel,
 ) -> Result<RepairReport> {
     let began = Instant::now();
-    let Planned { index, snapshots, logs, mut report } = planned;
+    let Planned { index, snapshots, logs, known, mut report } = planned;
     let mut outcomes: BTreeMap<(String, String), Result<(Option<SnapshotId>, u64)>> = BTreeMap::new();
     let key = |what: &str, object: &str| (what.to_owned(), object.to_owned());
     if index.is_needed() {
@@ -411,7 +419,7 @@ pub fn apply(
             None => {}
         }
     }
-    let after = verify::run(&request.repository, None, Depth::Structure, clock, progress, cancel)?;
+    let after = verify::run_against(&request.repository, None, Depth::Structure, &request.committed, clock, progress, cancel)?;
     let told: BTreeSet<SnapshotId> = report.lost.iter().map(|lost| lost.snapshot).collect();
     let left: BTreeSet<&str> = report.left.iter().map(|left| left.object.as_str()).collect();
     let is_told = |finding: &Finding| {
@@ -419,8 +427,46 @@ pub fn apply(
     };
     report.remaining = after.findings.into_iter().filter(|finding| !is_told(finding)).collect();
     report.warnings.extend(after.warnings);
+    lean_on_damage(request, &known, &mut report, cancel)?;
     report.duration_ms += millis(began.elapsed());
     Ok(report)
+}
+
+/// Backups that began before the damaged packs were marked may lean on them, which the check of the structure does not see.
+fn lean_on_damage(request: &RepairRequest, known: &BTreeSet<SnapshotId>, report: &mut RepairReport, cancel: &Cancel) -> Result<()> {
+    let bad: BTreeSet<String> = report
+        .findings
+        .iter()
+        .filter(|finding| finding.object.starts_with("packs/") && finding.kind != "not-indexed")
+        .map(|f| f.object.clone())
+        .collect();
+    if bad.is_empty() {
+        return Ok(());
+    }
+    let repository = &request.repository;
+    let at_work = repository.open_commits().is_ok_and(|open| open.iter().any(|id| !known.contains(id)));
+    for manifest in repository.sound_manifests(None)?.0.iter().filter(|manifest| !known.contains(&manifest.id)) {
+        let harmed = repository.harmed_files(manifest, &bad, 1, cancel)?;
+        if harmed.count > 0 || !harmed.unread.is_empty() {
+            report.remaining.push(Finding {
+                object: repository.manifest_key(manifest),
+                kind: "damaged".into(),
+                message: format!(
+                    "it was committed meanwhile by a backup that had begun before, and {} of its files lean on what is damaged: repair again",
+                    harmed.count
+                ),
+                snapshots: vec![manifest.id],
+            });
+        }
+    }
+    if at_work {
+        report.warnings.push(
+            "a backup is at work, or was killed, that had begun before the damaged packs were marked and may lean on them: when it has ended, \
+             `lifeboat verify --data` tells"
+                .into(),
+        );
+    }
+    Ok(())
 }
 
 /// From the first of the others that gives it whole.

@@ -86,6 +86,23 @@ pub fn run(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<VerifyReport> {
+    run_against(repository, plan, depth, &[], clock, progress, cancel)
+}
+
+/// The same, and whether everything is there that was committed by what is written elsewhere: in the journal, which whoever can write to the store
+/// cannot change. `committed` was read before this is called.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_against(
+    repository: &Repository,
+    plan: Option<&Name>,
+    depth: Depth,
+    committed: &[(Name, SnapshotId)],
+    clock: &dyn Clock,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<VerifyReport> {
     let began = Instant::now();
     let time = clock.now();
     if let Depth::Data { percent } = depth
@@ -108,7 +125,8 @@ pub fn run(
     };
     progress.event(Event::Phase { name: "verify", detail: share.map_or_else(|| "structure".into(), |(p, _)| format!("{p}% of the data")) });
     let depth = share.map_or(VerifyDepth::Structure, |(percent, run)| VerifyDepth::Data { percent, run });
-    let verification = repository.verify(depth, progress, cancel)?;
+    let mut verification = repository.verify(depth, progress, cancel)?;
+    verification.findings.extend(repository.vanished(committed, &verification)?);
     let (replaced, findings) = settle(repository, verification.findings, &verification.snapshots_sound)?;
     let mut report = VerifyReport {
         schema: "lifeboat.verify/1".into(),

@@ -218,6 +218,12 @@ impl Repository {
         Err(Error::new(Kind::NoRecoveryPoint, format!("there is no snapshot {id}")).hint("see `lifeboat snapshots`"))
     }
 
+    /// The key of a manifest's object.
+    #[must_use]
+    pub fn manifest_key(&self, manifest: &Manifest) -> String {
+        format!("snapshots/{}/{}", self.inner.keys.chain_name(manifest.plan.as_str()), manifest.id)
+    }
+
     /// What the ledger says of a snapshot that was removed. A ledger that cannot be read says nothing: what is there may be restored.
     #[must_use]
     pub fn removed(&self, id: SnapshotId) -> Option<RemovedSnapshot> {
