@@ -47,7 +47,7 @@ class PeakPss(threading.Thread):
         self.root, self.kib, self.done = root, 0, threading.Event()
 
     def run(self):
-        while not self.done.wait(0.05):
+        while not self.done.wait(0.2):
             self.kib = max(self.kib, sum(map(pss_kib, process_tree(self.root))))
 
 

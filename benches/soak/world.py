@@ -374,14 +374,12 @@ class World:
             ("pg", "backup"): "*/2 * * * *", ("pg", "drill"): "1-59/4 * * * *", ("pg", "copy"): "*/5 * * * *",
             ("dump", "backup"): "* * * * *", ("dump", "drill"): "*/4 * * * *", ("dump", "verify"): "*/6 * * * *",
         }
-        self.prunes = "prune" in json.dumps(json.loads(self.run([self.lifeboat, "plan", "schema"]))) and self.can_prune()
         keep, prune = {"crm": "", "pg": "", "dump": ""}, {"crm": "", "pg": "", "dump": ""}
-        if self.prunes:
-            # One plan of each repository.
-            for plan, slots in (("crm", "2-59/6 * * * *"), ("dump", "3-59/6 * * * *")):
-                keep[plan] = "keep = { last = 12 }\n"
-                prune[plan] = f'[plan.{plan}.prune]\nschedule = "{slots}"\n'
-                self.schedules[plan, "prune"] = slots
+        # One plan of each repository.
+        for plan, slots in (("crm", "2-59/6 * * * *"), ("dump", "3-59/6 * * * *")):
+            keep[plan] = "keep = { last = 12 }\n"
+            prune[plan] = f'[plan.{plan}.prune]\nschedule = "{slots}"\n'
+            self.schedules[plan, "prune"] = slots
         s = self.schedules
         common = 'timezone = "UTC"\nretry = { attempts = 3, delay = "5s" }\nobjectives = { data_loss = "4m", recovery_time = "15m" }\n'
         # Slow enough to be killed in the middle; without its last line it is no dump.
@@ -468,9 +466,6 @@ timeout = "2s"
 drain = "5s"
 """
         (self.plans / "soak.toml").write_text(text)
-
-    def can_prune(self):
-        return subprocess.run([self.lifeboat, "prune", "--help"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def processes():

@@ -122,6 +122,11 @@ pub(super) enum Message {
         run: NewRun,
         reply: SyncSender<Result<Requested>>,
     },
+    /// A request that is not in the journal yet.
+    Waiting {
+        id: RunId,
+        reply: SyncSender<Result<Option<(NewRun, Option<String>)>>>,
+    },
     Cancel {
         id: RunId,
         by: String,
@@ -243,6 +248,14 @@ impl Control {
                 .hint(format!("run `lifeboat {} {name}`", job.word())));
         }
         self.ask(|reply| Message::Request { run: NewRun::manual(name, job, who, self.0.clock.now()), reply })
+    }
+
+    /// A run that was asked for and that the journal does not know yet, and what it waits for (`None`: it is starting).
+    ///
+    /// # Errors
+    /// `Unavailable` when the loop does not answer.
+    pub fn requested_run(&self, id: RunId) -> Result<Option<(NewRun, Option<String>)>> {
+        self.ask(|reply| Message::Waiting { id, reply })
     }
 
     /// Asks a run of this daemon to stop, or takes back a request that waits; `who` asks, for people. It ends as `interrupted`, at its next check.

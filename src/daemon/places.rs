@@ -18,8 +18,12 @@ use chrono::{DateTime, Utc};
 
 use crate::daemon::agenda::{Active, Agenda, Rank, Stand, What};
 use crate::daemon::job::Job;
+use crate::daemon::journal::NewRun;
 use crate::id::{Name, RunId};
 use crate::plan::Plan;
+
+/// What is said of one that nothing holds back, but its turn has not come.
+pub(super) const OTHERS_FIRST: &str = "others are first in line";
 
 impl Agenda {
     /// The first in line that nothing holds back.
@@ -41,6 +45,12 @@ impl Agenda {
                 self.blocked(&entry.plan, entry.job, Some(entry.slot()))
             }
         }
+    }
+
+    /// A request that waits, and what holds it back.
+    pub fn waiting_request(&self, id: RunId) -> Option<(&NewRun, String)> {
+        let (_, run) = self.requests.get(&id)?;
+        Some((run, self.why_not(What::Request(id)).unwrap_or_else(|| OTHERS_FIRST.to_owned())))
     }
 
     /// What holds a run of this job back now. `slot`: of the plan's schedule; `None`: somebody asked for it.

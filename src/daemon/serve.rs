@@ -23,6 +23,7 @@ use crate::daemon::journal::{self, Filter, Journal, NewRun, Run, State};
 use crate::daemon::logs::Logs;
 use crate::daemon::nodes::{self, Membership};
 use crate::daemon::owner::{self, DaemonLock};
+use crate::daemon::places::OTHERS_FIRST;
 use crate::daemon::reload::{self, Print};
 use crate::daemon::requests::Requests;
 use crate::daemon::runner;
@@ -406,6 +407,10 @@ impl Daemon<'_> {
             Message::Request { run, reply } => {
                 let _ = reply.send(self.requested(run));
             }
+            Message::Waiting { id, reply } => {
+                let waits = self.agenda.waiting_request(id).map(|(run, why)| (run.clone(), Some(why)));
+                let _ = reply.send(Ok(waits.or_else(|| self.control.hold(id).map(|hold| (hold.run.clone(), None)))));
+            }
             Message::Cancel { id, by, reply } => {
                 let _ = reply.send(self.cancel(id, by));
             }
@@ -435,10 +440,7 @@ impl Daemon<'_> {
             self.agenda.withdraw(id);
             return Err(error.within("keep the request until its turn comes"));
         }
-        Ok(Requested {
-            id,
-            waits_for: if started { None } else { Some(waits_for.unwrap_or_else(|| "others are first in line".to_owned())) },
-        })
+        Ok(Requested { id, waits_for: if started { None } else { Some(waits_for.unwrap_or_else(|| OTHERS_FIRST.to_owned())) } })
     }
 
     fn cancel(&mut self, id: RunId, by: String) -> Result<()> {

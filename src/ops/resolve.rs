@@ -420,7 +420,7 @@ fn source(plan: &Name, source: &plan::Source) -> Result<NamedSource> {
                 log_slot,
                 archives: server.log == LogMode::Push,
                 read_unchanged: server.read_unchanged,
-                fingerprint_bytes: server.fingerprint_bytes,
+                fingerprint_budget: server.fingerprint_budget,
                 read_limit_bytes_per_sec: server.read_limit_bytes_per_sec,
             })
         }

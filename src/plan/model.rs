@@ -15,6 +15,7 @@ use crate::plan::blackout::Blackout;
 use crate::plan::findings::suggest;
 use crate::plan::schedule::Schedule;
 use crate::plan::secret::SecretRef;
+use crate::source::postgres::fingerprint::Budget;
 use crate::source::{Expectation, SqlCheck};
 
 /// Everything that a set of plan files declares, by name.
@@ -414,8 +415,8 @@ pub struct Server {
     pub read_unchanged: bool,
     /// Limit for reading, in bytes a second.
     pub read_limit_bytes_per_sec: Option<u64>,
-    /// How many bytes of tables a backup reads for fingerprints; `None`: all. PostgreSQL's physical method only.
-    pub fingerprint_bytes: Option<u64>,
+    /// How much of the tables a backup reads for fingerprints. PostgreSQL's physical method only.
+    pub fingerprint_budget: Budget,
     /// PostgreSQL only.
     pub log: LogMode,
     /// How often a row is written that tells how much is lost. PostgreSQL only.
@@ -423,9 +424,6 @@ pub struct Server {
     /// Of the logical method; empty: all.
     pub databases: Vec<String>,
 }
-
-/// How much is read for fingerprints unless a plan says otherwise.
-pub const FINGERPRINT_BYTES: u64 = 64 << 20;
 
 /// Who brings the continuous log of a database server into the repository.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

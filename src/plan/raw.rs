@@ -256,7 +256,7 @@ pub(super) struct RawSource {
     pub bin_directory: Text,
     /// postgres with `data_directory`: also read files that did not change since the last snapshot, so that all their pages are checked. Default: false.
     pub read_unchanged: Option<Located<bool>>,
-    /// postgres, physical method: how much of the tables a backup reads for fingerprints, such as `256MiB`: small tables whole, of larger ones a sample, or `all`. Default: 64MiB.
+    /// postgres, physical method: how much of the tables a backup reads for fingerprints, such as `256MiB`: small tables whole, of larger ones a sample, or `all`. Default: `auto`, a 64th of what they hold, from 16 MiB to 256 MiB.
     pub fingerprints: Text,
     /// postgres, logical method: the databases to back up. Default: all that are no templates.
     pub databases: Words,

@@ -15,6 +15,7 @@ use crate::plan::model::{
 use crate::plan::schedule::Schedule;
 use crate::plan::secret::SecretRef;
 use crate::plan::units::{format_duration, format_size};
+use crate::source::postgres::fingerprint::Budget;
 
 /// One table of the resolved settings, its keys in the order of the documentation. Keys without a value are left out.
 struct Section {
@@ -209,6 +210,14 @@ fn repository_section(repository: &Repository) -> Section {
     )
 }
 
+fn budget(budget: Budget) -> String {
+    match budget {
+        Budget::Share => "auto".into(),
+        Budget::Bytes(bytes) => format_size(bytes),
+        Budget::All => "all".into(),
+    }
+}
+
 fn environment_value(environment: &Environment) -> Value {
     if environment.is_empty() {
         return Value::Null;
@@ -245,7 +254,7 @@ fn source_section(source: &Source) -> Section {
         ],
         SourceKind::Postgres(settings) => {
             let mut entries = server(settings);
-            entries.push(("fingerprints", json!(settings.fingerprint_bytes.map_or_else(|| "all".into(), format_size))));
+            entries.push(("fingerprints", json!(budget(settings.fingerprint_budget))));
             entries.push(("log", json!(settings.log.word())));
             entries.push(("canary", optional(settings.canary, |every| json!(format_duration(every)))));
             if !settings.databases.is_empty() {

@@ -17,9 +17,9 @@ use crate::id::Name;
 use crate::plan::blackout::{Blackout, JOBS, Window};
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
-    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, FINGERPRINT_BYTES, JournalSettings, Keep, LogMode, Method,
-    Missed, Notifier, Objectives, Plan, PlannedCopy, Plans, Prune, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source,
-    SourceKind, Verify,
+    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, JournalSettings, Keep, LogMode, Method, Missed, Notifier,
+    Objectives, Plan, PlannedCopy, Plans, Prune, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind,
+    Verify,
 };
 use crate::plan::raw::{
     Located, Named, RawCache, RawCheck, RawCopy, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode, RawMethod,
@@ -30,6 +30,7 @@ use crate::plan::secret::SecretRef;
 use crate::plan::structure::SECRET_HINT;
 use crate::plan::units::{parse_duration, parse_rate, parse_size};
 use crate::source::Expectation;
+use crate::source::postgres::fingerprint::Budget;
 
 mod notifier;
 
@@ -501,12 +502,15 @@ impl<'a> Checker<'a> {
         }
         let read_unchanged = raw.read_unchanged.as_ref().is_some_and(|unchanged| unchanged.value);
         let read_limit_bytes_per_sec = self.read(&raw.read_limit, parse_rate);
-        let fingerprint_bytes = self
+        let fingerprint_budget = self
             .read(&raw.fingerprints, |text| match text {
-                "all" => Ok(None),
-                text => parse_size(text).map(Some).map_err(|error| error.hint("write \"all\", or a size such as \"256MiB\"")),
+                "auto" => Ok(Budget::Share),
+                "all" => Ok(Budget::All),
+                text => {
+                    parse_size(text).map(Budget::Bytes).map_err(|error| error.hint("write \"auto\", \"all\", or a size such as \"256MiB\""))
+                }
             })
-            .unwrap_or(Some(FINGERPRINT_BYTES));
+            .unwrap_or_default();
         if let (Method::Logical, Some(given)) = (method, &raw.fingerprints) {
             self.report(
                 &given.span,
@@ -555,7 +559,7 @@ impl<'a> Checker<'a> {
             bin_directory,
             read_unchanged,
             read_limit_bytes_per_sec,
-            fingerprint_bytes,
+            fingerprint_budget,
             log,
             canary,
             databases,

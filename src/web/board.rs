@@ -118,10 +118,11 @@ fn keep_fresh(board: &Board, context: &Context, mut happenings: Receiver<Happeni
         }
         if news || Instant::now() >= render_at {
             render_at = Instant::now() + RENDER_EVERY;
-            match ledger.take_up(&context.journal, &mut ended) {
-                Ok(()) => board.show_metrics(ledger.render(context, look.as_ref())),
-                Err(error) => tracing::error!(error = ?error, "the journal could not be asked for the metrics"),
+            // Where it cannot be asked, the rest is still worth a scrape: that very trouble is in it.
+            if let Err(error) = ledger.take_up(&context.journal, &mut ended) {
+                tracing::error!(error = ?error, "the journal could not be asked for the metrics");
             }
+            board.show_metrics(ledger.render(context, look.as_ref()));
         }
         std::thread::park_timeout(TICK);
     }

@@ -10,6 +10,8 @@ mod support;
 mod workspace;
 
 use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -100,6 +102,8 @@ impl Node {
         let log = workspace.path(&format!("{name}.log"));
         let state = format!("state-{name}");
         let child = serve(workspace, name, &state)
+            .arg("--listen")
+            .arg(format!("unix:{}", workspace.path(&format!("{name}.sock")).display()))
             .env("JOURNAL_URL", url(port))
             .env("LIFEBOAT_LABELS", labels)
             .env("NODE_NAME", name)
@@ -114,6 +118,17 @@ impl Node {
 
     fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// A scrape.
+    fn metrics(&self) -> String {
+        let folder = self.log.parent().unwrap();
+        let token = std::fs::read_to_string(folder.join(format!("state-{}/api.token", self.name))).unwrap();
+        let mut stream = UnixStream::connect(folder.join(format!("{}.sock", self.name))).unwrap();
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n", token.trim()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
     }
 
     fn signal(&self, signal: Signal) {
@@ -236,6 +251,8 @@ fn the_journal_goes_away_and_comes_back_while_a_run_goes_on_and_nothing_doubles(
     std::fs::write(workspace.path("go"), "").unwrap();
     wait_until("the commit waits for the journal", || which(&nodes, &first).log().contains("the commit waits for the journal"));
     wait_until("somebody is told, though nothing can be read", || was_told("the journal of runs cannot be used"));
+    let trouble = "lifeboat_problems{plan=\"\",kind=\"journal-unavailable\"} 1";
+    wait_until("a scrape tells it too", || nodes.iter().all(|node| node.metrics().contains(trouble)));
     // Twelve leases.
     wait_until("a minute is over", || away.elapsed() >= Duration::from_mins(1));
     cluster.start_server();
@@ -244,6 +261,7 @@ fn the_journal_goes_away_and_comes_back_while_a_run_goes_on_and_nothing_doubles(
     assert_eq!((run.attempt, run.node.as_str(), run.fence), (1, first.node.as_str(), first.fence), "the same run went on");
     assert_eq!(snapshots(&workspace, cluster.port), 1);
     wait_until("that it is back is told", || was_told("over: the journal of runs cannot be used"));
+    wait_until("and scraped", || nodes.iter().all(|node| !node.metrics().contains("journal-unavailable")));
     for node in nodes {
         assert!(!node.log().contains(PASSWORD) && !node.log().contains(PASSPHRASE));
         node.stop();

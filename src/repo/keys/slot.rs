@@ -171,13 +171,14 @@ impl StoredLock {
     }
 }
 
-/// Memory for Argon2id: RFC 9106's second recommended option (64 MiB, 3 passes).
+/// Memory for Argon2id: RFC 9106's second recommended option (64 MiB, 3 passes, 4 lanes, which are worked on at the same time).
 #[cfg(not(test))]
 const ARGON_MEMORY_KIB: u32 = 64 * 1024;
 /// Unit tests open hundreds of repositories.
 #[cfg(test)]
 const ARGON_MEMORY_KIB: u32 = 64;
 const ARGON_PASSES: u32 = 3;
+const ARGON_LANES: u32 = 4;
 /// Upper limits for what a stored slot may ask of this machine.
 const ARGON_MEMORY_KIB_MAX: u32 = 1024 * 1024;
 const ARGON_PASSES_MAX: u32 = 64;
@@ -468,10 +469,10 @@ fn close(lock: &Lock<'_>, repository: RepositoryId, role: Role) -> Result<(Store
                     return Err(Error::new(Kind::Usage, "the passphrase is shorter than eight characters")
                         .hint("use a longer one, for example several random words"));
                 }
-                let secret = stretch(&salt, ARGON_MEMORY_KIB, ARGON_PASSES, 1, &text)
+                let secret = stretch(&salt, ARGON_MEMORY_KIB, ARGON_PASSES, ARGON_LANES, &text)
                     .map_err(|e| Error::new(Kind::Bug, format!("derive a slot key: {e}")))?;
                 let public = slot_pair(&secret).public;
-                let lock = StoredLock::Passphrase { salt, memory_kib: ARGON_MEMORY_KIB, passes: ARGON_PASSES, lanes: 1 };
+                let lock = StoredLock::Passphrase { salt, memory_kib: ARGON_MEMORY_KIB, passes: ARGON_PASSES, lanes: ARGON_LANES };
                 Ok((lock, secret, public))
             }
         },

@@ -181,7 +181,7 @@ pub(super) struct BaseSnapshot {
     /// Holds the slot; streams the log at the end.
     log: Option<Connection>,
     slot: String,
-    fingerprint_bytes: Option<u64>,
+    fingerprint_budget: fingerprint::Budget,
     /// A permanent one that must be there before anything is read, until it is.
     log_slot: Option<String>,
     /// Asks for the end of a local backup, for restore points and segment switches.
@@ -240,7 +240,7 @@ impl BaseSnapshot {
             timeline: identity.timeline,
             log: Some(log),
             slot,
-            fingerprint_bytes: source.fingerprint_bytes,
+            fingerprint_budget: source.fingerprint_budget,
             log_slot: source.log_slot.clone(),
             sql,
             files: Files::Read,
@@ -346,7 +346,7 @@ impl BaseSnapshot {
             Files::Read => return Err(Error::new(Kind::Bug, "the files of a base backup ended twice")),
         };
         let name = format!("lifeboat {}", self.slot.trim_start_matches("lifeboat_"));
-        let options = fingerprint::Options { budget_bytes: self.fingerprint_bytes, ..fingerprint::Options::default() };
+        let options = fingerprint::Options { budget: self.fingerprint_budget, ..fingerprint::Options::default() };
         let taken = self.fingerprints(&name, &options).map_err(|error| error.within("take the fingerprints of the tables"))?;
         let point = Point {
             system_identifier: self.system_identifier.to_string(),

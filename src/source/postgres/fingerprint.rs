@@ -53,15 +53,40 @@ pub struct Options {
     /// For so long locks are waited for altogether, and never longer than most of the server's `deadlock_timeout`: tables that come
     /// later are locked only when nobody is in the way.
     pub lock_limit: Duration,
-    /// About so much is read altogether; `None`: everything. Small tables are read whole, of the others each gives a sample of the same size.
-    pub budget_bytes: Option<u64>,
+    /// About so much is read altogether. Small tables are read whole, of the others each gives a sample of the same size.
+    pub budget: Budget,
     /// Only these databases.
     pub databases: Option<Vec<String>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { lock_timeout: Duration::from_millis(400), lock_limit: Duration::from_millis(800), budget_bytes: None, databases: None }
+        Self { lock_timeout: Duration::from_millis(400), lock_limit: Duration::from_millis(800), budget: Budget::All, databases: None }
+    }
+}
+
+/// How much of the tables is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Budget {
+    /// A 64th of what the tables hold, and never less than 16 MiB nor more than 256 MiB: a small part of what a backup costs, however large the server.
+    #[default]
+    Share,
+    Bytes(u64),
+    /// Every row of every table.
+    All,
+}
+
+impl Budget {
+    const SHARE_LEAST: u64 = 16 << 20;
+    const SHARE_MOST: u64 = 256 << 20;
+
+    /// In bytes, of tables that hold so many; `None`: all of them.
+    fn bytes(self, held: u64) -> Option<u64> {
+        match self {
+            Self::Share => Some((held / 64).clamp(Self::SHARE_LEAST, Self::SHARE_MOST)),
+            Self::Bytes(bytes) => Some(bytes),
+            Self::All => None,
+        }
     }
 }
 
@@ -416,9 +441,7 @@ impl Snapshot {
     pub fn read(self, key: &[u8; 32], cancel: &Cancel) -> Result<Taken> {
         let Self { mut databases, position, mut left_out, beyond, locked, options } = self;
         left_out.extend(beyond.told);
-        if let Some(budget) = options.budget_bytes {
-            choose_samples(&mut databases, budget)?;
-        }
+        choose_samples(&mut databases, options.budget)?;
         let (mut tables, mut cost) = (Vec::new(), Vec::new());
         for Database { mut connection, tables: names, .. } in databases {
             for name in names {
@@ -576,7 +599,10 @@ fn try_lock(connection: &mut Connection, tables: &[TableName], mode: &str, wait:
 }
 
 /// Decides which tables are read by a sample. A table that is not there any more is left for whoever reads it.
-fn choose_samples(databases: &mut [Database], budget: u64) -> Result<()> {
+fn choose_samples(databases: &mut [Database], budget: Budget) -> Result<()> {
+    if budget == Budget::All {
+        return Ok(());
+    }
     let mut seed = [0; 4];
     getrandom::fill(&mut seed).map_err(|error| Error::new(Kind::Failed, "draw a random number").because(error.to_string()))?;
     let seed = u32::from_le_bytes(seed).max(1);
@@ -584,7 +610,9 @@ fn choose_samples(databases: &mut [Database], budget: u64) -> Result<()> {
     for database in &mut *databases {
         sizes.push(sizes_of(&mut database.connection, &database.tables)?);
     }
-    let share = share_of_each(sizes.iter().flatten().map(|(bytes, _)| *bytes).collect(), budget);
+    let held: Vec<u64> = sizes.iter().flatten().map(|(bytes, _)| *bytes).collect();
+    let Some(budget) = budget.bytes(held.iter().sum()) else { return Ok(()) };
+    let share = share_of_each(held, budget);
     for (database, sizes) in databases.iter_mut().zip(sizes) {
         for (name, (bytes, pages)) in database.tables.iter_mut().zip(sizes) {
             // What is kept outside of the table's own pages (TOAST) is read with the rows that are on them.

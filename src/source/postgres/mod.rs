@@ -78,8 +78,8 @@ pub struct PostgresSource {
     pub read_unchanged: bool,
     /// Limit for reading, in bytes a second.
     pub read_limit_bytes_per_sec: Option<u64>,
-    /// How much of the tables is read for fingerprints; `None`: all.
-    pub fingerprint_bytes: Option<u64>,
+    /// How much of the tables is read for fingerprints.
+    pub fingerprint_budget: fingerprint::Budget,
     /// The slot that the continuous log is streamed by: it is there before a backup begins, so that no log is missing behind it.
     pub log_slot: Option<String>,
     /// The server brings its log by `archive_command`.

@@ -96,23 +96,40 @@ fn run_id(id: Result<Path<String>, PathRejection>) -> Result<RunId, Failure> {
     params(("id" = String, Path, description = "A run's id", min_length = 26, max_length = 26)),
     responses(
         (status = 200, description = "`lifeboat.run/1`", body = documents::Run),
+        (status = 202, description = "`lifeboat.run-request/1`: it was asked for and has not begun", body = documents::RunRequest),
         (status = 400, description = "The id cannot be read", body = FailureDocument),
         (status = 401, description = "No valid token", body = FailureDocument),
         (status = 404, description = "There is no such run", body = FailureDocument),
     )
 )]
-pub(super) async fn one(State(web): State<Arc<Web>>, id: Result<Path<String>, PathRejection>) -> Result<Json<Value>, Failure> {
+pub(super) async fn one(State(web): State<Arc<Web>>, id: Result<Path<String>, PathRejection>) -> Result<Response, Failure> {
     let id = run_id(id)?;
     let document = ask(&web, move |web| {
-        let run = history::as_they_are(&web.journal, vec![web.journal.run(id)?])?.remove(0);
+        let run = match web.journal.run(id) {
+            Err(error) if error.kind() == Kind::NotFound => match web.control.requested_run(id)? {
+                Some((run, waits_for)) => {
+                    return Ok((StatusCode::ACCEPTED, request_document(id, &run.plan, run.job, waits_for.as_deref())));
+                }
+                // It may have begun in between.
+                None => web.journal.run(id)?,
+            },
+            known => known?,
+        };
+        let run = history::as_they_are(&web.journal, vec![run])?.remove(0);
         let mut document = history::run_document(&run, &web.journal.attempts(run.id)?);
         // What the journal gets only at the end.
         if let Some(running) = web.control.running().into_iter().find(|running| running.id == id) {
             document["now"] = json!({ "phase": running.phase, "bytes": running.bytes, "stopping": running.stopping });
         }
-        Ok(document)
+        Ok((StatusCode::OK, document))
     });
-    document.await.map(Json)
+    let (status, document) = document.await?;
+    Ok((status, Json(document)).into_response())
+}
+
+/// A run that was asked for. `waits_for`: `None`: it has started.
+fn request_document(id: RunId, plan: &Name, job: Job, waits_for: Option<&str>) -> Value {
+    json!({ "schema": "lifeboat.run-request/1", "id": id, "plan": plan, "job": job.word(), "waits_for": waits_for })
 }
 
 /// What to start.
@@ -153,9 +170,7 @@ pub(super) async fn start(
     let requested = ask(&web, move |web| web.control.request_run(&plan, job, WHO).map(|requested| (plan, requested)));
     let (plan, requested) = requested.await?;
     tracing::info!(run = %requested.id, plan = %plan, job = job.word(), "the API was asked for a run");
-    let document = json!({
-        "schema": "lifeboat.run-request/1", "id": requested.id, "plan": plan, "job": job.word(), "waits_for": requested.waits_for,
-    });
+    let document = request_document(requested.id, &plan, job, requested.waits_for.as_deref());
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, format!("/api/v1/runs/{}", requested.id))], Json(document)).into_response())
 }
 

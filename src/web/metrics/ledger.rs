@@ -122,6 +122,7 @@ impl Ledger {
         self.runs(&mut page);
         daemon(&mut page, context);
         store(&mut page);
+        problems(&mut page, context, look);
         if let Some(look) = look {
             page.gauge("status_timestamp_seconds", "When the plans were last looked at", moment(look.status.time));
             jobs(&mut page, look);
@@ -212,7 +213,6 @@ fn plans(page: &mut Page, look: &Look, context: &Context) {
     let proven = page.gauges("proven_timestamp_seconds", "When a drill last passed on the newest proven snapshot");
     let proven_point = page.gauges("proven_point_timestamp_seconds", "The moment that the newest proven snapshot is of");
     let reachable = page.gauges("repository_reachable", "1: the repository could be asked");
-    let problems = page.gauges("problems", "What is wrong, by kind");
     // A loss grows while nobody looks; one of minutes ago is not the loss of now.
     let since = (context.surroundings.clock.now() - look.status.time).to_std().unwrap_or_default().as_secs_f64();
     for plan in &look.status.plans {
@@ -227,12 +227,19 @@ fn plans(page: &mut Page, look: &Look, context: &Context) {
         set(&proven, labels.clone(), plan.proven_at.map(moment));
         set(&proven_point, labels.clone(), plan.proven_point.map(moment));
         set(&reachable, labels, Some(f64::from(u8::from(plan.repository_reachable))));
+    }
+}
+
+/// What is wrong with plans, as they were last looked at, and with the daemon now.
+fn problems(page: &mut Page, context: &Context, look: Option<&Look>) {
+    let problems = page.gauges("problems", "What is wrong, by kind");
+    for plan in look.iter().flat_map(|look| &look.status.plans) {
         for problem in &plan.problems {
             problems.get_or_create(&vec![("plan", plan.name.clone()), ("kind", problem.kind.clone())]).inc();
         }
     }
     // Alarms and the daemon's own troubles, which the status has where they are not of a plan alone.
-    let told = look.status.problems.iter().map(|problem| problem.kind.clone());
+    let told = look.iter().flat_map(|look| &look.status.problems).map(|problem| problem.kind.clone());
     let own = context.control.problems().into_iter().map(|trouble| trouble.kind);
     let kinds: BTreeSet<String> = told.chain(own).collect();
     for kind in kinds {

@@ -208,7 +208,7 @@ fn under_load_they_equal_what_is_recovered_at_the_restore_point() {
 
 #[test]
 fn without_privileges_and_sampled_they_equal_what_is_recovered_at_the_position() {
-    let options = Options { budget_bytes: Some(512 * 1024), ..Options::default() };
+    let options = Options { budget: Budget::Bytes(512 * 1024), ..Options::default() };
     let taken = taken_equals_recovered("reader", &options);
     assert_eq!(taken.position.restore_point, None);
     // What this role may not lock is named.
