@@ -1038,7 +1038,8 @@ fn what_was_rewritten_is_put_right_too() {
                 }
             }
         }
-        assert!(named > 0, "no file was ever named");
+        // Which pack holds what is another one each time, so a sample may have met none with a file of its own.
+        assert!(named > 0 || !is_all(), "no file was ever named");
     }
 }
 
