@@ -2,7 +2,7 @@
 //!
 //! A declaration with an error yields nothing but keeps its name, so that references to it are not reported as well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU16;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ type Declared<T> = BTreeMap<Name, Option<Arc<T>>>;
 /// Validates all files together. The result is only to be used when there is no finding. `complete`: all files could be read; else
 /// an unknown reference may well be known in the missing one.
 pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Finding>) -> Plans {
-    let mut checker = Checker { file: None, complete, findings, places: BTreeMap::new() };
+    let mut checker = Checker { file: None, complete, findings, places: BTreeMap::new(), schedules: HashMap::new() };
     let mut repositories = Declared::new();
     let mut sources = Declared::new();
     let mut notifiers = Declared::new();
@@ -102,7 +102,9 @@ struct Checker<'a> {
     complete: bool,
     findings: &'a mut Vec<Finding>,
     /// Where each name was declared first.
-    places: BTreeMap<(&'static str, Name), String>,
+    places: BTreeMap<(&'static str, Name), (&'a File, usize)>,
+    /// Those read so far: thousands of plans share a few hundred.
+    schedules: HashMap<(String, Tz), Schedule>,
 }
 
 impl<'a> Checker<'a> {
@@ -217,12 +219,11 @@ impl<'a> Checker<'a> {
                     continue;
                 }
             };
-            let place = self.file.map(|loaded| loaded.file.place(key.span.start)).unwrap_or_default();
-            if let Some(first) = self.places.get(&(what, name.clone())) {
-                let hint = format!("it is declared first at {first}; names are unique across all plan files");
+            if let Some((first, start)) = self.places.get(&(what, name.clone())) {
+                let hint = format!("it is declared first at {}; names are unique across all plan files", first.place(*start));
                 self.report(&key.span, format!("{what} `{name}` is declared twice"), hint);
-            } else {
-                self.places.insert((what, name.clone()), place);
+            } else if let Some(loaded) = self.file {
+                self.places.insert((what, name.clone()), (&loaded.file, key.span.start));
             }
             let built = build(self, &name, &key.span, raw).map(Arc::new);
             into.entry(name).or_insert(built);
@@ -583,7 +584,7 @@ impl<'a> Checker<'a> {
 
     /// What a name refers to.
     fn refer<T>(&mut self, what: &str, declared: &Declared<T>, name: &Located<String>) -> Option<Arc<T>> {
-        if let Some((_, found)) = declared.iter().find(|(known, _)| known.as_str() == name.value) {
+        if let Some(found) = declared.get(name.value.as_str()) {
             return found.clone();
         }
         if self.complete {
@@ -753,7 +754,13 @@ impl<'a> Checker<'a> {
                 "add timezone = \"Asia/Shanghai\" (or your zone) to the plan",
             );
         }
-        self.read(text, |text| Schedule::parse(text, zone.unwrap_or(Tz::UTC)))
+        let key = (text.as_ref()?.value.clone(), zone.unwrap_or(Tz::UTC));
+        if let Some(known) = self.schedules.get(&key) {
+            return Some(known.clone());
+        }
+        let schedule = self.read(text, |text| Schedule::parse(text, key.1))?;
+        self.schedules.insert(key, schedule.clone());
+        Some(schedule)
     }
 
     /// `None` where there is none, or an error was reported.
@@ -886,7 +893,7 @@ impl<'a> Checker<'a> {
             (Some(source), _) => {
                 let found = sources.iter().find(|(name, _)| *name == source.value);
                 if found.is_none() && !sources.is_empty() {
-                    if all.keys().any(|name| name.as_str() == source.value) {
+                    if all.contains_key(source.value.as_str()) {
                         self.report(
                             &source.span,
                             format!("source `{}` is not one of this plan", source.value),
@@ -932,7 +939,7 @@ impl<'a> Checker<'a> {
 /// The way by which `plan`, which comes after `next`, comes after itself.
 fn circle(plan: &str, next: &str, all: &Declared<Plan>) -> Option<Vec<String>> {
     let after = |name: &str| {
-        let plan = all.iter().find(|(known, _)| known.as_str() == name).and_then(|(_, plan)| plan.as_ref());
+        let plan = all.get(name).and_then(|plan| plan.as_ref());
         plan.map(|plan| plan.after.clone()).unwrap_or_default()
     };
     let mut ways = vec![vec![plan.to_owned(), next.to_owned()]];
