@@ -377,6 +377,41 @@ fn a_store_that_is_away_for_an_hour_costs_retries_and_no_slot() {
 }
 
 #[test]
+fn a_journal_that_is_removed_under_the_daemon_and_a_daemon_that_hangs_are_told() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let mut daemon = Daemon::start(&workspace);
+    serving(&workspace);
+    let told = |kind: &str| {
+        let status = workspace.json(&["status"], 0);
+        status["problems"].as_array().unwrap().iter().find(|problem| problem["kind"] == kind).cloned()
+    };
+
+    let lock = workspace.path("state/serve.lock");
+    daemon.signal(Signal::STOP);
+    assert!(told("daemon-stuck").is_none());
+    File::options().append(true).open(&lock).unwrap().set_modified(std::time::SystemTime::now() - Duration::from_mins(5)).unwrap();
+    let stuck = told("daemon-stuck").unwrap();
+    assert!(stuck["message"].as_str().unwrap().contains("has not looked"), "{stuck}");
+    daemon.signal(Signal::CONT);
+    until("it looks again", || told("daemon-stuck").is_none().then_some(()));
+
+    // What is written into a removed file nobody would ever see.
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(workspace.path(&format!("state/journal.sqlite{suffix}")));
+    }
+    let problem = until("it notices", || told("journal-unavailable"));
+    assert!(problem["message"].as_str().unwrap().contains("removed or replaced"), "{problem}");
+    daemon.signal(Signal::TERM);
+    daemon.ended();
+    let mut again = Daemon::start(&workspace);
+    serving(&workspace);
+    assert!(log(&workspace).contains("the journal is gone"), "{}", log(&workspace));
+    again.signal(Signal::TERM);
+    assert_eq!(again.ended(), Some(0));
+}
+
+#[test]
 fn a_crash_after_the_commit_is_seen_as_success() {
     let workspace = Workspace::ready("");
     // A run of a process that is gone, and the snapshot that it committed before it died.

@@ -51,6 +51,40 @@ fn flipped(mut bytes: Vec<u8>, at: &str, offset: usize) -> Vec<u8> {
 }
 
 #[test]
+fn a_plan_file_that_is_wrong_stands_in_nobody_elses_way() {
+    let workspace = Workspace::ready("");
+    let made = workspace.backup();
+    std::fs::write(
+        workspace.path("plans/other.toml"),
+        "version = 1\n[plan.other]\nsource = \"crm\"\nrepository = \"mian\"\nschedul = \"x\"\n",
+    )
+    .unwrap();
+
+    let status = workspace.json(&["status"], 0);
+    assert_eq!(status["plans"][0]["name"], "crm", "{status}");
+    let broken = status["problems"].as_array().unwrap().iter().find(|problem| problem["kind"] == "plans-broken").unwrap();
+    assert!(broken["message"].as_str().unwrap().contains("errors in plan files"), "{status}");
+    let listed = workspace.json(&["snapshots", "crm"], 0);
+    assert_eq!(listed["snapshots"][0]["id"], made["snapshot"], "{listed}");
+    let to = workspace.path("restored");
+    let restored = workspace.run(&["restore", "crm", "--to", to.to_str().unwrap()]);
+    assert_eq!(code(&restored), 0, "{}", text(&restored.stderr));
+    assert!(text(&restored.stderr).contains("warning: these plan files are wrong") && text(&restored.stderr).contains("other.toml"));
+    assert_eq!(std::fs::read_to_string(to.join("attachments/marked.txt")).unwrap(), MARKER);
+
+    // What is made by all files together is not made by some of them; and what is wrong is not guessed at.
+    assert_eq!(code(&workspace.run(&["backup", "crm"])), 2);
+    assert_eq!(code(&workspace.run(&["restore", "other", "--to", workspace.path("no").to_str().unwrap()])), 2);
+    let twice = "version = 1\n[plan.crm]\nsource = \"crm\"\nrepository = \"main\"\n";
+    std::fs::write(workspace.path("plans/twice.toml"), twice).unwrap();
+    let refused = workspace.run(&["restore", "crm", "--to", workspace.path("no").to_str().unwrap()]);
+    assert_eq!(code(&refused), 2, "which of both is meant is not guessed: {}", text(&refused.stdout));
+    assert!(text(&refused.stderr).contains("twice.toml"), "{}", text(&refused.stderr));
+    std::fs::write(workspace.path("plans/crm.toml"), "nonsense").unwrap();
+    assert_eq!(code(&workspace.run(&["status"])), 2, "nothing is left to show");
+}
+
+#[test]
 fn the_command_that_init_prints_runs_on_a_machine_without_plans() {
     let bucket = SeaweedFs::shared().bucket();
     let workspace = Workspace::new("");

@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
 #![expect(clippy::print_stdout, reason = "what a test did not do, or the seed to do it again, belongs on the terminal")]
 
+#[path = "support/http.rs"]
+mod http;
 #[path = "support/workspace.rs"]
 mod workspace;
 
@@ -13,6 +15,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use http::{Daemon, until};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 use workspace::{MARKER, PASSPHRASE, Workspace, copy_program, files, text};
@@ -155,7 +158,9 @@ impl Small {
     fn fill(&self, but_kib: u64) {
         let found = rustix::fs::statvfs(&self.0).unwrap();
         let len = (found.f_bavail * found.f_frsize).saturating_sub(but_kib * 1024);
-        fs::write(self.0.join("filler"), vec![1; usize::try_from(len).unwrap()]).unwrap();
+        let written = fs::write(self.0.join("filler"), vec![1; usize::try_from(len).unwrap()]);
+        // A daemon may have been quicker: then it is full all the same.
+        assert!(written.is_ok() || written.is_err_and(|error| error.kind() == std::io::ErrorKind::StorageFull && but_kib == 0));
     }
 
     fn remount(&self, option: &str) {
@@ -262,6 +267,50 @@ fn a_full_state_folder_stops_backups_and_drills_but_no_restore() {
         assert_ne!(run["state"], "running", "{run}");
     }
     no_leftovers(&workspace);
+}
+
+#[test]
+fn a_daemon_that_cannot_write_its_state_says_so_everywhere_and_takes_no_request_that_it_could_lose() {
+    if !is_root() {
+        return;
+    }
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let told = workspace.path("told");
+    fs::create_dir(&told).unwrap();
+    let notifier = format!("version = 1\n[notify.file]\nkind = \"command\"\nrun = [\"sh\", \"-c\", \"cat > {}/$$\"]\n", told.display());
+    fs::write(workspace.path("plans/notify.toml"), notifier).unwrap();
+    fs::remove_dir_all(workspace.path("state")).unwrap();
+    let Some(small) = Small::mount(&workspace.path("state"), 24) else { return };
+    let daemon = Daemon::start(&workspace);
+    until("it looked at the plans", || (daemon.ask("GET", "/api/v1/status", None).status == 200).then_some(()));
+    let was_told = |words: &str| files(&told).iter().any(|file| fs::read_to_string(file).unwrap().contains(words)).then_some(());
+
+    small.fill(0);
+    let request = r#"{"plan": "crm", "job": "backup"}"#;
+    let refused = daemon.ask("POST", "/api/v1/runs", Some(request));
+    assert_eq!((refused.status, refused.kind().as_str()), (503, "unavailable"), "{refused:?}");
+    let status = workspace.json(&["status"], 0);
+    let is_told = |status: &Value| status["problems"].as_array().unwrap().iter().any(|problem| problem["kind"] == "journal-unavailable");
+    assert!(is_told(&status), "{status}");
+    until("the notifier hears of it", || was_told("the state folder cannot be written"));
+    let scraped = || daemon.ask("GET", "/metrics", None);
+    until("a scrape tells it", || String::from_utf8_lossy(&scraped().body).contains("kind=\"journal-unavailable\"} 1").then_some(()));
+    until("the API tells it", || is_told(&daemon.get("/api/v1/status")).then_some(()));
+    let failures = daemon.log().matches("it is told from memory").count();
+    assert_eq!(failures, 1, "said once, not each second");
+
+    small.free();
+    until("the notifier hears of the end", || was_told("over: the state folder cannot be written"));
+    let taken = daemon.ask("POST", "/api/v1/runs", Some(request));
+    assert_eq!(taken.status, 202, "{taken:?}");
+    let target = format!("/api/v1/runs/{}", taken.json()["id"].as_str().unwrap());
+    until("the run succeeded", || (daemon.ask("GET", &target, None).json()["state"] == "succeeded").then_some(()));
+    assert!(!is_told(&workspace.json(&["status"], 0)));
+    // A plan without copies has none to make.
+    let nothing = daemon.ask("POST", "/api/v1/runs", Some(r#"{"plan": "crm", "job": "copy"}"#));
+    assert_eq!((nothing.status, nothing.kind().as_str()), (400, "usage"), "{nothing:?}");
+    assert_eq!(daemon.stop(), Some(0));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::event::{Cancel, Progress};
 use crate::id::Name;
 use crate::ops::CommitGate;
 use crate::ops::resolve::{self, RepositorySettings, Surroundings};
-use crate::plan::{Plan, Plans};
+use crate::plan::{Plan, Plans, Sound};
 use crate::repo::Passphrase;
 
 /// The process as commands see it.
@@ -64,6 +64,26 @@ impl App {
     /// `Usage` with everything that is wrong in the files.
     pub fn plans(&self) -> Result<Plans> {
         Ok(Plans::load(&self.plan_folders()?)?)
+    }
+
+    /// What is right in the plan files, for commands that an incident needs. What is wrong is told on standard error, once.
+    ///
+    /// # Errors
+    /// `Usage` with everything that is wrong, when nothing is left.
+    pub fn sound_plans(&self) -> Result<Sound> {
+        let sound = Sound::load(&self.plan_folders()?)?;
+        if let Some(errors) = &sound.errors {
+            note(&format!("warning: these plan files are wrong, and this goes on without them:\n{errors}"));
+        }
+        Ok(sound)
+    }
+
+    /// One plan by name, also where other plan files are wrong.
+    ///
+    /// # Errors
+    /// `Usage` when there is none, or it may be in a file that is wrong.
+    pub fn sound_plan(&self, name: &str) -> Result<Arc<Plan>> {
+        self.sound_plans()?.plan(name).map(Arc::clone)
     }
 
     /// One plan by name.
@@ -122,7 +142,7 @@ impl App {
     pub fn journal(&self) -> Result<Journal> {
         let (state, now) = (self.state()?, self.clock.now());
         match self.plan_folders() {
-            Ok(folders) => Journal::of(&Plans::load(&folders)?, &state, None, now),
+            Ok(folders) => Journal::of(&Sound::load(&folders)?.plans, &state, None, now),
             Err(_) => Journal::open(&state, now),
         }
     }
@@ -133,7 +153,7 @@ impl App {
     /// As [`Journal::of`].
     pub fn journal_to_read(&self) -> Result<Option<Journal>> {
         let (state, now) = (self.state()?, self.clock.now());
-        let plans = self.plan_folders().and_then(|folders| Ok(Plans::load(&folders)?));
+        let plans = self.plan_folders().and_then(|folders| Ok(Sound::load(&folders)?.plans));
         match plans {
             Ok(plans) if plans.journal.url.is_some() => Journal::of(&plans, &state, None, now).map(Some),
             Ok(_) => Journal::open_existing(&state, now),

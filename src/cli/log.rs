@@ -32,7 +32,7 @@ pub(super) fn run(app: &App, command: &LogCommand) -> Result<Exit> {
 }
 
 fn archive(app: &App, plan: &str, source: Option<&str>, repository: Option<&str>) -> Result<(Archive, Surroundings)> {
-    let plan = app.plan(plan)?;
+    let plan = app.sound_plan(plan)?;
     let surroundings = app.surroundings(std::sync::Arc::new(Silent))?;
     let source = stream::choose(&plan, source)?.name.clone();
     let (settings, copies) = match repository {

@@ -234,7 +234,7 @@ fn kept(error: Error, args: &RestoreArgs) -> Error {
 fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz, Option<String>)> {
     let Some(url) = &args.from else {
         let name = args.plan.as_deref().ok_or_else(|| Error::new(Kind::Usage, "restore: no plan was named"))?;
-        let plan = app.plan(name)?;
+        let plan = app.sound_plan(name)?;
         let resolved = resolve::to_restore(&plan)?;
         let resolved = match &args.repository {
             Some(name) => resolved.with(resolve::repository_of(&plan, name)?),

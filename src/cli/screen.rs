@@ -68,7 +68,9 @@ fn footer(status: &Status, screen: Screen) -> String {
     if !status.notifiers.is_empty() {
         let told = if failing.is_empty() {
             let names: Vec<&str> = status.notifiers.iter().map(|one| one.name.as_str()).collect();
-            format!("told of problems: {}", names.join(", "))
+            let waiting: u64 = status.notifiers.iter().map(|one| one.waiting).sum();
+            let waits = if waiting > 1 { format!(" ({waiting} events wait for the next message)") } else { String::new() };
+            format!("told of problems: {}{waits}", names.join(", "))
         } else {
             format!("cannot be told of problems now: {}", failing.join(", "))
         };

@@ -45,9 +45,10 @@ pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
         app.output.result(&found, || text(&found, "the repository holds no snapshot\n"))?;
         return Ok(found.exit());
     }
-    let plans = app.plans()?;
+    let sound = app.sound_plans()?;
+    let plans = &sound.plans;
     let found = if let Some(name) = &args.plan {
-        let plan = plans.plan(name)?;
+        let plan = sound.plan(name)?;
         if let Some(name) = &args.repository {
             list(app, &resolve::repository_of(plan, name)?.open(&surroundings)?, Some(&plan.name))?
         } else {

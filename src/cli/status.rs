@@ -7,7 +7,8 @@ use crate::cli::args::StatusArgs;
 use crate::cli::screen::{self, Screen};
 use crate::cli::{App, Exit};
 use crate::daemon::owner::DaemonLock;
-use crate::daemon::status::gather;
+use crate::daemon::reload;
+use crate::daemon::status::{Problem, gather};
 use crate::error::Result;
 use crate::event::Silent;
 
@@ -15,9 +16,10 @@ use crate::event::Silent;
 const WIDTH: usize = 120;
 
 pub(super) fn run(app: &App, args: &StatusArgs) -> Result<Exit> {
-    let mut plans = app.plans()?;
+    let sound = app.sound_plans()?;
+    let mut plans = sound.plans.clone();
     if let Some(name) = &args.plan {
-        let wanted = Arc::clone(plans.plan(name)?);
+        let wanted = Arc::clone(sound.plan(name)?);
         plans.plans.retain(|name, _| *name == wanted.name);
     }
     let surroundings = app.surroundings(Arc::new(Silent))?;
@@ -26,7 +28,16 @@ pub(super) fn run(app: &App, args: &StatusArgs) -> Result<Exit> {
     let nodes =
         journal.as_ref().filter(|journal| journal.is_shared()).map_or_else(|| Ok(Vec::new()), |shared| shared.nodes(app.clock.now()))?;
     let daemon = !nodes.is_empty() || DaemonLock::is_held(&surroundings.state);
-    let status = gather(&plans, journal.as_ref(), &surroundings, daemon)?;
+    let mut status = gather(&plans, journal.as_ref(), &surroundings, daemon)?;
+    if let Some(errors) = &sound.errors
+        && status.problems.iter().all(|problem| problem.kind != reload::BROKEN)
+    {
+        let message = format!(
+            "{} in plan files: the plans in them are not shown here, and follow what a daemon read before",
+            crate::ops::counted(errors.count(), "error")
+        );
+        status.problems.push(Problem::new(reload::BROKEN, message));
+    }
     let terminal = std::io::stdout().is_terminal();
     let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let screen = Screen { width: width(), colours, all: args.all };

@@ -25,6 +25,9 @@ use crate::daemon::scheduler::{self, PastSlot, Rules, Situation, Step};
 use crate::id::{Name, RunId};
 use crate::plan::{Plan, Plans, Schedule};
 
+/// A request whose run could not be recorded waits for so long.
+const REQUEST_AGAIN: TimeDelta = TimeDelta::seconds(30);
+
 /// A schedule whose run could not be recorded, or whose history could not be read, is looked at again after this; doubled up to the longest.
 const TRY_AGAIN: TimeDelta = TimeDelta::seconds(10);
 const TRY_AGAIN_LONGEST: TimeDelta = TimeDelta::minutes(1);
@@ -167,6 +170,8 @@ pub struct Agenda {
     pub(super) requests: BTreeMap<RunId, (Arc<Plan>, NewRun)>,
     pub(super) running: BTreeMap<RunId, Active>,
     pub(super) restores: Vec<Restore>,
+    /// Requests do not start before: the last one could not be recorded.
+    pub(super) requests_from: DateTime<Utc>,
     now: DateTime<Utc>,
     /// The latest moment that the clock ever said.
     latest: DateTime<Utc>,
@@ -194,6 +199,7 @@ impl Agenda {
             requests: BTreeMap::new(),
             running: BTreeMap::new(),
             restores: Vec::new(),
+            requests_from: now,
             now,
             latest: now,
         };
@@ -494,6 +500,12 @@ impl Agenda {
         }
     }
 
+    /// Puts a request in line again that could not be recorded when its turn came. All requests wait a while.
+    pub fn request_again(&mut self, plan: &Arc<Plan>, run: NewRun) {
+        self.requests_from = self.now + REQUEST_AGAIN;
+        self.request(plan, run);
+    }
+
     /// Puts a request in line; what it waits for, where it does not start at the next [`Agenda::next_start`]. Whoever calls has looked that no
     /// such run goes on or waits ([`Agenda::same`]).
     pub fn request(&mut self, plan: &Arc<Plan>, run: NewRun) -> Option<String> {
@@ -534,7 +546,9 @@ impl Agenda {
         if !self.ask.is_empty() || !self.passed.is_empty() {
             return Some(self.now);
         }
-        self.due.peek().map(|Reverse((at, _))| *at)
+        let due = self.due.peek().map(|Reverse((at, _))| *at);
+        let again = Some(self.requests_from).filter(|at| *at > self.now && !self.requests.is_empty());
+        due.into_iter().chain(again).min()
     }
 }
 

@@ -247,6 +247,10 @@ impl Control {
             return Err(Error::new(Kind::Usage, format!("start {} of plan {name}: a daemon does not do that by itself", job.word()))
                 .hint(format!("run `lifeboat {} {name}`", job.word())));
         }
+        if job == Job::Copy && plans.plan(plan.as_str())?.copies.is_empty() {
+            return Err(Error::new(Kind::Usage, format!("start copy of plan {name}: it has no [[plan.{name}.copy]]"))
+                .hint("add one to its plan file: where to, and when"));
+        }
         self.ask(|reply| Message::Request { run: NewRun::manual(name, job, who, self.0.clock.now()), reply })
     }
 

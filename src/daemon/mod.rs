@@ -16,7 +16,7 @@ pub mod owner;
 mod places;
 pub mod rebuild;
 pub mod recorder;
-mod reload;
+pub mod reload;
 mod requests;
 pub mod runner;
 pub mod scheduler;

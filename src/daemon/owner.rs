@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::RunId;
@@ -162,7 +162,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The lock of the daemon: at most one on a state folder. The file stays; only the lock matters.
 #[derive(Debug)]
-pub struct DaemonLock(#[expect(dead_code, reason = "held, never read")] File);
+pub struct DaemonLock(File);
 
 impl DaemonLock {
     /// # Errors
@@ -197,6 +197,19 @@ impl DaemonLock {
         file.set_len(0).io_context(|| format!("write {}", path.display()))?;
         writeln!(file, "{}", std::process::id()).io_context(|| format!("write {}", path.display()))?;
         Ok(Self(file))
+    }
+
+    /// Says that the daemon is at work: whoever asks sees how long ago that was.
+    pub fn alive(&self) {
+        if let Err(error) = self.0.set_modified(SystemTime::now()) {
+            tracing::debug!(%error, "that the daemon is at work could not be noted");
+        }
+    }
+
+    /// How long ago whoever holds the lock last looked at what is due; `None`: not known, or a clock was set back.
+    #[must_use]
+    pub fn silent_for(state: &Path) -> Option<Duration> {
+        std::fs::metadata(state.join("serve.lock")).and_then(|about| about.modified()).ok()?.elapsed().ok()
     }
 
     /// Whether a daemon holds the lock now.

@@ -22,6 +22,9 @@ use crate::daemon::journal::NewRun;
 use crate::id::{Name, RunId};
 use crate::plan::Plan;
 
+/// What is said of one that could not be recorded when its turn came.
+const NOT_RECORDED: &str = "it could not be recorded just now, and is tried again within half a minute: see the daemon's log";
+
 /// What is said of one that nothing holds back, but its turn has not come.
 pub(super) const OTHERS_FIRST: &str = "others are first in line";
 
@@ -38,6 +41,9 @@ impl Agenda {
         match what {
             What::Request(id) => {
                 let (plan, run) = self.requests.get(&id)?;
+                if self.now() < self.requests_from {
+                    return Some(NOT_RECORDED.to_owned());
+                }
                 self.blocked(plan, run.job, None)
             }
             What::Slot(index) => {

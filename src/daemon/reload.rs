@@ -17,7 +17,7 @@ use crate::event::Cancel;
 use crate::plan::{Plans, show_text};
 
 /// The kind of the problem that broken files are.
-pub(super) const BROKEN: &str = "plans-broken";
+pub const BROKEN: &str = "plans-broken";
 
 /// How often the files are looked at. A change counts once two looks in a row saw the same: an editor may be at work.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);

@@ -112,7 +112,7 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     // Before they are read: a change in between is seen at the next look.
     let print = Print::of(&setup.paths);
     let plans = Arc::new(Plans::load(&setup.paths)?);
-    let _lock = DaemonLock::take(&surroundings.state)?;
+    let lock = DaemonLock::take(&surroundings.state)?;
     let journal = Arc::new(Journal::of(&plans, &surroundings.state, setup.node.as_deref(), surroundings.clock.now())?);
     let membership = Membership::new(journal.node(), &setup.labels, journal.is_shared());
     // Before anything is claimed: two nodes of one name would take each other's runs for their own.
@@ -125,7 +125,7 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     let mut companions = Companions::start(companions, &context)?;
     let watch = Cancel::default();
     let watcher = reload::watch(setup.paths, print, setup.signals.clone(), control.clone(), watch.clone());
-    let served = watcher.and_then(|_| serve(&context, &inbox, plans, membership, &setup.signals, ready));
+    let served = watcher.and_then(|_| serve(&context, &inbox, plans, membership, &setup.signals, &lock, ready));
     watch.cancel();
     control.set_phase(Phase::Stopping);
     companions.stop(Instant::now() + COMPANIONS_DEADLINE);
@@ -139,6 +139,7 @@ fn serve(
     plans: Arc<Plans>,
     membership: Membership,
     signals: &Signals,
+    lock: &DaemonLock,
     ready: impl FnOnce(&Control),
 ) -> Result<()> {
     let (control, journal, surroundings) = (context.control.clone(), Arc::clone(&context.journal), &context.surroundings);
@@ -171,6 +172,7 @@ fn serve(
     ready(&control);
     while !daemon.is_stopping() {
         control.turned();
+        lock.alive();
         daemon.sweep();
         daemon.finish_unfinished();
         let wake = daemon.start_due();
@@ -432,14 +434,13 @@ impl Daemon<'_> {
         let (plan, id, who) = (plans.plan(run.plan.as_str())?, run.id, run.by.clone());
         tracing::info!(run = %id, plan = %plan.name, job = run.job.word(), by = who, "a run was asked for");
         let waits_for = self.agenda.request(plan, run);
+        // Before anything starts: whoever is told that it was taken finds it again, whatever happens.
+        if let Err(error) = self.write_requests() {
+            self.agenda.withdraw(id);
+            return Err(Error::new(Kind::Unavailable, "keep the request until its turn comes").because(crate::ops::explain(&error)));
+        }
         self.start_due();
         let started = self.control.hold(id).is_some();
-        if let Err(error) = self.write_requests()
-            && !started
-        {
-            self.agenda.withdraw(id);
-            return Err(error.within("keep the request until its turn comes"));
-        }
         Ok(Requested { id, waits_for: if started { None } else { Some(waits_for.unwrap_or_else(|| OTHERS_FIRST.to_owned())) } })
     }
 
@@ -468,6 +469,15 @@ impl Daemon<'_> {
                 Kind::Busy => tracing::warn!(%plan, error = ?error, hint = error.hint_text(), "the run did not begin now"),
                 Kind::Bug => tracing::error!(%plan, error = ?error, "a run ended by a bug"),
                 _ => tracing::error!(%plan, error = ?error, hint = error.hint_text(), "run failed"),
+            }
+            // One that was asked for and never got into the journal is not forgotten; a claim whose answer was lost is refused the second time.
+            let asked_for = hold.run.scheduled.is_none() && error.kind() != Kind::Bug && !self.is_stopping();
+            if asked_for && self.journal.run(id).is_err() {
+                let plans = self.control.plans();
+                match plans.plans.get(plan) {
+                    Some(plan) if self.agenda.same(&plan.name, hold.run.job).is_none() => self.agenda.request_again(plan, hold.run.clone()),
+                    _ => self.drop_request(&hold.run),
+                }
             }
         }
     }

@@ -157,6 +157,17 @@ impl PlanErrors {
         Self(findings)
     }
 
+    /// The files that something is wrong in.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &std::path::Path> {
+        self.0.iter().map(|finding| finding.path.as_path())
+    }
+
+    /// Adds what else is wrong.
+    pub(super) fn extend(&mut self, more: Self) {
+        let all = std::mem::take(&mut self.0).into_iter().chain(more.0).collect();
+        *self = Self::new(all);
+    }
+
     /// How many.
     #[must_use]
     pub fn count(&self) -> usize {

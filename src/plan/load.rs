@@ -44,6 +44,68 @@ impl Plans {
     }
 }
 
+/// What can be used of plan files some of which are wrong: in an incident nothing that is whole is to wait for the others.
+#[derive(Debug)]
+pub struct Sound {
+    /// Of the files that are right by themselves and in what they refer to.
+    pub plans: Plans,
+    /// Everything that is wrong in the others; `None`: there are none.
+    pub errors: Option<PlanErrors>,
+    /// The files that were left out, as far as they could be read.
+    left_out: Vec<Arc<File>>,
+}
+
+impl Sound {
+    /// Reads plan files like [`Plans::load`] and leaves out those that are wrong, and those that need what is in them.
+    ///
+    /// # Errors
+    /// Everything that is wrong, when no plan and no repository is left.
+    pub fn load(paths: &[PathBuf]) -> Result<Self, PlanErrors> {
+        let mut errors = match Plans::load(paths) {
+            Ok(plans) => return Ok(Self { plans, errors: None, left_out: Vec::new() }),
+            Err(errors) => errors,
+        };
+        let mut files = find_files(paths, &mut Vec::new());
+        let (all, mut found) = (files.clone(), errors.clone());
+        let plans = loop {
+            let before = files.len();
+            let wrong: BTreeSet<PathBuf> = found.paths().map(Path::to_owned).collect();
+            files.retain(|file| !wrong.contains(file));
+            // What is wrong is not in a file of its own, or there is nothing left.
+            if files.len() == before || files.is_empty() {
+                return Err(errors);
+            }
+            match Plans::load(&files) {
+                Ok(plans) if plans.plans.is_empty() && plans.repositories.is_empty() => return Err(errors),
+                Ok(plans) => break plans,
+                Err(more) => {
+                    errors.extend(more.clone());
+                    found = more;
+                }
+            }
+        };
+        let text = |path: &PathBuf| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let left_out = all.iter().filter(|path| !files.contains(path));
+        let left_out = left_out.map(|path| Arc::new(File { path: path.clone(), text: text(path) })).collect();
+        Ok(Self { plans, errors: Some(errors), left_out })
+    }
+
+    /// A plan by name, when no file that is wrong says anything of it.
+    ///
+    /// # Errors
+    /// Usage: what is wrong in the files, where the plan is or may be in one of them; else as [`Plans::plan`].
+    pub fn plan(&self, name: &str) -> Result<&Arc<crate::plan::Plan>, crate::error::Error> {
+        let says = |file: &Arc<File>| {
+            [format!("[plan.{name}]"), format!("[plan.{name}."), format!("[[plan.{name}.")].iter().any(|word| file.text.contains(word))
+        };
+        match (&self.errors, self.plans.plan(name)) {
+            (Some(errors), _) if self.left_out.iter().any(says) => Err(errors.clone().into()),
+            (Some(errors), Err(_)) => Err(errors.clone().into()),
+            (_, plan) => plan,
+        }
+    }
+}
+
 /// Each file once, sorted within its folder.
 fn find_files(paths: &[PathBuf], findings: &mut Vec<Finding>) -> Vec<PathBuf> {
     let mut seen = BTreeSet::new();

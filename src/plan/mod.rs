@@ -24,6 +24,7 @@ mod validate;
 pub use blackout::{Blackout, JOBS, Window};
 pub use explain::{explain_json, explain_text};
 pub use findings::PlanErrors;
+pub use load::Sound;
 pub use model::{
     Address, Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, HeartbeatStyle, JournalSettings, Keep, LockMode,
     LogMode, Method, Missed, Notifier, NotifierKind, ObjectLock, Objectives, Occasion, Plan, PlannedCopy, Plans, Prune, Repository,

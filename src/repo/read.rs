@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, TrySendError, bounded};
 
 use crate::entry::{Entry, EntryKind, tree_order};
 use crate::error::{Error, Kind, Result};
@@ -495,75 +495,106 @@ impl Repository {
         stats: &Counters,
         take: &(dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync),
     ) -> Result<Vec<(Request, Error)>> {
-        use futures::StreamExt as _;
         if requests.is_empty() {
             return Ok(Vec::new());
         }
-        let mut missing = Vec::new();
-        let failure: Mutex<Option<Error>> = Mutex::new(None);
-        let fail = |error: Error| {
-            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        let fetched = Fetched { missing: Mutex::default(), failure: Mutex::default(), cancel };
+        if self.inner.store.reads_here() {
+            self.read_here(requests, threads, &fetched, stats, take);
+        } else {
+            self.fetch_ahead(requests, threads, &fetched, stats, take);
+        }
+        cancel.check()?;
+        match fetched.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(fetched.missing.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+
+    /// Each thread reads for itself: the bytes need not go from one core to another.
+    fn read_here(
+        &self,
+        requests: Vec<Request>,
+        threads: usize,
+        fetched: &Fetched<'_>,
+        stats: &Counters,
+        take: &(dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync),
+    ) {
+        let requests = Mutex::new(requests.into_iter());
+        let next = || requests.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = |number: usize| -> Result<()> {
+            let mut worker = DecodeWorker::new(&self.inner)?;
+            let mut buffer = Vec::new();
+            while let Some(request) = next().filter(|_| !fetched.has_failed()) {
+                let id = self.inner.packs.get(request.pack).id;
+                let (key, range) = (id.key(), request.start..request.end);
+                let other;
+                let bytes: &[u8] = if self.inner.store.get_range_here(&key, range.clone(), &mut buffer) {
+                    &buffer
+                } else {
+                    match self.inner.block_on(self.inner.store.get_range(&key, range)) {
+                        Ok(bytes) => {
+                            other = bytes;
+                            &other
+                        }
+                        Err(error) if error.kind() == Kind::NotFound => {
+                            fetched.miss(request, missing_pack(error, &key));
+                            continue;
+                        }
+                        Err(error) => return Err(self.inner.blame(id, error)),
+                    }
+                };
+                stats.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                take(number, &mut worker, &request, bytes)?;
+            }
+            Ok(())
         };
-        let has_failed = || cancel.is_cancelled() || failure.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        std::thread::scope(|scope| {
+            for number in 0..threads {
+                let work = &work;
+                scope.spawn(move || work(number).unwrap_or_else(|error| fetched.fail(error)));
+            }
+        });
+    }
+
+    /// Requests run ahead on the runtime, and threads take what was fetched.
+    fn fetch_ahead(
+        &self,
+        requests: Vec<Request>,
+        threads: usize,
+        fetched: &Fetched<'_>,
+        stats: &Counters,
+        take: &(dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync),
+    ) {
         let (ready_in, ready) = bounded::<(Request, Bytes)>(self.inner.workers);
         std::thread::scope(|scope| {
             for number in 0..threads {
                 let ready = ready.clone();
-                let (fail, has_failed) = (&fail, &has_failed);
                 scope.spawn(move || {
                     let mut worker = match DecodeWorker::new(&self.inner) {
                         Ok(worker) => worker,
-                        Err(e) => return fail(e),
+                        Err(e) => return fetched.fail(e),
                     };
                     for (request, bytes) in ready {
-                        if has_failed() {
+                        if fetched.has_failed() {
                             continue;
                         }
                         if let Err(error) = take(number, &mut worker, &request, &bytes) {
-                            fail(error);
+                            fetched.fail(error);
                         }
                     }
                 });
             }
             drop(ready);
-            // Requests run ahead on the runtime; this thread hands the answers on in order.
-            let (answers_in, answers) = bounded::<Result<(Request, Result<Bytes>)>>(1);
-            let inner = Arc::clone(&self.inner);
             let mut unanswered = requests.len();
-            let at_a_time = if self.inner.store.is_local() { 2 } else { REQUESTS };
-            self.inner.runtime.spawn(async move {
-                let store = &inner.store;
-                let inner = &inner;
-                let mut fetches = futures::stream::iter(requests)
-                    .map(|request| async move {
-                        let id = inner.packs.get(request.pack).id;
-                        match store.get_range(&id.key(), request.start..request.end).await {
-                            Err(e) if e.kind() != Kind::NotFound => Err(inner.blame(id, e)),
-                            answer => Ok((request, answer.map_err(|e| missing_pack(e, &id.key())))),
-                        }
-                    })
-                    .buffered(at_a_time);
-                while let Some(mut answer) = fetches.next().await {
-                    // Never block the runtime: wait for room politely.
-                    loop {
-                        match answers_in.try_send(answer) {
-                            Ok(()) => break,
-                            Err(crossbeam_channel::TrySendError::Full(back)) => {
-                                answer = back;
-                                tokio::time::sleep(std::time::Duration::from_micros(200)).await;
-                            }
-                            Err(crossbeam_channel::TrySendError::Disconnected(_)) => return,
-                        }
-                    }
-                }
-            });
-            for answer in answers {
+            // This thread hands the answers on in order.
+            for answer in self.answers(requests) {
                 unanswered -= 1;
-                if has_failed() {
+                if fetched.has_failed() {
                     break;
                 }
                 match answer {
-                    Ok((request, Err(error))) => missing.push((request, error)),
+                    Ok((request, Err(error))) => fetched.miss(request, error),
                     Ok((request, Ok(bytes))) => {
                         stats.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                         if ready_in.send((request, bytes)).is_err() {
@@ -571,21 +602,51 @@ impl Repository {
                         }
                     }
                     Err(error) => {
-                        fail(error);
+                        fetched.fail(error);
                         break;
                     }
                 }
             }
             drop(ready_in);
-            if unanswered > 0 && !has_failed() {
-                fail(Error::new(Kind::Bug, format!("{unanswered} requests to the store were never answered")));
+            if unanswered > 0 && !fetched.has_failed() {
+                fetched.fail(Error::new(Kind::Bug, format!("{unanswered} requests to the store were never answered")));
             }
         });
-        cancel.check()?;
-        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(missing),
-        }
+    }
+
+    /// What the store says to each, some at a time, in their order. An inner error: the pack is not there.
+    fn answers(&self, requests: Vec<Request>) -> Receiver<Result<(Request, Result<Bytes>)>> {
+        use futures::StreamExt as _;
+        let (answers_in, answers) = bounded(1);
+        let inner = Arc::clone(&self.inner);
+        let at_a_time = if self.inner.store.is_local() { 2 } else { REQUESTS };
+        self.inner.runtime.spawn(async move {
+            let store = &inner.store;
+            let inner = &inner;
+            let mut fetches = futures::stream::iter(requests)
+                .map(|request| async move {
+                    let id = inner.packs.get(request.pack).id;
+                    match store.get_range(&id.key(), request.start..request.end).await {
+                        Err(e) if e.kind() != Kind::NotFound => Err(inner.blame(id, e)),
+                        answer => Ok((request, answer.map_err(|e| missing_pack(e, &id.key())))),
+                    }
+                })
+                .buffered(at_a_time);
+            while let Some(mut answer) = fetches.next().await {
+                // Never block the runtime: wait for room politely.
+                loop {
+                    match answers_in.try_send(answer) {
+                        Ok(()) => break,
+                        Err(TrySendError::Full(back)) => {
+                            answer = back;
+                            tokio::time::sleep(std::time::Duration::from_micros(200)).await;
+                        }
+                        Err(TrySendError::Disconnected(_)) => return,
+                    }
+                }
+            }
+        });
+        answers
     }
 
     /// Reads one frame of one pack: for delta chunks and single chunks.
@@ -679,6 +740,29 @@ impl Counters {
             bytes_existing: self.existing.load(Ordering::Relaxed),
             bytes_fetched: self.fetched.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// What goes wrong while requests are fetched.
+struct Fetched<'c> {
+    /// Their packs are not there.
+    missing: Mutex<Vec<(Request, Error)>>,
+    /// The first one: then nothing else counts.
+    failure: Mutex<Option<Error>>,
+    cancel: &'c Cancel,
+}
+
+impl Fetched<'_> {
+    fn fail(&self, error: Error) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn miss(&self, request: Request, error: Error) {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).push((request, error));
+    }
+
+    fn has_failed(&self) -> bool {
+        self.cancel.is_cancelled() || self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 }
 

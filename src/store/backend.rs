@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -27,6 +28,10 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     fn put<'a>(&'a self, key: &'a str, bytes: Bytes, mode: PutMode) -> BoxFuture<'a, Result<()>>;
     /// A whole object, at most `limit` bytes, or an exact range of it; a range that leaves the object is `Damaged`.
     fn get<'a>(&'a self, key: &'a str, want: Want) -> BoxFuture<'a, Result<Bytes>>;
+    /// The file that is the object, where reading it needs no more than that.
+    fn file(&self, _key: &str) -> Option<PathBuf> {
+        None
+    }
     /// `NotFound` when it is not there.
     fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<ObjectInfo>>;
     /// Everything below the folder `prefix` (no slash at its end; empty for all), in any order.

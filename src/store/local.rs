@@ -103,6 +103,10 @@ impl Backend for Local {
         .boxed()
     }
 
+    fn file(&self, key: &str) -> Option<PathBuf> {
+        self.0.download.is_none().then(|| self.0.root.join(key))
+    }
+
     fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<ObjectInfo>> {
         async move {
             match self.reading()? {

@@ -3,7 +3,7 @@
 //! Durable in the order of calls (WAL, `synchronous = FULL`). Migrations are numbered from 1 and never edited once released; a frozen file
 //! of each version is in `tests/frozen`.
 
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, params, params_from_iter};
 
 use crate::daemon::journal::database::{Database, Purpose, Row, Statement, Value};
+use crate::daemon::owner;
 use crate::error::{Error, IoContext, Kind, Result};
 
 /// Name of the file below the state folder.
@@ -27,6 +28,8 @@ const MIGRATIONS: [&str; 3] = [include_str!("sqlite_1.sql"), include_str!("sqlit
 /// An open file.
 pub(super) struct Sqlite {
     path: PathBuf,
+    /// Device and inode.
+    file: (u64, u64),
     connection: Mutex<Connection>,
 }
 
@@ -35,6 +38,14 @@ impl Sqlite {
     pub(super) fn open(state: &Path, now: DateTime<Utc>) -> Result<Self> {
         crate::daemon::private_folder(state)?;
         let path = state.join(FILE);
+        let is_new = std::fs::metadata(&path).map_or(true, |about| about.len() == 0);
+        if is_new && owner::known_place(state).is_some() {
+            tracing::warn!(
+                journal = %path.display(),
+                "the journal is gone, though runs were recorded in this state folder before: a new one is begun. \
+                 `lifeboat run rebuild` brings its history back from the repositories"
+            );
+        }
         // SQLite gives its side files the mode of the main one, so making that first is enough.
         std::fs::OpenOptions::new()
             .create(true)
@@ -54,7 +65,22 @@ impl Sqlite {
         };
         let mut connection = connect().map_err(|error| failure("open", &path, error))?;
         migrate(&mut connection, &path, now)?;
-        Ok(Self { path, connection: Mutex::new(connection) })
+        let file = std::fs::metadata(&path)
+            .map(|about| (about.dev(), about.ino()))
+            .io_context(|| format!("look at the journal {}", path.display()))?;
+        Ok(Self { path, file, connection: Mutex::new(connection) })
+    }
+
+    /// Whoever has a file open that was removed would write to nobody: others begin a second journal beside it.
+    fn is_there(&self) -> Result<()> {
+        if std::fs::metadata(&self.path).is_ok_and(|about| (about.dev(), about.ino()) == self.file) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Failed,
+            format!("use the journal {}: it was removed or replaced while this program had it open", self.path.display()),
+        )
+        .hint("put it back, or stop the daemon, run `lifeboat run rebuild` and start it again"))
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
@@ -100,6 +126,7 @@ pub(super) fn newer(place: &str, found: i64) -> Error {
 
 impl Database for Sqlite {
     fn run(&self, purpose: Purpose, statements: &[Statement]) -> Result<Vec<Row>> {
+        self.is_there()?;
         let mut connection = self.lock();
         let mut run = || -> rusqlite::Result<Vec<Row>> {
             if let [statement] = statements {

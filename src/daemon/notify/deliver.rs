@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::daemon::notify::event::{Event, Notice};
+use crate::daemon::notify::event::{Event, Notice, Severity};
 use crate::daemon::notify::outbox::{Delivery, Outbox};
 use crate::daemon::notify::pace;
 use crate::daemon::notify::send::{self, Parcel};
@@ -126,7 +126,8 @@ fn bring(notifier: &Notifier, outbox: &Outbox, surroundings: &Surroundings) -> R
         return ping(notifier, outbox, surroundings, waiting);
     }
     let gathered = waiting.first().map(|(_, event)| event.time + pace::GATHER).filter(|at| *at > now && *at - now <= gather());
-    let allowed = Some(pace::next_send(&delivery.sent, now)).filter(|at| *at > now);
+    let urgent = waiting.iter().any(|(_, event)| event.severity() == Severity::Critical);
+    let allowed = Some(pace::next_send(&delivery.sent, urgent, now)).filter(|at| *at > now);
     if let Some(later) = gathered.max(allowed) {
         return Ok(until(Some(later), now));
     }

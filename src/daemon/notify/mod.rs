@@ -18,6 +18,7 @@ mod expiry;
 mod message;
 pub mod outbox;
 pub mod pace;
+mod past;
 mod send;
 pub mod step;
 mod teller;
@@ -37,6 +38,7 @@ use crate::daemon::notify::ask::Asker;
 use crate::daemon::notify::deliver::Bell;
 use crate::daemon::notify::event::Notice;
 use crate::daemon::notify::outbox::Outbox;
+use crate::daemon::notify::past::Past;
 use crate::daemon::notify::send::Parcel;
 use crate::daemon::notify::teller::Teller;
 use crate::daemon::notify::watch::Watch;
@@ -45,7 +47,7 @@ use crate::daemon::status::{NotifierStatus, Problem, Status};
 use crate::error::{Error, Result};
 use crate::id::RunId;
 use crate::ops::resolve::Surroundings;
-use crate::plan::{Notifier, Plans};
+use crate::plan::{Notifier, NotifierKind, Plans};
 
 /// How often the journal is looked at for runs.
 const LOOK: Duration = Duration::from_secs(1);
@@ -93,13 +95,23 @@ impl Companion for Notifications {
         let (context, latest) = (context.clone(), self.latest.clone());
         self.thread = Some(thread("notifications".to_owned(), move || {
             let mut telling = Some(first);
+            let mut failed: Option<Instant> = None;
             while !context.surroundings.cancel.is_cancelled() {
-                if plans.has_changed().unwrap_or(false) {
+                if plans.has_changed().unwrap_or(false) || failed.is_some_and(|at| at.elapsed() >= START_AGAIN) {
                     let changed = Arc::clone(&plans.borrow_and_update());
                     telling.into_iter().for_each(|telling| telling.stop(Instant::now() + CHANGE));
-                    telling = Telling::start(&changed, &latest, &context)
-                        .inspect_err(|error| tracing::error!(error = ?error, "nobody is told of anything"))
-                        .ok();
+                    telling = match Telling::start(&changed, &latest, &context) {
+                        Ok(telling) => {
+                            failed = None;
+                            Some(telling)
+                        }
+                        Err(error) => {
+                            if failed.replace(Instant::now()).is_none() {
+                                tracing::error!(error = ?error, hint = error.hint_text(), "nobody is told of anything until this is mended");
+                            }
+                            None
+                        }
+                    };
                 }
                 std::thread::sleep(PAUSE);
             }
@@ -121,6 +133,9 @@ impl Companion for Notifications {
 
 /// How soon a stop and other plans are noticed.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// What could not be started with other plans (a full disk) is tried again so often.
+const START_AGAIN: Duration = Duration::from_secs(10);
 
 /// For deliveries that are under way when the plans change, or at the end.
 const CHANGE: Duration = Duration::from_secs(10);
@@ -201,14 +216,15 @@ fn thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHand
 }
 
 /// Looks until the end is asked for. What is seen at the last moment is left to the next start.
-fn look_on(mut watch: Watch, bell: &Bell) {
-    let mut troubled = false;
+fn look_on(mut watch: Watch, bell: &Arc<Bell>) {
+    let (mut troubled, mut past) = (false, Past::default());
     while !bell.is_stopping() {
         let times = bell.times();
         match watch.look() {
             Ok(events) => {
                 bell.looked(None);
                 troubled = false;
+                past.well();
                 if events > 0 {
                     bell.ring();
                     continue;
@@ -223,13 +239,25 @@ fn look_on(mut watch: Watch, bell: &Bell) {
                 match watch.look_blindly() {
                     Ok(0) => {}
                     Ok(_) => bell.ring(),
-                    Err(error) => tracing::error!(error = ?error, hint = error.hint_text(), "nobody can be told of anything"),
+                    Err(error) => {
+                        let plans = watch.plans.notifiers.values();
+                        let people: Vec<_> = plans.filter(|one| !matches!(one.kind, NotifierKind::Heartbeat { .. })).collect();
+                        if past.troubled(&deliver::why(&error), &people, &watch.surroundings, bell) {
+                            tracing::error!(error = ?error, "what is to be told cannot be written down: it is told from memory");
+                        }
+                    }
                 }
             }
         }
         bell.wait(times, LOOK);
     }
-    watch.asker.stop(Instant::now() + Duration::from_secs(1));
+    let until = Instant::now() + Duration::from_secs(1);
+    watch.asker.stop(until);
+    for thread in past.into_threads() {
+        while !thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 /// Looks at certificates until the end is asked for.

@@ -11,8 +11,11 @@ const LONGEST_PAUSE: TimeDelta = TimeDelta::minutes(30);
 /// At most so many messages within so long, each a digest of what came meanwhile. What is beyond waits.
 const LIMITS: [(usize, TimeDelta); 2] = [(1, TimeDelta::seconds(30)), (6, TimeDelta::minutes(30))];
 
+/// The same where something bad is among what waits: routine never holds it up for long.
+const URGENT_LIMITS: [(usize, TimeDelta); 2] = [(1, TimeDelta::seconds(30)), (30, TimeDelta::minutes(30))];
+
 /// Sends that matter for [`next_send`].
-pub const SENDS_KEPT: usize = 6;
+pub const SENDS_KEPT: usize = 30;
 
 /// What comes within so long of the first event goes into one message.
 pub const GATHER: Duration = Duration::from_secs(3);
@@ -30,13 +33,14 @@ pub fn is_due(next: Option<DateTime<Utc>>, now: DateTime<Utc>) -> bool {
     next.is_none_or(|next| next <= now || next - now > LONGEST_PAUSE)
 }
 
-/// The earliest moment for another message, after these (oldest first). Messages of the future do not count.
+/// The earliest moment for another message, after these (oldest first). Messages of the future do not count. `urgent`: something critical waits.
 #[must_use]
-pub fn next_send(sent: &[DateTime<Utc>], now: DateTime<Utc>) -> DateTime<Utc> {
+pub fn next_send(sent: &[DateTime<Utc>], urgent: bool, now: DateTime<Utc>) -> DateTime<Utc> {
     let sent: Vec<&DateTime<Utc>> = sent.iter().filter(|at| **at <= now).collect();
     let free =
         |(most, within): (usize, TimeDelta)| sent.len().checked_sub(most).and_then(|at| sent.get(at)).map(|oldest| **oldest + within);
-    LIMITS.into_iter().filter_map(free).max().unwrap_or(now).max(now)
+    let limits = if urgent { URGENT_LIMITS } else { LIMITS };
+    limits.into_iter().filter_map(free).max().unwrap_or(now).max(now)
 }
 
 #[cfg(test)]
@@ -61,14 +65,14 @@ mod tests {
 
     #[test]
     fn a_stream_of_events_becomes_few_messages() {
-        assert_eq!(next_send(&[], at(0)), at(0));
-        assert_eq!(next_send(&[at(0)], at(1)), at(30));
-        assert_eq!(next_send(&[at(0)], at(40)), at(40));
-        assert_eq!(next_send(&[at(900)], at(1)), at(1), "a message of the future is none");
+        assert_eq!(next_send(&[], false, at(0)), at(0));
+        assert_eq!(next_send(&[at(0)], false, at(1)), at(30));
+        assert_eq!(next_send(&[at(0)], false, at(40)), at(40));
+        assert_eq!(next_send(&[at(900)], false, at(1)), at(1), "a message of the future is none");
         // Somebody who always sends as soon as it is allowed, for a day.
         let (mut sent, mut now) = (Vec::new(), at(0));
         while now < at(86_400) {
-            now = next_send(&sent, now);
+            now = next_send(&sent, false, now);
             sent.push(now);
             if sent.len() > SENDS_KEPT {
                 sent.remove(0);
@@ -79,10 +83,23 @@ mod tests {
         let mut count = 0;
         let (mut sent, mut now) = (Vec::new(), at(0));
         while now < at(86_400) {
-            now = next_send(&sent, now).max(now);
+            now = next_send(&sent, false, now).max(now);
             sent.push(now);
             count += 1;
         }
         assert!(count <= 6 * 48 + 6, "{count} messages in a day");
+    }
+    #[test]
+    fn routine_never_holds_up_what_is_bad_for_more_than_half_a_minute() {
+        let routine: Vec<DateTime<Utc>> = (0..6).map(|number| at(number * 30)).collect();
+        assert_eq!(next_send(&routine, false, at(160)), at(1800));
+        assert_eq!(next_send(&routine, true, at(160)), at(180));
+        // It is no flood either: a day of nothing but bad news.
+        let (mut sent, mut now) = (Vec::new(), at(0));
+        while now < at(86_400) {
+            now = next_send(&sent, true, now);
+            sent.push(now);
+        }
+        assert!(sent.len() <= 30 * 48 + 30, "{}", sent.len());
     }
 }

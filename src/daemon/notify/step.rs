@@ -246,7 +246,7 @@ pub fn is_retried(plan: &Plan, run: &Run, now: DateTime<Utc>) -> bool {
     begins.is_some_and(|begins| now < begins + OVERDUE && begins - ended < TimeDelta::hours(24))
 }
 
-fn wants(notifier: &Notifier, occasion: Occasion) -> bool {
+pub(super) fn wants(notifier: &Notifier, occasion: Occasion) -> bool {
     // A plain heartbeat has one word only.
     let plain = matches!(notifier.kind, NotifierKind::Heartbeat { style: HeartbeatStyle::Plain, .. });
     notifier.on.contains(&occasion) && (!plain || occasion == Occasion::Success)

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
 use crate::daemon::job::{expression, rules, schedules};
 use crate::daemon::journal::{Job, Journal, Run, State};
+use crate::daemon::owner::DaemonLock;
 use crate::daemon::scheduler::{self, PastSlot, Situation, Slots};
 use crate::daemon::status::assess::{newest_whole, objectives};
 use crate::daemon::status::{Facts, OVERDUE, PlanStatus, Problem, Status, Stored, Unasked, assess, copies, logs};
@@ -20,6 +22,12 @@ use crate::ops::resolve::{self, Surroundings};
 use crate::ops::{damage, damaged_reports_warning, damaged_warning, select};
 use crate::plan::{Plan, Plans, Schedule};
 use crate::repo::{ReportRecord, Repository};
+
+/// With less than this on its disk the state folder cannot be written for long.
+const LEAST_ROOM: u64 = 256 << 10;
+
+/// The daemon looks at what is due at least each half minute.
+const STUCK: Duration = Duration::from_mins(2);
 
 /// What a repository said of one plan.
 pub type Asked = std::result::Result<Arc<Stored>, Unasked>;
@@ -53,7 +61,34 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
     }
     let (notifiers, failing) = notify::standing(plans, &surroundings.state)?;
     problems.extend(failing);
+    problems.extend(no_room(&surroundings.state));
+    if daemon && DaemonLock::is_held(&surroundings.state) {
+        problems.extend(stuck(DaemonLock::silent_for(&surroundings.state)));
+    }
     Ok(Status { schema: "lifeboat.status/1".to_owned(), time: now, daemon, plans: statuses, notifiers, problems })
+}
+
+/// A daemon that cannot write tells nobody by itself, and could leave no alarm here.
+fn no_room(state: &std::path::Path) -> Option<Problem> {
+    let about = rustix::fs::statvfs(state).ok()?;
+    let free = about.f_bavail.saturating_mul(about.f_frsize);
+    (free < LEAST_ROOM).then(|| {
+        let message = format!(
+            "the disk of the state folder {} is full ({free} bytes are free): no run can be recorded, so none starts; make room",
+            state.display()
+        );
+        Problem::new("journal-unavailable", message)
+    })
+}
+
+/// A daemon that is there and does nothing: stopped, hung, or waiting for a disk.
+fn stuck(silent_for: Option<Duration>) -> Option<Problem> {
+    let silent = silent_for.filter(|silent| *silent >= STUCK)?;
+    let message = format!(
+        "the daemon is there and has not looked at what is due for {} s: nothing is started and nobody is told; see its log, restart it",
+        silent.as_secs()
+    );
+    Some(Problem::new("daemon-stuck", message))
 }
 
 /// Judges one plan by the journal, by what streams on this host say, and by what its repository said (`None`: it was not asked).

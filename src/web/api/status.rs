@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
+use crate::daemon::status::{Problem, Status};
 use crate::error::Kind;
 use crate::web::Web;
 use crate::web::failure::{Failure, FailureDocument};
-use axum::http::StatusCode;
 
 /// What can be restored, to when, how long it takes, when that was last proven, and what is wrong
 ///
@@ -27,10 +28,23 @@ use axum::http::StatusCode;
 )]
 pub(super) async fn status(State(web): State<Arc<Web>>) -> Response {
     match web.board.status() {
-        Some(status) => Json(&*status).into_response(),
-        None => Failure::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable.word(), "the daemon has not looked at all plans yet")
-            .hint("ask again in a few seconds")
-            .retry_after(2)
-            .into_response(),
+        Some(status) => {
+            // What is wrong with the daemon itself is known without a look, and may be what keeps it from looking.
+            let mut status = Status::clone(&status);
+            for trouble in web.control.problems() {
+                if status.problems.iter().all(|known| known.kind != trouble.kind) {
+                    status.problems.push(Problem::new(&trouble.kind, trouble.message));
+                }
+            }
+            Json(status).into_response()
+        }
+        None => {
+            let troubles: Vec<String> = web.control.problems().into_iter().map(|trouble| format!(": {}", trouble.message)).collect();
+            let message = format!("the daemon has not looked at all plans yet{}", troubles.concat());
+            Failure::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable.word(), message)
+                .hint("ask again in a few seconds")
+                .retry_after(2)
+                .into_response()
+        }
     }
 }
