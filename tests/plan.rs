@@ -376,7 +376,7 @@ fn object_lock_is_for_s3_and_for_a_sensible_time() {
         ("s3://b/p", r#"{ retain = "30d" }"#, "needs `mode`"),
         ("s3://b/p", r#"{ mode = "legal", retain = "30d" }"#, "legal"),
     ] {
-        let errors = with(url, lock).unwrap_err().to_string();
+        let errors = with(url, lock).unwrap_err();
         assert!(errors.contains(why), "{lock}: {errors}");
     }
 }
