@@ -240,6 +240,31 @@ fn a_killed_manual_run_is_settled_by_the_daemon_that_serves_meanwhile() {
 }
 
 #[test]
+fn a_run_is_cancelled_by_a_command_whoever_runs_it() {
+    let (workspace, pipe) = with_pipe();
+    let daemon = Daemon::start(&workspace);
+    let writer = feed(&pipe);
+    let id = runs(&workspace)[0]["id"].as_str().unwrap().to_owned();
+    let asked = workspace.json(&["run", "cancel", &id[..20]], 0);
+    assert_eq!((&asked["schema"], &asked["id"]), (&"lifeboat.cancel-request/1".into(), &id.as_str().into()));
+    let run = until("it ended", || Some(workspace.json(&["run", "show", &id], 0)).filter(|run| run["state"] != "running"));
+    assert_eq!(run["state"], "interrupted", "{run}");
+    assert!(run["story"].as_str().unwrap().contains("uid"), "who did it is told: {run}");
+    drop(writer);
+    assert_eq!(workspace.json(&["run", "cancel", &id], 11)["error"]["kind"], "busy", "it is over");
+    assert_eq!(workspace.json(&["run", "cancel", "01jd0v7m4z5k3n8q2w6x9y1b7c"], 1)["error"]["kind"], "not-found");
+    drop(daemon);
+
+    let mut manual = Daemon(workspace.command(&["backup", "slow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let writer = feed(&pipe);
+    let id = runs(&workspace)[0]["id"].as_str().unwrap().to_owned();
+    workspace.json(&["run", "cancel", &id], 0);
+    assert_eq!(manual.ended(), Some(130));
+    drop(writer);
+    assert_eq!(runs(&workspace)[0]["state"], "interrupted");
+}
+
+#[test]
 fn a_hangup_stops_a_manual_run_cleanly() {
     let (workspace, pipe) = with_pipe();
     let mut manual = Daemon(workspace.command(&["backup", "slow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());

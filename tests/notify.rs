@@ -78,6 +78,11 @@ fn no_secret(workspace: &Workspace, texts: &[String]) {
     }
 }
 
+/// Everything that targets were told.
+fn bodies(targets: &[&Target]) -> String {
+    targets.iter().flat_map(|target| target.got()).map(|request| request.body).collect::<Vec<_>>().join("\n")
+}
+
 fn events(request: &Request) -> Vec<(String, String)> {
     let words = |event: &Value| (event["occasion"].as_str().unwrap().to_owned(), event["change"].as_str().unwrap().to_owned());
     request.json()["events"].as_array().unwrap().iter().map(words).collect()
@@ -159,7 +164,7 @@ fn a_failed_backup_by_hand_is_told_once_and_so_is_its_end_while_another_target_h
     assert_eq!(workspace.run(&["status", "--check"]).status.code().map(|code| code != 0), Some(true));
     drop(daemon);
     let shown = workspace.run(&["status"]);
-    no_secret(&workspace, &[text(&shown.stdout), text(&shown.stderr), status.to_string()]);
+    no_secret(&workspace, &[text(&shown.stdout), text(&shown.stderr), status.to_string(), bodies(&[&ops, &slow, &beat])]);
 }
 
 #[test]
@@ -197,7 +202,7 @@ fn what_was_seen_before_a_crash_is_told_after_it_and_a_target_that_comes_back_ge
     let notices: std::collections::BTreeSet<String> =
         ops.got().iter().filter(|request| of_success(request)).map(|request| request.json()["id"].to_string()).collect();
     assert_eq!(notices.len(), 1, "{:?}", all_events(&ops));
-    no_secret(&workspace, &[status.to_string()]);
+    no_secret(&workspace, &[status.to_string(), bodies(&[&ops, &dead])]);
 }
 
 #[test]

@@ -832,6 +832,12 @@ pub enum RunCommand {
         /// Id of the run, or a unique beginning of it
         id: String,
     },
+    /// Ask a run to end, or take back one that waits for its turn; it ends as `interrupted` at its next check
+    #[command(after_help = "Example:\n  lifeboat run cancel 01jd0v7m4z5k3n8q2w6x9y1b7c")]
+    Cancel {
+        /// Id of the run, or a unique beginning of it
+        id: String,
+    },
     /// Make the journal anew from what the repositories prove, when it is damaged or gone; the old file is kept aside
     #[command(after_help = "Example:\n  lifeboat run rebuild")]
     Rebuild,

@@ -3,8 +3,12 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use serde_json::json;
+
 use crate::cli::args::RunCommand;
+use crate::cli::context::who;
 use crate::cli::{App, Exit, render};
+use crate::daemon::cancel::{self, Asked};
 use crate::daemon::history::{as_they_are, duration_ms, run_document, runs_document};
 use crate::daemon::journal::{Attempt, ErrorRecord, Filter, Run, State};
 use crate::daemon::rebuild::{self, RebuildReport};
@@ -21,6 +25,24 @@ pub(super) fn run(app: &App, command: &RunCommand) -> Result<Exit> {
     let journal = app.journal_to_read()?;
     match command {
         RunCommand::Rebuild => {}
+        RunCommand::Cancel { id } => {
+            let known = match journal.as_ref().map(|journal| journal.find(id)) {
+                Some(Err(error)) if error.kind() != Kind::NotFound => return Err(error),
+                found => found.and_then(Result::ok),
+            };
+            let full = known.as_ref().map_or_else(|| id.to_ascii_lowercase().parse().ok(), |run| Some(run.id));
+            let Some(full) = full else {
+                return Err(
+                    Error::new(Kind::NotFound, format!("cancel run {id}: there is no such run")).hint("`lifeboat run history` lists them")
+                );
+            };
+            let asked = cancel::ask(&app.state()?, journal.as_ref(), full, known.as_ref(), &who())?;
+            let document = json!({ "schema": "lifeboat.cancel-request/1", "id": full });
+            app.output.result(&document, || match asked {
+                Asked::Ending => format!("run {full} was asked to end, and does at its next check: `lifeboat run show {full}`\n"),
+                Asked::TakenBack => format!("run {full} had not begun, and will not\n"),
+            })?;
+        }
         RunCommand::History { plan, limit } => {
             let plan = plan.as_deref().map(Name::new).transpose()?;
             let filter = Filter { plan, limit: *limit, ..Filter::default() };
@@ -107,7 +129,6 @@ fn text(run: &Run, attempts: &[Attempt]) -> String {
         ("started by", render::or_dash(run.by.clone())),
         ("process", format!("{} on {}", run.process.pid, run.process.host)),
     ];
-    pairs.extend(run.by.iter().map(|who| ("started by", who.clone())));
     if let Some(slot) = run.scheduled {
         pairs.push(("scheduled for", render::time(slot)));
         pairs.push(("attempt", run.attempt.to_string()));

@@ -4,6 +4,7 @@
 
 pub mod agenda;
 pub mod alarms;
+pub mod cancel;
 pub mod companion;
 pub mod control;
 pub mod history;

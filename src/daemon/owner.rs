@@ -212,6 +212,13 @@ impl DaemonLock {
         std::fs::metadata(state.join("serve.lock")).and_then(|about| about.modified()).ok()?.elapsed().ok()
     }
 
+    /// The process of the daemon that holds the lock.
+    #[must_use]
+    pub fn holder(state: &Path) -> Option<u32> {
+        let text = Self::is_held(state).then(|| std::fs::read_to_string(state.join("serve.lock")).ok()).flatten()?;
+        text.trim().parse().ok()
+    }
+
     /// Whether a daemon holds the lock now.
     #[must_use]
     pub fn is_held(state: &Path) -> bool {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::daemon::agenda::{Agenda, Restore, Start};
+use crate::daemon::cancel;
 use crate::daemon::companion::{Companion, Companions, Context, Threaded};
 use crate::daemon::control::{Control, Hold, Inbox, LONGEST_TURN, Message, Phase, Requested, Signals};
 use crate::daemon::job::Job;
@@ -390,6 +391,7 @@ impl Daemon<'_> {
             if restores || began.elapsed() >= LONGEST_TURN {
                 return;
             }
+            self.cancel_as_asked();
             if let Ok(message) = inbox.0.recv_timeout(SIGNAL_INTERVAL) {
                 self.take(message);
                 // What ended in the same moment is looked at together.
@@ -444,6 +446,23 @@ impl Daemon<'_> {
         Ok(Requested { id, waits_for: if started { None } else { Some(waits_for.unwrap_or_else(|| OTHERS_FIRST.to_owned())) } })
     }
 
+    /// What other processes asked for.
+    fn cancel_as_asked(&mut self) {
+        let state = &self.surroundings.state;
+        let asked = cancel::asked(state).unwrap_or_else(|error| {
+            tracing::error!(error = ?error, "which runs are to be cancelled could not be read");
+            Vec::new()
+        });
+        for (id, by) in asked {
+            if let Err(error) = self.cancel(id, by) {
+                tracing::warn!(run = %id, error = ?error, "the run cannot be cancelled");
+            }
+            if let Err(error) = cancel::done(state, id) {
+                tracing::error!(run = %id, error = ?error, "that the run was cancelled could not be answered");
+            }
+        }
+    }
+
     fn cancel(&mut self, id: RunId, by: String) -> Result<()> {
         if let Some(hold) = self.control.hold(id) {
             tracing::warn!(run = %id, by, "the run is cancelled");
@@ -453,7 +472,10 @@ impl Daemon<'_> {
         match self.agenda.withdraw(id) {
             Some(run) => {
                 tracing::info!(run = %id, plan = %run.plan, by, "a request for a run was taken back");
-                Ok(())
+                let story = format!("{by} took it back before it began");
+                self.journal
+                    .dropped(&run, &story, self.surroundings.clock.now())
+                    .map_err(|error| error.within("record that it was taken back"))
             }
             None => Err(Error::new(Kind::NotFound, format!("cancel run {id}: no run of this daemon that goes on or waits has this id"))),
         }

@@ -257,7 +257,7 @@ fn a_journal_of_a_later_version_is_refused() {
 
 #[test]
 fn journals_of_every_earlier_version_are_opened_with_all_that_is_in_them() {
-    for version in 1..=1 {
+    for version in 1..=3 {
         let folder = tempfile::tempdir().unwrap();
         let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/frozen/journal/v{version}.sqlite"));
         std::fs::copy(frozen, folder.path().join(FILE)).unwrap();
@@ -275,7 +275,10 @@ fn journals_of_every_earlier_version_are_opened_with_all_that_is_in_them() {
                 ("slow", Job::Backup, State::Running),
             ]
         );
-        assert!(runs.iter().all(|run| run.by.is_none() && run.announced.is_none()));
+        assert!(runs.iter().all(|run| run.announced.is_none()));
+        let by = runs.iter().filter_map(|run| run.by.as_deref().map(|by| (run.plan.as_str(), by)));
+        assert_eq!(by.collect::<Vec<_>>(), if version == 1 { vec![] } else { vec![("bad", "uid 0")] });
+        assert_eq!(journal.nodes(DateTime::from_timestamp_millis(1_795_800_000_000).unwrap()).unwrap().len(), usize::from(version == 3));
         assert_eq!(runs[5].snapshot.as_deref(), Some("01m8hqv1sj58nx2s24pjarvs8n"));
         assert!(runs[4].error.as_ref().unwrap().message.contains("back up source bad"));
         // The killed one is settled, and everything goes on.
