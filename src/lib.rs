@@ -33,6 +33,8 @@ pub mod error;
 pub mod event;
 pub mod id;
 pub mod ops;
+#[doc(hidden)]
+pub mod parsers;
 pub mod plan;
 pub mod repo;
 pub mod source;

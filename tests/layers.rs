@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 const SHARED: [&str; 5] = ["id", "error", "event", "clock", "entry"];
 
 /// Top-level module and what else it may import beside the shared vocabulary. A new module takes its place here first.
-const TABLE: [(&str, &[&str]); 9] = [
+const TABLE: [(&str, &[&str]); 10] = [
     ("store", &[]),
     ("repo", &["store"]),
     ("source", &[]),
     ("plan", &["source"]),
     ("ops", &["repo", "source", "plan", "store"]),
     ("daemon", &["ops", "plan", "repo", "source", "store"]),
+    ("parsers", &["repo", "source", "plan"]),
     ("web", &["daemon", "ops", "plan", "repo", "source", "store"]),
     ("cli", &["web", "daemon", "ops", "plan", "repo", "source", "store"]),
     ("main", &["cli"]),

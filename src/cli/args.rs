@@ -131,9 +131,17 @@ Examples:
     Prune(PruneArgs),
     /// Check a repository; a finding is never exit 0
     #[command(
-        after_help = "Examples:\n  lifeboat verify crm\n  lifeboat verify main --data        every stored byte\n  lifeboat verify main --data 10     a tenth, a different one each time"
+        after_help = "Examples:\n  lifeboat verify crm\n  lifeboat verify main --data        every stored byte\n  lifeboat verify main --data 10     a tenth, a different one each time\n  lifeboat verify --keyless s3://crm-dr/main    without a key: what whoever runs the storage can check"
     )]
     Verify(VerifyArgs),
+    /// Put right what can be put right in a damaged repository, and say what is lost
+    ///
+    /// Reads every stored byte first. The index is made anew from the packs; snapshots and log that are harmed are brought back from the repositories
+    /// that the plans copy this one to (or copy to it). Nothing is removed but what was replaced. A dry run writes only what a verification does.
+    #[command(
+        after_help = "Examples:\n  lifeboat repair main --dry-run\n  lifeboat repair main --yes\n  lifeboat repair main --from offsite --yes"
+    )]
+    Repair(RepairArgs),
     /// Prove that recovery works
     #[command(subcommand, arg_required_else_help = true, after_help = "Example:\n  lifeboat drill run crm")]
     Drill(DrillCommand),
@@ -465,11 +473,31 @@ pub struct PointArgs {
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// Name of a plan or of a repository
-    #[arg(value_name = "PLAN|REPO")]
-    pub name: String,
+    #[arg(value_name = "PLAN|REPO", required_unless_present = "keyless")]
+    pub name: Option<String>,
+    /// Check the repository at this address without any key: bytes of packs and index against their names, the rest by its shape
+    #[arg(long, value_name = "URL", conflicts_with_all = ["name", "data"])]
+    pub keyless: Option<String>,
     /// Also read stored bytes: all of them, or a rotating share
     #[arg(long, value_name = "PERCENT", num_args = 0..=1, default_missing_value = "100", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub data: Option<u8>,
+}
+
+/// `lifeboat repair`
+#[derive(Debug, Args)]
+pub struct RepairArgs {
+    /// Name of a repository, or of a plan that uses it
+    #[arg(value_name = "REPO|PLAN")]
+    pub name: String,
+    /// Bring back only from this repository (repeatable; default: all that the plans know to have copies)
+    #[arg(long, value_name = "REPO")]
+    pub from: Vec<String>,
+    /// Only say what would be done
+    #[arg(long, conflicts_with = "yes")]
+    pub dry_run: bool,
+    /// Do it without asking
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// `lifeboat drill …`

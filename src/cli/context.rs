@@ -8,11 +8,12 @@ use crate::cli::output::{Output, note};
 use crate::cli::progress;
 use crate::clock::{Clock, SystemClock};
 use crate::daemon::control::Signals;
+use crate::daemon::history;
 use crate::daemon::journal::{Job, Journal, NewRun};
 use crate::daemon::runner::{self, Outcome};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Progress};
-use crate::id::Name;
+use crate::id::{Name, SnapshotId};
 use crate::ops::CommitGate;
 use crate::ops::resolve::{self, RepositorySettings, Surroundings};
 use crate::plan::{Plan, Plans, Sound};
@@ -163,6 +164,14 @@ impl App {
                 None => Err(error),
             },
         }
+    }
+
+    /// What the journal says was committed to a repository: see [`history::committed_to`]. Nothing where nothing was ever run.
+    ///
+    /// # Errors
+    /// When the plan files or the journal cannot be read.
+    pub fn committed_to(&self, repository: &Name) -> Result<Vec<(Name, SnapshotId)>> {
+        self.journal_to_read()?.map_or_else(|| Ok(Vec::new()), |journal| history::committed_to(&journal, &self.plans()?, repository))
     }
 
     /// A repository's settings by its name, or by the name of a plan that uses it (the plan's name comes back too).

@@ -22,6 +22,7 @@ mod man;
 mod notify;
 mod plan;
 mod prune;
+mod repair;
 mod repo;
 mod restore;
 mod run;
@@ -67,6 +68,7 @@ pub fn run(app: &App, command: &Command) -> Result<Exit> {
         Command::Snapshots(args) => snapshots::run(app, args),
         Command::Restore(args) => restore::run(app, args),
         Command::Verify(args) => verify::run(app, args),
+        Command::Repair(args) => repair::run(app, args),
         Command::Prune(args) => prune::run(app, args),
         Command::Drill(DrillCommand::Run(args)) => drill::run(app, args),
         Command::Drill(DrillCommand::History { plan }) => drill::history(app, plan.as_deref()),

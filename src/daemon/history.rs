@@ -3,8 +3,10 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use crate::daemon::journal::{Attempt, Journal, Run, State};
+use crate::daemon::journal::{Attempt, Filter, Job, Journal, Run, State};
 use crate::error::Result;
+use crate::id::{Name, SnapshotId};
+use crate::plan::Plans;
 
 /// A run whose process is gone does not run, even though nobody has settled it yet.
 ///
@@ -18,6 +20,34 @@ pub fn as_they_are(journal: &Journal, mut runs: Vec<Run>) -> Result<Vec<Run>> {
         run.story = Some(run.story.take().map_or_else(|| gone.clone(), |story| format!("{story}; {gone}")));
     }
     Ok(runs)
+}
+
+/// Snapshots that these runs committed to a repository: that of the plans in `own`, or one that the plans copy to under the name `repository`. Pure.
+///
+/// Only what is certain: a backup that ended with its snapshot, and the last one of a copy that succeeded.
+#[must_use]
+pub fn committed(runs: &[Run], own: &[Name], repository: Option<&Name>) -> Vec<(Name, SnapshotId)> {
+    let one = |run: &Run| {
+        let id = match run.job {
+            Job::Backup if own.contains(&run.plan) && matches!(run.state, State::Succeeded | State::Incomplete) => run.snapshot.clone()?,
+            Job::Copy if run.state == State::Succeeded => {
+                let (name, id) = run.announced.as_deref()?.split_once('/')?;
+                (repository.map(Name::as_str) == Some(name)).then(|| id.to_owned())?
+            }
+            _ => return None,
+        };
+        Some((run.plan.clone(), id.parse().ok()?))
+    };
+    runs.iter().filter_map(one).collect()
+}
+
+/// What the journal says was committed to a repository of the plan files, by its name there: what must be there, unless retention removed it.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn committed_to(journal: &Journal, plans: &Plans, repository: &Name) -> Result<Vec<(Name, SnapshotId)>> {
+    let own: Vec<Name> = plans.plans.values().filter(|plan| plan.repository.name == *repository).map(|plan| plan.name.clone()).collect();
+    Ok(committed(&journal.runs(&Filter::default())?, &own, Some(repository)))
 }
 
 /// `lifeboat.runs/1`.

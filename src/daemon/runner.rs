@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 
 use crate::clock::Clock;
+use crate::daemon::history;
 use crate::daemon::job;
 use crate::daemon::journal::{Claim, Ending, ErrorRecord, Filter, Job, Journal, LEASE, NewRun, Run, State};
 use crate::daemon::recorder::Recorder;
@@ -546,7 +547,10 @@ pub fn run_job(journal: &Journal, plan: &Plan, run: &NewRun, surroundings: &Surr
             let work = |surroundings: &Surroundings| {
                 // No source is touched: a secret of one must not stand in the way.
                 let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
-                verify::run(&repository, Some(&plan.name), depth, &*surroundings.clock, &*surroundings.progress, &surroundings.cancel)
+                let runs = journal.runs(&Filter { plan: Some(plan.name.clone()), job: Some(Job::Backup), ..Filter::default() })?;
+                let committed = history::committed(&runs, std::slice::from_ref(&plan.name), None);
+                let (clock, progress) = (&*surroundings.clock, &*surroundings.progress);
+                verify::run_against(&repository, Some(&plan.name), depth, &committed, clock, progress, &surroundings.cancel)
             };
             journalled(journal, run, surroundings, work).map(|(id, _)| id)
         }

@@ -151,7 +151,8 @@ pub fn run(job: &Job, request: &CopyRequest) -> Result<CopyReport> {
             Vec::new()
         }
     };
-    let chosen = choose(&originals, &copies, &from.id().to_string(), request)?;
+    let originals_to_copy: Vec<Manifest> = originals.iter().filter(|manifest| !came_from(manifest, to)).cloned().collect();
+    let chosen = choose(&originals_to_copy, &copies, &from.id().to_string(), request)?;
     let mut report = CopyReport {
         schema: "lifeboat.copy/1".into(),
         plan: job.plan.to_string(),
@@ -202,6 +203,11 @@ pub fn run(job: &Job, request: &CopyRequest) -> Result<CopyReport> {
         job.progress.event(Event::Warning { message: message.clone() });
     }
     Ok(report)
+}
+
+/// What was brought back from there is there.
+fn came_from(manifest: &Manifest, to: &Repository) -> bool {
+    manifest.replaces().is_some() && manifest.copied_from.as_ref().is_some_and(|from| from.repository == to.id().to_string())
 }
 
 /// What two copies of the same logs did.

@@ -97,7 +97,7 @@ pub fn standing(reports: &[ReportRecord], existing: Option<&BTreeSet<SnapshotId>
             continue;
         };
         standing.retain(|_, damage| !takes_back(&report, damage));
-        for finding in &report.findings {
+        for finding in report.all_findings() {
             let key = (finding.object.clone(), finding.kind.clone());
             let deep =
                 reads(&report, &finding.object) && is_pack(&finding.object) && matches!(finding.kind.as_str(), "damaged" | "missing");
@@ -120,7 +120,7 @@ fn unreadable(record: &ReportRecord) -> Damage {
 }
 
 fn takes_back(report: &VerifyReport, damage: &Damage) -> bool {
-    if report.findings.iter().any(|finding| finding.object == damage.finding.object) {
+    if report.all_findings().any(|finding| finding.object == damage.finding.object) {
         return false;
     }
     // A key that opens no data saw that bytes fit their names, not that their content is sound.
@@ -174,6 +174,7 @@ mod tests {
             percent: share.map(|share| share.0),
             run: share.map(|share| share.1),
             findings: findings.to_vec(),
+            replaced: Vec::new(),
             bytes_checked: 0,
             objects_checked: 0,
             snapshots_sound: Vec::new(),

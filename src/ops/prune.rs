@@ -168,8 +168,12 @@ pub fn run(
             cancel.check()?;
             planned = decide(repository, ledger, plans, now)?;
             let mut removed = Vec::new();
-            for (manifest, reason) in planned.removed() {
-                match repository.removal_of(manifest, reason, now) {
+            for (plan, id, reason) in planned.removed() {
+                let removal = match planned.manifests.get(&id) {
+                    Some(manifest) => repository.removal_of(manifest, reason, now),
+                    None => Ok(repository.removal_of_unread(plan, id, planned.manifests.values(), reason, now)),
+                };
+                match removal {
                     Ok(snapshot) => removed.push(snapshot),
                     // Another prune has removed it since, and its object is gone already.
                     Err(error) if error.kind() == Kind::NotFound => {}
@@ -188,7 +192,7 @@ pub fn run(
     for plan in plans {
         logs.extend(prune_logs(repository, plan, &planned, now, dry_run, cancel)?);
     }
-    let without = if dry_run { planned.removed().map(|(manifest, _)| manifest.id).collect() } else { std::collections::BTreeSet::new() };
+    let without = if dry_run { planned.removed().map(|(_, id, _)| id).collect() } else { std::collections::BTreeSet::new() };
     let options = CollectOptions { dry_run, without, ..CollectOptions::default() };
     let mut collection = repository.collect(&options, now, progress, cancel)?;
     let mut warnings = planned.warnings.clone();
@@ -231,10 +235,9 @@ impl Planned {
         self.by_plan.iter().flat_map(|(plan, _, fates)| fates.iter().map(move |fate| (plan, fate)))
     }
 
-    fn removed(&self) -> impl Iterator<Item = (&Manifest, &str)> {
-        self.fates()
-            .filter(|(_, fate)| !fate.kept)
-            .filter_map(|(_, fate)| Some((self.manifests.get(&fate.id)?, fate.reasons.first()?.as_str())))
+    /// What is removed: plan, snapshot and why.
+    fn removed(&self) -> impl Iterator<Item = (&Name, SnapshotId, &str)> {
+        self.fates().filter(|(_, fate)| !fate.kept).filter_map(|(plan, fate)| Some((plan, fate.id, fate.reasons.first()?.as_str())))
     }
 
     fn shown(&self) -> Vec<SnapshotFate> {
@@ -264,10 +267,17 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
         }
         Err(error) => return Err(error),
     };
+    let superseded = superseded(&manifests, &reports, ledger, &open, now);
     for PlanRules { plan, rules, zone } in plans {
-        let of_plan = manifests.iter().filter(|manifest| manifest.plan == *plan);
+        // Without rules nothing is ever removed.
+        let goes = |id: &SnapshotId| !rules.is_everything() && superseded.contains_key(id);
+        let of_plan = manifests.iter().filter(|manifest| manifest.plan == *plan && !goes(&manifest.id));
         let candidates: Vec<Candidate> = of_plan.map(|manifest| candidate(manifest, ledger, &reports, &open, now)).collect();
         let mut fates = retention::plan(rules, &candidates, *zone, now);
+        for (id, by) in superseded.iter().filter(|(id, by)| by.plan == *plan && goes(id)) {
+            let reasons = vec![format!("it was damaged, and its content was brought back as snapshot {}", by.id)];
+            fates.push(Fate { id: *id, time: by.time, kept: false, reasons });
+        }
         if !planned.blocked.is_empty() {
             for fate in fates.iter_mut().filter(|fate| !fate.kept) {
                 fate.kept = true;
@@ -283,6 +293,28 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
     }
     planned.manifests = manifests.into_iter().map(|manifest| (manifest.id, manifest)).collect();
     Ok(planned)
+}
+
+/// Damaged snapshots whose content stands in another one, which is not known to be damaged itself. They would stand in the way of everything as long
+/// as they are there: what they lead to cannot be told. One that is held stays, and one whose writer may not have heard of its commit.
+fn superseded<'a>(
+    manifests: &'a [Manifest],
+    reports: &[ReportRecord],
+    ledger: &Ledger,
+    open: &[SnapshotId],
+    now: DateTime<Utc>,
+) -> BTreeMap<SnapshotId, &'a Manifest> {
+    let standing = damage::standing(reports, None);
+    let is_damaged = |id: SnapshotId| damage::of_snapshot(reports, &standing, id).is_some();
+    let is_read = |id: SnapshotId| manifests.iter().any(|manifest| manifest.id == id);
+    // That it says so is not enough: a writer's key must not be able to have a sound one removed.
+    manifests
+        .iter()
+        .filter(|manifest| !is_damaged(manifest.id))
+        .filter_map(|manifest| Some((manifest.replaces()?, manifest)))
+        .filter(|(id, _)| is_damaged(*id) || !is_read(*id))
+        .filter(|(id, _)| ledger.removed(*id).is_none() && ledger.hold(*id, now).is_none() && !open.contains(id))
+        .collect()
 }
 
 fn candidate(manifest: &Manifest, ledger: &Ledger, reports: &[ReportRecord], open: &[SnapshotId], now: DateTime<Utc>) -> Candidate {

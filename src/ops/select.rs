@@ -91,8 +91,24 @@ pub fn latest(manifests: &[Manifest]) -> Option<&Manifest> {
         *newest = (*newest).max(*snapshot);
     }
     let siblings = |a: SnapshotId, b: SnapshotId| origins.get(&a).zip(origins.get(&b)).is_some_and(|(a, b)| a.0 == b.0);
-    let links = manifests.iter().flat_map(|m| m.parents.iter().map(|p| (m.id, p.id)));
-    let superseded: HashSet<SnapshotId> = links.filter(|(child, parent)| !siblings(*child, *parent)).map(|(_, parent)| parent).collect();
+    // One that was brought back stands where the damaged one stood, however late it was committed: it comes after nothing by itself.
+    let replaces: HashMap<SnapshotId, SnapshotId> = manifests.iter().filter_map(|m| Some((m.id, m.replaces()?))).collect();
+    let parents: HashMap<SnapshotId, Vec<SnapshotId>> =
+        manifests.iter().map(|m| (m.id, m.parents.iter().map(|p| p.id).collect())).collect();
+    let mut superseded: HashSet<SnapshotId> = HashSet::new();
+    for child in manifests.iter().filter(|m| m.replaces().is_none()) {
+        let mut before: Vec<SnapshotId> = parents.get(&child.id).cloned().unwrap_or_default();
+        while let Some(parent) = before.pop() {
+            let is_new = !siblings(child.id, parent) && superseded.insert(parent);
+            if is_new && replaces.contains_key(&parent) {
+                before.extend(parents.get(&parent).into_iter().flatten());
+            }
+        }
+    }
+    let stands_for_an_older_one: Vec<SnapshotId> =
+        replaces.iter().filter(|(_, damaged)| superseded.contains(damaged)).map(|(id, _)| *id).collect();
+    superseded.extend(stands_for_an_older_one);
+    superseded.extend(replaces.values());
     let is_older_copy =
         |m: &Manifest| origins.get(&m.id).is_some_and(|(repository, snapshot)| newest.get(repository.as_str()) > Some(snapshot));
     manifests.iter().max_by_key(|m| (!superseded.contains(&m.id) && !is_older_copy(m), m.time, m.id))

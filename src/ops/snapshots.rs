@@ -41,6 +41,9 @@ pub struct ListedSnapshot {
     /// What is known against it: it cannot be counted on, and is in no recovery range.
     #[serde(default)]
     pub damaged: Option<KnownDamage>,
+    /// Of a damaged one: the snapshot without known damage that has its content and its place, brought back from a copy.
+    #[serde(default)]
+    pub replaced_by: Option<SnapshotId>,
     /// Why no retention removes it, and until when: it is held.
     #[serde(default)]
     pub held: Option<String>,
@@ -77,7 +80,7 @@ impl SnapshotList {
     /// How the process should end: `None` is exit 0.
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
-        let harmed = self.snapshots.iter().any(|snapshot| snapshot.damaged.is_some());
+        let harmed = self.snapshots.iter().any(|snapshot| snapshot.damaged.is_some() && snapshot.replaced_by.is_none());
         (harmed || !self.damaged.is_empty()).then_some(Kind::Damaged)
     }
 }
@@ -148,7 +151,13 @@ fn with_logs(repository: &Repository, manifests: &[Manifest], list: &mut Snapsho
 #[must_use]
 pub fn list(manifests: &[Manifest], reports: &[ReportRecord]) -> SnapshotList {
     let standing = damage::standing(reports, None);
-    let snapshots: Vec<ListedSnapshot> = manifests.iter().map(|manifest| listed(manifest, reports, &standing)).collect();
+    let mut snapshots: Vec<ListedSnapshot> = manifests.iter().map(|manifest| listed(manifest, reports, &standing)).collect();
+    let sound: BTreeSet<SnapshotId> = snapshots.iter().filter(|one| one.damaged.is_none()).map(|one| one.id).collect();
+    let replacing: BTreeMap<SnapshotId, SnapshotId> =
+        manifests.iter().filter(|m| sound.contains(&m.id)).filter_map(|m| Some((m.replaces()?, m.id))).collect();
+    for one in snapshots.iter_mut().filter(|one| one.damaged.is_some()) {
+        one.replaced_by = replacing.get(&one.id).copied();
+    }
     let sound = manifests.iter().zip(&snapshots).filter(|(_, listed)| listed.damaged.is_none()).map(|(manifest, _)| manifest);
     let every = sound.flat_map(|manifest| manifest.sources.iter().map(move |source| (manifest, &source.name)));
     SnapshotList { schema: "lifeboat.snapshots/1".into(), recovery_ranges: ranges(every), snapshots, damaged: Vec::new() }
@@ -169,6 +178,7 @@ fn listed(manifest: &Manifest, reports: &[ReportRecord], standing: &[Damage]) ->
         verified_at: select::verified_at(reports, manifest.id),
         proven_at: select::proven(reports, manifest),
         damaged: damage::of_snapshot(reports, standing, manifest.id),
+        replaced_by: None,
         held: None,
     }
 }

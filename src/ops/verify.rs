@@ -1,5 +1,6 @@
 //! Verify: the repository's own check, with a stored report. A finding is never exit 0.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
@@ -11,7 +12,7 @@ use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, ReportId, SnapshotId};
 use crate::ops::verdict::millis;
 use crate::ops::{damaged_reports_warning, explain};
-use crate::repo::{Finding, ReportKind, ReportRecord, Repository, VerifyDepth};
+use crate::repo::{Finding, Manifest, ReportKind, ReportRecord, Repository, VerifyDepth};
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,9 @@ pub struct VerifyReport {
     #[serde(default)]
     pub packs: Option<u64>,
     pub findings: Vec<Finding>,
+    /// Findings that harm only snapshots whose content was brought back: another one, which was found sound, stands in the place of each.
+    #[serde(default)]
+    pub replaced: Vec<Finding>,
     pub bytes_checked: u64,
     pub objects_checked: u64,
     /// Snapshots all of whose objects were looked at, at this depth, without a finding.
@@ -52,6 +56,11 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
+    /// Everything that was found.
+    pub fn all_findings(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().chain(&self.replaced)
+    }
+
     /// How the process should end: `None` is exit 0.
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
@@ -73,6 +82,23 @@ pub fn run(
     repository: &Repository,
     plan: Option<&Name>,
     depth: Depth,
+    clock: &dyn Clock,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<VerifyReport> {
+    run_against(repository, plan, depth, &[], clock, progress, cancel)
+}
+
+/// The same, and whether everything is there that was committed by what is written elsewhere: in the journal, which whoever can write to the store
+/// cannot change. `committed` was read before this is called.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_against(
+    repository: &Repository,
+    plan: Option<&Name>,
+    depth: Depth,
+    committed: &[(Name, SnapshotId)],
     clock: &dyn Clock,
     progress: &dyn Progress,
     cancel: &Cancel,
@@ -99,7 +125,9 @@ pub fn run(
     };
     progress.event(Event::Phase { name: "verify", detail: share.map_or_else(|| "structure".into(), |(p, _)| format!("{p}% of the data")) });
     let depth = share.map_or(VerifyDepth::Structure, |(percent, run)| VerifyDepth::Data { percent, run });
-    let verification = repository.verify(depth, progress, cancel)?;
+    let mut verification = repository.verify(depth, progress, cancel)?;
+    verification.findings.extend(repository.vanished(committed, &verification)?);
+    let (replaced, findings) = settle(repository, verification.findings, &verification.snapshots_sound)?;
     let mut report = VerifyReport {
         schema: "lifeboat.verify/1".into(),
         id: ReportId::generate(time),
@@ -110,7 +138,8 @@ pub fn run(
         run: share.map(|(_, run)| run),
         packs_due: share.map(|_| verification.packs_due),
         packs: share.map(|_| verification.packs),
-        findings: verification.findings,
+        findings,
+        replaced,
         bytes_checked: verification.bytes_checked,
         objects_checked: verification.objects_checked,
         snapshots_sound: verification.snapshots_sound,
@@ -126,6 +155,17 @@ pub fn run(
         progress.event(Event::Warning { message: message.clone() });
     }
     Ok(report)
+}
+
+/// Puts what harms only snapshots that are soundly replaced apart.
+fn settle(repository: &Repository, findings: Vec<Finding>, sound: &[SnapshotId]) -> Result<(Vec<Finding>, Vec<Finding>)> {
+    if findings.iter().all(|finding| finding.snapshots.is_empty()) {
+        return Ok((Vec::new(), findings));
+    }
+    let (manifests, _) = repository.sound_manifests(None)?;
+    let replaced: HashSet<SnapshotId> = manifests.iter().filter(|m| sound.contains(&m.id)).filter_map(Manifest::replaces).collect();
+    let is_settled = |finding: &Finding| !finding.snapshots.is_empty() && finding.snapshots.iter().all(|id| replaced.contains(id));
+    Ok(findings.into_iter().partition(is_settled))
 }
 
 fn store(repository: &Repository, report: &VerifyReport) -> Result<()> {
@@ -151,7 +191,10 @@ fn next_run(earlier: &[ReportRecord], percent: u8) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::repo::share_covers;
 
     fn report(percent: Option<u8>, run: Option<u64>) -> ReportRecord {
         let time = chrono::DateTime::from_timestamp(1_790_000_000, 0).unwrap();
@@ -163,6 +206,49 @@ mod tests {
             snapshots: Vec::new(),
             passed: true,
             document: serde_json::json!({ "percent": percent, "run": run }),
+        }
+    }
+
+    proptest! {
+        /// Whatever packs come and go, whatever other shares and interrupted runs are in between, and wherever the numbers stand: a pack that is there
+        /// during ⌈100 / percent⌉ recorded runs of one share in a row is read by one of them, and by no more than one.
+        #[test]
+        fn a_rotating_share_reads_every_pack_that_stays(
+            percent in 1u8..=100,
+            start in prop_oneof![Just(0u64), Just(7), Just(1_000_003)],
+            steps in proptest::collection::vec((any::<u64>(), 0u8..6), 1..400),
+        ) {
+            let runs = 100usize.div_ceil(usize::from(percent));
+            // Of each pack: which of the last recorded runs of the share read it since it came.
+            let mut packs: Vec<(String, Vec<bool>)> = Vec::new();
+            let mut reports: Vec<ReportRecord> = if start == 0 { Vec::new() } else { vec![report(Some(percent), Some(start - 1))] };
+            for (random, what) in steps {
+                match what {
+                    0 => {
+                        let name = blake3::hash(&random.to_le_bytes()).to_hex().to_string();
+                        packs.push((format!("packs/{}/{name}", &name[..2]), Vec::new()));
+                    }
+                    1 if !packs.is_empty() => {
+                        packs.swap_remove((random % packs.len() as u64) as usize);
+                    }
+                    // Another share, or the structure alone.
+                    2 => reports.push(report((random % 2 == 0).then_some(percent % 100 + 1), (random % 2 == 0).then_some(random % 50))),
+                    // A run that ended before its report was stored: as if it had not been.
+                    3 => prop_assert_eq!(next_run(&reports, percent), next_run(&reports, percent)),
+                    _ => {
+                        let run = next_run(&reports, percent);
+                        for (key, read) in &mut packs {
+                            read.push(share_covers(key, percent, run));
+                        }
+                        reports.push(report(Some(percent), Some(run)));
+                    }
+                }
+            }
+            for (key, read) in &packs {
+                for window in read.windows(runs) {
+                    prop_assert_eq!(window.iter().filter(|read| **read).count(), 1, "{} at {}%: {:?}", key, percent, read);
+                }
+            }
         }
     }
 

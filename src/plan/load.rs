@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize as _;
 use toml::de::DeTable;
@@ -40,6 +40,17 @@ impl Plans {
         }
         let mut plans = validate(&loaded, complete, &mut findings);
         plans.files = files;
+        if findings.is_empty() { Ok(plans) } else { Err(PlanErrors::new(findings)) }
+    }
+
+    /// Reads the text of one file, as if it were all there is.
+    #[doc(hidden)]
+    pub fn from_text(text: &str) -> Result<Self, PlanErrors> {
+        static SCHEMA: LazyLock<serde_json::Value> = LazyLock::new(schema);
+        let mut findings = Vec::new();
+        let file = Arc::new(File { path: "plan.toml".into(), text: text.to_owned() });
+        let loaded: Vec<Loaded> = decode(&file, &SCHEMA, &mut findings).into_iter().collect();
+        let plans = validate(&loaded, !loaded.is_empty(), &mut findings);
         if findings.is_empty() { Ok(plans) } else { Err(PlanErrors::new(findings)) }
     }
 }
@@ -175,24 +186,28 @@ fn read(path: &Path, schema: &serde_json::Value, findings: &mut Vec<Finding>) ->
             return None;
         }
     };
-    let file = Arc::new(File { path: path.to_owned(), text });
+    decode(&Arc::new(File { path: path.to_owned(), text }), schema, findings)
+}
+
+/// The text of a file.
+fn decode(file: &Arc<File>, schema: &serde_json::Value, findings: &mut Vec<Finding>) -> Option<Loaded> {
     let (mut root, errors) = DeTable::parse_recoverable(&file.text);
     if !errors.is_empty() {
         let syntax = |error: &toml::de::Error| {
             let span = error.span().unwrap_or(file.text.len()..file.text.len());
-            Finding::at(&file, span, format!("not valid TOML: {}", error.message()))
+            Finding::at(file, span, format!("not valid TOML: {}", error.message()))
         };
         findings.extend(errors.iter().take(MAX_SYNTAX_ERRORS).map(syntax));
         return None;
     }
     let before = findings.len();
-    structure::check(schema, &file, root.get_mut(), findings);
+    structure::check(schema, file, root.get_mut(), findings);
     let rejected = findings[before..].iter().filter_map(|finding| finding.place.as_ref().map(|(_, span)| span.start)).collect();
     match RawFile::deserialize(toml::Deserializer::from(root)) {
-        Ok(raw) => Some(Loaded { file, raw, rejected }),
+        Ok(raw) => Some(Loaded { file: Arc::clone(file), raw, rejected }),
         Err(error) => {
             // The schema let something through that the types do not: still an error with its place.
-            findings.push(Finding::at(&file, error.span().unwrap_or(0..0), error.message()).masked());
+            findings.push(Finding::at(file, error.span().unwrap_or(0..0), error.message()).masked());
             None
         }
     }

@@ -74,6 +74,43 @@ impl Repository {
         cancel: &Cancel,
         may: impl FnOnce(SnapshotId) -> Result<()>,
     ) -> Result<(Committed, CopyStats)> {
+        self.copy_as(from, manifest, before, proven_at, None, now, progress, cancel, may)
+    }
+
+    /// Brings the content of a damaged snapshot of this repository back from another one: as a new snapshot, which takes its place. The damaged one
+    /// stays. `harmed`: it, if its manifest can be read: what is sound of it is named again, so that only the rest is read from `from`.
+    ///
+    /// # Errors
+    /// As [`Repository::copy_from`].
+    #[expect(clippy::too_many_arguments, reason = "the surroundings of one call")]
+    pub fn bring_back(
+        &self,
+        from: &Self,
+        manifest: &Manifest,
+        replaces: SnapshotId,
+        harmed: Option<&Manifest>,
+        now: DateTime<Utc>,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+        may: impl FnOnce(SnapshotId) -> Result<()>,
+    ) -> Result<(Committed, CopyStats)> {
+        let before = harmed.map(|copy| Predecessor { original: manifest, copy });
+        self.copy_as(from, manifest, before, None, Some(replaces), now, progress, cancel, may)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the surroundings of one call")]
+    fn copy_as(
+        &self,
+        from: &Self,
+        manifest: &Manifest,
+        before: Option<Predecessor<'_>>,
+        proven_at: Option<DateTime<Utc>>,
+        replaces: Option<SnapshotId>,
+        now: DateTime<Utc>,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+        may: impl FnOnce(SnapshotId) -> Result<()>,
+    ) -> Result<(Committed, CopyStats)> {
         from.require_reader("read the data to copy")?;
         if from.id() == self.id() {
             return Err(Error::new(Kind::Usage, format!("copy to {}: it is the same repository", self.store().describe()))
@@ -88,6 +125,7 @@ impl Repository {
                 copied_at: now,
                 fingerprint_key: hex::encode(key),
                 proven_at: proven_at.or_else(|| manifest.copied_from.as_ref()?.proven_at),
+                replaces,
             },
             host: manifest.host.clone(),
             started: manifest.started,

@@ -231,15 +231,34 @@ impl Repository {
     /// When its manifest cannot be read.
     pub fn removal_of(&self, manifest: &Manifest, reason: &str, now: DateTime<Utc>) -> Result<RemovedSnapshot> {
         let chain = self.inner.keys.chain_name(manifest.plan.as_str());
-        let bytes = self.inner.block_on(self.inner.store.get(&format!("snapshots/{chain}/{}", manifest.id)))?;
+        let key = format!("snapshots/{chain}/{}", manifest.id);
+        // Opened again, not only hashed: bytes that come wrong would be the chain's for ever.
+        let Some((_, hash)) = self.open_manifest(&key)? else {
+            return Err(Error::new(Kind::Damaged, format!("object {key}: is a void marker, and was a manifest")));
+        };
         Ok(RemovedSnapshot {
             id: manifest.id,
             plan: manifest.plan.clone(),
-            hash: blake3::hash(&bytes).to_hex().to_string(),
+            hash,
             parents: manifest.parents.clone(),
             removed_at: now,
             reason: reason.to_owned(),
         })
+    }
+
+    /// The same of one whose manifest cannot be read, or is gone. `others`: the manifests that can, which may say what it was.
+    pub fn removal_of_unread<'a>(
+        &self,
+        plan: &Name,
+        id: SnapshotId,
+        others: impl Iterator<Item = &'a Manifest>,
+        reason: &str,
+        now: DateTime<Utc>,
+    ) -> RemovedSnapshot {
+        let mut named = others.filter(|other| other.plan == *plan).flat_map(|other| &other.parents).filter(|parent| parent.id == id);
+        let hash = named.find(|parent| !parent.hash.is_empty()).map_or_else(String::new, |parent| parent.hash.clone());
+        // What it came after is named by what was brought back in its place.
+        RemovedSnapshot { id, plan: plan.clone(), hash, parents: Vec::new(), removed_at: now, reason: reason.to_owned() }
     }
 
     /// Snapshots whose sessions are there: committed or not, their writers may not know yet.

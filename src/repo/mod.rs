@@ -29,19 +29,24 @@ mod format;
 mod frame;
 mod index;
 mod kept;
+mod keyless;
 mod keyring;
 mod keys;
 mod ledger;
 mod locks;
 mod log;
+mod lost_format;
 mod moved;
 mod nodes;
 mod pack;
 mod packs;
 mod pages;
+#[doc(hidden)]
+pub mod parsers;
 mod pipeline;
 mod previous;
 mod read;
+mod repair;
 mod report;
 mod seal;
 mod session;
@@ -58,12 +63,15 @@ pub use collect::{CollectOptions, Collection, PackState, REWRITE_PERCENT};
 pub use copy::{CopyStats, Predecessor};
 pub use format::{ChunkId, PackId, PackKind, RepositoryId};
 pub use index::{IndexedPack, LocalIndex};
+pub use keyless::{KeylessCheck, check_keyless};
 pub use keyring::{GenerationShare, KeyEvent, PlanKey, Rotation};
 pub use keys::{KeyFile, KeySlot, Lock, Passphrase, Recipient, RecoveryKey, Role, Share, combine_shares};
 pub use ledger::{Decision, Hold, Ledger, RemovedSnapshot};
 pub use locks::{Locks, UNLOCKED};
 pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, runs};
+pub use lost_format::LostFormat;
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
+pub use repair::{HarmedFiles, IndexRepair};
 pub use report::{ReportKind, ReportRecord};
 pub use session::Decided;
 pub use snapshot::{CopiedFrom, LostManifest, Manifest, Parent, SourceRecord, Stats};
@@ -381,8 +389,7 @@ pub(crate) fn format_lost(kind: Kind, store: &Store) -> Error {
 
 fn format_hint(store: &Store) -> String {
     format!(
-        "bring the object `format` at {} back from the store's versions or a copy; it is four lines of JSON and can be written again \
-         with the repository's id, which `lifeboat repo init` printed (docs/guide.md, Troubleshooting)",
+        "`lifeboat repair` makes the object `format` at {} anew; or bring it back from the store's versions (docs/guide.md, Troubleshooting)",
         store.describe()
     )
 }

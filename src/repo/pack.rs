@@ -103,7 +103,7 @@ impl Directory {
     /// count of frames, each: encoding u8, varint envelope, varint ordinal, varint sealed length, varint plain length, varint count of
     /// chunks, u8 lengths mode; mode 0: all chunks have the one varint length that follows; mode 1: a varint length a chunk;
     /// then the 16-byte ids; in a delta frame then a 16-byte base id and a varint patch length a chunk.
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256 + self.chunks().count() * (ID_BYTES + 1));
         put_varint(&mut out, self.envelopes.len() as u64);
         for envelope in &self.envelopes {
@@ -455,11 +455,15 @@ pub fn open_log_directory(keys: &Keys, repository: RepositoryId, key: &str, len:
     let split = tail.len().saturating_sub(TRAILER_BYTES);
     let directory_len = read_log_trailer(repository, key, &tail[split..])?;
     let (body, frames_len) = open_tail(keys, PackKind::Log, key, key, len, directory_len, tail)?;
-    let mut reader = Reader::new(&body);
-    let label = reader.blob().map(<[u8]>::to_vec);
-    label
-        .and_then(|label| Ok((label, Directory::decode(PackKind::Log, reader.rest(), frames_len)?)))
+    decode_log_body(&body, frames_len)
         .map_err(|e| Error::new(Kind::Damaged, format!("object {key}: its directory cannot be decoded")).because(e))
+}
+
+/// What is below the seal of a piece's tail: its label and its directory.
+pub(super) fn decode_log_body(body: &[u8], frames_len: u64) -> WireResult<(Vec<u8>, Directory)> {
+    let mut reader = Reader::new(body);
+    let label = reader.blob()?.to_vec();
+    Ok((label, Directory::decode(PackKind::Log, reader.rest(), frames_len)?))
 }
 
 /// Opens the seal around a directory: its content, and how many bytes the frames before it take.

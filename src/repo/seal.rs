@@ -58,6 +58,16 @@ pub fn claimed_kind(object: &[u8]) -> Option<ObjectKind> {
     (object.len() >= HEADER_BYTES && &object[..4] == MAGIC).then(|| ObjectKind::from_byte(object[5])).flatten()
 }
 
+/// The kind byte and the repository that an object's header claims (unauthenticated), if it is a sealed object of this version at all.
+pub fn claims(object: &[u8]) -> Option<(u8, RepositoryId)> {
+    if object.len() < HEADER_BYTES + TAG_BYTES || &object[..4] != MAGIC || object[4] != VERSION {
+        return None;
+    }
+    let mut id = [0; 16];
+    id.copy_from_slice(&object[8..24]);
+    Some((object[5], RepositoryId(id)))
+}
+
 /// The key generation that an object's header claims (unauthenticated), if it is a sealed object at all.
 pub fn claimed_generation(object: &[u8]) -> Option<u16> {
     (object.len() >= HEADER_BYTES && &object[..4] == MAGIC).then(|| u16::from_le_bytes([object[6], object[7]]))

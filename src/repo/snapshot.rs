@@ -1,5 +1,6 @@
 //! Snapshot manifests: the commit. Chained per plan by the hashes of their sealed bytes, so one that disappears is noticed.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use chrono::{DateTime, Utc};
@@ -103,6 +104,9 @@ pub struct CopiedFrom {
     /// When the snapshot had been proven by a drill there, at the time of the copy.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub proven_at: Option<DateTime<Utc>>,
+    /// Of a snapshot that was brought back from a copy: the damaged one of this repository whose place it takes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub replaces: Option<SnapshotId>,
 }
 
 impl fmt::Debug for CopiedFrom {
@@ -113,6 +117,12 @@ impl fmt::Debug for CopiedFrom {
 }
 
 impl Manifest {
+    /// The damaged snapshot of the same repository whose place this one takes.
+    #[must_use]
+    pub fn replaces(&self) -> Option<SnapshotId> {
+        self.copied_from.as_ref()?.replaces
+    }
+
     /// The key of its fingerprints where it is not the repository's own.
     ///
     /// # Errors
@@ -148,19 +158,24 @@ impl Repository {
     pub fn manifests(&self, plan: Option<&Name>) -> Result<Vec<Manifest>> {
         let prefix =
             plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())));
-        let mut manifests = Vec::new();
+        let (mut manifests, mut failed) = (Vec::new(), Vec::new());
         for (key, opened) in self.listed_manifests(&prefix)? {
-            if let Some((manifest, _)) =
-                opened.map_err(|e| e.within(format!("read the manifest {key}")).hint("run `lifeboat verify` to see what else is harmed"))?
-            {
-                manifests.push(manifest);
+            match opened {
+                Ok(found) => manifests.extend(found.map(|(manifest, _)| manifest)),
+                Err(error) => failed.push((id_of(&key), error.within(format!("read the manifest {key}")))),
             }
+        }
+        let replaced: HashSet<SnapshotId> = manifests.iter().filter_map(Manifest::replaces).collect();
+        let first = failed.into_iter().find(|(id, error)| error.kind() != Kind::Damaged || id.is_none_or(|id| !replaced.contains(&id)));
+        if let Some((_, error)) = first {
+            return Err(error.hint("run `lifeboat verify` to see what else is harmed"));
         }
         manifests.sort_by_key(|m| m.id);
         Ok(manifests)
     }
 
-    /// Like [`Repository::manifests`], but what is damaged does not hide what is sound: each manifest that is comes apart, with its error.
+    /// Like [`Repository::manifests`], but what is damaged does not hide what is sound: each manifest that is comes apart, with its error, unless
+    /// its snapshot was brought back from a copy.
     ///
     /// # Errors
     /// When the store cannot be asked.
@@ -177,6 +192,9 @@ impl Repository {
                 Err(e) => return Err(e.within(format!("read the manifest {key}"))),
             }
         }
+        // Of these another one stands in the place.
+        let replaced: HashSet<SnapshotId> = manifests.iter().filter_map(Manifest::replaces).collect();
+        damaged.retain(|lost| lost.id.is_none_or(|id| !replaced.contains(&id)));
         manifests.sort_by_key(|m| m.id);
         Ok((manifests, damaged))
     }
@@ -198,6 +216,12 @@ impl Repository {
             }
         }
         Err(Error::new(Kind::NoRecoveryPoint, format!("there is no snapshot {id}")).hint("see `lifeboat snapshots`"))
+    }
+
+    /// The key of a manifest's object.
+    #[must_use]
+    pub fn manifest_key(&self, manifest: &Manifest) -> String {
+        format!("snapshots/{}/{}", self.inner.keys.chain_name(manifest.plan.as_str()), manifest.id)
     }
 
     /// What the ledger says of a snapshot that was removed. A ledger that cannot be read says nothing: what is there may be restored.

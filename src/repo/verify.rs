@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
-use crate::id::SnapshotId;
+use crate::id::{Name, SnapshotId};
 use crate::repo::format::{ObjectKind, PackId, PackKind};
 use crate::repo::keys::Role;
 use crate::repo::nodes::NodeReader;
@@ -52,6 +52,8 @@ pub struct Verification {
     /// Packs that are there, and how many of them this run was to read; 0 at the depth of structure.
     pub packs: u64,
     pub packs_due: u64,
+    /// Snapshots whose manifests are there and open, oldest first.
+    pub snapshots: Vec<(Name, SnapshotId)>,
 }
 
 /// Gathers findings, one for each object and kind.
@@ -88,7 +90,7 @@ impl Findings {
         }
     }
 
-    fn into_sorted(self) -> Vec<Finding> {
+    pub(super) fn into_sorted(self) -> Vec<Finding> {
         let mut findings: Vec<Finding> = self
             .0
             .into_iter()
@@ -204,6 +206,8 @@ impl Repository {
         progress.event(Event::Phase { name: "trees", detail: format!("{} snapshots", manifests.len()) });
         progress.event(Event::Total { bytes: 0, items: manifests.len() as u64 });
         let used = self.verify_trees(&manifests, &present, &mut findings, progress, cancel)?;
+        // These are reused by nobody, so nobody looks for them in the index.
+        let tombstones = read_tombstones(inner).unwrap_or_default();
         for (id, pack) in &used {
             let key = id.key();
             match (present.get(id), pack.reference) {
@@ -218,7 +222,7 @@ impl Repository {
                 }
                 _ => {}
             }
-            if present.contains_key(id) && !indexed.contains_key(id) {
+            if present.contains_key(id) && !indexed.contains_key(id) && !tombstones.contains(id) {
                 findings.add(&key, "not-indexed", "no index object lists it; the next backup lists it again", []);
             }
         }
@@ -239,10 +243,53 @@ impl Repository {
                 snapshots.extend(pack.snapshots.iter().copied());
             }
         }
+        out.snapshots = manifests.iter().map(|m| (m.plan.clone(), m.id)).collect();
         let harmed = findings.harmed();
         out.snapshots_sound = manifests.iter().map(|m| m.id).filter(|id| !harmed.contains(id)).collect();
         out.findings = findings.into_sorted();
         Ok(out)
+    }
+
+    /// Of snapshots that were committed by what is written elsewhere (the journal), those that are gone although nobody removed them. `verification`:
+    /// of this repository, and begun after that was read.
+    ///
+    /// What is older than the first that is known here of a plan, or than the repository itself, may have been committed to another one before the plan was
+    /// given this one, and is not looked for: the chain tells of those.
+    ///
+    /// # Errors
+    /// When the store cannot be asked. A damaged ledger is told by `verification`, and explains nothing.
+    pub fn vanished(&self, committed: &[(Name, SnapshotId)], verification: &Verification) -> Result<Vec<Finding>> {
+        let inner = &self.inner;
+        if committed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let created = crate::repo::read_format(&inner.store, &inner.runtime)?.created;
+        let ledger = self.ledger().or_else(told)?;
+        let key = |plan: &Name, id: SnapshotId| format!("snapshots/{}/{id}", inner.keys.chain_name(plan.as_str()));
+        let found: HashSet<&str> = verification.findings.iter().map(|finding| finding.object.as_str()).collect();
+        let mut first: HashMap<&Name, SnapshotId> = HashMap::new();
+        let here = verification.snapshots.iter().map(|(plan, id)| (plan, *id));
+        for (plan, id) in here.chain(ledger.all_removed().map(|removed| (&removed.plan, removed.id))) {
+            first.entry(plan).and_modify(|first| *first = id.min(*first)).or_insert(id);
+        }
+        let known: HashSet<SnapshotId> = verification.snapshots.iter().map(|(_, id)| *id).collect();
+        let mut gone: Vec<&(Name, SnapshotId)> = committed
+            .iter()
+            .filter(|(plan, id)| {
+                let belongs = id.generated().is_none_or(|at| at >= created) && first.get(plan).is_none_or(|first| id > first);
+                // One that cannot be read is a finding of its own.
+                belongs && !known.contains(id) && ledger.removed(*id).is_none() && !found.contains(key(plan, *id).as_str())
+            })
+            .collect();
+        gone.sort_unstable_by_key(|(_, id)| *id);
+        gone.dedup_by_key(|(_, id)| *id);
+        let told = |(plan, id): &(Name, SnapshotId)| Finding {
+            object: key(plan, *id),
+            kind: "missing".into(),
+            message: format!("the journal says that a run of plan {plan} committed it, and it is gone although nobody removed it"),
+            snapshots: vec![*id],
+        };
+        Ok(gone.into_iter().map(told).collect())
     }
 
     /// Forgets packs that were put together anew while this went on, and packs that came from that.

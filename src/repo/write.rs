@@ -252,7 +252,7 @@ impl Repository {
 }
 
 /// What the index says of a pack, by the pack itself: its directory is there whole and of this repository.
-fn listing_of(inner: &Inner, id: PackId, len: u64) -> Result<IndexedPack> {
+pub(super) fn listing_of(inner: &Inner, id: PackId, len: u64) -> Result<IndexedPack> {
     let (pack, directory) = inner.directory_of_listed(id, len)?;
     let prefixes = directory.chunks().map(|c| c.id.prefix()).collect();
     Ok(IndexedPack { id, kind: directory.kind, len, directory_len: pack.directory_len, prefixes })

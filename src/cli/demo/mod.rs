@@ -316,7 +316,8 @@ fn damage_repository(app: &App, place: &Place, story: &mut Story<'_>, made: &crm
     write_plan(place, "damaged-plans", "damaged-repository", made)?;
     let damaged = inner(app, place, "damaged-plans", "damaged-state");
     story.say(format_args!("   planted: {planted}"))?;
-    let verified = verify::make(&damaged, &VerifyArgs { name: "main".to_owned(), data: Some(100) }).map(|report| report.exit());
+    let verified =
+        verify::make(&damaged, &VerifyArgs { name: Some("main".to_owned()), keyless: None, data: Some(100) }).map(|report| report.exit());
     let by_verify = expect("verify", verified, &[Kind::Damaged])?;
     story.say(format_args!("   lifeboat verify main --data: exit {}, {}", by_verify.exit_code(), by_verify.word()))?;
     let drilled = make_drill(&damaged).map(|report| report.exit());

@@ -61,7 +61,7 @@ impl Past {
                 over: Arc::clone(&over),
                 message: message.clone(),
             };
-            match super::thread(format!("past-{}", notifier.name), move || telling.run()) {
+            match crate::daemon::notify::thread(format!("past-{}", notifier.name), move || telling.run()) {
                 Ok(thread) => self.threads.push(thread),
                 Err(error) => tracing::error!(notifier = %notifier.name, error = ?error, "nobody can be told of anything"),
             }

@@ -75,6 +75,7 @@ impl<'a> Marker<'a> {
             for (key, opened) in self.repository.open_manifests("snapshots/")? {
                 match opened {
                     Ok(manifest) => manifests.extend(manifest.map(|(manifest, _)| (key.clone(), manifest))),
+                    Err(_) if id_of(&key).is_some_and(|id| self.without.contains(&id)) => {}
                     Err(error) => blocked.push(unreadable(&key, error)?),
                 }
                 self.seen.insert(key);

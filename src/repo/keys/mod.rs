@@ -387,7 +387,7 @@ impl Keys {
     }
 
     /// `None` when it cannot be decoded or is not of this role.
-    fn from_bundle(role: Role, bytes: &[u8]) -> Option<Self> {
+    pub(super) fn from_bundle(role: Role, bytes: &[u8]) -> Option<Self> {
         let bundle: Bundle = serde_json::from_slice(bytes).ok()?;
         let generations: Vec<Generation> = bundle.generations.iter().map(BundledGeneration::open).collect::<Option<_>>()?;
         let in_order = generations.array_windows().all(|[newer, older]| newer.number > older.number);

@@ -29,7 +29,8 @@ use crate::repo::format::{LOG_PIECE_MAX, ObjectKind};
 use crate::repo::{Inner, Repository};
 use crate::store::ObjectInfo;
 use known::Known;
-use piece::{OpenPiece, parse_name, stretch_name};
+pub(super) use piece::{Label, parse_name};
+use piece::{OpenPiece, stretch_name};
 
 /// The log of one source of a plan.
 #[derive(Clone)]
@@ -270,6 +271,67 @@ impl Log {
         self.inner.keys.require_reader("read a log")?;
         let (bytes, facts) = piece::read_with_facts(&self.inner, &self.key(piece), piece)?;
         to.append(piece.stream, piece.start, piece.end, &facts, &bytes)
+    }
+
+    /// Stream, start and end of the piece of this log that has this key.
+    pub fn stretch_of(&self, key: &str) -> Option<(u64, u64, u64)> {
+        parse_name(key.strip_prefix(&self.folder)?.strip_prefix("/pieces/")?)
+    }
+
+    /// The side file of this log that has this key.
+    pub fn side_of(&self, key: &str) -> Option<Name> {
+        Name::new(key.strip_prefix(&self.folder)?.strip_prefix("/history/")?).ok()
+    }
+
+    /// Puts the piece of the same log in another repository in the place of a damaged or missing one; a sound one stays. `false`: the other
+    /// has none of this stretch. The damaged one is removed when the other was read whole and without a fault, not before.
+    ///
+    /// # Errors
+    /// `Damaged` when the other is damaged too: nothing was changed. What the stores say: then the piece may be missing until this is done again.
+    pub fn mend_piece(&self, stretch: (u64, u64, u64), from: &Self) -> Result<bool> {
+        self.inner.keys.require_reader("read a log")?;
+        let is_it = |piece: &PieceInfo| (piece.stream, piece.start, piece.end) == stretch;
+        let Some(there) = from.pieces()?.into_iter().find(is_it) else { return Ok(false) };
+        let (bytes, facts) = piece::read_with_facts(&from.inner, &from.key(&there), &there)?;
+        if let Some(here) = self.pieces()?.into_iter().find(is_it) {
+            match self.read(&here) {
+                Ok(_) => return Ok(true),
+                Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+            self.inner.block_on(self.inner.store.delete(&self.key(&here)))?;
+        }
+        self.append(there.stream, there.start, there.end, &facts, &bytes)?;
+        Ok(true)
+    }
+
+    /// The same for a side file.
+    ///
+    /// # Errors
+    /// As [`Log::mend_piece`].
+    pub fn mend_side(&self, name: &Name, from: &Self) -> Result<bool> {
+        let Some(content) = from.side(name)? else { return Ok(false) };
+        match self.side(name) {
+            Ok(Some(_)) => return Ok(true),
+            Ok(None) => {}
+            Err(error) if error.kind() == Kind::Damaged => self.inner.block_on(self.inner.store.delete(&self.side_key(name)))?,
+            Err(error) => return Err(error),
+        }
+        self.put_side(name, &content)?;
+        Ok(true)
+    }
+
+    /// Copies the pieces of the same log in another repository that lie in a hole. Whether the hole is closed now.
+    ///
+    /// # Errors
+    /// As [`Log::copy_piece`].
+    pub fn close_hole(&self, (stream, start, end): (u64, u64, u64), from: &Self) -> Result<bool> {
+        for piece in from.pieces()? {
+            if piece.stream == stream && piece.start < end && start < piece.end {
+                from.copy_piece(&piece, self)?;
+            }
+        }
+        Ok(ranges::covered(&runs(&self.pieces()?), stream, start, end))
     }
 
     /// Removes pieces that another one contains and that is really stored. Best effort: `false` when the store refused, which harms nothing.

@@ -1,0 +1,1079 @@
+//! A store that fails: every single request of every operation once, in turn, and a real S3 server behind a proxy that misbehaves at random.
+//!
+//! Whatever happens, an operation fails loudly or has truly succeeded; and once the store is well again, the next run succeeds and nothing
+//! is found wrong.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/chaos.rs"]
+mod chaos;
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chaos::ChaosProxy;
+use chrono::{DateTime, Utc};
+use lifeboat::clock::{Clock, ManualClock};
+use lifeboat::error::{Error, Kind, Result};
+use lifeboat::event::{Cancel, Silent};
+use lifeboat::id::{Name, SnapshotId};
+use lifeboat::ops::copy::{self, CopyRequest};
+use lifeboat::ops::drill::{self, DrillRequest};
+use lifeboat::ops::prune::{self, PlanRules};
+use lifeboat::ops::repair::{self, Other, RepairReport, RepairRequest};
+use lifeboat::ops::restore::{self, RestoreRequest};
+use lifeboat::ops::retention::Rules;
+use lifeboat::ops::select::Choice;
+use lifeboat::ops::verify::{self, Depth};
+use lifeboat::ops::{CommitGate, DrillSettings, Job, NamedSource, Objectives, Verdict, backup, keyless, snapshots as ops_snapshots};
+use lifeboat::repo::{CollectOptions, LostFormat, OpenOptions, Passphrase, Repository, Role};
+use lifeboat::source::files::FilesSource;
+use lifeboat::source::sqlite::SqliteSource;
+use lifeboat::store::faults::{Effect, Faults, Rule, When};
+use lifeboat::store::{Store, Verb};
+use support::s3::SeaweedFs;
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn passphrase() -> Passphrase {
+    Passphrase::new("correct horse battery staple")
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// Whether everything is tried, not a sample: `LIFEBOAT_DAMAGE=all` (many minutes).
+fn is_all() -> bool {
+    std::env::var("LIFEBOAT_DAMAGE").is_ok_and(|what| what == "all")
+}
+
+/// Where samples begin, and what chance does: `LIFEBOAT_SEED`, else the same every time.
+fn seed() -> u64 {
+    std::env::var("LIFEBOAT_SEED").map_or(1, |seed| seed.parse().unwrap())
+}
+
+/// What a run by hand shows (`--nocapture`).
+#[expect(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
+fn say(what: &str) {
+    println!("{what}");
+}
+
+/// Which of `1..=count` are tried: one of `stride`, and at least one.
+fn sample(count: u64, stride: u64) -> impl Iterator<Item = u64> {
+    let (all, first) = (is_all(), seed() % stride.min(count).max(1));
+    (1..=count).filter(move |number| all || (number - 1) % stride == first)
+}
+
+/// Objects of a store, by key.
+type Objects = BTreeMap<String, Bytes>;
+
+/// A repository in a place that can be put back to what it held.
+struct Place {
+    /// Without faults.
+    store: Store,
+    faults: Faults,
+    /// Through the faults.
+    faulty: Repository,
+    /// Past them.
+    sound: Repository,
+    base: Objects,
+}
+
+impl Place {
+    fn new(runtime: &tokio::runtime::Runtime, folder: &Path, what: &str) -> Self {
+        let (store, faults) = (Store::in_memory(), Faults::new());
+        let options = |kind: &str| OpenOptions { cache: Some(folder.join(format!("cache-{what}-{kind}"))), workers: 2 };
+        // Before anything is backed up to it.
+        let made = DateTime::from_timestamp(1_789_999_000, 0).unwrap();
+        Repository::init(store.clone(), runtime.handle().clone(), &passphrase(), &options("sound"), made).unwrap();
+        let open = |store: Store, kind: &str| Repository::open(store, runtime.handle().clone(), &passphrase(), &options(kind)).unwrap();
+        let faulty = open(Store::with_faults(store.clone(), faults.clone()), "faulty");
+        let sound = open(store.clone(), "sound");
+        Self { store, faults, faulty, sound, base: Objects::new() }
+    }
+
+    /// As another process would open it.
+    fn reopen(&mut self, runtime: &tokio::runtime::Runtime, folder: &Path) {
+        let open = |store: Store| {
+            let cache = tempfile::tempdir_in(folder).unwrap().keep();
+            Repository::open(store, runtime.handle().clone(), &passphrase(), &OpenOptions { cache: Some(cache), workers: 2 }).unwrap()
+        };
+        self.faulty = open(Store::with_faults(self.store.clone(), self.faults.clone()));
+        self.sound = open(self.store.clone());
+    }
+
+    fn objects(&self, runtime: &tokio::runtime::Runtime) -> Objects {
+        runtime.block_on(async {
+            let mut objects = Objects::new();
+            for object in self.store.list("").await.unwrap() {
+                objects.insert(object.key.clone(), self.store.get(&object.key).await.unwrap());
+            }
+            objects
+        })
+    }
+
+    fn keep(&mut self, runtime: &tokio::runtime::Runtime) {
+        self.base = self.objects(runtime);
+    }
+
+    /// As it was kept.
+    fn put_back(&self, runtime: &tokio::runtime::Runtime) {
+        self.faults.clear();
+        let now = self.objects(runtime);
+        runtime.block_on(async {
+            for key in now.keys().filter(|key| !self.base.contains_key(*key)) {
+                self.store.delete(key).await.unwrap();
+            }
+            for (key, bytes) in self.base.iter().filter(|(key, bytes)| now.get(*key) != Some(*bytes)) {
+                lifeboat::store::faults::replace(&self.store, key, bytes.clone()).await.unwrap();
+            }
+        });
+    }
+}
+
+/// A plan with a database and a tree, its repository, and a second one for copies.
+struct World {
+    folder: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+    clock: ManualClock,
+    own: Place,
+    copy: Place,
+}
+
+impl World {
+    /// With one snapshot, and changes since.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let own = Place::new(&runtime, folder.path(), "own");
+        let copy = Place::new(&runtime, folder.path(), "copy");
+        let clock = ManualClock::new(DateTime::from_timestamp(1_790_000_000, 0).unwrap());
+        let mut world = Self { folder, runtime, clock, own, copy };
+        let live = world.folder.path().join("live");
+        fs::create_dir_all(live.join("tree/deep")).unwrap();
+        fs::write(live.join("tree/deep/big"), noise(1, 300_000)).unwrap();
+        fs::write(live.join("tree/small"), noise(2, 3000)).unwrap();
+        let database = rusqlite::Connection::open(live.join("crm.db")).unwrap();
+        database.execute_batch("CREATE TABLE customer(id INTEGER PRIMARY KEY, name TEXT)").unwrap();
+        for row in 0..50 {
+            database.execute("INSERT INTO customer(name) VALUES (?1)", [format!("customer {row}")]).unwrap();
+        }
+        drop(database);
+        world.back_up(&world.own.sound).unwrap();
+        fs::write(live.join("tree/more"), noise(3, 40_000)).unwrap();
+        fs::write(live.join("tree/small"), noise(4, 3000)).unwrap();
+        world.own.keep(&world.runtime);
+        world.copy.keep(&world.runtime);
+        world
+    }
+
+    fn job(&self, repository: &Repository) -> Job {
+        let live = self.folder.path().join("live");
+        let files = FilesSource { path: live.join("tree"), exclude: Vec::new(), page_size: None };
+        Job {
+            plan: name("crm"),
+            tags: Vec::new(),
+            sources: vec![
+                NamedSource { name: name("db"), source: Arc::new(SqliteSource { path: live.join("crm.db") }), restores_folder: false },
+                NamedSource { name: name("tree"), source: Arc::new(files), restores_folder: false },
+            ],
+            repository: repository.clone(),
+            work: self.folder.path().join("work"),
+            host: "test".into(),
+            objectives: Objectives::default(),
+            drill: DrillSettings::default(),
+            clock: Arc::new(self.clock.clone()),
+            progress: Arc::new(Silent),
+            cancel: Cancel::default(),
+            gate: CommitGate::default(),
+        }
+    }
+
+    fn back_up(&self, repository: &Repository) -> Result<SnapshotId> {
+        self.clock.set(self.clock.now() + chrono::Duration::seconds(60));
+        let report = backup::run(&self.job(repository))?;
+        match report.exit() {
+            None => Ok(report.snapshot),
+            Some(kind) => Err(Error::new(kind, "the backup says that it is not whole")),
+        }
+    }
+
+    /// Restores a snapshot; what is there afterwards.
+    fn restored(&self, repository: &Repository, id: SnapshotId) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+        let to = tempfile::tempdir_in(self.folder.path()).unwrap();
+        let to = to.path().join("target");
+        let job = self.job(repository);
+        let request = RestoreRequest {
+            choice: Choice::Snapshot(id.to_string()),
+            to: to.clone(),
+            sources: Vec::new(),
+            only: Vec::new(),
+            resume: false,
+        };
+        let plan = restore::plan(&job, &request)?;
+        let report = restore::apply(&job, &plan, None)?;
+        match report.exit() {
+            None => Ok(census(&to)),
+            Some(kind) => Err(Error::new(kind, "the restore says that it is not whole")),
+        }
+    }
+
+    /// A snapshot that was said to be committed is there, and is what was backed up.
+    fn assert_snapshot(&self, repository: &Repository, id: SnapshotId, what: &str) {
+        let restored = self.restored(repository, id).unwrap_or_else(|error| panic!("{what}: snapshot {id} does not come back: {error:?}"));
+        assert!(trees(&restored) == census(&self.folder.path().join("live/tree")), "{what}: snapshot {id} comes back as something else");
+    }
+
+    fn assert_sound(&self, place: &Place, what: &str) {
+        let depth = Depth::Data { percent: 100 };
+        let report = verify::run(&place.sound, None, depth, &self.clock, &Silent, &Cancel::default()).unwrap();
+        assert_eq!(report.exit(), None, "{what}: {:?} {:?}", report.findings, report.skipped);
+    }
+
+    fn first(&self) -> SnapshotId {
+        self.own.sound.manifests(None).unwrap()[0].id
+    }
+
+    fn copy_all(&self, from: &Repository, to: &Repository) -> Result<()> {
+        let request = CopyRequest {
+            name: name("offsite"),
+            to: to.clone(),
+            last: None,
+            tags: Vec::new(),
+            snapshot: None,
+            all: false,
+            rules: Rules::default(),
+        };
+        let report = copy::run(&self.job(from), &request)?;
+        report.exit().map_or(Ok(()), |kind| Err(Error::new(kind, "the copy found damage")))
+    }
+}
+
+fn census(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let (mut all, mut folders) = (BTreeMap::new(), vec![root.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for item in fs::read_dir(&folder).unwrap() {
+            let path = item.unwrap().path();
+            let below = path.strip_prefix(root).unwrap().to_owned();
+            if path.is_dir() {
+                all.insert(below, Vec::new());
+                folders.push(path);
+            } else {
+                all.insert(below, fs::read(&path).unwrap());
+            }
+        }
+    }
+    all
+}
+
+/// How one request goes wrong.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// It is refused for good.
+    Refused,
+    /// A write is carried out, and its answer is an error for good.
+    LostForGood,
+    /// A write is carried out, and its answer is lost: a repetition will find it.
+    Lost,
+    /// A passing trouble.
+    Passing,
+    /// One byte of what is read is wrong.
+    Wrong,
+}
+
+impl Fault {
+    fn verbs(self) -> &'static [Verb] {
+        match self {
+            Self::Refused | Self::Passing => &[Verb::Create, Verb::Get, Verb::GetRange, Verb::Head, Verb::List, Verb::Delete],
+            Self::LostForGood | Self::Lost => &[Verb::Create, Verb::Delete],
+            Self::Wrong => &[Verb::Get, Verb::GetRange],
+        }
+    }
+
+    fn effect(self) -> Effect {
+        match self {
+            Self::Refused => Effect::Fail(Kind::Failed),
+            Self::LostForGood => Effect::FailAfter(Kind::Failed),
+            Self::Lost => Effect::FailAfter(Kind::Unavailable),
+            Self::Passing => Effect::Fail(Kind::Unavailable),
+            Self::Wrong => Effect::Flip(100),
+        }
+    }
+
+    /// Whether nobody may notice it.
+    fn passes(self) -> bool {
+        matches!(self, Self::Lost | Self::Passing)
+    }
+}
+
+const FAULTS: [Fault; 5] = [Fault::Refused, Fault::LostForGood, Fault::Lost, Fault::Passing, Fault::Wrong];
+
+/// Fails each single request of an operation once, in turn. `act` runs it through the faults, and asserts by itself that what it says is true;
+/// `place`: whose store fails; `stride`: see [`sample`]; what passes unnoticed is tried more seldom.
+fn sweep(world: &World, what: &str, place: &Place, stride: u64, act: impl Fn(&World) -> Result<()>) {
+    let reset = || {
+        world.own.put_back(&world.runtime);
+        world.copy.put_back(&world.runtime);
+    };
+    reset();
+    place.faults.forget_calls();
+    act(world).unwrap_or_else(|error| panic!("{what} without a fault: {error:?}"));
+    let calls = place.faults.calls();
+    assert!(!calls.is_empty(), "{what} asks nothing of the store");
+    let (mut tried, mut survived) = (0, 0);
+    for fault in FAULTS {
+        for verb in fault.verbs() {
+            // A few more than were counted: their number depends a little on what threads do.
+            let count = calls.iter().filter(|call| call.verb == *verb).count() as u64;
+            for number in sample(count, if fault.passes() { 3 * stride } else { stride }) {
+                reset();
+                place.faults.add(Rule::on(*verb).nth(number).then(fault.effect()));
+                let at = format!("{what}, {fault:?} at {} {number} of {count}", verb.word());
+                let outcome = act(world);
+                place.faults.clear();
+                tried += 1;
+                match &outcome {
+                    Ok(()) => survived += 1,
+                    Err(error) => {
+                        assert!(!fault.passes(), "{at}: nobody should have noticed it: {error:?}");
+                        assert!(!matches!(error.kind(), Kind::Bug), "{at}: {error:?}");
+                    }
+                }
+                act(world).unwrap_or_else(|error| panic!("{at}: the next run: {error:?} (the first: {outcome:?})"));
+                world.assert_sound(place, &at);
+            }
+        }
+    }
+    say(&format!("{what}: {tried} requests failed, {survived} were survived"));
+    assert!(survived < tried, "no fault of {what} was ever noticed");
+}
+
+#[test]
+fn a_backup_is_committed_or_fails() {
+    let world = World::new();
+    sweep(&world, "backup", &world.own, 5, |world| {
+        let id = world.back_up(&world.own.faulty)?;
+        world.assert_snapshot(&world.own.sound, id, "backup");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_verification_a_restore_and_a_drill_say_what_is_true() {
+    let world = World::new();
+    sweep(&world, "verify", &world.own, 16, |world| {
+        let depth = Depth::Data { percent: 100 };
+        let report = verify::run(&world.own.faulty, None, depth, &world.clock, &Silent, &Cancel::default())?;
+        match report.exit() {
+            None if report.snapshots_sound.is_empty() => panic!("nothing was verified"),
+            None if !report.warnings.is_empty() => Err(Error::new(Kind::Incomplete, report.warnings.join("; "))),
+            None => Ok(()),
+            Some(kind) => Err(Error::new(kind, format!("{:?} {:?}", report.findings, report.skipped))),
+        }
+    });
+    let first = world.first();
+    let whole = world.restored(&world.own.sound, first).unwrap();
+    sweep(&world, "restore", &world.own, 2, |world| {
+        assert!(world.restored(&world.own.faulty, first)? == whole, "a restore that says it is whole and is not");
+        Ok(())
+    });
+    sweep(&world, "drill", &world.own, 2, |world| {
+        let report = drill::run(&world.job(&world.own.faulty), &DrillRequest::default())?;
+        if report.verdict == Verdict::Passed {
+            return Ok(());
+        }
+        Err(Error::new(report.exit().unwrap_or(Kind::Failed), format!("{:?} {:?}", report.verdict, report.reasons)))
+    });
+}
+
+#[test]
+fn a_copy_is_whole_or_fails_on_either_side() {
+    let world = World::new();
+    let act = |world: &World, from: &Repository, to: &Repository| {
+        world.copy_all(from, to)?;
+        let copies = world.copy.sound.manifests(None).unwrap();
+        assert_eq!(copies.len(), 1, "copied once");
+        let whole = world.restored(&world.own.sound, world.first()).unwrap();
+        assert!(world.restored(&world.copy.sound, copies[0].id).unwrap() == whole, "the copy is another");
+        Ok(())
+    };
+    sweep(&world, "copy, first side", &world.own, 6, |world| act(world, &world.own.faulty, &world.copy.sound));
+    sweep(&world, "copy, second side", &world.copy, 6, |world| act(world, &world.own.sound, &world.copy.faulty));
+}
+
+#[test]
+fn a_log_has_what_was_confirmed() {
+    let world = World::new();
+    let bytes = noise(9, 50_000);
+    sweep(&world, "log", &world.own, 1, |world| {
+        let (plan, source) = (name("crm"), name("db"));
+        let log = world.own.faulty.log(&plan, &source);
+        log.append(1, 0, 50_000, &serde_json::json!({ "timeline": 1 }), &bytes)?;
+        log.append(1, 50_000, 60_000, &serde_json::json!({}), &bytes[..10_000])?;
+        log.put_side(&name("00000002.history"), b"1\t0/1\tpromoted\n")?;
+        let sound = world.own.sound.log(&plan, &source);
+        let pieces = sound.pieces()?;
+        assert_eq!(pieces.iter().map(|piece| (piece.start, piece.end)).collect::<Vec<_>>(), [(0, 50_000), (50_000, 60_000)]);
+        assert!(sound.read(&pieces[0])? == bytes && sound.read(&pieces[1])? == bytes[..10_000]);
+        assert!(log.read_span(&pieces, 1, 100..55_000)? == [&bytes[100..], &bytes[..5000]].concat());
+        Ok(())
+    });
+}
+
+#[test]
+fn keys_open_once_they_are_said_to_be_there() {
+    let world = World::new();
+    let other = Passphrase::new("another passphrase that is long");
+    let now = Utc::now();
+    let opens = |passphrase: &Passphrase| {
+        let store = Store::with_faults(world.own.store.clone(), world.own.faults.clone());
+        Repository::open(store, world.runtime.handle().clone(), passphrase, &OpenOptions::default())
+    };
+    sweep(&world, "key add", &world.own, 20, |world| {
+        // A run before may have added it.
+        if world.own.faulty.key_slots()?.iter().any(|slot| slot.label == "second") && opens(&other).is_ok() {
+            return Ok(());
+        }
+        world.own.faulty.add_key("second", Role::Writer, &other, now)?;
+        assert_eq!(opens(&other)?.role(), Role::Writer);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_repository_is_made_or_is_not() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let init = |store: &Store, faults: &Faults| {
+        let store = Store::with_faults(store.clone(), faults.clone());
+        let options = OpenOptions::default();
+        Repository::init(store, runtime.handle().clone(), &passphrase(), &options, Utc::now()).map(|(_, recovery)| recovery)
+    };
+    let faults = Faults::new();
+    init(&Store::in_memory(), &faults).unwrap();
+    let calls = faults.calls();
+    for fault in [Fault::Refused, Fault::LostForGood, Fault::Lost] {
+        for verb in fault.verbs() {
+            let count = calls.iter().filter(|call| call.verb == *verb).count() as u64;
+            for number in sample(count, 4) {
+                let (store, faults) = (Store::in_memory(), Faults::new());
+                faults.add(Rule::on(*verb).nth(number).then(fault.effect()));
+                let at = format!("init, {fault:?} at {} {number} of {count}", verb.word());
+                let outcome = init(&store, &faults);
+                faults.clear();
+                let open = |passphrase: &Passphrase| {
+                    Repository::open(store.clone(), runtime.handle().clone(), passphrase, &OpenOptions::default())
+                };
+                match outcome {
+                    Ok(recovery) => {
+                        open(recovery.passphrase()).unwrap_or_else(|error| panic!("{at}: the recovery key opens nothing: {error:?}"));
+                    }
+                    Err(error) => {
+                        assert!(!fault.passes(), "{at}: {error:?}");
+                        // The next run makes it, or the first did although nobody heard of it.
+                        if let Err(again) = init(&store, &faults) {
+                            assert_eq!(again.kind(), Kind::AlreadyExists, "{at}: {again:?}");
+                        }
+                    }
+                }
+                open(&passphrase()).unwrap_or_else(|error| panic!("{at}: does not open: {error:?}"));
+            }
+        }
+    }
+}
+
+/// A real S3 server behind a proxy that answers 503, resets, is slow, cuts bodies, loses answers after the fact, holds listings back, and
+/// changes bytes.
+#[test]
+fn a_server_that_misbehaves_loses_nothing_that_was_committed() {
+    let seed = seed();
+    let rounds = std::env::var("LIFEBOAT_ROUNDS").map_or(4, |rounds| rounds.parse().unwrap());
+    let world = World::new();
+    let config = SeaweedFs::shared().bucket().fresh();
+    let proxy = world.runtime.block_on(ChaosProxy::start(config.endpoint.as_deref().unwrap(), seed));
+    let behind = lifeboat::store::StoreConfig { endpoint: Some(proxy.endpoint()), ..config.clone() };
+    let options = |kind: &str| OpenOptions { cache: Some(world.folder.path().join(format!("cache-s3-{kind}"))), workers: 2 };
+    let open = |config: &lifeboat::store::StoreConfig, kind: &str| {
+        Repository::open(Store::open(config).unwrap(), world.runtime.handle().clone(), &passphrase(), &options(kind)).unwrap()
+    };
+    Repository::init(Store::open(&config).unwrap(), world.runtime.handle().clone(), &passphrase(), &options("sound"), Utc::now()).unwrap();
+    let (sound, shaken) = (open(&config, "sound"), open(&behind, "shaken"));
+    let (mut committed, mut heard) = (Vec::new(), 0);
+    let bytes = noise(5, 30_000);
+    for round in 0..rounds {
+        fs::write(world.folder.path().join("live/tree/small"), noise(100 + round, 5000)).unwrap();
+        fs::write(world.folder.path().join("live/tree/deep/more"), noise(200 + round, 200_000)).unwrap();
+        proxy.misbehave(8);
+        match world.back_up(&shaken) {
+            Ok(id) => committed.push((id, census(&world.folder.path().join("live/tree")))),
+            Err(_) => heard += 1,
+        }
+        let (start, end) = (round * 30_000, (round + 1) * 30_000);
+        let appended = shaken.log(&name("crm"), &name("db")).append(1, start, end, &serde_json::json!({}), &bytes);
+        if let Some((id, tree)) = committed.last() {
+            match world.restored(&shaken, *id) {
+                Ok(restored) => assert!(trees(&restored) == *tree, "seed {seed}, round {round}: restored something else"),
+                Err(_) => heard += 1,
+            }
+        }
+        let depth = Depth::Data { percent: 100 };
+        match verify::run(&shaken, None, depth, &world.clock, &Silent, &Cancel::default()) {
+            Ok(report) if report.exit().is_none() => {}
+            _ => heard += 1,
+        }
+        let drilled = drill::run(&world.job(&shaken), &DrillRequest::default());
+        heard += u64::from(!drilled.is_ok_and(|report| report.verdict == Verdict::Passed));
+        if world.copy_all(&shaken, &world.copy.sound).is_err() {
+            heard += 1;
+        }
+        proxy.behave();
+        // What was said to be stored is.
+        if appended.is_ok() {
+            let log = sound.log(&name("crm"), &name("db"));
+            let piece = log.pieces().unwrap().into_iter().find(|piece| piece.start == start).unwrap();
+            assert!(log.read(&piece).unwrap() == bytes, "seed {seed}, round {round}");
+        }
+        for (id, tree) in &committed {
+            let restored = world.restored(&sound, *id).unwrap_or_else(|error| panic!("seed {seed}, round {round}: {id}: {error:?}"));
+            assert!(trees(&restored) == *tree, "seed {seed}, round {round}: {id} comes back as something else");
+        }
+    }
+    let last = world.back_up(&shaken).unwrap();
+    world.assert_snapshot(&sound, last, "at last");
+    let report = verify::run(&sound, None, Depth::Data { percent: 100 }, &world.clock, &Silent, &Cancel::default()).unwrap();
+    // Holes that a lost piece left in the log are told; nothing else is wrong.
+    let wrong: Vec<_> = report.findings.iter().filter(|finding| !finding.object.starts_with("logs/")).collect();
+    assert!(wrong.is_empty(), "seed {seed}: {wrong:?}");
+    say(&format!(
+        "seed {seed}: {} faults in {rounds} rounds, {} snapshots committed, {heard} operations failed",
+        proxy.faults(),
+        committed.len()
+    ));
+    assert!(proxy.faults() > 10, "seed {seed}: the server hardly misbehaved");
+}
+
+fn trees(restored: &BTreeMap<PathBuf, Vec<u8>>) -> BTreeMap<PathBuf, Vec<u8>> {
+    let below = |(path, bytes): (&PathBuf, &Vec<u8>)| Some((path.strip_prefix("tree").ok()?.to_owned(), bytes.clone()));
+    restored.iter().filter_map(below).filter(|(path, _)| !path.as_os_str().is_empty()).collect()
+}
+
+/// What an object suffers.
+#[derive(Debug, Clone)]
+enum Harm {
+    Flipped(usize),
+    Cut(usize),
+    Missing,
+    /// The bytes of another object of the same folder.
+    Swapped(String),
+    /// Bytes of something else altogether.
+    Foreign,
+}
+
+impl Harm {
+    fn all(key: &str, objects: &Objects) -> Vec<Self> {
+        let len = objects[key].len();
+        let folder = key.split('/').next().unwrap();
+        let mut all =
+            vec![Self::Missing, Self::Foreign, Self::Cut(len / 2), Self::Flipped(len / 2), Self::Flipped(len - 1), Self::Flipped(len - 50)];
+        all.extend(objects.keys().find(|other| *other != key && other.starts_with(folder)).cloned().map(Self::Swapped));
+        all
+    }
+
+    fn inflict(&self, world: &World, key: &str) {
+        use lifeboat::store::faults::{flip_byte, remove, replace, truncate};
+        let store = &world.own.store;
+        world.runtime.block_on(async {
+            match self {
+                Self::Flipped(at) => flip_byte(store, key, *at).await.unwrap(),
+                Self::Cut(len) => truncate(store, key, *len).await.unwrap(),
+                Self::Missing => remove(store, key).await.unwrap(),
+                Self::Swapped(other) => replace(store, key, world.own.base[other].clone()).await.unwrap(),
+                Self::Foreign => replace(store, key, Bytes::from(noise(77, 1000))).await.unwrap(),
+            }
+        });
+    }
+}
+
+/// A world whose repository has everything: two snapshots, a log, a report, tombstones; all but the last two are in the copy too.
+fn everything() -> (World, Vec<(SnapshotId, BTreeMap<PathBuf, Vec<u8>>)>) {
+    let mut world = World::new();
+    let log = world.own.sound.log(&name("crm"), &name("db"));
+    for piece in 0..3u64 {
+        log.append(1, piece * 5000, (piece + 1) * 5000, &serde_json::json!({}), &noise(piece, 5000)).unwrap();
+    }
+    log.put_side(&name("00000002.history"), b"1\t0/1\tpromoted\n").unwrap();
+    world.back_up(&world.own.sound).unwrap();
+    world.copy_all(&world.own.sound, &world.copy.sound).unwrap();
+    // A copy takes the logs of databases that have one; this is the same by hand.
+    let copied = world.copy.sound.log(&name("crm"), &name("db"));
+    for piece in log.pieces().unwrap() {
+        log.copy_piece(&piece, &copied).unwrap();
+    }
+    copied.put_side(&name("00000002.history"), b"1\t0/1\tpromoted\n").unwrap();
+    world.assert_sound(&world.own, "before");
+    let snapshots: Vec<_> =
+        world.own.sound.manifests(None).unwrap().iter().map(|m| (m.id, world.restored(&world.own.sound, m.id).unwrap())).collect();
+    assert_eq!((snapshots.len(), world.copy.sound.manifests(None).unwrap().len()), (2, 2));
+    // Tombstones, of a pack that was damaged for a while.
+    let objects = world.own.objects(&world.runtime);
+    let pack = objects.keys().find(|key| key.starts_with("packs/")).unwrap();
+    world.runtime.block_on(lifeboat::store::faults::flip_byte(&world.own.store, pack, 100)).unwrap();
+    verify::run(&world.own.sound, None, Depth::Data { percent: 100 }, &world.clock, &Silent, &Cancel::default()).unwrap();
+    world.runtime.block_on(lifeboat::store::faults::replace(&world.own.store, pack, objects[pack].clone())).unwrap();
+    world.assert_sound(&world.own, "the pack is whole again");
+    world.own.keep(&world.runtime);
+    world.copy.keep(&world.runtime);
+    (world, snapshots)
+}
+
+fn request(world: &World, others: bool, dry_run: bool) -> RepairRequest {
+    let other = Other { name: name("offsite"), repository: world.copy.sound.clone() };
+    RepairRequest {
+        repository: world.own.faulty.clone(),
+        others: if others { vec![other] } else { Vec::new() },
+        unreachable: Vec::new(),
+        committed: Vec::new(),
+        dry_run,
+        gate: CommitGate::default(),
+    }
+}
+
+fn repair(world: &World, others: bool) -> Result<RepairReport> {
+    // Later than what was verified before.
+    world.clock.set(world.clock.now() + chrono::Duration::seconds(60));
+    let (request, cancel) = (request(world, others, false), Cancel::default());
+    let planned = repair::plan(&request, &world.clock, &Silent, &cancel)?;
+    repair::apply(planned, &request, &world.clock, &Silent, &cancel)
+}
+
+/// Where the content of a snapshot is now: in itself, or in what stands in its place.
+fn stands_for(world: &World, id: SnapshotId) -> SnapshotId {
+    let (manifests, _) = world.own.sound.sound_manifests(None).unwrap();
+    manifests.iter().find(|manifest| manifest.replaces() == Some(id)).map_or(id, |manifest| manifest.id)
+}
+
+/// Every kind of object × every kind of damage: what a copy has comes back, nothing else gets worse, and backups go on.
+#[test]
+fn what_is_damaged_is_put_right_from_a_copy() {
+    let (world, snapshots) = everything();
+    let base = world.own.base.clone();
+    let mut tried = BTreeMap::new();
+    // One kind of damage for each object, the next one for the next.
+    let all = is_all();
+    for (key, position) in base.keys().filter(|key| !key.starts_with("keys/") && *key != "format").zip(usize::try_from(seed()).unwrap()..) {
+        let folder = key.split('/').next().unwrap();
+        let newest = key.starts_with("snapshots/") && key.ends_with(&snapshots[1].0.to_string());
+        let at_an_end = key.contains("-0000000000000000-") || key.ends_with("-0000000000003a98");
+        let nobody_knows = newest || folder == "reports" || folder == "gc" || key.contains("/history/") || at_an_end;
+        let mut harms = Harm::all(key, &base);
+        // What is left without these is whole, and smaller: nobody can know.
+        harms.retain(|harm| !nobody_knows || !matches!(harm, Harm::Missing));
+        let chosen = position % harms.len();
+        for (_, harm) in harms.into_iter().enumerate().filter(|(number, _)| all || *number == chosen) {
+            let at = format!("{key} {harm:?}");
+            world.own.put_back(&world.runtime);
+            world.copy.put_back(&world.runtime);
+            harm.inflict(&world, key);
+            // A dry run changes nothing but what a verification writes.
+            let before = world.own.objects(&world.runtime);
+            let dry = repair::plan(&request(&world, true, true), &world.clock, &Silent, &Cancel::default())
+                .unwrap_or_else(|error| panic!("{at}: {error:?}"))
+                .report;
+            let mut after = world.own.objects(&world.runtime);
+            after.retain(|key, _| before.contains_key(key) || !(key.starts_with("reports/") || key.starts_with("gc/")));
+            assert!(after == before, "{at}: a dry run changed something");
+            assert_eq!(dry.exit(), Some(Kind::Damaged), "{at}: not found");
+            let report = repair(&world, true).unwrap_or_else(|error| panic!("{at}: {error:?}"));
+            let told = format!("{at}: {report:#?}");
+            assert!(report.actions.iter().all(|action| action.done), "{told}");
+            assert!(report.lost.is_empty() && report.remaining.is_empty(), "{told}");
+            let left_alone = folder == "reports";
+            assert_eq!(report.left.is_empty(), !left_alone, "{told}");
+            // Nothing that was sound is gone, and the copy is as it was.
+            assert_eq!(world.copy.objects(&world.runtime).keys().filter(|key| key.starts_with("snapshots/")).count(), 2);
+            for (id, content) in &snapshots {
+                let id = stands_for(&world, *id);
+                let restored = world.restored(&world.own.sound, id).unwrap_or_else(|error| panic!("{told}: {id} {error:?}"));
+                assert!(restored == *content, "{at}: {id} comes back as something else");
+            }
+            let log = world.own.sound.log(&name("crm"), &name("db"));
+            let pieces = log.pieces().unwrap();
+            assert!(log.read_span(&pieces, 1, 0..15_000).unwrap() == [noise(0, 5000), noise(1, 5000), noise(2, 5000)].concat(), "{told}");
+            assert!(log.side(&name("00000002.history")).unwrap().is_some(), "{told}");
+            // The next backup is whole; a second repair has nothing more to do; a verification is content.
+            let id = world.back_up(&world.own.sound).unwrap_or_else(|error| panic!("{told}: {error:?}"));
+            world.assert_snapshot(&world.own.sound, id, &told);
+            let again = repair(&world, true).unwrap();
+            assert!(again.actions.is_empty(), "{told} and then {again:#?}");
+            if !left_alone {
+                world.assert_sound(&world.own, &told);
+                assert_eq!(again.exit(), None, "{told} and then {again:#?}");
+                assert_eq!(ops_snapshots::run(&world.own.sound, None, world.clock.now()).unwrap().exit(), None, "{told}");
+            }
+            *tried.entry(folder).or_insert(0) += 1;
+        }
+    }
+    say(&format!("{tried:?}"));
+    assert_eq!(tried.keys().copied().collect::<Vec<_>>(), ["gc", "index", "logs", "packs", "reports", "snapshots"]);
+}
+
+#[test]
+fn without_a_copy_what_is_lost_is_named_and_what_is_not_stays() {
+    let (world, snapshots) = everything();
+    let packs: Vec<String> = world.own.base.keys().filter(|key| key.starts_with("packs/")).cloned().collect();
+    let (mut by_file, mut by_tree) = (0, 0);
+    for key in &packs {
+        for harm in [Harm::Missing, Harm::Flipped(world.own.base[key].len() / 2)] {
+            world.own.put_back(&world.runtime);
+            harm.inflict(&world, key);
+            let report = repair(&world, false).unwrap();
+            assert_eq!(report.exit(), Some(Kind::Damaged));
+            let lost: Vec<SnapshotId> = report.lost.iter().map(|lost| lost.snapshot).collect();
+            assert!(!lost.is_empty() && report.actions.iter().all(|action| action.what == "index"), "{report:#?}");
+            for (id, content) in &snapshots {
+                match world.restored(&world.own.sound, *id) {
+                    Ok(restored) => assert!(restored == *content),
+                    Err(error) => {
+                        assert_eq!(error.kind(), Kind::Damaged);
+                        let lost = report.lost.iter().find(|lost| lost.snapshot == *id).unwrap();
+                        assert!(lost.files_count > 0 || !lost.unread.is_empty(), "{lost:?}");
+                        by_file += usize::from(lost.files_count > 0);
+                        by_tree += usize::from(!lost.unread.is_empty());
+                    }
+                }
+            }
+            // What the source still has is stored again, whole.
+            let id = world.back_up(&world.own.sound).unwrap();
+            world.assert_snapshot(&world.own.sound, id, key);
+        }
+    }
+    assert!(by_file > 0 && by_tree > 0, "{by_file} {by_tree}");
+}
+
+/// A backup that began before a repair knows nothing of its marks: what it commits meanwhile is told.
+#[test]
+fn a_backup_that_leans_on_damage_while_a_repair_is_at_work_is_told() {
+    let (world, _) = everything();
+    let data = world.own.base.keys().filter(|key| key.starts_with("packs/")).max_by_key(|key| world.own.base[*key].len()).unwrap();
+    let job = world.job(&world.own.sound);
+    let mut writer = Some(world.own.sound.begin(&job.plan, world.clock.now(), &Cancel::default()).unwrap());
+    Harm::Flipped(300).inflict(&world, data);
+    let (request, cancel) = (request(&world, true, false), Cancel::default());
+    let planned = repair::plan(&request, &world.clock, &Silent, &cancel).unwrap();
+    // It names again, unread, what stood there when it began.
+    let newest = world.own.sound.manifests(None).unwrap().pop().unwrap();
+    writer.take().unwrap().commit(newest.sources, newest.time, Vec::new(), &Silent).unwrap();
+    let report = repair::apply(planned, &request, &world.clock, &Silent, &cancel).unwrap();
+    assert_eq!(report.exit(), Some(Kind::Damaged), "{report:#?}");
+    assert!(report.remaining.iter().any(|one| one.message.contains("committed meanwhile")), "{report:#?}");
+    // Repaired again, it finds no other repository that has it, and says so; the earlier ones stand.
+    let again = repair(&world, true).unwrap();
+    assert_eq!(again.lost.len(), 1, "{again:#?}");
+}
+
+/// A damaged snapshot whose content is elsewhere does not keep retention from its work for ever.
+#[test]
+fn what_was_brought_back_lets_retention_go_on() {
+    let (world, snapshots) = everything();
+    let manifest = world.own.base.keys().find(|key| key.ends_with(&snapshots[0].0.to_string())).unwrap();
+    let nodes = world.own.base.keys().filter(|key| key.starts_with("packs/")).min_by_key(|key| world.own.base[*key].len()).unwrap();
+    for (key, harm) in [(manifest, Harm::Cut(30)), (manifest, Harm::Missing), (nodes, Harm::Missing), (nodes, Harm::Cut(30))] {
+        world.own.put_back(&world.runtime);
+        world.copy.put_back(&world.runtime);
+        harm.inflict(&world, key);
+        let at = format!("{key} {harm:?}");
+        repair(&world, true).unwrap();
+        let (manifests, _) = world.own.sound.sound_manifests(None).unwrap();
+        let replaced: Vec<SnapshotId> = manifests.iter().filter_map(lifeboat::repo::Manifest::replaces).collect();
+        assert!(!replaced.is_empty(), "{at}");
+        let stand: Vec<_> = snapshots.iter().map(|(id, content)| (stands_for(&world, *id), content)).collect();
+        prune(&world, &world.own.sound, 2).unwrap_or_else(|error| panic!("{at}: {error:?}"));
+        for id in replaced {
+            assert!(world.own.sound.removed(id).is_some(), "{at}: {id}");
+            assert!(!world.own.objects(&world.runtime).keys().any(|key| key.ends_with(&id.to_string())), "{at}: {id} is there");
+        }
+        for (id, content) in stand {
+            assert!(world.restored(&world.own.sound, id).unwrap() == *content, "{at}");
+        }
+        world.assert_sound(&world.own, &at);
+    }
+    // That a snapshot says that it stands for another one is not enough: a sound one stays.
+    world.own.put_back(&world.runtime);
+    let (manifests, _) = world.copy.sound.sound_manifests(None).unwrap();
+    let newest = manifests.iter().max_by_key(|manifest| manifest.time).unwrap();
+    let (now, cancel) = (world.clock.now(), Cancel::default());
+    world.own.sound.bring_back(&world.copy.sound, newest, snapshots[1].0, None, now, &Silent, &cancel, |_| Ok(())).unwrap();
+    prune(&world, &world.own.sound, 3).unwrap();
+    assert!(world.own.sound.removed(snapshots[1].0).is_none());
+}
+
+#[test]
+fn what_was_brought_back_stands_where_the_damaged_one_stood() {
+    let (world, snapshots) = everything();
+    let key = |id: SnapshotId| world.own.base.keys().find(|key| key.ends_with(&id.to_string())).unwrap().clone();
+    // The older one is lost: the newer stays the latest, although the older one was committed after it now.
+    Harm::Flipped(70).inflict(&world, &key(snapshots[0].0));
+    repair(&world, true).unwrap();
+    let latest = |world: &World| {
+        let (manifests, _) = world.own.sound.sound_manifests(None).unwrap();
+        lifeboat::ops::select::latest(&manifests).unwrap().id
+    };
+    assert_eq!(latest(&world), snapshots[1].0);
+    assert_ne!(stands_for(&world, snapshots[0].0), snapshots[0].0);
+    // It is in the copy already, and is not copied there as another one.
+    world.copy_all(&world.own.sound, &world.copy.sound).unwrap();
+    assert_eq!(world.copy.sound.manifests(None).unwrap().len(), 2);
+    let next = world.back_up(&world.own.sound).unwrap();
+    assert_eq!(latest(&world), next);
+    // The newest is lost: what was brought back is the latest.
+    world.own.put_back(&world.runtime);
+    Harm::Cut(60).inflict(&world, &key(snapshots[1].0));
+    repair(&world, true).unwrap();
+    let back = stands_for(&world, snapshots[1].0);
+    assert_eq!(latest(&world), back);
+    let shown = ops_snapshots::run(&world.own.sound, None, world.clock.now()).unwrap();
+    assert!(shown.snapshots.iter().any(|one| one.id == back && one.damaged.is_none()));
+}
+
+#[test]
+fn without_a_key_every_change_of_a_pack_or_index_object_is_found() {
+    let (world, _) = everything();
+    let check = |world: &World| keyless::run(&world.own.store, world.runtime.handle(), &world.clock, &Silent, &Cancel::default()).unwrap();
+    let whole = check(&world);
+    assert_eq!(whole.findings, []);
+    let compared = world.own.base.keys().filter(|key| key.starts_with("packs/") || key.starts_with("index/")).count() as u64;
+    assert_eq!((whole.objects_compared, whole.objects_shaped), (compared, world.own.base.len() as u64 - 1 - compared));
+    for key in world.own.base.clone().keys() {
+        let by_name = key.starts_with("packs/") || key.starts_with("index/");
+        let len = world.own.base[key].len();
+        for harm in [Harm::Flipped(0), Harm::Flipped(len / 2), Harm::Flipped(len - 1), Harm::Cut(len / 2), Harm::Foreign, Harm::Missing] {
+            world.own.put_back(&world.runtime);
+            harm.inflict(&world, key);
+            if matches!(harm, Harm::Missing) && key == "format" {
+                continue;
+            }
+            let found = check(&world).findings;
+            assert!(found.iter().all(|finding| finding.object == *key), "{key} {harm:?}: {found:?}");
+            match harm {
+                // Nobody can know.
+                Harm::Missing => assert!(found.is_empty()),
+                Harm::Foreign => assert!(!found.is_empty(), "{key} {harm:?}"),
+                _ if by_name => assert!(!found.is_empty(), "{key} {harm:?}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Without its `format` object nothing opens; what it held is written in every other object too.
+#[test]
+fn a_lost_format_object_is_made_anew() {
+    let (world, snapshots) = everything();
+    let handle = world.runtime.handle();
+    let find = |passphrase: &Passphrase| LostFormat::find(&world.own.store, handle, passphrase);
+    assert!(find(&passphrase()).unwrap().is_none(), "nothing is wrong");
+    let another: String =
+        String::from_utf8(world.own.base["format"].to_vec()).unwrap().replace(&world.own.sound.id().to_string(), &"ab".repeat(16));
+    let replace = |bytes: Bytes| world.runtime.block_on(lifeboat::store::faults::replace(&world.own.store, "format", bytes)).unwrap();
+    for harm in [Some(Harm::Missing), Some(Harm::Cut(20)), Some(Harm::Foreign), None] {
+        world.own.put_back(&world.runtime);
+        match &harm {
+            Some(harm) => harm.inflict(&world, "format"),
+            None => replace(another.clone().into()),
+        }
+        let open = || Repository::open(world.own.store.clone(), handle.clone(), &passphrase(), &OpenOptions::default());
+        assert_eq!(open().unwrap_err().kind(), Kind::Damaged, "{harm:?}");
+        assert!(find(&Passphrase::new("not the passphrase")).unwrap().is_none(), "{harm:?}: without proof nothing is believed");
+        let lost = find(&passphrase()).unwrap().unwrap();
+        assert_eq!(lost.id(), world.own.sound.id());
+        lost.put(&world.own.store, handle).unwrap();
+        assert!(world.restored(&open().unwrap(), snapshots[1].0).unwrap() == snapshots[1].1);
+    }
+}
+
+fn prune(world: &World, repository: &Repository, last: u32) -> Result<()> {
+    let rules = Rules { last, ..Rules::default() };
+    let plans = [PlanRules { plan: name("crm"), rules, zone: chrono_tz::UTC }];
+    let report = prune::run(repository, &plans, false, &world.clock, &Silent, &Cancel::default(), &|| Ok(()))?;
+    report.exit().map_or(Ok(()), |kind| Err(Error::new(kind, report.failure().unwrap_or_default())))
+}
+
+/// One of several snapshots is left, and its packs are rewritten.
+#[test]
+fn a_prune_removes_what_it_says_and_nothing_else() {
+    let mut world = World::new();
+    let live = world.folder.path().join("live");
+    fs::write(live.join("tree/passing"), noise(20, 400_000)).unwrap();
+    fs::write(live.join("tree/staying"), noise(21, 100_000)).unwrap();
+    world.back_up(&world.own.sound).unwrap();
+    fs::remove_file(live.join("tree/passing")).unwrap();
+    let newest = world.back_up(&world.own.sound).unwrap();
+    world.own.keep(&world.runtime);
+    let act = |world: &World| {
+        prune(world, &world.own.faulty, 1)?;
+        // And what is left put together anew.
+        let options = CollectOptions { rewrite: &|_| true, ..CollectOptions::default() };
+        let done = world.own.faulty.collect(&options, world.clock.now(), &Silent, &Cancel::default())?;
+        if !done.blocked.is_empty() {
+            return Err(Error::new(Kind::Damaged, done.blocked.join("; ")));
+        }
+        // The store was put back, which it never is below an open repository: this reads anew where rewritten packs have gone.
+        world.assert_sound(&world.own, "after a prune");
+        let left = world.own.sound.manifests(None)?;
+        assert_eq!(left.iter().map(|manifest| manifest.id).collect::<Vec<_>>(), [newest]);
+        world.assert_snapshot(&world.own.sound, newest, "after a prune");
+        Ok(())
+    };
+    sweep(&world, "prune", &world.own, 50, act);
+    killed_at_any_write(&world, "prune", 30, act);
+    let moved = world.own.faults.calls().iter().any(|call| call.key.starts_with("gc/moved/") && call.verb == Verb::Create);
+    assert!(moved, "nothing was rewritten");
+}
+
+/// Ends an operation at one of its writes, before or after it is carried out, as a kill would; the next run goes on.
+fn killed_at_any_write(world: &World, what: &str, stride: u64, act: impl Fn(&World) -> Result<()>) {
+    let place = &world.own;
+    place.put_back(&world.runtime);
+    place.faults.forget_calls();
+    act(world).unwrap_or_else(|error| panic!("{what} without a fault: {error:?}"));
+    let writes = place.faults.calls().iter().filter(|call| matches!(call.verb, Verb::Create | Verb::Delete)).count() as u64;
+    let mut tried = 0;
+    for number in sample(writes, stride) {
+        for when in [When::Before, When::After] {
+            place.put_back(&world.runtime);
+            let at = format!("{what} killed {when:?} write {number} of {writes}");
+            place.faults.crash_at_write(number, when);
+            let outcome = act(world);
+            place.faults.clear();
+            tried += 1;
+            act(world).unwrap_or_else(|error| panic!("{at}: the next run: {error:?} (the first: {outcome:?})"));
+            world.assert_sound(place, &at);
+        }
+    }
+    say(&format!("{what}: killed {tried} times"));
+}
+
+/// A repair itself meets a store that fails, or answers with wrong bytes.
+#[test]
+fn a_repair_that_fails_anywhere_is_told_and_the_next_one_goes_on() {
+    let (mut world, snapshots) = everything();
+    // Data that both snapshots need, an index object, a piece of the log.
+    let of =
+        |begin: &str| world.own.base.keys().filter(|key| key.contains(begin)).max_by_key(|key| world.own.base[*key].len()).unwrap().clone();
+    for key in [of("packs/"), of("index/"), of("/pieces/")] {
+        Harm::Flipped(300).inflict(&world, &key);
+    }
+    world.own.keep(&world.runtime);
+    let act = |world: &World| {
+        let report = repair(world, true)?;
+        if let Some(kind) = report.exit() {
+            return Err(Error::new(kind, format!("{report:?}")));
+        }
+        for (id, content) in &snapshots {
+            assert!(world.restored(&world.own.sound, stands_for(world, *id))? == *content);
+        }
+        Ok(())
+    };
+    sweep(&world, "repair", &world.own, 90, act);
+    killed_at_any_write(&world, "repair", 24, act);
+}
+
+/// Packs that retention, or a rotation of the keys, has put together anew, and the records of where things have gone: damaged then.
+#[test]
+fn what_was_rewritten_is_put_right_too() {
+    for rotated in [false, true] {
+        let (mut world, snapshots) = everything();
+        if rotated {
+            world.own.sound.rotate(&passphrase(), &[], false, Utc::now()).unwrap();
+            world.own.reopen(&world.runtime, world.folder.path());
+            let (done, unread) = world.own.sound.retire_generations(world.clock.now(), &Silent, &Cancel::default()).unwrap();
+            assert!(done.packs_rewritten > 0 && unread == 0, "{done:?}");
+        } else {
+            let options = CollectOptions { rewrite: &|_| true, ..CollectOptions::default() };
+            let done = world.own.sound.collect(&options, world.clock.now(), &Silent, &Cancel::default()).unwrap();
+            assert!(done.packs_rewritten > 0 && done.packs_deleted > 0, "{done:?}");
+        }
+        world.assert_sound(&world.own, "rewritten");
+        world.own.keep(&world.runtime);
+        let keys: Vec<String> =
+            world.own.base.keys().filter(|key| key.starts_with("packs/") || key.starts_with("gc/moved/")).cloned().collect();
+        assert!(keys.iter().any(|key| key.starts_with("gc/moved/")));
+        let mut named = 0;
+        for (key, position) in keys.iter().zip(usize::try_from(seed()).unwrap()..) {
+            let harms = Harm::all(key, &world.own.base);
+            let chosen = position % harms.len();
+            for (_, harm) in harms.into_iter().enumerate().filter(|(number, _)| is_all() || *number == chosen) {
+                for with_copy in [false, true].into_iter().filter(|with| is_all() || *with == (position % 2 == 0)) {
+                    world.own.put_back(&world.runtime);
+                    world.copy.put_back(&world.runtime);
+                    harm.inflict(&world, key);
+                    // Nothing of it from before the damage.
+                    world.own.reopen(&world.runtime, world.folder.path());
+                    let report = repair(&world, with_copy).unwrap_or_else(|error| panic!("{key} {harm:?}: {error:?}"));
+                    let told = format!("rotated {rotated}, {key} {harm:?}: {report:#?}");
+                    assert!(!report.findings.is_empty() && report.actions.iter().all(|action| action.done), "{told}");
+                    for (id, content) in &snapshots {
+                        match world.restored(&world.own.sound, stands_for(&world, *id)) {
+                            Ok(restored) => assert!(restored == *content, "{told}"),
+                            Err(error) => {
+                                assert!(!with_copy && error.kind() == Kind::Damaged, "{told} {error:?}");
+                                let lost = report.lost.iter().find(|lost| lost.snapshot == *id).unwrap_or_else(|| panic!("{id}: {told}"));
+                                assert!(lost.files_count > 0 || !lost.unread.is_empty(), "{told}");
+                                named += lost.files_count;
+                            }
+                        }
+                    }
+                    if with_copy {
+                        assert!(report.lost.is_empty() && report.remaining.is_empty(), "{told}");
+                        let id = world.back_up(&world.own.sound).unwrap_or_else(|error| panic!("{told}: {error:?}"));
+                        world.assert_snapshot(&world.own.sound, id, &told);
+                    }
+                }
+            }
+        }
+        assert!(named > 0, "no file was ever named");
+    }
+}
+
+/// Whoever can delete objects can make the newest snapshot vanish so that nothing in the repository tells of it. The journal does.
+#[test]
+fn a_snapshot_that_the_journal_knows_does_not_vanish() {
+    let (world, snapshots) = everything();
+    let (older, newest) = (snapshots[0].0, snapshots[1].0);
+    let committed: Vec<_> = snapshots.iter().map(|(id, _)| (name("crm"), *id)).collect();
+    let check = |committed: &[(Name, SnapshotId)]| {
+        verify::run_against(&world.own.sound, None, Depth::Structure, committed, &world.clock, &Silent, &Cancel::default()).unwrap()
+    };
+    assert_eq!(check(&committed).exit(), None);
+    // Of another repository, before the plan came to this one.
+    let long_ago = SnapshotId::generate(DateTime::from_timestamp(1_000_000_000, 0).unwrap());
+    assert_eq!(check(&[(name("crm"), long_ago)]).exit(), None);
+    let key = world.own.base.keys().find(|key| key.ends_with(&newest.to_string())).unwrap();
+    Harm::Missing.inflict(&world, key);
+    assert_eq!(check(&[]).exit(), None, "the repository alone does not know");
+    let found = check(&committed);
+    assert_eq!(found.exit(), Some(Kind::Damaged));
+    assert_eq!(
+        found.findings.iter().map(|one| (one.kind.as_str(), &one.object, &one.snapshots)).collect::<Vec<_>>(),
+        [("missing", key, &vec![newest])]
+    );
+    // It comes back from the copy.
+    let request = RepairRequest { committed: committed.clone(), ..request(&world, true, false) };
+    let planned = repair::plan(&request, &world.clock, &Silent, &Cancel::default()).unwrap();
+    let report = repair::apply(planned, &request, &world.clock, &Silent, &Cancel::default()).unwrap();
+    assert_eq!(report.exit(), None, "{report:#?}");
+    assert!(world.restored(&world.own.sound, stands_for(&world, newest)).unwrap() == snapshots[1].1);
+    assert_eq!(check(&committed).exit(), None);
+    // What retention removed is gone for a reason.
+    world.own.put_back(&world.runtime);
+    prune(&world, &world.own.sound, 1).unwrap();
+    assert!(world.own.sound.removed(older).is_some());
+    assert_eq!(check(&committed).exit(), None);
+}
