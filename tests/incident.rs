@@ -72,6 +72,16 @@ fn a_plan_file_that_is_wrong_stands_in_nobody_elses_way() {
     assert!(text(&restored.stderr).contains("warning: these plan files are wrong") && text(&restored.stderr).contains("other.toml"));
     assert_eq!(std::fs::read_to_string(to.join("attachments/marked.txt")).unwrap(), MARKER);
 
+    // A journal that a wrong file may speak of is not guessed at: the restore goes on, and says that it is not recorded.
+    let other = std::fs::read_to_string(workspace.path("plans/other.toml")).unwrap();
+    std::fs::write(workspace.path("plans/other.toml"), format!("{other}[journal]\nurl = {{ env = \"JOURNAL\" }}\n")).unwrap();
+    let unrecorded = workspace.run(&["restore", "crm", "--to", workspace.path("again").to_str().unwrap()]);
+    assert_eq!(code(&unrecorded), 0, "{}", text(&unrecorded.stderr));
+    assert!(text(&unrecorded.stderr).contains("this restore is not recorded"), "{}", text(&unrecorded.stderr));
+    // A plan that a wrong file defines in another way of writing.
+    std::fs::write(workspace.path("plans/other.toml"), "version = 1\n[ plan ]\ncrm = { source = \"nosuch\" }\n").unwrap();
+    assert_eq!(code(&workspace.run(&["restore", "crm", "--to", workspace.path("no").to_str().unwrap()])), 2);
+
     // What is made by all files together is not made by some of them; and what is wrong is not guessed at.
     assert_eq!(code(&workspace.run(&["backup", "crm"])), 2);
     assert_eq!(code(&workspace.run(&["restore", "other", "--to", workspace.path("no").to_str().unwrap()])), 2);

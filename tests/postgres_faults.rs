@@ -415,6 +415,9 @@ fn a_tablespace_that_is_created_meanwhile_is_never_replayed_here() {
         all.sort();
         all
     };
+    // The source's own server is through with writing there: what readers noted on the pages is on disk.
+    cluster.sql("VACUUM moved");
+    cluster.sql("CHECKPOINT");
     let before = state();
     assert!(!before.is_empty());
     let drill = world.json(&["drill", "run", "crm"], 3);

@@ -143,7 +143,7 @@ impl App {
     pub fn journal(&self) -> Result<Journal> {
         let (state, now) = (self.state()?, self.clock.now());
         match self.plan_folders() {
-            Ok(folders) => Journal::of(&Sound::load(&folders)?.plans, &state, None, now),
+            Ok(folders) => Journal::of(&Sound::load(&folders)?.with_their_journal()?, &state, None, now),
             Err(_) => Journal::open(&state, now),
         }
     }
@@ -154,7 +154,7 @@ impl App {
     /// As [`Journal::of`].
     pub fn journal_to_read(&self) -> Result<Option<Journal>> {
         let (state, now) = (self.state()?, self.clock.now());
-        let plans = self.plan_folders().and_then(|folders| Ok(Sound::load(&folders)?.plans));
+        let plans = self.plan_folders().and_then(|folders| Sound::load(&folders)?.with_their_journal());
         match plans {
             Ok(plans) if plans.journal.url.is_some() => Journal::of(&plans, &state, None, now).map(Some),
             Ok(_) => Journal::open_existing(&state, now),

@@ -46,13 +46,13 @@ fn keyless_text(report: &KeylessReport) -> String {
         render::bytes(report.bytes_compared),
         report.objects_shaped,
         render::duration_ms(report.duration_ms),
-        match report.findings.len() {
-            0 => "no findings".to_owned(),
-            1 => "1 finding".to_owned(),
-            count => format!("{count} findings"),
-        }
+        findings(report.findings.len())
     );
     text
+}
+
+fn findings(count: usize) -> String {
+    if count == 0 { "no findings".to_owned() } else { crate::ops::counted(count, "finding") }
 }
 
 /// One verification, without showing its result.
@@ -106,11 +106,7 @@ pub(super) fn text(report: &VerifyReport) -> String {
         report.objects_checked,
         render::bytes(report.bytes_checked),
         render::duration_ms(report.duration_ms),
-        match report.findings.len() {
-            0 => "no findings".to_owned(),
-            1 => "1 finding".to_owned(),
-            count => format!("{count} findings"),
-        }
+        findings(report.findings.len())
     );
     text
 }

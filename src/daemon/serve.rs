@@ -92,6 +92,7 @@ struct Daemon<'a> {
     membership: Membership,
     surroundings: &'a Surroundings,
     signals: &'a Signals,
+    lock: &'a DaemonLock,
     agenda: Agenda,
     logs: Logs,
     requests: Requests,
@@ -155,6 +156,7 @@ fn serve(
         membership,
         surroundings,
         signals,
+        lock,
         agenda,
         logs: Logs::new(),
         requests: Requests::of(&surroundings.state),
@@ -172,8 +174,7 @@ fn serve(
     control.set_phase(Phase::Serving);
     ready(&control);
     while !daemon.is_stopping() {
-        control.turned();
-        lock.alive();
+        daemon.turned();
         daemon.sweep();
         daemon.finish_unfinished();
         let wake = daemon.start_due();
@@ -263,6 +264,12 @@ impl Daemon<'_> {
         if let Err(error) = self.write_requests() {
             tracing::error!(error = ?error, hint = error.hint_text(), "the requests that wait could not be kept for the next start");
         }
+    }
+
+    /// Whoever watches this daemon, in its process or another, sees that it goes on.
+    fn turned(&self) {
+        self.control.turned();
+        self.lock.alive();
     }
 
     fn finish_unfinished(&self) {
@@ -545,7 +552,7 @@ impl Daemon<'_> {
         }
         let until = Instant::now() + drain;
         while running(&self) > 0 && Instant::now() < until && !self.surroundings.cancel.is_cancelled() {
-            self.control.turned();
+            self.turned();
             if let Ok(message) = inbox.0.recv_timeout(SIGNAL_INTERVAL) {
                 self.take(message);
             }
@@ -556,7 +563,7 @@ impl Daemon<'_> {
             hold.cancel.cancel_because(Reason::DaemonEnds);
         }
         while running(&self) > 0 {
-            self.control.turned();
+            self.turned();
             if Instant::now() >= deadline {
                 tracing::error!(runs = running(&self), "runs did not end in time and are left behind; the next start settles them");
                 break;

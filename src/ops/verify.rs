@@ -229,7 +229,7 @@ mod tests {
                         packs.push((format!("packs/{}/{name}", &name[..2]), Vec::new()));
                     }
                     1 if !packs.is_empty() => {
-                        packs.swap_remove((random % packs.len() as u64) as usize);
+                        packs.swap_remove(usize::try_from(random % packs.len() as u64).unwrap());
                     }
                     // Another share, or the structure alone.
                     2 => reports.push(report((random % 2 == 0).then_some(percent % 100 + 1), (random % 2 == 0).then_some(random % 50))),

@@ -106,15 +106,29 @@ impl Sound {
     /// # Errors
     /// Usage: what is wrong in the files, where the plan is or may be in one of them; else as [`Plans::plan`].
     pub fn plan(&self, name: &str) -> Result<&Arc<crate::plan::Plan>, crate::error::Error> {
-        let says = |file: &Arc<File>| {
-            [format!("[plan.{name}]"), format!("[plan.{name}."), format!("[[plan.{name}.")].iter().any(|word| file.text.contains(word))
-        };
         match (&self.errors, self.plans.plan(name)) {
-            (Some(errors), _) if self.left_out.iter().any(says) => Err(errors.clone().into()),
+            (Some(errors), _) if self.left_out.iter().any(|file| speaks_of_plan(&file.text, name)) => Err(errors.clone().into()),
             (Some(errors), Err(_)) => Err(errors.clone().into()),
             (_, plan) => plan,
         }
     }
+
+    /// The plans, where no file that is wrong may say which journal there is.
+    ///
+    /// # Errors
+    /// Usage: what is wrong in the files.
+    pub fn with_their_journal(self) -> Result<Plans, crate::error::Error> {
+        match self.errors {
+            Some(errors) if self.left_out.iter().any(|file| file.text.contains("journal")) => Err(errors.into()),
+            _ => Ok(self.plans),
+        }
+    }
+}
+
+/// Whether a file that cannot be relied on may define this plan, however that is written. Rather once too often.
+fn speaks_of_plan(text: &str, name: &str) -> bool {
+    let is_table_of_plans = |line: &str| line.split('#').next().is_some_and(|line| line.split_whitespace().collect::<String>() == "[plan]");
+    text.lines().any(|line| line.contains("plan") && line.contains(name)) || (text.lines().any(is_table_of_plans) && text.contains(name))
 }
 
 /// Each file once, sorted within its folder.

@@ -389,7 +389,7 @@ pub(crate) fn format_lost(kind: Kind, store: &Store) -> Error {
 
 fn format_hint(store: &Store) -> String {
     format!(
-        "`lifeboat repair` makes the object `format` at {} anew; or bring it back from the store's versions (docs/guide.md, Troubleshooting)",
+        "`lifeboat repair` makes it anew; or bring the object `format` at {} back from the store's versions or a copy (docs/guide.md, Troubleshooting)",
         store.describe()
     )
 }

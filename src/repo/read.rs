@@ -465,14 +465,7 @@ impl Repository {
 
     /// Fetches ahead and hands what was fetched to so many threads; `take` gets the number of the one it runs on. What a collector has moved
     /// away meanwhile is planned again: then an item comes with another place than the one that it was planned with.
-    pub(super) fn pump(
-        &self,
-        requests: Vec<Request>,
-        threads: usize,
-        cancel: &Cancel,
-        stats: &Counters,
-        take: &(dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync),
-    ) -> Result<()> {
+    pub(super) fn pump(&self, requests: Vec<Request>, threads: usize, cancel: &Cancel, stats: &Counters, take: &Take<'_>) -> Result<()> {
         let mut missing = self.pump_once(requests, threads, cancel, stats, take)?;
         while let Some((first, error)) = missing.first().map(|(request, error)| (request.first_place(), error)) {
             if first.is_none_or(|place| !matches!(self.inner.moved_since(place), Ok(Some(_)))) {
@@ -493,7 +486,7 @@ impl Repository {
         threads: usize,
         cancel: &Cancel,
         stats: &Counters,
-        take: &(dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync),
+        take: &Take<'_>,
     ) -> Result<Vec<(Request, Error)>> {
         if requests.is_empty() {
             return Ok(Vec::new());
@@ -512,14 +505,7 @@ impl Repository {
     }
 
     /// Each thread reads for itself: the bytes need not go from one core to another.
-    fn read_here(
-        &self,
-        requests: Vec<Request>,
-        threads: usize,
-        fetched: &Fetched<'_>,
-        stats: &Counters,
-        take: &(dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync),
-    ) {
+    fn read_here(&self, requests: Vec<Request>, threads: usize, fetched: &Fetched<'_>, stats: &Counters, take: &Take<'_>) {
         let requests = Mutex::new(requests.into_iter());
         let next = || requests.lock().unwrap_or_else(PoisonError::into_inner).next();
         let work = |number: usize| -> Result<()> {
@@ -558,14 +544,7 @@ impl Repository {
     }
 
     /// Requests run ahead on the runtime, and threads take what was fetched.
-    fn fetch_ahead(
-        &self,
-        requests: Vec<Request>,
-        threads: usize,
-        fetched: &Fetched<'_>,
-        stats: &Counters,
-        take: &(dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync),
-    ) {
+    fn fetch_ahead(&self, requests: Vec<Request>, threads: usize, fetched: &Fetched<'_>, stats: &Counters, take: &Take<'_>) {
         let (ready_in, ready) = bounded::<(Request, Bytes)>(self.inner.workers);
         std::thread::scope(|scope| {
             for number in 0..threads {
@@ -742,6 +721,9 @@ impl Counters {
         }
     }
 }
+
+/// Gets what a request fetched, and the number of the thread that it is on.
+pub(super) type Take<'t> = dyn Fn(usize, &mut DecodeWorker<'_>, &Request, &[u8]) -> Result<()> + Sync + 't;
 
 /// What goes wrong while requests are fetched.
 struct Fetched<'c> {

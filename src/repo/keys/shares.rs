@@ -317,7 +317,9 @@ mod tests {
         let mut twice = one[1].clone();
         twice.value[0] ^= 1;
         assert!(combine(&[one[0].clone(), one[1].clone(), twice]).unwrap_err().to_string().contains("share 2"));
-        let typo = one[0].reveal().replacen(&one[0].reveal()[8..9], if one[0].reveal()[8..9] == *"Z" { "Y" } else { "Z" }, 1);
+        let mut typo = one[0].reveal().to_string();
+        let other = if typo[8..9] == *"Z" { "Y" } else { "Z" };
+        typo.replace_range(8..9, other);
         let told = Share::read(&typo).unwrap_err().to_string();
         assert!(told.contains("check does not fit") && !told.contains("LBSH1-"), "{told}");
     }

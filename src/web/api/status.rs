@@ -27,24 +27,21 @@ use crate::web::failure::{Failure, FailureDocument};
     )
 )]
 pub(super) async fn status(State(web): State<Arc<Web>>) -> Response {
-    match web.board.status() {
-        Some(status) => {
-            // What is wrong with the daemon itself is known without a look, and may be what keeps it from looking.
-            let mut status = Status::clone(&status);
-            for trouble in web.control.problems() {
-                if status.problems.iter().all(|known| known.kind != trouble.kind) {
-                    status.problems.push(Problem::new(&trouble.kind, trouble.message));
-                }
-            }
-            Json(status).into_response()
-        }
-        None => {
-            let troubles: Vec<String> = web.control.problems().into_iter().map(|trouble| format!(": {}", trouble.message)).collect();
-            let message = format!("the daemon has not looked at all plans yet{}", troubles.concat());
-            Failure::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable.word(), message)
-                .hint("ask again in a few seconds")
-                .retry_after(2)
-                .into_response()
+    // What is wrong with the daemon itself is known without a look, and may be what keeps it from looking.
+    let troubles = web.control.problems();
+    let Some(status) = web.board.status() else {
+        let troubles: Vec<String> = troubles.into_iter().map(|trouble| format!(": {}", trouble.message)).collect();
+        let message = format!("the daemon has not looked at all plans yet{}", troubles.concat());
+        return Failure::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable.word(), message)
+            .hint("ask again in a few seconds")
+            .retry_after(2)
+            .into_response();
+    };
+    let mut status = Status::clone(&status);
+    for trouble in troubles {
+        if status.problems.iter().all(|known| known.kind != trouble.kind) {
+            status.problems.push(Problem::new(&trouble.kind, trouble.message));
         }
     }
+    Json(status).into_response()
 }
