@@ -17,13 +17,13 @@ use crate::id::Name;
 use crate::plan::blackout::{Blackout, JOBS, Window};
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
-    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, JournalSettings, Keep, LogMode, Method, Missed, Notifier,
-    Objectives, Plan, PlannedCopy, Plans, Prune, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind,
-    Verify,
+    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, JournalSettings, Keep, LockMode, LogMode, Method, Missed,
+    Notifier, ObjectLock, Objectives, Plan, PlannedCopy, Plans, Prune, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share,
+    Source, SourceKind, Verify,
 };
 use crate::plan::raw::{
-    Located, Named, RawCache, RawCheck, RawCopy, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode, RawMethod,
-    RawMissed, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify, SOURCE_KEYS, Text, Words,
+    Located, Named, RawCache, RawCheck, RawCopy, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLockMode, RawLogMode,
+    RawMethod, RawMissed, RawObjectLock, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify, SOURCE_KEYS, Text, Words,
 };
 use crate::plan::schedule::{Schedule, parse_timezone};
 use crate::plan::secret::SecretRef;
@@ -35,6 +35,10 @@ use crate::source::postgres::fingerprint::Budget;
 mod notifier;
 
 const DEFAULT_MAX_REQUESTS: NonZeroU16 = NonZeroU16::new(16).unwrap();
+/// Shorter ones end before anybody looks.
+const LEAST_LOCK: Duration = Duration::from_hours(24);
+/// Longer ones are typing errors that nobody can undo.
+const GREATEST_LOCK: Duration = Duration::from_hours(3650 * 24);
 const DEFAULT_RETRY: Retry = Retry { attempts: 3, delay: Duration::from_mins(1) };
 const DEFAULT_WINDOW: Duration = Duration::from_hours(30 * 24);
 const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_mins(5);
@@ -384,6 +388,7 @@ impl<'a> Checker<'a> {
                 ("access_key", raw.access_key.as_ref().map(|v| &v.span)),
                 ("secret_key", raw.secret_key.as_ref().map(|v| &v.span)),
                 ("session_token", raw.session_token.as_ref().map(|v| &v.span)),
+                ("object_lock", raw.object_lock.as_ref().map(|v| &v.span)),
             ];
             let not_file = [("endpoint", raw.endpoint.as_ref().map(|v| &v.span)), ("allow_http", raw.allow_http.as_ref().map(|v| &v.span))];
             let foreign = only_s3.iter().filter(|_| scheme != Scheme::S3).chain(not_file.iter().filter(|_| scheme == Scheme::File));
@@ -411,6 +416,7 @@ impl<'a> Checker<'a> {
                 self.path(&Some(Located { span: span.clone(), value: folder.clone() })).map_or(Cache::Default, Cache::Folder)
             }
         };
+        let object_lock = raw.object_lock.as_ref().and_then(|lock| self.object_lock(lock));
         Some(Repository {
             name: name.clone(),
             url: url?,
@@ -426,7 +432,33 @@ impl<'a> Checker<'a> {
             max_requests: raw.max_requests.as_ref().and_then(|value| NonZeroU16::new(value.value)).unwrap_or(DEFAULT_MAX_REQUESTS),
             max_runs: raw.max_runs.as_ref().and_then(|value| NonZeroU16::new(value.value)),
             cache,
+            object_lock,
         })
+    }
+
+    fn object_lock(&mut self, raw: &Located<RawObjectLock>) -> Option<ObjectLock> {
+        if raw.value.mode.is_none() {
+            self.missing(
+                &raw.span,
+                "`object_lock` needs `mode`",
+                "add mode = \"governance\" (a right can undo it) or \"compliance\" (nothing can)",
+            );
+        }
+        if raw.value.retain.is_none() {
+            self.missing(&raw.span, "`object_lock` needs `retain`", "add retain = \"30d\"");
+        }
+        let retain = self.read(&raw.value.retain, |text| match parse_duration(text)? {
+            retain if retain < LEAST_LOCK => Err(Error::new(Kind::Usage, format!("{text} is too short for a lock"))
+                .hint("a lock is for the time until an attack is noticed: at least 1d")),
+            retain if retain > GREATEST_LOCK => Err(Error::new(Kind::Usage, format!("{text} is too long for a lock"))
+                .hint("dates are moved on while data is needed: a few weeks are enough, 3650d is the most")),
+            retain => Ok(retain),
+        });
+        let mode = match raw.value.mode.as_ref()?.value {
+            RawLockMode::Governance => LockMode::Governance,
+            RawLockMode::Compliance => LockMode::Compliance,
+        };
+        Some(ObjectLock { mode, retain: retain? })
     }
 
     fn credentials(&mut self, raw: &RawRepository) -> Option<Credentials> {
