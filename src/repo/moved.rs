@@ -239,7 +239,9 @@ impl Inner {
         use futures::StreamExt as _;
         let known = self.moved();
         let listed: Vec<String> = self.block_on(self.store.list(FOLDER))?.into_iter().map(|object| object.key).collect();
-        if listed.iter().all(|key| known.records.contains_key(key)) && listed.len() == known.records.len() {
+        // One that could not be read may be gone since.
+        let same = known.damaged.is_empty() && listed.len() == known.records.len();
+        if same && listed.iter().all(|key| known.records.contains_key(key)) {
             return Ok(false);
         }
         let new: Vec<&String> = listed.iter().filter(|key| !known.records.contains_key(*key)).collect();

@@ -153,7 +153,8 @@ fn a_repository_of_a_hundred_million_chunks() {
             nodes.push(&node, true);
         }
         indexed.push(IndexedPack { id: pack.id, kind: PackKind::Data, len: pack.len, directory_len: pack.directory_len, prefixes });
-        if indexed.len() == 400 || number + 1 == packs {
+        if indexed.len() == 100 || number + 1 == packs {
+            // As large as any that is written.
             write_index_objects(inner, &indexed, |_, _| Ok(())).unwrap();
             indexed.clear();
         }
