@@ -330,7 +330,7 @@ fn changed_plan_files_are_followed_broken_ones_are_not_and_a_deleted_plan_ends_i
     daemon.signal(Signal::HUP);
     until("the broken file is told", || log(&workspace).contains("the plan files are wrong").then_some(()));
     // Right again, with one change: noticed without a signal.
-    std::fs::write(&file, format!("{good}\njitter = \"1m\"\n")).unwrap();
+    std::fs::write(&file, format!("{good}\njitter = \"30s\"\n")).unwrap();
     until("the change is in force", || log(&workspace).contains("now [plan.slow] jitter").then_some(()));
     // The plan is gone while its run goes on.
     let (before, _) = good.split_once("[source.slow]").unwrap();

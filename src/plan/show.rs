@@ -76,7 +76,7 @@ fn some_list(list: Vec<String>) -> Value {
 }
 
 /// `lifeboat.plan/1`: `name`, the keys of the plan file (durations and sizes in its spelling), `sources`, `repository` and `notify`
-/// as whole objects with their `name`; `warnings`: what this release does not apply.
+/// as whole objects with their `name`; `warnings`: what it asks for and will not get.
 #[must_use]
 pub fn show_json(plan: &Plan) -> Value {
     let named = |name: &str, section: &Section| {
@@ -126,7 +126,7 @@ pub fn check_text(plans: &Plans) -> String {
     text
 }
 
-/// What the plans ask for and this release does not do.
+/// What the plans ask for and will not get.
 fn warnings(plans: &Plans) -> Vec<String> {
     plans.plans.values().flat_map(|plan| not_applied(plan).into_iter().map(|what| format!("plan {}: {what}", plan.name))).collect()
 }

@@ -27,8 +27,9 @@ use crate::plan::raw::{
 };
 use crate::plan::schedule::{Schedule, parse_timezone};
 use crate::plan::secret::SecretRef;
+use crate::plan::spacing;
 use crate::plan::structure::SECRET_HINT;
-use crate::plan::units::{parse_duration, parse_rate, parse_size};
+use crate::plan::units::{format_duration, parse_duration, parse_rate, parse_size};
 use crate::source::Expectation;
 use crate::source::postgres::fingerprint::Budget;
 
@@ -637,6 +638,8 @@ impl<'a> Checker<'a> {
         let verify = self.verify(raw.verify.as_ref(), raw, timezone);
         let copies = self.copies(raw, timezone, repositories);
         let prune = Prune { schedule: raw.prune.as_ref().and_then(|prune| self.schedule(&prune.schedule, raw, timezone)) };
+        let copied = copies.iter().flatten().filter_map(|copy| copy.schedule.as_ref());
+        self.jitter(raw, jitter, [&schedule, &drill.schedule, &verify.schedule, &prune.schedule].into_iter().flatten().chain(copied));
         let sources = sources.into_iter().map(|source| source.1).collect::<Option<Vec<_>>>().filter(|sources| !sources.is_empty());
         Some(Plan {
             name: name.clone(),
@@ -754,6 +757,26 @@ impl<'a> Checker<'a> {
             );
         }
         self.read(text, |text| Schedule::parse(text, zone.unwrap_or(Tz::UTC)))
+    }
+
+    /// A slot whose successor is due before it starts is given up for that one: with a jitter as long as the way between them, runs are lost.
+    fn jitter<'s>(&mut self, raw: &RawPlan, jitter: Duration, schedules: impl Iterator<Item = &'s Schedule>) {
+        let Some(written) = raw.jitter.as_ref().filter(|_| !jitter.is_zero()) else { return };
+        for schedule in schedules {
+            if let Some(shortest) = spacing::shortest(schedule, jitter) {
+                let apart = format_duration(shortest);
+                self.report(
+                    &written.span,
+                    format!(
+                        "a jitter of {} is not shorter than the {apart} between two slots of schedule {:?}",
+                        format_duration(jitter),
+                        schedule.text()
+                    ),
+                    format!("a slot would still be waiting when the next one comes: write less than {apart}"),
+                );
+                return;
+            }
+        }
     }
 
     /// `None` where there is none, or an error was reported.
