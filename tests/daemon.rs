@@ -503,6 +503,9 @@ fn a_damaged_journal_is_rebuilt_from_the_repository_by_one_command_and_the_old_o
     let found = runs(&workspace);
     assert!(found.iter().all(|run| run["trigger"] == "rebuilt" && run["state"] == "succeeded"), "{found:?}");
     assert_eq!(found.last().unwrap()["snapshot"], first["snapshot"]);
+    assert!(found.last().unwrap()["duration_ms"].is_null(), "how long a backup took is not known any more: {found:?}");
+    let shown = text(&workspace.run(&["run", "show", found.last().unwrap()["id"].as_str().unwrap()]).stdout);
+    assert!(shown.lines().any(|line| line.starts_with("took") && line.trim_end().ends_with('-')), "{shown}");
     let status = workspace.json(&["status"], 0);
     assert_eq!(status["plans"][0]["problems"].as_array().unwrap().len(), 0, "{status}");
     assert!(status["plans"][0]["proven_at"].is_string() && status["plans"][0]["next_run"].is_string());
