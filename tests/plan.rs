@@ -656,7 +656,7 @@ fn schedules_that_break_what_the_plan_promises_are_warned_of() {
     }
     // A log fills the time between two backups.
     let log = format!(
-        "{BASE}[source.db]\nkind = \"postgres\"\nconnection = \"host=db user=lifeboat\"\nlog = \"stream\"\n[plan.db]\nsource = \"db\"\nrepository = \"main\"\ntimezone = \"UTC\"\n\
+        "{BASE}[source.db]\nkind = \"postgres\"\nurl = {{ env = \"DB\" }}\nlog = \"stream\"\n[plan.db]\nsource = \"db\"\nrepository = \"main\"\ntimezone = \"UTC\"\n\
          schedule = \"0 3 * * *\"\nobjectives = {{ data_loss = \"5m\" }}\n"
     );
     assert_eq!(plan::check_json(&load(&[("a.toml", &log)]).unwrap())["warnings"].as_array().unwrap().len(), 0);

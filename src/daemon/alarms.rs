@@ -72,22 +72,38 @@ pub fn keys(state: &Path) -> Result<Vec<String>> {
     Ok(keys)
 }
 
-/// All that stand, by key. One that cannot be read is an alarm itself.
+/// A name as a part of a key, each its own.
+#[must_use]
+pub fn key_of(name: &str) -> String {
+    name.bytes().fold(String::new(), |out, b| {
+        if b.is_ascii_lowercase() || b.is_ascii_digit() { format!("{out}{}", char::from(b)) } else { format!("{out}.{b:02x}") }
+    })
+}
+
+/// All that stand, in the order of their keys. One that cannot be read is an alarm itself.
 ///
 /// # Errors
 /// When the folder cannot be read.
 pub fn standing(state: &Path) -> Result<Vec<Alarm>> {
+    Ok(standing_by_key(state)?.into_iter().map(|(_, alarm)| alarm).collect())
+}
+
+/// The same, each with its key.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn standing_by_key(state: &Path) -> Result<Vec<(String, Alarm)>> {
     let mut alarms = Vec::new();
     for key in keys(state)? {
-        match read(&folder(state).join(format!("{key}.json"))) {
-            Ok(alarm) => alarms.extend(alarm),
-            Err(error) => alarms.push(Alarm {
+        let alarm = read(&folder(state).join(format!("{key}.json"))).unwrap_or_else(|error| {
+            Some(Alarm {
                 kind: "failed".to_owned(),
                 plan: None,
                 message: format!("an alarm stands and cannot be read: {error:?}"),
                 since: DateTime::UNIX_EPOCH,
-            }),
-        }
+            })
+        });
+        alarms.extend(alarm.map(|alarm| (key, alarm)));
     }
     Ok(alarms)
 }

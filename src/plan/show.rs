@@ -193,6 +193,7 @@ fn repository_section(repository: &Repository) -> Section {
             ("session_token", optional(credentials.and_then(|keys| keys.session_token.as_ref()), SecretRef::to_json)),
             ("allow_http", if repository.allow_http { json!(true) } else { Value::Null }),
             ("passphrase", repository.passphrase.to_json()),
+            ("max_key_age", optional(repository.max_key_age, duration)),
             ("single_writer", json!(repository.single_writer)),
             ("upload_limit", optional(repository.upload_limit_bytes_per_sec, rate)),
             ("download_limit", optional(repository.download_limit_bytes_per_sec, rate)),

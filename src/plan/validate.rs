@@ -2,7 +2,7 @@
 //!
 //! A declaration with an error yields nothing but keeps its name, so that references to it are not reported as well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -78,9 +78,11 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
             checker.plan(name, at, raw, &sources, &repositories, &notifiers)
         });
     }
+    let mut retired = BTreeSet::new();
     for loaded in files {
         checker.file = Some(loaded);
         checker.order(&loaded.raw.plan, &plans);
+        checker.retired(&loaded.raw.retired, &plans, &mut retired);
     }
     Plans {
         plans: only_valid(plans),
@@ -89,6 +91,7 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
         notifiers: only_valid(notifiers),
         journal: journal.map(|(_, journal)| journal).unwrap_or_default(),
         serve: serve.map(|(_, serve)| serve).unwrap_or_default(),
+        retired,
         files: Vec::new(),
     }
 }
@@ -373,6 +376,7 @@ impl<'a> Checker<'a> {
         if raw.passphrase.is_none() {
             self.missing(at, format!("repository `{name}` needs `passphrase`"), "add passphrase = { env = \"LIFEBOAT_PASSPHRASE\" }");
         }
+        let max_key_age = self.some_time(&raw.max_key_age);
         let allow_http = raw.allow_http.as_ref().is_some_and(|value| value.value);
         let endpoint = self.read(&raw.endpoint, |text| parse_endpoint(text, allow_http));
         let region = self.non_empty(&raw.region);
@@ -420,6 +424,7 @@ impl<'a> Checker<'a> {
             credentials,
             allow_http,
             passphrase: passphrase?,
+            max_key_age,
             single_writer: raw.single_writer.as_ref().is_some_and(|value| value.value),
             upload_limit_bytes_per_sec,
             download_limit_bytes_per_sec,
@@ -815,6 +820,25 @@ impl<'a> Checker<'a> {
                     let message = format!("plan `{}` would have to wait for itself: {}", name.value, circle.join(" after "));
                     self.report(&named.span, message, "take one of these names out of its `after`");
                 }
+            }
+        }
+    }
+
+    /// Names that no plan has any more.
+    fn retired(&mut self, raw: &Words, plans: &Declared<Plan>, retired: &mut BTreeSet<Name>) {
+        for word in raw.iter().flat_map(|raw| &raw.value) {
+            match Name::new(word.value.clone()) {
+                Ok(name) if plans.contains_key(&name) => {
+                    self.report(
+                        &word.span,
+                        format!("plan `{name}` is retired and declared"),
+                        "take its name out of `retired`, or the plan out of the file",
+                    );
+                }
+                Ok(name) => {
+                    retired.insert(name);
+                }
+                Err(error) => self.fail(&word.span, &error),
             }
         }
     }
