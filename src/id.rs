@@ -1,5 +1,6 @@
 //! Identifiers as types that can only be built valid, also through serde.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -53,6 +54,13 @@ impl FromStr for Name {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
         Self::new(text)
+    }
+}
+
+/// Maps by name are searched by text.
+impl Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

@@ -370,6 +370,28 @@ fn what_is_left_out_has_its_documented_default() {
 }
 
 #[test]
+fn object_lock_is_for_s3_and_for_a_sensible_time() {
+    let with = |url: &str, lock: &str| {
+        let text = format!("version = 1\n[repository.r]\nurl = \"{url}\"\npassphrase = {{ env = \"P\" }}\nobject_lock = {lock}\n");
+        load(&[("a.toml", &text)])
+    };
+    let plans = with("s3://b/p", r#"{ mode = "compliance", retain = "30d" }"#).unwrap();
+    let lock = plans.repository("r").unwrap().object_lock.unwrap();
+    assert_eq!((lock.mode, lock.retain), (plan::LockMode::Compliance, Duration::from_hours(30 * 24)));
+    for (url, lock, why) in [
+        ("file:///r", r#"{ mode = "governance", retain = "30d" }"#, "has no key `object_lock`"),
+        ("s3://b/p", r#"{ mode = "governance", retain = "23h" }"#, "too short for a lock"),
+        ("s3://b/p", r#"{ mode = "governance", retain = "4000d" }"#, "too long for a lock"),
+        ("s3://b/p", r#"{ mode = "governance" }"#, "needs `retain`"),
+        ("s3://b/p", r#"{ retain = "30d" }"#, "needs `mode`"),
+        ("s3://b/p", r#"{ mode = "legal", retain = "30d" }"#, "legal"),
+    ] {
+        let errors = with(url, lock).unwrap_err();
+        assert!(errors.contains(why), "{lock}: {errors}");
+    }
+}
+
+#[test]
 fn relative_paths_are_meant_from_the_plan_files_folder() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("a.toml"), "version = 1\n[source.s]\nkind = \"sqlite\"\npath = \"data/crm.sqlite\"\n").unwrap();

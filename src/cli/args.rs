@@ -242,6 +242,29 @@ Examples:
   lifeboat repo extract main --plan crm --latest --to /srv/crm
   LIFEBOAT_PASSPHRASE=… lifeboat repo extract --from s3://crm-dr/main --to ./everything    a machine without plans")]
     Extract(ExtractArgs),
+    /// Bring back what was deleted or overwritten in a versioned bucket, as it was at a moment
+    ///
+    /// After an attack or a mistake. Objects are copied within the store to be the newest version again; nothing is removed, what came later
+    /// stays. Needs the store's credentials, no key of the repository. Prove the result with `lifeboat verify --data`.
+    #[command(after_help = "\
+Examples:
+  lifeboat repo undelete main --at '2026-11-20 02:00' --dry-run
+  lifeboat repo undelete main --at 2026-11-20T02:00:00Z
+  LIFEBOAT_PASSPHRASE=… lifeboat repo undelete --from s3://crm-dr/main --at 2026-11-20T02:00:00Z    a machine without plans")]
+    Undelete(UndeleteArgs),
+}
+
+/// `lifeboat repo undelete`
+#[derive(Debug, Args)]
+pub struct UndeleteArgs {
+    #[command(flatten)]
+    pub place: RepoPlaceArgs,
+    /// The moment, by the store's clock: before the harm was done (RFC 3339, or local time of the plan)
+    #[arg(long, value_name = "TIME")]
+    pub at: String,
+    /// Only say what would be brought back
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Which repository.

@@ -59,7 +59,13 @@ pub(super) fn text(report: &BackupReport) -> String {
     for problem in &report.problems {
         let _ = writeln!(text, "missing: {}: {}: {} ({})", problem.source, problem.object, problem.message, problem.kind);
     }
-    if report.incomplete {
+    if let Some(locks) = &report.locks {
+        let _ = writeln!(text, "locked: {} objects, {} of them for longer than before", locks.objects, locks.extended);
+    }
+    if report.locks.as_ref().is_some_and(|locks| !locks.alarms.is_empty()) {
+        text.push_str("NOT SAFE: the snapshot was committed, and what is locked was tampered with or can be: see the warnings\n");
+    }
+    if !report.problems.is_empty() {
         text.push_str("INCOMPLETE: the snapshot was committed without what is missing above\n");
     }
     text

@@ -75,6 +75,9 @@ fn text(report: &PruneReport) -> String {
         let _ = writeln!(text, "warning: {warning}");
     }
     text.push_str(&collected(report));
+    if let Some(locks) = &report.locks {
+        let _ = writeln!(text, "locked: {} objects, {} of them for longer than before", locks.objects, locks.extended);
+    }
     for copy in &report.copies {
         let _ = writeln!(text, "\ncopy in {}", copy.name);
         match (&copy.report, &copy.error) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::cli::args::{ExtractArgs, RepoCommand, RepoPlaceArgs};
+use crate::cli::args::{ExtractArgs, RepoCommand, RepoPlaceArgs, UndeleteArgs};
 use crate::cli::context::shell_word;
 use crate::cli::{App, Exit, render};
 use crate::error::{Error, Kind, Result};
@@ -15,6 +15,7 @@ use crate::ops::extract::{ExtractReport, ExtractRequest, run as take_out};
 use crate::ops::init::{InitReport, run as create};
 use crate::ops::resolve::{self, RepositorySettings};
 use crate::ops::stats::{StatsReport, run as count};
+use crate::ops::undelete::{UndeleteReport, run as bring_back};
 use crate::plan::Plan;
 use crate::repo::RecoveryKey;
 
@@ -23,6 +24,7 @@ pub(super) fn run(app: &App, command: &RepoCommand) -> Result<Exit> {
         RepoCommand::Init { name } => name,
         RepoCommand::Stats(args) => return stats(app, args),
         RepoCommand::Extract(args) => return extract(app, args),
+        RepoCommand::Undelete(args) => return undelete(app, args),
     };
     let (report, key) = init(app, name)?;
     if app.output.is_json() {
@@ -152,6 +154,40 @@ fn extract_text(report: &ExtractReport) -> String {
         let _ = writeln!(text, "NOT EXTRACTED: {failed}");
     }
     let _ = writeln!(text, "{} snapshots and {} logs are in {}", report.snapshots.len(), report.logs.len(), report.to);
+    text
+}
+
+fn undelete(app: &App, args: &UndeleteArgs) -> Result<Exit> {
+    let surroundings = app.surroundings(app.progress("undelete"))?;
+    let (plan, settings) = match (&args.place.from, &args.place.name) {
+        (None, Some(name)) => app.plan_or_repository(name)?,
+        _ => (None, settings(app, &args.place)?),
+    };
+    let zone = plan.map(|plan| app.plan(plan.as_str())).transpose()?.and_then(|plan| plan.timezone).unwrap_or(chrono_tz::UTC);
+    let at = crate::cli::time::parse(&args.at, zone)?;
+    let report = bring_back(&settings, at, args.dry_run, &surroundings)?;
+    app.output.result(&report, || undelete_text(&report))?;
+    Ok(report.exit())
+}
+
+fn undelete_text(report: &UndeleteReport) -> String {
+    let mut text = String::new();
+    for (keys, what) in [(&report.deleted, "deleted"), (&report.overwritten, "overwritten")] {
+        for key in keys {
+            let _ = writeln!(text, "{what} since: {key}");
+        }
+    }
+    for failed in &report.failed {
+        let _ = writeln!(text, "NOT BROUGHT BACK: {failed}");
+    }
+    let (of, at) = (report.deleted.len() + report.overwritten.len(), render::time(report.at));
+    let _ =
+        writeln!(text, "{of} of {} objects that were there at {at} are not as they were ({})", report.objects, render::bytes(report.bytes));
+    if report.dry_run {
+        text.push_str("nothing was done (--dry-run)\n");
+    } else {
+        let _ = writeln!(text, "{} were brought back; run `lifeboat verify --data` now", report.brought_back);
+    }
     text
 }
 

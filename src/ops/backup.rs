@@ -14,7 +14,7 @@ use crate::id::{Name, SnapshotId};
 use crate::ops::verdict::millis;
 use crate::ops::work::{RunFolder, lock_backup, make_private};
 use crate::ops::{Commit, Job, Missing, NamedSource, context, damaged_warning, explain, select};
-use crate::repo::{Added, BackupWriter, Committed, Manifest, Role, SourceRecord};
+use crate::repo::{Added, BackupWriter, Committed, Locks, Manifest, Role, SourceRecord};
 use crate::source::{Finish, Problem, SourceSnapshot};
 
 /// `lifeboat.backup/1`.
@@ -42,7 +42,10 @@ pub struct BackupReport {
     pub warnings: Vec<String>,
     /// What the sources could not read; not empty means incomplete.
     pub problems: Vec<Missing>,
-    /// Whether the snapshot lacks something (it was committed all the same, and its manifest records what).
+    /// What was seen of Object Lock, where the plan asks for it and it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locks: Option<Locks>,
+    /// Whether the snapshot lacks something, or locks were tampered with or can be (it was committed all the same, and its manifest records what).
     pub incomplete: bool,
 }
 
@@ -74,6 +77,8 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     }
     let _lock = lock_backup(&job.work, job.plan.as_str(), started)?;
     let folder = RunFolder::create(&job.work, started)?;
+    // What this snapshot will lean on is locked first, and nothing is read for a bucket that does not keep its word.
+    let mut locks = keep_locked(job, started)?;
     let (earlier, mut warnings) = look_back(job, started);
 
     // All sources first: an application set is of one moment. What happens while they begin may be in it or not, so the snapshot never
@@ -96,6 +101,8 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     }
     records.sort_by_key(|record: &SourceRecord| job.sources.iter().position(|s| s.name == record.name));
     job.cancel.check()?;
+    // Once more where the backup took so long that dates have come nearer.
+    locks = keep_locked(job, job.clock.now())?.or(locks);
     job.progress.event(Event::Phase { name: "commit", detail: job.plan.to_string() });
     let committed =
         writer.commit_if(records, time, job.tags.clone(), job.progress.as_ref(), |id| job.gate.ask(None, Commit::Snapshot(id)))?;
@@ -105,7 +112,17 @@ pub fn run(job: &Job) -> Result<BackupReport> {
         warnings.push(format!("the scratch folder could not be removed: {error}"));
     }
     warnings.extend(emptied(&earlier, &missing(&committed.manifest.sources)));
-    Ok(account(committed, warnings, millis(clock.elapsed()), job.progress.as_ref()))
+    warnings.extend(locks.iter().flat_map(|locks| locks.alarms.iter().cloned()));
+    let mut report = account(committed, warnings, millis(clock.elapsed()), job.progress.as_ref());
+    report.incomplete |= locks.as_ref().is_some_and(|locks| !locks.alarms.is_empty());
+    report.locks = locks;
+    Ok(report)
+}
+
+/// Keeps what is there under Object Lock, where the plan asks for it.
+fn keep_locked(job: &Job, now: DateTime<Utc>) -> Result<Option<Locks>> {
+    let locks = job.repository.keep_locked(now, false, job.progress.as_ref(), &job.cancel);
+    locks.map_err(|e| e.within(format!("back up {}", job.plan)))
 }
 
 /// Begins the snapshots of all sources, each with a scratch folder of its own.
@@ -233,6 +250,7 @@ fn account(committed: Committed, mut warnings: Vec<String>, duration_ms: u64, pr
         duration_ms,
         consistency,
         warnings,
+        locks: None,
         incomplete: !problems.is_empty(),
         problems,
     }

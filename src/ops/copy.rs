@@ -96,7 +96,7 @@ pub struct CopyReport {
     /// Snapshots that were not asked for: by `last`, by tags, or older than the newest copy.
     pub left_out: u64,
     pub logs: Vec<CopiedLog>,
-    /// What is damaged and therefore not in the copy.
+    /// What is damaged and therefore not in the copy, and what is wrong with its locks.
     pub findings: Vec<CopyFinding>,
     /// The moment of the newest snapshot that the copy has now.
     pub newest: Option<DateTime<Utc>>,
@@ -177,6 +177,10 @@ pub fn run(job: &Job, request: &CopyRequest) -> Result<CopyReport> {
         duration_ms: 0,
         warnings,
     };
+    // What the copies will lean on is locked first.
+    if let Some(locks) = to.keep_locked(started, false, job.progress.as_ref(), &job.cancel)? {
+        report.findings.extend(locks.alarms.into_iter().map(|message| CopyFinding { object: "object lock".to_owned(), message }));
+    }
     copy_logs(job, request, &originals, &copies, &chosen.wanted, &mut report)?;
     copy_snapshots(job, request, &originals, &mut copies, &chosen.wanted, &reports, &mut report)?;
     if request.all || request.snapshot.is_some() {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
-use crate::ops::resolve::{CopyPlace, Resolved, Surroundings};
+use crate::ops::resolve::{CopyPlace, RepositorySettings, Resolved, Surroundings};
 use crate::ops::restore::free_bytes;
 use crate::ops::work::{make_missing, make_private, remove_tree, write_private};
 use crate::ops::{counted, explain, key_age, select};
@@ -44,6 +44,7 @@ pub fn run(resolved: &Resolved, surroundings: &Surroundings) -> DoctorReport {
     let mut findings = Findings::default();
     state_folder(&mut findings, resolved, surroundings);
     store(&mut findings, resolved, surroundings);
+    object_lock(&mut findings, "object lock", &resolved.repository, surroundings);
     let repository = repository(&mut findings, resolved, surroundings);
     for source in &resolved.sources {
         for mut diagnosis in source.source.diagnose() {
@@ -125,6 +126,9 @@ fn copy(findings: &mut Findings, place: &CopyPlace, own: Option<&Repository>, su
         let probe = surroundings.runtime.block_on(settings.open_store()?.probe())?;
         Ok((settings.open(surroundings)?, probe.is_safe() || settings.store.single_writer, probe))
     });
+    if let Ok(settings) = place.settings() {
+        object_lock(findings, &format!("{name}: object lock"), &settings, surroundings);
+    }
     let (repository, safe, probe) = match opened {
         Ok(opened) => opened,
         Err(error) => return findings.error(&name, &error),
@@ -181,6 +185,20 @@ fn store(findings: &mut Findings, resolved: &Resolved, surroundings: &Surroundin
             format!("{} does not do what a repository needs: {}", store.describe(), probe.to_string().replace('\n', "; ")),
         ),
         Err(error) => findings.error("store", &error),
+    }
+}
+
+/// What the bucket does about locks, where the plan asks for them.
+fn object_lock(findings: &mut Findings, name: &str, settings: &RepositorySettings, surroundings: &Surroundings) {
+    let Some(lock) = &settings.store.object_lock else { return };
+    match settings.open_store().and_then(|store| surroundings.runtime.block_on(store.probe_lock())) {
+        Ok(probe) if probe.enforces(lock.mode) => findings.good(name, probe.to_string()),
+        Ok(probe) => findings.wrong(
+            name,
+            Kind::Usage,
+            format!("the plan asks for locks in {} mode, and the bucket does not enforce it: {probe}", lock.mode.word()),
+        ),
+        Err(error) => findings.error(name, &error),
     }
 }
 

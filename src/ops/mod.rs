@@ -29,6 +29,7 @@ pub mod select;
 pub mod snapshots;
 pub mod stats;
 mod transfer;
+pub mod undelete;
 pub mod verdict;
 pub mod verify;
 mod work;

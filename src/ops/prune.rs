@@ -18,7 +18,7 @@ use crate::ops::log::{replay, retain};
 use crate::ops::retention::{self, Candidate, Fate, Rules};
 use crate::ops::verdict::millis;
 use crate::ops::{backup, damage, explain, select};
-use crate::repo::{CollectOptions, Collection, Decision, Hold, Ledger, Manifest, ReportRecord, Repository, Role};
+use crate::repo::{CollectOptions, Collection, Decision, Hold, Ledger, Locks, Manifest, ReportRecord, Repository, Role};
 
 /// Whose snapshots are looked at, and by which rules.
 #[derive(Debug, Clone)]
@@ -100,6 +100,9 @@ pub struct PruneReport {
     pub blocked: Vec<String>,
     pub warnings: Vec<String>,
     pub duration_ms: u64,
+    /// What was seen of Object Lock, where the plan asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locks: Option<Locks>,
     /// The plan's copies that have rules of their own, in the order of the plan file.
     #[serde(default)]
     pub copies: Vec<CopyPruned>,
@@ -109,11 +112,15 @@ impl PruneReport {
     /// How the process should end: `None` is exit 0. What stands in the way of pruning is damage, or something that cannot be read.
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
-        let blocked = !self.blocked.is_empty() || !self.collection.blocked.is_empty();
+        let blocked = !self.blocked.is_empty() || !self.collection.blocked.is_empty() || self.alarm().is_some();
         if blocked { Some(Kind::Damaged) } else { self.copies.iter().find_map(CopyPruned::exit) }
     }
 
-    /// What kept it, or the pruning of a copy, from being done; a sentence.
+    fn alarm(&self) -> Option<&String> {
+        self.locks.as_ref()?.alarms.first()
+    }
+
+    /// What kept it, or the pruning of a copy, from being done, or what is wrong with locks; a sentence.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         let of_copy = |copy: &CopyPruned| {
@@ -124,7 +131,10 @@ impl PruneReport {
             Some(format!("copy in {}: {failure}", copy.name))
         };
         let blocked = self.blocked.iter().chain(&self.collection.blocked).next();
-        blocked.map(|why| format!("nothing is deleted: {why}")).or_else(|| self.copies.iter().find_map(of_copy))
+        blocked
+            .map(|why| format!("nothing is deleted: {why}"))
+            .or_else(|| self.alarm().cloned())
+            .or_else(|| self.copies.iter().find_map(of_copy))
     }
 }
 
@@ -187,6 +197,9 @@ pub fn run(
     let mut collection = repository.collect(&options, now, progress, cancel)?;
     let mut warnings = planned.warnings.clone();
     warnings.append(&mut collection.warnings);
+    // Last: what is given up by now need not stay locked.
+    let locks = if dry_run { None } else { repository.keep_locked(now, true, progress, cancel)? };
+    warnings.extend(locks.iter().flat_map(|locks| locks.alarms.iter().cloned()));
     for message in &warnings {
         progress.event(Event::Warning { message: message.clone() });
     }
@@ -194,6 +207,7 @@ pub fn run(
         schema: "lifeboat.prune/1".into(),
         repository: repository.store().describe().to_owned(),
         copies: Vec::new(),
+        locks,
         plans: plans.iter().map(|plan| plan.plan.to_string()).collect(),
         time: now,
         dry_run,

@@ -32,8 +32,9 @@ impl Plans {
         let schema = schema();
         let mut loaded = Vec::new();
         let mut complete = findings.is_empty();
-        for path in &files {
-            match read(path, &schema, &mut findings) {
+        for (file, found) in read_all(&files, &schema) {
+            findings.extend(found);
+            match file {
                 Some(file) => loaded.push(file),
                 None => complete = false,
             }
@@ -177,6 +178,23 @@ fn list(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// The files with what is wrong in each, in their order: read on all processors, as there may be thousands.
+fn read_all(files: &[PathBuf], schema: &serde_json::Value) -> Vec<(Option<Loaded>, Vec<Finding>)> {
+    let read_some = |files: &[PathBuf]| -> Vec<_> {
+        let one = |path: &PathBuf| {
+            let mut findings = Vec::new();
+            (read(path, schema, &mut findings), findings)
+        };
+        files.iter().map(one).collect()
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let share = files.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = files.chunks(share).map(|part| scope.spawn(move || read_some(part))).collect();
+        parts.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
 }
 
 /// `None` when the file cannot be taken into account at all.

@@ -502,6 +502,36 @@ pub struct Repository {
     /// Greatest number of runs of a daemon on it at the same time; `None`: what the daemon allows.
     pub max_runs: Option<NonZeroU16>,
     pub cache: Cache,
+    /// How its objects are kept from being destroyed; s3 only.
+    pub object_lock: Option<ObjectLock>,
+}
+
+/// Retention in the store itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectLock {
+    pub mode: LockMode,
+    /// What is kept is locked for at least so long; at least a day.
+    pub retain: Duration,
+}
+
+/// Who may undo a lock before its date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockMode {
+    /// Who has a right to.
+    Governance,
+    /// Nobody.
+    Compliance,
+}
+
+impl LockMode {
+    /// As in a plan file.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Governance => "governance",
+            Self::Compliance => "compliance",
+        }
+    }
 }
 
 /// Keys of an S3 account.

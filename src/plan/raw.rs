@@ -168,8 +168,30 @@ pub(super) struct RawRepository {
     /// Greatest number of runs of the daemon on this repository at the same time. Default: no limit but that of the daemon.
     #[schemars(range(min = 1, max = 1000))]
     pub max_runs: Option<Located<u16>>,
+    /// Retention that the store enforces on what is written (s3 only; the bucket must have Object Lock). Default: none.
+    pub object_lock: Option<Located<RawObjectLock>>,
     /// Whether to keep a local cache of the repository's index, or the folder to keep it in. Default: true.
     pub cache: Option<Located<RawCache>>,
+}
+
+/// Retention that the store enforces.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "ObjectLock")]
+pub(super) struct RawObjectLock {
+    /// `governance`: who has the right `s3:BypassGovernanceRetention` can undo it. `compliance`: nobody can, you neither. Required.
+    pub mode: Option<Located<RawLockMode>>,
+    /// How long what is kept cannot be destroyed, such as `30d`; at least a day. Moved on while it is needed. Required.
+    pub retain: Text,
+}
+
+/// Who may undo a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub(super) enum RawLockMode {
+    Governance,
+    Compliance,
 }
 
 /// `true`, `false`, or a folder.

@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, MappedLocalTime, NaiveDateTime, TimeDelta, TimeZone as _, Timelike as _, Utc};
@@ -60,7 +61,7 @@ pub struct Schedule {
     text: String,
     zone: Tz,
     /// One or more whose hits are joined. All run on wall-clock time dressed as UTC.
-    searches: Vec<cron::Schedule>,
+    searches: Arc<[cron::Schedule]>,
 }
 
 impl Schedule {
@@ -70,7 +71,7 @@ impl Schedule {
     /// [`Kind::Usage`] when the text is not what crontab(5) accepts, or names a day that never comes.
     pub fn parse(text: &str, zone: Tz) -> Result<Self> {
         let fields = Fields::parse(text.trim())?;
-        let schedule = Self { text: text.trim().to_owned(), zone, searches: fields.searches()? };
+        let schedule = Self { text: text.trim().to_owned(), zone, searches: fields.searches()?.into() };
         // The rarest schedule that runs at all is a 29 February on a given weekday: once in 28 years, and again well before 2100,
         // where the search of the `cron` crate ends.
         let epoch = DateTime::from_timestamp(1_704_067_200, 0).unwrap_or_default();

@@ -200,6 +200,10 @@ fn repository_section(repository: &Repository) -> Section {
             ("max_requests", json!(repository.max_requests.get())),
             ("max_runs", json!(repository.max_runs.map(std::num::NonZeroU16::get))),
             (
+                "object_lock",
+                optional(repository.object_lock, |lock| json!({ "mode": lock.mode.word(), "retain": format_duration(lock.retain) })),
+            ),
+            (
                 "cache",
                 match &repository.cache {
                     Cache::Default => json!(true),

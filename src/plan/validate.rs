@@ -2,7 +2,7 @@
 //!
 //! A declaration with an error yields nothing but keeps its name, so that references to it are not reported as well.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU16;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,13 +17,13 @@ use crate::id::Name;
 use crate::plan::blackout::{Blackout, JOBS, Window};
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
-    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, JournalSettings, Keep, LogMode, Method, Missed, Notifier,
-    Objectives, Plan, PlannedCopy, Plans, Prune, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind,
-    Verify,
+    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, JournalSettings, Keep, LockMode, LogMode, Method, Missed,
+    Notifier, ObjectLock, Objectives, Plan, PlannedCopy, Plans, Prune, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share,
+    Source, SourceKind, Verify,
 };
 use crate::plan::raw::{
-    Located, Named, RawCache, RawCheck, RawCopy, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLogMode, RawMethod,
-    RawMissed, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify, SOURCE_KEYS, Text, Words,
+    Located, Named, RawCache, RawCheck, RawCopy, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLockMode, RawLogMode,
+    RawMethod, RawMissed, RawObjectLock, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify, SOURCE_KEYS, Text, Words,
 };
 use crate::plan::schedule::{Schedule, parse_timezone};
 use crate::plan::secret::SecretRef;
@@ -36,6 +36,10 @@ use crate::source::postgres::fingerprint::Budget;
 mod notifier;
 
 const DEFAULT_MAX_REQUESTS: NonZeroU16 = NonZeroU16::new(16).unwrap();
+/// Shorter ones end before anybody looks.
+const LEAST_LOCK: Duration = Duration::from_hours(24);
+/// Longer ones are typing errors that nobody can undo.
+const GREATEST_LOCK: Duration = Duration::from_hours(3650 * 24);
 const DEFAULT_RETRY: Retry = Retry { attempts: 3, delay: Duration::from_mins(1) };
 const DEFAULT_WINDOW: Duration = Duration::from_hours(30 * 24);
 const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_mins(5);
@@ -55,7 +59,7 @@ type Declared<T> = BTreeMap<Name, Option<Arc<T>>>;
 /// Validates all files together. The result is only to be used when there is no finding. `complete`: all files could be read; else
 /// an unknown reference may well be known in the missing one.
 pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Finding>) -> Plans {
-    let mut checker = Checker { file: None, complete, findings, places: BTreeMap::new() };
+    let mut checker = Checker { file: None, complete, findings, places: BTreeMap::new(), schedules: HashMap::new() };
     let mut repositories = Declared::new();
     let mut sources = Declared::new();
     let mut notifiers = Declared::new();
@@ -106,7 +110,9 @@ struct Checker<'a> {
     complete: bool,
     findings: &'a mut Vec<Finding>,
     /// Where each name was declared first.
-    places: BTreeMap<(&'static str, Name), String>,
+    places: BTreeMap<(&'static str, Name), (&'a File, usize)>,
+    /// Those read so far: thousands of plans share a few hundred.
+    schedules: HashMap<(String, Tz), Schedule>,
 }
 
 impl<'a> Checker<'a> {
@@ -221,12 +227,11 @@ impl<'a> Checker<'a> {
                     continue;
                 }
             };
-            let place = self.file.map(|loaded| loaded.file.place(key.span.start)).unwrap_or_default();
-            if let Some(first) = self.places.get(&(what, name.clone())) {
-                let hint = format!("it is declared first at {first}; names are unique across all plan files");
+            if let Some((first, start)) = self.places.get(&(what, name.clone())) {
+                let hint = format!("it is declared first at {}; names are unique across all plan files", first.place(*start));
                 self.report(&key.span, format!("{what} `{name}` is declared twice"), hint);
-            } else {
-                self.places.insert((what, name.clone()), place);
+            } else if let Some(loaded) = self.file {
+                self.places.insert((what, name.clone()), (&loaded.file, key.span.start));
             }
             let built = build(self, &name, &key.span, raw).map(Arc::new);
             into.entry(name).or_insert(built);
@@ -388,6 +393,7 @@ impl<'a> Checker<'a> {
                 ("access_key", raw.access_key.as_ref().map(|v| &v.span)),
                 ("secret_key", raw.secret_key.as_ref().map(|v| &v.span)),
                 ("session_token", raw.session_token.as_ref().map(|v| &v.span)),
+                ("object_lock", raw.object_lock.as_ref().map(|v| &v.span)),
             ];
             let not_file = [("endpoint", raw.endpoint.as_ref().map(|v| &v.span)), ("allow_http", raw.allow_http.as_ref().map(|v| &v.span))];
             let foreign = only_s3.iter().filter(|_| scheme != Scheme::S3).chain(not_file.iter().filter(|_| scheme == Scheme::File));
@@ -415,6 +421,7 @@ impl<'a> Checker<'a> {
                 self.path(&Some(Located { span: span.clone(), value: folder.clone() })).map_or(Cache::Default, Cache::Folder)
             }
         };
+        let object_lock = raw.object_lock.as_ref().and_then(|lock| self.object_lock(lock));
         Some(Repository {
             name: name.clone(),
             url: url?,
@@ -431,7 +438,33 @@ impl<'a> Checker<'a> {
             max_requests: raw.max_requests.as_ref().and_then(|value| NonZeroU16::new(value.value)).unwrap_or(DEFAULT_MAX_REQUESTS),
             max_runs: raw.max_runs.as_ref().and_then(|value| NonZeroU16::new(value.value)),
             cache,
+            object_lock,
         })
+    }
+
+    fn object_lock(&mut self, raw: &Located<RawObjectLock>) -> Option<ObjectLock> {
+        if raw.value.mode.is_none() {
+            self.missing(
+                &raw.span,
+                "`object_lock` needs `mode`",
+                "add mode = \"governance\" (a right can undo it) or \"compliance\" (nothing can)",
+            );
+        }
+        if raw.value.retain.is_none() {
+            self.missing(&raw.span, "`object_lock` needs `retain`", "add retain = \"30d\"");
+        }
+        let retain = self.read(&raw.value.retain, |text| match parse_duration(text)? {
+            retain if retain < LEAST_LOCK => Err(Error::new(Kind::Usage, format!("{text} is too short for a lock"))
+                .hint("a lock is for the time until an attack is noticed: at least 1d")),
+            retain if retain > GREATEST_LOCK => Err(Error::new(Kind::Usage, format!("{text} is too long for a lock"))
+                .hint("dates are moved on while data is needed: a few weeks are enough, 3650d is the most")),
+            retain => Ok(retain),
+        });
+        let mode = match raw.value.mode.as_ref()?.value {
+            RawLockMode::Governance => LockMode::Governance,
+            RawLockMode::Compliance => LockMode::Compliance,
+        };
+        Some(ObjectLock { mode, retain: retain? })
     }
 
     fn credentials(&mut self, raw: &RawRepository) -> Option<Credentials> {
@@ -589,7 +622,7 @@ impl<'a> Checker<'a> {
 
     /// What a name refers to.
     fn refer<T>(&mut self, what: &str, declared: &Declared<T>, name: &Located<String>) -> Option<Arc<T>> {
-        if let Some((_, found)) = declared.iter().find(|(known, _)| known.as_str() == name.value) {
+        if let Some(found) = declared.get(name.value.as_str()) {
             return found.clone();
         }
         if self.complete {
@@ -761,7 +794,13 @@ impl<'a> Checker<'a> {
                 "add timezone = \"Asia/Shanghai\" (or your zone) to the plan",
             );
         }
-        self.read(text, |text| Schedule::parse(text, zone.unwrap_or(Tz::UTC)))
+        let key = (text.as_ref()?.value.clone(), zone.unwrap_or(Tz::UTC));
+        if let Some(known) = self.schedules.get(&key) {
+            return Some(known.clone());
+        }
+        let schedule = self.read(text, |text| Schedule::parse(text, key.1))?;
+        self.schedules.insert(key, schedule.clone());
+        Some(schedule)
     }
 
     /// A slot whose successor is due before it starts is given up for that one: with a jitter as long as the way between them, runs are lost.
@@ -933,7 +972,7 @@ impl<'a> Checker<'a> {
             (Some(source), _) => {
                 let found = sources.iter().find(|(name, _)| *name == source.value);
                 if found.is_none() && !sources.is_empty() {
-                    if all.keys().any(|name| name.as_str() == source.value) {
+                    if all.contains_key(source.value.as_str()) {
                         self.report(
                             &source.span,
                             format!("source `{}` is not one of this plan", source.value),
@@ -979,7 +1018,7 @@ impl<'a> Checker<'a> {
 /// The way by which `plan`, which comes after `next`, comes after itself.
 fn circle(plan: &str, next: &str, all: &Declared<Plan>) -> Option<Vec<String>> {
     let after = |name: &str| {
-        let plan = all.iter().find(|(known, _)| known.as_str() == name).and_then(|(_, plan)| plan.as_ref());
+        let plan = all.get(name).and_then(|plan| plan.as_ref());
         plan.map(|plan| plan.after.clone()).unwrap_or_default()
     };
     let mut ways = vec![vec![plan.to_owned(), next.to_owned()]];

@@ -4,6 +4,7 @@
 //! - `frame`, `pack` chunks compressed and sealed together; `tree` entries and the places of their chunks; `index` which chunk is where
 //! - `write` the backup pipeline; `read` trees and bytes back; `verify`; `snapshot` manifests; `report`
 //! - `log` the continuous log of a source beside its snapshots
+//! - `locks` what is kept stays under Object Lock
 //! - `ledger` what was removed on purpose and what is held; `collect` garbage; `moved` where rewritten packs have gone
 //!
 //! Objects are created once and never changed. Commit order: packs → index → manifest. The manifest is the commit; anything
@@ -32,6 +33,7 @@ mod keyless;
 mod keyring;
 mod keys;
 mod ledger;
+mod locks;
 mod log;
 mod lost_format;
 mod moved;
@@ -65,6 +67,7 @@ pub use keyless::{KeylessCheck, check_keyless};
 pub use keyring::{GenerationShare, KeyEvent, PlanKey, Rotation};
 pub use keys::{KeyFile, KeySlot, Lock, Passphrase, Recipient, RecoveryKey, Role, Share, combine_shares};
 pub use ledger::{Decision, Hold, Ledger, RemovedSnapshot};
+pub use locks::{Locks, UNLOCKED};
 pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, runs};
 pub use lost_format::LostFormat;
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};

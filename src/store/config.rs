@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use crate::store::lock::ObjectLock;
+
 /// A secret for a store: redacted in `Debug`, without `Display`, overwritten in memory when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credential(Zeroizing<String>);
@@ -59,6 +61,8 @@ pub struct StoreConfig {
     pub max_requests: usize,
     /// Longest time for one try of one request, body included.
     pub request_timeout: Duration,
+    /// S3: objects are written under retention, and a bucket that does not keep it is an error.
+    pub object_lock: Option<ObjectLock>,
 }
 
 /// 64 MiB at 75 kB/s, a bad uplink.
@@ -80,6 +84,7 @@ impl Default for StoreConfig {
             download_bytes_per_sec: None,
             max_requests: 16,
             request_timeout: REQUEST_TIMEOUT,
+            object_lock: None,
         }
     }
 }

@@ -73,6 +73,7 @@ impl Local {
         let files = Arc::new(files);
         let objects = Objects {
             writer: files.clone(),
+            locked: None,
             reader: files,
             prefix: object_store::path::Path::ROOT,
             refusals: inner.refusals.clone(),

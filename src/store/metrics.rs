@@ -20,11 +20,13 @@ pub enum Verb {
     List,
     /// Remove an object.
     Delete,
+    /// Lock an object, or for longer.
+    Lock,
 }
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Create, Self::Get, Self::GetRange, Self::Head, Self::List, Self::Delete];
+    pub const ALL: [Self; 7] = [Self::Create, Self::Get, Self::GetRange, Self::Head, Self::List, Self::Delete, Self::Lock];
 
     /// A stable lower-case word.
     #[must_use]
@@ -36,6 +38,7 @@ impl Verb {
             Self::Head => "head",
             Self::List => "list",
             Self::Delete => "delete",
+            Self::Lock => "lock",
         }
     }
 }

@@ -15,10 +15,13 @@
 
 mod aws_profile;
 mod backend;
+mod bucket;
 mod config;
 pub mod faults;
 mod limits;
 mod local;
+mod lock;
+mod locked;
 mod metrics;
 mod objects;
 mod open;
@@ -37,6 +40,7 @@ use object_store::memory::InMemory;
 
 use crate::error::{Error, Kind, Result};
 use crate::store::backend::{Backend, PutMode, Want};
+use crate::store::bucket::Bucket;
 use crate::store::faults::Faults;
 use crate::store::limits::Limits;
 use crate::store::metrics::Counters;
@@ -45,7 +49,9 @@ use crate::store::open::Place;
 use crate::store::refusal::Refusals;
 use crate::store::retry::{Policy, Tries};
 
+pub use crate::store::bucket::Version;
 pub use crate::store::config::{Credential, StoreConfig};
+pub use crate::store::lock::{LockMode, LockProbe, ObjectLock};
 pub use crate::store::metrics::{Metrics, Verb, VerbMetrics, process as process_metrics};
 pub use crate::store::probe::Probe;
 
@@ -97,6 +103,8 @@ struct Inner {
     counters: Counters,
     /// The place without injected faults, where there are some.
     beneath: Option<Arc<dyn Backend>>,
+    /// Versions and locks, where the store has them.
+    bucket: Option<Arc<Bucket>>,
 }
 
 impl fmt::Debug for Store {
@@ -111,7 +119,7 @@ impl Store {
     /// # Errors
     /// [`Kind::Usage`] for a configuration that cannot work: fix it.
     pub fn open(config: &StoreConfig) -> Result<Self> {
-        let Place { backend, describe, local, limits } = open::open(config)?;
+        let Place { backend, describe, local, limits, bucket } = open::open(config)?;
         Ok(Self(Arc::new(Inner {
             backend,
             describe,
@@ -122,6 +130,7 @@ impl Store {
             limits,
             counters: Counters::default(),
             beneath: None,
+            bucket,
         })))
     }
 
@@ -132,6 +141,7 @@ impl Store {
         let describe = "memory".to_owned();
         let backend = Objects {
             writer: memory.clone(),
+            locked: None,
             reader: memory,
             prefix: object_store::path::Path::ROOT,
             refusals: Refusals::new(&describe, Vec::new()),
@@ -148,6 +158,7 @@ impl Store {
             limits: Limits::new(defaults.max_requests, None, None),
             counters: Counters::default(),
             beneath: None,
+            bucket: None,
         }))
     }
 
@@ -165,6 +176,7 @@ impl Store {
             limits: inner.0.limits.clone(),
             counters: Counters::default(),
             beneath: Some(inner.beneath().clone()),
+            bucket: inner.0.bucket.clone(),
         }))
     }
 
@@ -212,10 +224,16 @@ impl Store {
             // "Already exists" may be our own write whose answer got lost below us, or a 409 for two at once where nothing landed;
             // "unavailable" may have landed. Only a look tells.
             if !matches!(error.kind(), Kind::AlreadyExists | Kind::Unavailable) {
-                return Err(error);
+                return Err(self.maybe_for_the_lock(key, error));
             }
             match self.compare(key, &bytes).await {
-                Ok(Some(true)) => return Ok(Created::Same),
+                Ok(Some(true)) => {
+                    // Its bytes were just looked at.
+                    if self.is_to_be_locked(key) {
+                        self.confirm_locked(key, bytes.len() as u64).await?;
+                    }
+                    return Ok(Created::Same);
+                }
                 Ok(Some(false)) => {
                     let message = format!("{}: another object is there", self.message("write", key));
                     return Err(Error::new(Kind::AlreadyExists, message));
@@ -408,6 +426,9 @@ impl Store {
     }
 
     async fn confirm(&self, key: &str, size: u64) -> Result<()> {
+        if self.is_to_be_locked(key) {
+            return self.confirm_locked(key, size).await;
+        }
         if !self.0.confirm {
             return Ok(());
         }

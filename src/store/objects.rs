@@ -12,6 +12,7 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt
 use crate::error::{Error, Kind, Result};
 use crate::store::ObjectInfo;
 use crate::store::backend::{Backend, PutMode, Want};
+use crate::store::bucket::LockedWriter;
 use crate::store::limits::Rate;
 use crate::store::refusal::{READ, Refusals};
 
@@ -23,6 +24,8 @@ pub(crate) struct Objects {
     /// reqwest 0.13 starts the read timeout when the request is sent, so it covers the whole upload
     /// (`async_impl/client.rs`, `PendingRequest::poll`).
     pub writer: Arc<dyn ObjectStore>,
+    /// Puts of what is kept under retention.
+    pub locked: Option<LockedWriter>,
     /// Everything else: silence is noticed soon.
     pub reader: Arc<dyn ObjectStore>,
     /// The repository's root in the bucket; empty for none.
@@ -119,7 +122,11 @@ impl Backend for Objects {
                 PutMode::Overwrite => object_store::PutMode::Overwrite,
             };
             let options = PutOptions { mode, ..PutOptions::default() };
-            let put = self.writer.put_opts(&self.path(key)?, bytes.into(), options).await;
+            let writer = match &self.locked {
+                Some(locked) if locked.lock.covers(key) => locked.client(chrono::Utc::now())?,
+                _ => self.writer.clone(),
+            };
+            let put = writer.put_opts(&self.path(key)?, bytes.into(), options).await;
             put.map(|_| ()).map_err(|error| self.refusals.error("write", key, error))
         }
         .boxed()

@@ -1,11 +1,12 @@
 //! From a [`StoreConfig`] to a place: one function a scheme. A new kind of store is one more match arm in [`open`].
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::client::{HttpConnector as _, ReqwestConnector};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
 use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig};
@@ -14,6 +15,7 @@ use url::Url;
 use crate::error::{Error, Kind, Result};
 use crate::store::aws_profile;
 use crate::store::backend::Backend;
+use crate::store::bucket::{Bucket, LockedWriter};
 use crate::store::limits::Limits;
 use crate::store::local::Local;
 use crate::store::objects::Objects;
@@ -27,6 +29,8 @@ pub(crate) struct Place {
     pub describe: String,
     pub local: bool,
     pub limits: Limits,
+    /// Versions and locks, where the store has them.
+    pub bucket: Option<Arc<Bucket>>,
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +49,10 @@ fn http_retries() -> RetryConfig {
 /// Opens without contacting anything.
 pub(crate) fn open(config: &StoreConfig) -> Result<Place> {
     let url = parse(&config.url)?;
+    if config.object_lock.is_some() && url.scheme() != "s3" {
+        return Err(Error::new(Kind::Usage, format!("a store at {}:// has no Object Lock that lifeboat can ask for", url.scheme()))
+            .hint("remove object_lock; set a retention policy in the provider's own settings instead"));
+    }
     let limits = Limits::new(config.max_requests, config.upload_bytes_per_sec, config.download_bytes_per_sec);
     match url.scheme() {
         "file" => file(&url, limits),
@@ -75,7 +83,7 @@ fn file(url: &Url, limits: Limits) -> Result<Place> {
     let root = url.to_file_path().map_err(|()| usage(format!("not the path of a local folder: {url}")).hint("write file:///path"))?;
     let describe = format!("file://{}", root.display());
     let backend = Local::new(root, Refusals::new(&describe, Vec::new()), limits.download());
-    Ok(Place { backend: Arc::new(backend), describe, local: true, limits })
+    Ok(Place { backend: Arc::new(backend), describe, local: true, limits, bucket: None })
 }
 
 /// Bucket and prefix of a URL of a bucket.
@@ -143,10 +151,9 @@ fn refused(describe: &str, error: object_store::Error) -> Error {
 
 fn remote(clients: [Arc<dyn ObjectStore>; 2], prefix: Path, describe: String, config: &StoreConfig, limits: Limits) -> Place {
     let [writer, reader] = clients;
-    let secrets = [&config.access_key, &config.secret_key, &config.session_token].into_iter().flatten().cloned().collect();
-    let refusals = Refusals::new(&describe, secrets);
-    let backend = Objects { writer, reader, prefix, refusals, download: limits.download() };
-    Place { backend: Arc::new(backend), describe, local: false, limits }
+    let refusals = Refusals::new(&describe, secrets(config));
+    let backend = Objects { writer, locked: None, reader, prefix, refusals, download: limits.download() };
+    Place { backend: Arc::new(backend), describe, local: false, limits, bucket: None }
 }
 
 fn s3(url: &Url, config: &StoreConfig, limits: Limits) -> Result<Place> {
@@ -201,8 +208,29 @@ fn s3(url: &Url, config: &StoreConfig, limits: Limits) -> Result<Place> {
         .with_retry(http_retries());
     let (writer, reader) = clients(config, allow_http);
     let build = |options| builder.clone().with_client_options(options).build().map_err(|error| refused(&describe, error));
-    let clients: [Arc<dyn ObjectStore>; 2] = [Arc::new(build(writer)?), Arc::new(build(reader)?)];
-    Ok(remote(clients, prefix, describe, config, limits))
+    let client = ReqwestConnector::default().connect(&reader).map_err(|error| refused(&describe, error))?;
+    let region = builder.get_config_value(&Key::Region).unwrap_or_else(|| "us-east-1".to_owned());
+    // As object_store puts it together.
+    let address = match (builder.get_config_value(&Key::Endpoint), path_style) {
+        (Some(endpoint), true) => format!("{endpoint}/{bucket}"),
+        (Some(endpoint), false) => endpoint,
+        (None, true) => format!("https://s3.{region}.amazonaws.com/{bucket}"),
+        (None, false) => format!("https://{bucket}.s3.{region}.amazonaws.com"),
+    };
+    let reader = build(reader)?;
+    let refusals = Refusals::new(&describe, secrets(config));
+    let credentials = reader.credentials().clone();
+    let lock = config.object_lock;
+    let bucket = Bucket { client, credentials, region, address, name: bucket, prefix: prefix.clone(), refusals: refusals.clone(), lock };
+    let locked = lock.map(|lock| LockedWriter { lock, builder: builder.clone(), options: writer.clone(), current: Mutex::default() });
+    let (writer, reader): (Arc<dyn ObjectStore>, Arc<dyn ObjectStore>) = (Arc::new(build(writer)?), Arc::new(reader));
+    let backend = Objects { writer, locked, reader, prefix, refusals, download: limits.download() };
+    Ok(Place { backend: Arc::new(backend), describe, local: false, limits, bucket: Some(Arc::new(bucket)) })
+}
+
+/// What must not be in a message.
+fn secrets(config: &StoreConfig) -> Vec<Credential> {
+    [&config.access_key, &config.secret_key, &config.session_token].into_iter().flatten().cloned().collect()
 }
 
 /// Both keys or none.

@@ -1,0 +1,249 @@
+//! Object Lock over the repository's life: what is kept stays locked, and what was hidden or overwritten is told.
+//!
+//! An object is locked by the request that writes it ([`crate::store::ObjectLock`]). Here the dates are moved on while it is needed, by whoever
+//! works with the repository: everything that is there and was not given up, whether a snapshot leads to it or not, so that no marking is needed and
+//! a pack that a new snapshot only refers to is extended before that snapshot commits.
+//!
+//! Given up is what the ledger has removed, and what has a tombstone and was deleted. Versions are listed *before* these are read: whoever removes
+//! something says so first, so a delete marker on any other pack or manifest was made by somebody else.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+use futures::{StreamExt as _, TryStreamExt as _};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+use crate::event::{Cancel, Event, Progress};
+use crate::repo::format::PackId;
+use crate::repo::session::read_tombstones;
+use crate::repo::snapshot::id_of;
+use crate::repo::{FORMAT_KEY, Repository};
+use crate::store::{LockMode, ObjectLock, Version};
+
+/// Objects that come and go with the work, and would only be in the way. Each with its slash.
+pub const UNLOCKED: &[&str] = &["sessions/", "probe/", "gc/tombstones/", "gc/waits/"];
+
+/// Requests at a time.
+const REQUESTS: usize = 16;
+/// Most alarms that are told one by one.
+const ALARMS: usize = 20;
+
+/// What was seen of the locks of a repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Locks {
+    /// What is kept and locked.
+    pub objects: u64,
+    /// Whose date was moved on.
+    pub extended: u64,
+    /// How many were asked for their date.
+    pub asked: u64,
+    /// What somebody has done to committed objects, and what these credentials could do; sentences.
+    pub alarms: Vec<String>,
+}
+
+/// What this machine knows of dates, so that it need not ask for each. Safe to lose.
+#[derive(Default)]
+struct Known {
+    /// When everything was looked at and nothing was wrong.
+    at: Option<DateTime<Utc>>,
+    dates: HashMap<(String, String), DateTime<Utc>>,
+}
+
+impl Repository {
+    /// Makes sure that the bucket enforces locks and that everything that is kept is locked for long enough. Without `always`, does nothing when
+    /// that was done recently from this machine. `None`: nothing was done, or no lock is asked for.
+    ///
+    /// # Errors
+    /// `Failed` when the bucket does not enforce what is asked for, or refuses to extend: what is written now would not be safe.
+    pub fn keep_locked(&self, now: DateTime<Utc>, always: bool, progress: &dyn Progress, cancel: &Cancel) -> Result<Option<Locks>> {
+        let inner = &self.inner;
+        let Some(lock) = inner.store.object_lock().copied() else { return Ok(None) };
+        let place = inner.cache.path.join("locks");
+        let known = Known::read(&place, &lock);
+        let recently = known.at.is_some_and(|at| at <= now && (now - at).to_std().unwrap_or_default() < lock.spare() / 8);
+        if recently && !always {
+            return Ok(None);
+        }
+        progress.event(Event::Phase { name: "lock", detail: String::new() });
+        let mut locks = Locks::default();
+        let probe = inner.block_on(inner.store.probe_lock())?;
+        if !probe.enforces(LockMode::Compliance) {
+            return Err(Error::new(Kind::Failed, format!("the plan asks for Object Lock, and {} does not enforce it: {probe}", inner.store.describe()))
+                .hint("make the bucket with Object Lock and these credentials without rights to undo it (docs/guide.md, Immutability), or remove object_lock"));
+        }
+        if !probe.enforces(lock.mode) {
+            locks.alarms.push(format!("whoever has these credentials can destroy everything: {probe}"));
+        }
+        let versions = inner.block_on(inner.store.versions(""))?;
+        cancel.check()?;
+        let targets = self.to_lock(&versions, &lock, &mut locks)?;
+        progress.event(Event::Total { bytes: 0, items: targets.len() as u64 });
+        let mut dates = HashMap::new();
+        let one = async |version: &Version| -> Result<((String, String), DateTime<Utc>, bool, bool)> {
+            cancel.check()?;
+            let name = (version.key.clone(), version.version.clone());
+            if let Some(until) = known.dates.get(&name).filter(|until| lock.is_held(Some((lock.mode, **until)), now)) {
+                return Ok((name, *until, false, false));
+            }
+            if let Some((_, until)) =
+                inner.store.lock_of(&version.key, &version.version).await?.filter(|held| lock.is_held(Some(*held), now))
+            {
+                return Ok((name, until, true, false));
+            }
+            inner.store.lock_until(&version.key, &version.version, lock.until(now)).await?;
+            match inner.store.lock_of(&version.key, &version.version).await?.filter(|held| lock.is_held(Some(*held), now)) {
+                Some((_, until)) => Ok((name, until, true, true)),
+                None => Err(Error::new(Kind::Failed, format!("lock {}: the store acknowledged it and did not do it", version.key))),
+            }
+        };
+        let done: Vec<_> = inner
+            .block_on(futures::stream::iter(targets).map(one).buffer_unordered(REQUESTS).try_collect())
+            .map_err(|error: Error| error.within("keep what is needed locked"))?;
+        for (name, until, asked, extended) in done {
+            locks.objects += 1;
+            locks.asked += u64::from(asked);
+            locks.extended += u64::from(extended);
+            dates.insert(name, until);
+        }
+        // What is wrong is looked at again by the next run, however soon.
+        let at = locks.alarms.is_empty().then_some(now);
+        if let Err(error) = (Known { at, dates }).write(&place, &lock) {
+            tracing::debug!(?error, "the dates of locks are not remembered");
+        }
+        Ok(Some(locks))
+    }
+
+    /// The versions whose lock is to be kept up: of each object the first, which is what was committed, and the one that is read.
+    fn to_lock<'a>(&self, versions: &'a [Version], lock: &ObjectLock, locks: &mut Locks) -> Result<Vec<&'a Version>> {
+        let inner = &self.inner;
+        let tombstoned = read_tombstones(inner)?;
+        let ledger = self.ledger()?;
+        let removed = |key: &str| key.starts_with("snapshots/") && id_of(key).is_some_and(|id| ledger.removed(id).is_some());
+        // What nobody deletes without saying so. A pack with a tombstone may turn out to live, and is locked until it is deleted.
+        let stays = |key: &str| match PackId::from_key(key) {
+            Some(pack) => !tombstoned.contains(&pack),
+            None => key == FORMAT_KEY || key.starts_with("snapshots/"),
+        };
+        let mut targets = Vec::new();
+        let (mut hidden, mut overwritten) = (Vec::new(), Vec::new());
+        for of_key in versions.chunk_by(|a, b| a.key == b.key) {
+            let key = of_key[0].key.as_str();
+            if !lock.covers(key) || removed(key) {
+                continue;
+            }
+            let mut contents = of_key.iter().filter(|version| !version.marker);
+            let Some(newest) = contents.next() else { continue };
+            let first = contents.next_back().unwrap_or(newest);
+            let read = of_key.iter().find(|version| version.latest).unwrap_or(&of_key[0]);
+            if read.marker {
+                if stays(key) {
+                    hidden.push(key);
+                    targets.push(first);
+                }
+                continue;
+            }
+            targets.push(first);
+            if first.version != newest.version {
+                targets.push(newest);
+                if !self.is_same(first, newest)? {
+                    overwritten.push(key);
+                }
+            }
+        }
+        for (keys, what) in [(hidden, "was deleted by somebody else"), (overwritten, "was overwritten by somebody else")] {
+            let told = keys.iter().take(ALARMS).map(|key| format!("{key} {what}: an earlier version of it is there"));
+            locks.alarms.extend(told);
+            if keys.len() > ALARMS {
+                locks.alarms.push(format!("{} more objects: each {what}", keys.len() - ALARMS));
+            }
+        }
+        if locks.alarms.iter().any(|alarm| alarm.contains("by somebody else")) {
+            let hint = "find out who, change the store's credentials, then bring everything back: `lifeboat repo undelete` (docs/guide.md, Immutability)";
+            locks.alarms.push(hint.to_owned());
+        }
+        Ok(targets)
+    }
+
+    /// Whether two versions have the same bytes: an object that was brought back, or created again.
+    fn is_same(&self, one: &Version, other: &Version) -> Result<bool> {
+        let inner = &self.inner;
+        if one.size != other.size {
+            return Ok(false);
+        }
+        if !one.etag.is_empty() && one.etag == other.etag {
+            return Ok(true);
+        }
+        let read = |version: &Version| inner.block_on(inner.store.get_version(&version.key, &version.version));
+        Ok(read(one)? == read(other)?)
+    }
+}
+
+impl Known {
+    fn head(lock: &ObjectLock) -> String {
+        format!("lifeboat locks 1 {} {}", lock.mode.word(), lock.retain.as_secs())
+    }
+
+    /// Nothing, where it was made under other settings or cannot be read.
+    fn read(place: &PathBuf, lock: &ObjectLock) -> Self {
+        let text = fs::read_to_string(place).unwrap_or_default();
+        Self::parse(&text, lock).unwrap_or_default()
+    }
+
+    fn parse(text: &str, lock: &ObjectLock) -> Option<Self> {
+        let mut lines = text.lines();
+        if lines.next()? != Self::head(lock) {
+            return None;
+        }
+        let date = |text: &str| text.parse().ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+        let at = match lines.next()? {
+            "-" => None,
+            at => Some(date(at)?),
+        };
+        let mut dates = HashMap::new();
+        for line in lines {
+            let mut words = line.split(' ');
+            let (until, version, key) = (date(words.next()?)?, words.next()?, words.next()?);
+            dates.insert((key.to_owned(), version.to_owned()), until);
+        }
+        Some(Self { at, dates })
+    }
+
+    fn write(&self, place: &PathBuf, lock: &ObjectLock) -> std::io::Result<()> {
+        let mut text = Self::head(lock);
+        let _ = write!(text, "\n{}\n", self.at.map_or_else(|| "-".to_owned(), |at| at.timestamp().to_string()));
+        for ((key, version), until) in &self.dates {
+            let _ = writeln!(text, "{} {version} {key}", until.timestamp());
+        }
+        let new = place.with_extension("new");
+        fs::write(&new, text)?;
+        fs::rename(&new, place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const LOCK: ObjectLock = ObjectLock { mode: LockMode::Governance, retain: Duration::from_hours(720), unlocked: UNLOCKED };
+
+    #[test]
+    fn what_is_known_comes_back_under_the_same_settings_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("locks");
+        let date = DateTime::from_timestamp(1_790_000_000, 0).unwrap();
+        let name = ("packs/00/00ab".to_owned(), "v1".to_owned());
+        Known { at: Some(date), dates: HashMap::from([(name.clone(), date)]) }.write(&place, &LOCK).unwrap();
+        let known = Known::read(&place, &LOCK);
+        assert_eq!((known.at, known.dates.get(&name)), (Some(date), Some(&date)));
+        for other in [ObjectLock { mode: LockMode::Compliance, ..LOCK }, ObjectLock { retain: Duration::from_hours(24), ..LOCK }] {
+            assert!(Known::read(&place, &other).at.is_none() && Known::read(&place, &other).dates.is_empty());
+        }
+        fs::write(&place, "lifeboat locks 1 governance 2592000\nx\n").unwrap();
+        assert!(Known::read(&place, &LOCK).at.is_none());
+    }
+}

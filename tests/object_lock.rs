@@ -1,0 +1,270 @@
+//! Object Lock on a real server: what is committed outlives the credentials that wrote it.
+#![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
+
+mod support;
+#[path = "support/workspace.rs"]
+mod workspace;
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use lifeboat::error::Kind;
+use lifeboat::event::{Cancel, Silent};
+use lifeboat::repo::{OpenOptions, Passphrase, Repository, UNLOCKED};
+use lifeboat::store::{Credential, LockMode, ObjectLock, Store, StoreConfig, Version};
+use support::s3::{Bucket, LOCKED, Rclone, SeaweedFs};
+use workspace::{Workspace, text};
+
+fn server() -> &'static Bucket {
+    static SHARED: OnceLock<SeaweedFs> = OnceLock::new();
+    SHARED.get_or_init(SeaweedFs::start_locked).bucket()
+}
+
+const LOCK: ObjectLock = ObjectLock { mode: LockMode::Governance, retain: Duration::from_hours(30 * 24), unlocked: UNLOCKED };
+
+/// A store at `prefix` of the locked bucket, by an identity of the server.
+fn config(prefix: &str, identity: &str) -> StoreConfig {
+    StoreConfig {
+        url: format!("s3://{LOCKED}/{prefix}"),
+        access_key: Some(Credential::new(identity)),
+        secret_key: Some(Credential::new(Bucket::secret_of(identity))),
+        object_lock: Some(LOCK),
+        ..server().at("")
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// A workspace whose repository is in `bucket` at `prefix`; `lock` stands as it is.
+fn plan(workspace: &Workspace, bucket: &str, prefix: &str, lock: &str) {
+    let file = workspace.path("plans/crm.toml");
+    workspace.write_plan("keep = { last = 1 }");
+    let own = std::fs::read_to_string(&file).unwrap();
+    let url = format!("url = \"file://{}/repository\"", workspace.folder.path().display());
+    assert!(own.contains(&url));
+    let place = format!(
+        "url = \"s3://{bucket}/{prefix}\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\n\
+         access_key = {{ env = \"STORE_KEY\" }}\nsecret_key = {{ env = \"STORE_SECRET\" }}\n{lock}",
+        server().endpoint()
+    );
+    std::fs::write(&file, own.replace(&url, &place)).unwrap();
+}
+
+const GOVERNED: &str = "object_lock = { mode = \"governance\", retain = \"30d\" }";
+
+/// Runs the program with the keys of an identity: exit code and document.
+fn run(workspace: &Workspace, identity: &str, words: &[&str]) -> (i32, serde_json::Value) {
+    let secret = if identity == Bucket::keys().0 { Bucket::keys().1.to_owned() } else { Bucket::secret_of(identity) };
+    let mut command = workspace.command(words);
+    let output = command.arg("--json").env("STORE_KEY", identity).env("STORE_SECRET", secret).output().unwrap();
+    let document = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{words:?}: {error}: {}\n{}", text(&output.stdout), text(&output.stderr)));
+    (output.status.code().unwrap(), document)
+}
+
+/// The same, which must end with `code`.
+fn expect(workspace: &Workspace, identity: &str, code: i32, words: &[&str]) -> serde_json::Value {
+    let (found, document) = run(workspace, identity, words);
+    assert_eq!(found, code, "{words:?}: {document:#}");
+    document
+}
+
+fn versions(prefix: &str) -> Vec<Version> {
+    let store = Store::open(&config(prefix, "careless")).unwrap();
+    runtime().block_on(store.versions("")).unwrap()
+}
+
+fn wait_until_after(moment: DateTime<Utc>) {
+    let bound = Instant::now() + Duration::from_secs(10);
+    while Utc::now() <= moment {
+        assert!(Instant::now() < bound);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn nothing_committed_is_destroyed_and_everything_comes_back() {
+    let (prefix, admin) = ("main1", Bucket::keys().0);
+    let workspace = Workspace::new("");
+    plan(&workspace, LOCKED, prefix, GOVERNED);
+    // A writer makes no key slots.
+    expect(&workspace, admin, 0, &["repo", "init", "main"]);
+    let doctor = expect(&workspace, "writer", 0, &["doctor", "crm"]);
+    assert!(doctor.to_string().contains("a locked version cannot be destroyed with these credentials"), "{doctor:#}");
+    expect(&workspace, "writer", 0, &["backup", "crm"]);
+    let second = expect(&workspace, "writer", 0, &["backup", "crm"]);
+    assert!(second.get("locks").is_none(), "looked at a moment ago: {second:#}");
+
+    // Every object of it is locked for at least what was asked for, from its first moment.
+    let committed: Vec<Version> = versions(prefix).into_iter().filter(|version| !version.marker && LOCK.covers(&version.key)).collect();
+    let promised = Utc::now() + TimeDelta::days(30);
+    let store = Store::open(&config(prefix, "writer")).unwrap();
+    let runtime = runtime();
+    for version in &committed {
+        let (mode, until) = runtime.block_on(store.lock_of(&version.key, &version.version)).unwrap().unwrap();
+        assert!(mode == LockMode::Governance && until > promised, "{}: {until}", version.key);
+    }
+    assert!(["format", "keys/", "packs/", "index/", "snapshots/"].iter().all(|of| committed.iter().any(|v| v.key.starts_with(of))));
+
+    // With the writer's credentials, and with those of one who was given every right on objects.
+    let moment = committed.iter().map(|version| version.modified).max().unwrap();
+    wait_until_after(moment + TimeDelta::seconds(2));
+    let until = (Utc::now() + TimeDelta::seconds(30)).format("%Y-%m-%dT%H:%M:%SZ");
+    let sooner = format!("<Retention><Mode>GOVERNANCE</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>");
+    for identity in ["writer", "careless"] {
+        let secret = Bucket::secret_of(identity);
+        let attack = |method: &str, path: &str, query: &str, headers: &[(&str, &str)], body: &str| {
+            server().signed((method, path, query), headers, body, (identity, &secret)).0
+        };
+        for version in &committed {
+            let (path, query) = (format!("{LOCKED}/{prefix}/{}", version.key), format!("versionId={}", version.version));
+            let bypass = [("x-amz-bypass-governance-retention", "true")];
+            assert_eq!(attack("DELETE", &path, &query, &[], ""), 403, "{identity} {path}");
+            assert_eq!(attack("DELETE", &path, &query, &bypass, ""), 403, "{identity} {path}");
+            assert_eq!(attack("PUT", &path, &format!("retention=&{query}"), &[], &sooner), 403, "{identity} {path}");
+            assert_eq!(attack("PUT", &path, &format!("retention=&{query}"), &bypass, &sooner), 403, "{identity} {path}");
+        }
+        let versioning = "<VersioningConfiguration><Status>Suspended</Status></VersioningConfiguration>";
+        assert_eq!(attack("PUT", LOCKED, "versioning=", &[], versioning), 403);
+    }
+    // The writer cannot even hide anything; who can hides and overwrites.
+    let writer = Bucket::secret_of("writer");
+    let careless = Bucket::secret_of("careless");
+    for (at, version) in committed.iter().enumerate() {
+        let path = format!("{LOCKED}/{prefix}/{}", version.key);
+        assert_eq!(server().signed(("DELETE", &path, ""), &[], "", ("writer", &writer)).0, 403, "{path}");
+        let keys = ("careless", careless.as_str());
+        let (status, body) = match at % 2 {
+            0 => server().signed(("PUT", &path, ""), &[], "all your base", keys),
+            _ => server().signed(("DELETE", &path, ""), &[], "", keys),
+        };
+        assert!((200..300).contains(&status), "{path}: {status} {body}");
+    }
+    let (code, document) = run(&workspace, "writer", &["backup", "crm"]);
+    assert!(code != 0 && code != 3, "{document:#}");
+
+    // Back, as it was.
+    let at = (moment + TimeDelta::seconds(1)).to_rfc3339();
+    let shown = expect(&workspace, admin, 0, &["repo", "undelete", "main", "--at", &at, "--dry-run"]);
+    assert_eq!(shown["deleted"].as_array().unwrap().len() + shown["overwritten"].as_array().unwrap().len(), committed.len(), "{shown:#}");
+    assert_eq!(shown["brought_back"], 0);
+    let done = expect(&workspace, admin, 0, &["repo", "undelete", "main", "--at", &at]);
+    assert_eq!(done["brought_back"], committed.len());
+    let again = expect(&workspace, admin, 0, &["repo", "undelete", "main", "--at", &at]);
+    assert_eq!((&again["brought_back"], &again["objects"]), (&0.into(), &done["objects"]));
+    expect(&workspace, "writer", 0, &["verify", "main", "--data"]);
+    let target = workspace.path("back");
+    expect(&workspace, "reader", 0, &["restore", "crm", "--latest", "--to", target.to_str().unwrap(), "--yes"]);
+    assert_eq!(std::fs::read_to_string(target.join("attachments/marked.txt")).unwrap(), workspace::MARKER);
+
+    // And on it goes: the same bytes in two versions are no alarm.
+    std::fs::write(workspace.made.attachments.join("new.txt"), "new").unwrap();
+    std::fs::remove_dir_all(workspace.path("state")).unwrap();
+    let after = expect(&workspace, "writer", 0, &["backup", "crm"]);
+    assert!(after["locks"]["objects"].as_u64().unwrap() > committed.len() as u64, "{after:#}");
+    // A store that refuses to delete is told, and not fatal.
+    let refused = expect(&workspace, "writer", 1, &["prune", "crm"]);
+    assert!(refused.to_string().contains("retention/"), "a writer removes nothing from the ledger's view: {refused:#}");
+    let pruned = expect(&workspace, "keeper", 0, &["prune", "crm"]);
+    assert!(pruned["snapshots_removed"].as_u64().unwrap() > 0 && pruned["collection"]["refused"].as_u64().unwrap() > 0, "{pruned:#}");
+    let pruned = expect(&workspace, "maintainer", 0, &["prune", "crm"]);
+    assert_eq!(pruned["collection"]["refused"], 0, "{pruned:#}");
+    // What these roles are not for.
+    for (identity, job) in [("reader", "backup"), ("auditor", "backup")] {
+        std::fs::write(workspace.made.attachments.join("new.txt"), format!("{identity} {job}")).unwrap();
+        let (code, document) = run(&workspace, identity, &[job, "crm"]);
+        assert_eq!(code, 1, "{identity} {job}: {document:#}");
+    }
+}
+
+#[test]
+fn dates_move_on_while_they_are_needed_and_tampering_is_told() {
+    let runtime = runtime();
+    let folder = tempfile::tempdir().unwrap();
+    let open = |identity: &str| Store::open(&config("main2", identity)).unwrap();
+    let options = || OpenOptions { cache: Some(folder.path().join("cache")), workers: 1 };
+    let passphrase = Passphrase::new("correct horse battery staple");
+    let start = Utc::now();
+    let (repository, _) = Repository::init(open("maintainer"), runtime.handle().clone(), &passphrase, &options(), start).unwrap();
+    let keep = |now: DateTime<Utc>, always: bool| repository.keep_locked(now, always, &Silent, &Cancel::default());
+
+    let first = keep(start, false).unwrap().unwrap();
+    assert_eq!((first.objects, first.asked, first.extended), (3, 3, 0), "the format and two key slots: {first:?}");
+    assert_eq!(keep(start, false).unwrap(), None, "not again so soon");
+    let known = keep(start, true).unwrap().unwrap();
+    assert_eq!((known.objects, known.asked, known.extended), (3, 0, 0), "{known:?}");
+    let later = start + TimeDelta::days(6);
+    let moved = keep(later, false).unwrap().unwrap();
+    assert_eq!((moved.objects, moved.extended), (3, 3), "{moved:?}");
+    for version in versions("main2").iter().filter(|version| LOCK.covers(&version.key)) {
+        let (_, until) = runtime.block_on(open("reader").lock_of(&version.key, &version.version)).unwrap().unwrap();
+        assert!(until >= later + TimeDelta::days(37), "{}: {until}", version.key);
+    }
+    // Another machine, which knows nothing, asks.
+    std::fs::remove_dir_all(folder.path().join("cache")).unwrap();
+    std::fs::create_dir_all(folder.path().join("cache").join(repository.id().to_string())).unwrap();
+    let asked = keep(later, false).unwrap().unwrap();
+    assert_eq!((asked.asked, asked.extended), (3, 0), "{asked:?}");
+
+    // Who reads only cannot keep anything locked, and says so.
+    let (mut reading, all) = (config("main2", "reader"), UNLOCKED);
+    reading.object_lock = Some(ObjectLock { unlocked: all, retain: Duration::from_hours(90 * 24), ..LOCK });
+    let other = Repository::open(Store::open(&reading).unwrap(), runtime.handle().clone(), &passphrase, &options()).unwrap();
+    assert_eq!(other.keep_locked(later, true, &Silent, &Cancel::default()).unwrap_err().kind(), Kind::Failed);
+
+    // Somebody writes over the format object: told by each run, not only by the first.
+    let keys = ("careless", &*Bucket::secret_of("careless"));
+    let path = format!("{LOCKED}/main2/format");
+    assert_eq!(server().signed(("PUT", &path, ""), &[], "all your base", keys).0, 200);
+    let later = later + TimeDelta::days(1);
+    for _ in 0..2 {
+        let told = keep(later, false).unwrap().unwrap();
+        assert!(told.alarms.iter().any(|alarm| alarm.starts_with("format was overwritten by somebody else")), "{told:?}");
+    }
+    assert_eq!(server().signed(("DELETE", &path, ""), &[], "", keys).0, 204);
+    let told = keep(later, false).unwrap().unwrap();
+    assert!(told.alarms.iter().any(|alarm| alarm.starts_with("format was deleted by somebody else")), "{told:?}");
+}
+
+#[test]
+fn a_bucket_that_does_not_enforce_it_is_never_green() {
+    // No Object Lock in the bucket.
+    let workspace = Workspace::new("");
+    let admin = Bucket::keys().0;
+    let prefix = format!("unlocked-{}", std::process::id());
+    plan(&workspace, "lifeboat", &prefix, GOVERNED);
+    let refused = expect(&workspace, admin, 1, &["repo", "init", "main"]);
+    assert!(refused.to_string().contains("Object Lock"), "{refused:#}");
+    plan(&workspace, "lifeboat", &format!("{prefix}b"), "");
+    expect(&workspace, admin, 0, &["repo", "init", "main"]);
+    expect(&workspace, admin, 0, &["backup", "crm"]);
+    plan(&workspace, "lifeboat", &format!("{prefix}b"), GOVERNED);
+    let refused = expect(&workspace, admin, 1, &["backup", "crm"]);
+    assert!(refused.to_string().contains("does not enforce it"), "{refused:#}");
+    assert_eq!(expect(&workspace, admin, 0, &["snapshots", "crm"])["snapshots"].as_array().unwrap().len(), 1);
+    let (code, doctor) = run(&workspace, admin, &["doctor", "crm"]);
+    assert!(code == 2 && doctor.to_string().contains("it does not lock objects"), "{doctor:#}");
+
+    // Object Lock, and credentials that may undo it.
+    plan(&workspace, LOCKED, "main3", GOVERNED);
+    expect(&workspace, admin, 0, &["repo", "init", "main"]);
+    let told = expect(&workspace, admin, 3, &["backup", "crm"]);
+    assert!(told["incomplete"] == true && told["warnings"].to_string().contains("which may bypass it"), "{told:#}");
+    assert_eq!(run(&workspace, admin, &["doctor", "crm"]).0, 2);
+    // Repository and snapshot are whole all the same, and were locked by the bucket.
+    expect(&workspace, admin, 0, &["verify", "main", "--data"]);
+
+    // A server that takes the wish and forgets it.
+    let rclone = Rclone::start();
+    let config = StoreConfig { object_lock: Some(LOCK), single_writer: true, ..rclone.bucket().fresh() };
+    let store = Store::open(&config).unwrap();
+    let error = runtime().block_on(store.create("packs/x", "x".into())).unwrap_err();
+    assert!(error.kind() == Kind::Failed && error.to_string().contains("keeps no versions"), "{error:?}");
+    let probe = runtime().block_on(store.probe_lock()).unwrap();
+    assert!(!probe.keeps && !probe.enforces(LockMode::Compliance), "{probe}");
+    let free = Store::open(&StoreConfig { object_lock: None, ..config }).unwrap();
+    runtime().block_on(free.create("packs/y", "y".into())).unwrap();
+}
