@@ -2,7 +2,6 @@
 //! tested as a library with a clock moved by hand (`daemon::scheduler`).
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
-#![expect(clippy::print_stdout, reason = "figures of a run by hand belong on the terminal")]
 
 #[path = "support/simulation.rs"]
 mod simulation;
@@ -572,6 +571,21 @@ fn a_restore_makes_a_drill_give_way_and_the_drill_is_made_when_it_is_over() {
     assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
     let left: Vec<_> = files(&workspace.path("state/work/gated"));
     assert!(left.iter().all(|path| path.extension().is_some_and(|extension| extension == "lock")), "{left:?}");
+}
+
+#[test]
+fn a_run_that_fails_is_one_error_line() {
+    let schedule = quiet_schedule();
+    let plan =
+        "[source.no]\nkind = \"command\"\ndump = [\"false\"]\n[plan.no]\nsource = \"no\"\nrepository = \"main\"\ntimezone = \"UTC\"\n";
+    let workspace = Workspace::ready(&format!("{plan}schedule = \"{schedule}\""));
+    followed_for_days(&workspace, "no", Job::Backup, &format!("{schedule} UTC"));
+    let mut daemon = Daemon::start(&workspace);
+    until("the run failed", || runs(&workspace).into_iter().find(|run| run["state"] == "failed"));
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
+    let errors: Vec<String> = log(&workspace).lines().filter(|line| line.contains("\"ERROR\"")).map(str::to_owned).collect();
+    assert!(matches!(errors.as_slice(), [one] if one.contains("run did not succeed") && one.contains("\"no\"")), "{errors:?}");
 }
 
 /// Greatest number of these that went on at the same time.

@@ -207,9 +207,10 @@ class Checks:
                 if following - missed > TOLD and self.was_up(missed, following, TOLD):
                     if not self.told(plan, OBJECTIVE, point, following + TOLD):
                         self.found(f"{plan} had no backup between {point} and {following}, and nobody was told of its objective")
-        # Of a plan with a log only an outage says for sure that nothing came.
+        # Of a plan with a log only an outage says for sure that nothing came. Before its first backup there is nothing to come back to.
+        first = min((moment(run["ended_at"]) for run in self.runs if (run["plan"], run["job"], run["state"]) == ("pg", "backup", "succeeded")), default=ended)
         for since, until in self.faults.outages:
-            if until - since - limit > TOLD and self.was_up(since + limit, until, TOLD) and not self.told("pg", OBJECTIVE, since, until + TOLD):
+            if first < since and until - since - limit > TOLD and self.was_up(since + limit, until, TOLD) and not self.told("pg", OBJECTIVE, since, until + TOLD):
                 self.found(f"the log of pg could not be stored between {since} and {until}, and nobody was told of its objective")
         self.figures["objectives told as missed"] = sum(event["problem"] in OBJECTIVE and event["change"] == "raised" for event in events)
 
