@@ -229,6 +229,44 @@ fn dates_move_on_while_they_are_needed_and_tampering_is_told() {
     assert!(told.alarms.iter().any(|alarm| alarm.starts_with("format was deleted by somebody else")), "{told:?}");
 }
 
+/// The usual way to have it: backups to a place nearby, copies to a bucket that nobody can empty.
+#[test]
+fn copies_are_locked_too() {
+    let (prefix, admin) = ("main4", Bucket::keys().0);
+    let mut more = String::from("[[plan.crm.copy]]\nto = \"vault\"\n[repository.vault]\npassphrase = { env = \"CRM_PASSPHRASE\" }\n");
+    more += &format!("url = \"s3://{LOCKED}/{prefix}\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\n", server().endpoint());
+    more += "access_key = { env = \"STORE_KEY\" }\nsecret_key = { env = \"STORE_SECRET\" }\n";
+    let workspace = Workspace::ready(&format!("{more}{GOVERNED}\n"));
+    expect(&workspace, admin, 0, &["repo", "init", "vault"]);
+    expect(&workspace, "writer", 0, &["backup", "crm"]);
+    let copied = expect(&workspace, "writer", 0, &["copy", "crm", "--to", "vault"]);
+    assert_eq!(copied["snapshots"].as_array().unwrap().len(), 1, "{copied:#}");
+
+    let promised = Utc::now() + TimeDelta::days(30);
+    let store = Store::open(&config(prefix, "reader")).unwrap();
+    let committed: Vec<Version> = versions(prefix).into_iter().filter(|version| !version.marker && LOCK.covers(&version.key)).collect();
+    assert!(["packs/", "index/", "snapshots/"].iter().all(|of| committed.iter().any(|version| version.key.starts_with(of))));
+    let careless = Bucket::secret_of("careless");
+    for version in &committed {
+        let (_, until) = runtime().block_on(store.lock_of(&version.key, &version.version)).unwrap().unwrap();
+        assert!(until > promised, "{}: {until}", version.key);
+        let (path, query) = (format!("{LOCKED}/{prefix}/{}", version.key), format!("versionId={}", version.version));
+        let bypass = [("x-amz-bypass-governance-retention", "true")];
+        assert_eq!(server().signed(("DELETE", &path, &query), &bypass, "", ("careless", &careless)).0, 403, "{path}");
+    }
+    // A copy that somebody wrote over is no success, in whatever way the next one notices.
+    let snapshot = committed.iter().find(|version| version.key.starts_with("snapshots/")).unwrap();
+    let path = format!("{LOCKED}/{prefix}/{}", snapshot.key);
+    assert_eq!(server().signed(("DELETE", &path, ""), &[], "", ("careless", &careless)).0, 204);
+    std::fs::remove_dir_all(workspace.path("state")).unwrap();
+    expect(&workspace, "writer", 0, &["backup", "crm"]);
+    let (code, told) = run(&workspace, "writer", &["copy", "crm", "--to", "vault"]);
+    assert_eq!(code, 20, "{told:#}");
+    assert!(told.to_string().contains("was deleted by somebody else"), "{told:#}");
+    let at = (Utc::now() + TimeDelta::hours(1)).to_rfc3339();
+    assert_eq!(run(&workspace, admin, &["repo", "undelete", "vault", "--at", &at]).0, 2, "a moment to come");
+}
+
 #[test]
 fn a_bucket_that_does_not_enforce_it_is_never_green() {
     // No Object Lock in the bucket.

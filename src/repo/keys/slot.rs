@@ -5,6 +5,8 @@
 //! a wrong one is told apart from damage. From the secret also follows a key pair whose public half stands in the slot: a rotation seals the
 //! next generation to it without knowing the secret. Version 1 (passphrases and one generation, no key pair) is read.
 
+use std::sync::{Mutex, PoisonError};
+
 use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use chrono::{DateTime, Utc};
@@ -499,9 +501,12 @@ fn recipient_associated(repository: RepositoryId, role: Role) -> Vec<u8> {
 }
 
 fn stretch(salt: &str, memory_kib: u32, passes: u32, lanes: u32, passphrase: &str) -> Result<Zeroizing<[u8; 32]>, String> {
+    // One after the other: each takes `memory_kib` and every processor, and a daemon may begin a hundred runs in the same second.
+    static TURN: Mutex<()> = Mutex::new(());
     let salt = hex::decode(salt).map_err(|e| e.to_string())?;
     let params = argon2::Params::new(memory_kib, passes, lanes, Some(32)).map_err(|e| e.to_string())?;
     let mut out = Zeroizing::new([0u8; 32]);
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params)
         .hash_password_into(passphrase.as_bytes(), &salt, &mut *out)
         .map_err(|e| e.to_string())?;
