@@ -302,7 +302,7 @@ fn a_wrong_key_a_store_that_is_away_a_full_one_and_a_killed_copy_harm_nothing() 
         assert_eq!((full.status.code(), left), (Some(1), 0), "{}", text(&full.stdout));
         assert!(text(&full.stdout).contains("no-space"), "{}", text(&full.stdout));
     } else {
-        println!("a full store was not tested: {}", text(&mounted.stderr));
+        panic!("mount a small file system (root, and a container that may): {}", text(&mounted.stderr));
     }
 
     // Killed while it sends its first pack, slowly; beside it a backup is made.

@@ -330,7 +330,7 @@ fn changed_plan_files_are_followed_broken_ones_are_not_and_a_deleted_plan_ends_i
     daemon.signal(Signal::HUP);
     until("the broken file is told", || log(&workspace).contains("the plan files are wrong").then_some(()));
     // Right again, with one change: noticed without a signal.
-    std::fs::write(&file, format!("{good}\njitter = \"1m\"\n")).unwrap();
+    std::fs::write(&file, format!("{good}\njitter = \"30s\"\n")).unwrap();
     until("the change is in force", || log(&workspace).contains("now [plan.slow] jitter").then_some(()));
     // The plan is gone while its run goes on.
     let (before, _) = good.split_once("[source.slow]").unwrap();
@@ -503,6 +503,9 @@ fn a_damaged_journal_is_rebuilt_from_the_repository_by_one_command_and_the_old_o
     let found = runs(&workspace);
     assert!(found.iter().all(|run| run["trigger"] == "rebuilt" && run["state"] == "succeeded"), "{found:?}");
     assert_eq!(found.last().unwrap()["snapshot"], first["snapshot"]);
+    assert!(found.last().unwrap()["duration_ms"].is_null(), "how long a backup took is not known any more: {found:?}");
+    let shown = text(&workspace.run(&["run", "show", found.last().unwrap()["id"].as_str().unwrap()]).stdout);
+    assert!(shown.lines().any(|line| line.starts_with("took") && line.trim_end().ends_with('-')), "{shown}");
     let status = workspace.json(&["status"], 0);
     assert_eq!(status["plans"][0]["problems"].as_array().unwrap().len(), 0, "{status}");
     assert!(status["plans"][0]["proven_at"].is_string() && status["plans"][0]["next_run"].is_string());
@@ -526,4 +529,156 @@ fn a_damaged_journal_is_rebuilt_from_the_repository_by_one_command_and_the_old_o
     let before = std::fs::read(&journal).unwrap();
     assert_eq!(workspace.run(&["run", "rebuild"]).status.code(), Some(10));
     assert_eq!(std::fs::read(&journal).unwrap(), before);
+}
+
+#[test]
+fn a_restore_makes_a_drill_give_way_and_the_drill_is_made_when_it_is_over() {
+    let schedule = quiet_schedule();
+    let workspace = Workspace::new("");
+    let gate = workspace.path("gate");
+    assert!(Command::new("mkfifo").arg(&gate).status().unwrap().success());
+    // A drill and a restore that wait where they bring the content back, until this test opens the gate.
+    workspace.write_plan(&format!(
+        "[source.gated]\nkind = \"command\"\ndump = [\"echo\", \"rows\"]\n\
+         restore = [\"sh\", \"-c\", 'cat > \"$LIFEBOAT_TARGET/dump\"; cat {} > /dev/null']\n\
+         [plan.gated]\nsource = \"gated\"\nrepository = \"main\"\ntimezone = \"UTC\"\n[plan.gated.drill]\nschedule = \"{schedule}\"",
+        gate.display()
+    ));
+    workspace.json(&["repo", "init", "main"], 0);
+    workspace.json(&["backup", "gated"], 0);
+    followed_for_days(&workspace, "gated", Job::Drill, &format!("{schedule} UTC"));
+    let mut daemon = Daemon::start(&workspace);
+    let drill = || runs(&workspace).into_iter().find(|run| run["job"] == "drill");
+    until("the drill goes on", || drill().filter(|run| run["state"] == "running"));
+    let to = workspace.path("restored");
+    let mut restore = workspace.command(&["restore", "gated", "--to", to.to_str().unwrap(), "--yes"]);
+    let mut restore = restore.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let gave_way = until("the drill gave way", || drill().filter(|run| run["state"] != "running"));
+    assert_eq!(gave_way["state"], "interrupted", "{gave_way}");
+    assert!(gave_way.to_string().contains("gave way to a restore (run "), "{gave_way}");
+    assert!(restore.try_wait().unwrap().is_none(), "the restore goes on");
+    // Opens once the restore reads; whoever comes later finds a file and does not wait.
+    let writer = OpenOptions::new().write(true).open(&gate).unwrap();
+    assert_ne!(drill().unwrap()["state"], "running", "not beside the restore");
+    std::fs::write(workspace.path("open"), "").unwrap();
+    std::fs::rename(workspace.path("open"), &gate).unwrap();
+    drop(writer);
+    assert!(until("the restore ends", || restore.try_wait().unwrap()).success());
+    assert_eq!(std::fs::read_to_string(to.join("dump")).unwrap(), "rows\n");
+    let made = until("the drill is made", || drill().filter(|run| run["state"] == "succeeded"));
+    assert_eq!((made["id"].as_str(), made["attempt"].as_u64()), (gave_way["id"].as_str(), Some(2)), "{made}");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
+    let left: Vec<_> = files(&workspace.path("state/work/gated"));
+    assert!(left.iter().all(|path| path.extension().is_some_and(|extension| extension == "lock")), "{left:?}");
+}
+
+#[test]
+fn a_run_that_fails_is_one_error_line() {
+    let schedule = quiet_schedule();
+    let plan =
+        "[source.no]\nkind = \"command\"\ndump = [\"false\"]\n[plan.no]\nsource = \"no\"\nrepository = \"main\"\ntimezone = \"UTC\"\n";
+    let workspace = Workspace::ready(&format!("{plan}schedule = \"{schedule}\""));
+    followed_for_days(&workspace, "no", Job::Backup, &format!("{schedule} UTC"));
+    let mut daemon = Daemon::start(&workspace);
+    until("the run failed", || runs(&workspace).into_iter().find(|run| run["state"] == "failed"));
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
+    let errors: Vec<String> = log(&workspace).lines().filter(|line| line.contains("\"ERROR\"")).map(str::to_owned).collect();
+    assert!(matches!(errors.as_slice(), [one] if one.contains("run did not succeed") && one.contains("\"no\"")), "{errors:?}");
+}
+
+/// Greatest number of these that went on at the same time.
+fn at_once<'a>(runs: impl Iterator<Item = &'a Value>) -> i32 {
+    let mut changes: Vec<(String, i32)> = Vec::new();
+    for run in runs {
+        let text = |key: &str| run[key].as_str().unwrap().to_owned();
+        changes.extend([(text("started_at"), 1), (text("ended_at"), -1)]);
+    }
+    // What ends in the millisecond that another one begins in made room for it.
+    changes.sort();
+    let mut now = 0;
+    changes
+        .into_iter()
+        .map(|(_, change)| {
+            now += change;
+            now
+        })
+        .max()
+        .unwrap_or(0)
+}
+
+/// By hand with more: `LIFEBOAT_PLANS=1000 cargo test --test daemon -- --nocapture real_daemon`.
+#[test]
+fn many_plans_due_in_the_same_second_run_once_each_within_the_limits_of_a_real_daemon() {
+    use std::fmt::Write as _;
+    let count: usize = std::env::var("LIFEBOAT_PLANS").map_or(60, |count| count.parse().unwrap());
+    let schedule = quiet_schedule();
+    let workspace = Workspace::new("");
+    let root = workspace.folder.path().display().to_string();
+    let key = workspace.path("main.key");
+    // No passphrase: nothing but the work itself is to take time.
+    workspace.json(&["key", "generate", "--kind", "key-file", "--out", key.to_str().unwrap()], 0);
+    let mut text = "version = 1\n[serve]\nmax_runs = 4\n".to_owned();
+    for repository in ["main", "second"] {
+        let limit = if repository == "second" { "max_runs = 1\n" } else { "" };
+        let _ = writeln!(
+            text,
+            "[repository.{repository}]\nurl = \"file://{root}/{repository}\"\npassphrase = {{ file = \"{}\" }}\n{limit}",
+            key.display()
+        );
+    }
+    std::fs::create_dir(workspace.path("databases")).unwrap();
+    for number in 0..count {
+        let database = format!("{root}/databases/{number}.sqlite");
+        let connection = rusqlite::Connection::open(&database).unwrap();
+        connection.execute_batch(&format!("PRAGMA synchronous = off; CREATE TABLE t(n INTEGER); INSERT INTO t VALUES ({number})")).unwrap();
+        let repository = if number % 4 == 0 { "second" } else { "main" };
+        let _ = writeln!(
+            text,
+            "[source.s{number}]\nkind = \"sqlite\"\npath = \"{database}\"\n[plan.p{number}]\nsource = \"s{number}\"\nrepository = \"{repository}\"\n\
+             schedule = \"{schedule}\"\ntimezone = \"UTC\""
+        );
+    }
+    std::fs::write(workspace.path("plans/crm.toml"), text).unwrap();
+    for repository in ["main", "second"] {
+        workspace.json(&["repo", "init", repository], 0);
+    }
+    {
+        let now = Utc::now();
+        let journal = Journal::open(&workspace.path("state"), now).unwrap();
+        for number in 0..count {
+            let plan = Name::new(format!("p{number}")).unwrap();
+            journal.schedule_since(&plan, Job::Backup, &format!("{schedule} UTC"), now - TimeDelta::days(3)).unwrap();
+        }
+    }
+    let began = Instant::now();
+    let mut daemon = Daemon::start(&workspace);
+    let ended = || log(&workspace).matches("\"run succeeded\"").count() + log(&workspace).matches("\"run did not succeed\"").count();
+    while ended() < count {
+        assert!(began.elapsed() < BOUND * u32::try_from(count / 60 + 1).unwrap(), "{} of {count} ended: {}", ended(), log(&workspace));
+        std::thread::park_timeout(Duration::from_millis(200));
+    }
+    let took = began.elapsed();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.0.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+    println!("{count} plans due at once: {took:?}, {} ms a run, peak memory {} MiB", took.as_millis() / count as u128, peak / 1024);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended(), Some(0), "{}", log(&workspace));
+    let history = workspace.json(&["run", "history", "--limit", "0"], 0);
+    let runs = history["runs"].as_array().unwrap();
+    let mut plans: Vec<&str> = runs.iter().map(|run| run["plan"].as_str().unwrap()).collect();
+    plans.sort_unstable();
+    plans.dedup();
+    assert_eq!((runs.len(), plans.len()), (count, count), "each plan once");
+    assert!(runs.iter().all(|run| run["state"] == "succeeded" && run["attempt"] == 1 && run["trigger"] == "catch-up"), "{runs:?}");
+    let of_second = |run: &&Value| run["plan"].as_str().unwrap()[1..].parse::<usize>().unwrap() % 4 == 0;
+    assert!((2..=4).contains(&at_once(runs.iter())), "{} at once", at_once(runs.iter()));
+    assert_eq!(at_once(runs.iter().filter(of_second)), 1);
+    assert!(peak < 512 << 10, "{peak} KiB");
+    let last = format!("p{}", count - 1);
+    let to = workspace.path("restored.sqlite");
+    workspace.json(&["restore", &last, "--to", to.to_str().unwrap()], 0);
+    let found: i64 = rusqlite::Connection::open(&to).unwrap().query_row("SELECT n FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(usize::try_from(found).unwrap(), count - 1);
 }

@@ -397,3 +397,29 @@ fn the_examples_are_valid_as_one_folder() {
     assert_eq!(checked["files"].as_array().unwrap().len(), 6);
     assert!(!checked["warnings"].to_string().contains("driver"), "{checked}");
 }
+
+#[test]
+fn a_plan_that_is_gone_is_answered_with_the_way_to_its_snapshots() {
+    let workspace = Workspace::ready("");
+    let snapshot = workspace.backup()["snapshot"].as_str().unwrap().to_owned();
+    let file = workspace.path("plans/crm.toml");
+    let other = std::fs::read_to_string(&file).unwrap().replace("[plan.crm]", "[plan.successor]");
+    std::fs::write(&file, other).unwrap();
+    let to = workspace.path("restored");
+    let url = format!("file://{}", workspace.path("repository").display());
+    for words in [vec!["snapshots", "crm"], vec!["restore", "crm", "--to", to.to_str().unwrap()], vec!["status", "crm"]] {
+        let refused = workspace.json(&words, 2);
+        assert!(message(&refused).contains("plan crm is in no plan file any more; its last backup was of"), "{refused}");
+        assert!(hint(&refused).contains(&url) && hint(&refused).contains("restore crm --from URL"), "{refused}");
+    }
+    assert!(!to.exists());
+    // What the hint says works.
+    let listed = by_address(&workspace, &["snapshots", "crm", "--json"]).output().unwrap();
+    assert_eq!(document(&listed)["snapshots"][0]["id"], snapshot.as_str());
+    let restored = by_address(&workspace, &["restore", "crm", "--to", to.to_str().unwrap()]).output().unwrap();
+    assert_eq!(code(&restored), 0, "{}", text(&restored.stderr));
+    assert!(to.join("attachments").is_dir());
+    // A name that never was is only unknown.
+    let unknown = workspace.json(&["snapshots", "never"], 2);
+    assert!(message(&unknown).contains("unknown plan"), "{unknown}");
+}

@@ -12,6 +12,7 @@ mod workspace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -303,4 +304,122 @@ fn whatever_is_killed_whenever_it_is_killed_nothing_is_lost_and_nothing_is_left(
         bench.check_clean();
     }
     println!("seed {seed}: {done} rounds in {:?}, {} snapshots restored: {told:?}", began.elapsed(), bench.proven.len());
+}
+
+/// Runs it until it tells of the `nth` phase, and kills it there; the phases that it told of. It may be through before the kill arrives.
+fn killed_in_phase(workspace: &Workspace, words: &[&str], nth: usize) -> (Vec<String>, bool) {
+    let mut command = workspace.command(words);
+    command.args(["--progress", "json"]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut phases = Vec::new();
+    for line in BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok) {
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+        if event["event"] == "phase" {
+            phases.push(event["phase"].as_str().unwrap().to_owned());
+            if phases.len() > nth {
+                child.kill().unwrap();
+                break;
+            }
+        }
+    }
+    let status = child.wait().unwrap();
+    assert!(status.code().is_none_or(|code| code == 0), "{words:?} ended with {status}");
+    (phases, status.code().is_none())
+}
+
+/// Nothing but locks where the plan works; no run that seems to go on.
+fn nothing_left(workspace: &Workspace, after: &str) {
+    let left: Vec<_> =
+        files(&workspace.path("state/work")).into_iter().filter(|path| path.extension().is_none_or(|e| e != "lock")).collect();
+    assert!(left.is_empty(), "{after}: {left:?}");
+    let history = workspace.json(&["run", "history", "--limit", "0"], 0);
+    assert!(history["runs"].as_array().unwrap().iter().all(|run| run["state"] != "running"), "{after}: {history}");
+}
+
+/// Backups are killed at random above, and in the repository's own tests at each request to the store.
+#[test]
+fn a_restore_a_drill_a_prune_and_a_copy_killed_in_each_phase_are_made_good_by_the_next() {
+    let workspace = Workspace::new("keep = { last = 1 }\n[[plan.crm.copy]]\nto = \"second\"\n");
+    let key = workspace.path("main.key");
+    workspace.json(&["key", "generate", "--kind", "key-file", "--out", key.to_str().unwrap()], 0);
+    let plan = fs::read_to_string(workspace.path("plans/crm.toml")).unwrap();
+    let secret = format!("passphrase = {{ file = \"{}\" }}", key.display());
+    let second = format!("[repository.second]\nurl = \"file://{}\"\n{secret}\n[source.database]", workspace.path("second").display());
+    let plan = plan.replace("passphrase = { env = \"CRM_PASSPHRASE\" }", &secret).replace("[source.database]", &second);
+    fs::write(workspace.path("plans/crm.toml"), plan).unwrap();
+    for repository in ["main", "second"] {
+        workspace.json(&["repo", "init", repository], 0);
+    }
+    let target = workspace.path("target");
+    let whole = |target: &Path, after: &str| {
+        assert_eq!(fs::read_to_string(target.join("attachments/marked.txt")).unwrap(), workspace::MARKER, "{after}");
+        let database = Connection::open_with_flags(target.join("database"), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        assert_eq!(database.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0)).unwrap(), "ok", "{after}");
+    };
+    let jobs: [(&str, &[&str]); 4] = [
+        ("restore", &["restore", "crm", "--to", target.to_str().unwrap()]),
+        ("drill", &["drill", "run", "crm"]),
+        ("prune", &["prune", "crm"]),
+        ("copy", &["copy", "crm", "--to", "second"]),
+    ];
+    for (job, words) in jobs {
+        let mut seen: Vec<String> = Vec::new();
+        for nth in 0.. {
+            // Something to remove, and something to copy.
+            let file = workspace.made.attachments.join("changing");
+            fs::write(&file, format!("{job} {nth}").repeat(10_000)).unwrap();
+            workspace.backup();
+            let (phases, killed) = killed_in_phase(&workspace, words, nth);
+            if phases.len() <= nth {
+                assert!(!killed && nth > 0, "{job}: {phases:?}");
+                let _ = fs::remove_dir_all(&target);
+                break;
+            }
+            let at = phases[nth].clone();
+            let after = format!("{job} killed in {at:?}");
+            seen.push(at);
+            if job == "restore" {
+                let partial = workspace.path(".target.lifeboat-partial");
+                assert!(
+                    !target.exists() || {
+                        whole(&target, &after);
+                        true
+                    }
+                );
+                if !target.exists() || partial.join("restore.json").exists() {
+                    let mut words = words.to_vec();
+                    if ["tree", "whole"].iter().any(|part| fs::read_dir(partial.join(part)).is_ok_and(|mut items| items.next().is_some())) {
+                        words.push("--resume");
+                    }
+                    workspace.json(&words, 0);
+                }
+                whole(&target, &after);
+                assert!(!partial.exists(), "{after}");
+                fs::remove_dir_all(&target).unwrap();
+            } else {
+                let done = workspace.json(words, 0);
+                assert!(job != "drill" || done["verdict"] == "passed", "{after}: {done}");
+            }
+            let history = workspace.json(&["run", "history", "--limit", "2"], 0);
+            let runs: Vec<&serde_json::Value> = history["runs"].as_array().unwrap().iter().filter(|run| run["job"] == job).collect();
+            if killed && runs.len() == 2 {
+                let dead = workspace.json(&["run", "show", runs[1]["id"].as_str().unwrap()], 0);
+                let told = dead["story"].as_str().is_some_and(|story| story.contains("ended without closing this run"));
+                assert!(dead["state"] == "interrupted" && told || dead["state"] == "succeeded", "{after}: {dead}");
+            }
+            assert!(!killed || runs.len() == 2 || job == "restore", "{after}: the journal knows both: {history}");
+            nothing_left(&workspace, &after);
+        }
+        println!("{job}: killed in {seen:?}");
+        assert!(seen.len() >= 2, "{job} has phases: {seen:?}");
+        for repository in ["main", "second"] {
+            workspace.json(&["verify", repository, "--data"], 0);
+        }
+    }
+    // Of the one snapshot that retention keeps there is a whole one in each place.
+    for repository in ["main", "second"] {
+        workspace.json(&["restore", "crm", "--repository", repository, "--to", target.to_str().unwrap()], 0);
+        whole(&target, repository);
+        fs::remove_dir_all(&target).unwrap();
+    }
 }

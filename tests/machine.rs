@@ -1,8 +1,7 @@
 //! The real program on a machine that is not kind: as a user without privileges, and with file systems that are full. Both need root to be
-//! arranged; without it these tests say so and end.
+//! arranged; without it these tests fail: what was not looked at is not green.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
-#![expect(clippy::print_stdout, reason = "what a test did not do, or the seed to do it again, belongs on the terminal")]
 
 #[path = "support/http.rs"]
 mod http;
@@ -23,12 +22,9 @@ use workspace::{MARKER, PASSPHRASE, Workspace, copy_program, files, text};
 /// `nobody`, on most systems.
 const NOBODY: u32 = 65_534;
 
-fn is_root() -> bool {
+fn needs_root() {
     let root = rustix::process::geteuid().is_root();
-    if !root {
-        println!("not tested: this needs root");
-    }
-    root
+    assert!(root, "only root can make files of another user and mount a small file system: run `sudo -E cargo test --test machine`");
 }
 
 /// A workspace that belongs to a user without privileges, with a copy of the program that this user may run.
@@ -73,9 +69,7 @@ impl Unprivileged {
 
 #[test]
 fn without_privileges_everything_works_and_what_may_not_be_read_is_named() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let user = Unprivileged::new(Workspace::new(""));
     let (workspace, attachments) = (&user.0, &user.0.made.attachments);
     let (secret, closed) = (attachments.join("secret.txt"), attachments.join("closed"));
@@ -128,9 +122,7 @@ fn without_privileges_everything_works_and_what_may_not_be_read_is_named() {
 
 #[test]
 fn the_demo_needs_no_privileges() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let user = Unprivileged::new(Workspace::new(""));
     let kept = user.0.path("home/kept");
     let output = user.command(&["demo", "--keep", kept.to_str().unwrap()]).output().unwrap();
@@ -142,16 +134,12 @@ fn the_demo_needs_no_privileges() {
 struct Small(PathBuf);
 
 impl Small {
-    /// `None` where mounting is not allowed (a container).
-    fn mount(at: &Path, mib: u32) -> Option<Self> {
+    fn mount(at: &Path, mib: u32) -> Self {
         fs::create_dir_all(at).unwrap();
         let output =
             Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}m,mode=0700"), "tmpfs"]).arg(at).output().unwrap();
-        if !output.status.success() {
-            println!("not tested: {}", text(&output.stderr));
-            return None;
-        }
-        Some(Self(at.to_owned()))
+        assert!(output.status.success(), "mount a small file system (a container must be allowed to): {}", text(&output.stderr));
+        Self(at.to_owned())
     }
 
     /// Leaves room for so many KiB.
@@ -203,11 +191,9 @@ fn no_leftovers(workspace: &Workspace) {
 
 #[test]
 fn a_full_repository_loses_nothing_and_takes_the_next_backup_when_there_is_room() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let workspace = Workspace::new("");
-    let Some(small) = Small::mount(&workspace.path("disk"), 24) else { return };
+    let small = Small::mount(&workspace.path("disk"), 24);
     let plan = fs::read_to_string(workspace.path("plans/crm.toml")).unwrap();
     fs::write(workspace.path("plans/crm.toml"), plan.replace("/repository\"", "/disk/repository\"")).unwrap();
     workspace.json(&["repo", "init", "main"], 0);
@@ -238,13 +224,11 @@ fn a_full_repository_loses_nothing_and_takes_the_next_backup_when_there_is_room(
 
 #[test]
 fn a_full_state_folder_stops_backups_and_drills_but_no_restore() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let workspace = Workspace::ready("");
     workspace.backup();
     fs::remove_dir_all(workspace.path("state")).unwrap();
-    let Some(small) = Small::mount(&workspace.path("state"), 24) else { return };
+    let small = Small::mount(&workspace.path("state"), 24);
     workspace.backup();
     // Room for the journal and its like, not for a copy of the database.
     small.fill(300);
@@ -271,9 +255,7 @@ fn a_full_state_folder_stops_backups_and_drills_but_no_restore() {
 
 #[test]
 fn a_daemon_that_cannot_write_its_state_says_so_everywhere_and_takes_no_request_that_it_could_lose() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let workspace = Workspace::ready("");
     workspace.backup();
     let told = workspace.path("told");
@@ -281,7 +263,7 @@ fn a_daemon_that_cannot_write_its_state_says_so_everywhere_and_takes_no_request_
     let notifier = format!("version = 1\n[notify.file]\nkind = \"command\"\nrun = [\"sh\", \"-c\", \"cat > {}/$$\"]\n", told.display());
     fs::write(workspace.path("plans/notify.toml"), notifier).unwrap();
     fs::remove_dir_all(workspace.path("state")).unwrap();
-    let Some(small) = Small::mount(&workspace.path("state"), 24) else { return };
+    let small = Small::mount(&workspace.path("state"), 24);
     let daemon = Daemon::start(&workspace);
     until("it looked at the plans", || (daemon.ask("GET", "/api/v1/status", None).status == 200).then_some(()));
     let was_told = |words: &str| files(&told).iter().any(|file| fs::read_to_string(file).unwrap().contains(words)).then_some(());
@@ -315,16 +297,14 @@ fn a_daemon_that_cannot_write_its_state_says_so_everywhere_and_takes_no_request_
 
 #[test]
 fn a_full_target_is_told_before_or_while_it_is_written_and_the_restore_goes_on_later() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let workspace = Workspace::ready("");
     fs::write(workspace.made.attachments.join("large"), noise(2, 6_000_000)).unwrap();
     for number in 0..60 {
         fs::write(workspace.made.attachments.join(format!("note {number}")), noise(number, 10_000)).unwrap();
     }
     workspace.backup();
-    let Some(small) = Small::mount(&workspace.path("disk"), 40) else { return };
+    let small = Small::mount(&workspace.path("disk"), 40);
     let to = workspace.path("disk/restored");
     let words = ["restore", "crm", "--to", to.to_str().unwrap()];
     small.fill(1_000);

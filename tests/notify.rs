@@ -418,3 +418,59 @@ fn a_daemon_that_lives_pings_and_says_what_ends_soon() {
     assert!(messages.contains("ca_file of notifier alive"), "{messages}");
     no_secret(&workspace, &[messages]);
 }
+
+/// What no run of a plan tells: that it is gone, that its secret is not there, that a key is old.
+#[test]
+fn a_plan_that_is_gone_a_secret_that_is_not_set_and_an_old_key_are_told_as_what_they_are() {
+    let ops = Target::start();
+    let workspace = Workspace::ready("schedule = \"7 3 29 2 *\"\n");
+    workspace.backup();
+    let crm = workspace.path("plans/crm.toml");
+    let good = std::fs::read_to_string(&crm).unwrap();
+    // Three weeks before a key is too old it is told of: of one day it is at once.
+    let good = good.replace("passphrase =", "max_key_age = \"1d\"\npassphrase =");
+    std::fs::write(&crm, &good).unwrap();
+    let other = format!(
+        "version = 1\n{}[repository.closed]\nurl = \"file://{}/closed\"\npassphrase = {{ env = \"NOT_SET_PASSPHRASE\" }}\n\
+         [plan.closed]\nsource = \"attachments\"\nrepository = \"closed\"\n",
+        webhook("ops", ""),
+        workspace.folder.path().display()
+    );
+    std::fs::write(workspace.path("plans/other.toml"), &other).unwrap();
+    let listed = workspace.json(&["key", "list", "main"], 0);
+    let warnings = listed["warnings"].as_array().unwrap();
+    assert!(!warnings.is_empty() && warnings[0].as_str().unwrap().contains("1 days of `max_key_age`"), "{listed}");
+    let examined = workspace.json(&["doctor", "crm"], 0);
+    assert!(examined["checks"].to_string().contains("will soon be older"), "{examined}");
+
+    // A plan that a daemon followed is gone when the next one starts.
+    let without = good.replace("[plan.crm]\nsources = [\"database\", \"attachments\"]\n", "[plan.successor]\nsource = \"database\"\n");
+    assert_ne!(good, without);
+    std::fs::write(&crm, &without).unwrap();
+    let journal = Journal::open(&workspace.path("state"), Utc::now()).unwrap();
+    journal.schedule_since(&Name::new("crm").unwrap(), Job::Backup, "7 3 29 2 * Asia/Shanghai", Utc::now()).unwrap();
+    drop(journal);
+
+    let url = address(&ops);
+    let _daemon = Daemon::start(&workspace, &[("OPS", &url)]);
+    let told = |words: &str| {
+        let all = ops.got().iter().flat_map(|request| request.json()["events"].as_array().unwrap().clone()).collect::<Vec<_>>();
+        all.into_iter().find(|event| event["message"].as_str().unwrap().contains(words))
+    };
+    let key = until("the key is told of", || told("of repository main, made at"));
+    assert_eq!((key["occasion"].as_str(), key["problem"].as_str()), (Some("expiring"), Some("expiring")), "{key}");
+    let secret = until("the secret is told of", || told("NOT_SET_PASSPHRASE"));
+    assert_eq!((secret["problem"].as_str(), secret["plan"].as_str()), (Some("secret-unavailable"), Some("closed")), "{secret}");
+    let status = workspace.json(&["status", "closed"], 0);
+    let kinds: Vec<&str> = status["plans"][0]["problems"].as_array().unwrap().iter().map(|one| one["kind"].as_str().unwrap()).collect();
+    assert!(kinds.contains(&"secret-unavailable") && !kinds.contains(&"repository-unreachable"), "{status}");
+
+    let gone = until("that the plan is gone is told", || told("plan crm is in no plan file any more"));
+    assert_eq!((gone["occasion"].as_str(), gone["problem"].as_str()), (Some("overdue"), Some("plan-gone")), "{gone}");
+    assert!(gone["plan"].is_null(), "{gone}");
+    let stands = || workspace.json(&["status"], 0)["problems"].as_array().unwrap().iter().any(|one| one["kind"] == "plan-gone");
+    assert!(stands());
+    std::fs::write(&crm, without.replace("version = 1\n", "version = 1\nretired = [\"crm\"]\n")).unwrap();
+    until("somebody meant it", || (!stands()).then_some(()));
+    no_secret(&workspace, &[bodies(&[&ops])]);
+}

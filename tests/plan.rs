@@ -86,6 +86,16 @@ fn what_is_wrong_with_a_plan_is_said_at_its_place() {
         ("sources = [\"crm\", \"attachments\"]", "17:11: plan `crm` has both `source` and `sources`", "keep `sources`"),
         ("jitter = \"10 minutes\"", "17:10: not a valid duration", "5m"),
         ("jitter = 10", "17:10: expected a text in quotes, found a whole number", ""),
+        (
+            "jitter = \"60m\"\nschedule = \"30 * * * *\"\ntimezone = \"UTC\"",
+            "17:10: a jitter of 1h is not shorter than the 1h between two slots of schedule \"30 * * * *\"",
+            "write less than 1h",
+        ),
+        (
+            "jitter = \"2h\"\nschedule = \"0 3 * * *\"\ntimezone = \"UTC\"\nverify = { schedule = \"0 22,23 1 * *\" }",
+            "17:10: a jitter of 2h is not shorter than the 1h between",
+            "",
+        ),
         ("missed = \"run_once\"", "17:10: unknown value \"run_once\"", "did you mean `run-once`?"),
         ("retry = { attempts = 0 }", "17:22: this must be from 1 to 100", ""),
         ("retry = { attempt = 3 }", "17:11: unknown key `attempt`", "did you mean `attempts`?"),
@@ -634,4 +644,42 @@ fn the_journal_and_the_labels_of_nodes_are_checked() {
     }
     assert!(errors(&plan("run_on = []\n")).contains("`run_on` names no label"));
     assert!(errors(&plan("run_on = [\"a b\"]\n")).contains("run_on"));
+}
+
+/// What is valid and cannot be kept is a warning of `plan check`.
+#[test]
+fn schedules_that_break_what_the_plan_promises_are_warned_of() {
+    let warnings = |keys: &str| {
+        let text = plan(&format!("source = \"crm\"\nrepository = \"main\"\ntimezone = \"Asia/Shanghai\"\n{keys}"));
+        let plans = load(&[("a.toml", &text)]).unwrap();
+        let checked = plan::check_json(&plans);
+        checked["warnings"].as_array().unwrap().iter().map(|warning| warning.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let told = |keys: &str, what: &str| {
+        let found = warnings(keys);
+        assert!(matches!(found.as_slice(), [one] if one.starts_with("plan crm: ") && one.contains(what)), "{keys}: {found:?}");
+    };
+    told("schedule = \"15 2 * * *\"\nobjectives = { data_loss = \"24h\" }", "start up to 1d apart, each takes some time as well");
+    told("schedule = \"0 * * * *\"\njitter = \"30m\"\nobjectives = { data_loss = \"90m\" }", "start up to 1h30m apart");
+    told(
+        "schedule = \"0 * * * *\"\nblackout = [\"08:00-18:00\"]\nobjectives = { data_loss = \"2h\" }",
+        "start up to 11h apart, blackout included",
+    );
+    told("schedule = \"0 3 29 2 sun\"\nobjectives = { data_loss = \"7d\" }", "apart");
+    told("schedule = \"0 3 * * *\"\nblackout = [\"00:00-06:00\"]", "every slot of the backup schedule \"0 3 * * *\" falls in the blackout");
+    told("drill = { schedule = \"0 3 * * sun\" }\nblackout = [\"sun\"]\nblackout_jobs = [\"drill\"]", "every slot of the drill schedule");
+    for quiet in [
+        "schedule = \"15 2 * * *\"\nobjectives = { data_loss = \"26h\" }",
+        "objectives = { data_loss = \"1h\" }",
+        "schedule = \"0 * * * *\"\nblackout = [\"08:00-18:00\"]\nblackout_jobs = [\"drill\"]\nobjectives = { data_loss = \"2h\" }",
+        "schedule = \"0 3 * * *\"\njitter = \"59m\"\ndrill = { schedule = \"0 4 * * sun\" }\nblackout = [\"08:00-18:00\"]",
+    ] {
+        assert_eq!(warnings(quiet), Vec::<String>::new(), "{quiet}");
+    }
+    // A log fills the time between two backups.
+    let log = format!(
+        "{BASE}[source.db]\nkind = \"postgres\"\nurl = {{ env = \"DB\" }}\nlog = \"stream\"\n[plan.db]\nsource = \"db\"\nrepository = \"main\"\ntimezone = \"UTC\"\n\
+         schedule = \"0 3 * * *\"\nobjectives = {{ data_loss = \"5m\" }}\n"
+    );
+    assert_eq!(plan::check_json(&load(&[("a.toml", &log)]).unwrap())["warnings"].as_array().unwrap().len(), 0);
 }

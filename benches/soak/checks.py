@@ -11,6 +11,9 @@ from world import moment
 SECOND = datetime.timedelta(seconds=1)
 # A failure is told within this, unless it is over again: what stands is judged each 15 s, messages are paced by 30 s and more.
 TOLD = 150 * SECOND
+# As what a run that failed, and an objective that is missed, are told.
+OF_RUNS = ("failed", "incomplete", "interrupted", "missed", "drill-failed", "retention-blocked")
+OBJECTIVE = ("data-loss-objective",)
 
 
 def slots_of(schedule, first, last):
@@ -191,8 +194,9 @@ class Checks:
                          default=began)
             if after - end < TOLD or not self.was_up(end, after, TOLD):
                 continue
-            if not any(event["plan"] == run["plan"] and before <= event["heard"] <= after + TOLD for event in events):
-                self.found(f"run {run['id']} ({run['job']} of {run['plan']}) failed at {end} and nobody was told until {after}")
+            own = self.told(run["plan"], OF_RUNS, before, after + TOLD, run["job"])
+            if not own:
+                self.found(f"run {run['id']} ({run['job']} of {run['plan']}) failed at {end} and nobody was told of that job until {after}")
         # An objective that was missed for long was told.
         limit = 240 * SECOND
         for plan in ("crm", "dump"):
@@ -201,8 +205,19 @@ class Checks:
             for point, following in zip([began, *points], [*points, ended]):
                 missed = point + limit
                 if following - missed > TOLD and self.was_up(missed, following, TOLD):
-                    if not any(event["plan"] == plan and point <= event["heard"] <= following + TOLD for event in events):
-                        self.found(f"{plan} had no backup between {point} and {following}, and nobody was told")
+                    if not self.told(plan, OBJECTIVE, point, following + TOLD):
+                        self.found(f"{plan} had no backup between {point} and {following}, and nobody was told of its objective")
+        # Of a plan with a log only an outage says for sure that nothing came. Before its first backup there is nothing to come back to.
+        first = min((moment(run["ended_at"]) for run in self.runs if (run["plan"], run["job"], run["state"]) == ("pg", "backup", "succeeded")), default=ended)
+        for since, until in self.faults.outages:
+            if first < since and until - since - limit > TOLD and self.was_up(since + limit, until, TOLD) and not self.told("pg", OBJECTIVE, since, until + TOLD):
+                self.found(f"the log of pg could not be stored between {since} and {until}, and nobody was told of its objective")
+        self.figures["objectives told as missed"] = sum(event["problem"] in OBJECTIVE and event["change"] == "raised" for event in events)
+
+    def told(self, plan, kinds, first, last, job=None):
+        """Whether somebody was told of such a problem of this plan (and job), as what it is."""
+        return any(event["plan"] == plan and event["problem"] in kinds and (job is None or event["job"] == job) and event["change"] != "over"
+                   and first <= event["heard"] <= last for event in self.world.webhook.events)
 
     def was_up(self, start, end, enough):
         """Whether the daemon lived long enough within an interval, at a stretch."""

@@ -51,7 +51,7 @@ def soak(world, faults, checks, minutes):
     faults.start_daemon()
     began, end = worlds.now(), time.monotonic() + minutes * 60
     # What the first slots make is there before anything is broken.
-    faults.rest(minutes * 15, 60, 60)
+    faults.rest(minutes * 15, 130, 130)
     while (left := end - time.monotonic()) > 0:
         faults.once(left)
         faults.rest(end - time.monotonic(), 2, 30)

@@ -8,6 +8,7 @@ use crate::cli::output::{Output, note};
 use crate::cli::progress;
 use crate::clock::{Clock, SystemClock};
 use crate::daemon::control::Signals;
+use crate::daemon::gone;
 use crate::daemon::history;
 use crate::daemon::journal::{Job, Journal, NewRun};
 use crate::daemon::runner::{self, Outcome};
@@ -16,6 +17,7 @@ use crate::event::{Cancel, Progress};
 use crate::id::{Name, SnapshotId};
 use crate::ops::CommitGate;
 use crate::ops::resolve::{self, RepositorySettings, Surroundings};
+use crate::ops::select;
 use crate::plan::{Plan, Plans, Sound};
 use crate::repo::Passphrase;
 
@@ -84,7 +86,28 @@ impl App {
     /// # Errors
     /// `Usage` when there is none, or it may be in a file that is wrong.
     pub fn sound_plan(&self, name: &str) -> Result<Arc<Plan>> {
-        self.sound_plans()?.plan(name).map(Arc::clone)
+        self.sound_plans()?.plan(name).map(Arc::clone).map_err(|error| self.of_a_plan_that_is_gone(name, error))
+    }
+
+    /// Why there is no plan of this name; of one that was backed up and is in no file any more, how to come by its snapshots.
+    pub(super) fn of_a_plan_that_is_gone(&self, name: &str, error: Error) -> Error {
+        // Wrong plan files are told as such: the plan may be in one of them.
+        let plan = Name::new(name).ok().filter(|_| self.plan_folders().and_then(|paths| Ok(Plans::load(&paths)?)).is_ok());
+        let journal = || self.journal_to_read().ok().flatten();
+        let Some(last) = plan.and_then(|plan| gone::last_backup(&journal()?, &plan).ok().flatten()) else { return error };
+        Error::new(Kind::Usage, format!("plan {name} is in no plan file any more; its last backup was of {}", select::moment(last.started)))
+            .hint(format!(
+                "its snapshots are still in its repository, as far as nobody removed them. Put the plan back, or without it, with the \
+                 repository's passphrase in LIFEBOAT_PASSPHRASE: `lifeboat snapshots {name} --from URL`, `lifeboat restore {name} --from URL --to TARGET`{}",
+                self.places()
+            ))
+    }
+
+    /// The addresses that the plan files know.
+    fn places(&self) -> String {
+        let plans = self.plan_folders().and_then(|paths| Ok(Plans::load(&paths)?)).unwrap_or_default();
+        let all: Vec<String> = plans.repositories.values().map(|one| format!("{} ({})", one.url.as_str(), one.name)).collect();
+        if all.is_empty() { String::new() } else { format!("; the plan files know {}", all.join(", ")) }
     }
 
     /// One plan by name.

@@ -16,6 +16,7 @@ use crate::cli::{App, Exit, render};
 use crate::error::{Error, IoContext as _, Kind, Result};
 use crate::event::Silent;
 use crate::id::Name;
+use crate::ops::key_age;
 use crate::ops::resolve::{self, RepositorySettings};
 use crate::plan::SecretRef;
 use crate::repo::{
@@ -54,12 +55,15 @@ fn open(app: &App, name: &str) -> Result<Repository> {
 }
 
 fn list(app: &App, repo: &str, with_events: bool) -> Result<Exit> {
-    let repository = open(app, repo)?;
+    let settings = settings(app, repo)?;
+    let repository = settings.open(&app.surroundings(Arc::new(Silent))?)?;
     let slots = repository.key_slots()?;
     let plans = repository.plan_keys();
     let (_, newest) = repository.key_generations();
+    let aged = settings.max_key_age.map_or_else(Vec::new, |most| key_age::aged(repo, &slots, most, app.clock.now()));
+    let warnings: Vec<&str> = aged.iter().map(|aged| aged.message.as_str()).collect();
     let mut document = json!({
-        "schema": "lifeboat.keys/1", "repository": repo, "generation": newest, "keys": slots, "plans": plans,
+        "schema": "lifeboat.keys/1", "repository": repo, "generation": newest, "keys": slots, "plans": plans, "warnings": warnings,
     });
     let (mut events, mut damaged) = (Vec::new(), Vec::new());
     if with_events {
@@ -79,6 +83,9 @@ fn list(app: &App, repo: &str, with_events: bool) -> Result<Exit> {
         }
         if with_events {
             let _ = write!(text, "\n{}", event_text(&events));
+        }
+        for warning in &warnings {
+            let _ = writeln!(text, "warning: {warning}");
         }
         for damage in &damaged {
             let _ = writeln!(text, "DAMAGED: {damage}");

@@ -48,7 +48,7 @@ pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
     let sound = app.sound_plans()?;
     let plans = &sound.plans;
     let found = if let Some(name) = &args.plan {
-        let plan = sound.plan(name)?;
+        let plan = sound.plan(name).map_err(|error| app.of_a_plan_that_is_gone(name, error))?;
         if let Some(name) = &args.repository {
             list(app, &resolve::repository_of(plan, name)?.open(&surroundings)?, Some(&plan.name))?
         } else {

@@ -19,7 +19,7 @@ pub(super) fn run(app: &App, args: &StatusArgs) -> Result<Exit> {
     let sound = app.sound_plans()?;
     let mut plans = sound.plans.clone();
     if let Some(name) = &args.plan {
-        let wanted = Arc::clone(sound.plan(name)?);
+        let wanted = Arc::clone(sound.plan(name).map_err(|error| app.of_a_plan_that_is_gone(name, error))?);
         plans.plans.retain(|name, _| *name == wanted.name);
     }
     let surroundings = app.surroundings(Arc::new(Silent))?;

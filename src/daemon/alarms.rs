@@ -72,22 +72,39 @@ pub fn keys(state: &Path) -> Result<Vec<String>> {
     Ok(keys)
 }
 
-/// All that stand, by key. One that cannot be read is an alarm itself.
+/// A name as a part of a key, each its own; at most 64 long.
+#[must_use]
+pub fn key_of(name: &str) -> String {
+    let key = name.bytes().fold(String::new(), |out, b| {
+        if b.is_ascii_lowercase() || b.is_ascii_digit() { format!("{out}{}", char::from(b)) } else { format!("{out}.{b:02x}") }
+    });
+    if key.len() > 64 { format!("h.{}", &blake3::hash(name.as_bytes()).to_hex()[..32]) } else { key }
+}
+
+/// All that stand, in the order of their keys. One that cannot be read is an alarm itself.
 ///
 /// # Errors
 /// When the folder cannot be read.
 pub fn standing(state: &Path) -> Result<Vec<Alarm>> {
+    Ok(standing_by_key(state)?.into_iter().map(|(_, alarm)| alarm).collect())
+}
+
+/// The same, each with its key.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn standing_by_key(state: &Path) -> Result<Vec<(String, Alarm)>> {
     let mut alarms = Vec::new();
     for key in keys(state)? {
-        match read(&folder(state).join(format!("{key}.json"))) {
-            Ok(alarm) => alarms.extend(alarm),
-            Err(error) => alarms.push(Alarm {
+        let alarm = read(&folder(state).join(format!("{key}.json"))).unwrap_or_else(|error| {
+            Some(Alarm {
                 kind: "failed".to_owned(),
                 plan: None,
                 message: format!("an alarm stands and cannot be read: {error:?}"),
                 since: DateTime::UNIX_EPOCH,
-            }),
-        }
+            })
+        });
+        alarms.extend(alarm.map(|alarm| (key, alarm)));
     }
     Ok(alarms)
 }
@@ -136,6 +153,17 @@ mod tests {
         assert_eq!(found.iter().map(|a| (a.message.as_str(), a.since)).collect::<Vec<_>>(), [("other", at(3)), ("second", at(1))]);
         assert!(clear(state.path(), "plan-files").unwrap() && !clear(state.path(), "plan-files").unwrap());
         assert_eq!(standing(state.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn every_name_has_a_key_of_its_own() {
+        let state = tempfile::tempdir().unwrap();
+        let long = ["A".repeat(64), format!("{}B", "A".repeat(63)), "a.b-c_D".to_owned()];
+        for name in &long {
+            raise(state.path(), &format!("expiring-tls-server-{}-{}", key_of(name), key_of(name)), &alarm(name, 1)).unwrap();
+        }
+        assert_eq!(standing(state.path()).unwrap().len(), long.len());
+        assert_eq!((key_of("crm1").as_str(), key_of("a-b").as_str()), ("crm1", "a.2db"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use crate::daemon::journal::{Attempt, Filter, Job, Journal, Run, State};
+use crate::daemon::journal::{Attempt, Filter, Job, Journal, Run, State, Trigger};
 use crate::error::Result;
 use crate::id::{Name, SnapshotId};
 use crate::plan::Plans;
@@ -64,9 +64,12 @@ pub fn run_document(run: &Run, attempts: &[Attempt]) -> Value {
     shown
 }
 
-/// How long a run took; `None`: it goes on.
+/// How long a run took; `None`: it goes on, or nobody knows: of a backup that was made anew from its snapshot only the moments of that are known.
 #[must_use]
 pub fn duration_ms(run: &Run) -> Option<u64> {
+    if run.trigger == Trigger::Rebuilt && run.job == Job::Backup {
+        return None;
+    }
     u64::try_from((run.ended? - run.started).num_milliseconds()).ok()
 }
 

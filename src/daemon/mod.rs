@@ -7,6 +7,7 @@ pub mod alarms;
 pub mod cancel;
 pub mod companion;
 pub mod control;
+pub mod gone;
 pub mod history;
 pub mod job;
 pub mod journal;

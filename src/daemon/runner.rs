@@ -199,7 +199,7 @@ pub fn prune_once(plan: &Plan, dry_run: bool, surroundings: &Surroundings) -> Re
             Ok(pruned) => (Some(Box::new(pruned)), None),
             Err(error) if error.kind() == Kind::Interrupted => return Err(error),
             Err(error) => {
-                tracing::error!(plan = %plan.name, copy = %planned.to.name, error = ?error, "a copy could not be pruned");
+                tracing::warn!(plan = %plan.name, copy = %planned.to.name, error = ?error, "a copy could not be pruned");
                 (None, Some(CopyError { kind: error.kind().word().to_owned(), message: explain(&error) }))
             }
         };
@@ -222,7 +222,7 @@ fn scheduled_copies(journal: &Journal, plan: &Plan, slot: Option<DateTime<Utc>>,
         match due.and_then(|due| due.then(|| copy_once(plan, planned, None, false, surroundings)).transpose()) {
             Ok(report) => done.extend(report),
             Err(error) => {
-                tracing::error!(plan = %plan.name, to = %planned.to.name, error = ?error, "a copy failed");
+                tracing::warn!(plan = %plan.name, to = %planned.to.name, error = ?error, "a copy failed");
                 failed.get_or_insert(error.within(format!("copy to {}", planned.to.name)));
             }
         }

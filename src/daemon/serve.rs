@@ -497,7 +497,9 @@ impl Daemon<'_> {
                 // A manual run was quicker, or a process holds the journal: it is looked at again when that may be over.
                 Kind::Busy => tracing::warn!(%plan, error = ?error, hint = error.hint_text(), "the run did not begin now"),
                 Kind::Bug => tracing::error!(%plan, error = ?error, "a run ended by a bug"),
-                _ => tracing::error!(%plan, error = ?error, hint = error.hint_text(), "run failed"),
+                // One that the journal has was told of where it ended.
+                _ if self.journal.run(id).is_ok() => tracing::debug!(%plan, error = ?error, "run failed"),
+                _ => tracing::error!(%plan, error = ?error, hint = error.hint_text(), "the run could not be begun"),
             }
             // One that was asked for and never got into the journal is not forgotten; a claim whose answer was lost is refused the second time.
             let asked_for = hold.run.scheduled.is_none() && error.kind() != Kind::Bug && !self.is_stopping();

@@ -129,7 +129,8 @@ pub struct PlanStatus {
 pub struct Problem {
     /// `never-backed-up`, `overdue`, `failed`, `incomplete`, `interrupted`, `missed`, `never-proven`, `drill-failed`, `damaged`, `clock`,
     /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`, `canary-not-written`,
-    /// `recovery-time-forecast`, `data-loss-forecast`, `copy-behind`, `copy-unreachable`, `retention-blocked`, `plans-broken`, `notifier-failing`, `expiring`.
+    /// `recovery-time-forecast`, `data-loss-forecast`, `copy-behind`, `copy-unreachable`, `retention-blocked`, `plans-broken`, `notifier-failing`, `plan-gone`,
+    /// `secret-unavailable`, `expiring`.
     pub kind: String,
     /// The job that a run did (`backup`, `drill`, `verify`), where the problem is about one.
     pub job: Option<String>,
@@ -196,6 +197,8 @@ pub struct Facts {
 pub struct Unasked {
     pub kind: Kind,
     pub message: String,
+    /// A secret that opens it could not be had: nobody was asked.
+    pub secret: bool,
 }
 
 /// What the repository knows of a plan.

@@ -6,7 +6,7 @@ use crate::error::{Error, Kind};
 use crate::ops::resolve::{CopyPlace, RepositorySettings, Resolved, Surroundings};
 use crate::ops::restore::free_bytes;
 use crate::ops::work::{make_missing, make_private, remove_tree, write_private};
-use crate::ops::{explain, select};
+use crate::ops::{counted, explain, key_age, select};
 use crate::repo::{Repository, Role};
 use crate::source::Diagnosis;
 
@@ -56,6 +56,7 @@ pub fn run(resolved: &Resolved, surroundings: &Surroundings) -> DoctorReport {
         copy(&mut findings, place, repository.as_ref(), surroundings);
     }
     if let Some(repository) = repository {
+        keys(&mut findings, &repository, resolved, surroundings);
         snapshots(&mut findings, &repository, resolved, surroundings);
     }
     findings.report(resolved.plan.to_string())
@@ -221,6 +222,24 @@ fn repository(findings: &mut Findings, resolved: &Resolved, surroundings: &Surro
             findings.error("repository", &error);
             None
         }
+    }
+}
+
+/// Whether key slots are older than the plan files want them.
+fn keys(findings: &mut Findings, repository: &Repository, resolved: &Resolved, surroundings: &Surroundings) {
+    let Some(most) = resolved.repository.max_key_age else { return };
+    let name = resolved.repository.name.as_ref().map_or_else(String::new, ToString::to_string);
+    match repository.key_slots() {
+        Ok(slots) => {
+            let aged = key_age::aged(&name, &slots, most, surroundings.clock.now());
+            if aged.is_empty() {
+                findings.good("key age", format!("none of {} is too old", counted(slots.len(), "key slot")));
+            }
+            for aged in aged {
+                findings.add(Diagnosis { name: "key age".into(), ok: !aged.over, message: aged.message }, Kind::Failed);
+            }
+        }
+        Err(error) => findings.error("key age", &error),
     }
 }
 

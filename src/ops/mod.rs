@@ -15,6 +15,7 @@ pub mod document;
 pub mod drill;
 pub mod extract;
 pub mod init;
+pub mod key_age;
 pub mod keyless;
 pub mod log;
 pub mod prune;

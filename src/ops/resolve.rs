@@ -47,6 +47,8 @@ pub struct RepositorySettings {
     pub store: StoreConfig,
     pub passphrase: Passphrase,
     pub cache: Cache,
+    /// Key slots older than this are told of; `None`: none is.
+    pub max_key_age: Option<std::time::Duration>,
 }
 
 impl RepositorySettings {
@@ -63,7 +65,7 @@ impl RepositorySettings {
             allow_http: says_yes("LIFEBOAT_ALLOW_HTTP"),
             ..StoreConfig::at(url.as_str())
         };
-        Ok(Self { name: None, store, passphrase, cache: Cache::Default })
+        Ok(Self { name: None, store, passphrase, cache: Cache::Default, max_key_age: None })
     }
 
     /// Opens the store alone.
@@ -356,6 +358,7 @@ pub fn repository(repository: &plan::Repository) -> Result<RepositorySettings> {
         store,
         passphrase: Passphrase::new(named("passphrase", &repository.passphrase)?.expose()),
         cache: repository.cache.clone(),
+        max_key_age: repository.max_key_age,
     })
 }
 

@@ -73,6 +73,23 @@ impl Blackout {
         free
     }
 
+    /// Whether it ever holds this job back.
+    pub(super) fn holds(&self, job: &str) -> bool {
+        !self.windows.is_empty() && self.jobs.iter().any(|word| word == job)
+    }
+
+    /// For how many minutes it holds back what is due at this minute of the week, counted from Monday on the wall clock.
+    pub(super) fn wait(&self, job: &str, minute_of_week: u32) -> u32 {
+        let mut free = minute_of_week;
+        if self.holds(job) {
+            for _ in 0..64 {
+                let Some(end) = self.windows.iter().filter_map(|window| window.end_minute(free)).max() else { break };
+                free = end;
+            }
+        }
+        free - minute_of_week
+    }
+
     /// The end of a window that `at` is in.
     fn end(&self, at: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let wall = at.with_timezone(&self.zone).naive_local();
@@ -137,6 +154,17 @@ impl Window {
         let before = (day + 6) % 7;
         (self.days[day] && (self.from..self.to).contains(&minute))
             || (self.days[before] && (self.from..self.to).contains(&(minute + DAY_MINUTES)))
+    }
+
+    /// Its end in minutes since Monday, where that minute is in it.
+    fn end_minute(&self, minute_of_week: u32) -> Option<u32> {
+        let (day, minute) = (minute_of_week / DAY_MINUTES, minute_of_week % DAY_MINUTES);
+        let begins = |days_ago: u32| self.days.get(usize::try_from((day + 7 - days_ago) % 7).ok()?).filter(|begins| **begins);
+        let midnight = day * DAY_MINUTES;
+        let of_today = begins(0).filter(|_| (self.from..self.to).contains(&minute)).map(|_| midnight + self.to);
+        let of_yesterday =
+            begins(1).filter(|_| (self.from..self.to).contains(&(minute + DAY_MINUTES))).map(|_| midnight + self.to - DAY_MINUTES);
+        of_today.max(of_yesterday)
     }
 
     /// Its end on the wall clock, where `wall` is in it.

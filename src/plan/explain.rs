@@ -1,12 +1,14 @@
 //! What a plan will do and when, in words: the next runs of each schedule in the plan's zone with UTC beside.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
 use crate::plan::model::{DrillAt, Keep, Missed, Plan, PlannedCopy, Share, SourceKind};
 use crate::plan::schedule::{Schedule, in_both};
+use crate::plan::spacing;
 use crate::plan::units::{format_duration, format_size};
 
 /// How many runs are shown of each schedule.
@@ -201,15 +203,48 @@ fn promises(plan: &Plan) -> Vec<String> {
         let by_hand = if plan.prune.schedule.is_none() { "; applied by `lifeboat prune` only, there is no schedule for it" } else { "" };
         format!("keep: {}; never removed: the newest, the newest whole one, the newest proven, and what is held{by_hand}", keep(plan))
     });
-    notes.extend(without_driver(plan));
+    notes.extend(not_applied(plan));
     let told = plan.notify.iter().map(|notifier| notifier.name.as_str()).collect::<Vec<_>>();
     notes.push(if told.is_empty() { "notify: nobody is told".to_owned() } else { format!("notify: {}", told.join(", ")) });
     notes
 }
 
-/// What a plan asks for and this release does not do; sentences. A plan is valid all the same.
+/// What a plan asks for and will not get: of this release, or by its own schedules; sentences. A plan is valid all the same.
 pub(super) fn not_applied(plan: &Plan) -> Vec<String> {
-    without_driver(plan)
+    let mut all = without_driver(plan);
+    all.extend(held_for_ever(plan));
+    all.extend(too_seldom(plan));
+    all
+}
+
+/// Schedules none of whose slots is outside the blackout.
+fn held_for_ever(plan: &Plan) -> Vec<String> {
+    let held = jobs(plan).into_iter().filter_map(|job| {
+        let schedule = job.schedule.filter(|schedule| spacing::is_always_held(schedule, &plan.blackout, job.name))?;
+        Some(format!(
+            "every slot of the {} schedule {:?} falls in the blackout: none starts when it is due, each waits for the end of a window",
+            job.name,
+            schedule.text()
+        ))
+    });
+    held.collect()
+}
+
+/// Backups so far apart that what the plan promises cannot be kept by them, where no log fills the time between.
+fn too_seldom(plan: &Plan) -> Option<String> {
+    let (schedule, limit) = (plan.schedule.as_ref()?, plan.objectives.data_loss?);
+    let without_log = plan.sources.iter().find(|source| !source.kind.keeps_log())?;
+    let longest = spacing::longest(schedule, &plan.blackout, "backup").unwrap_or(Duration::MAX).saturating_add(plan.jitter);
+    (longest >= limit).then(|| {
+        let held = if plan.blackout.holds("backup") { ", blackout included" } else { "" };
+        let apart = if longest == Duration::MAX { "years".to_owned() } else { format_duration(longest) };
+        format!(
+            "the data loss objective of {} cannot be kept: backups start up to {apart} apart{held}, each takes some time as well, and source {} has \
+             no log in between",
+            format_duration(limit),
+            without_log.name
+        )
+    })
 }
 
 /// Sources that plan files know and this release has no driver for.

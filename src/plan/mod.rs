@@ -17,6 +17,7 @@ mod schedule;
 mod schema;
 mod secret;
 mod show;
+mod spacing;
 mod structure;
 mod units;
 mod validate;

@@ -1,6 +1,6 @@
 //! Validated plans: what the rest of the program works with. Everything here is consistent; nothing was opened or asked yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ pub struct Plans {
     pub notifiers: BTreeMap<Name, Arc<Notifier>>,
     pub journal: JournalSettings,
     pub serve: Serve,
+    /// Plans that were taken out on purpose.
+    pub retired: BTreeSet<Name>,
     /// The files read, sorted.
     pub files: Vec<PathBuf>,
 }
@@ -490,6 +492,8 @@ pub struct Repository {
     pub credentials: Option<Credentials>,
     pub allow_http: bool,
     pub passphrase: SecretRef,
+    /// Key slots older than this are told of; `None`: none is.
+    pub max_key_age: Option<Duration>,
     pub single_writer: bool,
     pub upload_limit_bytes_per_sec: Option<u64>,
     pub download_limit_bytes_per_sec: Option<u64>,

@@ -75,6 +75,8 @@ pub(super) struct RawFile {
     /// The version of this dialect.
     #[schemars(extend("const" = 1))]
     pub version: Option<Located<i64>>,
+    /// Names of plans that are there no more, on purpose: that nobody backs them up is then no alarm.
+    pub retired: Words,
     /// Where backups are stored, by name.
     pub repository: Named<RawRepository>,
     /// What is backed up, by name.
@@ -152,6 +154,8 @@ pub(super) struct RawRepository {
     pub allow_http: Option<Located<bool>>,
     /// The passphrase that opens a key slot of the repository.
     pub passphrase: Option<Located<RawSecret>>,
+    /// A key slot older than this is told of, such as `365d`. Default: none is ever too old.
+    pub max_key_age: Text,
     /// Whether to accept a store that ignores conditional create, promising that only one writer ever runs. Default: false.
     pub single_writer: Option<Located<bool>>,
     /// Greatest upload rate, such as `50MiB/s`. Default: no limit.

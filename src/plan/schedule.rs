@@ -100,6 +100,11 @@ impl Schedule {
         &self.text
     }
 
+    /// All run on wall-clock time dressed as UTC.
+    pub(super) fn searches(&self) -> &[cron::Schedule] {
+        &self.searches
+    }
+
     /// The zone whose wall clock it follows.
     #[must_use]
     pub fn zone(&self) -> Tz {

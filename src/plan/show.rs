@@ -76,7 +76,7 @@ fn some_list(list: Vec<String>) -> Value {
 }
 
 /// `lifeboat.plan/1`: `name`, the keys of the plan file (durations and sizes in its spelling), `sources`, `repository` and `notify`
-/// as whole objects with their `name`; `warnings`: what this release does not apply.
+/// as whole objects with their `name`; `warnings`: what it asks for and will not get.
 #[must_use]
 pub fn show_json(plan: &Plan) -> Value {
     let named = |name: &str, section: &Section| {
@@ -126,7 +126,7 @@ pub fn check_text(plans: &Plans) -> String {
     text
 }
 
-/// What the plans ask for and this release does not do.
+/// What the plans ask for and will not get.
 fn warnings(plans: &Plans) -> Vec<String> {
     plans.plans.values().flat_map(|plan| not_applied(plan).into_iter().map(|what| format!("plan {}: {what}", plan.name))).collect()
 }
@@ -193,6 +193,7 @@ fn repository_section(repository: &Repository) -> Section {
             ("session_token", optional(credentials.and_then(|keys| keys.session_token.as_ref()), SecretRef::to_json)),
             ("allow_http", if repository.allow_http { json!(true) } else { Value::Null }),
             ("passphrase", repository.passphrase.to_json()),
+            ("max_key_age", optional(repository.max_key_age, duration)),
             ("single_writer", json!(repository.single_writer)),
             ("upload_limit", optional(repository.upload_limit_bytes_per_sec, rate)),
             ("download_limit", optional(repository.download_limit_bytes_per_sec, rate)),

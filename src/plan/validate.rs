@@ -2,7 +2,7 @@
 //!
 //! A declaration with an error yields nothing but keeps its name, so that references to it are not reported as well.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU16;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -27,8 +27,9 @@ use crate::plan::raw::{
 };
 use crate::plan::schedule::{Schedule, parse_timezone};
 use crate::plan::secret::SecretRef;
+use crate::plan::spacing;
 use crate::plan::structure::SECRET_HINT;
-use crate::plan::units::{parse_duration, parse_rate, parse_size};
+use crate::plan::units::{format_duration, parse_duration, parse_rate, parse_size};
 use crate::source::Expectation;
 use crate::source::postgres::fingerprint::Budget;
 
@@ -81,9 +82,11 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
             checker.plan(name, at, raw, &sources, &repositories, &notifiers)
         });
     }
+    let mut retired = BTreeSet::new();
     for loaded in files {
         checker.file = Some(loaded);
         checker.order(&loaded.raw.plan, &plans);
+        checker.retired(&loaded.raw.retired, &plans, &mut retired);
     }
     Plans {
         plans: only_valid(plans),
@@ -92,6 +95,7 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
         notifiers: only_valid(notifiers),
         journal: journal.map(|(_, journal)| journal).unwrap_or_default(),
         serve: serve.map(|(_, serve)| serve).unwrap_or_default(),
+        retired,
         files: Vec::new(),
     }
 }
@@ -377,6 +381,7 @@ impl<'a> Checker<'a> {
         if raw.passphrase.is_none() {
             self.missing(at, format!("repository `{name}` needs `passphrase`"), "add passphrase = { env = \"LIFEBOAT_PASSPHRASE\" }");
         }
+        let max_key_age = self.some_time(&raw.max_key_age);
         let allow_http = raw.allow_http.as_ref().is_some_and(|value| value.value);
         let endpoint = self.read(&raw.endpoint, |text| parse_endpoint(text, allow_http));
         let region = self.non_empty(&raw.region);
@@ -426,6 +431,7 @@ impl<'a> Checker<'a> {
             credentials,
             allow_http,
             passphrase: passphrase?,
+            max_key_age,
             single_writer: raw.single_writer.as_ref().is_some_and(|value| value.value),
             upload_limit_bytes_per_sec,
             download_limit_bytes_per_sec,
@@ -670,6 +676,8 @@ impl<'a> Checker<'a> {
         let verify = self.verify(raw.verify.as_ref(), raw, timezone);
         let copies = self.copies(raw, timezone, repositories);
         let prune = Prune { schedule: raw.prune.as_ref().and_then(|prune| self.schedule(&prune.schedule, raw, timezone)) };
+        let copied = copies.iter().flatten().filter_map(|copy| copy.schedule.as_ref());
+        self.jitter(raw, jitter, [&schedule, &drill.schedule, &verify.schedule, &prune.schedule].into_iter().flatten().chain(copied));
         let sources = sources.into_iter().map(|source| source.1).collect::<Option<Vec<_>>>().filter(|sources| !sources.is_empty());
         Some(Plan {
             name: name.clone(),
@@ -795,6 +803,26 @@ impl<'a> Checker<'a> {
         Some(schedule)
     }
 
+    /// A slot whose successor is due before it starts is given up for that one: with a jitter as long as the way between them, runs are lost.
+    fn jitter<'s>(&mut self, raw: &RawPlan, jitter: Duration, schedules: impl Iterator<Item = &'s Schedule>) {
+        let Some(written) = raw.jitter.as_ref().filter(|_| !jitter.is_zero()) else { return };
+        for schedule in schedules {
+            if let Some(shortest) = spacing::shortest(schedule, jitter) {
+                let apart = format_duration(shortest);
+                self.report(
+                    &written.span,
+                    format!(
+                        "a jitter of {} is not shorter than the {apart} between two slots of schedule {:?}",
+                        format_duration(jitter),
+                        schedule.text()
+                    ),
+                    format!("a slot would still be waiting when the next one comes: write less than {apart}"),
+                );
+                return;
+            }
+        }
+    }
+
     /// `None` where there is none, or an error was reported.
     fn blackout(&mut self, raw: &RawPlan, zone: Option<Tz>) -> Option<Blackout> {
         let jobs = raw.blackout_jobs.as_ref().map(|jobs| {
@@ -831,6 +859,25 @@ impl<'a> Checker<'a> {
                     let message = format!("plan `{}` would have to wait for itself: {}", name.value, circle.join(" after "));
                     self.report(&named.span, message, "take one of these names out of its `after`");
                 }
+            }
+        }
+    }
+
+    /// Names that no plan has any more.
+    fn retired(&mut self, raw: &Words, plans: &Declared<Plan>, retired: &mut BTreeSet<Name>) {
+        for word in raw.iter().flat_map(|raw| &raw.value) {
+            match Name::new(word.value.clone()) {
+                Ok(name) if plans.contains_key(&name) => {
+                    self.report(
+                        &word.span,
+                        format!("plan `{name}` is retired and declared"),
+                        "take its name out of `retired`, or the plan out of the file",
+                    );
+                }
+                Ok(name) => {
+                    retired.insert(name);
+                }
+                Err(error) => self.fail(&word.span, &error),
             }
         }
     }

@@ -482,6 +482,14 @@ impl Journal {
         self.0.tables.follow(schedules, now)
     }
 
+    /// All plans that a schedule of was ever followed, also those that are gone.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn followed_plans(&self) -> Result<BTreeSet<Name>> {
+        self.0.tables.followed_plans()
+    }
+
     /// Since when this schedule has been followed; `None` when it is new or has changed.
     ///
     /// # Errors

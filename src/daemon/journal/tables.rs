@@ -3,7 +3,7 @@
 //! Each public method is one transaction. A run's row is changed only by who names its current fence: [`Tables::take_over`] raises it,
 //! so that whatever the earlier holder still sends changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
@@ -363,6 +363,13 @@ impl Tables {
             vec![plan.as_str().into(), job.word().into(), expression.into(), now.timestamp_millis().into()],
         )?;
         rows.first().map_or(Ok(now), |row| row.int(0).map(time))
+    }
+
+    /// The plans that have a row.
+    pub(super) fn followed_plans(&self) -> Result<BTreeSet<Name>> {
+        let rows = self.one(Purpose::Read, "SELECT DISTINCT plan FROM schedules", Vec::new())?;
+        // A name that this version does not take is of none of its plans.
+        rows.iter().filter_map(|row| row.text(0).map(|name| Name::new(name).ok()).transpose()).collect()
     }
 
     /// What is known of schedules; new and changed ones are followed from now on. A few statements, however many there are.

@@ -124,7 +124,7 @@ impl Asker {
         let repository = state.repositories.get(&plan.repository.name)?;
         if let Some(taken) = repository.busy.map(|since| since.elapsed()).filter(|taken| *taken > PATIENCE) {
             let message = format!("it has not answered for {} min", taken.as_secs() / 60);
-            return Some(Err(Unasked { kind: Kind::Unavailable, message }));
+            return Some(Err(Unasked { kind: Kind::Unavailable, message, secret: false }));
         }
         let (of, answer) = state.answers.get(&plan.name)?;
         let wanted = repository.wanted.get(&plan.name).copied().unwrap_or_default();
@@ -199,7 +199,7 @@ fn ask(plans: &[Arc<Plan>], surroundings: &Surroundings) -> Vec<(Name, Asked)> {
     let answers = std::thread::scope(|scope| scope.spawn(|| status::ask(&all, surroundings)).join());
     answers.map_or_else(
         |_| {
-            let why = Unasked { kind: Kind::Bug, message: "asking it panicked; please report this".to_owned() };
+            let why = Unasked { kind: Kind::Bug, message: "asking it panicked; please report this".to_owned(), secret: false };
             plans.iter().map(|plan| (plan.name.clone(), Err(why.clone()))).collect()
         },
         |answers| answers.into_iter().map(|(plan, answer)| (plan, answer.map(slim))).collect(),

@@ -180,7 +180,7 @@ pub fn occasion_of(kind: &str, job: Option<&str>) -> Occasion {
         "drill-failed" => Occasion::DrillFailed,
         "failed" | "incomplete" if job == Some("drill") => Occasion::DrillFailed,
         "never-proven" => Occasion::NeverProven,
-        "overdue" | "missed" | "never-backed-up" => Occasion::Overdue,
+        "overdue" | "missed" | "never-backed-up" | "plan-gone" => Occasion::Overdue,
         "damaged" => Occasion::Damaged,
         "data-loss-objective" | "recovery-time-objective" => Occasion::ObjectiveMissed,
         "data-loss-forecast" | "recovery-time-forecast" => Occasion::ObjectiveAtRisk,

@@ -1,6 +1,8 @@
 //! Certificates that end soon: those that servers show (repositories' endpoints, webhooks, heartbeats, mail servers, PostgreSQL sources) and those in
-//! files (PostgreSQL client certificates and authorities, `ca_file`s). What ends within [`WARNING`] is an alarm, until it was exchanged.
+//! files (PostgreSQL client certificates and authorities, `ca_file`s). What ends within [`WARNING`] is an alarm, until it was exchanged. So is a key slot that
+//! is older than the plan files want it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,11 +12,11 @@ use lettre::transport::smtp::extension::ClientId;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use crate::daemon::alarms::{self, Alarm};
+use crate::daemon::alarms::{self, Alarm, key_of as key};
 use crate::daemon::notify::send::email::{IMPLICIT_PORT, STARTTLS_PORT};
 use crate::error::{Error, Kind, Result};
-use crate::ops::resolve::Surroundings;
-use crate::ops::select;
+use crate::ops::resolve::{self, Surroundings};
+use crate::ops::{key_age, select};
 use crate::plan::{NotifierKind, Plans, SourceKind};
 use crate::source::postgres::{client, conninfo};
 
@@ -23,6 +25,9 @@ const WARNING: TimeDelta = TimeDelta::days(21);
 
 /// How often it is looked.
 pub(super) const EVERY: Duration = Duration::from_hours(6);
+
+/// What alarms of keys begin with. No name of a repository has a `-` in a key.
+const KEYS: &str = "expiring-key-";
 
 /// For one server.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -72,9 +77,43 @@ pub(super) fn look(plans: &Plans, surroundings: &Surroundings) -> Result<()> {
             Err(error) => tracing::debug!(what = watched.what, error = ?error, "when a certificate ends could not be read"),
         }
     }
+    keys(plans, surroundings, now)?;
     // Of what the plans know no more.
     for key in alarms::keys(&surroundings.state)? {
         if key.starts_with("expiring-tls-") && all.iter().all(|watched| watched.key != key) {
+            alarms::clear(&surroundings.state, &key)?;
+        }
+    }
+    Ok(())
+}
+
+/// Key slots of repositories that say how old one may be.
+fn keys(plans: &Plans, surroundings: &Surroundings, now: DateTime<Utc>) -> Result<()> {
+    let mut standing = BTreeSet::new();
+    for repository in plans.repositories.values() {
+        let Some(most) = repository.max_key_age else { continue };
+        let prefix = format!("{KEYS}{}-", key(repository.name.as_str()));
+        let slots = resolve::repository(repository).and_then(|settings| settings.open(surroundings)?.key_slots());
+        match slots {
+            Ok(slots) => {
+                for aged in key_age::aged(repository.name.as_str(), &slots, most, now) {
+                    let key = format!("{prefix}{}", key(&aged.id));
+                    alarms::raise(
+                        &surroundings.state,
+                        &key,
+                        &Alarm { kind: "expiring".to_owned(), plan: None, message: aged.message, since: now },
+                    )?;
+                    standing.insert(key);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(repository = %repository.name, error = ?error, "how old its keys are could not be read");
+                standing.extend(alarms::keys(&surroundings.state)?.into_iter().filter(|key| key.starts_with(&prefix)));
+            }
+        }
+    }
+    for key in alarms::keys(&surroundings.state)? {
+        if key.starts_with(KEYS) && !standing.contains(&key) {
             alarms::clear(&surroundings.state, &key)?;
         }
     }
@@ -158,13 +197,6 @@ fn watched(plans: &Plans) -> Vec<Watched> {
         }
     }
     all
-}
-
-/// A name as a part of an alarm's key, each its own.
-fn key(name: &str) -> String {
-    name.bytes().fold(String::new(), |out, b| {
-        if b.is_ascii_lowercase() || b.is_ascii_digit() { format!("{out}{}", char::from(b)) } else { format!("{out}.{b:02x}") }
-    })
 }
 
 fn origin(url: &url::Url) -> String {

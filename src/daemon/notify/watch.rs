@@ -14,6 +14,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::daemon::alarms::{self, Alarm};
 use crate::daemon::control::Control;
+use crate::daemon::gone;
 use crate::daemon::job::schedules;
 use crate::daemon::journal::{Filter, Journal, Run, State};
 use crate::daemon::notify::Latest;
@@ -103,7 +104,7 @@ impl Watch {
     pub(super) fn look_blindly(&mut self) -> Result<usize> {
         let now = self.surroundings.clock.now();
         self.daemons_own()?;
-        let alarms = alarms::standing(&self.surroundings.state)?;
+        let alarms = alarms::standing_by_key(&self.surroundings.state)?;
         let before = self.outbox.standing()?;
         let mut observed = Observed { plans: self.plans.plans.keys().map(ToString::to_string).collect(), ..Observed::default() };
         of_no_plan(&mut observed, &alarms);
@@ -205,8 +206,11 @@ impl Watch {
         if all {
             self.daemons_own()?;
         }
+        if all {
+            gone::look(&self.plans, &self.journal, &self.surroundings.state, now)?;
+        }
         let broken = self.journal.broken()?;
-        let alarms = alarms::standing(&self.surroundings.state)?;
+        let alarms = alarms::standing_by_key(&self.surroundings.state)?;
         let of_runs: BTreeSet<&Name> = runs.iter().map(|run| &run.plan).collect();
         let plans: Vec<Arc<Plan>> = self.plans.plans.values().filter(|plan| all || of_runs.contains(&plan.name)).map(Arc::clone).collect();
         for plan in plans {
@@ -214,7 +218,7 @@ impl Watch {
             // What only the repository knows is not over because it cannot be asked.
             let whole = asked.is_ok();
             let mut status = status::view(&plan, Some(&self.journal), &broken, Some(asked), &self.surroundings, now)?;
-            let own = alarms.iter().filter(|alarm| alarm.plan.as_deref() == Some(plan.name.as_str()));
+            let own = alarms.iter().map(|(_, alarm)| alarm).filter(|alarm| alarm.plan.as_deref() == Some(plan.name.as_str()));
             let own: Vec<Problem> = own.map(|alarm| Problem::new(&alarm.kind, alarm.message.clone())).collect();
             // What only this host knows it tells itself, and the end of what it told of.
             let own_keys: BTreeSet<String> =
@@ -267,7 +271,7 @@ impl Watch {
     }
 
     /// What is of no plan alone.
-    fn globally(&mut self, observed: &mut Observed, alarms: &[Alarm], now: DateTime<Utc>) -> Result<()> {
+    fn globally(&mut self, observed: &mut Observed, alarms: &[(String, Alarm)], now: DateTime<Utc>) -> Result<()> {
         let mut problems = of_no_plan(observed, alarms);
         let notifiers = statuses_of(&self.plans, &self.outbox)?;
         for (notifier, status) in self.plans.notifiers.values().zip(&notifiers) {
@@ -325,16 +329,15 @@ impl Watch {
     }
 }
 
-/// Alarms that are of no plan, each kind once.
-fn of_no_plan(observed: &mut Observed, alarms: &[Alarm]) -> Vec<Problem> {
-    let of_none = alarms.iter().filter(|alarm| alarm.plan.is_none());
-    let problems: Vec<Problem> = of_none.map(|alarm| Problem::new(&alarm.kind, alarm.message.clone())).collect();
-    for problem in &problems {
-        let seen = step::seen_of_problem(None, problem, &BTreeSet::new());
-        match observed.problems.iter_mut().find(|known| known.key == seen.key) {
-            Some(known) => known.message = format!("{}; {}", known.message, seen.message),
-            None => observed.problems.push(seen),
-        }
+/// Alarms that are of no plan that there is. Each has a key of its own: a second certificate that ends is news while the first one stands.
+fn of_no_plan(observed: &mut Observed, alarms: &[(String, Alarm)]) -> Vec<Problem> {
+    let of_none = alarms.iter().filter(|(_, alarm)| alarm.plan.is_none() || alarm.kind == gone::GONE);
+    let mut problems = Vec::new();
+    for (key, alarm) in of_none {
+        let problem = Problem::new(&alarm.kind, alarm.message.clone());
+        let seen = step::seen_of_problem(None, &problem, &BTreeSet::new());
+        observed.problems.push(Seen { key: format!("{}/{key}", seen.key), ..seen });
+        problems.push(problem);
     }
     problems
 }

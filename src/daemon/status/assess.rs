@@ -20,6 +20,9 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
         Some(Ok(stored)) => Some(&**stored),
         Some(Err(why)) => {
             problems.push(match why.kind {
+                _ if why.secret => {
+                    Problem::new("secret-unavailable", format!("the repository was not asked, a secret cannot be had: {}", why.message))
+                }
                 Kind::WrongKey => Problem::new("wrong-key", format!("the passphrase does not open the repository: {}", why.message)),
                 _ => Problem::new("repository-unreachable", format!("the repository could not be asked: {}", why.message)),
             });

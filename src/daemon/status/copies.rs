@@ -30,9 +30,11 @@ pub struct CopyStatus {
 pub fn gather(plan: &Plan, originals: Option<&[Manifest]>, surroundings: &Surroundings) -> (Vec<CopyStatus>, Vec<Problem>) {
     let (mut all, mut problems) = (Vec::new(), Vec::new());
     for copy in &plan.copies {
-        let there = resolve::repository(&copy.to)
-            .and_then(|settings| settings.open(surroundings))
-            .and_then(|repository| repository.sound_manifests(Some(&plan.name)));
+        // All that this does is to get secrets.
+        let settings = resolve::repository(&copy.to);
+        let secret = settings.is_err();
+        let there =
+            settings.and_then(|settings| settings.open(surroundings)).and_then(|repository| repository.sound_manifests(Some(&plan.name)));
         match there {
             Ok((manifests, lost)) => {
                 let newest = select::latest(&manifests).map(|manifest| manifest.time);
@@ -47,8 +49,9 @@ pub fn gather(plan: &Plan, originals: Option<&[Manifest]>, surroundings: &Surrou
                 all.push(CopyStatus { repository: copy.to.name.to_string(), newest, behind_ms, reachable: true });
             }
             Err(error) => {
-                let message = format!("the copy in {} could not be asked: {}", copy.to.name, explain(&error));
-                problems.push(Problem::of("copy-unreachable", Job::Copy, message));
+                let (kind, why) = if secret { ("secret-unavailable", "was not asked") } else { ("copy-unreachable", "could not be asked") };
+                let message = format!("the copy in {} {why}: {}", copy.to.name, explain(&error));
+                problems.push(Problem::of(kind, Job::Copy, message));
                 all.push(CopyStatus { repository: copy.to.name.to_string(), newest: None, behind_ms: None, reachable: false });
             }
         }

@@ -12,7 +12,7 @@ use crate::daemon::owner::DaemonLock;
 use crate::daemon::scheduler::{self, PastSlot, Situation, Slots};
 use crate::daemon::status::assess::{newest_whole, objectives};
 use crate::daemon::status::{Facts, OVERDUE, PlanStatus, Problem, Status, Stored, Unasked, assess, copies, logs};
-use crate::daemon::{alarms, nodes, notify};
+use crate::daemon::{alarms, gone, nodes, notify};
 use crate::error::{Error, Kind, Result};
 use crate::id::Name;
 use crate::ops::log::canary;
@@ -52,6 +52,11 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
     for alarm in alarms::standing(&surroundings.state)? {
         let problem = Problem::new(&alarm.kind, alarm.message);
         match &alarm.plan {
+            Some(gone) if alarm.kind == gone::GONE => {
+                if plans.plans.keys().all(|name| name.as_str() != gone) {
+                    problems.push(problem);
+                }
+            }
             // Of a plan that is gone, or was not asked about, it says nothing here.
             Some(plan) => {
                 statuses.iter_mut().filter(|status| status.name == *plan).for_each(|status| status.problems.push(problem.clone()));
@@ -163,7 +168,7 @@ fn ask_all<'a>(plans: impl Iterator<Item = &'a Arc<Plan>>, surroundings: &Surrou
     std::thread::scope(|scope| {
         let threads: Vec<_> = of_repository.values().map(|plans| (plans, scope.spawn(|| ask(plans, surroundings)))).collect();
         let panicked = |plans: &[&Plan]| {
-            let why = || Unasked { kind: Kind::Bug, message: "asking it panicked; please report this".to_owned() };
+            let why = || Unasked { kind: Kind::Bug, message: "asking it panicked; please report this".to_owned(), secret: false };
             plans.iter().map(|plan| (plan.name.clone(), Err(why()))).collect()
         };
         threads.into_iter().flat_map(|(plans, thread)| thread.join().unwrap_or_else(|_| panicked(plans))).collect()
@@ -178,10 +183,14 @@ fn with_copies(plan: &Plan, stored: Stored, surroundings: &Surroundings) -> Stor
 /// Asks the one repository of all these plans, and their copies.
 #[must_use]
 pub fn ask(plans: &[&Plan], surroundings: &Surroundings) -> Vec<(Name, Asked)> {
-    let unasked = |error: &Error| Unasked { kind: error.kind(), message: format!("{error:?}") };
+    let unasked = |error: &Error| Unasked { kind: error.kind(), message: format!("{error:?}"), secret: false };
     let Some(first) = plans.first() else { return Vec::new() };
-    let opened = resolve::repository(&first.repository).and_then(|settings| settings.open(surroundings));
-    let reports = opened.and_then(|repository| {
+    let settings = match resolve::repository(&first.repository) {
+        Ok(settings) => settings,
+        // All that it does is to get secrets.
+        Err(error) => return plans.iter().map(|plan| (plan.name.clone(), Err(Unasked { secret: true, ..unasked(&error) }))).collect(),
+    };
+    let reports = settings.open(surroundings).and_then(|repository| {
         let (reports, damaged) = repository.sound_reports(None)?;
         Ok((repository, Arc::new(reports), damaged_reports_warning(&damaged)))
     });

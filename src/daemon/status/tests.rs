@@ -169,7 +169,7 @@ fn a_failed_drill_whose_report_was_not_stored_is_known_by_the_journal() {
     let passed = facts(std::slice::from_ref(&made), &[drill("11:55:00", made.id, true)]);
     assert_eq!(kinds(&judged(&Facts { failed_drill: Some(run.clone()), ..passed })), Vec::<&str>::new());
     // Without the repository the journal is all there is.
-    let away = Err(Unasked { kind: Kind::Unavailable, message: "away".into() });
+    let away = Err(Unasked { kind: Kind::Unavailable, message: "away".into(), secret: false });
     let status = judged(&Facts { repository: Some(away), failed_drill: Some(run), ..Facts::default() });
     assert_eq!(kinds(&status), ["repository-unreachable", "drill-failed"]);
 }
