@@ -1045,6 +1045,49 @@ fn what_was_rewritten_is_put_right_too() {
     }
 }
 
+/// A record of moved packs that cannot be read: what it led to is brought back, and when nothing leads through it any more, a repair clears it away and
+/// garbage is collected again. Not before, and not while a collection may be at work that could still read it.
+#[test]
+fn a_damaged_record_of_moved_packs_does_not_block_for_ever() {
+    let (mut world, snapshots) = everything();
+    let options = CollectOptions { rewrite: &|_| true, ..CollectOptions::default() };
+    let done = world.own.sound.collect(&options, world.clock.now(), &Silent, &Cancel::default()).unwrap();
+    assert!(done.packs_rewritten > 0 && done.packs_deleted > 0, "{done:?}");
+    world.own.keep(&world.runtime);
+    let records: Vec<String> = world.own.base.keys().filter(|key| key.starts_with("gc/moved/")).cloned().collect();
+    records.iter().for_each(|key| Harm::Flipped(100).inflict(&world, key));
+    world.own.reopen(&world.runtime, world.folder.path());
+    // Needed: it stays, however old it is, and what it led to comes back from the copy.
+    world.clock.set(Utc::now() + chrono::Duration::days(8));
+    let report = repair(&world, true).unwrap();
+    assert!(report.actions.iter().all(|action| action.done && action.what != "moved"), "{report:#?}");
+    assert!(report.lost.is_empty() && records.iter().all(|key| report.left.iter().any(|left| left.object == *key)), "{report:#?}");
+    let blocked = prune(&world, &world.own.sound, 9).unwrap_err();
+    assert_eq!(blocked.kind(), Kind::Damaged);
+    assert!(blocked.to_string().contains("gc/moved/"), "{blocked}");
+    // Now the snapshots that leant on it are removed, and only the record itself stands in the way.
+    world.own.reopen(&world.runtime, world.folder.path());
+    let now = world.clock.now();
+    world.clock.set(Utc::now() + chrono::Duration::days(2));
+    let young = repair::plan(&request(&world, true, true), &world.clock, &Silent, &Cancel::default()).unwrap().report;
+    assert!(young.actions.iter().all(|action| action.what != "moved"), "{young:#?}");
+    world.clock.set(now);
+    let packs = |world: &World| world.own.objects(&world.runtime).keys().filter(|key| key.starts_with("packs/")).count();
+    let report = repair(&world, true).unwrap();
+    assert!(report.actions.iter().any(|action| action.what == "moved" && action.done), "{report:#?}");
+    assert_eq!(report.exit(), None, "{report:#?}");
+    assert!(!world.own.objects(&world.runtime).keys().any(|key| key.starts_with("gc/moved/")));
+    let before = packs(&world);
+    prune(&world, &world.own.sound, 9).unwrap();
+    assert!(packs(&world) < before, "nothing was collected");
+    world.assert_sound(&world.own, "a record was cleared away");
+    for (id, content) in &snapshots {
+        let (manifests, _) = world.own.sound.sound_manifests(None).unwrap();
+        let stands = manifests.iter().find(|manifest| manifest.replaces() == Some(*id)).unwrap();
+        assert!(world.restored(&world.own.sound, stands.id).unwrap() == *content);
+    }
+}
+
 /// Whoever can delete objects can make the newest snapshot vanish so that nothing in the repository tells of it. The journal does.
 #[test]
 fn a_snapshot_that_the_journal_knows_does_not_vanish() {

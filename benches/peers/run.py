@@ -22,8 +22,10 @@ import time
 
 import compare
 import dataset
+import listing
 import live
 import tools
+import years
 
 HERE = pathlib.Path(__file__).resolve().parent
 SCENARIOS = {
@@ -31,10 +33,13 @@ SCENARIOS = {
     "postgres": "running servers: full backup, no change, the same change of 1 %, restore, restore over an older folder, drill",
     "stream": "the continuous log beside pgbench at full load",
     "attachments": "100,000 small attachments: first backup, no change, restore",
+    "years": "a backup on each of 100 days, then: retention and collection, all stored bytes verified, restore",
+    "copy": "a snapshot into a second repository, beside a restore and a backup at the same time",
+    "listing": "1,000 snapshots listed from S3 with 50 ms of latency",
     "start": "how long `--version` takes",
 }
 # These need a server that is installed.
-SERVERS = ("files", "postgres", "stream")
+SERVERS = ("files", "postgres", "stream", "copy")
 NO_POSTGRES = ("PostgreSQL is not installed, and the `files` scenario needs a real data folder. On Debian or Ubuntu:\n"
                "    sudo apt-get install --no-install-recommends postgresql-15      (or any later version)\n"
                "or leave it out: scripts/bench --only attachments,start")
@@ -206,9 +211,12 @@ def goals(scenarios, records):
         runs = [found[scenario].middle(step, name) for name in (peer, "lifeboat")] if scenario in found else [None, None]
         return value(runs[0]) / max(value(runs[1]), 1e-9) if all(runs) else None
 
+    def copied(step):
+        return found["copy"].middle(step, "lifeboat") if "copy" in found else None
+
     wall, added, repository = (lambda run: run["wall_s"]), (lambda run: run["added_bytes"]), (lambda run: run["repository_bytes"])
     memory = [run["peak_pss_mib"] for scenario in found.values() for (step, name), runs in scenario.figures.items()
-              if name.startswith("lifeboat") and step not in ("no change", "verify", "drill") for run in runs]
+              if name.startswith("lifeboat") and step not in ("no change", "verify", "drill", "overlapped", "cold", "warm") for run in runs]
     streams = [record for record in records if record["scenario"] == "stream" and record["tool"] == "lifeboat" and record["lag_greatest_s"]]
     full, delta = (found["postgres"].middle(step, "lifeboat") if "postgres" in found else None for step in ("restore", "delta"))
     start = [record["median_ms"] for record in records if record["scenario"] == "start" and record["tool"] == "lifeboat"]
@@ -233,6 +241,13 @@ def goals(scenarios, records):
         ("postgres: drill faster than a scripted one with pgBackRest", ratio("postgres", "drill", "pgbackrest", wall), 1.0),
         ("stream: 15 % of a core ÷ lifeboat's", 15 / max(record["cpu_percent"] for record in streams) if streams else None, 1.0),
         ("stream: 2 s ÷ greatest lag of the newest moment", 2 / max(record["lag_greatest_s"] for record in streams) if streams else None, 1.0),
+        ("years: prune faster than rustic's", ratio("years", "prune", "rustic", wall), 1.0),
+        ("years: prune faster than restic's", ratio("years", "prune", "restic", wall), 1.0),
+        ("years: verification of all bytes at least as fast as rustic's", ratio("years", "verify", "rustic", wall), 1.0),
+        ("copy: at least 80 % as fast as a restore and a backup at the same time",
+         wall(both) / wall(alone) if (alone := copied("copy")) and (both := copied("overlapped")) else None, 0.8),
+        ("listing: 1 s ÷ what 1,000 snapshots in S3 take with 50 ms of latency, never seen before", 1 / wall(cold) if (
+            cold := found["listing"].middle("cold", "lifeboat") if "listing" in found else None) else None, 1.0),
         ("start-up below 20 ms (20 ms ÷ lifeboat's)", 20 / start[0] if start else None, 1.0),
     ]
     lines = [["goal", "at least", "here", ""]]
@@ -264,6 +279,9 @@ def arguments():
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="threads for programs that can be told (default: all cores)")
     parser.add_argument("--scale", type=float, help="size of the data, 1 is 1.6 GB of PostgreSQL and 100,000 attachments")
     parser.add_argument("--seconds", type=int, default=60, help="how long pgbench runs in the `stream` scenario (default 60)")
+    parser.add_argument("--days", type=int, help="how many days the `years` scenario has (default 100; 20 with --quick)")
+    parser.add_argument("--snapshots", type=int, default=1000, help="how many the `listing` scenario has (default 1000)")
+    parser.add_argument("--latency", type=int, default=50, help="its milliseconds to the store and back (default 50)")
     parser.add_argument("--prepare", action="store_true", help="make the data and stop")
     parser.add_argument("--work", type=pathlib.Path, help="scratch folder, about 10 GB at scale 1 (default: $BENCH_WORK, else "
                         "lifeboat-bench in the temporary folder)",
@@ -271,6 +289,7 @@ def arguments():
     options = parser.parse_args()
     options.work = pathlib.Path(options.work).resolve()
     options.scale = options.scale or (0.1 if options.quick else 1.0)
+    options.days = options.days or (20 if options.quick else 100)
     options.reps = options.reps or (1 if options.quick else 3)
     options.only = options.only.split(",") if options.only else list(SCENARIOS)
     if unknown := set(options.only) - set(SCENARIOS):
@@ -319,6 +338,20 @@ def main():
         able = [tool for tool in entrants if not isinstance(tool, tools.PgBackRest)]
         scenarios.append(Scenario("attachments", "Small attachments, `files` source", [folder], ["first", "no change", "restore"], 0, able,
                                   options, options.work / "run"))
+    if "years" in options.only:
+        able = [tool for tool in entrants if isinstance(tool, (tools.Lifeboat, tools.Rustic, tools.Restic))]
+        scenarios.append(years.YearsScenario(able, options, options.work / "run", measured, markdown, say))
+        if options.prepare:
+            scenarios[-1].prepare()
+    if "copy" in options.only and (ours := [tool for tool in entrants if tool.name == "lifeboat"]):
+        base, _ = dataset.build_postgres(options.work, options.scale, say, day=False)
+        scenarios.append(years.CopyScenario(base, ours, options, options.work / "run", measured, markdown, say))
+    if "listing" in options.only and (ours := [tool for tool in entrants if tool.name == "lifeboat"]):
+        if listing.weed() is None:
+            sys.exit("the `listing` scenario needs an S3 server: scripts/install-test-tools")
+        scenarios.append(listing.ListingScenario(ours, options, options.work / "run", measured, markdown, say))
+        if options.prepare:
+            scenarios[-1].prepare()
     if options.prepare:
         return
 

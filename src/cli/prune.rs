@@ -127,7 +127,7 @@ fn collected(report: &PruneReport) -> String {
     if of.packs_waiting > 0 {
         let _ = writeln!(
             text,
-            "waiting: {} packs with {} until these backups have ended; the next prune looks again",
+            "waiting: {} packs with {} until these have ended; the next prune looks again",
             of.packs_waiting,
             render::bytes(of.bytes_waiting)
         );

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
@@ -44,7 +44,7 @@ pub struct RepairRequest {
 /// One thing that is put right.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Action {
-    /// `index`, `tombstones`, `snapshot` or `log`.
+    /// `index`, `tombstones`, `snapshot`, `log` or `moved`.
     pub what: String,
     /// A key, or the id of the damaged snapshot.
     pub object: String,
@@ -129,6 +129,8 @@ pub struct Planned {
     /// Snapshots to bring back, oldest first.
     snapshots: Vec<Harmed>,
     logs: Vec<HarmedLog>,
+    /// Records of moved packs that cannot be read and are not needed.
+    moved: Vec<String>,
     /// Snapshots that there were.
     known: BTreeSet<SnapshotId>,
     /// Its actions are in the order of the steps above.
@@ -185,10 +187,11 @@ pub fn plan(request: &RepairRequest, clock: &dyn Clock, progress: &dyn Progress,
     }
     let snapshots = plan_snapshots(request, &manifests, &mut report, cancel)?;
     let logs = plan_logs(request, &manifests, &mut report);
+    let moved = plan_moved(repository, &mut report)?;
     leave_rest(&index, &mut report);
     report.duration_ms = millis(began.elapsed());
     let known = manifests.iter().map(|manifest| manifest.id).collect();
-    Ok(Planned { index, snapshots, logs, known, report })
+    Ok(Planned { index, snapshots, logs, moved, known, report })
 }
 
 fn action(what: &str, object: &str, detail: String) -> Action {
@@ -353,9 +356,38 @@ fn can_mend(ours: &Log, theirs: &Log, key: &str) -> Result<bool> {
     Ok(ours.side_of(key).is_some_and(|name| theirs.sides().is_ok_and(|sides| sides.contains(&name))))
 }
 
+/// A collection that has read a record before it rotted may be paused, and may delete by it when it goes on. As long as a backup may be paused.
+const RECORD_AGE: TimeDelta = TimeDelta::days(7);
+
+/// Records of moved packs that cannot be read, and through which nothing leads: all of every snapshot was found without them.
+fn plan_moved(repository: &Repository, report: &mut RepairReport) -> Result<Vec<String>> {
+    let damaged = repository.damaged_records()?;
+    let is_harm = |finding: &Finding| {
+        !finding.snapshots.is_empty() || finding.object.starts_with("snapshots/") || finding.object.starts_with("retention/")
+    };
+    if damaged.is_empty() || report.findings.iter().any(is_harm) {
+        return Ok(Vec::new());
+    }
+    let mut unneeded = Vec::new();
+    for (key, since) in damaged {
+        if report.time - since < RECORD_AGE {
+            continue;
+        }
+        let detail = "remove this record of where rewritten packs have gone: it cannot be read, and every snapshot is whole without it";
+        report.actions.push(action("moved", &key, detail.into()));
+        unneeded.push(key);
+    }
+    Ok(unneeded)
+}
+
 /// What is neither put right nor a snapshot's loss, with advice.
 fn leave_rest(index: &IndexRepair, report: &mut RepairReport) {
     let handled: BTreeSet<&str> = index.replaced().iter().chain(index.tombstones()).map(String::as_str).collect();
+    let handled: BTreeSet<String> = handled
+        .into_iter()
+        .chain(report.actions.iter().filter(|a| a.what == "moved").map(|a| a.object.as_str()))
+        .map(str::to_owned)
+        .collect();
     for finding in &report.findings {
         let folder = finding.object.split('/').next().unwrap_or_default();
         let advice = match (folder, finding.kind.as_str()) {
@@ -372,7 +404,8 @@ fn leave_rest(index: &IndexRepair, report: &mut RepairReport) {
                 "a backup that is at work may have written it, so it stays; when no host backs up to this repository it may be deleted by hand"
             }
             ("gc", _) if finding.object.starts_with("gc/moved/") => {
-                "it says where rewritten packs have gone. When every snapshot named above was brought back or given up, it may be deleted by hand; until then nothing is collected"
+                "it says where rewritten packs have gone, and until it is gone itself nothing is collected. A repair removes it when every snapshot is whole without it \
+                 (those named above were brought back and then removed by `lifeboat prune`, or given up) and it is seven days old; sooner it may be deleted by hand, if then no prune is at work"
             }
             ("reports", _) => "what it said is lost; drill and verify again, then it may be deleted by hand",
             _ => "it is nothing that this program knows how to replace",
@@ -393,7 +426,7 @@ pub fn apply(
     cancel: &Cancel,
 ) -> Result<RepairReport> {
     let began = Instant::now();
-    let Planned { index, snapshots, logs, known, mut report } = planned;
+    let Planned { index, snapshots, logs, moved, known, mut report } = planned;
     let mut outcomes: BTreeMap<(String, String), Result<(Option<SnapshotId>, u64)>> = BTreeMap::new();
     let key = |what: &str, object: &str| (what.to_owned(), object.to_owned());
     if index.is_needed() {
@@ -410,6 +443,9 @@ pub fn apply(
         cancel.check()?;
         progress.event(Event::Phase { name: "log", detail: log.source.to_string() });
         outcomes.insert(key("log", &log.key), mend_log(request, log).map(|()| (None, 0)));
+    }
+    for record in &moved {
+        outcomes.insert(key("moved", record), request.repository.remove_damaged_record(record).map(|()| (None, 0)));
     }
     cancel.check()?;
     for action in &mut report.actions {

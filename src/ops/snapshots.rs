@@ -10,7 +10,7 @@ use crate::id::{Name, SnapshotId};
 use crate::ops::damage::{self, Damage, KnownDamage};
 use crate::ops::log::replay;
 use crate::ops::{backup, explain, select};
-use crate::repo::{Manifest, ReportRecord, Repository, SourceRecord};
+use crate::repo::{Manifest, ReportRecord, Repository, SourceRecord, beside};
 
 /// One source of a listed snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,15 +90,17 @@ impl SnapshotList {
 /// # Errors
 /// What the repository says.
 pub fn run(repository: &Repository, plan: Option<&Name>, now: DateTime<Utc>) -> Result<SnapshotList> {
-    let (mut manifests, damaged) = repository.sound_manifests(plan)?;
+    // Far away each answer takes its time: what does not need the other is asked for at the same time.
+    let (manifests, others) = beside(|| Ok((repository.sound_reports(None)?, repository.ledger())), || repository.sound_manifests(plan));
+    let (mut manifests, damaged) = manifests?;
     manifests.sort_by_key(|m| (m.time, m.id));
-    let (reports, damaged_reports) = repository.sound_reports(None)?;
+    let ((reports, damaged_reports), ledger) = others?;
     let mut list = list(&manifests, &reports);
     list.damaged = damaged.iter().map(|lost| &lost.error).chain(&damaged_reports).map(explain).collect();
     let unread = with_logs(repository, &manifests, &mut list)?;
     list.damaged.extend(unread);
     // A ledger that cannot be read is among the damaged.
-    if let Ok(ledger) = repository.ledger() {
+    if let Ok(ledger) = ledger {
         for snapshot in &mut list.snapshots {
             snapshot.held = ledger.hold(snapshot.id, now).map(|hold| {
                 let until = hold.until.map_or_else(String::new, |until| format!(" until {}", select::moment(until)));

@@ -127,6 +127,9 @@ pub fn run_against(
     let depth = share.map_or(VerifyDepth::Structure, |(percent, run)| VerifyDepth::Data { percent, run });
     let mut verification = repository.verify(depth, progress, cancel)?;
     verification.findings.extend(repository.vanished(committed, &verification)?);
+    warnings.extend(verification.unproven.iter().map(|(by, of)| {
+        format!("snapshot {by} says that it stands in the place of snapshot {of}, and no reader key has signed that: it counts for nothing")
+    }));
     let (replaced, findings) = settle(repository, verification.findings, &verification.snapshots_sound)?;
     let mut report = VerifyReport {
         schema: "lifeboat.verify/1".into(),

@@ -94,6 +94,8 @@ impl Repository {
         cancel: &Cancel,
         may: impl FnOnce(SnapshotId) -> Result<()>,
     ) -> Result<(Committed, CopyStats)> {
+        // Whose word it is that the content is the same.
+        self.require_reader("bring a snapshot back")?;
         let before = harmed.map(|copy| Predecessor { original: manifest, copy });
         self.copy_as(from, manifest, before, None, Some(replaces), now, progress, cancel, may)
     }
@@ -126,6 +128,8 @@ impl Repository {
                 fingerprint_key: hex::encode(key),
                 proven_at: proven_at.or_else(|| manifest.copied_from.as_ref()?.proven_at),
                 replaces,
+                replaces_signature: None,
+                unproven: None,
             },
             host: manifest.host.clone(),
             started: manifest.started,

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -23,6 +24,9 @@ use crate::repo::keys::{
 use crate::repo::snapshot::host_name;
 use crate::repo::{CollectOptions, Collection, Inner, Repository, block_on, seal};
 use crate::store::Store;
+
+/// Slots and marks asked for at a time.
+const REQUESTS: usize = 16;
 
 /// The objects below `keys/` by what they are. Slots are read; the others only when they are needed.
 pub(super) struct Ring {
@@ -43,18 +47,25 @@ impl Ring {
     pub fn read(store: &Store, runtime: &tokio::runtime::Handle) -> Result<Self> {
         let mut ring =
             Self { slots: Vec::new(), markers: BTreeMap::new(), bad_markers: BTreeMap::new(), updates: Vec::new(), plan_keys: Vec::new() };
-        for object in block_on(runtime, store.list("keys/"))? {
+        let listed = block_on(runtime, store.list("keys/"))?;
+        // Far away each answer takes its time: all are asked for at once.
+        let wanted = listed.iter().filter(|object| matches!(KeyObject::of(&object.key), KeyObject::Slot(_) | KeyObject::Marker(_)));
+        let fetches = futures::stream::iter(wanted).map(|object| async move { (object.key.clone(), store.get(&object.key).await) });
+        let mut fetched: HashMap<String, Result<Bytes>> = block_on(runtime, fetches.buffer_unordered(REQUESTS).collect());
+        for object in listed {
+            let mut bytes =
+                || fetched.remove(&object.key).unwrap_or_else(|| Err(Error::new(Kind::Bug, format!("{} was not asked for", object.key))));
             let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {}: {what}", object.key));
             match KeyObject::of(&object.key) {
                 KeyObject::Slot(_) => {
-                    let slot = block_on(runtime, store.get(&object.key)).and_then(|bytes| {
+                    let slot = bytes().and_then(|bytes| {
                         let slot = StoredSlot::from_json(&bytes).map_err(|e| damaged("is not a key slot").because(e))?;
                         if slot.key() == object.key { Ok(slot) } else { Err(damaged("holds another key slot than its name says")) }
                     });
                     ring.slots.push((object.key, slot));
                 }
                 KeyObject::Marker(generation) => {
-                    let marker = block_on(runtime, store.get(&object.key)).and_then(|bytes| {
+                    let marker = bytes().and_then(|bytes| {
                         let marker: Marker =
                             serde_json::from_slice(&bytes).map_err(|e| damaged("is not a mark of a key generation").because(e))?;
                         if marker.generation == generation {

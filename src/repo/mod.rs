@@ -212,9 +212,11 @@ impl Repository {
     /// # Errors
     /// `NoRepository`, `WrongKey`, `Damaged`, `Unavailable`.
     pub fn open(store: Store, runtime: tokio::runtime::Handle, passphrase: &Passphrase, options: &OpenOptions) -> Result<Self> {
-        let format = read_format(&store, &runtime)?;
+        // Far away each answer takes its time: what does not need the other is asked for at the same time.
+        let (format, ring) = beside(|| Ring::read(&store, &runtime), || read_format(&store, &runtime));
+        let format = format?;
         let credential = passphrase.credential()?;
-        let mut ring = Ring::read(&store, &runtime)?;
+        let mut ring = ring?;
         let mut slots = std::mem::take(&mut ring.slots);
         // Each try may cost a key derivation: the likeliest first. Of two that open alike, the one with the newer generation.
         slots.sort_by_key(|(_, slot)| {
@@ -334,6 +336,15 @@ impl Inner {
 
 fn block_on<T>(runtime: &tokio::runtime::Handle, future: impl Future<Output = T>) -> T {
     runtime.block_on(future)
+}
+
+/// Does both at the same time, `other` in this thread; what `other` gives comes first.
+pub(crate) fn beside<A: Send, B>(one: impl FnOnce() -> Result<A> + Send, other: impl FnOnce() -> B) -> (B, Result<A>) {
+    std::thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        (other, one.join().unwrap_or_else(|_| Err(Error::new(Kind::Bug, "a thread that asks the store panicked"))))
+    })
 }
 
 /// The object that makes a place a repository, of a version that this program knows.

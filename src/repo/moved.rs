@@ -14,17 +14,19 @@
 //! A target may be a source of another record. Of several records with one source, the one with the smallest name counts; each of them is
 //! whole, so that is a matter of agreeing only.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use chrono::{DateTime, Utc};
+
 use crate::error::{Error, Kind, Result};
-use crate::repo::Inner;
 use crate::repo::format::{ObjectKind, PackId, PackKind};
 use crate::repo::packs::PackNo;
 use crate::repo::seal;
 use crate::repo::tree::{Chunk, NodeRef, PackRef, Place, Stored};
 use crate::repo::wire::{Reader, WireError, WireResult, put_varint};
+use crate::repo::{Inner, Repository};
 
 pub const FOLDER: &str = "gc/moved/";
 /// Records that one place may lead through.
@@ -237,7 +239,9 @@ impl Inner {
         use futures::StreamExt as _;
         let known = self.moved();
         let listed: Vec<String> = self.block_on(self.store.list(FOLDER))?.into_iter().map(|object| object.key).collect();
-        if listed.iter().all(|key| known.records.contains_key(key)) && listed.len() == known.records.len() {
+        // One that could not be read may be gone since.
+        let same = known.damaged.is_empty() && listed.len() == known.records.len();
+        if same && listed.iter().all(|key| known.records.contains_key(key)) {
             return Ok(false);
         }
         let new: Vec<&String> = listed.iter().filter(|key| !known.records.contains_key(*key)).collect();
@@ -269,6 +273,34 @@ impl Inner {
         self.load_moved()?;
         let now = self.moved().resolve(self, place);
         Ok((now != place).then_some(now))
+    }
+}
+
+impl Repository {
+    /// Records of moved packs that cannot be read: by key, since when they are there by the store's clock.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub fn damaged_records(&self) -> Result<BTreeMap<String, DateTime<Utc>>> {
+        self.inner.load_moved()?;
+        let damaged: BTreeSet<String> = self.inner.moved().damaged.iter().map(|(key, _)| key.clone()).collect();
+        let listed = self.inner.block_on(self.inner.store.list(FOLDER))?;
+        Ok(listed.into_iter().filter(|object| damaged.contains(&object.key)).map(|object| (object.key, object.modified)).collect())
+    }
+
+    /// Removes a record that cannot be read. Only for one that nothing leads through, and that no collection at work has read when it still could be: such
+    /// a collection may be about to delete packs whose content is, for all others, where they had been.
+    ///
+    /// # Errors
+    /// `Busy` when it can be read after all; what the store says.
+    pub fn remove_damaged_record(&self, key: &str) -> Result<()> {
+        let inner = &self.inner;
+        match inner.block_on(inner.store.get(key)).and_then(|bytes| decode_object(inner, key, &bytes)) {
+            Ok(_) => Err(Error::new(Kind::Busy, format!("{key} can be read now: it stays")).hint("run the repair again")),
+            Err(error) if error.kind() == Kind::NotFound => Ok(()),
+            Err(error) if error.kind() == Kind::Damaged => inner.block_on(inner.store.delete(key)),
+            Err(error) => Err(error),
+        }
     }
 }
 

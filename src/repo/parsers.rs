@@ -335,6 +335,8 @@ mod tests {
             fingerprint_key: hex::encode([1; 32]),
             proven_at: Some(now),
             replaces: Some(SnapshotId::generate(now)),
+            replaces_signature: Some(hex::encode([2; 64])),
+            unproven: None,
         };
         let manifest = Manifest {
             id: SnapshotId::generate(now),

@@ -34,8 +34,8 @@ const SAMPLE: u64 = 32;
 const INDEX_EVERY: usize = 16;
 /// Chunks at which a pack is closed however small it is.
 const PACK_CHUNKS: u32 = 1 << 18;
-/// Chunks that one index object lists at most (32 MiB of prefixes).
-const INDEX_CHUNKS: usize = 1 << 22;
+/// Chunks that one index object lists at most (8 MiB of prefixes): whoever reads one holds it three times in memory.
+const INDEX_CHUNKS: usize = 1 << 20;
 /// Packs being named and uploaded at a time.
 const UPLOADERS: usize = 2;
 

@@ -1,14 +1,14 @@
 //! Snapshot manifests: the commit. Chained per plan by the hashes of their sealed bytes, so one that disappears is noticed.
 
 use std::collections::HashSet;
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::id::{Name, SnapshotId};
-use crate::repo::format::ObjectKind;
+use crate::repo::format::{ObjectKind, RepositoryId};
 use crate::repo::ledger::{Ledger, RemovedSnapshot};
 use crate::repo::{Repository, kept, seal};
 
@@ -104,9 +104,16 @@ pub struct CopiedFrom {
     /// When the snapshot had been proven by a drill there, at the time of the copy.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub proven_at: Option<DateTime<Utc>>,
-    /// Of a snapshot that was brought back from a copy: the damaged one of this repository whose place it takes.
+    /// Of a snapshot that was brought back from a copy: the damaged one of this repository whose place it takes. When a manifest is opened, only what
+    /// a reader signed stays here.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub replaces: Option<SnapshotId>,
+    /// Hex Ed25519 signature of [`Manifest::replacement_text`], by a reader: who read the copy and compared.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub replaces_signature: Option<String>,
+    /// What an opened manifest says that it replaces, and no reader has signed: believed by nobody.
+    #[serde(skip)]
+    pub unproven: Option<SnapshotId>,
 }
 
 impl fmt::Debug for CopiedFrom {
@@ -121,6 +128,16 @@ impl Manifest {
     #[must_use]
     pub fn replaces(&self) -> Option<SnapshotId> {
         self.copied_from.as_ref()?.replaces
+    }
+
+    /// What a reader signs who has brought a snapshot back: this very content, in this very place, for that one.
+    pub(super) fn replacement_text(&self, repository: RepositoryId, replaces: SnapshotId) -> String {
+        let mut text = format!("lifeboat v1 replacement\n{repository}\n{}\n{}\n{replaces}\n", self.plan, self.id);
+        for source in &self.sources {
+            let ids = source.tree.ids.as_deref().unwrap_or_default();
+            let _ = writeln!(text, "{}\n{}\n{}\n{ids}", source.name, source.tree.depth, source.tree.nodes);
+        }
+        text
     }
 
     /// The key of its fingerprints where it is not the repository's own.
@@ -285,12 +302,28 @@ impl Repository {
         }
         let content = seal::open(&inner.keys, inner.id, ObjectKind::Manifest, key, bytes)?;
         let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {key}: {what}"));
-        let manifest: Manifest = serde_json::from_slice(&content).map_err(|e| damaged("cannot be decoded").because(e))?;
+        let mut manifest: Manifest = serde_json::from_slice(&content).map_err(|e| damaged("cannot be decoded").because(e))?;
+        self.disbelieve_unsigned(&mut manifest);
         let expected = format!("snapshots/{}/{}", inner.keys.chain_name(manifest.plan.as_str()), manifest.id);
         if expected != key {
             return Err(damaged("holds another snapshot than its name says"));
         }
         Ok(Some((manifest, blake3::hash(bytes).to_hex().to_string())))
+    }
+
+    /// Every writer can say that its snapshot stands in the place of another one, so that damage there counts for less. Only a reader proves it.
+    fn disbelieve_unsigned(&self, manifest: &mut Manifest) {
+        let Some((claim, signature)) =
+            manifest.copied_from.as_ref().and_then(|from| Some((from.replaces?, from.replaces_signature.clone())))
+        else {
+            return;
+        };
+        let text = manifest.replacement_text(self.inner.id, claim);
+        let signature = signature.and_then(|signature| hex::decode(signature).ok());
+        let signed = signature.is_some_and(|signature| self.inner.keys.is_signed(text.as_bytes(), &signature) == Some(true));
+        if let Some(from) = manifest.copied_from.as_mut().filter(|_| !signed) {
+            from.unproven = from.replaces.take();
+        }
     }
 
     /// The newest manifests of a chain that no other names as parent, and the newest of all.

@@ -54,6 +54,8 @@ pub struct Verification {
     pub packs_due: u64,
     /// Snapshots whose manifests are there and open, oldest first.
     pub snapshots: Vec<(Name, SnapshotId)>,
+    /// Snapshots that say that they stand in the place of another one, which no reader has signed; and of which.
+    pub unproven: Vec<(SnapshotId, SnapshotId)>,
 }
 
 /// Gathers findings, one for each object and kind.
@@ -243,6 +245,7 @@ impl Repository {
                 snapshots.extend(pack.snapshots.iter().copied());
             }
         }
+        out.unproven = manifests.iter().filter_map(|m| Some((m.id, m.copied_from.as_ref()?.unproven?))).collect();
         out.snapshots = manifests.iter().map(|m| (m.plan.clone(), m.id)).collect();
         let harmed = findings.harmed();
         out.snapshots_sound = manifests.iter().map(|m| m.id).filter(|id| !harmed.contains(id)).collect();

@@ -387,7 +387,7 @@ impl BackupWriter {
             Some(CopyOf { from, host, started }) => (host, started, Some(from)),
             None => (host_name(), self.started, None),
         };
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             id: self.id,
             plan: self.plan.clone(),
             host,
@@ -400,6 +400,10 @@ impl BackupWriter {
             program: env!("CARGO_PKG_VERSION").into(),
             copied_from,
         };
+        if let Some(replaces) = manifest.replaces() {
+            let signature = self.inner.keys.sign(manifest.replacement_text(self.inner.id, replaces).as_bytes())?;
+            manifest.copied_from.as_mut().map(|from| from.replaces_signature.insert(signature));
+        }
         let json = serde_json::to_vec(&manifest).context(Kind::Bug, || "encode a manifest".into())?;
         let sealed = self.inner.seal_object(ObjectKind::Manifest, &self.key, &json)?;
         may(self.id)?;

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -32,6 +32,7 @@ use crate::event::{Cancel, Event, Progress};
 use crate::id::{SessionId, SnapshotId};
 use crate::repo::format::{ObjectKind, PackId, PackKind};
 use crate::repo::index::{PackHead, decode_heads};
+use crate::repo::moved::FOLDER;
 use crate::repo::packs::PackNo;
 use crate::repo::session::{LISTINGS, SeenSession, publish_tombstones, read_tombstone_groups};
 use crate::repo::snapshot::{host_name, id_of};
@@ -115,7 +116,7 @@ pub struct Collection {
     pub packs_rewritten: u64,
     /// Written for them.
     pub bytes_moved: u64,
-    /// Sessions that stand in the way: what they will commit, and the host.
+    /// Sessions that stand in the way: whose they are, and until when they are waited for.
     pub waiting_for: Vec<String>,
     /// Sessions that were fenced: their backups, if they still run, will fail at their end.
     pub fenced: Vec<String>,
@@ -181,7 +182,8 @@ impl Repository {
         out: &mut Collection,
     ) -> Result<(), Unmarked> {
         let inner = &self.inner;
-        let open = self.open_sessions()?;
+        // What is over already stands in nobody's way. To fence is safe at any time.
+        let open = if options.dry_run { self.open_sessions()? } else { self.outlive_or_fence(options, &[], now, out)? };
         // A: packs, then what leads to them.
         progress.event(Event::Phase { name: "mark", detail: "what snapshots need".into() });
         let groups = read_tombstone_groups(inner).map_err(blocked_by)?;
@@ -194,12 +196,17 @@ impl Repository {
         // What is dead, and what is worth rewriting.
         let young = open.iter().map(|session| session.published).min();
         let mut choice = choose(inner, &found, &marker, &tombstoned, young, options, out);
+        let waits = |open: &[SeenSession]| open.iter().map(|session| session.told(options, &marker.commits, now)).collect::<Vec<_>>();
         if !open.is_empty() && !choice.rewrite.is_empty() {
-            out.warnings.push(format!("{} partly dead packs are not rewritten while a backup is at work", choice.rewrite.len()));
+            out.warnings.push(format!(
+                "{} partly dead packs are not rewritten yet: that waits for {}",
+                choice.rewrite.len(),
+                waits(&open).join("; and for ")
+            ));
             choice.rewrite.clear();
         }
         if options.dry_run {
-            out.waiting_for = open.iter().map(told).collect();
+            out.waiting_for = waits(&open);
             return Ok(());
         }
 
@@ -213,7 +220,7 @@ impl Repository {
 
         // C: whoever may not know of it.
         progress.event(Event::Phase { name: "sessions", detail: String::new() });
-        let open = self.outlive_or_fence(options, &marker, now, out)?;
+        let open = self.outlive_or_fence(options, &marker.commits, now, out)?;
         let settled = self.settled_packs(&groups, &open, now)?;
 
         // D: what was committed meanwhile.
@@ -233,7 +240,7 @@ impl Repository {
         out.packs_waiting = waiting.len() as u64;
         out.bytes_waiting = waiting.iter().filter_map(|pack| found.present.get(pack)).map(|(len, _)| len).sum();
         if !waiting.is_empty() {
-            out.waiting_for = open.iter().map(told).collect();
+            out.waiting_for = open.iter().map(|session| session.told(options, &marker.commits, now)).collect();
         }
 
         // R: rewrite.
@@ -312,16 +319,15 @@ impl Repository {
     fn outlive_or_fence(
         &self,
         options: &CollectOptions<'_>,
-        marker: &Marker<'_>,
+        commits: &[(String, String)],
         now: DateTime<Utc>,
         out: &mut Collection,
     ) -> Result<Vec<SeenSession>, Unmarked> {
         let mut open = Vec::new();
         for session in self.open_sessions()? {
-            let age = (now - session.published).to_std().unwrap_or_default();
-            if age >= options.fence_after || age >= options.fence_gone_after && is_gone(&session, &marker.commits) {
+            if now >= session.ends(options, commits) {
                 session.fence(&self.inner)?;
-                out.fenced.push(told(&session));
+                out.fenced.push(session.described());
             } else {
                 open.push(session);
             }
@@ -430,16 +436,57 @@ fn blocked_by(error: Error) -> Unmarked {
     }
 }
 
-/// Whether a writer is most likely dead. A mistake costs it its work and nothing else.
-fn is_gone(session: &SeenSession, commits: &[(String, String)]) -> bool {
-    let folder = |key: &str| key.rsplit_once('/').map(|(folder, _)| folder.to_owned());
-    let superseded = commits
-        .iter()
-        .any(|(host, key)| *host == session.host && folder(key) == folder(&session.commits) && id_of(key) > id_of(&session.commits));
-    let here = session.host == host_name() && std::path::Path::new("/proc/self").exists();
-    superseded || here && !std::path::Path::new("/proc").join(session.process.to_string()).exists()
+impl SeenSession {
+    /// Whether it is of a collection that puts packs together anew.
+    fn is_collection(&self) -> bool {
+        self.commits.starts_with(FOLDER)
+    }
+
+    /// Whether its process was of this machine and is gone.
+    fn is_gone_here(&self) -> bool {
+        let here = self.host == host_name() && std::path::Path::new("/proc/self").exists();
+        here && !std::path::Path::new("/proc").join(self.process.to_string()).exists()
+    }
+
+    /// Whether its host has committed a later snapshot of the plan: `commits` are hosts and keys.
+    fn is_superseded(&self, commits: &[(String, String)]) -> bool {
+        let folder = |key: &str| key.rsplit_once('/').map(|(folder, _)| folder.to_owned());
+        commits.iter().any(|(host, key)| *host == self.host && folder(key) == folder(&self.commits) && id_of(key) > id_of(&self.commits))
+    }
+
+    /// When it is taken for dead. A mistake costs its writer the work and nothing else; of a collection that is little, so that
+    /// a killed one holds nothing up.
+    fn ends(&self, options: &CollectOptions<'_>, commits: &[(String, String)]) -> DateTime<Utc> {
+        let after = match self.is_gone_here() {
+            true if self.is_collection() => Duration::ZERO,
+            gone if gone || self.is_superseded(commits) => options.fence_gone_after.min(options.fence_after),
+            _ => options.fence_after,
+        };
+        TimeDelta::from_std(after).ok().and_then(|after| self.published.checked_add_signed(after)).unwrap_or(DateTime::<Utc>::MAX_UTC)
+    }
+
+    /// In words.
+    fn described(&self) -> String {
+        let what = if self.is_collection() { "a prune that was putting packs together anew" } else { "a backup" };
+        format!("{what} ({}, process {} on {}, since {})", self.key, self.process, self.host, moment(self.published))
+    }
+
+    /// The same, and until when it is waited for.
+    fn told(&self, options: &CollectOptions<'_>, commits: &[(String, String)], now: DateTime<Utc>) -> String {
+        let why = if self.is_gone_here() {
+            "its process is gone: "
+        } else if self.is_superseded(commits) {
+            "its host has made a later backup of the plan since: "
+        } else {
+            "it ends by itself, or "
+        };
+        let until = self.ends(options, commits);
+        let until =
+            if until <= now { "the next prune gives it up".to_owned() } else { format!("a prune after {} gives it up", moment(until)) };
+        format!("{}; {why}{until}", self.described())
+    }
 }
 
-fn told(session: &SeenSession) -> String {
-    format!("{} of process {} on {} since {}", session.key, session.process, session.host, session.published.format("%Y-%m-%d %H:%M UTC"))
+fn moment(time: DateTime<Utc>) -> String {
+    time.format("%Y-%m-%d %H:%M UTC").to_string()
 }

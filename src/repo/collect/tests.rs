@@ -1,6 +1,7 @@
 //! Collection on real repositories: what is committed stays whole, garbage goes, whatever is interrupted.
 
 mod model;
+mod synthetic;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -727,4 +728,51 @@ fn writers_collectors_retention_and_readers_lose_nothing_for_hours() {
         }
         story(seed, 8);
     }
+}
+
+/// A prune that was killed while it put packs together anew holds nothing up; a backup that may be at work is named, and until when it is waited for.
+#[test]
+fn a_killed_collection_is_not_waited_for_and_a_backup_is_named() {
+    let base = noise(83, 8192 * 200);
+    let files = |round| vec![("db", Layout::Pages(8192), &b""[..], generation(&base, round))];
+    let bench = Bench::new();
+    let snapshots: Vec<Manifest> = (0..3).map(|round| bench.backup(&files(round))).collect();
+    remove(&bench.open(), &[&snapshots[0], &snapshots[1]]).unwrap();
+    let repository = bench.open();
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let dead = child.id();
+    child.wait().unwrap();
+    let publish = |commits: &str, process: u32| {
+        let session = serde_json::json!({ "manifest": commits, "host": host_name(), "process": process, "started": Utc::now() });
+        let key = format!("sessions/{}", SessionId::generate(Utc::now()));
+        let sealed = repository.inner.seal_object(crate::repo::format::ObjectKind::Session, &key, session.to_string().as_bytes()).unwrap();
+        bench.runtime.block_on(bench.store.create(&key, sealed.into())).unwrap();
+        key
+    };
+    let killed = format!("{FOLDER}{}", SessionId::generate(Utc::now()));
+    publish(&killed, dead);
+    let done = collect(&repository);
+    assert!(done.fenced.len() == 1 && done.fenced[0].starts_with("a prune"), "{done:?}");
+    assert!(done.packs_rewritten >= 1 && done.packs_deleted >= 2 && done.warnings.is_empty(), "{done:?}");
+    assert_eq!(restore(&bench.open(), &snapshots[2]).unwrap(), content(&files(2)));
+    // Whoever was taken for dead and is not finds its name taken.
+    let error = bench.runtime.block_on(bench.store.create(&killed, "x".into())).unwrap_err();
+    assert_eq!(error.kind(), Kind::AlreadyExists);
+    // A backup is another matter: its work would be lost.
+    let mut last = snapshots[2].clone();
+    for (round, process, why) in [(3, dead, "its process is gone"), (4, std::process::id(), "it ends by itself")] {
+        let next = bench.backup(&files(round));
+        remove(&repository, &[&last]).unwrap();
+        let key = publish(&format!("snapshots/x/{}", SnapshotId::generate(Utc::now())), process);
+        let waits = collect(&repository);
+        let until = Utc::now() + chrono::TimeDelta::hours(if process == dead { 1 } else { 7 * 24 });
+        let told = waits.waiting_for.join("").clone() + &waits.warnings.join("");
+        assert!(waits.fenced.is_empty() && told.contains("a backup (sessions/") && told.contains(why), "{waits:?}");
+        let day = until.format("a prune after %Y-%m-%d").to_string();
+        assert!(told.contains(&day), "{told} {day}");
+        bench.runtime.block_on(bench.store.delete(&key)).unwrap();
+        last = next;
+    }
+    assert_eq!(restore(&bench.open(), &last).unwrap(), content(&files(4)));
+    sound(&bench.open());
 }

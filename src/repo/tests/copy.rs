@@ -1,6 +1,7 @@
 //! Copies: the same content under other keys, little work for little change, and nothing committed that is not whole.
 
 use super::*;
+use crate::id::SnapshotId;
 use crate::store::Verb;
 use crate::store::faults::{Effect, Rule};
 
@@ -219,4 +220,68 @@ fn a_log_piece_is_copied_with_its_facts() {
     assert!(!from.copy_piece(&piece, &to).unwrap().new);
     let there = to.pieces().unwrap();
     assert_eq!((to.read(&there[0]).unwrap(), to.facts(&there[0]).unwrap()), (bytes, serde_json::json!({ "who": "me" })));
+}
+
+/// Puts a manifest there as somebody does who has a writer key and another program.
+fn plant(bench: &Bench, by: &Repository, manifest: &Manifest) {
+    let key = by.manifest_key(manifest);
+    let sealed = by.inner.seal_object(ObjectKind::Manifest, &key, &serde_json::to_vec(manifest).unwrap()).unwrap();
+    bench.runtime.block_on(bench.store.create(&key, sealed.into())).unwrap();
+}
+
+#[test]
+fn a_writer_cannot_say_that_its_snapshot_stands_in_the_place_of_a_damaged_one() {
+    let pair = Pair::new();
+    let victim = pair.from.backup(&[("db", Layout::Pages(8192), b"", noise(5, 8192 * 200))]);
+    let kept = pair.copy(&victim, None).unwrap().0.manifest;
+    let other = pair.from.backup(&[("junk", Layout::Content, b"", noise(6, 300_000))]);
+    let words = Passphrase::new("some words of a writer");
+    pair.from.open().add_key("words", Role::Writer, &words, Utc::now()).unwrap();
+    let writer = Repository::open(pair.from.store.clone(), pair.from.runtime.handle().clone(), &words, &pair.from.options()).unwrap();
+    let bring_back = |to: &Repository| {
+        to.bring_back(&pair.to.open(), &kept, victim.id, Some(&victim), Utc::now(), &Silent, &Cancel::default(), |_| Ok(()))
+    };
+    assert_eq!(bring_back(&writer).unwrap_err().kind(), Kind::WrongKey);
+    // Not signed, signed with nonsense.
+    for signature in [None, Some("zz".to_owned()), Some(hex::encode([3; 64]))] {
+        let mut forged = Manifest { id: SnapshotId::generate(Utc::now()), parents: Vec::new(), ..other.clone() };
+        let mut from = kept.copied_from.clone().unwrap();
+        (from.replaces, from.replaces_signature) = (Some(victim.id), signature);
+        forged.copied_from = Some(from);
+        plant(&pair.from, &writer, &forged);
+        let read = pair.from.open().manifest(forged.id).unwrap();
+        assert_eq!((read.replaces(), read.copied_from.unwrap().unproven), (None, Some(victim.id)));
+    }
+    let packs: Vec<String> = pair.from.keys("packs/");
+    let needed = packs.iter().max_by_key(|key| pair.from.runtime.block_on(pair.from.store.get(key)).unwrap().len()).unwrap();
+    pair.from.runtime.block_on(faults::flip_byte(&pair.from.store, needed, 5000)).unwrap();
+    let verify = || {
+        let role = pair.from.open();
+        role.verify(VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap()
+    };
+    let found = verify();
+    assert!(found.findings.iter().any(|finding| finding.snapshots == [victim.id]), "{found:?}");
+    assert_eq!(found.unproven.iter().map(|(_, of)| *of).collect::<Vec<_>>(), [victim.id; 3]);
+    // Nor does it hide that a manifest cannot be read.
+    let key = pair.from.open().manifest_key(&victim);
+    let sealed = pair.from.runtime.block_on(pair.from.store.get(&key)).unwrap();
+    pair.from.runtime.block_on(faults::flip_byte(&pair.from.store, &key, 90)).unwrap();
+    assert_eq!(pair.from.open().manifests(None).unwrap_err().kind(), Kind::Damaged);
+    assert_eq!(pair.from.open().sound_manifests(None).unwrap().1.len(), 1);
+    pair.from.runtime.block_on(faults::replace(&pair.from.store, &key, sealed)).unwrap();
+    // A reader who has the content in hand says it, and everybody believes it.
+    let proven = bring_back(&pair.from.open()).unwrap().0.manifest;
+    assert_eq!(restore(&pair.from.open(), &proven).unwrap(), restore(&pair.to.open(), &kept).unwrap());
+    let words = || Repository::open(pair.from.store.clone(), pair.from.runtime.handle().clone(), &words, &pair.from.options()).unwrap();
+    for repository in [pair.from.open(), words()] {
+        assert_eq!(repository.manifest(proven.id).unwrap().replaces(), Some(victim.id));
+    }
+    // The same signature says nothing of another snapshot, nor of other content.
+    for (id, sources) in [(SnapshotId::generate(Utc::now()), &proven.sources), (proven.id, &other.sources)] {
+        let forged = Manifest { id, sources: sources.clone(), ..proven.clone() };
+        let key = writer.manifest_key(&forged);
+        pair.from.runtime.block_on(pair.from.store.delete(&key)).unwrap();
+        plant(&pair.from, &writer, &forged);
+        assert_eq!(pair.from.open().manifest(id).unwrap().replaces(), None);
+    }
 }
