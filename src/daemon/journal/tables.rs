@@ -278,6 +278,10 @@ impl Tables {
             Some(state) => say("state = ?", state.word().into()),
             None => {}
         }
+        if filter.plan.is_some() && filter.state.is_some_and(|state| state != State::Running) && filter.job.is_none() {
+            // The index of plan, job and state serves it only so.
+            conditions.push(format!("job IN ({})", Job::ALL.map(|job| format!("'{}'", job.word())).join(", ")));
+        }
         let conditions = if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
         let limit = if filter.limit == 0 { String::new() } else { format!("LIMIT {}", filter.limit) };
         self.select(&format!("{conditions} ORDER BY started_ms DESC, id DESC {limit}"), values)
