@@ -1,5 +1,6 @@
 //! Object Lock on a real server: what is committed outlives the credentials that wrote it.
 #![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
+#![expect(clippy::format_push_string, reason = "texts of a test, made once")]
 
 mod support;
 #[path = "support/workspace.rs"]
