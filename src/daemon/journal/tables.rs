@@ -273,8 +273,7 @@ impl Tables {
             say("started_ms < ?", before.timestamp_millis().into());
         }
         if let Some(state) = filter.state {
-            // Written out: only so does the small index of what runs serve it, and with a parameter SQLite compiles the statement anew for
-            // each value, because of that index.
+            // Written out: only so does the small index of what runs serve it.
             conditions.push(format!("state = '{}'", state.word()));
         }
         if filter.plan.is_some() && filter.state.is_some_and(|state| state != State::Running) && filter.job.is_none() {
