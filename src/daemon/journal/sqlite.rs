@@ -23,9 +23,6 @@ pub const FILE: &str = "journal.sqlite";
 /// How long a writer waits for another process's transaction. All transactions here take milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Compiled statements that are kept: `status` of thousands of plans asks some forty different questions for each.
-const STATEMENTS: usize = 64;
-
 /// Migrations in order; the first has number 1. `PRAGMA user_version` holds the last one applied.
 const MIGRATIONS: [&str; 3] = [include_str!("sqlite_1.sql"), include_str!("sqlite_2.sql"), include_str!("sqlite_3.sql")];
 
@@ -65,7 +62,6 @@ impl Sqlite {
             connection.pragma_update(None, "journal_mode", "wal")?;
             connection.pragma_update(None, "synchronous", "full")?;
             connection.pragma_update(None, "foreign_keys", true)?;
-            connection.set_prepared_statement_cache_capacity(STATEMENTS);
             // Else SQLite compiles a kept statement anew for each value that is bound, to look for a better plan.
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
             Ok(connection)

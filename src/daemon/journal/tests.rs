@@ -81,6 +81,29 @@ fn what_was_mistyped_is_in_the_history_and_no_failure_of_the_plan() {
 }
 
 #[test]
+fn the_failed_runs_of_a_plan_are_those_of_all_its_jobs_newest_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path(), now()).unwrap();
+    let mut failed = Vec::new();
+    for second in 0..8 {
+        let job = [Job::Drill, Job::Backup, Job::Verify][usize::try_from(second).unwrap() % 3];
+        let claim = journal.begin(&manual(job), later(second)).unwrap();
+        let ending = if second == 5 { Ending::new(State::Succeeded) } else { Ending::of_error(&Error::new(Kind::Damaged, "x")) };
+        journal.close(claim, &ending, later(second)).unwrap();
+        failed.extend((second != 5).then_some(claim.id));
+    }
+    failed.reverse();
+    let asked = |limit, before| {
+        let plan = Some(Name::new("crm").unwrap());
+        let filter = Filter { plan, state: Some(State::Failed), limit, before, ..Filter::default() };
+        journal.runs(&filter).unwrap().iter().map(|run| run.id).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(0, None), failed);
+    assert_eq!(asked(4, None), failed[..4]);
+    assert_eq!(asked(2, Some(later(4))), failed[3..5], "a page further on");
+}
+
+#[test]
 fn two_backups_of_a_plan_at_once_are_refused_and_named() {
     let folder = tempfile::tempdir().unwrap();
     let first = Journal::open(folder.path(), now()).unwrap();
