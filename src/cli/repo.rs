@@ -165,7 +165,7 @@ fn undelete(app: &App, args: &UndeleteArgs) -> Result<Exit> {
     };
     let zone = plan.map(|plan| app.plan(plan.as_str())).transpose()?.and_then(|plan| plan.timezone).unwrap_or(chrono_tz::UTC);
     let at = crate::cli::time::parse(&args.at, zone)?;
-    if at > chrono::Utc::now() {
+    if at > surroundings.clock.now() {
         return Err(Error::new(Kind::Usage, format!("{} is yet to come", render::time(at)))
             .hint("name a moment before objects were deleted or overwritten; without a zone it is read in the plan's, else as UTC"));
     }

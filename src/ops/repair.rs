@@ -382,12 +382,8 @@ fn plan_moved(repository: &Repository, report: &mut RepairReport) -> Result<Vec<
 
 /// What is neither put right nor a snapshot's loss, with advice.
 fn leave_rest(index: &IndexRepair, report: &mut RepairReport) {
-    let handled: BTreeSet<&str> = index.replaced().iter().chain(index.tombstones()).map(String::as_str).collect();
-    let handled: BTreeSet<String> = handled
-        .into_iter()
-        .chain(report.actions.iter().filter(|a| a.what == "moved").map(|a| a.object.as_str()))
-        .map(str::to_owned)
-        .collect();
+    let moved = report.actions.iter().filter(|action| action.what == "moved").map(|action| &action.object);
+    let handled: BTreeSet<String> = index.replaced().iter().chain(index.tombstones()).chain(moved).cloned().collect();
     for finding in &report.findings {
         let folder = finding.object.split('/').next().unwrap_or_default();
         let advice = match (folder, finding.kind.as_str()) {

@@ -205,8 +205,6 @@ impl Watch {
         let began = Instant::now();
         if all {
             self.daemons_own()?;
-        }
-        if all {
             gone::look(&self.plans, &self.journal, &self.surroundings.state, now)?;
         }
         let broken = self.journal.broken()?;

@@ -53,7 +53,7 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
         let problem = Problem::new(&alarm.kind, alarm.message);
         match &alarm.plan {
             Some(gone) if alarm.kind == gone::GONE => {
-                if plans.plans.keys().all(|name| name.as_str() != gone) {
+                if !plans.plans.contains_key(gone.as_str()) {
                     problems.push(problem);
                 }
             }
