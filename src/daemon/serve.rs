@@ -499,7 +499,7 @@ impl Daemon<'_> {
                 Kind::Bug => tracing::error!(%plan, error = ?error, "a run ended by a bug"),
                 // An attempt that the journal has was told of where it ended.
                 _ if self.journal.run(id).is_ok_and(|run| run.started.timestamp_millis() >= hold.started.timestamp_millis()) => {
-                    tracing::debug!(%plan, error = ?error, "run failed")
+                    tracing::debug!(%plan, error = ?error, "run failed");
                 }
                 _ => tracing::error!(%plan, error = ?error, hint = error.hint_text(), "the run could not be begun"),
             }
