@@ -499,12 +499,8 @@ fn when_one_target_fails_the_one_that_stands_in_for_it_gets_what_waits_and_is_to
     assert!(message.contains("notifier ops has reached nobody since") && message.contains("HTTP 503"), "{message}");
     assert!(ops.got().len() >= 2, "it was tried again itself");
     assert!(ops.got().iter().flat_map(events).all(|event| event.0 != "notifier-failing"), "{:?}", all_events(&ops));
-    let times = dba
-        .got()
-        .iter()
-        .flat_map(|request| request.json()["events"].as_array().unwrap().clone())
-        .filter(|event| event["problem"] == "failed");
-    assert_eq!(times.count(), 1, "once: {:?}", all_events(&dba));
+    let times = dba.got().iter().map(|request| request.body.matches("\"problem\":\"failed\"").count()).sum::<usize>();
+    assert_eq!(times, 1, "once: {:?}", bodies(&[&dba]));
     no_secret(&workspace, &[bodies(&[&ops, &dba])]);
 }
 

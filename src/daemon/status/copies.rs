@@ -85,7 +85,7 @@ impl<'a> Copies<'a> {
             let settings = resolve::repository(&copy.to).map_err(|error| unasked(&error, true))?;
             settings.open(surroundings).map_err(|error| unasked(&error, false))
         });
-        let repository = opened.as_ref().map_err(|unasked| unasked.clone())?;
+        let repository = opened.as_ref().map_err(Clone::clone)?;
         repository.sound_manifests(Some(plan)).map_err(|error| unasked(&error, false))
     }
 }
