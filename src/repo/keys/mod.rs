@@ -567,6 +567,19 @@ impl Keys {
         cipher_of(self.newest(), purpose, salt)
     }
 
+    /// The same as bytes: for frames of nodes, see `pack`.
+    pub fn metadata_key(&self, purpose: &'static str, salt: &[u8; 32]) -> Zeroizing<[u8; 32]> {
+        derived_key(self.newest(), purpose, salt)
+    }
+
+    /// The same as bytes, of something that was sealed under `generation`.
+    ///
+    /// # Errors
+    /// As [`Keys::metadata_cipher_of`].
+    pub fn metadata_key_of(&self, object: &str, generation: u16, purpose: &'static str, salt: &[u8; 32]) -> Result<Zeroizing<[u8; 32]>> {
+        Ok(derived_key(self.of_object(object, generation)?, purpose, salt))
+    }
+
     /// AES key of something that was sealed under `generation`.
     ///
     /// # Errors
@@ -710,11 +723,14 @@ const LEFT_BEHIND: &str =
     "ask whoever rotated the keys for a new slot (`lifeboat key add`); `lifeboat key list` shows the generation that each slot holds";
 
 fn cipher_of(generation: &Generation, purpose: &'static str, salt: &[u8; 32]) -> Aes256Gcm {
+    Aes256Gcm::new((&*derived_key(generation, purpose, salt)).into())
+}
+
+fn derived_key(generation: &Generation, purpose: &'static str, salt: &[u8; 32]) -> Zeroizing<[u8; 32]> {
     let mut material = Zeroizing::new([0u8; 64]);
     material[..32].copy_from_slice(&generation.metadata);
     material[32..].copy_from_slice(salt);
-    let key = Zeroizing::new(blake3::derive_key(purpose, &*material));
-    Aes256Gcm::new((&*key).into())
+    Zeroizing::new(blake3::derive_key(purpose, &*material))
 }
 
 fn wrong_role(operation: &str, role: Role, needed: &str) -> Error {
