@@ -13,8 +13,6 @@
 //! Key: `derive_key("lifeboat v1 sealed object", metadata key ‖ salt)`; nonce: zero (the key is used once). Associated data: the
 //! 56 bytes of the header and the object's key; for index objects, which are named by their hash, the word `index`.
 
-use aes_gcm::aead::AeadInOut;
-
 use crate::error::{Error, Kind, Result};
 use crate::repo::format::{OBJECT_MAX, ObjectKind, RepositoryId, TAG_BYTES, VERSION};
 use crate::repo::keys::Keys;
@@ -46,9 +44,7 @@ pub fn seal(keys: &Keys, repository: RepositoryId, kind: ObjectKind, key: &str, 
     object.extend_from_slice(&salt);
     let associated = associated(&object, kind, key);
     let mut body = zstd::bulk::compress(content, 3).map_err(|e| Error::new(Kind::Bug, "compress an object").because(e))?;
-    keys.metadata_cipher(PURPOSE, &salt)
-        .encrypt_in_place(&[0u8; 12].into(), &associated, &mut body)
-        .map_err(|_| Error::new(Kind::Bug, "seal an object"))?;
+    keys.metadata_cipher(PURPOSE, &salt).seal(&[0; 12], &associated, &mut body).map_err(|_| Error::new(Kind::Bug, "seal an object"))?;
     object.extend_from_slice(&body);
     Ok(object)
 }
@@ -97,7 +93,7 @@ pub fn open(keys: &Keys, repository: RepositoryId, kind: ObjectKind, key: &str, 
     salt.copy_from_slice(&header[24..]);
     let mut body = sealed.to_vec();
     keys.metadata_cipher_of(&format!("object {key}"), u16::from_le_bytes([header[6], header[7]]), PURPOSE, &salt)?
-        .decrypt_in_place(&[0u8; 12].into(), &associated(header, kind, key), &mut body)
+        .open(&[0; 12], &associated(header, kind, key), &mut body)
         .map_err(|_| damaged("its seal is broken (changed, truncated or moved here from another place)"))?;
     let size = zstd::zstd_safe::get_frame_content_size(&body).ok().flatten().and_then(|s| usize::try_from(s).ok());
     let Some(size) = size.filter(|s| *s <= OBJECT_MAX) else { return Err(damaged("claims an impossible size")) };
@@ -114,6 +110,41 @@ mod tests {
     use super::*;
 
     const REPOSITORY: RepositoryId = RepositoryId([7; 16]);
+
+    /// Test cases 13, 14 and 16 of McGrew and Viega, "The Galois/Counter Mode of Operation".
+    #[test]
+    fn the_cipher_is_aes_256_gcm() {
+        let hex = |text: &str| hex::decode(text).unwrap();
+        let key = "feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308";
+        let plain =
+            "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39";
+        let sealed = "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f66276fc6ece0f4e1768cddf8853bb2d551b";
+        let cases = [
+            ("00".repeat(32), "00".repeat(12), String::new(), String::new(), "530f8afbc74536b9a963b4f1c4cb738b"),
+            (
+                "00".repeat(32),
+                "00".repeat(12),
+                String::new(),
+                "00".repeat(16),
+                "cea7403d4d606b6e074ec5d3baf39d18d0d1c8a799996bf0265b98b5d48ab919",
+            ),
+            (key.into(), "cafebabefacedbaddecaf888".into(), "feedfacedeadbeeffeedfacedeadbeefabaddad2".into(), plain.into(), sealed),
+        ];
+        for (key, nonce, associated, plain, sealed) in cases {
+            let cipher = lifeboat_cipher::Cipher::new(&hex(&key).try_into().unwrap());
+            let (nonce, associated): ([u8; 12], _) = (hex(&nonce).try_into().unwrap(), hex(&associated));
+            let mut bytes = hex(&plain);
+            cipher.seal(&nonce, &associated, &mut bytes).unwrap();
+            assert_eq!(hex::encode(&bytes), sealed);
+            let mut broken = bytes.clone();
+            *broken.last_mut().unwrap() ^= 1;
+            let before = broken.clone();
+            cipher.open(&nonce, &associated, &mut broken).unwrap_err();
+            assert_eq!(broken, before, "what is refused is left as it was");
+            cipher.open(&nonce, &associated, &mut bytes).unwrap();
+            assert_eq!(hex::encode(&bytes), plain);
+        }
+    }
 
     #[test]
     fn an_object_opens_only_in_its_place_as_its_kind_and_unchanged() {
