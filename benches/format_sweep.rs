@@ -22,9 +22,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use aes_gcm::aead::inout::InOutBuf;
-use aes_gcm::aead::{AeadInOut, KeyInit};
-
 const ID_KEY: [u8; 32] = [7; 32];
 const THREADS: usize = 2;
 
@@ -109,14 +106,14 @@ fn store(files: &Files, unit: usize, frame: usize, level: i32, seen: &mut HashSe
         let threads: Vec<_> = (0..THREADS)
             .map(|_| {
                 scope.spawn(|| {
-                    let cipher = aes_gcm::Aes256Gcm::new(&[1u8; 32].into());
+                    let cipher = lifeboat_cipher::Cipher::new(&[1u8; 32]);
                     let mut compressor = zstd::bulk::Compressor::new(level).unwrap();
                     let (mut plain, mut sealed, mut bytes, mut units) = (Vec::new(), Vec::new(), 0, 0);
                     let mut close = |plain: &mut Vec<u8>, bytes: &mut usize| {
                         sealed.clear();
                         sealed.reserve(zstd::zstd_safe::compress_bound(plain.len()));
                         compressor.compress_to_buffer(plain.as_slice(), &mut sealed).unwrap();
-                        let tag = cipher.encrypt_inout_detached(&[0u8; 12].into(), b"", InOutBuf::from(&mut sealed[..])).unwrap();
+                        let tag = cipher.seal_detached(&[0u8; 12], b"", &mut sealed).unwrap();
                         *bytes += sealed.len() + tag.len();
                         plain.clear();
                     };

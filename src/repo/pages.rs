@@ -23,32 +23,25 @@ const INDEX_ENTRY: usize = 8;
 /// Rows begin at multiples of this.
 const ALIGNMENT: usize = 8;
 
-/// Which way.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Forth,
-    Back,
-}
-
 /// Replaces the numbers of all pages in `frame`. Returns whether there was any page.
 pub fn rearrange(frame: &mut [u8]) -> bool {
     let mut any = false;
-    for page in frame.chunks_exact_mut(PAGE) {
-        any |= walk(page, Way::Forth);
+    for page in frame.as_chunks_mut().0 {
+        any |= walk::<true>(page);
     }
     any
 }
 
 /// Undoes [`rearrange`].
 pub fn restore(frame: &mut [u8]) {
-    for page in frame.chunks_exact_mut(PAGE) {
-        walk(page, Way::Back);
+    for page in frame.as_chunks_mut().0 {
+        walk::<false>(page);
     }
 }
 
 /// Whether `frame` has a page that [`rearrange`] would touch.
 pub fn has_pages(frame: &[u8]) -> bool {
-    frame.chunks_exact(PAGE).any(|page| Layout::of(page).is_some())
+    frame.as_chunks().0.iter().any(|page| Layout::of(page).is_some())
 }
 
 /// What the header says. It is never changed, so both ways see the same.
@@ -60,26 +53,19 @@ struct Layout {
 }
 
 impl Layout {
-    fn of(page: &[u8]) -> Option<Self> {
+    fn of(page: &[u8; PAGE]) -> Option<Self> {
         let (lower, upper, special) = (usize::from(word(page, 12)), usize::from(word(page, 14)), usize::from(word(page, 16)));
         let sound = word(page, 18) == SIZE_AND_VERSION && HEADER <= lower && lower <= upper && upper <= special && special <= PAGE;
         (sound && lower >= HEADER + 4).then(|| Self { count: (lower - HEADER) / 4, rows: upper..special })
     }
 }
 
-fn word(page: &[u8], at: usize) -> u16 {
+fn word(page: &[u8; PAGE], at: usize) -> u16 {
     u16::from_le_bytes([page[at], page[at + 1]])
 }
 
-/// Replaces the word at `at`; returns what is there in the original.
-fn replace(page: &mut [u8], at: usize, expected: u16, way: Way) -> u16 {
-    let found = word(page, at);
-    let new = if way == Way::Forth { found.wrapping_sub(expected) } else { found.wrapping_add(expected) };
-    page[at..at + 2].copy_from_slice(&new.to_le_bytes());
-    if way == Way::Forth { found } else { new }
-}
-
-fn walk(page: &mut [u8], way: Way) -> bool {
+/// [`rearrange`]s a page (`FORTH`) or undoes it. Returns whether it is one.
+fn walk<const FORTH: bool>(page: &mut [u8; PAGE]) -> bool {
     let Some(layout) = Layout::of(page) else { return false };
     let heap = layout.rows.end == PAGE;
     let (within, needed) = if heap { (HEAP_PLACE, HEAP_ROW) } else { (0, INDEX_ENTRY) };
@@ -90,16 +76,17 @@ fn walk(page: &mut [u8], way: Way) -> bool {
     let mut seen = [0_u64; PAGE / ALIGNMENT / 64];
     for number in 0..layout.count {
         let at = HEADER + 4 * number;
-        let found = u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
+        let Some(pointer) = page[at..].first_chunk_mut::<4>() else { break };
+        let found = u32::from_le_bytes(*pointer);
         // 15 bits offset, 2 bits state, 15 bits length.
         let (state, len) = (found >> 15 & 3, found >> 17);
         if state != NORMAL {
             continue;
         }
         let expected = before.wrapping_sub((len + 7) & !7);
-        let other = if way == Way::Forth { found.wrapping_sub(expected) } else { found.wrapping_add(expected) } & 0x7fff;
-        page[at..at + 4].copy_from_slice(&(found & !0x7fff | other).to_le_bytes());
-        before = if way == Way::Forth { found & 0x7fff } else { other };
+        let other = if FORTH { found.wrapping_sub(expected) } else { found.wrapping_add(expected) } & 0x7fff;
+        *pointer = (found & !0x7fff | other).to_le_bytes();
+        before = if FORTH { found & 0x7fff } else { other };
         let offset = before as usize;
         if !offset.is_multiple_of(ALIGNMENT) || offset < layout.rows.start || offset + needed > layout.rows.end {
             continue;
@@ -109,10 +96,15 @@ fn walk(page: &mut [u8], way: Way) -> bool {
             continue;
         }
         seen[slot] |= bit;
-        // Block (high and low word) and line pointer. In a heap a row mostly names its own.
-        place[0] = replace(page, offset + within, place[0], way);
-        place[1] = replace(page, offset + within + 2, place[1], way);
-        place[2] = replace(page, offset + within + 4, if heap { number as u16 + 1 } else { place[2] }, way);
+        // Block (high and low word) and line pointer, and two bytes that stay; a row is longer than that. In a heap a row mostly names its own.
+        let Some(names) = page[offset + within..].first_chunk_mut::<8>() else { continue };
+        let old = u64::from_le_bytes(*names);
+        let words = [old as u16, (old >> 16) as u16, (old >> 32) as u16];
+        let expected = [place[0], place[1], if heap { number as u16 + 1 } else { place[2] }];
+        let turn = |word: u16, expected: u16| if FORTH { word.wrapping_sub(expected) } else { word.wrapping_add(expected) };
+        let new = [turn(words[0], expected[0]), turn(words[1], expected[1]), turn(words[2], expected[2])];
+        place = if FORTH { words } else { new };
+        *names = (old >> 48 << 48 | u64::from(new[2]) << 32 | u64::from(new[1]) << 16 | u64::from(new[0])).to_le_bytes();
     }
     true
 }

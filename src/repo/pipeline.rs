@@ -70,7 +70,9 @@ pub struct Piece {
 
 /// Bytes for a worker.
 pub struct Job {
+    /// As long as it ever was: what is there already need not be zeroed before it is read into. Only `filled` bytes are of this job.
     pub data: Vec<u8>,
+    pub filled: usize,
     pub pieces: Vec<Piece>,
 }
 
@@ -260,11 +262,9 @@ impl Pipeline {
         &self.shared.counters
     }
 
-    /// A buffer to fill, used ones again.
-    pub fn buffer(&self) -> Vec<u8> {
-        let mut buffer = self.spare.try_recv().unwrap_or_default();
-        buffer.clear();
-        buffer
+    /// A job to fill, with a buffer that was used before if there is one.
+    pub fn job(&self) -> Job {
+        Job { data: self.spare.try_recv().unwrap_or_default(), filled: 0, pieces: Vec::new() }
     }
 
     /// Hands bytes to the workers; waits while they are busy.

@@ -111,6 +111,41 @@ mod tests {
 
     const REPOSITORY: RepositoryId = RepositoryId([7; 16]);
 
+    /// Test cases 13, 14 and 16 of McGrew and Viega, "The Galois/Counter Mode of Operation".
+    #[test]
+    fn the_cipher_is_aes_256_gcm() {
+        let hex = |text: &str| hex::decode(text).unwrap();
+        let key = "feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308";
+        let plain =
+            "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39";
+        let sealed = "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f66276fc6ece0f4e1768cddf8853bb2d551b";
+        let cases = [
+            ("00".repeat(32), "00".repeat(12), String::new(), String::new(), "530f8afbc74536b9a963b4f1c4cb738b"),
+            (
+                "00".repeat(32),
+                "00".repeat(12),
+                String::new(),
+                "00".repeat(16),
+                "cea7403d4d606b6e074ec5d3baf39d18d0d1c8a799996bf0265b98b5d48ab919",
+            ),
+            (key.into(), "cafebabefacedbaddecaf888".into(), "feedfacedeadbeeffeedfacedeadbeefabaddad2".into(), plain.into(), sealed),
+        ];
+        for (key, nonce, associated, plain, sealed) in cases {
+            let cipher = lifeboat_cipher::Cipher::new(&hex(&key).try_into().unwrap());
+            let (nonce, associated): ([u8; 12], _) = (hex(&nonce).try_into().unwrap(), hex(&associated));
+            let mut bytes = hex(&plain);
+            cipher.seal(&nonce, &associated, &mut bytes).unwrap();
+            assert_eq!(hex::encode(&bytes), sealed);
+            let mut broken = bytes.clone();
+            *broken.last_mut().unwrap() ^= 1;
+            let before = broken.clone();
+            cipher.open(&nonce, &associated, &mut broken).unwrap_err();
+            assert_eq!(broken, before, "what is refused is left as it was");
+            cipher.open(&nonce, &associated, &mut bytes).unwrap();
+            assert_eq!(hex::encode(&bytes), plain);
+        }
+    }
+
     #[test]
     fn an_object_opens_only_in_its_place_as_its_kind_and_unchanged() {
         let keys = Keys::generate();

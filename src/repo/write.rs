@@ -339,7 +339,7 @@ impl BackupWriter {
             last_path: None,
             current: None,
             last_read: None,
-            job: Job { data: self.pipeline.buffer(), pieces: Vec::new() },
+            job: self.pipeline.job(),
             pending: VecDeque::new(),
             node: NodeEncoder::new(),
             known: HashMap::new(),
@@ -695,7 +695,7 @@ impl TreeWriter<'_> {
             self.pending.pop_back();
             stretches -= 1;
         }
-        self.job.data.truncate(self.job.pieces.last().map_or(0, |piece| piece.end));
+        self.job.filled = self.job.pieces.last().map_or(0, |piece| piece.end);
         // The others are nodes by now: the last ones referred to, and the last ones of the open frame unless it was closed meanwhile.
         self.refs.truncate(self.refs.len().saturating_sub(stretches));
         while self.frame_refs.last().is_some_and(|at| *at >= self.refs.len()) {
@@ -726,38 +726,42 @@ impl TreeWriter<'_> {
         let mut first: Option<PieceSlot> = None;
         let mut carry: Vec<u8> = Vec::new();
         loop {
-            if self.job.data.len() + want > JOB_BYTES + CONTENT_MAX || self.job.pieces.len() >= JOB_PIECES {
+            if self.job.filled + want > JOB_BYTES + CONTENT_MAX || self.job.pieces.len() >= JOB_PIECES {
                 self.submit()?;
             }
-            let start = self.job.data.len();
-            self.job.data.append(&mut carry);
-            let held = self.job.data.len() - start;
-            let read =
-                (&mut *reader).take((want - held) as u64).read_to_end(&mut self.job.data).map_err(|e| read_error(e, || failed(&entry)))?;
+            let (start, held) = (self.job.filled, carry.len());
+            let data = &mut self.job.data;
+            if data.len() < start + want {
+                data.resize(start + want, 0);
+            }
+            data[start..start + held].copy_from_slice(&carry);
+            carry.clear();
+            let read = fill(reader, &mut data[start + held..start + want]).map_err(|e| read_error(e, || failed(&entry)))?;
+            self.job.filled = start + held + read;
             self.writer.bytes_read += read as u64;
             let at_end = held + read < want;
-            let available = self.job.data.len() - start;
+            let available = held + read;
             if available == 0 {
                 break;
             }
             if !at_end && want < stretch_len {
                 // It is longer than it was when it was listed: begin again with whole stretches.
                 want = stretch_len;
-                carry.extend_from_slice(&self.job.data[start..]);
-                self.job.data.truncate(start);
+                carry.extend_from_slice(&self.job.data[start..start + available]);
+                self.job.filled = start;
                 continue;
             }
             want = stretch_len;
             let (used, cuts) = match layout {
                 Layout::Pages(size) => (available, Cuts::Pages(size as usize)),
                 Layout::Content => {
-                    let (used, lens) = self.cut(&self.job.data[start..], at_end);
+                    let (used, lens) = self.cut(&self.job.data[start..start + available], at_end);
                     (used, Cuts::Lens(lens))
                 }
             };
             if used < available {
-                carry.extend_from_slice(&self.job.data[start + used..]);
-                self.job.data.truncate(start + used);
+                carry.extend_from_slice(&self.job.data[start + used..start + available]);
+                self.job.filled = start + used;
             }
             let previous_chunks = self.previous_chunks(previous.as_ref(), count)?;
             let slot: PieceSlot = Arc::new(OnceLock::new());
@@ -915,7 +919,7 @@ impl TreeWriter<'_> {
         if self.job.pieces.is_empty() {
             return Ok(());
         }
-        let next = Job { data: self.writer.pipeline.buffer(), pieces: Vec::new() };
+        let next = self.writer.pipeline.job();
         self.writer.pipeline.submit(std::mem::replace(&mut self.job, next))
     }
 
@@ -1115,6 +1119,20 @@ impl TreeWriter<'_> {
         self.frame.clear();
         Ok(())
     }
+}
+
+/// Reads until the buffer is full or the end; how many bytes there were.
+fn fill(reader: &mut dyn Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut have = 0;
+    while have < buffer.len() {
+        match reader.read(&mut buffer[have..]) {
+            Ok(0) => break,
+            Ok(read) => have += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(have)
 }
 
 /// An error of a source's reader: our own, wrapped, or an I/O error.

@@ -371,7 +371,10 @@ impl LogSink for Sink<'_> {
     }
 
     fn state(&mut self, state: &StreamState) {
-        let changed = self.status.connected != state.connected || self.status.error != state.error;
+        let changed = self.status.connected != state.connected
+            || self.status.error != state.error
+            // Which happens as often as pieces are stored.
+            || self.status.server_clock != state.server_clock;
         if state.connected {
             self.connected.set(true);
         }

@@ -34,8 +34,10 @@ pub const UNIT_BYTES_MAX: u64 = 64 << 20;
 /// How often the server is asked for a sign of life, and how long it may be silent.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_mins(1);
-/// How often clock and position are asked for, and how the slot is.
+/// How often clock and position are asked for, more often while log waits to be stored (how far back what is recoverable ends is known so exactly), and how
+/// the slot is.
 const CLOCK_EVERY: Duration = Duration::from_secs(1);
+const BUSY_CLOCK_EVERY: Duration = Duration::from_millis(250);
 const SLOT_EVERY: Duration = Duration::from_secs(10);
 /// A question on the side that is not answered in time must not hold up the log.
 const ASIDE_LIMIT: Duration = Duration::from_secs(5);
@@ -624,10 +626,12 @@ impl<'a> Session<'a> {
             if self.pending_since.is_some_and(|since| since.elapsed() >= GATHER) && self.stored_at.elapsed() >= PIECE_EVERY {
                 self.store_new()?;
                 self.confirm(false)?;
+                self.sink.state(self.state);
                 // A store that takes its time is not the server's silence.
                 heard = Instant::now();
             }
-            if asked_clock.is_none_or(|asked| asked.elapsed() >= CLOCK_EVERY) {
+            let clock_every = if self.pending_since.is_some() { BUSY_CLOCK_EVERY } else { CLOCK_EVERY };
+            if asked_clock.is_none_or(|asked| asked.elapsed() >= clock_every) {
                 asked_clock = Some(Instant::now());
                 if let Some((clock, end)) = self.aside.clock(self.stream) {
                     self.state.server_end = self.state.server_end.max(end);
