@@ -17,9 +17,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use lifeboat::clock::ManualClock;
+use lifeboat::daemon::gone;
 use lifeboat::daemon::journal::{Ending, FILE, Filter, Job, Journal, NewRun, ScheduleKey, State, Trigger};
+use lifeboat::daemon::status::{self, Heard};
 use lifeboat::error::Kind;
+use lifeboat::event::{Cancel, Silent};
 use lifeboat::id::{Name, RunId};
+use lifeboat::ops::CommitGate;
+use lifeboat::ops::resolve::Surroundings;
+use lifeboat::plan::{Plan, Plans};
 use support::postgres::{Cluster, distribution_version};
 
 const PLANS: u32 = 2000;
@@ -50,6 +57,14 @@ fn start() -> DateTime<Utc> {
 fn fill(folder: &Path, count: u32) -> DateTime<Utc> {
     drop(Journal::open(folder, start()).unwrap());
     let mut connection = rusqlite::Connection::open(folder.join(FILE)).unwrap();
+    connection.execute_batch("PRAGMA synchronous = off; PRAGMA cache_size = -400000").unwrap();
+    // Made at the end: each row in its place of every index takes several times as long.
+    let indexes: Vec<(String, String)> = {
+        let mut all =
+            connection.prepare("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'runs' AND sql > ''").unwrap();
+        all.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
+    };
+    indexes.iter().for_each(|(name, _)| connection.execute_batch(&format!("DROP INDEX {name}")).unwrap());
     let every = TimeDelta::milliseconds(i64::from(86_400_000 / 2000));
     let mut last = start();
     let mut from = 0;
@@ -68,8 +83,10 @@ fn fill(folder: &Path, count: u32) -> DateTime<Utc> {
             for n in from..(from + 200_000).min(count) {
                 let at = start() + every * i32::try_from(n).unwrap();
                 last = at;
-                let job = if n % 16 == 0 { "drill" } else { "backup" };
-                let failed = n % 50 == 0;
+                // Not by the same numbers as the plan: each plan has runs of each job and state.
+                let turn = n / PLANS + n % PLANS;
+                let job = if turn % 16 == 0 { "drill" } else { "backup" };
+                let failed = turn % 50 < 2;
                 insert
                     .execute(rusqlite::params![
                         RunId::generate(at).to_string(),
@@ -88,7 +105,8 @@ fn fill(folder: &Path, count: u32) -> DateTime<Utc> {
         transaction.commit().unwrap();
         from += 200_000;
     }
-    connection.execute_batch("ANALYZE; PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    indexes.iter().for_each(|(_, sql)| connection.execute_batch(sql).unwrap());
+    connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     last
 }
 
@@ -108,18 +126,22 @@ fn timed<T>(what: &str, mut work: impl FnMut() -> T) -> T {
     first
 }
 
-/// What `status` asks of the journal for one plan.
-fn status_of(journal: &Journal, plan: &Name, now: DateTime<Utc>) -> usize {
-    let mut found = 0;
-    for job in Job::ALL {
-        for state in [State::Succeeded, State::Incomplete, State::Interrupted, State::Missed, State::Running] {
-            found += usize::from(journal.last_in(plan, job, state).unwrap().is_some());
-        }
-        found += usize::from(journal.last_failed(plan, job).unwrap().is_some());
-        found += usize::from(journal.last_slot(plan, job, now).unwrap().is_some());
-        found += usize::from(journal.schedule_known(plan, job, "0 2 * * * UTC").unwrap().is_some());
+/// So many of the plans whose runs are in the journal, on repositories that nobody can open.
+fn plans(count: u32) -> Plans {
+    use std::fmt::Write as _;
+    let mut text = "version = 1\n[source.a]\nkind = \"files\"\npath = \"/nowhere\"\n".to_owned();
+    for number in 0..count.min(20) {
+        let _ = writeln!(text, "[repository.r{number}]\nurl = \"file:///nowhere/{number}\"\npassphrase = {{ env = \"LIFEBOAT_NONE\" }}");
     }
-    found
+    for number in 0..count {
+        let _ = writeln!(
+            text,
+            "[plan.plan-{number}]\nsource = \"a\"\nrepository = \"r{}\"\nschedule = \"{} 2 * * *\"\ntimezone = \"UTC\"\n[plan.plan-{number}.drill]\nschedule = \"0 4 * * sun\"",
+            number % 20,
+            number % 60
+        );
+    }
+    Plans::from_text(&text).unwrap()
 }
 
 fn runs(count: u32) {
@@ -137,9 +159,29 @@ fn runs(count: u32) {
     timed("run history, failed ones of a plan", || journal.runs(&filter(Some(&plan), Some(State::Failed))).unwrap());
     let id = journal.runs(&filter(Some(&plan), None)).unwrap()[0].id.to_string();
     timed("run show", || journal.find(&id).map(|run| journal.attempts(run.id)).unwrap().unwrap());
-    timed("status: broken runs", || journal.broken().unwrap());
-    timed("status: one plan", || status_of(&journal, &plan, now));
-    timed("status: ten plans", || (0..10).map(|n| status_of(&journal, &Name::new(format!("plan-{n}")).unwrap(), now)).sum::<usize>());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let surroundings = Surroundings {
+        state: folder.path().to_owned(),
+        runtime: runtime.handle().clone(),
+        clock: Arc::new(ManualClock::new(now)),
+        progress: Arc::new(Silent),
+        cancel: Cancel::default(),
+        gate: CommitGate::default(),
+    };
+    for (what, count) in [("one plan", 1), ("ten plans", 10), ("all plans", PLANS)] {
+        let plans = plans(count);
+        let all: Vec<&Plan> = plans.plans.values().map(AsRef::as_ref).collect();
+        timed(&format!("what the journal is asked for status, {what}"), || Heard::ask(&all, &journal, now).unwrap());
+        let status = timed(&format!("status, {what}"), || status::gather(&plans, Some(&journal), &surroundings, false).unwrap());
+        assert!(status.plans.len() == count as usize && status.plans.iter().all(|plan| plan.last_success.is_some()));
+    }
+    let plans = plans(PLANS);
+    let all: Vec<&Plan> = plans.plans.values().map(AsRef::as_ref).collect();
+    timed("the daemon's look at all plans", || {
+        gone::look(&plans, &journal, folder.path(), now).unwrap();
+        let heard = Heard::ask(&all, &journal, now).unwrap();
+        all.iter().map(|plan| status::view(plan, Some(&heard), None, &surroundings, now).problems.len()).sum::<usize>()
+    });
     let key = |n| ScheduleKey { plan: Name::new(format!("plan-{n}")).unwrap(), job: Job::Backup, expression: "0 2 * * * UTC".into() };
     let keys: Vec<ScheduleKey> = (0..PLANS).map(key).collect();
     timed("start-up: all schedules of 2,000 plans", || journal.follow(&keys, now).unwrap());

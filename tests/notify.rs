@@ -474,3 +474,60 @@ fn a_plan_that_is_gone_a_secret_that_is_not_set_and_an_old_key_are_told_as_what_
     until("somebody meant it", || (!stands()).then_some(()));
     no_secret(&workspace, &[bodies(&[&ops])]);
 }
+
+#[test]
+fn when_one_target_fails_the_one_that_stands_in_for_it_gets_what_waits_and_is_told_why() {
+    let (ops, dba) = (Target::start(), Target::start());
+    ops.answers(&vec![Answer::Status(503, "in repair"); 200]);
+    let escalating = "escalate = \"dba\"\nescalate_after = \"1s\"\ntimeout = \"5s\"";
+    // By itself it is told of nothing that happens here.
+    let workspace = Workspace::ready(&format!("{}{}", webhook("ops", escalating), webhook("dba", "on = [\"log-gap\"]")));
+    let (ops_url, dba_url) = (address(&ops), address(&dba));
+    let _daemon = Daemon::start(&workspace, &[("OPS", &ops_url), ("DBA", &dba_url)]);
+    until("the daemon serves", || log(&workspace).contains("\"serving\"").then_some(()));
+    break_source(&workspace);
+    workspace.json(&["backup", "crm"], 1);
+    until("the failure is handed over", || has(&dba, "failure", "raised").then_some(()));
+    let told = |problem: &str| {
+        let all = dba.got().iter().flat_map(|request| request.json()["events"].as_array().unwrap().clone()).collect::<Vec<_>>();
+        all.into_iter().find(|event| event["problem"] == problem)
+    };
+    let failure = told("failed").unwrap();
+    assert_eq!((failure["plan"].as_str(), failure["job"].as_str()), (Some("crm"), Some("backup")), "{failure}");
+    let failing = until("that the other one fails is told", || told("notifier-failing"));
+    let message = failing["message"].as_str().unwrap();
+    assert!(message.contains("notifier ops has reached nobody since") && message.contains("HTTP 503"), "{message}");
+    assert!(ops.got().len() >= 2, "it was tried again itself");
+    assert!(ops.got().iter().flat_map(events).all(|event| event.0 != "notifier-failing"), "{:?}", all_events(&ops));
+    let times = dba.got().iter().map(|request| request.body.matches("\"problem\":\"failed\"").count()).sum::<usize>();
+    assert_eq!(times, 1, "once: {:?}", bodies(&[&dba]));
+    no_secret(&workspace, &[bodies(&[&ops, &dba])]);
+}
+
+#[test]
+fn a_second_certificate_of_a_plan_that_ends_is_told_while_the_first_one_stands() {
+    let ops = Target::start();
+    let workspace = Workspace::ready(&webhook("ops", "on = [\"expiring\", \"recovered\"]"));
+    let (state, url) = (workspace.path("state"), address(&ops));
+    let raise = |key: &str, message: &str| {
+        let alarm = Alarm { kind: "expiring".into(), plan: Some("crm".into()), message: message.into(), since: Utc::now() };
+        alarms::raise(&state, key, &alarm).unwrap();
+    };
+    raise("expiring-test-client", "the client certificate ends");
+    let _daemon = Daemon::start(&workspace, &[("OPS", &url)]);
+    let events = || ops.got().iter().flat_map(|request| request.json()["events"].as_array().unwrap().clone()).collect::<Vec<_>>();
+    let told = |change: &str, words: &str| {
+        let is_it = |event: &Value| event["change"] == change && event["message"].as_str().unwrap().contains(words);
+        events().into_iter().filter(is_it).count()
+    };
+    until("the first is told", || (told("raised", "the client certificate ends") == 1).then_some(()));
+    raise("expiring-test-server", "the certificate of the server ends");
+    until("the second is told", || (told("raised", "the certificate of the server ends") == 1).then_some(()));
+    assert_eq!((told("raised", "the client certificate ends"), told("over", "")), (1, 0), "{:?}", events());
+    let status = workspace.json(&["status", "crm"], 0);
+    let problems = status["plans"][0]["problems"].as_array().unwrap();
+    assert_eq!(problems.iter().filter(|problem| problem["kind"] == "expiring").count(), 2, "{status}");
+    alarms::clear(&state, "expiring-test-client").unwrap();
+    until("the end of the first is told", || (told("over", "the client certificate ends") == 1).then_some(()));
+    assert_eq!(told("over", "the certificate of the server ends"), 0, "{:?}", events());
+}

@@ -8,10 +8,10 @@ use crate::cli::output::{Output, note};
 use crate::cli::progress;
 use crate::clock::{Clock, SystemClock};
 use crate::daemon::control::Signals;
-use crate::daemon::gone;
 use crate::daemon::history;
 use crate::daemon::journal::{Job, Journal, NewRun};
 use crate::daemon::runner::{self, Outcome};
+use crate::daemon::status;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::{Name, SnapshotId};
@@ -94,8 +94,9 @@ impl App {
         // Wrong plan files are told as such: the plan may be in one of them.
         let plan = Name::new(name).ok().filter(|_| self.plan_folders().and_then(|paths| Ok(Plans::load(&paths)?)).is_ok());
         let journal = || self.journal_to_read().ok().flatten();
-        let Some(last) = plan.and_then(|plan| gone::last_backup(&journal()?, &plan).ok().flatten()) else { return error };
-        Error::new(Kind::Usage, format!("plan {name} is in no plan file any more; its last backup was of {}", select::moment(last.started)))
+        let last = |plan: &Name| status::last_backup(&journal()?.newest(&[plan]).ok()?, plan).map(|run| run.started);
+        let Some(last) = plan.as_ref().and_then(last) else { return error };
+        Error::new(Kind::Usage, format!("plan {name} is in no plan file any more; its last backup was of {}", select::moment(last)))
             .hint(format!(
                 "its snapshots are still in its repository, as far as nobody removed them. Put the plan back, or without it, with the \
                  repository's passphrase in LIFEBOAT_PASSPHRASE: `lifeboat snapshots {name} --from URL`, `lifeboat restore {name} --from URL --to TARGET`{}",
@@ -176,8 +177,16 @@ impl App {
     /// # Errors
     /// As [`Journal::of`].
     pub fn journal_to_read(&self) -> Result<Option<Journal>> {
+        let sound = self.plan_folders().and_then(|folders| Ok(Sound::load(&folders)?));
+        self.journal_of(sound.and_then(Sound::with_their_journal))
+    }
+
+    /// The same, of plan files that were read already.
+    ///
+    /// # Errors
+    /// As [`Journal::of`].
+    pub fn journal_of(&self, plans: Result<Plans>) -> Result<Option<Journal>> {
         let (state, now) = (self.state()?, self.clock.now());
-        let plans = self.plan_folders().and_then(|folders| Sound::load(&folders)?.with_their_journal());
         match plans {
             Ok(plans) if plans.journal.url.is_some() => Journal::of(&plans, &state, None, now).map(Some),
             Ok(_) => Journal::open_existing(&state, now),

@@ -23,7 +23,7 @@ pub(super) fn run(app: &App, args: &StatusArgs) -> Result<Exit> {
         plans.plans.retain(|name, _| *name == wanted.name);
     }
     let surroundings = app.surroundings(Arc::new(Silent))?;
-    let journal = app.journal_to_read()?;
+    let journal = app.journal_of(sound.clone().with_their_journal())?;
     // On a shared journal any node follows the schedules.
     let nodes =
         journal.as_ref().filter(|journal| journal.is_shared()).map_or_else(|| Ok(Vec::new()), |shared| shared.nodes(app.clock.now()))?;

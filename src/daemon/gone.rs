@@ -7,7 +7,8 @@ use std::path::Path;
 use chrono::{DateTime, Utc};
 
 use crate::daemon::alarms::{self, Alarm};
-use crate::daemon::journal::{Job, Journal, Run, State};
+use crate::daemon::journal::{Journal, Newest};
+use crate::daemon::status::last_backup;
 use crate::error::Result;
 use crate::id::Name;
 use crate::ops::select;
@@ -25,10 +26,13 @@ const KEY: &str = "plan-gone-";
 pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) -> Result<()> {
     let mut standing = BTreeSet::new();
     let known = journal.followed_plans()?;
-    for plan in known.iter().filter(|plan| !plans.plans.contains_key(*plan) && !plans.retired.contains(*plan)) {
-        let Some(last) = last_backup(journal, plan)? else { continue };
+    let gone: Vec<&Name> = known.iter().filter(|plan| !plans.plans.contains_key(*plan) && !plans.retired.contains(*plan)).collect();
+    let newest = if gone.is_empty() { Newest::default() } else { journal.newest(&gone)? };
+    let nodes = if gone.is_empty() || !journal.is_shared() { Vec::new() } else { journal.nodes(now)? };
+    for plan in gone {
+        let Some(last) = last_backup(&newest, plan) else { continue };
         // Other nodes may have other plan files: the one that backed it up last tells, and where that one is gone, all do.
-        if journal.is_shared() && last.node != journal.node() && journal.nodes(now)?.iter().any(|node| node.name == last.node) {
+        if journal.is_shared() && last.node != journal.node() && nodes.iter().any(|node| node.name == last.node) {
             continue;
         }
         let message = format!(
@@ -47,19 +51,10 @@ pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) 
     Ok(())
 }
 
-/// The newest backup of a plan that made a snapshot.
-///
-/// # Errors
-/// When the journal cannot be read.
-pub fn last_backup(journal: &Journal, plan: &Name) -> Result<Option<Run>> {
-    let (whole, other) = (journal.last_in(plan, Job::Backup, State::Succeeded)?, journal.last_in(plan, Job::Backup, State::Incomplete)?);
-    Ok(whole.into_iter().chain(other).max_by_key(|run| run.started))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::journal::{Ending, NewRun};
+    use crate::daemon::journal::{Ending, Job, NewRun, State};
 
     const FILE: &str = "version = 1\nRETIRED[repository.main]\nurl = \"file:///nowhere/r\"\npassphrase = { env = \"NONE\" }\n[source.a]\nkind = \"files\"\npath = \"/nowhere\"\n";
 

@@ -493,14 +493,16 @@ impl Daemon<'_> {
         let Some(hold) = self.control.ended(id) else { return };
         let plan = &hold.run.plan;
         if let Err(error) = result {
+            let recorded = || self.journal.run(id).ok().filter(|run| run.started.timestamp_millis() >= hold.started.timestamp_millis());
             match error.kind() {
                 // A manual run was quicker, or a process holds the journal: it is looked at again when that may be over.
                 Kind::Busy => tracing::warn!(%plan, error = ?error, hint = error.hint_text(), "the run did not begin now"),
-                Kind::Bug => tracing::error!(%plan, error = ?error, "a run ended by a bug"),
-                // An attempt that the journal has was told of where it ended.
-                _ if self.journal.run(id).is_ok_and(|run| run.started.timestamp_millis() >= hold.started.timestamp_millis()) => {
-                    tracing::debug!(%plan, error = ?error, "run failed");
+                // One outside the work itself nobody has told of yet.
+                Kind::Bug if recorded().is_none_or(|run| run.kind.as_deref() != Some(Kind::Bug.word())) => {
+                    tracing::error!(%plan, error = ?error, "a run ended by a bug");
                 }
+                // An attempt that the journal has was told of where it ended.
+                _ if recorded().is_some() => tracing::debug!(%plan, error = ?error, "run failed"),
                 _ => tracing::error!(%plan, error = ?error, hint = error.hint_text(), "the run could not be begun"),
             }
             // One that was asked for and never got into the journal is not forgotten; a claim whose answer was lost is refused the second time.

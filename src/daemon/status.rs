@@ -1,9 +1,9 @@
 //! How each plan stands: what can be restored, how old it is, when that was last proven, and what is wrong.
 //!
 //! The documents, and what is known of a plan. [`assess`] and [`forecast`] judge and are pure; [`gather`] asks the journal and the
-//! repositories, each repository once.
+//! repositories, the journal once for all plans and each repository once for all of its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::daemon::journal::{Job, Run};
 use crate::error::Kind;
-use crate::id::{Name, SnapshotId};
+use crate::id::Name;
+use crate::ops::damage::Damage;
 use crate::ops::log::reach::Reach;
 use crate::ops::log::stream::LogStatus;
 use crate::repo::{Manifest, ReportRecord};
@@ -21,12 +22,15 @@ mod assess;
 mod copies;
 pub mod forecast;
 mod gather;
+mod heard;
 mod logs;
+mod reports;
 
 pub use assess::assess;
 pub use copies::CopyStatus;
 pub use forecast::Forecast;
 pub use gather::{Asked, ask, gather, view};
+pub use heard::{Heard, last_backup};
 
 /// `lifeboat.status/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,10 +210,10 @@ pub struct Unasked {
 pub struct Stored {
     /// Of the plan, oldest first.
     pub manifests: Vec<Manifest>,
-    /// Of the whole repository, oldest first: a verification is of all plans, whichever asked for it.
-    pub reports: Arc<Vec<ReportRecord>>,
-    /// Every snapshot of the repository; `None`: not all could be read.
-    pub existing: Option<BTreeSet<SnapshotId>>,
+    /// Oldest first: drills of the plan and of its snapshots, and all verifications of the repository: each is of all plans, whichever asked for it.
+    pub reports: Vec<Arc<ReportRecord>>,
+    /// What verifications found and none has taken back, in the whole repository.
+    pub standing: Arc<Vec<Damage>>,
     /// Manifests and reports that cannot be read; sentences. All else here is of those that can.
     pub damaged: Vec<String>,
     /// How far the stored log leads from the newest whole snapshot, by source; only of sources whose log is to be kept.

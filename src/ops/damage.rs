@@ -4,6 +4,7 @@
 //! sees again. What only reading the stored bytes shows (a pack whose bytes were changed) is taken back by nothing less than reading these
 //! very bytes again, with a key that opens them. A finding is also over when none of the snapshots that it harmed exists any more.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
@@ -48,7 +49,7 @@ impl KnownDamage {
 /// it that found damage or a difference, unless one passed since. Damage that a drill found is taken back also by a verification of all
 /// its stored bytes; a difference is not, since the bytes may be as they were stored.
 #[must_use]
-pub fn of_snapshot(reports: &[ReportRecord], standing: &[Damage], id: SnapshotId) -> Option<KnownDamage> {
+pub fn of_snapshot(reports: &[impl Borrow<ReportRecord>], standing: &[Damage], id: SnapshotId) -> Option<KnownDamage> {
     let found = standing.iter().filter(|damage| damage.finding.snapshots.contains(&id)).max_by_key(|damage| (damage.time, damage.report));
     let found = found.map(|damage| KnownDamage {
         found_by: "verify".into(),
@@ -59,16 +60,20 @@ pub fn of_snapshot(reports: &[ReportRecord], standing: &[Damage], id: SnapshotId
     found.into_iter().chain(of_drill(reports, id)).max_by_key(|known| (known.time, known.report))
 }
 
-fn of_drill(reports: &[ReportRecord], id: SnapshotId) -> Option<KnownDamage> {
+fn of_drill(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Option<KnownDamage> {
     let text =
         |record: &ReportRecord, pointer: &str| record.document.pointer(pointer).and_then(serde_json::Value::as_str).map(str::to_owned);
     // What says nothing of the content (a drill that lacked room) neither finds nor takes back.
-    let told = |record: &&ReportRecord| {
-        let exit = text(record, "/exit");
-        let found = exit.is_some_and(|exit| exit == Kind::Damaged.word() || exit == Kind::Differs.word());
-        record.kind == ReportKind::Drill && record.snapshots.contains(&id) && (record.passed || found)
-    };
-    let last = reports.iter().filter(told).max_by_key(|record| (record.time, record.id)).filter(|record| !record.passed)?;
+    let found =
+        |record: &ReportRecord| text(record, "/exit").is_some_and(|exit| exit == Kind::Damaged.word() || exit == Kind::Differs.word());
+    let told =
+        |record: &&ReportRecord| record.kind == ReportKind::Drill && record.snapshots.contains(&id) && (record.passed || found(record));
+    let last = reports
+        .iter()
+        .map(Borrow::<ReportRecord>::borrow)
+        .filter(told)
+        .max_by_key(|record| (record.time, record.id))
+        .filter(|record| !record.passed)?;
     let damaged = text(last, "/exit").is_some_and(|exit| exit == Kind::Damaged.word());
     if damaged && select::verified_at(reports, id).is_some_and(|verified| verified > last.time) {
         return None;

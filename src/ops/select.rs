@@ -1,5 +1,6 @@
 //! Choosing a snapshot, and what is known to be proven. Pure: manifests and reports in, one manifest or a reason out.
 
+use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
@@ -116,18 +117,18 @@ pub fn latest(manifests: &[Manifest]) -> Option<&Manifest> {
 
 /// The newest snapshot that is proven, and since when; see [`proven_at`].
 #[must_use]
-pub fn latest_proven<'a>(manifests: &'a [Manifest], reports: &[ReportRecord]) -> Option<(&'a Manifest, DateTime<Utc>)> {
+pub fn latest_proven<'a>(manifests: &'a [Manifest], reports: &[impl Borrow<ReportRecord>]) -> Option<(&'a Manifest, DateTime<Utc>)> {
     by_age(manifests).into_iter().rev().find_map(|manifest| Some((manifest, proven(reports, manifest)?)))
 }
 
 /// When a drill last proved this snapshot, unless a later drill of it failed or a later verification found that it is harmed. A drill that
 /// this machine or the store kept from finishing says nothing either way.
 #[must_use]
-pub fn proven_at(reports: &[ReportRecord], id: SnapshotId) -> Option<DateTime<Utc>> {
+pub fn proven_at(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Option<DateTime<Utc>> {
     proven_since(reports, id, None)
 }
 
-fn proven_since(reports: &[ReportRecord], id: SnapshotId, before: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
+fn proven_since(reports: &[impl Borrow<ReportRecord>], id: SnapshotId, before: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
     by_time(reports, id).into_iter().fold(before, |proven, report| match report.kind {
         ReportKind::Drill if report.passed => Some(report.time),
         ReportKind::Drill if is_disproof(report) => None,
@@ -138,14 +139,14 @@ fn proven_since(reports: &[ReportRecord], id: SnapshotId, before: Option<DateTim
 
 /// The same of a snapshot or a copy of one: what had been proven of the original counts, until something is found against the copy.
 #[must_use]
-pub fn proven(reports: &[ReportRecord], manifest: &Manifest) -> Option<DateTime<Utc>> {
+pub fn proven(reports: &[impl Borrow<ReportRecord>], manifest: &Manifest) -> Option<DateTime<Utc>> {
     proven_since(reports, manifest.id, manifest.copied_from.as_ref().and_then(|from| from.proven_at))
 }
 
 /// When all stored bytes of this snapshot were last found sound: by one full verification, or by as many rotating shares in a row as
 /// cover everything. A later finding that harms it takes that back.
 #[must_use]
-pub fn verified_at(reports: &[ReportRecord], id: SnapshotId) -> Option<DateTime<Utc>> {
+pub fn verified_at(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Option<DateTime<Utc>> {
     let mut verified = None;
     // The rotation being followed: percent, last run, how many in a row.
     let mut streak: Option<(u64, u64, u64)> = None;
@@ -277,8 +278,9 @@ fn by_age(manifests: &[Manifest]) -> Vec<&Manifest> {
 }
 
 /// Reports that can say something about a snapshot, oldest first.
-fn by_time(reports: &[ReportRecord], id: SnapshotId) -> Vec<&ReportRecord> {
-    let mut ordered: Vec<&ReportRecord> = reports.iter().filter(|r| r.kind == ReportKind::Verify || r.snapshots.contains(&id)).collect();
+fn by_time(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Vec<&ReportRecord> {
+    let all = reports.iter().map(Borrow::<ReportRecord>::borrow);
+    let mut ordered: Vec<&ReportRecord> = all.filter(|r| r.kind == ReportKind::Verify || r.snapshots.contains(&id)).collect();
     ordered.sort_by_key(|r| (r.time, r.id));
     ordered
 }

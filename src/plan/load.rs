@@ -57,7 +57,7 @@ impl Plans {
 }
 
 /// What can be used of plan files some of which are wrong: in an incident nothing that is whole is to wait for the others.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Sound {
     /// Of the files that are right by themselves and in what they refer to.
     pub plans: Plans,

@@ -33,6 +33,7 @@ mod keyless;
 mod keyring;
 mod keys;
 mod ledger;
+mod leftover;
 mod locks;
 mod log;
 mod lost_format;

@@ -44,11 +44,15 @@ impl Session {
         Ok(Self { key })
     }
 
-    /// Since when there may be packs of writers of these manifests that did not commit (or are at work): sessions that began after `last`, the
-    /// newest commit. By the store's clock. What cannot be read counts as none: this is only told.
-    pub fn unfinished(inner: &Inner, manifests: &str, last: Option<DateTime<Utc>>) -> Result<Option<DateTime<Utc>>> {
-        let mut since = None;
+    /// When this one began, and since when there may be packs of other writers of these manifests that did not end (killed, or at work): sessions
+    /// that began after `last`, the newest commit. By the store's clock. What cannot be read counts as none: this is only told.
+    pub fn beside(&self, inner: &Inner, manifests: &str, last: Option<DateTime<Utc>>) -> Result<(DateTime<Utc>, Option<DateTime<Utc>>)> {
+        let (mut own, mut since) = (None, None);
         for object in inner.block_on(inner.store.list("sessions/"))? {
+            if object.key == self.key {
+                own = Some(object.modified);
+                continue;
+            }
             if last.is_some_and(|last| object.modified < last) || since.is_some_and(|since| since <= object.modified) {
                 continue;
             }
@@ -58,7 +62,8 @@ impl Session {
                 since = Some(object.modified);
             }
         }
-        Ok(since)
+        // One that is not shown was removed by somebody: nothing is left of it.
+        Ok((own.unwrap_or(DateTime::<Utc>::MAX_UTC), since))
     }
 
     /// Gives the session up without removing it: whether its commit landed is not known.

@@ -20,13 +20,14 @@ use crate::repo::format::{CONTENT_MAX, ChunkId, NODE_FRAME_TARGET, ObjectKind, P
 use crate::repo::frame::{Encoder, Profile};
 use crate::repo::index::{self, IndexedPack, LocalIndex};
 use crate::repo::keys::Keys;
+use crate::repo::leftover::Leftover;
 use crate::repo::nodes::node_id;
 use crate::repo::pack::ChunkEntry;
 use crate::repo::packs::PackNo;
 use crate::repo::pipeline::{Cuts, Job, Loc, Piece, PieceSlot, Pipeline, publish_index};
 use crate::repo::previous::{PreviousFile, PreviousTree};
 use crate::repo::session::{LISTINGS, Session, read_tombstones};
-use crate::repo::snapshot::{CopiedFrom, Manifest, Parent, SourceRecord, Stats, TreeRoot, host_name};
+use crate::repo::snapshot::{CopiedFrom, Manifest, Parent, SourceRecord, Stats, TreeRoot, host_name, id_of};
 use crate::repo::tree::{Chunk, Content, NodeEncoder, NodeRef, PackedChunks, Place, Record, Stored, encode_list, ends_list, ends_node};
 use crate::repo::{Inner, Repository};
 
@@ -60,6 +61,9 @@ pub struct BackupWriter {
     started: DateTime<Utc>,
     /// Until the commit.
     session: Option<Session>,
+    /// What is noted when this one does not commit, and when it began, by the store's clock.
+    leftover: (Leftover, DateTime<Utc>),
+    committed: bool,
     parents: Vec<Parent>,
     previous: Option<Manifest>,
     pipeline: Pipeline,
@@ -108,25 +112,24 @@ impl Repository {
         let chain = inner.keys.chain_name(plan.as_str());
         let folder = format!("snapshots/{chain}/");
         // Ids sort in the order of commits even when the clock went backwards.
-        let listed = inner.block_on(inner.store.list("snapshots/"))?;
-        let newest = listed.iter().filter_map(|o| o.key.strip_prefix(&folder)?.parse::<SnapshotId>().ok()).max();
+        let listed = inner.block_on(inner.store.list(&folder))?;
+        let newest = listed.iter().filter_map(|object| id_of(&object.key)).max();
         let id = SnapshotId::generate_after(now, newest);
         let key = format!("{folder}{id}");
-        let last = listed.iter().filter(|object| object.key.starts_with(&folder)).map(|object| object.modified).max();
-        // A run that was killed left its session. One that ended in order did not: then, what is younger than every commit.
-        let since = Session::unfinished(inner, &folder, last)?.or_else(|| listed.iter().map(|object| object.modified).max());
-        let unfinished = since.unwrap_or(DateTime::<Utc>::MIN_UTC);
+        let last = listed.iter().map(|object| object.modified).max();
         let session = Session::publish(inner, &key, &host_name(), now)?;
         let mut warnings = Vec::new();
         let begun = (|| {
+            let (began, unfinished) = session.beside(inner, &folder, last)?;
+            let leftover = Leftover::of(inner, &chain, last, unfinished);
             let tombstones = read_tombstones(inner)?;
             inner.load_moved()?;
             let index = self.refresh_index(&mut warnings)?;
-            let (usable, left) = self.usable_packs(&index, &tombstones, unfinished, &mut warnings)?;
+            let (usable, left) = self.usable_packs(&index, &tombstones, leftover.since(), &mut warnings)?;
             let (parents, previous) = self.heads(&folder, &mut warnings)?;
-            Ok((parents, previous, Pipeline::start(inner, &keys, index, usable, left, cancel)?))
+            Ok((parents, previous, Pipeline::start(inner, &keys, index, usable, left, cancel)?, (leftover, began)))
         })();
-        let (parents, previous, pipeline) = match begun {
+        let (parents, previous, pipeline, leftover) = match begun {
             Ok(begun) => begun,
             Err(error) => {
                 session.end(inner);
@@ -141,6 +144,8 @@ impl Repository {
             key,
             started: now,
             session: Some(session),
+            leftover,
+            committed: false,
             parents,
             previous,
             pipeline,
@@ -197,12 +202,12 @@ impl Repository {
         crate::repo::seal::open(&inner.keys, inner.id, ObjectKind::Index, &key, &bytes)
     }
 
-    /// Packs that may be reused, and which of them were stored since `unfinished`. Packs that no index object lists (an interrupted run left them) are listed now.
+    /// Packs that may be reused, and which of them were stored since `unfinished` (`None`: none was). Packs that no index object lists (an interrupted run left them) are listed now.
     fn usable_packs(
         &self,
         index: &LocalIndex,
         tombstones: &HashSet<PackId>,
-        unfinished: DateTime<Utc>,
+        unfinished: Option<DateTime<Utc>>,
         warnings: &mut Vec<String>,
     ) -> Result<(HashMap<PackId, u64>, HashSet<PackId>)> {
         let inner = &self.inner;
@@ -211,7 +216,7 @@ impl Repository {
         for object in inner.block_on(inner.store.list("packs/"))? {
             if let Some(id) = PackId::from_key(&object.key) {
                 present.insert(id, object.size);
-                if unfinished <= object.modified {
+                if unfinished.is_some_and(|since| since <= object.modified) {
                     left.insert(id);
                 }
             }
@@ -426,6 +431,7 @@ impl BackupWriter {
                 return Err(e.within("commit the snapshot"));
             }
         }
+        self.committed = true;
         self.warnings.extend(self.pipeline.warnings());
         let bytes_resumed = self.pipeline.counters().bytes_resumed.load(Ordering::Relaxed);
         Ok(Committed { manifest, warnings: std::mem::take(&mut self.warnings), bytes_resumed })
@@ -437,6 +443,12 @@ impl Drop for BackupWriter {
     fn drop(&mut self) {
         // Nothing may be written any more once the session is gone.
         self.pipeline.stop();
+        let (leftover, began) = &self.leftover;
+        if self.committed {
+            leftover.forget();
+        } else {
+            leftover.note(*began);
+        }
         if let Some(session) = self.session.take() {
             session.end(&self.inner);
         }

@@ -1,5 +1,5 @@
-//! A folder as a store. Reading is `object_store`'s `LocalFileSystem`; writing is our own, because of what its `with_fsync`
-//! (0.14) leaves open:
+//! A folder as a store. Reading is `object_store`'s `LocalFileSystem`, except listing, for which it looks four times at each file and takes one
+//! that it may not look at for none; writing is our own, because of what its `with_fsync` (0.14) leaves open:
 //!
 //! - it syncs the file, links it in, and syncs the folder and those parent folders that *this* call made; a call that finds the
 //!   folder made a moment ago by another one (or by a process that then died) does not sync its entry and still reports success;
@@ -119,10 +119,11 @@ impl Backend for Local {
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ObjectInfo>>> {
         async move {
-            match self.reading()? {
-                Some(objects) => objects.list(prefix).await,
-                None => Ok(Vec::new()),
+            if self.reading()?.is_none() {
+                return Ok(Vec::new());
             }
+            let (inner, prefix) = (self.0.clone(), prefix.to_owned());
+            blocking(move || inner.list(prefix)).await
         }
         .boxed()
     }
@@ -141,7 +142,52 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     }
 }
 
+/// Links to folders that a listing follows on the way to an object: more of them are a circle.
+const LINKS: u8 = 8;
+
 impl Inner {
+    /// Every object below a folder, with one look at each and none at its path: a repository has thousands. A folder that is not there is empty.
+    fn list(&self, prefix: String) -> Result<Vec<ObjectInfo>> {
+        let refused = |key: &str, error| Error::io(self.refusals.message("list", key), error);
+        // What a process removes while this goes on is not there.
+        let gone = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+        let mut objects = Vec::new();
+        let mut folders = vec![(prefix, 0)];
+        while let Some((folder, links)) = folders.pop() {
+            let entries = match fs::read_dir(self.root.join(&folder)) {
+                Ok(entries) => entries,
+                Err(error) if gone(&error) => continue,
+                Err(error) => return Err(refused(&folder, error)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(|error| refused(&folder, error))?;
+                let name = entry.file_name();
+                let Some(name) = name.to_str() else {
+                    let odd = format!("{}: the name {} is no text", self.refusals.message("list", &folder), name.display());
+                    return Err(Error::new(Kind::Failed, odd).hint("take what does not belong there out of the repository's folder"));
+                };
+                let key = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+                let is_link = entry.file_type().map_err(|error| refused(&key, error))?.is_symlink();
+                let about = match if is_link { fs::metadata(entry.path()) } else { entry.metadata() } {
+                    Ok(about) => about,
+                    Err(error) if gone(&error) => continue,
+                    Err(error) => return Err(refused(&key, error)),
+                };
+                if about.is_dir() {
+                    let links = links + u8::from(is_link);
+                    if links > LINKS {
+                        return Err(Error::new(Kind::Failed, format!("{}: links go in a circle", self.refusals.message("list", &key))));
+                    }
+                    folders.push((key, links));
+                } else if about.is_file() && !is_temporary(name) {
+                    let modified = about.modified().map_err(|error| refused(&key, error))?;
+                    objects.push(ObjectInfo { key, size: about.len(), modified: modified.into() });
+                }
+            }
+        }
+        Ok(objects)
+    }
+
     fn put(&self, key: &str, bytes: &Bytes, mode: PutMode) -> Result<()> {
         let message = || self.refusals.message("write", key);
         let path = self.root.join(key);
@@ -219,16 +265,17 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        let is_temporary = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.rsplit_once('#'))
-            .is_some_and(|(_, suffix)| !suffix.is_empty() && suffix.bytes().all(|b| b.is_ascii_digit()));
+        let is_temporary = entry.file_name().to_str().is_some_and(is_temporary);
         let is_old = || entry.metadata().and_then(|m| m.modified()).is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ABANDONED));
         if is_temporary && is_old() {
             let _ = fs::remove_file(entry.path());
         }
     }
+}
+
+/// Whether a name is one of a file on its way.
+fn is_temporary(name: &str) -> bool {
+    name.split_once('#').is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
 /// A file on its way; its name is removed on drop.
@@ -347,6 +394,40 @@ mod tests {
         fs::remove_dir_all(base.path().join("root")).unwrap();
         store.put("a/b", Bytes::new(), PutMode::Create).await.unwrap();
         assert!(store.head("a/b").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_listing_shows_all_that_is_there_also_behind_links_and_nothing_else() {
+        use std::os::unix::fs::symlink;
+        let (base, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = base.path();
+        let store = local(root);
+        for key in ["packs/ab/cd", "packs/ab/ef", "index/x"] {
+            store.put(key, Bytes::from_static(b"12345"), PutMode::Create).await.unwrap();
+        }
+        fs::write(other.path().join("far"), "1234567").unwrap();
+        symlink(other.path(), root.join("packs/moved")).unwrap();
+        symlink(other.path().join("far"), root.join("packs/ab/far")).unwrap();
+        symlink("/nowhere/at/all", root.join("packs/ab/broken")).unwrap();
+        fs::create_dir(root.join("packs/empty")).unwrap();
+        let shown = async |prefix| {
+            let mut all: Vec<(String, u64)> = store.list(prefix).await.unwrap().into_iter().map(|info| (info.key, info.size)).collect();
+            all.sort();
+            all
+        };
+        let of = |all: &[(&str, u64)]| all.iter().map(|(key, size)| ((*key).to_owned(), *size)).collect::<Vec<_>>();
+        let packs = of(&[("packs/ab/cd", 5), ("packs/ab/ef", 5), ("packs/ab/far", 7), ("packs/moved/far", 7)]);
+        assert_eq!(shown("packs").await, packs);
+        assert_eq!(shown("").await.len(), 5);
+        assert_eq!(shown("nothing").await, []);
+        assert_eq!(shown("packs/ab/cd").await, [], "below a file there is nothing");
+        // Each moment is the one that a look at the object alone tells.
+        for info in store.list("packs/ab").await.unwrap() {
+            assert_eq!(store.head(&info.key).await.unwrap().modified, info.modified, "{}", info.key);
+        }
+        symlink(root.join("packs"), root.join("packs/round")).unwrap();
+        let error = store.list("packs").await.unwrap_err();
+        assert!(error.to_string().contains("links go in a circle"), "{error:?}");
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it; clippy knows only functions marked as tests")]
 
+mod fleet;
 mod journal;
 #[path = "../support/mod.rs"]
 mod support;
@@ -70,6 +71,10 @@ lease = "{LEASE_SECS}s"
 /// Looks into the journal without being a node.
 fn observer(cluster: &Cluster, workspace: &Workspace) -> Journal {
     Journal::shared(cluster.tcp_settings(), &workspace.path("observer"), "observer".into(), TimeDelta::seconds(LEASE_SECS)).unwrap()
+}
+
+fn newest_of(journal: &Journal, plan: &Name, job: Job) -> Run {
+    journal.runs(&Filter { plan: Some(plan.clone()), job: Some(job), limit: 1, ..Filter::default() }).unwrap().remove(0)
 }
 
 /// A node of its own machine: with a state folder of its own.
@@ -500,7 +505,7 @@ fn a_copy_that_was_taken_over_does_not_commit_and_the_next_one_does() {
     assert!(copies().is_empty());
     // Taken over before its note: the gate of the run itself says no.
     let lost = runner::journalled(&slow, &run(Trigger::Retry), &surroundings, |surroundings| {
-        let row = slow.last_slot(&plan, Job::Copy, Utc::now() + TimeDelta::days(9999))?.unwrap();
+        let row = newest_of(&slow, &plan, Job::Copy);
         // It lives and says so all the time: until the other one is quicker.
         wait_until("somebody takes it over", || {
             cluster.sql("UPDATE lifeboat.runs SET lease_until_ms = 0");
@@ -510,13 +515,13 @@ fn a_copy_that_was_taken_over_does_not_commit_and_the_next_one_does() {
     });
     assert_eq!(lost.map(|_| ()).unwrap_err().kind(), Kind::Busy);
     assert!(copies().is_empty());
-    let row = quick.last_slot(&plan, Job::Copy, Utc::now() + TimeDelta::days(9999)).unwrap().unwrap();
+    let row = newest_of(&quick, &plan, Job::Copy);
     assert_eq!((row.state, row.announced), (State::Running, None), "it is the other one's");
 
     let next = NewRun::of_slot(&plan, Job::Copy, Trigger::Schedule, slot + TimeDelta::hours(1), RunId::generate(Utc::now()));
     wait_until("the lease to run out", || {
         runner::settle(&slow, |_| true, |_, _| panic!("nothing was announced"), Utc::now()).unwrap();
-        slow.last_slot(&plan, Job::Copy, Utc::now() + TimeDelta::days(9999)).unwrap().unwrap().state == State::Interrupted
+        newest_of(&slow, &plan, Job::Copy).state == State::Interrupted
     });
     let (id, report) = runner::journalled(&slow, &next, &surroundings, copy).unwrap();
     assert_eq!(report.snapshots.len(), 1);
@@ -668,7 +673,7 @@ fn killed_at_every_phase_and_every_write_of_the_journal_a_slot_is_committed_once
             job.sources = vec![lifeboat::ops::NamedSource { name: Name::new("files")?, source: Arc::new(source), restores_folder: false }];
             lifeboat::ops::backup::run(&job.open(surroundings)?)
         });
-        let row = journal.last_slot(&run.plan, Job::Backup, Utc::now() + TimeDelta::days(9999)).unwrap().unwrap();
+        let row = newest_of(&journal, &run.plan, Job::Backup);
         let manifests = repository.manifests(None).unwrap();
         if let Err(error) = again {
             assert_eq!(error.kind(), Kind::Busy, "{kind} {at}: {error:?}");

@@ -128,6 +128,9 @@ pub(super) trait Database: Send + Sync {
     /// Columns of the unique indexes at which a further attempt of a slot is noticed; a database that looks at another index first must have it here.
     fn slot_conflicts(&self) -> &'static [&'static str];
 
+    /// SQL table function over the parameter `$1`, a JSON array, with a column `value` for each element.
+    fn each(&self) -> &'static str;
+
     /// SQL function for the greater of two values.
     fn greatest(&self) -> &'static str;
 

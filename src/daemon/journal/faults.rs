@@ -1,5 +1,5 @@
-//! A journal that fails, or whose process dies, on command: around one of its transactions, before or after it took effect. For tests of
-//! everything above.
+//! A journal that fails, or whose process dies, on command: around one of its transactions, before or after it took effect. And that counts what it
+//! is asked. For tests of everything above.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +25,7 @@ pub enum Effect {
 struct Programme {
     rule: Mutex<Option<(u64, bool, Effect)>>,
     writes: AtomicU64,
+    reads: AtomicU64,
 }
 
 /// Says what goes wrong; clones are the same.
@@ -53,6 +54,12 @@ impl Faults {
         self.0.writes.load(Ordering::SeqCst)
     }
 
+    /// How many questions were asked so far.
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.0.reads.load(Ordering::SeqCst)
+    }
+
     fn next(&self) -> Option<Effect> {
         let n = self.0.writes.fetch_add(1, Ordering::SeqCst) + 1;
         let rule = *self.0.rule.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,6 +82,7 @@ fn die() -> Error {
 impl Database for Faulty {
     fn run(&self, purpose: Purpose, statements: &[Statement]) -> Result<Vec<Row>> {
         if purpose == Purpose::Read {
+            self.faults.0.reads.fetch_add(1, Ordering::SeqCst);
             return self.inner.run(purpose, statements);
         }
         let injected = |kind| Error::new(kind, "write the journal: an injected fault");
@@ -101,6 +109,10 @@ impl Database for Faulty {
 
     fn slot_conflicts(&self) -> &'static [&'static str] {
         self.inner.slot_conflicts()
+    }
+
+    fn each(&self) -> &'static str {
+        self.inner.each()
     }
 
     fn greatest(&self) -> &'static str {

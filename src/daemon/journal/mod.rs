@@ -13,8 +13,9 @@
 //! - Nothing secret and no row content is ever written: errors and warnings are texts that the terminal shows too, without what a command of
 //!   the plan said (`Error::saying`).
 //!
-//! `model` has the values, `tables` every statement, `sqlite` the driver and its migrations.
+//! `model` has the values, `tables` and `bulk` every statement, `sqlite` and `postgres` the drivers and their migrations.
 
+mod bulk;
 mod database;
 pub mod faults;
 mod model;
@@ -22,7 +23,7 @@ mod postgres;
 mod sqlite;
 mod tables;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -39,7 +40,9 @@ use crate::plan::{Plan, Plans};
 use crate::source::postgres::conninfo::Settings;
 
 pub use crate::daemon::job::{Job, Trigger};
-pub use crate::daemon::journal::model::{Attempt, Claim, Ending, ErrorRecord, Filter, Followed, NewRun, Phase, Run, ScheduleKey, State};
+pub use crate::daemon::journal::model::{
+    Attempt, Claim, Ending, ErrorRecord, Filter, Followed, Known, NewRun, Newest, Phase, Run, ScheduleKey, State,
+};
 pub use crate::daemon::journal::sqlite::FILE;
 pub use crate::daemon::journal::tables::Node;
 
@@ -124,6 +127,16 @@ impl Journal {
     pub fn with_faults(state: &Path, faults: Faults, now: DateTime<Utc>) -> Result<Self> {
         let inner = Box::new(Sqlite::open(state, now)?);
         Ok(Self::over(Tables(Box::new(Faulty { inner, faults })), state, owner::host(), LEASE))
+    }
+
+    /// [`Journal::shared`] with faults, for tests.
+    ///
+    /// # Errors
+    /// As [`Journal::of`].
+    pub fn shared_with_faults(settings: Settings, state: &Path, node: String, lease: TimeDelta, faults: Faults) -> Result<Self> {
+        crate::daemon::private_folder(state)?;
+        let inner = Box::new(Postgres::open(settings, lease)?);
+        Ok(Self::over(Tables(Box::new(Faulty { inner, faults })), state, node, lease))
     }
 
     fn over(tables: Tables, state: &Path, node: String, lease: TimeDelta) -> Self {
@@ -430,32 +443,14 @@ impl Journal {
         }
     }
 
-    /// The newest slot of a schedule, not later than `until`, that has a row in whatever state.
+    /// The newest run of each job and state of these plans, asked for once however many they are. Without what failed by how it was asked for: a
+    /// command typed by hand that named no recovery point, did not open with its passphrase, or was not a right one. A backup is asked for in one
+    /// way only, so that its `usage` is the plan's and counts.
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn last_slot(&self, plan: &Name, job: Job, until: DateTime<Utc>) -> Result<Option<Run>> {
-        self.0.tables.last_slot(plan, job, until)
-    }
-
-    /// The newest run of a plan and job in this state.
-    ///
-    /// # Errors
-    /// When the journal cannot be read.
-    pub fn last_in(&self, plan: &Name, job: Job, state: State) -> Result<Option<Run>> {
-        let filter = Filter { plan: Some(plan.clone()), job: Some(job), state: Some(state), limit: 1, ..Filter::default() };
-        Ok(self.runs(&filter)?.into_iter().next())
-    }
-
-    /// The newest run of a plan and job that failed, without what failed by how it was asked for: a command typed by hand that named no
-    /// recovery point, did not open with its passphrase, or was not a right one. A backup is asked for in one way only, so that its `usage`
-    /// is the plan's and counts.
-    ///
-    /// # Errors
-    /// When the journal cannot be read.
-    pub fn last_failed(&self, plan: &Name, job: Job) -> Result<Option<Run>> {
-        let mistakes = [Kind::NoRecoveryPoint.word(), Kind::WrongKey.word(), if job == Job::Backup { "-" } else { Kind::Usage.word() }];
-        self.0.tables.last_failed(plan, job, mistakes)
+    pub fn newest(&self, plans: &[&Name]) -> Result<Newest> {
+        self.0.tables.newest(plans)
     }
 
     /// Earlier attempts of a run, oldest first.
@@ -490,12 +485,12 @@ impl Journal {
         self.0.tables.followed_plans()
     }
 
-    /// Since when this schedule has been followed; `None` when it is new or has changed.
+    /// What is known of these schedules at `now`, in their order. Nothing is followed by that.
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn schedule_known(&self, plan: &Name, job: Job, expression: &str) -> Result<Option<DateTime<Utc>>> {
-        self.0.tables.schedule_known(plan, job, expression)
+    pub fn known(&self, schedules: &[ScheduleKey], now: DateTime<Utc>) -> Result<Vec<Known>> {
+        self.0.tables.known(schedules, now)
     }
 
     /// Takes or prolongs a named lease for this process: true on exactly one of all that ask, until `ttl` after its last asking (by the clock of
@@ -508,12 +503,22 @@ impl Journal {
         self.0.tables.hold(name, &owner, ttl, now)
     }
 
-    /// Whether a process of this state folder has a named lease now (`true`), or somebody elsewhere; `None`: nobody.
+    /// Of these named leases those that somebody has now, and whether that is a process of this state folder (`true`) or one elsewhere.
     ///
     /// # Errors
     /// When the journal or a lock file cannot be read.
-    pub fn is_held_here(&self, name: &str, now: DateTime<Utc>) -> Result<Option<bool>> {
-        self.0.tables.holder(name, now)?.map(|holder| owner::is_alive(&self.0.state, &holder)).transpose()
+    pub fn held_here(&self, names: &[String], now: DateTime<Utc>) -> Result<BTreeMap<String, bool>> {
+        if names.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let mut alive: BTreeMap<String, bool> = BTreeMap::new();
+        let holders = self.0.tables.holders(names, now)?;
+        for holder in holders.values() {
+            if !alive.contains_key(holder) {
+                alive.insert(holder.clone(), owner::is_alive(&self.0.state, holder)?);
+            }
+        }
+        Ok(holders.into_iter().map(|(name, holder)| (name, alive.get(&holder).is_some_and(|alive| *alive))).collect())
     }
 
     /// Whether a run is of this state folder: that of a node on a shared journal, and every one on the embedded one.

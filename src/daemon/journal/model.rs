@@ -1,5 +1,7 @@
 //! What the journal knows of runs: plain values, no I/O.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -131,6 +133,37 @@ pub struct Followed {
     pub since: DateTime<Utc>,
     /// Its newest slot that is not later than the moment asked about.
     pub last: Option<PastSlot>,
+}
+
+/// What the journal knows of a schedule that may never have been followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// Since when it is followed; `None` when it is new or has changed.
+    pub since: Option<DateTime<Utc>>,
+    /// As in [`Followed`], of whatever schedule the job had.
+    pub last: Option<PastSlot>,
+}
+
+/// The newest run of each job and state of some plans.
+#[derive(Debug, Clone, Default)]
+pub struct Newest(BTreeMap<Name, Vec<Run>>);
+
+impl Newest {
+    /// That of a plan and job in this state.
+    #[must_use]
+    pub fn of(&self, plan: &Name, job: Job, state: State) -> Option<&Run> {
+        self.0.get(plan)?.iter().find(|run| run.job == job && run.state == state)
+    }
+}
+
+impl FromIterator<Run> for Newest {
+    fn from_iter<I: IntoIterator<Item = Run>>(runs: I) -> Self {
+        let mut newest = Self::default();
+        for run in runs {
+            newest.0.entry(run.plan.clone()).or_default().push(run);
+        }
+        newest
+    }
 }
 
 /// How a run ended.

@@ -162,6 +162,10 @@ impl Database for Sqlite {
         &["id", "plan, job, scheduled_ms"]
     }
 
+    fn each(&self) -> &'static str {
+        "json_each($1)"
+    }
+
     fn greatest(&self) -> &'static str {
         "max"
     }

@@ -1,25 +1,22 @@
-//! The journal's tables and every statement on them, the same for all databases.
+//! The journal's tables and the statements on them, the same for all databases; those about many plans at once are in `bulk`.
 //!
 //! Each public method is one transaction. A run's row is changed only by who names its current fence: [`Tables::take_over`] raises it,
 //! so that whatever the earlier holder still sends changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::job::{Job, Trigger};
+use crate::daemon::journal::bulk::mistyped;
 use crate::daemon::journal::database::{Database, Purpose, Row, Statement, Value};
-use crate::daemon::journal::model::{Attempt, Claim, Ending, Filter, Followed, NewRun, Run, ScheduleKey, State};
+use crate::daemon::journal::model::{Attempt, Claim, Ending, Filter, NewRun, Run, State};
 use crate::daemon::owner::Process;
-use crate::daemon::scheduler::PastSlot;
 use crate::error::{Kind, Result};
 use crate::id::{Name, RunId};
 
-const COLUMNS: &str = "id, plan, job, trigger, scheduled_ms, attempt, state, started_ms, ended_ms, kind, error, story, phases, warnings, bytes_read, bytes_stored, snapshot, report, owner, host, pid, boot_id, start_ticks, fence, lease_until_ms, node, started_by, announced, place";
-
-/// Schedules that one statement asks about, at most.
-const FOLLOWED_AT_ONCE: usize = 500;
+pub(super) const COLUMNS: &str = "id, plan, job, trigger, scheduled_ms, attempt, state, started_ms, ended_ms, kind, error, story, phases, warnings, bytes_read, bytes_stored, snapshot, report, owner, host, pid, boot_id, start_ticks, fence, lease_until_ms, node, started_by, announced, place";
 
 /// What [`Tables::begin`] came to.
 pub(super) enum Begun {
@@ -52,7 +49,7 @@ pub struct Node {
 pub(super) struct Tables(pub(super) Box<dyn Database>);
 
 impl Tables {
-    fn one(&self, purpose: Purpose, sql: impl Into<String>, values: Vec<Value>) -> Result<Vec<Row>> {
+    pub(super) fn one(&self, purpose: Purpose, sql: impl Into<String>, values: Vec<Value>) -> Result<Vec<Row>> {
         self.0.run(purpose, &[Statement::new(sql, values)])
     }
 
@@ -303,26 +300,6 @@ impl Tables {
         Ok(self.select("WHERE id = $1", vec![id.to_string().into()])?.into_iter().next())
     }
 
-    /// The newest slot, not later than `until`, that has a row.
-    pub(super) fn last_slot(&self, plan: &Name, job: Job, until: DateTime<Utc>) -> Result<Option<Run>> {
-        let found = self.select(
-            "WHERE plan = $1 AND job = $2 AND scheduled_ms <= $3 ORDER BY scheduled_ms DESC LIMIT 1",
-            vec![plan.as_str().into(), job.word().into(), until.timestamp_millis().into()],
-        )?;
-        Ok(found.into_iter().next())
-    }
-
-    /// The newest failed run, without manual ones of these kinds.
-    pub(super) fn last_failed(&self, plan: &Name, job: Job, mistakes: [&str; 3]) -> Result<Option<Run>> {
-        let [first, second, third] = mistakes;
-        let found = self.select(
-            "WHERE plan = $1 AND job = $2 AND state = 'failed' AND NOT (trigger = 'manual' AND coalesce(kind, '') IN ($3, $4, $5))
-             ORDER BY started_ms DESC, id DESC LIMIT 1",
-            vec![plan.as_str().into(), job.word().into(), first.into(), second.into(), third.into()],
-        )?;
-        Ok(found.into_iter().next())
-    }
-
     /// The live run of a plan and exclusive job.
     pub(super) fn live(&self, plan: &Name, job: Job) -> Result<Option<Run>> {
         let found = self.select(
@@ -380,102 +357,10 @@ impl Tables {
         rows.iter().filter_map(|row| row.text(0).map(|name| Name::new(name).ok()).transpose()).collect()
     }
 
-    /// What is known of schedules; new and changed ones are followed from now on. A few statements, however many there are.
-    pub(super) fn follow(&self, schedules: &[ScheduleKey], now: DateTime<Utc>) -> Result<Vec<Followed>> {
-        let mut all = Vec::with_capacity(schedules.len());
-        for chunk in schedules.chunks(FOLLOWED_AT_ONCE) {
-            self.follow_some(chunk, now, &mut all)?;
-        }
-        Ok(all)
-    }
-
-    fn follow_some(&self, schedules: &[ScheduleKey], now: DateTime<Utc>, all: &mut Vec<Followed>) -> Result<()> {
-        // Parameters are numbered in the order in which they appear.
-        let wanted: Vec<String> = (0..schedules.len()).map(|n| format!("(${}, ${})", 2 * n + 1, 2 * n + 2)).collect();
-        let wanted = format!("WITH wanted (plan, job) AS (VALUES {})", wanted.join(", "));
-        let keys = || schedules.iter().flat_map(|schedule| [schedule.plan.as_str().into(), schedule.job.word().into()]);
-        let known = self.one(
-            Purpose::Read,
-            format!(
-                "{wanted} SELECT schedules.plan, schedules.job, schedules.expression, schedules.since_ms
-                 FROM wanted JOIN schedules ON schedules.plan = wanted.plan AND schedules.job = wanted.job"
-            ),
-            keys().collect(),
-        )?;
-        let mut since: BTreeMap<(String, String), (String, DateTime<Utc>)> = BTreeMap::new();
-        for row in &known {
-            since.insert((row.text(0)?, row.text(1)?), (row.text(2)?, time(row.int(3)?)));
-        }
-        let key = |schedule: &ScheduleKey| (schedule.plan.to_string(), schedule.job.word().to_owned());
-        let since = |schedule: &ScheduleKey| {
-            since.get(&key(schedule)).filter(|(expression, _)| *expression == schedule.expression).map(|(_, since)| *since)
-        };
-        let new: Vec<&ScheduleKey> = schedules.iter().filter(|schedule| since(schedule).is_none()).collect();
-        if !new.is_empty() {
-            self.note_schedules(&new, now)?;
-        }
-        let newest = self.one(
-            Purpose::Read,
-            format!(
-                "{wanted} SELECT runs.plan, runs.job, runs.id, runs.scheduled_ms, runs.state, runs.attempt, runs.ended_ms, runs.kind
-                 FROM wanted JOIN runs ON runs.id = (SELECT newest.id FROM runs newest WHERE newest.plan = wanted.plan
-                    AND newest.job = wanted.job AND newest.scheduled_ms <= ${} ORDER BY newest.scheduled_ms DESC LIMIT 1)",
-                2 * schedules.len() + 1
-            ),
-            keys().chain([now.timestamp_millis().into()]).collect(),
-        )?;
-        let mut last: BTreeMap<(String, String), PastSlot> = BTreeMap::new();
-        for row in &newest {
-            // A row that this version cannot read is none of its business.
-            let (Ok(run), Some(state)) = (row.text(2)?.parse::<RunId>(), State::from_word(&row.text(4)?)) else { continue };
-            let (ended, kind) = (row.optional_int(6)?.map(time), row.optional_text(7)?);
-            let slot = PastSlot::new(run, time(row.int(3)?), state, count(row.int(5)?), ended, kind.as_deref());
-            last.insert((row.text(0)?, row.text(1)?), slot);
-        }
-        let followed = |schedule: &ScheduleKey| Followed { since: since(schedule).unwrap_or(now), last: last.get(&key(schedule)).copied() };
-        all.extend(schedules.iter().map(followed));
-        Ok(())
-    }
-
-    /// Follows new and changed schedules from now on. Another node may have noted the same one a moment ago: then since then.
-    fn note_schedules(&self, new: &[&ScheduleKey], now: DateTime<Utc>) -> Result<()> {
-        let rows: Vec<String> =
-            (0..new.len()).map(|n| format!("(${}, ${}, ${}, ${})", 4 * n + 1, 4 * n + 2, 4 * n + 3, 4 * n + 4)).collect();
-        let values = new.iter().flat_map(|schedule| {
-            [schedule.plan.as_str().into(), schedule.job.word().into(), schedule.expression.as_str().into(), now.timestamp_millis().into()]
-        });
-        let sql = format!(
-            "INSERT INTO schedules (plan, job, expression, since_ms) VALUES {}
-             ON CONFLICT (plan, job) DO UPDATE SET
-                since_ms = CASE WHEN schedules.expression = excluded.expression THEN schedules.since_ms ELSE excluded.since_ms END,
-                expression = excluded.expression",
-            rows.join(", ")
-        );
-        self.one(Purpose::WriteAgain, sql, values.collect()).map(drop)
-    }
-
-    /// Since when a schedule is followed.
-    pub(super) fn schedule_known(&self, plan: &Name, job: Job, expression: &str) -> Result<Option<DateTime<Utc>>> {
-        let rows = self.one(
-            Purpose::Read,
-            "SELECT since_ms FROM schedules WHERE plan = $1 AND job = $2 AND expression = $3",
-            vec![plan.as_str().into(), job.word().into(), expression.into()],
-        )?;
-        rows.first().map(|row| row.int(0).map(time)).transpose()
-    }
-
     /// How many runs of an owner are open.
     pub(super) fn running_of(&self, owner: &str) -> Result<i64> {
         let rows = self.one(Purpose::Read, "SELECT count(*) FROM runs WHERE state = 'running' AND owner = $1", vec![owner.into()])?;
         rows.first().map_or(Ok(0), |row| row.int(0))
-    }
-
-    /// Who has a named lease now.
-    pub(super) fn holder(&self, name: &str, now: DateTime<Utc>) -> Result<Option<String>> {
-        let clock = self.0.clock(now.timestamp_millis());
-        let rows =
-            self.one(Purpose::Read, format!("SELECT holder FROM leases WHERE name = $1 AND until_ms >= {clock}"), vec![name.into()])?;
-        rows.first().map(|row| row.text(0)).transpose()
     }
 
     /// Takes or prolongs a named lease; `false`: somebody else has it.
@@ -552,9 +437,7 @@ impl Tables {
             vec![from.into(), before.timestamp_millis().into()],
         )?;
         let Some(last) = page.last().map(|row| row.int(0)).transpose()? else { return Ok((0, None)) };
-        // What somebody mistyped does not stand for a run that failed (`Journal::last_failed`).
-        let mistyped =
-            |run: &str| format!("({run}.trigger = 'manual' AND coalesce({run}.kind, '') IN ('no-recovery-point', 'wrong-key', 'usage'))");
+        // What somebody mistyped does not stand for a run that failed (`Tables::newest`).
         let (newer_mistyped, own_mistyped) = (mistyped("newer"), mistyped("runs"));
         let newer = "SELECT 1 FROM runs newer WHERE newer.plan = runs.plan AND newer.job = runs.job";
         let gone = self.one(
@@ -562,7 +445,7 @@ impl Tables {
             format!(
                 "DELETE FROM runs WHERE started_ms >= $1 AND started_ms <= $2 AND started_ms < $3 AND state <> 'running'
                  AND EXISTS ({newer} AND newer.state = runs.state AND newer.started_ms > runs.started_ms
-                    AND (newer.state <> 'failed' OR NOT {newer_mistyped} OR {own_mistyped}))
+                    AND (NOT {newer_mistyped} OR {own_mistyped}))
                  AND (scheduled_ms IS NULL OR EXISTS ({newer} AND newer.scheduled_ms > runs.scheduled_ms))
                  RETURNING id"
             ),
@@ -593,7 +476,7 @@ fn claim_of(rows: Vec<Row>) -> Result<Option<Claim>> {
     rows.first().map(read).transpose()
 }
 
-fn read_run(row: &Row) -> Result<Option<Run>> {
+pub(super) fn read_run(row: &Row) -> Result<Option<Run>> {
     let id = row.text(0)?.parse::<RunId>();
     let plan = Name::new(row.text(1)?);
     let job = Job::from_word(&row.text(2)?);
@@ -637,11 +520,11 @@ fn read_run(row: &Row) -> Result<Option<Run>> {
 }
 
 /// Milliseconds since the Unix epoch, as kept in the tables, back to a time. What is out of range becomes the epoch.
-fn time(ms: i64) -> DateTime<Utc> {
+pub(super) fn time(ms: i64) -> DateTime<Utc> {
     DateTime::from_timestamp_millis(ms).unwrap_or_default()
 }
 
-fn count(number: i64) -> u32 {
+pub(super) fn count(number: i64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
@@ -649,7 +532,7 @@ fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn json<T: Serialize>(value: &T) -> String {
+pub(super) fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 

@@ -67,7 +67,8 @@ fn what_was_mistyped_is_in_the_history_and_no_failure_of_the_plan() {
         journal.close(claim, &Ending::of_error(&Error::new(kind, "x")), later(second)).unwrap();
         claim.id
     };
-    let last = |job| journal.last_failed(&Name::new("crm").unwrap(), job).unwrap().map(|run| run.id);
+    let plan = Name::new("crm").unwrap();
+    let last = |job| journal.newest(&[&plan]).unwrap().of(&plan, job, State::Failed).map(|run| run.id);
     let real = failed(&manual(Job::Drill), Kind::Damaged);
     for kind in [Kind::Usage, Kind::NoRecoveryPoint, Kind::WrongKey] {
         failed(&manual(Job::Drill), kind);
@@ -205,8 +206,9 @@ fn a_missed_slot_is_recorded_once_and_never_run() {
     let plan = Name::new("crm").unwrap();
     journal.missed(&plan, Job::Backup, now(), "3 slots", later(9)).unwrap();
     journal.missed(&plan, Job::Backup, now(), "again", later(10)).unwrap();
-    let slot = journal.last_slot(&plan, Job::Backup, later(9)).unwrap().unwrap();
-    assert_eq!((slot.state, slot.story.as_deref(), slot.scheduled), (State::Missed, Some("3 slots"), Some(now())));
+    let slots = journal.runs(&Filter { plan: Some(plan), ..Filter::default() }).unwrap();
+    let slots: Vec<_> = slots.iter().map(|slot| (slot.state, slot.story.as_deref(), slot.scheduled)).collect();
+    assert_eq!(slots, [(State::Missed, Some("3 slots"), Some(now()))]);
     assert_eq!(journal.begin(&slot_run(Trigger::CatchUp), later(11)).unwrap_err().kind(), Kind::Busy);
 }
 
@@ -353,12 +355,15 @@ fn old_runs_are_forgotten_but_not_what_status_needs() {
     assert_eq!(last_typed, Some(day(7)));
     assert_eq!(kept, BTreeSet::from([last_failure, real, live.id, left.iter().find(|run| run.started == day(7)).unwrap().id]));
     assert!(journal.attempts(first_failure).unwrap().is_empty(), "attempts go with their run");
-    assert_eq!(journal.last_failed(&Name::new("crm").unwrap(), Job::Drill).unwrap().unwrap().id, real);
-    assert_eq!(journal.last_slot(&Name::new("crm").unwrap(), Job::Backup, day(99)).unwrap().unwrap().state, State::Missed);
+    let crm = Name::new("crm").unwrap();
+    let key = ScheduleKey { plan: crm.clone(), job: Job::Backup, expression: "x".into() };
+    let last_slot = || journal.known(std::slice::from_ref(&key), day(99)).unwrap()[0].last.unwrap();
+    assert_eq!(journal.newest(&[&crm]).unwrap().of(&crm, Job::Drill, State::Failed).unwrap().id, real);
+    assert_eq!(last_slot().state, State::Missed);
     // Even if all is old.
     journal.forget(day(9999)).unwrap();
-    assert_eq!(journal.last_in(&Name::new("crm").unwrap(), Job::Backup, State::Succeeded).unwrap().unwrap().started, day(39));
-    assert_eq!(journal.last_slot(&Name::new("crm").unwrap(), Job::Backup, day(99)).unwrap().unwrap().scheduled, Some(day(40)));
+    assert_eq!(journal.newest(&[&crm]).unwrap().of(&crm, Job::Backup, State::Succeeded).unwrap().started, day(39));
+    assert_eq!(last_slot().slot, day(40));
     assert_eq!(journal.run(live.id).unwrap().state, State::Running);
 }
 
@@ -427,7 +432,7 @@ fn schedules_are_followed_all_at_once() {
     assert_eq!(found, [Followed { since: now(), last: Some(last) }, Followed { since: later(9), last: None }]);
     let before = journal.follow(&keys[..1], now() - TimeDelta::seconds(1)).unwrap();
     assert_eq!(before[0].last, None, "a slot of the future does not count");
-    // More than fit into one statement.
+    // Many at once.
     let many: Vec<ScheduleKey> =
         (0..1234).map(|n| ScheduleKey { plan: Name::new(format!("p{n}")).unwrap(), job: Job::Backup, expression: "x".into() }).collect();
     assert_eq!(journal.follow(&many, later(20)).unwrap().len(), 1234);

@@ -118,17 +118,11 @@ impl Asker {
         self.shared.changed.notify_all();
     }
 
-    /// What the repository of a plan said last; `None`: nothing yet, or it is out of date and is being asked again.
-    pub(super) fn answer(&self, plan: &Plan) -> Option<Asked> {
+    /// What the repositories of these plans said last. Without those that said nothing yet, or whose answer is out of date and that are being asked
+    /// again.
+    pub(super) fn answers<'a>(&self, plans: impl Iterator<Item = &'a Arc<Plan>>) -> Vec<(Arc<Plan>, Asked)> {
         let state = lock(&self.shared);
-        let repository = state.repositories.get(&plan.repository.name)?;
-        if let Some(taken) = repository.busy.map(|since| since.elapsed()).filter(|taken| *taken > PATIENCE) {
-            let message = format!("it has not answered for {} min", taken.as_secs() / 60);
-            return Some(Err(Unasked { kind: Kind::Unavailable, message, secret: false }));
-        }
-        let (of, answer) = state.answers.get(&plan.name)?;
-        let wanted = repository.wanted.get(&plan.name).copied().unwrap_or_default();
-        (*of >= wanted).then(|| answer.clone())
+        plans.filter_map(|plan| Some((Arc::clone(plan), answer(&state, plan)?))).collect()
     }
 
     /// Ends when what is being asked has answered; one that hangs is left behind.
@@ -144,6 +138,17 @@ impl Asker {
             }
         }
     }
+}
+
+fn answer(state: &State, plan: &Plan) -> Option<Asked> {
+    let repository = state.repositories.get(&plan.repository.name)?;
+    if let Some(taken) = repository.busy.map(|since| since.elapsed()).filter(|taken| *taken > PATIENCE) {
+        let message = format!("it has not answered for {} min", taken.as_secs() / 60);
+        return Some(Err(Unasked { kind: Kind::Unavailable, message, secret: false }));
+    }
+    let (of, answer) = state.answers.get(&plan.name)?;
+    let wanted = repository.wanted.get(&plan.name).copied().unwrap_or_default();
+    (*of >= wanted).then(|| answer.clone())
 }
 
 fn lock(shared: &Shared) -> MutexGuard<'_, State> {

@@ -183,7 +183,7 @@ impl Telling {
             journal: Arc::clone(&context.journal),
             surroundings: surroundings.clone(),
             outbox: Arc::clone(outbox),
-            teller: Teller::new(Arc::clone(&context.journal)),
+            teller: Teller::new(plans, Arc::clone(&context.journal)),
             left: BTreeSet::new(),
             asker: Asker::start(plans, surroundings),
             latest: latest.clone(),

@@ -10,6 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::daemon::journal::{Job, Run, State, Trigger};
 use crate::daemon::notify::event::{Change, Event, occasion_of};
+use crate::daemon::scheduler::PastSlot;
 use crate::daemon::status::{OVERDUE, PlanStatus, Problem};
 use crate::error::Kind;
 use crate::id::RunId;
@@ -135,7 +136,7 @@ fn of_run(
     }
 }
 
-/// What failed by how it was asked for says nothing of the plan, as in [`Journal::last_failed`](crate::daemon::journal::Journal::last_failed).
+/// What failed by how it was asked for says nothing of the plan, as in [`Journal::newest`](crate::daemon::journal::Journal::newest).
 fn is_a_mistake(run: &Run) -> bool {
     let mistake = |kind: &str| {
         [Kind::NoRecoveryPoint, Kind::WrongKey].iter().any(|k| k.word() == kind) || (kind == Kind::Usage.word() && run.job != Job::Backup)
@@ -230,18 +231,17 @@ pub fn seen_of_problem(plan: Option<&str>, problem: &Problem, retried: &BTreeSet
     }
 }
 
-/// Whether a run that ended is tried again soon, so that its failure is not told before the last attempt: only where the scheduler will
-/// (a slot of a schedule, an error that may pass, attempts left), and only until it should have begun.
+/// Whether a slot whose run ended is tried again soon, so that its failure is not told before the last attempt: only where the scheduler will
+/// (an error that may pass, attempts left), and only until it should have begun.
 #[must_use]
-pub fn is_retried(plan: &Plan, run: &Run, now: DateTime<Utc>) -> bool {
-    let may_pass = |kind: &str| [Kind::Unavailable, Kind::Busy].into_iter().any(|k| k.may_pass() && k.word() == kind);
-    let again = match run.state {
-        State::Failed => run.kind.as_deref().is_some_and(may_pass) && run.attempt < plan.retry.attempts,
-        State::Interrupted => run.attempt < plan.retry.attempts,
+pub fn is_retried(plan: &Plan, slot: &PastSlot, now: DateTime<Utc>) -> bool {
+    let again = match slot.state {
+        State::Failed => slot.may_pass && slot.attempt < plan.retry.attempts,
+        State::Interrupted => slot.attempt < plan.retry.attempts,
         _ => false,
     };
-    let (Some(ended), true, true) = (run.ended, run.scheduled.is_some(), again) else { return false };
-    let doubled = plan.retry.delay.saturating_mul(1u32.checked_shl(run.attempt.saturating_sub(1)).unwrap_or(u32::MAX));
+    let (Some(ended), true) = (slot.ended, again) else { return false };
+    let doubled = plan.retry.delay.saturating_mul(1u32.checked_shl(slot.attempt.saturating_sub(1)).unwrap_or(u32::MAX));
     let begins = TimeDelta::from_std(doubled).ok().and_then(|delay| ended.checked_add_signed(delay));
     begins.is_some_and(|begins| now < begins + OVERDUE && begins - ended < TimeDelta::hours(24))
 }

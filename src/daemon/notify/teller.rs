@@ -10,8 +10,7 @@ use chrono::{DateTime, Utc};
 use crate::daemon::journal::Journal;
 use crate::daemon::nodes::stream_lease;
 use crate::error::Result;
-use crate::id::Name;
-use crate::plan::Plan;
+use crate::plan::{Plan, Plans};
 
 /// The lease of the one that tells.
 const TELL: &str = "tell";
@@ -21,13 +20,18 @@ const BELIEVED: Duration = Duration::from_secs(10);
 
 pub(super) struct Teller {
     journal: Arc<Journal>,
-    /// What the journal said of each plan with a log, and (`None`) of the lease.
-    known: BTreeMap<Option<Name>, (Instant, bool)>,
+    /// Leases on the logs of all plans.
+    logs: Vec<String>,
+    /// Who has those that somebody has: whether this host.
+    held: Option<(Instant, BTreeMap<String, bool>)>,
+    /// Whether this node has the lease of the one that tells.
+    tells: Option<(Instant, bool)>,
 }
 
 impl Teller {
-    pub(super) fn new(journal: Arc<Journal>) -> Self {
-        Self { journal, known: BTreeMap::new() }
+    pub(super) fn new(plans: &Plans, journal: Arc<Journal>) -> Self {
+        let logs = plans.plans.values().flat_map(|plan| logs(plan)).collect();
+        Self { journal, logs, held: None, tells: None }
     }
 
     /// Whether this node tells of a plan.
@@ -38,23 +42,26 @@ impl Teller {
         if !self.journal.is_shared() {
             return Ok(true);
         }
-        let streams = plan.sources.iter().any(|source| source.kind.streams_log());
         let believed = BELIEVED.min(self.journal.lease().to_std().unwrap_or_default() / 4);
-        let key = streams.then(|| plan.name.clone());
-        if let Some((_, tells)) = self.known.get(&key).filter(|(when, _)| when.elapsed() < believed) {
-            return Ok(*tells);
-        }
-        let tells = self.ask(plan, now)?;
-        self.known.insert(key, (Instant::now(), tells));
-        Ok(tells)
-    }
-
-    fn ask(&self, plan: &Plan, now: DateTime<Utc>) -> Result<bool> {
-        for source in plan.sources.iter().filter(|source| source.kind.streams_log()) {
-            if let Some(here) = self.journal.is_held_here(&stream_lease("log", &plan.name, &source.name), now)? {
-                return Ok(here);
+        for log in logs(plan) {
+            // Of all plans in one question.
+            if self.held.as_ref().is_none_or(|(when, _)| when.elapsed() >= believed) {
+                self.held = Some((Instant::now(), self.journal.held_here(&self.logs, now)?));
+            }
+            if let Some(here) = self.held.as_ref().and_then(|(_, held)| held.get(&log)) {
+                return Ok(*here);
             }
         }
-        self.journal.hold(TELL, self.journal.lease(), now)
+        if let Some((_, tells)) = self.tells.filter(|(when, _)| when.elapsed() < believed) {
+            return Ok(tells);
+        }
+        let tells = self.journal.hold(TELL, self.journal.lease(), now)?;
+        self.tells = Some((Instant::now(), tells));
+        Ok(tells)
     }
+}
+
+/// The leases on the logs of a plan.
+fn logs(plan: &Plan) -> impl Iterator<Item = String> {
+    plan.sources.iter().filter(|source| source.kind.streams_log()).map(|source| stream_lease("log", &plan.name, &source.name))
 }

@@ -15,14 +15,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::daemon::alarms::{self, Alarm};
 use crate::daemon::control::Control;
 use crate::daemon::gone;
-use crate::daemon::job::schedules;
 use crate::daemon::journal::{Filter, Journal, Run, State};
 use crate::daemon::notify::Latest;
 use crate::daemon::notify::ask::Asker;
 use crate::daemon::notify::outbox::{Found, Outbox, SeenRun};
 use crate::daemon::notify::step::{self, Noticed, Observed, Seen, Standing};
 use crate::daemon::notify::teller::Teller;
-use crate::daemon::status::{self, PlanStatus, Problem, Status};
+use crate::daemon::scheduler::PastSlot;
+use crate::daemon::status::{self, Asked, Heard, PlanStatus, Problem, Status};
 use crate::error::Result;
 use crate::id::{Name, RunId};
 use crate::ops::resolve::Surroundings;
@@ -199,7 +199,8 @@ impl Watch {
             if let Some(plan) = self.plans.plans.get(&run.plan)
                 && self.teller.tells(plan, now)?
             {
-                observed.runs.push(Noticed { run: run.clone(), retried: step::is_retried(plan, run, now) });
+                let retried = PastSlot::of_run(run).is_some_and(|slot| step::is_retried(plan, &slot, now));
+                observed.runs.push(Noticed { run: run.clone(), retried });
             }
         }
         let began = Instant::now();
@@ -207,26 +208,33 @@ impl Watch {
             self.daemons_own()?;
             gone::look(&self.plans, &self.journal, &self.surroundings.state, now)?;
         }
-        let broken = self.journal.broken()?;
         let alarms = alarms::standing_by_key(&self.surroundings.state)?;
+        let mut of_plans: BTreeMap<&str, Vec<(Problem, Seen)>> = BTreeMap::new();
+        for (key, alarm) in alarms.iter().filter(|(_, alarm)| alarm.kind != gone::GONE) {
+            if let Some(plan) = &alarm.plan {
+                of_plans.entry(plan).or_default().push(of_alarm(Some(plan), key, alarm));
+            }
+        }
         let of_runs: BTreeSet<&Name> = runs.iter().map(|run| &run.plan).collect();
-        let plans: Vec<Arc<Plan>> = self.plans.plans.values().filter(|plan| all || of_runs.contains(&plan.name)).map(Arc::clone).collect();
-        for plan in plans {
-            let Some(asked) = self.asker.answer(&plan) else { continue };
+        let wanted = self.plans.plans.values().filter(|plan| all || of_runs.contains(&plan.name));
+        let answers: Vec<(Arc<Plan>, Asked)> = self.asker.answers(wanted);
+        // Later than the repositories: what they had to say of a run is there.
+        let answered: Vec<&Plan> = answers.iter().map(|(plan, _)| plan.as_ref()).collect();
+        let heard = Heard::ask(&answered, &self.journal, now)?;
+        for (plan, asked) in answers {
             // What only the repository knows is not over because it cannot be asked.
             let whole = asked.is_ok();
-            let mut status = status::view(&plan, Some(&self.journal), &broken, Some(asked), &self.surroundings, now)?;
-            let own = alarms.iter().map(|(_, alarm)| alarm).filter(|alarm| alarm.plan.as_deref() == Some(plan.name.as_str()));
-            let own: Vec<Problem> = own.map(|alarm| Problem::new(&alarm.kind, alarm.message.clone())).collect();
-            // What only this host knows it tells itself, and the end of what it told of.
-            let own_keys: BTreeSet<String> =
-                own.iter().map(|problem| step::seen_of_problem(Some(&status.name), problem, &BTreeSet::new()).key).collect();
-            status.problems.extend(own);
-            let mut seen = step::seen_of_status(&status, &self.retried(&plan, now)?);
+            let mut status = status::view(&plan, Some(&heard), Some(asked), &self.surroundings, now);
+            let mut seen = step::seen_of_status(&status, &retried(&plan, &heard, now));
             if !self.teller.tells(&plan, now)? {
-                seen.retain(|seen| own_keys.contains(&seen.key) || before.contains_key(&seen.key));
+                seen.retain(|seen| before.contains_key(&seen.key));
             }
             observed.problems.extend(seen);
+            // What only this host knows it tells itself, and the end of what it told of.
+            for (problem, seen) in of_plans.remove(plan.name.as_str()).unwrap_or_default() {
+                observed.problems.push(seen);
+                status.problems.push(problem);
+            }
             if whole {
                 observed.judged.insert(Some(status.name.clone()));
             }
@@ -254,18 +262,6 @@ impl Watch {
             }
         }
         Ok(())
-    }
-
-    /// Jobs of a plan whose last slot failed and is tried again soon.
-    fn retried(&self, plan: &Plan, now: DateTime<Utc>) -> Result<BTreeSet<String>> {
-        let mut retried = BTreeSet::new();
-        for (job, _) in schedules(plan) {
-            let last = self.journal.last_slot(&plan.name, job, now)?;
-            if last.is_some_and(|run| step::is_retried(plan, &run, now)) {
-                retried.insert(job.word().to_owned());
-            }
-        }
-        Ok(retried)
     }
 
     /// What is of no plan alone.
@@ -327,14 +323,31 @@ impl Watch {
     }
 }
 
-/// Alarms that are of no plan that there is. Each has a key of its own: a second certificate that ends is news while the first one stands.
+/// Jobs of a plan whose last slot failed and is tried again soon.
+fn retried(plan: &Plan, heard: &Heard, now: DateTime<Utc>) -> BTreeSet<String> {
+    let again = |last: &PastSlot| step::is_retried(plan, last, now);
+    heard
+        .schedules(&plan.name)
+        .iter()
+        .filter(|(_, known)| known.last.as_ref().is_some_and(again))
+        .map(|(job, _)| job.word().to_owned())
+        .collect()
+}
+
+/// An alarm as a problem. Each has a key of its own: a second certificate that ends is news while the first one stands.
+fn of_alarm(plan: Option<&str>, key: &str, alarm: &Alarm) -> (Problem, Seen) {
+    let problem = Problem::new(&alarm.kind, alarm.message.clone());
+    let seen = step::seen_of_problem(plan, &problem, &BTreeSet::new());
+    (problem, Seen { key: format!("{}/{key}", seen.key), ..seen })
+}
+
+/// Alarms that are of no plan that there is.
 fn of_no_plan(observed: &mut Observed, alarms: &[(String, Alarm)]) -> Vec<Problem> {
     let of_none = alarms.iter().filter(|(_, alarm)| alarm.plan.is_none() || alarm.kind == gone::GONE);
     let mut problems = Vec::new();
     for (key, alarm) in of_none {
-        let problem = Problem::new(&alarm.kind, alarm.message.clone());
-        let seen = step::seen_of_problem(None, &problem, &BTreeSet::new());
-        observed.problems.push(Seen { key: format!("{}/{key}", seen.key), ..seen });
+        let (problem, seen) = of_alarm(None, key, alarm);
+        observed.problems.push(seen);
         problems.push(problem);
     }
     problems

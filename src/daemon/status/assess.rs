@@ -165,7 +165,13 @@ fn too_old_soon(plan: &Plan, whole_point: Option<DateTime<Utc>>, facts: &Facts, 
 /// The drills of the plan, oldest first; the document is `None` where it is of a later version than this program can read.
 fn drills<'a>(plan: &Plan, stored: &'a Stored) -> Vec<(&'a ReportRecord, Option<DrillReport>)> {
     let own = |record: &&ReportRecord| record.kind == ReportKind::Drill && record.plan.as_deref() == Some(plan.name.as_str());
-    stored.reports.iter().filter(own).map(|record| (record, serde_json::from_value(record.document.clone()).ok())).collect()
+    stored
+        .reports
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(own)
+        .map(|record| (record, serde_json::from_value(record.document.clone()).ok()))
+        .collect()
 }
 
 /// Sources of the plan that a snapshot has nothing of.
@@ -183,11 +189,10 @@ fn gaps(plan: &Plan, manifest: &Manifest) -> Vec<String> {
 /// The newest that lacks no content and is not known to be damaged. A source that the plan got after the last whole one counts: there is no
 /// snapshot that has it.
 pub(in crate::daemon::status) fn newest_whole<'a>(plan: &Plan, stored: &'a Stored) -> Option<&'a Manifest> {
-    let standing = damage::standing(&stored.reports, stored.existing.as_ref());
     let whole = |manifest: &&Manifest| {
         !backup::lacks_content(&manifest.sources)
             && without(plan, manifest).next().is_none()
-            && damage::of_snapshot(&stored.reports, &standing, manifest.id).is_none()
+            && damage::of_snapshot(&stored.reports, &stored.standing, manifest.id).is_none()
     };
     let newest = select::latest(&stored.manifests).filter(whole);
     newest.or_else(|| stored.manifests.iter().filter(whole).max_by_key(|manifest| (manifest.time, manifest.id)))
@@ -195,11 +200,10 @@ pub(in crate::daemon::status) fn newest_whole<'a>(plan: &Plan, stored: &'a Store
 
 /// The moment of the oldest that is whole in this sense.
 fn oldest_whole(plan: &Plan, stored: &Stored) -> Option<DateTime<Utc>> {
-    let standing = damage::standing(&stored.reports, stored.existing.as_ref());
     let whole = |manifest: &&Manifest| {
         !backup::lacks_content(&manifest.sources)
             && without(plan, manifest).next().is_none()
-            && damage::of_snapshot(&stored.reports, &standing, manifest.id).is_none()
+            && damage::of_snapshot(&stored.reports, &stored.standing, manifest.id).is_none()
     };
     stored.manifests.iter().filter(whole).map(|manifest| manifest.time).min()
 }
@@ -313,7 +317,7 @@ fn drill_problems(facts: &Facts, stored: Option<&Stored>, drills: &[(&ReportReco
 }
 
 fn standing_damage(stored: &Stored) -> Option<Problem> {
-    let standing = damage::standing(&stored.reports, stored.existing.as_ref());
+    let standing = &stored.standing;
     let last = standing.iter().max_by_key(|damage| (damage.time, damage.report))?;
     let own = stored.manifests.iter().filter(|m| standing.iter().any(|damage| damage.finding.snapshots.contains(&m.id))).count();
     let message = format!(

@@ -1,15 +1,19 @@
 //! How far the copies of a plan are.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::journal::Job;
-use crate::daemon::status::Problem;
+use crate::daemon::status::{Problem, Unasked};
+use crate::error::Error;
+use crate::id::Name;
 use crate::ops::copy::{behind, lacks};
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::{explain, select};
 use crate::plan::{Plan, PlannedCopy};
-use crate::repo::Manifest;
+use crate::repo::{LostManifest, Manifest, Repository};
 
 /// A copy may take so long after its schedule before it is called behind.
 const PATIENCE: TimeDelta = TimeDelta::hours(1);
@@ -26,37 +30,64 @@ pub struct CopyStatus {
     pub reachable: bool,
 }
 
-/// Asks every copy. `originals`: of the plan's own repository, where it could be asked.
-pub fn gather(plan: &Plan, originals: Option<&[Manifest]>, surroundings: &Surroundings) -> (Vec<CopyStatus>, Vec<Problem>) {
-    let (mut all, mut problems) = (Vec::new(), Vec::new());
-    for copy in &plan.copies {
-        // All that this does is to get secrets.
-        let settings = resolve::repository(&copy.to);
-        let secret = settings.is_err();
-        let there =
-            settings.and_then(|settings| settings.open(surroundings)).and_then(|repository| repository.sound_manifests(Some(&plan.name)));
-        match there {
-            Ok((manifests, lost)) => {
-                let newest = select::latest(&manifests).map(|manifest| manifest.time);
-                let original = originals.and_then(select::latest).map(|manifest| manifest.time);
-                problems.extend(originals.and_then(|originals| is_behind(copy, originals, newest, surroundings.clock.now())));
-                if let Some(first) = lost.first() {
-                    let message =
-                        format!("the copy in {} has {} manifests that cannot be read: {}", copy.to.name, lost.len(), explain(&first.error));
-                    problems.push(Problem::of("damaged", Job::Copy, message));
+/// The repositories that plans copy to, each opened once.
+pub struct Copies<'a> {
+    surroundings: &'a Surroundings,
+    opened: BTreeMap<Name, std::result::Result<Repository, Unasked>>,
+}
+
+impl<'a> Copies<'a> {
+    /// Nothing is opened yet.
+    pub fn new(surroundings: &'a Surroundings) -> Self {
+        Self { surroundings, opened: BTreeMap::new() }
+    }
+
+    /// Asks every copy of a plan. `originals`: of the plan's own repository, where it could be asked.
+    pub fn of(&mut self, plan: &Plan, originals: Option<&[Manifest]>) -> (Vec<CopyStatus>, Vec<Problem>) {
+        let (mut all, mut problems) = (Vec::new(), Vec::new());
+        for copy in &plan.copies {
+            match self.there(copy, &plan.name) {
+                Ok((manifests, lost)) => {
+                    let newest = select::latest(&manifests).map(|manifest| manifest.time);
+                    let original = originals.and_then(select::latest).map(|manifest| manifest.time);
+                    let now = self.surroundings.clock.now();
+                    problems.extend(originals.and_then(|originals| is_behind(copy, originals, newest, now)));
+                    if let Some(first) = lost.first() {
+                        let message = format!(
+                            "the copy in {} has {} manifests that cannot be read: {}",
+                            copy.to.name,
+                            lost.len(),
+                            explain(&first.error)
+                        );
+                        problems.push(Problem::of("damaged", Job::Copy, message));
+                    }
+                    let behind_ms = newest.zip(original).map(|(copy, original)| behind(copy, original));
+                    all.push(CopyStatus { repository: copy.to.name.to_string(), newest, behind_ms, reachable: true });
                 }
-                let behind_ms = newest.zip(original).map(|(copy, original)| behind(copy, original));
-                all.push(CopyStatus { repository: copy.to.name.to_string(), newest, behind_ms, reachable: true });
-            }
-            Err(error) => {
-                let (kind, why) = if secret { ("secret-unavailable", "was not asked") } else { ("copy-unreachable", "could not be asked") };
-                let message = format!("the copy in {} {why}: {}", copy.to.name, explain(&error));
-                problems.push(Problem::of(kind, Job::Copy, message));
-                all.push(CopyStatus { repository: copy.to.name.to_string(), newest: None, behind_ms: None, reachable: false });
+                Err(unasked) => {
+                    let (kind, why) =
+                        if unasked.secret { ("secret-unavailable", "was not asked") } else { ("copy-unreachable", "could not be asked") };
+                    let message = format!("the copy in {} {why}: {}", copy.to.name, unasked.message);
+                    problems.push(Problem::of(kind, Job::Copy, message));
+                    all.push(CopyStatus { repository: copy.to.name.to_string(), newest: None, behind_ms: None, reachable: false });
+                }
             }
         }
+        (all, problems)
     }
-    (all, problems)
+
+    /// What there is of a plan.
+    fn there(&mut self, copy: &PlannedCopy, plan: &Name) -> std::result::Result<(Vec<Manifest>, Vec<LostManifest>), Unasked> {
+        let unasked = |error: &Error, secret| Unasked { kind: error.kind(), message: explain(error), secret };
+        let surroundings = self.surroundings;
+        let opened = self.opened.entry(copy.to.name.clone()).or_insert_with(|| {
+            // All that the first does is to get secrets.
+            let settings = resolve::repository(&copy.to).map_err(|error| unasked(&error, true))?;
+            settings.open(surroundings).map_err(|error| unasked(&error, false))
+        });
+        let repository = opened.as_ref().map_err(Clone::clone)?;
+        repository.sound_manifests(Some(plan)).map_err(|error| unasked(&error, false))
+    }
 }
 
 /// Whether a scheduled copy lacks a snapshot that was there when it was last due. Pure.

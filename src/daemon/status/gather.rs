@@ -1,33 +1,39 @@
 //! Asks the journal and the repositories.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::daemon::job::{expression, rules, schedules};
-use crate::daemon::journal::{Job, Journal, Run, State};
+use crate::daemon::job::{rules, schedules};
+use crate::daemon::journal::{Job, Journal, Known, State};
 use crate::daemon::owner::DaemonLock;
-use crate::daemon::scheduler::{self, PastSlot, Situation, Slots};
+use crate::daemon::scheduler::{self, Situation, Slots};
 use crate::daemon::status::assess::{newest_whole, objectives};
-use crate::daemon::status::{Facts, OVERDUE, PlanStatus, Problem, Status, Stored, Unasked, assess, copies, logs};
-use crate::daemon::{alarms, gone, nodes, notify};
+use crate::daemon::status::copies::Copies;
+use crate::daemon::status::reports::Reports;
+use crate::daemon::status::{Facts, Heard, OVERDUE, PlanStatus, Problem, Status, Stored, Unasked, assess, logs};
+use crate::daemon::{alarms, gone, notify};
 use crate::error::{Error, Kind, Result};
 use crate::id::Name;
 use crate::ops::log::canary;
 use crate::ops::log::reach::reach;
 use crate::ops::log::stream;
 use crate::ops::resolve::{self, Surroundings};
-use crate::ops::{damage, damaged_reports_warning, damaged_warning, select};
-use crate::plan::{Plan, Plans, Schedule};
-use crate::repo::{ReportRecord, Repository};
+use crate::ops::{damaged_warning, select};
+use crate::plan::{Plan, Plans};
+use crate::repo::Repository;
 
 /// With less than this on its disk the state folder cannot be written for long.
 const LEAST_ROOM: u64 = 256 << 10;
 
 /// The daemon looks at what is due at least each half minute.
 const STUCK: Duration = Duration::from_mins(2);
+
+/// Repositories that are asked at the same time: opening one takes memory for its key, and one that hangs has a thread until it gives up.
+const AT_ONCE: usize = 8;
 
 /// What a repository said of one plan.
 pub type Asked = std::result::Result<Arc<Stored>, Unasked>;
@@ -38,16 +44,19 @@ pub type Asked = std::result::Result<Arc<Stored>, Unasked>;
 /// When the journal cannot be read. A repository that cannot be asked is a problem of its plans.
 pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundings, daemon: bool) -> Result<Status> {
     let now = surroundings.clock.now();
-    let broken = journal.map_or_else(|| Ok(Vec::new()), Journal::broken)?;
     let asked = ask_all(plans.plans.values(), surroundings);
-    let of = |plan: &Arc<Plan>| view(plan, journal, &broken, asked.get(&plan.name).cloned(), surroundings, now);
-    let mut statuses = plans.plans.values().map(of).collect::<Result<Vec<PlanStatus>>>()?;
+    let all: Vec<&Plan> = plans.plans.values().map(AsRef::as_ref).collect();
+    let heard = journal.map(|journal| Heard::ask(&all, journal, now)).transpose()?;
+    let of = |plan: &&Plan| view(plan, heard.as_ref(), asked.get(&plan.name).cloned(), surroundings, now);
+    let mut statuses: Vec<PlanStatus> = all.iter().map(of).collect();
+    let mut further = Copies::new(surroundings);
     for (plan, status) in plans.plans.values().zip(&mut statuses).filter(|(_, status)| !status.repository_reachable) {
         // Now a copy is what counts.
-        let (copies, problems) = copies::gather(plan, None, surroundings);
+        let (copies, problems) = further.of(plan, None);
         status.copies = copies;
         status.problems.extend(problems);
     }
+    let position: BTreeMap<String, usize> = statuses.iter().enumerate().map(|(at, status)| (status.name.clone(), at)).collect();
     let mut problems = Vec::new();
     for alarm in alarms::standing(&surroundings.state)? {
         let problem = Problem::new(&alarm.kind, alarm.message);
@@ -59,7 +68,9 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
             }
             // Of a plan that is gone, or was not asked about, it says nothing here.
             Some(plan) => {
-                statuses.iter_mut().filter(|status| status.name == *plan).for_each(|status| status.problems.push(problem.clone()));
+                if let Some(status) = position.get(plan).and_then(|at| statuses.get_mut(*at)) {
+                    status.problems.push(problem);
+                }
             }
             None => problems.push(problem),
         }
@@ -96,25 +107,14 @@ fn stuck(silent_for: Option<Duration>) -> Option<Problem> {
     Some(Problem::new("daemon-stuck", message))
 }
 
-/// Judges one plan by the journal, by what streams on this host say, and by what its repository said (`None`: it was not asked).
-///
-/// # Errors
-/// When the journal cannot be read.
-pub fn view(
-    plan: &Plan,
-    journal: Option<&Journal>,
-    broken: &[Run],
-    asked: Option<Asked>,
-    surroundings: &Surroundings,
-    now: DateTime<Utc>,
-) -> Result<PlanStatus> {
-    let mut facts = journal.map_or_else(|| Ok(Facts::default()), |journal| journal_facts(plan, journal, broken, now))?;
-    if journal.is_none() {
-        facts.next = schedules(plan).into_iter().filter_map(|(job, schedule)| Some((job, schedule.next_after(now)?))).collect();
-    }
+/// Judges one plan by the journal (`None`: nothing was ever run here), by what streams on this host say, and by what its repository said (`None`:
+/// it was not asked).
+#[must_use]
+pub fn view(plan: &Plan, heard: Option<&Heard>, asked: Option<Asked>, surroundings: &Surroundings, now: DateTime<Utc>) -> PlanStatus {
+    let mut facts = heard.map_or_else(|| without_journal(plan, now), |heard| journal_facts(plan, heard, now));
     facts.repository = asked;
     let mut status = assess(plan, &facts, now);
-    for run in broken.iter().filter(|run| run.plan == plan.name) {
+    for run in heard.into_iter().flat_map(|heard| &heard.broken).filter(|run| run.plan == plan.name) {
         status.problems.push(Problem::of(
             "interrupted",
             run.job,
@@ -122,11 +122,7 @@ pub fn view(
         ));
     }
     let work = surroundings.state.join("work").join(plan.name.as_str());
-    // The node that does it knows how it stands.
-    let elsewhere = |kind: &str, source: &Name| {
-        let lease = nodes::stream_lease(kind, &plan.name, source);
-        journal.filter(|journal| journal.is_shared()).is_some_and(|journal| matches!(journal.is_held_here(&lease, now), Ok(Some(false))))
-    };
+    let elsewhere = |kind: &str, source: &Name| heard.is_some_and(|heard| heard.is_elsewhere(kind, &plan.name, source));
     for source in plan.sources.iter().filter(|source| source.kind.streams_log() && !elsewhere("log", &source.name)) {
         let (log, problems) = logs::stream_problems(source.name.as_str(), stream::status(&work, &source.name), status.whole_point, now);
         status.logs.extend(log);
@@ -156,7 +152,7 @@ pub fn view(
         status.problems.retain(|problem| !matches!(problem.kind.as_str(), "data-loss-objective" | "data-loss-forecast"));
         status.problems.extend(objectives(plan, status.data_loss_ms, None));
     }
-    Ok(status)
+    status
 }
 
 /// Asks the repositories of these plans, those of several repositories beside each other.
@@ -165,18 +161,30 @@ fn ask_all<'a>(plans: impl Iterator<Item = &'a Arc<Plan>>, surroundings: &Surrou
     for plan in plans {
         of_repository.entry(&plan.repository.name).or_default().push(plan);
     }
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = of_repository.values().map(|plans| (plans, scope.spawn(|| ask(plans, surroundings)))).collect();
-        let panicked = |plans: &[&Plan]| {
-            let why = || Unasked { kind: Kind::Bug, message: "asking it panicked; please report this".to_owned(), secret: false };
-            plans.iter().map(|plan| (plan.name.clone(), Err(why()))).collect()
-        };
-        threads.into_iter().flat_map(|(plans, thread)| thread.join().unwrap_or_else(|_| panicked(plans))).collect()
-    })
+    let waiting = Mutex::new(of_repository.values());
+    let work = || {
+        let mut answers = Vec::new();
+        loop {
+            // Taken in a statement of its own: the lock must not be held while it is asked.
+            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(plans) = next else { return answers };
+            // A plan without an answer is told of below.
+            answers.extend(std::panic::catch_unwind(AssertUnwindSafe(|| ask(plans, surroundings))).unwrap_or_default());
+        }
+    };
+    let mut answers: BTreeMap<Name, Asked> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..of_repository.len().min(AT_ONCE)).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+    });
+    for plan in of_repository.values().flatten() {
+        let panicked = || Unasked { kind: Kind::Bug, message: "asking it panicked; please report this".to_owned(), secret: false };
+        answers.entry(plan.name.clone()).or_insert_with(|| Err(panicked()));
+    }
+    answers
 }
 
-fn with_copies(plan: &Plan, stored: Stored, surroundings: &Surroundings) -> Stored {
-    let (copies, copy_problems) = copies::gather(plan, Some(&stored.manifests), surroundings);
+fn with_copies(plan: &Plan, stored: Stored, further: &mut Copies<'_>) -> Stored {
+    let (copies, copy_problems) = further.of(plan, Some(&stored.manifests));
     Stored { copies, copy_problems, ..stored }
 }
 
@@ -191,15 +199,15 @@ pub fn ask(plans: &[&Plan], surroundings: &Surroundings) -> Vec<(Name, Asked)> {
         Err(error) => return plans.iter().map(|plan| (plan.name.clone(), Err(Unasked { secret: true, ..unasked(&error) }))).collect(),
     };
     let reports = settings.open(surroundings).and_then(|repository| {
-        let (reports, damaged) = repository.sound_reports(None)?;
-        Ok((repository, Arc::new(reports), damaged_reports_warning(&damaged)))
+        let reports = Reports::read(&repository)?;
+        Ok((repository, reports))
     });
+    let mut further = Copies::new(surroundings);
     match reports {
-        Ok((repository, reports, damaged)) => plans
+        Ok((repository, reports)) => plans
             .iter()
             .map(|plan| {
-                let stored =
-                    stored(plan, &repository, Arc::clone(&reports), damaged.clone()).map(|stored| with_copies(plan, stored, surroundings));
+                let stored = stored(plan, &repository, &reports).map(|stored| with_copies(plan, stored, &mut further));
                 (plan.name.clone(), stored.map(Arc::new).map_err(|error| unasked(&error)))
             })
             .collect(),
@@ -207,74 +215,54 @@ pub fn ask(plans: &[&Plan], surroundings: &Surroundings) -> Vec<(Name, Asked)> {
     }
 }
 
-pub(in crate::daemon::status) fn journal_facts(plan: &Plan, journal: &Journal, broken: &[Run], now: DateTime<Utc>) -> Result<Facts> {
+fn without_journal(plan: &Plan, now: DateTime<Utc>) -> Facts {
+    let next = schedules(plan).into_iter().filter_map(|(job, schedule)| Some((job, schedule.next_after(now)?))).collect();
+    Facts { next, ..Facts::default() }
+}
+
+/// What the journal says of one plan. Pure.
+pub(in crate::daemon::status) fn journal_facts(plan: &Plan, heard: &Heard, now: DateTime<Utc>) -> Facts {
     let mut facts = Facts::default();
-    // A command that somebody mistyped says nothing of the plan, and must not hide what the run before it said.
-    let newest = |job, state| match state {
-        State::Failed => journal.last_failed(&plan.name, job),
-        state => journal.last_in(&plan.name, job, state),
-    };
-    facts.last_whole_backup = newest(Job::Backup, State::Succeeded)?;
-    facts.last_backup =
-        facts.last_whole_backup.iter().cloned().chain(newest(Job::Backup, State::Incomplete)?).max_by_key(|run| run.started);
+    let newest = |job, state| heard.newest.of(&plan.name, job, state);
+    facts.last_whole_backup = newest(Job::Backup, State::Succeeded).cloned();
+    facts.last_backup = heard.last_backup(&plan.name).cloned();
     for job in Job::ALL.into_iter().filter(|job| job.is_exclusive()) {
-        let mut closed = Vec::new();
-        for state in [State::Succeeded, State::Incomplete, State::Failed, State::Interrupted, State::Missed] {
-            closed.extend(newest(job, state)?);
-        }
-        facts.last.extend(closed.into_iter().max_by_key(|run| run.started));
+        let closed = [State::Succeeded, State::Incomplete, State::Failed, State::Interrupted, State::Missed];
+        facts.last.extend(closed.into_iter().filter_map(|state| newest(job, state)).max_by_key(|run| run.started).cloned());
     }
-    let ended_ill = newest(Job::Drill, State::Failed)?.into_iter().chain(newest(Job::Drill, State::Incomplete)?);
-    let passed = newest(Job::Drill, State::Succeeded)?;
+    let ended_ill = newest(Job::Drill, State::Failed).into_iter().chain(newest(Job::Drill, State::Incomplete));
+    let passed = newest(Job::Drill, State::Succeeded);
     facts.failed_drill =
-        ended_ill.max_by_key(|run| run.started).filter(|run| passed.as_ref().is_none_or(|passed| passed.started < run.started));
+        ended_ill.max_by_key(|run| run.started).filter(|run| passed.is_none_or(|passed| passed.started < run.started)).cloned();
     for job in Job::ALL {
-        facts.running.extend(newest(job, State::Running)?.filter(|run| broken.iter().all(|broken| broken.id != run.id)));
+        let running = newest(job, State::Running).filter(|run| heard.broken.iter().all(|broken| broken.id != run.id));
+        facts.running.extend(running.cloned());
     }
     let rules = rules(plan);
-    for (job, schedule) in schedules(plan) {
-        let situation = Situation {
-            now,
-            since: followed_since(&plan.name, job, schedule, journal, &facts, now)?,
-            last: journal.last_slot(&plan.name, job, now)?.as_ref().and_then(PastSlot::of_run),
-            free_since: now,
-        };
-        facts.next.extend(scheduler::next_run(&plan.name, schedule, &rules, &situation).map(|at| (job, at)));
+    for (job, known) in heard.schedules(&plan.name) {
+        let Some(schedule) = job.schedule(plan) else { continue };
+        let situation = Situation { now, since: followed_since(*job, known, &facts, now), last: known.last, free_since: now };
+        facts.next.extend(scheduler::next_run(&plan.name, schedule, &rules, &situation).map(|at| (*job, at)));
         let done = situation.last.map_or(situation.since, |last| last.slot.max(situation.since));
         let waits = Slots::next_after(schedule, done)
             .filter(|slot| *slot + chrono::TimeDelta::from_std(plan.jitter).unwrap_or_default() + OVERDUE < now);
-        facts.overdue.extend(waits.map(|slot| (job, slot)));
+        facts.overdue.extend(waits.map(|slot| (*job, slot)));
     }
-    Ok(facts)
+    facts
 }
 
 /// Since when slots of a schedule count. Where no daemon ever followed it, the last backup is what the next one is expected after: that
 /// nobody runs it at all must be seen too.
-fn followed_since(
-    plan: &Name,
-    job: Job,
-    schedule: &Schedule,
-    journal: &Journal,
-    facts: &Facts,
-    now: DateTime<Utc>,
-) -> Result<DateTime<Utc>> {
-    if let Some(since) = journal.schedule_known(plan, job, &expression(schedule))? {
-        return Ok(since);
-    }
-    Ok(facts.last_backup.as_ref().filter(|_| job == Job::Backup).map_or(now, |run| run.started))
+fn followed_since(job: Job, known: &Known, facts: &Facts, now: DateTime<Utc>) -> DateTime<Utc> {
+    let last_backup = || facts.last_backup.as_ref().filter(|_| job == Job::Backup).map_or(now, |run| run.started);
+    known.since.unwrap_or_else(last_backup)
 }
 
-fn stored(plan: &Plan, repository: &Repository, reports: Arc<Vec<ReportRecord>>, damaged_reports: Option<String>) -> Result<Stored> {
+fn stored(plan: &Plan, repository: &Repository, reports: &Reports) -> Result<Stored> {
     let (manifests, damaged) = repository.sound_manifests(Some(&plan.name))?;
-    // What other plans have matters only where something was found.
-    let existing = if damage::standing(&reports, None).is_empty() {
-        None
-    } else {
-        let (all, damaged) = repository.sound_manifests(None)?;
-        damaged.is_empty().then(|| all.into_iter().map(|manifest| manifest.id).collect())
-    };
-    let damaged = damaged_warning(&damaged).into_iter().chain(damaged_reports).collect();
-    let mut stored = Stored { manifests, reports, existing, damaged, ..Stored::default() };
+    let damaged = damaged_warning(&damaged).into_iter().chain(reports.damaged.clone()).collect();
+    let about = reports.about(&plan.name, &manifests);
+    let mut stored = Stored { manifests, reports: about, standing: Arc::clone(&reports.standing), damaged, ..Stored::default() };
     for source in plan.sources.iter().filter(|source| source.kind.keeps_log()) {
         let Some(whole) = newest_whole(plan, &stored) else { break };
         match reach(&repository.log(&plan.name, &source.name), &source.name, whole) {

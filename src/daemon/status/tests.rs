@@ -1,11 +1,11 @@
 use serde_json::json;
 
-use super::gather::journal_facts;
+use super::gather;
 use super::logs::{covered, stored_log_problems};
 use super::*;
 use crate::daemon::job::{expression, schedules};
 use crate::daemon::journal::{Ending, ErrorRecord, Journal, NewRun, State, Trigger};
-use crate::id::{ReportId, RunId};
+use crate::id::{ReportId, RunId, SnapshotId};
 use crate::ops::log::stream::LogStatus;
 use crate::plan::{Plan, Plans};
 use crate::repo::ReportKind;
@@ -51,7 +51,7 @@ pub(super) fn manifest(time: &str, source: &str, problems: &[&str]) -> Manifest 
     serde_json::from_value(value).unwrap()
 }
 
-fn drill(time: &str, snapshot: SnapshotId, passed: bool) -> ReportRecord {
+pub(super) fn drill(time: &str, snapshot: SnapshotId, passed: bool) -> ReportRecord {
     let exit = (!passed).then_some("differs");
     ReportRecord {
         id: ReportId::generate(at(time)),
@@ -64,7 +64,7 @@ fn drill(time: &str, snapshot: SnapshotId, passed: bool) -> ReportRecord {
     }
 }
 
-fn verify(time: &str, percent: Option<u8>, harmed: &[SnapshotId]) -> ReportRecord {
+pub(super) fn verify(time: &str, percent: Option<u8>, harmed: &[SnapshotId]) -> ReportRecord {
     let id = ReportId::generate(at(time));
     let finding = json!({ "object": format!("packs/ab/ab{}", "00".repeat(31)), "kind": "damaged", "message": "bad", "snapshots": harmed });
     let findings = if harmed.is_empty() { json!([]) } else { json!([finding]) };
@@ -76,9 +76,10 @@ fn verify(time: &str, percent: Option<u8>, harmed: &[SnapshotId]) -> ReportRecor
 }
 
 fn facts(manifests: &[Manifest], reports: &[ReportRecord]) -> Facts {
-    let existing = Some(manifests.iter().map(|manifest| manifest.id).collect());
-    let stored =
-        Stored { manifests: manifests.to_vec(), reports: Arc::new(reports.to_vec()), existing, damaged: Vec::new(), ..Stored::default() };
+    let existing = manifests.iter().map(|manifest| manifest.id).collect();
+    let standing = Arc::new(crate::ops::damage::standing(reports, Some(&existing)));
+    let reports = reports.iter().cloned().map(Arc::new).collect();
+    let stored = Stored { manifests: manifests.to_vec(), reports, standing, ..Stored::default() };
     Facts { repository: Some(Ok(Arc::new(stored))), ..Facts::default() }
 }
 
@@ -92,6 +93,10 @@ fn kinds(status: &PlanStatus) -> Vec<&str> {
 
 fn message<'a>(status: &'a PlanStatus, kind: &str) -> &'a str {
     &status.problems.iter().find(|problem| problem.kind == kind).unwrap_or_else(|| panic!("no {kind}: {status:?}")).message
+}
+
+fn journal_facts(plan: &Plan, journal: &Journal, now: DateTime<Utc>) -> Facts {
+    gather::journal_facts(plan, &Heard::ask(&[plan], journal, now).unwrap(), now)
 }
 
 fn exit(status: &PlanStatus) -> Option<Kind> {
@@ -164,7 +169,7 @@ fn a_failed_drill_whose_report_was_not_stored_is_known_by_the_journal() {
     let mut stored = drill("11:50:00", made.id, false);
     stored.id = report.parse().unwrap();
     let Some(Ok(repository)) = known.repository.as_mut() else { panic!() };
-    Arc::make_mut(&mut Arc::make_mut(repository).reports).push(stored);
+    Arc::make_mut(repository).reports.push(Arc::new(stored));
     assert_eq!(kinds(&judged(&known)), ["data-loss-objective", "drill-failed", "never-proven"]);
     let passed = facts(std::slice::from_ref(&made), &[drill("11:55:00", made.id, true)]);
     assert_eq!(kinds(&judged(&Facts { failed_drill: Some(run.clone()), ..passed })), Vec::<&str>::new());
@@ -238,9 +243,9 @@ fn a_run_that_goes_on_hides_no_overdue_slot() {
     journal.schedule_since(&plan.name, job, &expression(schedule), at("05:30:00")).unwrap();
     let slot = NewRun::of_slot(&plan.name, job, Trigger::Schedule, at("06:00:00"), RunId::generate(at("06:00:00")));
     journal.begin(&slot, at("06:00:00")).unwrap();
-    let facts = journal_facts(&plan, &journal, &[], at("06:50:00")).unwrap();
+    let facts = journal_facts(&plan, &journal, at("06:50:00"));
     assert_eq!((facts.running.len(), facts.overdue.len()), (1, 0), "its own slot");
-    let facts = journal_facts(&plan, &journal, &[], at("12:00:00")).unwrap();
+    let facts = journal_facts(&plan, &journal, at("12:00:00"));
     assert_eq!(facts.overdue, [(Job::Backup, at("07:00:00"))]);
     let status = judged(&facts);
     assert!(message(&status, "overdue").contains("a backup run has been going since 2026-11-20T06:00:00Z"), "{status:?}");
@@ -256,7 +261,7 @@ fn a_prune_that_something_stands_in_the_way_of_is_told_as_such() {
         let claim = journal.begin(&NewRun::manual(&plan.name, Job::Prune, "t", time), time).unwrap();
         let error = ErrorRecord { kind: kind.word().into(), message: "nothing is deleted: x".into(), causes: vec![], hint: None };
         journal.close(claim, &Ending { error: Some(error), ..Ending::new(State::Failed) }, time).unwrap();
-        let status = judged(&journal_facts(&plan, &journal, &[], at("06:50:00")).unwrap());
+        let status = judged(&journal_facts(&plan, &journal, at("06:50:00")));
         assert!(message(&status, told).contains("nothing is deleted: x"), "{status:?}");
     }
 }

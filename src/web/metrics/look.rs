@@ -58,41 +58,36 @@ impl Look {
     pub fn take(context: &Context, status: Arc<Status>, intervals: &mut Intervals) -> Result<Self> {
         let plans = context.control.plans();
         let now = context.surroundings.clock.now();
+        let newest = context.journal.newest(&plans.plans.keys().collect::<Vec<&Name>>())?;
+        // A backup that another machine made counts too.
+        let elsewhere: BTreeMap<&str, DateTime<Utc>> =
+            status.plans.iter().filter_map(|of| Some((of.name.as_str(), of.last_success?))).collect();
         let mut jobs = Vec::new();
         let mut drills = BTreeMap::new();
         for plan in plans.plans.values() {
             for job in Job::ALL {
-                jobs.extend(facts(context, plan, job, &status, intervals, now)?);
+                let here = newest.of(&plan.name, job, State::Succeeded).and_then(|run| run.ended);
+                let elsewhere = elsewhere.get(plan.name.as_str()).copied().filter(|_| job == Job::Backup);
+                jobs.extend(facts(plan, job, here.max(elsewhere), intervals, now));
             }
-            drills.extend(context.journal.last_in(&plan.name, Job::Drill, State::Succeeded)?.map(|run| (plan.name.clone(), run)));
+            drills.extend(newest.of(&plan.name, Job::Drill, State::Succeeded).map(|run| (plan.name.clone(), run.clone())));
         }
         Ok(Self { status, jobs, drills })
     }
 }
 
-fn facts(
-    context: &Context,
-    plan: &Plan,
-    job: Job,
-    status: &Status,
-    intervals: &mut Intervals,
-    now: DateTime<Utc>,
-) -> Result<Option<JobFacts>> {
+fn facts(plan: &Plan, job: Job, last_success: Option<DateTime<Utc>>, intervals: &mut Intervals, now: DateTime<Utc>) -> Option<JobFacts> {
     let schedule = job.schedule(plan);
-    let here = context.journal.last_in(&plan.name, job, State::Succeeded)?.and_then(|run| run.ended);
-    // A backup that another machine made counts too.
-    let elsewhere = status.plans.iter().find(|of| job == Job::Backup && of.name == plan.name.as_str()).and_then(|of| of.last_success);
-    let last_success = here.max(elsewhere);
     if schedule.is_none() && last_success.is_none() {
-        return Ok(None);
+        return None;
     }
-    Ok(Some(JobFacts {
+    Some(JobFacts {
         plan: plan.name.clone(),
         job,
         last_success,
         interval: schedule.and_then(|schedule| intervals.of(schedule, now)),
         next_run: schedule.and_then(|schedule| schedule.next_after(now)),
-    }))
+    })
 }
 
 #[cfg(test)]

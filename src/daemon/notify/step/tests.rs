@@ -136,11 +136,12 @@ fn a_failure_that_is_tried_again_is_told_only_after_the_last_attempt() {
     (bad.scheduled, bad.trigger) = (Some(at(0)), Trigger::Schedule);
     let plan = std::sync::Arc::clone(world.plans.plan("crm").unwrap());
     assert_eq!(plan.retry, Retry { attempts: 3, delay: std::time::Duration::from_mins(1) });
-    assert!(is_retried(&plan, &bad, at(1)));
-    assert!(!is_retried(&plan, &bad, at(30)), "it did not come");
-    assert!(!is_retried(&plan, &Run { attempt: 3, ..bad.clone() }, at(1)), "the last one");
-    assert!(!is_retried(&plan, &Run { scheduled: None, ..bad.clone() }, at(1)), "by hand");
-    assert!(!is_retried(&plan, &Run { kind: Some("failed".into()), ..bad.clone() }, at(1)), "it will not pass");
+    let is_retried = |run: &Run, now| PastSlot::of_run(run).is_some_and(|slot| is_retried(&plan, &slot, now));
+    assert!(is_retried(&bad, at(1)));
+    assert!(!is_retried(&bad, at(30)), "it did not come");
+    assert!(!is_retried(&Run { attempt: 3, ..bad.clone() }, at(1)), "the last one");
+    assert!(!is_retried(&Run { scheduled: None, ..bad.clone() }, at(1)), "by hand");
+    assert!(!is_retried(&Run { kind: Some("failed".into()), ..bad.clone() }, at(1)), "it will not pass");
     let retried = seen_of_problem(Some("crm"), &failed("backup"), &BTreeSet::from(["backup".to_owned()]));
     let judged = BTreeSet::from([Some("crm".to_owned())]);
     let look = |problems| Observed {
