@@ -50,7 +50,7 @@ pub fn open_all<T>(
     thread::scope(|scope| {
         // Only what would be fetched again.
         scope.spawn(move || kept.into_iter().for_each(|(place, bytes)| drop(keep(&place, &bytes))));
-        let to_keep = to_keep;
+        let sender = to_keep;
         inner.block_on(async {
             let mut fetches = fetches.buffer_unordered(REQUESTS);
             // Opened while others are on their way.
@@ -60,7 +60,7 @@ pub fn open_all<T>(
                     let result = open(&object.key, &bytes)?;
                     if keeps && object.size <= KEPT_BYTES && bytes.len() as u64 == object.size {
                         // An error: the other thread is gone, and nothing is kept.
-                        let _ = to_keep.send((place(&folder, object), bytes));
+                        let _ = sender.send((place(&folder, object), bytes));
                     }
                     Ok(result)
                 });
