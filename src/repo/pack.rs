@@ -18,9 +18,7 @@
 //! A *piece of a log* (kind 3, see `log`) is the same with a name of its own: the associated data of its directory ends with its
 //! key, and before the directory's content stands a label (a blob).
 
-use aes_gcm::Aes256Gcm;
-use aes_gcm::aead::inout::InOutBuf;
-use aes_gcm::aead::{AeadInOut, KeyInit};
+use lifeboat_cipher::Cipher;
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Kind, Result};
@@ -211,7 +209,7 @@ pub struct PackBuilder {
     repository: RepositoryId,
     kind: PackKind,
     generation: u16,
-    cipher: Aes256Gcm,
+    cipher: Cipher,
     bytes: Vec<u8>,
     directory: Directory,
 }
@@ -244,7 +242,7 @@ impl PackBuilder {
                 let mut key = Zeroizing::new([0u8; 32]);
                 key.copy_from_slice(&random[32..]);
                 let (encapsulated, sealed) = keys.seal_pack_key(&key, &key_context(repository, envelope_generation, &salt))?;
-                (Aes256Gcm::new((&*key).into()), encapsulated, sealed)
+                (Cipher::new(&key), encapsulated, sealed)
             }
             PackKind::Nodes => (keys.metadata_cipher(NODES_PURPOSE, &salt), [0; ENCAPSULATED_BYTES], [0; SEALED_KEY_BYTES]),
         };
@@ -288,7 +286,7 @@ impl PackBuilder {
         let associated = frame_associated(self.repository, self.kind, &self.directory.envelopes[0], ordinal);
         let tag = self
             .cipher
-            .encrypt_inout_detached(&nonce(ordinal).into(), &associated, InOutBuf::from(&mut self.bytes[start..]))
+            .seal_detached(&nonce(ordinal), &associated, &mut self.bytes[start..])
             .map_err(|_| Error::new(Kind::Bug, "seal a frame"))?;
         self.bytes.extend_from_slice(&tag);
         let first_chunk = self.chunk_count();
@@ -357,7 +355,7 @@ impl PackBuilder {
         let trailer = trailer(self.repository, self.kind, self.generation, &salt, directory_len);
         let associated = [&self.bytes[..HEADER_BYTES], &trailer, place.as_bytes()].concat();
         keys.metadata_cipher(DIRECTORY_PURPOSE, &salt)
-            .encrypt_in_place(&[0u8; 12].into(), &associated, &mut body)
+            .seal(&[0; 12], &associated, &mut body)
             .map_err(|_| Error::new(Kind::Bug, "seal a pack directory"))?;
         self.bytes.extend_from_slice(&body);
         self.bytes.extend_from_slice(&trailer);
@@ -489,7 +487,7 @@ fn open_tail(
     let associated = [&header(kind, u16::from_le_bytes(generation))[..], trailer, place.as_bytes()].concat();
     let mut body = sealed.to_vec();
     keys.metadata_cipher_of(&format!("object {key}"), u16::from_le_bytes(generation), DIRECTORY_PURPOSE, &salt)?
-        .decrypt_in_place(&[0u8; 12].into(), &associated, &mut body)
+        .open(&[0; 12], &associated, &mut body)
         .map_err(|_| damaged("the seal of its directory is broken (changed, truncated or moved here from another place)"))?;
     Ok((body, pack_len - rest))
 }
@@ -530,7 +528,7 @@ impl<'k> FrameOpener<'k> {
                 PackKind::Data | PackKind::Log => {
                     let context = key_context(self.repository, envelope.generation, &envelope.salt);
                     let opened = self.keys.open_pack_key(envelope.generation, &envelope.encapsulated, &envelope.sealed_key, &context)?;
-                    Aes256Gcm::new((&*opened.ok_or_else(|| damaged("its key cannot be opened"))?).into())
+                    Cipher::new(&*opened.ok_or_else(|| damaged("its key cannot be opened"))?)
                 }
             };
             self.ciphers.put(envelope.salt, cipher)
@@ -539,9 +537,8 @@ impl<'k> FrameOpener<'k> {
         let associated = frame_associated(self.repository, kind, envelope, frame.ordinal);
         // Not cleared before: what is there already need not be zeroed.
         encoded.resize(sealed.len(), 0);
-        let buffer = InOutBuf::new(sealed, encoded).map_err(|_| Error::new(Kind::Bug, "a buffer of another length"))?;
         cipher
-            .decrypt_inout_detached(&nonce(frame.ordinal).into(), &associated, buffer, &(*tag).into())
+            .open_detached(&nonce(frame.ordinal), &associated, sealed, tag, encoded)
             .map_err(|_| damaged("its seal is broken (changed on the way or in the store)"))
     }
 }
@@ -557,7 +554,7 @@ pub fn opens_with(
     key: &[u8; 32],
 ) -> bool {
     let associated = frame_associated(repository, kind, envelope, frame.ordinal);
-    Aes256Gcm::new(key.into()).decrypt_in_place(&nonce(frame.ordinal).into(), &associated, &mut sealed.to_vec()).is_ok()
+    Cipher::new(key).open(&nonce(frame.ordinal), &associated, &mut sealed.to_vec()).is_ok()
 }
 
 /// Whether a root opens an envelope: for the same tests.
@@ -569,19 +566,19 @@ pub fn root_opens(repository: RepositoryId, envelope: &Envelope, root: &[u8; 32]
 
 mod lru_ciphers {
     //! The few ciphers last used, by envelope salt.
-    use aes_gcm::Aes256Gcm;
+    use lifeboat_cipher::Cipher;
 
     const KEPT: usize = 16;
 
     #[derive(Default)]
-    pub struct Ciphers(Vec<([u8; 32], Aes256Gcm)>);
+    pub struct Ciphers(Vec<([u8; 32], Cipher)>);
 
     impl Ciphers {
-        pub fn get(&self, salt: &[u8; 32]) -> Option<&Aes256Gcm> {
+        pub fn get(&self, salt: &[u8; 32]) -> Option<&Cipher> {
             self.0.iter().find(|(s, _)| s == salt).map(|(_, c)| c)
         }
 
-        pub fn put(&mut self, salt: [u8; 32], cipher: Aes256Gcm) -> &Aes256Gcm {
+        pub fn put(&mut self, salt: [u8; 32], cipher: Cipher) -> &Cipher {
             if self.0.len() >= KEPT {
                 self.0.remove(0);
             }

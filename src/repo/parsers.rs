@@ -10,6 +10,7 @@ use crate::repo::frame::{Decoder, Encoding, apply_patch};
 use crate::repo::index;
 use crate::repo::keys::{Credential, KeyFile, KeyObject, Keys, Marker, Passphrase, Role, Share, StoredSlot, Update};
 use crate::repo::log::{Gap, Label, parse_name};
+use crate::repo::moved::MovedRecord;
 use crate::repo::pack::{Directory, decode_log_body, open_directory, open_log_directory};
 use crate::repo::tree::{NodeEncoder, PackRef, decode_list, decode_records, encode_list};
 use crate::repo::wire::{Reader, put_blob, put_varint, unzigzag, zigzag};
@@ -19,7 +20,7 @@ use crate::repo::{FormatObject, Manifest, ReportRecord, seal};
 pub type Parser = (&'static str, fn(&[u8]) -> bool);
 
 /// All of them.
-pub const PARSERS: [Parser; 14] = [
+pub const PARSERS: [Parser; 15] = [
     ("wire", wire),
     ("pack_directory", pack_directory),
     ("pack_tail", pack_tail),
@@ -34,6 +35,7 @@ pub const PARSERS: [Parser; 14] = [
     ("key_slot", key_slot),
     ("key_text", key_text),
     ("log_piece", log_piece),
+    ("moved", moved),
 ];
 
 const REPOSITORY: RepositoryId = RepositoryId([7; 16]);
@@ -239,6 +241,14 @@ fn log_piece(bytes: &[u8]) -> bool {
     serde_json::from_slice::<Label>(&label).is_ok()
 }
 
+/// The content of a record of packs that were rewritten.
+fn moved(bytes: &[u8]) -> bool {
+    let Ok(record) = MovedRecord::decode(bytes) else { return false };
+    let again = MovedRecord::decode(&record.encode()).map(|again| (again.targets, again.sources));
+    assert_eq!(again.as_ref(), Ok(&(record.targets, record.sources)));
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -252,6 +262,7 @@ mod tests {
     use crate::repo::frame::{Encoder, Profile, make_patch};
     use crate::repo::index::IndexedPack;
     use crate::repo::keys::{Lock, split_shares};
+    use crate::repo::moved::{MovedFrame, MovedPack};
     use crate::repo::pack::{ChunkEntry, PackBuilder};
     use crate::repo::snapshot::{SourceRecord, Stats, TreeRoot};
     use crate::repo::tree::{Chunk, Content, NodeRef, Place, Record, Stored};
@@ -419,6 +430,16 @@ mod tests {
         put_varint(&mut piece, FRAMES);
         put_blob(&mut piece, &serde_json::to_vec(&label).unwrap());
         piece.extend(directory_of(PackKind::Log));
+        let mut rewritten = MovedRecord::default();
+        rewritten.targets = vec![(pack(), PackKind::Data), (PackRef { id: PackId([4; 32]), ..pack() }, PackKind::Nodes)];
+        rewritten.sources = vec![MovedPack {
+            id: PackId([5; 32]),
+            frames: vec![
+                MovedFrame::Dropped,
+                MovedFrame::Whole { target: 1, frame: 300 },
+                MovedFrame::Part { target: 0, frame: 2, first_slot: 130, kept: [true, false, true].repeat(5) },
+            ],
+        }];
         vec![
             ("wire", vec![wire]),
             ("pack_directory", vec![directory(1), directory(2)]),
@@ -434,6 +455,7 @@ mod tests {
             ("key_slot", vec![slot(&Lock::KeyFile(&file)), slot(&Lock::Recipient(&recipient.public_text()))]),
             ("key_text", texts.into_iter().map(String::into_bytes).collect()),
             ("log_piece", vec![piece, b"0000000000000001-0000000000000000-0000000000000010".to_vec()]),
+            ("moved", vec![rewritten.encode(), MovedRecord::default().encode()]),
         ]
     }
 

@@ -13,8 +13,6 @@
 //! Key: `derive_key("lifeboat v1 sealed object", metadata key ‖ salt)`; nonce: zero (the key is used once). Associated data: the
 //! 56 bytes of the header and the object's key; for index objects, which are named by their hash, the word `index`.
 
-use aes_gcm::aead::AeadInOut;
-
 use crate::error::{Error, Kind, Result};
 use crate::repo::format::{OBJECT_MAX, ObjectKind, RepositoryId, TAG_BYTES, VERSION};
 use crate::repo::keys::Keys;
@@ -46,9 +44,7 @@ pub fn seal(keys: &Keys, repository: RepositoryId, kind: ObjectKind, key: &str, 
     object.extend_from_slice(&salt);
     let associated = associated(&object, kind, key);
     let mut body = zstd::bulk::compress(content, 3).map_err(|e| Error::new(Kind::Bug, "compress an object").because(e))?;
-    keys.metadata_cipher(PURPOSE, &salt)
-        .encrypt_in_place(&[0u8; 12].into(), &associated, &mut body)
-        .map_err(|_| Error::new(Kind::Bug, "seal an object"))?;
+    keys.metadata_cipher(PURPOSE, &salt).seal(&[0; 12], &associated, &mut body).map_err(|_| Error::new(Kind::Bug, "seal an object"))?;
     object.extend_from_slice(&body);
     Ok(object)
 }
@@ -97,7 +93,7 @@ pub fn open(keys: &Keys, repository: RepositoryId, kind: ObjectKind, key: &str, 
     salt.copy_from_slice(&header[24..]);
     let mut body = sealed.to_vec();
     keys.metadata_cipher_of(&format!("object {key}"), u16::from_le_bytes([header[6], header[7]]), PURPOSE, &salt)?
-        .decrypt_in_place(&[0u8; 12].into(), &associated(header, kind, key), &mut body)
+        .open(&[0; 12], &associated(header, kind, key), &mut body)
         .map_err(|_| damaged("its seal is broken (changed, truncated or moved here from another place)"))?;
     let size = zstd::zstd_safe::get_frame_content_size(&body).ok().flatten().and_then(|s| usize::try_from(s).ok());
     let Some(size) = size.filter(|s| *s <= OBJECT_MAX) else { return Err(damaged("claims an impossible size")) };

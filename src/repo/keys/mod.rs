@@ -30,8 +30,7 @@ pub use slot::{KeyFile, KeySlot, Lock, Opened, Recipient, StoredSlot};
 
 use std::fmt;
 
-use aes_gcm::Aes256Gcm;
-use aes_gcm::aead::KeyInit;
+use lifeboat_cipher::Cipher;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -563,7 +562,7 @@ impl Keys {
     }
 
     /// AES key of one thing that is sealed now, under the newest generation: `purpose` and its random salt.
-    pub fn metadata_cipher(&self, purpose: &'static str, salt: &[u8; 32]) -> Aes256Gcm {
+    pub fn metadata_cipher(&self, purpose: &'static str, salt: &[u8; 32]) -> Cipher {
         cipher_of(self.newest(), purpose, salt)
     }
 
@@ -571,7 +570,7 @@ impl Keys {
     ///
     /// # Errors
     /// When the bundle does not hold that generation: `WrongKey` where the slot was left behind by a rotation, else `Damaged`. `object` names it.
-    pub fn metadata_cipher_of(&self, object: &str, generation: u16, purpose: &'static str, salt: &[u8; 32]) -> Result<Aes256Gcm> {
+    pub fn metadata_cipher_of(&self, object: &str, generation: u16, purpose: &'static str, salt: &[u8; 32]) -> Result<Cipher> {
         Ok(cipher_of(self.of_object(object, generation)?, purpose, salt))
     }
 
@@ -709,12 +708,12 @@ impl Keys {
 const LEFT_BEHIND: &str =
     "ask whoever rotated the keys for a new slot (`lifeboat key add`); `lifeboat key list` shows the generation that each slot holds";
 
-fn cipher_of(generation: &Generation, purpose: &'static str, salt: &[u8; 32]) -> Aes256Gcm {
+fn cipher_of(generation: &Generation, purpose: &'static str, salt: &[u8; 32]) -> Cipher {
     let mut material = Zeroizing::new([0u8; 64]);
     material[..32].copy_from_slice(&generation.metadata);
     material[32..].copy_from_slice(salt);
     let key = Zeroizing::new(blake3::derive_key(purpose, &*material));
-    Aes256Gcm::new((&*key).into())
+    Cipher::new(&key)
 }
 
 fn wrong_role(operation: &str, role: Role, needed: &str) -> Error {

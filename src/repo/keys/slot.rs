@@ -7,9 +7,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use aes_gcm::Aes256Gcm;
-use aes_gcm::aead::{AeadInOut, KeyInit};
 use chrono::{DateTime, Utc};
+use lifeboat_cipher::Cipher;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -273,9 +272,7 @@ impl StoredSlot {
             check: String::new(),
         };
         let associated = two.associated(repository);
-        slot_cipher(&secret)
-            .encrypt_in_place(&[0u8; 12].into(), &associated, &mut *sealed)
-            .map_err(|_| Error::new(Kind::Bug, "seal a key slot"))?;
+        slot_cipher(&secret).seal(&[0; 12], &associated, &mut sealed).map_err(|_| Error::new(Kind::Bug, "seal a key slot"))?;
         two.sealed = hex::encode(&*sealed);
         two.check = two.digest();
         let StoredTwo { id, label, .. } = two.clone();
@@ -388,7 +385,7 @@ impl StoredSlot {
         };
         let mut bundle = Zeroizing::new(hex::decode(sealed).map_err(|_| self.damaged("the sealed part is not hexadecimal"))?);
         slot_cipher(&opened.secret)
-            .decrypt_in_place(&[0u8; 12].into(), &associated, &mut *bundle)
+            .open(&[0; 12], &associated, &mut bundle)
             .map_err(|_| self.damaged("the sealed part was changed, or the slot is another repository's"))?;
         let keys = match &self.stored {
             Stored::One(_) => Keys::from_first_bundle(self.role, &bundle),
@@ -527,7 +524,7 @@ fn slot_pair(secret: &[u8; 32]) -> KeyPair {
     KeyPair::derive(&Zeroizing::new(blake3::derive_key("lifeboat v1 slot key pair", secret)))
 }
 
-fn slot_cipher(secret: &[u8; 32]) -> Aes256Gcm {
+fn slot_cipher(secret: &[u8; 32]) -> Cipher {
     let key = Zeroizing::new(blake3::derive_key("lifeboat v1 slot wrap", secret));
-    Aes256Gcm::new((&*key).into())
+    Cipher::new(&key)
 }
