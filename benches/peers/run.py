@@ -283,6 +283,7 @@ def arguments():
     parser.add_argument("--snapshots", type=int, default=1000, help="how many the `listing` scenario has (default 1000)")
     parser.add_argument("--latency", type=int, default=50, help="its milliseconds to the store and back (default 50)")
     parser.add_argument("--prepare", action="store_true", help="make the data and stop")
+    parser.add_argument("--kept", action="store_true", help="use the history of `years` and the snapshots of `listing` although another build made them")
     parser.add_argument("--work", type=pathlib.Path, help="scratch folder, about 10 GB at scale 1 (default: $BENCH_WORK, else "
                         "lifeboat-bench in the temporary folder)",
                         default=os.environ.get("BENCH_WORK", os.path.join(tempfile.gettempdir(), "lifeboat-bench")))

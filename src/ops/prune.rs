@@ -18,7 +18,7 @@ use crate::ops::log::{replay, retain};
 use crate::ops::retention::{self, Candidate, Fate, Rules};
 use crate::ops::verdict::millis;
 use crate::ops::{backup, damage, explain, select};
-use crate::repo::{CollectOptions, Collection, Decision, Hold, Ledger, Locks, Manifest, ReportRecord, Repository, Role};
+use crate::repo::{CollectOptions, Collection, Decision, Hold, Ledger, Locks, Manifest, ReportRecord, Repository, Role, beside};
 
 /// Whose snapshots are looked at, and by which rules.
 #[derive(Debug, Clone)]
@@ -167,18 +167,10 @@ pub fn run(
         repository.amend_ledger(now, |ledger| {
             cancel.check()?;
             planned = decide(repository, ledger, plans, now)?;
-            let mut removed = Vec::new();
-            for (plan, id, reason) in planned.removed() {
-                let removal = match planned.manifests.get(&id) {
-                    Some(manifest) => repository.removal_of(manifest, reason, now),
-                    None => Ok(repository.removal_of_unread(plan, id, planned.manifests.values(), reason, now)),
-                };
-                match removal {
-                    Ok(snapshot) => removed.push(snapshot),
-                    // Another prune has removed it since, and its object is gone already.
-                    Err(error) if error.kind() == Kind::NotFound => {}
-                    Err(error) => return Err(error),
-                }
+            let read = planned.removed().filter_map(|(_, id, reason)| Some((planned.manifests.get(&id)?, reason)));
+            let mut removed = repository.removals_of(&read.collect::<Vec<_>>(), now)?;
+            for (plan, id, reason) in planned.removed().filter(|(_, id, _)| !planned.manifests.contains_key(id)) {
+                removed.push(repository.removal_of_unread(plan, id, planned.manifests.values(), reason, now));
             }
             if removed.is_empty() {
                 return Ok(None);
@@ -254,12 +246,20 @@ impl Planned {
 
 fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: DateTime<Utc>) -> Result<Planned> {
     let mut planned = Planned::default();
-    let (manifests, damaged) = repository.sound_manifests(None)?;
-    let (reports, damaged_reports) = repository.sound_reports(None)?;
+    // Far away each answer takes its time. Sessions are listed after manifests: one that is not there any more has ended.
+    let (found, reports) = beside(
+        || repository.sound_reports(None),
+        || {
+            let manifests = repository.sound_manifests(None)?;
+            Ok::<_, Error>((manifests, repository.open_commits()))
+        },
+    );
+    let ((manifests, damaged), open) = found?;
+    let (reports, damaged_reports) = reports?;
     for error in damaged.iter().map(|lost| &lost.error).chain(&damaged_reports) {
         planned.blocked.push(explain(error));
     }
-    let open = match repository.open_commits() {
+    let open = match open {
         Ok(open) => open,
         Err(error) if error.kind() == Kind::Damaged => {
             planned.blocked.push(explain(&error));

@@ -48,7 +48,7 @@ pub struct CopyStats {
 }
 
 /// Chunks looked up at a time: about 100 bytes of memory each.
-const WINDOW_CHUNKS: usize = 200_000;
+const WINDOW_CHUNKS: usize = 64_000;
 /// Entries and stretches that wait for them.
 const WINDOW_ITEMS: usize = 20_000;
 

@@ -10,6 +10,8 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -20,6 +22,8 @@ use crate::store::{ObjectInfo, Store};
 
 /// Larger ones are fetched each time.
 const KEPT_BYTES: u64 = 1 << 20;
+/// Objects that wait to be kept.
+const WAITING: usize = 64;
 /// Asked for at a time; the store's own limits bound what is really in flight.
 const REQUESTS: usize = 256;
 
@@ -33,27 +37,37 @@ pub fn open_all<T>(
     let folder = inner.cache.path.join("objects");
     // Objects of this machine are as near as what would be kept of them.
     let keeps = !inner.store.is_local() && make_private_folder(&folder).is_ok();
-    let kept = |object: &ObjectInfo| {
+    let read = |object: &ObjectInfo| {
         let bytes = keeps.then(|| fs::read(place(&folder, object)).ok()).flatten()?;
         (bytes.len() as u64 == object.size).then(|| open(&object.key, &bytes).ok()).flatten()
     };
-    let mut opened: Vec<(String, Option<Result<T>>)> = listed.iter().map(|object| (object.key.clone(), kept(object).map(Ok))).collect();
+    let mut opened: Vec<(String, Option<Result<T>>)> = listed.iter().map(|object| (object.key.clone(), read(object).map(Ok))).collect();
     let missing: Vec<usize> = (0..listed.len()).filter(|at| opened[*at].1.is_none()).collect();
     let (store, wanted) = (&inner.store, &listed);
-    let fetches = futures::stream::iter(&missing).map(|at| fetch(store, &wanted[*at])).buffered(REQUESTS);
-    let fetched: Vec<Result<Bytes>> = inner.block_on(fetches.collect());
-    for (at, bytes) in missing.iter().zip(fetched) {
-        let object = &listed[*at];
-        let result = bytes.and_then(|bytes| {
-            let result = open(&object.key, &bytes)?;
-            if keeps && object.size <= KEPT_BYTES && bytes.len() as u64 == object.size {
-                // Only what would be fetched again.
-                let _ = keep(&place(&folder, object), &bytes);
+    let fetches = futures::stream::iter(&missing).map(|at| async move { (*at, fetch(store, &wanted[*at]).await) });
+    // Files are made beside: the answers that are on their way do not wait for them.
+    let (to_keep, kept) = mpsc::sync_channel::<(PathBuf, Bytes)>(WAITING);
+    thread::scope(|scope| {
+        // Only what would be fetched again.
+        scope.spawn(move || kept.into_iter().for_each(|(place, bytes)| drop(keep(&place, &bytes))));
+        let sender = to_keep;
+        inner.block_on(async {
+            let mut fetches = fetches.buffer_unordered(REQUESTS);
+            // Opened while others are on their way.
+            while let Some((at, bytes)) = fetches.next().await {
+                let object = &listed[at];
+                let result = bytes.and_then(|bytes| {
+                    let result = open(&object.key, &bytes)?;
+                    if keeps && object.size <= KEPT_BYTES && bytes.len() as u64 == object.size {
+                        // An error: the other thread is gone, and nothing is kept.
+                        let _ = sender.send((place(&folder, object), bytes));
+                    }
+                    Ok(result)
+                });
+                opened[at].1 = Some(result);
             }
-            Ok(result)
         });
-        opened[*at].1 = Some(result);
-    }
+    });
     if keeps && !missing.is_empty() {
         sweep(&folder, prefix, &listed);
     }

@@ -184,9 +184,12 @@ impl Ring {
         let mut numbers = self.plan_keys.clone();
         // Destroyed ones come last: that one was destroyed counts.
         numbers.sort_by_key(|(number, erased)| (*erased, *number));
-        for (number, erased) in numbers {
-            let key = if erased { erased_key_of(number) } else { key_of(number) };
-            let bytes = match block_on(runtime, store.get(&key)) {
+        let named =
+            numbers.into_iter().map(|(number, erased)| (number, erased, if erased { erased_key_of(number) } else { key_of(number) }));
+        let fetches = futures::stream::iter(named).map(|(number, erased, key)| async move { (store.get(&key).await, number, erased, key) });
+        let fetched: Vec<_> = block_on(runtime, fetches.buffered(REQUESTS).collect());
+        for (bytes, number, erased, key) in fetched {
+            let bytes = match bytes {
                 Ok(bytes) => bytes,
                 // Deleted between the listing and now: the record of its end is listed, or comes with the next opening.
                 Err(e) if e.kind() == Kind::NotFound => continue,

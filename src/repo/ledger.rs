@@ -225,25 +225,32 @@ impl Repository {
         self.amend_ledger(now, |_| Ok(Some(Decision::Pass { reason: reason.to_owned() }))).map(drop)
     }
 
-    /// What the ledger is to remember of a snapshot that is removed.
+    /// What the ledger is to remember of snapshots that are removed, each with its reason. Those are left out whose objects are gone: somebody else
+    /// has removed them since.
     ///
     /// # Errors
-    /// When its manifest cannot be read.
-    pub fn removal_of(&self, manifest: &Manifest, reason: &str, now: DateTime<Utc>) -> Result<RemovedSnapshot> {
-        let chain = self.inner.keys.chain_name(manifest.plan.as_str());
-        let key = format!("snapshots/{chain}/{}", manifest.id);
-        // Opened again, not only hashed: bytes that come wrong would be the chain's for ever.
-        let Some((_, hash)) = self.open_manifest(&key)? else {
-            return Err(Error::new(Kind::Damaged, format!("object {key}: is a void marker, and was a manifest")));
-        };
-        Ok(RemovedSnapshot {
-            id: manifest.id,
-            plan: manifest.plan.clone(),
-            hash,
-            parents: manifest.parents.clone(),
-            removed_at: now,
-            reason: reason.to_owned(),
-        })
+    /// When a manifest cannot be read.
+    pub fn removals_of(&self, manifests: &[(&Manifest, &str)], now: DateTime<Utc>) -> Result<Vec<RemovedSnapshot>> {
+        let keys = manifests.iter().map(|(manifest, _)| self.manifest_key(manifest));
+        let mut removed = Vec::with_capacity(manifests.len());
+        for ((manifest, reason), (key, bytes)) in manifests.iter().zip(self.inner.get_all(keys)) {
+            // Opened again, not only hashed: bytes that come wrong would be the chain's for ever.
+            let hash = match bytes.and_then(|bytes| self.decode_manifest(&key, &bytes)) {
+                Ok(Some((_, hash))) => hash,
+                Ok(None) => return Err(Error::new(Kind::Damaged, format!("object {key}: is a void marker, and was a manifest"))),
+                Err(error) if error.kind() == Kind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            removed.push(RemovedSnapshot {
+                id: manifest.id,
+                plan: manifest.plan.clone(),
+                hash,
+                parents: manifest.parents.clone(),
+                removed_at: now,
+                reason: (*reason).to_owned(),
+            });
+        }
+        Ok(removed)
     }
 
     /// The same of one whose manifest cannot be read, or is gone. `others`: the manifests that can, which may say what it was.
@@ -275,12 +282,8 @@ impl Repository {
     /// As [`Repository::open_commits`].
     pub fn has_open_commit(&self, plan: &Name) -> Result<bool> {
         let folder = format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str()));
-        for session in SeenSession::list(&self.inner)?.iter().filter(|session| session.commits.starts_with(&folder)) {
-            if !session.is_decided(self)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let sessions = SeenSession::list(&self.inner)?.into_iter().filter(|session| session.commits.starts_with(&folder));
+        Ok(SeenSession::are_decided(&sessions.collect::<Vec<_>>(), self)?.contains(&false))
     }
 
     /// Removes the entries that a base has made superfluous. Best effort: one that stays harms nothing.

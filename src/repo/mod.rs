@@ -152,6 +152,9 @@ struct FormatObject {
     created: DateTime<Utc>,
 }
 
+/// Objects asked for at a time; the store's own limits bound what is really in flight.
+const REQUESTS: usize = 16;
+
 const FORMAT_WORD: &str = "lifeboat repository";
 
 impl fmt::Debug for Repository {
@@ -322,6 +325,21 @@ impl Repository {
 impl Inner {
     fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         block_on(&self.runtime, future)
+    }
+
+    /// Asks for all of these at the same time; in their order, each with its answer.
+    fn get_all(&self, keys: impl IntoIterator<Item = String>) -> Vec<(String, Result<Bytes>)> {
+        use futures::StreamExt as _;
+        let fetches = futures::stream::iter(keys).map(|key| async move { (self.store.get(&key).await, key) }).buffered(REQUESTS);
+        self.block_on(fetches.map(|(bytes, key)| (key, bytes)).collect())
+    }
+
+    /// The same of small objects, opened.
+    fn open_all(&self, kind: ObjectKind, keys: impl IntoIterator<Item = String>) -> impl Iterator<Item = (String, Result<Vec<u8>>)> {
+        self.get_all(keys).into_iter().map(move |(key, bytes)| {
+            let opened = bytes.and_then(|bytes| seal::open(&self.keys, self.id, kind, &key, &bytes));
+            (key, opened)
+        })
     }
 
     /// Reads and opens a sealed object.

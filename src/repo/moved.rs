@@ -236,7 +236,6 @@ impl Inner {
     /// # Errors
     /// When the store cannot be asked. A damaged record is passed over and told in the table.
     pub(super) fn load_moved(&self) -> Result<bool> {
-        use futures::StreamExt as _;
         let known = self.moved();
         let listed: Vec<String> = self.block_on(self.store.list(FOLDER))?.into_iter().map(|object| object.key).collect();
         // One that could not be read may be gone since.
@@ -244,21 +243,19 @@ impl Inner {
         if same && listed.iter().all(|key| known.records.contains_key(key)) {
             return Ok(false);
         }
-        let new: Vec<&String> = listed.iter().filter(|key| !known.records.contains_key(*key)).collect();
-        let fetched: Vec<_> =
-            self.block_on(futures::stream::iter(new).map(|key| async move { (self.store.get(key).await, key) }).buffered(16).collect());
+        let fetched = self.get_all(listed.iter().filter(|key| !known.records.contains_key(*key)).cloned());
         let mut records: BTreeMap<_, _> =
             listed.iter().filter_map(|key| Some((key.clone(), Arc::clone(known.records.get(key)?)))).collect();
         let mut damaged = Vec::new();
-        for (bytes, key) in fetched {
-            match bytes.and_then(|bytes| decode_object(self, key, &bytes)) {
+        for (key, bytes) in fetched {
+            match bytes.and_then(|bytes| decode_object(self, &key, &bytes)) {
                 Ok(record) => {
-                    records.insert(key.clone(), Arc::new(record));
+                    records.insert(key, Arc::new(record));
                 }
                 Err(error) if error.kind() == Kind::NotFound => {}
                 Err(error) if error.kind() == Kind::Damaged => {
                     tracing::warn!(object = %key, ?error, "a record of moved packs cannot be read");
-                    damaged.push((key.clone(), error.to_string()));
+                    damaged.push((key, error.to_string()));
                 }
                 Err(error) => return Err(error),
             }

@@ -100,16 +100,12 @@ impl Repository {
 
     /// Each as it is in the store now.
     pub(super) fn open_reports(&self) -> Result<Vec<(String, Result<ReportRecord>)>> {
-        use futures::StreamExt as _;
         let inner = &self.inner;
-        let store = &inner.store;
-        let listed = inner.block_on(store.list("reports/"))?;
-        let fetched: Vec<_> = inner.block_on(
-            futures::stream::iter(listed).map(|object| async move { (store.get(&object.key).await, object.key) }).buffered(16).collect(),
-        );
+        let listed = inner.block_on(inner.store.list("reports/"))?;
+        let fetched = inner.get_all(listed.into_iter().map(|object| object.key));
         Ok(fetched
             .into_iter()
-            .map(|(bytes, key)| {
+            .map(|(key, bytes)| {
                 let report = bytes.and_then(|bytes| self.decode_report(&key, &bytes));
                 (key, report)
             })

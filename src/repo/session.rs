@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::id::{Name, SessionId, SnapshotId};
 use crate::repo::format::{ObjectKind, PackId};
-use crate::repo::ledger::RemovedSnapshot;
+use crate::repo::ledger::{Ledger, RemovedSnapshot};
 use crate::repo::snapshot::id_of;
-use crate::repo::{Inner, Manifest, Repository};
+use crate::repo::{Inner, Manifest, REQUESTS, Repository};
 
 /// Content of a session object (JSON).
 #[derive(Debug, Serialize, Deserialize)]
@@ -178,8 +178,10 @@ impl SeenSession {
     /// `Damaged` when one cannot be read: nobody knows then what it will commit.
     pub fn list(inner: &Inner) -> Result<Vec<Self>> {
         let mut sessions = Vec::new();
-        for object in inner.block_on(inner.store.list("sessions/"))? {
-            let content = match inner.open_object(ObjectKind::Session, &object.key) {
+        let listed = inner.block_on(inner.store.list("sessions/"))?;
+        let opened = inner.open_all(ObjectKind::Session, listed.iter().map(|object| object.key.clone()));
+        for (object, (_, content)) in listed.iter().zip(opened) {
+            let content = match content {
                 Ok(content) => content,
                 // It ended since the listing.
                 Err(error) if error.kind() == Kind::NotFound => continue,
@@ -188,7 +190,7 @@ impl SeenSession {
             let damaged = |e| Error::new(Kind::Damaged, format!("object {}: cannot be decoded", object.key)).because(e);
             let session: SessionObject = serde_json::from_slice(&content).map_err(damaged)?;
             sessions.push(Self {
-                key: object.key,
+                key: object.key.clone(),
                 commits: session.manifest,
                 host: session.host,
                 process: session.process,
@@ -198,19 +200,24 @@ impl SeenSession {
         Ok(sessions)
     }
 
-    /// Whether what it commits is there, or a void marker in its place, or was removed by retention: then it means nothing any more, also
+    /// Of each, whether what it commits is there, or a void marker in its place, or was removed by retention: then it means nothing any more, also
     /// when its object is gone or comes again.
-    pub fn is_decided(&self, repository: &Repository) -> Result<bool> {
+    pub fn are_decided(sessions: &[Self], repository: &Repository) -> Result<Vec<bool>> {
+        use futures::{StreamExt as _, TryStreamExt as _};
         let inner = &repository.inner;
-        if inner.block_on(inner.store.head(&self.commits))?.is_some() {
-            return Ok(true);
+        let heads = futures::stream::iter(sessions).map(|session| inner.store.head(&session.commits)).buffered(REQUESTS);
+        let there: Vec<bool> = inner.block_on(heads.map_ok(|object| object.is_some()).try_collect())?;
+        if there.iter().all(|there| *there) {
+            return Ok(there);
         }
-        let Some(id) = id_of(&self.commits) else { return Ok(false) };
-        match repository.ledger() {
-            Ok(ledger) => Ok(ledger.removed(id).is_some()),
-            Err(error) if error.kind() == Kind::Damaged => Ok(false),
-            Err(error) => Err(error),
-        }
+        // Asked last: the object of a manifest goes only after the ledger has removed its snapshot.
+        let ledger = match repository.ledger() {
+            Ok(ledger) => ledger,
+            Err(error) if error.kind() == Kind::Damaged => Ledger::default(),
+            Err(error) => return Err(error),
+        };
+        let is_removed = |session: &Self| id_of(&session.commits).is_some_and(|id| ledger.removed(id).is_some());
+        Ok(sessions.iter().zip(there).map(|(session, there)| there || is_removed(session)).collect())
     }
 
     /// Fences it: a void marker takes the name of what it would commit. Afterwards it is decided, one way or the other.
@@ -236,8 +243,9 @@ pub fn read_tombstones(inner: &Inner) -> Result<HashSet<PackId>> {
 pub fn read_tombstone_groups(inner: &Inner) -> Result<Vec<(String, Vec<PackId>)>> {
     'again: for _ in 0..LISTINGS {
         let mut groups = Vec::new();
-        for object in inner.block_on(inner.store.list("gc/tombstones/"))? {
-            let content = match inner.open_object(ObjectKind::Tombstones, &object.key) {
+        let listed = inner.block_on(inner.store.list("gc/tombstones/"))?;
+        for (key, content) in inner.open_all(ObjectKind::Tombstones, listed.into_iter().map(|object| object.key)) {
+            let content = match content {
                 Ok(content) => content,
                 // A collector has put several into one, which is there already.
                 Err(error) if error.kind() == Kind::NotFound => continue 'again,
@@ -245,9 +253,9 @@ pub fn read_tombstone_groups(inner: &Inner) -> Result<Vec<(String, Vec<PackId>)>
             };
             let (names, rest) = content.as_chunks::<32>();
             if !rest.is_empty() {
-                return Err(Error::new(Kind::Damaged, format!("object {}: has a wrong length", object.key)));
+                return Err(Error::new(Kind::Damaged, format!("object {key}: has a wrong length")));
             }
-            groups.push((object.key, names.iter().map(|name| PackId(*name)).collect()));
+            groups.push((key, names.iter().map(|name| PackId(*name)).collect()));
         }
         return Ok(groups);
     }

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::repo::format::{ObjectKind, RepositoryId};
 use crate::repo::ledger::{Ledger, RemovedSnapshot};
-use crate::repo::{Repository, kept, seal};
+use crate::repo::{Repository, beside, kept, seal};
 
 /// An earlier manifest of the same plan, by id and hash of its sealed bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -257,29 +257,29 @@ impl Repository {
     /// among them. A damaged ledger comes as an error under its own key.
     fn listed_manifests(&self, prefix: &str) -> Result<Vec<OpenedManifest>> {
         let listed = self.inner.block_on(self.inner.store.list(prefix))?;
-        let opened = kept::open_all(&self.inner, prefix, listed, |key, bytes| self.decode_manifest(key, bytes));
-        self.unless_removed(opened)
+        let opened = || kept::open_all(&self.inner, prefix, listed, |key, bytes| self.decode_manifest(key, bytes));
+        let (opened, ledger) = beside(|| self.ledger(), opened);
+        // One that went away meanwhile was removed meanwhile.
+        let is_gone = |(_, opened): &OpenedManifest| opened.as_ref().is_err_and(|error| error.kind() == Kind::NotFound);
+        let ledger = if opened.iter().any(is_gone) { self.ledger() } else { ledger };
+        Self::unless_removed(opened, ledger)
     }
 
     /// The same, each as it is in the store now.
     pub(super) fn open_manifests(&self, prefix: &str) -> Result<Vec<OpenedManifest>> {
-        use futures::StreamExt as _;
         let inner = &self.inner;
         let listed = inner.block_on(inner.store.list(prefix))?;
-        let store = &inner.store;
-        let fetched: Vec<_> = inner.block_on(
-            futures::stream::iter(listed).map(|object| async move { (store.get(&object.key).await, object.key) }).buffered(16).collect(),
-        );
-        let opened = fetched.into_iter().map(|(bytes, key)| {
+        let opened = inner.get_all(listed.into_iter().map(|object| object.key)).into_iter().map(|(key, bytes)| {
             let opened = bytes.and_then(|bytes| self.decode_manifest(&key, &bytes));
             (key, opened)
         });
-        self.unless_removed(opened.collect())
+        Self::unless_removed(opened.collect(), self.ledger())
     }
 
-    /// Leaves out what the ledger says was removed. To be called after the listing: so what was removed since is known.
-    fn unless_removed(&self, opened: Vec<OpenedManifest>) -> Result<Vec<OpenedManifest>> {
-        let (ledger, unread) = match self.ledger() {
+    /// Leaves out what the ledger says was removed. It was read after the listing, and after an object was found to be gone: what was removed since
+    /// is known.
+    fn unless_removed(opened: Vec<OpenedManifest>, ledger: Result<Ledger>) -> Result<Vec<OpenedManifest>> {
+        let (ledger, unread) = match ledger {
             Ok(ledger) => (ledger, None),
             Err(error) if error.kind() == Kind::Damaged => (Ledger::default(), Some(("retention/".to_owned(), Err(error)))),
             Err(error) => return Err(error),
@@ -294,7 +294,7 @@ impl Repository {
     }
 
     /// The manifest and the hash of its sealed bytes; `None` for a void marker.
-    fn decode_manifest(&self, key: &str, bytes: &[u8]) -> Result<Option<(Manifest, String)>> {
+    pub(super) fn decode_manifest(&self, key: &str, bytes: &[u8]) -> Result<Option<(Manifest, String)>> {
         let inner = &self.inner;
         if seal::claimed_kind(bytes) == Some(ObjectKind::Void) {
             seal::open(&inner.keys, inner.id, ObjectKind::Void, key, bytes)?;

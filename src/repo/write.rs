@@ -188,18 +188,21 @@ impl Repository {
     }
 
     pub(super) fn read_index_object(&self, name: &str) -> Result<Vec<IndexedPack>> {
-        let content = self.open_index_object(name)?;
-        index::decode(&content).map_err(|e| Error::new(Kind::Damaged, format!("object index/{name}: cannot be decoded")).because(e))
+        let key = format!("index/{name}");
+        let bytes = self.inner.block_on(self.inner.store.get(&key))?;
+        self.decode_index_object(&key, &bytes)
     }
 
-    pub(super) fn open_index_object(&self, name: &str) -> Result<Vec<u8>> {
-        let key = format!("index/{name}");
-        let inner = &self.inner;
-        let bytes = inner.block_on(inner.store.get(&key))?;
-        if blake3::hash(&bytes).to_hex().as_str() != name {
+    pub(super) fn decode_index_object(&self, key: &str, bytes: &[u8]) -> Result<Vec<IndexedPack>> {
+        let content = self.open_index_bytes(key, bytes)?;
+        index::decode(&content).map_err(|e| Error::new(Kind::Damaged, format!("object {key}: cannot be decoded")).because(e))
+    }
+
+    pub(super) fn open_index_bytes(&self, key: &str, bytes: &[u8]) -> Result<Vec<u8>> {
+        if key.strip_prefix("index/") != Some(blake3::hash(bytes).to_hex().as_str()) {
             return Err(Error::new(Kind::Damaged, format!("object {key}: does not match its name")));
         }
-        crate::repo::seal::open(&inner.keys, inner.id, ObjectKind::Index, &key, &bytes)
+        crate::repo::seal::open(&self.inner.keys, self.inner.id, ObjectKind::Index, key, bytes)
     }
 
     /// Packs that may be reused, and which of them were stored since `unfinished` (`None`: none was). Packs that no index object lists (an interrupted run left them) are listed now.

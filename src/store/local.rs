@@ -132,6 +132,18 @@ impl Backend for Local {
         let (inner, key) = (self.0.clone(), key.to_owned());
         blocking(move || inner.delete(&key)).boxed()
     }
+
+    fn delete_together<'a>(&'a self, keys: &'a [&'a str]) -> Option<BoxFuture<'a, Vec<Result<()>>>> {
+        let inner = self.0.clone();
+        let owned: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+        let deleted = async move {
+            match blocking(move || Ok(inner.delete_together(&owned))).await {
+                Ok(deleted) => deleted,
+                Err(error) => keys.iter().map(|_| Err(Error::new(error.kind(), error.to_string()))).collect(),
+            }
+        };
+        Some(deleted.boxed())
+    }
 }
 
 /// Runs `work` where it may block. It runs to its end even when the future is dropped.
@@ -227,6 +239,25 @@ impl Inner {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(Error::io(message(), error)),
         }
+    }
+
+    /// All are of one folder, which is synced once.
+    fn delete_together(&self, keys: &[String]) -> Vec<Result<()>> {
+        let path = |key: &str| self.root.join(key);
+        let failed = |key: &str, error| Error::io(self.refusals.message("delete", key), error);
+        let removed: Vec<io::Result<()>> = keys.iter().map(|key| fs::remove_file(path(key))).collect();
+        let folder = keys.first().map(|key| path(key)).and_then(|path| path.parent().map(Path::to_owned));
+        let synced = match folder.filter(|_| removed.iter().any(io::Result::is_ok)) {
+            Some(folder) => sync_folder(&folder),
+            None => Ok(()),
+        };
+        let of_one = |(key, removed): (&String, io::Result<()>)| match (removed, &synced) {
+            (Ok(()), Ok(())) => Ok(()),
+            (Ok(()), Err(error)) => Err(failed(key, io::Error::new(error.kind(), error.to_string()))),
+            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            (Err(error), _) => Err(failed(key, error)),
+        };
+        keys.iter().zip(removed).map(of_one).collect()
     }
 
     /// Makes `folder` and its parents where they are missing, and sees that their entries are on disk.
@@ -428,6 +459,21 @@ mod tests {
         symlink(root.join("packs"), root.join("packs/round")).unwrap();
         let error = store.list("packs").await.unwrap_err();
         assert!(error.to_string().contains("links go in a circle"), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn objects_of_one_folder_go_together_and_each_is_told() {
+        let base = tempfile::tempdir().unwrap();
+        let store = local(base.path());
+        for key in ["x/a", "x/b", "x/c", "x/stays"] {
+            store.put(key, Bytes::new(), PutMode::Create).await.unwrap();
+        }
+        fs::remove_file(base.path().join("x/c")).unwrap();
+        fs::create_dir_all(base.path().join("x/folder/y")).unwrap();
+        let answers = store.delete_together(&["x/a", "x/folder", "x/missing", "x/c", "x/b"]).unwrap().await;
+        assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true, true, true]);
+        let left: Vec<_> = store.list("x").await.unwrap().into_iter().map(|info| info.key).collect();
+        assert_eq!(left, ["x/stays"]);
     }
 
     #[tokio::test]

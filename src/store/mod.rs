@@ -29,6 +29,7 @@ mod probe;
 mod refusal;
 mod retry;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::ops::Range;
@@ -64,6 +65,9 @@ const CONFIRM_REMOTE_CREATES: bool = true;
 
 /// The greatest read that counts as small.
 const SMALL_BYTES: u64 = 64 << 10;
+
+/// Objects, or folders of them, removed at a time.
+const DELETES: usize = 16;
 
 /// The longest key, in bytes. S3 allows 1,024 with the prefix.
 const MAX_KEY_BYTES: usize = 800;
@@ -355,6 +359,48 @@ impl Store {
             self.counted(Verb::Delete, self.0.backend.delete(key).await, |()| 0)
         })
         .await
+    }
+
+    /// Removes many objects, several at a time; of each what [`Store::delete`] would say, in their order.
+    pub async fn delete_all(&self, keys: &[String]) -> Vec<Result<()>> {
+        use futures::StreamExt as _;
+        let mut folders: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (at, key) in keys.iter().enumerate() {
+            folders.entry(key.rsplit_once('/').map_or("", |(folder, _)| folder)).or_default().push(at);
+        }
+        let of_folder = |places: Vec<usize>| async move {
+            let together: Vec<&str> = places.iter().map(|at| keys[*at].as_str()).collect();
+            let mut answers = match self.delete_together(&together).await {
+                Some(answers) => answers,
+                None => futures::stream::iter(&together).map(|key| self.delete(key)).buffered(DELETES).collect().await,
+            };
+            answers.resize_with(places.len(), || Err(Error::new(Kind::Bug, "a delete has no answer")));
+            places.into_iter().zip(answers).collect::<Vec<_>>()
+        };
+        let answers: Vec<Vec<(usize, Result<()>)>> =
+            futures::stream::iter(folders.into_values()).map(of_folder).buffer_unordered(DELETES).collect().await;
+        let mut answers: Vec<(usize, Result<()>)> = answers.into_iter().flatten().collect();
+        answers.sort_unstable_by_key(|(at, _)| *at);
+        answers.into_iter().map(|(_, answer)| answer).collect()
+    }
+
+    /// Of several objects in one folder, where the place has a shorter way for that.
+    async fn delete_together(&self, keys: &[&str]) -> Option<Vec<Result<()>>> {
+        if keys.len() < 2 || keys.iter().any(|key| check_key(key).is_err()) {
+            return None;
+        }
+        let deleting = self.0.backend.delete_together(keys)?;
+        let place = self.0.limits.request().await;
+        let answers = deleting.await;
+        drop(place);
+        let mut done = Vec::with_capacity(keys.len());
+        for (key, answer) in keys.iter().zip(answers) {
+            done.push(match self.counted(Verb::Delete, answer, |()| 0) {
+                Err(error) if error.kind() == Kind::Unavailable => self.delete(key).await,
+                answer => answer,
+            });
+        }
+        Some(done)
     }
 
     /// Tries on the place itself what it is able to do, below `probe/`.

@@ -281,3 +281,27 @@ fn google_stores_open_with_a_service_account_file_and_say_what_is_wrong_with_it(
     let both = StoreConfig { secret_key: Some(Credential::new("x")), ..at(&file) };
     assert_eq!(Store::open(&both).unwrap_err().kind(), Kind::Usage);
 }
+
+#[tokio::test]
+async fn many_deletes_are_answered_in_their_order() {
+    let base = tempfile::tempdir().unwrap();
+    let local = Store::open(&StoreConfig { url: format!("file://{}", base.path().display()), ..StoreConfig::default() }).unwrap();
+    for store in [local, Store::in_memory()] {
+        let keys: Vec<String> = (0..300).map(|number| format!("packs/{:02}/{number}", number % 40)).collect();
+        for key in &keys {
+            store.create(key, Bytes::from_static(b"x")).await.unwrap();
+        }
+        store.create("packs/00/stays", Bytes::new()).await.unwrap();
+        let mut asked = keys.clone();
+        asked.insert(7, "packs/01/never-there".to_owned());
+        asked.insert(9, "../outside".to_owned());
+        let answers = store.delete_all(&asked).await;
+        assert_eq!(answers.len(), asked.len());
+        for (key, answer) in asked.iter().zip(&answers) {
+            assert_eq!(answer.is_err(), key.starts_with(".."), "{key}: {answer:?}");
+        }
+        let left: Vec<String> = store.list("").await.unwrap().into_iter().map(|info| info.key).collect();
+        assert_eq!(left, ["packs/00/stays"]);
+        assert_eq!(store.metrics().verb(Verb::Delete).requests, 301);
+    }
+}

@@ -36,8 +36,8 @@ use crate::repo::moved::FOLDER;
 use crate::repo::packs::PackNo;
 use crate::repo::session::{LISTINGS, SeenSession, publish_tombstones, read_tombstone_groups};
 use crate::repo::snapshot::{host_name, id_of};
-use crate::repo::tree::PackRef;
-use crate::repo::{Inner, Repository};
+use crate::repo::{Inner, Repository, beside};
+use crate::store::ObjectInfo;
 use mark::{Marker, Unmarked};
 
 /// What is known of a pack when it is chosen for rewriting.
@@ -143,9 +143,46 @@ const TOMBSTONES_MAX: usize = 32;
 /// What the store holds, as the first listing showed it.
 struct Found {
     present: HashMap<PackId, (u64, DateTime<Utc>)>,
-    heads: HashMap<PackId, PackHead>,
+    index: IndexHeads,
     /// Index objects that list packs which are not there and must not be.
     stale_index: bool,
+}
+
+/// What the index says of packs.
+#[derive(Default)]
+struct IndexHeads {
+    heads: HashMap<PackId, PackHead>,
+    /// The packs that each index object lists. An object never changes: its name is its hash.
+    objects: HashMap<String, Vec<PackId>>,
+}
+
+impl Found {
+    fn new(listed: Vec<ObjectInfo>, index: IndexHeads, tombstoned: &HashSet<PackId>) -> Self {
+        let present: HashMap<PackId, (u64, DateTime<Utc>)> =
+            listed.into_iter().filter_map(|object| Some((PackId::from_key(&object.key)?, (object.size, object.modified)))).collect();
+        let stale_index = index.heads.keys().any(|pack| !present.contains_key(pack) && tombstoned.contains(pack));
+        Self { present, index, stale_index }
+    }
+}
+
+/// Bytes of index objects held at a time, but for a larger one.
+const INDEX_BYTES: u64 = 16 << 20;
+
+/// Keys in groups that are not too large to be held at the same time.
+fn by_size(listed: Vec<ObjectInfo>) -> Vec<Vec<String>> {
+    let mut groups: Vec<Vec<String>> = Vec::new();
+    let mut bytes = u64::MAX;
+    for object in listed {
+        bytes = bytes.saturating_add(object.size);
+        match groups.last_mut() {
+            Some(group) if bytes <= INDEX_BYTES => group.push(object.key),
+            _ => {
+                bytes = object.size;
+                groups.push(vec![object.key]);
+            }
+        }
+    }
+    groups
 }
 
 impl Repository {
@@ -182,16 +219,31 @@ impl Repository {
         out: &mut Collection,
     ) -> Result<(), Unmarked> {
         let inner = &self.inner;
-        // What is over already stands in nobody's way. To fence is safe at any time.
-        let open = if options.dry_run { self.open_sessions()? } else { self.outlive_or_fence(options, &[], now, out)? };
-        // A: packs, then what leads to them.
         progress.event(Event::Phase { name: "mark", detail: "what snapshots need".into() });
-        let groups = read_tombstone_groups(inner).map_err(blocked_by)?;
+        // A: packs, then what leads to them. Beside the packs, what is over already and stands in nobody's way: to fence is safe at any time.
+        let packs_and_tombstones = || {
+            let (groups, listed) = beside(|| inner.block_on(inner.store.list("packs/")), || read_tombstone_groups(inner));
+            Ok((listed?, groups))
+        };
+        let (open, listed) = beside(packs_and_tombstones, || {
+            if options.dry_run { self.open_sessions() } else { self.outlive_or_fence(options, &[], now, out) }
+        });
+        let (open, (listed, groups)) = (open?, listed?);
+        let groups = groups.map_err(blocked_by)?;
         let tombstoned: HashSet<PackId> = groups.iter().flat_map(|(_, packs)| packs).copied().collect();
-        let found = self.find_packs(&tombstoned, out)?;
-        inner.load_moved()?;
-        let moved_before: BTreeSet<String> = inner.moved().records.keys().cloned().collect();
-        let mut marker = Marker::all(self, &options.without, progress, cancel)?;
+        let (marked, index) = beside(
+            || self.read_index_heads(),
+            || {
+                inner.load_moved()?;
+                let moved_before: BTreeSet<String> = inner.moved().records.keys().cloned().collect();
+                Ok::<_, Unmarked>((moved_before, Marker::all(self, &options.without, progress, cancel)?))
+            },
+        );
+        let ((moved_before, mut marker), (index, warnings)) = (marked?, index?);
+        out.warnings.extend(warnings);
+        let found = Found::new(listed, index, &tombstoned);
+        out.packs = found.present.len() as u64;
+        out.bytes = found.present.values().map(|(len, _)| len).sum();
 
         // What is dead, and what is worth rewriting.
         let young = open.iter().map(|session| session.published).min();
@@ -224,11 +276,12 @@ impl Repository {
         let settled = self.settled_packs(&groups, &open, now)?;
 
         // D: what was committed meanwhile.
-        match marker.mark(progress, cancel) {
+        let (marked, moved) = beside(|| inner.load_moved(), || marker.mark(progress, cancel));
+        match marked {
             Err(Unmarked::Again) => marker = Marker::all(self, &options.without, progress, cancel)?,
             marked => marked?,
         }
-        inner.load_moved()?;
+        moved?;
         let moved = inner.moved();
         let mut kept: HashSet<PackId> = HashSet::new();
         for (_, record) in moved.records.iter().filter(|(key, _)| !moved_before.contains(*key)) {
@@ -244,13 +297,8 @@ impl Repository {
         }
 
         // R: rewrite.
-        let rewrite: Vec<PackRef> = choice
-            .rewrite
-            .iter()
-            .filter(|pack| settled.contains(pack) && !moved.has(**pack))
-            .filter_map(|pack| found.heads.get(pack))
-            .map(|head| PackRef { id: head.id, len: head.len, directory_len: head.directory_len })
-            .collect();
+        let rewrite = choice.rewrite.iter().filter(|pack| settled.contains(pack) && !moved.has(**pack));
+        let rewrite: Vec<PackHead> = rewrite.filter_map(|pack| found.index.heads.get(pack)).copied().collect();
         dead.extend(self.rewrite(&rewrite, &marker.marks, now, progress, cancel, out)?);
 
         // E: unlist, then delete.
@@ -261,58 +309,44 @@ impl Repository {
 
     /// Sessions that have not come to an end.
     fn open_sessions(&self) -> Result<Vec<SeenSession>, Unmarked> {
-        let mut open = Vec::new();
-        for session in SeenSession::list(&self.inner).map_err(blocked_by)? {
-            if !session.is_decided(self)? {
-                open.push(session);
-            }
-        }
-        Ok(open)
+        let sessions = SeenSession::list(&self.inner).map_err(blocked_by)?;
+        let decided = SeenSession::are_decided(&sessions, self)?;
+        Ok(sessions.into_iter().zip(decided).filter(|(_, decided)| !decided).map(|(session, _)| session).collect())
     }
 
-    /// Lists packs, then reads what the index says of them.
-    fn find_packs(&self, tombstoned: &HashSet<PackId>, out: &mut Collection) -> Result<Found> {
-        let inner = &self.inner;
-        let listed = inner.block_on(inner.store.list("packs/"))?;
-        let present: HashMap<PackId, (u64, DateTime<Utc>)> =
-            listed.into_iter().filter_map(|object| Some((PackId::from_key(&object.key)?, (object.size, object.modified)))).collect();
-        out.packs = present.len() as u64;
-        out.bytes = present.values().map(|(len, _)| len).sum();
+    /// Reads what the index says of packs. Returns warnings, too.
+    fn read_index_heads(&self) -> Result<(IndexHeads, Vec<String>)> {
         for listing in 1..=LISTINGS {
-            match self.read_heads(out) {
+            match self.read_heads_once() {
                 Err(error) if error.kind() == Kind::NotFound && listing < LISTINGS => {}
-                heads => {
-                    let heads = heads?;
-                    let stale_index = heads.keys().any(|pack| !present.contains_key(pack) && tombstoned.contains(pack));
-                    return Ok(Found { present, heads, stale_index });
-                }
+                heads => return heads,
             }
         }
         Err(Error::new(Kind::Unavailable, "read the index: it changes while it is read").hint("try again"))
     }
 
-    fn read_heads(&self, out: &mut Collection) -> Result<HashMap<PackId, PackHead>> {
+    fn read_heads_once(&self) -> Result<(IndexHeads, Vec<String>)> {
         let inner = &self.inner;
-        let mut heads = HashMap::new();
-        for object in inner.block_on(inner.store.list("index/"))? {
-            let name = &object.key["index/".len()..];
-            let decoded = self.open_index_object(name).and_then(|content| {
-                decode_heads(&content)
-                    .map_err(|e| Error::new(Kind::Damaged, format!("object {}: cannot be decoded", object.key)).because(e))
-            });
-            match decoded {
-                Ok(packs) => heads.extend(packs.into_iter().map(|head| (head.id, head))),
-                // What it lists is looked at when it is listed again.
-                Err(error) if error.kind() == Kind::Damaged => {
-                    let warning = format!("an index object is damaged and was not used: {error}. Run `lifeboat verify`");
-                    if !out.warnings.contains(&warning) {
-                        out.warnings.push(warning);
+        let (mut index, mut warnings) = (IndexHeads::default(), Vec::new());
+        for some in by_size(inner.block_on(inner.store.list("index/"))?) {
+            for (key, bytes) in inner.get_all(some) {
+                let decoded = bytes.and_then(|bytes| self.open_index_bytes(&key, &bytes)).and_then(|content| {
+                    decode_heads(&content).map_err(|e| Error::new(Kind::Damaged, format!("object {key}: cannot be decoded")).because(e))
+                });
+                match decoded {
+                    Ok(packs) => {
+                        index.objects.insert(key, packs.iter().map(|head| head.id).collect());
+                        index.heads.extend(packs.into_iter().map(|head| (head.id, head)));
                     }
+                    // What it lists is looked at when it is listed again.
+                    Err(error) if error.kind() == Kind::Damaged => {
+                        warnings.push(format!("an index object is damaged and was not used: {error}. Run `lifeboat verify`"));
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
             }
         }
-        Ok(heads)
+        Ok((index, warnings))
     }
 
     /// (C) Fences what is taken for dead; returns the sessions that are still open.
@@ -396,7 +430,7 @@ fn choose(
             }
             continue;
         };
-        let Some(head) = found.heads.get(id).filter(|head| head.len == *len) else { continue };
+        let Some(head) = found.index.heads.get(id).filter(|head| head.len == *len) else { continue };
         out.packs_partly_dead += u64::from(marks.chunks < head.chunks);
         let state = PackState { id: *id, kind: head.kind, bytes: *len, chunks: head.chunks, live_chunks: marks.chunks };
         if (options.rewrite)(&state) {
@@ -414,11 +448,12 @@ fn choose(
 /// Waits by their objects; one that cannot be read says nothing, and then every open session counts.
 fn read_waits(inner: &Inner) -> Result<BTreeMap<String, Waits>> {
     let mut all = BTreeMap::new();
-    for object in inner.block_on(inner.store.list("gc/waits/"))? {
-        match inner.open_object(ObjectKind::Waits, &object.key) {
+    let listed = inner.block_on(inner.store.list("gc/waits/"))?;
+    for (key, content) in inner.open_all(ObjectKind::Waits, listed.into_iter().map(|object| object.key)) {
+        match content {
             Ok(content) => {
                 if let Ok(waits) = serde_json::from_slice(&content) {
-                    all.insert(object.key, waits);
+                    all.insert(key, waits);
                 }
             }
             Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => {}

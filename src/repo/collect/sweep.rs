@@ -1,21 +1,21 @@
 //! The end of a collection: dead packs leave the index and then the store, and what earlier collections needed is cleared away.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::repo::Repository;
-use crate::repo::collect::{Collection, DECIDED_SESSION_AGE, Found, TOMBSTONES_MAX, read_waits};
+use crate::repo::collect::{Collection, DECIDED_SESSION_AGE, Found, TOMBSTONES_MAX, by_size, read_waits};
 use crate::repo::format::PackId;
 use crate::repo::index::IndexedPack;
 use crate::repo::pipeline::write_index_objects;
 use crate::repo::session::{SeenSession, publish_tombstones};
 use crate::repo::snapshot::id_of;
 
-/// Deletes at a time.
-const DELETES: usize = 16;
+/// Deletes between two looks at whether to go on.
+const DELETES: usize = 256;
 /// Chunks gathered for one new index object.
 const INDEX_CHUNKS: usize = 1 << 20;
 
@@ -37,7 +37,8 @@ impl Repository {
         progress.event(Event::Total { bytes: 0, items: dead.len() as u64 });
         let gone: HashSet<PackId> = dead.iter().copied().collect();
         // Also what an earlier collection has deleted and somebody listed again.
-        self.unlist(&|pack| gone.contains(&pack) || tombstoned.contains(&pack) && !found.present.contains_key(&pack), cancel, out)?;
+        let is_gone = |pack| gone.contains(&pack) || tombstoned.contains(&pack) && !found.present.contains_key(&pack);
+        self.unlist(&is_gone, &found.index.objects, cancel, out)?;
         let keys: Vec<String> = dead.iter().map(PackId::key).collect();
         let mut deleted = self.delete_all(&keys, cancel, out)?.into_iter();
         for pack in dead {
@@ -51,27 +52,38 @@ impl Repository {
     }
 
     /// Puts new index objects without these packs in the place of those that list them: new ones first.
-    fn unlist(&self, gone: &dyn Fn(PackId) -> bool, cancel: &Cancel, out: &mut Collection) -> Result<()> {
+    /// `known`: what objects list that were read before.
+    fn unlist(
+        &self,
+        gone: &dyn Fn(PackId) -> bool,
+        known: &HashMap<String, Vec<PackId>>,
+        cancel: &Cancel,
+        out: &mut Collection,
+    ) -> Result<()> {
         let inner = &self.inner;
         let mut kept: Vec<IndexedPack> = Vec::new();
         let mut replaced: Vec<String> = Vec::new();
-        for object in inner.block_on(inner.store.list("index/"))? {
+        let mut listed = inner.block_on(inner.store.list("index/"))?;
+        listed.retain(|object| known.get(&object.key).is_none_or(|packs| packs.iter().any(|pack| gone(*pack))));
+        for some in by_size(listed) {
             cancel.check()?;
-            let mut packs = match self.read_index_object(&object.key["index/".len()..]) {
-                Ok(packs) => packs,
-                // Somebody else's collection has replaced it; a damaged one lists what nobody believes.
-                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => continue,
-                Err(error) => return Err(error),
-            };
-            let before = packs.len();
-            packs.retain(|pack| !gone(pack.id));
-            if packs.len() == before {
-                continue;
-            }
-            kept.append(&mut packs);
-            replaced.push(object.key);
-            if kept.iter().map(|pack| pack.prefixes.len()).sum::<usize>() >= INDEX_CHUNKS {
-                self.replace_index(&mut kept, &mut replaced, cancel, out)?;
+            for (key, bytes) in inner.get_all(some) {
+                let mut packs = match bytes.and_then(|bytes| self.decode_index_object(&key, &bytes)) {
+                    Ok(packs) => packs,
+                    // Somebody else's collection has replaced it; a damaged one lists what nobody believes.
+                    Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => continue,
+                    Err(error) => return Err(error),
+                };
+                let before = packs.len();
+                packs.retain(|pack| !gone(pack.id));
+                if packs.len() == before {
+                    continue;
+                }
+                kept.append(&mut packs);
+                replaced.push(key);
+                if kept.iter().map(|pack| pack.prefixes.len()).sum::<usize>() >= INDEX_CHUNKS {
+                    self.replace_index(&mut kept, &mut replaced, cancel, out)?;
+                }
             }
         }
         self.replace_index(&mut kept, &mut replaced, cancel, out)
@@ -89,15 +101,12 @@ impl Repository {
 
     /// Deletes objects. By key: whether it went; a store that refuses is told and not an error.
     fn delete_all(&self, keys: &[String], cancel: &Cancel, out: &mut Collection) -> Result<Vec<bool>> {
-        use futures::StreamExt as _;
         let inner = &self.inner;
         let mut deleted = Vec::with_capacity(keys.len());
         let mut first: Option<Error> = None;
-        for some in keys.chunks(DELETES * 8) {
+        for some in keys.chunks(DELETES) {
             cancel.check()?;
-            let answers: Vec<Result<()>> =
-                inner.block_on(futures::stream::iter(some).map(|key| inner.store.delete(key)).buffered(DELETES).collect());
-            for answer in answers {
+            for answer in inner.block_on(inner.store.delete_all(some)) {
                 deleted.push(answer.is_ok());
                 match answer {
                     Ok(()) => {}
@@ -134,12 +143,10 @@ impl Repository {
         gone.extend(manifests.into_iter().map(|object| object.key).filter(|key| id_of(key).is_some_and(|id| ledger.removed(id).is_some())));
         // Sessions of what is decided: its void marker stays, and of a manifest the ledger knows more.
         let open: HashSet<&str> = open.iter().map(|session| session.key.as_str()).collect();
-        let decided = SeenSession::list(inner)?.into_iter().filter(|session| !open.contains(session.key.as_str()));
-        for session in decided.filter(|session| now - session.published > DECIDED_SESSION_AGE) {
-            if session.is_decided(self)? {
-                gone.push(session.key);
-            }
-        }
+        let mut sessions = SeenSession::list(inner)?;
+        sessions.retain(|session| !open.contains(session.key.as_str()) && now - session.published > DECIDED_SESSION_AGE);
+        let decided = SeenSession::are_decided(&sessions, self)?;
+        gone.extend(sessions.into_iter().zip(decided).filter(|(_, decided)| *decided).map(|(session, _)| session.key));
         let waits = read_waits(inner)?;
         gone.extend(waits.into_iter().filter(|(_, waits)| !waits.sessions.iter().any(|s| open.contains(s.as_str()))).map(|(key, _)| key));
         // Records of moved packs that no tree led through.

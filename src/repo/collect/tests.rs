@@ -146,6 +146,72 @@ fn a_damaged_manifest_or_tree_stops_everything() {
     assert_eq!(bench.keys("packs/"), packs);
 }
 
+/// Files, each in packs of its own, of which the last snapshot needs a fifth.
+fn partly_dead(bench: &Bench, count: usize) -> Vec<Manifest> {
+    const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+    let base = |file: usize| noise(500 + file as u64, 8192 * 200);
+    let file = |file: usize, round| (NAMES[file], Layout::Pages(8192), &b""[..], generation(&base(file), round));
+    let mut snapshots: Vec<Manifest> = (1..=count).map(|files| bench.backup(&(0..files).map(|f| file(f, 0)).collect::<Vec<_>>())).collect();
+    snapshots.push(bench.backup(&(0..count).map(|f| file(f, 1 + f as u64)).collect::<Vec<_>>()));
+    snapshots
+}
+
+#[test]
+fn a_damaged_pack_is_left_alone_and_the_others_are_rewritten() {
+    let bench = Bench::new();
+    let snapshots = partly_dead(&bench, 6);
+    let repository = bench.open();
+    remove(&repository, &snapshots[..6].iter().collect::<Vec<_>>()).unwrap();
+    let planned = collect_with(&repository, &CollectOptions { dry_run: true, ..CollectOptions::default() });
+    assert!(planned.packs_to_rewrite >= 6, "{planned:?}");
+    // The largest of them: the oldest data packs are all alike.
+    let mut packs = bench.runtime.block_on(bench.store.list("packs/")).unwrap();
+    packs.sort_by_key(|object| (object.modified, object.size));
+    let harmed = packs.iter().find(|object| object.size > 1_000_000).unwrap().key.clone();
+    bench.runtime.block_on(crate::store::faults::flip_byte(&bench.store, &harmed, 400_000)).unwrap();
+    let done = collect(&bench.open());
+    let told: Vec<&String> = done.warnings.iter().filter(|warning| warning.contains("is not rewritten")).collect();
+    assert!(told.len() == 1 && told[0].contains(&harmed), "{done:?}");
+    assert_eq!(done.packs_rewritten, planned.packs_to_rewrite - 1, "{done:?}");
+    assert!(bench.keys("packs/").contains(&harmed));
+    // Nothing else is harmed: each finding is about that pack, or what it takes with it.
+    let repository = bench.open();
+    let entries: Vec<_> = repository.tree(&snapshots[6].sources[0]).unwrap().map(Result::unwrap).collect();
+    let mut lost = 0;
+    for (number, name) in ["a", "b", "c", "d", "e", "f"].into_iter().enumerate() {
+        let entry = entries.iter().find(|entry| entry.entry.path == name.as_bytes()).unwrap();
+        let mut bytes = Vec::new();
+        let read = repository
+            .open_file(entry, &Cancel::default())
+            .and_then(|mut file| std::io::Read::read_to_end(&mut file, &mut bytes).map_err(|e| Error::new(Kind::Damaged, "x").because(e)));
+        match read {
+            Ok(_) => assert!(bytes == generation(&noise(500 + number as u64, 8192 * 200), 1 + number as u64), "{name}"),
+            Err(_) => lost += 1,
+        }
+    }
+    assert_eq!(lost, 1);
+}
+
+#[test]
+fn index_objects_are_read_once_unless_they_change() {
+    use crate::store::Verb;
+    let bench = Bench::new();
+    let snapshots = partly_dead(&bench, 5);
+    let before = bench.keys("index/");
+    remove(&bench.open(), &[&snapshots[5]]).unwrap();
+    let faults = Faults::new();
+    let repository = bench.open_apart(Store::with_faults(bench.store.clone(), faults.clone()));
+    let done = collect(&repository);
+    assert!(done.packs_deleted >= 1, "{done:?}");
+    let after = bench.keys("index/");
+    let read = faults.keys(Verb::Get);
+    for key in before {
+        let times = read.iter().filter(|read| **read == key).count();
+        assert_eq!(times, if after.contains(&key) { 1 } else { 2 }, "{key}: {done:?}");
+    }
+    assert!(after.len() >= 5, "{after:?}");
+}
+
 /// Half of the pages of each frame changes again and again.
 fn generation(base: &[u8], round: u64) -> Vec<u8> {
     let mut bytes = base.to_vec();
@@ -664,7 +730,7 @@ fn story(seed: u64, rounds: usize) {
                 trouble(&mut dice, &faults);
                 let done = repository.amend_ledger(Utc::now(), |ledger| {
                     let left = manifests.iter().filter(|manifest| ledger.removed(manifest.id).is_none());
-                    let removed: Vec<_> = left.map(|m| repository.removal_of(m, "a test", Utc::now())).collect::<Result<_>>()?;
+                    let removed = repository.removals_of(&left.map(|m| (m, "a test")).collect::<Vec<_>>(), Utc::now())?;
                     Ok((!removed.is_empty()).then_some(Decision::Remove { snapshots: removed }))
                 });
                 if let Err(error) = done {

@@ -12,7 +12,7 @@ use crate::repo::index::IndexedPack;
 use crate::repo::pack::{ChunkEntry, PackBuilder};
 use crate::repo::pipeline::write_index_objects;
 use crate::repo::snapshot::TreeRoot;
-use crate::repo::tree::{Chunk, NodeEncoder, NodeRef, Place, Record, Stored, encode_list};
+use crate::repo::tree::{Chunk, NodeEncoder, NodeRef, PackRef, Place, Record, Stored, encode_list};
 use crate::store::StoreConfig;
 
 /// Of pages of 8 KiB in frames of 2 MiB: 256 a frame, 40 frames a pack of 32 MiB.
