@@ -85,7 +85,7 @@ fn fill(folder: &Path, count: u32) -> DateTime<Utc> {
                 last = at;
                 // Not by the same numbers as the plan: each plan has runs of each job and state.
                 let turn = n / PLANS + n % PLANS;
-                let job = if turn % 16 == 0 { "drill" } else { "backup" };
+                let job = if turn.is_multiple_of(16) { "drill" } else { "backup" };
                 let failed = turn % 50 < 2;
                 insert
                     .execute(rusqlite::params![
