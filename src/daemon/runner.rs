@@ -519,7 +519,7 @@ fn log(ending: &Ending) {
 ///
 /// # Errors
 /// As [`journalled`].
-pub fn run_job(journal: &Journal, plan: &Plan, run: &NewRun, surroundings: &Surroundings) -> Result<RunId> {
+pub fn run_job(journal: &Journal, plans: &Plans, plan: &Plan, run: &NewRun, surroundings: &Surroundings) -> Result<RunId> {
     match run.job {
         Job::Backup => {
             let work = |surroundings: &Surroundings| backup::run(&resolve::plan(plan)?.open(surroundings)?);
@@ -547,8 +547,8 @@ pub fn run_job(journal: &Journal, plan: &Plan, run: &NewRun, surroundings: &Surr
             let work = |surroundings: &Surroundings| {
                 // No source is touched: a secret of one must not stand in the way.
                 let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
-                let runs = journal.runs(&Filter { plan: Some(plan.name.clone()), job: Some(Job::Backup), ..Filter::default() })?;
-                let committed = history::committed(&runs, std::slice::from_ref(&plan.name), None);
+                // Of all plans: the repository is verified whole, and often by the schedule of one of them.
+                let committed = history::committed_to(journal, plans, &plan.repository.name)?;
                 let (clock, progress) = (&*surroundings.clock, &*surroundings.progress);
                 verify::run_against(&repository, Some(&plan.name), depth, &committed, clock, progress, &surroundings.cancel)
             };
@@ -822,10 +822,11 @@ mod tests {
             crate::ops::init::run(&resolve::repository(planned).unwrap(), &surroundings).unwrap();
         }
         let journal = Journal::open(&surroundings.state, Utc::now()).unwrap();
-        let backup = || run_job(&journal, plan, &NewRun::manual(&plan.name, Job::Backup, "tester", Utc::now()), &surroundings).unwrap();
+        let backup =
+            || run_job(&journal, &plans, plan, &NewRun::manual(&plan.name, Job::Backup, "tester", Utc::now()), &surroundings).unwrap();
         let copy = |slot: DateTime<Utc>| {
             let run = NewRun::of_slot(&plan.name, Job::Copy, crate::daemon::job::Trigger::Schedule, slot, RunId::generate(Utc::now()));
-            run_job(&journal, plan, &run, &surroundings).unwrap();
+            run_job(&journal, &plans, plan, &run, &surroundings).unwrap();
             plan.copies
                 .iter()
                 .map(|copy| resolve::repository(&copy.to).unwrap().open(&surroundings).unwrap().manifests(Some(&plan.name)).unwrap().len())
@@ -887,8 +888,8 @@ repository = "main"
         crate::ops::init::run(&resolve::repository(&plan.repository).unwrap(), &surroundings).unwrap();
         let journal = Journal::open(&surroundings.state, Utc::now()).unwrap();
         let verify = NewRun { job: Job::Verify, ..new_run() };
-        run_job(&journal, plan, &verify, &surroundings).unwrap();
-        assert_eq!(run_job(&journal, plan, &new_run(), &surroundings).unwrap_err().kind(), Kind::Usage);
+        run_job(&journal, &plans, plan, &verify, &surroundings).unwrap();
+        assert_eq!(run_job(&journal, &plans, plan, &new_run(), &surroundings).unwrap_err().kind(), Kind::Usage);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Verify: the repository's own check, with a stored report. A finding is never exit 0.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
@@ -49,6 +49,12 @@ pub struct VerifyReport {
     pub objects_checked: u64,
     /// Snapshots all of whose objects were looked at, at this depth, without a finding.
     pub snapshots_sound: Vec<SnapshotId>,
+    /// Plans of which a journal said what was committed. Of the others nobody could say whether a snapshot had vanished.
+    #[serde(default)]
+    pub witnessed: BTreeSet<Name>,
+    /// Of the findings, snapshots that are gone although a journal says that they were committed, and nobody removed them; with their plans.
+    #[serde(default)]
+    pub vanished: BTreeMap<SnapshotId, Name>,
     /// What this key's role could not check.
     pub skipped: Vec<String>,
     pub duration_ms: u64,
@@ -126,7 +132,11 @@ pub fn run_against(
     progress.event(Event::Phase { name: "verify", detail: share.map_or_else(|| "structure".into(), |(p, _)| format!("{p}% of the data")) });
     let depth = share.map_or(VerifyDepth::Structure, |(percent, run)| VerifyDepth::Data { percent, run });
     let mut verification = repository.verify(depth, progress, cancel)?;
-    verification.findings.extend(repository.vanished(committed, &verification)?);
+    let gone = repository.vanished(committed, &verification)?;
+    let plans: BTreeMap<SnapshotId, &Name> = committed.iter().map(|(plan, id)| (*id, plan)).collect();
+    let vanished = gone.iter().flat_map(|finding| &finding.snapshots);
+    let vanished = vanished.filter_map(|id| Some((*id, (*plans.get(id)?).clone()))).collect();
+    verification.findings.extend(gone);
     warnings.extend(verification.unproven.iter().map(|(by, of)| {
         format!("snapshot {by} says that it stands in the place of snapshot {of}, and no reader key has signed that: it counts for nothing")
     }));
@@ -146,6 +156,8 @@ pub fn run_against(
         bytes_checked: verification.bytes_checked,
         objects_checked: verification.objects_checked,
         snapshots_sound: verification.snapshots_sound,
+        witnessed: committed.iter().map(|(plan, _)| plan.clone()).collect(),
+        vanished,
         skipped: verification.skipped,
         duration_ms: millis(began.elapsed()),
         warnings,

@@ -621,7 +621,7 @@ fn child_that_is_killed_in_a_run() {
     let surroundings = Surroundings { progress: killer.clone(), ..surroundings };
     let plans = Plans::load(&[folder.join("plans")]).unwrap();
     let run = NewRun::of_slot(&Name::new("crm").unwrap(), Job::Backup, Trigger::Schedule, slot_of_child(), RunId::generate(Utc::now()));
-    runner::run_job(&journal, plans.plan("crm").unwrap(), &run, &surroundings).unwrap();
+    runner::run_job(&journal, &plans, plans.plan("crm").unwrap(), &run, &surroundings).unwrap();
     std::fs::write(folder.join("counts"), format!("{} {}", killer.seen.load(Ordering::SeqCst), faults.writes())).unwrap();
 }
 
