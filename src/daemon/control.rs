@@ -24,7 +24,7 @@ use crate::id::{Name, RunId};
 use crate::plan::Plans;
 
 /// A loop that does not answer for so long is stuck.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Happenings kept for a listener that is slow; one that missed some is told so by its channel.
 const HAPPENINGS_KEPT: usize = 4096;
@@ -120,6 +120,8 @@ pub(super) enum Message {
     },
     Request {
         run: NewRun,
+        /// Whoever asked is told that the loop does not answer when [`PATIENCE`] is over: nothing must be started then.
+        asked: Instant,
         reply: SyncSender<Result<Requested>>,
     },
     /// A request that is not in the journal yet.
@@ -251,7 +253,7 @@ impl Control {
             return Err(Error::new(Kind::Usage, format!("start copy of plan {name}: it has no [[plan.{name}.copy]]"))
                 .hint("add one to its plan file: where to, and when"));
         }
-        self.ask(|reply| Message::Request { run: NewRun::manual(name, job, who, self.0.clock.now()), reply })
+        self.ask(|reply| Message::Request { run: NewRun::manual(name, job, who, self.0.clock.now()), asked: Instant::now(), reply })
     }
 
     /// A run that was asked for and that the journal does not know yet, and what it waits for (`None`: it is starting).

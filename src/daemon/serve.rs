@@ -18,7 +18,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::daemon::agenda::{Agenda, Restore, Start};
 use crate::daemon::cancel;
 use crate::daemon::companion::{Companion, Companions, Context, Threaded};
-use crate::daemon::control::{Control, Hold, Inbox, LONGEST_TURN, Message, Phase, Requested, Signals};
+use crate::daemon::control::{Control, Hold, Inbox, LONGEST_TURN, Message, PATIENCE, Phase, Requested, Signals};
 use crate::daemon::job::Job;
 use crate::daemon::journal::{self, Filter, Journal, NewRun, Run, State};
 use crate::daemon::logs::Logs;
@@ -367,7 +367,7 @@ impl Daemon<'_> {
         let (control, kept, name) = (self.control.clone(), Arc::clone(&hold), plan.name.clone());
         let work = move || {
             let mut ending = Ending { control, hold: Arc::clone(&kept), result: None };
-            let run = || runner::run_job(&journal, &plan, &kept.run, &surroundings);
+            let run = || runner::run_job(&journal, &plans, &plan, &kept.run, &surroundings);
             let result = settle(&plan, &plans, &journal, &surroundings)
                 .and_then(|()| nodes::alone_with_sources(&journal, &plan, kept.run.job, &*surroundings.clock, run));
             if result.is_err() {
@@ -415,7 +415,10 @@ impl Daemon<'_> {
         match message {
             Message::Ended { id, result } => self.ended(id, result),
             Message::Look { plan } => self.agenda.look(&plan),
-            Message::Request { run, reply } => {
+            Message::Request { run, asked, .. } if asked.elapsed() >= PATIENCE => {
+                tracing::warn!(plan = %run.plan, job = run.job.word(), by = run.by, "a run was asked for that nobody waits for any more: it is not started");
+            }
+            Message::Request { run, reply, .. } => {
                 let _ = reply.send(self.requested(run));
             }
             Message::Waiting { id, reply } => {

@@ -17,8 +17,8 @@ use crate::plan::{HeartbeatStyle, Notifier, NotifierKind};
 /// The outbox is looked at so often even if nobody rings.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// After this without a look of the one who watches, a heartbeat of the daemon says so.
-const BLIND: Duration = Duration::from_mins(5);
+/// After this without a look of the one who watches, which is every second, a heartbeat of the daemon says so.
+const BLIND: Duration = Duration::from_secs(90);
 
 /// Wakes the threads when there is something to bring, or when they are to end.
 #[derive(Default)]
@@ -34,6 +34,8 @@ struct Rung {
     /// When everything was last looked at, and what was in the way since.
     looked: Option<std::time::Instant>,
     trouble: Option<String>,
+    /// Why nothing is started although all is watched.
+    hung: Option<String>,
 }
 
 impl Bell {
@@ -60,9 +62,17 @@ impl Bell {
         state.trouble = trouble;
     }
 
-    /// Why nothing is watched; `None`: it is.
+    /// Whether the loop that starts runs hangs, and for how long.
+    pub(super) fn hung(&self, why: Option<String>) {
+        self.lock().hung = why;
+    }
+
+    /// Why nothing is watched, or nothing started; `None`: it is.
     fn blindness(&self) -> Option<String> {
         let state = self.lock();
+        if state.hung.is_some() {
+            return state.hung.clone();
+        }
         if state.looked.is_some_and(|at| at.elapsed() < BLIND) {
             return None;
         }

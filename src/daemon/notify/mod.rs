@@ -220,6 +220,7 @@ fn look_on(mut watch: Watch, bell: &Arc<Bell>) {
     let (mut troubled, mut past) = (false, Past::default());
     while !bell.is_stopping() {
         let times = bell.times();
+        bell.hung(watch.hung());
         match watch.look() {
             Ok(events) => {
                 bell.looked(None);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::daemon::alarms::{self, Alarm};
-use crate::daemon::control::Control;
+use crate::daemon::control::{Control, Phase, Trouble};
 use crate::daemon::gone;
 use crate::daemon::journal::{Filter, Journal, Run, State};
 use crate::daemon::notify::Latest;
@@ -247,10 +247,18 @@ impl Watch {
         Ok(observed)
     }
 
+    /// Why nothing is started although the daemon is there: its loop does not turn, which it cannot say itself.
+    pub(super) fn hung(&self) -> Option<String> {
+        hung(self.control.phase(), self.control.loop_age())
+    }
+
     /// What is wrong with the daemon itself becomes alarms, so that other processes know it too, until it is over or another daemon starts.
     fn daemons_own(&self) -> Result<()> {
         let state = &self.surroundings.state;
-        let troubles = self.control.problems();
+        let mut troubles = self.control.problems();
+        if let Some(message) = self.hung() {
+            troubles.push(Trouble { kind: "daemon-stuck".to_owned(), message, since: self.surroundings.clock.now() });
+        }
         let key = |kind: &str| format!("daemon-{}", kind.to_ascii_lowercase());
         for trouble in &troubles {
             let alarm = Alarm { kind: trouble.kind.clone(), plan: None, message: trouble.message.clone(), since: trouble.since };
@@ -342,6 +350,16 @@ fn of_alarm(plan: Option<&str>, key: &str, alarm: &Alarm) -> (Problem, Seen) {
 }
 
 /// Alarms that are of no plan that there is.
+/// Says nothing of how long, so that what stands does not change all the time.
+fn hung(phase: Phase, loop_age: Duration) -> Option<String> {
+    (phase == Phase::Serving && loop_age >= status::STUCK).then(|| {
+        format!(
+            "the daemon has not looked at what is due for more than {} minutes: nothing is started; see its log, restart it",
+            status::STUCK.as_secs() / 60
+        )
+    })
+}
+
 fn of_no_plan(observed: &mut Observed, alarms: &[(String, Alarm)]) -> Vec<Problem> {
     let of_none = alarms.iter().filter(|(_, alarm)| alarm.plan.is_none() || alarm.kind == gone::GONE);
     let mut problems = Vec::new();
@@ -405,4 +423,16 @@ pub(super) fn failing(status: &status::NotifierStatus) -> Option<Problem> {
         status.error.as_deref().unwrap_or("no reason is known")
     );
     Some(Problem::new("notifier-failing", message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_hangs_is_told_by_others_while_it_should_turn() {
+        assert_eq!(hung(Phase::Serving, status::STUCK - Duration::from_secs(1)), None);
+        assert!(hung(Phase::Serving, status::STUCK).unwrap().contains("nothing is started"));
+        assert_eq!(hung(Phase::Draining, status::STUCK * 2), None, "it waits for runs to end");
+    }
 }
