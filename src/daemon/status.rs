@@ -29,7 +29,7 @@ mod reports;
 pub use assess::assess;
 pub use copies::CopyStatus;
 pub use forecast::Forecast;
-pub use gather::{Asked, ask, gather, view};
+pub use gather::{Asked, STUCK, ask, gather, view};
 pub use heard::{Heard, last_backup};
 
 /// `lifeboat.status/1`.
@@ -208,6 +208,8 @@ pub struct Unasked {
 /// What the repository knows of a plan.
 #[derive(Debug, Clone, Default)]
 pub struct Stored {
+    /// When it was begun to ask it: what a run committed later need not be here.
+    pub asked: Option<DateTime<Utc>>,
     /// Of the plan, oldest first.
     pub manifests: Vec<Manifest>,
     /// Oldest first: drills of the plan and of its snapshots, and all verifications of the repository: each is of all plans, whichever asked for it.

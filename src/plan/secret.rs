@@ -61,12 +61,16 @@ pub enum SecretRef {
 }
 
 impl fmt::Display for SecretRef {
-    /// As a plan file writes it: `{ env = "LIFEBOAT_PASSPHRASE" }`.
+    /// As a plan file writes it: `{ env = "LIFEBOAT_PASSPHRASE" }`. Of a command only the program: its arguments may be nobody else's business, and this
+    /// stands in errors that are stored and sent.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Env(name) => write!(f, "{{ env = {name:?} }}"),
             Self::File(path) => write!(f, "{{ file = {:?} }}", path.display().to_string()),
-            Self::Command(words) => write!(f, "{{ command = {words:?} }}"),
+            Self::Command(words) => match &words[..] {
+                [program, _, ..] => write!(f, "{{ command = [{program:?}, …] }}"),
+                _ => write!(f, "{{ command = {words:?} }}"),
+            },
             Self::Credential(name) => write!(f, "{{ credential = {name:?} }}"),
         }
     }
@@ -295,6 +299,6 @@ mod tests {
     #[test]
     fn a_secret_is_never_printed() {
         assert_eq!(format!("{:?}", Secret::new(VALUE.into())), "Secret(redacted)");
-        assert_eq!(SecretRef::Command(vec!["pass".into(), "show x".into()]).to_string(), "{ command = [\"pass\", \"show x\"] }");
+        assert_eq!(SecretRef::Command(vec!["pass".into(), "show x".into()]).to_string(), "{ command = [\"pass\", …] }");
     }
 }

@@ -6,11 +6,14 @@ use crate::daemon::journal::{ErrorRecord, Job, Run, State};
 use crate::daemon::status::forecast::{Forecast, Measured, Size, forecast};
 use crate::daemon::status::{Facts, PlanStatus, Problem, Stored, ms};
 use crate::error::Kind;
-use crate::id::Name;
+use crate::id::{Name, SnapshotId};
 use crate::ops::drill::DrillReport;
 use crate::ops::{Missing, backup, damage, select};
 use crate::plan::Plan;
 use crate::repo::{Manifest, ReportKind, ReportRecord};
+
+/// Clocks of machines that share a journal differ by less than this.
+const CLOCKS: TimeDelta = TimeDelta::minutes(1);
 
 /// Judges one plan.
 #[must_use]
@@ -35,7 +38,8 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     let recovery_point = if stored.is_some() { newest.map(|manifest| manifest.time) } else { journal_backup.map(|run| run.started) };
     let whole_run = facts.last_whole_backup.as_ref();
     let without_gap = stored.and_then(|stored| stored.manifests.iter().filter(|m| gaps(plan, m).is_empty()).map(|m| m.time).max());
-    let last_success = without_gap.max(whole_run.and_then(|run| run.ended));
+    let gone_back = stored.and_then(|stored| gone_back(stored, journal_backup?));
+    let last_success = without_gap.max(whole_run.filter(|_| gone_back.is_none()).and_then(|run| run.ended));
     let whole = stored.and_then(|stored| newest_whole(plan, stored));
     let whole_point = if stored.is_some() { whole.map(|manifest| manifest.time) } else { whole_run.map(|run| run.started) };
     let data_loss_ms = whole_point.and_then(|point| select::age_ms(point, now));
@@ -75,6 +79,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
             },
         ));
     }
+    problems.extend(gone_back);
     problems.extend(stored.and_then(standing_damage));
     problems.extend(stored.into_iter().flat_map(|stored| &stored.damaged).map(|lost| Problem::new("damaged", lost.clone())));
     let next = facts.next.iter().min_by_key(|(_, at)| *at);
@@ -108,6 +113,23 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
         copies: Vec::new(),
         problems,
     }
+}
+
+/// The last backup's snapshot is not there, and none that is newer: nobody removes the newest on purpose. `None` where the plan has no snapshot at all (that is told
+/// otherwise), or what is there cannot all be read.
+fn gone_back(stored: &Stored, last: &Run) -> Option<Problem> {
+    let id: SnapshotId = last.snapshot.as_deref()?.parse().ok()?;
+    let is_newer = last.ended? + CLOCKS > stored.asked?;
+    let newest = stored.manifests.iter().map(|manifest| manifest.id).max()?;
+    if is_newer || newest >= id || !stored.damaged.is_empty() {
+        return None;
+    }
+    let message = format!(
+        "snapshot {id}, which backup {} committed, is not in the repository, and {newest} is the newest there: it was put back to an older state, or somebody deleted \
+         what came later; `lifeboat verify` names all that is missing",
+        last.id
+    );
+    Some(Problem::of("damaged", Job::Backup, message))
 }
 
 /// Content of a snapshot.

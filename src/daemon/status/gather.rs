@@ -23,14 +23,14 @@ use crate::ops::log::reach::reach;
 use crate::ops::log::stream;
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::{damaged_warning, select};
-use crate::plan::{Plan, Plans};
-use crate::repo::Repository;
+use crate::plan::{Plan, Plans, Schedule};
+use crate::repo::{ReportKind, Repository};
 
 /// With less than this on its disk the state folder cannot be written for long.
 const LEAST_ROOM: u64 = 256 << 10;
 
 /// The daemon looks at what is due at least each half minute.
-const STUCK: Duration = Duration::from_mins(2);
+pub const STUCK: Duration = Duration::from_mins(2);
 
 /// Repositories that are asked at the same time: opening one takes memory for its key, and one that hangs has a thread until it gives up.
 const AT_ONCE: usize = 8;
@@ -43,8 +43,9 @@ pub type Asked = std::result::Result<Arc<Stored>, Unasked>;
 /// # Errors
 /// When the journal cannot be read. A repository that cannot be asked is a problem of its plans.
 pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundings, daemon: bool) -> Result<Status> {
-    let now = surroundings.clock.now();
     let asked = ask_all(plans.plans.values(), surroundings);
+    // That may have taken minutes.
+    let now = surroundings.clock.now();
     let all: Vec<&Plan> = plans.plans.values().map(AsRef::as_ref).collect();
     let heard = journal.map(|journal| Heard::ask(&all, journal, now)).transpose()?;
     let of = |plan: &&Plan| view(plan, heard.as_ref(), asked.get(&plan.name).cloned(), surroundings, now);
@@ -78,7 +79,8 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
     let (notifiers, failing) = notify::standing(plans, &surroundings.state)?;
     problems.extend(failing);
     problems.extend(no_room(&surroundings.state));
-    if daemon && DaemonLock::is_held(&surroundings.state) {
+    // Where the daemon's watch still works, it says so itself.
+    if daemon && problems.iter().all(|problem| problem.kind != "daemon-stuck") && DaemonLock::is_held(&surroundings.state) {
         problems.extend(stuck(DaemonLock::silent_for(&surroundings.state)));
     }
     Ok(Status { schema: "lifeboat.status/1".to_owned(), time: now, daemon, plans: statuses, notifiers, problems })
@@ -111,7 +113,8 @@ fn stuck(silent_for: Option<Duration>) -> Option<Problem> {
 /// it was not asked).
 #[must_use]
 pub fn view(plan: &Plan, heard: Option<&Heard>, asked: Option<Asked>, surroundings: &Surroundings, now: DateTime<Utc>) -> PlanStatus {
-    let mut facts = heard.map_or_else(|| without_journal(plan, now), |heard| journal_facts(plan, heard, now));
+    let stored = asked.as_ref().and_then(|asked| asked.as_ref().ok()).map(Arc::as_ref);
+    let mut facts = heard.map_or_else(|| without_journal(plan, stored, now), |heard| journal_facts(plan, heard, stored, now));
     facts.repository = asked;
     let mut status = assess(plan, &facts, now);
     for run in heard.into_iter().flat_map(|heard| &heard.broken).filter(|run| run.plan == plan.name) {
@@ -193,6 +196,7 @@ fn with_copies(plan: &Plan, stored: Stored, further: &mut Copies<'_>) -> Stored 
 pub fn ask(plans: &[&Plan], surroundings: &Surroundings) -> Vec<(Name, Asked)> {
     let unasked = |error: &Error| Unasked { kind: error.kind(), message: format!("{error:?}"), secret: false };
     let Some(first) = plans.first() else { return Vec::new() };
+    let asked = Some(surroundings.clock.now());
     let settings = match resolve::repository(&first.repository) {
         Ok(settings) => settings,
         // All that it does is to get secrets.
@@ -207,7 +211,7 @@ pub fn ask(plans: &[&Plan], surroundings: &Surroundings) -> Vec<(Name, Asked)> {
         Ok((repository, reports)) => plans
             .iter()
             .map(|plan| {
-                let stored = stored(plan, &repository, &reports).map(|stored| with_copies(plan, stored, &mut further));
+                let stored = stored(plan, &repository, &reports).map(|stored| with_copies(plan, Stored { asked, ..stored }, &mut further));
                 (plan.name.clone(), stored.map(Arc::new).map_err(|error| unasked(&error)))
             })
             .collect(),
@@ -215,13 +219,35 @@ pub fn ask(plans: &[&Plan], surroundings: &Surroundings) -> Vec<(Name, Asked)> {
     }
 }
 
-fn without_journal(plan: &Plan, now: DateTime<Utc>) -> Facts {
-    let next = schedules(plan).into_iter().filter_map(|(job, schedule)| Some((job, schedule.next_after(now)?))).collect();
-    Facts { next, ..Facts::default() }
+pub(in crate::daemon::status) fn without_journal(plan: &Plan, stored: Option<&Stored>, now: DateTime<Utc>) -> Facts {
+    let mut facts = Facts::default();
+    for (job, schedule) in schedules(plan) {
+        facts.next.extend(schedule.next_after(now).map(|at| (job, at)));
+        let since = stored.and_then(|stored| last_stored(job, stored));
+        facts.overdue.extend(since.and_then(|since| waits(plan, schedule, since, now)).map(|slot| (job, slot)));
+    }
+    facts
+}
+
+/// The first slot after `since`, if it should have begun by now.
+fn waits(plan: &Plan, schedule: &Schedule, since: DateTime<Utc>, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let jitter = chrono::TimeDelta::from_std(plan.jitter).unwrap_or_default();
+    Slots::next_after(schedule, since).filter(|slot| *slot + jitter + OVERDUE < now)
+}
+
+/// When the repository says that such a job was last done for the plan.
+fn last_stored(job: Job, stored: &Stored) -> Option<DateTime<Utc>> {
+    let report = |kind| stored.reports.iter().filter(|report| report.kind == kind).map(|report| report.time).max();
+    match job {
+        Job::Backup => stored.manifests.iter().map(|manifest| manifest.time).max(),
+        Job::Drill => report(ReportKind::Drill),
+        Job::Verify => report(ReportKind::Verify),
+        _ => None,
+    }
 }
 
 /// What the journal says of one plan. Pure.
-pub(in crate::daemon::status) fn journal_facts(plan: &Plan, heard: &Heard, now: DateTime<Utc>) -> Facts {
+pub(in crate::daemon::status) fn journal_facts(plan: &Plan, heard: &Heard, stored: Option<&Stored>, now: DateTime<Utc>) -> Facts {
     let mut facts = Facts::default();
     let newest = |job, state| heard.newest.of(&plan.name, job, state);
     facts.last_whole_backup = newest(Job::Backup, State::Succeeded).cloned();
@@ -241,21 +267,19 @@ pub(in crate::daemon::status) fn journal_facts(plan: &Plan, heard: &Heard, now: 
     let rules = rules(plan);
     for (job, known) in heard.schedules(&plan.name) {
         let Some(schedule) = job.schedule(plan) else { continue };
-        let situation = Situation { now, since: followed_since(*job, known, &facts, now), last: known.last, free_since: now };
+        let situation = Situation { now, since: followed_since(*job, known, &facts, stored, now), last: known.last, free_since: now };
         facts.next.extend(scheduler::next_run(&plan.name, schedule, &rules, &situation).map(|at| (*job, at)));
         let done = situation.last.map_or(situation.since, |last| last.slot.max(situation.since));
-        let waits = Slots::next_after(schedule, done)
-            .filter(|slot| *slot + chrono::TimeDelta::from_std(plan.jitter).unwrap_or_default() + OVERDUE < now);
-        facts.overdue.extend(waits.map(|slot| (*job, slot)));
+        facts.overdue.extend(waits(plan, schedule, done, now).map(|slot| (*job, slot)));
     }
     facts
 }
 
-/// Since when slots of a schedule count. Where no daemon ever followed it, the last backup is what the next one is expected after: that
-/// nobody runs it at all must be seen too.
-fn followed_since(job: Job, known: &Known, facts: &Facts, now: DateTime<Utc>) -> DateTime<Utc> {
-    let last_backup = || facts.last_backup.as_ref().filter(|_| job == Job::Backup).map_or(now, |run| run.started);
-    known.since.unwrap_or_else(last_backup)
+/// Since when slots of a schedule count. Where no daemon ever followed it, what was done last is what the next is expected after, by the journal or (also where
+/// that was lost) by the repository: that nobody runs it at all must be seen too.
+fn followed_since(job: Job, known: &Known, facts: &Facts, stored: Option<&Stored>, now: DateTime<Utc>) -> DateTime<Utc> {
+    let last_backup = || facts.last_backup.as_ref().filter(|_| job == Job::Backup).map(|run| run.started);
+    known.since.or_else(last_backup).or_else(|| stored.and_then(|stored| last_stored(job, stored))).unwrap_or(now)
 }
 
 fn stored(plan: &Plan, repository: &Repository, reports: &Reports) -> Result<Stored> {

@@ -96,7 +96,7 @@ fn message<'a>(status: &'a PlanStatus, kind: &str) -> &'a str {
 }
 
 fn journal_facts(plan: &Plan, journal: &Journal, now: DateTime<Utc>) -> Facts {
-    gather::journal_facts(plan, &Heard::ask(&[plan], journal, now).unwrap(), now)
+    gather::journal_facts(plan, &Heard::ask(&[plan], journal, now).unwrap(), None, now)
 }
 
 fn exit(status: &PlanStatus) -> Option<Kind> {
@@ -210,6 +210,41 @@ fn an_incomplete_snapshot_is_no_full_success_also_without_a_journal() {
 }
 
 #[test]
+fn a_repository_that_went_back_to_an_older_state_is_no_success() {
+    let (old, new) = (manifest("10:00:00", "db", &[]), manifest("11:30:00", "db", &[]));
+    let proof = drill("10:10:00", old.id, true);
+    let run = ran(Job::Backup, "11:30:00", Some(Ending { snapshot: Some(new.id.to_string()), ..Ending::new(State::Succeeded) }));
+    let judged_at = |asked: &str, manifests: &[Manifest], damaged: &[&str]| {
+        let stored = Stored {
+            asked: Some(at(asked)),
+            manifests: manifests.to_vec(),
+            reports: vec![Arc::new(proof.clone())],
+            damaged: damaged.iter().map(|text| (*text).to_owned()).collect(),
+            ..Stored::default()
+        };
+        let (last, whole) = (Some(run.clone()), Some(run.clone()));
+        judged(&Facts { repository: Some(Ok(Arc::new(stored))), last_backup: last, last_whole_backup: whole, ..Facts::default() })
+    };
+    let only_old = std::slice::from_ref(&old);
+    let status = judged_at("12:00:00", only_old, &[]);
+    assert!(message(&status, "damaged").contains(&new.id.to_string()), "{status:?}");
+    assert_eq!((status.last_success, exit(&status)), (Some(old.time), Some(Kind::Damaged)));
+    // It was asked before the run committed; there is a newer one, so retention may have removed it; what is there cannot all be read.
+    let later = manifest("11:45:00", "db", &[]);
+    let calm = [
+        judged_at("11:30:30", only_old, &[]),
+        judged_at("12:00:00", &[old.clone(), later], &[]),
+        judged_at("12:00:00", &[old.clone(), new], &[]),
+    ];
+    for status in &calm {
+        assert!(!kinds(status).contains(&"damaged"), "{status:?}");
+        assert!(status.last_success >= run.ended, "{status:?}");
+    }
+    let unread = judged_at("12:00:00", only_old, &["a manifest cannot be read"]);
+    assert_eq!(kinds(&unread).iter().filter(|kind| **kind == "damaged").count(), 1, "told once: {unread:?}");
+}
+
+#[test]
 fn what_is_no_content_or_known_to_be_damaged_counts_accordingly() {
     let mut made = manifest("11:30:00", "db", &["a"]);
     made.sources[0].finish["problems"][0]["kind"] = json!("changed-while-read");
@@ -250,6 +285,20 @@ fn a_run_that_goes_on_hides_no_overdue_slot() {
     let status = judged(&facts);
     assert!(message(&status, "overdue").contains("a backup run has been going since 2026-11-20T06:00:00Z"), "{status:?}");
     assert_eq!(exit(&status), Some(Kind::ObjectiveMissed));
+}
+
+#[test]
+fn where_no_journal_knows_of_a_backup_the_repository_says_since_when_one_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plan, new) = (plan(), Journal::open(folder.path(), at("11:59:00")).unwrap());
+    let stored = |time| Stored { manifests: vec![manifest(time, "db", &[])], ..Stored::default() };
+    for (time, overdue) in [("10:00:00", vec![(Job::Backup, at("11:00:00"))]), ("11:30:00", vec![])] {
+        let stored = stored(time);
+        assert_eq!(gather::without_journal(&plan, Some(&stored), at("12:00:00")).overdue, overdue, "{time}");
+        let heard = Heard::ask(&[&*plan], &new, at("12:00:00")).unwrap();
+        assert_eq!(gather::journal_facts(&plan, &heard, Some(&stored), at("12:00:00")).overdue, overdue, "{time}, an empty journal");
+    }
+    assert_eq!(gather::without_journal(&plan, None, at("12:00:00")).overdue, [], "nobody knows");
 }
 
 #[test]
