@@ -19,6 +19,7 @@ mod message;
 pub mod outbox;
 pub mod pace;
 mod past;
+mod secrets;
 mod send;
 pub mod step;
 mod teller;
@@ -261,7 +262,7 @@ fn look_on(mut watch: Watch, bell: &Arc<Bell>) {
     }
 }
 
-/// Looks at certificates until the end is asked for.
+/// Looks at certificates, and (each minute) at secrets of notifiers, until the end is asked for.
 fn look_for_ends(plans: &Plans, surroundings: &Surroundings, bell: &Bell) {
     let mut last: Option<Instant> = None;
     while !bell.is_stopping() {
@@ -270,6 +271,9 @@ fn look_for_ends(plans: &Plans, surroundings: &Surroundings, bell: &Bell) {
             if let Err(error) = expiry::look(plans, surroundings) {
                 tracing::error!(error = ?error, "certificates that end soon cannot be told of");
             }
+        }
+        if let Err(error) = secrets::look(plans, surroundings) {
+            tracing::error!(error = ?error, "notifiers whose secrets cannot be had cannot be told of");
         }
         bell.wait(bell.times(), Duration::from_mins(1));
     }
