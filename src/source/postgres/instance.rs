@@ -184,6 +184,10 @@ impl Instance {
             // Triggers and event triggers stay silent.
             "session_replication_role=replica",
             "row_security=off",
+            "role=none",
+            r#"search_path="$user",public"#,
+            "zero_damaged_pages=off",
+            "ignore_checksum_failure=off",
             "default_transaction_read_only=on",
             "statement_timeout=0",
             "log_statement=none",
