@@ -41,7 +41,7 @@ impl Deref for Crm {
 
 impl Crm {
     fn new(version: u32, local: bool) -> Self {
-        let cluster = Options::new(version).start();
+        let cluster = Options::new(version).setting("archive_mode", "on").setting("archive_command", "true").start();
         cluster.sql(
             "CREATE TABLE account(id int PRIMARY KEY, name text, balance numeric(12,2));
              INSERT INTO account SELECT n, 'account ' || n, n * 1.25 FROM generate_series(1, 20000) n;
@@ -106,6 +106,8 @@ fn a_story(version: u32, local: bool) {
     assert!(checks.iter().any(|(name, _)| name.contains("Füße")), "{checks:#?}");
 
     let restored = world.start_restored("restored");
+    assert!(restored.report["notes"].to_string().contains("ALTER SYSTEM SET archive_mode = on"), "{}", restored.report);
+    assert_eq!(restored.value("SHOW archive_mode"), "off", "a copy leaves the log of its source alone");
     assert_eq!(restored.value("SELECT count(*) FROM account"), "20000");
     let (ledger, balances) = (restored.value("SELECT count(*) FROM ledger"), "SELECT (sum(balance) - sum(id * 1.25))::bigint FROM account");
     assert_eq!(restored.value(balances), ledger, "every transaction is there whole or not at all");
@@ -135,6 +137,34 @@ fn the_newest_version_is_backed_up_and_starts() {
     assert!(all.iter().all(|(name, outcome)| outcome == "passed" || (name.starts_with("amcheck") && outcome == "skipped")), "{drill}");
     assert!(all.contains(&("content of postgres.public.account".into(), "passed".into())), "{all:#?}");
     assert_eq!(world.start_restored("restored").value("SELECT count(*) FROM account"), "20000");
+}
+
+#[test]
+fn checks_ask_the_database_of_the_url() {
+    let world = Crm::new(distribution_version(), false);
+    world.cluster.sql("DROP DATABASE other");
+    world.cluster.sql("CREATE DATABASE shop TEMPLATE postgres");
+    world.cluster.sql("DROP TABLE account, ledger");
+    // What the roles of the source set is not what is asked for.
+    world.cluster.sql("ALTER ROLE postgres SET search_path = nowhere; ALTER ROLE postgres SET zero_damaged_pages = on");
+    let asked = |url: &str| {
+        world.say_url(url);
+        let check = "[[plan.crm.drill.check]]\nname = \"rows\"\nsql = \"select count(*) from account\"\nexpect = \"= 20000\"";
+        let place = "[[plan.crm.drill.check]]\nname = \"place\"\nsql = \"select current_database()\"\nexpect = \"= 'shop'\"";
+        let settings = "[[plan.crm.drill.check]]\nname = \"zero\"\nsql = \"show zero_damaged_pages\"\nexpect = \"= 'off'\"";
+        world.say_plan("crm", "", &format!("{check}\n{place}\n{settings}"));
+    };
+    let url = postgres_world::socket_url(&world.cluster);
+    asked(&url.replace("dbname=postgres", "dbname=shop"));
+    world.json(&["backup", "crm"], 0);
+    let drill = world.json(&["drill", "run", "crm"], 0);
+    for name in ["rows", "place", "zero"] {
+        assert!(checks(&drill).contains(&(name.into(), "passed".into())), "{drill}");
+    }
+    // As libpq has it: without a name, that of the user.
+    asked(&url.replace("dbname=postgres", ""));
+    let drill = world.json(&["drill", "run", "crm"], 20);
+    assert!(checks(&drill).contains(&("rows".into(), "failed".into())), "{drill}");
 }
 
 #[test]
@@ -173,6 +203,42 @@ fn a_tablespace_comes_back_inside_the_restored_folder() {
         assert_eq!(restored.value("SELECT count(*) FROM moved"), "1000");
         let held = fs::canonicalize(fs::read_dir(restored.data.join("pg_tblspc")).unwrap().next().unwrap().unwrap().path()).unwrap();
         assert!(held.starts_with(&restored.data), "not where the source has it: {}", held.display());
+    }
+}
+
+#[test]
+fn a_restored_server_with_a_tablespace_is_backed_up_and_restored_again() {
+    let world = Crm::new(distribution_version(), false);
+    let place = world.cluster.folder().join("space");
+    assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&place).status().unwrap().success());
+    world.cluster.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", place.display()));
+    world.cluster.sql("CREATE TABLE moved(n int) TABLESPACE space; INSERT INTO moved SELECT generate_series(1, 1000)");
+    world.json(&["backup", "crm"], 0);
+    let restored = world.start_restored("restored");
+    // Another place that its data folder has for a tablespace.
+    let within = restored.data.join("within");
+    assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&within).status().unwrap().success());
+    restored.connect().execute("SET client_min_messages = error").unwrap();
+    restored.connect().execute(&format!("CREATE TABLESPACE within LOCATION '{}'", within.display())).unwrap();
+    restored.connect().execute("CREATE TABLE inside(n int) TABLESPACE within; INSERT INTO inside SELECT generate_series(1, 500)").unwrap();
+
+    for local in [true, false] {
+        let name = if local { "local" } else { "streamed" };
+        world.say_url(&format!("host={} port=5432 user=postgres dbname=postgres", world.path("s-restored").display()));
+        let data = if local { format!("data_directory = \"{}\"", restored.data.display()) } else { String::new() };
+        world.say_plan(name, &data, "");
+        restored.connect().execute("INSERT INTO moved SELECT 1 FROM generate_series(1, 7)").unwrap();
+        let made = world.json(&["backup", "crm"], 0);
+        assert_eq!(made["problems"], serde_json::json!([]), "{made}");
+        let again = world.restored(name, &[]);
+        for sql in ["SELECT count(*) FROM moved", "SELECT sum(n) FROM moved", "SELECT count(*) FROM inside", "SELECT count(*) FROM account"]
+        {
+            assert_eq!(again.value(sql), restored.value(sql), "{name}: {sql}");
+        }
+        let held = again.data.join("lifeboat_tablespaces");
+        assert_eq!(fs::read_dir(&held).unwrap().count(), 2, "{name}: each tablespace once");
+        let twice = again.data.join("within");
+        assert!(!twice.exists() || fs::read_dir(twice).unwrap().next().is_none(), "{name}: each tablespace once");
     }
 }
 

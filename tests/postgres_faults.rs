@@ -183,8 +183,20 @@ fn nothing_is_restored_into_the_folder_of_a_server_that_runs() {
         let name = target.file_name().unwrap().to_str().unwrap().to_owned();
         ["restore", "crm", "--to", target.to_str().unwrap(), "--overwrite", &name].map(String::from).to_vec()
     };
-    // The folder itself, and one that holds it.
-    for target in [cluster.data(), cluster.folder().to_owned()] {
+    let space = cluster.folder().join("elsewhere/space");
+    assert!(as_server_user("mkdir").args(["-p", "-m", "700"]).arg(&space).status().unwrap().success());
+    cluster.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display()));
+    // The folder itself, one that holds it, parts of it, and the place of a tablespace.
+    let in_space = fs::read_dir(&space).unwrap().next().unwrap().unwrap().path();
+    for target in [
+        cluster.data(),
+        cluster.folder().to_owned(),
+        cluster.data().join("base/1"),
+        cluster.data().join("pg_wal"),
+        space.parent().unwrap().to_owned(),
+        space.clone(),
+        in_space,
+    ] {
         let before = fs::read_dir(cluster.folder()).unwrap().count();
         let words = to(&target);
         let refused = world.json(&words.iter().map(String::as_str).collect::<Vec<_>>(), 2);
@@ -202,6 +214,9 @@ fn nothing_is_restored_into_the_folder_of_a_server_that_runs() {
         })
     });
     assert!(cluster.data().join("postmaster.pid").exists());
+    let within = to(&cluster.data().join("base/1"));
+    let refused = world.json(&within.iter().map(String::as_str).collect::<Vec<_>>(), 2);
+    assert!(refused["error"]["message"].as_str().unwrap().contains("the data folder of a PostgreSQL"), "{refused}");
     let words = to(&cluster.data());
     let report = world.json(&words.iter().map(String::as_str).collect::<Vec<_>>(), 0);
     assert_eq!(report["moved_aside"].as_array().unwrap().len(), 1, "{report}");

@@ -16,7 +16,7 @@ use lifeboat::event::Cancel;
 use lifeboat::source::postgres::client::{Connection, Mode};
 use lifeboat::source::postgres::conninfo::Host;
 use serde_json::Value;
-use support::postgres::{Cluster, NEWEST, Options, PASSWORD, bin_directory, distribution_version, wait_until};
+use support::postgres::{Cluster, NEWEST, Options, PASSWORD, as_server_user, bin_directory, distribution_version, wait_until};
 use tempfile::TempDir;
 use workspace::{bare, text};
 
@@ -92,6 +92,10 @@ impl World {
             ALTER ROLE clerk SET work_mem = '7MB'; CREATE ROLE keeper LOGIN",
         );
         cluster.sql(&format!("CREATE DATABASE \"{DATABASE}\""));
+        // No target has it.
+        let space = cluster.folder().join("space");
+        assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&space).status().unwrap().success());
+        cluster.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display()));
         cluster.sql(&format!("COMMENT ON DATABASE \"{DATABASE}\" IS 'it''s ours'"));
         cluster.sql(&format!("ALTER DATABASE \"{DATABASE}\" SET my.setting = 'a\\b'' c'; ALTER DATABASE \"{DATABASE}\" SET search_path = \"$user\", public, \"Sché.ma\""));
         cluster.sql("CREATE DATABASE second");
@@ -103,6 +107,7 @@ impl World {
         }
         let world = Self { cluster: Arc::new(cluster), folder };
         world.sql(DATABASE, FILL);
+        world.sql(DATABASE, "ALTER TABLE nokey SET TABLESPACE space; ALTER INDEX orders_by_customer SET TABLESPACE space");
         world.sql(DATABASE, &format!("UPDATE nokey SET v = '{MARKER}' WHERE ctid = '(0,1)'"));
         world.sql("second", "CREATE TABLE t(n int); INSERT INTO t VALUES (1), (2)");
         let plan = format!(

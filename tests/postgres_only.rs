@@ -15,7 +15,7 @@ use lifeboat::event::Cancel;
 use lifeboat::source::postgres::client::{Connection, Mode};
 use postgres_world::{World, assert_nowhere};
 use serde_json::Value;
-use support::postgres::{Cluster, NEWEST, Options, PASSWORD, bin_directory, distribution_version};
+use support::postgres::{Cluster, NEWEST, Options, PASSWORD, as_server_user, bin_directory, distribution_version};
 use workspace::text;
 
 const MARKER: &str = "planted-marker-93be11";
@@ -38,6 +38,10 @@ impl Dropped {
     fn new(version: u32) -> Self {
         let cluster = Options::new(version).start();
         cluster.sql("CREATE ROLE clerk");
+        // No target has it.
+        let space = cluster.folder().join("space");
+        assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&space).status().unwrap().success());
+        cluster.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display()));
         cluster.sql("CREATE DATABASE \"Mein CRM\"");
         cluster.sql("CREATE DATABASE empty");
         let fill = "CREATE TYPE mood AS ENUM ('good', 'bad');
@@ -45,7 +49,8 @@ impl Dropped {
              INSERT INTO customer SELECT n, 'customer ' || n FROM generate_series(1, 500) n;
              CREATE TABLE orders(id bigserial PRIMARY KEY, customer int REFERENCES customer, amount numeric(12,2));
              INSERT INTO orders(customer, amount) SELECT n % 500 + 1, n * 1.25 FROM generate_series(1, 3000) n;
-             CREATE INDEX orders_by_customer ON orders(customer); ALTER TABLE orders OWNER TO clerk;
+             CREATE INDEX orders_by_customer ON orders(customer); ALTER TABLE orders OWNER TO clerk; ALTER TABLE orders SET TABLESPACE space;
+             CREATE MATERIALIZED VIEW unfilled AS SELECT * FROM customer WITH NO DATA; CREATE MATERIALIZED VIEW filled AS SELECT * FROM customer;
              CREATE TABLE moods(m mood); INSERT INTO moods VALUES ('good');
              CREATE SCHEMA \"Füße\"; CREATE TABLE \"Füße\".\"A \"\"b\"\".*$é\"(v text);
              INSERT INTO \"Füße\".\"A \"\"b\"\".*$é\" VALUES ('ä'), (NULL), ('ß');
@@ -191,7 +196,9 @@ fn a_database_goes_into_a_newer_server() {
     target.sql("CREATE DATABASE again");
     target.sql("CREATE ROLE clerk");
     let answer = world.restore(&["Mein CRM"], &world.url(&target, "back"), 0);
-    assert_eq!(rows(&answer, "public.customer"), 500);
+    assert_eq!((rows(&answer, "public.customer"), rows(&answer, "public.filled")), (500, 500));
+    let views = "SELECT string_agg(matviewname || ' ' || ispopulated, ', ' ORDER BY matviewname) FROM pg_matviews";
+    assert_eq!(value_in(&target, "back", views), "filled true, unfilled false");
     assert_eq!(answer["warnings"], serde_json::json!([]), "{answer}");
     assert_eq!(value_in(&target, "back", "SELECT tableowner FROM pg_tables WHERE tablename = 'orders'"), "clerk");
     assert_eq!(value_in(&target, "back", "SELECT count(*) FROM rich"), "2200");

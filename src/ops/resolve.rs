@@ -454,17 +454,25 @@ pub(super) fn postgres_settings(source: &plan::Source) -> Result<Settings> {
 
 fn drill(plan: &plan::Plan) -> DrillSettings {
     let drill = &plan.drill;
+    let database = |source: &plan::Source| postgres_settings(source).ok().map(|settings| settings.database.unwrap_or(settings.user));
     let canary = |source: &Arc<plan::Source>| {
         let every = source.kind.canary()?;
-        let database = postgres_settings(source).ok().map(|settings| settings.database.unwrap_or(settings.user));
-        Some(Canary { source: source.name.clone(), every, database })
+        Some(Canary { source: source.name.clone(), every, database: database(source) })
+    };
+    // That of the URL; where it cannot be read, none, and then nothing is asked.
+    let check = |check: &plan::Check| {
+        let mut asked = check.to_sql_check();
+        if asked.database.is_none() {
+            asked.database = plan.sources.iter().find(|source| source.name == check.source).and_then(|source| database(source));
+        }
+        PlannedCheck { source: check.source.clone(), check: asked }
     };
     DrillSettings {
         canaries: plan.sources.iter().filter_map(canary).collect(),
         random: drill.at == DrillAt::Random,
         window: Some(drill.window),
         compare_percent: drill.compare.percent(),
-        checks: drill.checks.iter().map(|check| PlannedCheck { source: check.source.clone(), check: check.to_sql_check() }).collect(),
+        checks: drill.checks.iter().map(check).collect(),
         keep_on_failure: Some(drill.keep_target_on_failure).filter(|d| !d.is_zero()),
         time_limit: drill.time_limit,
         disk_limit_bytes: drill.disk_limit_bytes,

@@ -33,7 +33,8 @@ pub struct Judgement {
 /// Judges. Of several exits the most telling wins: 20, 21, then what made the recovery fail, 22, 3.
 #[must_use]
 pub fn judge(facts: &Facts<'_>) -> Judgement {
-    let mut reasons = Vec::new();
+    // What failed comes first: it is what is read, and told.
+    let (mut reasons, mut unlooked) = (Vec::new(), Vec::new());
     let mut exits = Vec::new();
     if let Some((kind, message)) = facts.failure {
         exits.push(kind);
@@ -49,11 +50,12 @@ pub fn judge(facts: &Facts<'_>) -> Judgement {
             }
             Outcome::Skipped => {
                 exits.push(Kind::Incomplete);
-                reasons.push(format!("{place}: not checked: {}", check.actual));
+                unlooked.push(format!("{place}: not checked: {}", check.actual));
             }
         }
     }
     let failed = exits.iter().any(|kind| *kind != Kind::Incomplete);
+    reasons.append(&mut unlooked);
     for what in facts.skipped {
         exits.push(Kind::Incomplete);
         reasons.push(what.clone());
@@ -154,6 +156,16 @@ mod tests {
         for (failure, outcomes, objectives, skipped, verdict, exit) in table {
             assert_eq!(judged(*failure, outcomes, objectives, skipped), (*verdict, *exit), "{failure:?} {outcomes:?}");
         }
+    }
+
+    #[test]
+    fn what_failed_is_told_before_what_was_not_looked_at() {
+        let named = |name: &str, outcome| CheckRecord { name: name.into(), ..check(outcome) };
+        let checks = [named("first", Outcome::Skipped), named("second", Outcome::Passed), named("third", Outcome::Failed)];
+        let judgement = judge(&Facts { failure: None, checks: &checks, objectives: &[missed()], skipped: &["fourth".to_owned()] });
+        let told: Vec<_> =
+            judgement.reasons.iter().map(|reason| reason.split([':', ' ']).find(|word| *word != "db" && !word.is_empty())).collect();
+        assert_eq!(told, [Some("third"), Some("first"), Some("fourth"), Some("objective")], "{judgement:?}");
     }
 
     #[test]

@@ -200,7 +200,7 @@ repository = "main"
         give_to_server(&socket);
         let restored = Restored { data: target.to_owned(), bin: bin_directory(self.version), socket, report: Value::Null };
         let (hba, log) = (restored.socket.join("hba"), restored.socket.join("log"));
-        fs::write(&hba, "local all all trust\n").unwrap();
+        fs::write(&hba, "local all all trust\nlocal replication all trust\n").unwrap();
         let options = format!(
             "-c unix_socket_directories={} -c port=5432 -c listen_addresses= -c hba_file={}",
             restored.socket.display(),

@@ -192,11 +192,14 @@ impl View {
 
     /// Facts of the pieces that lie in a part and go beyond the snapshot. One that goes beyond the part tells of what does not belong to it.
     fn facts_of<'a>(&'a self, base: &'a Base, part: &'a Part) -> impl Iterator<Item = (Lsn, Arc<PieceFacts>)> + 'a {
+        self.pieces_of(base, part).map(|(info, facts)| (Lsn(info.end), Arc::clone(facts)))
+    }
+
+    fn pieces_of<'a>(&'a self, base: &'a Base, part: &'a Part) -> impl Iterator<Item = &'a (PieceInfo, Arc<PieceFacts>)> + 'a {
         let inside = move |info: &PieceInfo| {
             info.stream == part.stream && info.end > part.from.0 && info.end <= part.to.0 && info.end > base.point.0
         };
-        let pieces = self.pieces.iter().filter(move |(info, facts)| inside(info) && facts.system_identifier == base.system_identifier);
-        pieces.map(|(info, facts)| (Lsn(info.end), Arc::clone(facts)))
+        self.pieces.iter().filter(move |(info, facts)| inside(info) && facts.system_identifier == base.system_identifier)
     }
 
     /// When a snapshot is of. Its manifest tells when the backup began, by another clock; its restore point in the log is better, and
@@ -318,7 +321,16 @@ impl View {
     pub fn set_back(&self, route: &Route, time: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let base = self.bases.iter().find(|base| base.id == route.base)?;
         let path = self.path(base, route.replay.as_ref()?.along)?;
-        let commits = path.seen.iter().flat_map(|(_, facts)| [facts.first_commit, facts.last_commit]).flatten();
+        let mut pieces: Vec<_> = path.parts.iter().flat_map(|part| self.pieces_of(base, part)).collect();
+        pieces.sort_by_key(|(info, _)| (info.end, info.start));
+        let mut seen_to = 0;
+        let in_order = pieces.iter().flat_map(|(info, facts)| {
+            // Where it begins was gone through already, as of a whole segment after the small pieces of it: that is no step back.
+            let first = facts.first_commit.filter(|_| info.start >= seen_to);
+            seen_to = info.end;
+            [first, facts.last_commit]
+        });
+        let commits = in_order.flatten();
         commits.skip_while(|commit| *commit <= time).find(|commit| *commit + DISORDER < time)
     }
 

@@ -4,7 +4,7 @@
 //! exact position behind the backup's end → the log from the backup's start up to that position is read through the slot into `pg_wal/`.
 //! So a snapshot needs nothing but itself, and nothing is staged on this host's disks.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::{self, Cursor, Read};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +28,7 @@ use crate::source::postgres::layout::CONFIGURATION_FOLDER;
 use crate::source::postgres::local::{LocalReader, LocalSettings};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::Target;
-use crate::source::postgres::remote::{Archive, ArchiveReader, Cluster, Finished};
+use crate::source::postgres::remote::{Archive, ArchiveReader, Cluster, Finished, kept_inside};
 use crate::source::postgres::replication::{
     self, BackupPart, BaseBackupOptions, LogPosition, Tablespace, WalEvent, WalStream, base_backup, create_physical_slot, identify_system,
 };
@@ -576,6 +576,8 @@ struct Begun {
 struct Remote {
     inbox: Inbox,
     thread: Option<JoinHandle<()>>,
+    /// Tablespaces that come with the data folder.
+    inside: BTreeSet<u32>,
     archive: Option<Arc<Mutex<ArchiveReader<Inbox>>>>,
     finished: Vec<Finished>,
     end: Option<LogPosition>,
@@ -651,9 +653,18 @@ impl Remote {
         };
         let thread = std::thread::Builder::new().name("base-backup".into()).spawn(work).map_err(|e| Error::io("start a thread", e))?;
         let inbox = Inbox(Arc::new(Mutex::new(Arriving { receiver, ahead: None, bytes: Bytes::new() })));
-        let remote = Self { inbox, thread: Some(thread), archive: None, finished: Vec::new(), end: None };
+        let mut remote = Self { inbox, thread: Some(thread), inside: BTreeSet::new(), archive: None, finished: Vec::new(), end: None };
         match remote.inbox.next()? {
-            Sent::Begun(begun) => Ok((remote, begun)),
+            Sent::Begun(begun) => {
+                for (oid, location) in
+                    begun.tablespaces.iter().filter_map(|tablespace| Some((tablespace.oid?, tablespace.location.as_deref()?)))
+                {
+                    if kept_inside(oid, location)? {
+                        remote.inside.insert(oid);
+                    }
+                }
+                Ok((remote, begun))
+            }
             Sent::Ended(Err(error)) => Err(error),
             _ => Err(Error::new(Kind::Bug, "a base backup began with its end")),
         }
@@ -670,7 +681,11 @@ impl Remote {
             match self.inbox.next()? {
                 Sent::Part(BackupPart::Archive(tablespace)) => {
                     let kind = tablespace.oid.map_or(Archive::Base { mode }, Archive::Tablespace);
-                    self.archive = Some(Arc::new(Mutex::new(ArchiveReader::new(self.inbox.clone(), kind, cluster))));
+                    let mut reader = ArchiveReader::new(self.inbox.clone(), kind, cluster);
+                    if tablespace.oid.is_none() {
+                        reader = reader.with_inside(self.inside.clone());
+                    }
+                    self.archive = Some(Arc::new(Mutex::new(reader)));
                 }
                 // Padding behind an archive's end mark.
                 Sent::Part(BackupPart::Data(_) | BackupPart::Progress(_) | BackupPart::Manifest) => {}

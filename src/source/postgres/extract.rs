@@ -40,11 +40,13 @@ pub(super) struct Relation {
     /// `pg_class.relkind`.
     kind: String,
     unlogged: bool,
+    /// A materialized view that was never filled, or emptied, cannot be read.
+    populated: bool,
 }
 
 impl Relation {
     fn has_rows(&self) -> bool {
-        matches!(self.kind.as_str(), "r" | "m")
+        matches!(self.kind.as_str(), "r" | "m") && self.populated
     }
 
     fn is_table(&self) -> bool {
@@ -202,7 +204,7 @@ fn choose(sql: &mut Connection, selection: &Selection, only: &[String]) -> Resul
 /// Everything in a database that has rows or a name among tables, but what extensions bring themselves.
 fn relations(sql: &mut Connection) -> Result<Vec<Relation>> {
     let rows = sql.query(
-        "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence FROM pg_catalog.pg_class c \
+        "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relispopulated FROM pg_catalog.pg_class c \
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
          WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND c.relpersistence <> 't' \
            AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') \
@@ -218,6 +220,7 @@ fn relations(sql: &mut Connection) -> Result<Vec<Relation>> {
                 name: row.required("relname")?.to_owned(),
                 kind: row.required("relkind")?.to_owned(),
                 unlogged: row.required("relpersistence")? == "u" && row.required("relkind")? == "r",
+                populated: row.required("relispopulated")? == "t",
             })
         })
         .collect()
@@ -416,7 +419,8 @@ mod tests {
 
     #[test]
     fn a_table_that_is_not_in_the_dump_is_missed() {
-        let relation = |oid| Relation { oid, schema: "public".into(), name: format!("t{oid}"), kind: "r".into(), unlogged: false };
+        let relation =
+            |oid| Relation { oid, schema: "public".into(), name: format!("t{oid}"), kind: "r".into(), unlogged: false, populated: true };
         let list = ";\n; Archive created\n215; 1259 16389 TABLE public t16389 postgres\n3349; 0 16390 TABLE DATA public t16390 postgres\n";
         assert!(is_whole(list, &[relation(16389)]).is_ok());
         let error = is_whole(list, &[relation(16389), relation(16390)]).unwrap_err();
@@ -425,7 +429,7 @@ mod tests {
 
     #[test]
     fn another_number_of_rows_is_a_difference() {
-        let one = Relation { oid: 1, schema: "s".into(), name: "t".into(), kind: "r".into(), unlogged: false };
+        let one = Relation { oid: 1, schema: "s".into(), name: "t".into(), kind: "r".into(), unlogged: false, populated: true };
         assert!(compare(&[&one], &BTreeMap::from([(1, 5)]), &BTreeMap::from([(1, 5)])).is_ok());
         let error = compare(&[&one], &BTreeMap::from([(1, 5)]), &BTreeMap::from([(1, 6)])).unwrap_err();
         assert_eq!((error.kind(), error.kind().exit_code()), (Kind::Differs, 21));

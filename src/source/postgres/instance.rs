@@ -184,6 +184,10 @@ impl Instance {
             // Triggers and event triggers stay silent.
             "session_replication_role=replica",
             "row_security=off",
+            "role=none",
+            r#"search_path="$user",public"#,
+            "zero_damaged_pages=off",
+            "ignore_checksum_failure=off",
             "default_transaction_read_only=on",
             "statement_timeout=0",
             "log_statement=none",
@@ -280,13 +284,21 @@ impl Drop for Instance {
     }
 }
 
-/// Refuses a folder on which a server runs, or which holds the data folder of one.
+/// Refuses a folder on which a server runs, or which holds the data folder of one or is in it, or leads to a tablespace of one; and any in a data folder.
 ///
 /// # Errors
-/// `Usage` says which process.
+/// `Usage` says which process, or which data folder.
 pub fn refuse_running(folder: &Path) -> Result<()> {
     let found = process::user_of(folder).io_context(|| format!("look whether a server runs in {}", folder.display()))?;
-    let Some(pid) = found else { return Ok(()) };
+    let Some(pid) = found else {
+        let above = process::data_folder_above(folder).io_context(|| format!("look above {}", folder.display()))?;
+        let Some(above) = above else { return Ok(()) };
+        return Err(Error::new(
+            Kind::Usage,
+            format!("restore to {}: it is in {}, the data folder of a PostgreSQL", folder.display(), above.display()),
+        )
+        .hint("restore to another place"));
+    };
     Err(Error::new(Kind::Usage, format!("restore to {}: a PostgreSQL server runs there (process {pid})", folder.display()))
         .hint("restore to another place, or stop that server first: pg_ctl stop, or systemctl stop postgresql"))
 }

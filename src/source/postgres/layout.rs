@@ -10,6 +10,8 @@ use crate::entry::Layout;
 /// Configuration that a server keeps outside its data folder (Debian: `/etc/postgresql`) is below this folder of the tree, each file under its absolute
 /// path. No server has such a name in its data folder.
 pub const CONFIGURATION_FOLDER: &[u8] = b"lifeboat_conf";
+/// A restored data folder keeps its tablespaces in this folder, by number; `pg_tblspc` leads there, and a backup takes them from there alone.
+pub const TABLESPACES_INSIDE: &str = "lifeboat_tablespaces";
 /// Where the tablespaces are.
 pub const TABLESPACE_FOLDER: &[u8] = b"pg_tblspc";
 /// The largest page that a tree may be cut in.
@@ -102,13 +104,17 @@ pub enum Keep {
     No,
 }
 
-/// What a backup does with a path, by its name alone; [`is_unlogged`] needs more. Not for what is below [`CONFIGURATION_FOLDER`].
+/// What a backup does with a path, by its name alone; [`is_unlogged`] needs more. What an earlier restore put into the folder is not the server's:
+/// what this backup itself puts below [`CONFIGURATION_FOLDER`] is not asked for here.
 #[must_use]
 pub fn keep(path: &[u8]) -> Keep {
     if EMPTY_FOLDERS.contains(&path) || WAL_FOLDERS.contains(&path) {
         return Keep::Empty;
     }
     let top = path.split(|&byte| byte == b'/').next().unwrap_or(path);
+    if top == CONFIGURATION_FOLDER || top == TABLESPACES_INSIDE.as_bytes() {
+        return Keep::No;
+    }
     if top.len() < path.len() && EMPTY_FOLDERS.contains(&top) {
         return Keep::No;
     }
@@ -116,7 +122,7 @@ pub fn keep(path: &[u8]) -> Keep {
     let is_in_root = top.len() == path.len();
     if name.starts_with(b"pgsql_tmp")
         || name.starts_with(b"pg_internal.init")
-        || (is_in_root && (LEFT_OUT.contains(&name) || name == CONFIGURATION_FOLDER))
+        || (is_in_root && LEFT_OUT.contains(&name))
         || is_temporary_relation(path)
     {
         return Keep::No;
@@ -264,6 +270,9 @@ mod tests {
             "pg_tblspc/16400/PG_15_202209061/pgsql_tmp",
             "pg_tblspc/16400/PG_15_202209061/5/t10_16384",
             "lifeboat_conf",
+            "lifeboat_conf/recovery-point.json",
+            "lifeboat_tablespaces",
+            "lifeboat_tablespaces/16384/PG_15_202209061/5/16384",
         ] {
             assert_eq!(keep(path.as_bytes()), Keep::No, "{path}");
         }
@@ -276,6 +285,9 @@ mod tests {
             "postgresql.auto.conf",
             "log/backup_label",
             "pg_walx/1",
+            "base/lifeboat_conf",
+            "lifeboat_confx",
+            "pg_tblspc/16400/PG_15_202209061/lifeboat_tablespaces",
         ] {
             assert_eq!(keep(path.as_bytes()), Keep::Yes, "{path}");
         }

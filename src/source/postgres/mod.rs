@@ -303,6 +303,8 @@ impl PostgresSource {
             (None, true) if standby.is_none() => vec![("hot_standby".to_owned(), "off".to_owned())],
             _ => more,
         };
+        // A copy that archives would write into the log of its source. A standby does not until it is promoted, and then it is meant to.
+        let more = if standby.is_none() { [more, vec![("archive_mode".to_owned(), "off".to_owned())]].concat() } else { more };
         recover::write_for_operator(usable, &recovery, standby.is_some(), &more)?;
         let bin = tools.and_then(|tools| tools.program("pg_ctl"));
         let program = bin.map_or_else(|| format!("pg_ctl of PostgreSQL {major}"), |path| path.display().to_string());
@@ -321,6 +323,13 @@ impl PostgresSource {
             "start it as the user that owns the folder (never root): {program} -D {} -l /tmp/postgres.log start; {becomes}",
             target.display(),
         )];
+        if standby.is_none() {
+            steps.push(
+                "it archives nothing (archive_mode = off), so that a copy does not write into the log of its source; if it is to take the place of the source, \
+                 once the old one is off for good: ALTER SYSTEM SET archive_mode = on, restart it, then take a backup"
+                    .to_owned(),
+            );
+        }
         if let Some(standby) = standby {
             steps.push(format!(
                 "that user must be able to run this, which brings the log: it needs the program, the plan and the passphrase of a reader: {}",

@@ -3,13 +3,14 @@
 //! Paths, layouts and page checks are those of [`local`](crate::source::postgres::local). Nothing can be read twice here; the server itself reads a page
 //! again that fails (and fails the backup at its end). Whether the whole stream arrived is for the protocol to say: before PostgreSQL 15 an archive has no end mark.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 
 use crate::entry::{Entry, EntryKind, display_path};
 use crate::error::{Error, Kind, Result};
 use crate::source::Problem;
 use crate::source::postgres::findings::{Findings, Judge};
-use crate::source::postgres::layout::{self, Keep, RelationFile, TABLESPACE_FOLDER};
+use crate::source::postgres::layout::{self, Keep, RelationFile, TABLESPACE_FOLDER, TABLESPACES_INSIDE};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::tar::{Member, MemberKind, TarReader};
 
@@ -52,6 +53,10 @@ pub struct ArchiveReader<R> {
     ahead: Option<Member>,
     began: bool,
     links: Vec<TablespaceLink>,
+    /// Tablespaces that a restore has put into the data folder, behind relative links: a server looks for these in the wrong place and sends
+    /// empty archives of them, and their content with the data folder. `arrived`: those whose content came.
+    inside: BTreeSet<u32>,
+    arrived: BTreeSet<u32>,
     pages: Option<Pages>,
     found: Vec<Findings>,
 }
@@ -111,7 +116,24 @@ impl Pages {
 impl<R: Read> ArchiveReader<R> {
     pub fn new(inner: R, archive: Archive, cluster: Cluster) -> Self {
         let tar = TarReader::new(inner);
-        Self { tar, archive, cluster, ahead: None, began: false, links: Vec::new(), pages: None, found: Vec::new() }
+        Self {
+            tar,
+            archive,
+            cluster,
+            ahead: None,
+            began: false,
+            links: Vec::new(),
+            inside: BTreeSet::new(),
+            arrived: BTreeSet::new(),
+            pages: None,
+            found: Vec::new(),
+        }
+    }
+
+    /// These tablespaces are to be found in the data folder, where a restore has put them: [`kept_inside`].
+    #[must_use]
+    pub fn with_inside(self, inside: BTreeSet<u32>) -> Self {
+        Self { inside, ..self }
     }
 
     /// The next entry, folders before what is in them; `None` at the end. Content of the present one that was not read is not checked.
@@ -144,10 +166,15 @@ impl<R: Read> ArchiveReader<R> {
     /// After `next_entry` returned `None`.
     ///
     /// # Errors
-    /// [`Kind::Bug`] when it did not yet.
+    /// [`Kind::Bug`] when it did not yet; [`Kind::Damaged`] when a tablespace is missing.
     pub fn finish(mut self) -> Result<Finished> {
         if self.next_entry()?.is_some() {
             return Err(Error::new(Kind::Bug, "an archive of the server was finished before its end"));
+        }
+        if let Some(oid) = self.inside.difference(&self.arrived).next() {
+            let what =
+                format!("the server's archive lacks tablespace {oid}, which should be in {TABLESPACES_INSIDE}/{oid} of its data folder");
+            return Err(Error::new(Kind::Damaged, what));
         }
         Ok(Finished { links: self.links, found: self.found })
     }
@@ -169,10 +196,25 @@ impl<R: Read> ArchiveReader<R> {
         entry(path, EntryKind::Directory, mode, first)
     }
 
+    /// What a restore has put into the data folder is in its place again.
+    fn path_in_tree(&mut self, path: &[u8]) -> Vec<u8> {
+        let below = path.strip_prefix(TABLESPACES_INSIDE.as_bytes()).and_then(|rest| rest.strip_prefix(b"/")).unwrap_or_default();
+        let (number, rest) = below.split_at(below.iter().position(|&byte| byte == b'/').unwrap_or(below.len()));
+        match layout::oid(number).filter(|oid| self.inside.contains(oid)) {
+            Some(oid) => {
+                if rest.starts_with(b"/PG_") {
+                    self.arrived.insert(oid);
+                }
+                [&tablespace_path(oid), rest].concat()
+            }
+            None => path.to_vec(),
+        }
+    }
+
     /// `None`: left out.
     fn entry(&mut self, member: Member) -> Result<Option<Entry>> {
         let path = match self.archive {
-            Archive::Base { .. } => member.path.clone(),
+            Archive::Base { .. } => self.path_in_tree(&member.path),
             Archive::Tablespace(oid) => [&tablespace_path(oid), &b"/"[..], &member.path].concat(),
         };
         if member.path.is_empty() {
@@ -216,6 +258,25 @@ impl<R: Read> Read for ArchiveReader<R> {
         }
         Ok(read)
     }
+}
+
+/// Whether a tablespace is where a restore puts it, from what the server says of its place. A server sends what an absolute path leads to, and what is
+/// a folder in `pg_tblspc` itself; any other relative one it resolves from the wrong folder, and sends nothing.
+///
+/// # Errors
+/// `Failed` for such a one.
+pub fn kept_inside(oid: u32, location: &str) -> Result<bool> {
+    if location == format!("../{TABLESPACES_INSIDE}/{oid}") {
+        return Ok(true);
+    }
+    if location.starts_with('/') || location.starts_with("pg_tblspc/") {
+        return Ok(false);
+    }
+    Err(Error::new(
+        Kind::Failed,
+        format!("the link pg_tblspc/{oid} of the server leads to {location}: it sends nothing of a tablespace behind a relative link"),
+    )
+    .hint("stop the server and make the link an absolute one, or give the source its data_directory, if it is on this host"))
 }
 
 fn entry(path: Vec<u8>, kind: EntryKind, mode: u32, member: &Member) -> Entry {

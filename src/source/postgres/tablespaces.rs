@@ -14,14 +14,16 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::source::TablespaceMapping;
 use crate::source::postgres::backup::TablespacePlace;
 use crate::source::postgres::instance::Account;
+use crate::source::postgres::layout::TABLESPACES_INSIDE;
 use crate::source::postgres::recover;
 
 /// Folder in the data folder that they are kept in, by number.
-pub const INSIDE: &str = "lifeboat_tablespaces";
+pub const INSIDE: &str = TABLESPACES_INSIDE;
 /// File that says that what is in a folder is a restore's that has not ended; its content is the target of that restore.
 const MARK: &str = "lifeboat-restore-unfinished";
 
-/// Keeps tablespaces in the data folder, behind links that hold wherever it is moved to.
+/// Keeps tablespaces in the data folder, behind links that hold wherever it is moved to. A folder in `pg_tblspc` is the tablespace: what the snapshot
+/// of a restored server may have in its place besides is the same once more.
 ///
 /// # Errors
 /// As the system says.
@@ -47,7 +49,12 @@ pub fn keep_inside(data: &Path) -> Result<()> {
         if link.is_symlink() {
             continue;
         }
-        fs::rename(&link, inside.join(oid.to_string())).io_context(failed)?;
+        let place = inside.join(oid.to_string());
+        match fs::remove_dir_all(&place) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(failed(), error)),
+            _ => {}
+        }
+        fs::rename(&link, &place).io_context(failed)?;
         symlink(format!("../{INSIDE}/{oid}"), &link).io_context(failed)?;
         if own_all && owner != 0 {
             lchown(&link, Some(owner), None).io_context(failed)?;
@@ -228,6 +235,21 @@ mod tests {
         fs::write(data.join(INSIDE).join("7/PG_15_1/16384"), "rows").unwrap();
         symlink(format!("../{INSIDE}/7"), data.join("pg_tblspc/7")).unwrap();
         data
+    }
+
+    #[test]
+    fn what_a_snapshot_has_in_the_place_of_a_tablespace_gives_way_to_the_tablespace() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = restored(folder.path());
+        fs::remove_file(data.join("pg_tblspc/7")).unwrap();
+        fs::create_dir_all(data.join("pg_tblspc/7/PG_15_1")).unwrap();
+        fs::write(data.join("pg_tblspc/7/PG_15_1/16385"), "more rows").unwrap();
+        for _ in 0..2 {
+            keep_inside(&data).unwrap();
+            assert_eq!(fs::read_link(data.join("pg_tblspc/7")).unwrap(), Path::new("../lifeboat_tablespaces/7"));
+            assert_eq!(fs::read(data.join("pg_tblspc/7/PG_15_1/16385")).unwrap(), b"more rows");
+            assert!(!data.join("pg_tblspc/7/PG_15_1/16384").exists(), "not a mixture");
+        }
     }
 
     fn mapped(data: &Path, target: &Path, to: &Path) -> Result<BTreeMap<u32, PathBuf>> {

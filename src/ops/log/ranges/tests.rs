@@ -152,6 +152,12 @@ fn a_clock_that_was_set_back_before_the_stop_is_seen() {
         view.set_back(&view.route(&Wanted::Time(at), None).unwrap(), at)
     };
     assert_eq!(seen(&pieces, time(15)), None);
+    // A whole segment beside the small pieces that it was stored in before.
+    let mut whole = piece(1, 0, 30);
+    whole.1.first_commit = Some(time(1));
+    let mut both = pieces.to_vec();
+    both.push(whole);
+    assert_eq!(seen(&both, time(15)), None);
     // An hour ahead for a while: what came after it has earlier times again.
     pieces[1].1.first_commit = Some(time(3600));
     pieces[1].1.last_commit = Some(time(3600));

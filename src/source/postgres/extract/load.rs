@@ -134,7 +134,7 @@ impl Target {
         } else {
             command.env("PGPASSFILE", load.scratch.join("none"));
         }
-        command.args(["--single-transaction", "--exit-on-error", "--no-password"]);
+        command.args(["--single-transaction", "--exit-on-error", "--no-tablespaces", "--no-password"]);
         if let Some(why) = missing_roles {
             command.args(["--no-owner", "--no-privileges"]);
             warnings.push(format!("owners and privileges were left out: {why}; all of it belongs to {}", self.settings.user));

@@ -5,11 +5,12 @@
 //! those that were written down. Signals go through pidfds that were opened before the check, so a number that was given to somebody
 //! else meanwhile is never hit.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 /// A folder, whatever it is called now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FolderId {
     pub device: u64,
     pub inode: u64,
@@ -107,16 +108,14 @@ pub fn members(folder: FolderId, started: Option<&Identity>) -> io::Result<Vec<M
     Ok(found)
 }
 
-/// A server that runs on a data folder which is `folder` or below it. What belongs to another user can only be told by the `postmaster.pid` of
-/// `folder` itself: then the process that it names must be a PostgreSQL.
+/// A server that something at `folder` would be taken from: its data folder is `folder`, below it or above it, or one of its tablespaces (or its log)
+/// is. What belongs to another user can only be told by the `postmaster.pid` of `folder` itself or of a folder above: then the process that it names must be a
+/// PostgreSQL.
 pub fn user_of(folder: &Path) -> io::Result<Option<i32>> {
-    let (own, path) = match (FolderId::of(folder), fs::canonicalize(folder)) {
-        (Ok(own), Ok(path)) => (own, path),
-        (Err(error), _) | (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        (Err(error), _) | (_, Err(error)) => return Err(error),
-    };
-    let written = fs::read_to_string(path.join("postmaster.pid")).ok();
-    let written = written.and_then(|text| text.lines().next()?.trim().parse::<i32>().ok()).map(i32::abs);
+    let Some(path) = resolved(folder)? else { return Ok(None) };
+    let own = FolderId::of(&path).ok();
+    let written: Vec<i32> = path.ancestors().filter_map(written_in).collect();
+    let mut looked_at = HashSet::new();
     for item in fs::read_dir("/proc")? {
         let Some(pid) = item?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
         let is_server =
@@ -124,16 +123,48 @@ pub fn user_of(folder: &Path) -> io::Result<Option<i32>> {
         if !is_server || Identity::of(pid).is_none() {
             continue;
         }
-        let cwd = format!("/proc/{pid}/cwd");
-        let is_there = match FolderId::of(Path::new(&cwd)) {
-            Ok(id) => id == own || fs::read_link(&cwd).is_ok_and(|cwd| cwd.starts_with(&path)),
-            Err(_) => written == Some(pid),
+        let cwd = PathBuf::from(format!("/proc/{pid}/cwd"));
+        let is_there = match FolderId::of(&cwd) {
+            Ok(id) => Some(id) == own || (looked_at.insert(id) && holds(&cwd, &path)),
+            Err(_) => written.contains(&pid),
         };
         if is_there {
-            return Ok(Some(written.unwrap_or(pid)));
+            let named = fs::read_link(&cwd).ok().and_then(|cwd| written_in(&cwd));
+            return Ok(Some(named.or(written.first().copied()).unwrap_or(pid)));
         }
     }
     Ok(None)
+}
+
+/// Whether the server that works in `cwd` has something at `path`, above it, or below it.
+fn holds(cwd: &Path, path: &Path) -> bool {
+    // A process of that name elsewhere is no server.
+    if !cwd.join("PG_VERSION").exists() {
+        return fs::read_link(cwd).is_ok_and(|cwd| cwd.starts_with(path));
+    }
+    let links = fs::read_dir(cwd.join("pg_tblspc")).into_iter().flatten().filter_map(|item| Some(item.ok()?.path()));
+    let places = links.chain([cwd.to_owned(), cwd.join("pg_wal")]).filter_map(|place| fs::canonicalize(place).ok());
+    places.into_iter().any(|place| place.starts_with(path) || path.starts_with(&place))
+}
+
+/// The process that the `postmaster.pid` of a folder names.
+fn written_in(folder: &Path) -> Option<i32> {
+    fs::read_to_string(folder.join("postmaster.pid")).ok()?.lines().next()?.trim().parse::<i32>().ok().map(i32::abs)
+}
+
+/// Without links; `None`: not there.
+fn resolved(folder: &Path) -> io::Result<Option<PathBuf>> {
+    match fs::canonicalize(folder) {
+        Ok(path) => Ok(Some(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A data folder that `folder` is in, whether a server runs on it or not.
+pub fn data_folder_above(folder: &Path) -> io::Result<Option<PathBuf>> {
+    let Some(path) = resolved(folder)? else { return Ok(None) };
+    Ok(path.ancestors().skip(1).find(|above| above.join("PG_VERSION").exists()).map(Path::to_owned))
 }
 
 /// Ends them all: an immediate shutdown, which lets the server remove its shared memory, then by force. Yields who is still there.

@@ -45,6 +45,10 @@ fn it_is_private_and_leaves_nothing() {
     };
     let answer = neutral("SHOW session_preload_libraries");
     assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+    for (name, value) in [("search_path", "\"$user\",public"), ("zero_damaged_pages", "off"), ("role", "none")] {
+        let answer = neutral(&format!("SHOW {name}"));
+        assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), value, "{}", String::from_utf8_lossy(&answer.stderr));
+    }
     let refused = neutral("CREATE TABLE x(n int)");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("read-only"));
 

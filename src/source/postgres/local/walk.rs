@@ -49,6 +49,8 @@ pub struct Walk {
     /// `PG_15_202209061`: the only name in a tablespace that is of this cluster's version.
     version_folder: Vec<u8>,
     levels: Vec<Level>,
+    /// Device and inode of the version folders of the tablespaces, which are taken as these and nowhere else: they may be in the data folder too.
+    in_tablespaces: HashSet<(u64, u64)>,
     /// Folders that links led to, by path in the tree: files below are opened through them.
     pub followed: Vec<(Vec<u8>, Arc<OwnedFd>)>,
     pub tablespaces: Vec<TablespaceLink>,
@@ -57,7 +59,15 @@ pub struct Walk {
 
 impl Walk {
     pub fn new(root: Arc<OwnedFd>, version_folder: Vec<u8>) -> Self {
-        Self { root: Some(root), version_folder, levels: Vec::new(), followed: Vec::new(), tablespaces: Vec::new(), problems: Vec::new() }
+        Self {
+            root: Some(root),
+            version_folder,
+            levels: Vec::new(),
+            in_tablespaces: HashSet::new(),
+            followed: Vec::new(),
+            tablespaces: Vec::new(),
+            problems: Vec::new(),
+        }
     }
 
     /// The next thing in tree order; first the root itself. The control file is never among them. What vanishes meanwhile was dropped.
@@ -65,6 +75,7 @@ impl Walk {
         if let Some(root) = self.root.take() {
             let stat = rustix::fs::fstat(&*root).map_err(|errno| failed(b"", errno))?;
             let names = list(&root).map_err(|errno| failed(b"", errno))?;
+            self.in_tablespaces = self.version_folders(&root).map_err(|errno| failed(TABLESPACE_FOLDER, errno))?;
             self.levels.push(Level { folder: root, path: Vec::new(), names, inits: HashSet::new() });
             return Ok(Some(Found { path: Vec::new(), kind: FoundKind::Folder, stat }));
         }
@@ -78,6 +89,25 @@ impl Walk {
             }
         }
         Ok(None)
+    }
+
+    /// A tablespace that is made later is told by the log.
+    fn version_folders(&self, root: &OwnedFd) -> std::result::Result<HashSet<(u64, u64)>, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = match rustix::fs::openat(root, TABLESPACE_FOLDER, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(HashSet::new()),
+            opened => opened?,
+        };
+        let mut found = HashSet::new();
+        for name in list(&folder)?.iter().filter(|name| layout::oid(name.to_bytes()).is_some()) {
+            match rustix::fs::statat(&folder, [name.to_bytes(), b"/", &self.version_folder].concat(), AtFlags::empty()) {
+                Ok(stat) => found.insert((stat.st_dev, stat.st_ino)),
+                // Told when it is entered.
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(errno),
+            };
+        }
+        Ok(found)
     }
 
     /// Looks at one name of the innermost folder. `None`: left out or gone.
@@ -155,6 +185,10 @@ impl Walk {
             Err(errno) => return Err(failed(&path, errno)),
         };
         let (mut names, stat, folder) = opened;
+        let is_of_tablespaces = path.strip_prefix(TABLESPACE_FOLDER).is_some_and(|rest| rest.starts_with(b"/"));
+        if !is_of_tablespaces && self.in_tablespaces.contains(&(stat.st_dev, stat.st_ino)) {
+            return Ok(None);
+        }
         if is_link {
             self.followed.push((path.clone(), Arc::clone(&folder)));
         }

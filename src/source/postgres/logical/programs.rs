@@ -138,7 +138,8 @@ pub(super) fn restore(
     cancel: &Cancel,
 ) -> Result<()> {
     let mut command = command(tools, "pg_restore", settings, database)?;
-    command.arg("--exit-on-error");
+    // As promised: everything goes to the default one. The target may lack the source's.
+    command.args(["--exit-on-error", "--no-tablespaces"]);
     if !with_owners {
         command.args(["--no-owner", "--no-privileges"]);
     }

@@ -21,7 +21,7 @@ fn check(name: &str, sql: &str, expect: &str) -> SqlCheck {
         name: name.into(),
         sql: sql.into(),
         expect: Expectation::parse(expect).unwrap(),
-        database: None,
+        database: Some("postgres".into()),
         timeout: Duration::from_secs(1),
     }
 }
@@ -60,11 +60,13 @@ fn a_sound_copy_passes_and_nothing_is_left_in_it() {
         check("write", "DELETE FROM t RETURNING 1", ">= 0"),
         check("write anyway", "COMMIT; DELETE FROM t RETURNING 1", ">= 0"),
         check("slow", "SELECT 1 FROM pg_sleep(30)", "= 1"),
+        SqlCheck { database: None, ..check("somewhere", "SELECT 1", "= 1") },
     ];
     source.ask(&instance, "CREATE EVENT TRIGGER spy ON ddl_command_end EXECUTE FUNCTION spy()");
     let results = ask(&instance, &request, &Options::default(), &context()).unwrap();
     let failed: Vec<&str> = results.iter().filter(|result| result.outcome != Outcome::Passed).map(|result| result.name.as_str()).collect();
-    assert_eq!(failed, ["too many", "two", "write", "write anyway", "slow"], "{results:#?}");
+    assert_eq!(failed, ["too many", "two", "write", "write anyway", "slow", "somewhere"], "{results:#?}");
+    assert_eq!(outcome_of(&results, "somewhere").outcome, Outcome::Skipped, "never asked of another database than was meant");
     assert!(outcome_of(&results, "slow").actual.contains("limit of 1 s"));
     assert!(outcome_of(&results, "write").actual.contains("read-only"), "{results:#?}");
     assert!(outcome_of(&results, "extensions").actual.contains("plpgsql"));

@@ -122,3 +122,17 @@ fn an_archive_that_is_cut_off_is_an_error() {
     let reader = ArchiveReader::new(&bytes[..], Archive::Base { mode: 0o700 }, cluster);
     assert_eq!(reader.finish().unwrap_err().kind(), Kind::Bug);
 }
+
+#[test]
+fn a_tablespace_that_a_server_does_not_send_is_never_missed_quietly() {
+    assert!(kept_inside(16384, "../lifeboat_tablespaces/16384").unwrap());
+    assert!(!kept_inside(16384, "/srv/space").unwrap() && !kept_inside(16384, "pg_tblspc/16384").unwrap());
+    for other in ["../lifeboat_tablespaces/16385", "../../space", "space"] {
+        assert_eq!(kept_inside(16384, other).unwrap_err().kind(), Kind::Failed, "{other}");
+    }
+    let cluster = Cluster { block_bytes: 8192, segment_blocks: 131_072, check_from: None };
+    // The end of an archive, and nothing before.
+    let mut reader = ArchiveReader::new(&[0; 1024][..], Archive::Base { mode: 0o700 }, cluster).with_inside([16384].into());
+    assert_eq!(reader.next_entry().unwrap(), None);
+    assert_eq!(reader.finish().unwrap_err().kind(), Kind::Damaged);
+}
