@@ -431,7 +431,7 @@ mod tests {
 
     #[test]
     fn a_loop_that_hangs_is_told_by_others_while_it_should_turn() {
-        assert_eq!(hung(Phase::Serving, status::STUCK - Duration::from_secs(1)), None);
+        assert_eq!(hung(Phase::Serving, Duration::from_secs(119)), None);
         assert!(hung(Phase::Serving, status::STUCK).unwrap().contains("nothing is started"));
         assert_eq!(hung(Phase::Draining, status::STUCK * 2), None, "it waits for runs to end");
     }
