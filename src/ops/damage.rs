@@ -25,8 +25,8 @@ pub struct Damage {
     pub time: DateTime<Utc>,
     /// Only reading the object's stored bytes can show that it is sound again.
     deep: bool,
-    /// The plan of a snapshot that is gone although a journal knows that it was committed: only who knows that too can see it there again.
-    vanished_of: Option<Name>,
+    /// A snapshot that is gone although a journal knows that it was committed, and its plan: only who knows that too can see it there again.
+    vanished: Option<(Name, SnapshotId)>,
 }
 
 /// Damage that a snapshot is known to have.
@@ -109,9 +109,9 @@ pub fn standing(reports: &[ReportRecord], existing: Option<&BTreeSet<SnapshotId>
             let deep =
                 reads(&report, &finding.object) && is_pack(&finding.object) && matches!(finding.kind.as_str(), "damaged" | "missing");
             let deep = deep || standing.get(&key).is_some_and(|earlier| earlier.deep);
-            let vanished_of =
-                finding.snapshots.first().and_then(|id| report.vanished.get(id)).filter(|_| finding.kind == "missing").cloned();
-            standing.insert(key, Damage { finding: finding.clone(), report: record.id, time: record.time, deep, vanished_of });
+            let gone = finding.snapshots.first().filter(|_| finding.kind == "missing");
+            let vanished = gone.and_then(|id| Some((report.vanished.get(id)?.clone(), *id)));
+            standing.insert(key, Damage { finding: finding.clone(), report: record.id, time: record.time, deep, vanished });
         }
     }
     standing.into_values().filter(|damage| existing.is_none_or(|existing| !is_gone(damage, existing))).collect()
@@ -125,7 +125,7 @@ fn unreadable(record: &ReportRecord) -> Damage {
         message: "this verification did not pass, and what it found cannot be read by this version".into(),
         snapshots: Vec::new(),
     };
-    Damage { finding, report: record.id, time: record.time, deep: true, vanished_of: None }
+    Damage { finding, report: record.id, time: record.time, deep: true, vanished: None }
 }
 
 fn takes_back(report: &VerifyReport, damage: &Damage) -> bool {
@@ -133,8 +133,8 @@ fn takes_back(report: &VerifyReport, damage: &Damage) -> bool {
         return false;
     }
     // Who does not know what was committed does not miss it.
-    if let Some(plan) = &damage.vanished_of {
-        return report.witnessed.contains(plan);
+    if let Some((plan, id)) = &damage.vanished {
+        return report.witnessed.get(plan).is_some_and(|oldest| oldest <= id);
     }
     // A key that opens no data saw that bytes fit their names, not that their content is sound.
     !damage.deep || (report.skipped.is_empty() && reads(report, &damage.finding.object))
@@ -191,7 +191,7 @@ mod tests {
             bytes_checked: 0,
             objects_checked: 0,
             snapshots_sound: Vec::new(),
-            witnessed: BTreeSet::new(),
+            witnessed: BTreeMap::new(),
             vanished: BTreeMap::new(),
             packs_due: None,
             packs: None,
@@ -212,20 +212,22 @@ mod tests {
         let (crm, other) = (Name::new("crm").unwrap(), Name::new("other").unwrap());
         let id = SnapshotId::generate(time(0));
         let gone = finding("snapshots/ab/one", "missing", &[id]);
-        let with = |mut record: ReportRecord, witnessed: &[&Name], vanished: bool| {
-            record.document["witnessed"] = serde_json::json!(witnessed);
+        let with = |mut record: ReportRecord, witnessed: &[(&Name, SnapshotId)], vanished: bool| {
+            record.document["witnessed"] = serde_json::json!(witnessed.iter().copied().collect::<BTreeMap<_, _>>());
             if vanished {
                 record.document["vanished"] = serde_json::json!({ id.to_string(): crm });
             }
             record
         };
-        let mut reports = vec![with(verify(1, None, std::slice::from_ref(&gone)), &[&crm], true)];
+        let mut reports = vec![with(verify(1, None, std::slice::from_ref(&gone)), &[(&crm, id)], true)];
         assert_eq!(count(&reports), 1);
         // On a machine without the journal, or with one of other plans.
         reports.push(verify(2, Some((100, 0)), &[]));
-        reports.push(with(verify(3, Some((100, 1)), &[]), &[&other], false));
+        reports.push(with(verify(3, Some((100, 1)), &[]), &[(&other, id)], false));
+        // A journal of later runs only: it is new, or has forgotten.
+        reports.push(with(verify(3, None, &[]), &[(&crm, SnapshotId::generate(time(2)))], false));
         assert_eq!(count(&reports), 1, "who does not know of it cannot miss it");
-        reports.push(with(verify(4, None, &[]), &[&other, &crm], false));
+        reports.push(with(verify(4, None, &[]), &[(&other, id), (&crm, id)], false));
         assert_eq!(count(&reports), 0, "it was put back, or removed on purpose");
         // What the chain tells of is told by any verification.
         let broken = [verify(5, None, std::slice::from_ref(&gone)), verify(6, None, &[])];

@@ -1,6 +1,6 @@
 //! Verify: the repository's own check, with a stored report. A finding is never exit 0.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
@@ -49,9 +49,10 @@ pub struct VerifyReport {
     pub objects_checked: u64,
     /// Snapshots all of whose objects were looked at, at this depth, without a finding.
     pub snapshots_sound: Vec<SnapshotId>,
-    /// Plans of which a journal said what was committed. Of the others nobody could say whether a snapshot had vanished.
+    /// Plans of which a journal said what was committed, and the oldest snapshot that it knew. Of older ones, and of other plans, nobody could say whether
+    /// a snapshot had vanished.
     #[serde(default)]
-    pub witnessed: BTreeSet<Name>,
+    pub witnessed: BTreeMap<Name, SnapshotId>,
     /// Of the findings, snapshots that are gone although a journal says that they were committed, and nobody removed them; with their plans.
     #[serde(default)]
     pub vanished: BTreeMap<SnapshotId, Name>,
@@ -156,7 +157,7 @@ pub fn run_against(
         bytes_checked: verification.bytes_checked,
         objects_checked: verification.objects_checked,
         snapshots_sound: verification.snapshots_sound,
-        witnessed: committed.iter().map(|(plan, _)| plan.clone()).collect(),
+        witnessed: oldest(committed),
         vanished,
         skipped: verification.skipped,
         duration_ms: millis(began.elapsed()),
@@ -170,6 +171,14 @@ pub fn run_against(
         progress.event(Event::Warning { message: message.clone() });
     }
     Ok(report)
+}
+
+fn oldest(committed: &[(Name, SnapshotId)]) -> BTreeMap<Name, SnapshotId> {
+    let mut oldest = BTreeMap::new();
+    for (plan, id) in committed {
+        oldest.entry(plan.clone()).and_modify(|oldest: &mut SnapshotId| *oldest = (*oldest).min(*id)).or_insert(*id);
+    }
+    oldest
 }
 
 /// Puts what harms only snapshots that are soundly replaced apart.
