@@ -47,6 +47,7 @@ fn help_of_every_command_has_an_example() {
         "repo init",
         "repo stats",
         "repo extract",
+        "repo accept",
         "backup",
         "copy",
         "snapshots",

@@ -94,6 +94,99 @@ fn a_plan_file_that_is_wrong_stands_in_nobody_elses_way() {
     assert_eq!(code(&workspace.run(&["status"])), 2, "nothing is left to show");
 }
 
+/// What the problems of the one plan are called.
+fn problems(workspace: &Workspace) -> Vec<String> {
+    let status = workspace.json(&["status", "crm"], 0);
+    status["plans"][0]["problems"].as_array().unwrap().iter().map(|problem| problem["kind"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_repository_that_was_made_anew_is_not_green_until_somebody_accepts_it() {
+    let workspace = Workspace::ready("");
+    let first = workspace.backup();
+    let (repository, aside) = (workspace.path("repository"), workspace.path("aside"));
+    std::fs::rename(&repository, &aside).unwrap();
+    workspace.json(&["repo", "init", "main"], 0);
+    let second = workspace.backup();
+    assert_ne!(first["snapshot"], second["snapshot"]);
+    assert!(problems(&workspace).contains(&"repository-changed".to_owned()), "what the first backup made is gone");
+    assert_eq!(code(&workspace.run(&["status", "--check"])), 20);
+    let restored = workspace.run(&["restore", "crm", "--to", workspace.path("restored").to_str().unwrap()]);
+    assert!(text(&restored.stderr).contains("another repository is at"), "{}", text(&restored.stderr));
+
+    // The first one is back: then the other one's snapshot is what is gone, and nothing is to be accepted.
+    let other = workspace.path("other");
+    std::fs::rename(&repository, &other).unwrap();
+    std::fs::rename(&aside, &repository).unwrap();
+    assert!(!problems(&workspace).contains(&"repository-changed".to_owned()));
+    std::fs::rename(&repository, &aside).unwrap();
+    std::fs::rename(&other, &repository).unwrap();
+    assert!(problems(&workspace).contains(&"repository-changed".to_owned()));
+    let accepted = workspace.json(&["repo", "accept", "crm"], 0);
+    assert!(accepted["before"].is_string() && accepted["repository"].is_string(), "{accepted}");
+    assert!(!problems(&workspace).contains(&"repository-changed".to_owned()));
+    let again = workspace.run(&["repo", "accept", "main"]);
+    assert!(text(&again.stdout).contains("belongs at file://") && !text(&again.stdout).contains("instead of"), "{}", text(&again.stdout));
+}
+
+#[test]
+fn a_restore_of_the_latest_says_that_later_ones_are_gone() {
+    let workspace = Workspace::ready("");
+    let first = workspace.backup();
+    let old = workspace.path("old");
+    assert!(Command::new("cp").arg("-a").arg(workspace.path("repository")).arg(&old).status().unwrap().success());
+    std::fs::write(workspace.path("crm/attachments/new.txt"), "later").unwrap();
+    let second = workspace.backup();
+    let restore = |to: &str, more: &[&str], exit: i32| {
+        let to = workspace.path(to);
+        let words = [&["restore", "crm", "--to", to.to_str().unwrap()], more].concat();
+        workspace.json(&words, exit)
+    };
+    assert_eq!(restore("whole", &[], 0)["snapshot"], second["snapshot"]);
+    // The storage was put back to how it was before the second one.
+    std::fs::remove_dir_all(workspace.path("repository")).unwrap();
+    std::fs::rename(&old, workspace.path("repository")).unwrap();
+    let restored = restore("older", &["--latest"], 3);
+    assert_eq!((&restored["snapshot"], &restored["newer_unread"][0]), (&first["snapshot"], &second["snapshot"]), "{restored}");
+    assert!(restored["warnings"].to_string().contains("not in the repository any more"), "{restored}");
+    assert_eq!(restore("named", &["--snapshot", first["snapshot"].as_str().unwrap()], 0)["snapshot"], first["snapshot"]);
+}
+
+#[test]
+fn status_does_not_wait_for_a_store_that_gives_no_sign_and_ends_when_it_is_asked_to() {
+    // It takes connections and never answers.
+    let store = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let workspace = Workspace::ready("");
+    let plan = workspace.path("plans/hanging.toml");
+    let text_of = format!(
+        "version = 1\n[repository.hanging]\nurl = \"s3://nowhere/r\"\nendpoint = \"http://{}\"\nregion = \"us-east-1\"\nallow_http = true\n\
+         access_key = {{ env = \"ACCESS\" }}\nsecret_key = {{ env = \"ACCESS\" }}\npassphrase = {{ env = \"ACCESS\" }}\n\
+         [plan.hanging]\nsource = \"attachments\"\nrepository = \"hanging\"\n",
+        store.local_addr().unwrap()
+    );
+    std::fs::write(&plan, text_of).unwrap();
+    let mut command = workspace.command(&["status", "--json"]);
+    command.env("ACCESS", "x");
+    let began = std::time::Instant::now();
+    let told = command.output().unwrap();
+    assert_eq!(code(&told), 0, "{}", text(&told.stderr));
+    assert!(began.elapsed() < std::time::Duration::from_mins(2), "{:?}", began.elapsed());
+    let status = document(&told);
+    let of = |name: &str| status["plans"].as_array().unwrap().iter().find(|plan| plan["name"] == name).unwrap().clone();
+    assert_eq!((&of("hanging")["repository_reachable"], &of("crm")["repository_reachable"]), (&Value::Bool(false), &Value::Bool(true)));
+    assert!(of("hanging")["problems"].to_string().contains("there was no answer for 60 s"), "{status}");
+
+    let mut command = workspace.command(&["status"]);
+    let mut asking = command.env("ACCESS", "x").stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert!(asking.try_wait().unwrap().is_none(), "it waits for the store");
+    let began = std::time::Instant::now();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(asking.id().try_into().unwrap()).unwrap(), rustix::process::Signal::TERM)
+        .unwrap();
+    assert_eq!(asking.wait().unwrap().code(), Some(130), "interrupted");
+    assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
 #[test]
 fn the_command_that_init_prints_runs_on_a_machine_without_plans() {
     let bucket = SeaweedFs::shared().bucket();

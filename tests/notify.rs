@@ -476,6 +476,24 @@ fn a_plan_that_is_gone_a_secret_that_is_not_set_and_an_old_key_are_told_as_what_
 }
 
 #[test]
+fn a_plan_file_that_is_wrong_at_the_start_is_told_and_the_others_run() {
+    let ops = Target::start();
+    let workspace = Workspace::ready(&webhook("ops", ""));
+    let wrong = workspace.path("plans/wrong.toml");
+    std::fs::write(&wrong, "version = 1\n[plan.wrong]\nsource = \"attachments\"\nrepository = \"mian\"\n").unwrap();
+    let url = address(&ops);
+    let _daemon = Daemon::start(&workspace, &[("OPS", &url)]);
+    until("the daemon serves", || log(&workspace).contains("\"serving\"").then_some(()));
+    until("that a file is wrong is told", || has(&ops, "plans-broken", "raised").then_some(()));
+    assert!(bodies(&[&ops]).contains("left out at the start") && bodies(&[&ops]).contains("mian"), "{}", bodies(&[&ops]));
+    let alive = workspace.json(&["status", "--daemon"], 0);
+    assert_eq!((&alive["running"], &alive["alive"]), (&serde_json::Value::Bool(true), &serde_json::Value::Bool(true)), "{alive}");
+    std::fs::remove_file(&wrong).unwrap();
+    until("it is right again", || has(&ops, "recovered", "over").then_some(()));
+    no_secret(&workspace, &[bodies(&[&ops])]);
+}
+
+#[test]
 fn when_one_target_fails_the_one_that_stands_in_for_it_gets_what_waits_and_is_told_why() {
     let (ops, dba) = (Target::start(), Target::start());
     ops.answers(&vec![Answer::Status(503, "in repair"); 200]);

@@ -252,6 +252,17 @@ Examples:
   lifeboat repo undelete main --at 2026-11-20T02:00:00Z
   LIFEBOAT_PASSPHRASE=… lifeboat repo undelete --from s3://crm-dr/main --at 2026-11-20T02:00:00Z    a machine without plans")]
     Undelete(UndeleteArgs),
+    /// Say that the repository which is at a place now is the one that belongs there
+    ///
+    /// lifeboat remembers which repository it saw first at each place. Another one there (deleted and made anew, a bucket that was exchanged) opens with
+    /// the same passphrase and takes the next backup, and what was backed up before is not in it: `status` tells it as `repository-changed` until
+    /// the first one is back, or this command says that the new one is meant.
+    #[command(after_help = "Example:\n  lifeboat repo accept main")]
+    Accept {
+        /// Name of the repository, or of a plan that uses it
+        #[arg(value_name = "REPO|PLAN")]
+        name: String,
+    },
 }
 
 /// `lifeboat repo undelete`
@@ -828,6 +839,9 @@ pub struct StatusArgs {
     /// List every plan and problem, however many
     #[arg(long)]
     pub all: bool,
+    /// For liveness probes: only whether a daemon is on this state folder and looks at what is due (exit 0; else 1). Asks no plan, no repository and no journal
+    #[arg(long, conflicts_with_all = ["plan", "check", "all"])]
+    pub daemon: bool,
 }
 
 /// `lifeboat notify …`

@@ -12,6 +12,7 @@ use crate::cli::{App, Exit, render};
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
 use crate::ops::extract::{ExtractReport, ExtractRequest, run as take_out};
+use crate::ops::identity;
 use crate::ops::init::{InitReport, run as create};
 use crate::ops::resolve::{self, RepositorySettings};
 use crate::ops::stats::{StatsReport, run as count};
@@ -25,6 +26,7 @@ pub(super) fn run(app: &App, command: &RepoCommand) -> Result<Exit> {
         RepoCommand::Stats(args) => return stats(app, args),
         RepoCommand::Extract(args) => return extract(app, args),
         RepoCommand::Undelete(args) => return undelete(app, args),
+        RepoCommand::Accept { name } => return accept(app, name),
     };
     let (report, key) = init(app, name)?;
     if app.output.is_json() {
@@ -155,6 +157,18 @@ fn extract_text(report: &ExtractReport) -> String {
     }
     let _ = writeln!(text, "{} snapshots and {} logs are in {}", report.snapshots.len(), report.logs.len(), report.to);
     text
+}
+
+fn accept(app: &App, name: &str) -> Result<Exit> {
+    let settings = app.plan_or_repository(name)?.1;
+    let surroundings = app.surroundings(Arc::new(Silent))?;
+    let id = settings.open(&surroundings)?.id();
+    let report = identity::accept(&surroundings.state, &settings.store.url, id, surroundings.clock.now())?;
+    app.output.result(&report, || {
+        let before = report.before.map_or_else(String::new, |before| format!(" instead of {before}"));
+        format!("repository {} belongs at {} from now on{before}\n", report.repository, report.url)
+    })?;
+    Ok(None)
 }
 
 fn undelete(app: &App, args: &UndeleteArgs) -> Result<Exit> {

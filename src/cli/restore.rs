@@ -80,7 +80,13 @@ fn looked_at(
 ) -> Result<(crate::ops::Job, RestorePlan, Vec<CopyPlace>)> {
     let quiet = app.surroundings(Arc::new(Silent))?;
     let own = resolved.open(&quiet).and_then(|job| {
-        let plan = planned(app, args, &job, request, lost)?;
+        let mut plan = planned(app, args, &job, request, lost)?;
+        resolved.repository.changed(&quiet).into_iter().for_each(|changed| plan.tell(changed));
+        // A copy has ids of its own, and may keep less.
+        let is_own = args.repository.is_none() && args.from.is_none();
+        if is_own && matches!(request.choice, Choice::Latest | Choice::Along { wanted: Wanted::Latest | Wanted::Immediate, .. }) {
+            plan.lacks_newer(&gone(&job, &plan, &backups(app, &resolved.plan))?);
+        }
         Ok((job, plan))
     });
     match own {
@@ -122,6 +128,20 @@ fn from_copies(
         }
     }
     Err(error)
+}
+
+/// Those of `committed` that are newer than all that the repository has of the plan, sorted. Nobody removes the newest one on purpose.
+fn gone(job: &crate::ops::Job, plan: &RestorePlan, committed: &[SnapshotId]) -> Result<Vec<SnapshotId>> {
+    let mut newer: Vec<SnapshotId> = committed.iter().copied().filter(|id| *id > plan.manifest.id).collect();
+    if newer.is_empty() {
+        return Ok(newer);
+    }
+    // One that cannot be read is there, and told of as such.
+    let (manifests, lost) = job.repository.sound_manifests(Some(&job.plan))?;
+    let newest = manifests.iter().map(|manifest| manifest.id).chain(lost.iter().filter_map(|lost| lost.id)).max();
+    newer.retain(|id| newest.is_none_or(|newest| *id > newest));
+    newer.sort_unstable();
+    Ok(newer)
 }
 
 /// What backups told the journal of.

@@ -3,19 +3,24 @@
 use std::io::IsTerminal as _;
 use std::sync::Arc;
 
+use serde_json::json;
+
 use crate::cli::args::StatusArgs;
 use crate::cli::screen::{self, Screen};
 use crate::cli::{App, Exit};
 use crate::daemon::owner::DaemonLock;
 use crate::daemon::reload;
-use crate::daemon::status::{Problem, gather};
-use crate::error::Result;
+use crate::daemon::status::{Problem, STUCK, gather};
+use crate::error::{Kind, Result};
 use crate::event::Silent;
 
 /// Columns where nobody says how many there are.
 const WIDTH: usize = 120;
 
 pub(super) fn run(app: &App, args: &StatusArgs) -> Result<Exit> {
+    if args.daemon {
+        return daemon(app);
+    }
     let sound = app.sound_plans()?;
     let mut plans = sound.plans.clone();
     if let Some(name) = &args.plan {
@@ -43,6 +48,24 @@ pub(super) fn run(app: &App, args: &StatusArgs) -> Result<Exit> {
     let screen = Screen { width: width(), colours, all: args.all };
     app.output.result(&status, || screen::text(&status, screen))?;
     Ok(status.check().filter(|_| args.check))
+}
+
+/// Whether the daemon is there and its loop turns.
+fn daemon(app: &App) -> Result<Exit> {
+    let state = app.surroundings(Arc::new(Silent))?.state;
+    let running = DaemonLock::is_held(&state);
+    let silent = DaemonLock::silent_for(&state).filter(|_| running);
+    // A clock that was set back hides how long it is.
+    let alive = running && silent.is_none_or(|silent| silent < STUCK);
+    let silent_ms = silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX));
+    let document = json!({ "schema": "lifeboat.daemon/1", "running": running, "silent_ms": silent_ms, "alive": alive });
+    app.output.result(&document, || match silent {
+        _ if !running => format!("no daemon runs on {}\n", state.display()),
+        Some(silent) if alive => format!("the daemon is there and looked at what is due {} s ago\n", silent.as_secs()),
+        Some(silent) => format!("the daemon is there and has not looked at what is due for {} s: nothing is started\n", silent.as_secs()),
+        None => "the daemon is there, and when it last looked at what is due cannot be told\n".to_owned(),
+    })?;
+    Ok((!alive).then_some(Kind::Failed))
 }
 
 /// Of the terminal, or as `COLUMNS` says.

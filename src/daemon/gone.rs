@@ -1,23 +1,24 @@
-//! Plans that are in no plan file any more, while the journal knows that they were followed and backed up: nobody backs them up now, and that must
-//! not be silent. Each is an alarm until the plan is back, or the plan files name it in `retired`.
+//! Plans that are in no plan file any more, and schedules that their plans have no more, while the journal knows that they were followed and that runs
+//! came of them: nobody starts these now, and that must not be silent. Each is an alarm until it is back, or the plan files name it in `retired`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use chrono::{DateTime, Utc};
 
 use crate::daemon::alarms::{self, Alarm};
-use crate::daemon::journal::{Journal, Newest};
+use crate::daemon::journal::{Job, Journal, Newest, Run};
 use crate::daemon::status::last_backup;
 use crate::error::Result;
 use crate::id::Name;
 use crate::ops::select;
 use crate::plan::Plans;
 
-/// The kind of the problem. It names a plan and is of none: there is nobody whom that plan would tell.
+/// The kind of the problem that a plan is. It names a plan and is of none: there is nobody whom that plan would tell.
 pub const GONE: &str = "plan-gone";
 
-const KEY: &str = "plan-gone-";
+/// The kind of the problem that a schedule is. It is of its plan.
+pub const UNSCHEDULED: &str = "schedule-gone";
 
 /// Raises and ends the alarms, by the plans in force.
 ///
@@ -25,26 +26,49 @@ const KEY: &str = "plan-gone-";
 /// When the journal cannot be read, or an alarm not be written.
 pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) -> Result<()> {
     let mut standing = BTreeSet::new();
-    let known = journal.followed_plans()?;
-    let gone: Vec<&Name> = known.iter().filter(|plan| !plans.plans.contains_key(*plan) && !plans.retired.contains(*plan)).collect();
-    let newest = if gone.is_empty() { Newest::default() } else { journal.newest(&gone)? };
-    let nodes = if gone.is_empty() || !journal.is_shared() { Vec::new() } else { journal.nodes(now)? };
-    for plan in gone {
-        let Some(last) = last_backup(&newest, plan) else { continue };
-        // Other nodes may have other plan files: the one that backed it up last tells, and where that one is gone, all do.
-        if journal.is_shared() && last.node != journal.node() && nodes.iter().any(|node| node.name == last.node) {
-            continue;
+    let followed = journal.followed()?;
+    let gone: BTreeSet<&Name> =
+        followed.iter().map(|(plan, _)| plan).filter(|plan| !plans.plans.contains_key(*plan) && !plans.retired.contains(*plan)).collect();
+    let mut unscheduled: BTreeMap<&Name, Vec<Job>> = BTreeMap::new();
+    for (name, job) in &followed {
+        let meant = || plans.retired_schedules.contains(&(name.clone(), job.word()));
+        if plans.plans.get(name).is_some_and(|plan| job.schedule(plan).is_none()) && !meant() {
+            unscheduled.entry(name).or_default().push(*job);
         }
+    }
+    let asked: Vec<&Name> = gone.iter().chain(unscheduled.keys()).copied().collect();
+    let newest = if asked.is_empty() { Newest::default() } else { journal.newest(&asked)? };
+    let nodes = if asked.is_empty() || !journal.is_shared() { Vec::new() } else { journal.nodes(now)? };
+    // Other nodes may have other plan files: the one that had the last run tells, and where that one is gone, all do.
+    let told_elsewhere = |last: &Run| journal.is_shared() && last.node != journal.node() && nodes.iter().any(|node| node.name == last.node);
+    let mut raise = |kind: &str, key: String, plan: &Name, message: String| {
+        alarms::raise(state, &key, &Alarm { kind: kind.to_owned(), plan: Some(plan.to_string()), message, since: now })?;
+        standing.insert(key);
+        Ok::<(), crate::error::Error>(())
+    };
+    for plan in gone {
+        let Some(last) = last_backup(&newest, plan).filter(|last| !told_elsewhere(last)) else { continue };
         let message = format!(
             "plan {plan} is in no plan file any more and nobody backs it up; its last backup was of {}. Put it back, or name it in `retired`",
             select::moment(last.started)
         );
-        let key = format!("{KEY}{}", alarms::key_of(plan.as_str()));
-        alarms::raise(state, &key, &Alarm { kind: GONE.to_owned(), plan: Some(plan.to_string()), message, since: now })?;
-        standing.insert(key);
+        raise(GONE, format!("{GONE}-{}", alarms::key_of(plan.as_str())), plan, message)?;
+    }
+    for (plan, jobs) in unscheduled {
+        for job in jobs {
+            let Some(last) = newest.last(plan, job).filter(|last| !told_elsewhere(last)) else { continue };
+            let word = job.word();
+            let message = format!(
+                "the schedule for {word} was taken out of the plan and nobody starts it any more; the last one began at {}. Put it back, or say that it is \
+                 meant: retired = [\"{plan}/{word}\"]",
+                select::moment(last.started)
+            );
+            raise(UNSCHEDULED, format!("{UNSCHEDULED}-{}-{word}", alarms::key_of(plan.as_str())), plan, message)?;
+        }
     }
     for key in alarms::keys(state)? {
-        if key.starts_with(KEY) && !standing.contains(&key) {
+        let is_own = [GONE, UNSCHEDULED].iter().any(|kind| key.strip_prefix(kind).is_some_and(|rest| rest.starts_with('-')));
+        if is_own && !standing.contains(&key) {
             alarms::clear(state, &key)?;
         }
     }
@@ -63,7 +87,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (state, now) = (folder.path(), "2026-11-20T03:00:00Z".parse().unwrap());
         let plans = |retired: &str, names: &[&str]| {
-            let plan = |name: &&str| format!("[plan.{name}]\nsource = \"a\"\nrepository = \"main\"\n");
+            let plan = |name: &&str| {
+                format!("[plan.{name}]\nsource = \"a\"\nrepository = \"main\"\nschedule = \"0 2 * * *\"\ntimezone = \"UTC\"\n")
+            };
             let text = FILE.replace("RETIRED", retired) + &names.iter().map(plan).collect::<String>();
             Plans::from_text(&text).unwrap()
         };
@@ -87,5 +113,42 @@ mod tests {
         assert!(told(&plans("", &["Crm"])).is_empty(), "it is back");
         assert_eq!(told(&plans("", &["b"])).len(), 1);
         assert!(told(&plans("retired = [\"Crm\"]\n", &["b"])).is_empty(), "somebody meant it");
+    }
+
+    #[test]
+    fn a_schedule_that_runs_came_of_and_is_gone_is_told_until_it_is_back_or_retired() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, now) = (folder.path(), "2026-11-20T03:00:00Z".parse().unwrap());
+        let plans = |retired: &str, drill: &str| {
+            let plan = format!("[plan.crm]\nsource = \"a\"\nrepository = \"main\"\nschedule = \"0 2 * * *\"\ntimezone = \"UTC\"\n{drill}");
+            Plans::from_text(&(FILE.replace("RETIRED", retired) + &plan)).unwrap()
+        };
+        let scheduled = "[plan.crm.drill]\nschedule = \"0 5 * * 0\"\n";
+        let journal = Journal::open(state, now).unwrap();
+        let crm = Name::new("crm").unwrap();
+        for job in [Job::Backup, Job::Drill] {
+            journal.schedule_since(&crm, job, "0 2 * * *", now).unwrap();
+        }
+        let told = |plans: &Plans| {
+            look(plans, &journal, state, now).unwrap();
+            alarms::standing(state).unwrap()
+        };
+        assert!(told(&plans("", "")).is_empty(), "no drill ever began: it was taken back before it did anything");
+        let run = journal.begin(&NewRun::manual(&crm, Job::Drill, "tester", now), now).unwrap();
+        journal.close(run, &Ending::new(State::Failed), now).unwrap();
+        let gone = told(&plans("", ""));
+        assert!(
+            matches!(gone.as_slice(), [alarm] if alarm.kind == UNSCHEDULED && alarm.plan.as_deref() == Some("crm")
+                && alarm.message.contains("retired = [\"crm/drill\"]")),
+            "{gone:?}"
+        );
+        assert!(told(&plans("", scheduled)).is_empty(), "it is back");
+        assert_eq!(told(&plans("", "")).len(), 1);
+        assert!(told(&plans("retired = [\"crm/drill\"]\n", "")).is_empty(), "somebody meant it");
+        let both = FILE.replace("RETIRED", "retired = [\"crm/backup\", \"crm/dril\"]\n")
+            + "[plan.crm]\nsource = \"a\"\nrepository = \"main\"\nschedule = \"0 2 * * *\"\ntimezone = \"UTC\"\n";
+        let wrong = Plans::from_text(&both).unwrap_err().to_string();
+        assert!(wrong.contains("plan `crm` has a schedule for backup, which is retired"), "{wrong}");
+        assert!(wrong.contains("unknown job `dril`") && wrong.contains("did you mean `drill`?"), "{wrong}");
     }
 }

@@ -47,14 +47,7 @@ impl Job {
     /// The schedule that a plan has for it. A restore has none: somebody asks for it.
     #[must_use]
     pub fn schedule(self, plan: &Plan) -> Option<&Schedule> {
-        match self {
-            Self::Backup => plan.schedule.as_ref(),
-            Self::Drill => plan.drill.schedule.as_ref(),
-            Self::Verify => plan.verify.schedule.as_ref(),
-            Self::Copy => plan.copy_schedule.as_ref(),
-            Self::Prune => plan.prune.schedule.as_ref(),
-            Self::Restore => None,
-        }
+        plan.schedule_of(self.word())
     }
 
     /// Whether two of one plan may not run at once. An incident restore is never held up by another one.

@@ -33,7 +33,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress, Reason};
 use crate::id::RunId;
 use crate::ops::resolve::Surroundings;
-use crate::plan::{Plan, Plans};
+use crate::plan::{Plan, PlanErrors, Plans, Sound};
 
 /// How soon a signal is noticed.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(200);
@@ -104,22 +104,28 @@ struct Daemon<'a> {
     sweep: Option<(Instant, JoinHandle<()>)>,
 }
 
-/// Runs until it is asked to stop. `ready` is called once everything is in place.
+/// Runs until it is asked to stop. `ready` is called once everything is in place. Plan files that are wrong are left out and told of: after a
+/// restart of the machine one mistake must not keep all other plans from being backed up.
 ///
 /// # Errors
-/// `Usage` with everything that is wrong in the plan files; `Busy` when another daemon is there; what the journal or a companion says at the
+/// `Usage` with everything that is wrong in the plan files, where no plan is left or the journal's settings may be in one that is wrong; `Busy` when another daemon is there; what the journal or a companion says at the
 /// start. Failures of runs are recorded, not returned.
 pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     let surroundings = &setup.surroundings;
     // Before they are read: a change in between is seen at the next look.
     let print = Print::of(&setup.paths);
-    let plans = Arc::new(Plans::load(&setup.paths)?);
+    let sound = Sound::load(&setup.paths)?;
+    let errors = sound.errors.clone();
+    let plans = Arc::new(sound.with_their_journal()?);
     let lock = DaemonLock::take(&surroundings.state)?;
     let journal = Arc::new(Journal::of(&plans, &surroundings.state, setup.node.as_deref(), surroundings.clock.now())?);
     let membership = Membership::new(journal.node(), &setup.labels, journal.is_shared());
     // Before anything is claimed: two nodes of one name would take each other's runs for their own.
     journal.check_in(&setup.labels, surroundings.clock.now())?;
     let (control, inbox) = Control::new(Arc::clone(&plans), Arc::clone(&surroundings.clock));
+    if let Some(errors) = errors {
+        left_out(&control, errors);
+    }
     let context = Context { control: control.clone(), journal: Arc::clone(&journal), surroundings: surroundings.clone() };
     let own = membership.clone();
     let node: Box<dyn Companion> = Box::new(Threaded::new("node", move |context: Context| nodes::run(&context, &own)));
@@ -189,6 +195,14 @@ fn serve(
 fn settle(plan: &Plan, plans: &Plans, journal: &Journal, surroundings: &Surroundings) -> Result<()> {
     let open = |run: &Run, copy: Option<&str>| runner::open_for(plans, run, copy, surroundings);
     runner::settle(journal, |run| run.plan == plan.name, open, surroundings.clock.now()).map(|_| ())
+}
+
+/// Some plan files are wrong at the start: what is in them does not run, which must not be silent.
+fn left_out(control: &Control, errors: PlanErrors) {
+    let error = Error::from(errors);
+    tracing::error!(error = ?error, hint = error.hint_text(), "plan files are wrong and are left out: nothing in them runs");
+    let why = crate::ops::explain(&error);
+    control.set_problem(reload::BROKEN, Some(format!("plan files are wrong and were left out at the start, nothing in them runs: {why}")));
 }
 
 /// Whether a running daemon can go over to these plans.

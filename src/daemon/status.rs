@@ -134,7 +134,7 @@ pub struct Problem {
     /// `never-backed-up`, `overdue`, `failed`, `incomplete`, `interrupted`, `missed`, `never-proven`, `drill-failed`, `damaged`, `clock`,
     /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`, `canary-not-written`,
     /// `recovery-time-forecast`, `data-loss-forecast`, `copy-behind`, `copy-unreachable`, `retention-blocked`, `plans-broken`, `notifier-failing`, `plan-gone`,
-    /// `secret-unavailable`, `expiring`.
+    /// `schedule-gone`, `repository-changed`, `running-long`, `secret-unavailable`, `expiring`.
     pub kind: String,
     /// The job that a run did (`backup`, `drill`, `verify`), where the problem is about one.
     pub job: Option<String>,
@@ -158,11 +158,12 @@ impl Problem {
     fn exit(&self) -> Kind {
         let proving = self.job.as_deref().is_some_and(|job| job == Job::Drill.word() || job == Job::Verify.word());
         match self.kind.as_str() {
-            "damaged" | "drill-failed" | "never-proven" => Kind::Damaged,
+            "damaged" | "drill-failed" | "never-proven" | "repository-changed" => Kind::Damaged,
             "failed" | "incomplete" | "interrupted" if proving => Kind::Damaged,
             "never-backed-up"
             | "overdue"
             | "missed"
+            | "schedule-gone"
             | "data-loss-objective"
             | "recovery-time-objective"
             | "log-not-streamed"
@@ -188,6 +189,8 @@ pub struct Facts {
     /// The newest drill that failed or was incomplete, unless one succeeded since.
     pub failed_drill: Option<Run>,
     pub running: Vec<Run>,
+    /// How long the newest run of each job that succeeded took.
+    pub usual: Vec<(Job, chrono::TimeDelta)>,
     /// The next step of each schedule.
     pub next: Vec<(Job, DateTime<Utc>)>,
     /// Slots that are due since this moment and did not start.
@@ -210,6 +213,8 @@ pub struct Unasked {
 pub struct Stored {
     /// When it was begun to ask it: what a run committed later need not be here.
     pub asked: Option<DateTime<Utc>>,
+    /// That it is not the repository that the plan's backups went to before, in a sentence.
+    pub changed: Option<String>,
     /// Of the plan, oldest first.
     pub manifests: Vec<Manifest>,
     /// Oldest first: drills of the plan and of its snapshots, and all verifications of the repository: each is of all plans, whichever asked for it.

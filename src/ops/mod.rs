@@ -14,6 +14,7 @@ pub mod doctor;
 pub mod document;
 pub mod drill;
 pub mod extract;
+pub mod identity;
 pub mod init;
 pub mod key_age;
 pub mod keyless;

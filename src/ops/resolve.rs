@@ -11,7 +11,7 @@ use crate::id::Name;
 use crate::ops::prune::PlanRules;
 use crate::ops::retention::Rules;
 use crate::ops::work::make_missing;
-use crate::ops::{Canary, CommitGate, DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain};
+use crate::ops::{Canary, CommitGate, DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain, identity};
 use crate::plan::SecretRef;
 use crate::plan::{self, Cache, DrillAt, EnvironmentValue, LogMode, Method, SourceKind};
 use crate::repo::{OpenOptions, Passphrase, Repository, SourceRecord, UNLOCKED};
@@ -82,7 +82,8 @@ impl RepositorySettings {
     /// `NoRepository`, `WrongKey`, `Unavailable`, `Usage`.
     pub fn open(&self, surroundings: &Surroundings) -> Result<Repository> {
         let options = self.options(&surroundings.state)?;
-        Repository::open(self.open_store()?, surroundings.runtime.clone(), &self.passphrase, &options).map_err(|error| {
+        let opened = Repository::open(self.open_store()?, surroundings.runtime.clone(), &self.passphrase, &options);
+        let repository = opened.map_err(|error| {
             match (&self.name, error.kind()) {
                 (Some(name), Kind::NoRepository) => error
                     .hint(format!("check the url in the plan file; if the repository is new, make it with `lifeboat repo init {name}`")),
@@ -90,7 +91,18 @@ impl RepositorySettings {
                 (None, Kind::NoRepository) => error.hint("check the address letter by letter, the part after the bucket or folder too"),
                 _ => error,
             }
-        })
+        })?;
+        // An address without a plan is looked at once, and nothing is backed up there.
+        if self.name.is_some() {
+            identity::note(&surroundings.state, &self.store.url, repository.id(), surroundings.clock.now());
+        }
+        Ok(repository)
+    }
+
+    /// That another repository is there than belongs there, as it was when it was last opened; a sentence.
+    #[must_use]
+    pub fn changed(&self, surroundings: &Surroundings) -> Option<String> {
+        self.name.as_ref().and_then(|_| identity::changed(&surroundings.state, &self.store.url))
     }
 
     /// How to open it, its cache made.

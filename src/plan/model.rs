@@ -29,6 +29,8 @@ pub struct Plans {
     pub serve: Serve,
     /// Plans that were taken out on purpose.
     pub retired: BTreeSet<Name>,
+    /// Schedules that plans lost on purpose: plan, and word of [`JOBS`](crate::plan::JOBS).
+    pub retired_schedules: BTreeSet<(Name, &'static str)>,
     /// The files read, sorted.
     pub files: Vec<PathBuf>,
 }
@@ -157,6 +159,19 @@ impl Plan {
     #[must_use]
     pub fn zone(&self) -> Tz {
         self.timezone.unwrap_or(Tz::UTC)
+    }
+
+    /// The schedule that it has for a job, a word of [`JOBS`](crate::plan::JOBS).
+    #[must_use]
+    pub fn schedule_of(&self, job: &str) -> Option<&Schedule> {
+        match job {
+            "backup" => self.schedule.as_ref(),
+            "drill" => self.drill.schedule.as_ref(),
+            "verify" => self.verify.schedule.as_ref(),
+            "copy" => self.copy_schedule.as_ref(),
+            "prune" => self.prune.schedule.as_ref(),
+            _ => None,
+        }
     }
 }
 

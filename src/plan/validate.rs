@@ -82,11 +82,11 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
             checker.plan(name, at, raw, &sources, &repositories, &notifiers)
         });
     }
-    let mut retired = BTreeSet::new();
+    let (mut retired, mut retired_schedules) = (BTreeSet::new(), BTreeSet::new());
     for loaded in files {
         checker.file = Some(loaded);
         checker.order(&loaded.raw.plan, &plans);
-        checker.retired(&loaded.raw.retired, &plans, &mut retired);
+        checker.retired(&loaded.raw.retired, &plans, &mut retired, &mut retired_schedules);
     }
     Plans {
         plans: only_valid(plans),
@@ -96,6 +96,7 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
         journal: journal.map(|(_, journal)| journal).unwrap_or_default(),
         serve: serve.map(|(_, serve)| serve).unwrap_or_default(),
         retired,
+        retired_schedules,
         files: Vec::new(),
     }
 }
@@ -863,21 +864,47 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Names that no plan has any more.
-    fn retired(&mut self, raw: &Words, plans: &Declared<Plan>, retired: &mut BTreeSet<Name>) {
+    /// Names that no plan has any more, and schedules (`plan/job`) that a plan has no more.
+    fn retired(
+        &mut self,
+        raw: &Words,
+        plans: &Declared<Plan>,
+        retired: &mut BTreeSet<Name>,
+        schedules: &mut BTreeSet<(Name, &'static str)>,
+    ) {
         for word in raw.iter().flat_map(|raw| &raw.value) {
-            match Name::new(word.value.clone()) {
-                Ok(name) if plans.contains_key(&name) => {
+            let (name, job) = word.value.split_once('/').map_or((word.value.as_str(), None), |(name, job)| (name, Some(job)));
+            let name = match Name::new(name) {
+                Ok(name) => name,
+                Err(error) => {
+                    self.fail(&word.span, &error);
+                    continue;
+                }
+            };
+            let Some(job) = job else {
+                if plans.contains_key(&name) {
                     self.report(
                         &word.span,
                         format!("plan `{name}` is retired and declared"),
                         "take its name out of `retired`, or the plan out of the file",
                     );
-                }
-                Ok(name) => {
+                } else {
                     retired.insert(name);
                 }
-                Err(error) => self.fail(&word.span, &error),
+                continue;
+            };
+            let Some(known) = JOBS.into_iter().find(|known| *known == job) else {
+                self.report(&word.span, format!("unknown job `{job}`"), suggest(job, "it may be", JOBS));
+                continue;
+            };
+            if plans.get(&name).and_then(Option::as_ref).is_some_and(|plan| plan.schedule_of(known).is_some()) {
+                self.report(
+                    &word.span,
+                    format!("plan `{name}` has a schedule for {known}, which is retired"),
+                    format!("take `{name}/{known}` out of `retired`, or the schedule out of the plan"),
+                );
+            } else {
+                schedules.insert((name, known));
             }
         }
     }

@@ -277,7 +277,8 @@ fn any_order_stores_the_same_tree_and_reuses_it_in_any_other() {
         assert!(restore(&bench.open(), &first).unwrap() == expected(&files), "seed {seed}");
         assert_eq!(first.stats.entries, reference.stats.entries);
         let (stored, reference_stored) = (first.stats.bytes_stored, reference.stats.bytes_stored);
-        assert!(stored < reference_stored + reference_stored / 50, "seed {seed}: {stored} bytes stored, {reference_stored} in tree order");
+        // What is alike compresses less when it does not come together.
+        assert!(stored < reference_stored + reference_stored / 20, "seed {seed}: {stored} bytes stored, {reference_stored} in tree order");
         let packs = bench.keys("packs/");
         // In another order, in tree order after any order, and the other way round.
         let again = [

@@ -477,12 +477,12 @@ impl Journal {
         self.0.tables.follow(schedules, now)
     }
 
-    /// All plans that a schedule of was ever followed, also those that are gone.
+    /// All schedules that were ever followed, by plan and job, also those that are gone.
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn followed_plans(&self) -> Result<BTreeSet<Name>> {
-        self.0.tables.followed_plans()
+    pub fn followed(&self) -> Result<BTreeSet<(Name, Job)>> {
+        self.0.tables.followed()
     }
 
     /// What is known of these schedules at `now`, in their order. Nothing is followed by that.

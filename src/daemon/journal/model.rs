@@ -154,6 +154,12 @@ impl Newest {
     pub fn of(&self, plan: &Name, job: Job, state: State) -> Option<&Run> {
         self.0.get(plan)?.iter().find(|run| run.job == job && run.state == state)
     }
+
+    /// That of a plan and job, whatever became of it.
+    #[must_use]
+    pub fn last(&self, plan: &Name, job: Job) -> Option<&Run> {
+        self.0.get(plan)?.iter().filter(|run| run.job == job).max_by_key(|run| run.started)
+    }
 }
 
 impl FromIterator<Run> for Newest {

@@ -350,11 +350,12 @@ impl Tables {
         rows.first().map_or(Ok(now), |row| row.int(0).map(time))
     }
 
-    /// The plans that have a row.
-    pub(super) fn followed_plans(&self) -> Result<BTreeSet<Name>> {
-        let rows = self.one(Purpose::Read, "SELECT DISTINCT plan FROM schedules", Vec::new())?;
-        // A name that this version does not take is of none of its plans.
-        rows.iter().filter_map(|row| row.text(0).map(|name| Name::new(name).ok()).transpose()).collect()
+    /// The schedules that have a row.
+    pub(super) fn followed(&self) -> Result<BTreeSet<(Name, Job)>> {
+        let rows = self.one(Purpose::Read, "SELECT plan, job FROM schedules", Vec::new())?;
+        // A name or a job that this version does not take is of none of its plans.
+        let read = |row: &Row| Ok(Name::new(row.text(0)?).ok().zip(Job::from_word(&row.text(1)?)));
+        rows.iter().filter_map(|row| read(row).transpose()).collect()
     }
 
     /// How many runs of an owner are open.

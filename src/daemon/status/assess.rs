@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::daemon::journal::{ErrorRecord, Job, Run, State};
 use crate::daemon::status::forecast::{Forecast, Measured, Size, forecast};
-use crate::daemon::status::{Facts, PlanStatus, Problem, Stored, ms};
+use crate::daemon::status::{Facts, OVERDUE, PlanStatus, Problem, Stored, ms};
 use crate::error::Kind;
 use crate::id::{Name, SnapshotId};
 use crate::ops::drill::DrillReport;
@@ -53,6 +53,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     problems.extend(newest.and_then(|newest| incomplete(plan, newest)));
     problems.extend(clock(stored.map_or(&[], |stored| &stored.manifests), recovery_point, now));
     problems.extend(facts.overdue.iter().map(|(job, due)| overdue(*job, *due, &facts.running)));
+    problems.extend(facts.running.iter().filter_map(|run| too_long(run, &facts.usual, now)));
     // The newest snapshot says itself what it lacks.
     let told = newest.map(|newest| newest.id.to_string());
     problems.extend(facts.last.iter().filter_map(|run| of_run(run, told.as_deref())));
@@ -79,6 +80,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
             },
         ));
     }
+    problems.extend(stored.and_then(|stored| stored.changed.as_ref()).map(|changed| Problem::new("repository-changed", changed.clone())));
     problems.extend(gone_back);
     problems.extend(stored.and_then(standing_damage));
     problems.extend(stored.into_iter().flat_map(|stored| &stored.damaged).map(|lost| Problem::new("damaged", lost.clone())));
@@ -130,6 +132,29 @@ fn gone_back(stored: &Stored, last: &Run) -> Option<Problem> {
         last.id
     );
     Some(Problem::of("damaged", Job::Backup, message))
+}
+
+/// A backup or a drill that goes on for so many times as long as the last one took is told of, long before its next slot comes; never before
+/// [`OVERDUE`]. What other jobs have to do varies far more.
+const LONG: i32 = 4;
+
+fn too_long(run: &Run, usual: &[(Job, TimeDelta)], now: DateTime<Utc>) -> Option<Problem> {
+    let (_, usual) = usual.iter().find(|(job, _)| *job == run.job && matches!(job, Job::Backup | Job::Drill))?;
+    let limit = (*usual * LONG).max(OVERDUE);
+    if now - run.started <= limit {
+        return None;
+    }
+    // Nothing that changes with every look.
+    let message = format!(
+        "{} {} goes on since {}, more than {} minutes; the last one took {} s: `lifeboat run show {}` tells where it is",
+        run.job.word(),
+        run.id,
+        select::moment(run.started),
+        limit.num_minutes(),
+        usual.num_seconds(),
+        run.id
+    );
+    Some(Problem::of("running-long", run.job, message))
 }
 
 /// Content of a snapshot.

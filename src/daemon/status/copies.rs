@@ -33,7 +33,8 @@ pub struct CopyStatus {
 /// The repositories that plans copy to, each opened once.
 pub struct Copies<'a> {
     surroundings: &'a Surroundings,
-    opened: BTreeMap<Name, std::result::Result<Repository, Unasked>>,
+    /// With what is told of one that was exchanged for another.
+    opened: BTreeMap<Name, std::result::Result<(Repository, Option<String>), Unasked>>,
 }
 
 impl<'a> Copies<'a> {
@@ -47,7 +48,8 @@ impl<'a> Copies<'a> {
         let (mut all, mut problems) = (Vec::new(), Vec::new());
         for copy in &plan.copies {
             match self.there(copy, &plan.name) {
-                Ok((manifests, lost)) => {
+                Ok((manifests, lost, changed)) => {
+                    problems.extend(changed.map(|changed| Problem::of("repository-changed", Job::Copy, changed)));
                     let newest = select::latest(&manifests).map(|manifest| manifest.time);
                     let original = originals.and_then(select::latest).map(|manifest| manifest.time);
                     let now = self.surroundings.clock.now();
@@ -77,16 +79,22 @@ impl<'a> Copies<'a> {
     }
 
     /// What there is of a plan.
-    fn there(&mut self, copy: &PlannedCopy, plan: &Name) -> std::result::Result<(Vec<Manifest>, Vec<LostManifest>), Unasked> {
+    fn there(
+        &mut self,
+        copy: &PlannedCopy,
+        plan: &Name,
+    ) -> std::result::Result<(Vec<Manifest>, Vec<LostManifest>, Option<String>), Unasked> {
         let unasked = |error: &Error, secret| Unasked { kind: error.kind(), message: explain(error), secret };
         let surroundings = self.surroundings;
         let opened = self.opened.entry(copy.to.name.clone()).or_insert_with(|| {
             // All that the first does is to get secrets.
             let settings = resolve::repository(&copy.to).map_err(|error| unasked(&error, true))?;
-            settings.open(surroundings).map_err(|error| unasked(&error, false))
+            let repository = settings.open(surroundings).map_err(|error| unasked(&error, false))?;
+            Ok((repository, settings.changed(surroundings)))
         });
-        let repository = opened.as_ref().map_err(Clone::clone)?;
-        repository.sound_manifests(Some(plan)).map_err(|error| unasked(&error, false))
+        let (repository, changed) = opened.as_ref().map_err(Clone::clone)?;
+        let (manifests, lost) = repository.sound_manifests(Some(plan)).map_err(|error| unasked(&error, false))?;
+        Ok((manifests, lost, changed.clone()))
     }
 }
 

@@ -1,14 +1,15 @@
 //! Asks the journal and the repositories.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
 use crate::daemon::job::{rules, schedules};
-use crate::daemon::journal::{Job, Journal, Known, State};
+use crate::daemon::journal::{Job, Journal, Known, State, Trigger};
 use crate::daemon::owner::DaemonLock;
 use crate::daemon::scheduler::{self, Situation, Slots};
 use crate::daemon::status::assess::{newest_whole, objectives};
@@ -35,15 +36,21 @@ pub const STUCK: Duration = Duration::from_mins(2);
 /// Repositories that are asked at the same time: opening one takes memory for its key, and one that hangs has a thread until it gives up.
 const AT_ONCE: usize = 8;
 
+/// So long a repository may give no sign. Longer than a sound one takes to open and to list what is in it.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// How soon it is noticed that nobody waits any more.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// What a repository said of one plan.
 pub type Asked = std::result::Result<Arc<Stored>, Unasked>;
 
 /// Asks the journal (`None`: nothing was ever run here) and the repositories, and judges every plan.
 ///
 /// # Errors
-/// When the journal cannot be read. A repository that cannot be asked is a problem of its plans.
+/// When the journal cannot be read, and `Interrupted`. A repository that cannot be asked is a problem of its plans.
 pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundings, daemon: bool) -> Result<Status> {
-    let asked = ask_all(plans.plans.values(), surroundings);
+    let asked = ask_all(&plans.plans.values().collect::<Vec<_>>(), surroundings)?;
     // That may have taken minutes.
     let now = surroundings.clock.now();
     let all: Vec<&Plan> = plans.plans.values().map(AsRef::as_ref).collect();
@@ -158,32 +165,66 @@ pub fn view(plan: &Plan, heard: Option<&Heard>, asked: Option<Asked>, surroundin
     status
 }
 
-/// Asks the repositories of these plans, those of several repositories beside each other.
-fn ask_all<'a>(plans: impl Iterator<Item = &'a Arc<Plan>>, surroundings: &Surroundings) -> BTreeMap<Name, Asked> {
-    let mut of_repository: BTreeMap<&Name, Vec<&Plan>> = BTreeMap::new();
+/// Asks the repositories of these plans, those of several repositories beside each other. Of one that gives no sign for [`PATIENCE`] the rest is not
+/// waited for: whoever asks how things stand must hear something.
+///
+/// # Errors
+/// `Interrupted`.
+fn ask_all(plans: &[&Arc<Plan>], surroundings: &Surroundings) -> Result<BTreeMap<Name, Asked>> {
+    let mut of_repository: BTreeMap<&Name, Vec<Arc<Plan>>> = BTreeMap::new();
     for plan in plans {
-        of_repository.entry(&plan.repository.name).or_default().push(plan);
+        of_repository.entry(&plan.repository.name).or_default().push(Arc::clone(plan));
     }
-    let waiting = Mutex::new(of_repository.values());
-    let work = || {
-        let mut answers = Vec::new();
-        loop {
-            // Taken in a statement of its own: the lock must not be held while it is asked.
-            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some(plans) = next else { return answers };
-            // A plan without an answer is told of below.
-            answers.extend(std::panic::catch_unwind(AssertUnwindSafe(|| ask(plans, surroundings))).unwrap_or_default());
+    let threads = of_repository.len().min(AT_ONCE);
+    let waiting = Arc::new(Mutex::new(of_repository.into_values().collect::<VecDeque<_>>()));
+    let (answer, answered) = channel();
+    for _ in 0..threads {
+        let (waiting, answer, surroundings) = (Arc::clone(&waiting), answer.clone(), surroundings.clone());
+        let work = move || {
+            loop {
+                // Taken in a statement of its own: the lock must not be held while it is asked.
+                let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let Some(plans) = next else { return };
+                let plans: Vec<&Plan> = plans.iter().map(AsRef::as_ref).collect();
+                let tell = |name: &Name, asked| {
+                    // Whoever asked may have gone.
+                    let _ = answer.send((name.clone(), asked));
+                };
+                // A plan without an answer is told of below.
+                let _ = std::panic::catch_unwind(AssertUnwindSafe(|| ask_each(&plans, &surroundings, tell)));
+            }
+        };
+        std::thread::Builder::new()
+            .name("ask".into())
+            .spawn(work)
+            .map_err(|error| Error::io("start a thread to ask a repository", error))?;
+    }
+    drop(answer);
+    let (mut answers, mut heard) = (BTreeMap::new(), Instant::now());
+    let why = loop {
+        surroundings.cancel.check()?;
+        match answered.recv_timeout(LOOK) {
+            Ok((name, asked)) => {
+                answers.insert(name, asked);
+                heard = Instant::now();
+            }
+            Err(RecvTimeoutError::Timeout) if heard.elapsed() < PATIENCE => {}
+            Err(RecvTimeoutError::Timeout) => {
+                break Unasked {
+                    kind: Kind::Unavailable,
+                    message: format!("there was no answer for {} s, and more was not waited for", PATIENCE.as_secs()),
+                    secret: false,
+                };
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                break Unasked { kind: Kind::Bug, message: "asking it panicked; please report this".to_owned(), secret: false };
+            }
         }
     };
-    let mut answers: BTreeMap<Name, Asked> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..of_repository.len().min(AT_ONCE)).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
-    });
-    for plan in of_repository.values().flatten() {
-        let panicked = || Unasked { kind: Kind::Bug, message: "asking it panicked; please report this".to_owned(), secret: false };
-        answers.entry(plan.name.clone()).or_insert_with(|| Err(panicked()));
+    for plan in plans {
+        answers.entry(plan.name.clone()).or_insert_with(|| Err(why.clone()));
     }
-    answers
+    Ok(answers)
 }
 
 fn with_copies(plan: &Plan, stored: Stored, further: &mut Copies<'_>) -> Stored {
@@ -194,28 +235,36 @@ fn with_copies(plan: &Plan, stored: Stored, further: &mut Copies<'_>) -> Stored 
 /// Asks the one repository of all these plans, and their copies.
 #[must_use]
 pub fn ask(plans: &[&Plan], surroundings: &Surroundings) -> Vec<(Name, Asked)> {
+    let mut answers = Vec::new();
+    ask_each(plans, surroundings, |name, asked| answers.push((name.clone(), asked)));
+    answers
+}
+
+/// The same, each answer as it comes.
+fn ask_each(plans: &[&Plan], surroundings: &Surroundings, mut tell: impl FnMut(&Name, Asked)) {
     let unasked = |error: &Error| Unasked { kind: error.kind(), message: format!("{error:?}"), secret: false };
-    let Some(first) = plans.first() else { return Vec::new() };
+    let of_all = |why: Unasked, tell: &mut dyn FnMut(&Name, Asked)| plans.iter().for_each(|plan| tell(&plan.name, Err(why.clone())));
+    let Some(first) = plans.first() else { return };
     let asked = Some(surroundings.clock.now());
     let settings = match resolve::repository(&first.repository) {
         Ok(settings) => settings,
         // All that it does is to get secrets.
-        Err(error) => return plans.iter().map(|plan| (plan.name.clone(), Err(Unasked { secret: true, ..unasked(&error) }))).collect(),
+        Err(error) => return of_all(Unasked { secret: true, ..unasked(&error) }, &mut tell),
     };
-    let reports = settings.open(surroundings).and_then(|repository| {
+    let opened = settings.open(surroundings).and_then(|repository| {
         let reports = Reports::read(&repository)?;
         Ok((repository, reports))
     });
+    let (repository, reports) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return of_all(unasked(&error), &mut tell),
+    };
     let mut further = Copies::new(surroundings);
-    match reports {
-        Ok((repository, reports)) => plans
-            .iter()
-            .map(|plan| {
-                let stored = stored(plan, &repository, &reports).map(|stored| with_copies(plan, Stored { asked, ..stored }, &mut further));
-                (plan.name.clone(), stored.map(Arc::new).map_err(|error| unasked(&error)))
-            })
-            .collect(),
-        Err(error) => plans.iter().map(|plan| (plan.name.clone(), Err(unasked(&error)))).collect(),
+    let changed = settings.changed(surroundings);
+    for plan in plans {
+        let stored = stored(plan, &repository, &reports);
+        let stored = stored.map(|stored| with_copies(plan, Stored { asked, changed: changed.clone(), ..stored }, &mut further));
+        tell(&plan.name, stored.map(Arc::new).map_err(|error| unasked(&error)));
     }
 }
 
@@ -263,6 +312,9 @@ pub(in crate::daemon::status) fn journal_facts(plan: &Plan, heard: &Heard, store
     for job in Job::ALL {
         let running = newest(job, State::Running).filter(|run| heard.broken.iter().all(|broken| broken.id != run.id));
         facts.running.extend(running.cloned());
+        // Of what was made anew from the repository only a moment is known.
+        let done = newest(job, State::Succeeded).filter(|run| run.trigger != Trigger::Rebuilt);
+        facts.usual.extend(done.and_then(|run| Some((job, run.ended? - run.started))));
     }
     let rules = rules(plan);
     for (job, known) in heard.schedules(&plan.name) {

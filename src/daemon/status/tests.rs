@@ -270,6 +270,34 @@ fn a_snapshot_of_the_future_is_a_problem_and_no_data_loss_of_0() {
 }
 
 #[test]
+fn a_backup_that_goes_on_far_longer_than_the_last_one_is_told_before_its_next_slot() {
+    let running = ran(Job::Backup, "11:00:00", None);
+    let with = |run: &Run, usual: &[(Job, i64)]| {
+        let usual = usual.iter().map(|(job, minutes)| (*job, chrono::TimeDelta::minutes(*minutes))).collect();
+        let facts = Facts { running: vec![run.clone()], usual, ..facts(&[manifest("11:30:00", "db", &[])], &[]) };
+        judged(&facts)
+    };
+    let told = with(&running, &[(Job::Drill, 60), (Job::Backup, 1)]);
+    let message = message(&told, "running-long");
+    assert!(message.contains("backup") && message.contains("more than 15 minutes; the last one took 60 s"), "{message}");
+    assert!(!kinds(&with(&running, &[(Job::Backup, 15)])).contains(&"running-long"), "four times as long is not over");
+    assert!(!kinds(&with(&running, &[])).contains(&"running-long"), "nobody knows how long it takes");
+    let verify = ran(Job::Verify, "11:00:00", None);
+    assert!(!kinds(&with(&verify, &[(Job::Verify, 1)])).contains(&"running-long"), "it may be the turn of a deeper one");
+}
+
+#[test]
+fn an_exchanged_repository_is_no_green_one() {
+    let mut facts = facts(&[manifest("11:30:00", "db", &[])], &[]);
+    if let Some(Ok(stored)) = &mut facts.repository {
+        Arc::make_mut(stored).changed = Some("another repository is there".to_owned());
+    }
+    let status = judged(&facts);
+    assert_eq!(message(&status, "repository-changed"), "another repository is there");
+    assert_eq!(exit(&status), Some(Kind::Damaged));
+}
+
+#[test]
 fn a_run_that_goes_on_hides_no_overdue_slot() {
     let folder = tempfile::tempdir().unwrap();
     let plan = plan();

@@ -223,6 +223,19 @@ impl RestorePlan {
         self.fallback = Some(fallback);
     }
 
+    /// Says that newer snapshots than this one were committed and are not in the repository any more, so that this is not what was asked for.
+    pub fn lacks_newer(&mut self, gone: &[SnapshotId]) {
+        let Some(last) = gone.last() else { return };
+        let more = if gone.len() == 1 { String::new() } else { format!(" (and {} more)", gone.len() - 1) };
+        self.tell(format!(
+            "snapshot {last}{more}, which a backup of this machine committed, is newer than this one and not in the repository any more: it was put back to an \
+             older state, or somebody deleted what came later"
+        ));
+        self.newer_unread.extend(gone);
+        self.newer_unread.sort_unstable();
+        self.newer_unread.dedup();
+    }
+
     /// Adds a warning about which content this is, which the result is to repeat.
     pub fn tell(&mut self, warning: String) {
         if !self.warnings.contains(&warning) {
@@ -266,7 +279,7 @@ pub struct RestoreReport {
     /// How many owners and attributes could not be set although they are part of what was backed up: every attribute that somebody may have
     /// put there, and, for root, every owner. The warnings say which. An owner that only root may set is a warning and not counted.
     pub lost: u64,
-    /// Snapshots newer than this one that were asked for rather than it and cannot be read. The restore is whole, but not what was meant.
+    /// Snapshots newer than this one that were asked for rather than it and cannot be read, or are gone. The restore is whole, but not what was meant.
     #[serde(default)]
     pub newer_unread: Vec<SnapshotId>,
     /// That it is from a copy. `None`: from the repository that was asked for.

@@ -118,7 +118,8 @@ pub(super) async fn one(State(web): State<Arc<Web>>, id: Result<Path<String>, Pa
         let run = history::as_they_are(&web.journal, vec![run])?.remove(0);
         let mut document = history::run_document(&run, &web.journal.attempts(run.id)?);
         // What the journal gets only at the end.
-        if let Some(running) = web.control.running().into_iter().find(|running| running.id == id) {
+        let going = || web.control.running().into_iter().find(|running| running.id == id);
+        if let Some(running) = (run.state == journal::State::Running).then(going).flatten() {
             document["now"] = json!({ "phase": running.phase, "bytes": running.bytes, "stopping": running.stopping });
         }
         Ok((StatusCode::OK, document))
