@@ -27,13 +27,15 @@ const WAITING: usize = 64;
 /// Asked for at a time; the store's own limits bound what is really in flight.
 const REQUESTS: usize = 256;
 
-/// Opens all listed objects, which are all that are below `prefix`, in the order of the listing.
+/// Opens the objects whose keys are `wanted` of those that are `there`, which are all that are below `prefix`, in the order of the listing.
 pub fn open_all<T>(
     inner: &Inner,
     prefix: &str,
-    listed: Vec<ObjectInfo>,
+    there: &[ObjectInfo],
+    wanted: impl Fn(&str) -> bool,
     open: impl Fn(&str, &[u8]) -> Result<T>,
 ) -> Vec<(String, Result<T>)> {
+    let listed: Vec<&ObjectInfo> = there.iter().filter(|object| wanted(&object.key)).collect();
     let folder = inner.cache.path.join("objects");
     // Objects of this machine are as near as what would be kept of them.
     let keeps = !inner.store.is_local() && make_private_folder(&folder).is_ok();
@@ -43,8 +45,8 @@ pub fn open_all<T>(
     };
     let mut opened: Vec<(String, Option<Result<T>>)> = listed.iter().map(|object| (object.key.clone(), read(object).map(Ok))).collect();
     let missing: Vec<usize> = (0..listed.len()).filter(|at| opened[*at].1.is_none()).collect();
-    let (store, wanted) = (&inner.store, &listed);
-    let fetches = futures::stream::iter(&missing).map(|at| async move { (*at, fetch(store, &wanted[*at]).await) });
+    let (store, asked) = (&inner.store, &listed);
+    let fetches = futures::stream::iter(&missing).map(|at| async move { (*at, fetch(store, asked[*at]).await) });
     // Files are made beside: the answers that are on their way do not wait for them.
     let (to_keep, kept) = mpsc::sync_channel::<(PathBuf, Bytes)>(WAITING);
     thread::scope(|scope| {
@@ -55,7 +57,7 @@ pub fn open_all<T>(
             let mut fetches = fetches.buffer_unordered(REQUESTS);
             // Opened while others are on their way.
             while let Some((at, bytes)) = fetches.next().await {
-                let object = &listed[at];
+                let object = listed[at];
                 let result = bytes.and_then(|bytes| {
                     let result = open(&object.key, &bytes)?;
                     if keeps && object.size <= KEPT_BYTES && bytes.len() as u64 == object.size {
@@ -69,7 +71,7 @@ pub fn open_all<T>(
         });
     });
     if keeps && !missing.is_empty() {
-        sweep(&folder, prefix, &listed);
+        sweep(&folder, prefix, there);
     }
     opened.into_iter().filter_map(|(key, result)| Some((key, result?))).collect()
 }

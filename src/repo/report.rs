@@ -95,7 +95,7 @@ impl Repository {
 
     fn listed_reports(&self) -> Result<Vec<(String, Result<ReportRecord>)>> {
         let listed = self.inner.block_on(self.inner.store.list("reports/"))?;
-        Ok(crate::repo::kept::open_all(&self.inner, "reports/", listed, |key, bytes| self.decode_report(key, bytes)))
+        Ok(crate::repo::kept::open_all(&self.inner, "reports/", &listed, |_| true, |key, bytes| self.decode_report(key, bytes)))
     }
 
     /// Each as it is in the store now.

@@ -1,6 +1,6 @@
 //! Snapshot manifests: the commit. Chained per plan by the hashes of their sealed bytes, so one that disappears is noticed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Write as _};
 
 use chrono::{DateTime, Utc};
@@ -164,6 +164,9 @@ pub struct LostManifest {
 /// A key below `snapshots/` and what it holds: a manifest and the hash of its sealed bytes, or a void marker (`None`).
 pub(super) type OpenedManifest = (String, Result<Option<(Manifest, String)>>);
 
+/// Of so many plans all snapshots are listed in one go.
+const LISTED_TOGETHER: usize = 16;
+
 /// How many of the newest manifests are looked at for heads of the chain.
 const HEADS_WINDOW: usize = 8;
 
@@ -173,10 +176,9 @@ impl Repository {
     /// # Errors
     /// `Damaged` names the object when one cannot be opened.
     pub fn manifests(&self, plan: Option<&Name>) -> Result<Vec<Manifest>> {
-        let prefix =
-            plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())));
+        let prefix = self.manifest_prefix(plan);
         let (mut manifests, mut failed) = (Vec::new(), Vec::new());
-        for (key, opened) in self.listed_manifests(&prefix)? {
+        for (key, opened) in self.listed_manifests(&prefix, |_| true)? {
             match opened {
                 Ok(found) => manifests.extend(found.map(|(manifest, _)| manifest)),
                 Err(error) => failed.push((id_of(&key), error.within(format!("read the manifest {key}")))),
@@ -197,10 +199,44 @@ impl Repository {
     /// # Errors
     /// When the store cannot be asked.
     pub fn sound_manifests(&self, plan: Option<&Name>) -> Result<(Vec<Manifest>, Vec<LostManifest>)> {
-        let prefix =
-            plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())));
+        Self::sound(self.listed_manifests(&self.manifest_prefix(plan), |_| true)?)
+    }
+
+    /// The same of each of these plans, in their order. Of many plans all snapshots are listed at once: a listing of its own is a request for each.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub fn sound_manifests_of(&self, plans: &[&Name]) -> Result<Vec<(Vec<Manifest>, Vec<LostManifest>)>> {
+        if plans.len() < LISTED_TOGETHER {
+            return plans.iter().map(|plan| self.sound_manifests(Some(plan))).collect();
+        }
+        let prefixes: Vec<String> = plans.iter().map(|plan| self.manifest_prefix(Some(plan))).collect();
+        let places: HashMap<&str, usize> = prefixes.iter().enumerate().map(|(at, prefix)| (prefix.as_str(), at)).collect();
+        let place = |key: &str| key.rfind('/').and_then(|end| places.get(&key[..=end])).copied();
+        let mut of_plans: Vec<Vec<OpenedManifest>> = plans.iter().map(|_| Vec::new()).collect();
+        let mut of_all = Vec::new();
+        for (key, opened) in self.listed_manifests("snapshots/", |key| place(key).is_some())? {
+            match (place(&key), opened) {
+                (Some(at), opened) => of_plans[at].push((key, opened)),
+                // The ledger, which says what is gone of every plan.
+                (None, Err(error)) => of_all.push((key, error.kind(), format!("{error:?}"))),
+                (None, Ok(_)) => {}
+            }
+        }
+        let sound = |mut opened: Vec<OpenedManifest>| {
+            opened.extend(of_all.iter().map(|(key, kind, message)| (key.clone(), Err(Error::new(*kind, message.clone())))));
+            Self::sound(opened)
+        };
+        of_plans.into_iter().map(sound).collect()
+    }
+
+    fn manifest_prefix(&self, plan: Option<&Name>) -> String {
+        plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())))
+    }
+
+    fn sound(all: Vec<OpenedManifest>) -> Result<(Vec<Manifest>, Vec<LostManifest>)> {
         let (mut manifests, mut damaged) = (Vec::new(), Vec::new());
-        for (key, opened) in self.listed_manifests(&prefix)? {
+        for (key, opened) in all {
             match opened {
                 Ok(found) => manifests.extend(found.map(|(manifest, _)| manifest)),
                 Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => {
@@ -253,11 +289,11 @@ impl Repository {
         }
     }
 
-    /// All manifests below a prefix; what this machine read before is not fetched again. A void marker is `None`. What was removed is not
+    /// All manifests below a prefix whose keys are `wanted`; what this machine read before is not fetched again. A void marker is `None`. What was removed is not
     /// among them. A damaged ledger comes as an error under its own key.
-    fn listed_manifests(&self, prefix: &str) -> Result<Vec<OpenedManifest>> {
+    fn listed_manifests(&self, prefix: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<OpenedManifest>> {
         let listed = self.inner.block_on(self.inner.store.list(prefix))?;
-        let opened = || kept::open_all(&self.inner, prefix, listed, |key, bytes| self.decode_manifest(key, bytes));
+        let opened = || kept::open_all(&self.inner, prefix, &listed, wanted, |key, bytes| self.decode_manifest(key, bytes));
         let (opened, ledger) = beside(|| self.ledger(), opened);
         // One that went away meanwhile was removed meanwhile.
         let is_gone = |(_, opened): &OpenedManifest| opened.as_ref().is_err_and(|error| error.kind() == Kind::NotFound);

@@ -247,6 +247,31 @@ fn an_equal_stamp_is_not_read_again() {
     assert_eq!(restore(&bench.open(), &second).unwrap(), restore(&bench.open(), &first).unwrap());
 }
 
+#[test]
+fn the_snapshots_of_many_plans_are_found_in_one_listing_as_each_by_itself() {
+    let bench = Bench::new();
+    let plans: Vec<Name> = (0..20).map(|number| Name::new(format!("plan{number}")).unwrap()).collect();
+    let wanted: Vec<&Name> = plans.iter().collect();
+    for plan in plans.iter().take(3).chain([&Name::new("elsewhere").unwrap()]) {
+        keys::backup_as(&bench.open(), plan, &[("a", Layout::Content, &b""[..], noise(1, 100))]).unwrap();
+    }
+    let harmed = bench.open().manifest_key(&bench.open().manifests(Some(&plans[1])).unwrap()[0]);
+    bench.runtime.block_on(faults::flip_byte(&bench.store, &harmed, 90)).unwrap();
+    let repository = bench.open();
+    let ids = |(manifests, lost): &(Vec<Manifest>, Vec<LostManifest>)| {
+        (manifests.iter().map(|manifest| manifest.id).collect::<Vec<_>>(), lost.iter().map(|lost| lost.id).collect::<Vec<_>>())
+    };
+    let together: Vec<_> = repository.sound_manifests_of(&wanted).unwrap().iter().map(ids).collect();
+    let alone: Vec<_> = wanted.iter().map(|plan| ids(&repository.sound_manifests(Some(plan)).unwrap())).collect();
+    assert_eq!(together, alone);
+    assert_eq!(
+        together.iter().map(|(sound, lost)| (sound.len(), lost.len())).take(4).collect::<Vec<_>>(),
+        [(1, 0), (0, 1), (1, 0), (0, 0)]
+    );
+    let few: Vec<_> = repository.sound_manifests_of(&wanted[..2]).unwrap().iter().map(ids).collect();
+    assert_eq!(few, alone[..2]);
+}
+
 /// A tree with folders, large and small files of both layouts, in tree order.
 fn nested() -> Vec<TestFile> {
     let mut files: Vec<TestFile> = vec![

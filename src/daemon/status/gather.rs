@@ -25,7 +25,7 @@ use crate::ops::log::stream;
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::{damaged_warning, select};
 use crate::plan::{Plan, Plans, Schedule};
-use crate::repo::{ReportKind, Repository};
+use crate::repo::{LostManifest, Manifest, ReportKind, Repository};
 
 /// With less than this on its disk the state folder cannot be written for long.
 const LEAST_ROOM: u64 = 256 << 10;
@@ -259,10 +259,15 @@ fn ask_each(plans: &[&Plan], surroundings: &Surroundings, mut tell: impl FnMut(&
         Ok(opened) => opened,
         Err(error) => return of_all(unasked(&error), &mut tell),
     };
+    let names: Vec<&Name> = plans.iter().map(|plan| &plan.name).collect();
+    let manifests = match repository.sound_manifests_of(&names) {
+        Ok(manifests) => manifests,
+        Err(error) => return of_all(unasked(&error), &mut tell),
+    };
     let mut further = Copies::new(surroundings);
     let changed = settings.changed(surroundings);
-    for plan in plans {
-        let stored = stored(plan, &repository, &reports);
+    for (plan, found) in plans.iter().zip(manifests) {
+        let stored = stored(plan, found, &repository, &reports);
         let stored = stored.map(|stored| with_copies(plan, Stored { asked, changed: changed.clone(), ..stored }, &mut further));
         tell(&plan.name, stored.map(Arc::new).map_err(|error| unasked(&error)));
     }
@@ -334,8 +339,12 @@ fn followed_since(job: Job, known: &Known, facts: &Facts, stored: Option<&Stored
     known.since.or_else(last_backup).or_else(|| stored.and_then(|stored| last_stored(job, stored))).unwrap_or(now)
 }
 
-fn stored(plan: &Plan, repository: &Repository, reports: &Reports) -> Result<Stored> {
-    let (manifests, damaged) = repository.sound_manifests(Some(&plan.name))?;
+fn stored(
+    plan: &Plan,
+    (manifests, damaged): (Vec<Manifest>, Vec<LostManifest>),
+    repository: &Repository,
+    reports: &Reports,
+) -> Result<Stored> {
     let damaged = damaged_warning(&damaged).into_iter().chain(reports.damaged.clone()).collect();
     let about = reports.about(&plan.name, &manifests);
     let mut stored = Stored { manifests, reports: about, standing: Arc::clone(&reports.standing), damaged, ..Stored::default() };
