@@ -124,7 +124,7 @@ impl PostgresSource {
             Err(error) => return Err(error),
         }
         let account = Account::choose(data)?;
-        recover::prepare(data, &context.scratch.join("tablespaces"), account)?;
+        recover::prepare(data, account)?;
         let (preload, missing_libraries) = tools.libraries(&point.preload);
         let folder = context.scratch.join("server");
         let launch = Launch { tools: &tools, account, data, folder: &folder, settings: &[], preload: &preload, limit: START_LIMIT };
