@@ -205,6 +205,17 @@ fn nothing_is_restored_into_the_folder_of_a_server_that_runs() {
         assert_eq!(fs::metadata(cluster.data()).unwrap().ino(), inode);
         assert_eq!(cluster.value("SELECT n FROM kept"), "1");
     }
+    // Nor a single file into it, whether it is there or not.
+    for target in
+        [cluster.data().join("new.dump"), cluster.data().join("base/1/new.dump"), cluster.data().join("PG_VERSION"), space.join("new.dump")]
+    {
+        let refused = world.json(&["restore", "crm", "--only", "postgres/kept", "--to", target.to_str().unwrap(), "--yes"], 2);
+        assert!(refused["error"]["message"].as_str().unwrap().contains("server runs there"), "{refused}");
+        assert!(target.ends_with("PG_VERSION") || !target.exists());
+    }
+    let beside = cluster.folder().join("beside.dump");
+    world.json(&["restore", "crm", "--only", "postgres/kept", "--to", beside.to_str().unwrap(), "--yes"], 0);
+    assert!(beside.exists(), "beside the data folder is another place");
     // What a crash leaves does not stand in the way.
     cluster.kill_server();
     wait_until("its processes to be gone", || {
