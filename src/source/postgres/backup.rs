@@ -490,6 +490,10 @@ impl SourceSnapshot for BaseSnapshot {
                 return Ok(Some(entry));
             }
             self.end_files()?;
+    fn log_position(&self) -> Option<(u32, u64)> {
+        Some((self.timeline, self.start.0))
+    }
+
         }
         if let Some((entry, content)) = self.extra.pop_front() {
             self.contents.insert(entry.path.clone(), content);
