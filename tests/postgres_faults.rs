@@ -332,6 +332,89 @@ fn an_empty_cluster_is_backed_up_and_proven() {
 }
 
 #[test]
+fn rows_that_row_security_hides_are_never_taken_for_the_whole() {
+    let cluster = Cluster::start(distribution_version());
+    cluster.sql(
+        "CREATE TABLE open AS SELECT n FROM generate_series(1, 100) n; CREATE TABLE private AS SELECT n FROM generate_series(1, 100) n;
+         ALTER TABLE private ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON private USING (n < 10);
+         CREATE ROLE lifeboat LOGIN REPLICATION; GRANT pg_read_all_data, pg_read_all_settings, pg_write_all_data TO lifeboat;
+         GRANT EXECUTE ON FUNCTION pg_create_restore_point(text), pg_switch_wal() TO lifeboat;",
+    );
+    if cluster.version >= 17 {
+        cluster.sql("GRANT pg_maintain TO lifeboat");
+    }
+    let world = Faulty::new(&cluster, false);
+    world.say_url(&socket_url(&cluster).replace("user=postgres", "user=lifeboat"));
+    let told = |doctor: &Value| {
+        let check = doctor["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|check| check["name"].as_str().unwrap().contains("row security"))
+            .unwrap()
+            .clone();
+        (check["ok"].as_bool().unwrap(), check["message"].as_str().unwrap().to_owned())
+    };
+    let (ok, message) = told(&world.json(&["doctor", "crm"], 2));
+    assert!(!ok && message.contains("postgres.public.private") && !message.contains("open") && message.contains("BYPASSRLS"), "{message}");
+    let made = world.json(&["backup", "crm"], 0);
+    let left_out = made["consistency"]["crm"]["fingerprints"]["left_out"].to_string();
+    assert!(
+        left_out.contains("postgres.public.private") && left_out.contains("row-level security") && !left_out.contains("public.open"),
+        "{made}"
+    );
+    assert_eq!(world.json(&["drill", "run", "crm"], 3)["verdict"], "incomplete");
+    cluster.sql("ALTER ROLE lifeboat BYPASSRLS");
+    assert!(told(&world.json(&["doctor", "crm"], 0)).0);
+    world.json(&["backup", "crm"], 0);
+    assert!(world.proven().contains(&"content of postgres.public.private".to_owned()));
+}
+
+#[test]
+fn configuration_that_is_included_from_elsewhere_is_captured_or_told() {
+    let cluster = Cluster::start(distribution_version());
+    let etc = cluster.folder().join("etc");
+    assert!(as_server_user("mkdir").args(["-p", "-m", "700"]).arg(etc.join("conf.d")).status().unwrap().success());
+    cluster.write(&etc.join("main.conf"), "work_mem = '5MB'\ninclude_if_exists = 'not-there.conf'\n");
+    cluster.write(&etc.join("conf.d/10.conf"), "maintenance_work_mem = '77MB'\n");
+    // Nothing of it is in force: the server itself does not say where it is from, but to a superuser.
+    cluster.write(&etc.join("conf.d/20.conf"), "maintenance_work_mem = '78MB'\n");
+    cluster.write(&etc.join("conf.d/30.conf"), "maintenance_work_mem = '79MB'\n");
+    let conf = cluster.data().join("postgresql.conf");
+    let text = fs::read_to_string(&conf).unwrap();
+    cluster.write(&conf, &format!("{text}\ninclude '{0}/main.conf'\ninclude_dir = '../etc/conf.d'\n", etc.display()));
+    cluster.sql("SELECT pg_reload_conf()");
+    wait_until("the included settings to be in force", || cluster.value("SHOW maintenance_work_mem") == "79MB");
+    let about = |doctor: &Value| {
+        let checks = doctor["checks"].as_array().unwrap().clone();
+        checks.into_iter().find(|check| check["name"].as_str().unwrap().contains("configuration")).unwrap()["message"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+
+    let world = Faulty::new(&cluster, true);
+    assert!(about(&world.json(&["doctor", "crm"], 0)).contains("4 of them from outside"));
+    world.json(&["backup", "crm"], 0);
+    let target = world.path("restored");
+    let report = world.json(&["restore", "crm", "--to", target.to_str().unwrap(), "--yes"], 0);
+    for name in ["main.conf", "conf.d/10.conf", "conf.d/20.conf", "conf.d/30.conf"] {
+        let captured = target.join("lifeboat_conf").join(etc.strip_prefix("/").unwrap()).join(name);
+        assert_eq!(fs::read(&captured).unwrap(), fs::read(etc.join(name)).unwrap(), "{name}");
+    }
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("includes what is not in the folder") && notes.contains(&format!("{}/main.conf", etc.display())), "{report}");
+    assert!(world.proven().contains(&"server".to_owned()));
+
+    // Streamed by the server it cannot be had: the run says so, and so does doctor.
+    let streamed = Faulty::new(&cluster, false);
+    let made = streamed.json(&["backup", "crm"], 0);
+    let warned = made["warnings"].to_string();
+    assert!(warned.contains("not in this backup") && warned.contains("conf.d/20.conf") && warned.contains("main.conf"), "{made}");
+    assert!(about(&streamed.json(&["doctor", "crm"], 0)).contains("conf.d/30.conf"));
+}
+
+#[test]
 fn tables_that_come_and_go_meanwhile_are_no_failure() {
     for local in [false, true] {
         let cluster = Arc::new(Cluster::start(distribution_version()));
