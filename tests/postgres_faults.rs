@@ -20,7 +20,7 @@ use chrono::{DateTime, Utc};
 use postgres_world::{Load, NOW, World, assert_nowhere, checks, data_key, socket_url};
 use serde_json::Value;
 use support::certificates::Authority;
-use support::postgres::{Cluster, Options, PASSWORD, as_server_user, distribution_version, wait_until};
+use support::postgres::{Cluster, NEWEST, Options, PASSWORD, as_server_user, distribution_version, wait_until};
 use support::proxy::Proxy;
 use workspace::text;
 
@@ -329,6 +329,44 @@ fn an_empty_cluster_is_backed_up_and_proven() {
         assert_eq!(made["consistency"]["crm"]["fingerprints"]["tables"], 0, "{made}");
         assert!(world.proven().contains(&"databases".to_owned()));
     }
+}
+
+#[test]
+fn a_drill_that_did_not_ask_the_plans_sql_proves_nothing() {
+    // A version whose programs are where the plan says, and nowhere else.
+    let cluster = Cluster::start(NEWEST);
+    cluster.sql("CREATE TABLE account AS SELECT n FROM generate_series(1, 100) n");
+    let world = Faulty::new(&cluster, false);
+    let check = |count: u32| {
+        format!("[[plan.crm.drill.check]]\nname = \"accounts\"\nsql = \"SELECT count(*) FROM account\"\nexpect = \"= {count}\"")
+    };
+    world.say_plan("crm", "", &check(100));
+    world.json(&["backup", "crm"], 0);
+    let plan = world.path("plans/crm.toml");
+    let text = fs::read_to_string(&plan).unwrap();
+    let lines = text.lines().map(|line| if line.starts_with("bin_directory") { "bin_directory = \"/nowhere\"" } else { line });
+    fs::write(&plan, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    // Without a server nobody could be asked: no check failed, and that is no proof.
+    let drill = world.json(&["drill", "run", "crm"], 3);
+    assert_eq!(drill["verdict"], "incomplete", "{drill}");
+    let done = checks(&drill);
+    assert!(done.contains(&("accounts".into(), "skipped".into())), "{drill}");
+    assert!(done.iter().all(|(_, outcome)| outcome == "passed" || outcome == "skipped"), "{drill}");
+    let proven = |code| world.json(&["snapshots", "crm"], code)["snapshots"][0]["proven_at"].clone();
+    assert!(proven(0).is_null());
+    let target = world.path("r");
+    let refused = world.json(&["restore", "crm", "--latest-proven", "--dry-run", "--to", target.to_str().unwrap()], 13);
+    assert_eq!(refused["error"]["kind"], "no-recovery-point", "{refused}");
+    // An answer that is not what the plan expects is no proof either.
+    world.say_plan("crm", "", &check(101));
+    let failed = world.run(&["drill", "run", "crm"]);
+    let failed: Value = serde_json::from_slice(&failed.stdout).unwrap();
+    assert_eq!(failed["verdict"], "failed", "{failed}");
+    assert!(checks(&failed).contains(&("accounts".into(), "failed".into())) && proven(20).is_null(), "{failed}");
+    // Asked, and answered as expected; its programs come without amcheck, so that the drill as a whole may say more.
+    world.say_plan("crm", "", &check(100));
+    let asked: Value = serde_json::from_slice(&world.run(&["drill", "run", "crm"]).stdout).unwrap();
+    assert!(checks(&asked).contains(&("accounts".into(), "passed".into())), "{asked}");
 }
 
 #[test]
