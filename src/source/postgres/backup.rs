@@ -257,12 +257,11 @@ impl BaseSnapshot {
             facts,
         };
         let configuration = Configuration::read(&mut snapshot.sql)?;
-        match &source.data_directory {
-            Some(folder) => snapshot.begin_local(folder.clone(), source, &configuration, &label)?,
-            None => {
-                snapshot.warnings.extend(not_captured(&configuration));
-                snapshot.begin_remote(&label, source.read_limit_bytes_per_sec)?;
-            }
+        if let Some(folder) = &source.data_directory {
+            snapshot.begin_local(folder.clone(), source, &configuration, &label)?;
+        } else {
+            snapshot.warnings.extend(not_captured(&configuration));
+            snapshot.begin_remote(&label, source.read_limit_bytes_per_sec)?;
         }
         Ok(snapshot)
     }
