@@ -196,10 +196,17 @@ fn a_tablespace_comes_back_inside_the_restored_folder() {
         assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&place).status().unwrap().success());
         world.cluster.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", place.display()));
         world.cluster.sql("CREATE TABLE moved(n int) TABLESPACE space; INSERT INTO moved SELECT generate_series(1, 1000)");
+        // A drill proves the very placement that a restore leaves.
+        let placed = "SELECT count(*) FROM pg_tablespace WHERE spcname = 'space' AND pg_tablespace_location(oid) = '../lifeboat_tablespaces/' || oid";
+        let check = format!("[[plan.crm.drill.check]]\nname = \"placed\"\nsql = \"{placed}\"\nexpect = \"= 1\"\ndatabase = \"postgres\"");
+        world.say_plan("crm", &data_key(&world.cluster, local), &check);
         world.json(&["backup", "crm"], 0);
         let drill = world.json(&["drill", "run", "crm"], 0);
-        assert!(checks(&drill).contains(&("content of postgres.public.moved".into(), "passed".into())), "{drill}");
+        for name in ["content of postgres.public.moved", "placed", "amcheck of postgres", "page checksums"] {
+            assert!(checks(&drill).contains(&(name.into(), "passed".into())), "{name}: {drill}");
+        }
         let restored = world.start_restored("restored");
+        assert_eq!(restored.value(placed), "1");
         assert_eq!(restored.value("SELECT count(*) FROM moved"), "1000");
         let held = fs::canonicalize(fs::read_dir(restored.data.join("pg_tblspc")).unwrap().next().unwrap().unwrap().path()).unwrap();
         assert!(held.starts_with(&restored.data), "not where the source has it: {}", held.display());

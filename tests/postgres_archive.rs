@@ -13,7 +13,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use lifeboat::source::postgres::client::Connection;
-use postgres_world::{Restored, World, give_to_server};
+use lifeboat::source::postgres::lsn::Lsn;
+use postgres_world::{Restored, World, data_key, give_to_server, socket_url};
 use serde_json::Value;
 use support::postgres::{Cluster, NEWEST, Options, distribution_version, wait_until};
 
@@ -33,8 +34,13 @@ impl Deref for Archived {
 
 impl Archived {
     fn new(options: Options) -> Self {
+        Self::with(options, "")
+    }
+
+    /// With more lines of the source.
+    fn with(options: Options, keys: &str) -> Self {
         let cluster = options.create();
-        let world = World::of_the_server(&cluster, "crm", "");
+        let world = World::of_the_server(&cluster, "crm", keys);
         let world = Self { cluster, world };
         let archive = world.documented("archive_command");
         world.cluster.configure(&[
@@ -74,6 +80,44 @@ impl Archived {
         files.into_iter().filter(|path| path.parent().unwrap().ends_with("pieces") || path.to_string_lossy().contains("/pieces/")).collect()
     }
 
+    /// A standby that follows the server by streaming and archives by the same command once it is promoted.
+    fn follower(&self, settings: &[(String, String)]) -> Cluster {
+        let standby = Cluster::empty(self.cluster.version);
+        self.cluster.run(
+            "pg_basebackup",
+            [
+                format!("--pgdata={}", standby.data().display()),
+                "--checkpoint=fast".into(),
+                "--write-recovery-conf".into(),
+                format!("--dbname=host={} port={} user=postgres", self.cluster.folder().display(), self.cluster.port),
+            ],
+        );
+        standby.configure(settings);
+        standby.start_server();
+        standby
+    }
+
+    /// Promotes a standby that has everything; where its timeline leaves the first one, and the segment of that one that holds the position.
+    fn fail_over(&self, standby: &Cluster) -> (Lsn, String) {
+        // Not at the beginning of a segment.
+        self.cluster.sql("INSERT INTO ledger(filler) VALUES ('before the failover')");
+        let end = self.cluster.value("SELECT pg_current_wal_flush_lsn()");
+        wait_until("the standby to have everything", || {
+            standby.value(&format!("SELECT coalesce(pg_last_wal_replay_lsn() >= '{end}', false)")) == "t"
+        });
+        assert_eq!(standby.value("SELECT pg_promote()"), "t");
+        let history = fs::read_to_string(standby.data().join("pg_wal/00000002.history")).unwrap();
+        let at: Lsn = history.split_whitespace().nth(1).unwrap().parse().unwrap();
+        (at, segment_of(1, at))
+    }
+
+    /// Whether `status` tells that two servers wrote.
+    fn tells_fork(&self) -> bool {
+        let status = self.json(&["status"], 0);
+        let problems = status["plans"][0]["problems"].as_array().unwrap();
+        problems.iter().any(|problem| problem["kind"] == "log-fork" && problem["message"].as_str().unwrap().contains("source crm "))
+    }
+
     /// A restored folder that recovers from the log alone.
     fn restore(&self, name: &str) -> PathBuf {
         let data = self.path(name);
@@ -106,6 +150,24 @@ fn write_and_archive(connection: &mut Connection) -> String {
     let last = value("SELECT pg_walfile_name(pg_switch_wal())");
     wait_until("the segment to be archived", || value("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver") >= last);
     last
+}
+
+/// Name of the segment of 1 MiB that holds a position.
+fn segment_of(timeline: u32, at: Lsn) -> String {
+    let number = at.0 >> 20;
+    format!("{timeline:08X}{:08X}{:08X}", number / 4096, number % 4096)
+}
+
+/// A server that writes only what it is told to, in small segments.
+fn quiet() -> Options {
+    Options::new(NEWEST).initdb("--wal-segsize=1").setting("autovacuum", "off")
+}
+
+/// Fills segments without waiting for the archiver.
+fn go_on(cluster: &Cluster) {
+    for _ in 0..3 {
+        cluster.sql("INSERT INTO ledger(filler) SELECT repeat(md5(n::text), 8) FROM generate_series(1, 3000) n; SELECT pg_switch_wal()");
+    }
 }
 
 const STATE: &str = "SELECT count(*) || ' ' || coalesce(sum(hashtext(filler)::bigint + id), 0) FROM ledger";
@@ -313,4 +375,105 @@ fn damage_and_holes_stop_a_recovery_and_never_open_the_server() {
     world.cluster.write(&world.path("passphrase"), "another one altogether");
     let name = world.cluster.value("SELECT last_archived_wal FROM pg_stat_archiver");
     assert_eq!(world.fetch(&name, "copy", 150)["error"]["kind"], "wrong-key");
+}
+
+#[test]
+fn the_primary_that_a_failover_left_behind_is_refused_and_the_new_one_never() {
+    let world = Archived::with(quiet(), "log = \"push\"");
+    world.json(&["backup", "crm"], 0);
+    let early = world.write_more();
+    let standby = world.follower(&[]);
+    let (at, shared) = world.fail_over(&standby);
+    let last = write_and_archive(&mut standby.connect());
+    assert!(last.starts_with("00000002"), "{last}");
+    world.fetch("00000002.history", "history", 0);
+
+    // The old primary goes on: the segment that both have is taken, and nothing behind it.
+    go_on(&world.cluster);
+    wait_until("the old primary to be refused", || world.cluster.value("SELECT failed_count > 0 FROM pg_stat_archiver") == "t");
+    assert_eq!(world.cluster.value("SELECT last_archived_wal FROM pg_stat_archiver"), shared);
+    let wal = world.cluster.data().join("pg_wal");
+    let ready = world.ready();
+    assert!(ready.len() >= 2 && ready[0] > shared, "{ready:?}");
+    for name in &ready[..2] {
+        let refused = world.push(&wal.join(name), 1);
+        let message = refused["error"]["causes"].to_string();
+        assert_eq!(refused["error"]["kind"], "split-brain", "{refused}");
+        assert!(message.contains("timeline 1") && message.contains("timeline 2") && message.contains(&at.to_string()), "{message}");
+        assert!(refused["error"]["hint"].as_str().unwrap().contains("make a standby of it"), "{refused}");
+        world.fetch(name, "none", 1);
+    }
+    // What leads to the branching point is taken as ever, and the new primary is not held up.
+    assert_eq!(world.push(&wal.join(&early), 0)["outcome"], "already-there");
+    assert_eq!(world.push(&wal.join(&shared), 0)["outcome"], "already-there");
+    write_and_archive(&mut standby.connect());
+    let written = standby.value(STATE);
+
+    // Nor is there a backup of it, whichever way it is read.
+    for keys in ["log = \"push\"".to_owned(), format!("log = \"push\"\n{}", data_key(&world.cluster, true))] {
+        world.say_plan("crm", &keys, "");
+        let refused = world.json(&["backup", "crm"], 1);
+        let message = refused["error"]["message"].as_str().unwrap();
+        assert!(refused["error"]["kind"] == "split-brain" && message.contains("timeline 1") && message.contains("timeline 2"), "{refused}");
+    }
+    assert_eq!(world.json(&["snapshots", "crm"], 0)["snapshots"].as_array().unwrap().len(), 1);
+
+    // What it wrote into the shared segment is told until there is a backup of the new primary.
+    world.say_plan("crm", "log = \"push\"", "");
+    assert!(world.tells_fork());
+    let restored = world.restored("restored", &["--latest"]);
+    assert_eq!(restored.value(STATE), written, "the way of the new primary");
+    drop(restored);
+    world.say_url(&socket_url(&standby));
+    give_to_server(&world.path("url"));
+    world.json(&["backup", "crm"], 0);
+    assert!(!world.tells_fork());
+}
+
+#[test]
+fn an_old_primary_that_archived_on_is_told_and_may_be_the_right_one() {
+    let world = Archived::with(quiet(), "log = \"push\"");
+    world.json(&["backup", "crm"], 0);
+    let standby = world.follower(&[("archive_command".into(), "false".into())]);
+    let (_, shared) = world.fail_over(&standby);
+    // Nobody knows of the failover yet.
+    let beyond = world.write_more();
+    assert!(beyond > shared && !world.tells_fork());
+    go_on(&standby);
+    standby.sql(&format!("ALTER SYSTEM SET archive_command = '{}'", world.cluster.value("SHOW archive_command")));
+    standby.sql("SELECT pg_reload_conf()");
+    let last = write_and_archive(&mut standby.connect());
+    assert!(last.starts_with("00000002"), "{last}");
+    assert!(world.tells_fork(), "{}", world.json(&["status"], 0));
+    go_on(&world.cluster);
+    wait_until("the old primary to be refused", || world.cluster.value("SELECT failed_count > 0 FROM pg_stat_archiver") == "t");
+
+    // The old primary is the right one: as documented, it begins a timeline of its own, of the next number.
+    standby.stop_server();
+    let old = &world.cluster;
+    old.sql("ALTER SYSTEM SET restore_command = 'false'");
+    old.sql("ALTER SYSTEM SET recovery_target_timeline = 'current'");
+    old.stop_server();
+    let known = old.data().join("pg_wal/00000002.history");
+    world.json(&["log", "fetch", "crm", "00000002.history", known.to_str().unwrap()], 0);
+    old.write(&old.data().join("recovery.signal"), "");
+    old.start_server();
+    wait_until("the old primary to be one again", || old.value("SELECT pg_is_in_recovery()") == "f");
+    let last = write_and_archive(&mut old.connect());
+    assert!(last.starts_with("00000003"), "{last}");
+    let written = old.value(STATE);
+    let restored = world.restored("restored", &["--latest"]);
+    assert_eq!(restored.value(STATE), written, "the way of the old primary");
+    drop(restored);
+    assert!(world.tells_fork());
+    world.json(&["backup", "crm"], 0);
+    assert!(!world.tells_fork());
+
+    // Now the other one was left behind.
+    standby.start_server();
+    standby.value("SELECT pg_stat_reset_shared('archiver')");
+    go_on(&standby);
+    wait_until("the other server to be refused", || standby.value("SELECT failed_count > 0 FROM pg_stat_archiver") == "t");
+    let refused = world.push(&standby.data().join("pg_wal").join(standby.value("SELECT last_failed_wal FROM pg_stat_archiver")), 1);
+    assert!(refused["error"]["causes"].to_string().contains("does not go through timeline 2"), "{refused}");
 }

@@ -51,6 +51,78 @@ fn socket_and_scram_on_both_versions() {
 }
 
 #[test]
+fn limits_of_a_millisecond_end_no_session() {
+    for version in [distribution_version(), NEWEST] {
+        let cluster = Cluster::start(version);
+        let limits = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"];
+        let mut admin = cluster.connect();
+        for limit in limits {
+            admin.execute(&format!("ALTER ROLE postgres SET {limit} = '1ms'; ALTER DATABASE postgres SET {limit} = '1ms'")).unwrap();
+        }
+        let pause = || std::thread::sleep(Duration::from_millis(15));
+        for _ in 0..10 {
+            let mut connection = connect(&cluster.socket_settings()).unwrap();
+            pause();
+            // As whoever exports a snapshot, and holds it.
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT pg_sleep(0.01)").unwrap();
+            let exported = connection.value("SELECT pg_export_snapshot()").unwrap().unwrap();
+            pause();
+            let mut other = connect(&cluster.socket_settings()).unwrap();
+            other.execute(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '{exported}'")).unwrap();
+            pause();
+            for connection in [&mut connection, &mut other] {
+                connection.execute("COMMIT").unwrap();
+                assert_eq!(connection.value("SHOW statement_timeout").unwrap().unwrap(), "0");
+            }
+            let mut replication = Connection::connect(&cluster.socket_settings(), Mode::Replication, &Cancel::default()).unwrap();
+            pause();
+            replication.query("IDENTIFY_SYSTEM").unwrap();
+        }
+    }
+}
+
+/// Something that speaks as a server, refuses what it is told of limits, as an older server or a pooler does, and lets in whoever does not say it.
+#[test]
+fn a_server_that_does_not_know_a_limit_is_asked_without_it() {
+    use std::io::{Read as _, Write as _};
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let message = |kind: u8, body: &[u8]| {
+        let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+        [&[kind][..], &length, body].concat()
+    };
+    let server = std::thread::spawn(move || {
+        let mut asked = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut length = [0; 4];
+            stream.read_exact(&mut length).unwrap();
+            let mut startup = vec![0; usize::try_from(u32::from_be_bytes(length)).unwrap() - 4];
+            stream.read_exact(&mut startup).unwrap();
+            let says = String::from_utf8_lossy(&startup).into_owned();
+            let knows_it_all = !says.contains("idle_session_timeout");
+            asked.push(says);
+            if knows_it_all {
+                let parts = [message(b'R', &[0; 4]), message(b'S', b"server_version\x0013.9\0"), message(b'Z', b"I")];
+                stream.write_all(&parts.concat()).unwrap();
+                // The settings that this version knows too, by SET.
+                let mut set = [0; 512];
+                let read = stream.read(&mut set).unwrap();
+                asked.push(String::from_utf8_lossy(&set[..read]).into_owned());
+                return asked;
+            }
+            stream.write_all(&message(b'E', b"SFATAL\0C42704\0Munrecognized configuration parameter\0\0")).unwrap();
+        }
+        asked
+    });
+    let settings = Settings::parse(&format!("host=127.0.0.1 port={port} user=u dbname=d sslmode=disable connect_timeout=20")).unwrap();
+    // It hangs up at the first statement.
+    connect(&settings).unwrap_err();
+    let asked = server.join().unwrap();
+    assert!(asked[0].contains("idle_session_timeout=0") && !asked[1].contains("timeout"), "{asked:?}");
+    assert!(asked[2].contains("SET statement_timeout = 0") && !asked[2].contains("idle_session_timeout"), "{asked:?}");
+}
+
+#[test]
 fn rows_names_errors_and_copies() {
     let cluster = Cluster::start(distribution_version());
     let mut connection = cluster.connect();

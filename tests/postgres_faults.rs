@@ -20,7 +20,7 @@ use chrono::{DateTime, Utc};
 use postgres_world::{Load, NOW, World, assert_nowhere, checks, data_key, socket_url};
 use serde_json::Value;
 use support::certificates::Authority;
-use support::postgres::{Cluster, Options, PASSWORD, as_server_user, distribution_version, wait_until};
+use support::postgres::{Cluster, NEWEST, Options, PASSWORD, as_server_user, distribution_version, wait_until};
 use support::proxy::Proxy;
 use workspace::text;
 
@@ -205,6 +205,17 @@ fn nothing_is_restored_into_the_folder_of_a_server_that_runs() {
         assert_eq!(fs::metadata(cluster.data()).unwrap().ino(), inode);
         assert_eq!(cluster.value("SELECT n FROM kept"), "1");
     }
+    // Nor a single file into it, whether it is there or not.
+    for target in
+        [cluster.data().join("new.dump"), cluster.data().join("base/1/new.dump"), cluster.data().join("PG_VERSION"), space.join("new.dump")]
+    {
+        let refused = world.json(&["restore", "crm", "--only", "postgres/kept", "--to", target.to_str().unwrap(), "--yes"], 2);
+        assert!(refused["error"]["message"].as_str().unwrap().contains("server runs there"), "{refused}");
+        assert!(target.ends_with("PG_VERSION") || !target.exists());
+    }
+    let beside = cluster.folder().join("beside.dump");
+    world.json(&["restore", "crm", "--only", "postgres/kept", "--to", beside.to_str().unwrap(), "--yes"], 0);
+    assert!(beside.exists(), "beside the data folder is another place");
     // What a crash leaves does not stand in the way.
     cluster.kill_server();
     wait_until("its processes to be gone", || {
@@ -318,6 +329,127 @@ fn an_empty_cluster_is_backed_up_and_proven() {
         assert_eq!(made["consistency"]["crm"]["fingerprints"]["tables"], 0, "{made}");
         assert!(world.proven().contains(&"databases".to_owned()));
     }
+}
+
+#[test]
+fn a_drill_that_did_not_ask_the_plans_sql_proves_nothing() {
+    // A version whose programs are where the plan says, and nowhere else.
+    let cluster = Cluster::start(NEWEST);
+    cluster.sql("CREATE TABLE account AS SELECT n FROM generate_series(1, 100) n");
+    let world = Faulty::new(&cluster, false);
+    let check = |count: u32| {
+        format!("[[plan.crm.drill.check]]\nname = \"accounts\"\nsql = \"SELECT count(*) FROM account\"\nexpect = \"= {count}\"")
+    };
+    world.say_plan("crm", "", &check(100));
+    world.json(&["backup", "crm"], 0);
+    let plan = world.path("plans/crm.toml");
+    let text = fs::read_to_string(&plan).unwrap();
+    let lines = text.lines().map(|line| if line.starts_with("bin_directory") { "bin_directory = \"/nowhere\"" } else { line });
+    fs::write(&plan, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    // Without a server nobody could be asked: no check failed, and that is no proof.
+    let drill = world.json(&["drill", "run", "crm"], 3);
+    assert_eq!(drill["verdict"], "incomplete", "{drill}");
+    let done = checks(&drill);
+    assert!(done.contains(&("accounts".into(), "skipped".into())), "{drill}");
+    assert!(done.iter().all(|(_, outcome)| outcome == "passed" || outcome == "skipped"), "{drill}");
+    let proven = |code| world.json(&["snapshots", "crm"], code)["snapshots"][0]["proven_at"].clone();
+    assert!(proven(0).is_null());
+    let target = world.path("r");
+    let refused = world.json(&["restore", "crm", "--latest-proven", "--dry-run", "--to", target.to_str().unwrap()], 13);
+    assert_eq!(refused["error"]["kind"], "no-recovery-point", "{refused}");
+    // An answer that is not what the plan expects is no proof either.
+    world.say_plan("crm", "", &check(101));
+    let failed = world.run(&["drill", "run", "crm"]);
+    let failed: Value = serde_json::from_slice(&failed.stdout).unwrap();
+    assert_eq!(failed["verdict"], "failed", "{failed}");
+    assert!(checks(&failed).contains(&("accounts".into(), "failed".into())) && proven(20).is_null(), "{failed}");
+    // Asked, and answered as expected; its programs come without amcheck, so that the drill as a whole may say more.
+    world.say_plan("crm", "", &check(100));
+    let asked: Value = serde_json::from_slice(&world.run(&["drill", "run", "crm"]).stdout).unwrap();
+    assert!(checks(&asked).contains(&("accounts".into(), "passed".into())), "{asked}");
+}
+
+#[test]
+fn rows_that_row_security_hides_are_never_taken_for_the_whole() {
+    let cluster = Cluster::start(distribution_version());
+    cluster.sql(
+        "CREATE TABLE open AS SELECT n FROM generate_series(1, 100) n; CREATE TABLE private AS SELECT n FROM generate_series(1, 100) n;
+         ALTER TABLE private ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON private USING (n < 10);
+         CREATE ROLE lifeboat LOGIN REPLICATION; GRANT pg_read_all_data, pg_read_all_settings, pg_write_all_data TO lifeboat;
+         GRANT EXECUTE ON FUNCTION pg_create_restore_point(text), pg_switch_wal() TO lifeboat;",
+    );
+    if cluster.version >= 17 {
+        cluster.sql("GRANT pg_maintain TO lifeboat");
+    }
+    let world = Faulty::new(&cluster, false);
+    world.say_url(&socket_url(&cluster).replace("user=postgres", "user=lifeboat"));
+    let told = |doctor: &Value| {
+        let check = doctor["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|check| check["name"].as_str().unwrap().contains("row security"))
+            .unwrap()
+            .clone();
+        (check["ok"].as_bool().unwrap(), check["message"].as_str().unwrap().to_owned())
+    };
+    let (ok, message) = told(&world.json(&["doctor", "crm"], 2));
+    assert!(!ok && message.contains("postgres.public.private") && !message.contains("open") && message.contains("BYPASSRLS"), "{message}");
+    let made = world.json(&["backup", "crm"], 0);
+    let left_out = made["consistency"]["crm"]["fingerprints"]["left_out"].to_string();
+    assert!(
+        left_out.contains("postgres.public.private") && left_out.contains("row-level security") && !left_out.contains("public.open"),
+        "{made}"
+    );
+    assert_eq!(world.json(&["drill", "run", "crm"], 3)["verdict"], "incomplete");
+    cluster.sql("ALTER ROLE lifeboat BYPASSRLS");
+    assert!(told(&world.json(&["doctor", "crm"], 0)).0);
+    world.json(&["backup", "crm"], 0);
+    assert!(world.proven().contains(&"content of postgres.public.private".to_owned()));
+}
+
+#[test]
+fn configuration_that_is_included_from_elsewhere_is_captured_or_told() {
+    let cluster = Cluster::start(distribution_version());
+    let etc = cluster.folder().join("etc");
+    assert!(as_server_user("mkdir").args(["-p", "-m", "700"]).arg(etc.join("conf.d")).status().unwrap().success());
+    cluster.write(&etc.join("main.conf"), "work_mem = '5MB'\ninclude_if_exists = 'not-there.conf'\n");
+    cluster.write(&etc.join("conf.d/10.conf"), "maintenance_work_mem = '77MB'\n");
+    // Nothing of it is in force: the server itself does not say where it is from, but to a superuser.
+    cluster.write(&etc.join("conf.d/20.conf"), "maintenance_work_mem = '78MB'\n");
+    cluster.write(&etc.join("conf.d/30.conf"), "maintenance_work_mem = '79MB'\n");
+    let conf = cluster.data().join("postgresql.conf");
+    let text = fs::read_to_string(&conf).unwrap();
+    cluster.write(&conf, &format!("{text}\ninclude '{0}/main.conf'\ninclude_dir = '../etc/conf.d'\n", etc.display()));
+    cluster.sql("SELECT pg_reload_conf()");
+    wait_until("the included settings to be in force", || cluster.value("SHOW maintenance_work_mem") == "79MB");
+    let about = |doctor: &Value| {
+        let checks = doctor["checks"].as_array().unwrap().clone();
+        checks.into_iter().find(|check| check["name"].as_str().unwrap().contains("configuration")).unwrap()["message"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+
+    let world = Faulty::new(&cluster, true);
+    assert!(about(&world.json(&["doctor", "crm"], 0)).contains("4 of them from outside"));
+    world.json(&["backup", "crm"], 0);
+    let target = world.path("restored");
+    let report = world.json(&["restore", "crm", "--to", target.to_str().unwrap(), "--yes"], 0);
+    for name in ["main.conf", "conf.d/10.conf", "conf.d/20.conf", "conf.d/30.conf"] {
+        let captured = target.join("lifeboat_conf").join(etc.strip_prefix("/").unwrap()).join(name);
+        assert_eq!(fs::read(&captured).unwrap(), fs::read(etc.join(name)).unwrap(), "{name}");
+    }
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("includes what is not in the folder") && notes.contains(&format!("{}/main.conf", etc.display())), "{report}");
+    assert!(world.proven().contains(&"server".to_owned()));
+
+    // Streamed by the server it cannot be had: the run says so, and so does doctor.
+    let streamed = Faulty::new(&cluster, false);
+    let made = streamed.json(&["backup", "crm"], 0);
+    let warned = made["warnings"].to_string();
+    assert!(warned.contains("not in this backup") && warned.contains("conf.d/20.conf") && warned.contains("main.conf"), "{made}");
+    assert!(about(&streamed.json(&["doctor", "crm"], 0)).contains("conf.d/30.conf"));
 }
 
 #[test]

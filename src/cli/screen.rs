@@ -118,9 +118,13 @@ fn sentences(plan: &PlanStatus, now: DateTime<Utc>, screen: Screen) -> String {
         out.push_str(&wrapped(&format!("  {name:<16}  "), &value, 20, screen.width, usize::MAX));
     }
     for log in &plan.logs {
+        // Behind a gap there is log, and nothing that could be recovered by it.
+        let of_source = format!("source {} ", log.source);
+        let gap = plan.problems.iter().any(|problem| problem.kind == "log-gap" && problem.message.contains(&of_source));
         let text = format!(
-            "log of {}: whole until {}, {} behind the server",
+            "log of {}: {} until {}, {} behind the server",
             log.source,
+            if gap { "stored with a GAP (log-gap, below)" } else { "whole" },
             moment(log.server_clock, "no known moment"),
             render::bytes(log.lag_bytes)
         );
@@ -431,6 +435,25 @@ mod tests {
         plans[3].problems = vec![Problem::new("never-backed-up", "there is no snapshot: nothing can be restored")];
         insta::assert_snapshot!("five_80", shown(plans.clone(), 80));
         insta::assert_snapshot!("five_120", shown(plans, 120));
+    }
+
+    #[test]
+    fn a_log_with_a_gap_is_not_called_whole() {
+        let log = |source: &str| {
+            let value = serde_json::json!({
+                "schema": "lifeboat.log/1", "plan": "crm", "source": source, "time": at("28T18:00:00"), "connected": true, "timeline": 1,
+                "durable_to": "0/200", "server_end": "0/200", "lag_bytes": 0, "newest_commit": null, "server_clock": at("28T17:59:56"),
+                "held_bytes": null, "safe_bytes": null, "wal_status": null, "slot": "s", "gaps": [], "error": null,
+            });
+            serde_json::from_value(value).unwrap()
+        };
+        let mut gap = plan("crm", &[("log-gap", "the log of source db has a hole from 0/1 to 0/2: nothing behind can be recovered")]);
+        gap.logs = vec![log("db"), log("db2")];
+        let text = shown(vec![gap.clone()], 120);
+        assert!(text.contains("log of db: stored with a GAP (log-gap, below) until 2026-11-28"), "{text}");
+        assert!(text.contains("log of db2: whole until 2026-11-28"), "{text}");
+        gap.problems.clear();
+        assert!(shown(vec![gap], 120).contains("log of db: whole until"));
     }
 
     #[test]

@@ -132,7 +132,7 @@ pub struct PlanStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// `never-backed-up`, `overdue`, `failed`, `incomplete`, `interrupted`, `missed`, `never-proven`, `drill-failed`, `damaged`, `clock`,
-    /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`, `canary-not-written`,
+    /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`, `log-fork`, `canary-not-written`,
     /// `recovery-time-forecast`, `data-loss-forecast`, `copy-behind`, `copy-unreachable`, `retention-blocked`, `plans-broken`, `notifier-failing`, `plan-gone`,
     /// `schedule-gone`, `repository-changed`, `running-long`, `secret-unavailable`, `expiring`.
     pub kind: String,
@@ -169,6 +169,7 @@ impl Problem {
             | "log-not-streamed"
             | "log-slot"
             | "log-gap"
+            | "log-fork"
             | "canary-not-written"
             | "copy-behind" => Kind::ObjectiveMissed,
             "incomplete" => Kind::Incomplete,

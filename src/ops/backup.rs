@@ -11,10 +11,12 @@ use crate::entry::{EntryKind, display_path};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Event, Progress};
 use crate::id::{Name, SnapshotId};
+use crate::ops::log::fork;
 use crate::ops::verdict::millis;
 use crate::ops::work::{RunFolder, lock_backup, make_private};
 use crate::ops::{Commit, Job, Missing, NamedSource, context, damaged_warning, explain, select};
 use crate::repo::{Added, BackupWriter, Committed, Locks, Manifest, Role, SourceRecord};
+use crate::source::postgres::lsn::Lsn;
 use crate::source::{Finish, Problem, SourceSnapshot};
 
 /// `lifeboat.backup/1`.
@@ -87,6 +89,7 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     let mut snapshots = begin_all(job, &folder)?;
     for (source, snapshot) in &snapshots {
         same_as_before(&source.name, snapshot.as_ref(), &earlier)?;
+        not_left_behind(job, &source.name, snapshot.as_ref())?;
     }
     // A dump waits, perhaps with a transaction open, until its output is read.
     snapshots.sort_by_key(|(source, _)| source.source.kind() != "command");
@@ -164,6 +167,13 @@ fn same_as_before(name: &Name, snapshot: &dyn SourceSnapshot, earlier: &[Manifes
         "if the URL or folder in the plan is wrong, correct it; if this one replaces the other for good (a new cluster, a major upgrade), give \
          it a new source name in the plan: snapshots of {name} stay and can still be restored"
     )))
+}
+
+/// A server that a failover left behind has a state that nothing of the log leads to. Nothing was read yet.
+fn not_left_behind(job: &Job, name: &Name, snapshot: &dyn SourceSnapshot) -> Result<()> {
+    let Some((timeline, start)) = snapshot.log_position() else { return Ok(()) };
+    let log = job.repository.log(&job.plan, name);
+    fork::left_behind(&log, fork::newest(&log)?, &format!("back up source {name}: the server"), timeline, Lsn(start))
 }
 
 /// Feeds one source's tree to the repository.

@@ -187,6 +187,11 @@ pub trait SourceSnapshot: Send {
         None
     }
 
+    /// Where in its log it begins, of a server whose log goes on along timelines: timeline and position. Known once it has begun.
+    fn log_position(&self) -> Option<(u32, u64)> {
+        None
+    }
+
     /// In which order `next_entry` yields.
     fn order(&self) -> Order {
         Order::Tree

@@ -184,7 +184,7 @@ pub fn occasion_of(kind: &str, job: Option<&str>) -> Occasion {
         "damaged" | "repository-changed" => Occasion::Damaged,
         "data-loss-objective" | "recovery-time-objective" => Occasion::ObjectiveMissed,
         "data-loss-forecast" | "recovery-time-forecast" | "running-long" => Occasion::ObjectiveAtRisk,
-        "log-gap" | "log-slot" => Occasion::LogGap,
+        "log-gap" | "log-fork" | "log-slot" => Occasion::LogGap,
         "log-not-streamed" | "canary-not-written" => Occasion::LogNotStreamed,
         "retention-blocked" => Occasion::RetentionBlocked,
         "plans-broken" => Occasion::PlansBroken,

@@ -9,6 +9,7 @@ use crate::daemon::status::{PlanStatus, Problem, Stored};
 use crate::error::Result;
 use crate::id::Name;
 use crate::ops::log::canary::{self, CanaryStatus};
+use crate::ops::log::fork::Fork;
 use crate::ops::log::reach::Reach;
 use crate::ops::log::stream::LogStatus;
 use crate::ops::{explain, select};
@@ -19,6 +20,22 @@ const LOG_SILENCE: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
 
 /// What is wrong with what is stored of a log. `None`: there is no whole snapshot that it could go on from. Pure.
 pub(in crate::daemon::status) fn stored_log_problems(source: &Name, reach: Option<&Reach>) -> Vec<Problem> {
+    let forks = reach.iter().flat_map(|reach| &reach.forks).map(|fork| forked(source, fork)).collect();
+    [forks, holes(source, reach)].concat()
+}
+
+/// A failover, and the old primary went on.
+fn forked(source: &Name, Fork { timeline, left_at, to, newest }: &Fork) -> Problem {
+    Problem::new(
+        "log-fork",
+        format!(
+            "of source {source} log of timeline {timeline} up to {to} is stored, and timeline {newest}, which is followed, went another way at {left_at}: two servers wrote at a time. \
+             What was committed on timeline {timeline} alone comes back only with `restore --timeline {timeline}`; stop the server that was left behind, and back up the other"
+        ),
+    )
+}
+
+fn holes(source: &Name, reach: Option<&Reach>) -> Vec<Problem> {
     match reach {
         None | Some(Reach { has_log: true, behind: None, .. }) => Vec::new(),
         Some(Reach { has_log: false, .. }) => {

@@ -6,6 +6,8 @@ use super::*;
 use crate::daemon::job::{expression, schedules};
 use crate::daemon::journal::{Ending, ErrorRecord, Journal, NewRun, State, Trigger};
 use crate::id::{ReportId, RunId, SnapshotId};
+use crate::ops::log::fork::Fork;
+use crate::ops::log::reach::Reach;
 use crate::ops::log::stream::LogStatus;
 use crate::plan::{Plan, Plans};
 use crate::repo::ReportKind;
@@ -442,7 +444,15 @@ fn lost_with(reach: Option<Reach>, log: Option<LogStatus>) -> Option<DateTime<Ut
 }
 
 fn joined(end: u64) -> Reach {
-    Reach { has_log: true, point: Lsn(100), end: Lsn(end), timeline: 1, moment: (end > 100).then(|| at("11:50:00")), behind: None }
+    Reach {
+        has_log: true,
+        point: Lsn(100),
+        end: Lsn(end),
+        timeline: 1,
+        moment: (end > 100).then(|| at("11:50:00")),
+        behind: None,
+        forks: Vec::new(),
+    }
 }
 
 #[test]
@@ -470,4 +480,12 @@ fn a_log_that_is_not_stored_or_has_a_hole_is_told() {
     assert!(kind == "log-gap" && hole.contains("from 0/C8 to 0/12C"), "{hole}");
     let (kind, apart) = told(Reach { behind: Some(Lsn(300)), ..joined(100) }).unwrap();
     assert!(kind == "log-gap" && apart.contains("does not go on from the newest whole snapshot"), "{apart}");
+    let fork = Fork { timeline: 1, left_at: Lsn(120), to: Lsn(140), newest: 2 };
+    let (kind, two) = told(Reach { forks: vec![fork], ..joined(200) }).unwrap();
+    assert!(
+        kind == "log-fork"
+            && two.contains("timeline 1 up to 0/8C")
+            && two.contains("timeline 2, which is followed, went another way at 0/78"),
+        "{two}"
+    );
 }

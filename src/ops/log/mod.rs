@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod canary;
 pub mod fetch;
+pub mod fork;
 pub mod push;
 pub mod ranges;
 pub mod reach;

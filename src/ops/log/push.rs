@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::ops::backup::finish_of;
 use crate::ops::log::archive::{AHEAD, Archive, Shelf, history_name, parse_any, stored_history, workers};
+use crate::ops::log::fork;
 use crate::ops::resolve::Surroundings;
 use crate::repo::{Log, PieceInfo, Repository};
 use crate::source::postgres::control::Control;
@@ -20,6 +21,9 @@ use crate::source::postgres::wal::{FactsReader, SegmentHeader, TimelineHistory, 
 
 /// Greatest piece of the repository.
 const PIECE_MAX: usize = 128 << 20;
+/// What to do about a timeline that another server began under the same number.
+const TAKEN: &str = "another server began a timeline of this number: stop the one of the two that is wrong. Nothing that was stored has been changed. If this server is the right one, \
+     let it begin one of the next number: `lifeboat log fetch` brings the stored history into its pg_wal (docs/postgresql.md, \"The old primary is the right one\")";
 /// Greatest segment that a server can have.
 const SEGMENT_MAX: u64 = 1 << 30;
 
@@ -61,8 +65,8 @@ struct Ack {
 /// Stores the file at `path`; its name says what it is.
 ///
 /// # Errors
-/// `Failed` for a file that is not what its name says, `SplitBrain` for one of another cluster or with other content than what is stored; as the
-/// store says. Nothing was stored then, and the server must keep the file.
+/// `Failed` for a file that is not what its name says, `SplitBrain` for one of another cluster, with other content than what is stored, or of a server that
+/// was left behind by a failover; as the store says. Nothing was stored then, and the server must keep the file.
 pub fn run(archive: &Archive, path: &Path, jobs: usize, surroundings: &Surroundings) -> Result<PushReport> {
     let within = |error: Error| error.within(format!("archive {}", path.display()));
     let report = |outcome, ahead| PushReport {
@@ -90,7 +94,13 @@ pub fn run(archive: &Archive, path: &Path, jobs: usize, surroundings: &Surroundi
     let repository = archive.repository.open(surroundings)?;
     let log = repository.log(&archive.plan, &archive.source);
     let pieces = log.pieces()?;
-    let target = Target { archive, cluster: known_cluster(&repository, archive, &log, &pieces)?, log: &log };
+    let target = Target {
+        archive,
+        cluster: known_cluster(&repository, archive, &log, &pieces)?,
+        log: &log,
+        pieces: &pieces,
+        newest: fork::newest(&log)?,
+    };
     let Content::Segment { header, .. } = &item.content else {
         let new = target.store(&item).map_err(within)?;
         return Ok(report(if new { Outcome::Stored } else { Outcome::AlreadyThere }, 0));
@@ -203,6 +213,9 @@ struct Target<'a> {
     log: &'a Log,
     /// The cluster that it is of, where that is known.
     cluster: Option<String>,
+    pieces: &'a [PieceInfo],
+    /// The newest timeline whose history is stored.
+    newest: Option<u32>,
 }
 
 impl Target<'_> {
@@ -214,7 +227,14 @@ impl Target<'_> {
                 if let Some(found) = cluster_beside(&item.path)? {
                     self.is_of(&found)?;
                 }
-                self.log.put_side(&history_name(history.timeline())?, &item.bytes)
+                let new = self
+                    .log
+                    .put_side(&history_name(history.timeline())?, &item.bytes)
+                    .map_err(|error| if error.kind() == Kind::SplitBrain { error.hint(TAKEN) } else { error })?;
+                if new {
+                    self.tell_forks(history);
+                }
+                Ok(new)
             }
             Content::Segment { timeline, header } => {
                 self.may_be_stored(item, *timeline, header)?;
@@ -264,6 +284,7 @@ impl Target<'_> {
     /// Whether its cluster and timelines are right. The history of its timeline is stored before it.
     fn may_be_stored(&self, item: &Item, timeline: u32, header: &SegmentHeader) -> Result<()> {
         self.is_of(&header.system_identifier.to_string())?;
+        fork::left_behind(self.log, self.newest, "it", timeline, header.position)?;
         let history = self.history(item, timeline)?;
         let expected = history.timeline_at(header.position);
         if header.timeline != expected {
@@ -273,6 +294,21 @@ impl Target<'_> {
             ));
         }
         Ok(())
+    }
+
+    /// A failover whose old primary went on: `status` tells it until there is a backup behind it, and the server's own log does now. Nothing of this may
+    /// hold up the new primary.
+    fn tell_forks(&self, history: &TimelineHistory) {
+        match fork::forks(self.log, self.pieces, history) {
+            Ok(forks) => {
+                for fork::Fork { timeline, left_at, to, newest } in forks {
+                    tracing::warn!(
+                        "timeline {newest} left the way of timeline {timeline} at {left_at}, and log of that one is stored up to {to}: the old primary went on after the failover"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!(?error, "whether the old primary went on after this failover is not known"),
+        }
     }
 
     fn history(&self, item: &Item, timeline: u32) -> Result<TimelineHistory> {

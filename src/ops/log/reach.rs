@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 
 use crate::error::Result;
 use crate::id::Name;
+use crate::ops::log::fork::{Fork, forks};
 use crate::ops::log::ranges::continuation;
 use crate::ops::log::replay::{base_of, histories};
 use crate::repo::{Log, LogRun, Manifest, PieceInfo, runs};
@@ -25,6 +26,8 @@ pub struct Reach {
     pub moment: Option<DateTime<Utc>>,
     /// Where log begins again behind a hole after `end`: it cannot be replayed.
     pub behind: Option<Lsn>,
+    /// Log that is not on the way to the newest timeline, unless the snapshot is of a moment after it was left.
+    pub forks: Vec<Fork>,
 }
 
 /// Pieces that are asked for a time, from the newest back.
@@ -45,6 +48,10 @@ pub fn reach(log: &Log, source: &Name, snapshot: &Manifest) -> Result<Option<Rea
     if reach.end > reach.point {
         reach.moment = moment(log, &pieces, &reach)?;
     }
+    if let Some(newest) = histories.iter().max_by_key(|history| history.timeline()) {
+        let is_behind = |fork: &Fork| newest.contains(base.timeline, base.point) && base.point >= fork.left_at;
+        reach.forks = forks(log, &pieces, newest)?.into_iter().filter(|fork| !is_behind(fork)).collect();
+    }
     Ok(Some(reach))
 }
 
@@ -58,7 +65,7 @@ fn along(runs: &[LogRun], histories: &[TimelineHistory], timeline: u32, point: L
     let behind = runs.iter().filter(|run| run.stream == u64::from(newest) && run.start > end.0).map(|run| Lsn(run.start)).min();
     // Log of the newest timeline that does not come from the snapshot cannot be replayed on it, wherever it begins.
     let foreign = || runs.iter().find(|run| run.stream == u64::from(newest) && end == point && run.end > point.0).map(|run| Lsn(run.start));
-    Reach { has_log: !runs.is_empty(), point, end, timeline: newest, moment: None, behind: behind.or_else(foreign) }
+    Reach { has_log: !runs.is_empty(), point, end, timeline: newest, moment: None, behind: behind.or_else(foreign), forks: Vec::new() }
 }
 
 /// The newest moment that pieces tell which lie before the end.

@@ -73,6 +73,8 @@ impl Place {
     fn check_shape(&self) -> Result<()> {
         let refuse =
             |why: String, hint: &str| Err(Error::new(Kind::Usage, format!("restore to {}: {why}", self.target.display())).hint(hint));
+        // Whatever is restored: nothing of a server may be moved away below it, and nothing be put between its files.
+        instance::refuse_running(&self.target)?;
         let Some(metadata) = look(&self.target)? else { return Ok(()) };
         match self.shape {
             Shape::File { .. } if metadata.is_dir() => refuse("that is a folder, and this restores one file".into(), "name a file in it"),
@@ -80,8 +82,6 @@ impl Place {
                 refuse("that is a file, and this restores a folder".into(), "name a new or empty folder")
             }
             Shape::Folder if metadata.is_dir() => {
-                // Whatever is restored: nobody's folder may be moved away below a server.
-                instance::refuse_running(&self.target)?;
                 let parent = fs::metadata(&self.parent).io_context(|| format!("look at {}", self.parent.display()))?;
                 if parent.dev() == metadata.dev() {
                     Ok(())
@@ -341,6 +341,21 @@ mod tests {
         assert!(refusal(&folder.path().join("file"), Shape::Folder).contains("is a file"));
         assert!(refusal(&folder.path().join("file/x"), SQLITE).contains("not a folder"));
         assert!(refusal(Path::new("/proc"), Shape::Folder).contains("mounted"));
+    }
+
+    #[test]
+    fn nothing_is_put_into_a_data_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("PG_VERSION"), "17\n").unwrap();
+        fs::create_dir(folder.path().join("base")).unwrap();
+        fs::write(folder.path().join("base/there"), "x").unwrap();
+        for name in ["base/there", "base/new", "new"] {
+            for shape in [SQLITE, Shape::File { sqlite: false }] {
+                assert!(refusal(&folder.path().join(name), shape).contains("the data folder of a PostgreSQL"), "{name}");
+            }
+        }
+        assert!(refusal(&folder.path().join("base/new"), Shape::Folder).contains("the data folder of a PostgreSQL"));
+        assert!(refusal(&folder.path().join("base"), Shape::Folder).contains("the data folder of a PostgreSQL"));
     }
 
     #[test]

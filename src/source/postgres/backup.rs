@@ -22,6 +22,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::event::Cancel;
 use crate::source::postgres::PostgresSource;
 use crate::source::postgres::client::{Connection, Mode, sqlstate};
+use crate::source::postgres::configuration::Configuration;
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::fingerprint::{self, Position, Taken};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
@@ -118,7 +119,6 @@ pub(super) struct Facts {
     segment_blocks: u32,
     pub(super) checksums: bool,
     data_mode: u32,
-    configuration: Vec<PathBuf>,
 }
 
 impl Facts {
@@ -134,7 +134,7 @@ impl Facts {
         }
         let settings = sql.query(
             "SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN ('wal_segment_size', 'block_size', 'segment_size', 'data_checksums', \
-             'data_directory_mode', 'wal_level', 'shared_preload_libraries', 'config_file', 'hba_file', 'ident_file')",
+             'data_directory_mode', 'wal_level', 'shared_preload_libraries')",
         )?;
         let setting = |name: &str| settings.iter().find(|row| row.named("name") == Some(name)).and_then(|row| row.named("setting"));
         let number = |name: &str| -> Result<u64> {
@@ -150,7 +150,6 @@ impl Facts {
         let data_mode = setting("data_directory_mode").and_then(|text| u32::from_str_radix(text, 8).ok()).unwrap_or(0o700);
         let preload = setting("shared_preload_libraries").unwrap_or_default();
         let preload = preload.split(',').map(|name| name.trim().trim_matches('"').to_owned()).filter(|name| !name.is_empty()).collect();
-        let configuration = ["config_file", "hba_file", "ident_file"].iter().filter_map(|name| setting(name)).map(PathBuf::from).collect();
         let (checksums, wal_level) = (setting("data_checksums") == Some("on"), setting("wal_level").unwrap_or_default().to_owned());
         let roles = sql.query("SELECT pg_catalog.pg_is_in_recovery(), (SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10)")?;
         let role = roles.first().ok_or_else(|| Error::new(Kind::Failed, "the server does not answer"))?;
@@ -165,7 +164,6 @@ impl Facts {
             segment_blocks,
             checksums,
             data_mode,
-            configuration,
         })
     }
 }
@@ -199,6 +197,8 @@ pub(super) struct BaseSnapshot {
     contents: HashMap<Vec<u8>, Bytes>,
     wal: Option<Wal>,
     done: Option<Done>,
+    /// What an operator should know although nothing is wrong.
+    warnings: Vec<String>,
 }
 
 /// Where the files come from.
@@ -253,16 +253,20 @@ impl BaseSnapshot {
             contents: HashMap::new(),
             wal: None,
             done: None,
+            warnings: Vec::new(),
             facts,
         };
-        match &source.data_directory {
-            Some(folder) => snapshot.begin_local(folder.clone(), source, &label)?,
-            None => snapshot.begin_remote(&label, source.read_limit_bytes_per_sec)?,
+        let configuration = Configuration::read(&mut snapshot.sql)?;
+        if let Some(folder) = &source.data_directory {
+            snapshot.begin_local(folder.clone(), source, &configuration, &label)?;
+        } else {
+            snapshot.warnings.extend(not_captured(&configuration));
+            snapshot.begin_remote(&label, source.read_limit_bytes_per_sec)?;
         }
         Ok(snapshot)
     }
 
-    fn begin_local(&mut self, data_directory: PathBuf, source: &PostgresSource, label: &str) -> Result<()> {
+    fn begin_local(&mut self, data_directory: PathBuf, source: &PostgresSource, configuration: &Configuration, label: &str) -> Result<()> {
         let called = SystemTime::now();
         // The checkpoint may take a while.
         let patience = self.sql.timeout();
@@ -272,8 +276,8 @@ impl BaseSnapshot {
         self.sql.set_timeout(patience);
         self.start = start.unwrap_or_default().parse()?;
         let local = LocalReader::begin(LocalSettings {
+            configuration: configuration.with_included(&data_directory),
             data_directory,
-            configuration: self.facts.configuration.clone(),
             start: self.start,
             called,
             full: source.read_unchanged,
@@ -455,6 +459,20 @@ impl BaseSnapshot {
     }
 }
 
+/// That configuration is not in a backup that the server streams, which has the data folder only.
+pub(super) fn not_captured(configuration: &Configuration) -> Option<String> {
+    let Some(outside) = configuration.outside() else {
+        return Some("whether there is configuration outside the data folder, which is not in this backup, cannot be told: GRANT pg_read_all_settings TO its role".into());
+    };
+    let paths: Vec<String> = outside.iter().map(|path| path.display().to_string()).collect();
+    (!paths.is_empty()).then(|| {
+        format!(
+            "configuration outside the data folder is not in this backup: {}; on the server's host `data_directory` takes it too, or a `files` source does",
+            paths.join(", ")
+        )
+    })
+}
+
 /// A short name that no other backup has.
 fn label() -> Result<String> {
     let mut bytes = [0u8; 8];
@@ -469,6 +487,10 @@ impl SourceSnapshot for BaseSnapshot {
 
     fn belongs(&self) -> Option<(&'static str, String)> {
         Some((SYSTEM_IDENTIFIER, self.system_identifier.to_string()))
+    }
+
+    fn log_position(&self) -> Option<(u32, u64)> {
+        Some((self.timeline, self.start.0))
     }
 
     fn order(&self) -> Order {
@@ -551,6 +573,7 @@ impl SourceSnapshot for BaseSnapshot {
             "standby": self.facts.in_recovery,
             "data_checksums": self.facts.checksums,
             "tablespaces": self.tablespaces,
+            "warnings": self.warnings,
             "fingerprints": {
                 "tables": taken.tables.len(), "left_out": taken.left_out, "rows": rows, "bytes": bytes, "duration_ms": milliseconds,
                 "locked_ms": taken.locked_ms,

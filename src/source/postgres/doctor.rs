@@ -6,15 +6,20 @@ use std::path::Path;
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::event::Cancel;
 use crate::source::Diagnosis;
-use crate::source::postgres::backup::Facts;
+use crate::source::postgres::backup::{Facts, not_captured};
 use crate::source::postgres::client::{Connection, Mode, Row, quote_literal};
+use crate::source::postgres::configuration::Configuration;
 use crate::source::postgres::conninfo::Settings;
+use crate::source::postgres::fingerprint;
 use crate::source::postgres::instance::Tools;
 use crate::source::postgres::replication;
 use crate::source::postgres::{PostgresSource, diagnosis};
 
 /// With less than this many bytes free where its log is, a busy server may stop for want of room at any moment.
 const LITTLE_ROOM: u64 = 256 << 20;
+
+/// So many tables are named.
+const TOLD: usize = 5;
 
 /// Everything that a source needs, in the order in which an operator would set it up.
 pub(super) fn diagnose(settings: &Settings, source: &PostgresSource) -> Vec<Diagnosis> {
@@ -58,6 +63,8 @@ pub(super) fn diagnose(settings: &Settings, source: &PostgresSource) -> Vec<Diag
         found.push(diagnosis("data folder", readable.map(|_| folder.display().to_string())));
         found.push(diagnosis("room on the server", room(folder)));
     }
+    found.push(diagnosis("row security", row_security(settings, &cancel)));
+    found.push(diagnosis("configuration", configuration(&mut sql, source.data_directory.as_deref())));
     found.push(diagnosis("archiving", archiving(&mut sql, source.archives)));
     if let Some(slot) = &source.log_slot {
         found.push(diagnosis("continuous log", log(&mut sql, slot)));
@@ -111,6 +118,45 @@ fn room(data: &Path) -> Result<String> {
         return Err(Error::new(Kind::NoSpace, told).hint("a server whose log fills its disk stops: free some"));
     }
     Ok(told)
+}
+
+/// Whether row security hides rows of any table from the role: then it has no fingerprint.
+fn row_security(settings: &Settings, cancel: &Cancel) -> Result<String> {
+    let mut hidden = Vec::new();
+    for database in fingerprint::databases(settings, cancel)? {
+        let mut sql = match Connection::connect(settings, Mode::Sql { database: Some(&database) }, cancel) {
+            Ok(sql) => sql,
+            Err(error) => return Err(error.within(format!("look at database {database}"))),
+        };
+        let rows = sql.query(
+            "SELECT n.nspname || '.' || c.relname AS name FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND pg_catalog.row_security_active(c.oid) ORDER BY 1",
+        )?;
+        for row in &rows {
+            hidden.push(format!("{database}.{}", row.required("name")?));
+        }
+    }
+    if hidden.is_empty() {
+        return Ok("hides nothing from the role".into());
+    }
+    let more = if hidden.len() > TOLD { format!(" and {} more", hidden.len() - TOLD) } else { String::new() };
+    hidden.truncate(TOLD);
+    Err(Error::new(Kind::Usage, format!("hides rows from the role, so that these tables have no fingerprint: {}{more}", hidden.join(", ")))
+        .hint("ALTER ROLE … BYPASSRLS, as a superuser"))
+}
+
+/// Whether all of the configuration is in a backup.
+fn configuration(sql: &mut Connection, data_directory: Option<&Path>) -> Result<String> {
+    let configuration = Configuration::read(sql)?;
+    let Some(folder) = data_directory else {
+        return Ok(not_captured(&configuration).unwrap_or_else(|| "in the data folder, and backed up with it".into()));
+    };
+    let files = configuration.with_included(folder);
+    for file in &files {
+        fs::File::open(file).io_context(|| format!("read the configuration file {}", file.display()))?;
+    }
+    let outside = files.iter().filter(|file| !file.starts_with(folder)).count();
+    Ok(format!("{} files are backed up, {outside} of them from outside the data folder", files.len()))
 }
 
 /// Whether the server's archiver does what the plan expects of it. `ours`: it is to bring the log by `lifeboat log push`.

@@ -149,7 +149,7 @@ pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractReque
 
 /// Recovers the folder in a private server: to its own moment, or to what was asked for with it.
 fn start(data: &Path, point: &Point, tools: &Tools, account: Account, context: &SourceContext) -> Result<Instance> {
-    recover::prepare(data, &context.scratch.join("tablespaces"), account)?;
+    recover::prepare(data, account)?;
     let (preload, _) = tools.libraries(&point.preload);
     let folder = context.scratch.join("server");
     let launch = Launch { tools, account, data, folder: &folder, settings: &[], preload: &preload, limit: START_LIMIT };

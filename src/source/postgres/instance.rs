@@ -284,7 +284,8 @@ impl Drop for Instance {
     }
 }
 
-/// Refuses a folder on which a server runs, or which holds the data folder of one or is in it, or leads to a tablespace of one; and any in a data folder.
+/// Refuses a folder on which a server runs, or which holds the data folder of one or is in it, or leads to a tablespace of one; a file there, or what is
+/// not there yet; and anything in a data folder.
 ///
 /// # Errors
 /// `Usage` says which process, or which data folder.

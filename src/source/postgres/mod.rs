@@ -8,6 +8,7 @@
 //! | [`conninfo`], [`client`], [`replication`] | talking to a server: settings, SQL, base backups, the log as a stream |
 //! | [`lsn`], [`wal`] | positions, names of log files, histories of timelines, reading records |
 //! | [`control`] | `global/pg_control` |
+//! | [`configuration`] | where a server's configuration is, and what it includes |
 //! | [`layout`] | what is what in a data folder, and what a backup leaves out |
 //! | [`page`], [`findings`] | checksums of data pages, and what is told of bad ones |
 //! | [`local`] | reading the data folder of a running server |
@@ -25,6 +26,7 @@
 pub mod backup;
 pub mod canary;
 pub mod client;
+pub mod configuration;
 pub mod conninfo;
 pub mod control;
 mod doctor;
@@ -124,7 +126,7 @@ impl PostgresSource {
             Err(error) => return Err(error),
         }
         let account = Account::choose(data)?;
-        recover::prepare(data, &context.scratch.join("tablespaces"), account)?;
+        recover::prepare(data, account)?;
         let (preload, missing_libraries) = tools.libraries(&point.preload);
         let folder = context.scratch.join("server");
         let launch = Launch { tools: &tools, account, data, folder: &folder, settings: &[], preload: &preload, limit: START_LIMIT };
@@ -350,6 +352,15 @@ impl PostgresSource {
         if bare {
             steps.push(format!(
                 "its configuration was not in the data folder: a minimal one was written (socket only, local users by their own names); what was backed up of the source's is below {}/lifeboat_conf",
+                target.display()
+            ));
+        }
+        let elsewhere = configuration::includes_elsewhere(usable);
+        if !elsewhere.is_empty() {
+            steps.push(format!(
+                "its postgresql.conf includes what is not in the folder, without which it may not start: {}; what was backed up of it is below {}/lifeboat_conf: put it there, or take the \
+                 lines out",
+                elsewhere.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "),
                 target.display()
             ));
         }

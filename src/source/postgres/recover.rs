@@ -19,6 +19,7 @@ use crate::event::Cancel;
 use crate::source::postgres::instance::{self, Account, Instance, Launch};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
 use crate::source::postgres::lsn::Lsn;
+use crate::source::postgres::tablespaces;
 use crate::source::postgres::wal::{Meaning, SegmentSize, WalName, WalReader};
 
 /// `MAXFNAMELEN` is 64 with the terminator (`access/xlog_internal.h`).
@@ -213,11 +214,11 @@ impl Recovery {
 }
 
 /// Makes a restored data folder that nobody else uses safe to start in a private instance: to be recovered by the settings of its configuration.
-/// Tablespaces move to `tablespaces/<oid>`, on the same file system; everything is given to `account`.
+/// Tablespaces are placed as in every restore; everything is given to `account`.
 ///
 /// # Errors
 /// `Damaged` when it is not a whole base backup; `Failed` for a link that would lead the server out of the folder.
-pub fn prepare(data: &Path, tablespaces: &Path, account: Account) -> Result<()> {
+pub fn prepare(data: &Path, account: Account) -> Result<()> {
     instance::major_of(data)?;
     if !exists(&data.join("backup_label"))? {
         return Err(Error::new(Kind::Damaged, format!("recover {}: it has no backup_label", data.display()))
@@ -229,16 +230,11 @@ pub fn prepare(data: &Path, tablespaces: &Path, account: Account) -> Result<()> 
     if exists(&auto)? {
         fs::rename(&auto, data.join(AUTO_CONF_ASIDE)).io_context(|| format!("move {} aside", auto.display()))?;
     }
-    let mut places = BTreeMap::new();
-    for oid in tablespaces_of(data)? {
-        places.insert(oid, tablespaces.join(oid.to_string()));
-    }
-    place_tablespaces(data, &places, account)?;
+    tablespaces::keep_inside(data)?;
     write_new(&data.join("recovery.signal"), b"", account)?;
     fs::set_permissions(data, fs::Permissions::from_mode(0o700)).io_context(|| format!("make {} private", data.display()))?;
     if account.is_other() {
         give(data, account)?;
-        places.values().try_for_each(|place| give(place, account))?;
     }
     Ok(())
 }
@@ -350,34 +346,6 @@ pub fn tablespaces_of(data: &Path) -> Result<Vec<u32>> {
     }
     oids.sort_unstable();
     Ok(oids)
-}
-
-/// Moves each folder `pg_tblspc/<oid>` to its place, which must be on the same file system and not exist or be empty, and leaves a link.
-///
-/// # Errors
-/// `Usage` when a place is taken or on another file system.
-pub fn place_tablespaces(data: &Path, places: &BTreeMap<u32, PathBuf>, account: Account) -> Result<()> {
-    for (oid, place) in places {
-        let link = data.join("pg_tblspc").join(oid.to_string());
-        let failed = || format!("move tablespace {oid} to {}", place.display());
-        if let Some(parent) = place.parent() {
-            let mode = if account.is_other() { 0o711 } else { 0o700 };
-            fs::DirBuilder::new().recursive(true).mode(mode).create(parent).io_context(failed)?;
-        }
-        fs::rename(&link, place).map_err(|source| match source.kind() {
-            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
-                Error::new(Kind::Usage, failed()).because(source).hint("choose a place that does not exist yet or is an empty folder")
-            }
-            io::ErrorKind::CrossesDevices => {
-                Error::new(Kind::Usage, failed()).because(source).hint("choose a place on the same file system as the data folder")
-            }
-            _ => Error::io(failed(), source),
-        })?;
-        let target = fs::canonicalize(place).io_context(failed)?;
-        std::os::unix::fs::symlink(&target, &link).io_context(failed)?;
-        own(&link, account)?;
-    }
-    Ok(())
 }
 
 /// Makes a restored folder recover when an operator starts its server: settings in `postgresql.auto.conf` between marks (an earlier block of

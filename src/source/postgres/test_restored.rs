@@ -63,7 +63,7 @@ impl Archived {
     /// Prepares and recovers a base backup.
     pub fn recover(&self, restored: &Path, target: Target) -> Result<(Instance, Outcome)> {
         let account = Account::choose(restored).unwrap();
-        recover::prepare(restored, &restored.with_extension("tablespaces"), account)?;
+        recover::prepare(restored, account)?;
         self.begin(restored, target)
     }
 

@@ -52,8 +52,11 @@ pub fn server_certificate(settings: &Settings, cancel: &Cancel) -> Result<Option
     Ok(transport.peer_certificate().map(<[u8]>::to_vec))
 }
 
-/// Sends the start-up message and does everything until the server is ready.
-pub(crate) fn log_in(connection: &mut Connection, mode: Mode<'_>, proof: Option<Proof>, until: Instant) -> Result<()> {
+/// What a server of version 14 or later lets a session say of its limits before it begins.
+const PATIENT: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0";
+
+/// Sends the start-up message and does everything until the server is ready. `patient`: no limit that is meant for applications is for this session.
+pub(crate) fn log_in(connection: &mut Connection, mode: Mode<'_>, proof: Option<Proof>, until: Instant, patient: bool) -> Result<()> {
     let settings = connection.settings.clone();
     let database = match mode {
         Mode::Sql { database } => database.map(str::to_owned).or_else(|| settings.database.clone()),
@@ -64,10 +67,12 @@ pub(crate) fn log_in(connection: &mut Connection, mode: Mode<'_>, proof: Option<
     }
     let mut parameters = vec![("user", settings.user.as_str()), ("client_encoding", "UTF8")];
     parameters.push(("application_name", &settings.application_name));
-    // A replication session waits while a backup is read, and cannot run SET.
-    let patient = [settings.options.as_deref().unwrap_or_default(), "-c idle_session_timeout=0"].join(" ");
-    let options = if mode == Mode::Replication { Some(patient.trim_start()) } else { settings.options.as_deref() };
-    parameters.extend(options.map(|options| ("options", options)));
+    // A limit of a millisecond is over before a session could say SET, which one that replicates cannot say at all.
+    let own = settings.options.as_deref().unwrap_or_default();
+    let options = if patient { format!("{own} {PATIENT}") } else { own.to_owned() };
+    if !options.is_empty() {
+        parameters.push(("options", options.trim_start()));
+    }
     match mode {
         Mode::Sql { .. } => parameters.extend(database.as_deref().map(|name| ("database", name))),
         Mode::Replication => parameters.push(("replication", "true")),

@@ -78,9 +78,16 @@ pub(crate) enum Incoming {
     CopyBoth,
 }
 
-/// Not in the start-up message, where poolers refuse what they do not know.
-const UNLIMITED: &str =
-    "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0";
+/// The same as in the start-up message, for what did not take that or did not pass it on (a pooler), each with the version that it came with; what limits the transaction
+/// that says so comes first. And what row security would hide is an error: content that is only a part must not pass for the whole.
+const UNLIMITED_SINCE: [(u32, &str); 6] = [
+    (170_000, "SET transaction_timeout = 0"),
+    (0, "SET statement_timeout = 0"),
+    (140_000, "SET idle_session_timeout = 0"),
+    (0, "SET idle_in_transaction_session_timeout = 0"),
+    (0, "SET lock_timeout = 0"),
+    (0, "SET row_security = off"),
+];
 
 /// A database in SQL_ASCII holds whatever bytes were put there: they are not converted on the way.
 pub(in crate::source::postgres) const RAW: &str = "SET client_encoding = 'SQL_ASCII'";
@@ -93,6 +100,29 @@ impl Connection {
     /// must be; [`Kind::Interrupted`].
     pub fn connect(settings: &Settings, mode: Mode<'_>, cancel: &Cancel) -> Result<Self> {
         let until = Instant::now() + settings.connect_timeout;
+        let mut connection = match Self::logged_in(settings, mode, cancel, until, true) {
+            // An older server, or a pooler, that does not know what it is told at the beginning.
+            Err(error) if matches!(sqlstate(&error), Some("42704" | "08P01")) => Self::logged_in(settings, mode, cancel, until, false)?,
+            other => other?,
+        };
+        connection.version = version_number(connection.parameter("server_version").unwrap_or_default()).ok_or_else(|| {
+            Error::new(Kind::Failed, format!("what answers at {settings} does not say its version"))
+                .hint("Is it PostgreSQL, without a pooler?")
+        })?;
+        connection.state = State::Ready;
+        if let Mode::Sql { .. } = mode {
+            // What the server, the database or the role say of statements is meant for applications; the time-outs here are our own.
+            let known = UNLIMITED_SINCE.iter().filter(|(since, _)| connection.version >= *since).map(|(_, setting)| *setting);
+            connection.execute(&known.collect::<Vec<_>>().join("; "))?;
+            if connection.is_raw() {
+                connection.execute(RAW)?;
+            }
+        }
+        Ok(connection)
+    }
+
+    /// `patient`: the server is told at the beginning already that nothing limits this session.
+    fn logged_in(settings: &Settings, mode: Mode<'_>, cancel: &Cancel, until: Instant, patient: bool) -> Result<Self> {
         let (transport, proof) = login::open(settings, cancel, until)?;
         let mut connection = Self {
             transport,
@@ -104,22 +134,7 @@ impl Connection {
             timeout: Some(settings.timeout),
             state: State::Broken,
         };
-        login::log_in(&mut connection, mode, proof, until)?;
-        connection.version = version_number(connection.parameter("server_version").unwrap_or_default()).ok_or_else(|| {
-            Error::new(Kind::Failed, format!("what answers at {settings} does not say its version"))
-                .hint("Is it PostgreSQL, without a pooler?")
-        })?;
-        connection.state = State::Ready;
-        if let Mode::Sql { .. } = mode {
-            // What the server, the database or the role say of statements is meant for applications; the time-outs here are our own.
-            connection.execute(UNLIMITED)?;
-            if connection.is_raw() {
-                connection.execute(RAW)?;
-            }
-            if connection.version >= 170_000 {
-                connection.execute("SET transaction_timeout = 0")?;
-            }
-        }
+        login::log_in(&mut connection, mode, proof, until, patient)?;
         Ok(connection)
     }
 

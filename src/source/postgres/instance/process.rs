@@ -108,8 +108,8 @@ pub fn members(folder: FolderId, started: Option<&Identity>) -> io::Result<Vec<M
     Ok(found)
 }
 
-/// A server that something at `folder` would be taken from: its data folder is `folder`, below it or above it, or one of its tablespaces (or its log)
-/// is. What belongs to another user can only be told by the `postmaster.pid` of `folder` itself or of a folder above: then the process that it names must be a
+/// A server that something at `folder` (which need not be a folder, nor be there) would be taken from, or be put between the files of: its data folder is
+/// `folder`, below it or above it, or one of its tablespaces (or its log) is. What belongs to another user can only be told by the `postmaster.pid` of `folder` itself or of a folder above: then the process that it names must be a
 /// PostgreSQL.
 pub fn user_of(folder: &Path) -> io::Result<Option<i32>> {
     let Some(path) = resolved(folder)? else { return Ok(None) };
@@ -152,12 +152,16 @@ fn written_in(folder: &Path) -> Option<i32> {
     fs::read_to_string(folder.join("postmaster.pid")).ok()?.lines().next()?.trim().parse::<i32>().ok().map(i32::abs)
 }
 
-/// Without links; `None`: not there.
-fn resolved(folder: &Path) -> io::Result<Option<PathBuf>> {
-    match fs::canonicalize(folder) {
+/// Without links; where nothing is there, as it will be. `None`: there is no place for it either.
+fn resolved(path: &Path) -> io::Result<Option<PathBuf>> {
+    let found = |path: &Path| match fs::canonicalize(path) {
         Ok(path) => Ok(Some(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    };
+    match (found(path)?, path.parent(), path.file_name()) {
+        (None, Some(parent), Some(name)) => Ok(found(parent)?.map(|parent| parent.join(name))),
+        (there, ..) => Ok(there),
     }
 }
 

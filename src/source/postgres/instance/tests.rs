@@ -139,7 +139,7 @@ fn a_kill_of_the_owner_is_swept() {
     // The same numbers and names elsewhere must not be touched.
     let bystander = workers(source.server.data());
     let restored = source.base_backup("restored");
-    crate::source::postgres::recover::prepare(&restored, &restored.with_extension("t"), Account::choose(&restored).unwrap()).unwrap();
+    crate::source::postgres::recover::prepare(&restored, Account::choose(&restored).unwrap()).unwrap();
     let name = "source::postgres::instance::tests::start_and_wait";
     let mut owner = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", name])

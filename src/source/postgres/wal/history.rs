@@ -14,6 +14,16 @@ pub struct Ancestor {
     pub left_at: Lsn,
 }
 
+/// Where two ways part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parting {
+    /// The last timeline that both are on.
+    pub from: u32,
+    pub at: Lsn,
+    /// The next one on the way to the younger timeline.
+    pub to: u32,
+}
+
 /// A timeline and its ancestors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TimelineHistory {
@@ -79,6 +89,20 @@ impl TimelineHistory {
         self.ancestors.iter().find(|ancestor| ancestor.timeline == timeline).map(|ancestor| ancestor.left_at)
     }
 
+    /// Where the way to this timeline left the one that `timeline` is on, when what that has from `start` on is not on the way. `None`: it is; or the
+    /// history does not reach back so far that it could tell.
+    #[must_use]
+    pub fn parted(&self, timeline: u32, start: Lsn) -> Option<Parting> {
+        if timeline >= self.timeline {
+            return None;
+        }
+        // A timeline that is no ancestor is younger than the ancestor that it came from.
+        let older = self.ancestors.partition_point(|ancestor| ancestor.timeline <= timeline);
+        let last = self.ancestors.get(older.checked_sub(1)?)?;
+        let to = self.ancestors.get(older).map_or(self.timeline, |next| next.timeline);
+        (last.timeline != timeline || start >= last.left_at).then_some(Parting { from: last.timeline, at: last.left_at, to })
+    }
+
     /// Whether what was written on `timeline` before `end` is part of this history.
     #[must_use]
     pub fn contains(&self, timeline: u32, end: Lsn) -> bool {
@@ -102,6 +126,18 @@ mod tests {
         assert!(history.contains(1, lsn("0/A000198")) && !history.contains(1, lsn("0/A000199")));
         assert!(!history.contains(2, lsn("0/1")) && history.contains(4, lsn("F/0")));
         assert_eq!(TimelineHistory::first(1).timeline_at(lsn("0/5")), 1);
+    }
+
+    #[test]
+    fn ways_part_where_a_timeline_was_left() {
+        let history = TimelineHistory::parse(5, "1\t0/A0\tx\n3\t0/C0\tx\n").unwrap();
+        let parted = |timeline, start| history.parted(timeline, Lsn(start)).map(|parting| (parting.from, parting.at.0, parting.to));
+        assert_eq!((parted(1, 0x9f), parted(1, 0xa0)), (None, Some((1, 0xa0, 3))));
+        assert_eq!((parted(3, 0xbf), parted(3, 0xc0)), (None, Some((3, 0xc0, 5))));
+        assert_eq!((parted(2, 0x10), parted(4, 0xff)), (Some((1, 0xa0, 3)), Some((3, 0xc0, 5))), "no ancestors");
+        assert_eq!((parted(5, 0xff), parted(6, 0xff)), (None, None));
+        let short = TimelineHistory::parse(5, "3\t0/C0\tx\n").unwrap();
+        assert_eq!((short.parted(1, Lsn(0xff)), short.parted(4, Lsn(0)).map(|parting| parting.to)), (None, Some(5)));
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod record;
 
 pub use facts::{FactsReader, PieceFacts, RestorePoint};
 pub use header::SegmentHeader;
-pub use history::TimelineHistory;
+pub use history::{Parting, TimelineHistory};
 pub use name::{SegmentSize, WalName};
 pub use reader::{End, WalReader, Why};
 pub use record::{Meaning, Record};
