@@ -21,11 +21,14 @@ pub const PASSWORD: &str = "TESTPASSWORD'with \\signs äß";
 /// The newest major version that comes from `scripts/install-test-tools`.
 pub const NEWEST: u32 = 18;
 
-/// The distribution's newest major version.
+/// The distribution's newest major version; another one where `LIFEBOAT_TEST_POSTGRES` names it, so that the same tests run on that.
 ///
 /// # Panics
 /// When there is none: a test that could not run is not a test that passed.
 pub fn distribution_version() -> u32 {
+    if let Ok(version) = std::env::var("LIFEBOAT_TEST_POSTGRES") {
+        return version.parse().expect("LIFEBOAT_TEST_POSTGRES is a major version, such as 17");
+    }
     let installed =
         fs::read_dir("/usr/lib/postgresql").into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     installed.max().expect("PostgreSQL is missing: run scripts/test, which installs what tests need")
