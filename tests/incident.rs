@@ -114,6 +114,12 @@ fn a_repository_that_was_made_anew_is_not_green_until_somebody_accepts_it() {
     let restored = workspace.run(&["restore", "crm", "--to", workspace.path("restored").to_str().unwrap()]);
     assert!(text(&restored.stderr).contains("another repository is at"), "{}", text(&restored.stderr));
 
+    let doctor = workspace.run(&["doctor", "crm"]);
+    assert!(code(&doctor) != 0 && text(&doctor.stdout).contains("another repository is at"), "{}", text(&doctor.stdout));
+    let verified = workspace.run(&["verify", "main"]);
+    assert_eq!(code(&verified), 20, "{}", text(&verified.stderr));
+    assert!(text(&workspace.run(&["backup", "crm"]).stderr).contains("warning: another repository is at"));
+
     // The first one is back: then the other one's snapshot is what is gone, and nothing is to be accepted.
     let other = workspace.path("other");
     std::fs::rename(&repository, &other).unwrap();
@@ -149,6 +155,8 @@ fn a_restore_of_the_latest_says_that_later_ones_are_gone() {
     let restored = restore("older", &["--latest"], 3);
     assert_eq!((&restored["snapshot"], &restored["newer_unread"][0]), (&first["snapshot"], &second["snapshot"]), "{restored}");
     assert!(restored["warnings"].to_string().contains("not in the repository any more"), "{restored}");
+    let now = chrono::Utc::now().to_rfc3339();
+    assert_eq!(restore("then", &["--at", &now], 3)["newer_unread"][0], second["snapshot"]);
     assert_eq!(restore("named", &["--snapshot", first["snapshot"].as_str().unwrap()], 0)["snapshot"], first["snapshot"]);
 }
 

@@ -12,7 +12,6 @@ use crate::cli::{App, Exit, render};
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
 use crate::ops::extract::{ExtractReport, ExtractRequest, run as take_out};
-use crate::ops::identity;
 use crate::ops::init::{InitReport, run as create};
 use crate::ops::resolve::{self, RepositorySettings};
 use crate::ops::stats::{StatsReport, run as count};
@@ -162,8 +161,7 @@ fn extract_text(report: &ExtractReport) -> String {
 fn accept(app: &App, name: &str) -> Result<Exit> {
     let settings = app.plan_or_repository(name)?.1;
     let surroundings = app.surroundings(Arc::new(Silent))?;
-    let id = settings.open(&surroundings)?.id();
-    let report = identity::accept(&surroundings.state, &settings.store.url, id, surroundings.clock.now())?;
+    let report = settings.accept(&settings.open(&surroundings)?, &surroundings)?;
     app.output.result(&report, || {
         let before = report.before.map_or_else(String::new, |before| format!(" instead of {before}"));
         format!("repository {} belongs at {} from now on{before}\n", report.repository, report.url)

@@ -81,11 +81,24 @@ fn looked_at(
     let quiet = app.surroundings(Arc::new(Silent))?;
     let own = resolved.open(&quiet).and_then(|job| {
         let mut plan = planned(app, args, &job, request, lost)?;
-        resolved.repository.changed(&quiet).into_iter().for_each(|changed| plan.tell(changed));
+        resolved.repository.changed(&job.repository, &quiet).into_iter().for_each(|changed| plan.tell(changed));
         // A copy has ids of its own, and may keep less.
-        let is_own = args.repository.is_none() && args.from.is_none();
-        if is_own && matches!(request.choice, Choice::Latest | Choice::Along { wanted: Wanted::Latest | Wanted::Immediate, .. }) {
-            plan.lacks_newer(&gone(&job, &plan, &backups(app, &resolved.plan))?);
+        if args.repository.is_none() && args.from.is_none() {
+            let until = match request.choice {
+                Choice::Latest | Choice::Along { wanted: Wanted::Latest | Wanted::Immediate, .. } => Some(None),
+                // Else the log led to that very moment.
+                Choice::At(at) | Choice::Along { wanted: Wanted::Time(at), .. } if plan.recovery.is_none() && plan.moments.is_empty() => {
+                    Some(Some(at))
+                }
+                _ => None,
+            };
+            match (until, backups(app, &resolved.plan)) {
+                (None, _) => {}
+                (Some(until), Ok(backups)) => plan.lacks_newer(&gone(&job, &plan, &backups, until)?),
+                (Some(_), Err(error)) => {
+                    plan.tell(format!("whether later backups are gone is not known, the journal cannot be read: {}", explain(&error)))
+                }
+            }
         }
         Ok((job, plan))
     });
@@ -111,14 +124,15 @@ fn from_copies(
     error: Error,
 ) -> Result<(crate::ops::Job, RestorePlan)> {
     let quiet = app.surroundings(Arc::new(Silent))?;
-    let own = Own { planned: planned_at, backups: backups(app, &resolved.plan) };
+    let own = Own { planned: planned_at, backups: backups(app, &resolved.plan).unwrap_or_default() };
     for copy in copies {
         let tried = copy.settings().and_then(|settings| {
-            let job = resolved.with(settings).open(&quiet)?;
+            let job = resolved.with(settings.clone()).open(&quiet)?;
             let args = &RestoreArgs { repository: Some(copy.name().to_string()), ..args.clone() };
             let mut plan = planned(app, args, &job, request, None)?;
             let mut fallback = Fallback::new(&job, copy.name().as_str(), &error);
             fallback.older = fallback::older(&plan, &request.choice, &own);
+            settings.changed(&job.repository, &quiet).into_iter().for_each(|changed| plan.tell(changed));
             plan.fell_back(fallback);
             Ok((job, plan))
         });
@@ -130,9 +144,10 @@ fn from_copies(
     Err(error)
 }
 
-/// Those of `committed` that are newer than all that the repository has of the plan, sorted. Nobody removes the newest one on purpose.
-fn gone(job: &crate::ops::Job, plan: &RestorePlan, committed: &[SnapshotId]) -> Result<Vec<SnapshotId>> {
-    let mut newer: Vec<SnapshotId> = committed.iter().copied().filter(|id| *id > plan.manifest.id).collect();
+/// Those of `committed` that are newer than all that the repository has of the plan and were begun before `until`, sorted. Nobody removes the newest one on purpose.
+fn gone(job: &crate::ops::Job, plan: &RestorePlan, committed: &[SnapshotId], until: Option<DateTime<Utc>>) -> Result<Vec<SnapshotId>> {
+    let before = |id: &SnapshotId| until.is_none_or(|until| id.generated().is_some_and(|begun| begun <= until));
+    let mut newer: Vec<SnapshotId> = committed.iter().copied().filter(|id| *id > plan.manifest.id && before(id)).collect();
     if newer.is_empty() {
         return Ok(newer);
     }
@@ -145,11 +160,10 @@ fn gone(job: &crate::ops::Job, plan: &RestorePlan, committed: &[SnapshotId]) -> 
 }
 
 /// What backups told the journal of.
-fn backups(app: &App, plan: &Name) -> Vec<SnapshotId> {
+fn backups(app: &App, plan: &Name) -> Result<Vec<SnapshotId>> {
     let filter = Filter { plan: Some(plan.clone()), job: Some(JobKind::Backup), limit: 1000, ..Filter::default() };
-    let known = app.journal_to_read().and_then(|journal| journal.map_or_else(|| Ok(Vec::new()), |journal| journal.runs(&filter)));
-    // Without a journal nothing is known, which is told.
-    known.unwrap_or_default().into_iter().filter_map(|run| run.snapshot?.parse().ok()).collect()
+    let Some(journal) = app.journal_to_read()? else { return Ok(Vec::new()) };
+    Ok(journal.runs(&filter)?.into_iter().filter_map(|run| run.snapshot?.parse().ok()).collect())
 }
 
 /// Says what will be done, asks, and does it.

@@ -66,7 +66,9 @@ pub(super) fn make(app: &App, args: &VerifyArgs) -> Result<VerifyReport> {
     app.manual(&journalled, Job::Verify, &surroundings, |surroundings| {
         let repository = settings.open(surroundings)?;
         let committed = settings.name.as_ref().map_or_else(|| Ok(Vec::new()), |name| app.committed_to(name))?;
-        check(&repository, plan.as_ref(), depth, &committed, &*surroundings.clock, &*surroundings.progress, &surroundings.cancel)
+        let (clock, progress) = (&*surroundings.clock, &*surroundings.progress);
+        let report = check(&repository, plan.as_ref(), depth, &committed, clock, progress, &surroundings.cancel)?;
+        settings.must_belong(&repository, surroundings).map(|()| report)
     })
 }
 

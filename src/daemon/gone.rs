@@ -7,7 +7,7 @@ use std::path::Path;
 use chrono::{DateTime, Utc};
 
 use crate::daemon::alarms::{self, Alarm};
-use crate::daemon::journal::{Job, Journal, Newest, Run};
+use crate::daemon::journal::{Job, Journal, Newest, Run, ScheduleKey};
 use crate::daemon::status::last_backup;
 use crate::error::Result;
 use crate::id::Name;
@@ -20,11 +20,30 @@ pub const GONE: &str = "plan-gone";
 /// The kind of the problem that a schedule is. It is of its plan.
 pub const UNSCHEDULED: &str = "schedule-gone";
 
+/// Whether what an alarm says is so by these plans: they may have been changed since a daemon looked.
+#[must_use]
+pub fn still_holds(plans: &Plans, key: &str, alarm: &Alarm) -> bool {
+    let Some(name) = alarm.plan.as_deref().and_then(|plan| Name::new(plan).ok()) else { return true };
+    match alarm.kind.as_str() {
+        GONE => !plans.plans.contains_key(&name) && !plans.retired.contains(&name),
+        UNSCHEDULED => {
+            let word = key.rsplit('-').next().unwrap_or_default();
+            let has = plans.plans.get(&name).is_none_or(|plan| plan.schedule_of(word).is_some());
+            !has && !plans.retired_schedules.iter().any(|(plan, job)| *plan == name && *job == word)
+        }
+        _ => true,
+    }
+}
+
 /// Raises and ends the alarms, by the plans in force.
 ///
 /// # Errors
 /// When the journal cannot be read, or an alarm not be written.
 pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) -> Result<()> {
+    // What is missing may be in a file that is wrong, which is told; what was told before is neither over nor certain.
+    if plans.is_partial {
+        return Ok(());
+    }
     let mut standing = BTreeSet::new();
     let followed = journal.followed()?;
     let gone: BTreeSet<&Name> =
@@ -34,6 +53,18 @@ pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) 
         let meant = || plans.retired_schedules.contains(&(name.clone(), job.word()));
         if plans.plans.get(name).is_some_and(|plan| job.schedule(plan).is_none()) && !meant() {
             unscheduled.entry(name).or_default().push(*job);
+        }
+    }
+    // Only one that runs came of: what somebody ran by hand is nobody's schedule.
+    let keys: Vec<ScheduleKey> = unscheduled
+        .iter()
+        .flat_map(|(plan, jobs)| jobs.iter().map(|job| ScheduleKey { plan: (*plan).clone(), job: *job, expression: String::new() }))
+        .collect();
+    for (key, known) in keys.iter().zip(journal.known(&keys, now)?) {
+        if known.last.is_none()
+            && let Some(jobs) = unscheduled.get_mut(&key.plan)
+        {
+            jobs.retain(|job| *job != key.job);
         }
     }
     let asked: Vec<&Name> = gone.iter().chain(unscheduled.keys()).copied().collect();
@@ -134,9 +165,16 @@ mod tests {
             alarms::standing(state).unwrap()
         };
         assert!(told(&plans("", "")).is_empty(), "no drill ever began: it was taken back before it did anything");
-        let run = journal.begin(&NewRun::manual(&crm, Job::Drill, "tester", now), now).unwrap();
+        let by_hand = journal.begin(&NewRun::manual(&crm, Job::Drill, "tester", now), now).unwrap();
+        journal.close(by_hand, &Ending::new(State::Failed), now).unwrap();
+        assert!(told(&plans("", "")).is_empty(), "that one was by hand");
+        let slot = NewRun { scheduled: Some(now), ..NewRun::manual(&crm, Job::Drill, "schedule", now) };
+        let run = journal.begin(&NewRun { id: crate::id::RunId::generate(now), ..slot }, now).unwrap();
         journal.close(run, &Ending::new(State::Failed), now).unwrap();
         let gone = told(&plans("", ""));
+        let (key, alarm) = alarms::standing_by_key(state).unwrap().remove(0);
+        assert!(still_holds(&plans("", ""), &key, &alarm) && !still_holds(&plans("", scheduled), &key, &alarm));
+        assert!(!still_holds(&plans("retired = [\"crm/drill\"]\n", ""), &key, &alarm));
         assert!(
             matches!(gone.as_slice(), [alarm] if alarm.kind == UNSCHEDULED && alarm.plan.as_deref() == Some("crm")
                 && alarm.message.contains("retired = [\"crm/drill\"]")),

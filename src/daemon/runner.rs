@@ -546,11 +546,13 @@ pub fn run_job(journal: &Journal, plans: &Plans, plan: &Plan, run: &NewRun, surr
             };
             let work = |surroundings: &Surroundings| {
                 // No source is touched: a secret of one must not stand in the way.
-                let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
+                let settings = resolve::repository(&plan.repository)?;
+                let repository = settings.open(surroundings)?;
                 // Of all plans: the repository is verified whole, and often by the schedule of one of them.
                 let committed = history::committed_to(journal, plans, &plan.repository.name)?;
                 let (clock, progress) = (&*surroundings.clock, &*surroundings.progress);
-                verify::run_against(&repository, Some(&plan.name), depth, &committed, clock, progress, &surroundings.cancel)
+                let report = verify::run_against(&repository, Some(&plan.name), depth, &committed, clock, progress, &surroundings.cancel)?;
+                settings.must_belong(&repository, surroundings).map(|()| report)
             };
             journalled(journal, run, surroundings, work).map(|(id, _)| id)
         }

@@ -96,6 +96,8 @@ struct Daemon<'a> {
     agenda: Agenda,
     logs: Logs,
     requests: Requests,
+    /// Requests of plans that no file knows while some files are wrong.
+    unknown: Vec<NewRun>,
     /// When the journal was last asked about everything.
     asked: Instant,
     /// When restores were looked for last.
@@ -117,6 +119,10 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     let sound = Sound::load(&setup.paths)?;
     let errors = sound.errors.clone();
     let plans = Arc::new(sound.with_their_journal()?);
+    // A service that is up and does nothing would look well.
+    if let Some(errors) = errors.clone().filter(|_| plans.plans.is_empty()) {
+        return Err(errors.into());
+    }
     let lock = DaemonLock::take(&surroundings.state)?;
     let journal = Arc::new(Journal::of(&plans, &surroundings.state, setup.node.as_deref(), surroundings.clock.now())?);
     let membership = Membership::new(journal.node(), &setup.labels, journal.is_shared());
@@ -152,8 +158,8 @@ fn serve(
 ) -> Result<()> {
     let (control, journal, surroundings) = (context.control.clone(), Arc::clone(&context.journal), &context.surroundings);
     let open = |run: &Run, copy: Option<&str>| runner::open_for(&plans, run, copy, surroundings);
-    // What no plan here knows, another node may.
-    let wanted = |run: &Run| !journal.is_shared() || plans.plans.contains_key(&run.plan);
+    // What no plan here knows, another node may, or a plan file that is wrong.
+    let wanted = |run: &Run| !(journal.is_shared() || plans.is_partial) || plans.plans.contains_key(&run.plan);
     runner::settle(&journal, wanted, open, surroundings.clock.now())?;
     let agenda = Agenda::of_node(Arc::clone(&plans), membership.clone(), surroundings.clock.now());
     let mut daemon = Daemon {
@@ -166,6 +172,7 @@ fn serve(
         agenda,
         logs: Logs::new(),
         requests: Requests::of(&surroundings.state),
+        unknown: Vec::new(),
         asked: Instant::now(),
         restores_seen: None,
         sweep: None,
@@ -202,8 +209,11 @@ fn left_out(control: &Control, errors: PlanErrors) {
     let error = Error::from(errors);
     tracing::error!(error = ?error, hint = error.hint_text(), "plan files are wrong and are left out: nothing in them runs");
     let why = crate::ops::explain(&error);
-    control.set_problem(reload::BROKEN, Some(format!("plan files are wrong and were left out at the start, nothing in them runs: {why}")));
+    control.set_problem(reload::BROKEN, Some(format!("{LEFT_OUT}: {why}")));
 }
+
+/// What is told of plan files that were wrong at the start, until all of them are right.
+const LEFT_OUT: &str = "plan files are wrong and were left out at the start, nothing in them runs";
 
 /// Whether a running daemon can go over to these plans.
 fn suits(old: &Plans, new: &Plans) -> Result<()> {
@@ -252,6 +262,8 @@ impl Daemon<'_> {
                     tracing::info!(run = %run.id, plan = %run.plan, by = run.by, "a request that waited when the daemon ended waits again");
                     self.agenda.request(plan, run);
                 }
+                // It may be in a file that is wrong.
+                None if plans.is_partial => self.unknown.push(run),
                 None => self.drop_request(&run),
             }
         }
@@ -270,7 +282,7 @@ impl Daemon<'_> {
     /// Keeps what was asked for and is not known to the journal as ended: so nothing is lost between its place in line and its row.
     fn write_requests(&mut self) -> Result<()> {
         let begun: Vec<_> = self.control.holds().into_iter().filter(|hold| hold.run.scheduled.is_none()).collect();
-        let all: Vec<&NewRun> = begun.iter().map(|hold| &hold.run).chain(self.agenda.waiting_requests()).collect();
+        let all: Vec<&NewRun> = begun.iter().map(|hold| &hold.run).chain(self.agenda.waiting_requests()).chain(&self.unknown).collect();
         self.requests.keep(&all)
     }
 
@@ -542,8 +554,12 @@ impl Daemon<'_> {
             Err(error) => {
                 tracing::error!(error = ?error, hint = error.hint_text(), "the plan files are wrong: the plans read before stay in force");
                 let why = crate::ops::explain(&error);
-                self.control
-                    .set_problem(reload::BROKEN, Some(format!("the plan files are wrong, and the plans read before stay in force: {why}")));
+                let what = if self.control.plans().is_partial {
+                    LEFT_OUT
+                } else {
+                    "the plan files are wrong, and the plans read before stay in force"
+                };
+                self.control.set_problem(reload::BROKEN, Some(format!("{what}: {why}")));
                 return;
             }
         };
@@ -557,6 +573,12 @@ impl Daemon<'_> {
         self.agenda.advance(self.surroundings.clock.now());
         for run in self.agenda.reload(Arc::clone(&new)) {
             self.drop_request(&run);
+        }
+        for run in std::mem::take(&mut self.unknown) {
+            match new.plans.get(&run.plan) {
+                Some(plan) => drop(self.agenda.request(plan, run)),
+                None => self.drop_request(&run),
+            }
         }
         self.keep_requests();
         self.logs.follow(&new, &self.journal, &self.membership, self.surroundings);

@@ -190,7 +190,7 @@ pub struct Facts {
     /// The newest drill that failed or was incomplete, unless one succeeded since.
     pub failed_drill: Option<Run>,
     pub running: Vec<Run>,
-    /// How long the newest run of each job that succeeded took.
+    /// How long the newest run of each job that succeeded, or was incomplete, took: the shorter of the two.
     pub usual: Vec<(Job, chrono::TimeDelta)>,
     /// The next step of each schedule.
     pub next: Vec<(Job, DateTime<Utc>)>,

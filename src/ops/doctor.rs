@@ -124,7 +124,9 @@ fn copy(findings: &mut Findings, place: &CopyPlace, own: Option<&Repository>, su
     let name = format!("copy to {}", place.name());
     let opened = place.settings().and_then(|settings| {
         let probe = surroundings.runtime.block_on(settings.open_store()?.probe())?;
-        Ok((settings.open(surroundings)?, probe.is_safe() || settings.store.single_writer, probe))
+        let repository = settings.open(surroundings)?;
+        settings.must_belong(&repository, surroundings)?;
+        Ok((repository, probe.is_safe() || settings.store.single_writer, probe))
     });
     if let Ok(settings) = place.settings() {
         object_lock(findings, &format!("{name}: object lock"), &settings, surroundings);
@@ -210,7 +212,10 @@ fn repository(findings: &mut Findings, resolved: &Resolved, surroundings: &Surro
                 Role::Writer => "writer: backs up; cannot restore or drill, keep a reader's key elsewhere",
                 Role::Maintainer => "maintainer: verifies and prunes; cannot back up or restore",
             };
-            findings.good("repository", format!("{} opens", hex::encode(repository.id().0)));
+            match resolved.repository.changed(&repository, surroundings) {
+                None => findings.good("repository", format!("{} opens", hex::encode(repository.id().0))),
+                Some(changed) => findings.wrong("repository", Kind::Damaged, changed),
+            }
             if repository.role() == Role::Maintainer {
                 findings.wrong("key", Kind::WrongKey, role);
             } else {

@@ -43,31 +43,50 @@ pub struct AcceptReport {
     pub time: DateTime<Utc>,
 }
 
-/// Takes notice of the repository that was opened at `url`. That it is another one than before is told by [`changed`], and in the log.
-pub(crate) fn note(state: &Path, url: &str, id: RepositoryId, now: DateTime<Utc>) {
-    let known = match read(state, url) {
+/// How a place is known: the address without what only its spelling makes different, and the server that it is on. Two servers may both have a bucket of one name.
+#[must_use]
+pub fn place(url: &str, endpoint: Option<&str>) -> String {
+    let (scheme, path) = url.split_once("://").unwrap_or(("", url));
+    let absolute = if path.starts_with('/') { "/" } else { "" };
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let server = endpoint.map_or_else(String::new, |endpoint| format!(" at {}", endpoint.trim_end_matches('/')));
+    format!("{scheme}://{absolute}{}{server}", parts.join("/"))
+}
+
+/// Takes notice of the repository that was opened at a place. That it is another one than before is in the log, and told by [`changed`].
+pub(crate) fn note(state: &Path, place: &str, id: RepositoryId, now: DateTime<Utc>) {
+    let known = match read(state, place) {
         Ok(known) => known,
-        Err(error) => return tracing::debug!(%error, "which repository belongs at {url} cannot be read"),
+        // Told by `changed`; only `accept` writes it anew.
+        Err(_) => return,
     };
-    let next = match known {
-        None => Known { url: url.to_owned(), repository: id, since: now, other: None },
-        Some(known) if known.repository == id => Known { other: None, ..known },
-        Some(known) if known.other.as_ref().is_some_and(|other| other.repository == id) => known,
-        Some(known) => {
-            let next = Known { other: Some(Other { repository: id, since: now }), ..known };
-            tracing::error!("{}", sentence(&next).unwrap_or_default());
-            next
-        }
+    let next = match &known {
+        None => Known { url: place.to_owned(), repository: id, since: now, other: None },
+        Some(known) if known.repository == id => Known { other: None, ..known.clone() },
+        Some(known) if known.other.as_ref().is_some_and(|other| other.repository == id) => return,
+        Some(known) => Known { other: Some(Other { repository: id, since: now }), ..known.clone() },
     };
-    if let Err(error) = write_if_new(state, url, &next) {
-        tracing::debug!(error = ?error, "which repository belongs at {url} cannot be kept");
+    if known.as_ref() == Some(&next) {
+        return;
+    }
+    if next.other.is_some() {
+        tracing::error!("{}", sentence(&next, id).unwrap_or_default());
+    }
+    if let Err(error) = write(state, place, &next) {
+        tracing::warn!(error = ?error, "which repository belongs at {place} cannot be kept");
     }
 }
 
-/// That another repository is at `url` than belongs there, in a sentence that says what to do.
+/// That another repository (`id`) is at a place than belongs there, or that nobody can say which does; a sentence that says what to do.
 #[must_use]
-pub fn changed(state: &Path, url: &str) -> Option<String> {
-    read(state, url).ok().flatten().as_ref().and_then(sentence)
+pub fn changed(state: &Path, place: &str, id: RepositoryId) -> Option<String> {
+    match read(state, place) {
+        Ok(known) => known.and_then(|known| sentence(&known, id)),
+        Err(error) => Some(format!(
+            "which repository belongs at {place} is not known any more ({}: {error}); if {id} is the right one, `lifeboat repo accept` says so",
+            file(state, place).display()
+        )),
+    }
 }
 
 /// From now on this repository belongs there.
@@ -79,18 +98,23 @@ pub fn accept(state: &Path, url: &str, id: RepositoryId, now: DateTime<Utc>) -> 
     let known = read(state, url).ok().flatten();
     let before = known.as_ref().map(|known| known.repository).filter(|before| *before != id);
     let since = known.filter(|_| before.is_none()).map_or(now, |known| known.since);
-    write_if_new(state, url, &Known { url: url.to_owned(), repository: id, since, other: None })?;
+    write(state, url, &Known { url: url.to_owned(), repository: id, since, other: None })?;
     Ok(AcceptReport { schema: "lifeboat.repo-accept/1".to_owned(), url: url.to_owned(), repository: id, before, time: now })
 }
 
-fn sentence(known: &Known) -> Option<String> {
-    let other = known.other.as_ref()?;
+fn sentence(known: &Known, id: RepositoryId) -> Option<String> {
+    if known.repository == id {
+        return None;
+    }
+    let since = known
+        .other
+        .as_ref()
+        .filter(|other| other.repository == id)
+        .map_or_else(String::new, |other| format!(" since {}", moment(other.since)));
     Some(format!(
-        "another repository is at {} since {} ({}) than the one that belongs there ({}, known since {}): what was backed up to that one is not here. Find out \
+        "another repository is at {}{since} ({id}) than the one that belongs there ({}, known since {}): what was backed up to that one is not here. Find out \
          who exchanged it and bring it back; if it is meant, `lifeboat repo accept` says so",
         known.url,
-        moment(other.since),
-        other.repository,
         known.repository,
         moment(known.since)
     ))
@@ -108,10 +132,7 @@ fn read(state: &Path, url: &str) -> std::io::Result<Option<Known>> {
     }
 }
 
-fn write_if_new(state: &Path, url: &str, known: &Known) -> Result<()> {
-    if read(state, url).is_ok_and(|stands| stands.as_ref() == Some(known)) {
-        return Ok(());
-    }
+fn write(state: &Path, url: &str, known: &Known) -> Result<()> {
     let path = file(state, url);
     make_private(&state.join("repositories"))?;
     let text =
@@ -126,37 +147,52 @@ mod tests {
     #[test]
     fn another_repository_at_a_place_is_told_until_it_is_accepted_or_the_old_one_is_back() {
         let folder = tempfile::tempdir().unwrap();
-        let (state, url, other_url) = (folder.path(), "s3://crm-dr/main", "s3://crm-dr/second");
+        let (state, here, there) = (folder.path(), place("s3://crm-dr/main", None), place("s3://crm-dr/main", Some("https://s3.example")));
         let now = "2026-11-20T03:00:00Z".parse().unwrap();
         let (old, new) = (RepositoryId([1; 16]), RepositoryId([2; 16]));
-        assert_eq!(changed(state, url), None);
-        note(state, url, old, now);
-        note(state, other_url, new, now);
-        assert_eq!((changed(state, url), changed(state, other_url)), (None, None));
-        note(state, url, new, now);
-        note(state, url, new, now + chrono::TimeDelta::hours(1));
-        let told = changed(state, url).unwrap();
+        assert_eq!(changed(state, &here, old), None);
+        note(state, &here, old, now);
+        note(state, &there, new, now);
+        assert_eq!((changed(state, &here, old), changed(state, &there, new)), (None, None), "a bucket of the same name elsewhere");
+        // Known whether or not it could be kept.
+        assert!(changed(state, &here, new).unwrap().contains("another repository is at s3://crm-dr/main (0202"));
+        note(state, &here, new, now);
+        note(state, &here, new, now + chrono::TimeDelta::hours(1));
+        let told = changed(state, &here, new).unwrap();
         assert!(told.contains("s3://crm-dr/main since 2026-11-20T03:00") && told.contains("repo accept"), "{told}");
-        assert_eq!(changed(state, other_url), None);
-        note(state, url, old, now);
-        assert_eq!(changed(state, url), None, "the old one is back");
-        note(state, url, new, now);
-        let accepted = accept(state, url, new, now).unwrap();
+        note(state, &here, old, now);
+        assert_eq!(changed(state, &here, old), None, "the old one is back");
+        note(state, &here, new, now);
+        let accepted = accept(state, &here, new, now).unwrap();
         assert_eq!((accepted.before, accepted.repository), (Some(old), new));
-        assert_eq!(changed(state, url), None);
-        note(state, url, new, now);
-        assert_eq!(changed(state, url), None);
-        note(state, url, old, now);
-        assert!(changed(state, url).is_some(), "now that one is the other");
+        assert_eq!(changed(state, &here, new), None);
+        note(state, &here, old, now);
+        assert!(changed(state, &here, old).is_some(), "now that one is the other");
+        // A file that says nothing is no all-clear.
+        std::fs::write(file(state, &here), "").unwrap();
+        note(state, &here, old, now);
+        assert!(changed(state, &here, old).unwrap().contains("is not known any more"));
+        accept(state, &here, old, now).unwrap();
+        assert_eq!(changed(state, &here, old), None);
     }
 
     #[test]
-    fn a_state_folder_that_cannot_be_used_stops_nothing() {
+    fn one_place_is_one_however_it_is_written() {
+        for same in ["file:///srv/main", "file:///srv/main/", "file:///srv//main", "file:///srv/./main"] {
+            assert_eq!(place(same, None), "file:///srv/main");
+        }
+        assert_eq!(place("s3://bucket/a/", Some("http://x:9000/")), "s3://bucket/a at http://x:9000");
+        assert_ne!(place("s3://bucket/a", Some("http://x")), place("s3://bucket/a", Some("http://y")));
+    }
+
+    #[test]
+    fn a_state_folder_that_cannot_be_used_stops_nothing_and_is_no_all_clear() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("repositories"), "").unwrap();
         let now = "2026-11-20T03:00:00Z".parse().unwrap();
-        note(folder.path(), "file:///r", RepositoryId([1; 16]), now);
-        assert_eq!(changed(folder.path(), "file:///r"), None);
-        assert!(accept(folder.path(), "file:///r", RepositoryId([1; 16]), now).is_err());
+        let here = place("file:///r", None);
+        note(folder.path(), &here, RepositoryId([1; 16]), now);
+        assert!(changed(folder.path(), &here, RepositoryId([1; 16])).is_some());
+        assert!(accept(folder.path(), &here, RepositoryId([1; 16]), now).is_err());
     }
 }

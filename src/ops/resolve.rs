@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
-use crate::event::{Cancel, Progress};
+use crate::event::{Cancel, Event, Progress};
 use crate::id::Name;
+use crate::ops::identity::{self, AcceptReport};
 use crate::ops::prune::PlanRules;
 use crate::ops::retention::Rules;
 use crate::ops::work::make_missing;
-use crate::ops::{Canary, CommitGate, DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain, identity};
+use crate::ops::{Canary, CommitGate, DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain};
 use crate::plan::SecretRef;
 use crate::plan::{self, Cache, DrillAt, EnvironmentValue, LogMode, Method, SourceKind};
 use crate::repo::{OpenOptions, Passphrase, Repository, SourceRecord, UNLOCKED};
@@ -94,15 +95,36 @@ impl RepositorySettings {
         })?;
         // An address without a plan is looked at once, and nothing is backed up there.
         if self.name.is_some() {
-            identity::note(&surroundings.state, &self.store.url, repository.id(), surroundings.clock.now());
+            identity::note(&surroundings.state, &self.place(), repository.id(), surroundings.clock.now());
+            if let Some(message) = self.changed(&repository, surroundings) {
+                surroundings.progress.event(Event::Warning { message });
+            }
         }
         Ok(repository)
     }
 
-    /// That another repository is there than belongs there, as it was when it was last opened; a sentence.
+    /// That another repository is there than belongs there; a sentence.
     #[must_use]
-    pub fn changed(&self, surroundings: &Surroundings) -> Option<String> {
-        self.name.as_ref().and_then(|_| identity::changed(&surroundings.state, &self.store.url))
+    pub fn changed(&self, repository: &Repository, surroundings: &Surroundings) -> Option<String> {
+        self.name.as_ref().and_then(|_| identity::changed(&surroundings.state, &self.place(), repository.id()))
+    }
+
+    /// From now on this repository belongs there.
+    ///
+    /// # Errors
+    /// When the state folder cannot be written.
+    pub fn accept(&self, repository: &Repository, surroundings: &Surroundings) -> Result<AcceptReport> {
+        identity::accept(&surroundings.state, &self.place(), repository.id(), surroundings.clock.now())
+    }
+
+    /// # Errors
+    /// `Damaged` when another repository is there than belongs there: whatever it holds, what was backed up before is not in it.
+    pub fn must_belong(&self, repository: &Repository, surroundings: &Surroundings) -> Result<()> {
+        self.changed(repository, surroundings).map_or(Ok(()), |changed| Err(Error::new(Kind::Damaged, changed)))
+    }
+
+    fn place(&self) -> String {
+        identity::place(&self.store.url, self.store.endpoint.as_deref())
     }
 
     /// How to open it, its cache made.

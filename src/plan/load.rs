@@ -63,8 +63,8 @@ pub struct Sound {
     pub plans: Plans,
     /// Everything that is wrong in the others; `None`: there are none.
     pub errors: Option<PlanErrors>,
-    /// The files that were left out, as far as they could be read.
-    left_out: Vec<Arc<File>>,
+    /// The text of each file that was left out; `None`: it cannot be read, and may say anything.
+    left_out: Vec<Option<String>>,
 }
 
 impl Sound {
@@ -83,22 +83,21 @@ impl Sound {
             let before = files.len();
             let wrong: BTreeSet<PathBuf> = found.paths().map(Path::to_owned).collect();
             files.retain(|file| !wrong.contains(file));
-            // What is wrong is not in a file of its own, or there is nothing left.
-            if files.len() == before || files.is_empty() {
+            // What is wrong is not in a file of its own (there may be more that nobody sees), or there is nothing left.
+            if files.len() == before || files.is_empty() || wrong.iter().any(|path| !all.contains(path)) {
                 return Err(errors);
             }
             match Plans::load(&files) {
                 Ok(plans) if plans.plans.is_empty() && plans.repositories.is_empty() => return Err(errors),
-                Ok(plans) => break plans,
+                Ok(plans) => break Plans { is_partial: true, ..plans },
                 Err(more) => {
                     errors.extend(more.clone());
                     found = more;
                 }
             }
         };
-        let text = |path: &PathBuf| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
         let left_out = all.iter().filter(|path| !files.contains(path));
-        let left_out = left_out.map(|path| Arc::new(File { path: path.clone(), text: text(path) })).collect();
+        let left_out = left_out.map(|path| std::fs::read(path).ok().and_then(|bytes| String::from_utf8(bytes).ok())).collect();
         Ok(Self { plans, errors: Some(errors), left_out })
     }
 
@@ -108,7 +107,7 @@ impl Sound {
     /// Usage: what is wrong in the files, where the plan is or may be in one of them; else as [`Plans::plan`].
     pub fn plan(&self, name: &str) -> Result<&Arc<crate::plan::Plan>, crate::error::Error> {
         match (&self.errors, self.plans.plan(name)) {
-            (Some(errors), _) if self.left_out.iter().any(|file| speaks_of_plan(&file.text, name)) => Err(errors.clone().into()),
+            (Some(errors), _) if self.may_say(|text| speaks_of_plan(text, name)) => Err(errors.clone().into()),
             (Some(errors), Err(_)) => Err(errors.clone().into()),
             (_, plan) => plan,
         }
@@ -120,9 +119,14 @@ impl Sound {
     /// Usage: what is wrong in the files.
     pub fn with_their_journal(self) -> Result<Plans, crate::error::Error> {
         match self.errors {
-            Some(errors) if self.left_out.iter().any(|file| file.text.contains("journal")) => Err(errors.into()),
+            Some(ref errors) if self.may_say(|text| text.contains("journal")) => Err(errors.clone().into()),
             _ => Ok(self.plans),
         }
+    }
+
+    /// Whether one of the files that were left out says this, or cannot be read.
+    fn may_say(&self, says: impl Fn(&str) -> bool) -> bool {
+        self.left_out.iter().any(|text| text.as_deref().is_none_or(&says))
     }
 }
 

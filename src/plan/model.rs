@@ -33,6 +33,8 @@ pub struct Plans {
     pub retired_schedules: BTreeSet<(Name, &'static str)>,
     /// The files read, sorted.
     pub files: Vec<PathBuf>,
+    /// Files that are wrong were left out: what is not here may be in one of them.
+    pub is_partial: bool,
 }
 
 impl Plans {

@@ -98,6 +98,7 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
         retired,
         retired_schedules,
         files: Vec::new(),
+        is_partial: false,
     }
 }
 

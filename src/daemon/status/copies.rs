@@ -90,7 +90,8 @@ impl<'a> Copies<'a> {
             // All that the first does is to get secrets.
             let settings = resolve::repository(&copy.to).map_err(|error| unasked(&error, true))?;
             let repository = settings.open(surroundings).map_err(|error| unasked(&error, false))?;
-            Ok((repository, settings.changed(surroundings)))
+            let changed = settings.changed(&repository, surroundings);
+            Ok((repository, changed))
         });
         let (repository, changed) = opened.as_ref().map_err(Clone::clone)?;
         let (manifests, lost) = repository.sound_manifests(Some(plan)).map_err(|error| unasked(&error, false))?;

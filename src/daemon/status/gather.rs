@@ -66,14 +66,13 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
     }
     let position: BTreeMap<String, usize> = statuses.iter().enumerate().map(|(at, status)| (status.name.clone(), at)).collect();
     let mut problems = Vec::new();
-    for alarm in alarms::standing(&surroundings.state)? {
+    for (key, alarm) in alarms::standing_by_key(&surroundings.state)? {
+        if !gone::still_holds(plans, &key, &alarm) {
+            continue;
+        }
         let problem = Problem::new(&alarm.kind, alarm.message);
         match &alarm.plan {
-            Some(gone) if alarm.kind == gone::GONE => {
-                if !plans.plans.contains_key(gone.as_str()) {
-                    problems.push(problem);
-                }
-            }
+            Some(_) if alarm.kind == gone::GONE => problems.push(problem),
             // Of a plan that is gone, or was not asked about, it says nothing here.
             Some(plan) => {
                 if let Some(status) = position.get(plan).and_then(|at| statuses.get_mut(*at)) {
@@ -265,7 +264,7 @@ fn ask_each(plans: &[&Plan], surroundings: &Surroundings, mut tell: impl FnMut(&
         Err(error) => return of_all(unasked(&error), &mut tell),
     };
     let mut further = Copies::new(surroundings);
-    let changed = settings.changed(surroundings);
+    let changed = settings.changed(&repository, surroundings);
     for (plan, found) in plans.iter().zip(manifests) {
         let stored = stored(plan, found, &repository, &reports);
         let stored = stored.map(|stored| with_copies(plan, Stored { asked, changed: changed.clone(), ..stored }, &mut further));
@@ -318,8 +317,9 @@ pub(in crate::daemon::status) fn journal_facts(plan: &Plan, heard: &Heard, store
         let running = newest(job, State::Running).filter(|run| heard.broken.iter().all(|broken| broken.id != run.id));
         facts.running.extend(running.cloned());
         // Of what was made anew from the repository only a moment is known.
-        let done = newest(job, State::Succeeded).filter(|run| run.trigger != Trigger::Rebuilt);
-        facts.usual.extend(done.and_then(|run| Some((job, run.ended? - run.started))));
+        let done = [State::Succeeded, State::Incomplete].into_iter().filter_map(|state| newest(job, state));
+        let took = done.filter(|run| run.trigger != Trigger::Rebuilt).filter_map(|run| Some(run.ended? - run.started));
+        facts.usual.extend(took.min().map(|took| (job, took)));
     }
     let rules = rules(plan);
     for (job, known) in heard.schedules(&plan.name) {
