@@ -267,7 +267,7 @@ fn ask_each(plans: &[&Plan], surroundings: &Surroundings, mut tell: impl FnMut(&
     let mut further = Copies::new(surroundings);
     let changed = settings.changed(surroundings);
     for (plan, found) in plans.iter().zip(manifests) {
-        let stored = stored(plan, found, &repository, &reports);
+        let stored = found.and_then(|found| stored(plan, found, &repository, &reports));
         let stored = stored.map(|stored| with_copies(plan, Stored { asked, changed: changed.clone(), ..stored }, &mut further));
         tell(&plan.name, stored.map(Arc::new).map_err(|error| unasked(&error)));
     }
