@@ -216,6 +216,32 @@ fn a_killed_daemon_leaves_a_run_that_the_next_start_settles_and_tries_again() {
 }
 
 #[test]
+fn a_broken_run_whose_store_hangs_holds_up_no_other_plan_at_the_start() {
+    // It takes connections and never answers.
+    let store = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let schedule = quiet_schedule();
+    let workspace = Workspace::ready(&format!("schedule = \"{schedule}\""));
+    let hanging = format!(
+        "version = 1\n[repository.hanging]\nurl = \"s3://nowhere/r\"\nendpoint = \"http://{}\"\nregion = \"us-east-1\"\nallow_http = true\n\
+         access_key = {{ env = \"CRM_PASSPHRASE\" }}\nsecret_key = {{ env = \"CRM_PASSPHRASE\" }}\npassphrase = {{ env = \"CRM_PASSPHRASE\" }}\n\
+         [plan.hanging]\nsource = \"attachments\"\nrepository = \"hanging\"\n",
+        store.local_addr().unwrap()
+    );
+    std::fs::write(workspace.path("plans/hanging.toml"), hanging).unwrap();
+    let mut manual = workspace.command(&["backup", "hanging"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let state_of = |plan: &str| runs(&workspace).into_iter().find(|run| run["plan"] == plan).map(|run| run["state"].clone());
+    until("its run is recorded", || state_of("hanging"));
+    manual.kill().unwrap();
+    manual.wait().unwrap();
+    followed_for_days(&workspace, "crm", Job::Backup, &format!("{schedule} Asia/Shanghai"));
+    let _daemon = Daemon::start(&workspace);
+    serving(&workspace);
+    until("the other plan is backed up", || state_of("crm").filter(|state| state == "succeeded"));
+    assert_eq!(workspace.run(&["status", "--daemon"]).status.code(), Some(0));
+    assert_eq!(state_of("hanging").unwrap(), "running", "it is still being settled");
+}
+
+#[test]
 fn a_killed_manual_run_is_settled_by_the_daemon_that_serves_meanwhile() {
     let (workspace, pipe) = with_pipe();
     let mut manual = workspace.command(&["backup", "slow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

@@ -160,19 +160,69 @@ fn a_restore_of_the_latest_says_that_later_ones_are_gone() {
     assert_eq!(restore("named", &["--snapshot", first["snapshot"].as_str().unwrap()], 0)["snapshot"], first["snapshot"]);
 }
 
+/// A store that takes connections and never answers.
+struct Silent(std::net::TcpListener);
+
+impl Silent {
+    fn open() -> Self {
+        Self(std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// A repository there, for a plan file; its secrets are in `ACCESS`.
+    fn repository(&self, name: &str) -> String {
+        format!(
+            "[repository.{name}]\nurl = \"s3://nowhere/{name}\"\nendpoint = \"http://{}\"\nregion = \"us-east-1\"\nallow_http = true\n\
+             access_key = {{ env = \"ACCESS\" }}\nsecret_key = {{ env = \"ACCESS\" }}\npassphrase = {{ env = \"ACCESS\" }}\n",
+            self.0.local_addr().unwrap()
+        )
+    }
+}
+
+#[test]
+fn a_copy_that_gives_no_sign_is_a_problem_of_the_plans_that_copy_there_alone() {
+    let store = Silent::open();
+    let workspace = Workspace::ready("");
+    let copy = |plan: &str| format!("[[plan.{plan}.copy]]\nto = \"far\"\n");
+    let plan = |name: &str, repository: &str| format!("[plan.{name}]\nsource = \"attachments\"\nrepository = \"{repository}\"\n");
+    workspace.write_plan(
+        &[copy("crm"), plan("plain", "main"), plan("lost", "away"), copy("lost"), store.repository("far"), store.repository("away")]
+            .concat(),
+    );
+    let run = |words: &[&str]| workspace.command(words).env("ACCESS", "x").output().unwrap();
+    for plan in ["crm", "plain"] {
+        let output = run(&["backup", plan]);
+        assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    }
+    let began = std::time::Instant::now();
+    let told = run(&["status", "--json"]);
+    assert_eq!(code(&told), 0, "{}", text(&told.stderr));
+    assert!(began.elapsed() < std::time::Duration::from_mins(2), "{:?}", began.elapsed());
+    let status = document(&told);
+    let of = |name: &str| status["plans"].as_array().unwrap().iter().find(|plan| plan["name"] == name).unwrap().clone();
+    let kinds = |name: &str| -> Vec<String> {
+        of(name)["problems"].as_array().unwrap().iter().map(|problem| problem["kind"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(kinds("crm"), ["never-proven", "copy-unreachable"], "{status}");
+    assert_eq!(kinds("plain"), ["never-proven"], "{status}");
+    assert!(of("crm")["problems"].to_string().contains("the copy in far could not be asked: there was no answer for 60 s"), "{status}");
+    assert_eq!((&of("crm")["repository_reachable"], &of("crm")["copies"][0]["reachable"]), (&Value::Bool(true), &Value::Bool(false)));
+    // Where neither can be asked, both are told.
+    let lost = kinds("lost");
+    assert!(lost.contains(&"repository-unreachable".to_owned()) && lost.contains(&"copy-unreachable".to_owned()), "{status}");
+}
+
 #[test]
 fn status_does_not_wait_for_a_store_that_gives_no_sign_and_ends_when_it_is_asked_to() {
-    // It takes connections and never answers.
-    let store = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let store = Silent::open();
     let workspace = Workspace::ready("");
-    let plan = workspace.path("plans/hanging.toml");
-    let text_of = format!(
-        "version = 1\n[repository.hanging]\nurl = \"s3://nowhere/r\"\nendpoint = \"http://{}\"\nregion = \"us-east-1\"\nallow_http = true\n\
-         access_key = {{ env = \"ACCESS\" }}\nsecret_key = {{ env = \"ACCESS\" }}\npassphrase = {{ env = \"ACCESS\" }}\n\
-         [plan.hanging]\nsource = \"attachments\"\nrepository = \"hanging\"\n",
-        store.local_addr().unwrap()
-    );
-    std::fs::write(&plan, text_of).unwrap();
+    // More than are asked at once, all before the sound one.
+    let hanging: String = (0..9)
+        .map(|number| {
+            let name = format!("hanging{number}");
+            format!("{}[plan.{name}]\nsource = \"attachments\"\nrepository = \"{name}\"\n", store.repository(&name))
+        })
+        .collect();
+    std::fs::write(workspace.path("plans/hanging.toml"), format!("version = 1\n{hanging}")).unwrap();
     let mut command = workspace.command(&["status", "--json"]);
     command.env("ACCESS", "x");
     let began = std::time::Instant::now();
@@ -181,8 +231,12 @@ fn status_does_not_wait_for_a_store_that_gives_no_sign_and_ends_when_it_is_asked
     assert!(began.elapsed() < std::time::Duration::from_mins(2), "{:?}", began.elapsed());
     let status = document(&told);
     let of = |name: &str| status["plans"].as_array().unwrap().iter().find(|plan| plan["name"] == name).unwrap().clone();
-    assert_eq!((&of("hanging")["repository_reachable"], &of("crm")["repository_reachable"]), (&Value::Bool(false), &Value::Bool(true)));
-    assert!(of("hanging")["problems"].to_string().contains("there was no answer for 60 s"), "{status}");
+    assert_eq!(of("crm")["repository_reachable"], true, "{status}");
+    for number in 0..9 {
+        let hanging = of(&format!("hanging{number}"));
+        assert_eq!(hanging["repository_reachable"], false);
+        assert!(hanging["problems"].to_string().contains("there was no answer for 60 s"), "{status}");
+    }
 
     let mut command = workspace.command(&["status"]);
     let mut asking = command.env("ACCESS", "x").stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();

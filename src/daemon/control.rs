@@ -32,7 +32,7 @@ const HAPPENINGS_KEPT: usize = 4096;
 /// Where the daemon stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Settles what a crash left; nothing runs yet.
+    /// Nothing runs yet.
     Starting,
     Serving,
     /// Told to stop: nothing new starts, runs go on until their time is over.

@@ -8,6 +8,7 @@
 //! signal, they are cancelled, end as `interrupted` at their next check and close their rows. A run that does not end within
 //! [`STOP_DEADLINE`] after that is left as it is; the next start settles it like one that was killed.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -31,7 +32,7 @@ use crate::daemon::runner;
 use crate::daemon::scheduler::Step;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress, Reason};
-use crate::id::RunId;
+use crate::id::{Name, RunId};
 use crate::ops::resolve::Surroundings;
 use crate::plan::{Plan, PlanErrors, Plans, Sound};
 
@@ -146,7 +147,7 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     served
 }
 
-/// From the first look at what a crash left to the end of the last run.
+/// From the first turn of the loop to the end of the last run.
 fn serve(
     context: &Context,
     inbox: &Inbox,
@@ -157,10 +158,7 @@ fn serve(
     ready: impl FnOnce(&Control),
 ) -> Result<()> {
     let (control, journal, surroundings) = (context.control.clone(), Arc::clone(&context.journal), &context.surroundings);
-    let open = |run: &Run, copy: Option<&str>| runner::open_for(&plans, run, copy, surroundings);
-    // What no plan here knows, another node may, or a plan file that is wrong.
-    let wanted = |run: &Run| !(journal.is_shared() || plans.is_partial) || plans.plans.contains_key(&run.plan);
-    runner::settle(&journal, wanted, open, surroundings.clock.now())?;
+    settle_what_is_left(context, &plans);
     let agenda = Agenda::of_node(Arc::clone(&plans), membership.clone(), surroundings.clock.now());
     let mut daemon = Daemon {
         control: control.clone(),
@@ -196,6 +194,35 @@ fn serve(
     }
     daemon.stop(inbox);
     Ok(())
+}
+
+/// Settles what killed processes left, beside the loop: a store that hangs holds up its own plans only. A plan that is due meanwhile settles its own first
+/// ([`Daemon::start`]). The journal's claims see to it that each run is settled once: what the other is at is no broken run, a further run of that job
+/// is busy until it is done, and the loop looks again then.
+fn settle_what_is_left(context: &Context, plans: &Arc<Plans>) {
+    let (context, plans) = (context.clone(), Arc::clone(plans));
+    let work = move || {
+        let (journal, clock) = (&context.journal, &context.surroundings.clock);
+        // What no plan here knows, another node may, or a plan file that is wrong.
+        let wanted = |run: &Run| !(journal.is_shared() || plans.is_partial) || plans.plans.contains_key(&run.plan);
+        let open = |run: &Run, copy: Option<&str>| runner::open_for(&plans, run, copy, &context.surroundings);
+        let settle = || -> Result<()> {
+            let of: BTreeSet<Name> = journal.broken()?.into_iter().filter(wanted).map(|run| run.plan).collect();
+            for plan in of {
+                // One may have taken minutes.
+                if !runner::settle(journal, |run| run.plan == plan, open, clock.now())?.is_empty() {
+                    context.control.look(&plan);
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = settle() {
+            tracing::error!(error = ?error, hint = error.hint_text(), "what a crash left could not be settled; the next run of each plan tries again");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("settle".into()).spawn(work) {
+        tracing::error!(%error, "no thread to settle what a crash left; the next run of each plan settles its own");
+    }
 }
 
 /// What killed processes left of this plan: they would be in the way of its next run.

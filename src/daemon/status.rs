@@ -1,7 +1,7 @@
 //! How each plan stands: what can be restored, how old it is, when that was last proven, and what is wrong.
 //!
 //! The documents, and what is known of a plan. [`assess`] and [`forecast`] judge and are pure; [`gather`] asks the journal and the
-//! repositories, the journal once for all plans and each repository once for all of its own.
+//! repositories, the journal once for all plans and each repository once for all that keep snapshots or copies there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +18,9 @@ use crate::ops::log::reach::Reach;
 use crate::ops::log::stream::LogStatus;
 use crate::repo::{Manifest, ReportRecord};
 
+mod ask;
 mod assess;
+mod beside;
 mod copies;
 pub mod forecast;
 mod gather;
@@ -26,10 +28,11 @@ mod heard;
 mod logs;
 mod reports;
 
+pub use ask::{Asked, Unanswered, ask};
 pub use assess::assess;
 pub use copies::CopyStatus;
 pub use forecast::Forecast;
-pub use gather::{Asked, STUCK, ask, gather, view};
+pub use gather::{STUCK, gather, view};
 pub use heard::{Heard, last_backup};
 
 /// `lifeboat.status/1`.

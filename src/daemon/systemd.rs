@@ -75,7 +75,7 @@ fn story(control: &Control) -> String {
     let running = control.running();
     let problems = control.problems();
     let mut text = match control.phase() {
-        Phase::Starting => "starting: what a crash left is settled".to_owned(),
+        Phase::Starting => "starting".to_owned(),
         Phase::Serving => format!("{plans} plans"),
         Phase::Draining => "stopping: runs are asked to end".to_owned(),
         Phase::Stopping => "stopping".to_owned(),

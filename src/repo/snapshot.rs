@@ -202,13 +202,15 @@ impl Repository {
         Self::sound(self.listed_manifests(&self.manifest_prefix(plan), |_| true)?)
     }
 
-    /// The same of each of these plans, in their order. Of many plans all snapshots are listed at once: a listing of its own is a request for each.
+    /// The same of each of these plans, in their order; what of one plan cannot be had is an error of that plan alone. Of many plans all snapshots are
+    /// listed at once: a listing of its own is a request for each.
     ///
     /// # Errors
-    /// When the store cannot be asked.
-    pub fn sound_manifests_of(&self, plans: &[&Name]) -> Result<Vec<(Vec<Manifest>, Vec<LostManifest>)>> {
+    /// When what is there cannot be listed, which says something of all of them.
+    pub fn sound_manifests_of(&self, plans: &[&Name]) -> Result<Vec<Result<(Vec<Manifest>, Vec<LostManifest>)>>> {
         if plans.len() < LISTED_TOGETHER {
-            return plans.iter().map(|plan| self.sound_manifests(Some(plan))).collect();
+            let one = |plan: &&Name| Ok(Self::sound(self.listed_manifests(&self.manifest_prefix(Some(plan)), |_| true)?));
+            return plans.iter().map(one).collect();
         }
         let prefixes: Vec<String> = plans.iter().map(|plan| self.manifest_prefix(Some(plan))).collect();
         let places: HashMap<&str, usize> = prefixes.iter().enumerate().map(|(at, prefix)| (prefix.as_str(), at)).collect();
@@ -227,7 +229,7 @@ impl Repository {
             opened.extend(of_all.iter().map(|(key, kind, message)| (key.clone(), Err(Error::new(*kind, message.clone())))));
             Self::sound(opened)
         };
-        of_plans.into_iter().map(sound).collect()
+        Ok(of_plans.into_iter().map(sound).collect())
     }
 
     fn manifest_prefix(&self, plan: Option<&Name>) -> String {

@@ -261,15 +261,30 @@ fn the_snapshots_of_many_plans_are_found_in_one_listing_as_each_by_itself() {
     let ids = |(manifests, lost): &(Vec<Manifest>, Vec<LostManifest>)| {
         (manifests.iter().map(|manifest| manifest.id).collect::<Vec<_>>(), lost.iter().map(|lost| lost.id).collect::<Vec<_>>())
     };
-    let together: Vec<_> = repository.sound_manifests_of(&wanted).unwrap().iter().map(ids).collect();
+    let together: Vec<_> = repository.sound_manifests_of(&wanted).unwrap().iter().map(|found| ids(found.as_ref().unwrap())).collect();
     let alone: Vec<_> = wanted.iter().map(|plan| ids(&repository.sound_manifests(Some(plan)).unwrap())).collect();
     assert_eq!(together, alone);
     assert_eq!(
         together.iter().map(|(sound, lost)| (sound.len(), lost.len())).take(4).collect::<Vec<_>>(),
         [(1, 0), (0, 1), (1, 0), (0, 0)]
     );
-    let few: Vec<_> = repository.sound_manifests_of(&wanted[..2]).unwrap().iter().map(ids).collect();
+    let few: Vec<_> = repository.sound_manifests_of(&wanted[..2]).unwrap().iter().map(|found| ids(found.as_ref().unwrap())).collect();
     assert_eq!(few, alone[..2]);
+    // What cannot be fetched is of its own plan; what cannot be listed is of all.
+    let unreadable = repository.manifest_key(&repository.manifests(Some(&plans[0])).unwrap()[0]);
+    for some in [&wanted[..], &wanted[..3]] {
+        let faults = Faults::new();
+        let store = Store::with_faults(bench.store.clone(), faults.clone());
+        let away = bench.open_apart(store);
+        for verb in [crate::store::Verb::Get, crate::store::Verb::GetRange] {
+            faults.add(faults::Rule::on(verb).below(&unreadable).always().then(faults::Effect::Fail(Kind::Failed)));
+        }
+        let found = away.sound_manifests_of(some).unwrap();
+        assert_eq!(found[0].as_ref().unwrap_err().kind(), Kind::Failed);
+        assert_eq!(found[1..].iter().map(|found| ids(found.as_ref().unwrap())).collect::<Vec<_>>(), alone[1..some.len()]);
+        faults.add(faults::Rule::on(crate::store::Verb::List).below("snapshots/").always().then(faults::Effect::Fail(Kind::Failed)));
+        assert_eq!(away.sound_manifests_of(some).unwrap_err().kind(), Kind::Failed);
+    }
 }
 
 /// A tree with folders, large and small files of both layouts, in tree order.

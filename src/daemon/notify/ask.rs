@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::daemon::status::{self, Asked, Stored, Unasked};
+use crate::daemon::status::{self, Asked, Stored, Unanswered, Unasked};
 use crate::error::Kind;
 use crate::id::Name;
 use crate::ops::resolve::Surroundings;
@@ -27,7 +27,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// So many times longer than it was asked for, a repository is left alone.
 const SPARE: u32 = 4;
 
-/// Asking that takes longer than this is an answer too.
+/// Asking that takes longer than this is an answer too. Copies are not waited for so long: see [`status::ask`].
 const PATIENCE: Duration = Duration::from_mins(15);
 
 /// Asks in threads of its own.
@@ -63,6 +63,8 @@ struct Repository {
     asked: u64,
     /// Which time must have answered about a plan.
     wanted: BTreeMap<Name, u64>,
+    /// Copies of its plans that hang.
+    unanswered: Unanswered,
 }
 
 impl Repository {
@@ -85,6 +87,7 @@ impl Asker {
                 busy: None,
                 asked: 0,
                 wanted: BTreeMap::new(),
+                unanswered: Unanswered::default(),
             };
             let repository = state.repositories.entry(plan.repository.name.clone()).or_insert_with(fresh);
             let wish = plan.objectives.data_loss.map_or(SELDOM, |limit| (limit / 4).clamp(OFTEN, SELDOM));
@@ -178,9 +181,9 @@ fn work(shared: &Shared) {
         let plans: Vec<Arc<Plan>> = repository.plans.iter().filter(|plan| all || outdated.contains(&plan.name)).map(Arc::clone).collect();
         repository.busy = Some(began);
         repository.asked += 1;
-        let number = repository.asked;
+        let (number, unanswered) = (repository.asked, repository.unanswered.clone());
         drop(state);
-        let answers = ask(&plans, &shared.surroundings);
+        let answers = ask(&plans, &unanswered, &shared.surroundings);
         state = lock(shared);
         if let Some(repository) = state.repositories.get_mut(&name) {
             let ended = Instant::now();
@@ -199,9 +202,8 @@ fn work(shared: &Shared) {
 }
 
 /// In a thread of its own, so that a panic ends only that one.
-fn ask(plans: &[Arc<Plan>], surroundings: &Surroundings) -> Vec<(Name, Asked)> {
-    let all: Vec<&Plan> = plans.iter().map(AsRef::as_ref).collect();
-    let answers = std::thread::scope(|scope| scope.spawn(|| status::ask(&all, surroundings)).join());
+fn ask(plans: &[Arc<Plan>], unanswered: &Unanswered, surroundings: &Surroundings) -> Vec<(Name, Asked)> {
+    let answers = std::thread::scope(|scope| scope.spawn(|| status::ask(plans, unanswered, surroundings)).join());
     answers.map_or_else(
         |_| {
             let why = Unasked { kind: Kind::Bug, message: "asking it panicked; please report this".to_owned(), secret: false };

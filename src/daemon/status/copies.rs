@@ -1,19 +1,15 @@
 //! How far the copies of a plan are.
 
-use std::collections::BTreeMap;
-
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::journal::Job;
 use crate::daemon::status::{Problem, Unasked};
-use crate::error::Error;
 use crate::id::Name;
 use crate::ops::copy::{behind, lacks};
-use crate::ops::resolve::{self, Surroundings};
 use crate::ops::{explain, select};
 use crate::plan::{Plan, PlannedCopy};
-use crate::repo::{LostManifest, Manifest, Repository};
+use crate::repo::{LostManifest, Manifest};
 
 /// A copy may take so long after its schedule before it is called behind.
 const PATIENCE: TimeDelta = TimeDelta::hours(1);
@@ -30,73 +26,51 @@ pub struct CopyStatus {
     pub reachable: bool,
 }
 
-/// The repositories that plans copy to, each opened once.
-pub struct Copies<'a> {
-    surroundings: &'a Surroundings,
-    /// With what is told of one that was exchanged for another.
-    opened: BTreeMap<Name, std::result::Result<(Repository, Option<String>), Unasked>>,
+/// What a repository has of a plan that copies there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    newest: Option<DateTime<Utc>>,
+    /// That manifests cannot be read: how many and why, in words.
+    lost: Option<String>,
+    /// That it was exchanged for another one, in a sentence.
+    changed: Option<String>,
 }
 
-impl<'a> Copies<'a> {
-    /// Nothing is opened yet.
-    pub fn new(surroundings: &'a Surroundings) -> Self {
-        Self { surroundings, opened: BTreeMap::new() }
+impl Held {
+    pub fn of(manifests: &[Manifest], lost: &[LostManifest], changed: Option<String>) -> Self {
+        let lost = lost.first().map(|first| format!("{} manifests that cannot be read: {}", lost.len(), explain(&first.error)));
+        Self { newest: select::latest(manifests).map(|manifest| manifest.time), lost, changed }
     }
+}
 
-    /// Asks every copy of a plan. `originals`: of the plan's own repository, where it could be asked.
-    pub fn of(&mut self, plan: &Plan, originals: Option<&[Manifest]>) -> (Vec<CopyStatus>, Vec<Problem>) {
-        let (mut all, mut problems) = (Vec::new(), Vec::new());
-        for copy in &plan.copies {
-            match self.there(copy, &plan.name) {
-                Ok((manifests, lost, changed)) => {
-                    problems.extend(changed.map(|changed| Problem::of("repository-changed", Job::Copy, changed)));
-                    let newest = select::latest(&manifests).map(|manifest| manifest.time);
-                    let original = originals.and_then(select::latest).map(|manifest| manifest.time);
-                    let now = self.surroundings.clock.now();
-                    problems.extend(originals.and_then(|originals| is_behind(copy, originals, newest, now)));
-                    if let Some(first) = lost.first() {
-                        let message = format!(
-                            "the copy in {} has {} manifests that cannot be read: {}",
-                            copy.to.name,
-                            lost.len(),
-                            explain(&first.error)
-                        );
-                        problems.push(Problem::of("damaged", Job::Copy, message));
-                    }
-                    let behind_ms = newest.zip(original).map(|(copy, original)| behind(copy, original));
-                    all.push(CopyStatus { repository: copy.to.name.to_string(), newest, behind_ms, reachable: true });
-                }
-                Err(unasked) => {
-                    let (kind, why) =
-                        if unasked.secret { ("secret-unavailable", "was not asked") } else { ("copy-unreachable", "could not be asked") };
-                    let message = format!("the copy in {} {why}: {}", copy.to.name, unasked.message);
-                    problems.push(Problem::of(kind, Job::Copy, message));
-                    all.push(CopyStatus { repository: copy.to.name.to_string(), newest: None, behind_ms: None, reachable: false });
-                }
+/// How each copy of a plan is, by what is `held` in each repository. `originals`: of the plan's own repository, where it could be asked. Pure.
+pub fn of(
+    plan: &Plan,
+    originals: Option<&[Manifest]>,
+    held: impl Fn(&Name) -> std::result::Result<Held, Unasked>,
+    now: DateTime<Utc>,
+) -> (Vec<CopyStatus>, Vec<Problem>) {
+    let (mut all, mut problems) = (Vec::new(), Vec::new());
+    let original = originals.and_then(select::latest).map(|manifest| manifest.time);
+    for copy in &plan.copies {
+        let to = &copy.to.name;
+        match held(to) {
+            Ok(Held { newest, lost, changed }) => {
+                problems.extend(changed.map(|changed| Problem::of("repository-changed", Job::Copy, changed)));
+                problems.extend(originals.and_then(|originals| is_behind(copy, originals, newest, now)));
+                problems.extend(lost.map(|lost| Problem::of("damaged", Job::Copy, format!("the copy in {to} has {lost}"))));
+                let behind_ms = newest.zip(original).map(|(copy, original)| behind(copy, original));
+                all.push(CopyStatus { repository: to.to_string(), newest, behind_ms, reachable: true });
+            }
+            Err(unasked) => {
+                let (kind, why) =
+                    if unasked.secret { ("secret-unavailable", "was not asked") } else { ("copy-unreachable", "could not be asked") };
+                problems.push(Problem::of(kind, Job::Copy, format!("the copy in {to} {why}: {}", unasked.message)));
+                all.push(CopyStatus { repository: to.to_string(), newest: None, behind_ms: None, reachable: false });
             }
         }
-        (all, problems)
     }
-
-    /// What there is of a plan.
-    fn there(
-        &mut self,
-        copy: &PlannedCopy,
-        plan: &Name,
-    ) -> std::result::Result<(Vec<Manifest>, Vec<LostManifest>, Option<String>), Unasked> {
-        let unasked = |error: &Error, secret| Unasked { kind: error.kind(), message: explain(error), secret };
-        let surroundings = self.surroundings;
-        let opened = self.opened.entry(copy.to.name.clone()).or_insert_with(|| {
-            // All that the first does is to get secrets.
-            let settings = resolve::repository(&copy.to).map_err(|error| unasked(&error, true))?;
-            let repository = settings.open(surroundings).map_err(|error| unasked(&error, false))?;
-            let changed = settings.changed(&repository, surroundings);
-            Ok((repository, changed))
-        });
-        let (repository, changed) = opened.as_ref().map_err(Clone::clone)?;
-        let (manifests, lost) = repository.sound_manifests(Some(plan)).map_err(|error| unasked(&error, false))?;
-        Ok((manifests, lost, changed.clone()))
-    }
+    (all, problems)
 }
 
 /// Whether a scheduled copy lacks a snapshot that was there when it was last due. Pure.

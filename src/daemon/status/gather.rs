@@ -1,10 +1,8 @@
 //! Asks the journal and the repositories.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::panic::AssertUnwindSafe;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
@@ -12,20 +10,18 @@ use crate::daemon::job::{rules, schedules};
 use crate::daemon::journal::{Job, Journal, Known, State, Trigger};
 use crate::daemon::owner::DaemonLock;
 use crate::daemon::scheduler::{self, Situation, Slots};
-use crate::daemon::status::assess::{newest_whole, objectives};
-use crate::daemon::status::copies::Copies;
-use crate::daemon::status::reports::Reports;
-use crate::daemon::status::{Facts, Heard, OVERDUE, PlanStatus, Problem, Status, Stored, Unasked, assess, logs};
+use crate::daemon::status::ask::{Asked, ask_all};
+use crate::daemon::status::assess::objectives;
+use crate::daemon::status::{Facts, Heard, OVERDUE, PlanStatus, Problem, Status, Stored, assess, logs};
 use crate::daemon::{alarms, gone, notify};
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::id::Name;
 use crate::ops::log::canary;
-use crate::ops::log::reach::reach;
 use crate::ops::log::stream;
-use crate::ops::resolve::{self, Surroundings};
-use crate::ops::{damaged_warning, select};
+use crate::ops::resolve::Surroundings;
+use crate::ops::select;
 use crate::plan::{Plan, Plans, Schedule};
-use crate::repo::{LostManifest, Manifest, ReportKind, Repository};
+use crate::repo::ReportKind;
 
 /// With less than this on its disk the state folder cannot be written for long.
 const LEAST_ROOM: u64 = 256 << 10;
@@ -33,36 +29,28 @@ const LEAST_ROOM: u64 = 256 << 10;
 /// The daemon looks at what is due at least each half minute.
 pub const STUCK: Duration = Duration::from_mins(2);
 
-/// Repositories that are asked at the same time: opening one takes memory for its key, and one that hangs has a thread until it gives up.
-const AT_ONCE: usize = 8;
-
-/// So long a repository may give no sign. Longer than a sound one takes to open and to list what is in it.
-const PATIENCE: Duration = Duration::from_mins(1);
-
-/// How soon it is noticed that nobody waits any more.
-const LOOK: Duration = Duration::from_millis(100);
-
-/// What a repository said of one plan.
-pub type Asked = std::result::Result<Arc<Stored>, Unasked>;
-
 /// Asks the journal (`None`: nothing was ever run here) and the repositories, and judges every plan.
 ///
 /// # Errors
 /// When the journal cannot be read, and `Interrupted`. A repository that cannot be asked is a problem of its plans.
 pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundings, daemon: bool) -> Result<Status> {
-    let asked = ask_all(&plans.plans.values().collect::<Vec<_>>(), surroundings)?;
+    let of_all: Vec<Arc<Plan>> = plans.plans.values().cloned().collect();
+    let mut answers = ask_all(&of_all, surroundings)?;
     // That may have taken minutes.
     let now = surroundings.clock.now();
-    let all: Vec<&Plan> = plans.plans.values().map(AsRef::as_ref).collect();
+    let all: Vec<&Plan> = of_all.iter().map(AsRef::as_ref).collect();
     let heard = journal.map(|journal| Heard::ask(&all, journal, now)).transpose()?;
-    let of = |plan: &&Plan| view(plan, heard.as_ref(), asked.get(&plan.name).cloned(), surroundings, now);
-    let mut statuses: Vec<PlanStatus> = all.iter().map(of).collect();
-    let mut further = Copies::new(surroundings);
-    for (plan, status) in plans.plans.values().zip(&mut statuses).filter(|(_, status)| !status.repository_reachable) {
-        // Now a copy is what counts.
-        let (copies, problems) = further.of(plan, None);
-        status.copies = copies;
-        status.problems.extend(problems);
+    let mut statuses: Vec<PlanStatus> = Vec::new();
+    for plan in all {
+        let asked = answers.of(plan, surroundings);
+        let mut status = view(plan, heard.as_ref(), Some(asked), surroundings, now);
+        if !status.repository_reachable {
+            // Now a copy is what counts.
+            let (copies, problems) = answers.copies(plan, None, surroundings);
+            status.copies = copies;
+            status.problems.extend(problems);
+        }
+        statuses.push(status);
     }
     let position: BTreeMap<String, usize> = statuses.iter().enumerate().map(|(at, status)| (status.name.clone(), at)).collect();
     let mut problems = Vec::new();
@@ -164,114 +152,6 @@ pub fn view(plan: &Plan, heard: Option<&Heard>, asked: Option<Asked>, surroundin
     status
 }
 
-/// Asks the repositories of these plans, those of several repositories beside each other. Of one that gives no sign for [`PATIENCE`] the rest is not
-/// waited for: whoever asks how things stand must hear something.
-///
-/// # Errors
-/// `Interrupted`.
-fn ask_all(plans: &[&Arc<Plan>], surroundings: &Surroundings) -> Result<BTreeMap<Name, Asked>> {
-    let mut of_repository: BTreeMap<&Name, Vec<Arc<Plan>>> = BTreeMap::new();
-    for plan in plans {
-        of_repository.entry(&plan.repository.name).or_default().push(Arc::clone(plan));
-    }
-    let threads = of_repository.len().min(AT_ONCE);
-    let waiting = Arc::new(Mutex::new(of_repository.into_values().collect::<VecDeque<_>>()));
-    let (answer, answered) = channel();
-    for _ in 0..threads {
-        let (waiting, answer, surroundings) = (Arc::clone(&waiting), answer.clone(), surroundings.clone());
-        let work = move || {
-            loop {
-                // Taken in a statement of its own: the lock must not be held while it is asked.
-                let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                let Some(plans) = next else { return };
-                let plans: Vec<&Plan> = plans.iter().map(AsRef::as_ref).collect();
-                let tell = |name: &Name, asked| {
-                    // Whoever asked may have gone.
-                    let _ = answer.send((name.clone(), asked));
-                };
-                // A plan without an answer is told of below.
-                let _ = std::panic::catch_unwind(AssertUnwindSafe(|| ask_each(&plans, &surroundings, tell)));
-            }
-        };
-        std::thread::Builder::new()
-            .name("ask".into())
-            .spawn(work)
-            .map_err(|error| Error::io("start a thread to ask a repository", error))?;
-    }
-    drop(answer);
-    let (mut answers, mut heard) = (BTreeMap::new(), Instant::now());
-    let why = loop {
-        surroundings.cancel.check()?;
-        match answered.recv_timeout(LOOK) {
-            Ok((name, asked)) => {
-                answers.insert(name, asked);
-                heard = Instant::now();
-            }
-            Err(RecvTimeoutError::Timeout) if heard.elapsed() < PATIENCE => {}
-            Err(RecvTimeoutError::Timeout) => {
-                break Unasked {
-                    kind: Kind::Unavailable,
-                    message: format!("there was no answer for {} s, and more was not waited for", PATIENCE.as_secs()),
-                    secret: false,
-                };
-            }
-            Err(RecvTimeoutError::Disconnected) => {
-                break Unasked { kind: Kind::Bug, message: "asking it panicked; please report this".to_owned(), secret: false };
-            }
-        }
-    };
-    for plan in plans {
-        answers.entry(plan.name.clone()).or_insert_with(|| Err(why.clone()));
-    }
-    Ok(answers)
-}
-
-fn with_copies(plan: &Plan, stored: Stored, further: &mut Copies<'_>) -> Stored {
-    let (copies, copy_problems) = further.of(plan, Some(&stored.manifests));
-    Stored { copies, copy_problems, ..stored }
-}
-
-/// Asks the one repository of all these plans, and their copies.
-#[must_use]
-pub fn ask(plans: &[&Plan], surroundings: &Surroundings) -> Vec<(Name, Asked)> {
-    let mut answers = Vec::new();
-    ask_each(plans, surroundings, |name, asked| answers.push((name.clone(), asked)));
-    answers
-}
-
-/// The same, each answer as it comes.
-fn ask_each(plans: &[&Plan], surroundings: &Surroundings, mut tell: impl FnMut(&Name, Asked)) {
-    let unasked = |error: &Error| Unasked { kind: error.kind(), message: format!("{error:?}"), secret: false };
-    let of_all = |why: Unasked, tell: &mut dyn FnMut(&Name, Asked)| plans.iter().for_each(|plan| tell(&plan.name, Err(why.clone())));
-    let Some(first) = plans.first() else { return };
-    let asked = Some(surroundings.clock.now());
-    let settings = match resolve::repository(&first.repository) {
-        Ok(settings) => settings,
-        // All that it does is to get secrets.
-        Err(error) => return of_all(Unasked { secret: true, ..unasked(&error) }, &mut tell),
-    };
-    let opened = settings.open(surroundings).and_then(|repository| {
-        let reports = Reports::read(&repository)?;
-        Ok((repository, reports))
-    });
-    let (repository, reports) = match opened {
-        Ok(opened) => opened,
-        Err(error) => return of_all(unasked(&error), &mut tell),
-    };
-    let names: Vec<&Name> = plans.iter().map(|plan| &plan.name).collect();
-    let manifests = match repository.sound_manifests_of(&names) {
-        Ok(manifests) => manifests,
-        Err(error) => return of_all(unasked(&error), &mut tell),
-    };
-    let mut further = Copies::new(surroundings);
-    let changed = settings.changed(&repository, surroundings);
-    for (plan, found) in plans.iter().zip(manifests) {
-        let stored = stored(plan, found, &repository, &reports);
-        let stored = stored.map(|stored| with_copies(plan, Stored { asked, changed: changed.clone(), ..stored }, &mut further));
-        tell(&plan.name, stored.map(Arc::new).map_err(|error| unasked(&error)));
-    }
-}
-
 pub(in crate::daemon::status) fn without_journal(plan: &Plan, stored: Option<&Stored>, now: DateTime<Utc>) -> Facts {
     let mut facts = Facts::default();
     for (job, schedule) in schedules(plan) {
@@ -337,24 +217,4 @@ pub(in crate::daemon::status) fn journal_facts(plan: &Plan, heard: &Heard, store
 fn followed_since(job: Job, known: &Known, facts: &Facts, stored: Option<&Stored>, now: DateTime<Utc>) -> DateTime<Utc> {
     let last_backup = || facts.last_backup.as_ref().filter(|_| job == Job::Backup).map(|run| run.started);
     known.since.or_else(last_backup).or_else(|| stored.and_then(|stored| last_stored(job, stored))).unwrap_or(now)
-}
-
-fn stored(
-    plan: &Plan,
-    (manifests, damaged): (Vec<Manifest>, Vec<LostManifest>),
-    repository: &Repository,
-    reports: &Reports,
-) -> Result<Stored> {
-    let damaged = damaged_warning(&damaged).into_iter().chain(reports.damaged.clone()).collect();
-    let about = reports.about(&plan.name, &manifests);
-    let mut stored = Stored { manifests, reports: about, standing: Arc::clone(&reports.standing), damaged, ..Stored::default() };
-    for source in plan.sources.iter().filter(|source| source.kind.keeps_log()) {
-        let Some(whole) = newest_whole(plan, &stored) else { break };
-        match reach(&repository.log(&plan.name, &source.name), &source.name, whole) {
-            Ok(found) => stored.reaches.extend(found.map(|reach| (source.name.clone(), reach))),
-            Err(error) if error.kind() == Kind::Damaged => stored.damaged.push(format!("the log of source {}: {error:?}", source.name)),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(stored)
 }
