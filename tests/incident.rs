@@ -216,13 +216,13 @@ fn status_does_not_wait_for_a_store_that_gives_no_sign_and_ends_when_it_is_asked
     let store = Silent::open();
     let workspace = Workspace::ready("");
     // More than are asked at once, all before the sound one.
-    let hanging: String = (0..9)
+    let hanging: Vec<String> = (0..9)
         .map(|number| {
             let name = format!("hanging{number}");
             format!("{}[plan.{name}]\nsource = \"attachments\"\nrepository = \"{name}\"\n", store.repository(&name))
         })
         .collect();
-    std::fs::write(workspace.path("plans/hanging.toml"), format!("version = 1\n{hanging}")).unwrap();
+    std::fs::write(workspace.path("plans/hanging.toml"), format!("version = 1\n{}", hanging.concat())).unwrap();
     let mut command = workspace.command(&["status", "--json"]);
     command.env("ACCESS", "x");
     let began = std::time::Instant::now();

@@ -158,7 +158,7 @@ fn serve(
     ready: impl FnOnce(&Control),
 ) -> Result<()> {
     let (control, journal, surroundings) = (context.control.clone(), Arc::clone(&context.journal), &context.surroundings);
-    settle_what_is_left(context, &plans);
+    settle_what_is_left(context, &plans)?;
     let agenda = Agenda::of_node(Arc::clone(&plans), membership.clone(), surroundings.clock.now());
     let mut daemon = Daemon {
         control: control.clone(),
@@ -199,7 +199,10 @@ fn serve(
 /// Settles what killed processes left, beside the loop: a store that hangs holds up its own plans only. A plan that is due meanwhile settles its own first
 /// ([`Daemon::start`]). The journal's claims see to it that each run is settled once: what the other is at is no broken run, a further run of that job
 /// is busy until it is done, and the loop looks again then.
-fn settle_what_is_left(context: &Context, plans: &Arc<Plans>) {
+///
+/// # Errors
+/// When the thread cannot be started. What cannot be settled is logged.
+fn settle_what_is_left(context: &Context, plans: &Arc<Plans>) -> Result<()> {
     let (context, plans) = (context.clone(), Arc::clone(plans));
     let work = move || {
         let (journal, clock) = (&context.journal, &context.surroundings.clock);
@@ -220,9 +223,8 @@ fn settle_what_is_left(context: &Context, plans: &Arc<Plans>) {
             tracing::error!(error = ?error, hint = error.hint_text(), "what a crash left could not be settled; the next run of each plan tries again");
         }
     };
-    if let Err(error) = std::thread::Builder::new().name("settle".into()).spawn(work) {
-        tracing::error!(%error, "no thread to settle what a crash left; the next run of each plan settles its own");
-    }
+    let started = std::thread::Builder::new().name("settle".into()).spawn(work);
+    started.map(drop).map_err(|error| Error::io("start the thread that settles what a crash left", error))
 }
 
 /// What killed processes left of this plan: they would be in the way of its next run.

@@ -160,7 +160,8 @@ pub fn ask(plans: &[Arc<Plan>], unanswered: &Unanswered, surroundings: &Surround
         answers.take(&question, Said { answers: told.into_inner(), why: None });
     }
     // Of what could not be asked nobody looks at the copies.
-    let copied: Vec<Arc<Plan>> = plans.iter().filter(|plan| answers.own.get(&plan.name).is_some_and(|own| own.is_ok())).cloned().collect();
+    let copied: Vec<Arc<Plan>> =
+        plans.iter().filter(|plan| answers.own.get(&plan.name).is_some_and(std::result::Result::is_ok)).cloned().collect();
     let hangs = unanswered.names().clone();
     let (hang, free): (Vec<_>, Vec<_>) =
         questions(&[], &copied).into_iter().partition(|question| hangs.contains(&question.repository.name));
