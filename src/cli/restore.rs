@@ -96,7 +96,7 @@ fn looked_at(
                 (None, _) => {}
                 (Some(until), Ok(backups)) => plan.lacks_newer(&gone(&job, &plan, &backups, until)?),
                 (Some(_), Err(error)) => {
-                    plan.tell(format!("whether later backups are gone is not known, the journal cannot be read: {}", explain(&error)))
+                    plan.tell(format!("whether later backups are gone is not known, the journal cannot be read: {}", explain(&error)));
                 }
             }
         }

@@ -55,11 +55,8 @@ pub fn place(url: &str, endpoint: Option<&str>) -> String {
 
 /// Takes notice of the repository that was opened at a place. That it is another one than before is in the log, and told by [`changed`].
 pub(crate) fn note(state: &Path, place: &str, id: RepositoryId, now: DateTime<Utc>) {
-    let known = match read(state, place) {
-        Ok(known) => known,
-        // Told by `changed`; only `accept` writes it anew.
-        Err(_) => return,
-    };
+    // What cannot be read is told by `changed`; only `accept` writes it anew.
+    let Ok(known) = read(state, place) else { return };
     let next = match &known {
         None => Known { url: place.to_owned(), repository: id, since: now, other: None },
         Some(known) if known.repository == id => Known { other: None, ..known.clone() },
