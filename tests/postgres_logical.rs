@@ -405,7 +405,7 @@ fn rows_that_are_not_those_of_the_backup_are_refused() {
     let url = format!("host={} port={} user=postgres", socket.display(), settings.port);
     let load = |name: &str| {
         let target = lifeboat::source::postgres::logical::Target::parse(&url).unwrap();
-        lifeboat::source::postgres::logical::load(&tree, &target, None, &context(name))
+        lifeboat::source::postgres::logical::load(&tree, &target, Some(&bin_directory(distribution_version())), &context(name))
     };
     let file = tree.join("Mein%20CRM%20%C3%A9/data/public.nokey.copy");
     let whole = fs::read(&file).unwrap();

@@ -150,6 +150,22 @@ impl Accumulator {
     }
 }
 
+/// Rows and digest of several parts of one table together, from those of each. `None`: one of them is no digest as [`Accumulator::finish`] makes it.
+pub fn together<'a>(parts: impl IntoIterator<Item = (u64, &'a str)>) -> Option<(u64, String)> {
+    let mut all = Accumulator::new(&[0; 32]);
+    for (rows, digest) in parts {
+        let bytes: [u8; 32] = hex::decode(digest).ok()?.try_into().ok()?;
+        let mut limbs = [0; 4];
+        for (limb, bytes) in limbs.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *limb = u64::from_le_bytes(*bytes);
+        }
+        all.add_sum(limbs);
+        all.rows += rows;
+    }
+    let TableFingerprint { rows, digest, .. } = all.finish("");
+    Some((rows, digest))
+}
+
 /// `percent` of the tables, rounded up, in the manifest's order; what is not a table (its name begins with a parenthesis) is not chosen.
 /// Which ones depends on all digests together: the same for the same snapshot, another choice as soon as anything changed, so that every
 /// table has its turn.
@@ -261,6 +277,10 @@ mod tests {
             let mut parts = table_of(tail);
             parts.merge(&table_of(head));
             prop_assert_eq!(&parts.finish("t"), &whole);
+            let (first, second) = (table_of(head).finish("a"), table_of(tail).finish("b"));
+            let told = [(first.rows, first.digest.as_str()), (second.rows, second.digest.as_str())];
+            prop_assert_eq!(together(told), Some((whole.rows, whole.digest)));
+            prop_assert_eq!(together([(1, "abc")]), None);
         }
     }
 
