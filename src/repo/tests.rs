@@ -316,9 +316,16 @@ fn any_order_stores_the_same_tree_and_reuses_it_in_any_other() {
         assert_eq!(stored_entries(&bench.open(), &first), stored_entries(&ordered.open(), &reference), "seed {seed}");
         assert!(restore(&bench.open(), &first).unwrap() == expected(&files), "seed {seed}");
         assert_eq!(first.stats.entries, reference.stats.entries);
-        let (stored, reference_stored) = (first.stats.bytes_stored, reference.stats.bytes_stored);
-        // What is alike compresses less when it does not come together.
-        assert!(stored < reference_stored + reference_stored / 20, "seed {seed}: {stored} bytes stored, {reference_stored} in tree order");
+        // With one worker: of several it is their timing which chunks are compressed together, and whether two that are alike meet on their way.
+        let alone = |files: &dyn Fn(&Repository) -> Manifest| {
+            let bench = Bench::new();
+            let options = OpenOptions { workers: 1, ..bench.options() };
+            let repository = Repository::open(bench.store.clone(), bench.runtime.handle().clone(), &passphrase(), &options).unwrap();
+            files(&repository).stats.bytes_stored
+        };
+        let stored = alone(&|repository| backup_shuffled(repository, &files, seed).unwrap());
+        let reference_stored = alone(&|repository| backup(repository, &files).unwrap());
+        assert!(stored < reference_stored + reference_stored / 50, "seed {seed}: {stored} bytes stored, {reference_stored} in tree order");
         let packs = bench.keys("packs/");
         // In another order, in tree order after any order, and the other way round.
         let again = [
