@@ -67,7 +67,8 @@ pub struct Server {
     name: String,
 }
 
-/// Runs a server until standard input ends: a pipe that only the test process holds. Arguments: folder, command, its arguments.
+/// Runs a server until standard input ends: a pipe that only the test process holds. Arguments: folder, command, its arguments. A file `elsewhere` in the
+/// folder lists what the server makes outside of it.
 const GUARD: &str = r#"
 folder=$1; shift
 "$@" >"$folder/server.log" 2>&1 </dev/null &
@@ -79,6 +80,7 @@ kill -TERM -- -$$
 for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$server" 2>/dev/null || break; sleep 0.2; done
 kill -9 "$server" 2>/dev/null
 wait "$server" 2>/dev/null
+[ ! -e "$folder/elsewhere" ] || xargs rm -f <"$folder/elsewhere"
 rm -rf "$folder"
 kill -9 -- -$$
 "#;

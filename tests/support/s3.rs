@@ -174,6 +174,11 @@ impl SeaweedFs {
         std::fs::create_dir(folder.join("data")).unwrap();
         std::fs::write(folder.join("s3.json"), identities.to_string()).unwrap();
         let [master, volume, filer, s3] = distinct_ports();
+        // Sockets whose place nobody can choose.
+        let names = [("master", master), ("volume", volume), ("filer", filer), ("s3", s3)];
+        let sockets =
+            names.map(|(name, port)| format!("/tmp/seaweedfs-{name}-{port}.sock\n/tmp/seaweedfs-{name}-grpc-{}.sock\n", port + 10_000));
+        std::fs::write(folder.join("elsewhere"), sockets.concat()).unwrap();
         let path = |name: &str| folder.join(name).display().to_string();
         let arguments: Vec<String> = [
             "server",
