@@ -8,10 +8,10 @@ use serde_json::json;
 
 use crate::cli::args::DrillRunArgs;
 use crate::cli::output::{note, said_text};
+use crate::cli::progress::Warnings;
 use crate::cli::{App, Exit, render, time};
 use crate::daemon::journal::{Filter, Job, Run};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::event::Silent;
 use crate::id::Name;
 use crate::ops;
 use crate::ops::drill::{DrillReport, DrillRequest};
@@ -64,7 +64,7 @@ fn random_seed() -> Result<u64> {
 
 pub(super) fn history(app: &App, plan: Option<&str>) -> Result<Exit> {
     let plans = app.plans()?;
-    let surroundings = app.surroundings(Arc::new(Silent))?;
+    let surroundings = app.surroundings(Arc::new(Warnings))?;
     let (mut drills, damaged) = if let Some(name) = plan {
         let plan = plans.plan(name)?;
         ops::drill::history(&resolve::repository(&plan.repository)?.open(&surroundings)?, Some(&plan.name))?
@@ -130,7 +130,7 @@ fn history_text(drills: &[DrillReport], damaged: &[String], unstored: &[String])
 
 pub(super) fn report(app: &App, id: &str, html: Option<&Path>) -> Result<Exit> {
     let plans = app.plans()?;
-    let surroundings = app.surroundings(Arc::new(Silent))?;
+    let surroundings = app.surroundings(Arc::new(Warnings))?;
     // Another repository may have it; one that cannot be opened is told when none has.
     let mut missing = Kind::NotFound;
     for repository in plans.repositories.values() {

@@ -12,9 +12,9 @@ use zeroize::Zeroizing;
 use crate::cli::args::{GenerateArg, KeyCommand, LockArgs, RoleArg};
 use crate::cli::context::shell_word;
 use crate::cli::output::{ask, can_ask, note};
+use crate::cli::progress::Warnings;
 use crate::cli::{App, Exit, render};
 use crate::error::{Error, IoContext as _, Kind, Result};
-use crate::event::Silent;
 use crate::id::Name;
 use crate::ops::key_age;
 use crate::ops::resolve::{self, RepositorySettings};
@@ -51,12 +51,12 @@ fn settings(app: &App, name: &str) -> Result<RepositorySettings> {
 }
 
 fn open(app: &App, name: &str) -> Result<Repository> {
-    settings(app, name)?.open(&app.surroundings(Arc::new(Silent))?)
+    settings(app, name)?.open(&app.surroundings(Arc::new(Warnings))?)
 }
 
 fn list(app: &App, repo: &str, with_events: bool) -> Result<Exit> {
     let settings = settings(app, repo)?;
-    let repository = settings.open(&app.surroundings(Arc::new(Silent))?)?;
+    let repository = settings.open(&app.surroundings(Arc::new(Warnings))?)?;
     let slots = repository.key_slots()?;
     let plans = repository.plan_keys();
     let (_, newest) = repository.key_generations();
@@ -187,7 +187,7 @@ fn remove(app: &App, repo: &str, id: &str, confirm: Option<&str>) -> Result<Exit
 
 fn rotate(app: &App, repo: &str, without: &[String], new_ids: bool) -> Result<Exit> {
     let settings = settings(app, repo)?;
-    let repository = settings.open(&app.surroundings(Arc::new(Silent))?)?;
+    let repository = settings.open(&app.surroundings(Arc::new(Warnings))?)?;
     let slots = repository.key_slots()?;
     let without: Vec<String> =
         without.iter().map(|id| Ok(find(&slots, repo, id)?.map_or_else(|| id.clone(), |slot| slot.id.clone()))).collect::<Result<_>>()?;
@@ -299,7 +299,7 @@ fn parse_shares(text: &str) -> Result<(u8, u8)> {
 fn export_shares(app: &App, repo: &str, shares: &str, role: RoleArg, label: &str, out: Option<&Path>) -> Result<Exit> {
     let (threshold, count) = parse_shares(shares)?;
     let settings = settings(app, repo)?;
-    let repository = settings.open(&app.surroundings(Arc::new(Silent))?)?;
+    let repository = settings.open(&app.surroundings(Arc::new(Warnings))?)?;
     if let Some(folder) = out {
         std::fs::DirBuilder::new().mode(0o700).create(folder).io_context(|| format!("make the folder {}", folder.display()))?;
     }
@@ -366,7 +366,7 @@ fn export_paper(app: &App, repo: &str, role: RoleArg, label: &str, out: Option<&
         return Err(Error::new(Kind::Usage, format!("export a recovery key to {}: something is there already", out.display())));
     }
     let settings = settings(app, repo)?;
-    let repository = settings.open(&app.surroundings(Arc::new(Silent))?)?;
+    let repository = settings.open(&app.surroundings(Arc::new(Warnings))?)?;
     let label = if label == "export" { "recovery key" } else { label };
     let (slot, key) = repository.export_recovery_key(label, role_of(role), app.clock.now())?;
     let url = &settings.store.url;

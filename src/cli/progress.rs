@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use crate::cli::args::ProgressMode;
+use crate::cli::output::note;
 use crate::cli::render;
 use crate::event::{Event, Progress, Silent};
 
@@ -26,6 +27,17 @@ pub fn listener(mode: ProgressMode, quiet: bool, operation: &str) -> Arc<dyn Pro
         ProgressMode::Tty => Arc::new(Bar::new(operation)),
         ProgressMode::Auto if std::io::stderr().is_terminal() => Arc::new(Bar::new(operation)),
         ProgressMode::Auto => Arc::new(PhaseLines::new(operation)),
+    }
+}
+
+/// For commands that are over in a moment: what they are warned of, and nothing else.
+pub struct Warnings;
+
+impl Progress for Warnings {
+    fn event(&self, event: Event) {
+        if let Event::Warning { message } = event {
+            note(&format!("warning: {message}"));
+        }
     }
 }
 

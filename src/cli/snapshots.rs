@@ -10,9 +10,9 @@ use chrono_tz::Tz;
 use crate::cli::args::{SnapshotsArgs, SnapshotsCommand};
 use crate::cli::context::who;
 use crate::cli::output::note;
+use crate::cli::progress::Warnings;
 use crate::cli::{App, Exit, render, time};
 use crate::error::{Error, Kind, Result};
-use crate::event::Silent;
 use crate::id::{Name, SnapshotId};
 use crate::ops::explain;
 use crate::ops::prune::{self, HoldReport};
@@ -34,7 +34,7 @@ pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
         }
         None => {}
     }
-    let surroundings = app.surroundings(Arc::new(Silent))?;
+    let surroundings = app.surroundings(Arc::new(Warnings))?;
     if let Some(url) = &args.from {
         let plan = args.plan.as_deref().map(Name::new).transpose()?;
         let repository = App::repository_at(url)?.open(&surroundings)?;
@@ -114,7 +114,7 @@ fn hold(
     text: &str,
     act: impl Fn(&crate::repo::Repository, SnapshotId, Tz, &str, DateTime<Utc>) -> Result<HoldReport>,
 ) -> Result<Exit> {
-    let surroundings = app.surroundings(Arc::new(Silent))?;
+    let surroundings = app.surroundings(Arc::new(Warnings))?;
     let plans = app.plans()?;
     let used: BTreeMap<&Name, &Arc<Repository>> = plans.plans.values().map(|plan| (&plan.repository.name, &plan.repository)).collect();
     let mut found = Vec::new();
