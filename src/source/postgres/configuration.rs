@@ -100,12 +100,16 @@ fn follow(file: PathBuf, depth: usize, found: &mut BTreeSet<PathBuf>) {
             Include::IfExists(path) if folder.join(&path).exists() => follow(folder.join(path), depth - 1, found),
             Include::IfExists(_) => {}
             Include::Folder(path) => {
-                let items = fs::read_dir(folder.join(path)).into_iter().flatten().flatten();
+                let path = folder.join(path);
+                let Ok(items) = fs::read_dir(&path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>) else {
+                    found.insert(path);
+                    continue;
+                };
                 let is_taken = |path: &PathBuf| {
                     let name = path.file_name().unwrap_or_default().to_string_lossy();
                     name.ends_with(".conf") && !name.starts_with('.') && !path.is_dir()
                 };
-                items.map(|item| item.path()).filter(is_taken).for_each(|path| follow(path, depth - 1, found));
+                items.into_iter().map(|item| item.path()).filter(is_taken).for_each(|path| follow(path, depth - 1, found));
             }
         }
     }
@@ -206,7 +210,7 @@ mod tests {
         put("data/postgresql.conf", "include '../etc/main.conf'\ninclude_if_exists '/not/there.conf'\n");
         put("data/pg_hba.conf", "local all @names trust\n");
         put("data/names", "crm\n");
-        put("etc/main.conf", "include_dir = 'conf.d'\ninclude 'gone.conf'\n");
+        put("etc/main.conf", "include_dir = 'conf.d'\ninclude 'gone.conf'\ninclude_dir 'no-such.d'\n");
         put("etc/conf.d/1.conf", "include '../main.conf'\n");
         put("etc/conf.d/.hidden.conf", "");
         put("etc/conf.d/readme", "");
@@ -214,7 +218,7 @@ mod tests {
         let mut names: Vec<String> = found.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
         names.sort();
         names.dedup();
-        assert_eq!(names, ["1.conf", "gone.conf", "main.conf", "names", "pg_hba.conf", "postgresql.conf"]);
+        assert_eq!(names, ["1.conf", "gone.conf", "main.conf", "names", "no-such.d", "pg_hba.conf", "postgresql.conf"]);
         assert_eq!(includes_elsewhere(&data), [Path::new("../etc/main.conf"), Path::new("/not/there.conf")]);
     }
 
