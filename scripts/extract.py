@@ -562,7 +562,7 @@ class Repository:
 
     def where(self, place):
         """The place where something is now: its pack may have been put together anew."""
-        for _ in range(1024):
+        for _ in range(len(self.moved_packs()) + 1):
             (pack, number, slot), moved = place, self.moved_packs()
             if pack[0] not in moved:
                 return place
@@ -571,7 +571,7 @@ class Repository:
             target, frame, first, kept = frames[number]
             need(kept is None or (slot < len(kept) and kept[slot]), f"{pack_name(pack[0])}: what a reference names was not kept")
             place = (target, frame, slot if kept is None else first + sum(kept[:slot]))
-        raise Bad(f"{pack_name(place[0][0])}: has moved too often")
+        raise Bad(f"{pack_name(place[0][0])}: has moved in a circle")
 
     def directory(self, pack):
         """Kind, envelopes and frames of a pack. `pack`: name, length, sealed bytes of the directory."""

@@ -11,8 +11,8 @@
 //! | 1 | varint32 target, varint32 frame | the frame as it was, slot by slot |
 //! | 2 | varint32 target, varint32 frame, varint32 first slot, varint32 count, ⌈count / 8⌉ bytes | of its first `count` slots those with a bit (lowest first), one after the other from the first slot on |
 //!
-//! A target may be a source of another record. Of several records with one source, the one with the smallest name counts; each of them is
-//! whole, so that is a matter of agreeing only.
+//! A target may be a source of another record, however often; a pack that leads back to itself is damage. Of several records with one
+//! source, the one with the smallest name counts; each of them is whole, so that is a matter of agreeing only.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -29,8 +29,6 @@ use crate::repo::wire::{Reader, WireError, WireResult, put_varint};
 use crate::repo::{Inner, Repository};
 
 pub const FOLDER: &str = "gc/moved/";
-/// Records that one place may lead through.
-const HOPS: usize = 1024;
 
 /// What became of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,12 +158,24 @@ pub struct MovedTable {
 }
 
 impl MovedTable {
-    fn new(records: BTreeMap<String, Arc<MovedRecord>>, damaged: Vec<(String, String)>) -> Self {
+    /// Records that lead in a circle, or into one, are damaged: so every place comes to an end.
+    fn new(mut records: BTreeMap<String, Arc<MovedRecord>>, mut damaged: Vec<(String, String)>) -> Self {
         let mut by_pack = HashMap::new();
         for record in records.values() {
             for (number, source) in record.sources.iter().enumerate() {
                 by_pack.entry(source.id).or_insert_with(|| (Arc::clone(record), number));
             }
+        }
+        let endless = endless(&by_pack);
+        if !endless.is_empty() {
+            records.retain(|key, record| {
+                let is_sound = record.sources.iter().all(|source| !endless.contains(&source.id));
+                if !is_sound {
+                    damaged.push((key.clone(), format!("object {key}: leads in a circle")));
+                }
+                is_sound
+            });
+            by_pack.retain(|pack, _| !endless.contains(pack));
         }
         Self { records, damaged, by_pack }
     }
@@ -176,8 +186,7 @@ impl MovedTable {
 
     /// Where the content of a place is now; the same place when it was not moved.
     pub fn resolve(&self, inner: &Inner, mut place: Place<PackNo>) -> Place<PackNo> {
-        for _ in 0..HOPS {
-            let Some(next) = self.step(inner, place) else { return place };
+        while let Some(next) = self.step(inner, place) {
             place = next;
         }
         place
@@ -223,6 +232,36 @@ impl MovedTable {
     pub fn has(&self, pack: PackId) -> bool {
         self.by_pack.contains_key(&pack)
     }
+}
+
+/// Packs from which some way through the records has no end.
+fn endless(by_pack: &HashMap<PackId, (Arc<MovedRecord>, usize)>) -> BTreeSet<PackId> {
+    // Of each pack, how many packs that were moved on its frames have gone to; and of each of those, from where.
+    let mut ways: BTreeMap<PackId, usize> = BTreeMap::new();
+    let mut from: HashMap<PackId, Vec<PackId>> = HashMap::new();
+    for (pack, (record, number)) in by_pack {
+        let of_frame = |frame: &MovedFrame| match frame {
+            MovedFrame::Dropped => None,
+            MovedFrame::Whole { target, .. } | MovedFrame::Part { target, .. } => Some(record.targets.get(*target as usize)?.0.id),
+        };
+        let targets: BTreeSet<PackId> =
+            record.sources[*number].frames.iter().filter_map(of_frame).filter(|id| by_pack.contains_key(id)).collect();
+        ways.insert(*pack, targets.len());
+        targets.into_iter().for_each(|target| from.entry(target).or_default().push(*pack));
+    }
+    let mut ended: Vec<PackId> = ways.iter().filter(|(_, ways)| **ways == 0).map(|(pack, _)| *pack).collect();
+    while let Some(pack) = ended.pop() {
+        ways.remove(&pack);
+        for before in from.remove(&pack).unwrap_or_default() {
+            if let Some(left) = ways.get_mut(&before) {
+                *left -= 1;
+                if *left == 0 {
+                    ended.push(before);
+                }
+            }
+        }
+    }
+    ways.into_keys().collect()
 }
 
 impl Inner {
@@ -323,6 +362,32 @@ mod tests {
             (0u32..2, any::<u32>(), any::<u32>(), proptest::collection::vec(any::<bool>(), 0..40))
                 .prop_map(|(target, frame, first_slot, kept)| MovedFrame::Part { target, frame, first_slot, kept }),
         ]
+    }
+
+    /// However often something was moved, it is found; what leads back to itself is damage, and no way through it has an end.
+    #[test]
+    fn long_ways_are_followed_and_circles_are_damage() {
+        let bench = crate::repo::tests::Bench::new();
+        let repository = bench.open();
+        let inner = &repository.inner;
+        let pack = |n: u64| PackRef { id: PackId(*blake3::hash(&n.to_le_bytes()).as_bytes()), len: 5_000_000, directory_len: 900 };
+        let step = |from: u64, to: u64| {
+            let frames = vec![MovedFrame::Dropped, MovedFrame::Whole { target: 0, frame: 1 }];
+            let record = MovedRecord {
+                targets: vec![(pack(to), PackKind::Data)],
+                sources: vec![MovedPack { id: pack(from).id, frames }],
+                ..MovedRecord::default()
+            };
+            (format!("{FOLDER}{from:05}"), Arc::new(record))
+        };
+        let place = |n| Place { pack: inner.packs.intern(pack(n)), frame: 1, slot: 7 };
+        let long = MovedTable::new((0..5_000).map(|n| step(n, n + 1)).collect(), Vec::new());
+        assert_eq!(long.resolve(inner, place(0)), place(5_000));
+        assert!(long.damaged.is_empty());
+        // 0 → 1 → 2 → 3 → 1, and 4 → 5 beside it.
+        let circle = MovedTable::new([step(0, 1), step(1, 2), step(2, 3), step(3, 1), step(4, 5)].into(), Vec::new());
+        assert_eq!(circle.damaged.len(), 4, "{:?}", circle.damaged);
+        assert_eq!((circle.resolve(inner, place(0)), circle.resolve(inner, place(4))), (place(0), place(5)));
     }
 
     proptest! {

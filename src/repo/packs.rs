@@ -1,9 +1,11 @@
 //! Packs met by this process: numbers for their names, and their directories, kept as long as memory allows.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::error::{Error, Kind, Result};
+use crate::event::Cancel;
 use crate::repo::Inner;
 use crate::repo::format::{PACK_MAX, PackId};
 use crate::repo::pack::{Directory, TRAILER_BYTES, open_directory, read_trailer};
@@ -46,6 +48,9 @@ impl PackTable {
 
 /// Memory for directories: 32 MiB, about 100 packs of database pages.
 const DIRECTORIES_BYTES: usize = 32 << 20;
+
+/// Directories asked for at a time.
+const LOOKERS: usize = 16;
 
 /// Directories last used.
 #[derive(Default)]
@@ -119,6 +124,32 @@ impl Inner {
         let directory = Arc::new(open_directory(&self.keys, self.id, &key, pack.len, &bytes)?);
         self.directories.put(pack.id, Arc::clone(&directory));
         Ok(directory)
+    }
+
+    /// Looks at the directories of packs, several at a time: what comes of each, in their order.
+    pub(super) fn each_directory<T: Send>(
+        &self,
+        packs: &[PackRef],
+        cancel: &Cancel,
+        look: impl Fn(usize, &Directory) -> T + Sync,
+    ) -> Result<Vec<Result<T>>> {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut found = Vec::new();
+            while let Some((at, pack)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, packs.get(at)?))) {
+                cancel.check()?;
+                found.push((at, self.directory(*pack).map(|directory| look(at, &directory))));
+            }
+            Ok(found)
+        };
+        let found: Vec<Result<Vec<(usize, Result<T>)>>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..LOOKERS.min(packs.len())).map(|_| scope.spawn(work)).collect();
+            let panicked = || Error::new(Kind::Bug, "a thread that looks at directories panicked");
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(panicked()))).collect()
+        });
+        let mut all = found.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect::<Vec<_>>();
+        all.sort_unstable_by_key(|(at, _)| *at);
+        Ok(all.into_iter().map(|(_, looked)| looked).collect())
     }
 
     /// The generation that a pack's directory is sealed under, by its trailer.

@@ -33,9 +33,11 @@ use crate::id::{SessionId, SnapshotId};
 use crate::repo::format::{ObjectKind, PackId, PackKind};
 use crate::repo::index::{PackHead, decode_heads};
 use crate::repo::moved::FOLDER;
+use crate::repo::pack::Directory;
 use crate::repo::packs::PackNo;
 use crate::repo::session::{LISTINGS, SeenSession, publish_tombstones, read_tombstone_groups};
 use crate::repo::snapshot::{host_name, id_of};
+use crate::repo::tree::PackRef;
 use crate::repo::{Inner, Repository, beside};
 use crate::store::ObjectInfo;
 use mark::{Marker, Unmarked};
@@ -48,12 +50,13 @@ pub struct PackState {
     /// Stored bytes.
     pub bytes: u64,
     pub chunks: u32,
-    /// How many of them a snapshot leads to; never none.
+    /// How many of them would move: those that a snapshot leads to (never none), and with them, where chunks cannot be taken out of a frame,
+    /// the dead ones beside them.
     pub live_chunks: u32,
 }
 
 impl PackState {
-    /// Share of dead chunks in percent, rounded down.
+    /// Share of chunks that rewriting would free in percent, rounded down.
     #[must_use]
     pub fn dead_percent(&self) -> u32 {
         let dead = u64::from(self.chunks.saturating_sub(self.live_chunks));
@@ -104,7 +107,7 @@ pub struct Collection {
     /// What is chosen for rewriting.
     pub packs_to_rewrite: u64,
     pub bytes_to_rewrite: u64,
-    /// About how much of that is dead.
+    /// About how much of that would be free then.
     pub bytes_to_free: u64,
     /// Given up, and a backup at work may still lean on it: the next collection looks again.
     pub packs_waiting: u64,
@@ -242,12 +245,13 @@ impl Repository {
         let ((moved_before, mut marker), (index, warnings)) = (marked?, index?);
         out.warnings.extend(warnings);
         let found = Found::new(listed, index, &tombstoned);
+        refuse_lost_records(inner, &marker, &found, &tombstoned)?;
         out.packs = found.present.len() as u64;
         out.bytes = found.present.values().map(|(len, _)| len).sum();
 
         // What is dead, and what is worth rewriting.
         let young = open.iter().map(|session| session.published).min();
-        let mut choice = choose(inner, &found, &marker, &tombstoned, young, options, out);
+        let mut choice = choose(inner, &found, &marker, &tombstoned, young, options, cancel, out)?;
         let waits = |open: &[SeenSession]| open.iter().map(|session| session.told(options, &marker.commits, now)).collect::<Vec<_>>();
         if !open.is_empty() && !choice.rewrite.is_empty() {
             out.warnings.push(format!(
@@ -408,6 +412,22 @@ struct Choice {
     rewrite: Vec<PackId>,
 }
 
+/// What a snapshot needs, is not there and was given up by an earlier collection can only have been put together anew, and the record of where it is
+/// now is gone. Nothing else leads to that: it would be taken for garbage, and be lost for good.
+fn refuse_lost_records(inner: &Inner, marker: &Marker<'_>, found: &Found, tombstoned: &HashSet<PackId>) -> Result<(), Unmarked> {
+    let needed = marker.marks.packs().map(|pack| inner.packs.get(pack).id);
+    let lost: BTreeSet<PackId> = needed.filter(|pack| tombstoned.contains(pack) && !found.present.contains_key(pack)).collect();
+    let Some(first) = lost.first() else { return Ok(()) };
+    Err(Unmarked::Blocked(vec![format!(
+        "{} ({} in all) is needed by a snapshot and was given up by an earlier prune: its content was moved, and the record below {FOLDER} that says where \
+         to is gone. Bring that record back (an earlier version of the object, another copy of the storage) or, from another repository, the snapshots: \
+         `lifeboat verify` names them. Nothing is deleted until then",
+        first.key(),
+        lost.len()
+    )]))
+}
+
+#[expect(clippy::too_many_arguments, reason = "all of what a collection has found so far")]
 fn choose(
     inner: &Inner,
     found: &Found,
@@ -415,10 +435,18 @@ fn choose(
     tombstoned: &HashSet<PackId>,
     young: Option<DateTime<Utc>>,
     options: &CollectOptions<'_>,
+    cancel: &Cancel,
     out: &mut Collection,
-) -> Choice {
+) -> Result<Choice> {
     let marked: HashMap<PackId, PackNo> = marker.marks.packs().map(|pack| (inner.packs.get(pack).id, pack)).collect();
-    let mut choice = Choice { dead: Vec::new(), rewrite: Vec::new() };
+    let (mut dead, mut rewrite) = (Vec::new(), Vec::new());
+    let mut take = |state: PackState| {
+        out.packs_to_rewrite += 1;
+        out.bytes_to_rewrite += state.bytes;
+        out.bytes_to_free += state.bytes * u64::from(state.chunks.saturating_sub(state.live_chunks)) / u64::from(state.chunks.max(1));
+        rewrite.push(state.id);
+    };
+    let mut of_data = Vec::new();
     for (id, (len, modified)) in &found.present {
         let Some(marks) = marked.get(id).and_then(|pack| marker.marks.pack(*pack)) else {
             out.packs_dead += 1;
@@ -426,23 +454,39 @@ fn choose(
             if young.is_some_and(|young| *modified >= young) && !tombstoned.contains(id) {
                 out.packs_young += 1;
             } else {
-                choice.dead.push(*id);
+                dead.push(*id);
             }
             continue;
         };
         let Some(head) = found.index.heads.get(id).filter(|head| head.len == *len) else { continue };
         out.packs_partly_dead += u64::from(marks.chunks < head.chunks);
         let state = PackState { id: *id, kind: head.kind, bytes: *len, chunks: head.chunks, live_chunks: marks.chunks };
-        if (options.rewrite)(&state) {
-            out.packs_to_rewrite += 1;
-            out.bytes_to_rewrite += len;
-            out.bytes_to_free += len * u64::from(head.chunks.saturating_sub(marks.chunks)) / u64::from(head.chunks.max(1));
-            choice.rewrite.push(*id);
+        match head.kind {
+            _ if !(options.rewrite)(&state) => {}
+            PackKind::Data => of_data.push((state, head, marks)),
+            PackKind::Nodes | PackKind::Log => take(state),
         }
     }
-    choice.dead.sort_unstable();
-    choice.rewrite.sort_unstable();
-    choice
+    // By what would really be free then: else a pack out of whose frames nothing can be taken would be moved at every collection.
+    let packs: Vec<PackRef> =
+        of_data.iter().map(|(_, head, _)| PackRef { id: head.id, len: head.len, directory_len: head.directory_len }).collect();
+    let to_move = |at: usize, directory: &Directory| rewrite::chunks_to_move(inner.keys.role, directory, of_data[at].2);
+    for ((state, ..), live_chunks) in of_data.iter().zip(inner.each_directory(&packs, cancel, to_move)?) {
+        let state = match live_chunks {
+            Ok(live_chunks) => PackState { live_chunks, ..*state },
+            Err(error) if error.kind() == Kind::Damaged => {
+                out.warnings.push(format!("{} is not rewritten: {error}. Run `lifeboat verify`", state.id.key()));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if (options.rewrite)(&state) {
+            take(state);
+        }
+    }
+    dead.sort_unstable();
+    rewrite.sort_unstable();
+    Ok(Choice { dead, rewrite })
 }
 
 /// Waits by their objects; one that cannot be read says nothing, and then every open session counts.

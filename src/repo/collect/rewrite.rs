@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::SessionId;
 use crate::repo::collect::Collection;
-use crate::repo::collect::marks::Marks;
+use crate::repo::collect::marks::{Marks, PackMarks};
 use crate::repo::format::{FRAME_TARGET, NODE_FRAME_TARGET, NODE_PACK_TARGET, ObjectKind, PACK_TARGET, PackId, PackKind};
 use crate::repo::frame::{Encoder, Encoding, Profile, prove};
 use crate::repo::index::{IndexedPack, PackHead};
@@ -226,13 +226,10 @@ impl Repository {
         let Some(marks) = marks.pack(inner.packs.intern(one.pack)) else { return Ok(Part::Sealed) };
         let living = (0..frame.chunks.len() as u32).filter(|slot| marks.has(number, *slot)).count();
         let envelope = directory.envelopes[frame.envelope as usize].generation;
-        // What is sealed under a plan's own key stays so: under the repository's it would outlive that key's destruction.
-        let own = directory.kind == PackKind::Data && envelope >= OWN_FIRST;
-        // A patch belongs to its base, wherever that is: a frame of them moves as one.
         let patches = frame.encoding == Encoding::Delta;
         let whole = living == frame.chunks.len() || patches;
         let old = envelope < inner.keys.generation;
-        if living == 0 || own || whole && !old {
+        if living == 0 || is_own(directory, frame) || whole && !old {
             return Ok(Part::Sealed);
         }
         let worker = match worker {
@@ -286,6 +283,27 @@ impl Repository {
         out.packs_rewritten += record.sources.len() as u64;
         Ok(record.sources.iter().map(|source| source.id).collect())
     }
+}
+
+/// How many chunks of a pack would move if it were rewritten by this role: what moves whole takes its dead chunks with it.
+pub(super) fn chunks_to_move(role: Role, directory: &Directory, marks: &PackMarks) -> u32 {
+    let of_frame = |(number, frame): (usize, &FrameEntry)| {
+        let all = frame.chunks.len() as u32;
+        let living = (0..all).filter(|slot| marks.has(number, *slot)).count() as u32;
+        if living > 0 && moves_whole(role, directory, frame) { all } else { living }
+    };
+    directory.frames.iter().enumerate().map(of_frame).sum()
+}
+
+/// Whether nothing can be taken out of a frame: the role does not open it, or it must stay as it is sealed, or its chunks belong together.
+fn moves_whole(role: Role, directory: &Directory, frame: &FrameEntry) -> bool {
+    // A patch belongs to its base, wherever that is: a frame of them moves as one.
+    directory.kind == PackKind::Data && role != Role::Reader || is_own(directory, frame) || frame.encoding == Encoding::Delta
+}
+
+/// What is sealed under a plan's own key stays so: under the repository's it would outlive that key's destruction.
+fn is_own(directory: &Directory, frame: &FrameEntry) -> bool {
+    directory.kind == PackKind::Data && directory.envelopes[frame.envelope as usize].generation >= OWN_FIRST
 }
 
 impl<'a> Assembly<'a> {
