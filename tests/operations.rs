@@ -25,13 +25,15 @@ use lifeboat::ops::restore::{self, RestoreReport, RestoreRequest};
 use lifeboat::ops::select::Choice;
 use lifeboat::ops::verify::{self, Depth, VerifyReport};
 use lifeboat::ops::{Job, NamedSource, PlannedCheck, Verdict, doctor, init, report, snapshots};
-use lifeboat::repo::{Passphrase, Repository, Role};
+use lifeboat::repo::{OpenOptions, Passphrase, ReportKind, ReportRecord, Repository, Role};
 use lifeboat::source::command::CommandSource;
 use lifeboat::source::files::FilesSource;
 use lifeboat::source::sqlite::SqliteSource;
 use lifeboat::source::{
     CheckResult, Closed, Diagnosis, Expectation, Finish, Outcome, Problem, ProveRequest, Source, SourceContext, SourceSnapshot, SqlCheck,
 };
+use lifeboat::store::Store;
+use lifeboat::store::faults::{Effect, Faults, Rule};
 use rusqlite::Connection;
 
 fn name(text: &str) -> Name {
@@ -1226,6 +1228,50 @@ fn a_rotating_verification_covers_everything_in_its_runs() {
     }
     assert!(bytes >= 6_000_000, "{bytes}");
     assert!(snapshots::run(&world.job().repository, None, Utc::now()).unwrap().snapshots[0].verified_at.is_some());
+}
+
+/// Else whoever may write, or may not be written by, has the same share verified for ever.
+#[test]
+fn the_share_that_comes_next_is_counted_by_readers_and_remembered() {
+    let world = World::files();
+    world.backup();
+    let next = |repository: &Repository| {
+        world.pass(1);
+        verify::run(repository, None, Depth::Data { percent: 50 }, &world.clock, &Silent, &Cancel::default()).unwrap()
+    };
+    assert_eq!(next(&world.repository).run, Some(0));
+    let words = Passphrase::new("words of a writer");
+    world.repository.add_key("writer", Role::Writer, &words, world.clock.now()).unwrap();
+    let open = |store: &Store, words: &Passphrase, cache: Option<&str>| {
+        let options = OpenOptions { cache: cache.map(|folder| world.path(folder)), workers: 2 };
+        Repository::open(store.clone(), world.runtime.handle().clone(), words, &options).unwrap()
+    };
+    let store = world.repository.store();
+    let time = world.clock.now();
+    let forged = ReportRecord {
+        id: lifeboat::id::ReportId::generate(time + chrono::Duration::days(1)),
+        kind: ReportKind::Verify,
+        time: time + chrono::Duration::days(1),
+        plan: None,
+        snapshots: Vec::new(),
+        passed: true,
+        document: serde_json::json!({"percent": 50, "run": u64::MAX}),
+    };
+    open(store, &words, None).put_report(&forged).unwrap();
+    assert_eq!((next(&world.repository).run, next(&world.repository).run), (Some(1), Some(2)));
+    // By the reports where nothing is remembered; as it is remembered where reports cannot be stored, or are taken away.
+    let reader = Passphrase::new("correct horse battery staple");
+    let refusing = Faults::new();
+    let store = Store::with_faults(store.clone(), refusing.clone());
+    let apart = open(&store, &reader, Some("apart"));
+    assert_eq!(next(&apart).run, Some(3));
+    refusing.add(Rule::any().below("reports/").always().then(Effect::Fail(Kind::Failed)));
+    let refused = (next(&apart), next(&apart));
+    assert_eq!((refused.0.run, refused.1.run, refused.1.exit()), (Some(4), Some(5), None), "{refused:?}");
+    // Neither the one nor the other: what was not read never will be, and that is no success.
+    let forgetful = next(&open(&store, &reader, None));
+    assert_eq!(forgetful.exit(), Some(Kind::Incomplete), "{forgetful:?}");
+    assert!(forgetful.skipped[0].contains("reads the same ones"), "{:?}", forgetful.skipped);
 }
 
 #[test]

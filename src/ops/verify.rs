@@ -12,7 +12,7 @@ use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, ReportId, SnapshotId};
 use crate::ops::verdict::millis;
 use crate::ops::{damaged_reports_warning, explain};
-use crate::repo::{Finding, Manifest, ReportKind, ReportRecord, Repository, VerifyDepth};
+use crate::repo::{Finding, Manifest, ReportKind, ReportRecord, Repository, Role, VerifyDepth};
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,13 +121,20 @@ pub fn run_against(
     let share = match depth {
         Depth::Structure => None,
         Depth::Data { percent } => {
-            // A repository whose reports are damaged must still be verified: the rotation goes on from those that are not.
-            let (earlier, damaged) = repository.sound_reports(Some(ReportKind::Verify)).unwrap_or_else(|error| {
-                warnings.push(format!("earlier verifications could not be read, the rotation starts over: {error}"));
+            // A repository whose reports are damaged must still be verified: the rotation goes on from those that are not. Where a reader
+            // counts, only readers' reports do: else whoever may write has it read the same share for ever.
+            let earlier = match repository.role() {
+                Role::Reader => repository.signed_reports(ReportKind::Verify),
+                Role::Writer | Role::Maintainer => repository.sound_reports(Some(ReportKind::Verify)),
+            };
+            let (earlier, damaged) = earlier.unwrap_or_else(|error| {
+                warnings.push(format!(
+                    "earlier verifications could not be read, the rotation goes on from what this machine remembers: {error}"
+                ));
                 (Vec::new(), Vec::new())
             });
             warnings.extend(damaged_reports_warning(&damaged));
-            Some((percent, next_run(&earlier, percent)))
+            Some((percent, next_run(&earlier, repository.remembered_run(percent), percent)))
         }
     };
     progress.event(Event::Phase { name: "verify", detail: share.map_or_else(|| "structure".into(), |(p, _)| format!("{p}% of the data")) });
@@ -164,7 +171,14 @@ pub fn run_against(
         warnings,
     };
     // The findings are what matters: a report that cannot be stored is told, not put in their place.
+    let is_remembered = share.is_none_or(|(percent, run)| repository.remember_run(percent, run));
     if let Err(error) = store(repository, &report) {
+        if let Some((percent, _)) = share.filter(|(percent, _)| *percent < 100 && !is_remembered) {
+            report.skipped.push(format!(
+                "the rest of the data: that these {percent} percent were read could not be recorded, so that the next verification reads the same ones. \
+                 Give this key the right to store below reports/, or the repository a `cache` folder"
+            ));
+        }
         report.warnings.push(format!("this verification could not be recorded in the repository: {}", explain(&error)));
     }
     for message in &report.warnings {
@@ -204,13 +218,13 @@ fn store(repository: &Repository, report: &VerifyReport) -> Result<()> {
     })
 }
 
-/// The number of the next run in the rotation of this share: one more than the last.
-fn next_run(earlier: &[ReportRecord], percent: u8) -> u64 {
+/// The number of the next run in the rotation of this share: one more than the last, by the reports or as this machine remembers.
+fn next_run(earlier: &[ReportRecord], remembered: Option<u64>, percent: u8) -> u64 {
     let run = |report: &ReportRecord| {
         let number = |field: &str| report.document.get(field).and_then(serde_json::Value::as_u64);
         (number("percent") == Some(percent.into())).then(|| number("run")).flatten()
     };
-    earlier.iter().filter_map(run).max().map_or(0, |last| last.wrapping_add(1))
+    earlier.iter().filter_map(run).chain(remembered).max().map_or(0, |last| last.wrapping_add(1))
 }
 
 #[cfg(test)]
@@ -258,9 +272,9 @@ mod tests {
                     // Another share, or the structure alone.
                     2 => reports.push(report((random % 2 == 0).then_some(percent % 100 + 1), (random % 2 == 0).then_some(random % 50))),
                     // A run that ended before its report was stored: as if it had not been.
-                    3 => prop_assert_eq!(next_run(&reports, percent), next_run(&reports, percent)),
+                    3 => prop_assert_eq!(next_run(&reports, None, percent), next_run(&reports, None, percent)),
                     _ => {
-                        let run = next_run(&reports, percent);
+                        let run = next_run(&reports, None, percent);
                         for (key, read) in &mut packs {
                             read.push(share_covers(key, percent, run));
                         }
@@ -279,8 +293,10 @@ mod tests {
     #[test]
     fn each_share_counts_its_own_runs() {
         let earlier = [report(Some(10), Some(0)), report(Some(10), Some(1)), report(Some(25), Some(6)), report(None, None)];
-        assert_eq!(next_run(&earlier, 10), 2);
-        assert_eq!(next_run(&earlier, 25), 7);
-        assert_eq!(next_run(&earlier, 50), 0);
+        assert_eq!(next_run(&earlier, None, 10), 2);
+        assert_eq!(next_run(&earlier, None, 25), 7);
+        assert_eq!(next_run(&earlier, None, 50), 0);
+        // What this machine read itself counts where no report came of it, and a report where another machine has read more.
+        assert_eq!((next_run(&earlier, Some(4), 10), next_run(&earlier, Some(0), 10), next_run(&earlier, Some(3), 50)), (5, 2, 4));
     }
 }

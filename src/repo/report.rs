@@ -1,5 +1,7 @@
 //! Reports kept in the repository, sealed: drills and verifications. Drill reports are also signed by the reader role.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -9,6 +11,9 @@ use crate::id::{ReportId, SnapshotId};
 use crate::repo::Repository;
 use crate::repo::format::ObjectKind;
 use crate::repo::keys::Role;
+
+/// In the cache folder: the last run of each share of the data that was verified here (JSON, by percent).
+const RUNS: &str = "runs.json";
 
 /// What a report is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +71,7 @@ impl Repository {
     pub fn reports(&self, kind: Option<ReportKind>) -> Result<Vec<ReportRecord>> {
         let mut reports: Vec<ReportRecord> = Vec::new();
         for (_, report) in self.listed_reports()? {
-            let report = report?;
+            let (report, _) = report?;
             if kind.is_none_or(|kind| report.kind == kind) {
                 reports.push(report);
             }
@@ -80,10 +85,22 @@ impl Repository {
     /// # Errors
     /// When the store cannot be asked.
     pub fn sound_reports(&self, kind: Option<ReportKind>) -> Result<(Vec<ReportRecord>, Vec<Error>)> {
+        self.reports_where(|report, _| kind.is_none_or(|kind| report.kind == kind))
+    }
+
+    /// The same, but only what a reader has signed: whoever only writes cannot make these.
+    ///
+    /// # Errors
+    /// As [`Repository::sound_reports`].
+    pub fn signed_reports(&self, kind: ReportKind) -> Result<(Vec<ReportRecord>, Vec<Error>)> {
+        self.reports_where(|report, is_signed| is_signed && report.kind == kind)
+    }
+
+    fn reports_where(&self, wanted: impl Fn(&ReportRecord, bool) -> bool) -> Result<(Vec<ReportRecord>, Vec<Error>)> {
         let (mut reports, mut damaged) = (Vec::new(), Vec::new());
         for (key, report) in self.listed_reports()? {
             match report {
-                Ok(report) if kind.is_none_or(|kind| report.kind == kind) => reports.push(report),
+                Ok((report, is_signed)) if wanted(&report, is_signed) => reports.push(report),
                 Ok(_) => {}
                 Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => damaged.push(e.within(format!("read the report {key}"))),
                 Err(e) => return Err(e.within(format!("read the report {key}"))),
@@ -93,7 +110,8 @@ impl Repository {
         Ok((reports, damaged))
     }
 
-    fn listed_reports(&self) -> Result<Vec<(String, Result<ReportRecord>)>> {
+    /// With whether a reader has signed it.
+    fn listed_reports(&self) -> Result<Vec<(String, Result<(ReportRecord, bool)>)>> {
         let listed = self.inner.block_on(self.inner.store.list("reports/"))?;
         Ok(crate::repo::kept::open_all(&self.inner, "reports/", &listed, |_| true, |key, bytes| self.decode_report(key, bytes)))
     }
@@ -107,12 +125,12 @@ impl Repository {
             .into_iter()
             .map(|(key, bytes)| {
                 let report = bytes.and_then(|bytes| self.decode_report(&key, &bytes));
-                (key, report)
+                (key, report.map(|(report, _)| report))
             })
             .collect())
     }
 
-    fn decode_report(&self, key: &str, bytes: &[u8]) -> Result<ReportRecord> {
+    fn decode_report(&self, key: &str, bytes: &[u8]) -> Result<(ReportRecord, bool)> {
         let inner = &self.inner;
         let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {key}: {what}"));
         let content = crate::repo::seal::open(&inner.keys, inner.id, ObjectKind::Report, key, bytes)?;
@@ -129,6 +147,32 @@ impl Repository {
         if record.kind == ReportKind::Drill && object.signature.is_none() {
             return Err(damaged("is a drill report without a signature"));
         }
-        Ok(record)
+        Ok((record, object.signature.is_some()))
+    }
+
+    /// The last run of a share of the data that this machine has verified; `None`: none that it remembers.
+    #[must_use]
+    pub fn remembered_run(&self, percent: u8) -> Option<u64> {
+        self.remembered_runs().get(&percent).copied()
+    }
+
+    fn remembered_runs(&self) -> BTreeMap<u8, u64> {
+        std::fs::read(self.inner.cache.path.join(RUNS)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    /// Remembers it; `false` when that is forgotten with this process.
+    #[must_use]
+    pub fn remember_run(&self, percent: u8, run: u64) -> bool {
+        let folder = &self.inner.cache.path;
+        let mut runs = self.remembered_runs();
+        runs.insert(percent, run);
+        // Whole or not at all: two processes may do this at once.
+        let new = folder.join(format!("runs.{}", ulid::Ulid::generate()));
+        let json = serde_json::to_vec(&runs).unwrap_or_default();
+        let kept = std::fs::write(&new, json).and_then(|()| std::fs::rename(&new, folder.join(RUNS)));
+        if let Err(error) = &kept {
+            tracing::debug!(%error, "which share of the data was verified last was not remembered");
+        }
+        kept.is_ok() && !self.inner.cache.temporary
     }
 }

@@ -574,14 +574,6 @@ impl Keys {
         Ok(cipher_of(self.of_object(object, generation)?, purpose, salt))
     }
 
-    /// Plans whose own key was destroyed.
-    pub fn erased_plans(&self) -> Vec<&str> {
-        let mut plans: Vec<&str> = self.own.iter().filter(|own| own.erased.is_some()).map(|own| own.plan.as_str()).collect();
-        plans.sort_unstable();
-        plans.dedup();
-        plans
-    }
-
     /// What the envelopes of data that is written now name: the newest generation, or the plan's own key.
     pub fn data_generation(&self) -> u16 {
         self.writes_to.unwrap_or(self.generation)
