@@ -180,7 +180,10 @@ impl SeaweedFs {
             names.map(|(name, port)| format!("/tmp/seaweedfs-{name}-{port}.sock\n/tmp/seaweedfs-{name}-grpc-{}.sock\n", port + 10_000));
         std::fs::write(folder.join("elsewhere"), sockets.concat()).unwrap();
         let path = |name: &str| folder.join(name).display().to_string();
+        // Else its logs are in the machine's folder for temporary files, and stay there.
+        let logs = format!("-logdir={}", path(""));
         let arguments: Vec<String> = [
+            logs.as_str(),
             "server",
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
