@@ -309,6 +309,9 @@ class CopyScenario(Measured):
                 shutil.rmtree(folder, ignore_errors=True)
             for name in ("other", "fresh"):
                 self.measured(self.command(tool, place, "repo", "init", name), self.log(tool.name))
+                if repetition > 0:
+                    # Another repository at the same place: it is meant.
+                    self.measured(self.command(tool, place, "repo", "accept", name), self.log(tool.name))
             for step in ("copy", "overlapped") if repetition % 2 == 0 else ("overlapped", "copy"):
                 if step == "copy":
                     found = [self.measured(self.command(tool, place, "copy", "bench", "--to", "other"), self.log(tool.name))]
