@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, SnapshotId};
-use crate::repo::format::{ObjectKind, PackId, PackKind};
+use crate::repo::format::{ChunkId, ObjectKind, PackId, PackKind};
 use crate::repo::keys::Role;
 use crate::repo::nodes::NodeReader;
+use crate::repo::pack::ChunkEntry;
 use crate::repo::packs::PackNo;
 use crate::repo::read::{DecodeWorker, StoredContent};
 use crate::repo::session::{condemn, read_tombstones};
@@ -506,6 +507,8 @@ impl Repository {
             };
             for chunk in chunks {
                 bytes += u64::from(chunk.len);
+                // Of a patch: what it says of its base.
+                let mut base = None;
                 for (number, place) in chunk.stored.places().enumerate() {
                     packs.insert(place.pack);
                     let pack = self.inner.packs.get(place.pack);
@@ -513,11 +516,12 @@ impl Repository {
                         continue;
                     }
                     let expected = match chunk.stored {
-                        Stored::Delta { .. } if number == 1 => None,
-                        _ => Some((chunk.id, chunk.len)),
+                        Stored::Delta { .. } if number == 1 => base.map(|base| (base, None)),
+                        _ => Some((chunk.id, Some(chunk.len))),
                     };
-                    if let Err(error) = self.verify_place(pack, place, expected) {
-                        findings.add_error(&pack.id.key(), &tolerable(error)?, [snapshot]);
+                    match self.verify_place(pack, place, expected) {
+                        Ok(of_patch) => base = of_patch,
+                        Err(error) => findings.add_error(&pack.id.key(), &tolerable(error)?, [snapshot]),
                     }
                 }
             }
@@ -525,12 +529,15 @@ impl Repository {
         Ok((packs.into_iter().collect(), bytes))
     }
 
-    fn verify_place(&self, pack: PackRef, place: Place<PackNo>, expected: Option<(crate::repo::format::ChunkId, u32)>) -> Result<()> {
+    /// Id and length that are expected there, where they are known. Returns the id of the base if what is there is a patch.
+    fn verify_place(&self, pack: PackRef, place: Place<PackNo>, expected: Option<(ChunkId, Option<u32>)>) -> Result<Option<ChunkId>> {
         let directory = self.inner.directory(pack)?;
         let entry = directory.frames.get(place.frame as usize).and_then(|f| f.chunks.get(place.slot as usize));
-        let fits = entry.is_some_and(|e| expected.is_none_or(|(id, len)| e.id == id && e.len == len));
-        if fits && directory.kind == PackKind::Data {
-            Ok(())
+        let fits = |e: &&ChunkEntry| expected.is_none_or(|(id, len)| e.id == id && len.is_none_or(|len| e.len == len));
+        if let Some(entry) = entry.filter(fits)
+            && directory.kind == PackKind::Data
+        {
+            Ok(entry.base.map(|(base, _)| base))
         } else {
             Err(Error::new(Kind::Damaged, format!("pack {}: does not hold what a snapshot says it holds", pack.id.key())))
         }

@@ -57,7 +57,7 @@ pub struct StoreConfig {
     pub upload_bytes_per_sec: Option<u64>,
     /// Average download rate in bytes per second, held within an object too.
     pub download_bytes_per_sec: Option<u64>,
-    /// Most requests in flight at once; at least 1. Besides, four times as many reads of a few KiB.
+    /// Most requests in flight at once; at least 1. Besides, sixteen times as many reads of a few KiB.
     pub max_requests: usize,
     /// Longest time for one try of one request, body included.
     pub request_timeout: Duration,

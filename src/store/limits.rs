@@ -10,7 +10,7 @@ use tokio::time::Instant;
 const BURST: Duration = Duration::from_secs(1);
 
 /// How many small reads count as one request.
-const SMALL: usize = 8;
+const SMALL: usize = 16;
 
 /// A bandwidth limit: each taker waits until what earlier takers took is paid off, then goes at once.
 ///
