@@ -58,7 +58,8 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Latest(Arc<Mutex<Option<Arc<Status>>>>);
 
 impl Latest {
-    /// `None` until all plans were judged once. The repositories' part is at most a quarter of an hour old.
+    /// `None` until all plans were judged once. The repositories' part is at most half an hour old: of what could not be asked for longer
+    /// this is said.
     #[must_use]
     pub fn get(&self) -> Option<Arc<Status>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -186,7 +187,7 @@ impl Telling {
             outbox: Arc::clone(outbox),
             teller: Teller::new(plans, Arc::clone(&context.journal)),
             left: BTreeSet::new(),
-            asker: Asker::start(plans, surroundings),
+            asker: Asker::start(plans, surroundings)?,
             latest: latest.clone(),
             judged: None,
             statuses: BTreeMap::new(),
