@@ -2,8 +2,9 @@
 //! line prints.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
 
@@ -32,6 +33,48 @@ pub struct Silent;
 
 impl Progress for Silent {
     fn event(&self, _event: Event) {}
+}
+
+/// Signs of life of work that may take long, for whoever takes silence for hanging. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Pulse(Arc<AtomicU64>);
+
+impl Pulse {
+    /// It goes on: something was answered, looked at, or is waited for that is sure to come.
+    pub fn beat(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it went on so far.
+    #[must_use]
+    pub fn beats(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How long a [`Pulse`] has been silent, for one who looks at it now and then.
+#[derive(Debug)]
+pub struct Silence {
+    pulse: Pulse,
+    beats: u64,
+    since: Instant,
+}
+
+impl Silence {
+    /// Begins now.
+    #[must_use]
+    pub fn of(pulse: &Pulse) -> Self {
+        Self { pulse: pulse.clone(), beats: pulse.beats(), since: Instant::now() }
+    }
+
+    /// Since the last look that found it beating.
+    pub fn lasts(&mut self) -> Duration {
+        let beats = self.pulse.beats();
+        if beats != self.beats {
+            (self.beats, self.since) = (beats, Instant::now());
+        }
+        self.since.elapsed()
+    }
 }
 
 /// A request to stop, shared by all threads of an operation.

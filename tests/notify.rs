@@ -476,6 +476,31 @@ fn a_plan_that_is_gone_a_secret_that_is_not_set_and_an_old_key_are_told_as_what_
 }
 
 #[test]
+fn stores_that_hang_keep_no_objective_of_another_plan_from_being_watched() {
+    let ops = Target::start();
+    let workspace = Workspace::ready(&format!("objectives = {{ data_loss = \"1s\" }}\n{}", webhook("ops", "")));
+    workspace.backup();
+    // It takes connections and never answers. More than are asked at a time, and all before the sound one.
+    let store = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let hanging = |number: usize| {
+        format!(
+            "[repository.a{number}]\nurl = \"s3://nowhere/r\"\nendpoint = \"http://{}\"\nregion = \"us-east-1\"\nallow_http = true\n\
+             access_key = {{ env = \"CRM_PASSPHRASE\" }}\nsecret_key = {{ env = \"CRM_PASSPHRASE\" }}\npassphrase = {{ env = \"CRM_PASSPHRASE\" }}\n\
+             [plan.a{number}]\nsource = \"attachments\"\nrepository = \"a{number}\"\n",
+            store.local_addr().unwrap()
+        )
+    };
+    let all: String = (0..7).map(hanging).collect();
+    std::fs::write(workspace.path("plans/hanging.toml"), format!("version = 1\n{all}")).unwrap();
+    let url = address(&ops);
+    let _daemon = Daemon::start(&workspace, &[("OPS", &url)]);
+    until("the missed objective is told", || has(&ops, "objective-missed", "raised").then_some(()));
+    let told = bodies(&[&ops]);
+    assert!(told.contains("a disaster now would lose"), "{told}");
+    no_secret(&workspace, &[told]);
+}
+
+#[test]
 fn a_plan_file_that_is_wrong_at_the_start_is_told_and_the_others_run() {
     let ops = Target::start();
     let workspace = Workspace::ready(&webhook("ops", ""));

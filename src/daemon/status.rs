@@ -30,6 +30,8 @@ mod reports;
 
 pub use ask::{Asked, Unanswered, ask};
 pub use assess::assess;
+pub use beside::Pace;
+pub(in crate::daemon) use beside::{News, hear};
 pub use copies::CopyStatus;
 pub use forecast::Forecast;
 pub use gather::{STUCK, gather, view};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
-use crate::event::{Cancel, Event, Progress};
+use crate::event::{Cancel, Event, Progress, Pulse};
 use crate::id::Name;
 use crate::ops::identity::{self, AcceptReport};
 use crate::ops::prune::PlanRules;
@@ -82,8 +82,17 @@ impl RepositorySettings {
     /// # Errors
     /// `NoRepository`, `WrongKey`, `Unavailable`, `Usage`.
     pub fn open(&self, surroundings: &Surroundings) -> Result<Repository> {
+        self.open_watched(surroundings, &Pulse::default())
+    }
+
+    /// The same for one who would take silence for hanging: the pulse beats as long as this goes on, and later with each answer of the store.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_watched(&self, surroundings: &Surroundings, pulse: &Pulse) -> Result<Repository> {
         let options = self.options(&surroundings.state)?;
-        let opened = Repository::open(self.open_store()?, surroundings.runtime.clone(), &self.passphrase, &options);
+        let store = self.open_store()?.with_pulse(pulse);
+        let opened = Repository::open(store, surroundings.runtime.clone(), &self.passphrase, &options);
         let repository = opened.map_err(|error| {
             match (&self.name, error.kind()) {
                 (Some(name), Kind::NoRepository) => error

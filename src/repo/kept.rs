@@ -40,6 +40,8 @@ pub fn open_all<T>(
     // Objects of this machine are as near as what would be kept of them.
     let keeps = !inner.store.is_local() && make_private_folder(&folder).is_ok();
     let read = |object: &ObjectInfo| {
+        // A sign of life, as each answer of the store is one.
+        inner.store.pulse().beat();
         let bytes = keeps.then(|| fs::read(place(&folder, object)).ok()).flatten()?;
         (bytes.len() as u64 == object.size).then(|| open(&object.key, &bytes).ok()).flatten()
     };
@@ -51,7 +53,9 @@ pub fn open_all<T>(
     let (to_keep, kept) = mpsc::sync_channel::<(PathBuf, Bytes)>(WAITING);
     thread::scope(|scope| {
         // Only what would be fetched again.
-        scope.spawn(move || kept.into_iter().for_each(|(place, bytes)| drop(keep(&place, &bytes))));
+        let keeping = move || kept.into_iter().for_each(|(place, bytes)| drop(keep(&place, &bytes)));
+        // Without a thread nothing is kept.
+        let _ = thread::Builder::new().spawn_scoped(scope, keeping);
         let sender = to_keep;
         inner.block_on(async {
             let mut fetches = fetches.buffer_unordered(REQUESTS);

@@ -547,7 +547,7 @@ impl Repository {
         if !slot.is_whole() {
             return Err(Error::new(Kind::Damaged, "read the exported key slot: it was changed").hint("use another copy of the file"));
         }
-        let opened = slot.answers_to(id, &passphrase.credential()?)?.ok_or_else(|| {
+        let opened = slot.answers_to(id, &passphrase.credential()?, store.pulse())?.ok_or_else(|| {
             Error::new(Kind::WrongKey, "the exported key slot does not open with this passphrase").hint(
                 "LIFEBOAT_PASSPHRASE must hold what it was exported for: a passphrase, a key file's text, or a recipient's private key",
             )

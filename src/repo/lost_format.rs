@@ -57,7 +57,7 @@ impl LostFormat {
         let named = named_ids(store, runtime)?;
         for (id, witnesses) in &named {
             for slot in slots.iter().filter_map(|(_, slot)| slot.as_ref().ok()) {
-                let Ok(Some(opened)) = slot.answers_to(*id, &credential) else { continue };
+                let Ok(Some(opened)) = slot.answers_to(*id, &credential, store.pulse()) else { continue };
                 if slot.unseal(*id, &opened).is_err() {
                     continue;
                 }

@@ -239,7 +239,7 @@ impl Repository {
                 }
             };
             let is_whole = slot.is_whole();
-            match slot.answers_to(format.id, &credential) {
+            match slot.answers_to(format.id, &credential, store.pulse()) {
                 // What counts is sealed: a slot that opens is good enough, `verify` finds what else is wrong with it.
                 Ok(Some(opened)) => match slot.unseal(format.id, &opened) {
                     Ok(keys) => {
@@ -360,9 +360,13 @@ fn block_on<T>(runtime: &tokio::runtime::Handle, future: impl Future<Output = T>
 /// Does both at the same time, `other` in this thread; what `other` gives comes first.
 pub(crate) fn beside<A: Send, B>(one: impl FnOnce() -> Result<A> + Send, other: impl FnOnce() -> B) -> (B, Result<A>) {
     std::thread::scope(|scope| {
-        let one = scope.spawn(one);
+        let one = std::thread::Builder::new().spawn_scoped(scope, one);
         let other = other();
-        (other, one.join().unwrap_or_else(|_| Err(Error::new(Kind::Bug, "a thread that asks the store panicked"))))
+        let panicked = |_| Err(Error::new(Kind::Bug, "a thread that asks the store panicked"));
+        (
+            other,
+            one.map_err(|error| Error::io("start a thread that asks the store", error)).and_then(|one| one.join().unwrap_or_else(panicked)),
+        )
     })
 }
 

@@ -5,6 +5,7 @@
 
 use std::sync::OnceLock;
 
+use crate::event::Pulse;
 use crate::repo::format::{ObjectKind, PackId, PackKind, RepositoryId};
 use crate::repo::frame::{Decoder, Encoding, apply_patch};
 use crate::repo::index;
@@ -211,7 +212,7 @@ fn key_slot(bytes: &[u8]) -> bool {
     let _ = (slot.public_key(), slot.public(slot.generation(), false), slot.key());
     // A key file costs no derivation of a passphrase.
     let file = KeyFile::from_bytes([7; 32]);
-    if let Ok(Some(opened)) = slot.answers_to(REPOSITORY, &Credential::KeyFile(file)) {
+    if let Ok(Some(opened)) = slot.answers_to(REPOSITORY, &Credential::KeyFile(file), &Pulse::default()) {
         assert!(slot.unseal(REPOSITORY, &opened).is_err(), "a forged slot was opened");
     }
     slot.is_whole()

@@ -287,6 +287,27 @@ fn the_snapshots_of_many_plans_are_found_in_one_listing_as_each_by_itself() {
     }
 }
 
+#[test]
+fn opening_and_listing_are_not_silent() {
+    let bench = Bench::new();
+    let plans: Vec<Name> = (0..20).map(|number| Name::new(format!("plan{number}")).unwrap()).collect();
+    for plan in &plans {
+        keys::backup_as(&bench.open(), plan, &[("a", Layout::Content, &b""[..], noise(1, 100))]).unwrap();
+    }
+    let pulse = crate::event::Pulse::default();
+    let repository = bench.open_apart(bench.store.with_pulse(&pulse));
+    let opened = pulse.beats();
+    assert!(opened >= 3, "the format, the slots, the turn to derive a key: {opened}");
+    let wanted: Vec<&Name> = plans.iter().collect();
+    for some in [&wanted[..], &wanted[..3]] {
+        let before = pulse.beats();
+        assert_eq!(repository.sound_manifests_of(some).unwrap().len(), some.len());
+        // Each is listed, looked for in the cache and fetched.
+        let beats = usize::try_from(pulse.beats() - before).unwrap();
+        assert!(beats >= 3 * some.len(), "{beats} for {}", some.len());
+    }
+}
+
 /// A tree with folders, large and small files of both layouts, in tree order.
 fn nested() -> Vec<TestFile> {
     let mut files: Vec<TestFile> = vec![

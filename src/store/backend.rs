@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use crate::error::Result;
+use crate::event::Pulse;
 use crate::store::ObjectInfo;
 
 /// What a put does about an object that is there.
@@ -34,8 +35,8 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     }
     /// `NotFound` when it is not there.
     fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<ObjectInfo>>;
-    /// Everything below the folder `prefix` (no slash at its end; empty for all), in any order.
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ObjectInfo>>>;
+    /// Everything below the folder `prefix` (no slash at its end; empty for all), in any order. The pulse beats with each object: there may be many.
+    fn list<'a>(&'a self, prefix: &'a str, pulse: &'a Pulse) -> BoxFuture<'a, Result<Vec<ObjectInfo>>>;
     /// Removes; an object that is not there is a success.
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<()>>;
     /// The same of several in one folder, where that costs less than one by one; in their order.

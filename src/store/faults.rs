@@ -26,6 +26,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use crate::error::{Error, Kind, Result};
+use crate::event::Pulse;
 use crate::store::backend::{Backend, PutMode, Want};
 use crate::store::metrics::Verb;
 use crate::store::{MAX_OBJECT_BYTES, ObjectInfo, Store, check_key};
@@ -342,9 +343,9 @@ impl Backend for Faulty {
         async move { self.faults.during((Verb::Head, key, 0), action).await }.boxed()
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ObjectInfo>>> {
+    fn list<'a>(&'a self, prefix: &'a str, pulse: &'a Pulse) -> BoxFuture<'a, Result<Vec<ObjectInfo>>> {
         let action = async move |effect: Option<(Effect, String)>| {
-            let mut objects = self.inner.list(prefix).await?;
+            let mut objects = self.inner.list(prefix, pulse).await?;
             if let Some((Effect::Hide, below)) = effect {
                 objects.retain(|object| !object.key.starts_with(&below));
             }

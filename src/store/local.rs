@@ -25,6 +25,7 @@ use futures::future::BoxFuture;
 use object_store::local::LocalFileSystem;
 
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::event::Pulse;
 use crate::store::ObjectInfo;
 use crate::store::backend::{Backend, PutMode, Want};
 use crate::store::limits::Rate;
@@ -117,13 +118,13 @@ impl Backend for Local {
         .boxed()
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ObjectInfo>>> {
+    fn list<'a>(&'a self, prefix: &'a str, pulse: &'a Pulse) -> BoxFuture<'a, Result<Vec<ObjectInfo>>> {
         async move {
             if self.reading()?.is_none() {
                 return Ok(Vec::new());
             }
-            let (inner, prefix) = (self.0.clone(), prefix.to_owned());
-            blocking(move || inner.list(prefix)).await
+            let (inner, prefix, pulse) = (self.0.clone(), prefix.to_owned(), pulse.clone());
+            blocking(move || inner.list(prefix, &pulse)).await
         }
         .boxed()
     }
@@ -159,7 +160,7 @@ const LINKS: u8 = 8;
 
 impl Inner {
     /// Every object below a folder, with one look at each and none at its path: a repository has thousands. A folder that is not there is empty.
-    fn list(&self, prefix: String) -> Result<Vec<ObjectInfo>> {
+    fn list(&self, prefix: String, pulse: &Pulse) -> Result<Vec<ObjectInfo>> {
         let refused = |key: &str, error| Error::io(self.refusals.message("list", key), error);
         // What a process removes while this goes on is not there.
         let gone = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
@@ -172,6 +173,7 @@ impl Inner {
                 Err(error) => return Err(refused(&folder, error)),
             };
             for entry in entries {
+                pulse.beat();
                 let entry = entry.map_err(|error| refused(&folder, error))?;
                 let name = entry.file_name();
                 let Some(name) = name.to_str() else {
@@ -412,7 +414,7 @@ mod tests {
         }
         let store = local(base.path());
         let keys = |list: Vec<ObjectInfo>| list.into_iter().map(|info| info.key).collect::<Vec<_>>();
-        assert_eq!(keys(store.list("").await.unwrap()), ["packs/c"]);
+        assert_eq!(keys(store.list("", &Pulse::default()).await.unwrap()), ["packs/c"]);
         store.put("packs/d", Bytes::new(), PutMode::Create).await.unwrap();
         assert!(!old.exists() && young.exists() && named.exists());
     }
@@ -442,7 +444,8 @@ mod tests {
         symlink("/nowhere/at/all", root.join("packs/ab/broken")).unwrap();
         fs::create_dir(root.join("packs/empty")).unwrap();
         let shown = async |prefix| {
-            let mut all: Vec<(String, u64)> = store.list(prefix).await.unwrap().into_iter().map(|info| (info.key, info.size)).collect();
+            let mut all: Vec<(String, u64)> =
+                store.list(prefix, &Pulse::default()).await.unwrap().into_iter().map(|info| (info.key, info.size)).collect();
             all.sort();
             all
         };
@@ -453,11 +456,11 @@ mod tests {
         assert_eq!(shown("nothing").await, []);
         assert_eq!(shown("packs/ab/cd").await, [], "below a file there is nothing");
         // Each moment is the one that a look at the object alone tells.
-        for info in store.list("packs/ab").await.unwrap() {
+        for info in store.list("packs/ab", &Pulse::default()).await.unwrap() {
             assert_eq!(store.head(&info.key).await.unwrap().modified, info.modified, "{}", info.key);
         }
         symlink(root.join("packs"), root.join("packs/round")).unwrap();
-        let error = store.list("packs").await.unwrap_err();
+        let error = store.list("packs", &Pulse::default()).await.unwrap_err();
         assert!(error.to_string().contains("links go in a circle"), "{error:?}");
     }
 
@@ -472,7 +475,7 @@ mod tests {
         fs::create_dir_all(base.path().join("x/folder/y")).unwrap();
         let answers = store.delete_together(&["x/a", "x/folder", "x/missing", "x/c", "x/b"]).unwrap().await;
         assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true, true, true]);
-        let left: Vec<_> = store.list("x").await.unwrap().into_iter().map(|info| info.key).collect();
+        let left: Vec<_> = store.list("x", &Pulse::default()).await.unwrap().into_iter().map(|info| info.key).collect();
         assert_eq!(left, ["x/stays"]);
     }
 
@@ -481,7 +484,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let root = base.path().join("file");
         fs::write(&root, "").unwrap();
-        assert_eq!(local(&root).list("").await.unwrap_err().kind(), Kind::Usage);
+        assert_eq!(local(&root).list("", &Pulse::default()).await.unwrap_err().kind(), Kind::Usage);
         assert!(local(&root).put("a", Bytes::new(), PutMode::Create).await.is_err());
     }
 }

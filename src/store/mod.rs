@@ -40,6 +40,7 @@ use bytes::Bytes;
 use object_store::memory::InMemory;
 
 use crate::error::{Error, Kind, Result};
+use crate::event::Pulse;
 use crate::store::backend::{Backend, PutMode, Want};
 use crate::store::bucket::Bucket;
 use crate::store::faults::Faults;
@@ -94,7 +95,7 @@ pub struct ObjectInfo {
 
 /// An open store. Cheap to clone; clones share limits and counters.
 #[derive(Clone)]
-pub struct Store(Arc<Inner>);
+pub struct Store(Arc<Inner>, Pulse);
 
 struct Inner {
     backend: Arc<dyn Backend>,
@@ -124,18 +125,21 @@ impl Store {
     /// [`Kind::Usage`] for a configuration that cannot work: fix it.
     pub fn open(config: &StoreConfig) -> Result<Self> {
         let Place { backend, describe, local, limits, bucket } = open::open(config)?;
-        Ok(Self(Arc::new(Inner {
-            backend,
-            describe,
-            local,
-            confirm: CONFIRM_REMOTE_CREATES && !local,
-            single_writer: config.single_writer,
-            policy: if local { Policy::LOCAL } else { Policy::REMOTE },
-            limits,
-            counters: Counters::default(),
-            beneath: None,
-            bucket,
-        })))
+        Ok(Self(
+            Arc::new(Inner {
+                backend,
+                describe,
+                local,
+                confirm: CONFIRM_REMOTE_CREATES && !local,
+                single_writer: config.single_writer,
+                policy: if local { Policy::LOCAL } else { Policy::REMOTE },
+                limits,
+                counters: Counters::default(),
+                beneath: None,
+                bucket,
+            }),
+            Pulse::default(),
+        ))
     }
 
     /// An empty store in this process's memory, with the rules of a real one. For tests and trials.
@@ -152,36 +156,53 @@ impl Store {
             download: None,
         };
         let defaults = StoreConfig::default();
-        Self(Arc::new(Inner {
-            backend: Arc::new(backend),
-            describe,
-            local: true,
-            confirm: false,
-            single_writer: false,
-            policy: Policy::LOCAL,
-            limits: Limits::new(defaults.max_requests, None, None),
-            counters: Counters::default(),
-            beneath: None,
-            bucket: None,
-        }))
+        Self(
+            Arc::new(Inner {
+                backend: Arc::new(backend),
+                describe,
+                local: true,
+                confirm: false,
+                single_writer: false,
+                policy: Policy::LOCAL,
+                limits: Limits::new(defaults.max_requests, None, None),
+                counters: Counters::default(),
+                beneath: None,
+                bucket: None,
+            }),
+            Pulse::default(),
+        )
     }
 
     /// `inner` with programmable faults *below* retries and confirmation, so that those are tested too. Uploads are confirmed
     /// as on a remote store; retries pause for milliseconds; counters start at zero. For tests.
     #[must_use]
     pub fn with_faults(inner: Self, faults: Faults) -> Self {
-        Self(Arc::new(Inner {
-            backend: faults.around(inner.0.backend.clone()),
-            describe: inner.0.describe.clone(),
-            local: inner.0.local,
-            confirm: true,
-            single_writer: inner.0.single_writer,
-            policy: Policy::LOCAL,
-            limits: inner.0.limits.clone(),
-            counters: Counters::default(),
-            beneath: Some(inner.beneath().clone()),
-            bucket: inner.0.bucket.clone(),
-        }))
+        Self(
+            Arc::new(Inner {
+                backend: faults.around(inner.0.backend.clone()),
+                describe: inner.0.describe.clone(),
+                local: inner.0.local,
+                confirm: true,
+                single_writer: inner.0.single_writer,
+                policy: Policy::LOCAL,
+                limits: inner.0.limits.clone(),
+                counters: Counters::default(),
+                beneath: Some(inner.beneath().clone()),
+                bucket: inner.0.bucket.clone(),
+            }),
+            inner.1,
+        )
+    }
+
+    /// The same place, whose answers are beats of this pulse: a request that is repeated because the place is away, or is not answered at all, is none.
+    #[must_use]
+    pub fn with_pulse(&self, pulse: &Pulse) -> Self {
+        Self(Arc::clone(&self.0), pulse.clone())
+    }
+
+    /// Beats with each answer of the place.
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.1
     }
 
     /// Where it is, for people; without secrets.
@@ -340,7 +361,7 @@ impl Store {
         let mut objects = self
             .retrying(|| async {
                 let _place = self.0.limits.request().await;
-                self.counted(Verb::List, self.0.backend.list(prefix).await, |_| 0)
+                self.counted(Verb::List, self.0.backend.list(prefix, &self.1).await, |_| 0)
             })
             .await?;
         objects.retain(|object| prefix.is_empty() || object.key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/')));
@@ -499,7 +520,11 @@ impl Store {
     }
 
     fn counted<T>(&self, verb: Verb, result: Result<T>, size: impl FnOnce(&T) -> u64) -> Result<T> {
-        self.0.counters.request(verb, result.as_ref().map(size).map_err(Error::kind));
+        let outcome = result.as_ref().map(size).map_err(Error::kind);
+        self.0.counters.request(verb, outcome);
+        if outcome != Err(Kind::Unavailable) {
+            self.1.beat();
+        }
         result
     }
 

@@ -10,6 +10,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutOptions};
 
 use crate::error::{Error, Kind, Result};
+use crate::event::Pulse;
 use crate::store::ObjectInfo;
 use crate::store::backend::{Backend, PutMode, Want};
 use crate::store::bucket::LockedWriter;
@@ -144,13 +145,14 @@ impl Backend for Objects {
         .boxed()
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ObjectInfo>>> {
+    fn list<'a>(&'a self, prefix: &'a str, pulse: &'a Pulse) -> BoxFuture<'a, Result<Vec<ObjectInfo>>> {
         async move {
             let path = if prefix.is_empty() { self.prefix.clone() } else { self.path(prefix)? };
             let folder = if path.as_ref().is_empty() { None } else { Some(&path) };
             self.reader
                 .list(folder)
                 .map_err(|error| self.refusals.error("list", prefix, error))
+                .inspect_ok(|_| pulse.beat())
                 .try_filter_map(|meta| futures::future::ok(self.info(&meta)))
                 .try_collect()
                 .await

@@ -11,6 +11,7 @@ use crate::daemon::notify::pace;
 use crate::daemon::notify::send::{self, Parcel};
 use crate::daemon::owner;
 use crate::error::{Error, Result};
+use crate::event::Cancel;
 use crate::ops::resolve::Surroundings;
 use crate::plan::{HeartbeatStyle, Notifier, NotifierKind};
 
@@ -25,6 +26,8 @@ const BLIND: Duration = Duration::from_secs(90);
 pub(super) struct Bell {
     state: Mutex<Rung>,
     changed: Condvar,
+    /// Set with the end.
+    cancel: Cancel,
 }
 
 #[derive(Default)]
@@ -45,8 +48,14 @@ impl Bell {
     }
 
     pub(super) fn stop(&self) {
+        self.cancel.cancel();
         self.lock().stopping = true;
         self.changed.notify_all();
+    }
+
+    /// For what takes long and should end when the end is asked for.
+    pub(super) fn cancel(&self) -> Cancel {
+        self.cancel.clone()
     }
 
     pub(super) fn is_stopping(&self) -> bool {

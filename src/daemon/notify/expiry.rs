@@ -2,8 +2,8 @@
 //! files (PostgreSQL client certificates and authorities, `ca_file`s). What ends within [`WARNING`] is an alarm, until it was exchanged. So is a key slot that
 //! is older than the plan files want it.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
@@ -14,10 +14,13 @@ use rustls::pki_types::pem::PemObject as _;
 
 use crate::daemon::alarms::{self, Alarm, key_of as key};
 use crate::daemon::notify::send::email::{IMPLICIT_PORT, STARTTLS_PORT};
+use crate::daemon::status::{News, Pace, Unanswered, hear};
 use crate::error::{Error, Kind, Result};
+use crate::event::Pulse;
 use crate::ops::resolve::{self, Surroundings};
-use crate::ops::{key_age, select};
-use crate::plan::{NotifierKind, Plans, SourceKind};
+use crate::ops::{explain, key_age, select};
+use crate::plan::{NotifierKind, Plans, Repository, SourceKind};
+use crate::repo::KeySlot;
 use crate::source::postgres::{client, conninfo};
 
 /// So long before its end a certificate is told of: what renews by itself does so at 30 days.
@@ -50,14 +53,17 @@ enum Place {
     File(PathBuf),
 }
 
-/// Looks at all certificates of the plans once, raises and ends alarms. What cannot be read is left as it stands: other alarms tell of that.
+/// Looks at all keys and certificates of the plans once, raises and ends alarms. What cannot be read is left as it stands: other alarms tell of that.
+/// `unanswered` is of those who look at these plans: they look one after the other.
 ///
 /// # Errors
-/// When alarms cannot be written.
-pub(super) fn look(plans: &Plans, surroundings: &Surroundings) -> Result<()> {
+/// When alarms cannot be written, and `Interrupted`.
+pub(super) fn look(plans: &Plans, unanswered: &Unanswered, surroundings: &Surroundings) -> Result<()> {
+    keys(plans, unanswered, Pace::STATUS, surroundings)?;
     let now = surroundings.clock.now();
     let all = watched(plans);
     for watched in &all {
+        surroundings.cancel.check()?;
         let end = match &watched.place {
             Place::Server(url) => of_server(url, surroundings).map(Some),
             Place::Mail(server) => of_mail(server).map(Some),
@@ -77,7 +83,6 @@ pub(super) fn look(plans: &Plans, surroundings: &Surroundings) -> Result<()> {
             Err(error) => tracing::debug!(what = watched.what, error = ?error, "when a certificate ends could not be read"),
         }
     }
-    keys(plans, surroundings, now)?;
     // Of what the plans know no more.
     for key in alarms::keys(&surroundings.state)? {
         if key.starts_with("expiring-tls-") && all.iter().all(|watched| watched.key != key) {
@@ -87,35 +92,51 @@ pub(super) fn look(plans: &Plans, surroundings: &Surroundings) -> Result<()> {
     Ok(())
 }
 
-/// Key slots of repositories that say how old one may be.
-fn keys(plans: &Plans, surroundings: &Surroundings, now: DateTime<Utc>) -> Result<()> {
-    let mut standing = BTreeSet::new();
-    for repository in plans.repositories.values() {
-        let Some(most) = repository.max_key_age else { continue };
-        let prefix = format!("{KEYS}{}-", key(repository.name.as_str()));
-        let slots = resolve::repository(repository).and_then(|settings| settings.open(surroundings)?.key_slots());
-        match slots {
-            Ok(slots) => {
-                for aged in key_age::aged(repository.name.as_str(), &slots, most, now) {
-                    let key = format!("{prefix}{}", key(&aged.id));
-                    alarms::raise(
-                        &surroundings.state,
-                        &key,
-                        &Alarm { kind: "expiring".to_owned(), plan: None, message: aged.message, since: now },
-                    )?;
-                    standing.insert(key);
-                }
-            }
-            Err(error) => {
-                tracing::debug!(repository = %repository.name, error = ?error, "how old its keys are could not be read");
-                standing.extend(alarms::keys(&surroundings.state)?.into_iter().filter(|key| key.starts_with(&prefix)));
-            }
+/// Key slots of repositories that say how old one may be. Each answer counts when it comes: one that hangs keeps no other from being told of, and what
+/// stands of it goes on to stand.
+fn keys(plans: &Plans, unanswered: &Unanswered, pace: Pace, surroundings: &Surroundings) -> Result<()> {
+    let state = &surroundings.state;
+    let aging: Vec<(Arc<Repository>, Duration)> =
+        plans.repositories.values().filter_map(|repository| Some((Arc::clone(repository), repository.max_key_age?))).collect();
+    // Of what the plans ask no more.
+    for key in alarms::keys(state)?.iter().filter(|key| key.starts_with(KEYS)) {
+        if aging.iter().all(|(repository, _)| !key.starts_with(&prefix(repository))) {
+            alarms::clear(state, key)?;
         }
     }
-    for key in alarms::keys(&surroundings.state)? {
-        if key.starts_with(KEYS) && !standing.contains(&key) {
-            alarms::clear(&surroundings.state, &key)?;
-        }
+    let asked: Vec<_> = aging.into_iter().filter(|(repository, _)| !unanswered.has(&repository.name)).collect();
+    let (of_thread, begun) = (surroundings.clone(), unanswered.clone());
+    let ask = move |(repository, _): &(Arc<Repository>, Duration), pulse: &Pulse, tell: &dyn Fn(Result<Vec<KeySlot>>)| {
+        let _until_it_ends = begun.begin(&repository.name);
+        tell(resolve::repository(repository).and_then(|settings| settings.open_watched(&of_thread, pulse)?.key_slots()));
+    };
+    hear(asked.clone(), pace, &Pulse::default(), &surroundings.cancel, ask, |at, news| {
+        let (repository, most) = &asked[at];
+        let why = match news {
+            News::Answer(Ok(slots)) => return judge_keys(repository, &slots, *most, surroundings),
+            News::Answer(Err(error)) => explain(&error),
+            News::NoMore(why) => why.message,
+        };
+        tracing::debug!(repository = %repository.name, why, "how old its keys are could not be read");
+        Ok(())
+    })
+}
+
+/// What alarms of a repository's keys begin with.
+fn prefix(repository: &Repository) -> String {
+    format!("{KEYS}{}-", key(repository.name.as_str()))
+}
+
+/// Raises and ends the alarms of one repository.
+fn judge_keys(repository: &Repository, slots: &[KeySlot], most: Duration, surroundings: &Surroundings) -> Result<()> {
+    let (state, now, prefix) = (&surroundings.state, surroundings.clock.now(), prefix(repository));
+    let aged = key_age::aged(repository.name.as_str(), slots, most, now);
+    let keys: Vec<String> = aged.iter().map(|aged| format!("{prefix}{}", key(&aged.id))).collect();
+    for (key, aged) in keys.iter().zip(aged) {
+        alarms::raise(state, key, &Alarm { kind: "expiring".to_owned(), plan: None, message: aged.message, since: now })?;
+    }
+    for gone in alarms::keys(state)?.iter().filter(|known| known.starts_with(&prefix) && !keys.contains(known)) {
+        alarms::clear(state, gone)?;
     }
     Ok(())
 }
@@ -306,7 +327,12 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+    use crate::clock::SystemClock;
+    use crate::event::{Cancel, Silent};
+    use crate::ops::CommitGate;
 
     fn at(text: &str) -> DateTime<Utc> {
         text.parse().unwrap()
@@ -333,6 +359,63 @@ mod tests {
         for end in 0..bytes.len() {
             let _ = not_after(&bytes[..end]);
         }
+    }
+
+    #[test]
+    fn a_repository_that_hangs_hides_no_key_of_another_and_keeps_what_stands_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display();
+        let secret = folder.path().join("passphrase");
+        std::fs::write(&secret, "correct horse battery staple").unwrap();
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+        // It takes connections and never answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let secret = format!("{{ file = \"{path}/passphrase\" }}");
+        let text = format!(
+            "version = 1\n[repository.hangs]\nurl = \"s3://nowhere/r\"\nendpoint = \"http://{}\"\nregion = \"us-east-1\"\n\
+             access_key = {secret}\nsecret_key = {secret}\npassphrase = {secret}\nmax_key_age = \"1d\"\n\
+             [repository.main]\nurl = \"file://{path}/main\"\npassphrase = {secret}\nmax_key_age = \"1d\"\n\
+             [repository.off]\nurl = \"file://{path}/off\"\npassphrase = {secret}\n\
+             [source.a]\nkind = \"files\"\npath = \"/nowhere\"\n[plan.p]\nsource = \"a\"\nrepository = \"main\"\n",
+            silent.local_addr().unwrap()
+        );
+        std::fs::create_dir(folder.path().join("plans")).unwrap();
+        std::fs::write(folder.path().join("plans/p.toml"), text).unwrap();
+        let plans = Plans::load(&[folder.path().join("plans")]).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let surroundings = Surroundings {
+            state: folder.path().join("state"),
+            runtime: runtime.handle().clone(),
+            clock: Arc::new(SystemClock),
+            progress: Arc::new(Silent),
+            cancel: Cancel::default(),
+            gate: CommitGate::default(),
+        };
+        let main = plans.repositories.values().find(|repository| repository.name.as_str() == "main").unwrap();
+        crate::ops::init::run(&resolve::repository(main).unwrap(), &surroundings).unwrap();
+        let stands =
+            || -> Vec<String> { alarms::keys(&surroundings.state).unwrap().into_iter().filter(|key| key.starts_with(KEYS)).collect() };
+        let old = Alarm { kind: "expiring".to_owned(), plan: None, message: "old".to_owned(), since: at("2026-11-28T12:00:00Z") };
+        for key in ["hangs-a", "main-gone", "off-a", "other-a"] {
+            alarms::raise(&surroundings.state, &format!("{KEYS}{key}"), &old).unwrap();
+        }
+        let pace = Pace { patience: Duration::from_secs(2), stalled: Duration::from_millis(100) };
+        let unanswered = Unanswered::default();
+        keys(&plans, &unanswered, pace, &surroundings).unwrap();
+        let told = stands();
+        let of = |name: &str| told.iter().filter(|key| key.starts_with(&format!("{KEYS}{name}-"))).count();
+        // The passphrase's slot and the recovery key's, which are of one day at once; of the one that hangs what stood before.
+        assert_eq!((of("main"), of("hangs"), told.len()), (2, 1, 3), "{told:?}");
+        assert!(!told.contains(&format!("{KEYS}main-gone")), "{told:?}");
+        // It is not asked again while it hangs, so nobody waits for it.
+        let hangs = plans.repositories.values().find(|repository| repository.name.as_str() == "hangs").unwrap();
+        assert!(unanswered.has(&hangs.name));
+        let patient = Pace { patience: Duration::from_hours(1), ..pace };
+        let began = std::time::Instant::now();
+        keys(&plans, &unanswered, patient, &surroundings).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        assert_eq!(stands(), told);
+        runtime.shutdown_background();
     }
 
     #[test]

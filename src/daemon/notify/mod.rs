@@ -44,7 +44,7 @@ use crate::daemon::notify::send::Parcel;
 use crate::daemon::notify::teller::Teller;
 use crate::daemon::notify::watch::Watch;
 use crate::daemon::owner;
-use crate::daemon::status::{NotifierStatus, Problem, Status};
+use crate::daemon::status::{NotifierStatus, Problem, Status, Unanswered};
 use crate::error::{Error, Result};
 use crate::id::RunId;
 use crate::ops::resolve::Surroundings;
@@ -58,7 +58,8 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Latest(Arc<Mutex<Option<Arc<Status>>>>);
 
 impl Latest {
-    /// `None` until all plans were judged once. The repositories' part is at most a quarter of an hour old.
+    /// `None` until all plans were judged once. The repositories' part is at most half an hour old: of what could not be asked for longer
+    /// this is said.
     #[must_use]
     pub fn get(&self) -> Option<Arc<Status>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -176,8 +177,12 @@ impl Telling {
             let name = format!("notify-{}", notifier.name);
             self.threads.push(thread(name, move || deliver::run(&notifier, &outbox, &surroundings, &bell))?);
         }
-        let (rung, kept_plans, kept) = (Arc::clone(&self.bell), plans.clone(), surroundings.clone());
+        // A repository or a server that hangs keeps nobody from looking at secrets.
+        let own = Surroundings { cancel: self.bell.cancel(), ..surroundings.clone() };
+        let (rung, kept_plans, kept) = (Arc::clone(&self.bell), plans.clone(), own.clone());
         self.threads.push(thread("expiry".to_owned(), move || look_for_ends(&kept_plans, &kept, &rung))?);
+        let (rung, kept_plans) = (Arc::clone(&self.bell), plans.clone());
+        self.threads.push(thread("secrets".to_owned(), move || look_at_secrets(&kept_plans, &own, &rung))?);
         let watch = Watch {
             plans: plans.clone(),
             control: context.control.clone(),
@@ -186,7 +191,7 @@ impl Telling {
             outbox: Arc::clone(outbox),
             teller: Teller::new(plans, Arc::clone(&context.journal)),
             left: BTreeSet::new(),
-            asker: Asker::start(plans, surroundings),
+            asker: Asker::start(plans, surroundings)?,
             latest: latest.clone(),
             judged: None,
             statuses: BTreeMap::new(),
@@ -262,20 +267,34 @@ fn look_on(mut watch: Watch, bell: &Arc<Bell>) {
     }
 }
 
-/// Looks at certificates, and (each minute) at secrets of notifiers, until the end is asked for.
+/// How often it is looked whether something is due to be looked at, and at secrets.
+const GLANCE: Duration = Duration::from_mins(1);
+
+/// Looks at keys and certificates until the end is asked for.
 fn look_for_ends(plans: &Plans, surroundings: &Surroundings, bell: &Bell) {
+    let unanswered = Unanswered::default();
     let mut last: Option<Instant> = None;
     while !bell.is_stopping() {
         if last.is_none_or(|last| last.elapsed() >= expiry::EVERY) {
             last = Some(Instant::now());
-            if let Err(error) = expiry::look(plans, surroundings) {
-                tracing::error!(error = ?error, "certificates that end soon cannot be told of");
+            let looked = expiry::look(plans, &unanswered, surroundings);
+            if let Err(error) = looked
+                && !bell.is_stopping()
+            {
+                tracing::error!(error = ?error, "what ends soon cannot be told of");
             }
         }
+        bell.wait(bell.times(), GLANCE);
+    }
+}
+
+/// Looks at secrets of notifiers until the end is asked for.
+fn look_at_secrets(plans: &Plans, surroundings: &Surroundings, bell: &Bell) {
+    while !bell.is_stopping() {
         if let Err(error) = secrets::look(plans, surroundings) {
             tracing::error!(error = ?error, "notifiers whose secrets cannot be had cannot be told of");
         }
-        bell.wait(bell.times(), Duration::from_mins(1));
+        bell.wait(bell.times(), GLANCE);
     }
 }
 

@@ -17,12 +17,12 @@ use crate::daemon::control::{Control, Phase, Trouble};
 use crate::daemon::gone;
 use crate::daemon::journal::{Filter, Journal, Run, State};
 use crate::daemon::notify::Latest;
-use crate::daemon::notify::ask::Asker;
+use crate::daemon::notify::ask::{Answer, Asker};
 use crate::daemon::notify::outbox::{Found, Outbox, SeenRun};
 use crate::daemon::notify::step::{self, Noticed, Observed, Seen, Standing};
 use crate::daemon::notify::teller::Teller;
 use crate::daemon::scheduler::PastSlot;
-use crate::daemon::status::{self, Asked, Heard, PlanStatus, Problem, Status};
+use crate::daemon::status::{self, Heard, PlanStatus, Problem, Status};
 use crate::error::Result;
 use crate::id::{Name, RunId};
 use crate::ops::resolve::Surroundings;
@@ -217,13 +217,13 @@ impl Watch {
         }
         let of_runs: BTreeSet<&Name> = runs.iter().map(|run| &run.plan).collect();
         let wanted = self.plans.plans.values().filter(|plan| all || of_runs.contains(&plan.name));
-        let answers: Vec<(Arc<Plan>, Asked)> = self.asker.answers(wanted);
+        let answers: Vec<Answer> = self.asker.answers(wanted);
         // Later than the repositories: what they had to say of a run is there.
-        let answered: Vec<&Plan> = answers.iter().map(|(plan, _)| plan.as_ref()).collect();
+        let answered: Vec<&Plan> = answers.iter().map(|answer| answer.plan.as_ref()).collect();
         let heard = Heard::ask(&answered, &self.journal, now)?;
-        for (plan, asked) in answers {
-            // What only the repository knows is not over because it cannot be asked.
-            let whole = asked.is_ok();
+        for Answer { plan, asked, current } in answers {
+            // What only the repository knows is not over because it cannot be asked, or has not been asked since the last run.
+            let whole = asked.is_ok() && current;
             let mut status = status::view(&plan, Some(&heard), Some(asked), &self.surroundings, now);
             let mut seen = step::seen_of_status(&status, &retried(&plan, &heard, now));
             if !self.teller.tells(&plan, now)? {

@@ -10,6 +10,7 @@ use crate::daemon::status::copies::{self, Held};
 use crate::daemon::status::reports::Reports;
 use crate::daemon::status::{CopyStatus, Problem, Stored, Unasked};
 use crate::error::{Error, Kind, Result};
+use crate::event::Pulse;
 use crate::id::Name;
 use crate::ops::log::reach::reach;
 use crate::ops::resolve::{self, Surroundings};
@@ -103,22 +104,26 @@ fn questions(own: &[Arc<Plan>], copied: &[Arc<Plan>]) -> Vec<Question> {
 /// # Errors
 /// `Interrupted`.
 pub(super) fn ask_all(plans: &[Arc<Plan>], surroundings: &Surroundings) -> Result<Answers> {
-    ask_beside(questions(plans, plans), surroundings, |_| ())
+    ask_beside(questions(plans, plans), &Pulse::default(), surroundings, |_| ())
 }
 
 /// The same; what `begun` makes is dropped when a repository has said everything, however long that takes.
+///
+/// # Errors
+/// `Interrupted`, and nothing else.
 fn ask_beside<G>(
     questions: Vec<Question>,
+    pulse: &Pulse,
     surroundings: &Surroundings,
     begun: impl Fn(&Question) -> G + Clone + Send + 'static,
 ) -> Result<Answers> {
     let questions: Vec<Arc<Question>> = questions.into_iter().map(Arc::new).collect();
     let of_thread = surroundings.clone();
-    let ask = move |question: &Arc<Question>, tell: &dyn Fn(Option<Answer>)| {
+    let ask = move |question: &Arc<Question>, pulse: &Pulse, tell: &dyn Fn(Answer)| {
         let _until_it_ends = begun(question);
-        put(question, &of_thread, tell);
+        put(question, pulse, &of_thread, tell);
     };
-    let said = beside::ask(questions.clone(), Pace::STATUS, &surroundings.cancel, ask)?;
+    let said = beside::ask(questions.clone(), Pace::STATUS, pulse, &surroundings.cancel, ask)?;
     let mut answers = Answers::default();
     for (question, said) in questions.iter().zip(said) {
         answers.take(question, said);
@@ -126,18 +131,23 @@ fn ask_beside<G>(
     Ok(answers)
 }
 
-/// Copies that were asked and have not answered yet, though nobody waits for them any more: one that hangs for good is not asked again.
+/// Repositories that were asked and have not answered yet, though nobody waits for them any more: one that hangs for good is not asked again.
 #[derive(Debug, Clone, Default)]
 pub struct Unanswered(Arc<Mutex<BTreeSet<Name>>>);
 
-struct Begun(Unanswered, Name);
+/// Until it is dropped a repository has not answered.
+pub(in crate::daemon) struct Begun(Unanswered, Name);
 
 impl Unanswered {
     fn names(&self) -> MutexGuard<'_, BTreeSet<Name>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, name: &Name) -> Begun {
+    pub(in crate::daemon) fn has(&self, name: &Name) -> bool {
+        self.names().contains(name)
+    }
+
+    pub(in crate::daemon) fn begin(&self, name: &Name) -> Begun {
         self.names().insert(name.clone());
         Begun(self.clone(), name.clone())
     }
@@ -150,46 +160,44 @@ impl Drop for Begun {
 }
 
 /// Asks the one repository of all these plans, for as long as that takes, then their copies, of which one that hangs is not waited for. `unanswered`
-/// is of those who ask about these plans: they ask one after the other. Without an answer when it was interrupted.
+/// is of those who ask about these plans: they ask one after the other. The pulse beats unless the repository hangs. Without an answer when it was
+/// interrupted.
 #[must_use]
-pub fn ask(plans: &[Arc<Plan>], unanswered: &Unanswered, surroundings: &Surroundings) -> Vec<(Name, Asked)> {
+pub fn ask(plans: &[Arc<Plan>], unanswered: &Unanswered, pulse: &Pulse, surroundings: &Surroundings) -> Vec<(Name, Asked)> {
     let mut answers = Answers::default();
     for question in questions(plans, &[]) {
         let told = RefCell::new(Vec::new());
-        put(&question, surroundings, &|answer| told.borrow_mut().extend(answer));
+        put(&question, pulse, surroundings, &|answer| told.borrow_mut().push(answer));
         answers.take(&question, Said { answers: told.into_inner(), why: None });
     }
     // Of what could not be asked nobody looks at the copies.
     let copied: Vec<Arc<Plan>> =
         plans.iter().filter(|plan| answers.own.get(&plan.name).is_some_and(std::result::Result::is_ok)).cloned().collect();
-    let hangs = unanswered.names().clone();
     let (hang, free): (Vec<_>, Vec<_>) =
-        questions(&[], &copied).into_iter().partition(|question| hangs.contains(&question.repository.name));
+        questions(&[], &copied).into_iter().partition(|question| unanswered.has(&question.repository.name));
     for question in hang {
         let message = "it was asked before and has still not answered".to_owned();
         answers.take(&question, Said { answers: Vec::new(), why: Some(Unasked { kind: Kind::Unavailable, message, secret: false }) });
     }
     let unanswered = unanswered.clone();
-    match ask_beside(free, surroundings, move |question| unanswered.begin(&question.repository.name)) {
+    match ask_beside(free, pulse, surroundings, move |question| unanswered.begin(&question.repository.name)) {
         Ok(more) => answers.copies.extend(more.copies),
-        Err(error) => {
-            tracing::debug!(error = ?error, "copies are not asked");
-            return Vec::new();
-        }
+        // It was interrupted.
+        Err(_) => return Vec::new(),
     }
     plans.iter().map(|plan| (plan.name.clone(), answers.of(plan, surroundings))).collect()
 }
 
-/// Asks one repository all of it; each answer as it comes, and a sign when it is open.
-fn put(question: &Question, surroundings: &Surroundings, tell: &dyn Fn(Option<Answer>)) {
+/// Asks one repository all of it; each answer as it comes. The pulse beats as long as it goes on.
+fn put(question: &Question, pulse: &Pulse, surroundings: &Surroundings, tell: &dyn Fn(Answer)) {
     let asked = surroundings.clock.now();
     let refuse_own = |error: &Error, secret| {
         let why = Unasked { kind: error.kind(), message: format!("{error:?}"), secret };
-        question.own.iter().for_each(|plan| tell(Some(Answer::Own(plan.name.clone(), Err(why.clone())))));
+        question.own.iter().for_each(|plan| tell(Answer::Own(plan.name.clone(), Err(why.clone()))));
     };
     let refuse_copied = |error: &Error, secret| {
         let why = Unasked { kind: error.kind(), message: explain(error), secret };
-        question.copied.iter().for_each(|plan| tell(Some(Answer::Copy(plan.name.clone(), Err(why.clone())))));
+        question.copied.iter().for_each(|plan| tell(Answer::Copy(plan.name.clone(), Err(why.clone()))));
     };
     let refuse = |error: &Error, secret| {
         refuse_own(error, secret);
@@ -200,11 +208,10 @@ fn put(question: &Question, surroundings: &Surroundings, tell: &dyn Fn(Option<An
         // All that it does is to get secrets.
         Err(error) => return refuse(&error, true),
     };
-    let repository = match settings.open(surroundings) {
+    let repository = match settings.open_watched(surroundings, pulse) {
         Ok(repository) => repository,
         Err(error) => return refuse(&error, false),
     };
-    tell(None);
     let changed = settings.changed(&repository, surroundings);
     let names = |plans: &[Arc<Plan>]| plans.iter().map(|plan| plan.name.clone()).collect::<Vec<Name>>();
     if !question.own.is_empty() {
@@ -217,7 +224,7 @@ fn put(question: &Question, surroundings: &Surroundings, tell: &dyn Fn(Option<An
                     let stored = found.and_then(|found| stored(plan, found, &repository, &reports));
                     let stored = stored.map(|stored| Stored { asked: Some(asked), changed: changed.clone(), ..stored });
                     let unasked = |error: Error| Unasked { kind: error.kind(), message: format!("{error:?}"), secret: false };
-                    tell(Some(Answer::Own(plan.name.clone(), stored.map_err(unasked))));
+                    tell(Answer::Own(plan.name.clone(), stored.map_err(unasked)));
                 }
             }
             Err(error) => refuse_own(&error, false),
@@ -230,7 +237,7 @@ fn put(question: &Question, surroundings: &Surroundings, tell: &dyn Fn(Option<An
                 for (name, found) in names.into_iter().zip(found) {
                     let held = found.map(|(manifests, lost)| Held::of(&manifests, &lost, changed.clone()));
                     let unasked = |error: Error| Unasked { kind: error.kind(), message: explain(&error), secret: false };
-                    tell(Some(Answer::Copy(name, held.map_err(unasked))));
+                    tell(Answer::Copy(name, held.map_err(unasked)));
                 }
             }
             Err(error) => refuse_copied(&error, false),
@@ -299,9 +306,9 @@ mod tests {
         }
         let plans: Vec<Arc<Plan>> = plans.plans.values().cloned().collect();
         let (crm, plain) = (&plans[0], &plans[1]);
-        let unanswered = Unanswered::default();
+        let (unanswered, pulse) = (Unanswered::default(), Pulse::default());
         let asked = || -> BTreeMap<Name, Arc<Stored>> {
-            ask(&plans, &unanswered, &surroundings).into_iter().map(|(name, asked)| (name, asked.unwrap())).collect()
+            ask(&plans, &unanswered, &pulse, &surroundings).into_iter().map(|(name, asked)| (name, asked.unwrap())).collect()
         };
         let hangs = unanswered.begin(&crm.copies[0].to.name);
         let told = asked();
@@ -309,6 +316,7 @@ mod tests {
         assert_eq!((of_crm.copies[0].reachable, of_crm.copy_problems[0].kind.as_str()), (false, "copy-unreachable"));
         assert!(of_crm.copy_problems[0].message.contains("has still not answered"));
         assert_eq!((&told[&plain.name].copies, &told[&plain.name].copy_problems), (&vec![], &vec![]));
+        assert!(pulse.beats() > 0, "whoever asks is told that it goes on");
         drop(hangs);
         let told = asked();
         assert_eq!((told[&crm.name].copies[0].reachable, &told[&crm.name].copy_problems), (true, &vec![]));

@@ -35,13 +35,16 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     };
     let newest = stored.and_then(|stored| select::latest(&stored.manifests));
     let journal_backup = facts.last_backup.as_ref();
-    let recovery_point = if stored.is_some() { newest.map(|manifest| manifest.time) } else { journal_backup.map(|run| run.started) };
     let whole_run = facts.last_whole_backup.as_ref();
+    // What the repository cannot have told, because it was not asked or not asked since, the journal tells.
+    let untold = |run: &&Run| stored.is_none_or(|stored| ended_later(run, stored) && !has_snapshot_of(stored, run));
+    let (backup_later, whole_later) = (journal_backup.filter(untold), whole_run.filter(untold));
+    let recovery_point = newest.map(|manifest| manifest.time).max(backup_later.map(|run| run.started));
     let without_gap = stored.and_then(|stored| stored.manifests.iter().filter(|m| gaps(plan, m).is_empty()).map(|m| m.time).max());
     let gone_back = stored.and_then(|stored| gone_back(stored, journal_backup?));
     let last_success = without_gap.max(whole_run.filter(|_| gone_back.is_none()).and_then(|run| run.ended));
     let whole = stored.and_then(|stored| newest_whole(plan, stored));
-    let whole_point = if stored.is_some() { whole.map(|manifest| manifest.time) } else { whole_run.map(|run| run.started) };
+    let whole_point = whole.map(|manifest| manifest.time).max(whole_later.map(|run| run.started));
     let data_loss_ms = whole_point.and_then(|point| select::age_ms(point, now));
     let drills = stored.map(|stored| drills(plan, stored)).unwrap_or_default();
     let recovery_time_ms = drills.iter().rev().find_map(|(_, drill)| drill.as_ref()?.recovery_time_ms);
@@ -50,7 +53,8 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     if recovery_point.is_none() && stored.is_some() {
         problems.push(Problem::new("never-backed-up", "there is no snapshot: nothing can be restored"));
     }
-    problems.extend(newest.and_then(|newest| incomplete(plan, newest)));
+    // A later one that is incomplete says so by its run.
+    problems.extend(newest.filter(|_| backup_later.is_none()).and_then(|newest| incomplete(plan, newest)));
     problems.extend(clock(stored.map_or(&[], |stored| &stored.manifests), recovery_point, now));
     problems.extend(facts.overdue.iter().map(|(job, due)| overdue(*job, *due, &facts.running)));
     problems.extend(facts.running.iter().filter_map(|run| too_long(run, &facts.usual, now)));
@@ -88,16 +92,12 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     PlanStatus {
         name: plan.name.to_string(),
         last_success,
-        snapshot: newest
-            .map(|manifest| manifest.id.to_string())
-            .or_else(|| journal_backup.and_then(|run| run.snapshot.clone()).filter(|_| stored.is_none())),
+        snapshot: backup_later.and_then(|run| run.snapshot.clone()).or_else(|| newest.map(|manifest| manifest.id.to_string())),
         recovery_point,
-        whole_snapshot: whole
-            .map(|manifest| manifest.id.to_string())
-            .or_else(|| whole_run.and_then(|run| run.snapshot.clone()).filter(|_| stored.is_none())),
+        whole_snapshot: whole_later.and_then(|run| run.snapshot.clone()).or_else(|| whole.map(|manifest| manifest.id.to_string())),
         whole_point,
         snapshots: stored.map_or(0, |stored| u64::try_from(stored.manifests.len()).unwrap_or(u64::MAX)),
-        restorable_from: stored.map_or(whole_point, |stored| oldest_whole(plan, stored)),
+        restorable_from: stored.and_then(|stored| oldest_whole(plan, stored)).or(whole_point),
         restorable_to: whole_point,
         bytes_source: whole.map(bytes),
         data_loss_ms,
@@ -115,6 +115,16 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
         copies: Vec::new(),
         problems,
     }
+}
+
+/// Whether the repository was asked before the run ended: what it did need not be in the answer.
+fn ended_later(run: &Run, stored: &Stored) -> bool {
+    run.ended.zip(stored.asked).is_some_and(|(ended, asked)| ended > asked)
+}
+
+fn has_snapshot_of(stored: &Stored, run: &Run) -> bool {
+    let id = run.snapshot.as_deref().and_then(|id| id.parse::<SnapshotId>().ok());
+    id.is_some_and(|id| stored.manifests.iter().any(|manifest| manifest.id == id))
 }
 
 /// The last backup's snapshot is not there, and none that is newer: nobody removes the newest on purpose. `None` where the plan has no snapshot at all (that is told
@@ -338,7 +348,9 @@ pub(in crate::daemon::status) fn objectives(plan: &Plan, data_loss_ms: Option<u6
 /// The last stored drill, and a later one of this host whose report is not in the repository: nothing but the journal knows of it.
 fn drill_problems(facts: &Facts, stored: Option<&Stored>, drills: &[(&ReportRecord, Option<DrillReport>)]) -> Vec<Problem> {
     let mut problems = Vec::new();
-    if let Some((record, drill)) = drills.last().filter(|(record, _)| !record.passed) {
+    let later = |run: &Run| stored.is_some_and(|stored| ended_later(run, stored));
+    let passed_later = facts.last.iter().any(|run| run.job == Job::Drill && run.state == State::Succeeded && later(run));
+    if let Some((record, drill)) = drills.last().filter(|(record, _)| !record.passed && !passed_later) {
         let (verdict, why) = match drill {
             Some(drill) => (drill.verdict.word(), drill.reasons.first().cloned().unwrap_or_default()),
             None => ("not passed", "its report is of a later version of the program".to_owned()),
@@ -349,10 +361,10 @@ fn drill_problems(facts: &Facts, stored: Option<&Stored>, drills: &[(&ReportReco
         && let Some(report) = &run.report
         && drills.iter().all(|(record, _)| record.id.to_string() != *report && !(record.passed && record.time > run.started))
     {
-        let where_ = if stored.is_some() {
-            "its report is not in the repository, or cannot be read there"
-        } else {
-            "its report could not be looked for"
+        let where_ = match stored {
+            Some(_) if later(run) => "its report was not looked for yet",
+            Some(_) => "its report is not in the repository, or cannot be read there",
+            None => "its report could not be looked for",
         };
         problems.push(Problem::of(
             "drill-failed",

@@ -247,6 +247,55 @@ fn a_repository_that_went_back_to_an_older_state_is_no_success() {
 }
 
 #[test]
+fn an_answer_that_is_older_than_the_last_runs_is_made_up_by_what_the_journal_says() {
+    let incomplete = manifest("10:00:00", "db", &["users"]);
+    let failed = drill("10:10:00", incomplete.id, false);
+    let new = manifest("11:30:00", "db", &[]);
+    let ended = |job, time: &str, state, snapshot: Option<&Manifest>| {
+        ran(job, time, Some(Ending { snapshot: snapshot.map(|made| made.id.to_string()), ..Ending::new(state) }))
+    };
+    let backup = ended(Job::Backup, "11:30:00", State::Succeeded, Some(&new));
+    let passed = ended(Job::Drill, "11:40:00", State::Succeeded, None);
+    let stored = |asked: &str, manifests: &[&Manifest]| {
+        let mut facts = facts(&manifests.iter().map(|made| (*made).clone()).collect::<Vec<_>>(), std::slice::from_ref(&failed));
+        let Some(Ok(stored)) = facts.repository.as_mut() else { panic!() };
+        Arc::make_mut(stored).asked = Some(at(asked));
+        let backup = Some(backup.clone());
+        Facts { last: vec![backup.clone().unwrap(), passed.clone()], last_backup: backup.clone(), last_whole_backup: backup, ..facts }
+    };
+    // It was asked before both: neither the old gap nor the old drill is what stands, and nothing is lost that was backed up since.
+    let status = judged(&stored("11:00:00", &[&incomplete]));
+    assert_eq!(kinds(&status), ["never-proven"], "what proves it is only in the repository: {status:?}");
+    assert_eq!((status.whole_point, status.recovery_point), (Some(at("11:30:00")), Some(at("11:30:00"))));
+    assert_eq!((status.snapshot, status.whole_snapshot), (Some(new.id.to_string()), Some(new.id.to_string())));
+    assert_eq!((status.data_loss_ms, status.repository_reachable), (Some(1_800_000), true));
+    // Nothing was there at all.
+    assert_eq!(kinds(&judged(&stored("11:00:00", &[]))), ["never-proven"]);
+    // It was asked after both: what it says is how it is.
+    let status = judged(&stored("11:50:00", &[&incomplete]));
+    assert_eq!((status.recovery_point, status.snapshot.clone()), (Some(incomplete.time), Some(incomplete.id.to_string())));
+    assert!(
+        ["incomplete", "drill-failed", "data-loss-objective", "damaged"].iter().all(|kind| kinds(&status).contains(kind)),
+        "{status:?}"
+    );
+    // The snapshot was committed before it was asked, and the run closed after: the repository knows best.
+    let harmed = stored("11:00:00", &[&incomplete, &new]);
+    let Some(Ok(repository)) = &harmed.repository else { panic!() };
+    let damage = crate::ops::damage::standing(&[verify("10:50:00", Some(100), &[new.id])], None);
+    let repository = Stored { standing: Arc::new(damage), ..Stored::clone(repository) };
+    let status = judged(&Facts { repository: Some(Ok(Arc::new(repository))), ..harmed });
+    assert_ne!(status.whole_snapshot, Some(new.id.to_string()), "{status:?}");
+    // A drill that failed later is told at once.
+    let error = ErrorRecord { kind: "differs".into(), message: "content differs".into(), causes: vec![], hint: None };
+    let ending = Ending { error: Some(error), report: Some(ReportId::generate(at("11:45:00")).to_string()), ..Ending::new(State::Failed) };
+    let run = ran(Job::Drill, "11:45:00", Some(ending));
+    let known = stored("11:00:00", &[&incomplete]);
+    let status = judged(&Facts { last: vec![backup.clone(), run.clone()], failed_drill: Some(run), ..known });
+    let told: Vec<&str> = status.problems.iter().filter(|one| one.kind == "drill-failed").map(|one| one.message.as_str()).collect();
+    assert!(told.len() == 2 && told[1].contains("was not looked for yet"), "{told:?}");
+}
+
+#[test]
 fn what_is_no_content_or_known_to_be_damaged_counts_accordingly() {
     let mut made = manifest("11:30:00", "db", &["a"]);
     made.sources[0].finish["problems"][0]["kind"] = json!("changed-while-read");

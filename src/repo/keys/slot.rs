@@ -5,7 +5,8 @@
 //! a wrong one is told apart from damage. From the secret also follows a key pair whose public half stands in the slot: a rotation seals the
 //! next generation to it without knowing the secret. Version 1 (passphrases and one generation, no key pair) is read.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use lifeboat_cipher::Cipher;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::event::Pulse;
 use crate::repo::format::RepositoryId;
 use crate::repo::keys::hpke_box::{self, KeyPair};
 use crate::repo::keys::text::{self, Prefix};
@@ -315,19 +317,21 @@ impl StoredSlot {
     /// `Damaged` when the passphrase is right (or cannot be told) but the slot's content is not what was stored.
     #[cfg(test)]
     pub fn open(&self, repository: RepositoryId, passphrase: &Passphrase) -> Result<Option<Keys>> {
-        self.answers_to(repository, &passphrase.credential()?)?.map(|opened| self.unseal(repository, &opened)).transpose()
+        self.answers_to(repository, &passphrase.credential()?, &Pulse::default())?
+            .map(|opened| self.unseal(repository, &opened))
+            .transpose()
     }
 
-    /// Tells by the slot's commitment whether it opens with this; gives what [`Self::unseal`] needs.
+    /// Tells by the slot's commitment whether it opens with this; gives what [`Self::unseal`] needs. The pulse beats while it waits for its turn.
     ///
     /// # Errors
     /// `Damaged` when it cannot be told.
-    pub fn answers_to(&self, repository: RepositoryId, credential: &Credential) -> Result<Option<Opened>> {
+    pub fn answers_to(&self, repository: RepositoryId, credential: &Credential, pulse: &Pulse) -> Result<Option<Opened>> {
         let stretched = |salt: &str, memory_kib: u32, passes: u32, lanes: u32, passphrase: &str| {
             if memory_kib > ARGON_MEMORY_KIB_MAX || passes > ARGON_PASSES_MAX {
                 return Err(self.damaged("asks for too much memory or time"));
             }
-            stretch(salt, memory_kib, passes, lanes, passphrase).map_err(|e| self.damaged(&e))
+            stretch(salt, memory_kib, passes, lanes, passphrase, pulse).map_err(|e| self.damaged(&e))
         };
         let (secret, told, pair) = match (&self.stored, credential) {
             (Stored::One(one), Credential::Passphrase(passphrase)) => {
@@ -468,7 +472,7 @@ fn close(lock: &Lock<'_>, repository: RepositoryId, role: Role) -> Result<(Store
                     return Err(Error::new(Kind::Usage, "the passphrase is shorter than eight characters")
                         .hint("use a longer one, for example several random words"));
                 }
-                let secret = stretch(&salt, ARGON_MEMORY_KIB, ARGON_PASSES, ARGON_LANES, &text)
+                let secret = stretch(&salt, ARGON_MEMORY_KIB, ARGON_PASSES, ARGON_LANES, &text, &Pulse::default())
                     .map_err(|e| Error::new(Kind::Bug, format!("derive a slot key: {e}")))?;
                 let public = slot_pair(&secret).public;
                 let lock = StoredLock::Passphrase { salt, memory_kib: ARGON_MEMORY_KIB, passes: ARGON_PASSES, lanes: ARGON_LANES };
@@ -497,13 +501,49 @@ fn recipient_associated(repository: RepositoryId, role: Role) -> Vec<u8> {
     format!("lifeboat v1 slot secret\n{repository}\n{role}\n").into_bytes()
 }
 
-fn stretch(salt: &str, memory_kib: u32, passes: u32, lanes: u32, passphrase: &str) -> Result<Zeroizing<[u8; 32]>, String> {
-    // One after the other: each takes `memory_kib` and every processor, and a daemon may begin a hundred runs in the same second.
-    static TURN: Mutex<()> = Mutex::new(());
+/// One after the other: each derivation takes its memory and every processor, and a daemon may begin a hundred runs in the same second.
+struct Turn {
+    taken: Mutex<bool>,
+    free: Condvar,
+}
+
+/// Whose turn it is; until it is dropped.
+struct Taken<'a>(&'a Turn);
+
+impl Turn {
+    const fn new() -> Self {
+        Self { taken: Mutex::new(false), free: Condvar::new() }
+    }
+
+    /// Waits for it. The pulse beats each `often` meanwhile, for every derivation comes to its end, and when it is obtained.
+    fn take(&self, pulse: &Pulse, often: Duration) -> Taken<'_> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        while *taken {
+            taken = self.free.wait_timeout(taken, often).unwrap_or_else(PoisonError::into_inner).0;
+            pulse.beat();
+        }
+        *taken = true;
+        pulse.beat();
+        Taken(self)
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.free.notify_one();
+    }
+}
+
+/// How often one who waits for its turn says so: soon enough for whoever takes silence for hanging.
+const OFTEN: Duration = Duration::from_secs(1);
+
+fn stretch(salt: &str, memory_kib: u32, passes: u32, lanes: u32, passphrase: &str, pulse: &Pulse) -> Result<Zeroizing<[u8; 32]>, String> {
+    static TURN: Turn = Turn::new();
     let salt = hex::decode(salt).map_err(|e| e.to_string())?;
     let params = argon2::Params::new(memory_kib, passes, lanes, Some(32)).map_err(|e| e.to_string())?;
     let mut out = Zeroizing::new([0u8; 32]);
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = TURN.take(pulse, OFTEN);
     argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params)
         .hash_password_into(passphrase.as_bytes(), &salt, &mut *out)
         .map_err(|e| e.to_string())?;
@@ -527,4 +567,39 @@ fn slot_pair(secret: &[u8; 32]) -> KeyPair {
 fn slot_cipher(secret: &[u8; 32]) -> Cipher {
     let key = Zeroizing::new(blake3::derive_key("lifeboat v1 slot wrap", secret));
     Cipher::new(&key)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn whoever_waits_for_its_turn_is_not_silent() {
+        let (turn, pulse) = (Turn::new(), Pulse::default());
+        let held = turn.take(&Pulse::default(), OFTEN);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| drop(turn.take(&pulse, Duration::from_millis(1))));
+            let began = Instant::now();
+            while pulse.beats() < 5 {
+                assert!(began.elapsed() < Duration::from_mins(1), "{} signs", pulse.beats());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert!(!waits.is_finished());
+            drop(held);
+        });
+        // And the next one need not wait.
+        drop(turn.take(&pulse, OFTEN));
+    }
+
+    #[test]
+    fn a_derivation_gives_a_sign_when_it_begins() {
+        let (repository, passphrase) = (RepositoryId([7; 16]), Passphrase::new("correct horse battery staple"));
+        let slot =
+            StoredSlot::create(&Keys::generate(), repository, Role::Reader, "a", &Lock::Passphrase(&passphrase), Utc::now()).unwrap();
+        let pulse = Pulse::default();
+        assert!(slot.answers_to(repository, &passphrase.credential().unwrap(), &pulse).unwrap().is_some());
+        assert!(pulse.beats() >= 1);
+    }
 }

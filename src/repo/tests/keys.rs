@@ -541,7 +541,9 @@ fn everything_that_a_writer_host_has_opens_no_data() {
     for key in bench.keys("keys/").iter().filter(|key| !key.contains(['.', '-'])) {
         let slot = StoredSlot::from_json(&get(&bench, key)).unwrap();
         for attempt in &tries {
-            let Some(opened) = slot.answers_to(host.id(), &attempt.credential().unwrap()).unwrap() else { continue };
+            let Some(opened) = slot.answers_to(host.id(), &attempt.credential().unwrap(), &crate::event::Pulse::default()).unwrap() else {
+                continue;
+            };
             assert!(slot.id == own && slot.unseal(host.id(), &opened).unwrap().role == Role::Writer, "{key}");
         }
     }
