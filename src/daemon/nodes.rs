@@ -195,7 +195,7 @@ pub(super) fn run(context: &Context, membership: &Membership) {
         }
         continue_after(every, cancel);
     }
-    if let Err(error) = journal.check_out() {
+    if let Err(error) = journal.check_out(context.surroundings.clock.now()) {
         tracing::warn!(error = ?error, "this node could not say that it ends; the others notice");
     }
 }
