@@ -34,7 +34,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress, Reason};
 use crate::id::{Name, RunId};
 use crate::ops::resolve::Surroundings;
-use crate::plan::{Plan, PlanErrors, Plans, Sound};
+use crate::plan::{Plan, Plans, Sound};
 
 /// How soon a signal is noticed.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(200);
@@ -118,11 +118,13 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     // Before they are read: a change in between is seen at the next look.
     let print = Print::of(&setup.paths);
     let sound = Sound::load(&setup.paths)?;
-    let errors = sound.errors.clone();
+    let wrong = sound.errors.clone().map(Error::from);
     let plans = Arc::new(sound.with_their_journal()?);
     // A service that is up and does nothing would look well.
-    if let Some(errors) = errors.clone().filter(|_| plans.plans.is_empty()) {
-        return Err(errors.into());
+    if plans.plans.is_empty()
+        && let Some(error) = wrong
+    {
+        return Err(error);
     }
     let lock = DaemonLock::take(&surroundings.state)?;
     let journal = Arc::new(Journal::of(&plans, &surroundings.state, setup.node.as_deref(), surroundings.clock.now())?);
@@ -130,8 +132,8 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     // Before anything is claimed: two nodes of one name would take each other's runs for their own.
     journal.check_in(&setup.labels, surroundings.clock.now())?;
     let (control, inbox) = Control::new(Arc::clone(&plans), Arc::clone(&surroundings.clock));
-    if let Some(errors) = errors {
-        left_out(&control, errors);
+    if let Some(error) = &wrong {
+        left_out(&control, error);
     }
     let context = Context { control: control.clone(), journal: Arc::clone(&journal), surroundings: surroundings.clone() };
     let own = membership.clone();
@@ -139,7 +141,7 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     let companions = std::iter::once(node).chain(setup.companions).collect();
     let mut companions = Companions::start(companions, &context)?;
     let watch = Cancel::default();
-    let watcher = reload::watch(setup.paths, print, setup.signals.clone(), control.clone(), watch.clone());
+    let watcher = reload::watch(setup.paths, print, wrong.as_ref(), setup.signals.clone(), &control, watch.clone());
     let served = watcher.and_then(|_| serve(&context, &inbox, plans, membership, &setup.signals, &lock, ready));
     watch.cancel();
     control.set_phase(Phase::Stopping);
@@ -234,10 +236,9 @@ fn settle(plan: &Plan, plans: &Plans, journal: &Journal, surroundings: &Surround
 }
 
 /// Some plan files are wrong at the start: what is in them does not run, which must not be silent.
-fn left_out(control: &Control, errors: PlanErrors) {
-    let error = Error::from(errors);
+fn left_out(control: &Control, error: &Error) {
     tracing::error!(error = ?error, hint = error.hint_text(), "plan files are wrong and are left out: nothing in them runs");
-    let why = crate::ops::explain(&error);
+    let why = crate::ops::explain(error);
     control.set_problem(reload::BROKEN, Some(format!("{LEFT_OUT}: {why}")));
 }
 
