@@ -10,12 +10,12 @@ mod workspace;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use chrono::{TimeDelta, Utc};
-use lifeboat::daemon::journal::{Job, Journal};
+use lifeboat::daemon::journal::{Job, Journal, NewRun, Trigger};
 use lifeboat::id::Name;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -215,30 +215,69 @@ fn a_killed_daemon_leaves_a_run_that_the_next_start_settles_and_tries_again() {
     assert_eq!(second.ended(), Some(0));
 }
 
+/// A run of a process that is gone, and the snapshot that it was about to commit.
+fn killed(workspace: &Workspace, run: &NewRun) {
+    let now = Utc::now();
+    let journal = Journal::open(&workspace.path("state"), now).unwrap();
+    let claim = journal.begin(run, now).unwrap();
+    assert!(journal.announce(claim, "01arz3ndektsv4rrffq69g5fav", now).unwrap());
+}
+
 #[test]
-fn a_broken_run_whose_store_hangs_holds_up_no_other_plan_at_the_start() {
+fn broken_runs_whose_store_hangs_hold_up_no_other_plan_and_take_no_place_for_good() {
     // It takes connections and never answers.
     let store = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let schedule = quiet_schedule();
-    let workspace = Workspace::ready(&format!("schedule = \"{schedule}\""));
+    let workspace = Workspace::ready(&format!("schedule = \"{schedule}\"\n[serve]\nmax_runs = 1"));
+    // Their slots are an hour earlier than the other plan's: they are first in line.
+    let plans = ["a", "b"].map(|name| {
+        format!("[plan.{name}]\nsource = \"attachments\"\nrepository = \"hanging\"\ntimezone = \"Asia/Tokyo\"\nschedule = \"{schedule}\"\n")
+    });
     let hanging = format!(
         "version = 1\n[repository.hanging]\nurl = \"s3://nowhere/r\"\nendpoint = \"http://{}\"\nregion = \"us-east-1\"\nallow_http = true\n\
-         access_key = {{ env = \"CRM_PASSPHRASE\" }}\nsecret_key = {{ env = \"CRM_PASSPHRASE\" }}\npassphrase = {{ env = \"CRM_PASSPHRASE\" }}\n\
-         [plan.hanging]\nsource = \"attachments\"\nrepository = \"hanging\"\n",
-        store.local_addr().unwrap()
+         access_key = {{ env = \"CRM_PASSPHRASE\" }}\nsecret_key = {{ env = \"CRM_PASSPHRASE\" }}\npassphrase = {{ env = \"CRM_PASSPHRASE\" }}\n{}",
+        store.local_addr().unwrap(),
+        plans.concat()
     );
     std::fs::write(workspace.path("plans/hanging.toml"), hanging).unwrap();
-    let mut manual = workspace.command(&["backup", "hanging"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let state_of = |plan: &str| runs(&workspace).into_iter().find(|run| run["plan"] == plan).map(|run| run["state"].clone());
-    until("its run is recorded", || state_of("hanging"));
-    manual.kill().unwrap();
-    manual.wait().unwrap();
+    for plan in ["a", "b"] {
+        killed(&workspace, &NewRun::manual(&Name::new(plan).unwrap(), Job::Backup, "tester", Utc::now()));
+        followed_for_days(&workspace, plan, Job::Backup, &format!("{schedule} Asia/Tokyo"));
+    }
     followed_for_days(&workspace, "crm", Job::Backup, &format!("{schedule} Asia/Shanghai"));
-    let _daemon = Daemon::start(&workspace);
+    let state_of = |plan: &str| runs(&workspace).into_iter().find(|run| run["plan"] == plan).map(|run| run["state"].clone());
+    let mut daemon = Daemon::start(&workspace);
     serving(&workspace);
     until("the other plan is backed up", || state_of("crm").filter(|state| state == "succeeded"));
     assert_eq!(workspace.run(&["status", "--daemon"]).status.code(), Some(0));
-    assert_eq!(state_of("hanging").unwrap(), "running", "it is still being settled");
+    assert_eq!((state_of("a").unwrap(), state_of("b").unwrap()), ("running".into(), "running".into()), "they are still being settled");
+    let log = log(&workspace);
+    assert!(log.contains("is being asked of its repository for 30 s, without an answer"), "{log}");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended(), Some(0), "what hangs does not keep the daemon from ending");
+}
+
+#[test]
+fn what_could_not_be_settled_at_the_start_is_settled_when_the_store_is_back_and_its_slot_tried_again() {
+    let schedule = quiet_schedule();
+    let workspace = Workspace::ready(&format!("schedule = \"{schedule}\""));
+    // After a loss of power in the last slot; nothing else of the plan is due for hours.
+    let expression = format!("{schedule} Asia/Shanghai");
+    followed_for_days(&workspace, "crm", Job::Backup, &expression);
+    let plans = lifeboat::plan::Plans::load(&[workspace.path("plans")]).unwrap();
+    let slot = plans.plan("crm").unwrap().schedule_of("backup").unwrap().previous_at_or_before(Utc::now()).unwrap();
+    let id = lifeboat::id::RunId::generate(Utc::now());
+    killed(&workspace, &NewRun::of_slot(&Name::new("crm").unwrap(), Job::Backup, Trigger::Schedule, slot, id));
+    let (repository, aside) = (workspace.path("repository"), workspace.path("aside"));
+    std::fs::rename(&repository, &aside).unwrap();
+    let mut daemon = Daemon::start(&workspace);
+    until("it cannot be settled", || log(&workspace).contains("a broken run cannot be settled yet").then_some(()));
+    assert_eq!(runs(&workspace)[0]["state"], "running");
+    std::fs::rename(&aside, &repository).unwrap();
+    let run = until("the slot is done", || runs(&workspace).into_iter().find(|run| run["state"] == "succeeded"));
+    assert_eq!((run["attempt"].as_u64(), run["trigger"].as_str()), (Some(2), Some("retry")), "{run}");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended(), Some(0));
 }
 
 #[test]
@@ -441,11 +480,20 @@ fn a_journal_that_is_removed_under_the_daemon_and_a_daemon_that_hangs_are_told()
     let lock = workspace.path("state/serve.lock");
     daemon.signal(Signal::STOP);
     assert!(told("daemon-stuck").is_none());
-    File::options().append(true).open(&lock).unwrap().set_modified(std::time::SystemTime::now() - Duration::from_mins(5)).unwrap();
+    // As if it had been stopped five minutes ago, and a clock had been set back by an hour since.
+    let text = std::fs::read_to_string(&lock).unwrap();
+    let (head, seen) = text.trim_end().rsplit_once(' ').unwrap();
+    let seen = seen.parse::<u64>().unwrap().checked_sub(300_000).expect("this machine runs for five minutes");
+    let file = OpenOptions::new().write(true).open(&lock).unwrap();
+    file.write_all_at(format!("{head} {seen:020}\n").as_bytes(), 0).unwrap();
+    file.set_modified(std::time::SystemTime::now() + Duration::from_hours(1)).unwrap();
+    let alive = workspace.json(&["status", "--daemon"], 1);
+    assert_eq!((&alive["running"], &alive["alive"]), (&true.into(), &false.into()), "{alive}");
     let stuck = told("daemon-stuck").unwrap();
     assert!(stuck["message"].as_str().unwrap().contains("has not looked"), "{stuck}");
     daemon.signal(Signal::CONT);
     until("it looks again", || told("daemon-stuck").is_none().then_some(()));
+    assert_eq!(workspace.json(&["status", "--daemon"], 0)["alive"], true);
 
     // What is written into a removed file nobody would ever see.
     for suffix in ["", "-wal", "-shm"] {
@@ -469,7 +517,7 @@ fn a_crash_after_the_commit_is_seen_as_success() {
     let started = Utc::now();
     let claim = {
         let journal = Journal::open(&workspace.path("state"), started).unwrap();
-        let run = lifeboat::daemon::journal::NewRun::manual(&Name::new("crm").unwrap(), Job::Backup, "tester", started);
+        let run = NewRun::manual(&Name::new("crm").unwrap(), Job::Backup, "tester", started);
         journal.begin(&run, started).unwrap()
     };
     let mut command = workspace::bare(&["backup", "crm", "--json"]);

@@ -8,6 +8,8 @@ mod workspace;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use lifeboat::daemon::journal::{Filter, Job, Journal, NewRun, State};
+use lifeboat::id::Name;
 use serde_json::Value;
 use support::s3::{Bucket, SeaweedFs};
 use workspace::{MARKER, PASSPHRASE, Workspace, bare, files, text};
@@ -250,6 +252,48 @@ fn status_does_not_wait_for_a_store_that_gives_no_sign_and_ends_when_it_is_asked
         .unwrap();
     assert_eq!(asking.wait().unwrap().code(), Some(130), "interrupted");
     assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_restore_from_a_copy_waits_for_nothing_of_a_repository_that_gives_no_sign() {
+    let workspace = Workspace::new("");
+    let far = format!(
+        "[repository.far]\nurl = \"file://{}\"\npassphrase = {{ env = \"CRM_PASSPHRASE\" }}\n[[plan.crm.copy]]\nto = \"far\"\n",
+        workspace.path("far").display()
+    );
+    workspace.write_plan(&far);
+    for repository in ["main", "far"] {
+        workspace.json(&["repo", "init", repository], 0);
+    }
+    let made = workspace.backup();
+    workspace.json(&["copy", "crm", "--to", "far"], 0);
+    // A backup was killed right before its commit, and now its repository hangs.
+    {
+        let now = chrono::Utc::now();
+        let journal = Journal::open(&workspace.path("state"), now).unwrap();
+        let run = NewRun::manual(&Name::new("crm").unwrap(), Job::Backup, "tester", now);
+        let claim = journal.begin(&run, now).unwrap();
+        assert!(journal.announce(claim, "01arz3ndektsv4rrffq69g5fav", now).unwrap());
+    }
+    let store = Silent::open();
+    let plan = std::fs::read_to_string(workspace.path("plans/crm.toml")).unwrap();
+    let (before, after) = plan.split_once("[repository.main]").unwrap();
+    let (_, after) = after.split_once("[source.database]").unwrap();
+    std::fs::write(workspace.path("plans/crm.toml"), format!("{before}{}[source.database]{after}", store.repository("main"))).unwrap();
+    let to = workspace.path("restored");
+    let mut command = workspace.command(&["restore", "crm", "--repository", "far", "--to", to.to_str().unwrap(), "--json"]);
+    let began = std::time::Instant::now();
+    let restored = command.env("ACCESS", "x").output().unwrap();
+    assert_eq!(code(&restored), 0, "{}", text(&restored.stderr));
+    assert!(began.elapsed() < std::time::Duration::from_secs(50), "{:?}: it waited for what hangs", began.elapsed());
+    assert_eq!(std::fs::read_to_string(to.join("attachments/marked.txt")).unwrap(), MARKER);
+    let journal = Journal::open(&workspace.path("state"), chrono::Utc::now()).unwrap();
+    let states: Vec<_> = journal.runs(&Filter::default()).unwrap().into_iter().map(|run| (run.job, run.state)).collect();
+    assert_eq!(
+        states[..2],
+        [(Job::Restore, State::Succeeded), (Job::Backup, State::Running)],
+        "recorded, and the other one is left: {made}"
+    );
 }
 
 #[test]

@@ -20,6 +20,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use http::{Answer, Daemon, until};
+use lifeboat::daemon::journal::{Job, Journal, NewRun};
+use lifeboat::id::Name;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as OtlpValue;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -352,6 +354,33 @@ fn broken_plan_files_are_told_and_change_nothing_and_a_request_that_waits_outliv
     );
     assert_eq!(ended(&daemon, &slow)["state"], "interrupted", "what had begun is not begun again");
     until("the end is told", || told(["recovered", "mian"]));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_request_that_waits_until_a_killed_run_is_settled_can_be_taken_back() {
+    // It takes connections and never answers.
+    let store = TcpListener::bind("127.0.0.1:0").unwrap();
+    let workspace = Workspace::ready("");
+    let plan = format!(
+        "version = 1\n[repository.hanging]\nurl = \"s3://nowhere/r\"\nendpoint = \"http://{}\"\nregion = \"us-east-1\"\nallow_http = true\n\
+         access_key = {{ env = \"CRM_PASSPHRASE\" }}\nsecret_key = {{ env = \"CRM_PASSPHRASE\" }}\npassphrase = {{ env = \"CRM_PASSPHRASE\" }}\n\
+         [plan.first]\nsource = \"attachments\"\nrepository = \"hanging\"\n[plan.hanging]\nsource = \"attachments\"\nrepository = \"hanging\"\n",
+        store.local_addr().unwrap()
+    );
+    std::fs::write(workspace.path("plans/hanging.toml"), plan).unwrap();
+    for plan in ["first", "hanging"] {
+        let now = chrono::Utc::now();
+        let journal = Journal::open(&workspace.path("state"), now).unwrap();
+        let killed = journal.begin(&NewRun::manual(&Name::new(plan).unwrap(), Job::Backup, "tester", now), now).unwrap();
+        assert!(journal.announce(killed, "01arz3ndektsv4rrffq69g5fav", now).unwrap());
+    }
+    let daemon = Daemon::start(&workspace);
+    let id = started(&daemon, "hanging", "backup");
+    workspace.json(&["run", "cancel", &id], 0);
+    let run = ended(&daemon, &id);
+    assert_eq!(run["state"], "interrupted", "{run}");
+    assert!(run["story"].as_str().unwrap().contains("took it back before it began"), "{run}");
     assert_eq!(daemon.stop(), Some(0));
 }
 

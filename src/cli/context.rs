@@ -11,6 +11,7 @@ use crate::daemon::control::Signals;
 use crate::daemon::history;
 use crate::daemon::journal::{Job, Journal, NewRun};
 use crate::daemon::runner::{self, Outcome};
+use crate::daemon::settler::Settler;
 use crate::daemon::status;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Progress};
@@ -242,10 +243,11 @@ impl App {
         RepositorySettings::at(url, Passphrase::new(passphrase))
     }
 
-    /// Runs one manual job with its journal entry, after settling what a crash left of this plan.
+    /// Runs one manual job with its journal entry, after settling what a killed run of the same job of the plan left. A restore waits for no repository but
+    /// its own.
     ///
     /// # Errors
-    /// As [`runner::journalled`].
+    /// As [`runner::journalled`] and [`Settler::make_way`].
     pub fn manual<T: Outcome>(
         &self,
         plan: &Name,
@@ -262,12 +264,9 @@ impl App {
             }
             Err(error) => return Err(error),
         };
-        let settled = runner::settle(
-            &journal,
-            |run| run.plan == *plan,
-            |run, copy| runner::open_for(&self.plans()?, run, copy, surroundings),
-            self.clock.now(),
-        );
+        let app = self.clone();
+        let settler = Settler::new(journal.clone(), surroundings.clone(), move || app.plans().map(Arc::new), |_| {});
+        let settled = settler.make_way(plan, job, &surroundings.cancel, None);
         let run = NewRun::manual(plan, job, who(), self.clock.now());
         if job == Job::Restore {
             if let Err(error) = &settled {

@@ -50,20 +50,20 @@ pub(super) fn run(app: &App, args: &StatusArgs) -> Result<Exit> {
     Ok(status.check().filter(|_| args.check))
 }
 
-/// Whether the daemon is there and its loop turns.
+/// Whether the daemon is there and its loop turns. What cannot be told is no yes.
 fn daemon(app: &App) -> Result<Exit> {
     let state = app.surroundings(Arc::new(Silent))?.state;
     let running = DaemonLock::is_held(&state);
     let silent = DaemonLock::silent_for(&state).filter(|_| running);
-    // A clock that was set back hides how long it is.
-    let alive = running && silent.is_none_or(|silent| silent < STUCK);
+    let alive = running && silent.is_some_and(|silent| silent < STUCK);
     let silent_ms = silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX));
     let document = json!({ "schema": "lifeboat.daemon/1", "running": running, "silent_ms": silent_ms, "alive": alive });
     app.output.result(&document, || match silent {
         _ if !running => format!("no daemon runs on {}\n", state.display()),
         Some(silent) if alive => format!("the daemon is there and looked at what is due {} s ago\n", silent.as_secs()),
         Some(silent) => format!("the daemon is there and has not looked at what is due for {} s: nothing is started\n", silent.as_secs()),
-        None => "the daemon is there, and when it last looked at what is due cannot be told\n".to_owned(),
+        None => "a daemon is there, and when it last looked at what is due cannot be told: it is of an older version (start it anew), or on another machine\n"
+            .to_owned(),
     })?;
     Ok((!alive).then_some(Kind::Failed))
 }

@@ -23,17 +23,25 @@ pub struct Alarm {
     pub since: DateTime<Utc>,
 }
 
-/// Raises an alarm, or changes what one that stands says. `key`: lower-case letters, digits, `-`, `_` and `.`, at most 200.
+/// Raises an alarm, or changes what one that stands says; nothing is written when it says that already. `key`: lower-case letters, digits, `-`, `_` and `.`, at most 200.
 ///
 /// # Errors
 /// When the state folder cannot be written.
 pub fn raise(state: &Path, key: &str, alarm: &Alarm) -> Result<()> {
     let path = path(state, key)?;
-    let since = match read(&path)? {
+    // One that stands and cannot be read must not keep others from being told.
+    let stands = read(&path).unwrap_or_else(|error| {
+        tracing::warn!(key, error = ?error, "an alarm that stands cannot be read and is written anew: since when it stands is lost");
+        None
+    });
+    let since = match &stands {
         Some(stands) if stands.kind == alarm.kind => stands.since.min(alarm.since),
         _ => alarm.since,
     };
     let alarm = Alarm { since, ..alarm.clone() };
+    if stands.as_ref() == Some(&alarm) {
+        return Ok(());
+    }
     crate::daemon::private_folder(&folder(state))?;
     let text = serde_json::to_vec_pretty(&alarm).context(Kind::Bug, || "write an alarm as JSON".to_owned())?;
     crate::daemon::write_private(&path, &text)
@@ -173,6 +181,23 @@ mod tests {
         std::fs::write(state.path().join("alarms/a.json"), "{").unwrap();
         let found = standing(state.path()).unwrap();
         assert!(found.len() == 1 && found[0].message.contains("cannot be read"), "{found:?}");
+        raise(state.path(), "a", &alarm("y", 2)).unwrap();
+        assert_eq!(standing(state.path()).unwrap(), [alarm("y", 2)], "whoever raises it writes it anew");
+    }
+
+    #[test]
+    fn an_alarm_that_says_nothing_new_is_not_written() {
+        use std::os::unix::fs::MetadataExt as _;
+        let state = tempfile::tempdir().unwrap();
+        let inode = || std::fs::metadata(state.path().join("alarms/a.json")).unwrap().ino();
+        raise(state.path(), "a", &alarm("x", 1)).unwrap();
+        // Kept open, so that its number is not given to another file.
+        let _first = std::fs::File::open(state.path().join("alarms/a.json")).unwrap();
+        let first = inode();
+        raise(state.path(), "a", &alarm("x", 2)).unwrap();
+        assert_eq!(inode(), first);
+        raise(state.path(), "a", &alarm("y", 2)).unwrap();
+        assert_ne!(inode(), first);
     }
 
     #[test]

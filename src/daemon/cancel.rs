@@ -18,6 +18,9 @@ const FOLDER: &str = "cancel";
 /// A daemon looks several times a second.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// One that had its turn and waited for what a killed run left is recorded as taken back a moment later.
+const ROW_PATIENCE: Duration = Duration::from_secs(2);
+
 const TICK: Duration = Duration::from_millis(100);
 
 /// What became of it.
@@ -72,12 +75,19 @@ pub fn ask(state: &Path, journal: Option<&Journal>, id: RunId, known: Option<&Ru
     if known.is_some() {
         return Ok(Asked::Ending);
     }
-    match journal.map(|journal| journal.run(id)) {
-        // It began in between, and was asked.
-        Some(Ok(run)) if run.state == State::Running => Ok(Asked::Ending),
-        Some(Ok(run)) if run.state == State::Interrupted => Ok(Asked::TakenBack),
-        Some(Ok(run)) => Err(failed(Kind::Busy, format!("it is over ({})", run.state.word()))),
-        _ => Err(failed(Kind::NotFound, "there is no such run, and none that waits".into()).hint("`lifeboat run history` lists them")),
+    let until = Instant::now() + ROW_PATIENCE;
+    loop {
+        return match journal.map(|journal| journal.run(id)) {
+            // It began in between, and was asked.
+            Some(Ok(run)) if run.state == State::Running => Ok(Asked::Ending),
+            Some(Ok(run)) if run.state == State::Interrupted => Ok(Asked::TakenBack),
+            Some(Ok(run)) => Err(failed(Kind::Busy, format!("it is over ({})", run.state.word()))),
+            Some(Err(_)) if Instant::now() < until => {
+                std::thread::sleep(TICK);
+                continue;
+            }
+            _ => Err(failed(Kind::NotFound, "there is no such run, and none that waits".into()).hint("`lifeboat run history` lists them")),
+        };
     }
 }
 

@@ -20,6 +20,9 @@ pub const GONE: &str = "plan-gone";
 /// The kind of the problem that a schedule is. It is of its plan.
 pub const UNSCHEDULED: &str = "schedule-gone";
 
+/// A node that was heard of within so many leases has not gone: it is being started anew.
+const RESTART: i32 = 5;
+
 /// Whether what an alarm says is so by these plans: they may have been changed since a daemon looked.
 #[must_use]
 pub fn still_holds(plans: &Plans, key: &str, alarm: &Alarm) -> bool {
@@ -69,8 +72,8 @@ pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) 
     }
     let asked: Vec<&Name> = gone.iter().chain(unscheduled.keys()).copied().collect();
     let newest = if asked.is_empty() { Newest::default() } else { journal.newest(&asked)? };
-    let nodes = if asked.is_empty() || !journal.is_shared() { Vec::new() } else { journal.nodes(now)? };
-    // Other nodes may have other plan files: the one that had the last run tells, and where that one is gone, all do.
+    let nodes = if asked.is_empty() || !journal.is_shared() { Vec::new() } else { journal.nodes_within(RESTART, now)? };
+    // Other nodes may have other plan files: the one that had the last run tells, and where that one is gone for good, all do.
     let told_elsewhere = |last: &Run| journal.is_shared() && last.node != journal.node() && nodes.iter().any(|node| node.name == last.node);
     let mut raise = |kind: &str, key: String, plan: &Name, message: String| {
         alarms::raise(state, &key, &Alarm { kind: kind.to_owned(), plan: Some(plan.to_string()), message, since: now })?;

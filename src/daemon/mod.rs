@@ -23,6 +23,7 @@ mod requests;
 pub mod runner;
 pub mod scheduler;
 pub mod serve;
+pub mod settler;
 pub mod status;
 pub mod systemd;
 

@@ -1,5 +1,5 @@
-//! What a node does beside its runs: says that it is at work, and takes over what nodes left that are not heard of any more. On the embedded
-//! journal there is only this machine, and what its own processes left.
+//! What a node does beside its runs: says that it is at work, and has settled what nodes left that are not heard of any more. On the embedded
+//! journal there is only this machine, and what its own processes left. Nothing here waits for a repository.
 //!
 //! Who runs what: every node follows every schedule of the plans that its labels allow, and whoever claims a slot first has it. So that not the
 //! quickest one has all, each slot has a node of its own choice (by a hash of plan, slot and node), and the others let it go first for a moment.
@@ -13,8 +13,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::clock::Clock;
 use crate::daemon::companion::Context;
 use crate::daemon::job::Job;
-use crate::daemon::journal::{Journal, Node, Run};
-use crate::daemon::runner;
+use crate::daemon::journal::{Journal, Node};
+use crate::daemon::settler::Settler;
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 use crate::id::Name;
@@ -164,7 +164,7 @@ fn turn<'a>(own: &str, candidates: impl Iterator<Item = &'a str>, plan: &Name, s
 }
 
 /// The companion's work, until it is told to stop.
-pub(super) fn run(context: &Context, membership: &Membership) {
+pub(super) fn run(context: &Context, membership: &Membership, settler: &Settler) {
     let (journal, cancel) = (&context.journal, &context.surroundings.cancel);
     let every = (journal.lease().to_std().unwrap_or_default() / 4).clamp(Duration::from_millis(500), Duration::from_secs(15));
     let mut forgotten: Option<Instant> = None;
@@ -175,6 +175,10 @@ pub(super) fn run(context: &Context, membership: &Membership) {
                 context.control.set_problem(AWAY, None);
                 if std::mem::take(&mut away) {
                     tracing::info!(journal = journal.place(), "the journal is back");
+                }
+                // The next look at a plan of which something was settled finds it interrupted, and tries it again.
+                if let Err(error) = settler.look() {
+                    tracing::error!(error = ?error, hint = error.hint_text(), "what killed runs left could not be looked for");
                 }
                 if forgotten.is_none_or(|when| when.elapsed() >= FORGET_EVERY) {
                     forgotten = Some(Instant::now());
@@ -195,7 +199,7 @@ pub(super) fn run(context: &Context, membership: &Membership) {
         }
         continue_after(every, cancel);
     }
-    if let Err(error) = journal.check_out() {
+    if let Err(error) = journal.check_out(context.surroundings.clock.now()) {
         tracing::warn!(error = ?error, "this node could not say that it ends; the others notice");
     }
 }
@@ -216,20 +220,6 @@ fn once(context: &Context, membership: &Membership) -> Result<()> {
     let (journal, now) = (&context.journal, context.surroundings.clock.now());
     journal.finish_unfinished()?;
     membership.see(journal.check_in(&membership.labels, now)?);
-    if journal.is_shared() {
-        take_over(context, now)?;
-    }
-    Ok(())
-}
-
-/// Settles what nodes left that are not heard of any more: the next look at their plans finds it interrupted, and tries it again.
-fn take_over(context: &Context, now: DateTime<Utc>) -> Result<()> {
-    let plans = context.control.plans();
-    let known = |run: &Run| plans.plans.contains_key(&run.plan);
-    let open = |run: &Run, copy: Option<&str>| runner::open_for(&plans, run, copy, &context.surroundings);
-    for (run, _) in runner::settle(&context.journal, known, open, now)? {
-        context.control.look(&run.plan);
-    }
     Ok(())
 }
 

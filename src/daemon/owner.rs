@@ -6,9 +6,9 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::id::RunId;
@@ -28,13 +28,23 @@ impl Process {
     /// This process.
     #[must_use]
     pub fn this() -> Self {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
         // The second field is the program's name in parentheses and may hold anything, so count from the last one.
         let start_ticks =
             stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)).and_then(|ticks| ticks.parse().ok()).unwrap_or(0);
-        Self { host: host(), pid: std::process::id(), boot_id, start_ticks }
+        Self { host: host(), pid: std::process::id(), boot_id: boot_id(), start_ticks }
     }
+}
+
+/// Changes with every boot; empty where the system does not say (proc(5)).
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// Since the boot, whatever anybody does to the clock; `None` where the system does not say (proc(5)).
+fn uptime() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/uptime").ok()?;
+    Duration::try_from_secs_f64(text.split_whitespace().next()?.parse().ok()?).ok()
 }
 
 /// The machine's name as the kernel has it.
@@ -160,9 +170,19 @@ pub fn known_place(state: &Path) -> Option<String> {
 /// For so long a daemon tries to take its lock: [`DaemonLock::is_held`] of another process holds it for a moment too.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The lock of the daemon: at most one on a state folder. The file stays; only the lock matters.
+/// The lock of the daemon: at most one on a state folder. The file stays; only the lock matters. It holds the process, and when that was last seen at work:
+///
+/// ```text
+/// 4711
+/// 0f7c2a53-8d3e-4b5e-9d1c-2b6f0a7e41c8 00000000000012345670
+/// ```
+///
+/// the id of the boot, and milliseconds since then: a clock that is set changes neither.
 #[derive(Debug)]
-pub struct DaemonLock(File);
+pub struct DaemonLock {
+    file: File,
+    boot_id: String,
+}
 
 impl DaemonLock {
     /// # Errors
@@ -170,7 +190,7 @@ impl DaemonLock {
     pub fn take(state: &Path) -> Result<Self> {
         crate::daemon::private_folder(state)?;
         let path = state.join("serve.lock");
-        let mut file = open(&path, false)?;
+        let file = open(&path, false)?;
         let deadline = Instant::now() + LOCK_PATIENCE;
         let locked = loop {
             match file.try_lock() {
@@ -182,7 +202,7 @@ impl DaemonLock {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let holder = std::fs::read_to_string(&path).unwrap_or_default();
-                let holder = holder.trim();
+                let holder = holder.lines().next().unwrap_or_default();
                 let message = if holder.is_empty() {
                     format!("another daemon uses the state folder {}", state.display())
                 } else {
@@ -194,29 +214,40 @@ impl DaemonLock {
             }
             Err(TryLockError::Error(error)) => return Err(Error::io(format!("lock {}", path.display()), error)),
         }
-        file.set_len(0).io_context(|| format!("write {}", path.display()))?;
-        writeln!(file, "{}", std::process::id()).io_context(|| format!("write {}", path.display()))?;
-        Ok(Self(file))
+        let lock = Self { file, boot_id: boot_id() };
+        lock.file.set_len(0).and_then(|()| lock.note()).io_context(|| format!("write {}", path.display()))?;
+        Ok(lock)
     }
 
     /// Says that the daemon is at work: whoever asks sees how long ago that was.
     pub fn alive(&self) {
-        if let Err(error) = self.0.set_modified(SystemTime::now()) {
+        if let Err(error) = self.note() {
             tracing::debug!(%error, "that the daemon is at work could not be noted");
         }
     }
 
-    /// How long ago whoever holds the lock last looked at what is due; `None`: not known, or a clock was set back.
+    /// In place, and always as long: that takes no room on a disk that is full.
+    fn note(&self) -> std::io::Result<()> {
+        let seen = uptime().map_or_else(|| "-".repeat(20), |uptime| format!("{:020}", uptime.as_millis()));
+        self.file.write_all_at(format!("{}\n{} {seen}\n", std::process::id(), self.boot_id).as_bytes(), 0)
+    }
+
+    /// How long ago whoever holds the lock last looked at what is due. `None`: that cannot be told; it is of an older version, or on another machine.
     #[must_use]
     pub fn silent_for(state: &Path) -> Option<Duration> {
-        std::fs::metadata(state.join("serve.lock")).and_then(|about| about.modified()).ok()?.elapsed().ok()
+        let text = std::fs::read_to_string(state.join("serve.lock")).ok()?;
+        let (boot, seen) = text.lines().nth(1)?.split_once(' ')?;
+        if boot.is_empty() || boot != boot_id() {
+            return None;
+        }
+        uptime()?.checked_sub(Duration::from_millis(seen.parse().ok()?))
     }
 
     /// The process of the daemon that holds the lock.
     #[must_use]
     pub fn holder(state: &Path) -> Option<u32> {
         let text = Self::is_held(state).then(|| std::fs::read_to_string(state.join("serve.lock")).ok()).flatten()?;
-        text.trim().parse().ok()
+        text.lines().next()?.parse().ok()
     }
 
     /// Whether a daemon holds the lock now.
@@ -269,6 +300,32 @@ mod tests {
         drop(first);
         assert!(!DaemonLock::is_held(state.path()));
         DaemonLock::take(state.path()).unwrap();
+    }
+
+    #[test]
+    fn how_long_a_daemon_has_been_silent_is_told_whatever_the_clock_says() {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join("serve.lock");
+        let lock = DaemonLock::take(state.path()).unwrap();
+        assert_eq!(DaemonLock::holder(state.path()), Some(std::process::id()));
+        assert!(DaemonLock::silent_for(state.path()).unwrap() < Duration::from_mins(1));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (head, seen) = text.trim_end().rsplit_once(' ').unwrap();
+        let write = |text: String| lock.file.write_all_at(text.as_bytes(), 0).unwrap();
+        // As if it had been silent since the boot, and a clock had been set back since.
+        write(format!("{head} {:020}\n", 0));
+        lock.file.set_modified(std::time::SystemTime::now() + Duration::from_hours(1)).unwrap();
+        assert!(DaemonLock::silent_for(state.path()).unwrap() >= Duration::from_millis(seen.parse().unwrap()));
+        assert_eq!(DaemonLock::holder(state.path()), Some(std::process::id()));
+        lock.alive();
+        assert!(DaemonLock::silent_for(state.path()).unwrap() < Duration::from_mins(1));
+        assert_eq!(std::fs::read_to_string(&path).unwrap().len(), text.len());
+        // Of another boot or machine, and of an older version.
+        write(text.replace(&lock.boot_id, &"0".repeat(lock.boot_id.len())));
+        assert_eq!(DaemonLock::silent_for(state.path()), None);
+        lock.file.set_len(0).unwrap();
+        write("4711\n".to_owned());
+        assert_eq!((DaemonLock::silent_for(state.path()), DaemonLock::holder(state.path())), (None, Some(4711)));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Plan files that change while the daemon serves: read anew on SIGHUP and when their content changes, validated first, swapped whole.
 //!
 //! A thread of its own looks at the files, so that a file system that hangs holds nothing up. What it read goes to the serve loop, which alone
-//! swaps. Files that cannot be read or are wrong keep the plans that are in force, and are a problem (`plans-broken`) until they are right.
+//! swaps. Files that cannot be read or are wrong keep the plans that are in force, and are a problem (`plans-broken`) until they are right. Since
+//! what kept a file from being read may pass without a trace in it, they are read again now and then until then.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
@@ -21,6 +22,9 @@ pub const BROKEN: &str = "plans-broken";
 
 /// How often the files are looked at. A change counts once two looks in a row saw the same: an editor may be at work.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Files that were wrong, or could not be read, are read again after this, whether or not they changed.
+const READ_AGAIN: Duration = Duration::from_mins(1);
 
 /// How soon a signal is noticed.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
@@ -89,9 +93,17 @@ fn content(paths: &[PathBuf]) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-/// Starts the thread; it ends once `cancel` is set. `print` is of the files before they were read.
-pub(super) fn watch(paths: Vec<PathBuf>, print: Print, signals: Signals, control: Control, cancel: Cancel) -> Result<JoinHandle<()>> {
-    let watch = Watch { paths, in_force: print.clone(), last: print, signals, inbox: control.sender() };
+/// Starts the thread; it ends once `cancel` is set. `print` is of the files before they were read, `wrong` what was wrong with them then.
+pub(super) fn watch(
+    paths: Vec<PathBuf>,
+    print: Print,
+    wrong: Option<&Error>,
+    signals: Signals,
+    control: &Control,
+    cancel: Cancel,
+) -> Result<JoinHandle<()>> {
+    let wrong = wrong.map(|error| Wrong { what: format!("{error:?}"), read: Instant::now() });
+    let watch = Watch { paths, in_force: print.clone(), last: print, wrong, signals, inbox: control.sender() };
     std::thread::Builder::new()
         .name("plans".to_owned())
         .spawn(move || watch.until(&cancel))
@@ -103,8 +115,15 @@ struct Watch {
     /// Of what was read last, right or wrong.
     in_force: Print,
     last: Print,
+    wrong: Option<Wrong>,
     signals: Signals,
     inbox: Sender<Message>,
+}
+
+/// The files were wrong when they were last read.
+struct Wrong {
+    what: String,
+    read: Instant,
 }
 
 impl Watch {
@@ -119,20 +138,40 @@ impl Watch {
                 self.read();
             } else if looked.elapsed() >= LOOK_INTERVAL {
                 looked = Instant::now();
-                let now = self.last.again(&self.paths);
-                let settled = now.content == self.last.content;
-                self.last = now;
-                if settled && self.last.content != self.in_force.content {
-                    self.read();
-                }
+                self.look();
             }
             std::thread::sleep(SIGNAL_INTERVAL);
         }
     }
 
+    fn look(&mut self) {
+        let now = self.last.again(&self.paths);
+        let settled = now.content == self.last.content;
+        self.last = now;
+        if settled && self.last.content != self.in_force.content {
+            self.read();
+        } else if let Some(wrong) = self.wrong.take_if(|wrong| wrong.read.elapsed() >= READ_AGAIN) {
+            let read = self.load();
+            // What is as wrong as before was told.
+            if self.wrong.as_ref().is_none_or(|still| still.what != wrong.what) {
+                self.tell(read);
+            }
+        }
+    }
+
     fn read(&mut self) {
         self.in_force = self.last.clone();
+        let read = self.load();
+        self.tell(read);
+    }
+
+    fn load(&mut self) -> Result<Arc<Plans>> {
         let read = Plans::load(&self.paths).map(Arc::new).map_err(Error::from);
+        self.wrong = read.as_ref().err().map(|error| Wrong { what: format!("{error:?}"), read: Instant::now() });
+        read
+    }
+
+    fn tell(&self, read: Result<Arc<Plans>>) {
         // The loop is gone only when the daemon ends.
         let _ = self.inbox.send(Message::PlansRead(read));
     }
@@ -192,6 +231,43 @@ mod tests {
         assert_ne!(second.content, first.content);
         std::fs::remove_file(&file).unwrap();
         assert_ne!(second.again(&paths).content, second.content);
+    }
+
+    #[test]
+    fn files_that_were_wrong_are_read_again_though_nothing_about_them_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, paths) = (folder.path().join("a.toml"), vec![folder.path().to_owned()]);
+        let (inbox, told) = std::sync::mpsc::channel();
+        let mut watch = Watch {
+            paths: paths.clone(),
+            in_force: Print::of(&paths),
+            last: Print::of(&paths),
+            wrong: None,
+            signals: Signals::default(),
+            inbox,
+        };
+        let told = || match told.try_recv() {
+            Ok(Message::PlansRead(read)) => Some(read.map(|plans| plans.plans.len()).map_err(|error| error.to_string())),
+            _ => None,
+        };
+        std::fs::write(&file, "nonsense").unwrap();
+        watch.last = Print::of(&paths);
+        watch.read();
+        let first = told().unwrap().unwrap_err();
+        let later = |watch: &mut Watch| watch.wrong.as_mut().unwrap().read = Instant::now().checked_sub(READ_AGAIN).unwrap();
+        watch.look();
+        assert_eq!(told(), None, "not yet");
+        later(&mut watch);
+        watch.look();
+        assert_eq!((told(), watch.wrong.is_some()), (None, true), "as wrong as before: {first}");
+        // As after a read error that passed: the files look as they did when they were read.
+        std::fs::write(&file, FILE).unwrap();
+        (watch.last, watch.in_force) = (Print::of(&paths), Print::of(&paths));
+        later(&mut watch);
+        watch.look();
+        assert_eq!((told(), watch.wrong.is_none()), (Some(Ok(1)), true));
+        watch.look();
+        assert_eq!(told(), None);
     }
 
     #[test]

@@ -590,6 +590,8 @@ pub fn settle(
     for run in journal.broken()?.into_iter().filter(|run| wanted(run)) {
         let Some(claim) = journal.take_over(&run, now)? else { continue };
         match epilogue(journal, &run, &open, now) {
+            // It took longer than the lease, and is somebody else's by now: they come to the same end.
+            Ok(_) if !journal.heartbeat(claim, now)? => journal.give_back(claim, now)?,
             Ok(ending) => {
                 journal.settle(claim, &run, &ending, now)?;
                 tracing::warn!(run = %run.id, plan = %run.plan, job = run.job.word(), state = ending.state.word(), story = ending.story.as_deref(), "a broken run was settled");
@@ -604,6 +606,12 @@ pub fn settle(
     Ok(settled)
 }
 
+/// Whether the repository must be asked how a broken run ended; of the others the journal knows enough.
+pub(super) fn asks_repository(journal: &Journal, run: &Run) -> bool {
+    // On a shared journal nothing commits without a note.
+    run.announced.is_some() || (run.job == Job::Backup && !journal.is_shared())
+}
+
 /// How a run ended whose process did not live to tell.
 fn epilogue(
     journal: &Journal,
@@ -616,8 +624,7 @@ fn epilogue(
         return decided(run, &announced.parse()?, open, &died, now);
     }
     Ok(match run.job {
-        // On a shared journal nothing commits without a note.
-        Job::Backup if journal.is_shared() => nothing_committed(&died),
+        Job::Backup if !asks_repository(journal, run) => nothing_committed(&died),
         Job::Backup => match open(run, None)
             .and_then(|repository| repository.map(|repository| committed(journal, run, &repository, now)).transpose())
         {

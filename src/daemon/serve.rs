@@ -8,7 +8,6 @@
 //! signal, they are cancelled, end as `interrupted` at their next check and close their rows. A run that does not end within
 //! [`STOP_DEADLINE`] after that is left as it is; the next start settles it like one that was killed.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -21,7 +20,7 @@ use crate::daemon::cancel;
 use crate::daemon::companion::{Companion, Companions, Context, Threaded};
 use crate::daemon::control::{Control, Hold, Inbox, LONGEST_TURN, Message, PATIENCE, Phase, Requested, Signals};
 use crate::daemon::job::Job;
-use crate::daemon::journal::{self, Filter, Journal, NewRun, Run, State};
+use crate::daemon::journal::{self, Filter, Journal, NewRun, State};
 use crate::daemon::logs::Logs;
 use crate::daemon::nodes::{self, Membership};
 use crate::daemon::owner::{self, DaemonLock};
@@ -30,11 +29,12 @@ use crate::daemon::reload::{self, Print};
 use crate::daemon::requests::Requests;
 use crate::daemon::runner;
 use crate::daemon::scheduler::Step;
+use crate::daemon::settler::{self, Settler};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Progress, Reason};
-use crate::id::{Name, RunId};
+use crate::id::RunId;
 use crate::ops::resolve::Surroundings;
-use crate::plan::{Plan, PlanErrors, Plans, Sound};
+use crate::plan::{Plans, Sound};
 
 /// How soon a signal is noticed.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(200);
@@ -91,6 +91,7 @@ struct Daemon<'a> {
     control: Control,
     journal: Arc<Journal>,
     membership: Membership,
+    settler: Settler,
     surroundings: &'a Surroundings,
     signals: &'a Signals,
     lock: &'a DaemonLock,
@@ -118,11 +119,13 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     // Before they are read: a change in between is seen at the next look.
     let print = Print::of(&setup.paths);
     let sound = Sound::load(&setup.paths)?;
-    let errors = sound.errors.clone();
+    let wrong = sound.errors.clone().map(Error::from);
     let plans = Arc::new(sound.with_their_journal()?);
     // A service that is up and does nothing would look well.
-    if let Some(errors) = errors.clone().filter(|_| plans.plans.is_empty()) {
-        return Err(errors.into());
+    if plans.plans.is_empty()
+        && let Some(error) = wrong
+    {
+        return Err(error);
     }
     let lock = DaemonLock::take(&surroundings.state)?;
     let journal = Arc::new(Journal::of(&plans, &surroundings.state, setup.node.as_deref(), surroundings.clock.now())?);
@@ -130,17 +133,18 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     // Before anything is claimed: two nodes of one name would take each other's runs for their own.
     journal.check_in(&setup.labels, surroundings.clock.now())?;
     let (control, inbox) = Control::new(Arc::clone(&plans), Arc::clone(&surroundings.clock));
-    if let Some(errors) = errors {
-        left_out(&control, errors);
+    if let Some(error) = &wrong {
+        left_out(&control, error);
     }
     let context = Context { control: control.clone(), journal: Arc::clone(&journal), surroundings: surroundings.clone() };
-    let own = membership.clone();
-    let node: Box<dyn Companion> = Box::new(Threaded::new("node", move |context: Context| nodes::run(&context, &own)));
+    let settler = settler_of(&context);
+    let (own, shared) = (membership.clone(), settler.clone());
+    let node: Box<dyn Companion> = Box::new(Threaded::new("node", move |context: Context| nodes::run(&context, &own, &shared)));
     let companions = std::iter::once(node).chain(setup.companions).collect();
     let mut companions = Companions::start(companions, &context)?;
     let watch = Cancel::default();
-    let watcher = reload::watch(setup.paths, print, setup.signals.clone(), control.clone(), watch.clone());
-    let served = watcher.and_then(|_| serve(&context, &inbox, plans, membership, &setup.signals, &lock, ready));
+    let watcher = reload::watch(setup.paths, print, wrong.as_ref(), setup.signals.clone(), &control, watch.clone());
+    let served = watcher.and_then(|_| serve(&context, &inbox, settler, membership, &setup.signals, &lock, ready));
     watch.cancel();
     control.set_phase(Phase::Stopping);
     companions.stop(Instant::now() + COMPANIONS_DEADLINE);
@@ -151,19 +155,20 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
 fn serve(
     context: &Context,
     inbox: &Inbox,
-    plans: Arc<Plans>,
+    settler: Settler,
     membership: Membership,
     signals: &Signals,
     lock: &DaemonLock,
     ready: impl FnOnce(&Control),
 ) -> Result<()> {
     let (control, journal, surroundings) = (context.control.clone(), Arc::clone(&context.journal), &context.surroundings);
-    settle_what_is_left(context, &plans)?;
+    let plans = control.plans();
     let agenda = Agenda::of_node(Arc::clone(&plans), membership.clone(), surroundings.clock.now());
     let mut daemon = Daemon {
         control: control.clone(),
         journal,
         membership,
+        settler,
         surroundings,
         signals,
         lock,
@@ -196,48 +201,17 @@ fn serve(
     Ok(())
 }
 
-/// Settles what killed processes left, beside the loop: a store that hangs holds up its own plans only. A plan that is due meanwhile settles its own first
-/// ([`Daemon::start`]). The journal's claims see to it that each run is settled once: what the other is at is no broken run, a further run of that job
-/// is busy until it is done, and the loop looks again then.
-///
-/// # Errors
-/// When the thread cannot be started. What cannot be settled is logged.
-fn settle_what_is_left(context: &Context, plans: &Arc<Plans>) -> Result<()> {
-    let (context, plans) = (context.clone(), Arc::clone(plans));
-    let work = move || {
-        let (journal, clock) = (&context.journal, &context.surroundings.clock);
-        // What no plan here knows, another node may, or a plan file that is wrong.
-        let wanted = |run: &Run| !(journal.is_shared() || plans.is_partial) || plans.plans.contains_key(&run.plan);
-        let open = |run: &Run, copy: Option<&str>| runner::open_for(&plans, run, copy, &context.surroundings);
-        let settle = || -> Result<()> {
-            let of: BTreeSet<Name> = journal.broken()?.into_iter().filter(wanted).map(|run| run.plan).collect();
-            for plan in of {
-                // One may have taken minutes.
-                if !runner::settle(journal, |run| run.plan == plan, open, clock.now())?.is_empty() {
-                    context.control.look(&plan);
-                }
-            }
-            Ok(())
-        };
-        if let Err(error) = settle() {
-            tracing::error!(error = ?error, hint = error.hint_text(), "what a crash left could not be settled; the next run of each plan tries again");
-        }
-    };
-    let started = std::thread::Builder::new().name("settle".into()).spawn(work);
-    started.map(drop).map_err(|error| Error::io("start the thread that settles what a crash left", error))
-}
-
-/// What killed processes left of this plan: they would be in the way of its next run.
-fn settle(plan: &Plan, plans: &Plans, journal: &Journal, surroundings: &Surroundings) -> Result<()> {
-    let open = |run: &Run, copy: Option<&str>| runner::open_for(plans, run, copy, surroundings);
-    runner::settle(journal, |run| run.plan == plan.name, open, surroundings.clock.now()).map(|_| ())
+/// What settles for a daemon: its loop looks at the plan again then.
+fn settler_of(context: &Context) -> Settler {
+    let (control, told) = (context.control.clone(), context.control.clone());
+    let journal = Journal::clone(&context.journal);
+    Settler::new(journal, context.surroundings.clone(), move || Ok(control.plans()), move |plan| told.look(plan))
 }
 
 /// Some plan files are wrong at the start: what is in them does not run, which must not be silent.
-fn left_out(control: &Control, errors: PlanErrors) {
-    let error = Error::from(errors);
+fn left_out(control: &Control, error: &Error) {
     tracing::error!(error = ?error, hint = error.hint_text(), "plan files are wrong and are left out: nothing in them runs");
-    let why = crate::ops::explain(&error);
+    let why = crate::ops::explain(error);
     control.set_problem(reload::BROKEN, Some(format!("{LEFT_OUT}: {why}")));
 }
 
@@ -416,21 +390,17 @@ impl Daemon<'_> {
         let Start { plan, mut run, covers } = start;
         run.story = covers.map(|(covers, first)| format!("stands for {} missed since {first}", counted(covers)));
         let hold = Arc::new(Hold::new(run, now));
-        let (journal, plans) = (Arc::clone(&self.journal), self.control.plans());
+        let (journal, plans, settler) = (Arc::clone(&self.journal), self.control.plans(), self.settler.clone());
         let surroundings =
             Surroundings { cancel: hold.cancel.clone(), progress: Arc::clone(&hold) as Arc<dyn Progress>, ..self.surroundings.clone() };
         let (control, kept, name) = (self.control.clone(), Arc::clone(&hold), plan.name.clone());
         let work = move || {
             let mut ending = Ending { control, hold: Arc::clone(&kept), result: None };
             let run = || runner::run_job(&journal, &plans, &plan, &kept.run, &surroundings);
-            let result = settle(&plan, &plans, &journal, &surroundings)
+            // A claim whose answer was lost is in no one's hands: it is settled as what a killed process left.
+            let result = settler
+                .make_way(&plan.name, kept.run.job, &kept.cancel, Some(settler::PATIENCE))
                 .and_then(|()| nodes::alone_with_sources(&journal, &plan, kept.run.job, &*surroundings.clock, run));
-            if result.is_err() {
-                // A claim whose answer was lost is in no one's hands.
-                if let Err(error) = settle(&plan, &plans, &journal, &surroundings) {
-                    tracing::error!(plan = %plan.name, error = ?error, "what the run left could not be settled");
-                }
-            }
             ending.result = Some(result);
         };
         let id = hold.run.id;
@@ -535,15 +505,16 @@ impl Daemon<'_> {
             return Ok(());
         }
         match self.agenda.withdraw(id) {
-            Some(run) => {
-                tracing::info!(run = %id, plan = %run.plan, by, "a request for a run was taken back");
-                let story = format!("{by} took it back before it began");
-                self.journal
-                    .dropped(&run, &story, self.surroundings.clock.now())
-                    .map_err(|error| error.within("record that it was taken back"))
-            }
+            Some(run) => self.taken_back(&run, &by),
             None => Err(Error::new(Kind::NotFound, format!("cancel run {id}: no run of this daemon that goes on or waits has this id"))),
         }
+    }
+
+    /// A request that never began, and will not: the journal says so.
+    fn taken_back(&self, run: &NewRun, by: &str) -> Result<()> {
+        tracing::info!(run = %run.id, plan = %run.plan, by, "a request for a run was taken back");
+        let story = format!("{by} took it back before it began");
+        self.journal.dropped(run, &story, self.surroundings.clock.now()).map_err(|error| error.within("record that it was taken back"))
     }
 
     fn ended(&mut self, id: RunId, result: Result<RunId>) {
@@ -555,6 +526,8 @@ impl Daemon<'_> {
             match error.kind() {
                 // A manual run was quicker, or a process holds the journal: it is looked at again when that may be over.
                 Kind::Busy => tracing::warn!(%plan, error = ?error, hint = error.hint_text(), "the run did not begin now"),
+                // It waited for what a killed run left.
+                Kind::Interrupted if recorded().is_none() => tracing::warn!(%plan, error = ?error, "the run ended before it began"),
                 // One outside the work itself nobody has told of yet.
                 Kind::Bug if recorded().is_none_or(|run| run.kind.as_deref() != Some(Kind::Bug.word())) => {
                     tracing::error!(%plan, error = ?error, "a run ended by a bug");
@@ -566,6 +539,12 @@ impl Daemon<'_> {
             // One that was asked for and never got into the journal is not forgotten; a claim whose answer was lost is refused the second time.
             let asked_for = hold.run.scheduled.is_none() && error.kind() != Kind::Bug && !self.is_stopping();
             if asked_for && self.journal.run(id).is_err() {
+                if let Some(Reason::Cancelled(by)) = hold.cancel.reason() {
+                    if let Err(error) = self.taken_back(&hold.run, by) {
+                        tracing::error!(run = %id, error = ?error, hint = error.hint_text(), "a cancelled request is not in the journal");
+                    }
+                    return;
+                }
                 let plans = self.control.plans();
                 match plans.plans.get(plan) {
                     Some(plan) if self.agenda.same(&plan.name, hold.run.job).is_none() => self.agenda.request_again(plan, hold.run.clone()),

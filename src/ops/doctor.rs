@@ -212,9 +212,9 @@ fn repository(findings: &mut Findings, resolved: &Resolved, surroundings: &Surro
                 Role::Writer => "writer: backs up; cannot restore or drill, keep a reader's key elsewhere",
                 Role::Maintainer => "maintainer: verifies and prunes; cannot back up or restore",
             };
-            match resolved.repository.changed(&repository, surroundings) {
-                None => findings.good("repository", format!("{} opens", hex::encode(repository.id().0))),
-                Some(changed) => findings.wrong("repository", Kind::Damaged, changed),
+            match resolved.repository.must_belong(&repository, surroundings) {
+                Ok(()) => findings.good("repository", format!("{} opens", hex::encode(repository.id().0))),
+                Err(error) => findings.error("repository", &error),
             }
             if repository.role() == Role::Maintainer {
                 findings.wrong("key", Kind::WrongKey, role);

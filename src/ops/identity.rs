@@ -2,16 +2,17 @@
 //!
 //! A repository that was deleted and made anew, or a bucket that was exchanged, opens with the same passphrase and takes the next backup: everything looks
 //! well, and what was backed up before is not there. So each place has a small file below `repositories/` in the state folder with the id that
-//! belongs there. A state folder that cannot be written keeps nothing from working: then nothing is known.
+//! belongs there. A state folder that cannot be written keeps nothing from working: then nothing is known. One that cannot be read is no all-clear, and
+//! no exchanged repository either: it is told as what it is.
 
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::ops::select::moment;
-use crate::ops::work::{make_private, read_private, write_private};
+use crate::ops::work::{FileLock, make_private, read_private, write_private};
 use crate::repo::RepositoryId;
 
 /// What is known of a place.
@@ -53,37 +54,47 @@ pub fn place(url: &str, endpoint: Option<&str>) -> String {
     format!("{scheme}://{absolute}{}{server}", parts.join("/"))
 }
 
-/// Takes notice of the repository that was opened at a place. That it is another one than before is in the log, and told by [`changed`].
+/// Takes notice of the repository that was opened at a place. That it is another one than before is in the log, and told by [`check`].
 pub(crate) fn note(state: &Path, place: &str, id: RepositoryId, now: DateTime<Utc>) {
-    // What cannot be read is told by `changed`; only `accept` writes it anew.
-    let Ok(known) = read(state, place) else { return };
-    let next = match &known {
-        None => Known { url: place.to_owned(), repository: id, since: now, other: None },
-        Some(known) if known.repository == id => Known { other: None, ..known.clone() },
-        Some(known) if known.other.as_ref().is_some_and(|other| other.repository == id) => return,
-        Some(known) => Known { other: Some(Other { repository: id, since: now }), ..known.clone() },
+    let next = |known: Option<&Known>| match known {
+        None => Some(Known { url: place.to_owned(), repository: id, since: now, other: None }),
+        Some(known) if known.repository == id => known.other.as_ref().map(|_| Known { other: None, ..known.clone() }),
+        Some(known) if known.other.as_ref().is_some_and(|other| other.repository == id) => None,
+        Some(known) => Some(Known { other: Some(Other { repository: id, since: now }), ..known.clone() }),
     };
-    if known.as_ref() == Some(&next) {
+    // What cannot be read is told by `check`; only `accept` writes it anew.
+    let Ok(known) = read(state, place) else { return };
+    if next(known.as_ref()).is_none() {
         return;
     }
-    if next.other.is_some() {
-        tracing::error!("{}", sentence(&next, id).unwrap_or_default());
-    }
-    if let Err(error) = write(state, place, &next) {
+    let noted = lock(state).and_then(|_lock| {
+        // Somebody may have been quicker.
+        let Some(next) = read(state, place).ok().and_then(|known| next(known.as_ref())) else { return Ok(()) };
+        if next.other.is_some() {
+            tracing::error!("{}", sentence(&next, id).unwrap_or_default());
+        }
+        write(state, place, &next)
+    });
+    if let Err(error) = noted {
         tracing::warn!(error = ?error, "which repository belongs at {place} cannot be kept");
     }
 }
 
-/// That another repository (`id`) is at a place than belongs there, or that nobody can say which does; a sentence that says what to do.
-#[must_use]
-pub fn changed(state: &Path, place: &str, id: RepositoryId) -> Option<String> {
-    match read(state, place) {
-        Ok(known) => known.and_then(|known| sentence(&known, id)),
-        Err(error) => Some(format!(
-            "which repository belongs at {place} is not known any more ({}: {error}); if {id} is the right one, `lifeboat repo accept` says so",
-            file(state, place).display()
-        )),
-    }
+/// That the repository `id` belongs at a place, as far as is known.
+///
+/// # Errors
+/// `Damaged` when another one belongs there; `Failed` when nobody can say which does. Both say what to do.
+pub fn check(state: &Path, place: &str, id: RepositoryId) -> Result<()> {
+    let file = file(state, place);
+    let known = read(state, place).context(Kind::Failed, || format!("look which repository belongs at {place}: read {}", file.display()));
+    let known = known.map_err(|error| {
+        error.hint(format!(
+            "whether {id}, which is there now, is the right one is not known; have {} readable for the user that runs lifeboat, or put it back; if that one \
+             is the right one, `lifeboat repo accept` says so",
+            file.display()
+        ))
+    })?;
+    known.and_then(|known| sentence(&known, id)).map_or(Ok(()), |sentence| Err(Error::new(Kind::Damaged, sentence)))
 }
 
 /// From now on this repository belongs there.
@@ -91,6 +102,7 @@ pub fn changed(state: &Path, place: &str, id: RepositoryId) -> Option<String> {
 /// # Errors
 /// When the state folder cannot be written.
 pub fn accept(state: &Path, url: &str, id: RepositoryId, now: DateTime<Utc>) -> Result<AcceptReport> {
+    let _lock = lock(state)?;
     // What cannot be read is replaced.
     let known = read(state, url).ok().flatten();
     let before = known.as_ref().map(|known| known.repository).filter(|before| *before != id);
@@ -129,17 +141,29 @@ fn read(state: &Path, url: &str) -> std::io::Result<Option<Known>> {
     }
 }
 
+/// One writes at a time: what was read is what is written anew.
+fn lock(state: &Path) -> Result<FileLock> {
+    let folder = state.join("repositories");
+    make_private(&folder)?;
+    FileLock::wait(&folder.join("lock"))
+}
+
 fn write(state: &Path, url: &str, known: &Known) -> Result<()> {
-    let path = file(state, url);
-    make_private(&state.join("repositories"))?;
-    let text =
-        serde_json::to_vec_pretty(known).map_err(|error| crate::error::Error::new(crate::error::Kind::Bug, "write JSON").because(error))?;
-    write_private(&path, &text)
+    let text = serde_json::to_vec_pretty(known).context(Kind::Bug, || "write JSON".to_owned())?;
+    write_private(&file(state, url), &text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is told.
+    fn changed(state: &Path, place: &str, id: RepositoryId) -> Option<String> {
+        check(state, place, id).err().map(|error| {
+            assert_eq!(error.kind(), Kind::Damaged, "{error:?}");
+            error.to_string()
+        })
+    }
 
     #[test]
     fn another_repository_at_a_place_is_told_until_it_is_accepted_or_the_old_one_is_back() {
@@ -165,10 +189,13 @@ mod tests {
         assert_eq!(changed(state, &here, new), None);
         note(state, &here, old, now);
         assert!(changed(state, &here, old).is_some(), "now that one is the other");
-        // A file that says nothing is no all-clear.
+        // A file that says nothing is no all-clear, and no other repository.
         std::fs::write(file(state, &here), "").unwrap();
         note(state, &here, old, now);
-        assert!(changed(state, &here, old).unwrap().contains("is not known any more"));
+        for id in [old, new] {
+            let told = check(state, &here, id).unwrap_err();
+            assert!(told.kind() == Kind::Failed && told.hint_text().unwrap().contains("repo accept"), "{told:?}");
+        }
         accept(state, &here, old, now).unwrap();
         assert_eq!(changed(state, &here, old), None);
     }
@@ -189,7 +216,46 @@ mod tests {
         let now = "2026-11-20T03:00:00Z".parse().unwrap();
         let here = place("file:///r", None);
         note(folder.path(), &here, RepositoryId([1; 16]), now);
-        assert!(changed(folder.path(), &here, RepositoryId([1; 16])).is_some());
+        assert_eq!(check(folder.path(), &here, RepositoryId([1; 16])).unwrap_err().kind(), Kind::Failed);
         assert!(accept(folder.path(), &here, RepositoryId([1; 16]), now).is_err());
+    }
+    #[test]
+    fn of_many_that_see_a_place_first_each_finds_it_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, now) = (folder.path(), "2026-11-20T03:00:00Z".parse().unwrap());
+        let id = RepositoryId([1; 16]);
+        for round in 0..20 {
+            let here = place(&format!("file:///r{round}"), None);
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        note(state, &here, id, now);
+                        check(state, &here, id).unwrap();
+                        assert!(changed(state, &here, RepositoryId([2; 16])).is_some());
+                    });
+                }
+            });
+        }
+        let left = std::fs::read_dir(state.join("repositories")).unwrap().count();
+        assert_eq!(left, 21, "one of each, and the lock");
+    }
+
+    #[test]
+    fn root_reads_what_a_services_user_keeps() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (state, now) = (folder.path(), "2026-11-20T03:00:00Z".parse().unwrap());
+        let (here, id) = (place("file:///r", None), RepositoryId([1; 16]));
+        note(state, &here, id, now);
+        for path in [state.to_owned(), state.join("repositories"), file(state, &here)] {
+            std::os::unix::fs::chown(path, Some(65534), None).unwrap();
+        }
+        check(state, &here, id).unwrap();
+        assert!(changed(state, &here, RepositoryId([2; 16])).unwrap().contains("another repository"));
+        // Somebody else's is nobody's word.
+        std::os::unix::fs::chown(file(state, &here), Some(65533), None).unwrap();
+        assert_eq!(check(state, &here, id).unwrap_err().kind(), Kind::Failed);
     }
 }

@@ -112,10 +112,13 @@ impl RepositorySettings {
         Ok(repository)
     }
 
-    /// That another repository is there than belongs there; a sentence.
+    /// That another repository is there than belongs there, or that nobody can say which does; a sentence.
     #[must_use]
     pub fn changed(&self, repository: &Repository, surroundings: &Surroundings) -> Option<String> {
-        self.name.as_ref().and_then(|_| identity::changed(&surroundings.state, &self.place(), repository.id()))
+        self.must_belong(repository, surroundings).err().map(|error| {
+            let hint = error.hint_text().map_or_else(String::new, |hint| format!("; {hint}"));
+            format!("{}{hint}", explain(&error))
+        })
     }
 
     /// From now on this repository belongs there.
@@ -127,9 +130,10 @@ impl RepositorySettings {
     }
 
     /// # Errors
-    /// `Damaged` when another repository is there than belongs there: whatever it holds, what was backed up before is not in it.
+    /// `Damaged` when another repository is there than belongs there: whatever it holds, what was backed up before is not in it; `Failed` when nobody can
+    /// say which does.
     pub fn must_belong(&self, repository: &Repository, surroundings: &Surroundings) -> Result<()> {
-        self.changed(repository, surroundings).map_or(Ok(()), |changed| Err(Error::new(Kind::Damaged, changed)))
+        self.name.as_ref().map_or(Ok(()), |_| identity::check(&surroundings.state, &self.place(), repository.id()))
     }
 
     fn place(&self) -> String {

@@ -56,7 +56,8 @@ impl FileLock {
         }
     }
 
-    fn wait(path: &Path) -> Result<Self> {
+    /// Takes the lock, waiting for whoever has it. For what is held for moments.
+    pub(crate) fn wait(path: &Path) -> Result<Self> {
         let file = open_lock(path)?;
         file.lock().io_context(|| format!("lock {}", path.display()))?;
         Ok(Self(file))
@@ -69,11 +70,15 @@ fn open_lock(path: &Path) -> Result<File> {
 
 /// Opens a regular file of ours, never through a link.
 fn open_ours(path: &Path, flags: OFlags) -> io::Result<File> {
+    open_of(path, flags, |owner| owner == rustix::process::geteuid().as_raw())
+}
+
+fn open_of(path: &Path, flags: OFlags, is_owner: impl Fn(u32) -> bool) -> io::Result<File> {
     // Without waiting for who would write to a pipe.
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
     let metadata = file.metadata()?;
-    if metadata.is_file() && metadata.uid() == rustix::process::geteuid().as_raw() {
+    if metadata.is_file() && is_owner(metadata.uid()) {
         return Ok(file);
     }
     Err(io::Error::other("it is not a regular file of the user that runs lifeboat"))
@@ -340,10 +345,12 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     write().io_context(|| format!("write {}", path.display()))
 }
 
-/// Reads what [`write_private`] wrote.
+/// Reads what [`write_private`] wrote. Root reads also what the owner of the folder wrote: it looks at the state folder of a service's user.
 pub(crate) fn read_private(path: &Path) -> io::Result<Vec<u8>> {
+    let user = rustix::process::geteuid();
+    let of_folder = |owner: u32| path.parent().is_some_and(|folder| fs::metadata(folder).is_ok_and(|folder| folder.uid() == owner));
     let mut bytes = Vec::new();
-    open_ours(path, OFlags::RDONLY)?.read_to_end(&mut bytes)?;
+    open_of(path, OFlags::RDONLY, |owner| owner == user.as_raw() || (user.is_root() && of_folder(owner)))?.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -10,8 +10,10 @@ use crate::support::postgres::{Cluster, distribution_version, wait_until};
 use chrono::{DateTime, TimeDelta, Utc};
 use lifeboat::daemon::journal::faults::{Effect, Faults};
 use lifeboat::daemon::journal::{Ending, Filter, Job, Journal, NewRun, State, Trigger};
+use lifeboat::daemon::{alarms, gone};
 use lifeboat::error::{Error, Kind};
 use lifeboat::id::{Name, RunId};
+use lifeboat::plan::Plans;
 
 const LEASE: TimeDelta = TimeDelta::seconds(2);
 
@@ -79,8 +81,37 @@ fn of_many_nodes_that_claim_one_slot_one_gets_it() {
     assert_eq!(seen.iter().map(|node| (node.name.as_str(), node.labels.len())).collect::<Vec<_>>(), [("n0", 1), ("n1", 0)]);
     let twin = Journal::shared(cluster.tcp_settings(), &folder.path().join("twin"), "n0".into(), LEASE).unwrap();
     assert_eq!(twin.check_in(&[], Utc::now()).unwrap_err().kind(), Kind::Busy);
-    nodes[0].check_out().unwrap();
+    nodes[0].check_out(Utc::now()).unwrap();
     twin.check_in(&[], Utc::now()).unwrap();
+}
+
+#[test]
+fn a_plan_of_a_node_that_is_started_anew_is_not_told_as_gone_by_another_one_that_does_not_have_it() {
+    let cluster = Cluster::start(distribution_version());
+    let folder = machines();
+    let (own, other) = (node(&cluster, folder.path(), "own"), node(&cluster, folder.path(), "other"));
+    let now = Utc::now();
+    own.check_in(&[], now).unwrap();
+    own.schedule_since(&plan(), Job::Backup, "0 2 * * * UTC", now).unwrap();
+    let claim = own.begin(&run_of(1, Trigger::Schedule), now).unwrap();
+    own.close(claim, &Ending::new(State::Succeeded), now).unwrap();
+    let text = "version = 1\n[repository.main]\nurl = \"file:///nowhere/r\"\npassphrase = { env = \"NONE\" }\n[source.a]\nkind = \"files\"\npath = \"/nowhere\"\n\
+                [plan.another]\nsource = \"a\"\nrepository = \"main\"\n";
+    let plans = Plans::from_text(text).unwrap();
+    let told = || {
+        gone::look(&plans, &other, other.state_folder(), Utc::now()).unwrap();
+        alarms::standing(other.state_folder()).unwrap().len()
+    };
+    assert_eq!(told(), 0);
+    own.check_out(Utc::now()).unwrap();
+    assert!(other.nodes(Utc::now()).unwrap().is_empty(), "it has ended");
+    assert_eq!(told(), 0, "and may be back in a moment");
+    own.check_in(&[], Utc::now()).unwrap();
+    assert_eq!((told(), other.nodes(Utc::now()).unwrap().len()), (0, 1));
+    own.check_out(Utc::now()).unwrap();
+    wait_until("it has gone for good", || told() == 1);
+    own.check_in(&[], Utc::now()).unwrap();
+    assert_eq!(told(), 0);
 }
 
 #[test]

@@ -375,6 +375,89 @@ lease = "{LEASE_SECS}s"
     drop(teller);
 }
 
+/// A run of a machine that is gone, right before its commit, in a store that takes connections and never answers.
+#[test]
+fn a_node_that_settles_a_run_whose_store_hangs_is_a_node_all_the_while() {
+    let cluster = Cluster::start(distribution_version());
+    let store = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let workspace = Workspace::ready("");
+    let more = format!(
+        r#"
+[repository.hanging]
+url = "s3://nowhere/r"
+endpoint = "http://{}"
+region = "us-east-1"
+allow_http = true
+access_key = {{ env = "CRM_PASSPHRASE" }}
+secret_key = {{ env = "CRM_PASSPHRASE" }}
+passphrase = {{ env = "CRM_PASSPHRASE" }}
+[plan.hanging]
+source = "attachments"
+repository = "hanging"
+[journal]
+url = {{ env = "JOURNAL_URL" }}
+lease = "{LEASE_SECS}s"
+"#,
+        store.local_addr().unwrap()
+    );
+    workspace.write_plan(&more);
+    let journal = observer(&cluster, &workspace);
+    let claim = journal.begin(&NewRun::manual(&Name::new("hanging").unwrap(), Job::Backup, "tester", Utc::now()), Utc::now()).unwrap();
+    assert!(journal.announce(claim, "01arz3ndektsv4rrffq69g5fav", Utc::now()).unwrap());
+    let node = Node::start(&workspace, "one", cluster.port);
+    wait_until("it takes the run over", || journal.run(claim.id).unwrap().fence > claim.fence);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(LEASE_SECS.unsigned_abs() * 3) {
+        assert!(journal.nodes(Utc::now()).unwrap().iter().any(|node| node.name == "one"), "after {:?}", began.elapsed());
+        std::thread::park_timeout(Duration::from_millis(200));
+    }
+    assert_eq!(journal.run(claim.id).unwrap().state, State::Running, "it is still being settled");
+    node.stop();
+}
+
+/// Only the state folder of one node knows which repository was there before; another node tells of the plans.
+#[test]
+fn an_exchanged_repository_is_told_by_the_node_that_knows_of_it() {
+    let cluster = Cluster::start(distribution_version());
+    let workspace = Workspace::ready("");
+    let folder = workspace.folder.path().display().to_string();
+    std::fs::create_dir(workspace.path("told")).unwrap();
+    let more = format!(
+        r#"
+[notify.file]
+kind = "command"
+run = ["sh", "-c", "cat > {folder}/told/$NODE.$$"]
+environment = {{ NODE = {{ env = "NODE_NAME" }} }}
+[journal]
+url = {{ env = "JOURNAL_URL" }}
+lease = "10m"
+"#
+    );
+    workspace.write_plan(&more);
+    let run = |state: &str, words: &[&str]| {
+        let mut command = bare(words);
+        command.arg("--plans").arg(workspace.path("plans")).arg("--state").arg(workspace.path(state));
+        let output = command.env("CRM_PASSPHRASE", PASSPHRASE).env("JOURNAL_URL", url(cluster.port)).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
+    };
+    run("state-one", &["snapshots", "crm"]);
+    std::fs::rename(workspace.path("repository"), workspace.path("aside")).unwrap();
+    run("elsewhere", &["repo", "init", "main"]);
+    // For longer than this takes nobody else tells of the plans.
+    let teller = Node::labelled(&workspace, "two", "", cluster.port);
+    wait_until("it tells", || cluster.value("SELECT count(*) FROM lifeboat.leases WHERE name = 'tell'") == "1");
+    let knowing = Node::labelled(&workspace, "one", "", cluster.port);
+    let told_by = |node: &str| {
+        let of_node = |file: &PathBuf| file.file_name().unwrap().to_str().unwrap().starts_with(&format!("{node}."));
+        let files = workspace::files(&workspace.path("told")).into_iter().filter(of_node);
+        files.filter(|file| std::fs::read_to_string(file).unwrap().contains("another repository is at")).count()
+    };
+    wait_until("somebody is told", || told_by("one") == 1);
+    assert_eq!(told_by("two"), 0);
+    knowing.stop();
+    teller.stop();
+}
+
 /// A repository in a folder, to be opened again and again.
 fn repository(folder: &Path, runtime: &tokio::runtime::Runtime) -> (Repository, Surroundings) {
     let surroundings = Surroundings {

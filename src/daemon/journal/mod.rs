@@ -558,21 +558,30 @@ impl Journal {
         self.0.tables.nodes(self.0.lease, now)
     }
 
+    /// All nodes that are at work, or were within so many leases, by name.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn nodes_within(&self, leases: i32, now: DateTime<Utc>) -> Result<Vec<Node>> {
+        self.0.tables.nodes(self.0.lease * leases, now)
+    }
+
     /// Says that this node ends.
     ///
     /// # Errors
     /// When the journal cannot be written; it is forgotten by itself.
-    pub fn check_out(&self) -> Result<()> {
+    pub fn check_out(&self, now: DateTime<Utc>) -> Result<()> {
         let owner = guard(&self.0.owner).as_ref().map(|holder| holder.owner.id().to_owned());
-        owner.map_or(Ok(()), |owner| self.0.tables.check_out(&owner))
+        owner.map_or(Ok(()), |owner| self.0.tables.check_out(&owner, self.0.lease, now))
     }
 
-    /// Removes closed runs, with their attempts, that started before this moment; how many. What status needs stays however old it is: the
+    /// Removes closed runs, with their attempts, that started before this moment; how many. And nodes that were last heard of before it. What status needs stays however old it is: the
     /// newest run of each plan, job and state, and the newest slot of each schedule.
     ///
     /// # Errors
     /// When the journal cannot be written; what is gone by then is gone.
     pub fn forget(&self, before: DateTime<Utc>) -> Result<u64> {
+        self.0.tables.forget_nodes(before)?;
         let (mut from, mut forgotten) = (Some(i64::MIN), 0);
         while let Some(next) = from {
             let (gone, rest) = self.0.tables.forget(next, before, FORGET_PAGE)?;

@@ -409,7 +409,7 @@ impl Tables {
         self.nodes(who.lease, now).map(Some)
     }
 
-    /// All nodes that are at work, by name.
+    /// All nodes that were heard of within `lease`, by name.
     pub(super) fn nodes(&self, lease: TimeDelta, now: DateTime<Utc>) -> Result<Vec<Node>> {
         let (clock, lease_ms) = (self.0.clock(now.timestamp_millis()), lease.num_milliseconds());
         let rows = self.one(
@@ -424,9 +424,16 @@ impl Tables {
         rows.iter().map(read).collect()
     }
 
-    /// A node of this owner ends in order.
-    pub(super) fn check_out(&self, owner: &str) -> Result<()> {
-        self.one(Purpose::WriteAgain, "DELETE FROM nodes WHERE owner = $1", vec![owner.into()]).map(drop)
+    /// A node of this owner ends in order: its name is free. When that was is remembered.
+    pub(super) fn check_out(&self, owner: &str, lease: TimeDelta, now: DateTime<Utc>) -> Result<()> {
+        let clock = self.0.clock(now.timestamp_millis());
+        let over = format!("UPDATE nodes SET seen_ms = {clock} - {} WHERE owner = $1", lease.num_milliseconds() + 1);
+        self.one(Purpose::WriteAgain, over, vec![owner.into()]).map(drop)
+    }
+
+    /// Removes nodes that were last heard of before this moment.
+    pub(super) fn forget_nodes(&self, before: DateTime<Utc>) -> Result<()> {
+        self.one(Purpose::WriteAgain, "DELETE FROM nodes WHERE seen_ms < $1", vec![before.timestamp_millis().into()]).map(drop)
     }
 
     /// Removes at most `limit` closed runs that started in `[from, before)`, oldest first, except what status needs: the newest of each plan,

@@ -5,6 +5,7 @@
 //!
 //! Of several nodes one tells of a plan ([`Teller`]). The others remember a run only when it has been over for two leases: whoever begins to tell then
 //! tells of all that the one before may have left untold, and of everything that stands. So a node that dies costs a second message, and no silence.
+//! What only the state folder of a node knows, that node tells itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,6 +38,9 @@ const JUDGE_SHARE: u32 = 20;
 
 /// Deliveries that failed so often in a row are a problem.
 const FAILING: u64 = 2;
+
+/// The kind of problem that depends on what this host has seen before; others may see nothing wrong.
+const OF_THIS_HOST: &str = "repository-changed";
 
 /// Runs asked for at a time, at first.
 const PAGE: u32 = 64;
@@ -227,7 +231,7 @@ impl Watch {
             let mut status = status::view(&plan, Some(&heard), Some(asked), &self.surroundings, now);
             let mut seen = step::seen_of_status(&status, &retried(&plan, &heard, now));
             if !self.teller.tells(&plan, now)? {
-                seen.retain(|seen| before.contains_key(&seen.key));
+                seen.retain(|seen| seen.kind == OF_THIS_HOST || before.contains_key(&seen.key));
             }
             observed.problems.extend(seen);
             // What only this host knows it tells itself, and the end of what it told of.
