@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::cli::args::{ExtractArgs, RepoCommand, RepoPlaceArgs, UndeleteArgs};
-use crate::cli::context::shell_word;
+use crate::cli::context::{shell_word, who};
 use crate::cli::{App, Exit, render};
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
@@ -15,7 +15,7 @@ use crate::ops::extract::{ExtractReport, ExtractRequest, run as take_out};
 use crate::ops::init::{InitReport, run as create};
 use crate::ops::resolve::{self, RepositorySettings};
 use crate::ops::stats::{StatsReport, run as count};
-use crate::ops::undelete::{UndeleteReport, run as bring_back};
+use crate::ops::undelete::{Decisions, UndeleteReport, UndeleteRequest, run as bring_back};
 use crate::plan::Plan;
 use crate::repo::RecoveryKey;
 
@@ -164,7 +164,10 @@ fn accept(app: &App, name: &str) -> Result<Exit> {
     let report = settings.accept(&settings.open(&surroundings)?, &surroundings)?;
     app.output.result(&report, || {
         let before = report.before.map_or_else(String::new, |before| format!(" instead of {before}"));
-        format!("repository {} belongs at {} from now on{before}\n", report.repository, report.url)
+        let ledger = report.ledger_forgotten.map_or_else(String::new, |entry| {
+            format!("its retention ledger is believed as it is now (this machine had seen {entry} entries)\n")
+        });
+        format!("repository {} belongs at {} from now on{before}\n{ledger}", report.repository, report.url)
     })?;
     Ok(None)
 }
@@ -181,7 +184,8 @@ fn undelete(app: &App, args: &UndeleteArgs) -> Result<Exit> {
         return Err(Error::new(Kind::Usage, format!("{} is yet to come", render::time(at)))
             .hint("name a moment before objects were deleted or overwritten; without a zone it is read in the plan's, else as UTC"));
     }
-    let report = bring_back(&settings, at, args.dry_run, &surroundings)?;
+    let request = UndeleteRequest { at, dry_run: args.dry_run, with_decisions: args.with_decisions, by: who() };
+    let report = bring_back(&settings, &request, &surroundings)?;
     app.output.result(&report, || undelete_text(&report))?;
     Ok(report.exit())
 }
@@ -204,7 +208,30 @@ fn undelete_text(report: &UndeleteReport) -> String {
     } else {
         let _ = writeln!(text, "{} were brought back; run `lifeboat verify --data` now", report.brought_back);
     }
+    report.decisions.iter().for_each(|decisions| decisions_text(decisions, report.dry_run, &mut text));
     text
+}
+
+fn decisions_text(decisions: &Decisions, dry_run: bool, text: &mut String) {
+    for one in &decisions.decided {
+        let _ = writeln!(text, "decided since: {} by {} ({}): {}", render::time(one.time), one.host, one.key, one.what);
+    }
+    if let Some(failed) = &decisions.failed {
+        let entries = decisions.entries.len();
+        let _ =
+            writeln!(text, "NOT TAKEN BACK: {entries} entries of the retention ledger came since, which may remove snapshots: {failed}");
+        return;
+    }
+    let of = format!("the removal of {} snapshots and the end of {} holds", decisions.removed.len(), decisions.unheld.len());
+    if decisions.taken_back {
+        let _ = writeln!(text, "{of} were taken back");
+    } else if decisions.stand() {
+        let again = if dry_run { "" } else { " again" };
+        let _ = writeln!(
+            text,
+            "STILL DECIDED: {of}. The next prune deletes what only they need; if that was not rightly decided, run this{again} with --with-decisions"
+        );
+    }
 }
 
 fn text(report: &InitReport, key: &RecoveryKey) -> String {
