@@ -103,19 +103,22 @@ fn stats_text(report: &StatsReport) -> String {
             .runs
             .iter()
             .map(|run| {
-                let numbers = [run.runs, run.writes, run.lists, run.reads].map(|number| number.to_string());
-                [vec![run.plan.clone(), run.job.clone()], numbers.to_vec(), vec![render::bytes(run.bytes_read)]].concat()
+                let numbers = [run.runs, run.writes, run.lists, run.reads, run.deletes].map(|number| number.to_string());
+                let plan = run.plan.clone().unwrap_or_else(|| "(all)".to_owned());
+                [vec![plan, run.job.clone()], numbers.to_vec(), vec![render::bytes(run.bytes_read)]].concat()
             })
             .collect();
         text.push('\n');
-        text += &render::table(&["plan", "job", "runs in 30 days", "writes each", "lists", "reads", "read"], &rows, &[2, 3, 4, 5, 6]);
+        let head = ["plan", "job", "runs in 30 days", "writes each", "lists", "reads", "deletes", "read"];
+        text += &render::table(&head, &rows, &[2, 3, 4, 5, 6, 7]);
         let monthly = report.monthly;
         let _ = writeln!(
             text,
-            "about {} writes, {} lists and {} reads in 30 days, {} out of the store",
+            "about {} writes, {} lists, {} reads and {} deletes in 30 days, {} out of the store",
             monthly.writes,
             monthly.lists,
             monthly.reads,
+            monthly.deletes,
             render::bytes(monthly.bytes_read)
         );
     }
