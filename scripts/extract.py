@@ -541,10 +541,14 @@ class Repository:
         need(first.get("base") or first["number"] == 1, "its first entries are missing")
         for (before, digest), (after, _) in zip(entries, entries[1:]):
             need(after["number"] == before["number"] + 1 and after["previous"] == digest, f"entry {after['number']} follows no other")
-        told = list((first.get("base") or {"removed": []})["removed"])
+        removed = {snapshot["id"] for snapshot in (first.get("base") or {"removed": []})["removed"]}
         for entry, _ in entries:
-            told += entry["decision"].get("snapshots", [])
-        return {snapshot["id"] for snapshot in told}
+            decision = entry["decision"]
+            if decision["action"] == "remove":
+                removed |= {snapshot["id"] for snapshot in decision["snapshots"]}
+            elif decision["action"] == "reinstate":
+                removed -= set(decision["snapshots"])
+        return removed
 
     # --- packs ----------------------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ use lifeboat::ops::repair::{self, Other, RepairReport, RepairRequest};
 use lifeboat::ops::restore::{self, RestoreRequest};
 use lifeboat::ops::retention::Rules;
 use lifeboat::ops::select::Choice;
+use lifeboat::ops::stats;
 use lifeboat::ops::verify::{self, Depth};
 use lifeboat::ops::{CommitGate, DrillSettings, Job, NamedSource, Objectives, Verdict, backup, keyless, snapshots as ops_snapshots};
 use lifeboat::repo::{CollectOptions, LostFormat, OpenOptions, Passphrase, Repository, Role};
@@ -85,29 +86,37 @@ struct Place {
     /// Past them.
     sound: Repository,
     base: Objects,
+    /// Where both have their caches.
+    cache: PathBuf,
 }
 
 impl Place {
     fn new(runtime: &tokio::runtime::Runtime, folder: &Path, what: &str) -> Self {
-        let (store, faults) = (Store::in_memory(), Faults::new());
-        let options = |kind: &str| OpenOptions { cache: Some(folder.join(format!("cache-{what}-{kind}"))), workers: 2 };
+        let (store, faults, cache) = (Store::in_memory(), Faults::new(), folder.join(format!("cache-{what}")));
         // Before anything is backed up to it.
         let made = DateTime::from_timestamp(1_789_999_000, 0).unwrap();
-        Repository::init(store.clone(), runtime.handle().clone(), &passphrase(), &options("sound"), made).unwrap();
-        let open = |store: Store, kind: &str| Repository::open(store, runtime.handle().clone(), &passphrase(), &options(kind)).unwrap();
-        let faulty = open(Store::with_faults(store.clone(), faults.clone()), "faulty");
-        let sound = open(store.clone(), "sound");
-        Self { store, faults, faulty, sound, base: Objects::new() }
+        Repository::init(store.clone(), runtime.handle().clone(), &passphrase(), &OpenOptions::default(), made).unwrap();
+        let [sound, faulty] = Self::open(&store, &faults, runtime, &cache);
+        Self { store, faults, faulty, sound, base: Objects::new(), cache }
     }
 
-    /// As another process would open it.
+    /// Past the faults, and through them.
+    fn open(store: &Store, faults: &Faults, runtime: &tokio::runtime::Runtime, cache: &Path) -> [Repository; 2] {
+        [("sound", store.clone()), ("faulty", Store::with_faults(store.clone(), faults.clone()))].map(|(kind, store)| {
+            let options = OpenOptions { cache: Some(cache.join(kind)), workers: 2 };
+            Repository::open(store, runtime.handle().clone(), &passphrase(), &options).unwrap()
+        })
+    }
+
+    /// As another machine would open it.
     fn reopen(&mut self, runtime: &tokio::runtime::Runtime, folder: &Path) {
-        let open = |store: Store| {
-            let cache = tempfile::tempdir_in(folder).unwrap().keep();
-            Repository::open(store, runtime.handle().clone(), &passphrase(), &OpenOptions { cache: Some(cache), workers: 2 }).unwrap()
-        };
-        self.faulty = open(Store::with_faults(self.store.clone(), self.faults.clone()));
-        self.sound = open(self.store.clone());
+        self.cache = tempfile::tempdir_in(folder).unwrap().keep();
+        self.restart(runtime);
+    }
+
+    /// As another process of the same machine would open it.
+    fn restart(&mut self, runtime: &tokio::runtime::Runtime) {
+        [self.sound, self.faulty] = Self::open(&self.store, &self.faults, runtime, &self.cache);
     }
 
     fn objects(&self, runtime: &tokio::runtime::Runtime) -> Objects {
@@ -127,6 +136,10 @@ impl Place {
     /// As it was kept.
     fn put_back(&self, runtime: &tokio::runtime::Runtime) {
         self.faults.clear();
+        // On purpose: what this machine has seen of the ledger since counts for nothing.
+        for repository in [&self.sound, &self.faulty] {
+            repository.forget_ledger().unwrap();
+        }
         let now = self.objects(runtime);
         runtime.block_on(async {
             for key in now.keys().filter(|key| !self.base.contains_key(*key)) {
@@ -605,7 +618,8 @@ impl Harm {
     }
 }
 
-/// A world whose repository has everything: two snapshots, a log, a report, tombstones; all but the last two are in the copy too.
+/// A world whose repository has everything: two snapshots and one that was removed between them, a log, a report, tombstones, entries of the ledger, a key
+/// event; snapshots and log are in the copy too.
 fn everything() -> (World, Vec<(SnapshotId, BTreeMap<PathBuf, Vec<u8>>)>) {
     let mut world = World::new();
     let log = world.own.sound.log(&name("crm"), &name("db"));
@@ -613,7 +627,16 @@ fn everything() -> (World, Vec<(SnapshotId, BTreeMap<PathBuf, Vec<u8>>)>) {
         log.append(1, piece * 5000, (piece + 1) * 5000, &serde_json::json!({}), &noise(piece, 5000)).unwrap();
     }
     log.put_side(&name("00000002.history"), b"1\t0/1\tpromoted\n").unwrap();
+    let first = world.first();
+    let between = world.back_up(&world.own.sound).unwrap();
     world.back_up(&world.own.sound).unwrap();
+    // Three entries of the ledger, and nothing is held afterwards.
+    let now = world.clock.now();
+    prune::hold(&world.own.sound, first, None, "audit", "a test", now).unwrap();
+    prune(&world, &world.own.sound, 1).unwrap();
+    assert!(world.own.sound.removed(between).is_some());
+    prune::release(&world.own.sound, first, "done", "a test", now).unwrap();
+    world.own.sound.note_key_event("export", "nothing, for a test", now).unwrap();
     world.copy_all(&world.own.sound, &world.copy.sound).unwrap();
     // A copy takes the logs of databases that have one; this is the same by hand.
     let copied = world.copy.sound.log(&name("crm"), &name("db"));
@@ -666,8 +689,16 @@ fn stands_for(world: &World, id: SnapshotId) -> SnapshotId {
 /// Every kind of object × every kind of damage: what a copy has comes back, nothing else gets worse, and backups go on.
 #[test]
 fn what_is_damaged_is_put_right_from_a_copy() {
-    let (world, snapshots) = everything();
+    let (mut world, snapshots) = everything();
+    // A backup that was killed, and a collection that had to wait for it.
+    world.own.faults.add(Rule::on(Verb::Delete).below("sessions/").always().then(Effect::Fail(Kind::Failed)));
+    drop(world.own.faulty.begin(&name("crm"), world.clock.now(), &Cancel::default()).unwrap());
+    world.own.faults.clear();
+    let waits = world.own.sound.collect(&CollectOptions::default(), world.clock.now(), &Silent, &Cancel::default()).unwrap();
+    assert!(waits.blocked.is_empty(), "{waits:?}");
+    world.own.keep(&world.runtime);
     let base = world.own.base.clone();
+    assert!(base.keys().any(|key| key.starts_with("gc/waits/")), "no collection waits");
     let mut tried = BTreeMap::new();
     // One kind of damage for each object, the next one for the next.
     let all = is_all();
@@ -675,7 +706,8 @@ fn what_is_damaged_is_put_right_from_a_copy() {
         let folder = key.split('/').next().unwrap();
         let newest = key.starts_with("snapshots/") && key.ends_with(&snapshots[1].0.to_string());
         let at_an_end = key.contains("-0000000000000000-") || key.ends_with("-0000000000003a98");
-        let nobody_knows = newest || folder == "reports" || folder == "gc" || key.contains("/history/") || at_an_end;
+        let comes_and_goes = ["reports", "gc", "sessions", "key-events"].contains(&folder);
+        let nobody_knows = newest || comes_and_goes || key.contains("/history/") || at_an_end;
         let mut harms = Harm::all(key, &base);
         // What is left without these is whole, and smaller: nobody can know.
         harms.retain(|harm| !nobody_knows || !matches!(harm, Harm::Missing));
@@ -684,7 +716,24 @@ fn what_is_damaged_is_put_right_from_a_copy() {
             let at = format!("{key} {harm:?}");
             world.own.put_back(&world.runtime);
             world.copy.put_back(&world.runtime);
+            // Both have seen the ledger: that its newest entry is gone is known here.
+            for repository in [&world.own.sound, &world.own.faulty] {
+                repository.ledger().unwrap();
+            }
             harm.inflict(&world, key);
+            if folder == "retention" {
+                // What a process has read of it stays in its memory.
+                world.own.restart(&world.runtime);
+            }
+            if folder == "key-events" {
+                // Told by who lists them; nothing depends on one.
+                let events = world.own.sound.key_events().unwrap();
+                assert_eq!(events.iter().filter(|event| event.is_err()).count(), 1, "{at}: {events:?}");
+                let id = world.back_up(&world.own.sound).unwrap_or_else(|error| panic!("{at}: {error:?}"));
+                world.assert_snapshot(&world.own.sound, id, &at);
+                *tried.entry(folder).or_insert(0) += 1;
+                continue;
+            }
             // A dry run changes nothing but what a verification writes.
             let before = world.own.objects(&world.runtime);
             let dry = repair::plan(&request(&world, true, true), &world.clock, &Silent, &Cancel::default())
@@ -698,8 +747,13 @@ fn what_is_damaged_is_put_right_from_a_copy() {
             let told = format!("{at}: {report:#?}");
             assert!(report.actions.iter().all(|action| action.done), "{told}");
             assert!(report.lost.is_empty() && report.remaining.is_empty(), "{told}");
-            let left_alone = folder == "reports";
+            let left_alone = ["reports", "retention", "sessions"].contains(&folder) || key.starts_with("gc/waits/");
             assert_eq!(report.left.is_empty(), !left_alone, "{told}");
+            if folder == "retention" {
+                assert!(report.left.iter().any(|left| left.advice.contains("repo undelete")), "{told}");
+                let nothing = prune(&world, &world.own.sound, 1).unwrap_err();
+                assert!(nothing.kind() == Kind::Damaged && nothing.to_string().contains("retention"), "{at}: {nothing:?}");
+            }
             // Nothing that was sound is gone, and the copy is as it was.
             assert_eq!(world.copy.objects(&world.runtime).keys().filter(|key| key.starts_with("snapshots/")).count(), 2);
             for (id, content) in &snapshots {
@@ -725,7 +779,10 @@ fn what_is_damaged_is_put_right_from_a_copy() {
         }
     }
     say(&format!("{tried:?}"));
-    assert_eq!(tried.keys().copied().collect::<Vec<_>>(), ["gc", "index", "logs", "packs", "reports", "snapshots"]);
+    assert_eq!(
+        tried.keys().copied().collect::<Vec<_>>(),
+        ["gc", "index", "key-events", "logs", "packs", "reports", "retention", "sessions", "snapshots"]
+    );
 }
 
 #[test]
@@ -989,6 +1046,59 @@ fn a_repair_that_fails_anywhere_is_told_and_the_next_one_goes_on() {
     killed_at_any_write(&world, "repair", 24, act);
 }
 
+/// A credential that may not delete, or a store that locks: what is replaced stays, and that is told.
+#[test]
+fn a_store_that_refuses_to_delete_keeps_no_repair_from_its_work() {
+    let (world, snapshots) = everything();
+    let refuse = || world.own.faults.add(Rule::on(Verb::Delete).always().then(Effect::Fail(Kind::Failed)));
+    let harm = |folder: &str| {
+        let keys: Vec<String> = world.own.base.keys().filter(|key| key.starts_with(folder)).cloned().collect();
+        keys.iter().for_each(|key| Harm::Flipped(world.own.base[key].len() / 2).inflict(&world, key));
+        keys
+    };
+    // Two at once: one refusal does not keep the next from being tried. What stays of them harms nothing.
+    let index = harm("index/");
+    assert!(index.len() > 1, "{index:?}");
+    for _ in 0..2 {
+        refuse();
+        let report = repair(&world, false).unwrap();
+        world.own.faults.clear();
+        assert!(report.actions.iter().all(|action| action.done) && report.actions.len() == 1, "{report:#?}");
+        assert_eq!((report.exit(), report.left.len(), report.remaining.len()), (None, 0, 0), "{report:#?}");
+        for key in &index {
+            assert!(
+                report
+                    .warnings
+                    .iter()
+                    .any(|warning| warning.starts_with(&format!("{key} was replaced, and the store refuses to delete it")))
+            );
+        }
+        assert!(index.iter().all(|key| world.own.objects(&world.runtime).contains_key(key)));
+        let id = world.back_up(&world.own.sound).unwrap();
+        world.assert_snapshot(&world.own.sound, id, "what it lists is listed anew");
+    }
+    let report = repair(&world, false).unwrap();
+    assert!(report.exit().is_none() && report.warnings.is_empty(), "{report:#?}");
+    assert!(!index.iter().any(|key| world.own.objects(&world.runtime).contains_key(key)));
+    world.assert_sound(&world.own, "the store deletes again");
+    // Tombstones that cannot be read and stay fail every backup: no success.
+    world.own.put_back(&world.runtime);
+    let tombstones = harm("gc/tombstones/");
+    refuse();
+    let report = repair(&world, false).unwrap();
+    world.own.faults.clear();
+    assert!(report.actions.iter().all(|action| action.done), "{report:#?}");
+    assert_eq!(report.exit(), Some(Kind::Damaged));
+    assert!(report.remaining.iter().all(|finding| tombstones.contains(&finding.object)) && !report.remaining.is_empty(), "{report:#?}");
+    assert_eq!(world.back_up(&world.own.sound).unwrap_err().kind(), Kind::Damaged);
+    assert_eq!(repair(&world, false).unwrap().exit(), None);
+    let id = world.back_up(&world.own.sound).unwrap();
+    world.assert_snapshot(&world.own.sound, id, "tombstones");
+    for (id, content) in &snapshots {
+        assert!(world.restored(&world.own.sound, *id).unwrap() == *content);
+    }
+}
+
 /// Packs that retention, or a rotation of the keys, has put together anew, and the records of where things have gone: damaged then.
 #[test]
 fn what_was_rewritten_is_put_right_too() {
@@ -1126,4 +1236,140 @@ fn a_snapshot_that_the_journal_knows_does_not_vanish() {
     prune(&world, &world.own.sound, 1).unwrap();
     assert!(world.own.sound.removed(older).is_some());
     assert_eq!(check(&committed).exit(), None);
+}
+
+/// What an operation asks of a store: requests by verb, and bytes in both directions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Asked {
+    lists: u64,
+    creates: u64,
+    /// Looks at size and time.
+    heads: u64,
+    reads: u64,
+    deletes: u64,
+    bytes_written: u64,
+    bytes_read: u64,
+}
+
+impl Asked {
+    fn of(faults: &Faults) -> Self {
+        let mut asked = Self::default();
+        for call in faults.calls() {
+            match call.verb {
+                Verb::List => asked.lists += 1,
+                Verb::Create => (asked.creates, asked.bytes_written) = (asked.creates + 1, asked.bytes_written + call.bytes),
+                Verb::Head | Verb::Lock => asked.heads += 1,
+                Verb::Get | Verb::GetRange => (asked.reads, asked.bytes_read) = (asked.reads + 1, asked.bytes_read + call.bytes),
+                Verb::Delete => asked.deletes += 1,
+            }
+        }
+        asked
+    }
+}
+
+/// What an operation may ask: requests are exact, bytes at the most.
+struct Bound {
+    what: &'static str,
+    lists: u64,
+    /// Each is looked at once to confirm it.
+    creates: u64,
+    reads: u64,
+    deletes: u64,
+    bytes_written: u64,
+    bytes_read: u64,
+}
+
+/// 343,000 bytes that do not compress, in three files, and a database of 12 KiB that does.
+const CONTENT: u64 = 343_000;
+
+const BOUNDS: [Bound; 10] = [
+    // Lists `keys/`; reads `format` and two slots (1.5 KB each).
+    Bound { what: "open", lists: 1, creates: 0, reads: 3, deletes: 0, bytes_written: 0, bytes_read: 3_200 },
+    // Lists what is there before it begins and again before it commits (manifests of the plan three times, the ledger twice), sessions, tombstones, moved
+    // packs, index, packs. Writes session, a pack of data and one of nodes for each source (their chunks do not come at one time), index, manifest; deletes
+    // the session. 4 KB beside the content.
+    Bound { what: "full backup", lists: 10, creates: 7, reads: 0, deletes: 1, bytes_written: CONTENT + 4_000, bytes_read: 0 },
+    // The same lists. Reads the manifest before it (for the sources, and again to go on from it), the index object, and directory and node of the tree of each
+    // source. Writes session and manifest.
+    Bound { what: "unchanged backup", lists: 10, creates: 2, reads: 7, deletes: 1, bytes_written: 1_300, bytes_read: 3_300 },
+    // Lists reports, manifests and ledger. Reads the manifest and of each of four packs the directory and one range of frames.
+    Bound { what: "restore", lists: 3, creates: 0, reads: 9, deletes: 0, bytes_written: 0, bytes_read: CONTENT + 4_000 },
+    // Lists eleven folders, tombstones and the ledger twice more. Reads both slots, both manifests, the index object, the directory of each pack and each
+    // node for each snapshot and way through it. Writes its report.
+    Bound { what: "verify", lists: 15, creates: 1, reads: 15, deletes: 0, bytes_written: 600, bytes_read: 8_000 },
+    // As before, and the reports (to know what share is due) with the one that is there; reads each pack whole, and its trailer.
+    Bound { what: "verify --data", lists: 17, creates: 1, reads: 25, deletes: 0, bytes_written: 600, bytes_read: CONTENT + 12_000 },
+    // As a restore, of the plan's manifests, with both reports; and the trees once more, to compare with what is on disk. Writes its report.
+    Bound { what: "drill", lists: 3, creates: 1, reads: 14, deletes: 0, bytes_written: 1_300, bytes_read: CONTENT + 7_000 },
+    // Of two snapshots of one content: manifests, reports, and each byte of content once.
+    Bound { what: "copy, from", lists: 3, creates: 0, reads: 17, deletes: 0, bytes_written: 0, bytes_read: CONTENT + 9_000 },
+    // Two backups, the second of which stores its manifest only; the trees are read back before each commit.
+    Bound { what: "copy, to", lists: 18, creates: 9, reads: 7, deletes: 2, bytes_written: CONTENT + 6_000, bytes_read: 2_700 },
+    // Of two snapshots that share nothing but the database: decides (manifests, reports, sessions, ledger), marks (manifests again, directory and node of the
+    // tree of each source), reads both index objects and one again to write it anew. Writes the ledger's entry, tombstones, the index object; deletes the old
+    // one, two packs (343 KB) and the manifest. Of the content not a byte is read.
+    Bound { what: "prune", lists: 21, creates: 3, reads: 13, deletes: 4, bytes_written: 750, bytes_read: 7_000 },
+];
+
+/// By a process that has just opened the repository, on a machine that knows nothing of it. Opening it is counted by itself.
+#[test]
+fn what_each_operation_asks_of_the_store() {
+    let mut world = World::new();
+    let folder = world.folder.path().to_owned();
+    let mut table: Vec<(&str, Asked)> = Vec::new();
+    let fresh = |place: &mut Place, runtime: &tokio::runtime::Runtime| {
+        place.reopen(runtime, &folder);
+        place.faults.forget_calls();
+    };
+    world.own.faults.forget_calls();
+    world.own.reopen(&world.runtime, &folder);
+    table.push(("open", Asked::of(&world.own.faults)));
+    // A repository of its own, with nothing in it.
+    let mut place = Place::new(&world.runtime, &folder, "asked");
+    fresh(&mut place, &world.runtime);
+    world.back_up(&place.faulty).unwrap();
+    table.push(("full backup", Asked::of(&place.faults)));
+    fresh(&mut place, &world.runtime);
+    let newest = world.back_up(&place.faulty).unwrap();
+    table.push(("unchanged backup", Asked::of(&place.faults)));
+    fresh(&mut place, &world.runtime);
+    world.restored(&place.faulty, newest).unwrap();
+    table.push(("restore", Asked::of(&place.faults)));
+    for (what, depth) in [("verify", Depth::Structure), ("verify --data", Depth::Data { percent: 100 })] {
+        fresh(&mut place, &world.runtime);
+        assert_eq!(verify::run(&place.faulty, None, depth, &world.clock, &Silent, &Cancel::default()).unwrap().exit(), None);
+        table.push((what, Asked::of(&place.faults)));
+    }
+    fresh(&mut place, &world.runtime);
+    assert_eq!(drill::run(&world.job(&place.faulty), &DrillRequest::default()).unwrap().verdict, Verdict::Passed);
+    table.push(("drill", Asked::of(&place.faults)));
+    let mut to = Place::new(&world.runtime, &folder, "asked-copy");
+    fresh(&mut place, &world.runtime);
+    fresh(&mut to, &world.runtime);
+    world.copy_all(&place.faulty, &to.faulty).unwrap();
+    table.extend([("copy, from", Asked::of(&place.faults)), ("copy, to", Asked::of(&to.faults))]);
+    // The large file goes, and with the first snapshot all that was in it.
+    fs::remove_file(world.folder.path().join("live/tree/deep/big")).unwrap();
+    world.back_up(&world.own.sound).unwrap();
+    fresh(&mut world.own, &world.runtime);
+    prune(&world, &world.own.faulty, 1).unwrap();
+    table.push(("prune", Asked::of(&world.own.faults)));
+
+    for (what, asked) in &table {
+        say(&format!("{what}: {asked:?}"));
+    }
+    assert_eq!(table.len(), BOUNDS.len());
+    // What `repo stats` reckons with.
+    let of = |what: &str| table.iter().find(|(known, _)| *known == what).unwrap().1;
+    assert_eq!(of("unchanged backup").lists, stats::UNCHANGED_LISTS);
+    assert_eq!(of("verify --data").lists, stats::VERIFY_LISTS);
+    assert_eq!((of("prune").lists, of("prune").creates), (stats::PRUNE_LISTS, stats::PRUNE_WRITES));
+    for (bound, (what, asked)) in BOUNDS.iter().zip(&table) {
+        assert_eq!(bound.what, *what);
+        let requests = |creates: u64| (bound.lists, bound.creates, creates, bound.reads, bound.deletes);
+        assert_eq!((asked.lists, asked.creates, asked.heads, asked.reads, asked.deletes), requests(bound.creates), "{what}: {asked:?}");
+        for (bytes, most) in [(asked.bytes_written, bound.bytes_written), (asked.bytes_read, bound.bytes_read)] {
+            assert!(bytes <= most && bytes >= most - most / 5, "{what}: at most {most} bytes, and not far less: {asked:?}");
+        }
+    }
 }

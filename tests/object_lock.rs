@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use lifeboat::error::Kind;
 use lifeboat::event::{Cancel, Silent};
-use lifeboat::repo::{OpenOptions, Passphrase, Repository, UNLOCKED};
+use lifeboat::repo::{OpenOptions, Passphrase, Repository, Role, UNLOCKED};
 use lifeboat::store::{Credential, LockMode, ObjectLock, Store, StoreConfig, Version};
 use support::s3::{Bucket, LOCKED, Rclone, SeaweedFs};
 use workspace::{Workspace, text};
@@ -306,4 +306,133 @@ fn a_bucket_that_does_not_enforce_it_is_never_green() {
     assert!(!probe.keeps && !probe.enforces(LockMode::Compliance), "{probe}");
     let free = Store::open(&StoreConfig { object_lock: None, ..config }).unwrap();
     runtime().block_on(free.create("packs/y", "y".into())).unwrap();
+}
+
+/// A thief of the maintainer's key prunes by rules of its own: the snapshots come back, and not only their objects.
+#[test]
+fn what_a_stolen_key_decided_is_told_and_taken_back() {
+    let (prefix, admin) = ("main5", Bucket::keys().0);
+    let workspace = Workspace::new("");
+    plan(&workspace, LOCKED, prefix, GOVERNED);
+    expect(&workspace, admin, 0, &["repo", "init", "main"]);
+    let file = workspace.made.attachments.join("note.txt");
+    let ids: Vec<String> = (0..3)
+        .map(|round| {
+            std::fs::write(&file, format!("round {round}")).unwrap();
+            expect(&workspace, "writer", 0, &["backup", "crm"])["snapshot"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    expect(&workspace, "maintainer", 0, &["snapshots", "hold", &ids[0], "--reason", "audit"]);
+    let moment = versions(prefix).iter().map(|version| version.modified).max().unwrap();
+    wait_until_after(moment + TimeDelta::seconds(2));
+    let at = (moment + TimeDelta::seconds(1)).to_rfc3339();
+    let nothing = expect(&workspace, "maintainer", 0, &["repo", "undelete", "main", "--at", &at]);
+    assert!(nothing["decisions"].is_null() && nothing["brought_back"] == 0, "{nothing:#}");
+
+    expect(&workspace, "maintainer", 0, &["snapshots", "release", &ids[0], "--reason", "mine now"]);
+    let pruned = expect(&workspace, "maintainer", 0, &["prune", "crm"]);
+    assert!(pruned["snapshots_removed"] == 2 && pruned["collection"]["packs_deleted"].as_u64().unwrap() > 0, "{pruned:#}");
+
+    let listed = || expect(&workspace, "reader", 0, &["snapshots", "crm"])["snapshots"].as_array().unwrap().len();
+    let shown = expect(&workspace, "maintainer", 3, &["repo", "undelete", "main", "--at", &at, "--with-decisions", "--dry-run"]);
+    let removed = |report: &serde_json::Value| {
+        let mut removed: Vec<String> =
+            report["decisions"]["removed"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect();
+        removed.sort();
+        (removed, report["decisions"]["unheld"].clone(), report["decisions"]["taken_back"].clone())
+    };
+    assert_eq!(removed(&shown), (ids[..2].to_vec(), serde_json::json!([ids[0]]), false.into()), "{shown:#}");
+    assert!(shown["decisions"]["decided"][1]["what"].as_str().unwrap().starts_with("removed 2 snapshots"), "{shown:#}");
+    // All objects are there again, and yet the snapshots are not.
+    let back = expect(&workspace, "maintainer", 3, &["repo", "undelete", "main", "--at", &at]);
+    assert!(back["brought_back"].as_u64().unwrap() > 2 && back["failed"].as_array().unwrap().is_empty(), "{back:#}");
+    assert_eq!((removed(&back), listed()), (removed(&shown), 1));
+    let taken = expect(&workspace, "maintainer", 0, &["repo", "undelete", "main", "--at", &at, "--with-decisions"]);
+    assert_eq!((taken["decisions"]["taken_back"].clone(), listed()), (true.into(), 3), "{taken:#}");
+    let again = expect(&workspace, "maintainer", 0, &["repo", "undelete", "main", "--at", &at, "--with-decisions"]);
+    assert_eq!(removed(&again), (Vec::new(), serde_json::json!([]), false.into()), "{again:#}");
+    expect(&workspace, "writer", 0, &["verify", "main", "--data"]);
+    let target = workspace.path("oldest");
+    let words = ["restore", "crm", "--snapshot", &ids[0], "--to", target.to_str().unwrap(), "--yes"];
+    expect(&workspace, "reader", 0, &words);
+    assert_eq!(std::fs::read_to_string(target.join("attachments/note.txt")).unwrap(), "round 0");
+    // It is held again; and the collection that comes next knows that all of it is needed.
+    let pruned = expect(&workspace, "maintainer", 0, &["prune", "crm"]);
+    assert_eq!(pruned["snapshots_removed"], 1, "{pruned:#}");
+    assert_eq!((pruned["locks"]["alarms"].as_array().unwrap().len(), listed()), (0, 2), "{pruned:#}");
+}
+
+/// The newest entry of the ledger is what nothing misses, and so are key slots.
+#[test]
+fn entries_of_the_ledger_and_keys_that_somebody_deletes_are_told() {
+    let runtime = runtime();
+    let folder = tempfile::tempdir().unwrap();
+    let open = |identity: &str| Store::open(&config("main6", identity)).unwrap();
+    let passphrase = Passphrase::new("correct horse battery staple");
+    let options = |name: &str| OpenOptions { cache: Some(folder.path().join(name)), workers: 1 };
+    let now = Utc::now();
+    let (repository, _) = Repository::init(open("maintainer"), runtime.handle().clone(), &passphrase, &options("here"), now).unwrap();
+    let on = |cache: &str| Repository::open(open("maintainer"), runtime.handle().clone(), &passphrase, &options(cache)).unwrap();
+    let alarms = |repository: &Repository| repository.keep_locked(now, true, &Silent, &Cancel::default()).unwrap().unwrap().alarms;
+    let careless = Bucket::secret_of("careless");
+    let hide = |key: &str| {
+        let path = format!("{LOCKED}/main6/{key}");
+        assert_eq!(server().signed(("DELETE", &path, ""), &[], "", ("careless", &careless)).0, 204, "{key}");
+    };
+    let there = |folder: &str| -> Vec<Version> {
+        versions("main6").into_iter().filter(|version| version.key.starts_with(folder) && version.latest && !version.marker).collect()
+    };
+
+    // What the program removes itself is no alarm: slots by command and by a rotation, with their updates, and entries before a base.
+    let first = repository.add_key("first", Role::Writer, &Passphrase::new("another one, and long"), now).unwrap();
+    let second = repository.add_key("second", Role::Writer, &Passphrase::new("yet another one, and long"), now).unwrap();
+    let third = repository.add_key("third", Role::Writer, &Passphrase::new("the last one, and long too"), now).unwrap();
+    repository.remove_key(&first.id, None, now).unwrap();
+    repository.rotate(&passphrase, &[second.id], false, now).unwrap();
+    let repository = on("here");
+    repository.rotate(&passphrase, &[], false, now).unwrap();
+    let repository = on("here");
+    for _ in 0..66 {
+        repository.pass_in_ledger("a test", now).unwrap();
+    }
+    assert_eq!(there("retention/").len(), 3);
+    assert_eq!(alarms(&repository), Vec::<String>::new());
+
+    // A slot, by somebody; then it is said that it was meant.
+    hide(&format!("keys/{}", third.id));
+    let told = alarms(&repository);
+    assert!(told.iter().any(|alarm| alarm.starts_with(&format!("keys/{} was deleted by somebody else", third.id))), "{told:?}");
+    repository.remove_key(&third.id, None, now).unwrap();
+    assert_eq!(alarms(&repository), Vec::<String>::new());
+    hide("keys/generation-2");
+    assert!(alarms(&repository).iter().any(|alarm| alarm.starts_with("keys/generation-2 was deleted by somebody else")));
+    let marker = versions("main6").into_iter().find(|version| version.key == "keys/generation-2" && !version.marker).unwrap();
+    runtime.block_on(open("maintainer").bring_back(&marker)).unwrap();
+    assert_eq!(alarms(&repository), Vec::<String>::new());
+
+    // The newest entry: told where it was never seen, and not believed where it was.
+    let then = there("retention/");
+    let newest = then.last().unwrap();
+    hide(&newest.key);
+    let told = alarms(&on("elsewhere"));
+    assert!(told.iter().any(|alarm| alarm.starts_with(&format!("{} was deleted by somebody else", newest.key))), "{told:?}");
+    assert_eq!(repository.ledger().unwrap_err().kind(), Kind::Damaged);
+    let told = alarms(&repository);
+    assert!(told.iter().any(|alarm| alarm.contains("has seen its entry")), "{told:?}");
+    // Whoever had not seen it decides something in its place, and more after that.
+    let thief = on("elsewhere");
+    thief.pass_in_ledger("in its place", now).unwrap();
+    thief.pass_in_ledger("and more", now).unwrap();
+    let told = alarms(&thief);
+    assert!(told.iter().any(|alarm| alarm.starts_with(&format!("{} was overwritten by somebody else", newest.key))), "{told:?}");
+    runtime.block_on(open("maintainer").bring_back(newest)).unwrap();
+    assert_eq!(repository.ledger().unwrap_err().kind(), Kind::Damaged, "what came later goes on from another one");
+    repository.put_ledger_back(&then).unwrap();
+    repository.ledger().unwrap();
+    assert_eq!(alarms(&repository), Vec::<String>::new());
+    // And on it goes, over what was put away.
+    for _ in 0..3 {
+        repository.pass_in_ledger("on it goes", now).unwrap();
+        assert_eq!(alarms(&on("a third")), Vec::<String>::new());
+    }
 }

@@ -246,17 +246,21 @@ Examples:
     ///
     /// After an attack or a mistake. Objects are copied within the store to be the newest version again; nothing is removed, what came later
     /// stays. Needs the store's credentials, no key of the repository. Prove the result with `lifeboat verify --data`.
+    ///
+    /// What retention decided since (a prune that removed snapshots, holds that were released) is told where the repository opens, and stays, with exit 3, unless
+    /// `--with-decisions` takes it back: for when it was decided by somebody with a stolen key.
     #[command(after_help = "\
 Examples:
   lifeboat repo undelete main --at '2026-11-20 02:00' --dry-run
-  lifeboat repo undelete main --at 2026-11-20T02:00:00Z
+  lifeboat repo undelete main --at 2026-11-20T02:00:00Z --with-decisions
   LIFEBOAT_PASSPHRASE=… lifeboat repo undelete --from s3://crm-dr/main --at 2026-11-20T02:00:00Z    a machine without plans")]
     Undelete(UndeleteArgs),
     /// Say that the repository which is at a place now is the one that belongs there
     ///
     /// lifeboat remembers which repository it saw first at each place. Another one there (deleted and made anew, a bucket that was exchanged) opens with
     /// the same passphrase and takes the next backup, and what was backed up before is not in it: `status` tells it as `repository-changed` until
-    /// the first one is back, or this command says that the new one is meant.
+    /// the first one is back, or this command says that the new one is meant. The same for a retention ledger that was put back to an older state than this
+    /// machine has seen (`the retention ledger: this machine has seen its entry …`): it is believed as it is now. On each machine.
     #[command(after_help = "Example:\n  lifeboat repo accept main")]
     Accept {
         /// Name of the repository, or of a plan that uses it
@@ -276,6 +280,9 @@ pub struct UndeleteArgs {
     /// Only say what would be brought back
     #[arg(long)]
     pub dry_run: bool,
+    /// Also take back what the retention ledger decided since: removed snapshots count again, ended holds hold (needs a key of the repository)
+    #[arg(long)]
+    pub with_decisions: bool,
 }
 
 /// Which repository.

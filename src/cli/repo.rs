@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::cli::args::{ExtractArgs, RepoCommand, RepoPlaceArgs, UndeleteArgs};
-use crate::cli::context::shell_word;
+use crate::cli::context::{shell_word, who};
 use crate::cli::{App, Exit, render};
 use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
@@ -15,7 +15,7 @@ use crate::ops::extract::{ExtractReport, ExtractRequest, run as take_out};
 use crate::ops::init::{InitReport, run as create};
 use crate::ops::resolve::{self, RepositorySettings};
 use crate::ops::stats::{StatsReport, run as count};
-use crate::ops::undelete::{UndeleteReport, run as bring_back};
+use crate::ops::undelete::{Decisions, UndeleteReport, UndeleteRequest, run as bring_back};
 use crate::plan::Plan;
 use crate::repo::RecoveryKey;
 
@@ -103,19 +103,22 @@ fn stats_text(report: &StatsReport) -> String {
             .runs
             .iter()
             .map(|run| {
-                let numbers = [run.runs, run.writes, run.lists, run.reads].map(|number| number.to_string());
-                [vec![run.plan.clone(), run.job.clone()], numbers.to_vec(), vec![render::bytes(run.bytes_read)]].concat()
+                let numbers = [run.runs, run.writes, run.lists, run.reads, run.deletes].map(|number| number.to_string());
+                let plan = run.plan.clone().unwrap_or_else(|| "(all)".to_owned());
+                [vec![plan, run.job.clone()], numbers.to_vec(), vec![render::bytes(run.bytes_read)]].concat()
             })
             .collect();
         text.push('\n');
-        text += &render::table(&["plan", "job", "runs in 30 days", "writes each", "lists", "reads", "read"], &rows, &[2, 3, 4, 5, 6]);
+        let head = ["plan", "job", "runs in 30 days", "writes each", "lists", "reads", "deletes", "read"];
+        text += &render::table(&head, &rows, &[2, 3, 4, 5, 6, 7]);
         let monthly = report.monthly;
         let _ = writeln!(
             text,
-            "about {} writes, {} lists and {} reads in 30 days, {} out of the store",
+            "about {} writes, {} lists, {} reads and {} deletes in 30 days, {} out of the store",
             monthly.writes,
             monthly.lists,
             monthly.reads,
+            monthly.deletes,
             render::bytes(monthly.bytes_read)
         );
     }
@@ -164,7 +167,10 @@ fn accept(app: &App, name: &str) -> Result<Exit> {
     let report = settings.accept(&settings.open(&surroundings)?, &surroundings)?;
     app.output.result(&report, || {
         let before = report.before.map_or_else(String::new, |before| format!(" instead of {before}"));
-        format!("repository {} belongs at {} from now on{before}\n", report.repository, report.url)
+        let ledger = report.ledger_forgotten.map_or_else(String::new, |entry| {
+            format!("its retention ledger is believed as it is now (this machine had seen {entry} entries)\n")
+        });
+        format!("repository {} belongs at {} from now on{before}\n{ledger}", report.repository, report.url)
     })?;
     Ok(None)
 }
@@ -181,7 +187,8 @@ fn undelete(app: &App, args: &UndeleteArgs) -> Result<Exit> {
         return Err(Error::new(Kind::Usage, format!("{} is yet to come", render::time(at)))
             .hint("name a moment before objects were deleted or overwritten; without a zone it is read in the plan's, else as UTC"));
     }
-    let report = bring_back(&settings, at, args.dry_run, &surroundings)?;
+    let request = UndeleteRequest { at, dry_run: args.dry_run, with_decisions: args.with_decisions, by: who() };
+    let report = bring_back(&settings, &request, &surroundings)?;
     app.output.result(&report, || undelete_text(&report))?;
     Ok(report.exit())
 }
@@ -204,7 +211,30 @@ fn undelete_text(report: &UndeleteReport) -> String {
     } else {
         let _ = writeln!(text, "{} were brought back; run `lifeboat verify --data` now", report.brought_back);
     }
+    report.decisions.iter().for_each(|decisions| decisions_text(decisions, report.dry_run, &mut text));
     text
+}
+
+fn decisions_text(decisions: &Decisions, dry_run: bool, text: &mut String) {
+    for one in &decisions.decided {
+        let _ = writeln!(text, "decided since: {} by {} ({}): {}", render::time(one.time), one.host, one.key, one.what);
+    }
+    if let Some(failed) = &decisions.failed {
+        let entries = decisions.entries.len();
+        let _ =
+            writeln!(text, "NOT TAKEN BACK: {entries} entries of the retention ledger came since, which may remove snapshots: {failed}");
+        return;
+    }
+    let of = format!("the removal of {} snapshots and the end of {} holds", decisions.removed.len(), decisions.unheld.len());
+    if decisions.taken_back {
+        let _ = writeln!(text, "{of} were taken back");
+    } else if decisions.stand() {
+        let again = if dry_run { "" } else { " again" };
+        let _ = writeln!(
+            text,
+            "STILL DECIDED: {of}. The next prune deletes what only they need; if that was not rightly decided, run this{again} with --with-decisions"
+        );
+    }
 }
 
 fn text(report: &InitReport, key: &RecoveryKey) -> String {

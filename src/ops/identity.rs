@@ -41,6 +41,8 @@ pub struct AcceptReport {
     pub repository: RepositoryId,
     /// The one that belonged there before; `None`: this one, or none was known.
     pub before: Option<RepositoryId>,
+    /// The newest entry of its retention ledger that this machine had seen, which is forgotten: the ledger is believed as it is now. `None`: none was.
+    pub ledger_forgotten: Option<u64>,
     pub time: DateTime<Utc>,
 }
 
@@ -108,7 +110,14 @@ pub fn accept(state: &Path, url: &str, id: RepositoryId, now: DateTime<Utc>) -> 
     let before = known.as_ref().map(|known| known.repository).filter(|before| *before != id);
     let since = known.filter(|_| before.is_none()).map_or(now, |known| known.since);
     write(state, url, &Known { url: url.to_owned(), repository: id, since, other: None })?;
-    Ok(AcceptReport { schema: "lifeboat.repo-accept/1".to_owned(), url: url.to_owned(), repository: id, before, time: now })
+    Ok(AcceptReport {
+        schema: "lifeboat.repo-accept/1".to_owned(),
+        url: url.to_owned(),
+        repository: id,
+        before,
+        ledger_forgotten: None,
+        time: now,
+    })
 }
 
 fn sentence(known: &Known, id: RepositoryId) -> Option<String> {

@@ -228,7 +228,22 @@ fn index_actions(index: &IndexRepair) -> Vec<Action> {
 
 /// Which snapshots are harmed, and who has them.
 fn plan_snapshots(request: &RepairRequest, manifests: &[Manifest], report: &mut RepairReport, cancel: &Cancel) -> Result<Vec<Harmed>> {
-    let harmed: BTreeSet<SnapshotId> = report.findings.iter().flat_map(|finding| finding.snapshots.iter().copied()).collect();
+    let mut harmed: BTreeSet<SnapshotId> = report.findings.iter().flat_map(|finding| finding.snapshots.iter().copied()).collect();
+    if report.findings.iter().any(|finding| finding.object.starts_with("retention/")) {
+        // Without the ledger nobody can tell whether a snapshot that is gone was removed on purpose: then it must not come back.
+        let gone = report
+            .findings
+            .iter()
+            .filter(|finding| finding.object.starts_with("snapshots/") && matches!(finding.kind.as_str(), "chain-broken" | "missing"));
+        for finding in gone.filter(|finding| !manifests.iter().any(|manifest| finding.snapshots.contains(&manifest.id))) {
+            harmed.retain(|id| !finding.snapshots.contains(id));
+            report.left.push(Left {
+                object: finding.object.clone(),
+                message: finding.message.clone(),
+                advice: "whether it was removed on purpose stands in the retention ledger: bring that back first, then repair again".into(),
+            });
+        }
+    }
     if harmed.is_empty() {
         return Ok(Vec::new());
     }
@@ -403,7 +418,16 @@ fn leave_rest(index: &IndexRepair, report: &mut RepairReport) {
                 "it says where rewritten packs have gone, and until it is gone itself nothing is collected. A repair removes it when every snapshot is whole without it \
                  (those named above were brought back and then removed by `lifeboat prune`, or given up) and it is seven days old; sooner it may be deleted by hand, if then no prune is at work"
             }
+            ("gc", _) if finding.object.starts_with("gc/waits/") => {
+                "it says which backups a collection waited for, so that a later one need not: nothing depends on it, and it may be deleted by hand"
+            }
             ("reports", _) => "what it said is lost; drill and verify again, then it may be deleted by hand",
+            ("retention", _) => {
+                "it says what was removed on purpose and what is held, and until it is whole again nothing is removed, held or collected. Backups and restores go on. Bring \
+                 the entries back from the store's versions (`lifeboat repo undelete`) or a copy of the bucket; if the repository was put back to an older state on \
+                 purpose, `lifeboat repo accept` says so on each machine"
+            }
+            ("key-events", _) => "what it said was done with keys is lost; nothing else depends on it, and it may be deleted by hand",
             _ => "it is nothing that this program knows how to replace",
         };
         report.left.push(Left { object: finding.object.clone(), message: finding.message.clone(), advice: advice.into() });
@@ -425,11 +449,15 @@ pub fn apply(
     let Planned { index, snapshots, logs, moved, known, mut report } = planned;
     let mut outcomes: BTreeMap<(String, String), Result<(Option<SnapshotId>, u64)>> = BTreeMap::new();
     let key = |what: &str, object: &str| (what.to_owned(), object.to_owned());
+    // Objects that were replaced and that the store refuses to delete.
+    let mut refused: Vec<(String, Error)> = Vec::new();
     if index.is_needed() {
         progress.event(Event::Phase { name: "index", detail: counted(index.packs(), "pack") });
-        outcomes.insert(key("index", "index/"), request.repository.repair_index(&index).map(|()| (None, 0)));
+        let done = request.repository.repair_index(&index).map(|some| refused.extend(some));
+        outcomes.insert(key("index", "index/"), done.map(|()| (None, 0)));
     }
-    outcomes.insert(key("tombstones", "gc/tombstones/"), request.repository.replace_tombstones(&index, clock.now()).map(|()| (None, 0)));
+    let done = request.repository.replace_tombstones(&index, clock.now()).map(|some| refused.extend(some));
+    outcomes.insert(key("tombstones", "gc/tombstones/"), done.map(|()| (None, 0)));
     for harmed in &snapshots {
         cancel.check()?;
         progress.event(Event::Phase { name: "snapshot", detail: harmed.id.to_string() });
@@ -454,11 +482,22 @@ pub fn apply(
     let after = verify::run_against(&request.repository, None, Depth::Structure, &request.committed, clock, progress, cancel)?;
     let told: BTreeSet<SnapshotId> = report.lost.iter().map(|lost| lost.snapshot).collect();
     let left: BTreeSet<&str> = report.left.iter().map(|left| left.object.as_str()).collect();
+    // An index object that stays although what it lists is listed anew harms nothing; tombstones that cannot be read fail every backup.
+    let stays: BTreeSet<&str> = refused.iter().map(|(key, _)| key.as_str()).filter(|key| key.starts_with("index/")).collect();
+    let only_listed = |finding: &Finding| finding.object.starts_with("packs/") && finding.kind == "missing" && finding.snapshots.is_empty();
     let is_told = |finding: &Finding| {
-        left.contains(finding.object.as_str()) || (!finding.snapshots.is_empty() && finding.snapshots.iter().all(|id| told.contains(id)))
+        left.contains(finding.object.as_str())
+            || stays.contains(finding.object.as_str())
+            || !stays.is_empty() && only_listed(finding)
+            || (!finding.snapshots.is_empty() && finding.snapshots.iter().all(|id| told.contains(id)))
     };
     report.remaining = after.findings.into_iter().filter(|finding| !is_told(finding)).collect();
     report.warnings.extend(after.warnings);
+    for (key, error) in &refused {
+        report
+            .warnings
+            .push(format!("{key} was replaced, and the store refuses to delete it; the next repair tries again: {}", explain(error)));
+    }
     lean_on_damage(request, &known, &mut report, cancel)?;
     report.duration_ms += millis(began.elapsed());
     Ok(report)

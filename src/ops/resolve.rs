@@ -121,12 +121,13 @@ impl RepositorySettings {
         })
     }
 
-    /// From now on this repository belongs there.
+    /// From now on this repository belongs there, with its retention ledger as it is.
     ///
     /// # Errors
     /// When the state folder cannot be written.
     pub fn accept(&self, repository: &Repository, surroundings: &Surroundings) -> Result<AcceptReport> {
-        identity::accept(&surroundings.state, &self.place(), repository.id(), surroundings.clock.now())
+        let report = identity::accept(&surroundings.state, &self.place(), repository.id(), surroundings.clock.now())?;
+        Ok(AcceptReport { ledger_forgotten: repository.forget_ledger()?, ..report })
     }
 
     /// # Errors

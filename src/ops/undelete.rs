@@ -3,6 +3,10 @@
 //! Lifeboat writes each object once, so the version that was there at a moment is what was committed. It is copied within the store to be the newest
 //! version again, under the lock of the configuration; nothing is removed, so this can be repeated, and undone. Packs are named by their content
 //! and everything else is sealed: `verify --data` afterwards proves it.
+//!
+//! What the retention ledger decided since stays, as anything that came later: a snapshot that somebody had removed by a stolen key stays removed, although
+//! all of its objects are back, and the next prune deletes them again. So this is told, and taken back by a further decision where that is asked for.
+//! Both need a key of the repository.
 
 use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
@@ -10,9 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Progress};
+use crate::id::SnapshotId;
 use crate::ops::explain;
 use crate::ops::resolve::{RepositorySettings, Surroundings};
-use crate::repo::UNLOCKED;
+use crate::repo::{LaterDecision, UNLOCKED};
 use crate::store::Version;
 
 /// Copies at a time.
@@ -38,13 +43,42 @@ pub struct UndeleteReport {
     pub brought_back: u64,
     /// What could not be, and why; sentences.
     pub failed: Vec<String>,
+    /// What the retention ledger decided since. `None`: nothing.
+    pub decisions: Option<Decisions>,
+}
+
+/// Decisions of the retention ledger that came later.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decisions {
+    /// The objects of their entries.
+    pub entries: Vec<String>,
+    /// What they say, as far as it could be read.
+    pub decided: Vec<LaterDecision>,
+    /// Snapshots that they removed.
+    pub removed: Vec<SnapshotId>,
+    /// Snapshots whose holds they ended or replaced.
+    pub unheld: Vec<SnapshotId>,
+    /// Whether that was taken back.
+    pub taken_back: bool,
+    /// Why it is not known what they say, or why it could not be taken back; a sentence.
+    pub failed: Option<String>,
+}
+
+impl Decisions {
+    /// Whether something that was kept then is not kept now, as far as anybody knows.
+    #[must_use]
+    pub fn stand(&self) -> bool {
+        let takes_away = !self.removed.is_empty() || !self.unheld.is_empty();
+        self.failed.is_some() || takes_away && !self.taken_back
+    }
 }
 
 impl UndeleteReport {
     /// How the process should end: `None` is exit 0.
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
-        (!self.failed.is_empty()).then_some(Kind::Incomplete)
+        let stand = self.decisions.as_ref().is_some_and(Decisions::stand);
+        (!self.failed.is_empty() || stand).then_some(Kind::Incomplete)
     }
 }
 
@@ -68,11 +102,82 @@ fn plan(versions: &[Version], at: DateTime<Utc>) -> (u64, Vec<(&Version, bool)>)
     (objects, back)
 }
 
-/// Brings everything back that was there at `at`. What came later stays.
+/// The ledger's entries that came since, and those that were there, as they were. Pure.
+fn ledger(versions: &[Version], at: DateTime<Utc>) -> (Vec<String>, Vec<Version>) {
+    let (mut since, mut then) = (Vec::new(), Vec::new());
+    for of_key in versions.chunk_by(|a, b| a.key == b.key).filter(|of_key| of_key[0].key.starts_with("retention/")) {
+        let is_there = of_key.iter().any(|version| version.latest && !version.marker);
+        match of_key.iter().find(|version| version.modified <= at).filter(|version| !version.marker) {
+            Some(version) => then.push(version.clone()),
+            None if is_there => since.push(of_key[0].key.clone()),
+            None => {}
+        }
+    }
+    (since, then)
+}
+
+/// Tells what was decided since, and takes it back where `request` asks for that and everything that was there is there again.
+fn decisions(
+    settings: &RepositorySettings,
+    versions: &[Version],
+    request: &UndeleteRequest,
+    is_back: bool,
+    surroundings: &Surroundings,
+) -> Option<Decisions> {
+    let (entries, then) = ledger(versions, request.at);
+    if entries.is_empty() {
+        return None;
+    }
+    let mut decisions = Decisions { entries, ..Decisions::default() };
+    let mut look = || -> Result<()> {
+        let repository = settings.open(surroundings)?;
+        let may = request.with_decisions && !request.dry_run;
+        let since = match repository.decided_since(&then) {
+            // What came since goes on from entries that somebody had put in the place of those that are back.
+            Err(error) if error.kind() == Kind::Damaged && may && is_back => {
+                repository.put_ledger_back(&then)?;
+                decisions.taken_back = true;
+                repository.decided_since(&then)?
+            }
+            since => since?,
+        };
+        decisions.removed.clone_from(&since.removed);
+        decisions.unheld = since.holds.iter().map(|hold| hold.snapshot).collect();
+        let takes_away = since.takes_away();
+        decisions.decided = since.decisions;
+        if !may || !takes_away {
+            return Ok(());
+        }
+        if !is_back {
+            return Err(Error::new(Kind::Incomplete, "not everything could be brought back: what was decided since was not taken back"));
+        }
+        let reason = format!("undelete to {}", request.at.to_rfc3339());
+        repository.reinstate(&then, &request.by, &reason, surroundings.clock.now())?;
+        decisions.taken_back = true;
+        Ok(())
+    };
+    decisions.failed = look().err().map(|error| explain(&error));
+    Some(decisions)
+}
+
+/// What to bring back.
+#[derive(Debug, Clone)]
+pub struct UndeleteRequest {
+    /// The moment, by the store's clock.
+    pub at: DateTime<Utc>,
+    pub dry_run: bool,
+    /// Whether removals and releases that the retention ledger decided since are taken back.
+    pub with_decisions: bool,
+    /// Who asks, for the ledger.
+    pub by: String,
+}
+
+/// Brings everything back that was there at that moment. What came later stays.
 ///
 /// # Errors
 /// `Usage` where the store keeps no versions; when it cannot be listed.
-pub fn run(settings: &RepositorySettings, at: DateTime<Utc>, dry_run: bool, surroundings: &Surroundings) -> Result<UndeleteReport> {
+pub fn run(settings: &RepositorySettings, request: &UndeleteRequest, surroundings: &Surroundings) -> Result<UndeleteReport> {
+    let (at, dry_run) = (request.at, request.dry_run);
     let store = settings.open_store()?;
     let progress: &dyn Progress = &*surroundings.progress;
     progress.event(Event::Phase { name: "list", detail: "versions".into() });
@@ -94,8 +199,10 @@ pub fn run(settings: &RepositorySettings, at: DateTime<Utc>, dry_run: bool, surr
         bytes: back.iter().map(|(version, _)| version.size).sum(),
         brought_back: 0,
         failed: Vec::new(),
+        decisions: None,
     };
     if dry_run {
+        report.decisions = decisions(settings, &versions, request, false, surroundings);
         return Ok(report);
     }
     progress.event(Event::Phase { name: "bring back", detail: format!("{} objects", back.len()) });
@@ -113,6 +220,7 @@ pub fn run(settings: &RepositorySettings, at: DateTime<Utc>, dry_run: bool, surr
             progress.event(Event::Advance { bytes: version.size, items: 1 });
         }
     }
+    report.decisions = decisions(settings, &versions, request, report.failed.is_empty(), surroundings);
     Ok(report)
 }
 
@@ -156,5 +264,34 @@ mod tests {
         assert_eq!(objects, 5);
         let back: Vec<_> = back.iter().map(|(version, deleted)| (version.key.as_str(), version.version.as_str(), *deleted)).collect();
         assert_eq!(back, [("deleted", "1", true), ("overwritten-twice", "1", true), ("overwritten", "1", false)]);
+    }
+
+    #[test]
+    fn entries_of_the_ledger_are_those_of_the_moment_or_came_since() {
+        let versions = [
+            version("packs/x", "1", 25, true, Some("p")),
+            version("retention/1", "2", 30, true, None),
+            version("retention/1", "1", 10, false, Some("cleared away since")),
+            version("retention/2", "1", 11, true, Some("there")),
+            version("retention/3", "3", 31, true, Some("brought back")),
+            version("retention/3", "2", 25, false, None),
+            version("retention/3", "1", 12, false, Some("there")),
+            version("retention/4", "2", 26, true, None),
+            version("retention/4", "1", 24, false, Some("came and went")),
+            version("retention/5", "1", 24, true, Some("came since")),
+        ];
+        let (since, then) = ledger(&versions, DateTime::from_timestamp(20, 0).unwrap());
+        assert_eq!(since, ["retention/5"]);
+        let then: Vec<_> = then.iter().map(|version| (version.key.as_str(), version.version.as_str())).collect();
+        assert_eq!(then, [("retention/1", "1"), ("retention/2", "1"), ("retention/3", "1")]);
+    }
+
+    #[test]
+    fn what_stands_or_is_not_known_is_no_success() {
+        let none = Decisions::default();
+        let removed = Decisions { removed: vec![SnapshotId::generate(DateTime::from_timestamp(1, 0).unwrap())], ..none.clone() };
+        assert!(!none.stand() && removed.stand());
+        assert!(!Decisions { taken_back: true, ..removed.clone() }.stand());
+        assert!(Decisions { failed: Some("no key".into()), taken_back: true, ..removed }.stand());
     }
 }

@@ -6,7 +6,7 @@
 //! everything opens and writes as before and what was written is never looked at again; killed after it, everything opens with generation
 //! `n`. A slot that got no update is *left behind*: it reads what is older, and may not write.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -22,8 +22,8 @@ use crate::repo::keys::{
     erased_key_of, generate_recovery_key, key_of, split_shares,
 };
 use crate::repo::snapshot::host_name;
-use crate::repo::{CollectOptions, Collection, Inner, Repository, block_on, seal};
-use crate::store::Store;
+use crate::repo::{CollectOptions, Collection, Inner, Repository, block_on, seal, seen};
+use crate::store::{Store, Version};
 
 /// Slots and marks asked for at a time.
 const REQUESTS: usize = 16;
@@ -251,6 +251,9 @@ pub struct KeyEvent {
     pub by: String,
     /// For people.
     pub detail: String,
+    /// Ids of slots that were removed by it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub removed: Vec<String>,
     /// Whether a reader signed it: `None` when this bundle cannot tell. Not stored.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub signed: Option<bool>,
@@ -319,6 +322,8 @@ impl Repository {
         self.create(&slot.key(), slot.to_json()?)?;
         // A rotation that has listed the slots before this one was there has left it behind.
         if self.ring()?.newest() != inner.keys.generation {
+            let detail = format!("slot {} ({label}), made while the keys were rotated", slot.id);
+            put_key_event(inner, &inner.keys, "remove", &detail, vec![slot.id.clone()], now)?;
             inner.block_on(inner.store.delete(&slot.key()))?;
             return Err(rotated_meanwhile("add a key slot"));
         }
@@ -336,6 +341,11 @@ impl Repository {
         let slot = slots.iter().find(|s| s.id == id);
         let ring = self.ring()?;
         if !ring.slots.iter().any(|(key, _)| *key == format!("keys/{id}")) {
+            if self.was_deleted(&format!("keys/{id}"))? {
+                // By hand, or by somebody else: now it is said.
+                let detail = format!("slot {id}, which was gone already");
+                return put_key_event(&self.inner, &self.inner.keys, "remove", &detail, vec![id.to_owned()], now);
+            }
             return Err(Error::new(Kind::Usage, format!("there is no key slot {id:?}")).hint("see `lifeboat key list`"));
         }
         let newest = ring.newest();
@@ -357,8 +367,52 @@ impl Repository {
         }
         // Noted first: afterwards there may be nobody who can.
         let label = slot.map_or("damaged", |slot| slot.label.as_str());
-        self.note_key_event("remove", &format!("slot {id} ({label})"), now)?;
+        put_key_event(&self.inner, &self.inner.keys, "remove", &format!("slot {id} ({label})"), vec![id.to_owned()], now)?;
         self.delete_slot(&ring, id)
+    }
+
+    /// Of objects below `keys/` that were deleted (of each what was committed), those of which no command did that.
+    pub(super) fn stolen_keys<'a>(&self, mut deleted: Vec<&'a Version>) -> Result<Vec<&'a Version>> {
+        if deleted.is_empty() {
+            return Ok(deleted);
+        }
+        let (inner, ring) = (&self.inner, self.ring()?);
+        // An event that no reader signed says nothing; one that cannot be checked is believed.
+        let events = self.key_events()?.into_iter().filter_map(Result::ok).filter(|event| event.signed != Some(false));
+        let removed: HashSet<String> = events.flat_map(|event| event.removed).collect();
+        let there = ring.slots.iter().filter_map(|(key, _)| key.strip_prefix("keys/"));
+        let kept: HashSet<String> = there.map(str::to_owned).chain(deleted.iter().filter_map(|version| slot_of(&version.key))).collect();
+        let mut stolen = HashSet::new();
+        for version in &deleted {
+            let is_stolen = match KeyObject::of(&version.key) {
+                KeyObject::Slot(id) => !removed.contains(&id),
+                KeyObject::Marker(_) | KeyObject::PlanKey { erased: true, .. } => true,
+                // Superseded ones are cleared away, and those of a rotation that never came to its commit.
+                KeyObject::Update { slot, generation, attempt } => {
+                    let is_current = generation >= ring.newest() && ring.markers.get(&generation).is_none_or(|it| it.attempt() == attempt);
+                    is_current && kept.contains(&slot) && !removed.contains(&slot)
+                }
+                KeyObject::PlanKey { number, erased: false } => {
+                    let bytes = inner.block_on(inner.store.get_version(&version.key, &version.version))?;
+                    // One of a rotation that never came to its commit does not open, and was cleared away.
+                    let opens = || seal::open(&inner.keys, inner.id, ObjectKind::PlanKey, &version.key, &bytes).is_ok();
+                    !ring.plan_keys.contains(&(number, true)) && opens()
+                }
+                KeyObject::Other => false,
+            };
+            if is_stolen {
+                stolen.insert(version.key.clone());
+            }
+        }
+        deleted.retain(|version| stolen.contains(&version.key));
+        Ok(deleted)
+    }
+
+    /// Whether a versioned bucket has an earlier version of what is not there.
+    fn was_deleted(&self, key: &str) -> Result<bool> {
+        let store = &self.inner.store;
+        Ok(store.object_lock().is_some()
+            && self.inner.block_on(store.versions("keys/"))?.iter().any(|version| version.key == key && !version.marker))
     }
 
     fn delete_slot(&self, ring: &Ring, id: &str) -> Result<()> {
@@ -443,21 +497,7 @@ impl Repository {
             // It may have landed: what was made stays, and is either right or never looked at.
             return Err(error);
         }
-        for id in rotation.removed.iter().map(|slot| &slot.id).chain(&renewed) {
-            self.delete_slot(&ring, id).map_err(|error| {
-                error
-                    .within(format!("the keys are at generation {number} now; remove key slot {id}, which was left behind"))
-                    .hint(format!("it opens nothing that is stored from now on; remove it with a credential that may delete: `lifeboat key remove REPO {id}`"))
-            })?;
-        }
-        // Updates that this one supersedes, and those of rotations that never came to their commit.
-        for (slot, generation, attempt) in &ring.updates {
-            let superseded = rotation.carried.iter().any(|carried| carried.id == *slot);
-            let dead = ring.markers.get(generation).is_none_or(|marker| marker.attempt() != *attempt);
-            if superseded || dead {
-                self.clear(&Update::key(slot, *generation, attempt));
-            }
-        }
+        let gone: Vec<String> = rotation.removed.iter().map(|slot| slot.id.clone()).chain(renewed).collect();
         let names = |slots: &[KeySlot]| slots.iter().map(|s| format!("{} ({})", s.id, s.label)).collect::<Vec<_>>().join(", ");
         let detail = format!(
             "to generation {number}{}; carried: {}; removed: {}; left behind: {}",
@@ -466,7 +506,22 @@ impl Repository {
             names(&rotation.removed),
             names(&rotation.left_behind)
         );
-        put_key_event(inner, &next, "rotate", &detail, now)?;
+        // Said before it is done: a slot that is gone without it was taken by somebody else.
+        let noted = put_key_event(inner, &next, "rotate", &detail, gone.clone(), now);
+        noted.and_then(|()| gone.iter().try_for_each(|id| self.delete_slot(&ring, id))).map_err(|error| {
+            let slots = gone.join(", ");
+            error.within(format!("the keys are at generation {number} now; note it, and remove the key slots that were left behind ({slots})")).hint(
+                "they open nothing that is stored from now on; remove them with a credential that may delete: `lifeboat key remove REPO SLOT`",
+            )
+        })?;
+        // Updates that this one supersedes, and those of rotations that never came to their commit.
+        for (slot, generation, attempt) in &ring.updates {
+            let superseded = rotation.carried.iter().any(|carried| carried.id == *slot);
+            let dead = ring.markers.get(generation).is_none_or(|marker| marker.attempt() != *attempt);
+            if superseded || dead {
+                self.clear(&Update::key(slot, *generation, attempt));
+            }
+        }
         Ok(rotation)
     }
 
@@ -557,7 +612,7 @@ impl Repository {
         let keys = ring.bring_up(store, runtime, id, &slot, &opened, keys)?;
         block_on(runtime, store.create(&slot.key(), Bytes::from(slot.to_json()?)))?;
         if keys.behind().is_none() {
-            let event = event("import", &slot.id, &format!("{} slot {} ({})", slot.role, slot.id, slot.label), now);
+            let event = event("import", &slot.id, &format!("{} slot {} ({})", slot.role, slot.id, slot.label), Vec::new(), now);
             put_event_at(store, runtime, id, &keys, &event)?;
         }
         Ok(slot.public(slot.generation(), false))
@@ -648,7 +703,7 @@ impl Repository {
     /// # Errors
     /// `Unavailable` and the like.
     pub fn note_key_event(&self, what: &str, detail: &str, now: DateTime<Utc>) -> Result<()> {
-        put_key_event(&self.inner, &self.inner.keys, what, detail, now)
+        put_key_event(&self.inner, &self.inner.keys, what, detail, Vec::new(), now)
     }
 
     /// What was done with keys, oldest first; what cannot be opened comes as an error.
@@ -779,9 +834,7 @@ struct Remembered {
 /// # Errors
 /// `Damaged` when a generation is another one than it was.
 pub(super) fn remember_generation(cache: &std::path::Path, keys: &mut Keys) -> Result<()> {
-    let path = cache.join("generation.json");
-    let known: Option<Remembered> = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    if let Some(known) = known {
+    if let Some(known) = seen::read::<Remembered>(cache, seen::GENERATION) {
         match keys.generation_name(known.generation) {
             Some(name) if name != known.name => {
                 return Err(Error::new(
@@ -790,7 +843,7 @@ pub(super) fn remember_generation(cache: &std::path::Path, keys: &mut Keys) -> R
                 )
                 .hint(format!(
                     "somebody replaced what is below keys/, or another repository has this one's id: find out first; if it is right, remove {}",
-                    path.display()
+                    cache.join(seen::GENERATION).display()
                 )));
             }
             Some(_) if known.generation == keys.generation => return Ok(()),
@@ -803,14 +856,7 @@ pub(super) fn remember_generation(cache: &std::path::Path, keys: &mut Keys) -> R
         }
     }
     let Some(name) = keys.generation_name(keys.generation) else { return Ok(()) };
-    let remembered = Remembered { generation: keys.generation, name };
-    let json = serde_json::to_vec(&remembered).context(Kind::Bug, || "encode what is remembered of keys".into())?;
-    // Whole or not at all: two processes may do this at once.
-    let new = cache.join(format!("generation.{}", SessionId::generate(Utc::now())));
-    if let Err(error) = std::fs::write(&new, json).and_then(|()| std::fs::rename(&new, &path)) {
-        tracing::warn!(%error, "the repository's key generation was not remembered on this machine");
-    }
-    Ok(())
+    seen::write(cache, seen::GENERATION, &Remembered { generation: keys.generation, name }, "the repository's key generation")
 }
 
 /// What a pack is sealed under.
@@ -842,6 +888,14 @@ impl Ring {
     }
 }
 
+/// The slot whose object this is.
+fn slot_of(key: &str) -> Option<String> {
+    match KeyObject::of(key) {
+        KeyObject::Slot(id) => Some(id),
+        _ => None,
+    }
+}
+
 fn no_more_plan_keys() -> Error {
     Error::new(Kind::Failed, "there are no more numbers for keys of plans")
 }
@@ -861,7 +915,7 @@ struct SignedEvent {
     signature: Option<String>,
 }
 
-fn event(what: &str, by: &str, detail: &str, now: DateTime<Utc>) -> KeyEvent {
+fn event(what: &str, by: &str, detail: &str, removed: Vec<String>, now: DateTime<Utc>) -> KeyEvent {
     KeyEvent {
         id: SessionId::generate(now).to_string(),
         time: now,
@@ -869,13 +923,15 @@ fn event(what: &str, by: &str, detail: &str, now: DateTime<Utc>) -> KeyEvent {
         host: host_name(),
         by: by.to_owned(),
         detail: detail.to_owned(),
+        removed,
         signed: None,
     }
 }
 
-fn put_key_event(inner: &Inner, keys: &Keys, what: &str, detail: &str, now: DateTime<Utc>) -> Result<()> {
+/// `removed`: ids of slots that are removed with it.
+fn put_key_event(inner: &Inner, keys: &Keys, what: &str, detail: &str, removed: Vec<String>, now: DateTime<Utc>) -> Result<()> {
     tracing::info!(event = what, detail, "keys");
-    put_event_at(&inner.store, &inner.runtime, inner.id, keys, &event(what, &inner.slot, detail, now))
+    put_event_at(&inner.store, &inner.runtime, inner.id, keys, &event(what, &inner.slot, detail, removed, now))
 }
 
 fn put_event_at(store: &Store, runtime: &tokio::runtime::Handle, id: RepositoryId, keys: &Keys, event: &KeyEvent) -> Result<()> {

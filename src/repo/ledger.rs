@@ -10,8 +10,11 @@
 //! that was removed from one that was stolen: the entry has its hash and its parents, so the chain goes on through it.
 //!
 //! Now and then an entry carries the whole state before it (`base`), and the ones before are not needed any more.
+//!
+//! That the newest entries are missing cannot be seen in the ledger: whoever can delete them takes a hold back. So each machine remembers the
+//! newest one that it has seen ([`SeenLedger`]), and believes no ledger that does not go on from there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -20,12 +23,13 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::repo::format::ObjectKind;
+use crate::repo::seen::SeenLedger;
 use crate::repo::session::SeenSession;
 use crate::repo::snapshot::{Manifest, Parent, host_name, id_of};
-use crate::repo::{Inner, Repository, seal};
-use crate::store::ObjectInfo;
+use crate::repo::{Inner, REQUESTS, Repository, seal};
+use crate::store::{ObjectInfo, Version};
 
-const FOLDER: &str = "retention/";
+pub(super) const FOLDER: &str = "retention/";
 /// Entries after which one carries the state, so that a reader needs few.
 const BASE_EVERY: u64 = 64;
 /// How often a decision is made again because somebody else was quicker.
@@ -72,10 +76,64 @@ pub enum Decision {
         by: String,
         reason: String,
     },
+    /// Takes removals back, and puts holds in their place again: somebody decided who had no right to.
+    Reinstate {
+        snapshots: Vec<SnapshotId>,
+        holds: Vec<Hold>,
+        by: String,
+        reason: String,
+    },
     /// Nothing but this number: whoever was about to take it must look again.
     Pass {
         reason: String,
     },
+}
+
+impl Decision {
+    /// In words, for people; `None`: it decides nothing.
+    fn describe(&self) -> Option<String> {
+        match self {
+            Self::Remove { snapshots } => {
+                let reasons: BTreeSet<&str> = snapshots.iter().map(|snapshot| snapshot.reason.as_str()).collect();
+                Some(format!("removed {} snapshots ({})", snapshots.len(), reasons.into_iter().collect::<Vec<_>>().join("; ")))
+            }
+            Self::Hold { hold } => Some(format!("held snapshot {} ({}, by {})", hold.snapshot, hold.reason, hold.by)),
+            Self::Release { snapshot, by, reason } => Some(format!("released snapshot {snapshot} ({reason}, by {by})")),
+            Self::Reinstate { snapshots, holds, by, reason } => {
+                Some(format!("took back the removal of {} snapshots and set {} holds ({reason}, by {by})", snapshots.len(), holds.len()))
+            }
+            Self::Pass { .. } => None,
+        }
+    }
+}
+
+/// A decision that came later, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaterDecision {
+    /// Of its object.
+    pub key: String,
+    pub time: DateTime<Utc>,
+    pub host: String,
+    pub what: String,
+}
+
+/// What was decided since the ledger ended with an earlier entry, and still counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DecidedSince {
+    /// Entries that came since, as far as they were not put into a base.
+    pub decisions: Vec<LaterDecision>,
+    /// Snapshots that are removed now and were not then.
+    pub removed: Vec<SnapshotId>,
+    /// Holds of then that are gone now, or others.
+    pub holds: Vec<Hold>,
+}
+
+impl DecidedSince {
+    /// Whether anything that was kept then is not kept now.
+    #[must_use]
+    pub fn takes_away(&self) -> bool {
+        !self.removed.is_empty() || !self.holds.is_empty()
+    }
 }
 
 /// Everything that the entries up to one say.
@@ -102,8 +160,10 @@ struct Entry {
 /// What the ledger says.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
-    /// Number and hash of the newest entry.
-    newest: Option<(u64, String)>,
+    /// Hash of each entry from the newest base on, by number.
+    entries: BTreeMap<u64, String>,
+    /// Of the first of them: the hash of the one before.
+    before: String,
     removed: HashMap<SnapshotId, RemovedSnapshot>,
     holds: BTreeMap<SnapshotId, Hold>,
 }
@@ -126,6 +186,22 @@ impl Ledger {
         &self.holds
     }
 
+    /// Number and hash of the newest entry.
+    pub(super) fn newest(&self) -> Option<(u64, &str)> {
+        self.entries.last_key_value().map(|(number, hash)| (*number, hash.as_str()))
+    }
+
+    /// Number of the entry that a reader begins with; those before it are not needed.
+    pub(super) fn base(&self) -> Option<u64> {
+        self.entries.first_key_value().map(|(number, _)| *number)
+    }
+
+    /// Whether another entry than this one is, or was, in its place. Of what lies further back than the base nothing is known.
+    pub(super) fn contradicts(&self, seen: &SeenLedger) -> bool {
+        let there = self.entries.get(&seen.number).or_else(|| (self.base() == Some(seen.number + 1)).then_some(&self.before));
+        there.is_some_and(|hash| *hash != seen.hash)
+    }
+
     /// The hold of a snapshot, if it holds now.
     #[must_use]
     pub fn hold(&self, id: SnapshotId, now: DateTime<Utc>) -> Option<&Hold> {
@@ -146,6 +222,12 @@ impl Ledger {
             Decision::Release { snapshot, .. } => {
                 self.holds.remove(&snapshot);
             }
+            Decision::Reinstate { snapshots, holds, .. } => {
+                for snapshot in snapshots {
+                    self.removed.remove(&snapshot);
+                }
+                self.holds.extend(holds.into_iter().map(|hold| (hold.snapshot, hold)));
+            }
             Decision::Pass { .. } => {}
         }
     }
@@ -161,26 +243,36 @@ impl Repository {
     /// The ledger as it is now. One listing; entries that were read before are not asked for again.
     ///
     /// # Errors
-    /// `Damaged` when an entry is missing, out of its chain or cannot be opened: then nothing may be removed.
+    /// `Damaged` when an entry is missing, out of its chain or cannot be opened, or when this machine has seen another or a newer one: then nothing
+    /// may be removed.
     pub fn ledger(&self) -> Result<Ledger> {
         let inner = &self.inner;
         for _ in 0..ATTEMPTS {
+            // Before the listing: what anybody on this machine had seen by then must be in it.
+            let seen = SeenLedger::read(&inner.cache.path);
             let listed = inner.block_on(inner.store.list(FOLDER))?;
-            let Some(last) = listed.last() else { return Ok(Ledger::default()) };
-            if let Some((key, ledger)) = &*inner.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-                && key == last
-            {
-                return Ok(ledger.clone());
+            let known = {
+                let known = inner.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                known.as_ref().filter(|(key, _)| listed.last() == Some(key)).map(|(_, ledger)| ledger.clone())
+            };
+            let ledger = match (listed.last(), known) {
+                (None, _) => Ledger::default(),
+                (Some(_), Some(ledger)) => ledger,
+                (Some(last), None) => match read(inner, &listed).and_then(follow) {
+                    Ok(ledger) => {
+                        *inner.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((last.clone(), ledger.clone()));
+                        ledger
+                    }
+                    // Entries before a base were cleared away since the listing.
+                    Err(error) if error.kind() == Kind::NotFound => continue,
+                    Err(error) => return Err(error),
+                },
+            };
+            if let Some(seen) = seen {
+                seen.check(&ledger, &inner.cache.path)?;
             }
-            match read(inner, &listed) {
-                Ok(ledger) => {
-                    *inner.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((last.clone(), ledger.clone()));
-                    return Ok(ledger);
-                }
-                // Entries before a base were cleared away since the listing.
-                Err(error) if error.kind() == Kind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+            SeenLedger::note(&inner.cache.path, &ledger)?;
+            return Ok(ledger);
         }
         Err(Error::new(Kind::Unavailable, "read the retention ledger: its entries go away while they are read").hint("try again"))
     }
@@ -195,16 +287,18 @@ impl Repository {
         for _ in 0..ATTEMPTS {
             let ledger = self.ledger()?;
             let Some(decision) = decide(&ledger)? else { return Ok(false) };
-            let (before, previous) = ledger.newest.clone().unwrap_or_default();
-            let number = before + 1;
+            let (before, previous) = ledger.newest().unwrap_or_default();
+            let (number, previous) = (before + 1, previous.to_owned());
             let base = number.is_multiple_of(BASE_EVERY).then(|| ledger.state());
             let has_base = base.is_some();
             let entry = Entry { number, previous, time: now, host: host_name(), decision, base };
             let key = key_of(number);
             let content = serde_json::to_vec(&entry).context(Kind::Bug, || "encode an entry of the retention ledger".into())?;
             let sealed = inner.seal_object(ObjectKind::Ledger, &key, &content)?;
+            let hash = blake3::hash(&sealed).to_hex().to_string();
             match inner.block_on(inner.store.create(&key, Bytes::from(sealed))) {
                 Ok(_) => {
+                    SeenLedger { number, hash }.write(&inner.cache.path)?;
                     if has_base {
                         self.clear_before(number);
                     }
@@ -223,6 +317,127 @@ impl Repository {
     /// As [`Repository::amend_ledger`].
     pub fn pass_in_ledger(&self, reason: &str, now: DateTime<Utc>) -> Result<()> {
         self.amend_ledger(now, |_| Ok(Some(Decision::Pass { reason: reason.to_owned() }))).map(drop)
+    }
+
+    /// What is decided now and was not when the ledger was made of these versions of its entries (of each key one, in their order).
+    ///
+    /// # Errors
+    /// As [`Repository::ledger`], of either of the two.
+    pub fn decided_since(&self, then: &[Version]) -> Result<DecidedSince> {
+        let then = self.ledger_of(then)?;
+        let now = self.ledger()?;
+        let mut since = since(&then, &now);
+        let inner = &self.inner;
+        let last = then.newest().map_or(0, |(number, _)| number);
+        let listed = inner.block_on(inner.store.list(FOLDER))?;
+        let newer: Vec<ObjectInfo> =
+            listed.into_iter().filter(|object| number_of(&object.key).is_some_and(|number| number > last)).collect();
+        for (entry, _) in read(inner, &newer)? {
+            let (key, time, host) = (key_of(entry.number), entry.time, entry.host);
+            since.decisions.extend(entry.decision.describe().map(|what| LaterDecision { key, time, host, what }));
+        }
+        Ok(since)
+    }
+
+    /// Takes back what was decided since: snapshots that were removed count again, and holds that were released hold. For when their objects are
+    /// there again, and no collection is at work that began before. Returns what was taken back.
+    ///
+    /// # Errors
+    /// As [`Repository::decided_since`] and [`Repository::amend_ledger`].
+    pub fn reinstate(&self, then: &[Version], by: &str, reason: &str, now: DateTime<Utc>) -> Result<DecidedSince> {
+        self.reinstate_to(&self.ledger_of(then)?, by, reason, now)
+    }
+
+    pub(super) fn reinstate_to(&self, then: &Ledger, by: &str, reason: &str, now: DateTime<Utc>) -> Result<DecidedSince> {
+        let mut taken = DecidedSince::default();
+        self.amend_ledger(now, |ledger| {
+            taken = since(then, ledger);
+            let (snapshots, holds) = (taken.removed.clone(), taken.holds.clone());
+            let decision = || Decision::Reinstate { snapshots, holds, by: by.to_owned(), reason: reason.to_owned() };
+            Ok(taken.takes_away().then(decision))
+        })?;
+        Ok(taken)
+    }
+
+    /// Deletes (hides, in a versioned bucket) the entries behind those that the ledger was made of, the newest first: for entries that do not go on from
+    /// there, because somebody had put others in their place. This machine believes the ledger as it is then.
+    ///
+    /// # Errors
+    /// `Damaged` when it was not whole then; what the store says.
+    pub fn put_ledger_back(&self, then: &[Version]) -> Result<()> {
+        self.put_ledger_back_to(&self.ledger_of(then)?)
+    }
+
+    pub(super) fn put_ledger_back_to(&self, then: &Ledger) -> Result<()> {
+        let inner = &self.inner;
+        let last = then.newest().map_or(0, |(number, _)| number);
+        for object in inner.block_on(inner.store.list(FOLDER))?.iter().rev() {
+            if number_of(&object.key).is_some_and(|number| number > last) {
+                inner.block_on(inner.store.delete(&object.key))?;
+            }
+        }
+        self.forget_ledger().map(drop)
+    }
+
+    /// Of entries that were deleted behind the ledger's newest one (all versions of each, by number), those that it had: version by version they go on
+    /// from it. Others were put there by somebody in the place of entries that are back.
+    pub(super) fn stolen_entries<'a>(&self, ledger: &Ledger, deleted: &[&'a [Version]]) -> Result<Vec<&'a Version>> {
+        let (mut number, hash) = ledger.newest().unwrap_or_default();
+        // Whether the entry before was the ledger's, and its hashes.
+        let mut before = (true, vec![hash.to_owned()]);
+        let mut stolen = Vec::new();
+        for of_key in deleted {
+            let contents = self.contents(of_key)?;
+            let next = number_of(&of_key[0].key).unwrap_or_default();
+            let is_next = next == number + 1;
+            let follower = contents.iter().find(|(_, previous, _)| before.1.contains(previous));
+            number = next;
+            before = match (is_next, before.0, follower) {
+                (true, true, Some((version, _, hash))) => {
+                    stolen.push(*version);
+                    (true, vec![hash.clone()])
+                }
+                (true, true, None) | (true, false, Some(_)) => (false, contents.into_iter().map(|(_, _, hash)| hash).collect()),
+                // What was before it is not known.
+                _ => {
+                    stolen.extend(of_key.iter().rfind(|version| !version.marker));
+                    (true, contents.into_iter().map(|(_, _, hash)| hash).collect())
+                }
+            };
+        }
+        Ok(stolen)
+    }
+
+    /// Whether another version of an entry that is there could stand in its place as well as it does.
+    pub(super) fn is_entry_replaced(&self, ledger: &Ledger, of_key: &[Version]) -> Result<bool> {
+        let Some(number) = number_of(&of_key[0].key) else { return Ok(false) };
+        let before = ledger.entries.get(&number.wrapping_sub(1)).or_else(|| (ledger.base() == Some(number)).then_some(&ledger.before));
+        let (Some(before), Some(there)) = (before, ledger.entries.get(&number)) else { return Ok(false) };
+        Ok(self.contents(of_key)?.iter().any(|(_, previous, hash)| previous == before && hash != there))
+    }
+
+    /// Of versions of an entry that can be opened: what each says came before it, and its own hash.
+    fn contents<'a>(&self, of_key: &'a [Version]) -> Result<Vec<(&'a Version, String, String)>> {
+        let inner = &self.inner;
+        let mut contents = Vec::new();
+        for version in of_key.iter().filter(|version| !version.marker) {
+            let bytes = inner.block_on(inner.store.get_version(&version.key, &version.version))?;
+            match open_entry(inner, &version.key, &bytes) {
+                Ok((entry, hash)) => contents.push((version, entry.previous, hash)),
+                Err(error) if error.kind() == Kind::Damaged => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(contents)
+    }
+
+    fn ledger_of(&self, versions: &[Version]) -> Result<Ledger> {
+        use futures::{StreamExt as _, TryStreamExt as _};
+        let inner = &self.inner;
+        let fetches = futures::stream::iter(versions).map(|version| inner.store.get_version(&version.key, &version.version));
+        let fetched: Vec<Bytes> = inner.block_on(fetches.buffered(REQUESTS).try_collect())?;
+        let entries = versions.iter().zip(fetched).map(|(version, bytes)| open_entry(inner, &version.key, &bytes));
+        follow(entries.collect::<Result<_>>()?)
     }
 
     /// What the ledger is to remember of snapshots that are removed, each with its reason. Those are left out whose objects are gone: somebody else
@@ -299,60 +514,97 @@ impl Repository {
     }
 }
 
-fn key_of(number: u64) -> String {
+/// Key of the entry with this number.
+pub(super) fn key_of(number: u64) -> String {
     format!("{FOLDER}{number:016x}")
 }
 
-fn number_of(key: &str) -> Option<u64> {
+/// Number of the entry with this key; `None`: it is no name of an entry.
+pub(super) fn number_of(key: &str) -> Option<u64> {
     let number = u64::from_str_radix(key.strip_prefix(FOLDER)?, 16).ok()?;
     (key_of(number) == key).then_some(number)
 }
 
-/// Reads the entries from the newest base on and checks that none is missing.
-fn read(inner: &Inner, listed: &[ObjectInfo]) -> Result<Ledger> {
-    use futures::StreamExt as _;
-    let damaged = |what: String| Error::new(Kind::Damaged, format!("the retention ledger: {what}"));
+/// What one ledger keeps that another one, which came after it, does not.
+fn since(then: &Ledger, now: &Ledger) -> DecidedSince {
+    let mut removed: Vec<SnapshotId> = now.removed.keys().filter(|id| then.removed(**id).is_none()).copied().collect();
+    removed.sort_unstable();
+    let holds = then.holds.values().filter(|hold| now.holds.get(&hold.snapshot) != Some(*hold)).cloned().collect();
+    DecidedSince { decisions: Vec::new(), removed, holds }
+}
+
+/// An entry, and the hex BLAKE3 of what is stored.
+type Stored = (Entry, String);
+
+fn damaged(what: &str) -> Error {
+    Error::new(Kind::Damaged, format!("the retention ledger: {what}"))
+}
+
+/// Reads the entries that a listing shows, in the order of their numbers.
+fn read(inner: &Inner, listed: &[ObjectInfo]) -> Result<Vec<Stored>> {
     let mut numbers = Vec::with_capacity(listed.len());
     for ObjectInfo { key, .. } in listed {
-        numbers.push(number_of(key).ok_or_else(|| damaged(format!("{key} is no name of an entry")))?);
+        numbers.push(number_of(key).ok_or_else(|| damaged(&format!("{key} is no name of an entry")))?);
     }
     numbers.sort_unstable();
     // The newest base is among the last of these, unless entries before it could not be removed; then all are read.
-    let store = &inner.store;
-    let fetched: Vec<(u64, Result<Bytes>)> = inner.block_on(
-        futures::stream::iter(numbers).map(|number| async move { (number, store.get(&key_of(number)).await) }).buffered(16).collect(),
-    );
-    let mut ledger = Ledger::default();
-    let mut read: Vec<(Entry, String)> = Vec::with_capacity(fetched.len());
-    for (number, bytes) in fetched {
-        let bytes = bytes?;
-        let key = key_of(number);
-        let content = seal::open(&inner.keys, inner.id, ObjectKind::Ledger, &key, &bytes)?;
-        let entry: Entry = serde_json::from_slice(&content).map_err(|e| damaged(format!("{key} cannot be decoded")).because(e))?;
-        if entry.number != number {
-            return Err(damaged(format!("{key} holds another entry than its name says")));
-        }
-        read.push((entry, blake3::hash(&bytes).to_hex().to_string()));
+    let fetched = inner.get_all(numbers.into_iter().map(key_of));
+    fetched.into_iter().map(|(key, bytes)| open_entry(inner, &key, &bytes?)).collect()
+}
+
+fn open_entry(inner: &Inner, key: &str, bytes: &[u8]) -> Result<Stored> {
+    let content = seal::open(&inner.keys, inner.id, ObjectKind::Ledger, key, bytes)?;
+    let entry = decode(&content).map_err(|e| damaged(&format!("{key} cannot be decoded")).because(e))?;
+    if Some(entry.number) != number_of(key) {
+        return Err(damaged(&format!("{key} holds another entry than its name says")));
     }
+    Ok((entry, blake3::hash(bytes).to_hex().to_string()))
+}
+
+fn decode(content: &[u8]) -> serde_json::Result<Entry> {
+    serde_json::from_slice(content)
+}
+
+/// What entries say, in the order of their numbers: begins with the newest base and checks that none is missing from there on.
+fn follow(read: Vec<Stored>) -> Result<Ledger> {
+    let mut ledger = Ledger::default();
     let first = read.iter().rposition(|(entry, _)| entry.base.is_some()).unwrap_or(0);
-    let mut expected: Option<(u64, String)> = None;
     for (entry, hash) in read.into_iter().skip(first) {
-        match &expected {
-            None if entry.base.is_none() && entry.number != 1 => {
-                return Err(damaged(format!("entries before {} are missing", key_of(entry.number))));
+        let number = entry.number;
+        match ledger.newest() {
+            None if entry.base.is_none() && number != 1 => {
+                return Err(damaged(&format!("entries before {} are missing", key_of(number))));
             }
-            Some((number, previous)) if entry.number != number + 1 || entry.previous != *previous => {
-                return Err(damaged(format!("what comes before {} is missing or another one", key_of(entry.number))));
+            Some((before, previous)) if number != before + 1 || entry.previous != previous => {
+                return Err(damaged(&format!("what comes before {} is missing or another one", key_of(number))));
             }
-            _ => {}
+            Some(_) => {}
+            None => {
+                ledger.before = entry.previous;
+                if let Some(base) = entry.base {
+                    ledger.removed = base.removed.into_iter().map(|snapshot| (snapshot.id, snapshot)).collect();
+                    ledger.holds = base.holds.into_iter().map(|hold| (hold.snapshot, hold)).collect();
+                }
+            }
         }
-        if let Some(base) = entry.base.filter(|_| expected.is_none()) {
-            ledger.removed = base.removed.into_iter().map(|snapshot| (snapshot.id, snapshot)).collect();
-            ledger.holds = base.holds.into_iter().map(|hold| (hold.snapshot, hold)).collect();
-        }
-        expected = Some((entry.number, hash));
+        ledger.entries.insert(number, hash);
         ledger.apply(entry.decision);
     }
-    ledger.newest = expected;
     Ok(ledger)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_what_was_seen_the_one_right_before_the_base_is_compared_too() {
+        let ledger =
+            Ledger { entries: BTreeMap::from([(64, "c".to_owned()), (65, "d".to_owned())]), before: "b".to_owned(), ..Ledger::default() };
+        let contradicts = |number: u64, hash: &str| ledger.contradicts(&SeenLedger { number, hash: hash.to_owned() });
+        assert_eq!(["c", "x"].map(|hash| contradicts(64, hash)), [false, true]);
+        assert_eq!(["d", "x"].map(|hash| contradicts(65, hash)), [false, true]);
+        assert_eq!(["b", "x"].map(|hash| contradicts(63, hash)), [false, true]);
+        assert!(!contradicts(62, "x"), "of that nothing is known any more");
+    }
 }

@@ -4,8 +4,9 @@
 //! works with the repository: everything that is there and was not given up, whether a snapshot leads to it or not, so that no marking is needed and
 //! a pack that a new snapshot only refers to is extended before that snapshot commits.
 //!
-//! Given up is what the ledger has removed, and what has a tombstone and was deleted. Versions are listed *before* these are read: whoever removes
-//! something says so first, so a delete marker on any other pack or manifest was made by somebody else.
+//! Given up is what the ledger has removed, entries of the ledger before its newest base, packs that have a tombstone and were deleted, and key slots
+//! of whose removal there is a signed event. Versions are listed *before* these are read: whoever removes something says so first, so a delete marker on any
+//! other pack, manifest, entry or key was made by somebody else.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -19,9 +20,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::repo::format::PackId;
+use crate::repo::ledger::{Ledger, number_of};
 use crate::repo::session::read_tombstones;
 use crate::repo::snapshot::id_of;
-use crate::repo::{FORMAT_KEY, Repository};
+use crate::repo::{FORMAT_KEY, Repository, ledger, moved};
 use crate::store::{LockMode, ObjectLock, Version};
 
 /// Objects that come and go with the work, and would only be in the way. Each with its slash.
@@ -51,6 +53,20 @@ struct Known {
     /// When everything was looked at and nothing was wrong.
     at: Option<DateTime<Utc>>,
     dates: HashMap<(String, String), DateTime<Utc>>,
+}
+
+/// What a delete marker on an object means.
+enum Hidden {
+    /// Whoever may has deleted it.
+    GivenUp,
+    /// Nobody can tell: it stays locked.
+    Kept,
+    /// Nobody deletes it without saying so, and nobody said so.
+    Stolen,
+    /// The ledger knows.
+    Entry,
+    /// The keys know.
+    Key,
 }
 
 impl Repository {
@@ -119,42 +135,89 @@ impl Repository {
 
     /// The versions whose lock is to be kept up: of each object the first, which is what was committed, and the one that is read.
     fn to_lock<'a>(&self, versions: &'a [Version], lock: &ObjectLock, locks: &mut Locks) -> Result<Vec<&'a Version>> {
-        let inner = &self.inner;
-        let tombstoned = read_tombstones(inner)?;
-        let ledger = self.ledger()?;
-        let removed = |key: &str| key.starts_with("snapshots/") && id_of(key).is_some_and(|id| ledger.removed(id).is_some());
-        // What nobody deletes without saying so. A pack with a tombstone may turn out to live, and is locked until it is deleted.
-        let stays = |key: &str| match PackId::from_key(key) {
-            Some(pack) => !tombstoned.contains(&pack),
-            None => key == FORMAT_KEY || key.starts_with("snapshots/"),
+        let tombstoned = read_tombstones(&self.inner)?;
+        let ledger = match self.ledger() {
+            Ok(ledger) => Some(ledger),
+            // Then it is not known who removed a snapshot, and everything is kept.
+            Err(error) if error.kind() == Kind::Damaged => {
+                locks.alarms.push(format!("{error}: what was deleted on purpose is not known"));
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let removed = |key: &str| id_of(key).is_some_and(|id| ledger.as_ref().is_some_and(|ledger| ledger.removed(id).is_some()));
+        // Entries before the newest base are cleared away; where the ledger cannot be read, those before all that are there.
+        let there = || versions.iter().filter(|version| version.latest && !version.marker).filter_map(|version| number_of(&version.key));
+        let first_entry = ledger.as_ref().map_or_else(|| there().min(), Ledger::base).unwrap_or(1);
+        let hidden = |key: &str| match PackId::from_key(key) {
+            // One with a tombstone may turn out to live, and is locked until it is deleted.
+            Some(pack) if tombstoned.contains(&pack) => Hidden::GivenUp,
+            Some(_) => Hidden::Stolen,
+            None if key == FORMAT_KEY => Hidden::Stolen,
+            None if key.starts_with("snapshots/") && ledger.is_none() => Hidden::Kept,
+            None if key.starts_with("snapshots/") => Hidden::Stolen,
+            None if key.starts_with(ledger::FOLDER) => match number_of(key) {
+                Some(number) if number >= first_entry => {
+                    if ledger.is_some() {
+                        Hidden::Entry
+                    } else {
+                        Hidden::Stolen
+                    }
+                }
+                _ if ledger.is_none() => Hidden::Kept,
+                _ => Hidden::GivenUp,
+            },
+            // A collection removes a record that nothing leads through, and says so nowhere; `verify` and the next collection miss one that is needed.
+            None if key.starts_with(moved::FOLDER) => Hidden::Kept,
+            None if key.starts_with("keys/") => Hidden::Key,
+            None => Hidden::GivenUp,
         };
         let mut targets = Vec::new();
-        let (mut hidden, mut overwritten) = (Vec::new(), Vec::new());
+        let (mut stolen, mut overwritten, mut entries, mut keys) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut made = None;
         for of_key in versions.chunk_by(|a, b| a.key == b.key) {
             let key = of_key[0].key.as_str();
-            if !lock.covers(key) || removed(key) {
+            if !lock.covers(key) || key.starts_with("snapshots/") && removed(key) {
                 continue;
             }
             let mut contents = of_key.iter().filter(|version| !version.marker);
             let Some(newest) = contents.next() else { continue };
             let first = contents.next_back().unwrap_or(newest);
+            if key == FORMAT_KEY {
+                made = Some(first.modified);
+            }
             let read = of_key.iter().find(|version| version.latest).unwrap_or(&of_key[0]);
             if read.marker {
-                if stays(key) {
-                    hidden.push(key);
-                    targets.push(first);
+                match hidden(key) {
+                    Hidden::GivenUp => {}
+                    Hidden::Kept => targets.push(first),
+                    Hidden::Stolen => {
+                        stolen.push(key);
+                        targets.push(first);
+                    }
+                    Hidden::Entry => entries.push(of_key),
+                    Hidden::Key => keys.push((first, read.modified)),
                 }
                 continue;
             }
             targets.push(first);
             if first.version != newest.version {
                 targets.push(newest);
-                if !self.is_same(first, newest)? {
+                let is_other = !self.is_same(first, newest)?;
+                if is_other
+                    && ledger.as_ref().filter(|_| number_of(key).is_some()).map_or(Ok(true), |it| self.is_entry_replaced(it, of_key))?
+                {
                     overwritten.push(key);
                 }
             }
         }
-        for (keys, what) in [(hidden, "was deleted by somebody else"), (overwritten, "was overwritten by somebody else")] {
+        // What an `init` that was interrupted left is cleared away by the next one, before it makes the format object.
+        keys.retain(|(_, deleted)| made.is_none_or(|made| *deleted >= made));
+        let keys = self.stolen_keys(keys.into_iter().map(|(first, _)| first).collect())?;
+        let entries = ledger.as_ref().map_or_else(|| Ok(Vec::new()), |ledger| self.stolen_entries(ledger, &entries))?;
+        stolen.extend(keys.iter().chain(&entries).map(|version| version.key.as_str()));
+        targets.extend(keys.into_iter().chain(entries));
+        for (keys, what) in [(stolen, "was deleted by somebody else"), (overwritten, "was overwritten by somebody else")] {
             let told = keys.iter().take(ALARMS).map(|key| format!("{key} {what}: an earlier version of it is there"));
             locks.alarms.extend(told);
             if keys.len() > ALARMS {

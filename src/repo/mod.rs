@@ -50,6 +50,7 @@ mod read;
 mod repair;
 mod report;
 mod seal;
+mod seen;
 mod session;
 mod snapshot;
 #[cfg(test)]
@@ -67,7 +68,7 @@ pub use index::{IndexedPack, LocalIndex};
 pub use keyless::{KeylessCheck, check_keyless};
 pub use keyring::{GenerationShare, KeyEvent, PlanKey, Rotation};
 pub use keys::{KeyFile, KeySlot, Lock, Passphrase, Recipient, RecoveryKey, Role, Share, combine_shares};
-pub use ledger::{Decision, Hold, Ledger, RemovedSnapshot};
+pub use ledger::{DecidedSince, Decision, Hold, LaterDecision, Ledger, RemovedSnapshot};
 pub use locks::{Locks, UNLOCKED};
 pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, runs};
 pub use lost_format::LostFormat;

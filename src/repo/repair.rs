@@ -145,30 +145,43 @@ impl Repository {
         Ok(plan)
     }
 
-    /// Lists what is not listed, and then removes the index objects that this replaces.
+    /// Lists what is not listed, and then removes the index objects that this replaces. Returns those that the store refuses to delete, and why.
     ///
     /// # Errors
-    /// What the store says; what was removed until then is replaced.
-    pub fn repair_index(&self, plan: &IndexRepair) -> Result<()> {
+    /// What the store says otherwise; what was removed until then is replaced.
+    pub fn repair_index(&self, plan: &IndexRepair) -> Result<Vec<(String, Error)>> {
         let inner = &self.inner;
         let index = self.refresh_index(&mut Vec::new())?;
         let packs: Vec<IndexedPack> = plan.to_list.values().cloned().collect();
         publish_index(inner, &index, &packs)?;
-        plan.to_replace.iter().try_for_each(|key| inner.block_on(inner.store.delete(key)))
+        self.delete_replaced(&plan.to_replace)
+    }
+
+    /// Deletes all of these that the store lets us; a store that refuses (no right, a lock) is told and not an error.
+    fn delete_replaced(&self, keys: &[String]) -> Result<Vec<(String, Error)>> {
+        let mut refused = Vec::new();
+        for (key, answer) in keys.iter().zip(self.inner.block_on(self.inner.store.delete_all(keys))) {
+            match answer {
+                Ok(()) => {}
+                Err(error) if error.kind() == Kind::Failed => refused.push((key.clone(), error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(refused)
     }
 
     /// Replaces tombstones that cannot be read. Which packs they name is not known, so their place is taken by ones that name every pack there
-    /// is: none of them is reused by a later backup, so that no collector that is at work can remove what somebody begins to rely on.
+    /// is: none of them is reused by a later backup, so that no collector that is at work can remove what somebody begins to rely on. Returns those that
+    /// the store refuses to delete, and why.
     ///
     /// # Errors
-    /// What the store says.
-    pub fn replace_tombstones(&self, plan: &IndexRepair, now: DateTime<Utc>) -> Result<()> {
-        let inner = &self.inner;
+    /// What the store says otherwise.
+    pub fn replace_tombstones(&self, plan: &IndexRepair, now: DateTime<Utc>) -> Result<Vec<(String, Error)>> {
         if plan.unread_tombstones.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        condemn(inner, &plan.present, now)?;
-        plan.unread_tombstones.iter().try_for_each(|key| inner.block_on(inner.store.delete(key)))
+        condemn(&self.inner, &plan.present, now)?;
+        self.delete_replaced(&plan.unread_tombstones)
     }
 
     /// Which files of a snapshot need one of these objects (keys of packs), and what of its trees cannot be read.

@@ -141,7 +141,7 @@ pub struct Call {
     pub verb: Verb,
     /// The key, or the prefix of a listing.
     pub key: String,
-    /// Bytes to be written, or asked for by a range; else 0.
+    /// Bytes to be written, or that were read (of a range that failed: asked for); else 0.
     pub bytes: u64,
     /// The kind of failure that was answered; `None` for success, and while it is under way.
     pub failed: Option<Kind>,
@@ -266,9 +266,13 @@ impl Faults {
         (index, effect)
     }
 
-    fn end<T>(&self, index: usize, result: Result<T>) -> Result<T> {
-        if let (Err(error), Some(call)) = (&result, self.state().calls.get_mut(index)) {
-            call.failed = Some(error.kind());
+    /// `read`: the bytes of what was answered.
+    fn end<T>(&self, index: usize, result: Result<T>, read: impl FnOnce(&T) -> u64) -> Result<T> {
+        if let Some(call) = self.state().calls.get_mut(index) {
+            match &result {
+                Ok(answer) => call.bytes = call.bytes.max(read(answer)),
+                Err(error) => call.failed = Some(error.kind()),
+            }
         }
         result
     }
@@ -278,6 +282,7 @@ impl Faults {
         &self,
         (verb, key, bytes): (Verb, &str, u64),
         action: impl AsyncFnOnce(Option<(Effect, String)>) -> Result<T>,
+        read: impl FnOnce(&T) -> u64,
     ) -> Result<T> {
         let (index, effect) = self.begin(verb, key, bytes);
         let injected = |kind| Err(Error::new(kind, format!("injected fault: {} {key}", verb.word())));
@@ -294,7 +299,7 @@ impl Faults {
             }
             _ => action(effect).await,
         };
-        self.end(index, result)
+        self.end(index, result, read)
     }
 }
 
@@ -319,7 +324,7 @@ impl Backend for Faulty {
             }
             _ => self.inner.put(key, bytes, mode).await,
         };
-        async move { self.faults.during((Verb::Create, key, size), action).await }.boxed()
+        async move { self.faults.during((Verb::Create, key, size), action, |()| 0).await }.boxed()
     }
 
     fn get<'a>(&'a self, key: &'a str, want: Want) -> BoxFuture<'a, Result<Bytes>> {
@@ -335,12 +340,12 @@ impl Backend for Faulty {
                 _ => bytes,
             })
         };
-        async move { self.faults.during((verb, key, size), action).await }.boxed()
+        async move { self.faults.during((verb, key, size), action, |bytes| bytes.len() as u64).await }.boxed()
     }
 
     fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<ObjectInfo>> {
         let action = async move |_| self.inner.head(key).await;
-        async move { self.faults.during((Verb::Head, key, 0), action).await }.boxed()
+        async move { self.faults.during((Verb::Head, key, 0), action, |_| 0).await }.boxed()
     }
 
     fn list<'a>(&'a self, prefix: &'a str, pulse: &'a Pulse) -> BoxFuture<'a, Result<Vec<ObjectInfo>>> {
@@ -351,7 +356,7 @@ impl Backend for Faulty {
             }
             Ok(objects)
         };
-        async move { self.faults.during((Verb::List, prefix, 0), action).await }.boxed()
+        async move { self.faults.during((Verb::List, prefix, 0), action, |_| 0).await }.boxed()
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<()>> {
@@ -364,7 +369,7 @@ impl Backend for Faulty {
             }
             _ => self.inner.delete(key).await,
         };
-        async move { self.faults.during((Verb::Delete, key, 0), action).await }.boxed()
+        async move { self.faults.during((Verb::Delete, key, 0), action, |()| 0).await }.boxed()
     }
 }
 

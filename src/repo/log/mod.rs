@@ -54,8 +54,8 @@ pub struct Appended {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listed {
     pub piece: PieceInfo,
-    /// By the store's clock.
-    modified: DateTime<Utc>,
+    /// When it was stored, by the store's clock.
+    pub modified: DateTime<Utc>,
 }
 
 /// A stretch of a stream that is known to be missing.
