@@ -32,8 +32,8 @@ use lifeboat::source::sqlite::SqliteSource;
 use lifeboat::source::{
     CheckResult, Closed, Diagnosis, Expectation, Finish, Outcome, Problem, ProveRequest, Source, SourceContext, SourceSnapshot, SqlCheck,
 };
-use lifeboat::store::Store;
 use lifeboat::store::faults::{Effect, Faults, Rule};
+use lifeboat::store::{Store, Verb};
 use rusqlite::Connection;
 
 fn name(text: &str) -> Name {
@@ -1265,7 +1265,7 @@ fn the_share_that_comes_next_is_counted_by_readers_and_remembered() {
     let store = Store::with_faults(store.clone(), refusing.clone());
     let apart = open(&store, &reader, Some("apart"));
     assert_eq!(next(&apart).run, Some(3));
-    refusing.add(Rule::any().below("reports/").always().then(Effect::Fail(Kind::Failed)));
+    refusing.add(Rule::on(Verb::Create).below("reports/").always().then(Effect::Fail(Kind::Failed)));
     let refused = (next(&apart), next(&apart));
     assert_eq!((refused.0.run, refused.1.run, refused.1.exit()), (Some(4), Some(5), None), "{refused:?}");
     // Neither the one nor the other: what was not read never will be, and that is no success.
