@@ -144,7 +144,7 @@ pub fn run(setup: Setup, ready: impl FnOnce(&Control)) -> Result<()> {
     let mut companions = Companions::start(companions, &context)?;
     let watch = Cancel::default();
     let watcher = reload::watch(setup.paths, print, wrong.as_ref(), setup.signals.clone(), &control, watch.clone());
-    let served = watcher.and_then(|_| serve(&context, &inbox, settler, membership, &setup.signals, &lock, ready));
+    let served = watcher.map(|_| serve(&context, &inbox, settler, membership, &setup.signals, &lock, ready));
     watch.cancel();
     control.set_phase(Phase::Stopping);
     companions.stop(Instant::now() + COMPANIONS_DEADLINE);
@@ -160,7 +160,7 @@ fn serve(
     signals: &Signals,
     lock: &DaemonLock,
     ready: impl FnOnce(&Control),
-) -> Result<()> {
+) {
     let (control, journal, surroundings) = (context.control.clone(), Arc::clone(&context.journal), &context.surroundings);
     let plans = control.plans();
     let agenda = Agenda::of_node(Arc::clone(&plans), membership.clone(), surroundings.clock.now());
@@ -198,7 +198,6 @@ fn serve(
         daemon.wait(inbox, wake);
     }
     daemon.stop(inbox);
-    Ok(())
 }
 
 /// What settles for a daemon: its loop looks at the plan again then.
