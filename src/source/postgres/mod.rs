@@ -57,7 +57,7 @@ use std::time::Duration;
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::source::postgres::backup::{BaseSnapshot, POINT_FILE, Point};
 use crate::source::postgres::conninfo::Settings;
-use crate::source::postgres::instance::{Account, Launch, Tools, major_of};
+use crate::source::postgres::instance::{Account, Instance, Launch, Tools, major_of};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
 use crate::source::postgres::recover::{Action, Recovery, Request, Target, Timeline};
 use crate::source::{
@@ -157,9 +157,10 @@ impl PostgresSource {
             return Ok(vec![check("server", Outcome::Failed, &expected, actual)]);
         }
         let started = format!(
-            "PostgreSQL {} answered after {} ms, {} (timeline {})",
+            "PostgreSQL {} answered after {} ms{}, {} (timeline {})",
             tools.version(),
             instance.started_in().as_millis(),
+            apart(&instance),
             outcome.reason,
             outcome.timeline
         );
@@ -197,6 +198,11 @@ fn little_room(data: &Path) -> Result<Option<u64>> {
         rustix::fs::statvfs(data).map_err(std::io::Error::from).io_context(|| format!("ask for free space at {}", data.display()))?;
     let bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
     Ok((bytes < NEEDED_ROOM || (stat.f_files > 0 && stat.f_favail < NEEDED_FILES)).then_some(bytes))
+}
+
+/// How it stands with a private server's network, as part of a sentence.
+pub(super) fn apart(instance: &Instance) -> &'static str {
+    if instance.is_apart() { " without a network" } else { "" }
 }
 
 /// An error with its causes, in a line.
