@@ -21,7 +21,7 @@ use crate::source::postgres::extract::load::{ForeignKey, Load};
 use crate::source::postgres::extract::names::{near, near_table};
 use crate::source::postgres::instance::{Account, Instance, Launch, Stop, Tools, major_of};
 use crate::source::postgres::recover::{self, Request};
-use crate::source::postgres::{START_LIMIT, fingerprint, prove};
+use crate::source::postgres::{ANSWER_LIMIT, START_LIMIT, fingerprint, prove};
 use crate::source::{ExtractRequest, Extracted, ExtractedTable, SourceContext};
 
 const DUMP: &str = "pg_dump";
@@ -104,7 +104,7 @@ pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractReque
     }
     let mut sql = Connection::connect(&settings, Mode::Sql { database: Some(&selection.database) }, cancel)?;
     // Counting a large table says nothing for long.
-    sql.set_timeout(None);
+    sql.set_timeout(Some(ANSWER_LIMIT));
     let chosen = choose(&mut sql, &selection, &request.only)?;
     if let Some(target) = &target {
         let mut there = target.connect(cancel)?;
@@ -322,7 +322,7 @@ fn is_whole(contents: &str, chosen: &[Relation]) -> Result<()> {
 
 /// Rows of each table.
 pub(super) fn count(sql: &mut Connection, relations: &[&Relation], cancel: &Cancel) -> Result<BTreeMap<u32, u64>> {
-    sql.set_timeout(None);
+    sql.set_timeout(Some(ANSWER_LIMIT));
     let mut counts = BTreeMap::new();
     for one in relations {
         cancel.check()?;

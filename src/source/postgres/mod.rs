@@ -66,6 +66,8 @@ use crate::source::{
 
 /// A drill has a limit of its own; this one only ends what hangs for ever.
 const START_LIMIT: Duration = Duration::from_hours(12);
+/// So long a server may be silent over one statement: only ends what hangs for ever.
+const ANSWER_LIMIT: Duration = Duration::from_hours(24);
 
 /// A cluster, backed up as a whole.
 #[derive(Default)]
