@@ -20,7 +20,7 @@ use crate::source::postgres::instance::{self, Account, Instance, Launch};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::tablespaces;
-use crate::source::postgres::wal::{Meaning, SegmentSize, WalName, WalReader};
+use crate::source::postgres::wal::{Meaning, Record, SegmentSize, WalName, WalReader};
 
 /// `MAXFNAMELEN` is 64 with the terminator (`access/xlog_internal.h`).
 const MOST_NAME_BYTES: usize = 63;
@@ -278,12 +278,31 @@ pub fn timelines_in_log(data: &Path) -> Result<BTreeSet<u32>> {
     Ok(timelines)
 }
 
-/// The tablespaces that a replay of the log in `pg_wal` from `start` on would create: oid and folder. A server that replays one takes that folder
-/// for its own, whoever uses it on this host, and before PostgreSQL 15 even empties it. Also the end of the valid log.
+impl Target {
+    /// Whether a server certainly replays nothing behind this record: where that is not known by the record alone, it may.
+    fn ends_at(&self, record: &Record) -> bool {
+        match (self, &record.meaning) {
+            // As it will stand in the settings, in microseconds.
+            (Self::Time(wanted), Meaning::Commit { time, .. } | Meaning::Abort { time, .. }) => *time > wanted.trunc_subsecs(6),
+            (Self::Lsn { lsn, inclusive: false }, _) => record.start >= *lsn,
+            (Self::Name(wanted), Meaning::RestorePoint { name, .. }) => name == wanted,
+            _ => false,
+        }
+    }
+}
+
+/// The tablespaces that a replay of the log in `pg_wal` from `start` on to a target would create: oid and folder. A server that replays one takes that
+/// folder for its own, whoever uses it on this host, and before PostgreSQL 15 even empties it. Also the end of the valid log.
 ///
 /// # Errors
 /// `Damaged` when the log is not whole files.
-pub fn tablespaces_in_log(data: &Path, system_identifier: u64, timeline: u32, start: Lsn) -> Result<(Vec<(u32, String)>, Lsn)> {
+pub fn tablespaces_in_log(
+    data: &Path,
+    system_identifier: u64,
+    timeline: u32,
+    start: Lsn,
+    target: &Target,
+) -> Result<(Vec<(u32, String)>, Lsn)> {
     let folder = data.join("pg_wal");
     let failed = || format!("look through the log in {}", folder.display());
     let strange = |what: &str| Error::new(Kind::Damaged, format!("{}: {what}", failed()));
@@ -310,7 +329,7 @@ pub fn tablespaces_in_log(data: &Path, system_identifier: u64, timeline: u32, st
     // A later timeline begins behind `start`.
     let first = files.range(size.number(start)..).next().map_or(size.number(start), |(number, _)| *number);
     let mut reader = WalReader::new(size.start(first), size, Some(system_identifier))?;
-    let mut found = Vec::new();
+    let (mut found, mut ended) = (Vec::new(), false);
     let mut buffer = vec![0; 1 << 20];
     for (_, path) in (first..).zip(files.range(first..)).take_while(|(number, (of, _))| number == *of).map(|(_, file)| file) {
         let mut file = File::open(path).io_context(failed)?;
@@ -320,8 +339,12 @@ pub fn tablespaces_in_log(data: &Path, system_identifier: u64, timeline: u32, st
                 break;
             }
             reader.push(&buffer[..read], |record| {
+                if record.start < start {
+                    return;
+                }
+                ended |= target.ends_at(&record);
                 if let Meaning::CreateTablespace { oid, location } = record.meaning
-                    && record.start >= start
+                    && !ended
                     // Inside the data folder otherwise.
                     && !location.is_empty()
                 {
