@@ -8,7 +8,7 @@
 //! | [`conninfo`], [`client`], [`replication`] | talking to a server: settings, SQL, base backups, the log as a stream |
 //! | [`lsn`], [`wal`] | positions, names of log files, histories of timelines, reading records |
 //! | [`control`] | `global/pg_control` |
-//! | [`configuration`] | where a server's configuration is, and what it includes |
+//! | [`configuration`], `places` | where a server's configuration is, and what it includes; what it says of other places in a restored folder |
 //! | [`layout`] | what is what in a data folder, and what a backup leaves out |
 //! | [`page`], [`findings`] | checksums of data pages, and what is told of bad ones |
 //! | [`local`] | reading the data folder of a running server |
@@ -39,6 +39,7 @@ pub mod local;
 pub mod logical;
 pub mod lsn;
 pub mod page;
+mod places;
 mod private;
 pub mod prove;
 pub mod recover;
@@ -260,6 +261,7 @@ impl PostgresSource {
         let mapped = tablespaces::map(usable, target, &point.tablespaces, &wanted.tablespaces)?;
         let asked = Request::read(usable)?;
         let bare = write_missing_configuration(usable)?;
+        let places = places::keep_here(usable, target, point.data_directory.as_deref())?;
         let major = point.server_version / 10_000;
         let tools = Tools::find(major, self.bin_directory.as_deref()).ok();
         let (recovery, more) = match standby {
@@ -274,6 +276,7 @@ impl PostgresSource {
         };
         // A copy that archives would write into the log of its source. A standby does not until it is promoted, and then it is meant to.
         let more = if standby.is_none() { [more, vec![("archive_mode".to_owned(), "off".to_owned())]].concat() } else { more };
+        let more = [more, places.settings].concat();
         recover::write_for_operator(usable, &recovery, standby.is_some(), &more)?;
         let bin = tools.and_then(|tools| tools.program("pg_ctl"));
         let program = bin.map_or_else(|| format!("pg_ctl of PostgreSQL {major}"), |path| path.display().to_string());
@@ -318,10 +321,12 @@ impl PostgresSource {
         }
         if bare {
             steps.push(format!(
-                "its configuration was not in the data folder: a minimal one was written (socket only, local users by their own names); what was backed up of the source's is below {}/lifeboat_conf",
+                "its configuration was not in the data folder: a minimal one was written (socket only, local users by their own names); what was backed up of the source's is below {}/lifeboat_conf; \
+                 before you put that into the folder, take data_directory, hba_file, ident_file and external_pid_file out of it: by them the server would open the source's data folder",
                 target.display()
             ));
         }
+        steps.extend(places.told);
         let elsewhere = configuration::includes_elsewhere(usable);
         if !elsewhere.is_empty() {
             steps.push(format!(

@@ -380,25 +380,16 @@ pub fn tablespaces_of(data: &Path) -> Result<Vec<u32>> {
 pub fn write_for_operator(data: &Path, recovery: &Recovery, standby: bool, more: &[(String, String)]) -> Result<()> {
     let owner = owner_of(data)?;
     let path = data.join("postgresql.auto.conf");
-    let mut text = match read_no_link(&path) {
-        Ok(text) => without_block(&text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+    let text = match read_no_link(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(Error::io(format!("read {}", path.display()), error)),
     };
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
-    }
-    text.push_str(BEGIN);
-    text.push('\n');
+    let mut lines = String::new();
     for (name, value) in recovery.settings()?.iter().chain(more) {
-        text.push_str(&instance::setting_line(name, value)?);
+        lines.push_str(&instance::setting_line(name, value)?);
     }
-    text.push_str(END);
-    text.push('\n');
-    let new = data.join("postgresql.auto.conf.new");
-    drop(fs::remove_file(&new));
-    write_new(&new, text.as_bytes(), owner)?;
-    fs::rename(&new, &path).io_context(|| format!("rename {}", new.display()))?;
+    replace(data, "postgresql.auto.conf", &with_block(&text, [BEGIN, END], &lines))?;
     let (signal, other) = if standby { ("standby.signal", "recovery.signal") } else { ("recovery.signal", "standby.signal") };
     for name in [signal, other] {
         drop(fs::remove_file(data.join(name)));
@@ -407,21 +398,31 @@ pub fn write_for_operator(data: &Path, recovery: &Recovery, standby: bool, more:
     File::open(data).and_then(|folder| folder.sync_all()).io_context(|| format!("sync {}", data.display()))
 }
 
-fn without_block(text: &str) -> String {
-    let mut kept = String::new();
-    let mut inside = false;
-    for line in text.lines() {
-        match line {
-            BEGIN => inside = true,
-            END if inside => inside = false,
-            _ if inside => {}
-            _ => {
-                kept.push_str(line);
-                kept.push('\n');
-            }
+/// Puts lines between two marks at the end of a text, in place of an earlier block with these marks.
+pub(super) fn with_block(text: &[u8], [begin, end]: [&str; 2], lines: &str) -> Vec<u8> {
+    let mut kept: Vec<u8> = Vec::new();
+    let mut rest: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').rev().collect();
+    while let Some(line) = rest.pop() {
+        let is = |line: &[u8], mark: &str| line.trim_ascii_end() == mark.as_bytes();
+        // What has no end is not ours any more.
+        match rest.iter().rposition(|line| is(line, end)).filter(|_| is(line, begin)) {
+            Some(last) => rest.truncate(last),
+            None => kept.extend_from_slice(line),
         }
     }
-    kept
+    if !kept.is_empty() && !kept.ends_with(b"\n") {
+        kept.push(b'\n');
+    }
+    [&kept[..], begin.as_bytes(), b"\n", lines.as_bytes(), end.as_bytes(), b"\n"].concat()
+}
+
+/// Puts a file of a restored folder into the place of one that is there, or of a link, with its mode, owned like the folder.
+pub(super) fn replace(data: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let (path, new) = (data.join(name), data.join(format!("{name}.new")));
+    let mode = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file).map_or(0o600, |found| found.mode() & 0o777);
+    drop(fs::remove_file(&new));
+    write_new_with(&new, bytes, owner_of(data)?, mode)?;
+    fs::rename(&new, &path).io_context(|| format!("rename {}", new.display()))
 }
 
 /// How a recovery ended.
@@ -608,10 +609,10 @@ fn owner_of(data: &Path) -> Result<Account> {
     Ok(Account { uid: metadata.uid(), gid: metadata.gid() })
 }
 
-fn read_no_link(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
+fn read_no_link(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
     let no_follow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    OpenOptions::new().read(true).custom_flags(no_follow).open(path)?.read_to_string(&mut text)?;
+    OpenOptions::new().read(true).custom_flags(no_follow).open(path)?.read_to_end(&mut text)?;
     Ok(text)
 }
 
@@ -630,9 +631,14 @@ pub fn place_log_file(data: &Path, name: &str, bytes: &[u8]) -> Result<()> {
 
 /// Makes a new file: one that is there, also a link, is an error.
 fn write_new(path: &Path, bytes: &[u8], account: Account) -> Result<()> {
+    write_new_with(path, bytes, account, 0o600)
+}
+
+fn write_new_with(path: &Path, bytes: &[u8], account: Account, mode: u32) -> Result<()> {
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(bytes)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_all()
     };
     write().io_context(|| format!("write {}", path.display()))?;
