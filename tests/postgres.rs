@@ -168,6 +168,53 @@ fn checks_ask_the_database_of_the_url() {
 }
 
 #[test]
+fn the_folder_that_was_restored_is_the_one_that_starts() {
+    let cluster = Options::new(distribution_version()).create();
+    let etc = cluster.folder().join("etc");
+    assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&etc).status().unwrap().success());
+    cluster.write(&etc.join("ident.conf"), "crm root clerk\n");
+    let (data, pid_file) = (cluster.data(), cluster.folder().join("external.pid"));
+    let text = fs::read_to_string(data.join("postgresql.conf")).unwrap();
+    let places = format!(
+        "data_directory = '{0}'\nhba_file = '{0}/pg_hba.conf'\nident_file = '{1}/ident.conf'\nexternal_pid_file = '{2}'\n",
+        data.display(),
+        etc.display(),
+        pid_file.display()
+    );
+    cluster.write(&data.join("postgresql.conf"), &(text + &places));
+    cluster.start_server();
+    assert!(pid_file.exists());
+    cluster.sql("CREATE TABLE crm AS SELECT n FROM generate_series(1, 100) n");
+    let world = World::new(&cluster, "crm", &data_key(&cluster, true));
+    world.json(&["backup", "crm"], 0);
+    cluster.sql("DELETE FROM crm WHERE n > 50");
+    cluster.stop_server();
+
+    let said = "SELECT setting FROM pg_file_settings WHERE name = 'hba_file' ORDER BY seqno DESC LIMIT 1";
+    let starts_itself = |restored: &Restored, captured: &Path| {
+        let place = |name: &str| restored.data.join(name).display().to_string();
+        assert_eq!(restored.value("SHOW data_directory"), restored.data.to_str().unwrap());
+        assert_eq!(restored.value("SELECT count(*) FROM crm"), "100");
+        assert_eq!(restored.value(said), place("pg_hba.conf"));
+        let ident = Path::new(&place("lifeboat_conf")).join(captured.strip_prefix("/").unwrap()).join("ident.conf");
+        assert_eq!(restored.value("SHOW ident_file"), ident.display().to_string());
+        assert_eq!(fs::read_to_string(ident).unwrap(), "crm root clerk\n");
+        assert!(!pid_file.exists() && !data.join("postmaster.pid").exists(), "the source's folder is left alone");
+        let notes = restored.report["notes"].to_string();
+        assert!(notes.contains("change them when you move the folder") && notes.contains("writes no external_pid_file"), "{notes}");
+    };
+    let restored = world.restored("restored", &[]);
+    starts_itself(&restored, &etc);
+
+    // A backup of that has all of it too, and what is restored of it starts itself.
+    world.say_url(&format!("host={} port=5432 user=postgres dbname=postgres", world.path("s-restored").display()));
+    world.say_plan("again", &format!("data_directory = \"{}\"", restored.data.display()), "");
+    assert_eq!(world.json(&["backup", "crm"], 0)["problems"], serde_json::json!([]));
+    let again = world.restored("again", &[]);
+    starts_itself(&again, &restored.data.join("lifeboat_conf").join(etc.strip_prefix("/").unwrap()));
+}
+
+#[test]
 fn a_delta_restore_takes_a_server_back_and_fetches_little() {
     let world = Crm::new(distribution_version(), false);
     world.cluster.sql("CREATE TABLE bulk AS SELECT n, repeat(md5(n::text), 20) AS v FROM generate_series(1, 60000) n");

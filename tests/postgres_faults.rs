@@ -553,8 +553,8 @@ fn a_tablespace_that_is_created_meanwhile_is_never_replayed_here() {
     let made = world.json(&["backup", "crm"], 3);
     thread.join().unwrap();
     assert!(made["problems"].to_string().contains("tablespace space"), "{made}");
-    let state = || {
-        let mut all: Vec<(PathBuf, u64, Vec<u8>)> = workspace::files(&place)
+    let state = |place: &Path| {
+        let mut all: Vec<(PathBuf, u64, Vec<u8>)> = workspace::files(place)
             .into_iter()
             .map(|path| (path.clone(), fs::metadata(&path).unwrap().ino(), fs::read(&path).unwrap()))
             .collect();
@@ -564,7 +564,7 @@ fn a_tablespace_that_is_created_meanwhile_is_never_replayed_here() {
     // The source's own server is through with writing there: what readers noted on the pages is on disk.
     cluster.sql("VACUUM moved");
     cluster.sql("CHECKPOINT");
-    let before = state();
+    let before = state(&place);
     assert!(!before.is_empty());
     let drill = world.json(&["drill", "run", "crm"], 3);
     assert_eq!(drill["verdict"], "incomplete", "{drill}");
@@ -572,12 +572,48 @@ fn a_tablespace_that_is_created_meanwhile_is_never_replayed_here() {
     assert_eq!(passed(&drill), Vec::<String>::new(), "nothing was started");
     let report = world.json(&["restore", "crm", "--to", world.path("restored").to_str().unwrap(), "--yes"], 3);
     assert!(report["notes"].to_string().contains("DO NOT START IT"), "{report}");
-    assert_eq!(state(), before, "what the source has there was not touched");
+    let part = world.path("part");
+    let only = |words: &[&str], code: i32| {
+        let words = [&["restore", "crm", "--only", "postgres/moved", "--to", part.to_str().unwrap(), "--yes"], words].concat();
+        world.json(&words, code)
+    };
+    let refused = only(&[], 2);
+    assert!(refused["error"].to_string().contains(place.to_str().unwrap()) && !part.exists(), "{refused}");
+    assert_eq!(state(&place), before, "what the source has there was not touched");
     assert_eq!(cluster.value("SELECT count(*) FROM moved"), "1000");
     // The next backup has it as any other.
+    world.say_plan("crm", "log = \"stream\"", "");
     world.json(&["backup", "crm"], 0);
     assert!(world.proven().contains(&"content of postgres.public.moved".to_owned()));
     assert_eq!(cluster.value("SELECT count(*) FROM moved"), "1000");
+
+    // One that is created behind a snapshot: what leads past that is not replayed here, what ends before it is.
+    let streamer = world.stream();
+    let place = cluster.folder().join("later");
+    assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&place).status().unwrap().success());
+    cluster.sql("DELETE FROM moved WHERE n > 900");
+    std::thread::sleep(Duration::from_millis(20));
+    let moment = cluster.value(NOW);
+    std::thread::sleep(Duration::from_millis(20));
+    // A server stops only before a commit, which a tablespace's own comes behind its creation.
+    cluster.sql("INSERT INTO moved VALUES (0)");
+    let lsn = cluster.value("SELECT pg_current_wal_insert_lsn()");
+    cluster.sql(&format!("CREATE TABLESPACE later LOCATION '{}'", place.display()));
+    cluster.sql("CREATE TABLE new TABLESPACE later AS SELECT n FROM generate_series(1, 1000) n");
+    cluster.sql("VACUUM new");
+    cluster.sql("CHECKPOINT");
+    wait_for_now(&world, &cluster);
+    streamer.stop();
+    let before = state(&place);
+    assert!(!before.is_empty());
+    let refused = only(&[], 2);
+    assert!(refused["error"].to_string().contains(place.to_str().unwrap()) && !part.exists(), "{refused}");
+    for (words, rows) in [(["--at", &moment], 900), (["--lsn", &lsn], 901)] {
+        assert_eq!(only(&words, 0)["tables"][0]["rows"], rows, "{words:?}");
+        fs::remove_file(&part).unwrap();
+    }
+    assert_eq!(state(&place), before, "what the source has there was not touched");
+    assert_eq!(cluster.value("SELECT count(*) FROM new"), "1000");
 }
 
 /// A small file system in memory, gone with the test.

@@ -76,6 +76,9 @@ pub struct Point {
     /// The role that owns the catalogue.
     pub superuser: String,
     pub preload: Vec<String>,
+    /// Of the source, as its server says. `None`: the role may not know; snapshots of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_directory: Option<PathBuf>,
     pub tablespaces: Vec<TablespacePlace>,
     /// Tables without a fingerprint, and why.
     pub left_out: Vec<Problem>,
@@ -188,6 +191,8 @@ pub(super) struct BaseSnapshot {
     estimate: Option<(u64, u64)>,
     start: Lsn,
     tablespaces: Vec<TablespacePlace>,
+    /// As the server says it.
+    data_directory: Option<PathBuf>,
     /// Owner of the data folder.
     owner: (u32, u32),
     /// Whether [`CONFIGURATION_FOLDER`] was yielded.
@@ -247,6 +252,7 @@ impl BaseSnapshot {
             estimate: None,
             start: Lsn(0),
             tablespaces: Vec::new(),
+            data_directory: None,
             owner: (0, 0),
             has_folder: false,
             extra: VecDeque::new(),
@@ -257,6 +263,7 @@ impl BaseSnapshot {
             facts,
         };
         let configuration = Configuration::read(&mut snapshot.sql)?;
+        snapshot.data_directory.clone_from(&configuration.data_directory);
         if let Some(folder) = &source.data_directory {
             snapshot.begin_local(folder.clone(), source, &configuration, &label)?;
         } else {
@@ -361,6 +368,7 @@ impl BaseSnapshot {
             position: taken.position.clone(),
             superuser: self.facts.superuser.clone(),
             preload: self.facts.preload.clone(),
+            data_directory: self.data_directory.clone(),
             tablespaces: self.tablespaces.clone(),
             left_out: taken.left_out.clone(),
         };

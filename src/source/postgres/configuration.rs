@@ -6,15 +6,18 @@
 //! Source: `guc-file.l` and `src/backend/libpq/hba.c`: `include`, `include_if_exists` and `include_dir` in `postgresql.conf` (`=` and quotes as with settings), from
 //! version 16 on in `pg_hba.conf` and `pg_ident.conf` too (without `=`), where `@file` stands for names in a file. All paths are relative to the file that they are in.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::Result;
 use crate::source::postgres::client::{Connection, sqlstate};
+use crate::source::postgres::layout::CONFIGURATION_FOLDER;
 
 /// A server follows includes no deeper (`CONF_FILE_MAX_DEPTH`).
 const MOST_DEPTH: usize = 10;
+/// No configuration file is larger.
+const MOST_BYTES: u64 = 4 << 20;
 
 /// As the server says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,7 +57,7 @@ impl Configuration {
     #[must_use]
     pub fn outside(&self) -> Option<BTreeSet<PathBuf>> {
         let data = self.data_directory.as_deref()?;
-        Some(self.files.iter().map(|file| without_dots(file)).filter(|file| !file.starts_with(data)).collect())
+        Some(self.files.iter().map(|file| without_dots(file)).filter(|file| is_outside(file, data)).collect())
     }
 
     /// All files, with what they include, read on this host.
@@ -69,6 +72,122 @@ impl Configuration {
         }
         found.into_iter().collect()
     }
+}
+
+/// Whether a backup of the data folder lacks a file: also one that an earlier restore put there, which is left out with the rest of it.
+#[must_use]
+pub fn is_outside(file: &Path, data: &Path) -> bool {
+    !file.starts_with(data) || file.starts_with(data.join(captured_folder()))
+}
+
+/// Where a restored folder has files that were outside the source's.
+#[must_use]
+pub fn captured_folder() -> &'static Path {
+    use std::os::unix::ffi::OsStrExt as _;
+    Path::new(std::ffi::OsStr::from_bytes(CONFIGURATION_FOLDER))
+}
+
+/// What the configuration of a restored folder says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// Of the settings that were asked for, by name in small letters: the last value in the order in which the server reads them.
+    pub values: BTreeMap<String, PathBuf>,
+    /// It goes on outside the folder, where anything may be said now or later.
+    pub goes_on_outside: bool,
+}
+
+/// Reads these settings (names in small letters) as a server would that is started on the folder `data` once it is at `target` (absolute): its `postgresql.conf` with
+/// all that it includes, then its `postgresql.auto.conf`. Of a file outside the folder the captured copy counts too.
+#[must_use]
+pub fn said(data: &Path, target: &Path, names: &[&str]) -> Said {
+    let mut reader = Reader { data, target, names, seen: BTreeSet::new(), said: Said::default() };
+    reader.file(target.join("postgresql.conf"), MOST_DEPTH);
+    // The server takes it from nowhere but the first one.
+    let data_directory = reader.said.values.get("data_directory").cloned();
+    reader.file(target.join("postgresql.auto.conf"), MOST_DEPTH);
+    match data_directory {
+        Some(place) => reader.said.values.insert("data_directory".into(), place),
+        None => reader.said.values.remove("data_directory"),
+    };
+    reader.said
+}
+
+struct Reader<'a> {
+    data: &'a Path,
+    target: &'a Path,
+    names: &'a [&'a str],
+    /// As the server will name them.
+    seen: BTreeSet<PathBuf>,
+    said: Said,
+}
+
+impl Reader<'_> {
+    /// Where to look now for what the server will find at `at`; the last one is what it would take.
+    fn places(&self, at: &Path) -> Vec<PathBuf> {
+        match at.strip_prefix(self.target) {
+            Ok(inside) => vec![self.data.join(inside)],
+            Err(_) => vec![captured(self.data, at), at.to_owned()],
+        }
+    }
+
+    fn file(&mut self, at: PathBuf, depth: usize) {
+        self.said.goes_on_outside |= !at.starts_with(self.target);
+        if depth == 0 || !self.seen.insert(at.clone()) {
+            return;
+        }
+        let folder = at.parent().unwrap_or(Path::new("/")).to_owned();
+        for place in self.places(&at) {
+            if let Ok(link) = fs::read_link(&place) {
+                self.file(without_dots(&folder.join(link)), depth - 1);
+                continue;
+            }
+            let Some(text) = read_plain(&place) else { continue };
+            for statement in String::from_utf8_lossy(&text).lines().filter_map(statement) {
+                match statement {
+                    Statement::Set(name, value) if self.names.contains(&name.as_str()) => {
+                        self.said.values.insert(name, value);
+                    }
+                    Statement::Set(..) => {}
+                    Statement::Include(Include::File(path) | Include::IfExists(path)) => {
+                        self.file(without_dots(&folder.join(path)), depth - 1);
+                    }
+                    Statement::Include(Include::Folder(path)) => self.folder(&without_dots(&folder.join(path)), depth - 1),
+                }
+            }
+        }
+    }
+
+    fn folder(&mut self, at: &Path, depth: usize) {
+        self.said.goes_on_outside |= !at.starts_with(self.target);
+        let names: BTreeSet<_> = self
+            .places(at)
+            .iter()
+            .filter_map(|place| fs::read_dir(place).ok())
+            .flat_map(|items| items.flatten().map(|item| item.file_name()))
+            .filter(|name| is_taken(Path::new(name)))
+            .collect();
+        for name in names {
+            self.file(at.join(name), depth);
+        }
+    }
+}
+
+/// Where a restored folder has what was at `path` (absolute) outside of the source's.
+#[must_use]
+pub fn captured(data: &Path, path: &Path) -> PathBuf {
+    data.join(captured_folder()).join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// A file as configuration is: what a link leads to as well, but nothing that could keep a reader waiting, or be endless.
+pub(super) fn read_plain(path: &Path) -> Option<Vec<u8>> {
+    fs::metadata(path).ok().filter(|found| found.is_file() && found.len() <= MOST_BYTES)?;
+    fs::read(path).ok()
+}
+
+/// Whether `include_dir` takes a file with this name.
+fn is_taken(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.ends_with(".conf") && !name.starts_with('.')
 }
 
 /// By its words: the file may be on another host.
@@ -105,11 +224,8 @@ fn follow(file: PathBuf, depth: usize, found: &mut BTreeSet<PathBuf>) {
                     found.insert(path);
                     continue;
                 };
-                let is_taken = |path: &PathBuf| {
-                    let name = path.file_name().unwrap_or_default().to_string_lossy();
-                    name.ends_with(".conf") && !name.starts_with('.') && !path.is_dir()
-                };
-                items.into_iter().map(|item| item.path()).filter(is_taken).for_each(|path| follow(path, depth - 1, found));
+                let taken = items.into_iter().map(|item| item.path()).filter(|path| is_taken(path) && !path.is_dir());
+                taken.for_each(|path| follow(path, depth - 1, found));
             }
         }
     }
@@ -132,28 +248,52 @@ enum Include {
     Folder(PathBuf),
 }
 
+/// A line that is not empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Statement {
+    Include(Include),
+    /// A name in small letters, and a value; or the first words of a line of the other two files.
+    Set(String, PathBuf),
+}
+
+fn statement(line: &str) -> Option<Statement> {
+    let line = line.trim_start();
+    let end = line.find(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_')).unwrap_or(line.len());
+    let (word, rest) = line.split_at(end);
+    let rest = rest.trim_start();
+    let value = value(rest.strip_prefix('=').unwrap_or(rest).trim_start())?;
+    Some(match word.to_ascii_lowercase().as_str() {
+        "" => return None,
+        "include" => Statement::Include(Include::File(value)),
+        "include_if_exists" => Statement::Include(Include::IfExists(value)),
+        "include_dir" => Statement::Include(Include::Folder(value)),
+        name => Statement::Set(name.to_owned(), value),
+    })
+}
+
 /// What a file's lines include, as they say it.
 fn includes(text: &str) -> Vec<Include> {
     let mut found = Vec::new();
     for line in text.lines() {
-        let line = line.trim_start();
-        let end = line.find(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_')).unwrap_or(line.len());
-        let (word, rest) = line.split_at(end);
-        let rest = rest.trim_start();
-        let path = || value(rest.strip_prefix('=').unwrap_or(rest).trim_start());
-        match word.to_ascii_lowercase().as_str() {
-            "include" => found.extend(path().map(Include::File)),
-            "include_if_exists" => found.extend(path().map(Include::IfExists)),
-            "include_dir" => found.extend(path().map(Include::Folder)),
-            // Names of databases and users.
-            _ => {
-                let code = line.split('#').next().unwrap_or_default();
-                let lists = code.split([' ', '\t', ',']).filter_map(|word| word.strip_prefix('@'));
-                found.extend(lists.filter_map(value).map(Include::File));
-            }
+        if let Some(Statement::Include(include)) = statement(line) {
+            found.push(include);
+            continue;
         }
+        if is_setting(line) {
+            continue;
+        }
+        // Names of databases and users.
+        let code = line.split('#').next().unwrap_or_default();
+        let lists = code.split([' ', '\t', ',']).filter_map(|word| word.strip_prefix('@'));
+        found.extend(lists.filter_map(value).map(Include::File));
     }
     found
+}
+
+/// `name = …`, which no line of the other two files looks like.
+fn is_setting(line: &str) -> bool {
+    let is_name = |name: &str| !name.is_empty() && name.chars().all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '.'));
+    line.split_once('=').is_some_and(|(name, _)| is_name(name.trim()))
 }
 
 /// A path in quotes of either kind, or up to the next space.
@@ -194,6 +334,8 @@ mod tests {
             ("#include 'a.conf'", vec![]),
             ("included = 'x'", vec![]),
             ("search_path = 'include x'", vec![]),
+            ("log_line_prefix = '%m %u @%d '", vec![]),
+            ("host all @users 10.0.0.0/8 ldap ldapserver=x", vec![file("users")]),
             ("include ''", vec![]),
         ] {
             assert_eq!(includes(line), expected, "{line}");
@@ -223,10 +365,51 @@ mod tests {
     }
 
     #[test]
+    fn what_a_restored_configuration_says_is_found_in_the_servers_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("partial/tree");
+        let target = folder.path().join("place/restored");
+        let put = |name: &str, text: &str| {
+            let path = data.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let read = || said(&data, &target, &["data_directory", "hba_file", "external_pid_file"]);
+        let value = |name: &str| read().values.get(name).map(|path| path.display().to_string());
+        assert_eq!(read(), Said::default());
+
+        put("postgresql.conf", "DATA_Directory '/old'\n#data_directory = '/no'\nhba_file = /old/hba # why\ninclude_dir = 'conf.d'\n");
+        put("conf.d/2.conf", "data_directory = '/it''s'\ninclude '2.conf'\ninclude '../postgresql.conf'\n");
+        put("conf.d/1.conf", "data_directory = '/first'\n");
+        put("conf.d/.3.conf", "data_directory = '/hidden'\n");
+        put("postgresql.auto.conf", "hba_file = '/auto'\ndata_directory = '/nobody-asks'\n");
+        assert_eq!((value("data_directory").as_deref(), value("hba_file").as_deref()), (Some("/it's"), Some("/auto")));
+        assert_eq!((value("external_pid_file"), read().goes_on_outside), (None, false));
+
+        // Relative to where it will be; and what a file elsewhere said at the source.
+        put("postgresql.conf", "include_if_exists '../etc/main.conf'\ninclude '/etc/lifeboat-test/gone.conf'\n");
+        assert!(read().goes_on_outside && value("data_directory").is_none());
+        put("lifeboat_conf/etc/lifeboat-test/gone.conf", "external_pid_file = '/run/x.pid'\n");
+        assert_eq!(value("external_pid_file").as_deref(), Some("/run/x.pid"));
+        let etc = folder.path().join("place/etc");
+        fs::create_dir_all(&etc).unwrap();
+        fs::write(etc.join("main.conf"), "data_directory = '/there'\n").unwrap();
+        assert_eq!(value("data_directory").as_deref(), Some("/there"));
+        // Through a link too.
+        fs::remove_file(data.join("postgresql.conf")).unwrap();
+        std::os::unix::fs::symlink("../etc/main.conf", data.join("postgresql.conf")).unwrap();
+        assert!(read().goes_on_outside);
+        assert_eq!(value("data_directory").as_deref(), Some("/there"));
+    }
+
+    #[test]
     fn what_is_outside_is_told_where_the_data_folder_is_known() {
-        let files = ["/data/postgresql.conf", "/etc/pg/extra.conf", "/data/../etc/more.conf"].map(PathBuf::from).into();
+        let files = ["/data/postgresql.conf", "/etc/pg/extra.conf", "/data/../etc/more.conf", "/data/lifeboat_conf/etc/hba"]
+            .map(PathBuf::from)
+            .into();
         let known = Configuration { files, data_directory: Some("/data".into()) };
-        assert_eq!(known.outside().unwrap(), ["/etc/more.conf", "/etc/pg/extra.conf"].map(PathBuf::from).into());
+        let outside = ["/data/lifeboat_conf/etc/hba", "/etc/more.conf", "/etc/pg/extra.conf"].map(PathBuf::from).into();
+        assert_eq!(known.outside().unwrap(), outside);
         assert_eq!(Configuration { data_directory: None, ..known }.outside(), None);
     }
 }

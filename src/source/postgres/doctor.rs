@@ -8,7 +8,7 @@ use crate::event::Cancel;
 use crate::source::Diagnosis;
 use crate::source::postgres::backup::{Facts, not_captured};
 use crate::source::postgres::client::{Connection, Mode, Row, quote_literal};
-use crate::source::postgres::configuration::Configuration;
+use crate::source::postgres::configuration::{Configuration, is_outside};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::fingerprint;
 use crate::source::postgres::instance::Tools;
@@ -155,7 +155,7 @@ fn configuration(sql: &mut Connection, data_directory: Option<&Path>) -> Result<
     for file in &files {
         fs::File::open(file).io_context(|| format!("read the configuration file {}", file.display()))?;
     }
-    let outside = files.iter().filter(|file| !file.starts_with(folder)).count();
+    let outside = files.iter().filter(|file| is_outside(file, folder)).count();
     Ok(format!("{} files are backed up, {outside} of them from outside the data folder", files.len()))
 }
 

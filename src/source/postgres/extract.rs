@@ -19,9 +19,9 @@ use crate::source::postgres::backup::Point;
 use crate::source::postgres::client::{Connection, Mode, quote_identifier};
 use crate::source::postgres::extract::load::{ForeignKey, Load};
 use crate::source::postgres::extract::names::{near, near_table};
-use crate::source::postgres::instance::{Account, Instance, Launch, Stop, Tools, major_of};
-use crate::source::postgres::recover::{self, Request};
-use crate::source::postgres::{START_LIMIT, fingerprint, prove};
+use crate::source::postgres::instance::{Account, Instance, Stop, Tools, major_of};
+use crate::source::postgres::private::{Private, Recovered};
+use crate::source::postgres::{ANSWER_LIMIT, fingerprint, prove};
 use crate::source::{ExtractRequest, Extracted, ExtractedTable, SourceContext};
 
 const DUMP: &str = "pg_dump";
@@ -104,7 +104,7 @@ pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractReque
     }
     let mut sql = Connection::connect(&settings, Mode::Sql { database: Some(&selection.database) }, cancel)?;
     // Counting a large table says nothing for long.
-    sql.set_timeout(None);
+    sql.set_timeout(Some(ANSWER_LIMIT));
     let chosen = choose(&mut sql, &selection, &request.only)?;
     if let Some(target) = &target {
         let mut there = target.connect(cancel)?;
@@ -149,19 +149,16 @@ pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractReque
 
 /// Recovers the folder in a private server: to its own moment, or to what was asked for with it.
 fn start(data: &Path, point: &Point, tools: &Tools, account: Account, context: &SourceContext) -> Result<Instance> {
-    recover::prepare(data, account)?;
-    let (preload, _) = tools.libraries(&point.preload);
-    let folder = context.scratch.join("server");
-    let launch = Launch { tools, account, data, folder: &folder, settings: &[], preload: &preload, limit: START_LIMIT };
-    let asked = Request::read(data)?;
-    let (instance, outcome) = recover::recover(&launch, &point.recovery(asked.as_ref()), &context.cancel)?;
-    let reached = match &asked {
-        None => point.is_reached(outcome.end),
-        Some(asked) => asked.reaches.is_none_or(|end| outcome.end >= end),
-    };
+    let private = Private::prepare(point, data, tools, account).map_err(|error| match error.kind() {
+        Kind::Incomplete => Error::new(Kind::Usage, "take a part out of a snapshot: no server was started for it").because(error).hint(
+            "take a moment before that, or a snapshot that was made after it; or restore everything to a folder on a host where those folders are not in use",
+        ),
+        _ => error,
+    })?;
+    let goal = private.goal();
+    let Recovered { instance, outcome, reached, .. } = private.recover(context)?;
     if !reached {
-        let wanted = asked.map_or_else(|| point.position.lsn.to_string(), |asked| asked.target.to_string());
-        return Err(Error::new(Kind::Damaged, format!("recover to {wanted}: the log ends at {} ({})", outcome.end, outcome.reason))
+        return Err(Error::new(Kind::Damaged, format!("recover to {goal}: the log ends at {} ({})", outcome.end, outcome.reason))
             .hint("restore another snapshot or another moment"));
     }
     Ok(instance)
@@ -322,7 +319,7 @@ fn is_whole(contents: &str, chosen: &[Relation]) -> Result<()> {
 
 /// Rows of each table.
 pub(super) fn count(sql: &mut Connection, relations: &[&Relation], cancel: &Cancel) -> Result<BTreeMap<u32, u64>> {
-    sql.set_timeout(None);
+    sql.set_timeout(Some(ANSWER_LIMIT));
     let mut counts = BTreeMap::new();
     for one in relations {
         cancel.check()?;

@@ -3,7 +3,9 @@
 //! Owns one folder for each server; the data folder is the caller's. Invariants:
 //!
 //! - The server runs as who owns its data, never as root, and has nothing of this process: no environment, no groups, no descriptors.
-//! - It listens on one socket in a folder that only that user may enter; no network, no archiving, no replication, no outgoing connection.
+//! - It listens on one socket in a folder that only that user may enter; no archiving, no replication, no background worker of its own or of a library.
+//! - Where this process may do so (root with `CAP_SYS_ADMIN`), the server is in a network namespace in which there is nothing ([`Instance::is_apart`]). Elsewhere it
+//!   could connect to others if SQL in its databases asked for it (a foreign table, `dblink`): who asks it must not make it do that.
 //! - No setting of the source is in force: its configuration files are not read ([`crate::source::postgres::recover`] moves
 //!   `postgresql.auto.conf` away), libraries that it preloads are only loaded when asked for, and whoever connects has to switch off what
 //!   roles and databases have as their own settings ([`Instance::neutral_options`]).
@@ -25,10 +27,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
 pub use self::process::{FolderId, Identity};
@@ -91,6 +94,7 @@ pub struct Instance {
     record: Record,
     major: u32,
     started_in: Duration,
+    apart: bool,
     gone: bool,
 }
 
@@ -123,14 +127,14 @@ impl Instance {
         let record = Record { data, data_id, socket_folder, server: None };
         // From here on whatever fails is cleaned up by what was written down.
         let started = write_record(&folder, &record).and_then(|()| spawn(launch, &folder, &record, &control));
-        let child = match started {
-            Ok(child) => child,
+        let (child, apart) = match started {
+            Ok(started) => started,
             Err(error) => {
                 remove_folders(&folder, &record);
                 return Err(error);
             }
         };
-        let mut instance = Self { child, folder, record, major, started_in: Duration::ZERO, gone: false };
+        let mut instance = Self { child, folder, record, major, started_in: Duration::ZERO, apart, gone: false };
         instance.record.server = i32::try_from(instance.child.id()).ok().and_then(Identity::of);
         write_record(&instance.folder, &instance.record)?;
         instance.wait_until_ready(begun + launch.limit, cancel)?;
@@ -166,6 +170,12 @@ impl Instance {
     #[must_use]
     pub fn started_in(&self) -> Duration {
         self.started_in
+    }
+
+    /// Whether it has no network at all, so that nothing that it runs can reach another server.
+    #[must_use]
+    pub fn is_apart(&self) -> bool {
+        self.apart
     }
 
     /// The process id of the server.
@@ -387,8 +397,8 @@ fn write_record(folder: &Path, record: &Record) -> Result<()> {
     write().io_context(|| format!("write {}", path.display()))
 }
 
-/// Writes the configuration and starts the server, without waiting for it.
-fn spawn(launch: &Launch<'_>, folder: &Path, record: &Record, control: &Control) -> Result<Child> {
+/// Writes the configuration and starts the server, without waiting for it. Also whether it is [apart](Instance::is_apart).
+fn spawn(launch: &Launch<'_>, folder: &Path, record: &Record, control: &Control) -> Result<(Child, bool)> {
     let account = launch.account;
     make_folder(&record.socket_folder, 0o700)?;
     let failed = |path: &Path| format!("give {} to user {}", path.display(), account.uid);
@@ -420,7 +430,23 @@ fn spawn(launch: &Launch<'_>, folder: &Path, record: &Record, control: &Control)
     let errors = log.try_clone().io_context(|| format!("open {}", path.display()))?;
     let mut command = launch.tools.command("postgres", account)?;
     command.arg("-D").arg(&record.data).arg("-c").arg(setting_argument("config_file", &folder.join("postgresql.conf"))?);
-    command.stdout(log).stderr(errors).spawn().io_context(|| format!("run postgres of PostgreSQL {}", launch.tools.major()))
+    command.stdout(log).stderr(errors);
+    spawn_apart(command).io_context(|| format!("run postgres of PostgreSQL {}", launch.tools.major()))
+}
+
+/// Starts a program without a network, where this process may do that, and says whether it did.
+fn spawn_apart(mut command: Command) -> io::Result<(Child, bool)> {
+    // A namespace is of a thread, which hands it on to what it starts: so of one that ends with this.
+    let start = move || {
+        #[expect(deprecated, reason = "its safe form: this flag alone shares or unshares neither memory nor descriptors")]
+        let apart = rustix::thread::unshare(UnshareFlags::NEWNET);
+        if let Err(error) = apart {
+            tracing::debug!(%error, "a private server keeps the network of its host");
+        }
+        command.spawn().map(|child| (child, apart.is_ok()))
+    };
+    let thread = std::thread::Builder::new().name("private-server".into()).spawn(start)?;
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts it panicked")))
 }
 
 fn setting_argument(name: &str, path: &Path) -> Result<String> {
@@ -461,7 +487,11 @@ fn configuration(launch: &Launch<'_>, folder: &Path, record: &Record, control: &
         ("hot_standby", "off".into()),
         ("max_connections", "40".into()),
         ("superuser_reserved_connections", "0".into()),
-        ("max_worker_processes", control.count("max_worker_processes").clamp(4, 64).to_string()),
+        // No library's worker starts, whatever it would do in the databases or beyond. A server that answers nothing before it has recovered needs none of the
+        // source's; statements then run in one process each.
+        ("max_worker_processes", "0".into()),
+        ("max_parallel_workers_per_gather", "0".into()),
+        ("max_parallel_maintenance_workers", "0".into()),
         // Transactions that are prepared when recovery ends must all have a place.
         ("max_prepared_transactions", control.count("max_prepared_xacts").max(128).to_string()),
         ("max_locks_per_transaction", control.count("max_locks_per_xact").max(256).to_string()),

@@ -37,6 +37,7 @@ use crate::entry::{Entry, EntryKind, Layout, display_path, is_valid_path, tree_o
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 use crate::source::files::walk::open_file;
+use crate::source::postgres::configuration::is_outside;
 use crate::source::postgres::control::{self, Control, State};
 use crate::source::postgres::findings::{Findings, Judge};
 use crate::source::postgres::layout::{self, CONFIGURATION_FOLDER, RelationFile};
@@ -327,7 +328,7 @@ impl LocalReader {
                     continue;
                 }
             };
-            if resolved.starts_with(&own) {
+            if !is_outside(&resolved, &own) {
                 continue;
             }
             // A link in the data folder is kept as one; its target is what is missing then.

@@ -8,7 +8,7 @@
 //! | [`conninfo`], [`client`], [`replication`] | talking to a server: settings, SQL, base backups, the log as a stream |
 //! | [`lsn`], [`wal`] | positions, names of log files, histories of timelines, reading records |
 //! | [`control`] | `global/pg_control` |
-//! | [`configuration`] | where a server's configuration is, and what it includes |
+//! | [`configuration`], `places` | where a server's configuration is, and what it includes; what it says of other places in a restored folder |
 //! | [`layout`] | what is what in a data folder, and what a backup leaves out |
 //! | [`page`], [`findings`] | checksums of data pages, and what is told of bad ones |
 //! | [`local`] | reading the data folder of a running server |
@@ -16,7 +16,7 @@
 //! | [`throttle`] | reading no faster than allowed |
 //! | [`backup`] | a base backup as a snapshot |
 //! | [`fingerprint`] | digests of tables at an exact position of the log |
-//! | [`recover`], [`instance`] | recovery of a restored folder, in a private server |
+//! | [`recover`], [`instance`], `private` | recovery of a restored folder, in a private server |
 //! | [`extract`] | a database or tables of a recovered server, into another one |
 //! | [`prove`] | what a recovered server is asked |
 //! | [`canary`] | a row that tells how much a disaster would have lost |
@@ -39,6 +39,8 @@ pub mod local;
 pub mod logical;
 pub mod lsn;
 pub mod page;
+mod places;
+mod private;
 pub mod prove;
 pub mod recover;
 pub mod remote;
@@ -57,15 +59,16 @@ use std::time::Duration;
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::source::postgres::backup::{BaseSnapshot, POINT_FILE, Point};
 use crate::source::postgres::conninfo::Settings;
-use crate::source::postgres::instance::{Account, Launch, Tools, major_of};
+use crate::source::postgres::instance::{Account, Instance, Tools, major_of};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
+use crate::source::postgres::private::{Private, Recovered};
 use crate::source::postgres::recover::{Action, Recovery, Request, Target, Timeline};
 use crate::source::{
     CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot, Standby,
 };
 
-/// A drill has a limit of its own; this one only ends what hangs for ever.
-const START_LIMIT: Duration = Duration::from_hours(12);
+/// So long a server may be silent over one statement: only ends what hangs for ever.
+const ANSWER_LIMIT: Duration = Duration::from_hours(24);
 
 /// A cluster, backed up as a whole.
 #[derive(Default)]
@@ -112,31 +115,22 @@ impl PostgresSource {
             Err(error) => return Ok(vec![check("server", Outcome::Skipped, "a private server that starts", told(&error))]),
         };
         let expected = format!("recovered to {}", point.position.lsn);
-        // Before anything is started: a replay would take these folders from a server that runs here.
-        match point.tablespaces_to_come(data) {
-            Ok(created) if created.is_empty() => {}
-            Ok(created) => {
-                let actual = format!(
-                    "not started: tablespaces were created while this backup ran ({}), and a replay of that would use these very folders; drill a later snapshot",
-                    created.join(", ")
-                );
+        let account = Account::choose(data)?;
+        let private = match Private::prepare(&point, data, &tools, account) {
+            Ok(private) => private,
+            Err(error) if error.kind() == Kind::Incomplete => {
+                let actual = format!("not started: {}; drill a later snapshot", told(&error));
                 return Ok(vec![check("server", Outcome::Skipped, &expected, actual)]);
             }
             Err(error) if error.kind() == Kind::Damaged => return Ok(vec![check("server", Outcome::Failed, &expected, told(&error))]),
             Err(error) => return Err(error),
-        }
-        let account = Account::choose(data)?;
-        recover::prepare(data, account)?;
-        let (preload, missing_libraries) = tools.libraries(&point.preload);
-        let folder = context.scratch.join("server");
-        let launch = Launch { tools: &tools, account, data, folder: &folder, settings: &[], preload: &preload, limit: START_LIMIT };
-        let request_of_log = Request::read(data)?;
-        let recovery = point.recovery(request_of_log.as_ref());
-        let expected = match &request_of_log {
-            None => format!("recovered to {}", point.position.lsn),
-            Some(asked) => format!("recovered from {} through the log to {}", point.position.lsn, asked.target),
         };
-        let (instance, outcome) = match recover::recover(&launch, &recovery, &context.cancel) {
+        let expected = if private.is_through_the_log() {
+            format!("recovered from {} through the log to {}", point.position.lsn, private.goal())
+        } else {
+            expected
+        };
+        let Recovered { instance, outcome, missing_libraries, reached } = match private.recover(context) {
             Ok(recovered) => recovered,
             Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::NoSpace | Kind::Usage) => return Err(error),
             Err(error) => {
@@ -148,18 +142,15 @@ impl PostgresSource {
                 return Ok(vec![check("server", Outcome::Failed, &expected, told(&error))]);
             }
         };
-        let reached = match &request_of_log {
-            None => point.is_reached(outcome.end),
-            Some(asked) => asked.reaches.is_none_or(|end| outcome.end >= end),
-        };
         if !reached {
             let actual = format!("the log ends at {}: {}", outcome.end, outcome.reason);
             return Ok(vec![check("server", Outcome::Failed, &expected, actual)]);
         }
         let started = format!(
-            "PostgreSQL {} answered after {} ms, {} (timeline {})",
+            "PostgreSQL {} answered after {} ms{}, {} (timeline {})",
             tools.version(),
             instance.started_in().as_millis(),
+            apart(&instance),
             outcome.reason,
             outcome.timeline
         );
@@ -199,40 +190,17 @@ fn little_room(data: &Path) -> Result<Option<u64>> {
     Ok((bytes < NEEDED_ROOM || (stat.f_files > 0 && stat.f_favail < NEEDED_FILES)).then_some(bytes))
 }
 
+/// How it stands with a private server's network, as part of a sentence.
+pub(super) fn apart(instance: &Instance) -> &'static str {
+    if instance.is_apart() { " without a network" } else { "" }
+}
+
 /// An error with its causes, in a line.
 pub(super) fn told(error: &Error) -> String {
     std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
 }
 
 impl Point {
-    /// The folders of tablespaces that a replay up to this point would create, where the source had them.
-    ///
-    /// # Errors
-    /// `Damaged` when the log in the folder does not reach this point: what it would do is not known then.
-    fn tablespaces_to_come(&self, data: &Path) -> Result<Vec<String>> {
-        let identifier = self.system_identifier.parse().context(Kind::Damaged, || "read the system identifier of the snapshot".into())?;
-        let (mut created, end) = recover::tablespaces_in_log(data, identifier, self.timeline, self.start)?;
-        if !self.is_reached(end) {
-            return Err(Error::new(Kind::Damaged, format!("the log in the snapshot ends at {end}, it must reach {}", self.position.lsn)));
-        }
-        // Log that was brought for a later moment may go on along later timelines.
-        for timeline in recover::timelines_in_log(data)?.into_iter().filter(|timeline| *timeline > self.timeline) {
-            created.extend(recover::tablespaces_in_log(data, identifier, timeline, self.start)?.0);
-        }
-        created.sort();
-        created.dedup();
-        Ok(created.into_iter().map(|(oid, location)| format!("{oid} at {location}")).collect())
-    }
-
-    /// To the snapshot's own moment, or to what was asked for.
-    fn recovery(&self, asked: Option<&Request>) -> Recovery {
-        let (target, timeline) = match asked {
-            None => (self.target(), Timeline::Current),
-            Some(asked) => (asked.target.clone(), asked.timeline),
-        };
-        Recovery { target, timeline, restore_command: None, action: Action::Promote }
-    }
-
     /// That of a restored folder.
     ///
     /// # Errors
@@ -293,6 +261,7 @@ impl PostgresSource {
         let mapped = tablespaces::map(usable, target, &point.tablespaces, &wanted.tablespaces)?;
         let asked = Request::read(usable)?;
         let bare = write_missing_configuration(usable)?;
+        let places = places::keep_here(usable, target, point.data_directory.as_deref())?;
         let major = point.server_version / 10_000;
         let tools = Tools::find(major, self.bin_directory.as_deref()).ok();
         let (recovery, more) = match standby {
@@ -307,6 +276,7 @@ impl PostgresSource {
         };
         // A copy that archives would write into the log of its source. A standby does not until it is promoted, and then it is meant to.
         let more = if standby.is_none() { [more, vec![("archive_mode".to_owned(), "off".to_owned())]].concat() } else { more };
+        let more = [more, places.settings].concat();
         recover::write_for_operator(usable, &recovery, standby.is_some(), &more)?;
         let bin = tools.and_then(|tools| tools.program("pg_ctl"));
         let program = bin.map_or_else(|| format!("pg_ctl of PostgreSQL {major}"), |path| path.display().to_string());
@@ -338,7 +308,7 @@ impl PostgresSource {
                 standby.restore_command
             ));
         }
-        let created = point.tablespaces_to_come(usable)?;
+        let created = point.tablespaces_to_come(usable, &recovery.target)?;
         if !created.is_empty() {
             // First of all.
             steps.insert(
@@ -351,10 +321,12 @@ impl PostgresSource {
         }
         if bare {
             steps.push(format!(
-                "its configuration was not in the data folder: a minimal one was written (socket only, local users by their own names); what was backed up of the source's is below {}/lifeboat_conf",
+                "its configuration was not in the data folder: a minimal one was written (socket only, local users by their own names); what was backed up of the source's is below {}/lifeboat_conf; \
+                 before you put that into the folder, take data_directory, hba_file, ident_file and external_pid_file out of it: by them the server would open the source's data folder",
                 target.display()
             ));
         }
+        steps.extend(places.told);
         let elsewhere = configuration::includes_elsewhere(usable);
         if !elsewhere.is_empty() {
             steps.push(format!(

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Cancel;
 use crate::source::expect::row_text;
+use crate::source::postgres::ANSWER_LIMIT;
 use crate::source::postgres::client::{Connection, Mode, Row, quote_identifier, sqlstate};
 use crate::source::postgres::conninfo::{Host, Settings};
 use crate::source::postgres::fingerprint::{self, described};
@@ -448,7 +449,7 @@ fn look_at(settings: &Settings, database: &str, look: &Look, at: &mut Option<Con
     if at.is_none() {
         let connection = at.insert(connect(settings, database, cancel)?);
         // Checking a large index says nothing for long.
-        connection.set_timeout(None);
+        connection.set_timeout(Some(ANSWER_LIMIT));
     }
     let Some(connection) = at else { return Ok(None) };
     let rows = connection.query(&look.query)?;

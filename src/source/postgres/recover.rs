@@ -20,7 +20,7 @@ use crate::source::postgres::instance::{self, Account, Instance, Launch};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::tablespaces;
-use crate::source::postgres::wal::{Meaning, SegmentSize, WalName, WalReader};
+use crate::source::postgres::wal::{Meaning, Record, SegmentSize, WalName, WalReader};
 
 /// `MAXFNAMELEN` is 64 with the terminator (`access/xlog_internal.h`).
 const MOST_NAME_BYTES: usize = 63;
@@ -278,12 +278,31 @@ pub fn timelines_in_log(data: &Path) -> Result<BTreeSet<u32>> {
     Ok(timelines)
 }
 
-/// The tablespaces that a replay of the log in `pg_wal` from `start` on would create: oid and folder. A server that replays one takes that folder
-/// for its own, whoever uses it on this host, and before PostgreSQL 15 even empties it. Also the end of the valid log.
+impl Target {
+    /// Whether a server certainly replays nothing behind this record: where that is not known by the record alone, it may.
+    fn ends_at(&self, record: &Record) -> bool {
+        match (self, &record.meaning) {
+            // As it will stand in the settings, in microseconds.
+            (Self::Time(wanted), Meaning::Commit { time, .. } | Meaning::Abort { time, .. }) => *time > wanted.trunc_subsecs(6),
+            (Self::Lsn { lsn, inclusive: false }, _) => record.start >= *lsn,
+            (Self::Name(wanted), Meaning::RestorePoint { name, .. }) => name == wanted,
+            _ => false,
+        }
+    }
+}
+
+/// The tablespaces that a replay of the log in `pg_wal` from `start` on to a target would create: oid and folder. A server that replays one takes that
+/// folder for its own, whoever uses it on this host, and before PostgreSQL 15 even empties it. Also the end of the valid log.
 ///
 /// # Errors
 /// `Damaged` when the log is not whole files.
-pub fn tablespaces_in_log(data: &Path, system_identifier: u64, timeline: u32, start: Lsn) -> Result<(Vec<(u32, String)>, Lsn)> {
+pub fn tablespaces_in_log(
+    data: &Path,
+    system_identifier: u64,
+    timeline: u32,
+    start: Lsn,
+    target: &Target,
+) -> Result<(Vec<(u32, String)>, Lsn)> {
     let folder = data.join("pg_wal");
     let failed = || format!("look through the log in {}", folder.display());
     let strange = |what: &str| Error::new(Kind::Damaged, format!("{}: {what}", failed()));
@@ -310,7 +329,7 @@ pub fn tablespaces_in_log(data: &Path, system_identifier: u64, timeline: u32, st
     // A later timeline begins behind `start`.
     let first = files.range(size.number(start)..).next().map_or(size.number(start), |(number, _)| *number);
     let mut reader = WalReader::new(size.start(first), size, Some(system_identifier))?;
-    let mut found = Vec::new();
+    let (mut found, mut ended) = (Vec::new(), false);
     let mut buffer = vec![0; 1 << 20];
     for (_, path) in (first..).zip(files.range(first..)).take_while(|(number, (of, _))| number == *of).map(|(_, file)| file) {
         let mut file = File::open(path).io_context(failed)?;
@@ -320,8 +339,12 @@ pub fn tablespaces_in_log(data: &Path, system_identifier: u64, timeline: u32, st
                 break;
             }
             reader.push(&buffer[..read], |record| {
+                if record.start < start {
+                    return;
+                }
+                ended |= target.ends_at(&record);
                 if let Meaning::CreateTablespace { oid, location } = record.meaning
-                    && record.start >= start
+                    && !ended
                     // Inside the data folder otherwise.
                     && !location.is_empty()
                 {
@@ -357,25 +380,16 @@ pub fn tablespaces_of(data: &Path) -> Result<Vec<u32>> {
 pub fn write_for_operator(data: &Path, recovery: &Recovery, standby: bool, more: &[(String, String)]) -> Result<()> {
     let owner = owner_of(data)?;
     let path = data.join("postgresql.auto.conf");
-    let mut text = match read_no_link(&path) {
-        Ok(text) => without_block(&text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+    let text = match read_no_link(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(Error::io(format!("read {}", path.display()), error)),
     };
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
-    }
-    text.push_str(BEGIN);
-    text.push('\n');
+    let mut lines = String::new();
     for (name, value) in recovery.settings()?.iter().chain(more) {
-        text.push_str(&instance::setting_line(name, value)?);
+        lines.push_str(&instance::setting_line(name, value)?);
     }
-    text.push_str(END);
-    text.push('\n');
-    let new = data.join("postgresql.auto.conf.new");
-    drop(fs::remove_file(&new));
-    write_new(&new, text.as_bytes(), owner)?;
-    fs::rename(&new, &path).io_context(|| format!("rename {}", new.display()))?;
+    replace(data, "postgresql.auto.conf", &with_block(&text, [BEGIN, END], &lines))?;
     let (signal, other) = if standby { ("standby.signal", "recovery.signal") } else { ("recovery.signal", "standby.signal") };
     for name in [signal, other] {
         drop(fs::remove_file(data.join(name)));
@@ -384,21 +398,31 @@ pub fn write_for_operator(data: &Path, recovery: &Recovery, standby: bool, more:
     File::open(data).and_then(|folder| folder.sync_all()).io_context(|| format!("sync {}", data.display()))
 }
 
-fn without_block(text: &str) -> String {
-    let mut kept = String::new();
-    let mut inside = false;
-    for line in text.lines() {
-        match line {
-            BEGIN => inside = true,
-            END if inside => inside = false,
-            _ if inside => {}
-            _ => {
-                kept.push_str(line);
-                kept.push('\n');
-            }
+/// Puts lines between two marks at the end of a text, in place of an earlier block with these marks.
+pub(super) fn with_block(text: &[u8], [begin, end]: [&str; 2], lines: &str) -> Vec<u8> {
+    let mut kept: Vec<u8> = Vec::new();
+    let mut rest: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').rev().collect();
+    while let Some(line) = rest.pop() {
+        let is = |line: &[u8], mark: &str| line.trim_ascii_end() == mark.as_bytes();
+        // What has no end is not ours any more.
+        match rest.iter().rposition(|line| is(line, end)).filter(|_| is(line, begin)) {
+            Some(last) => rest.truncate(last),
+            None => kept.extend_from_slice(line),
         }
     }
-    kept
+    if !kept.is_empty() && !kept.ends_with(b"\n") {
+        kept.push(b'\n');
+    }
+    [&kept[..], begin.as_bytes(), b"\n", lines.as_bytes(), end.as_bytes(), b"\n"].concat()
+}
+
+/// Puts a file of a restored folder into the place of one that is there, or of a link, with its mode, owned like the folder.
+pub(super) fn replace(data: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let (path, new) = (data.join(name), data.join(format!("{name}.new")));
+    let mode = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file).map_or(0o600, |found| found.mode() & 0o777);
+    drop(fs::remove_file(&new));
+    write_new_with(&new, bytes, owner_of(data)?, mode)?;
+    fs::rename(&new, &path).io_context(|| format!("rename {}", new.display()))
 }
 
 /// How a recovery ended.
@@ -585,10 +609,10 @@ fn owner_of(data: &Path) -> Result<Account> {
     Ok(Account { uid: metadata.uid(), gid: metadata.gid() })
 }
 
-fn read_no_link(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
+fn read_no_link(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
     let no_follow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    OpenOptions::new().read(true).custom_flags(no_follow).open(path)?.read_to_string(&mut text)?;
+    OpenOptions::new().read(true).custom_flags(no_follow).open(path)?.read_to_end(&mut text)?;
     Ok(text)
 }
 
@@ -607,9 +631,14 @@ pub fn place_log_file(data: &Path, name: &str, bytes: &[u8]) -> Result<()> {
 
 /// Makes a new file: one that is there, also a link, is an error.
 fn write_new(path: &Path, bytes: &[u8], account: Account) -> Result<()> {
+    write_new_with(path, bytes, account, 0o600)
+}
+
+fn write_new_with(path: &Path, bytes: &[u8], account: Account, mode: u32) -> Result<()> {
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(bytes)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_all()
     };
     write().io_context(|| format!("write {}", path.display()))?;

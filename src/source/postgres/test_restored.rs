@@ -68,6 +68,10 @@ impl Archived {
     }
 
     pub fn begin(&self, restored: &Path, target: Target) -> Result<(Instance, Outcome)> {
+        self.begin_with(restored, target, &[])
+    }
+
+    pub fn begin_with(&self, restored: &Path, target: Target, preload: &[String]) -> Result<(Instance, Outcome)> {
         let tools = Tools::find(major_of(restored).unwrap(), None).unwrap();
         let launch = Launch {
             tools: &tools,
@@ -75,7 +79,7 @@ impl Archived {
             data: restored,
             folder: &restored.with_extension("instance"),
             settings: &[],
-            preload: &[],
+            preload,
             limit: Duration::from_mins(1),
         };
         recover::recover(&launch, &self.recovery(target), &Cancel::default())

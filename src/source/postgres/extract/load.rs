@@ -277,6 +277,14 @@ pub(in crate::source::postgres) fn conninfo(settings: &Settings, database: &str,
             let is_local =
                 address.map_or_else(|| matches!(name.as_str(), "localhost" | "127.0.0.1" | "::1"), |address| address.is_loopback());
             mode = mode.or(Some(if is_local { SslMode::Prefer } else { SslMode::VerifyFull }));
+            // A host that is gone without a word would be waited for for ever.
+            let alive = &settings.keepalives;
+            pairs.extend([
+                ("keepalives_idle", alive.idle.as_secs().to_string()),
+                ("keepalives_interval", alive.interval.as_secs().to_string()),
+                ("keepalives_count", alive.count.to_string()),
+                ("tcp_user_timeout", alive.user_timeout.as_millis().to_string()),
+            ]);
         }
     }
     pairs.extend([("port", settings.port.to_string()), ("user", settings.user.clone()), ("dbname", database.to_owned())]);
@@ -337,8 +345,12 @@ mod tests {
         assert!(far.contains("sslmode='verify-full' sslrootcert='system'") && far.contains("dbname='it\\'s \\\\ x'"), "{far}");
         let near = conninfo(&settings("postgresql://me@localhost/x"), "x", 15).unwrap();
         assert!(near.contains("sslmode='prefer'"), "{near}");
+        let alive = "keepalives_idle='30' keepalives_interval='10' keepalives_count='3' tcp_user_timeout='60000'";
+        assert!(far.contains(alive) && near.contains(alive), "{far}");
+        let own = conninfo(&settings("postgresql://me@db/x?tcp_user_timeout=5000&keepalives_count=9&sslmode=disable"), "x", 15).unwrap();
+        assert!(own.contains("keepalives_count='9' tcp_user_timeout='5000'"), "{own}");
         let socket = conninfo(&settings("host=/run/pg user=me"), "x", 15).unwrap();
-        assert!(socket.contains("host='/run/pg'") && !socket.contains("sslmode"), "{socket}");
+        assert!(socket.contains("host='/run/pg'") && !socket.contains("sslmode") && !socket.contains("keepalives"), "{socket}");
     }
 
     #[test]

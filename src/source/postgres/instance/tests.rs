@@ -13,7 +13,9 @@ fn workers(data: &Path) -> Vec<i32> {
 
 #[test]
 fn it_is_private_and_leaves_nothing() {
-    let source = Archived::start("");
+    let source = Archived::start("shared_preload_libraries = 'pg_prewarm'");
+    let is_worker = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("autoprewarm"));
+    assert_eq!(workers(source.server.data()).into_iter().filter(|pid| is_worker(*pid)).count(), 1, "the source has one");
     source.sql("CREATE TABLE t(n int)");
     // What a hostile source would try.
     source.sql("ALTER SYSTEM SET listen_addresses = '*'");
@@ -21,7 +23,8 @@ fn it_is_private_and_leaves_nothing() {
     source.sql("ALTER DATABASE postgres SET default_transaction_read_only = off");
     source.sql("ALTER ROLE postgres SET session_preload_libraries = 'no_such_library'");
     let restored = source.base_backup("restored");
-    let (instance, _) = source.recover(&restored, Target::Immediate).unwrap();
+    crate::source::postgres::recover::prepare(&restored, Account::choose(&restored).unwrap()).unwrap();
+    let (instance, _) = source.begin_with(&restored, Target::Immediate, &["pg_prewarm".to_owned()]).unwrap();
     let pid = instance.pid();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
@@ -30,6 +33,10 @@ fn it_is_private_and_leaves_nothing() {
     assert_ne!(owner.uid(), 0);
     if Account::own().uid == 0 {
         assert_eq!(field("Groups:"), "", "no group of root");
+        let network = |of: &str| fs::read_link(format!("/proc/{of}/ns/net")).unwrap();
+        assert!(instance.is_apart(), "root, and a container that may");
+        assert_ne!(network(&pid.to_string()), network("self"));
+        assert_eq!(network("thread-self"), network("self"), "of nobody else");
     }
     let environment = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap_or_default();
     assert!(!environment.contains("CARGO"), "{environment}");
@@ -51,6 +58,10 @@ fn it_is_private_and_leaves_nothing() {
     }
     let refused = neutral("CREATE TABLE x(n int)");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("read-only"));
+
+    let log = fs::read_to_string(instance.log()).unwrap();
+    assert!(log.contains("too many background workers"), "the library would have started one: {log}");
+    assert!(!workers(&restored).into_iter().any(is_worker), "{log}");
 
     let folder = instance.log().parent().unwrap().to_owned();
     instance.stop(Stop::Fast(Duration::from_secs(30))).unwrap();

@@ -18,7 +18,7 @@ use crate::source::postgres::logical::contents::{Contents, Database, Table};
 use crate::source::postgres::logical::load::{self, Target};
 use crate::source::postgres::logical::rows;
 use crate::source::postgres::logical::snapshot::table_name;
-use crate::source::postgres::{prove, told};
+use crate::source::postgres::{apart, prove, told};
 use crate::source::{CheckResult, Outcome, ProveRequest, SourceContext};
 
 const START_LIMIT: Duration = Duration::from_mins(5);
@@ -148,7 +148,8 @@ fn ask(
         Err(error) => return Ok(vec![result(LOADED, failure(&error), expected, told_with_hint(&error))]),
     };
     let there: u64 = loaded.tables.iter().map(|table| table.rows).sum();
-    let actual = format!("{expected} in PostgreSQL {} (started in {} ms)", tools.version(), instance.started_in().as_millis());
+    let actual =
+        format!("{expected} in PostgreSQL {} (started in {} ms{})", tools.version(), instance.started_in().as_millis(), apart(instance));
     let mut results = vec![if loaded.lacking.is_empty() && (loaded.tables.len(), there) == (tables, rows) {
         result(LOADED, Outcome::Passed, expected, actual)
     } else {

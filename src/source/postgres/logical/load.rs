@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Event};
+use crate::source::postgres::ANSWER_LIMIT;
 use crate::source::postgres::client::{Connection, Mode, quote_identifier, quote_literal, sqlstate};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::instance::Tools;
@@ -413,7 +414,7 @@ impl Load<'_> {
     fn fill(&mut self, database: &Database, temporary: &str) -> Result<Connection> {
         let cancel = &self.context.cancel;
         let mut holder = rows::open(&self.target.settings, temporary, cancel)?;
-        holder.set_timeout(None);
+        holder.set_timeout(Some(ANSWER_LIMIT));
         self.definitions(database, temporary, Section::Before)?;
         self.rows(database, temporary)?;
         self.large_objects(database, &mut holder)?;

@@ -5,6 +5,7 @@ use bytes::{Bytes, BytesMut};
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 use crate::source::fingerprint::{Accumulator, RowEncoder};
+use crate::source::postgres::ANSWER_LIMIT;
 use crate::source::postgres::client::{Connection, Mode, quote_identifier};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::fingerprint::{SESSION, encode};
@@ -65,7 +66,7 @@ pub(super) fn table(
     let mut pending = BytesMut::with_capacity(PIECE);
     // The first row of a large table may come late.
     let patience = connection.timeout();
-    connection.set_timeout(None);
+    connection.set_timeout(Some(ANSWER_LIMIT));
     let mut copy = connection.copy_out(&format!("COPY {what} TO STDOUT"))?;
     while let Some(line) = copy.next()? {
         bytes += line.len() as u64;
