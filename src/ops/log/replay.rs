@@ -230,6 +230,12 @@ fn first_point<'a>(manifests: impl Iterator<Item = &'a Manifest>, source: &Name)
 /// # Errors
 /// `NoRecoveryPoint` with what there is; `Usage` where a log is needed and there cannot be one.
 pub(in crate::ops) fn locate(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Located>> {
+    let located = look(job, choice, sources, reports)?;
+    // A listing is not of one moment: what seems to be missing must be missing in a second one.
+    if located.as_ref().is_some_and(|located| located.hole.is_some()) { look(job, choice, sources, reports) } else { Ok(located) }
+}
+
+fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Located>> {
     let (wanted, timeline) = match choice {
         Choice::Latest => (Wanted::Latest, None),
         Choice::At(time) => (Wanted::Time(*time), None),
