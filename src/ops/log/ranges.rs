@@ -32,12 +32,22 @@ const DISORDER: chrono::TimeDelta = chrono::TimeDelta::seconds(1);
 pub struct Base {
     pub id: SnapshotId,
     pub system_identifier: String,
+    /// Of its own moment.
     pub timeline: u32,
+    /// That its own log begins on.
+    pub start_timeline: u32,
     /// End of the log that it holds itself: its own moment.
     pub point: Lsn,
     pub restore_point: Option<String>,
     /// As its manifest says, by the clock of who backed up.
     pub time: DateTime<Utc>,
+}
+
+impl Base {
+    /// How a server that begins with it is told to go to a timeline. Its control file knows its own, unless its log goes through several.
+    fn to(&self, timeline: u32) -> Timeline {
+        if timeline == self.timeline && timeline == self.start_timeline { Timeline::Current } else { Timeline::Number(timeline) }
+    }
 }
 
 /// What is known of a source's log and snapshots.
@@ -452,7 +462,7 @@ fn find(wanted: &Wanted, along: u32, paths: &[(&Base, Path)]) -> Result<Option<R
             at: path.from,
             replay: Some(Replay {
                 target: Target::Immediate,
-                timeline: Timeline::Current,
+                timeline: base.to(base.timeline),
                 along: base.timeline,
                 end: base.point,
                 reaches: None,
@@ -475,8 +485,7 @@ impl Path {
     fn replay(&self, base: &Base, along: u32, target: Target, end: Lsn, reaches: Option<Lsn>) -> Replay {
         // Of a timeline whose log is not there yet, a server could not find its way.
         let last = self.history.timeline_at(Lsn(end.0.saturating_sub(1)));
-        let timeline = if last == base.timeline { Timeline::Current } else { Timeline::Number(last) };
-        Replay { target, timeline, along, end, reaches }
+        Replay { target, timeline: base.to(last), along, end, reaches }
     }
 
     /// All there is.

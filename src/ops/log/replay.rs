@@ -174,6 +174,7 @@ pub(in crate::ops::log) fn base_of(manifest: &Manifest, record: &SourceRecord) -
     struct Consistency {
         system_identifier: String,
         timeline: u32,
+        start_timeline: Option<u32>,
         stop_lsn: Lsn,
         lsn: Lsn,
         restore_point: Option<String>,
@@ -184,6 +185,7 @@ pub(in crate::ops::log) fn base_of(manifest: &Manifest, record: &SourceRecord) -
         id: manifest.id,
         system_identifier: known.system_identifier,
         timeline: known.timeline,
+        start_timeline: known.start_timeline.unwrap_or(known.timeline),
         point: known.lsn.max(known.stop_lsn),
         restore_point: known.restore_point,
         time: manifest.time,

@@ -12,6 +12,7 @@ fn base(timeline: u32, point: u64) -> Base {
         id: SnapshotId::generate(time(point)),
         system_identifier: "7".into(),
         timeline,
+        start_timeline: timeline,
         point: Lsn(point),
         restore_point: Some(format!("lifeboat {timeline} {point}")),
         time: time(point >> 13),
@@ -179,6 +180,18 @@ fn what_cannot_be_had_is_answered_with_what_can() {
         assert_eq!(error.kind(), Kind::NoRecoveryPoint);
         assert!(error.hint_text().unwrap().contains("what can be recovered: 2026-"), "{error:?}");
     }
+}
+
+#[test]
+fn a_snapshot_whose_own_log_goes_through_two_timelines_names_the_second() {
+    let mut base = base(2, 5 << 13);
+    let replayed = |base: &Base, wanted: &Wanted| {
+        view(std::slice::from_ref(base), &[piece(2, 0, 10), piece(2, 10, 20)], &[]).route(wanted, None).unwrap().replay.unwrap().timeline
+    };
+    let all = [Wanted::Latest, Wanted::Immediate, Wanted::Time(time(15))];
+    assert!(all.iter().all(|wanted| replayed(&base, wanted) == Timeline::Current));
+    base.start_timeline = 1;
+    assert!(all.iter().all(|wanted| replayed(&base, wanted) == Timeline::Number(2)));
 }
 
 #[test]

@@ -81,6 +81,7 @@ fn base(page: u64) -> Base {
         id: SnapshotId::generate(time(page)),
         system_identifier: "7234567890123456789".into(),
         timeline: 1,
+        start_timeline: 1,
         point: Lsn(page * PAGE),
         restore_point: None,
         time: time(page),
