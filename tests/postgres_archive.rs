@@ -462,7 +462,6 @@ fn an_old_primary_that_archived_on_is_told_and_may_be_the_right_one() {
     let last = write_and_archive(&mut old.connect());
     assert!(last.starts_with("00000003"), "{last}");
     let written = old.value(STATE);
-    // Segments are sent several at a time: one that is there before the one that comes before it is a hole for that moment.
     let waiting = "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'";
     wait_until("everything to be archived", || old.value(waiting) == "0");
     let restored = world.restored("restored", &["--latest"]);

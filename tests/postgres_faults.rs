@@ -534,6 +534,53 @@ fn a_standby_is_backed_up_and_proven() {
 }
 
 #[test]
+fn a_standby_is_backed_up_right_after_a_failover_that_it_followed() {
+    for local in [false, true] {
+        // Its checkpoints take an hour, also the one after a promotion: until then nobody has a restart point on the new timeline.
+        let primary = Options::new(distribution_version()).setting("checkpoint_timeout", "1h").start();
+        let (next, second) = {
+            let next = standby_of(&primary);
+            let second = standby_of(&next);
+            (Arc::new(next), second)
+        };
+        primary.sql(BULK);
+        primary.sql(
+            "CREATE TABLE account AS SELECT n, 'account ' || n AS name FROM generate_series(1, 20000) n; CREATE TABLE ledger(n bigint)",
+        );
+        primary.sql("SELECT pg_switch_wal()");
+        let end = primary.value("SELECT pg_current_wal_flush_lsn()");
+        for standby in [&*next, &second] {
+            wait_until("the standbys to have everything", || {
+                standby.value(&format!("SELECT coalesce(pg_last_wal_replay_lsn() >= '{end}', false)")) == "t"
+            });
+        }
+        primary.stop_server();
+        next.promote();
+        next.sql("DELETE FROM account WHERE n > 15000");
+        wait_until("the second standby to follow", || second.value("SELECT count(*) FROM account") == "15000");
+        let world = Faulty::new(&second, local);
+        let load = Load::start(&next, |n| format!("INSERT INTO ledger VALUES ({n}); SELECT pg_sleep(0.005)"));
+        let output = world.run(&["backup", "crm"]);
+        load.end();
+        assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+        let made: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let consistency = &made["consistency"]["crm"];
+        assert_eq!((&consistency["start_timeline"], &consistency["timeline"]), (&Value::from(1), &Value::from(2)), "{made}");
+        assert_server_is_free(&second);
+        let passed = world.proven();
+        assert!(
+            passed.contains(&"content of postgres.public.account".to_owned())
+                && passed.contains(&"content of postgres.public.ledger".to_owned()),
+            "{passed:?}"
+        );
+        // As an operator has it: a server of its own, which goes on from the second timeline.
+        let restored = world.restored("restored", &["--latest"]);
+        let state = "SELECT count(*) || ' ' || (SELECT timeline_id FROM pg_control_checkpoint()) FROM account";
+        assert_eq!(restored.value(state), "15000 3");
+    }
+}
+
+#[test]
 fn a_tablespace_that_is_created_meanwhile_is_never_replayed_here() {
     let cluster = Arc::new(Cluster::start(distribution_version()));
     cluster.sql(BULK);

@@ -10,6 +10,7 @@ mod workspace;
 use std::fs;
 use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 
 use lifeboat::id::Name;
 use lifeboat::repo::{Gap, Log, LogRun, OpenOptions, Passphrase, Repository, runs};
@@ -90,9 +91,23 @@ impl Logged {
         }
     }
 
+    /// As if the server archived, and this one waited for its turn.
+    fn wait_to_archive(&self, cluster: &Cluster, number: u64) {
+        let path = segment_file(cluster, number);
+        assert!(path.exists(), "{}", path.display());
+        let name = path.file_name().unwrap().to_str().unwrap();
+        cluster.write(&path.with_file_name("archive_status").join(format!("{name}.ready")), "");
+    }
+
     fn status(&self) -> Value {
         serde_json::from_slice(&fs::read(self.path("state/work/crm/log-db.json")).unwrap_or_default()).unwrap_or_default()
     }
+}
+
+/// A segment of the first timeline in the server's `pg_wal`.
+fn segment_file(cluster: &Cluster, number: u64) -> PathBuf {
+    let per_log = (1 << 32) / SEGMENT;
+    cluster.data().join("pg_wal").join(format!("{:08X}{:08X}{:08X}", 1, number / per_log, number % per_log))
 }
 
 fn flushed(cluster: &Cluster) -> Lsn {
@@ -324,7 +339,39 @@ fn set_back(at_a_boundary: bool) {
     let refused = world.json(&["log", "stream", "crm"], 1);
     assert_eq!(refused["error"]["kind"], "split-brain", "{refused}");
     assert!(refused["error"]["message"].as_str().unwrap().contains("was set back"), "{refused}");
+    // Nor is the segment archived in which the stored log ends, or what waits behind it.
+    let segment = (stored.end - 1) / SEGMENT;
+    world.wait_to_archive(&cluster, segment + 1);
+    let refused = world.json(&["log", "push", "crm", segment_file(&cluster, segment).to_str().unwrap()], 1);
+    assert_eq!(refused["error"]["kind"], "split-brain", "{refused}");
+    assert!(refused["error"].to_string().contains("another content is stored"), "{refused}");
     assert_eq!(world.log().pieces().unwrap(), pieces, "nothing was stored and nothing replaced");
+}
+
+#[test]
+fn a_segment_that_the_stream_has_in_part_is_archived_beside_it() {
+    let cluster = server(distribution_version()).start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = Logged::new(&cluster);
+    let streamer = world.stream();
+    for _ in 0..2 {
+        write(&cluster, 100);
+        world.wait_for(1, flushed(&cluster));
+    }
+    streamer.stop();
+    let stored = world.runs().pop().unwrap();
+    assert!(!stored.end.is_multiple_of(SEGMENT), "{stored:?}");
+    let segment = stored.end / SEGMENT;
+    cluster.sql("SELECT pg_switch_wal()");
+    write(&cluster, 3000);
+    world.wait_to_archive(&cluster, segment + 1);
+    let push = || world.json(&["log", "push", "crm", segment_file(&cluster, segment).to_str().unwrap()], 0);
+    let pushed = push();
+    assert!(pushed["outcome"] == "stored" && pushed["ahead"] == 1, "{pushed}");
+    assert_eq!(push()["outcome"], "already-there");
+    let run = world.runs().pop().unwrap();
+    assert_eq!((run.start, run.end), (stored.start, (segment + 2) * SEGMENT));
+    world.assert_same(&run, Lsn(run.end), &cluster);
 }
 
 #[test]

@@ -70,7 +70,7 @@ pub use keyring::{GenerationShare, KeyEvent, PlanKey, Rotation};
 pub use keys::{KeyFile, KeySlot, Lock, Passphrase, Recipient, RecoveryKey, Role, Share, combine_shares};
 pub use ledger::{DecidedSince, Decision, Hold, LaterDecision, Ledger, RemovedSnapshot};
 pub use locks::{Locks, UNLOCKED};
-pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, runs};
+pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, Sealed, runs};
 pub use lost_format::LostFormat;
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
 pub use repair::{HarmedFiles, IndexRepair};

@@ -153,8 +153,8 @@ impl Place<'_> {
             WalName::Segment { .. } => {
                 let request = Request { archive, log: &log, name, destination, jobs, end_at_gap, surroundings };
                 let mut tried = request.bring(shelf, report);
-                // A piece that a larger one replaced since the listing.
-                if tried.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
+                // A piece that a larger one replaced since the listing; or a hole: a listing is not of one moment, so it must be there in a second one.
+                if tried.as_ref().is_err_and(|error| matches!(error.kind(), Kind::NotFound | Kind::NoRecoveryPoint)) {
                     tried = request.bring(shelf, report);
                 }
                 if !report.found {

@@ -1,12 +1,13 @@
 //! `archive_command`: one file of `pg_wal` into the log, and those that wait behind it beside.
 //!
-//! It returns only when the file is durable. Segments that the server has marked as ready are sent in the same run, several at a time, and
-//! acknowledged in the state folder, so that the server's next calls return at once.
+//! It returns only when the file is durable. Segments that the server has marked as ready are sent in the same run and acknowledged in the state
+//! folder, so that the server's next calls return at once. Several at a time are read, compared and sealed; they are stored one after the other: nobody
+//! sees a hole in the log because a later one was quicker, and nothing is stored behind one that was refused or failed.
 
 use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,8 +16,9 @@ use crate::ops::backup::finish_of;
 use crate::ops::log::archive::{AHEAD, Archive, Shelf, history_name, parse_any, stored_history, workers};
 use crate::ops::log::fork;
 use crate::ops::resolve::Surroundings;
-use crate::repo::{Log, PieceInfo, Repository};
+use crate::repo::{Log, PieceInfo, Repository, Sealed, runs};
 use crate::source::postgres::control::Control;
+use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::wal::{FactsReader, SegmentHeader, TimelineHistory, WalName};
 
 /// Greatest piece of the repository.
@@ -24,6 +26,8 @@ const PIECE_MAX: usize = 128 << 20;
 /// What to do about a timeline that another server began under the same number.
 const TAKEN: &str = "another server began a timeline of this number: stop the one of the two that is wrong. Nothing that was stored has been changed. If this server is the right one, \
      let it begin one of the next number: `lifeboat log fetch` brings the stored history into its pg_wal (docs/postgresql.md, \"The old primary is the right one\")";
+/// How often a listing is taken again because pieces were replaced meanwhile.
+const LISTINGS: u32 = 5;
 /// Greatest segment that a server can have.
 const SEGMENT_MAX: u64 = 1 << 30;
 
@@ -105,23 +109,104 @@ pub fn run(archive: &Archive, path: &Path, jobs: usize, surroundings: &Surroundi
         let new = target.store(&item).map_err(within)?;
         return Ok(report(if new { Outcome::Stored } else { Outcome::AlreadyThere }, 0));
     };
-    let workers = workers(jobs, header.segment);
-    let waiting = Mutex::new(ready_behind(path, &item.name).into_iter().take(AHEAD).collect());
+    let behind: VecDeque<PathBuf> = ready_behind(path, &item.name).into_iter().take(AHEAD).collect();
+    let workers = workers(jobs, header.segment).min(behind.len() + 1);
+    let turns = Turns::default();
+    let own = turns.next();
+    let waiting = Mutex::new(behind);
     let (new, ahead) = std::thread::scope(|scope| {
-        let helpers: Vec<_> = (1..workers).map(|_| scope.spawn(|| target.store_ahead(&waiting, &acks, surroundings))).collect();
-        let new = target.store(&item);
-        if new.is_err() {
-            // What waits behind it will be asked for again.
-            waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        }
-        let mut ahead = target.store_ahead(&waiting, &acks, surroundings);
+        let helpers: Vec<_> = (1..workers).map(|_| scope.spawn(|| target.store_ahead(&waiting, &turns, &acks, surroundings))).collect();
+        let prepared = target.prepare(&item);
+        let new = own.take(|| target.commit(prepared?));
+        let mut ahead = target.store_ahead(&waiting, &turns, &acks, surroundings);
         for helper in helpers {
             ahead += helper.join().unwrap_or(0);
         }
         (new, ahead)
     });
-    let new = new.map_err(within)?;
+    let new = new.unwrap_or_else(|| Err(Error::new(Kind::Bug, "the first turn was not taken"))).map_err(within)?;
     Ok(report(if new { Outcome::Stored } else { Outcome::AlreadyThere }, ahead))
+}
+
+/// Who may store next. One that fails, or gives up its turn, ends it for all that come after it.
+#[derive(Default)]
+struct Turns {
+    state: Mutex<TurnState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct TurnState {
+    given: usize,
+    done: usize,
+    /// The first that failed or was given up.
+    ended: Option<usize>,
+}
+
+impl TurnState {
+    fn end(&mut self, number: usize) {
+        self.ended = Some(self.ended.map_or(number, |ended| ended.min(number)));
+    }
+
+    fn is_void(&self, number: usize) -> bool {
+        self.ended.is_some_and(|ended| ended < number)
+    }
+}
+
+/// One's place in the order.
+struct Turn<'a> {
+    turns: &'a Turns,
+    number: usize,
+    taken: bool,
+}
+
+impl Turns {
+    /// The turn after those that were given before.
+    fn next(&self) -> Turn<'_> {
+        let mut state = self.lock();
+        state.given += 1;
+        Turn { turns: self, number: state.given - 1, taken: false }
+    }
+
+    fn have_ended(&self) -> bool {
+        self.lock().ended.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, TurnState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turn<'_> {
+    /// Does it when all before are done. `None`: one before ended it.
+    fn take<T>(mut self, work: impl FnOnce() -> Result<T>) -> Option<Result<T>> {
+        let waits = |state: &mut TurnState| state.done < self.number && !state.is_void(self.number);
+        let state = self.turns.changed.wait_while(self.turns.lock(), waits).unwrap_or_else(PoisonError::into_inner);
+        if state.is_void(self.number) {
+            return None;
+        }
+        // Nobody else has this turn.
+        drop(state);
+        let result = work();
+        let mut state = self.turns.lock();
+        state.done += 1;
+        if result.is_err() {
+            state.end(self.number);
+        }
+        drop(state);
+        self.taken = true;
+        self.turns.changed.notify_all();
+        Some(result)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.turns.lock().end(self.number);
+            self.turns.changed.notify_all();
+        }
+    }
 }
 
 /// A file, read and found to be what its name says.
@@ -236,36 +321,67 @@ impl Target<'_> {
                 }
                 Ok(new)
             }
-            Content::Segment { timeline, header } => {
-                self.may_be_stored(item, *timeline, header)?;
-                let mut facts = FactsReader::new(header.position, header.segment, header.system_identifier)?;
-                self.append(*timeline, &mut facts, &item.bytes)
-            }
-            Content::Partial { timeline, header } => {
-                self.may_be_stored(item, *timeline, header)?;
-                let reader = || FactsReader::new(header.position, header.segment, header.system_identifier);
-                // What lies behind its last record was never part of this timeline.
-                let valid = reader()?.take(*timeline, &item.bytes).valid_to.since(header.position);
-                let valid = usize::try_from(valid).unwrap_or(usize::MAX).min(item.bytes.len());
-                if valid == 0 {
-                    return Ok(false);
-                }
-                self.append(*timeline, &mut reader()?, &item.bytes[..valid])
-            }
+            Content::Segment { .. } | Content::Partial { .. } => self.commit(self.prepare(item)?),
         }
     }
 
-    fn append(&self, timeline: u32, reader: &mut FactsReader, bytes: &[u8]) -> Result<bool> {
-        let mut is_new = false;
-        for part in bytes.chunks(PIECE_MAX) {
+    /// Everything but storing it: whether it may be stored, and its pieces. Other files have none.
+    fn prepare(&self, item: &Item) -> Result<Vec<Sealed>> {
+        let (Content::Segment { timeline, header } | Content::Partial { timeline, header }) = &item.content else { return Ok(Vec::new()) };
+        self.may_be_stored(item, *timeline, header)?;
+        let reader = || FactsReader::new(header.position, header.segment, header.system_identifier);
+        let mut bytes = item.bytes.as_slice();
+        if let Content::Partial { .. } = item.content {
+            // What lies behind its last record was never part of this timeline.
+            let valid = reader()?.take(*timeline, bytes).valid_to.since(header.position);
+            bytes = &bytes[..usize::try_from(valid).unwrap_or(usize::MAX).min(bytes.len())];
+        }
+        self.compare(*timeline, header.position, bytes)?;
+        let mut reader = reader()?;
+        let seal = |part: &[u8]| {
             let start = reader.position();
-            let facts = reader.take(timeline, part);
-            let facts =
-                serde_json::to_value(facts).map_err(|error| Error::new(Kind::Bug, "encode the facts of a piece of log").because(error))?;
-            // Streamed pieces of it stay: they know the server's clock, which a file does not.
-            is_new |= self.log.append(u64::from(timeline), start.0, start.0 + part.len() as u64, &facts, part)?.new;
+            let facts = serde_json::to_value(reader.take(*timeline, part))
+                .map_err(|error| Error::new(Kind::Bug, "encode the facts of a piece of log").because(error))?;
+            self.log.seal(u64::from(*timeline), start.0, start.0 + part.len() as u64, &facts, part)
+        };
+        bytes.chunks(PIECE_MAX).map(seal).collect()
+    }
+
+    /// `false`: it was there. Streamed pieces of it stay: they know the server's clock, which a file does not.
+    fn commit(&self, prepared: Vec<Sealed>) -> Result<bool> {
+        let mut is_new = false;
+        for sealed in prepared {
+            is_new |= self.log.put(sealed)?.new;
         }
         Ok(is_new)
+    }
+
+    /// Whether other pieces that have some of this stretch have the same: a server that was set back by an old copy of its disk goes another way on
+    /// the same timeline. One of exactly this stretch is compared when it is stored. Asks for nothing where nothing else is stored of it.
+    fn compare(&self, timeline: u32, start: Lsn, bytes: &[u8]) -> Result<()> {
+        let end = start.0.saturating_add(bytes.len() as u64);
+        let overlaps = |piece: &PieceInfo| piece.stream == u64::from(timeline) && piece.start < end && start.0 < piece.end;
+        let mut pieces: Vec<PieceInfo> = self.pieces.iter().copied().filter(overlaps).collect();
+        let mut listings = 1;
+        'again: loop {
+            let found = runs(&pieces);
+            for piece in found.iter().flat_map(|run| &run.pieces).filter(|piece| (piece.start, piece.end) != (start.0, end)) {
+                match self.log.agrees(piece, start.0, bytes) {
+                    Ok(true) => {}
+                    Ok(false) => return Err(went_another_way(timeline, piece)),
+                    // A larger one has taken its place.
+                    Err(error) if error.kind() == Kind::NotFound && listings < LISTINGS => {
+                        listings += 1;
+                        pieces = self.log.pieces()?.into_iter().filter(overlaps).collect();
+                        continue 'again;
+                    }
+                    // This one has what it had.
+                    Err(error) if error.kind() == Kind::Damaged => tracing::warn!(?error, "a stored piece of the log cannot be compared"),
+                    Err(error) => return Err(error),
+                }
+            }
+            return Ok(());
+        }
     }
 
     fn is_of(&self, found: &str) -> Result<()> {
@@ -332,24 +448,54 @@ impl Target<'_> {
         }
     }
 
-    /// Stores and acknowledges what waits; what fails is left for its turn.
-    fn store_ahead(&self, waiting: &Mutex<VecDeque<PathBuf>>, acks: &Shelf, surroundings: &Surroundings) -> u64 {
+    /// Stores and acknowledges what waits; what fails, and what waits behind it, is left for its call.
+    fn store_ahead(&self, waiting: &Mutex<VecDeque<PathBuf>>, turns: &Turns, acks: &Shelf, surroundings: &Surroundings) -> u64 {
+        let next = || {
+            let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            // Both at once: turns are in the order of the files.
+            waiting.pop_front().map(|path| (path, turns.next()))
+        };
         let mut stored = 0;
-        while !surroundings.cancel.is_cancelled() {
-            let Some(path) = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { break };
-            let done = Item::read(&path).and_then(|item| {
-                self.store(&item)?;
+        while !surroundings.cancel.is_cancelled()
+            && !turns.have_ended()
+            && let Some((path, turn)) = next()
+        {
+            let prepared = Item::read(&path).and_then(|item| {
                 let ack = item.ack(self.archive).ok_or_else(|| Error::new(Kind::Bug, "only whole segments are sent ahead"))?;
-                let bytes = serde_json::to_vec(&ack).map_err(|error| Error::new(Kind::Bug, "encode an acknowledgement").because(error))?;
-                acks.put(&item.name, &bytes)
+                let ack = serde_json::to_vec(&ack).map_err(|error| Error::new(Kind::Bug, "encode an acknowledgement").because(error))?;
+                Ok((item.name.clone(), ack, self.prepare(&item)?))
+            });
+            let done = turn.take(|| {
+                let (name, ack, prepared) = prepared?;
+                self.commit(prepared)?;
+                acks.put(&name, &ack)
             });
             match done {
-                Ok(()) => stored += 1,
-                Err(error) => tracing::warn!(path = %path.display(), ?error, "a segment that waits could not be sent ahead of its turn"),
+                Some(Ok(())) => stored += 1,
+                Some(Err(error)) => {
+                    tracing::warn!(path = %path.display(), ?error, "a segment that waits could not be sent ahead of its turn");
+                }
+                None => break,
             }
         }
         stored
     }
+}
+
+/// What is stored of a timeline and what a server has of it differ.
+fn went_another_way(timeline: u32, stored: &PieceInfo) -> Error {
+    Error::new(
+        Kind::SplitBrain,
+        format!(
+            "another content is stored of it, from {} to {} of timeline {timeline} (split brain): this server was set back, as by an old copy of its disk, or two servers write this log",
+            Lsn(stored.start),
+            Lsn(stored.end)
+        ),
+    )
+    .hint(
+        "stop the server that is wrong. Nothing was stored and nothing was changed. If this one is the right one now, recover it so that it begins a timeline of its own \
+         (docs/postgresql.md, \"The old primary is the right one\"), or give the source a new name",
+    )
 }
 
 /// Whole segments behind this one that the server has marked as ready, in order.
@@ -408,4 +554,47 @@ fn known_cluster(repository: &Repository, archive: &Archive, log: &Log, pieces: 
         (record.name == archive.source).then(|| finish_of(record).ok()).flatten().and_then(|finish| identifier(&finish.consistency))
     };
     Ok(manifests.iter().rev().flat_map(|manifest| &manifest.sources).find_map(of))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Who did what in turn, when these are ready in the opposite order, and number `wrong` fails or gives up.
+    fn in_turn(count: usize, wrong: Option<(usize, bool)>) -> Vec<usize> {
+        let (turns, done, at_once) = (Turns::default(), Mutex::new(Vec::new()), AtomicUsize::new(0));
+        let given: Vec<Turn> = (0..count).map(|_| turns.next()).collect();
+        std::thread::scope(|scope| {
+            for turn in given {
+                scope.spawn(|| {
+                    let turn = turn;
+                    let number = turn.number;
+                    std::thread::sleep(Duration::from_millis(5 * (count - number) as u64));
+                    if wrong == Some((number, false)) {
+                        return;
+                    }
+                    let result = turn.take(|| {
+                        assert_eq!(at_once.fetch_add(1, Ordering::SeqCst), 0);
+                        std::thread::sleep(Duration::from_millis(1));
+                        at_once.fetch_sub(1, Ordering::SeqCst);
+                        done.lock().unwrap().push(number);
+                        if wrong == Some((number, true)) { Err(Error::new(Kind::Unavailable, "the store is away")) } else { Ok(()) }
+                    });
+                    assert_eq!(result.is_none(), wrong.is_some_and(|(wrong, _)| wrong < number), "{number}");
+                });
+            }
+        });
+        done.into_inner().unwrap()
+    }
+
+    #[test]
+    fn segments_are_stored_in_their_order_and_none_behind_one_that_was_not() {
+        assert_eq!(in_turn(6, None), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(in_turn(6, Some((2, true))), [0, 1, 2]);
+        assert_eq!(in_turn(6, Some((4, false))), [0, 1, 2, 3]);
+        assert!(in_turn(3, Some((0, false))).is_empty());
+    }
 }

@@ -17,6 +17,7 @@ use crate::ops::select::{Wanted, moment};
 use crate::repo::{LogRun, PieceInfo, runs};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::{Target, Timeline};
+use crate::source::postgres::stream::UNIT_BYTES_MAX;
 use crate::source::postgres::wal::reader::PAGE_BYTES;
 use crate::source::postgres::wal::{PieceFacts, RestorePoint, SegmentSize, TimelineHistory};
 
@@ -31,12 +32,22 @@ const DISORDER: chrono::TimeDelta = chrono::TimeDelta::seconds(1);
 pub struct Base {
     pub id: SnapshotId,
     pub system_identifier: String,
+    /// Of its own moment.
     pub timeline: u32,
+    /// That its own log begins on.
+    pub start_timeline: u32,
     /// End of the log that it holds itself: its own moment.
     pub point: Lsn,
     pub restore_point: Option<String>,
     /// As its manifest says, by the clock of who backed up.
     pub time: DateTime<Utc>,
+}
+
+impl Base {
+    /// How a server that begins with it is told to go to a timeline. Its control file knows its own, unless its log goes through several.
+    fn to(&self, timeline: u32) -> Timeline {
+        if timeline == self.timeline && timeline == self.start_timeline { Timeline::Current } else { Timeline::Number(timeline) }
+    }
 }
 
 /// What is known of a source's log and snapshots.
@@ -302,7 +313,7 @@ impl View {
             Some(number) => {
                 let known: Vec<String> = known.iter().map(ToString::to_string).collect();
                 return Err(Error::new(Kind::NoRecoveryPoint, format!("recover along timeline {number}: nothing is known of it"))
-                    .hint(format!("known are the timelines {}", known.join(", "))));
+                    .hint(format!("known are the timelines {}; {}", known.join(", "), self.available(None))));
             }
         };
         for &along in &followed {
@@ -319,8 +330,7 @@ impl View {
     /// time. Times of transactions that end together are not in order by less than `DISORDER`.
     #[must_use]
     pub fn set_back(&self, route: &Route, time: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        let base = self.bases.iter().find(|base| base.id == route.base)?;
-        let path = self.path(base, route.replay.as_ref()?.along)?;
+        let (base, path) = self.way(route)?;
         let mut pieces: Vec<_> = path.parts.iter().flat_map(|part| self.pieces_of(base, part)).collect();
         pieces.sort_by_key(|(info, _)| (info.end, info.start));
         let mut seen_to = 0;
@@ -344,10 +354,33 @@ impl View {
         reaching.next().map(|(along, path)| path.to_time(base, along, time))
     }
 
-    /// What can be recovered, for a message.
+    /// What can be recovered, along the newest timeline unless one is named; for a message.
     #[must_use]
-    pub fn available(&self) -> String {
-        self.told(&self.followed())
+    pub fn available(&self, timeline: Option<u32>) -> String {
+        self.told(&timeline.map_or_else(|| self.followed(), |timeline| vec![timeline]))
+    }
+
+    /// The snapshot and the log that a route goes through. `None`: it goes through no log, or is of another view.
+    #[must_use]
+    pub fn way(&self, route: &Route) -> Option<(&Base, Path)> {
+        let base = self.bases.iter().find(|base| base.id == route.base)?;
+        Some((base, self.path(base, route.replay.as_ref()?.along)?))
+    }
+
+    /// Where a commit later than `time` may lie across that no facts tell, on a path whose facts tell of none: whoever stores log begins to read it at the
+    /// start of a unit, and does not know a record that began before. Of transactions that are out of order by less than `DISORDER`, those behind one
+    /// that is earlier than `time` by more are not later. In order, behind the snapshot's point.
+    #[must_use]
+    pub fn unseen(&self, base: &Base, path: &Path, time: DateTime<Utc>) -> Vec<Lsn> {
+        let unit = u64::from(self.segment.bytes()).min(UNIT_BYTES_MAX);
+        let pieces: Vec<_> = path.parts.iter().flat_map(|part| self.pieces_of(base, part)).collect();
+        let is_before = |facts: &PieceFacts| facts.last_commit.is_some_and(|commit| commit + DISORDER < time);
+        let from = pieces.iter().filter(|(_, facts)| is_before(facts)).map(|(info, _)| info.start).fold(base.point.0, u64::max);
+        // Of a piece in which no record ends, its start is told.
+        let ended: BTreeSet<Lsn> =
+            pieces.iter().filter(|(info, facts)| info.start < facts.valid_to.0).map(|(_, facts)| facts.valid_to).collect();
+        let starts = (from / unit + 1..).map(|number| Lsn(number.saturating_mul(unit))).take_while(|start| *start < path.end);
+        starts.filter(|start| !ended.contains(start)).collect()
     }
 
     /// What there is, for a message.
@@ -429,7 +462,7 @@ fn find(wanted: &Wanted, along: u32, paths: &[(&Base, Path)]) -> Result<Option<R
             at: path.from,
             replay: Some(Replay {
                 target: Target::Immediate,
-                timeline: Timeline::Current,
+                timeline: base.to(base.timeline),
                 along: base.timeline,
                 end: base.point,
                 reaches: None,
@@ -452,12 +485,12 @@ impl Path {
     fn replay(&self, base: &Base, along: u32, target: Target, end: Lsn, reaches: Option<Lsn>) -> Replay {
         // Of a timeline whose log is not there yet, a server could not find its way.
         let last = self.history.timeline_at(Lsn(end.0.saturating_sub(1)));
-        let timeline = if last == base.timeline { Timeline::Current } else { Timeline::Number(last) };
-        Replay { target, timeline, along, end, reaches }
+        Replay { target, timeline: base.to(last), along, end, reaches }
     }
 
     /// All there is.
-    fn whole(&self, base: &Base, along: u32) -> Route {
+    #[must_use]
+    pub fn whole(&self, base: &Base, along: u32) -> Route {
         if self.parts.is_empty() {
             return self.own(base);
         }
@@ -465,6 +498,7 @@ impl Path {
         Route { base: base.id, replay: Some(replay), at: self.to }
     }
 
+    /// As far as facts tell; [`View::unseen`] says where they do not.
     fn to_time(&self, base: &Base, along: u32, time: DateTime<Utc>) -> Route {
         // A server stops at a time only before a commit that is later; without one, the log ends with what was committed by then.
         let later = |facts: &PieceFacts| [facts.first_commit, facts.last_commit].into_iter().flatten().any(|commit| commit > time);
@@ -477,6 +511,7 @@ impl Path {
         }
     }
 
+    /// As far as facts tell, which is where records end, not where they begin.
     fn to_lsn(&self, base: &Base, along: u32, lsn: Lsn) -> Option<Route> {
         let at =
             self.seen.iter().take_while(|(end, _)| *end <= lsn).filter_map(|(_, facts)| facts.last_commit).fold(self.from, DateTime::max);

@@ -33,18 +33,22 @@ pub struct Reach {
 /// Pieces that are asked for a time, from the newest back.
 const ASKED: usize = 64;
 
-/// Looks at the log of a source from a snapshot of it. One listing, and a few small requests.
+/// Looks at the log of a source from a snapshot of it. One listing, or two where there is a hole, and a few small requests.
 ///
 /// # Errors
 /// When the store cannot be asked, or what it says is damaged.
 pub fn reach(log: &Log, source: &Name, snapshot: &Manifest) -> Result<Option<Reach>> {
     let record = snapshot.sources.iter().find(|record| record.name == *source);
     let Some(base) = record.and_then(|record| base_of(snapshot, record)) else { return Ok(None) };
-    let pieces = log.pieces()?;
-    let runs = runs(&pieces);
+    let mut pieces = log.pieces()?;
     let histories: Vec<TimelineHistory> =
-        if runs.is_empty() { Vec::new() } else { histories(log)?.into_iter().map(|(history, _)| history).collect() };
-    let mut reach = along(&runs, &histories, base.timeline, base.point);
+        if pieces.is_empty() { Vec::new() } else { histories(log)?.into_iter().map(|(history, _)| history).collect() };
+    let mut reach = along(&runs(&pieces), &histories, base.timeline, base.point);
+    if reach.behind.is_some() {
+        // A listing is not of one moment: what seems to be missing must be missing in a second one.
+        pieces = log.pieces()?;
+        reach = along(&runs(&pieces), &histories, base.timeline, base.point);
+    }
     if reach.end > reach.point {
         reach.moment = moment(log, &pieces, &reach)?;
     }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::event::Event;
+use crate::event::{Cancel, Event};
 use crate::id::Name;
 use crate::ops::log::ranges::{Base, Part, Path, Replay, Route, View};
 use crate::ops::select::{self, Choice, Wanted};
@@ -17,13 +17,14 @@ use crate::repo::{Listed, Log, LostManifest, Manifest, PieceInfo, ReportRecord, 
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::{Request, Target, Timeline, place_log_file};
 use crate::source::postgres::wal::reader::PAGE_BYTES;
-use crate::source::postgres::wal::{Meaning, PieceFacts, SegmentSize, TimelineHistory, WalName, WalReader};
+use crate::source::postgres::wal::{Meaning, PieceFacts, Record, SegmentSize, TimelineHistory, WalName, WalReader};
 
 /// The kind of source whose log this is.
 const KIND: &str = "postgres";
 /// How often a listing is taken again because pieces were replaced meanwhile.
 const LISTINGS: u32 = 5;
-/// Bytes of log that are looked at at a time.
+/// Bytes of log that are looked at first, a frame of a piece, and at most at a time.
+const READ_FIRST: u64 = 1 << 20;
 const READ_BYTES: u64 = 16 << 20;
 
 /// A recovery through the log, as documents tell it and a continued restore repeats it.
@@ -173,6 +174,7 @@ pub(in crate::ops::log) fn base_of(manifest: &Manifest, record: &SourceRecord) -
     struct Consistency {
         system_identifier: String,
         timeline: u32,
+        start_timeline: Option<u32>,
         stop_lsn: Lsn,
         lsn: Lsn,
         restore_point: Option<String>,
@@ -183,6 +185,7 @@ pub(in crate::ops::log) fn base_of(manifest: &Manifest, record: &SourceRecord) -
         id: manifest.id,
         system_identifier: known.system_identifier,
         timeline: known.timeline,
+        start_timeline: known.start_timeline.unwrap_or(known.timeline),
         point: known.lsn.max(known.stop_lsn),
         restore_point: known.restore_point,
         time: manifest.time,
@@ -230,6 +233,12 @@ fn first_point<'a>(manifests: impl Iterator<Item = &'a Manifest>, source: &Name)
 /// # Errors
 /// `NoRecoveryPoint` with what there is; `Usage` where a log is needed and there cannot be one.
 pub(in crate::ops) fn locate(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Located>> {
+    let located = look(job, choice, sources, reports)?;
+    // A listing is not of one moment: what seems to be missing must be missing in a second one.
+    if located.as_ref().is_some_and(|located| located.hole.is_some()) { look(job, choice, sources, reports) } else { Ok(located) }
+}
+
+fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Located>> {
     let (wanted, timeline) = match choice {
         Choice::Latest => (Wanted::Latest, None),
         Choice::At(time) => (Wanted::Time(*time), None),
@@ -237,9 +246,10 @@ pub(in crate::ops) fn locate(job: &Job, choice: &Choice, sources: &[String], rep
         _ => return Ok(None),
     };
     let Some(Survey { all, lost, source, log, view, damaged }) = survey(job, sources, reports)? else { return Ok(None) };
+    let reading = Reading { log: &log, view: &view, pieces: view.pieces(), cancel: &job.cancel };
     let route = match &wanted {
-        Wanted::Xid(xid) => find_transaction(job, &log, &view, *xid, timeline),
-        _ => view.route(&wanted, timeline),
+        Wanted::Xid(xid) => reading.find_transaction(*xid, timeline),
+        _ => view.route(&wanted, timeline).and_then(|route| reading.settle(route, &wanted)),
     };
     let route = match route {
         Ok(route) => route,
@@ -357,7 +367,12 @@ pub(in crate::ops) fn locate_set(job: &Job, choice: &Choice, sources: &[String],
     let has_all = |m: &&&Manifest| wanted.iter().all(|want| m.sources.iter().any(|has| has.name == want.name && has.kind == want.kind));
     for manifest in before.iter().filter(has_all) {
         let routes = views.iter().map(|(name, view)| Some((*name, view, view.route_from(manifest.id, time)?)));
-        let Some(routes) = routes.collect::<Option<Vec<_>>>() else { continue };
+        let Some(mut routes) = routes.collect::<Option<Vec<_>>>() else { continue };
+        for (name, view, route) in &mut routes {
+            let log = job.repository.log(&job.plan, name);
+            let reading = Reading { log: &log, view, pieces: view.pieces(), cancel: &job.cancel };
+            *route = reading.settle(route.clone(), &Wanted::Time(time))?;
+        }
         let mut moments = Vec::new();
         for record in &wanted {
             let through = routes.iter().find(|(name, ..)| **name == record.name);
@@ -388,7 +403,7 @@ pub(in crate::ops) fn locate_set(job: &Job, choice: &Choice, sources: &[String],
     } else {
         format!("recover source {} to {}: no snapshot and log reach that", names(&unable), Wanted::Time(time))
     };
-    let each: Vec<String> = views.iter().map(|(name, view)| format!("source {name}: {}", view.available())).collect();
+    let each: Vec<String> = views.iter().map(|(name, view)| format!("source {name}: {}", view.available(None))).collect();
     let error = Error::new(Kind::NoRecoveryPoint, what).hint(format!(
         "{}. Sources can be recovered one by one with --source; --snapshot {} restores all as of its own moment",
         each.join(". "),
@@ -498,52 +513,132 @@ fn recovery_of(view: &View, source: &Name, manifest: &Manifest, replay: Replay, 
     Ok(LogRecovery { source: source.clone(), target, timeline, along, from: base.point, to: end, reaches, bytes, at })
 }
 
-/// Looks for the end of a transaction in the log, from the newest snapshot backwards.
-fn find_transaction(job: &Job, log: &Log, view: &View, xid: u64, timeline: Option<u32>) -> Result<Route> {
-    let pieces = view.pieces();
-    // Says what there is where nothing can be found.
-    let whole = view.route(&Wanted::Latest, timeline)?;
-    let along = whole.replay.map_or(timeline, |replay| Some(replay.along));
-    let Some(along) = along.or_else(|| view.timelines().last().copied()) else { return Err(no_transaction(xid)) };
-    let mut paths: Vec<(&Base, Path)> = view.bases.iter().filter_map(|base| Some((base, view.path(base, along)?))).collect();
-    paths.sort_by_key(|(base, _)| std::cmp::Reverse((base.point, base.id)));
-    let mut upper = Lsn(u64::MAX);
-    for (base, path) in &paths {
-        let mut reader: Option<WalReader> = None;
-        let mut found = None;
-        for part in &path.parts {
-            // A reader begins with a page; the log before it is the snapshot's own.
-            let mut at = if reader.is_none() { Lsn(part.from.0.next_multiple_of(u64::from(PAGE_BYTES))) } else { part.from };
-            while at < part.to && at < upper && found.is_none() {
-                job.cancel.check()?;
-                let end = part.to.min(at.plus(READ_BYTES));
-                let bytes = log.read_span(&pieces, part.stream, at.0..end.0)?;
-                let reader = match &mut reader {
-                    Some(reader) => reader,
-                    None => reader.insert(WalReader::new(at, view.segment(), base.system_identifier.parse().ok())?),
-                };
-                reader.push(&bytes, |record| {
-                    if let Meaning::Commit { xid: number, time } | Meaning::Abort { xid: number, time } = record.meaning
-                        && u64::from(number) == xid & 0xFFFF_FFFF
-                        && record.end > base.point
-                    {
-                        found.get_or_insert((record.end, time));
-                    }
-                });
-                at = end;
-            }
-        }
-        if let Some((end, time)) = found {
-            return Ok(path.to_record(base, along, Target::Xid { xid, inclusive: true }, end, time));
-        }
-        upper = base.point;
-    }
-    Err(no_transaction(xid))
+/// The log itself, read for what facts do not tell.
+struct Reading<'a> {
+    log: &'a Log,
+    view: &'a View,
+    pieces: Vec<PieceInfo>,
+    cancel: &'a Cancel,
 }
 
-fn no_transaction(xid: u64) -> Error {
-    Error::new(Kind::NoRecoveryPoint, format!("recover to transaction {xid}: its end is not in the log that continues a snapshot"))
-        .hint("`lifeboat snapshots` shows what can be recovered; a transaction that wrote nothing is not in the log")
+impl Reading<'_> {
+    /// Hands out the records of a path from the page of a position on, in order, until `each` says that it is enough.
+    fn records(&self, (base, path): (&Base, &Path), from: Lsn, to: Lsn, mut each: impl FnMut(Record) -> bool) -> Result<()> {
+        let page = u64::from(PAGE_BYTES);
+        let mut at = Lsn(from.0 - from.0 % page);
+        // The log before its first page is the snapshot's own.
+        if let Some(first) = path.parts.first() {
+            at = at.max(Lsn(first.from.0.next_multiple_of(page)));
+        }
+        let mut reader = WalReader::new(at, self.view.segment(), base.system_identifier.parse().ok())?;
+        let mut step = READ_FIRST;
+        let mut is_enough = false;
+        while let Some(part) = path.parts.iter().find(|part| part.from <= at && at < part.to.min(to)) {
+            self.cancel.check()?;
+            let end = part.to.min(to).min(at.plus(step));
+            let bytes = self.log.read_span(&self.pieces, part.stream, at.0..end.0)?;
+            reader.push(&bytes, |record| is_enough = is_enough || each(record));
+            if is_enough || reader.end().is_some() {
+                break;
+            }
+            (at, step) = (end, (step * 2).min(READ_BYTES));
+        }
+        Ok(())
+    }
+
+    /// A route as the log itself has it: facts of pieces tell where records end, and not every commit.
+    fn settle(&self, route: Route, wanted: &Wanted) -> Result<Route> {
+        match (wanted, route.replay.as_ref().map(|replay| &replay.target)) {
+            (Wanted::Lsn(lsn), Some(Target::Lsn { .. })) => self.before_record(route, *lsn),
+            (Wanted::Time(_), Some(Target::Latest)) => self.before_commit(route),
+            _ => Ok(route),
+        }
+    }
+
+    /// A server stops at a position before the first record that begins at or behind it, and ends with an error where there is none. All that there
+    /// is was written before it then.
+    fn before_record(&self, route: Route, lsn: Lsn) -> Result<Route> {
+        let Some((base, path)) = self.view.way(&route) else { return Ok(route) };
+        let along = path.history.timeline();
+        let mut first = None;
+        self.records((base, &path), lsn, path.end, |record| {
+            first = (record.start >= lsn).then_some(record.end);
+            first.is_some()
+        })?;
+        Ok(match first {
+            Some(end) => path.to_record(base, along, Target::Lsn { lsn, inclusive: false }, end, route.at),
+            None => Route { at: route.at, ..path.whole(base, along) },
+        })
+    }
+
+    /// A way to a time that leads to the end of the log, because facts tell of no later commit: there must be none.
+    fn before_commit(&self, route: Route) -> Result<Route> {
+        let Some((base, path)) = self.view.way(&route) else { return Ok(route) };
+        let time = route.at;
+        for start in self.view.unseen(base, &path, time) {
+            let Some(record) = self.across((base, &path), start)? else { continue };
+            if matches!(record.meaning, Meaning::Commit { time: at, .. } | Meaning::Abort { time: at, .. } if at > time) {
+                return Ok(path.to_record(base, path.history.timeline(), Target::Time(time), record.end, time));
+            }
+        }
+        Ok(route)
+    }
+
+    /// The record that lies across the start of a page.
+    fn across(&self, (base, path): (&Base, &Path), page: Lsn) -> Result<Option<Record>> {
+        let mut back = READ_FIRST;
+        loop {
+            let from = Lsn(page.0.saturating_sub(back)).max(base.point);
+            let (mut is_anchored, mut found) = (false, None);
+            self.records((base, path), from, path.end, |record| {
+                let is_behind = record.start >= page;
+                is_anchored |= !is_behind;
+                let is_it = !is_behind && record.end > page;
+                if is_it {
+                    found = Some(record);
+                }
+                is_behind || is_it
+            })?;
+            // Otherwise the reader began within a record, which may be this one.
+            if is_anchored || from <= base.point {
+                return Ok(found);
+            }
+            back = back.saturating_mul(16);
+        }
+    }
+
+    /// Looks for the end of a transaction in the log, from the newest snapshot backwards.
+    fn find_transaction(&self, xid: u64, timeline: Option<u32>) -> Result<Route> {
+        let view = self.view;
+        // Says what there is where nothing can be found.
+        let whole = view.route(&Wanted::Latest, timeline)?;
+        let along = whole.replay.map_or(timeline, |replay| Some(replay.along));
+        let no_transaction = || {
+            Error::new(Kind::NoRecoveryPoint, format!("recover to transaction {xid}: its end is not in the log that continues a snapshot"))
+                .hint(format!("{}; a transaction that wrote nothing is not in the log", view.available(timeline)))
+        };
+        let along = along.or_else(|| view.timelines().last().copied()).ok_or_else(no_transaction)?;
+        let mut paths: Vec<(&Base, Path)> = view.bases.iter().filter_map(|base| Some((base, view.path(base, along)?))).collect();
+        paths.sort_by_key(|(base, _)| std::cmp::Reverse((base.point, base.id)));
+        let mut upper = Lsn(u64::MAX);
+        for (base, path) in &paths {
+            let mut found = None;
+            self.records((base, path), Lsn(0), upper, |record| {
+                if let Meaning::Commit { xid: number, time } | Meaning::Abort { xid: number, time } = record.meaning
+                    && u64::from(number) == xid & 0xFFFF_FFFF
+                    && record.end > base.point
+                {
+                    found = Some((record.end, time));
+                }
+                found.is_some()
+            })?;
+            if let Some((end, time)) = found {
+                return Ok(path.to_record(base, along, Target::Xid { xid, inclusive: true }, end, time));
+            }
+            upper = base.point;
+        }
+        Err(no_transaction())
+    }
 }
 
 /// Brings the log that a recovery needs into a restored folder, and says there what to recover to.

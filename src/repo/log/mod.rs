@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::id::Name;
 use crate::repo::format::{LOG_PIECE_MAX, ObjectKind};
+use crate::repo::keys::Role;
 use crate::repo::{Inner, Repository};
 use crate::store::ObjectInfo;
 use known::Known;
@@ -48,6 +49,14 @@ pub struct Appended {
     pub piece: PieceInfo,
     /// `false`: the same content was there already, perhaps with other facts, which stay.
     pub new: bool,
+}
+
+/// A piece that is ready to be stored.
+pub struct Sealed {
+    key: String,
+    piece: PieceInfo,
+    content: blake3::Hash,
+    bytes: Bytes,
 }
 
 /// A piece as a listing shows it, with what tells this object from another one that had its name.
@@ -96,6 +105,14 @@ impl Log {
     /// [`Kind::SplitBrain`] when another content is there under the same stretch; `WrongKey` for the maintainer role; `Damaged` when what
     /// is there cannot be read; `Unavailable` and the like: the same call again is safe.
     pub fn append(&self, stream: u64, start: u64, end: u64, facts: &serde_json::Value, bytes: &[u8]) -> Result<Appended> {
+        self.put(self.seal(stream, start, end, facts, bytes)?)
+    }
+
+    /// The first half of [`Log::append`], without the store: compresses and encrypts.
+    ///
+    /// # Errors
+    /// `WrongKey` for the maintainer role.
+    pub fn seal(&self, stream: u64, start: u64, end: u64, facts: &serde_json::Value, bytes: &[u8]) -> Result<Sealed> {
         if bytes.is_empty() || bytes.len() > LOG_PIECE_MAX || start.checked_add(bytes.len() as u64) != Some(end) {
             return Err(Error::new(Kind::Bug, format!("a log piece from {start:#x} to {end:#x} with {} bytes", bytes.len())));
         }
@@ -107,7 +124,15 @@ impl Log {
         let content = self.inner.keys.log_content(bytes)?;
         let sealed = piece::seal(&self.inner, &key, &self.plan, &self.source, content, facts, bytes)?;
         let piece = PieceInfo { stream, start, end, size: sealed.len() as u64 };
-        match self.inner.block_on(self.inner.store.create(&key, Bytes::from(sealed))) {
+        Ok(Sealed { key, piece, content, bytes: Bytes::from(sealed) })
+    }
+
+    /// The second half of [`Log::append`].
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub fn put(&self, Sealed { key, piece, content, bytes }: Sealed) -> Result<Appended> {
+        match self.inner.block_on(self.inner.store.create(&key, bytes)) {
             Ok(_) => Ok(Appended { piece, new: true }),
             // Sealing is randomised, so the same content has other bytes: what was sealed decides.
             Err(e) if e.kind() == Kind::AlreadyExists => self.settle_existing(&key, piece, content),
@@ -177,7 +202,37 @@ impl Log {
         Ok(open.label.content == content.to_hex().as_str())
     }
 
-    /// The same for many pieces: `take` gets each with its number in the list, in their order. Many requests at a time; what this machine read
+    /// Whether a piece holds what `bytes`, which begin at position `start`, have where both have any. One small request and no data: frames are
+    /// compared, of 1 MiB each. Of one that goes beyond `bytes` only the reader role can tell, and others take it as the same.
+    ///
+    /// # Errors
+    /// As [`Log::holds`].
+    pub fn agrees(&self, piece: &PieceInfo, start: u64, bytes: &[u8]) -> Result<bool> {
+        let open = self.inner.block_on(OpenPiece::fetch(&self.inner, &self.key(piece), piece))?;
+        let end = start.saturating_add(bytes.len() as u64);
+        let mut next = piece.start;
+        for frame in &open.directory.frames {
+            let frame_at = next;
+            next += u64::from(frame.plain_len);
+            let (from, to) = (frame_at.max(start), next.min(end));
+            if from >= to {
+                continue;
+            }
+            let part = &bytes[(from - start) as usize..(to - start) as usize];
+            let is_same = if (from, to) == (frame_at, next) {
+                let envelope = open.directory.envelopes[frame.envelope as usize].generation;
+                self.inner.keys.chunk_has_id(envelope, part, frame.chunks[0].id)?
+            } else {
+                self.inner.keys.role != Role::Reader || self.read_range(piece, from..to)? == part
+            };
+            if !is_same {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What was said of many pieces, as [`Log::facts`]: `take` gets each with its number in the list, in their order. Many requests at a time; what this machine read
     /// before of the same objects is not asked for again. `false` from `take` ends it.
     pub fn facts_of(&self, listed: &[Listed], mut take: impl FnMut(usize, Result<serde_json::Value>) -> bool) {
         use futures::StreamExt as _;

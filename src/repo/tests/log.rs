@@ -264,6 +264,38 @@ fn every_damage_to_a_log_is_found() {
 }
 
 #[test]
+fn what_overlaps_a_piece_is_compared_without_its_data() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let bytes = wal(1, (3 << 20) + 5000);
+    let piece = log(&repository).append(1, 1000, 1000 + bytes.len() as u64, &json!({}), &bytes).unwrap().piece;
+    let around = [noise(2, 1000), bytes, noise(3, 70)].concat();
+    let changed = |at: usize| {
+        let mut other = around.clone();
+        other[at] ^= 1;
+        other
+    };
+    let writer = open_as(&bench, Role::Writer);
+    let asked = |repository: &Repository| repository.store().metrics().verb(Verb::GetRange).requests;
+    for (repository, is_reader) in [(&repository, true), (&writer, false)] {
+        let log = log(repository);
+        let before = asked(repository);
+        assert!(log.agrees(&piece, 0, &around).unwrap());
+        assert_eq!(asked(repository) - before, 1);
+        assert!(log.agrees(&piece, 1500, &around[1500..2_000_000]).unwrap());
+        assert!(log.agrees(&piece, 0, &around[..1000]).unwrap(), "nothing that both have");
+        for at in [1000, 1000 + (1 << 20), around.len() - 71] {
+            assert!(!log.agrees(&piece, 0, &changed(at)).unwrap(), "{at}");
+        }
+        for at in [0, 999, around.len() - 70] {
+            assert!(log.agrees(&piece, 0, &changed(at)).unwrap(), "{at} is not of the piece");
+        }
+        // A part of a frame cannot be told apart without reading it.
+        assert_eq!(log.agrees(&piece, 0, &changed(1000)[..5000]).unwrap(), !is_reader);
+    }
+}
+
+#[test]
 fn gaps_are_kept_and_said_again() {
     let bench = Bench::new();
     let repository = bench.open();

@@ -3,6 +3,9 @@
 //! Steps: a temporary slot holds the log → the files are read (streamed by the server, or from its data folder) → fingerprints are taken at one
 //! exact position behind the backup's end → the log from the backup's start up to that position is read through the slot into `pg_wal/`.
 //! So a snapshot needs nothing but itself, and nothing is staged on this host's disks.
+//!
+//! A standby begins a backup at its last restartpoint, which may be on the timeline that its primary was on before a failover. Its log then goes through
+//! several timelines, and the history of the last one comes with it.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::{self, Cursor, Read};
@@ -35,7 +38,7 @@ use crate::source::postgres::replication::{
 };
 use crate::source::postgres::stream;
 use crate::source::postgres::throttle::Throttle;
-use crate::source::postgres::wal::{SegmentSize, WalName};
+use crate::source::postgres::wal::{SegmentSize, TimelineHistory, WalName};
 use crate::source::{Closed, Finish, Problem, SourceContext, SourceSnapshot};
 
 /// Oldest and newest major versions.
@@ -66,7 +69,11 @@ pub struct Point {
     pub system_identifier: String,
     /// `server_version_num`.
     pub server_version: u32,
+    /// Of its moment.
     pub timeline: u32,
+    /// Of `start`, where that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_timeline: Option<u32>,
     /// Replay begins here.
     pub start: Lsn,
     /// Behind this the files are consistent.
@@ -178,6 +185,7 @@ pub(super) struct BaseSnapshot {
     cancel: Cancel,
     facts: Facts,
     system_identifier: u64,
+    /// Of `start`.
     timeline: u32,
     /// Holds the slot; streams the log at the end.
     log: Option<Connection>,
@@ -216,6 +224,8 @@ enum Files {
 /// After all files were read.
 struct Done {
     stop: Lsn,
+    /// Of its moment.
+    timeline: u32,
     taken: Taken,
     problems: Vec<Problem>,
 }
@@ -282,6 +292,11 @@ impl BaseSnapshot {
         let start = self.sql.value(&format!("SELECT pg_catalog.{}", call.replace("LABEL", label)))?;
         self.sql.set_timeout(patience);
         self.start = start.unwrap_or_default().parse()?;
+        if let Some(log) = self.log.as_mut().filter(|_| self.facts.in_recovery) {
+            // The label will say it at the end.
+            let now = identify_system(log)?.timeline;
+            self.timeline = history_of(log, now)?.map_or(now, |(history, _)| history.timeline_at(self.start));
+        }
         let local = LocalReader::begin(LocalSettings {
             configuration: configuration.with_included(&data_directory),
             data_directory,
@@ -341,6 +356,8 @@ impl BaseSnapshot {
                 let row = rows.first().ok_or_else(|| Error::new(Kind::Failed, "the server does not tell where the backup ended"))?;
                 let stop: Lsn = row.required("lsn")?.parse()?;
                 let (label, map) = (row.required("labelfile")?.to_owned(), row.named("spcmapfile").unwrap_or_default().to_owned());
+                self.timeline = start_timeline(&label)
+                    .ok_or_else(|| Error::new(Kind::Failed, "the backup label does not tell its timeline").because(label.clone()))?;
                 self.queue(b"backup_label".to_vec(), label.into_bytes());
                 if !map.is_empty() {
                     self.queue(b"tablespace_map".to_vec(), map.into_bytes());
@@ -359,10 +376,15 @@ impl BaseSnapshot {
         let name = format!("lifeboat {}", self.slot.trim_start_matches("lifeboat_"));
         let options = fingerprint::Options { budget: self.fingerprint_budget, ..fingerprint::Options::default() };
         let taken = self.fingerprints(&name, &options).map_err(|error| error.within("take the fingerprints of the tables"))?;
+        let end = stop.max(taken.position.lsn);
+        let mut log = self.log.take().ok_or_else(|| Error::new(Kind::Bug, "the log of a base backup was read twice"))?;
+        let way = self.way(&mut log, end)?;
+        let timeline = way.timeline();
         let point = Point {
             system_identifier: self.system_identifier.to_string(),
             server_version: self.facts.version,
-            timeline: self.timeline,
+            timeline,
+            start_timeline: (self.timeline != timeline).then_some(self.timeline),
             start: self.start,
             stop,
             position: taken.position.clone(),
@@ -379,13 +401,43 @@ impl BaseSnapshot {
             self.extra.push_back((folder, Bytes::new()));
         }
         self.queue([CONFIGURATION_FOLDER, b"/", POINT_FILE.as_bytes()].concat(), point);
-        let end = stop.max(taken.position.lsn);
-        self.done = Some(Done { stop, taken, problems });
-        let log = self.log.take().ok_or_else(|| Error::new(Kind::Bug, "the log of a base backup was read twice"))?;
-        let first = self.facts.segment.number(self.start);
-        let stream = replication::start_replication(log, Some(&self.slot), self.facts.segment.start(first), self.timeline)?;
-        self.wal = Some(Wal::new(stream, first, self.facts.segment, end));
+        self.done = Some(Done { stop, timeline, taken, problems });
+        self.wal = Some(Wal::begin(
+            log,
+            self.slot.clone(),
+            LogPosition { lsn: self.start, timeline: self.timeline },
+            way,
+            end,
+            self.facts.segment,
+        )?);
         Ok(())
+    }
+
+    /// The way of the log from `start` to `end`, as the history of the timeline that it ends on; where that is not the one that it begins on, its file is
+    /// queued: without it no server finds this way.
+    fn way(&mut self, log: &mut Connection, end: Lsn) -> Result<TimelineHistory> {
+        let now = identify_system(log)?.timeline;
+        if now == self.timeline {
+            return Ok(TimelineHistory::first(now));
+        }
+        let history = history_of(log, now)?.map(|(history, _)| history).filter(|history| history.contains(self.timeline, self.start));
+        let history = history.ok_or_else(|| {
+            let what = format!(
+                "the server is on timeline {now}, whose history does not go through {} of timeline {}, where this backup begins",
+                self.start, self.timeline
+            );
+            Error::new(Kind::Failed, what).hint("back up again")
+        })?;
+        // Since then it may have gone further.
+        let last = history.timeline_at(Lsn(end.0.saturating_sub(1)));
+        if last == self.timeline {
+            return Ok(TimelineHistory::first(last));
+        }
+        let (way, file) = history_of(log, last)?.ok_or_else(|| {
+            Error::new(Kind::Failed, format!("the server does not have the history of timeline {last}")).hint("back up again")
+        })?;
+        self.queue(format!("pg_wal/{}", file.file_name).into_bytes(), file.content.to_vec());
+        Ok(way)
     }
 
     /// Tablespaces that were not there when the backup began: a replay would create them where the source has them.
@@ -435,8 +487,7 @@ impl BaseSnapshot {
     /// The next file of the log.
     fn next_segment(&mut self) -> Option<Entry> {
         let segment = self.facts.segment;
-        let number = self.wal.as_mut().and_then(Wal::next_segment)?;
-        let name = WalName::Segment { timeline: self.timeline, number }.text(segment);
+        let name = self.wal.as_mut().and_then(Wal::next_segment)?.text(segment);
         let kind = EntryKind::File { size: Some(u64::from(segment.bytes())), layout: Layout::Content };
         Some(self.entry(format!("pg_wal/{name}").into_bytes(), kind, 0o600))
     }
@@ -562,7 +613,7 @@ impl SourceSnapshot for BaseSnapshot {
     }
 
     fn finish(self: Box<Self>) -> Result<Finish> {
-        let Some(Done { stop, taken, problems }) = self.done else {
+        let Some(Done { stop, timeline, taken, problems }) = self.done else {
             return Err(Error::new(Kind::Bug, "a base backup was finished before its end"));
         };
         if self.wal.as_ref().is_none_or(|wal| !wal.is_complete()) || !self.extra.is_empty() {
@@ -570,10 +621,10 @@ impl SourceSnapshot for BaseSnapshot {
         }
         let (rows, bytes, milliseconds) =
             taken.cost.iter().fold((0, 0, 0), |sum, one| (sum.0 + one.rows, sum.1 + one.bytes, sum.2 + one.duration_ms));
-        let consistency = json!({
+        let mut consistency = json!({
             SYSTEM_IDENTIFIER: self.system_identifier.to_string(),
             "server_version": self.facts.version,
-            "timeline": self.timeline,
+            "timeline": timeline,
             "start_lsn": self.start,
             "stop_lsn": stop,
             "lsn": taken.position.lsn,
@@ -587,6 +638,9 @@ impl SourceSnapshot for BaseSnapshot {
                 "locked_ms": taken.locked_ms,
             },
         });
+        if timeline != self.timeline {
+            consistency["start_timeline"] = self.timeline.into();
+        }
         Ok(Finish { consistency, fingerprints: taken.tables, problems })
     }
 }
@@ -771,9 +825,31 @@ impl Read for Current {
     }
 }
 
+/// The history of a timeline, and its file. `None`: the first one has none, nor has a log that was begun anew by hand.
+fn history_of(log: &mut Connection, timeline: u32) -> Result<Option<(TimelineHistory, replication::TimelineHistory)>> {
+    if timeline == 1 {
+        return Ok(None);
+    }
+    let file = match replication::timeline_history(log, timeline) {
+        Ok(file) => file,
+        Err(error) if sqlstate(&error) == Some("58P01") => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let history = TimelineHistory::parse(timeline, &String::from_utf8_lossy(&file.content))?;
+    Ok(Some((history, file)))
+}
+
+/// As a `backup_label` tells it.
+fn start_timeline(label: &str) -> Option<u32> {
+    label.lines().find_map(|line| line.strip_prefix("START TIMELINE: ")?.trim().parse().ok())
+}
+
 /// The log of a backup, cut into segments; what is behind its end is zeros.
 struct Wal {
     feed: Mutex<Feed>,
+    slot: String,
+    /// Of the timeline that it ends on.
+    way: TimelineHistory,
     segment: SegmentSize,
     /// The segment to be yielded next.
     next: u64,
@@ -782,7 +858,10 @@ struct Wal {
 }
 
 struct Feed {
-    stream: WalStream,
+    /// `None`: a stream of another timeline could not be begun.
+    stream: Option<WalStream>,
+    /// That is streamed.
+    timeline: u32,
     /// Of the present segment.
     bytes: Vec<u8>,
     /// Received and of a later segment.
@@ -793,10 +872,13 @@ struct Feed {
 }
 
 impl Wal {
-    fn new(stream: WalStream, first: u64, segment: SegmentSize, end: Lsn) -> Self {
+    /// From the segment of `from` up to `end`, along `way`, through a slot of this connection's.
+    fn begin(log: Connection, slot: String, from: LogPosition, way: TimelineHistory, end: Lsn, segment: SegmentSize) -> Result<Self> {
+        let first = segment.number(from.lsn);
         let received = segment.start(first);
-        let feed = Mutex::new(Feed { stream, bytes: Vec::new(), rest: Bytes::new(), received, told: Instant::now() });
-        Self { feed, segment, next: first, last: segment.number_before(end), end }
+        let stream = Some(replication::start_replication(log, Some(&slot), received, from.timeline)?);
+        let feed = Feed { stream, timeline: from.timeline, bytes: Vec::new(), rest: Bytes::new(), received, told: Instant::now() };
+        Ok(Self { feed: Mutex::new(feed), slot, way, segment, next: first, last: segment.number_before(end), end })
     }
 
     fn end(&self) -> Lsn {
@@ -807,11 +889,15 @@ impl Wal {
         self.next > self.last
     }
 
-    fn next_segment(&mut self) -> Option<u64> {
-        (!self.is_complete()).then(|| {
-            self.next += 1;
-            self.next - 1
-        })
+    /// The segment in which the way left a timeline is the younger one's: that has all of it.
+    fn next_segment(&mut self) -> Option<WalName> {
+        if self.is_complete() {
+            return None;
+        }
+        let number = self.next;
+        self.next += 1;
+        let last_byte = Lsn(self.segment.start(self.next).min(self.end).0.saturating_sub(1));
+        Some(WalName::Segment { timeline: self.way.timeline_at(last_byte), number })
     }
 
     /// Whether the segment yielded last lacks log that the backup needs.
@@ -826,7 +912,7 @@ impl Wal {
     /// Takes what the server sends; false: nothing within this time.
     fn pull(&self, patience: Duration) -> Result<bool> {
         let mut feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
-        let event = feed.stream.next(patience)?;
+        let event = feed.stream()?.next(patience)?;
         let received = feed.received;
         let mut answer = feed.told.elapsed() >= STATUS_EVERY;
         let arrived = match event {
@@ -842,9 +928,18 @@ impl Wal {
                 answer |= reply;
                 false
             }
+            Some(WalEvent::TimelineEnd { next, at }) if self.way.left_at(feed.timeline) == Some(at) => {
+                // The present segment again: it is another file on the next timeline, with the same beginning.
+                let begin = self.segment.start(self.next.saturating_sub(1));
+                feed.go_on(next, begin, &self.slot)?;
+                true
+            }
             Some(WalEvent::TimelineEnd { next, at }) => {
-                return Err(Error::new(Kind::Failed, format!("the server was promoted to timeline {next} at {at} during the backup"))
-                    .hint("back up again"));
+                let what = format!(
+                    "the server left timeline {} at {at} for timeline {next}; this backup needs its log up to {}",
+                    feed.timeline, self.end
+                );
+                return Err(Error::new(Kind::Unavailable, what).hint("a failover during the backup: back up again"));
             }
             Some(WalEvent::End) => {
                 return Err(Error::new(Kind::Unavailable, "the server stopped during the backup").hint("back up again when it runs"));
@@ -853,7 +948,7 @@ impl Wal {
         };
         if answer {
             let received = feed.received;
-            feed.stream.status(received, received, received)?;
+            feed.stream()?.status(received, received, received)?;
             feed.told = Instant::now();
         }
         Ok(arrived)
@@ -877,6 +972,20 @@ impl Wal {
 }
 
 impl Feed {
+    fn stream(&mut self) -> Result<&mut WalStream> {
+        self.stream.as_mut().ok_or_else(|| Error::new(Kind::Bug, "the log of a base backup is not streamed any more"))
+    }
+
+    /// Streams another timeline from here on.
+    fn go_on(&mut self, timeline: u32, begin: Lsn, slot: &str) -> Result<()> {
+        let ended = self.stream.take().ok_or_else(|| Error::new(Kind::Bug, "the log of a base backup is not streamed any more"))?;
+        self.stream = Some(replication::start_replication(ended.stop()?, Some(slot), begin, timeline)?);
+        (self.timeline, self.received) = (timeline, begin);
+        self.bytes.clear();
+        self.rest.clear();
+        Ok(())
+    }
+
     /// Moves what belongs to the present segment there.
     fn take(&mut self, segment: SegmentSize) {
         let room = (segment.bytes() as usize).saturating_sub(self.bytes.len());

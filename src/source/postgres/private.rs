@@ -102,8 +102,9 @@ impl Point {
         if !self.is_reached(end) {
             return Err(Error::new(Kind::Damaged, format!("the log in the snapshot ends at {end}, it must reach {}", self.position.lsn)));
         }
-        // Log that was brought for a later moment may go on along later timelines.
-        for timeline in recover::timelines_in_log(data)?.into_iter().filter(|timeline| *timeline > self.timeline) {
+        // It may begin on an earlier timeline, and log that was brought for a later moment may go on along later ones.
+        let first = self.start_timeline.unwrap_or(self.timeline);
+        for timeline in recover::timelines_in_log(data)?.into_iter().filter(|timeline| *timeline != self.timeline && *timeline >= first) {
             created.extend(recover::tablespaces_in_log(data, identifier, timeline, self.start, target)?.0);
         }
         created.sort();
@@ -114,7 +115,8 @@ impl Point {
     /// To the snapshot's own moment, or to what was asked for.
     pub(super) fn recovery(&self, asked: Option<&Request>) -> Recovery {
         let (target, timeline) = match asked {
-            None => (self.target(), Timeline::Current),
+            // The control file may still be of the timeline that it begins on.
+            None => (self.target(), self.start_timeline.map_or(Timeline::Current, |_| Timeline::Number(self.timeline))),
             Some(asked) => (asked.target.clone(), asked.timeline),
         };
         Recovery { target, timeline, restore_command: None, action: Action::Promote }

@@ -12,6 +12,7 @@ fn base(timeline: u32, point: u64) -> Base {
         id: SnapshotId::generate(time(point)),
         system_identifier: "7".into(),
         timeline,
+        start_timeline: timeline,
         point: Lsn(point),
         restore_point: Some(format!("lifeboat {timeline} {point}")),
         time: time(point >> 13),
@@ -168,4 +169,60 @@ fn a_clock_that_was_set_back_before_the_stop_is_seen() {
     pieces[1].1.first_commit = Some(time(20));
     pieces[2].1.first_commit = Some(time(25) - chrono::TimeDelta::milliseconds(200));
     assert_eq!(seen(&pieces, time(25)), None);
+}
+
+#[test]
+fn what_cannot_be_had_is_answered_with_what_can() {
+    let view = view(&[base(1, 5 << 13)], &[piece(1, 0, 10), piece(1, 10, 20)], &[]);
+    let at = Wanted::Time(time(15));
+    for (wanted, timeline) in [(Wanted::Time(time(21)), None), (at.clone(), Some(2)), (at, Some(7)), (Wanted::Latest, Some(2))] {
+        let error = view.route(&wanted, timeline).unwrap_err();
+        assert_eq!(error.kind(), Kind::NoRecoveryPoint);
+        assert!(error.hint_text().unwrap().contains("what can be recovered: 2026-"), "{error:?}");
+    }
+}
+
+#[test]
+fn a_snapshot_whose_own_log_goes_through_two_timelines_names_the_second() {
+    let mut base = base(2, 5 << 13);
+    let replayed = |base: &Base, wanted: &Wanted| {
+        view(std::slice::from_ref(base), &[piece(2, 0, 10), piece(2, 10, 20)], &[]).route(wanted, None).unwrap().replay.unwrap().timeline
+    };
+    let all = [Wanted::Latest, Wanted::Immediate, Wanted::Time(time(15))];
+    assert!(all.iter().all(|wanted| replayed(&base, wanted) == Timeline::Current));
+    base.start_timeline = 1;
+    assert!(all.iter().all(|wanted| replayed(&base, wanted) == Timeline::Number(2)));
+}
+
+#[test]
+fn a_commit_that_nobody_tells_of_can_only_lie_where_somebody_began_to_read() {
+    let segment = SEGMENT >> 13;
+    let base = base(1, 5 << 13);
+    let unseen = |pieces: &[(PieceInfo, PieceFacts)], at: u64| {
+        let view = view(std::slice::from_ref(&base), pieces, &[]);
+        let found = view.unseen(&base, &view.path(&base, 1).unwrap(), time(at));
+        found.into_iter().map(|lsn| lsn.0 / SEGMENT).collect::<Vec<_>>()
+    };
+    let mut pieces: Vec<_> = (0..5).map(|number| piece(1, number * segment, (number + 1) * segment)).collect();
+    for (_, facts) in &mut pieces {
+        // A record lies across the end of each.
+        facts.valid_to = Lsn(facts.valid_to.0 - 8);
+    }
+    let last = 5 * segment;
+    assert!(unseen(&pieces, last + 100).is_empty(), "behind the start of the last one, which has a commit");
+    assert_eq!(unseen(&pieces, last), [4], "its commit may be out of order");
+    for (_, facts) in &mut pieces[2..] {
+        (facts.first_commit, facts.last_commit, facts.server_clock) = (None, None, Some(time(last)));
+    }
+    assert_eq!(unseen(&pieces, last), [2, 3, 4]);
+    pieces[2].1.valid_to = Lsn(3 * SEGMENT);
+    assert_eq!(unseen(&pieces, last), [2, 4], "a record is known to end where the segment does");
+    // No record ends in it.
+    pieces[3].1.valid_to = Lsn(3 * SEGMENT);
+    pieces[2].1.valid_to = Lsn(3 * SEGMENT - 8);
+    assert_eq!(unseen(&pieces, last), [2, 3, 4]);
+    for (_, facts) in &mut pieces {
+        (facts.first_commit, facts.last_commit) = (None, None);
+    }
+    assert_eq!(unseen(&pieces, last), [1, 2, 3, 4], "none before the snapshot");
 }

@@ -3,6 +3,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::id::SnapshotId;
 use crate::repo::{OpenOptions, Passphrase, Repository};
+use crate::source::postgres::wal::FactsReader;
 use crate::store::faults::{Effect, Faults, Rule};
 use crate::store::{Store, Verb};
 
@@ -80,6 +81,7 @@ fn base(page: u64) -> Base {
         id: SnapshotId::generate(time(page)),
         system_identifier: "7234567890123456789".into(),
         timeline: 1,
+        start_timeline: 1,
         point: Lsn(page * PAGE),
         restore_point: None,
         time: time(page),
@@ -172,4 +174,172 @@ fn small_pieces_inside_a_sound_whole_one_are_not_asked_for_and_serve_when_it_is_
     let far = other.far(Duration::ZERO);
     looked_at(&far, &bases);
     assert_eq!(other.asked(), 10);
+}
+
+/// Log as a server writes it, from the start of a segment of 1 MiB on.
+struct Written {
+    start: u64,
+    bytes: Vec<u8>,
+    /// Start of the last record.
+    last: u64,
+}
+
+const SEGMENT: u64 = 1 << 20;
+const IDENTIFIER: u64 = 7_234_567_890_123_456_789;
+
+impl Written {
+    fn at(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+
+    /// At the start of a page: its header; so many bytes of a record continue there.
+    fn header(&mut self, continued: usize) {
+        let at = self.at();
+        if !at.is_multiple_of(PAGE) {
+            return;
+        }
+        let is_long = at.is_multiple_of(SEGMENT);
+        self.bytes.extend(0xD110_u16.to_le_bytes());
+        self.bytes.extend((u16::from(continued > 0) | u16::from(is_long) << 1).to_le_bytes());
+        self.bytes.extend(1_u32.to_le_bytes());
+        self.bytes.extend(at.to_le_bytes());
+        self.bytes.extend(u32::try_from(continued).unwrap().to_le_bytes());
+        self.bytes.extend([0; 4]);
+        if is_long {
+            self.bytes.extend(IDENTIFIER.to_le_bytes());
+            self.bytes.extend(u32::try_from(SEGMENT).unwrap().to_le_bytes());
+            self.bytes.extend(8192_u32.to_le_bytes());
+        }
+    }
+
+    /// Where it begins and ends.
+    fn record(&mut self, manager: u8, xid: u32, body: &[u8]) -> (u64, u64) {
+        self.header(0);
+        let start = self.at();
+        let mut record = Vec::new();
+        record.extend(u32::try_from(24 + body.len()).unwrap().to_le_bytes());
+        record.extend(xid.to_le_bytes());
+        record.extend(self.last.to_le_bytes());
+        record.extend([0, manager, 0, 0]);
+        let checked = [body, &record].concat();
+        record.extend(u32::try_from(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &checked)).unwrap().to_le_bytes());
+        record.extend(body);
+        let mut rest = record.as_slice();
+        while !rest.is_empty() {
+            self.header(rest.len());
+            let room = usize::try_from(PAGE - self.at() % PAGE).unwrap();
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            self.bytes.extend(now);
+            rest = later;
+        }
+        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+        self.last = start;
+        (start, self.at())
+    }
+
+    fn commit(&mut self, xid: u32, second: u64) -> (u64, u64) {
+        let since_2000 = time(second).timestamp_micros() - 946_684_800_000_000;
+        self.record(1, xid, &[&[255, 8], &since_2000.to_le_bytes()[..]].concat())
+    }
+
+    /// One that says nothing, so long in all.
+    fn fill(&mut self, length: u64) {
+        self.record(10, 0, &vec![0; usize::try_from(length).unwrap() - 24]);
+    }
+
+    /// The next record begins there.
+    fn fill_to(&mut self, to: u64) {
+        while self.at() / PAGE < to / PAGE {
+            self.header(0);
+            self.fill(PAGE - self.at() % PAGE);
+        }
+        self.header(0);
+        self.fill(to - self.at());
+        assert_eq!(self.at(), to);
+    }
+
+    /// Stores some of it, read from its segment's start on as whoever archives or begins to stream does.
+    fn store(&self, log: &Log, from: u64, to: u64, clock: Option<u64>) {
+        let begin = from - from % SEGMENT;
+        let bytes =
+            |from: u64, to: u64| &self.bytes[usize::try_from(from - self.start).unwrap()..usize::try_from(to - self.start).unwrap()];
+        let mut reader = FactsReader::new(Lsn(begin), SegmentSize::new(SEGMENT).unwrap(), IDENTIFIER).unwrap();
+        reader.take(1, bytes(begin, from));
+        let mut facts = reader.take(1, bytes(from, to));
+        facts.server_clock = clock.map(time);
+        log.append(1, from, to, &serde_json::to_value(facts).unwrap(), bytes(from, to)).unwrap();
+    }
+}
+
+/// A snapshot's log, and the position where it ends.
+fn written() -> (Written, Base) {
+    let mut written = Written { start: SEGMENT, bytes: Vec::new(), last: 8 };
+    written.fill(64);
+    let point = Lsn(written.at());
+    (written, Base { point, ..base(0) })
+}
+
+fn settled(log: &Log, base: &Base, wanted: &Wanted) -> (Replay, Replay) {
+    let view = looked_at(log, std::slice::from_ref(base));
+    let told = view.route(wanted, None).unwrap();
+    let reading = Reading { log, view: &view, pieces: view.pieces(), cancel: &Cancel::default() };
+    let settled = reading.settle(told.clone(), wanted).unwrap();
+    assert_eq!((told.base, told.at), (settled.base, settled.at));
+    (told.replay.unwrap(), settled.replay.unwrap())
+}
+
+#[test]
+fn a_commit_across_two_segments_that_no_facts_tell_of_is_not_replayed_before_its_time() {
+    let bench = Bench::new();
+    let log = bench.log(bench.store.clone());
+    let (mut written, base) = written();
+    written.commit(1, 10);
+    // Longer than what is read at first, over the ends of three segments.
+    written.fill(3 * SEGMENT);
+    written.fill_to(5 * SEGMENT - 16);
+    let (start, end) = written.commit(2, 20);
+    assert!(start < 5 * SEGMENT && end > 5 * SEGMENT);
+    written.fill(64);
+    for number in 1..5 {
+        written.store(&log, number * SEGMENT, (number + 1) * SEGMENT, None);
+    }
+    written.store(&log, 5 * SEGMENT, end, None);
+    written.store(&log, end, written.at(), Some(100));
+    for second in [11, 15, 19] {
+        let (told, settled) = settled(&log, &base, &Wanted::Time(time(second)));
+        assert_eq!(told.target, Target::Latest, "by the facts");
+        assert_eq!((settled.target, settled.end), (Target::Time(time(second)), Lsn(end)));
+    }
+    for second in [20, 21, 100] {
+        let (told, settled) = settled(&log, &base, &Wanted::Time(time(second)));
+        assert_eq!((told, &settled.target), (settled.clone(), &Target::Latest));
+    }
+}
+
+#[test]
+fn a_position_inside_the_last_record_of_a_piece_needs_the_next_one() {
+    let bench = Bench::new();
+    let log = bench.log(bench.store.clone());
+    let (mut written, base) = written();
+    written.commit(1, 10);
+    let (start, end) = written.commit(2, 20);
+    written.store(&log, SEGMENT, end, None);
+    let inside = Wanted::Lsn(Lsn(start + 8));
+    // All that there is was written before.
+    let (told, last) = settled(&log, &base, &inside);
+    assert_eq!((told.target, last.target), (Target::Lsn { lsn: Lsn(start + 8), inclusive: false }, Target::Latest));
+    written.fill(3 * SEGMENT);
+    let behind = written.at();
+    written.commit(3, 30);
+    written.store(&log, end, 2 * SEGMENT, None);
+    for number in 2..4 {
+        written.store(&log, number * SEGMENT, (number + 1) * SEGMENT, None);
+    }
+    written.store(&log, 4 * SEGMENT, behind - 1, None);
+    assert_eq!(settled(&log, &base, &inside).1.target, Target::Latest, "the next record is not whole");
+    written.store(&log, behind - 1, written.at(), None);
+    let (told, next) = settled(&log, &base, &inside);
+    assert_eq!((told.end, next.end, next.target), (Lsn(end), Lsn(written.at()), told.target));
+    let (told, exact) = settled(&log, &base, &Wanted::Lsn(Lsn(start)));
+    assert_eq!(told, exact, "it begins there");
 }
