@@ -159,7 +159,7 @@ fn rows_names_errors_and_copies() {
     let mut lines = 0;
     while let Some(line) = copy.next().unwrap() {
         lines += 1;
-        assert_eq!(line, format!("{lines}\n"));
+        assert!(line.ends && line.bytes == format!("{lines}\n"));
     }
     assert!(copy.next().unwrap().is_none());
     assert_eq!(lines, 100_000);
@@ -172,6 +172,25 @@ fn rows_names_errors_and_copies() {
     };
     assert_eq!(sqlstate(&error), Some("22012"));
     assert_eq!(connection.value("SELECT 1").unwrap().unwrap(), "1");
+    // A wide row comes in pieces, between others and at the end.
+    for (width, more) in [(262_138, 3), (262_200, 3), (3_000_000, 1)] {
+        let query = format!("SELECT CASE WHEN g = 1 THEN repeat('x', {width}) ELSE g::text END FROM generate_series(1, {more}) g");
+        let mut copy = connection.copy_out(&format!("COPY ({query}) TO STDOUT")).unwrap();
+        let (mut rows, mut row, mut pieces) = (Vec::new(), Vec::new(), 0);
+        while let Some(piece) = copy.next().unwrap() {
+            assert!(!piece.bytes.is_empty() && piece.bytes.len() <= 256 * 1024);
+            row.extend_from_slice(&piece.bytes);
+            pieces += 1;
+            if piece.ends {
+                rows.push(std::mem::take(&mut row));
+            }
+        }
+        assert_eq!((rows.len(), rows[0].len(), row.len()), (more, width + 1, 0));
+        assert!(rows.iter().all(|row| row.iter().position(|byte| *byte == b'\n') == Some(row.len() - 1)));
+        assert_eq!(pieces > more, width > 262_138, "{pieces} pieces");
+    }
+    assert_eq!(connection.value("SELECT length(repeat('x', 1000000))").unwrap().unwrap(), "1000000");
+
     assert!(connection.query("COPY (SELECT 1) TO STDOUT").is_err() && connection.query(&format!("COPY {table} FROM STDIN")).is_err());
     assert!(connection.copy_out("SELECT 1").is_err());
 
@@ -297,7 +316,7 @@ fn a_query_that_never_ends_and_a_server_that_does() {
     let running = || cluster.value("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'");
 
     let mut connection = cluster.connect();
-    connection.set_timeout(Some(Duration::from_millis(500)));
+    connection.set_timeout(Duration::from_millis(500));
     let error = connection.query("SELECT pg_sleep(600)").unwrap_err();
     assert!(error.kind() == Kind::Unavailable && shown(&error).contains("in time"), "{}", shown(&error));
     assert_eq!(connection.query("SELECT 1").unwrap_err().kind(), Kind::Unavailable, "no answer of an earlier question");

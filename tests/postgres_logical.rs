@@ -7,7 +7,7 @@ mod workspace;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,7 +86,12 @@ struct World {
 impl World {
     /// A server with a CRM and a repository; `more` stands in the source's section.
     fn new(version: u32, user: &str, more: &str) -> Self {
-        let cluster = Options::new(version).start();
+        Self::with(version, &bin_directory(version), user, more)
+    }
+
+    /// `programs`: the folder that the server's are in.
+    fn with(version: u32, programs: &Path, user: &str, more: &str) -> Self {
+        let cluster = Options::new(version).programs(programs).start();
         cluster.sql(
             "CREATE ROLE clerk LOGIN PASSWORD 'TESTPASSWORD-clerk' VALID UNTIL '2038-01-01'; CREATE ROLE staff; GRANT staff TO clerk; \
             ALTER ROLE clerk SET work_mem = '7MB'; CREATE ROLE keeper LOGIN",
@@ -131,7 +136,7 @@ expect = "= 5000"
 database = "{DATABASE}"
 "#,
             world.folder.path().display(),
-            bin_directory(version).display(),
+            programs.display(),
         );
         fs::write(world.path("plans/crm.toml"), plan).unwrap();
         let settings = world.cluster.socket_settings();
@@ -170,6 +175,13 @@ database = "{DATABASE}"
         assert_eq!(output.status.code(), Some(code), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
         assert!(!text(&output.stdout).contains(MARKER) && !text(&output.stderr).contains(MARKER), "rows are told");
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stdout)))
+    }
+
+    /// For backups without the database that the plan's check asks.
+    fn without_check(self) -> Self {
+        let plan = fs::read_to_string(self.path("plans/crm.toml")).unwrap();
+        fs::write(self.path("plans/crm.toml"), plan.split("[[plan.crm.drill.check]]").next().unwrap()).unwrap();
+        self
     }
 
     /// A URL over TCP, its password in a file.
@@ -330,6 +342,26 @@ fn what_may_not_be_read_is_named_and_fails() {
     assert!(message(&refused).contains("large-objects/4713"), "{refused}");
     assert!(world.json(&["snapshots", "crm"], 0)["snapshots"].as_array().unwrap().is_empty());
     world.sql(DATABASE, "GRANT SELECT ON LARGE OBJECT 4713 TO keeper");
+    // What pg_dump does not show to this role.
+    world.sql(DATABASE, "CREATE SUBSCRIPTION far CONNECTION 'dbname=x' PUBLICATION p WITH (connect = false); CREATE FOREIGN DATA WRAPPER w; \
+        CREATE SERVER far FOREIGN DATA WRAPPER w; CREATE USER MAPPING FOR clerk SERVER far OPTIONS (password 'x'); CREATE USER MAPPING FOR keeper SERVER far; \
+        GRANT USAGE ON FOREIGN SERVER far TO keeper");
+    let backup = world.json(&["backup", "crm"], 3);
+    let lacking = |report: &Value| -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        report["problems"].as_array().unwrap().iter().map(|problem| (text(&problem["kind"]), text(&problem["object"]))).collect()
+    };
+    let expected = ["subscription far of database Mein CRM é", "user mapping of clerk for server far of database Mein CRM é"];
+    assert_eq!(lacking(&backup), expected.map(|object| ("hidden-definition".to_owned(), object.to_owned())), "{backup}");
+    let told = backup["warnings"].to_string();
+    assert_eq!(told.matches("pg_dump of database Mein CRM é: subscriptions not dumped").count(), 1, "{told}");
+    assert!(told.contains("passwords of roles"), "{told}");
+    let doctor = world.run(&["doctor", "crm"]);
+    let doctor = text(&doctor.stdout);
+    assert!(expected.iter().all(|object| doctor.contains(object)), "{doctor}");
+    world.sql(DATABASE, "ALTER SUBSCRIPTION far SET (slot_name = NONE)");
+    world.sql(DATABASE, "DROP SUBSCRIPTION far");
+    world.sql(DATABASE, "DROP USER MAPPING FOR clerk SERVER far");
     let backup = world.json(&["backup", "crm"], 0);
     assert!(backup["warnings"].to_string().contains("passwords of roles"), "{backup}");
     let target = Cluster::start(distribution_version());
@@ -420,4 +452,157 @@ fn rows_that_are_not_those_of_the_backup_are_refused() {
     fs::write(&file, &whole).unwrap();
     let loaded = load("three").unwrap();
     assert_eq!(loaded.databases, [DATABASE]);
+}
+
+/// Rows that are not as UTF-8 has them: an encoding, and the bytes of a text in it.
+const ENCODED: [(&str, &str); 4] =
+    [("LATIN1", "\\xe9"), ("WIN1252", "\\xe9\\x81"), ("SQL_ASCII", "\\xff\\xe9"), ("MULE_INTERNAL", "\\x81\\xe9")];
+
+#[test]
+fn every_encoding_comes_back_byte_for_byte() {
+    let world = World::new(distribution_version(), "postgres", "databases = [\"latin1\", \"win1252\", \"sql_ascii\", \"mule_internal\"]")
+        .without_check();
+    let names = ENCODED.map(|(encoding, _)| encoding.to_lowercase());
+    for ((encoding, bytes), name) in ENCODED.iter().zip(&names) {
+        world.cluster.sql(&format!("CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"));
+        world.sql(name, &format!("CREATE TABLE t(v text DEFAULT E'{bytes}'); INSERT INTO t VALUES (E'{bytes}'), ('a')"));
+    }
+    world.json(&["backup", "crm"], 0);
+    let drill = world.json(&["drill", "run", "crm"], 0);
+    let outcome =
+        |name: &str| drill["checks"].as_array().unwrap().iter().find(|check| check["name"] == name).map(|check| check["outcome"].clone());
+    assert_eq!(outcome("everything loaded").unwrap(), "passed", "{drill}");
+    for name in &names {
+        assert_eq!(outcome(&format!("content of {name}.public.t")).unwrap(), "passed", "{drill}");
+    }
+    let target = Cluster::start(distribution_version());
+    let url = world.url(&target, "");
+    world.json(&["restore", "crm", "--to", &url, "--yes"], 0);
+    let asked = "SELECT string_agg(md5(v), ',' ORDER BY md5(v)) || (SELECT md5(pg_get_expr(adbin, adrelid)) FROM pg_attrdef) FROM t";
+    let of = |cluster: &Cluster, name: &str| World::connect(cluster, name).value(asked).unwrap().unwrap();
+    for name in &names {
+        assert_eq!(of(&target, name), of(&world.cluster, name), "{name}");
+    }
+    // As backups were before rows kept their encoding: in UTF-8.
+    let tree = world.path("tree");
+    world.json(&["restore", "crm", "--to", tree.to_str().unwrap(), "--yes"], 0);
+    let mut contents: Value = serde_json::from_slice(&fs::read(tree.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(contents["format"], 2);
+    contents["format"] = 1.into();
+    let latin1 = contents["databases"].as_array_mut().unwrap().iter().find(|database| database["name"] == "latin1").unwrap().clone();
+    let mut latin1 = latin1;
+    assert_eq!(latin1.as_object_mut().unwrap().remove("rows_encoding").unwrap(), "LATIN1");
+    fs::write(tree.join("latin1/data/public.t.copy"), "é\na\n").unwrap();
+    latin1["tables"][0]["bytes"] = 5.into();
+    contents["databases"] = serde_json::json!([latin1]);
+    fs::write(tree.join("manifest.json"), contents.to_string()).unwrap();
+    target.sql("DROP DATABASE latin1");
+    let scratch = world.path("scratch");
+    fs::create_dir(&scratch).unwrap();
+    let context = lifeboat::source::SourceContext {
+        scratch,
+        fingerprint_key: [0; 32],
+        progress: Arc::new(lifeboat::event::Silent),
+        cancel: Cancel::default(),
+    };
+    let settings = target.socket_settings();
+    let Host::Socket(socket) = &settings.host else { panic!("no socket") };
+    let place =
+        lifeboat::source::postgres::logical::Target::parse(&format!("host={} port={} user=postgres", socket.display(), settings.port))
+            .unwrap();
+    lifeboat::source::postgres::logical::load(&tree, &place, Some(&bin_directory(distribution_version())), &context).unwrap();
+    assert_eq!(of(&target, "latin1"), of(&world.cluster, "latin1"));
+    world.is_clean();
+}
+
+/// A copy of a server's programs (its folder with them is second) with an extension that keeps rows of the user beside its own.
+fn programs_with_extension(version: u32) -> (TempDir, PathBuf) {
+    let programs = fs::canonicalize(bin_directory(version)).unwrap();
+    let ancestors: Vec<&Path> = programs.ancestors().skip(1).take(3).collect();
+    let [installed, package, shelf] = ancestors.as_slice() else { panic!("{}", programs.display()) };
+    let copy = tempfile::tempdir().unwrap();
+    fs::set_permissions(copy.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // The programs look for their libraries beside the package.
+    for beside in fs::read_dir(shelf).unwrap().map(|beside| beside.unwrap()) {
+        if beside.path() != *package {
+            std::os::unix::fs::symlink(beside.path(), copy.path().join(beside.file_name())).unwrap();
+        }
+    }
+    let mine = copy.path().join(installed.strip_prefix(shelf).unwrap());
+    fs::create_dir_all(&mine).unwrap();
+    for part in ["bin", "lib", "share"] {
+        assert!(Command::new("cp").arg("-r").arg(installed.join(part)).arg(&mine).status().unwrap().success());
+    }
+    let folder = mine.join("share/postgresql/extension");
+    fs::write(folder.join("settings.control"), "default_version = '1.0'\nrelocatable = true\n").unwrap();
+    let script = "CREATE TABLE setting(name text PRIMARY KEY, value text, own bool NOT NULL DEFAULT false); INSERT INTO setting VALUES ('depth', '3', true);\n\
+        CREATE TABLE journal(n int);\n\
+        SELECT pg_extension_config_dump('setting', 'WHERE NOT own'); SELECT pg_extension_config_dump('journal', '');\n";
+    fs::write(folder.join("settings--1.0.sql"), script).unwrap();
+    (copy, mine.join("bin"))
+}
+
+#[test]
+fn rows_of_the_user_in_tables_of_extensions_are_proven() {
+    let (_copy, programs) = programs_with_extension(NEWEST);
+    let world = World::with(NEWEST, &programs, "postgres", "databases = [\"second\"]").without_check();
+    world.sql(
+        "second",
+        "CREATE EXTENSION settings; INSERT INTO setting VALUES ('width', 'ours'); INSERT INTO journal SELECT generate_series(1, 10)",
+    );
+    world.json(&["backup", "crm"], 0);
+    let drill = world.json(&["drill", "run", "crm"], 0);
+    let check = |name: &str| {
+        let checks = drill["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name}: {drill}")).clone()
+    };
+    for (name, rows) in [("setting", "1 rows"), ("journal", "10 rows"), ("t", "2 rows")] {
+        let check = check(&format!("content of second.public.{name}"));
+        assert!(check["outcome"] == "passed" && check["actual"].as_str().unwrap().starts_with(rows), "{check}");
+    }
+}
+
+/// The most memory that a program needed, in MiB, and how it ended.
+fn peak_mib(command: &mut Command) -> (u64, Output) {
+    let child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut peak = 0;
+            while !ended.load(Ordering::Relaxed) {
+                let text = fs::read_to_string(&status).unwrap_or_default();
+                let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+                let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|kib| kib.parse::<u64>().ok());
+                peak = peak.max(kib.unwrap_or(0) / 1024);
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            peak
+        });
+        let output = child.wait_with_output().unwrap();
+        ended.store(true, Ordering::Relaxed);
+        (watch.join().unwrap(), output)
+    })
+}
+
+#[test]
+fn memory_does_not_follow_the_widest_row() {
+    let mib = std::env::var("LIFEBOAT_TEST_WIDE_MIB").map_or(96, |text| text.parse().unwrap());
+    let world = World::new(distribution_version(), "postgres", "databases = [\"second\"]").without_check();
+    world.sql("second", "CREATE TABLE wide(b bytea)");
+    world.json(&["backup", "crm"], 0);
+    let (without, _) = peak_mib(&mut world.command(&["backup", "crm"]));
+    world.sql("second", &format!("INSERT INTO wide SELECT convert_to(repeat('0123456789abcde ', {mib} * 65536), 'UTF8')"));
+    let target = Cluster::start(distribution_version());
+    let url = world.url(&target, "");
+    for words in [&["backup", "crm"][..], &["restore", "crm", "--to", &url, "--yes"], &["drill", "run", "crm"]] {
+        let (peak, output) = peak_mib(&mut world.command(words));
+        eprintln!("{}: {peak} MiB, {without} MiB without the row", words[0]);
+        assert_eq!(output.status.code(), Some(0), "{words:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+        assert!(words[0] != "drill" || text(&output.stdout).contains("content of second.public.wide"), "{}", text(&output.stdout));
+        // The row is of twice as many MiB as text.
+        assert!(peak > 0 && peak < without + mib, "{words:?}: {peak} MiB, {without} MiB without a row of {mib} MiB");
+    }
+    let asked = "SELECT md5(b) FROM wide";
+    assert_eq!(World::connect(&target, "second").value(asked).unwrap(), World::connect(&world.cluster, "second").value(asked).unwrap());
 }

@@ -299,10 +299,11 @@ pub(crate) fn missing(sources: &[SourceRecord]) -> Vec<Missing> {
 }
 
 /// Whether content is missing from a snapshot of these sources, so that it does not count against the data-loss objective. A file that was
-/// written to or removed while it was read, attributes, sockets and fingerprints that could not be had are gaps too, but the snapshot has
+/// written to or removed while it was read, attributes, sockets, fingerprints and definitions that could not be had are gaps too, but the snapshot has
 /// what there was to have of the rest.
 pub(crate) fn lacks_content(sources: &[SourceRecord]) -> bool {
-    const BESIDE: [&str; 5] = ["changed-while-read", "vanished", "unreadable-attribute", "skipped-special", "no-fingerprint"];
+    const BESIDE: [&str; 6] =
+        ["changed-while-read", "vanished", "unreadable-attribute", "skipped-special", "no-fingerprint", "hidden-definition"];
     missing(sources).iter().any(|missing| !BESIDE.contains(&missing.kind.as_str()))
 }
 

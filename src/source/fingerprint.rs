@@ -33,6 +33,8 @@
 
 use std::collections::HashSet;
 
+use blake3::hazmat::{ChainingValue, HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root};
+
 use crate::source::TableFingerprint;
 
 const TAG_NULL: u8 = 0;
@@ -40,6 +42,8 @@ const TAG_INTEGER: u8 = 1;
 const TAG_REAL: u8 = 2;
 const TAG_TEXT: u8 = 3;
 const TAG_BYTES: u8 = 4;
+/// A long row is hashed in parts of this size: a power of two of BLAKE3's chunks, so that each is a subtree of its own.
+const GRANULE: usize = 64 * 1024;
 
 /// Encodes one row at a time (see the module documentation) in a buffer that is reused.
 #[derive(Debug, Default, Clone)]
@@ -96,6 +100,112 @@ impl RowEncoder {
     }
 }
 
+/// A row of nulls and texts that is encoded and hashed as it arrives: however wide it is, this needs about 32 bytes for each 64 KiB of it.
+///
+/// A text's length stands before it and is known only behind it. So the granule with the length waits; those behind it are hashed meanwhile, which
+/// BLAKE3's tree allows.
+pub struct LongRow {
+    key: [u8; 32],
+    /// Of the granules before `last`, in order; zeros in place of one that waits.
+    hashed: Vec<ChainingValue>,
+    /// Those with a length that is not known yet, by number: two at most.
+    waiting: Vec<(usize, Vec<u8>)>,
+    /// The last granule so far; full only until there is more.
+    last: Vec<u8>,
+    /// Of the text under way: where in the encoding its length stands, and how many bytes it has so far.
+    text: Option<(usize, u64)>,
+}
+
+impl LongRow {
+    /// A row of exactly `values` values; the caller then adds each of them, left to right.
+    pub fn new(key: &[u8; 32], values: u32) -> Self {
+        Self { key: *key, hashed: Vec::new(), waiting: Vec::new(), last: values.to_le_bytes().to_vec(), text: None }
+    }
+
+    /// Adds an SQL NULL.
+    pub fn null(&mut self) {
+        self.push(&[TAG_NULL]);
+    }
+
+    /// Begins a text, which [`Self::text`] is then called for and [`Self::end_text`] ends.
+    pub fn begin_text(&mut self) {
+        self.push(&[TAG_TEXT]);
+        self.text = Some((self.hashed.len() * GRANULE + self.last.len(), 0));
+        self.push(&[0; 8]);
+    }
+
+    /// Adds a part of the text.
+    pub fn text(&mut self, part: &[u8]) {
+        if let Some((_, length)) = &mut self.text {
+            *length += part.len() as u64;
+        }
+        self.push(part);
+    }
+
+    /// Ends the text: now its length is known.
+    pub fn end_text(&mut self) {
+        let Some((at, length)) = self.text.take() else { return };
+        for (position, byte) in (at..).zip(length.to_le_bytes()) {
+            let (number, offset) = (position / GRANULE, position % GRANULE);
+            let granule = self.waiting.iter_mut().find(|(waiting, _)| *waiting == number).map_or(&mut self.last, |(_, granule)| granule);
+            granule[offset] = byte;
+        }
+        for (number, granule) in std::mem::take(&mut self.waiting) {
+            self.hashed[number] = self.chaining_value(number, &granule);
+        }
+    }
+
+    fn push(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.last.len() == GRANULE {
+                self.close();
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(GRANULE - self.last.len()));
+            self.last.extend_from_slice(now);
+            bytes = later;
+        }
+    }
+
+    /// Something follows the last granule: it is not the end of the tree.
+    fn close(&mut self) {
+        let number = self.hashed.len();
+        let (begin, end) = (number * GRANULE, (number + 1) * GRANULE);
+        if self.text.is_some_and(|(at, _)| at + 8 > begin && at < end) {
+            self.waiting.push((number, std::mem::take(&mut self.last)));
+            self.hashed.push(ChainingValue::default());
+        } else {
+            self.hashed.push(self.chaining_value(number, &self.last));
+            self.last.clear();
+        }
+    }
+
+    fn chaining_value(&self, number: usize, granule: &[u8]) -> ChainingValue {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        hasher.set_input_offset((number * GRANULE) as u64).update(granule).finalize_non_root()
+    }
+
+    /// The same as the keyed hash of the whole encoding.
+    fn digest(mut self) -> blake3::Hash {
+        if self.hashed.is_empty() {
+            return blake3::keyed_hash(&self.key, &self.last);
+        }
+        let mode = Mode::KeyedHash(&self.key);
+        let last = self.chaining_value(self.hashed.len(), &self.last);
+        let mut level = std::mem::take(&mut self.hashed);
+        level.push(last);
+        loop {
+            if let [left, right] = level.as_slice() {
+                return merge_subtrees_root(left, right, mode);
+            }
+            let parent = |pair: &[ChainingValue]| match pair {
+                [left, right] => merge_subtrees_non_root(left, right, mode),
+                rest => rest.first().copied().unwrap_or_default(),
+            };
+            level = level.chunks(2).map(parent).collect();
+        }
+    }
+}
+
 /// Sums the digests of rows.
 #[derive(Clone)]
 pub struct Accumulator {
@@ -113,7 +223,15 @@ impl Accumulator {
 
     /// Adds one row.
     pub fn add(&mut self, row: &RowEncoder) {
-        let digest = blake3::keyed_hash(&self.key, row.encoded());
+        self.add_digest(blake3::keyed_hash(&self.key, row.encoded()));
+    }
+
+    /// Adds one row that was hashed as it came, under the same key.
+    pub fn add_long(&mut self, row: LongRow) {
+        self.add_digest(row.digest());
+    }
+
+    fn add_digest(&mut self, digest: blake3::Hash) {
         let mut limbs = [0; 4];
         for (limb, bytes) in limbs.iter_mut().zip(digest.as_bytes().as_chunks::<8>().0) {
             *limb = u64::from_le_bytes(*bytes);
@@ -291,6 +409,43 @@ mod tests {
         let mut sum = Accumulator::new(&[7; 32]);
         sum.add(&row);
         assert_eq!(sum.finish("t").digest, blake3::keyed_hash(&[7; 32], row.encoded()).to_hex().to_string());
+    }
+
+    #[test]
+    fn a_long_row_has_the_hash_of_the_whole_wherever_its_lengths_fall() {
+        let key = [7; 32];
+        let noise: Vec<u8> = (0..5 * GRANULE + 9).map(|n| u8::try_from(n * 31 % 251).unwrap()).collect();
+        // The first text moves the second one's length across a boundary, byte by byte.
+        let mut rows: Vec<Vec<Option<usize>>> =
+            (GRANULE - 40..GRANULE + 4).map(|first| vec![Some(first), Some(GRANULE), None, Some(3)]).collect();
+        for long in [0, 1, 1023, GRANULE - 14, GRANULE - 13, GRANULE - 12, GRANULE, 2 * GRANULE - 13, 3 * GRANULE, 5 * GRANULE + 9] {
+            rows.extend([vec![Some(long)], vec![None, Some(long)], vec![Some(long), Some(0), Some(long)], vec![Some(3), Some(long), None]]);
+        }
+        for row in rows {
+            let values = u32::try_from(row.len()).unwrap();
+            let (mut whole, mut encoder) = (Accumulator::new(&key), RowEncoder::default());
+            encoder.start(values);
+            let mut long = LongRow::new(&key, values);
+            for value in &row {
+                match value {
+                    None => {
+                        encoder.null();
+                        long.null();
+                    }
+                    Some(length) => {
+                        encoder.text(&noise[..*length]);
+                        long.begin_text();
+                        noise[..*length].chunks(10_007).for_each(|part| long.text(part));
+                        long.end_text();
+                    }
+                }
+            }
+            assert!(long.waiting.is_empty() && long.last.len() <= GRANULE);
+            whole.add(&encoder);
+            let mut parts = Accumulator::new(&key);
+            parts.add_long(long);
+            assert_eq!(parts.finish("t"), whole.finish("t"), "{row:?}");
+        }
     }
 
     #[test]

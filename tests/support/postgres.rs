@@ -87,6 +87,7 @@ rm -rf "$folder"
 /// How a cluster is made.
 pub struct Options {
     version: u32,
+    programs: PathBuf,
     initdb: Vec<String>,
     settings: Vec<(String, String)>,
     hba: String,
@@ -97,7 +98,15 @@ impl Options {
     pub fn new(version: u32) -> Self {
         let hba = "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n\
                    host replication all 127.0.0.1/32 scram-sha-256\n";
-        Self { version, initdb: vec!["--data-checksums".into()], settings: Vec::new(), hba: hba.into() }
+        let programs = bin_directory(version);
+        Self { version, programs, initdb: vec!["--data-checksums".into()], settings: Vec::new(), hba: hba.into() }
+    }
+
+    /// The programs in this folder, of the same version.
+    #[must_use]
+    pub fn programs(mut self, folder: &Path) -> Self {
+        folder.clone_into(&mut self.programs);
+        self
     }
 
     /// One more setting in `postgresql.conf`.
@@ -130,7 +139,8 @@ impl Options {
 
     /// Makes it without starting it.
     pub fn create(self) -> Cluster {
-        let cluster = Cluster::empty(self.version);
+        let mut cluster = Cluster::empty(self.version);
+        cluster.programs = self.programs;
         let password = cluster.folder.join("password");
         cluster.write(&password, PASSWORD);
         cluster.run(
@@ -151,6 +161,7 @@ impl Options {
 pub struct Cluster {
     pub version: u32,
     pub port: u16,
+    programs: PathBuf,
     folder: PathBuf,
     data: PathBuf,
     guard: Child,
@@ -181,7 +192,7 @@ impl Cluster {
             .spawn()
             .unwrap();
         let alive = guard.stdin.take();
-        Self { version, port: super::free_port(), data: folder.join("data"), folder, guard, alive }
+        Self { version, port: super::free_port(), programs: bin_directory(version), data: folder.join("data"), folder, guard, alive }
     }
 
     /// The data folder.
@@ -226,7 +237,7 @@ impl Cluster {
     /// # Panics
     /// With its output when it fails.
     pub fn run(&self, program: &str, arguments: impl IntoIterator<Item = String>) -> Output {
-        let output = as_server_user(bin_directory(self.version).join(program)).args(arguments).output().unwrap();
+        let output = as_server_user(self.programs.join(program)).args(arguments).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(output.status.success(), "{program}: {}\n{}{}\n{}", output.status, text(&output.stdout), text(&output.stderr), self.log());
         output
@@ -235,12 +246,7 @@ impl Cluster {
     fn pg_ctl(&self, arguments: &[&str]) {
         let all = arguments.iter().map(|&argument| argument.to_owned()).chain([format!("--pgdata={}", self.data.display())]);
         // Not to a pipe: the server would keep it open.
-        let status = as_server_user(bin_directory(self.version).join("pg_ctl"))
-            .args(all)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .unwrap();
+        let status = as_server_user(self.programs.join("pg_ctl")).args(all).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
         assert!(status.success(), "pg_ctl {arguments:?}: {status}\n{}", self.log());
     }
 

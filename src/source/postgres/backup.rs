@@ -191,6 +191,8 @@ pub(super) struct BaseSnapshot {
     log: Option<Connection>,
     slot: String,
     fingerprint_budget: fingerprint::Budget,
+    /// Of what is read here: files of a local folder, and rows for fingerprints.
+    throttle: Option<Throttle>,
     /// A permanent one that must be there before anything is read, until it is.
     log_slot: Option<String>,
     /// Asks for the end of a local backup, for restore points and segment switches.
@@ -250,6 +252,7 @@ impl BaseSnapshot {
         let mut snapshot = Self {
             settings: settings.clone(),
             key: context.fingerprint_key,
+            throttle: source.read_limit_bytes_per_sec.map(|rate| Throttle::new(rate, cancel.clone())),
             cancel,
             system_identifier: identity.system_identifier,
             timeline: identity.timeline,
@@ -287,7 +290,7 @@ impl BaseSnapshot {
         let called = SystemTime::now();
         // The checkpoint may take a while.
         let patience = self.sql.timeout();
-        self.sql.set_timeout(Some(Duration::from_hours(1)));
+        self.sql.set_timeout(Duration::from_hours(1));
         let call = if self.facts.version >= 150_000 { "pg_backup_start('LABEL', true)" } else { "pg_start_backup('LABEL', true, false)" };
         let start = self.sql.value(&format!("SELECT pg_catalog.{}", call.replace("LABEL", label)))?;
         self.sql.set_timeout(patience);
@@ -303,7 +306,7 @@ impl BaseSnapshot {
             start: self.start,
             called,
             full: source.read_unchanged,
-            throttle: source.read_limit_bytes_per_sec.map(|rate| Throttle::new(rate, self.cancel.clone())),
+            throttle: self.throttle.clone(),
             cancel: self.cancel.clone(),
         })?;
         if local.control().system_identifier != self.system_identifier {
@@ -465,7 +468,7 @@ impl BaseSnapshot {
         loop {
             let snapshot = fingerprint::Snapshot::take(&self.settings, &format!("{name} {attempt}"), options, &self.cancel)?;
             if snapshot.left_out().is_empty() || attempt == FINGERPRINT_TRIES {
-                return snapshot.read(&self.key, &self.cancel);
+                return snapshot.read(&self.key, self.throttle.as_ref(), &self.cancel);
             }
             attempt += 1;
             self.cancel.check()?;

@@ -31,7 +31,7 @@ pub enum Written {
 /// As connecting.
 pub fn connect(settings: &Settings, cancel: &Cancel) -> Result<Connection> {
     let mut connection = Connection::connect(settings, Mode::Sql { database: None }, cancel)?;
-    connection.set_timeout(Some(LIMIT));
+    connection.set_timeout(LIMIT);
     connection.execute(
         "SET statement_timeout = '3s'; SET lock_timeout = '1s'; SET idle_in_transaction_session_timeout = '3s'; SET synchronous_commit = local; \
          SET search_path = pg_catalog",

@@ -16,12 +16,12 @@ pub use self::names::Selection;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::source::postgres::backup::Point;
-use crate::source::postgres::client::{Connection, Mode, quote_identifier};
+use crate::source::postgres::client::{Connection, LONG_SILENCE, Mode, quote_identifier};
 use crate::source::postgres::extract::load::{ForeignKey, Load};
 use crate::source::postgres::extract::names::{near, near_table};
 use crate::source::postgres::instance::{Account, Instance, Stop, Tools, major_of};
 use crate::source::postgres::private::{Private, Recovered};
-use crate::source::postgres::{ANSWER_LIMIT, fingerprint, prove};
+use crate::source::postgres::{fingerprint, prove};
 use crate::source::{ExtractRequest, Extracted, ExtractedTable, SourceContext};
 
 const DUMP: &str = "pg_dump";
@@ -104,7 +104,7 @@ pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractReque
     }
     let mut sql = Connection::connect(&settings, Mode::Sql { database: Some(&selection.database) }, cancel)?;
     // Counting a large table says nothing for long.
-    sql.set_timeout(Some(ANSWER_LIMIT));
+    sql.set_timeout(LONG_SILENCE);
     let chosen = choose(&mut sql, &selection, &request.only)?;
     if let Some(target) = &target {
         let mut there = target.connect(cancel)?;
@@ -319,7 +319,7 @@ fn is_whole(contents: &str, chosen: &[Relation]) -> Result<()> {
 
 /// Rows of each table.
 pub(super) fn count(sql: &mut Connection, relations: &[&Relation], cancel: &Cancel) -> Result<BTreeMap<u32, u64>> {
-    sql.set_timeout(Some(ANSWER_LIMIT));
+    sql.set_timeout(LONG_SILENCE);
     let mut counts = BTreeMap::new();
     for one in relations {
         cancel.check()?;

@@ -12,7 +12,8 @@
 //!
 //! # Rows
 //! A row is its columns' text by `COPY … TO STDOUT` under fixed settings, in the order of the columns; encoded as
-//! [`crate::source::fingerprint`] says, every value as text or null. These settings are part of the fingerprint: they may never change.
+//! [`crate::source::fingerprint`] says, every value as text or null. These settings are part of the fingerprint: they may never change. Text is in UTF-8, or
+//! in the encoding that the table's name says ([`TableName::encoding`]).
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -24,15 +25,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
-use crate::source::fingerprint::{Accumulator, RowEncoder};
-use crate::source::postgres::client::{Connection, Mode, RAW, Row, quote_identifier, quote_literal, sqlstate};
+use crate::source::fingerprint::{Accumulator, LongRow, RowEncoder};
+use crate::source::postgres::client::{Connection, Mode, Piece, Row, quote_identifier, quote_literal, sqlstate};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::Target;
+use crate::source::postgres::throttle::Throttle;
 use crate::source::{Problem, TableFingerprint};
 
-/// What decides how values look as text.
-pub(super) const SESSION: &str = "SET client_encoding = 'UTF8'; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; \
+/// What decides how values look as text, beside the encoding.
+pub(super) const SESSION: &str = "SET TimeZone = 'UTC'; SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; \
     SET bytea_output = 'hex'; SET extra_float_digits = 3; SET lc_monetary = 'C'; SET xmlbinary = 'base64'; SET search_path = pg_catalog; \
     SET quote_all_identifiers = off; SET row_security = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0";
 /// Tables locked by one statement while nobody is in the way.
@@ -142,12 +144,16 @@ pub struct Sample {
     pub seed: u32,
 }
 
-/// A table's name, as fingerprints have it: `database.schema.table`, each part quoted unless it is lower-case letters, digits and `_`.
+/// A table's name, as fingerprints have it: `database.schema.table`, each part quoted unless it is lower-case letters, digits and `_`; then, where it is not
+/// UTF-8, the encoding of its text as `(WIN1252)`, and the sample.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableName {
     pub database: String,
     pub schema: String,
     pub table: String,
+    /// That of the database, which is then that of the rows that are digested: not every character has an equivalent in UTF-8. `None`: rows are read as UTF-8,
+    /// or as they are where the database says nothing of its encoding (`SQL_ASCII`).
+    pub encoding: Option<String>,
     /// Only these pages were read.
     pub sample: Option<Sample>,
 }
@@ -159,6 +165,10 @@ impl TableName {
         let (database, rest) = part(text)?;
         let (schema, rest) = part(rest.strip_prefix('.')?)?;
         let (table, rest) = part(rest.strip_prefix('.')?)?;
+        let (encoding, rest) = match rest.strip_prefix(" (") {
+            Some(rest) => rest.split_once(')').map(|(name, rest)| (Some(name.to_owned()), rest))?,
+            None => (None, rest),
+        };
         let sample = match rest {
             "" => None,
             rest => {
@@ -168,7 +178,7 @@ impl TableName {
                 Some(Sample { read: read.parse().ok()?, all: all.parse().ok()?, seed })
             }
         };
-        Some(Self { database, schema, table, sample })
+        Some(Self { database, schema, table, encoding, sample })
     }
 
     /// For SQL in its database.
@@ -180,6 +190,9 @@ impl TableName {
 impl std::fmt::Display for TableName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}.{}", shown(&self.database), shown(&self.schema), shown(&self.table))?;
+        if let Some(encoding) = &self.encoding {
+            write!(f, " ({encoding})")?;
+        }
         match self.sample {
             Some(Sample { read, all, seed: 0 }) => write!(f, " [{read} of {all} pages]"),
             Some(Sample { read, all, seed }) => write!(f, " [{read} of {all} pages, {seed}]"),
@@ -434,11 +447,11 @@ impl Snapshot {
         self.locked
     }
 
-    /// Reads all tables. A table that cannot be read is left out and named.
+    /// Reads all tables, no faster than `throttle` allows. A table that cannot be read is left out and named.
     ///
     /// # Errors
     /// `Interrupted`, or when a connection was lost.
-    pub fn read(self, key: &[u8; 32], cancel: &Cancel) -> Result<Taken> {
+    pub fn read(self, key: &[u8; 32], throttle: Option<&Throttle>, cancel: &Cancel) -> Result<Taken> {
         let Self { mut databases, position, mut left_out, beyond, locked, options } = self;
         left_out.extend(beyond.told);
         choose_samples(&mut databases, options.budget)?;
@@ -447,7 +460,7 @@ impl Snapshot {
             for name in names {
                 cancel.check()?;
                 connection.execute("SAVEPOINT reading")?;
-                match read_table(&mut connection, &name, key, cancel) {
+                match read_table(&mut connection, &name, key, throttle, cancel) {
                     Ok((table, spent)) => {
                         connection.execute("RELEASE SAVEPOINT reading")?;
                         tables.push(table);
@@ -470,9 +483,6 @@ impl Snapshot {
 fn open(settings: &Settings, database: &str, cancel: &Cancel) -> Result<Connection> {
     let mut connection = Connection::connect(settings, Mode::Sql { database: Some(database) }, cancel)?;
     connection.execute(SESSION)?;
-    if connection.is_raw() {
-        connection.execute(RAW)?;
-    }
     Ok(connection)
 }
 
@@ -496,7 +506,8 @@ fn deadlock_patience(connection: &mut Connection) -> Result<Duration> {
     Ok(Duration::from_millis(timeout_ms * 4 / 5))
 }
 
-/// Tables whose content a recovery must bring back, those that are written least first: the others are then locked for the shortest time.
+/// Tables whose content a recovery must bring back, those that are written least first: the others are then locked for the shortest time. Of extensions those
+/// that they name as the user's.
 fn tables_of(connection: &mut Connection, database: &str) -> Result<Vec<TableName>> {
     let rows = connection.query(
         "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -504,14 +515,17 @@ fn tables_of(connection: &mut Connection, database: &str) -> Result<Vec<TableNam
          WHERE c.relkind = 'r' AND c.relpersistence = 'p' \
          AND (n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp_)' \
               OR c.oid = 'pg_largeobject'::regclass AND pg_relation_size(c.oid) > 0) \
-         AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') \
+         AND (NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') \
+              OR c.oid IN (SELECT unnest(extconfig) FROM pg_extension)) \
          ORDER BY coalesce(s.n_tup_ins + s.n_tup_upd + s.n_tup_del, 0), c.oid",
     )?;
+    let encoding = connection.other_encoding().map(str::to_owned);
     let table = |row: &Row| -> Result<TableName> {
         Ok(TableName {
             database: database.to_owned(),
             schema: row.required("nspname")?.to_owned(),
             table: row.required("relname")?.to_owned(),
+            encoding: encoding.clone(),
             sample: None,
         })
     };
@@ -682,7 +696,13 @@ fn runs(sample: Sample) -> Vec<(u64, u64)> {
 }
 
 /// Fingerprints one table, as its name says.
-fn read_table(connection: &mut Connection, name: &TableName, key: &[u8; 32], cancel: &Cancel) -> Result<(TableFingerprint, Cost)> {
+fn read_table(
+    connection: &mut Connection,
+    name: &TableName,
+    key: &[u8; 32],
+    throttle: Option<&Throttle>,
+    cancel: &Cancel,
+) -> Result<(TableFingerprint, Cost)> {
     let begun = Instant::now();
     // Virtual generated columns are not stored: they are computed by whatever the source defined.
     let rows = connection.query(&format!(
@@ -691,7 +711,7 @@ fn read_table(connection: &mut Connection, name: &TableName, key: &[u8; 32], can
     ))?;
     let columns: Vec<String> = rows.iter().map(|row| row.required("attname").map(quote_identifier)).collect::<Result<_>>()?;
     let mut query = format!("SELECT {} FROM ONLY {}", columns.join(", "), name.sql());
-    let (mut sum, mut encoder, mut scratch, mut bytes) = (Accumulator::new(key), RowEncoder::default(), Vec::new(), 0);
+    let (mut lines, in_encoding) = (Lines::new(key, columns.len()), in_encoding(name.encoding.as_deref()));
     let parts = match name.sample {
         None => vec![String::new()],
         Some(sample) => {
@@ -702,24 +722,179 @@ fn read_table(connection: &mut Connection, name: &TableName, key: &[u8; 32], can
     for part in parts {
         query.truncate(whole);
         query.push_str(&part);
-        let mut copy = connection.copy_out(&format!("COPY ({query}) TO STDOUT"))?;
-        while let Some(line) = copy.next()? {
-            bytes += line.len() as u64;
-            encode(&line, columns.len(), &mut encoder, &mut scratch)?;
-            sum.add(&encoder);
-            if sum.rows().is_multiple_of(4096) {
+        let mut copy = connection.copy_out(&format!("COPY ({query}) TO STDOUT{in_encoding}"))?;
+        while let Some(piece) = copy.next()? {
+            lines.add(&piece)?;
+            if let Some(throttle) = throttle {
+                throttle.pace(piece.bytes.len());
+            }
+            if throttle.is_some() || !piece.ends || lines.sum.rows().is_multiple_of(4096) {
                 cancel.check()?;
             }
         }
     }
-    let table = sum.finish(name.to_string());
+    let (table, bytes) = lines.finish(name.to_string())?;
     let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok((table.clone(), Cost { table: table.table, rows: table.rows, bytes, duration_ms }))
 }
 
-/// One line of COPY's text format (PostgreSQL manual, COPY, "Text Format") to a row of text values.
-pub(super) fn encode(line: &[u8], columns: usize, encoder: &mut RowEncoder, scratch: &mut Vec<u8>) -> Result<()> {
-    let strange = || Error::new(Kind::Failed, "read rows from PostgreSQL: a line of COPY is not as it should be");
+/// What `COPY` is told of the encoding of its lines, or nothing.
+pub(super) fn in_encoding(name: Option<&str>) -> String {
+    name.map_or_else(String::new, |name| format!(" (ENCODING {})", quote_literal(name)))
+}
+
+fn strange() -> Error {
+    Error::new(Kind::Failed, "read rows from PostgreSQL: a line of COPY is not as it should be")
+}
+
+/// Digests rows in COPY's text format (PostgreSQL manual, COPY, "Text Format") as they arrive.
+pub(super) struct Lines {
+    key: [u8; 32],
+    columns: usize,
+    sum: Accumulator,
+    bytes: u64,
+    encoder: RowEncoder,
+    scratch: Vec<u8>,
+    /// A line that comes in pieces.
+    long: Option<LongLine>,
+}
+
+impl Lines {
+    pub(super) fn new(key: &[u8; 32], columns: usize) -> Self {
+        Self { key: *key, columns, sum: Accumulator::new(key), bytes: 0, encoder: RowEncoder::default(), scratch: Vec::new(), long: None }
+    }
+
+    /// # Errors
+    /// `Failed` when that is no line of so many columns.
+    pub(super) fn add(&mut self, piece: &Piece) -> Result<()> {
+        self.bytes += piece.bytes.len() as u64;
+        if piece.ends && self.long.is_none() {
+            encode(&piece.bytes, self.columns, &mut self.encoder, &mut self.scratch)?;
+            self.sum.add(&self.encoder);
+            return Ok(());
+        }
+        let mut line = match self.long.take() {
+            Some(line) => line,
+            None => LongLine::new(&self.key, self.columns)?,
+        };
+        if piece.ends {
+            line.add(piece.bytes.strip_suffix(b"\n").ok_or_else(strange)?)?;
+            self.sum.add_long(line.finish()?);
+        } else {
+            line.add(&piece.bytes)?;
+            self.long = Some(line);
+        }
+        Ok(())
+    }
+
+    /// The fingerprint under this name, and how many bytes the lines had.
+    ///
+    /// # Errors
+    /// `Failed` when the last line has no end.
+    pub(super) fn finish(self, name: String) -> Result<(TableFingerprint, u64)> {
+        if self.long.is_some() {
+            return Err(strange());
+        }
+        Ok((self.sum.finish(name), self.bytes))
+    }
+}
+
+/// A line that comes in pieces: the same as [`encode`], without ever having all of it.
+struct LongLine {
+    row: LongRow,
+    columns: usize,
+    /// Those that ended.
+    fields: usize,
+    field: Field,
+    /// The last byte was a backslash.
+    escaped: bool,
+}
+
+/// What is known of a field whose end was not seen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Empty,
+    Text,
+    Null,
+}
+
+impl LongLine {
+    fn new(key: &[u8; 32], columns: usize) -> Result<Self> {
+        let values = u32::try_from(columns).map_err(|_| strange())?;
+        Ok(Self { row: LongRow::new(key, values), columns, fields: 0, field: Field::Empty, escaped: false })
+    }
+
+    fn add(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while let Some(first) = bytes.first() {
+            if std::mem::take(&mut self.escaped) {
+                if *first == b'N' && self.field == Field::Empty {
+                    self.field = Field::Null;
+                } else {
+                    self.text(&[unescaped(*first)])?;
+                }
+                bytes = &bytes[1..];
+                continue;
+            }
+            let is_plain = !bytes.contains(&b'\t') && !bytes.contains(&b'\\');
+            let end = if is_plain { None } else { bytes.iter().position(|byte| matches!(byte, b'\t' | b'\\')) };
+            let (text, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
+            if !text.is_empty() {
+                self.text(text)?;
+            }
+            match rest.first() {
+                Some(b'\t') => self.end_field(),
+                Some(_) => self.escaped = true,
+                None => {}
+            }
+            bytes = rest.get(1..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    fn text(&mut self, part: &[u8]) -> Result<()> {
+        match self.field {
+            Field::Empty => self.row.begin_text(),
+            Field::Text => {}
+            Field::Null => return Err(strange()),
+        }
+        self.field = Field::Text;
+        self.row.text(part);
+        Ok(())
+    }
+
+    fn end_field(&mut self) {
+        match std::mem::replace(&mut self.field, Field::Empty) {
+            Field::Empty => {
+                self.row.begin_text();
+                self.row.end_text();
+            }
+            Field::Text => self.row.end_text(),
+            Field::Null => self.row.null(),
+        }
+        self.fields += 1;
+    }
+
+    fn finish(mut self) -> Result<LongRow> {
+        self.end_field();
+        if self.escaped || self.fields != self.columns { Err(strange()) } else { Ok(self.row) }
+    }
+}
+
+/// What a letter behind a backslash stands for.
+fn unescaped(letter: u8) -> u8 {
+    match letter {
+        b'b' => 8,
+        b't' => b'\t',
+        b'n' => b'\n',
+        b'v' => 11,
+        b'f' => 12,
+        b'r' => b'\r',
+        other => other,
+    }
+}
+
+/// One line to a row of text values.
+fn encode(line: &[u8], columns: usize, encoder: &mut RowEncoder, scratch: &mut Vec<u8>) -> Result<()> {
     let line = line.strip_suffix(b"\n").ok_or_else(strange)?;
     encoder.start(u32::try_from(columns).map_err(|_| strange())?);
     if columns == 0 {
@@ -735,15 +910,7 @@ pub(super) fn encode(line: &[u8], columns: usize, encoder: &mut RowEncoder, scra
             let mut bytes = field.iter();
             while let Some(byte) = bytes.next() {
                 scratch.push(match byte {
-                    b'\\' => match bytes.next().ok_or_else(strange)? {
-                        b'b' => 8,
-                        b't' => b'\t',
-                        b'n' => b'\n',
-                        b'v' => 11,
-                        b'f' => 12,
-                        b'r' => b'\r',
-                        other => *other,
-                    },
+                    b'\\' => unescaped(*bytes.next().ok_or_else(strange)?),
                     other => *other,
                 });
             }
@@ -799,7 +966,7 @@ fn one_again(settings: &Settings, text: &str, key: &[u8; 32], at: &mut Option<(S
         *at = Some((name.database.clone(), open(settings, &name.database, cancel)?));
     }
     let Some((_, connection)) = at else { return Err(Error::new(Kind::Bug, "no connection")) };
-    read_table(connection, &name, key, cancel)
+    read_table(connection, &name, key, None, cancel)
 }
 
 /// The parts of a server's error that may be shown: what was done, and the server's message and hint.

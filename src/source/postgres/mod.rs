@@ -54,7 +54,6 @@ pub mod wal;
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::source::postgres::backup::{BaseSnapshot, POINT_FILE, Point};
@@ -66,9 +65,6 @@ use crate::source::postgres::recover::{Action, Recovery, Request, Target, Timeli
 use crate::source::{
     CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot, Standby,
 };
-
-/// So long a server may be silent over one statement: only ends what hangs for ever.
-const ANSWER_LIMIT: Duration = Duration::from_hours(24);
 
 /// A cluster, backed up as a whole.
 #[derive(Default)]

@@ -13,8 +13,7 @@ use std::time::Duration;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Cancel;
 use crate::source::expect::row_text;
-use crate::source::postgres::ANSWER_LIMIT;
-use crate::source::postgres::client::{Connection, Mode, Row, quote_identifier, sqlstate};
+use crate::source::postgres::client::{Connection, LONG_SILENCE, Mode, Row, quote_identifier, sqlstate};
 use crate::source::postgres::conninfo::{Host, Settings};
 use crate::source::postgres::fingerprint::{self, described};
 use crate::source::postgres::instance::{Account, Instance, PORT, Stop, Tools};
@@ -278,7 +277,7 @@ fn check_sql(settings: &Settings, check: &SqlCheck, cancel: &Cancel) -> CheckRes
     };
     let answer = || -> Result<Vec<Row>> {
         let mut connection = connect(settings, database, cancel)?;
-        connection.set_timeout(Some(limit + GRACE));
+        connection.set_timeout(limit + GRACE);
         connection.execute(&format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limit.as_millis().max(1)))?;
         connection.query(&check.sql)
     };
@@ -449,7 +448,7 @@ fn look_at(settings: &Settings, database: &str, look: &Look, at: &mut Option<Con
     if at.is_none() {
         let connection = at.insert(connect(settings, database, cancel)?);
         // Checking a large index says nothing for long.
-        connection.set_timeout(Some(ANSWER_LIMIT));
+        connection.set_timeout(LONG_SILENCE);
     }
     let Some(connection) = at else { return Ok(None) };
     let rows = connection.query(&look.query)?;

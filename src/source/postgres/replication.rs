@@ -264,7 +264,7 @@ pub struct BaseBackup<'a> {
 pub fn base_backup<'a>(connection: &'a mut Connection, options: &BaseBackupOptions) -> Result<BaseBackup<'a>> {
     let version = connection.server_version();
     let usual = connection.timeout();
-    connection.set_timeout(Some(usual.map_or(CHECKPOINT_LIMIT, |usual| usual.max(CHECKPOINT_LIMIT))));
+    connection.set_timeout(usual.max(CHECKPOINT_LIMIT));
     let begun = begin_backup(connection, options, version);
     connection.set_timeout(usual);
     let (start, tablespaces) = begun?;
@@ -483,7 +483,7 @@ impl WalStream {
             return Err(Error::new(Kind::Bug, "the log stream has ended already"));
         }
         let until = Instant::now() + timeout;
-        match self.connection.next_until(Some(until))? {
+        match self.connection.next_until(until)? {
             None => Ok(None),
             Some(Incoming::Message(Message::CopyData(body))) => self.event(body.into_bytes()).map(Some),
             Some(Incoming::Message(Message::CopyDone)) => self.finish_copy().map(Some),

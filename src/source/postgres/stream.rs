@@ -390,7 +390,7 @@ impl Aside {
             settings.connect_timeout = settings.connect_timeout.min(ASIDE_LIMIT);
             self.connection = Connection::connect(&settings, Mode::Sql { database: None }, &stream.cancel).ok();
             if let Some(connection) = &mut self.connection {
-                connection.set_timeout(Some(ASIDE_LIMIT));
+                connection.set_timeout(ASIDE_LIMIT);
             }
         }
         match question(self.connection.as_mut()?) {
@@ -455,7 +455,7 @@ impl<'a> Session<'a> {
     ) -> Result<Self> {
         let may_look_back = std::mem::replace(look_back, false) && recycled.is_none();
         let mut sql = Connection::connect(&stream.settings, Mode::Sql { database: None }, &stream.cancel)?;
-        sql.set_timeout(Some(SILENCE));
+        sql.set_timeout(SILENCE);
         let facts = Facts::read(&mut sql)?;
         if facts.wal_level == "minimal" {
             return Err(Error::new(Kind::Usage, "stream the log: wal_level is minimal, this log does not make a copy whole")
@@ -531,7 +531,7 @@ impl<'a> Session<'a> {
             from = earlier;
         }
         // What is asked from here on must not hold up the log, nor hide that the server is silent.
-        sql.set_timeout(Some(ASIDE_LIMIT));
+        sql.set_timeout(ASIDE_LIMIT);
         let aside = Aside { connection: Some(sql), tried: Instant::now() };
         let mut session = Self {
             stream,

@@ -80,6 +80,9 @@ fn kind(sqlstate: &str, at_login: bool) -> Kind {
 
 fn usual_hint(sqlstate: &str) -> Option<&'static str> {
     Some(match sqlstate {
+        "22P05" => {
+            "A name, a comment or a value has a character without an equivalent in UTF-8, in which lifeboat asks; only rows are read in the database's own encoding."
+        }
         "28P01" => "Is the password right? The server's log says more than it tells its clients.",
         "28000" => "The server refuses this login: look at pg_hba.conf and at the role (LOGIN, REPLICATION).",
         "3D000" => "Name a database that exists (dbname=…).",

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 use crate::source::postgres::client::tls::{self, Proof};
 use crate::source::postgres::client::transport::Transport;
-use crate::source::postgres::client::{Connection, Incoming, Mode, ServerError};
+use crate::source::postgres::client::{Connection, Greeting, Incoming, Mode, ServerError};
 use crate::source::postgres::conninfo::{Settings, SslMode};
 
 /// Opens the socket, with TLS as the settings say; yields what TLS proved, `None` without TLS.
@@ -55,8 +55,14 @@ pub fn server_certificate(settings: &Settings, cancel: &Cancel) -> Result<Option
 /// What a server of version 14 or later lets a session say of its limits before it begins.
 const PATIENT: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0";
 
-/// Sends the start-up message and does everything until the server is ready. `patient`: no limit that is meant for applications is for this session.
-pub(crate) fn log_in(connection: &mut Connection, mode: Mode<'_>, proof: Option<Proof>, until: Instant, patient: bool) -> Result<()> {
+/// Sends the start-up message and does everything until the server is ready.
+pub(crate) fn log_in(
+    connection: &mut Connection,
+    mode: Mode<'_>,
+    proof: Option<Proof>,
+    until: Instant,
+    Greeting { patient, encoding }: Greeting,
+) -> Result<()> {
     let settings = connection.settings.clone();
     let database = match mode {
         Mode::Sql { database } => database.map(str::to_owned).or_else(|| settings.database.clone()),
@@ -65,7 +71,7 @@ pub(crate) fn log_in(connection: &mut Connection, mode: Mode<'_>, proof: Option<
     if database.as_ref().is_some_and(|name| name.contains('\0')) {
         return Err(Error::new(Kind::Usage, "the name of a database contains a NUL character"));
     }
-    let mut parameters = vec![("user", settings.user.as_str()), ("client_encoding", "UTF8")];
+    let mut parameters = vec![("user", settings.user.as_str()), ("client_encoding", encoding)];
     parameters.push(("application_name", &settings.application_name));
     // A limit of a millisecond is over before a session could say SET, which one that replicates cannot say at all.
     let own = settings.options.as_deref().unwrap_or_default();
@@ -102,9 +108,9 @@ struct Login<'a> {
 impl Login<'_> {
     /// Takes one message; true when the server is ready.
     fn step(&mut self) -> Result<bool> {
-        let message = match self.connection.next_until(Some(self.until))? {
+        let message = match self.connection.next_until(self.until)? {
             None => return Err(self.connection.transport.silent()),
-            Some(Incoming::CopyBoth) => return Err(self.connection.confused("a copy before the login")),
+            Some(Incoming::CopyBoth | Incoming::Piece(_)) => return Err(self.connection.confused("a copy before the login")),
             Some(Incoming::Message(message)) => message,
         };
         let mut out = BytesMut::new();
@@ -211,6 +217,6 @@ pub(crate) fn request_cancel(settings: &Settings, backend: (i32, i32), until: In
     frontend::cancel_request(backend.0, backend.1, &mut out);
     transport.send(&out, until)?;
     // The server closes when it has handled the request.
-    while transport.fill(Some(until))? {}
+    while transport.fill(until)? {}
     Ok(())
 }

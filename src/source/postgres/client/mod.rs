@@ -33,6 +33,11 @@ const MESSAGE_BYTES: usize = 1 << 30;
 const CANCEL_LIMIT: Duration = Duration::from_secs(3);
 /// COPY data is sent in messages of about this size.
 const COPY_BYTES: usize = 64 * 1024;
+/// A longer message of COPY data, which is one wide row, is handed out in pieces as it arrives.
+const WHOLE_BYTES: usize = 256 * 1024;
+/// For statements that may say nothing for long although all is well (counting rows, checking or building an index): so a server that hangs ends the run at
+/// last.
+pub(in crate::source::postgres) const LONG_SILENCE: Duration = Duration::from_hours(24);
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,8 +66,10 @@ pub struct Connection {
     /// Process id and secret, for cancel requests.
     backend: (i32, i32),
     replication: bool,
-    timeout: Option<Duration>,
+    timeout: Duration,
     state: State,
+    /// In a COPY from the server: bytes that are still to come of a message that is handed out in pieces.
+    rest: Option<usize>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -76,6 +83,17 @@ pub(crate) enum Incoming {
     Message(Message),
     /// `CopyBothResponse`, which `postgres_protocol` does not know.
     CopyBoth,
+    /// A part of a long message of COPY data, only after [`Connection::copy_out`].
+    Piece(Piece),
+}
+
+/// COPY data as it arrives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// 256 KiB at most.
+    pub bytes: Bytes,
+    /// Whether the server's message ends with it (for text and CSV: the line).
+    pub ends: bool,
 }
 
 /// The same as in the start-up message, for what did not take that or did not pass it on (a pooler), each with the version that it came with; what limits the transaction
@@ -89,8 +107,19 @@ const UNLIMITED_SINCE: [(u32, &str); 6] = [
     (0, "SET row_security = off"),
 ];
 
-/// A database in SQL_ASCII holds whatever bytes were put there: they are not converted on the way.
-pub(in crate::source::postgres) const RAW: &str = "SET client_encoding = 'SQL_ASCII'";
+/// Text is sent and taken as UTF-8.
+const TEXT: &str = "UTF8";
+/// Bytes are not converted on the way.
+const RAW: &str = "SQL_ASCII";
+
+/// What is said at the beginning of a session.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Greeting {
+    /// That nothing limits this session.
+    patient: bool,
+    /// `client_encoding`.
+    encoding: &'static str,
+}
 
 impl Connection {
     /// Connects and logs in. `cancel` interrupts this and everything that is done with the connection later.
@@ -100,10 +129,15 @@ impl Connection {
     /// must be; [`Kind::Interrupted`].
     pub fn connect(settings: &Settings, mode: Mode<'_>, cancel: &Cancel) -> Result<Self> {
         let until = Instant::now() + settings.connect_timeout;
-        let mut connection = match Self::logged_in(settings, mode, cancel, until, true) {
-            // An older server, or a pooler, that does not know what it is told at the beginning.
-            Err(error) if matches!(sqlstate(&error), Some("42704" | "08P01")) => Self::logged_in(settings, mode, cancel, until, false)?,
-            other => other?,
+        let mut greeting = Greeting { patient: true, encoding: TEXT };
+        let mut connection = loop {
+            match Self::logged_in(settings, mode, cancel, until, greeting) {
+                // An older server, or a pooler, that does not know what it is told at the beginning.
+                Err(error) if greeting.patient && matches!(sqlstate(&error), Some("42704" | "08P01")) => greeting.patient = false,
+                // A database whose encoding (MULE_INTERNAL) is not converted to UTF-8.
+                Err(error) if greeting.encoding == TEXT && sqlstate(&error) == Some("0A000") => greeting.encoding = RAW,
+                other => break other?,
+            }
         };
         connection.version = version_number(connection.parameter("server_version").unwrap_or_default()).ok_or_else(|| {
             Error::new(Kind::Failed, format!("what answers at {settings} does not say its version"))
@@ -113,16 +147,13 @@ impl Connection {
         if let Mode::Sql { .. } = mode {
             // What the server, the database or the role say of statements is meant for applications; the time-outs here are our own.
             let known = UNLIMITED_SINCE.iter().filter(|(since, _)| connection.version >= *since).map(|(_, setting)| *setting);
-            connection.execute(&known.collect::<Vec<_>>().join("; "))?;
-            if connection.is_raw() {
-                connection.execute(RAW)?;
-            }
+            let encoding = if connection.is_raw() { RAW } else { TEXT };
+            connection.execute(&format!("{}; SET client_encoding = '{encoding}'", known.collect::<Vec<_>>().join("; ")))?;
         }
         Ok(connection)
     }
 
-    /// `patient`: the server is told at the beginning already that nothing limits this session.
-    fn logged_in(settings: &Settings, mode: Mode<'_>, cancel: &Cancel, until: Instant, patient: bool) -> Result<Self> {
+    fn logged_in(settings: &Settings, mode: Mode<'_>, cancel: &Cancel, until: Instant, greeting: Greeting) -> Result<Self> {
         let (transport, proof) = login::open(settings, cancel, until)?;
         let mut connection = Self {
             transport,
@@ -131,10 +162,11 @@ impl Connection {
             version: 0,
             backend: (0, 0),
             replication: mode == Mode::Replication,
-            timeout: Some(settings.timeout),
+            timeout: settings.timeout,
             state: State::Broken,
+            rest: None,
         };
-        login::log_in(&mut connection, mode, proof, until, patient)?;
+        login::log_in(&mut connection, mode, proof, until, greeting)?;
         Ok(connection)
     }
 
@@ -144,10 +176,18 @@ impl Connection {
         self.version
     }
 
-    /// Whether the database says nothing of its encoding: rows are shown as well as they can be, `COPY` yields the bytes as they are.
+    /// Whether the database says nothing of its encoding (`SQL_ASCII`), or it is none that UTF-8 is made of (`MULE_INTERNAL`): rows are shown as well as they
+    /// can be, `COPY` yields the bytes as they are.
     #[must_use]
     pub fn is_raw(&self) -> bool {
-        self.parameter("server_encoding") == Some("SQL_ASCII")
+        matches!(self.parameter("server_encoding"), Some("SQL_ASCII" | "MULE_INTERNAL"))
+    }
+
+    /// The encoding that the database's text is kept in, where it is another one than UTF-8: for `COPY … (ENCODING …)`, because some of its characters may
+    /// have no equivalent in UTF-8. `None`: UTF-8, or `SQL_ASCII`, whose bytes are sent as they are.
+    #[must_use]
+    pub(in crate::source::postgres) fn other_encoding(&self) -> Option<&str> {
+        self.parameter("server_encoding").filter(|name| !matches!(*name, "UTF8" | "SQL_ASCII"))
     }
 
     /// What the server reports of itself without being asked (`server_version`, `in_hot_standby`, `client_encoding`, …).
@@ -168,8 +208,8 @@ impl Connection {
         self.backend.0
     }
 
-    /// How long the server may be silent in the middle of an answer; `None`: as long as the connection lives.
-    pub fn set_timeout(&mut self, timeout: Option<Duration>) {
+    /// How long the server may be silent in the middle of an answer.
+    pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;
     }
 
@@ -291,7 +331,10 @@ impl Connection {
         self.begin(sql)?;
         let mut failed = None;
         match self.next_of_answer(&mut failed)? {
-            Some(Incoming::Message(Message::CopyOutResponse(_))) => Ok(CopyOut { connection: self, failed, ended: false }),
+            Some(Incoming::Message(Message::CopyOutResponse(_))) => {
+                self.rest = Some(0);
+                Ok(CopyOut { connection: self, failed, ended: false })
+            }
             Some(_) => Err(self.confused("something other than COPY data")),
             None => Err(Error::new(Kind::Bug, "COPY TO turned out to be something else")),
         }
@@ -315,7 +358,7 @@ impl Connection {
 
     /// The limit set by [`Self::set_timeout`].
     #[must_use]
-    pub fn timeout(&self) -> Option<Duration> {
+    pub fn timeout(&self) -> Duration {
         self.timeout
     }
 
@@ -371,8 +414,7 @@ impl Connection {
 
     /// The next message, within the time limit for silence.
     pub(crate) fn next(&mut self) -> Result<Incoming> {
-        let until = self.timeout.map(|timeout| Instant::now() + timeout);
-        match self.next_until(until) {
+        match self.next_until(Instant::now() + self.timeout) {
             Ok(Some(incoming)) => Ok(incoming),
             Ok(None) => {
                 let error = self.transport.silent();
@@ -384,7 +426,7 @@ impl Connection {
     }
 
     /// The next message; `None` when `until` passed first.
-    pub(crate) fn next_until(&mut self, until: Option<Instant>) -> Result<Option<Incoming>> {
+    pub(crate) fn next_until(&mut self, until: Instant) -> Result<Option<Incoming>> {
         loop {
             match self.parse() {
                 Ok(Some(Incoming::Message(Message::NoticeResponse(_) | Message::NotificationResponse(_)))) => {}
@@ -412,6 +454,12 @@ impl Connection {
 
     fn parse(&mut self) -> Result<Option<Incoming>> {
         let input = &mut self.transport.input;
+        if let Some(rest @ 1..) = self.rest {
+            return Ok(piece(input, rest).map(|piece| {
+                self.rest = Some(rest - piece.bytes.len());
+                Incoming::Piece(piece)
+            }));
+        }
         let header = match Header::parse(input) {
             Ok(Some(header)) => header,
             Ok(None) => return Ok(None),
@@ -421,6 +469,12 @@ impl Connection {
         let length = usize::try_from(header.len()).unwrap_or(usize::MAX);
         if length > MESSAGE_BYTES {
             return Err(self.confused("a message of more than 1 GiB"));
+        }
+        if header.tag() == b'd' && length > WHOLE_BYTES && self.rest.is_some() {
+            // The tag, and the length with itself in it.
+            input.advance(5);
+            self.rest = Some(length - 4);
+            return self.parse();
         }
         if header.tag() == b'W' {
             if input.len() <= length {
@@ -437,14 +491,14 @@ impl Connection {
 
     /// Sends bytes of the protocol. When that fails, the server's last words tell why, if it left any.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        let until = Instant::now() + self.timeout.unwrap_or(Duration::from_hours(1));
+        let until = Instant::now() + self.timeout;
         let Err(error) = self.transport.send(bytes, until) else { return Ok(()) };
         self.state = State::Broken;
         if error.kind() == Kind::Interrupted {
             return Err(error);
         }
         let soon = Instant::now() + Duration::from_millis(200);
-        while let Ok(Some(incoming)) = self.next_until(Some(soon)) {
+        while let Ok(Some(incoming)) = self.next_until(soon) {
             if let Incoming::Message(Message::ErrorResponse(body)) = incoming {
                 return Err(ServerError::read(&body).into_error(format!("run a command on PostgreSQL at {}", self.settings), false));
             }
@@ -509,6 +563,12 @@ impl Drop for Connection {
         }
         self.transport.close_notify();
     }
+}
+
+/// What is there of the `rest` of a long message, once something is.
+fn piece(input: &mut BytesMut, rest: usize) -> Option<Piece> {
+    let count = input.len().min(rest).min(WHOLE_BYTES);
+    (count > 0).then(|| Piece { bytes: input.split_to(count).freeze(), ends: count == rest })
 }
 
 /// `15.20 (Debian …)` is 150020, `18beta1` is 180000, `9.6.3` is 90603.
@@ -622,31 +682,34 @@ pub struct CopyOut<'a> {
 }
 
 impl CopyOut<'_> {
-    /// The next message's bytes (for text and CSV, one line each); `None` when the copy and everything after it went well.
+    /// What arrives next: a message (for text and CSV, a line), or a part of a long one; `None` when the copy and everything after it went well.
     ///
     /// # Errors
     /// The server's error, whenever it comes: what was read before is not the whole then.
     #[expect(clippy::should_implement_trait, reason = "as an Iterator, its errors would be too easy to skip")]
-    pub fn next(&mut self) -> Result<Option<Bytes>> {
+    pub fn next(&mut self) -> Result<Option<Piece>> {
         if self.ended {
             return Ok(None);
         }
         let mut done = false;
         loop {
-            match self.connection.next_of_answer(&mut self.failed)? {
-                Some(Incoming::Message(Message::CopyData(body))) if !done => {
-                    if self.failed.is_none() {
-                        return Ok(Some(body.into_bytes()));
-                    }
+            let piece = match self.connection.next_of_answer(&mut self.failed)? {
+                Some(Incoming::Message(Message::CopyData(body))) if !done => Piece { bytes: body.into_bytes(), ends: true },
+                Some(Incoming::Piece(piece)) if !done => piece,
+                Some(Incoming::Message(Message::CopyDone)) => {
+                    done = true;
+                    continue;
                 }
-                Some(Incoming::Message(Message::CopyDone)) => done = true,
-                Some(Incoming::Message(Message::CommandComplete(_))) => {}
+                Some(Incoming::Message(Message::CommandComplete(_))) => continue,
                 Some(_) => return Err(self.connection.confused("something other than COPY data")),
                 None if !done => return Err(self.connection.confused("a COPY without its end")),
                 None => {
-                    self.ended = true;
+                    (self.ended, self.connection.rest) = (true, None);
                     return Ok(None);
                 }
+            };
+            if self.failed.is_none() {
+                return Ok(Some(piece));
             }
         }
     }

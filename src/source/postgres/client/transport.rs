@@ -162,8 +162,8 @@ impl Transport {
         self.tls.is_some()
     }
 
-    /// Reads what is there into `input`, waiting for it; false when `until` passed first (`None`: waits without a limit of its own).
-    pub(crate) fn fill(&mut self, until: Option<Instant>) -> Result<bool> {
+    /// Reads what is there into `input`, waiting for it; false when `until` passed first.
+    pub(crate) fn fill(&mut self, until: Instant) -> Result<bool> {
         loop {
             self.cancel.check()?;
             if let Some(tls) = &mut self.tls {
@@ -193,7 +193,7 @@ impl Transport {
                     tls.process_new_packets().map_err(|error| tls_failed(&self.server, error))?;
                 }
                 (Err(error), _) if is_pause(&error) => {
-                    if until.is_some_and(|until| Instant::now() >= until) {
+                    if Instant::now() >= until {
                         return Ok(false);
                     }
                 }
@@ -207,7 +207,7 @@ impl Transport {
         let mut byte = [0];
         loop {
             self.cancel.check()?;
-            self.set_slice(Some(until))?;
+            self.set_slice(until)?;
             match self.socket.read(&mut byte) {
                 Ok(0) => return Err(self.lost(None)),
                 Ok(_) => return Ok(byte[0]),
@@ -263,9 +263,8 @@ impl Transport {
         }
     }
 
-    fn set_slice(&mut self, until: Option<Instant>) -> Result<()> {
-        let left = until.map_or(SLICE, |until| until.saturating_duration_since(Instant::now()));
-        let slice = left.clamp(Duration::from_millis(1), SLICE);
+    fn set_slice(&mut self, until: Instant) -> Result<()> {
+        let slice = until.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), SLICE);
         if slice != self.read_timeout {
             self.socket.set_read_timeout(slice).map_err(|error| self.lost(Some(error)))?;
             self.read_timeout = slice;

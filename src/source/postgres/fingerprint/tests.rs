@@ -18,23 +18,36 @@ fn names_are_read_back() {
         database: database.into(),
         schema: schema.into(),
         table: table.into(),
+        encoding: None,
         sample,
     };
+    let encoded = |name: TableName| TableName { encoding: Some("EUC_JIS_2004".into()), ..name };
     let names = [
         (name("crm", "public", "order_2", None), "crm.public.order_2"),
         (name("CRM", "a.b", "say \"x\"", None), "\"CRM\".\"a.b\".\"say \"\"x\"\"\""),
         (name("ü", "1a", "(t)", Some(Sample { read: 64, all: 1000, seed: 0 })), "\"ü\".\"1a\".\"(t)\" [64 of 1000 pages]"),
         (name("a", "b", "t", Some(Sample { read: 1, all: 9, seed: 77 })), "a.b.t [1 of 9 pages, 77]"),
         (name("a", "b", "t [1 of 2 pages]", None), "a.b.\"t [1 of 2 pages]\""),
+        (encoded(name("a", "b", "t", None)), "a.b.t (EUC_JIS_2004)"),
+        (encoded(name("a", "b", "t (x)", Some(Sample { read: 1, all: 9, seed: 77 }))), "a.b.\"t (x)\" (EUC_JIS_2004) [1 of 9 pages, 77]"),
         (name("a", "", "\"", None), "a.\"\".\"\"\"\""),
     ];
     for (name, text) in names {
         assert_eq!(name.to_string(), text);
         assert_eq!(TableName::parse(text), Some(name));
     }
-    for text in
-        ["", "a.b", "a.b.c.d", "a.b.\"c", "A.b.c", "a.b.c [x of 2 pages]", "a.b.c [1 of 2 pages, x]", "a.b.c [1 of 2 pages", "a.b.c "]
-    {
+    for text in [
+        "",
+        "a.b",
+        "a.b.c.d",
+        "a.b.\"c",
+        "A.b.c",
+        "a.b.c [x of 2 pages]",
+        "a.b.c [1 of 2 pages, x]",
+        "a.b.c [1 of 2 pages",
+        "a.b.c ",
+        "a.b.c (x",
+    ] {
         assert_eq!(TableName::parse(text), None, "{text}");
     }
 }
@@ -55,6 +68,68 @@ fn lines_of_copy_are_decoded() {
     assert!(row(b"a\tb\n", 3).is_err() && row(b"a", 1).is_err() && row(b"a\\\n", 1).is_err());
     assert_eq!(row(b"\n", 0).unwrap(), 0u32.to_le_bytes());
     assert_ne!(row(b"\n", 1).unwrap(), row(b"\\N\n", 1).unwrap());
+}
+
+#[test]
+fn a_line_that_comes_in_pieces_has_the_digest_of_the_whole() {
+    let digest = |line: &[u8], cuts: &[usize], columns| {
+        let mut lines = Lines::new(&KEY, columns);
+        let ends = cuts.iter().copied().chain([line.len()]);
+        let starts = [0].into_iter().chain(cuts.iter().copied());
+        for (start, end) in starts.zip(ends) {
+            lines.add(&Piece { bytes: line[start..end].to_vec().into(), ends: end == line.len() })?;
+        }
+        lines.finish("t".into())
+    };
+    let lines: [(&[u8], usize); 6] = [
+        ("a\\tb\\\\N\\n\\v\\b\\f\\r\t\\N\t\tü\n".as_bytes(), 4),
+        (b"\\N\t\\N\n", 2),
+        (b"\t\n", 2),
+        (b"\\\\N\t\\\\\\\\\n", 2),
+        (b"\\N\tx\n", 2),
+        (b"N\t\\N\n", 2),
+    ];
+    for (line, columns) in lines {
+        let whole = digest(line, &[], columns).unwrap();
+        for cut in 1..line.len() {
+            assert_eq!(digest(line, &[cut], columns).unwrap(), whole, "{line:?} {cut}");
+            assert!(digest(line, &[cut], columns + 1).is_err());
+        }
+        let all: Vec<usize> = (1..line.len()).collect();
+        assert_eq!(digest(line, &all, columns).unwrap(), whole);
+    }
+    assert!(digest(b"ab\n", &[1], 1).is_ok() && digest(b"ab", &[1], 1).is_err() && digest(b"a\\\n", &[1], 1).is_err());
+    assert!(digest(b"\\Nx\n", &[1], 1).is_err());
+    let mut cut_off = Lines::new(&KEY, 1);
+    cut_off.add(&Piece { bytes: b"a"[..].into(), ends: false }).unwrap();
+    assert!(cut_off.finish("t".into()).is_err());
+}
+
+#[test]
+fn a_wide_row_is_read_in_pieces_and_no_faster_than_allowed() {
+    let source = Archived::start("");
+    source.sql("CREATE TABLE wide(a text, b text, c text, d bytea)");
+    source.sql("INSERT INTO wide VALUES ('ü', repeat(E'tab\\t\\\\back\\n', 100000), NULL, convert_to(repeat('x', 300000), 'UTF8')), ('', NULL, 'short', '')");
+    let (settings, cancel) = (settings_of(&source, "postgres"), Cancel::default());
+    let throttle = Throttle::new(1 << 20, cancel.clone());
+    let begun = Instant::now();
+    let taken = Snapshot::take(&settings, "x", &Options::default(), &cancel).unwrap().read(&KEY, Some(&throttle), &cancel).unwrap();
+    // Two MiB, less the burst of a quarter of a second.
+    assert!(taken.cost[0].bytes > 1_800_000 && begun.elapsed() > Duration::from_millis(1400), "{:?} {:?}", taken.cost, begun.elapsed());
+    let (mut sum, mut row) = (Accumulator::new(&KEY), RowEncoder::default());
+    row.start(4);
+    row.text("ü".as_bytes());
+    row.text("tab\t\\back\n".repeat(100_000).as_bytes());
+    row.null();
+    row.text(format!("\\x{}", "78".repeat(300_000)).as_bytes());
+    sum.add(&row);
+    row.start(4);
+    row.text(b"");
+    row.null();
+    row.text(b"short");
+    row.text(b"\\x");
+    sum.add(&row);
+    assert_eq!(taken.tables, [sum.finish("postgres.public.wide")]);
 }
 
 #[test]
@@ -92,6 +167,15 @@ fn fill(source: &Archived) {
     source.sql("CREATE TABLE part1 PARTITION OF parted FOR VALUES FROM (0) TO (10)");
     source.sql("INSERT INTO parted VALUES (1), (2)");
     source.sql("CREATE UNLOGGED TABLE gone(n int)");
+    // Two tables of an extension, of which it names one as the user's.
+    source.sql("CREATE TABLE kept(n int)");
+    source.sql("INSERT INTO kept VALUES (1), (2)");
+    source.sql("CREATE TABLE its_own(n int)");
+    source.sql("ALTER EXTENSION amcheck ADD TABLE kept");
+    source.sql("ALTER EXTENSION amcheck ADD TABLE its_own");
+    source.sql(
+        "UPDATE pg_extension SET extconfig = ARRAY['kept'::regclass::oid], extcondition = ARRAY['WHERE n > 1'] WHERE extname = 'amcheck'",
+    );
     source.sql("SELECT lo_from_bytea(0, '\\x0102')");
     source.sql("CREATE ROLE reader LOGIN");
     source.sql("GRANT UPDATE, SELECT ON ALL TABLES IN SCHEMA public TO reader");
@@ -158,7 +242,7 @@ fn taken_equals_recovered(user: &str, options: &Options) -> Taken {
         let snapshot = take_all(&reader, options);
         let count = busy();
         wait_for(count + 200);
-        let taken = snapshot.read(&KEY, &cancel).unwrap();
+        let taken = snapshot.read(&KEY, None, &cancel).unwrap();
         stop.store(true, Ordering::Relaxed);
         let written: u64 = writers.map(|writer| writer.join().unwrap()).iter().sum();
         eprintln!("{user}: {written} transactions, locked {} ms, left out {:?}", taken.locked_ms, taken.left_out);
@@ -195,6 +279,7 @@ fn under_load_they_equal_what_is_recovered_at_the_restore_point() {
         ("postgres.\"Größe.n\".\"Ta\"\"b\"", 3),
         ("postgres.pg_catalog.pg_largeobject", 1),
         ("postgres.public.account", 20000),
+        ("postgres.public.kept", 2),
         ("postgres.public.nothing", 1),
         ("postgres.public.part1", 2),
     ];
@@ -231,7 +316,7 @@ fn a_table_that_stays_locked_is_named_and_keeps_nobody_waiting() {
     assert!(snapshot.locked() < Duration::from_secs(3));
     // Others write again as soon as it is taken, also to the table that was locked.
     source.sql("SET lock_timeout = '2s'; INSERT INTO quiet VALUES (1)");
-    let taken = snapshot.read(&KEY, &cancel).unwrap();
+    let taken = snapshot.read(&KEY, None, &cancel).unwrap();
     assert_eq!(taken.tables.iter().map(|table| (table.table.as_str(), table.rows)).collect::<Vec<_>>(), [("postgres.public.quiet", 0)]);
     let [left] = taken.left_out.as_slice() else { panic!("{:?}", taken.left_out) };
     assert_eq!(left.object, "postgres.public.busy");
@@ -258,7 +343,7 @@ fn what_is_committed_while_a_table_is_waited_for_belongs_to_the_snapshot() {
             assert!(Instant::now() < deadline, "nobody waits for the lock");
         }
         writer.execute("COMMIT").unwrap();
-        snapshot.join().unwrap().read(&KEY, &cancel).unwrap()
+        snapshot.join().unwrap().read(&KEY, None, &cancel).unwrap()
     });
     assert_eq!(taken.left_out, []);
     assert_eq!(taken.tables[0].rows, 1);
@@ -292,7 +377,7 @@ fn a_database_without_an_encoding_is_read_byte_for_byte_and_what_has_no_name_is_
     raw.execute("CREATE TABLE t(v text); INSERT INTO t VALUES (E'\\xff'), ('a')").unwrap();
     raw.execute("DO $$ BEGIN EXECUTE 'CREATE TABLE \"n' || chr(255) || 'me\"(v text)'; END $$").unwrap();
     assert_eq!(raw.value("SELECT v FROM t WHERE v <> 'a'").unwrap().as_deref(), Some("\u{fffd}"));
-    let taken = Snapshot::take(&settings, "x", &Options::default(), &cancel).unwrap().read(&KEY, &cancel).unwrap();
+    let taken = Snapshot::take(&settings, "x", &Options::default(), &cancel).unwrap().read(&KEY, None, &cancel).unwrap();
     assert_eq!(taken.tables.iter().map(|table| (table.table.as_str(), table.rows)).collect::<Vec<_>>(), [("raw.public.t", 2)]);
     let [left] = taken.left_out.as_slice() else { panic!("{:?}", taken.left_out) };
     assert_eq!(left.object, "raw.public.\"n\u{fffd}me\"");
@@ -302,6 +387,46 @@ fn a_database_without_an_encoding_is_read_byte_for_byte_and_what_has_no_name_is_
     raw.execute("UPDATE t SET v = E'\\xfe' WHERE v <> 'a'").unwrap();
     let found = again(&settings, &["raw.public.t"], &KEY, 1, &cancel).unwrap();
     assert_ne!(found[0].as_ref().unwrap().0.digest, taken.tables[0].digest);
+}
+
+#[test]
+fn characters_without_an_equivalent_in_utf_8_are_read_in_the_encoding_of_their_database() {
+    let source = Archived::start("");
+    let (settings, cancel) = (settings_of(&source, "postgres"), Cancel::default());
+    // In WIN1252 0x81 is no character; of MULE_INTERNAL nothing is converted.
+    for (encoding, bytes) in [("LATIN1", "\\xe9"), ("WIN1252", "\\xe9\\x81"), ("MULE_INTERNAL", "\\x81\\xe9")] {
+        let name = encoding.to_lowercase();
+        source.sql(&format!("CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"));
+        let mut sql = Connection::connect(&settings, Mode::Sql { database: Some(&name) }, &cancel).unwrap();
+        sql.execute(&format!("CREATE TABLE t(v text); INSERT INTO t VALUES (E'{bytes}'), ('a')")).unwrap();
+    }
+    source.sql("CREATE TABLE t(v text)");
+    source.sql("INSERT INTO t VALUES ('é'), ('a')");
+    let taken = Snapshot::take(&settings, "x", &Options::default(), &cancel).unwrap().read(&KEY, None, &cancel).unwrap();
+    assert_eq!(taken.left_out, []);
+    let digest_of = |texts: [&[u8]; 2]| {
+        let (mut sum, mut row) = (Accumulator::new(&KEY), RowEncoder::default());
+        for text in texts {
+            row.start(1);
+            row.text(text);
+            sum.add(&row);
+        }
+        sum
+    };
+    let expected = [
+        digest_of([b"\xe9", b"a"]).finish("latin1.public.t (LATIN1)"),
+        digest_of([b"\x81\xe9", b"a"]).finish("mule_internal.public.t (MULE_INTERNAL)"),
+        digest_of(["é".as_bytes(), b"a"]).finish("postgres.public.t"),
+        digest_of([b"\xe9\x81", b"a"]).finish("win1252.public.t (WIN1252)"),
+    ];
+    assert_eq!(taken.tables, expected);
+    // A fingerprint of before, whose name says nothing of the encoding, is of the rows as UTF-8.
+    let before = digest_of(["é".as_bytes(), b"a"]).finish("latin1.public.t");
+    let names: Vec<&str> = [&before].into_iter().chain(&taken.tables).map(|known| known.table.as_str()).collect();
+    let found = again(&settings, &names, &KEY, 2, &cancel).unwrap();
+    let found: Vec<TableFingerprint> = found.into_iter().map(|found| found.unwrap().0).collect();
+    assert_eq!(found[0], before);
+    assert_eq!(found[1..], expected);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What there is in a server's databases, as one transaction sees it.
 
 use crate::error::{Error, Kind, Result};
+use crate::source::Problem;
 use crate::source::postgres::client::{Connection, Row, quote_identifier, quote_literal};
 use crate::source::postgres::logical::contents::{Database, Grant, LargeObject, Membership, Role, Sequence, Setting, Table, file_name};
 
@@ -171,6 +172,38 @@ pub(super) fn must_be_readable(sql: &mut Connection, database: &str) -> Result<(
     Ok(())
 }
 
+/// What `pg_dump` leaves out of the definitions, or out of one of them, because it is hidden from a role that is no superuser.
+pub(super) fn hidden(sql: &mut Connection, database: &str) -> Result<Vec<Problem>> {
+    if sql.value("SELECT pg_catalog.current_setting('is_superuser')")?.as_deref() == Some("on") {
+        return Ok(Vec::new());
+    }
+    let subscriptions = sql.query(
+        "SELECT s.subname FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid \
+         WHERE d.datname = pg_catalog.current_database() ORDER BY 1",
+    )?;
+    // As the view does it: the options of others are NULL, like those of a mapping that has none.
+    let mappings = sql.query(
+        "SELECT m.usename, m.srvname FROM pg_catalog.pg_user_mappings m JOIN pg_catalog.pg_foreign_server s ON s.oid = m.srvid \
+         WHERE m.umoptions IS NULL AND NOT CASE WHEN m.umuser = 0 THEN pg_catalog.pg_has_role(s.srvowner, 'USAGE') \
+           ELSE m.usename = current_user AND (pg_catalog.pg_has_role(s.srvowner, 'USAGE') OR pg_catalog.has_server_privilege(s.oid, 'USAGE')) END \
+         ORDER BY 2, 1",
+    )?;
+    let problem = |object: String, message: &str| Problem { object, kind: "hidden-definition".into(), message: message.into() };
+    let mut found = Vec::new();
+    for row in &subscriptions {
+        let object = format!("subscription {} of database {database}", row.required("subname")?);
+        found.push(problem(
+            object,
+            "it is not in the backup: pg_dump shows it to superusers only; keep its CREATE SUBSCRIPTION, or back up as a superuser",
+        ));
+    }
+    for row in &mappings {
+        let object = format!("user mapping of {} for server {} of database {database}", row.required("usename")?, row.required("srvname")?);
+        found.push(problem(object, "its options (a password, if it has one) are not in the backup: they are shown to superusers only; keep them, or back up as a superuser"));
+    }
+    Ok(found)
+}
+
 /// How a database is made again.
 pub(super) fn database(sql: &mut Connection, name: &str) -> Result<Database> {
     let version = sql.server_version();
@@ -215,6 +248,7 @@ pub(super) fn database(sql: &mut Connection, name: &str) -> Result<Database> {
         folder: file_name(&[name]),
         owner: row.required("rolname")?.to_owned(),
         encoding: row.required("encoding")?.to_owned(),
+        rows_encoding: sql.other_encoding().map(str::to_owned),
         collate: row.required("datcollate")?.to_owned(),
         ctype: row.required("datctype")?.to_owned(),
         provider: row.required("provider")?.to_owned(),

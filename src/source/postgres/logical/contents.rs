@@ -9,8 +9,11 @@ use crate::error::{Context, Error, Kind, Result};
 
 /// In the root of the tree.
 pub const MANIFEST: &str = "manifest.json";
-/// Written by this version; an older program must not take a newer one for complete.
-pub const FORMAT: u32 = 1;
+/// The newest that this version writes and reads; an older program must not take a newer one for complete. Since 2 rows may be in another encoding than UTF-8
+/// ([`Database::rows_encoding`]).
+pub const FORMAT: u32 = 2;
+/// Where no rows are.
+const FORMAT_UTF8: u32 = 1;
 /// Longer names are cut, and told apart by a hash: a file's name has 255 bytes at most.
 const LONGEST_NAME: usize = 200;
 
@@ -40,11 +43,20 @@ impl Contents {
         let path = tree.join(MANIFEST);
         let text = fs::read(&path).map_err(|error| Error::new(Kind::Damaged, format!("read {}", path.display())).because(error))?;
         let contents: Self = serde_json::from_slice(&text).context(Kind::Damaged, || format!("understand {}", path.display()))?;
-        if contents.format == FORMAT {
+        if (FORMAT_UTF8..=FORMAT).contains(&contents.format) {
             return Ok(contents);
         }
-        Err(Error::new(Kind::Usage, format!("read {}: it has format {}, this version knows {FORMAT}", path.display(), contents.format))
-            .hint("restore with the version of lifeboat that made the snapshot, or a newer one"))
+        Err(Error::new(
+            Kind::Usage,
+            format!("read {}: it has format {}, this version knows up to {FORMAT}", path.display(), contents.format),
+        )
+        .hint("restore with the version of lifeboat that made the snapshot, or a newer one"))
+    }
+
+    /// The oldest format that says all of these.
+    #[must_use]
+    pub fn format_of(databases: &[Database]) -> u32 {
+        if databases.iter().any(|database| database.rows_encoding.is_some()) { FORMAT } else { FORMAT_UTF8 }
     }
 }
 
@@ -107,6 +119,10 @@ pub struct Database {
     pub folder: String,
     pub owner: String,
     pub encoding: String,
+    /// What the files with rows are in, and what their digests are of: that of the database, because not every character has an equivalent in UTF-8. `None`:
+    /// UTF-8, or bytes as they are where the database says nothing of its encoding (`SQL_ASCII`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_encoding: Option<String>,
     pub collate: String,
     pub ctype: String,
     /// `c`, `i`, `b`.

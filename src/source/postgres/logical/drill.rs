@@ -218,7 +218,9 @@ fn compare(
         let (rows, digest) = sum(&tables.iter().map(|table| (table.rows, table.digest.clone())).collect::<Vec<_>>())?;
         let expected = shown(rows, &digest);
         let mut read = |table: &&Table| {
-            rows::table(sql, table, &context.fingerprint_key, &context.cancel, &mut |_| Ok(())).map(|read| (read.rows, read.digest))
+            let encoding = database.rows_encoding.as_deref();
+            rows::table(sql, table, encoding, &context.fingerprint_key, &context.cancel, &mut |_| Ok(()))
+                .map(|read| (read.rows, read.digest))
         };
         match tables.iter().map(&mut read).collect::<Result<Vec<_>>>() {
             Ok(read) => {

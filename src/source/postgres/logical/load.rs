@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Event};
-use crate::source::postgres::ANSWER_LIMIT;
-use crate::source::postgres::client::{Connection, Mode, quote_identifier, quote_literal, sqlstate};
+use crate::source::postgres::client::{Connection, LONG_SILENCE, Mode, quote_identifier, quote_literal, sqlstate};
 use crate::source::postgres::conninfo::Settings;
+use crate::source::postgres::fingerprint::in_encoding;
 use crate::source::postgres::instance::Tools;
 use crate::source::postgres::logical::catalog::{number, qualified, told};
 use crate::source::postgres::logical::contents::{Contents, Database, Grant, LargeObject, Membership, Role, Setting, Table};
@@ -401,7 +401,7 @@ impl Load<'_> {
         }
         // Making one copies a template, which may take a while.
         let patience = admin.timeout();
-        admin.set_timeout(Some(Duration::from_mins(30)));
+        admin.set_timeout(Duration::from_mins(30));
         admin.execute(&words.join(" ")).map_err(|error| match sqlstate(&error) {
             Some("22023" | "42704") => error.hint("the locale of the source must be installed on the target's host (locale -a)"),
             _ => error,
@@ -414,8 +414,8 @@ impl Load<'_> {
     fn fill(&mut self, database: &Database, temporary: &str) -> Result<Connection> {
         let cancel = &self.context.cancel;
         let mut holder = rows::open(&self.target.settings, temporary, cancel)?;
-        holder.set_timeout(Some(ANSWER_LIMIT));
-        self.definitions(database, temporary, Section::Before)?;
+        self.definitions(database, temporary, Section::Before, &mut holder)?;
+        holder.set_timeout(LONG_SILENCE);
         self.rows(database, temporary)?;
         self.large_objects(database, &mut holder)?;
         for sequence in &database.sequences {
@@ -424,24 +424,31 @@ impl Load<'_> {
                 .execute(&format!("SELECT pg_catalog.setval({name}::pg_catalog.regclass, {}, {})", sequence.value, sequence.is_called))?;
         }
         self.progress("index", &database.name);
-        self.definitions(database, temporary, Section::After)?;
+        self.definitions(database, temporary, Section::After, &mut holder)?;
         self.refresh(database, &mut holder)?;
         self.progress("analyze", &database.name);
         holder.execute("ANALYZE")?;
         Ok(holder)
     }
 
-    fn definitions(&self, database: &Database, temporary: &str, section: Section) -> Result<()> {
+    /// `holder` is asked meanwhile whether the server still answers: building an index says nothing for hours.
+    fn definitions(&mut self, database: &Database, temporary: &str, section: Section, holder: &mut Connection) -> Result<()> {
         let dump = self.tree.join(&database.folder).join(format!("{}.dump", section.word()));
         let said = self.context.scratch.join("said");
-        programs::restore(&self.tools, &self.target.settings, temporary, &dump, self.superuser, &said, &self.context.cancel).map_err(
-            |error| {
-                if error.hint_text().is_some() {
-                    return error;
-                }
-                error.hint("extensions, languages and roles that it needs must be on the target: what the server said is shown above")
-            },
-        )
+        let usual = holder.timeout();
+        holder.set_timeout(self.target.settings.timeout);
+        let cancel = &self.context.cancel;
+        let mut alive = || holder.execute("SELECT 1");
+        let told = programs::restore(&self.tools, &self.target.settings, temporary, &dump, self.superuser, &said, cancel, &mut alive);
+        holder.set_timeout(usual);
+        let told = told.map_err(|error| {
+            if error.hint_text().is_some() {
+                return error;
+            }
+            error.hint("extensions, languages and roles that it needs must be on the target: what the server said is shown above")
+        })?;
+        self.loaded.warnings.extend(told.into_iter().map(|line| format!("pg_restore of database {}: {line}", database.name)));
+        Ok(())
     }
 
     /// All tables, side by side.
@@ -451,12 +458,12 @@ impl Load<'_> {
         let loaded: Mutex<Vec<ExtractedTable>> = Mutex::default();
         let work = || -> Result<()> {
             let mut connection = rows::open(&self.target.settings, temporary, cancel)?;
-            connection.set_timeout(Some(Duration::from_hours(6)));
+            connection.set_timeout(Duration::from_hours(6));
             while let Some(table) = database.tables.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if failed.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
                     return Ok(());
                 }
-                let rows = self.copy(&mut connection, table)?;
+                let rows = self.copy(&mut connection, database, table)?;
                 let table = format!("{}.{}.{}", database.name, table.schema, table.name);
                 loaded.lock().unwrap_or_else(PoisonError::into_inner).push(ExtractedTable { table, rows });
             }
@@ -483,10 +490,11 @@ impl Load<'_> {
         Ok(())
     }
 
-    fn copy(&self, connection: &mut Connection, table: &Table) -> Result<u64> {
+    fn copy(&self, connection: &mut Connection, database: &Database, table: &Table) -> Result<u64> {
         let what = || format!("load table {}.{}", table.schema, table.name);
         let (schema, name) = table.root.as_ref().map_or((&table.schema, &table.name), |(schema, name)| (schema, name));
-        let statement = format!("COPY {}{} FROM STDIN", qualified(schema, name), rows::columns(table));
+        let in_encoding = in_encoding(database.rows_encoding.as_deref());
+        let statement = format!("COPY {}{} FROM STDIN{in_encoding}", qualified(schema, name), rows::columns(table));
         let mut copy = connection.copy_in(&statement).map_err(|error| error.within(what()))?;
         let sent = self.each_piece(&table.path, table.bytes, &mut |piece| copy.write(piece));
         let rows = match sent {

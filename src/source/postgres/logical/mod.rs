@@ -39,7 +39,7 @@ use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::diagnosis;
 use crate::source::postgres::instance::Tools;
 use crate::source::postgres::logical::snapshot::LogicalSnapshot;
-use crate::source::{CheckResult, Diagnosis, HandOver, ProveRequest, Source, SourceContext, SourceSnapshot};
+use crate::source::{CheckResult, Diagnosis, HandOver, Problem, ProveRequest, Source, SourceContext, SourceSnapshot};
 
 /// In manifests: another kind than a physical backup, which comes back another way.
 pub const KIND: &str = "postgres-logical";
@@ -85,6 +85,14 @@ impl LogicalSource {
                 Ok(format!("all {} tables of {name}", tables.len()))
             });
             found.push(diagnosis("privileges", readable));
+            let hidden = rows::open(settings, name, &cancel).and_then(|mut sql| catalog::hidden(&mut sql, name));
+            match hidden {
+                Ok(hidden) => {
+                    let refuse = |problem: Problem| Err(Error::new(Kind::Usage, format!("{}: {}", problem.object, problem.message)));
+                    found.extend(hidden.into_iter().map(|problem| diagnosis("definitions", refuse(problem))));
+                }
+                Err(error) => found.push(diagnosis("definitions", Err(error))),
+            }
         }
         let roles = catalog::roles(&mut sql).map(|(roles, with_passwords)| {
             let without = if with_passwords { "" } else { ", without their passwords: its role may not read pg_authid" };

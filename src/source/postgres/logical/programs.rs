@@ -6,6 +6,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,6 +22,15 @@ use crate::source::postgres::instance::{Account, Tools};
 pub(super) const LOCK_TIMEOUT_MS: u32 = 60_000;
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 const PIECE: usize = 64 * 1024;
+/// A `pg_dump` that yields nothing for so long waits for a server that hangs.
+const SILENCE: Duration = Duration::from_hours(1);
+/// One that has yielded everything ends within this time.
+const END_LIMIT: Duration = Duration::from_mins(5);
+/// How often it is asked, while `pg_restore` works, whether the server still answers.
+const ALIVE_INTERVAL: Duration = Duration::from_mins(1);
+/// So much of what a program said although it ended well is kept.
+const TOLD_LINES: usize = 20;
+const TOLD_LETTERS: usize = 300;
 
 /// Which half of the definitions: before the rows, and what is quicker or only possible after them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +105,8 @@ pub(super) struct Dump<'a> {
 }
 
 impl Dump<'_> {
-    /// Runs it; every piece of its output goes to `take`.
-    pub(super) fn run(&self, cancel: &Cancel, take: &mut dyn FnMut(Bytes) -> Result<()>) -> Result<()> {
+    /// Runs it; every piece of its output goes to `take`. Yields what it said although it ended well: what it left out.
+    pub(super) fn run(&self, cancel: &Cancel, take: &mut dyn FnMut(Bytes) -> Result<()>) -> Result<Vec<String>> {
         let mut command = command(self.tools, "pg_dump", self.settings, self.database)?;
         command.args(["--format=custom", "--compress=0", "--schema-only"]).arg(format!("--section={}", self.section.word()));
         command.arg(format!("--snapshot={}", self.snapshot)).arg(format!("--lock-wait-timeout={LOCK_TIMEOUT_MS}"));
@@ -105,11 +115,17 @@ impl Dump<'_> {
         let mut child = Ended(command.spawn().io_context(|| "run pg_dump".into())?);
         let mut output = child.0.stdout.take().ok_or_else(|| Error::new(Kind::Bug, "pg_dump has no output"))?;
         let failed = || "read from pg_dump".to_owned();
-        let mut any = false;
+        let what = || format!("dump the definitions of {}", self.database);
+        let silent = || {
+            Error::new(Kind::Unavailable, format!("{}: pg_dump yields nothing any more", what()))
+                .hint("Does the server hang? Its log, and pg_stat_activity, tell what pg_dump waits for.")
+        };
+        let (mut any, mut heard) = (false, Instant::now());
         loop {
             cancel.check()?;
             match poll(&mut [PollFd::new(&output.as_fd(), PollFlags::IN)], Some(&LOOK)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+                Ok(0) | Err(rustix::io::Errno::INTR) if heard.elapsed() < SILENCE => continue,
+                Ok(0) | Err(rustix::io::Errno::INTR) => return Err(silent()),
                 Ok(_) => {}
                 Err(errno) => return Err(Error::io(failed(), errno.into())),
             }
@@ -121,13 +137,17 @@ impl Dump<'_> {
             any = true;
             piece.truncate(count);
             take(piece.into())?;
+            heard = Instant::now();
         }
-        finish(child, self.said, &format!("dump the definitions of {}", self.database), cancel)?;
-        if any { Ok(()) } else { Err(Error::new(Kind::Failed, "pg_dump ended well and wrote nothing")) }
+        let ended = Instant::now();
+        let mut wait = || if ended.elapsed() < END_LIMIT { cancel.check() } else { Err(silent()) };
+        let told = finish(child, self.said, &what(), &mut wait)?;
+        if any { Ok(told) } else { Err(Error::new(Kind::Failed, "pg_dump ended well and wrote nothing")) }
     }
 }
 
-/// Loads definitions.
+/// Loads definitions; yields what the program said although it ended well. `alive` fails when the server does not answer any more.
+#[expect(clippy::too_many_arguments, reason = "all of it is given by the one place that calls this")]
 pub(super) fn restore(
     tools: &Tools,
     settings: &Settings,
@@ -136,7 +156,8 @@ pub(super) fn restore(
     with_owners: bool,
     said: &Path,
     cancel: &Cancel,
-) -> Result<()> {
+    alive: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<String>> {
     let mut command = command(tools, "pg_restore", settings, database)?;
     // As promised: everything goes to the default one. The target may lack the source's.
     command.args(["--exit-on-error", "--no-tablespaces"]);
@@ -146,24 +167,68 @@ pub(super) fn restore(
     command.arg(dump).stdout(Stdio::null());
     listen(&mut command, said)?;
     let child = Ended(command.spawn().io_context(|| "run pg_restore".into())?);
-    finish(child, said, &format!("load {} into {database}", dump.display()), cancel)
+    let what = format!("load {} into {database}", dump.display());
+    let mut asked = Instant::now();
+    let mut wait = || {
+        cancel.check()?;
+        if asked.elapsed() >= ALIVE_INTERVAL {
+            alive().map_err(|error| error.within(what.clone()))?;
+            asked = Instant::now();
+        }
+        Ok(())
+    };
+    finish(child, said, &what, &mut wait)
 }
 
-/// Waits for its end and judges it.
-fn finish(mut child: Ended, said: &Path, what: &str, cancel: &Cancel) -> Result<()> {
+/// Waits for its end, as long as `wait` agrees, and judges it. Yields what it said although it ended well.
+fn finish(mut child: Ended, said: &Path, what: &str, wait: &mut dyn FnMut() -> Result<()>) -> Result<Vec<String>> {
     let status = loop {
         if let Some(status) = child.0.try_wait().io_context(|| format!("wait: {what}"))? {
             break status;
         }
-        cancel.check()?;
-        std::thread::park_timeout(std::time::Duration::from_millis(20));
+        wait()?;
+        std::thread::park_timeout(Duration::from_millis(20));
     };
+    let text = String::from_utf8_lossy(&fs::read(said).io_context(|| format!("read {}", said.display()))?).into_owned();
     if status.success() {
-        return Ok(());
+        return Ok(told(&text));
     }
-    let text = String::from_utf8_lossy(&fs::read(said).unwrap_or_default()).into_owned();
     // Definitions only: but a constraint that rows break is told with the row.
     let why = text.lines().find_map(crate::source::postgres::extract::harmless);
     let why = why.map_or_else(|| format!("the program ended with {status}"), str::to_owned);
     Err(Error::new(Kind::Failed, format!("{what}: {why}")).saying(Some(text.chars().take(4096).collect())))
+}
+
+/// Each line once, without the program's name before it; of many the first.
+fn told(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let line = ["pg_dump: ", "pg_restore: ", "warning: "].iter().fold(line, |line, begin| line.strip_prefix(begin).unwrap_or(line));
+        let line: String = line.chars().take(TOLD_LETTERS).collect();
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    let more = lines.len().saturating_sub(TOLD_LINES);
+    if more > 0 {
+        lines.truncate(TOLD_LINES);
+        lines.push(format!("and {more} more lines"));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_program_said_is_told_once_and_bounded() {
+        let said =
+            "pg_dump: warning: subscriptions not dumped\n\npg_dump: warning: subscriptions not dumped\n  pg_dump: hint: be a superuser\n";
+        assert_eq!(told(said), ["subscriptions not dumped", "hint: be a superuser"]);
+        let many = (0..50).map(|n| format!("{n}{}", "x".repeat(1000))).collect::<Vec<_>>().join("\n");
+        let told = told(&many);
+        assert_eq!((told.len(), told[TOLD_LINES].as_str()), (TOLD_LINES + 1, "and 30 more lines"));
+        assert!(told.iter().all(|line| line.len() <= TOLD_LETTERS));
+    }
 }

@@ -4,11 +4,9 @@ use bytes::{Bytes, BytesMut};
 
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
-use crate::source::fingerprint::{Accumulator, RowEncoder};
-use crate::source::postgres::ANSWER_LIMIT;
 use crate::source::postgres::client::{Connection, Mode, quote_identifier};
 use crate::source::postgres::conninfo::Settings;
-use crate::source::postgres::fingerprint::{SESSION, encode};
+use crate::source::postgres::fingerprint::{Lines, SESSION, in_encoding};
 use crate::source::postgres::logical::catalog::qualified;
 use crate::source::postgres::logical::contents::Table;
 
@@ -16,6 +14,8 @@ use crate::source::postgres::logical::contents::Table;
 const PIECE: usize = 64 * 1024;
 /// Of a large object.
 const LARGE_PIECE: usize = 512 * 1024;
+/// For the next row so many times as long as for another answer (an hour) is waited: there may be many dead ones before it. A server that is silent for longer hangs.
+const PATIENCE: u32 = 12;
 
 /// What was read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,10 +29,6 @@ pub(super) struct Read {
 pub(super) fn open(settings: &Settings, database: &str, cancel: &Cancel) -> Result<Connection> {
     let mut connection = Connection::connect(settings, Mode::Sql { database: Some(database) }, cancel)?;
     connection.execute(SESSION)?;
-    // Bytes that are in no encoding stay as they are.
-    connection.execute(
-        "SELECT set_config('client_encoding', CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, false)",
-    )?;
     connection.execute("SET xmloption = content; SET idle_session_timeout = 0")?;
     if connection.server_version() >= 170_000 {
         connection.execute("SET transaction_timeout = 0")?;
@@ -46,10 +42,14 @@ pub(super) fn columns(table: &Table) -> String {
     if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) }
 }
 
-/// Reads a table; `take` gets its rows as `COPY` writes them.
+/// Reads a table; `take` gets its rows as `COPY` writes them, in this encoding (see [`super::contents::Database::rows_encoding`]).
+///
+/// # Errors
+/// The server's; `Unavailable` when it says nothing for too long.
 pub(super) fn table(
     connection: &mut Connection,
     table: &Table,
+    encoding: Option<&str>,
     key: &[u8; 32],
     cancel: &Cancel,
     take: &mut dyn FnMut(Bytes) -> Result<()>,
@@ -62,27 +62,24 @@ pub(super) fn table(
         }
         _ => format!("{name}{}", columns(table)),
     };
-    let (mut sum, mut encoder, mut scratch, mut bytes) = (Accumulator::new(key), RowEncoder::default(), Vec::new(), 0);
+    let mut lines = Lines::new(key, table.columns.len());
     let mut pending = BytesMut::with_capacity(PIECE);
-    // The first row of a large table may come late.
-    let patience = connection.timeout();
-    connection.set_timeout(Some(ANSWER_LIMIT));
-    let mut copy = connection.copy_out(&format!("COPY {what} TO STDOUT"))?;
-    while let Some(line) = copy.next()? {
-        bytes += line.len() as u64;
-        encode(&line, table.columns.len(), &mut encoder, &mut scratch)?;
-        sum.add(&encoder);
-        if pending.len() + line.len() > PIECE && !pending.is_empty() {
+    let usual = connection.timeout();
+    connection.set_timeout(usual * PATIENCE);
+    let mut copy = connection.copy_out(&format!("COPY {what} TO STDOUT{}", in_encoding(encoding)))?;
+    while let Some(piece) = copy.next()? {
+        lines.add(&piece)?;
+        if pending.len() + piece.bytes.len() > PIECE && !pending.is_empty() {
             cancel.check()?;
             take(pending.split().freeze())?;
         }
-        pending.extend_from_slice(&line);
+        pending.extend_from_slice(&piece.bytes);
     }
-    connection.set_timeout(patience);
+    connection.set_timeout(usual);
     if !pending.is_empty() {
         take(pending.freeze())?;
     }
-    let sum = sum.finish("");
+    let (sum, bytes) = lines.finish(String::new())?;
     Ok(Read { rows: sum.rows, bytes, digest: sum.digest })
 }
 
@@ -110,5 +107,54 @@ pub(super) fn large_object(
         if count < LARGE_PIECE {
             return Ok(Read { rows: 1, bytes, digest: hex::encode(hasher.finalize().as_bytes()) });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::source::postgres::conninfo::Host;
+    use crate::source::postgres::test_server::TestServer;
+
+    #[test]
+    fn a_server_that_hangs_behind_a_socket_ends_the_reading_of_a_table() {
+        let server = TestServer::start(&[], "");
+        server.sql("CREATE TABLE t(v text)");
+        server.sql("INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 20000)");
+        let mut settings = Settings::new(Host::Socket(server.folder().to_owned()), 5432, "postgres");
+        settings.timeout = Duration::from_millis(100);
+        let cancel = Cancel::default();
+        let mut sql = open(&settings, "postgres", &cancel).unwrap();
+        let table = Table {
+            schema: "public".into(),
+            name: "t".into(),
+            path: String::new(),
+            columns: vec!["v".into()],
+            extension_condition: None,
+            root: None,
+            rows: 0,
+            bytes: 0,
+            digest: String::new(),
+        };
+        let process = rustix::process::Pid::from_raw(sql.backend_process()).unwrap();
+        let signal = |signal| rustix::process::kill_process(process, signal).unwrap();
+        let (mut begun, mut bytes) = (None, 0);
+        let read = super::table(&mut sql, &table, None, &[0; 32], &cancel, &mut |piece| {
+            bytes += piece.len();
+            if begun.is_none() {
+                signal(rustix::process::Signal::STOP);
+                begun = Some(Instant::now());
+            }
+            Ok(())
+        });
+        signal(rustix::process::Signal::CONT);
+        assert_eq!(read.unwrap_err().kind(), Kind::Unavailable);
+        let waited = begun.unwrap().elapsed();
+        assert!(
+            waited >= settings.timeout * PATIENCE && waited < Duration::from_mins(1) && bytes < 20_000_000,
+            "{waited:?}, {bytes} bytes"
+        );
     }
 }

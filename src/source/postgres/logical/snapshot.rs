@@ -25,11 +25,11 @@ use crate::source::postgres::fingerprint::TableName;
 use crate::source::postgres::instance::Tools;
 use crate::source::postgres::logical::LogicalSource;
 use crate::source::postgres::logical::catalog::{self, Found};
-use crate::source::postgres::logical::contents::{Contents, Database, FORMAT, MANIFEST, Table};
+use crate::source::postgres::logical::contents::{Contents, Database, MANIFEST, Table};
 use crate::source::postgres::logical::programs::{self, Dump, LOCK_TIMEOUT_MS, Section};
 use crate::source::postgres::logical::rows;
 use crate::source::postgres::throttle::{Throttle, Throttled};
-use crate::source::{Closed, Finish, SourceContext, SourceSnapshot, TableFingerprint};
+use crate::source::{Closed, Finish, Problem, SourceContext, SourceSnapshot, TableFingerprint};
 
 const SYSTEM_IDENTIFIER: &str = "system_identifier";
 /// Streams at a time.
@@ -74,13 +74,22 @@ struct Shared {
     /// Of the run, and of this snapshot alone: it is dropped with it.
     cancel: Cancel,
     stop: Cancel,
-    /// By database: name and exported snapshot.
-    databases: Vec<(String, String)>,
+    databases: Vec<Exported>,
     jobs: Vec<Job>,
     tables: Vec<Vec<Table>>,
     objects: Vec<Vec<u32>>,
     next: AtomicUsize,
     done: Mutex<HashMap<usize, rows::Read>>,
+    /// What `pg_dump` said although it ended well, each once.
+    told: Mutex<Vec<String>>,
+}
+
+/// What a stream must know of its database.
+struct Exported {
+    name: String,
+    snapshot: String,
+    /// As [`Database::rows_encoding`].
+    rows_encoding: Option<String>,
 }
 
 enum Piece {
@@ -98,6 +107,7 @@ pub(super) struct LogicalSnapshot {
     contents: Contents,
     system_identifier: Option<String>,
     warnings: Vec<String>,
+    problems: Vec<Problem>,
     begun: Receiver<Begun>,
     early: HashMap<usize, Receiver<Piece>>,
     workers: Vec<JoinHandle<()>>,
@@ -122,7 +132,7 @@ impl LogicalSnapshot {
             warnings.push("the passwords of roles are not in the backup: its role may not read pg_authid".into());
         }
         let mut contents = Contents {
-            format: FORMAT,
+            format: Contents::format_of(&[]),
             server_version: version,
             dump_major: tools.major(),
             superuser: sql.value("SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10")?.unwrap_or_default(),
@@ -134,9 +144,10 @@ impl LogicalSnapshot {
         // Not everybody may ask.
         let system_identifier = sql.value("SELECT system_identifier::text FROM pg_catalog.pg_control_system()").ok().flatten();
         drop(sql);
-        let (mut leaders, mut shared) = (Vec::new(), Shared::new(settings, tools, context));
+        let (mut leaders, mut problems, mut shared) = (Vec::new(), Vec::new(), Shared::new(settings, tools, context));
         for name in &names {
-            let (leader, found) = lead(settings, name, cancel, &mut warnings)?;
+            let (mut leader, found) = lead(settings, name, cancel, &mut warnings)?;
+            problems.extend(catalog::hidden(&mut leader.connection, name)?);
             shared.add(&leader, found);
             leaders.push(leader);
         }
@@ -156,6 +167,7 @@ impl LogicalSnapshot {
             contents,
             system_identifier,
             warnings,
+            problems,
             begun,
             early: HashMap::new(),
             workers,
@@ -210,6 +222,7 @@ impl LogicalSnapshot {
                 }
             }
         }
+        self.contents.format = Contents::format_of(&records);
         self.contents.databases = records;
         let text = serde_json::to_vec_pretty(&self.contents).context(Kind::Bug, || "write the manifest of the databases".into())?;
         Ok(text.into())
@@ -328,6 +341,7 @@ impl Shared {
                 objects: Vec::new(),
                 next: AtomicUsize::new(0),
                 done: Mutex::default(),
+                told: Mutex::default(),
             },
             estimate: 0,
         }
@@ -380,15 +394,22 @@ impl Shared {
             self.check()?;
             self.send(sender, Piece::Bytes(bytes))
         };
-        let (name, snapshot) = &self.databases[job.database];
+        let Exported { name, snapshot, rows_encoding } = &self.databases[job.database];
         if let What::Definitions(section) = job.what {
             let said = self.scratch.join(format!("said-{number}"));
             let dump = Dump { tools: &self.tools, settings: &self.settings, database: name, snapshot, section, said: &said };
             let mut bytes = 0;
-            dump.run(&self.stop, &mut |piece: Bytes| {
+            let told = dump.run(&self.stop, &mut |piece: Bytes| {
                 bytes += piece.len() as u64;
                 take(piece)
             })?;
+            let mut all = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            for line in told.into_iter().map(|line| format!("pg_dump of database {name}: {line}")) {
+                // Both halves of the definitions say the same.
+                if !all.contains(&line) {
+                    all.push(line);
+                }
+            }
             return Ok(rows::Read { bytes, ..rows::Read::default() });
         }
         if at.as_ref().is_none_or(|(database, _)| *database != job.database) {
@@ -398,7 +419,8 @@ impl Shared {
         let within = |error: Error| error.within(format!("read {} of database {name}", job.path));
         match job.what {
             What::Table(index) => {
-                rows::table(connection, &self.tables[job.database][index], &self.key, &self.cancel, &mut take).map_err(within)
+                let (table, encoding) = (&self.tables[job.database][index], rows_encoding.as_deref());
+                rows::table(connection, table, encoding, &self.key, &self.cancel, &mut take).map_err(within)
             }
             What::LargeObject(index) => {
                 rows::large_object(connection, self.objects[job.database][index], &self.key, &self.cancel, &mut take).map_err(within)
@@ -432,7 +454,11 @@ impl Making {
         }
         self.shared.objects.push(leader.record.large_objects.iter().map(|object| object.oid).collect());
         self.shared.tables.push(found.into_iter().map(|found| found.table).collect());
-        self.shared.databases.push((leader.record.name.clone(), leader.snapshot.clone()));
+        self.shared.databases.push(Exported {
+            name: leader.record.name.clone(),
+            snapshot: leader.snapshot.clone(),
+            rows_encoding: leader.record.rows_encoding.clone(),
+        });
     }
 }
 
@@ -536,7 +562,7 @@ impl SourceSnapshot for LogicalSnapshot {
         }
         let (mut fingerprints, mut databases) = (Vec::new(), serde_json::Map::new());
         for database in &self.contents.databases {
-            for table in database.tables.iter().filter(|table| table.extension_condition.is_none()) {
+            for table in &database.tables {
                 fingerprints.push(TableFingerprint {
                     table: table_name(&database.name, table),
                     rows: table.rows,
@@ -549,16 +575,18 @@ impl SourceSnapshot for LogicalSnapshot {
             });
             databases.insert(database.name.clone(), told);
         }
+        self.warnings.append(&mut self.shared.told.lock().unwrap_or_else(PoisonError::into_inner));
         let consistency = json!({
             "method": "logical", "server_version": self.contents.server_version, "system_identifier": self.system_identifier,
             "databases": databases, "warnings": self.warnings,
         });
-        Ok(Finish { consistency, fingerprints, problems: Vec::new() })
+        Ok(Finish { consistency, fingerprints, problems: std::mem::take(&mut self.problems) })
     }
 }
 
 pub(super) fn table_name(database: &str, table: &Table) -> String {
-    TableName { database: database.to_owned(), schema: table.schema.clone(), table: table.name.clone(), sample: None }.to_string()
+    TableName { database: database.to_owned(), schema: table.schema.clone(), table: table.name.clone(), encoding: None, sample: None }
+        .to_string()
 }
 
 impl Drop for LogicalSnapshot {

@@ -38,8 +38,10 @@ fn recovered(source: &Archived) -> (Instance, PathBuf, ProveRequest) {
     let restored = source.base_backup("restored");
     let settings = Settings::new(Host::Socket(source.server.folder().to_owned()), PORT, "postgres");
     let cancel = Cancel::default();
-    let taken =
-        fingerprint::Snapshot::take(&settings, "point", &fingerprint::Options::default(), &cancel).unwrap().read(&KEY, &cancel).unwrap();
+    let taken = fingerprint::Snapshot::take(&settings, "point", &fingerprint::Options::default(), &cancel)
+        .unwrap()
+        .read(&KEY, None, &cancel)
+        .unwrap();
     source.archive_all();
     let (instance, _) = source.recover(&restored, taken.position.target()).unwrap();
     let request = ProveRequest { fingerprints: taken.tables, compare_percent: 100, checks: Vec::new() };
