@@ -29,6 +29,7 @@ use crate::repo::format::{LOG_PIECE_MAX, ObjectKind};
 use crate::repo::{Inner, Repository};
 use crate::store::ObjectInfo;
 use known::Known;
+pub(super) use known::decode as decode_known;
 pub(super) use piece::{Label, parse_name};
 use piece::{OpenPiece, stretch_name};
 
