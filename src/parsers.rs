@@ -5,17 +5,21 @@
 
 use std::io::Read as _;
 
+use crate::ops::log::replay::Consistency;
+use crate::ops::log::retain::started_at;
 use crate::plan::Plans;
 pub use crate::repo::parsers::Parser;
+use crate::source::Finish;
 use crate::source::postgres::control::Control;
 use crate::source::postgres::layout::RelationFile;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::page::{Damage, PageState, check_page, checksum, page_lsn};
 use crate::source::postgres::tar::TarReader;
-use crate::source::postgres::wal::{FactsReader, SegmentHeader, SegmentSize, TimelineHistory, WalName, WalReader};
+use crate::source::postgres::wal::{FactsReader, PieceFacts, SegmentHeader, SegmentSize, TimelineHistory, WalName, WalReader};
+use crate::store::is_versions_page;
 
 /// Those of other things than repositories.
-const OTHERS: [Parser; 7] = [
+const OTHERS: [Parser; 9] = [
     ("plan", plan),
     ("wal_reader", wal_reader),
     ("wal_names", wal_names),
@@ -23,6 +27,8 @@ const OTHERS: [Parser; 7] = [
     ("control", control),
     ("history", history),
     ("tar", tar),
+    ("facts", facts),
+    ("versions", versions),
 ];
 
 /// All of them, each name once.
@@ -160,6 +166,26 @@ fn tar(bytes: &[u8]) -> bool {
         }
     }
     whole(&right) || as_it_is
+}
+
+/// What sources say of a backup and of a piece of log, in JSON.
+fn facts(bytes: &[u8]) -> bool {
+    let piece = serde_json::from_slice::<PieceFacts>(bytes);
+    if let Ok(facts) = &piece {
+        let again = serde_json::to_vec(facts).ok().and_then(|json| serde_json::from_slice::<PieceFacts>(&json).ok());
+        assert_eq!(again.as_ref(), Some(facts));
+    }
+    let Ok(finish) = serde_json::from_slice::<Finish>(bytes) else { return piece.is_ok() };
+    let again = serde_json::to_vec(&finish).map(|json| serde_json::from_slice::<Finish>(&json).is_ok());
+    assert!(again.is_ok_and(|readable| readable), "what was read can be written and read again");
+    let point = Consistency::of(finish.clone()).map(|known| known.point());
+    let _ = (point, started_at(finish));
+    true
+}
+
+/// An answer of S3 to a request for versions.
+fn versions(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok_and(is_versions_page)
 }
 
 #[cfg(test)]

@@ -140,6 +140,37 @@ fn a_repository_that_was_made_anew_is_not_green_until_somebody_accepts_it() {
     assert!(text(&again.stdout).contains("belongs at file://") && !text(&again.stdout).contains("instead of"), "{}", text(&again.stdout));
 }
 
+/// Whoever may delete in the store undoes a hold by deleting the newest entry of the ledger. The machine that has seen it prunes nothing.
+#[test]
+fn a_hold_whose_entry_was_deleted_still_holds_here() {
+    let workspace = Workspace::ready("keep = { last = 1 }");
+    let first = workspace.json(&["backup", "crm"], 0)["snapshot"].as_str().unwrap().to_owned();
+    workspace.json(&["backup", "crm"], 0);
+    workspace.json(&["snapshots", "hold", &first, "--reason", "audit"], 0);
+    let entry = workspace.path("repository/retention/0000000000000001");
+    let bytes = std::fs::read(&entry).unwrap();
+    std::fs::remove_file(&entry).unwrap();
+    for words in [&["prune", "crm"][..], &["verify", "main"], &["snapshots", "hold", &first, "--reason", "again"]] {
+        let output = workspace.run(words);
+        let told = format!("{}{}", text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(20), "{words:?}: {told}");
+        assert!(told.contains("has seen its entry retention/0000000000000001, and there is none now"), "{words:?}: {told}");
+    }
+    // What is there can be restored, and backups go on.
+    workspace.json(&["backup", "crm"], 0);
+    workspace.json(&["restore", "crm", "--snapshot", &first, "--to", workspace.path("back").to_str().unwrap(), "--yes"], 0);
+    std::fs::write(&entry, &bytes).unwrap();
+    let pruned = workspace.json(&["prune", "crm"], 0);
+    assert_eq!(pruned["snapshots_removed"], 1, "the second; the first is held: {pruned}");
+    // Put back on purpose, somebody says: then it is as the store has it.
+    std::fs::remove_file(workspace.path("repository/retention/0000000000000002")).unwrap();
+    std::fs::remove_file(&entry).unwrap();
+    assert_eq!(workspace.run(&["prune", "crm"]).status.code(), Some(20));
+    let accepted = workspace.json(&["repo", "accept", "main"], 0);
+    assert_eq!((&accepted["ledger_forgotten"], &accepted["before"]), (&2.into(), &serde_json::Value::Null));
+    assert_eq!(workspace.json(&["prune", "crm"], 0)["snapshots_removed"], 1, "nothing holds it any more");
+}
+
 #[test]
 fn a_restore_of_the_latest_says_that_later_ones_are_gone() {
     let workspace = Workspace::ready("");

@@ -20,7 +20,7 @@ const TABLE: [(&str, &[&str]); 11] = [
     ("plan", &["source"]),
     ("ops", &["repo", "source", "plan", "store"]),
     ("daemon", &["ops", "plan", "repo", "source", "store"]),
-    ("parsers", &["repo", "source", "plan"]),
+    ("parsers", &["ops", "plan", "repo", "source", "store"]),
     ("web", &["daemon", "ops", "plan", "repo", "source", "store"]),
     ("cli", &["web", "daemon", "ops", "plan", "repo", "source", "store"]),
     ("main", &["cli"]),

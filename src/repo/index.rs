@@ -110,8 +110,8 @@ const STRANGER_AGE: std::time::Duration = std::time::Duration::from_hours(24);
 const SEGMENTS_MAX: usize = 8;
 
 /// Which file covers which index objects.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct SegmentRecord {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct SegmentRecord {
     file: String,
     covers: Vec<String>,
     records: u64,
@@ -142,7 +142,7 @@ impl LocalIndex {
     pub fn open(folder: &Path) -> Result<Self> {
         crate::repo::make_private_folder(folder)?;
         let list = folder.join("segments.json");
-        let records: Vec<SegmentRecord> = std::fs::read(&list).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
+        let records = std::fs::read(&list).ok().and_then(|bytes| decode_segments(&bytes)).unwrap_or_default();
         let segments: Vec<_> = records.into_iter().filter_map(|record| open_segment(folder, record)).map(Arc::new).collect();
         let index = Self { folder: folder.to_owned(), writing: Mutex::default(), segments: RwLock::new(segments) };
         index.remove_strangers()?;
@@ -305,18 +305,31 @@ impl LocalIndex {
     }
 }
 
+/// The list of segments. `None`: it cannot be read.
+pub(super) fn decode_segments(bytes: &[u8]) -> Option<Vec<SegmentRecord>> {
+    serde_json::from_slice(bytes).ok()
+}
+
+impl SegmentRecord {
+    /// The packs that it covers, with their lengths and those of their directories. `None`: it does not say.
+    pub(super) fn packs(&self) -> Option<Vec<(PackId, u64, u32)>> {
+        let mut packs = Vec::with_capacity(self.packs.len());
+        for (id, len, directory) in &self.packs {
+            let mut bytes = [0; 32];
+            hex::decode_to_slice(id, &mut bytes).ok()?;
+            packs.push((PackId(bytes), *len, *directory));
+        }
+        Some(packs)
+    }
+}
+
 fn open_segment(folder: &Path, record: SegmentRecord) -> Option<Segment> {
     if record.file.contains('/') {
         return None;
     }
     let file = File::open(folder.join(&record.file)).ok()?;
     (file.metadata().ok()?.len() == record.records.checked_mul(RECORD_BYTES as u64)?).then_some(())?;
-    let mut packs = Vec::with_capacity(record.packs.len());
-    for (id, len, directory) in &record.packs {
-        let mut bytes = [0; 32];
-        hex::decode_to_slice(id, &mut bytes).ok()?;
-        packs.push((PackId(bytes), *len, *directory));
-    }
+    let packs = record.packs()?;
     Some(Segment { record, file, packs })
 }
 

@@ -777,8 +777,7 @@ impl Repository {
             .filter_map(|object| crate::repo::format::PackId::from_key(&object.key).map(|id| (id, object.size)))
             .collect();
         let cache = inner.cache.path.join("generations.json");
-        let known: HashMap<String, BTreeMap<u16, u64>> =
-            std::fs::read(&cache).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let known: KnownGenerations = std::fs::read(&cache).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         let queue = std::sync::Mutex::new(listed.into_iter());
         let next = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
         let found: Vec<Result<Vec<PackGenerations>>> = std::thread::scope(|scope| {
@@ -821,7 +820,7 @@ impl Repository {
 
 /// The newest generation that this machine has seen of the repository.
 #[derive(Serialize, Deserialize)]
-struct Remembered {
+pub(super) struct Remembered {
     generation: u16,
     /// See `Keys::generation_name`.
     name: String,
@@ -858,6 +857,9 @@ pub(super) fn remember_generation(cache: &std::path::Path, keys: &mut Keys) -> R
     let Some(name) = keys.generation_name(keys.generation) else { return Ok(()) };
     seen::write(cache, seen::GENERATION, &Remembered { generation: keys.generation, name }, "the repository's key generation")
 }
+
+/// The file of what packs are sealed under: by name of the pack and number of the generation or plan's key, sealed bytes.
+pub(super) type KnownGenerations = HashMap<String, BTreeMap<u16, u64>>;
 
 /// What a pack is sealed under.
 pub(super) struct PackGenerations {
@@ -935,20 +937,26 @@ fn put_key_event(inner: &Inner, keys: &Keys, what: &str, detail: &str, removed: 
 }
 
 fn put_event_at(store: &Store, runtime: &tokio::runtime::Handle, id: RepositoryId, keys: &Keys, event: &KeyEvent) -> Result<()> {
-    let encode = || "encode a key event".to_owned();
-    let record = serde_json::to_string(event).context(Kind::Bug, encode)?;
-    let signature = match keys.role {
-        Role::Reader => Some(keys.sign(record.as_bytes())?),
-        Role::Writer | Role::Maintainer => None,
-    };
-    let content = serde_json::to_vec(&SignedEvent { record, signature }).context(Kind::Bug, encode)?;
+    let content = encode_event(keys, event)?;
     let key = format!("{EVENTS}{}", event.id);
     let sealed = seal::seal(keys, id, ObjectKind::KeyEvent, &key, &content)?;
     block_on(runtime, store.create(&key, Bytes::from(sealed)))?;
     Ok(())
 }
 
-fn decode_event(keys: &Keys, key: &str, content: &[u8]) -> Result<KeyEvent> {
+/// The content of an event's object.
+pub(super) fn encode_event(keys: &Keys, event: &KeyEvent) -> Result<Vec<u8>> {
+    let encode = || "encode a key event".to_owned();
+    let record = serde_json::to_string(event).context(Kind::Bug, encode)?;
+    let signature = match keys.role {
+        Role::Reader => Some(keys.sign(record.as_bytes())?),
+        Role::Writer | Role::Maintainer => None,
+    };
+    serde_json::to_vec(&SignedEvent { record, signature }).context(Kind::Bug, encode)
+}
+
+/// The event of the object `key`, with whether a reader signed it.
+pub(super) fn decode_event(keys: &Keys, key: &str, content: &[u8]) -> Result<KeyEvent> {
     let damaged = |e: serde_json::Error| Error::new(Kind::Damaged, format!("object {key}: cannot be decoded")).because(e);
     let signed: SignedEvent = serde_json::from_slice(content).map_err(damaged)?;
     let mut event: KeyEvent = serde_json::from_str(&signed.record).map_err(damaged)?;

@@ -144,7 +144,7 @@ struct State {
 }
 
 /// Content of an entry (JSON).
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Entry {
     number: u64,
     /// Hex BLAKE3 of the stored entry before; empty for the first.
@@ -198,7 +198,8 @@ impl Ledger {
 
     /// Whether another entry than this one is, or was, in its place. Of what lies further back than the base nothing is known.
     pub(super) fn contradicts(&self, seen: &SeenLedger) -> bool {
-        let there = self.entries.get(&seen.number).or_else(|| (self.base() == Some(seen.number + 1)).then_some(&self.before));
+        let is_right_before = self.base().and_then(|base| base.checked_sub(1)) == Some(seen.number);
+        let there = self.entries.get(&seen.number).or(is_right_before.then_some(&self.before));
         there.is_some_and(|hash| *hash != seen.hash)
     }
 
@@ -288,7 +289,8 @@ impl Repository {
             let ledger = self.ledger()?;
             let Some(decision) = decide(&ledger)? else { return Ok(false) };
             let (before, previous) = ledger.newest().unwrap_or_default();
-            let (number, previous) = (before + 1, previous.to_owned());
+            let number = before.checked_add(1).ok_or_else(|| Error::new(Kind::Failed, "the retention ledger has no more numbers"))?;
+            let previous = previous.to_owned();
             let base = number.is_multiple_of(BASE_EVERY).then(|| ledger.state());
             let has_base = base.is_some();
             let entry = Entry { number, previous, time: now, host: host_name(), decision, base };
@@ -389,7 +391,7 @@ impl Repository {
         for of_key in deleted {
             let contents = self.contents(of_key)?;
             let next = number_of(&of_key[0].key).unwrap_or_default();
-            let is_next = next == number + 1;
+            let is_next = next.checked_sub(1) == Some(number);
             let follower = contents.iter().find(|(_, previous, _)| before.1.contains(previous));
             number = next;
             before = match (is_next, before.0, follower) {
@@ -565,6 +567,30 @@ fn decode(content: &[u8]) -> serde_json::Result<Entry> {
     serde_json::from_slice(content)
 }
 
+/// Whether these are entries that go on one from the other; each alone is read whole or not at all. For fuzzing.
+pub(super) fn parse<'a>(contents: impl Iterator<Item = &'a [u8]>) -> bool {
+    let entries: Vec<Stored> = contents
+        .map_while(|content| {
+            let entry = decode(content).ok()?;
+            let again = serde_json::to_vec(&entry).ok().and_then(|json| decode(&json).ok());
+            assert!(again.is_some_and(|again| again == entry), "what was read can be written and read again");
+            let _ = entry.decision.describe();
+            Some((entry, blake3::hash(content).to_hex().to_string()))
+        })
+        .collect();
+    let count = entries.len();
+    let Ok(ledger) = follow(entries) else { return false };
+    assert_eq!(ledger.newest().is_none(), count == 0);
+    let state = ledger.state();
+    let again = Ledger {
+        removed: state.removed.iter().map(|snapshot| (snapshot.id, snapshot.clone())).collect(),
+        holds: state.holds.iter().map(|hold| (hold.snapshot, hold.clone())).collect(),
+        ..Ledger::default()
+    };
+    assert_eq!(again.state(), state, "a base says what the entries before it said");
+    count > 0
+}
+
 /// What entries say, in the order of their numbers: begins with the newest base and checks that none is missing from there on.
 fn follow(read: Vec<Stored>) -> Result<Ledger> {
     let mut ledger = Ledger::default();
@@ -575,7 +601,7 @@ fn follow(read: Vec<Stored>) -> Result<Ledger> {
             None if entry.base.is_none() && number != 1 => {
                 return Err(damaged(&format!("entries before {} are missing", key_of(number))));
             }
-            Some((before, previous)) if number != before + 1 || entry.previous != previous => {
+            Some((before, previous)) if before.checked_add(1) != Some(number) || entry.previous != previous => {
                 return Err(damaged(&format!("what comes before {} is missing or another one", key_of(number))));
             }
             Some(_) => {}

@@ -48,8 +48,8 @@ pub struct Locks {
 }
 
 /// What this machine knows of dates, so that it need not ask for each. Safe to lose.
-#[derive(Default)]
-struct Known {
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Known {
     /// When everything was looked at and nothing was wrong.
     at: Option<DateTime<Utc>>,
     dates: HashMap<(String, String), DateTime<Utc>>,
@@ -256,8 +256,8 @@ impl Known {
         Self::parse(&text, lock).unwrap_or_default()
     }
 
-    fn parse(text: &str, lock: &ObjectLock) -> Option<Self> {
-        let mut lines = text.lines();
+    pub(super) fn parse(text: &str, lock: &ObjectLock) -> Option<Self> {
+        let mut lines = text.split_terminator('\n');
         if lines.next()? != Self::head(lock) {
             return None;
         }
@@ -275,14 +275,18 @@ impl Known {
         Some(Self { at, dates })
     }
 
-    fn write(&self, place: &PathBuf, lock: &ObjectLock) -> std::io::Result<()> {
+    pub(super) fn text(&self, lock: &ObjectLock) -> String {
         let mut text = Self::head(lock);
         let _ = write!(text, "\n{}\n", self.at.map_or_else(|| "-".to_owned(), |at| at.timestamp().to_string()));
         for ((key, version), until) in &self.dates {
             let _ = writeln!(text, "{} {version} {key}", until.timestamp());
         }
+        text
+    }
+
+    fn write(&self, place: &PathBuf, lock: &ObjectLock) -> std::io::Result<()> {
         let new = place.with_extension("new");
-        fs::write(&new, text)?;
+        fs::write(&new, self.text(lock))?;
         fs::rename(&new, place)
     }
 }

@@ -4,24 +4,29 @@
 //! accepts is asserted. It says whether it accepted them.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use crate::event::Pulse;
 use crate::repo::format::{ObjectKind, PackId, PackKind, RepositoryId};
 use crate::repo::frame::{Decoder, Encoding, apply_patch};
-use crate::repo::index;
-use crate::repo::keys::{Credential, KeyFile, KeyObject, Keys, Marker, Passphrase, Role, Share, StoredSlot, Update};
-use crate::repo::log::{Gap, Label, parse_name};
+use crate::repo::keyring::{KnownGenerations, Remembered};
+use crate::repo::keys::{Credential, KeyFile, KeyObject, Keys, Marker, Passphrase, Role, Share, StoredSlot, Update, is_signed_record};
+use crate::repo::locks::Known;
+use crate::repo::log::{Gap, Label, decode_known, parse_name};
 use crate::repo::moved::MovedRecord;
 use crate::repo::pack::{Directory, decode_log_body, open_directory, open_log_directory};
+use crate::repo::seen::SeenLedger;
+use crate::repo::session::{SessionObject, decode_tombstones};
 use crate::repo::tree::{NodeEncoder, PackRef, decode_list, decode_records, encode_list};
 use crate::repo::wire::{Reader, put_blob, put_varint, unzigzag, zigzag};
-use crate::repo::{FormatObject, Manifest, ReportRecord, seal};
+use crate::repo::{FormatObject, KeyEvent, Manifest, ReportRecord, UNLOCKED, index, keyring, ledger, report, seal};
+use crate::store::{LockMode, ObjectLock};
 
 /// A name, and what reads bytes.
 pub type Parser = (&'static str, fn(&[u8]) -> bool);
 
 /// All of them.
-pub const PARSERS: [Parser; 15] = [
+pub const PARSERS: [Parser; 18] = [
     ("wire", wire),
     ("pack_directory", pack_directory),
     ("pack_tail", pack_tail),
@@ -37,8 +42,14 @@ pub const PARSERS: [Parser; 15] = [
     ("key_text", key_text),
     ("log_piece", log_piece),
     ("moved", moved),
+    ("ledger", ledger),
+    ("collection", collection),
+    ("local", local),
 ];
 
+/// Where the events and reports lie whose content is read here.
+const EVENT_KEY: &str = "key-events/01m3256as03x0grz41yb8mzwab";
+const REPORT_KEY: &str = "reports/01m3256as03x0grz41yb8mzwab";
 const REPOSITORY: RepositoryId = RepositoryId([7; 16]);
 const KEY: &str = "logs/0123456789abcdef0123456789abcdef/pieces/0000000000000001-0000000000000000-0000000000000010";
 
@@ -173,7 +184,14 @@ fn records(bytes: &[u8]) -> bool {
         let again = serde_json::to_vec(report).map(|json| serde_json::from_slice::<ReportRecord>(&json).is_ok());
         assert!(again.is_ok_and(|readable| readable));
     }
+    if let Ok(event) = keyring::decode_event(keys(), EVENT_KEY, bytes) {
+        let again = keyring::encode_event(keys(), &event).and_then(|content| keyring::decode_event(keys(), EVENT_KEY, &content));
+        assert!(again.is_ok_and(|again| again == KeyEvent { signed: Some(true), ..event }), "what was read can be signed and read again");
+        return true;
+    }
     let others = [
+        report::decode(keys(), REPORT_KEY, bytes).is_ok(),
+        is_signed_record(bytes),
         serde_json::from_slice::<Gap>(bytes).is_ok(),
         serde_json::from_slice::<FormatObject>(bytes).is_ok(),
         serde_json::from_slice::<Marker>(bytes).is_ok(),
@@ -250,6 +268,49 @@ fn moved(bytes: &[u8]) -> bool {
     true
 }
 
+/// Entries of the retention ledger, a line each.
+fn ledger(bytes: &[u8]) -> bool {
+    ledger::parse(bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()))
+}
+
+/// What writers and collectors leave for each other: a session, or tombstones.
+fn collection(bytes: &[u8]) -> bool {
+    let session = SessionObject::decode(bytes);
+    if let Ok(session) = &session {
+        let again = serde_json::to_vec(session).map(|json| SessionObject::decode(&json).is_ok());
+        assert!(again.is_ok_and(|readable| readable));
+    }
+    let tombstones = decode_tombstones(bytes);
+    if let Some(packs) = &tombstones {
+        assert_eq!(packs.iter().flat_map(|pack| pack.0).collect::<Vec<u8>>(), bytes, "one form only");
+    }
+    session.is_ok() || tombstones.is_some_and(|packs| !packs.is_empty())
+}
+
+/// What this machine keeps for itself: the dates of locks, what it has seen, what packs are sealed under, the list of its index, facts of logs.
+fn local(bytes: &[u8]) -> bool {
+    let lock = ObjectLock { mode: LockMode::Governance, retain: Duration::from_hours(720), unlocked: UNLOCKED };
+    let known = std::str::from_utf8(bytes).ok().and_then(|text| Known::parse(text, &lock));
+    if let Some(known) = &known {
+        assert_eq!(Known::parse(&known.text(&lock), &lock).as_ref(), Some(known));
+    }
+    let segments = index::decode_segments(bytes);
+    if let Some(segments) = &segments {
+        for segment in segments {
+            let _ = segment.packs();
+        }
+        let again = serde_json::to_vec(segments).ok().and_then(|json| index::decode_segments(&json));
+        assert_eq!(again.as_ref(), Some(segments));
+    }
+    let others = [
+        serde_json::from_slice::<SeenLedger>(bytes).is_ok(),
+        serde_json::from_slice::<Remembered>(bytes).is_ok(),
+        serde_json::from_slice::<KnownGenerations>(bytes).is_ok(),
+        decode_known(bytes).is_ok(),
+    ];
+    known.is_some() || segments.is_some() || others.contains(&true)
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -267,7 +328,7 @@ mod tests {
     use crate::repo::pack::{ChunkEntry, PackBuilder};
     use crate::repo::snapshot::{SourceRecord, Stats, TreeRoot};
     use crate::repo::tree::{Chunk, Content, NodeRef, Place, Record, Stored};
-    use crate::repo::{ReportKind, log};
+    use crate::repo::{Decision, Hold, ReportKind, log};
 
     fn chunk(slot: u32) -> ChunkEntry {
         ChunkEntry { id: ChunkId([slot as u8; 16]), len: 100, base: None }
@@ -385,7 +446,74 @@ mod tests {
             serde_json::to_vec(&gap).unwrap(),
             serde_json::to_vec(&format).unwrap(),
             serde_json::to_vec(&next.marker(REPOSITORY, now).unwrap()).unwrap(),
+            // Signed with keys of another run: what stands in the corpus opens without its signature only.
+            report::encode(&writer(), &ReportRecord { id: REPORT_KEY["reports/".len()..].parse().unwrap(), ..report }).unwrap(),
+            keyring::encode_event(&writer(), &an_event(now)).unwrap(),
+            keys().create_plan_key(REPOSITORY, "crm", 0x8000, now).unwrap(),
         ]
+    }
+
+    /// Keys that sign nothing.
+    fn writer() -> Keys {
+        let file = KeyFile::from_bytes([9; 32]);
+        let slot = StoredSlot::create(keys(), REPOSITORY, Role::Writer, "", &Lock::KeyFile(&file), Utc::now()).unwrap();
+        let opened = slot.answers_to(REPOSITORY, &Credential::KeyFile(file), &crate::event::Pulse::default()).unwrap().unwrap();
+        slot.unseal(REPOSITORY, &opened).unwrap()
+    }
+
+    fn an_event(now: chrono::DateTime<Utc>) -> KeyEvent {
+        let text = |text: &str| text.to_owned();
+        let id = text(&EVENT_KEY["key-events/".len()..]);
+        let removed = vec![text("0123456789abcdef")];
+        KeyEvent { id, time: now, event: text("remove"), host: text("h"), by: text("s"), detail: text("d"), removed, signed: None }
+    }
+
+    /// Some lines that are entries of a ledger, one after the other.
+    fn some_entries() -> Vec<u8> {
+        let now = chrono::DateTime::from_timestamp(1_790_000_000, 0).unwrap();
+        let id = |seconds: i64| SnapshotId::generate(chrono::DateTime::from_timestamp(seconds, 0).unwrap());
+        let (one, two) = (id(1_790_000_001), id(1_790_000_002));
+        let hold = |snapshot| Hold { snapshot, until: Some(now), reason: "audit".into(), by: "t".into(), held_at: now };
+        let removed = |id| crate::repo::RemovedSnapshot {
+            id,
+            plan: Name::new("crm").unwrap(),
+            hash: "ab".repeat(32),
+            parents: vec![crate::repo::Parent { id: two, hash: "cd".repeat(32) }],
+            removed_at: now,
+            reason: "the rules".into(),
+        };
+        let decisions = [
+            Decision::Hold { hold: hold(one) },
+            Decision::Release { snapshot: one, by: "t".into(), reason: "done".into() },
+            Decision::Remove { snapshots: vec![removed(one), removed(two)] },
+            Decision::Reinstate { snapshots: vec![one], holds: vec![hold(one)], by: "t".into(), reason: "an attack".into() },
+            Decision::Pass { reason: "taken over".into() },
+        ];
+        let (mut lines, mut previous) = (Vec::new(), String::new());
+        for (number, decision) in (1..).zip(decisions) {
+            let base = (number == 4).then(|| serde_json::json!({ "removed": [removed(one), removed(two)], "holds": [] }));
+            let mut entry = serde_json::json!({ "number": number, "previous": previous, "time": now, "host": "h", "decision": decision });
+            if let Some(base) = base {
+                entry["base"] = base;
+            }
+            let line = entry.to_string();
+            previous = blake3::hash(line.as_bytes()).to_hex().to_string();
+            lines.extend(line.into_bytes());
+            lines.push(b'\n');
+        }
+        lines
+    }
+
+    fn some_local() -> Vec<Vec<u8>> {
+        let locks = "lifeboat locks 1 governance 2592000\n1790000000\n1795000000 v1 packs/00/00ab\n1795000001 v2 format\n";
+        let none = "lifeboat locks 1 governance 2592000\n-\n";
+        let segments = serde_json::json!([{ "file": "a", "covers": ["b"], "records": 2, "packs": [["ab".repeat(32), 9, 7]] }]);
+        let facts = serde_json::json!([{ "stretch": [1, 0, 16], "size": 9, "modified": "2026-11-01T00:00:00Z", "facts": "{}" }]);
+        let seen = serde_json::json!({ "number": 7, "hash": "ab".repeat(32) });
+        let generation = serde_json::json!({ "generation": 2, "name": "cd" });
+        let packs = serde_json::json!({ "abcd": { "1": 900, "32768": 5 } });
+        let json = [segments, facts, seen, generation, packs].map(|value| value.to_string().into_bytes());
+        [vec![locks.into(), none.into()], json.to_vec()].concat()
     }
 
     /// What writers write, for each parser: with LIFEBOAT_WRITE_SEEDS it becomes the beginning of the corpora.
@@ -457,6 +585,16 @@ mod tests {
             ("key_text", texts.into_iter().map(String::into_bytes).collect()),
             ("log_piece", vec![piece, b"0000000000000001-0000000000000000-0000000000000010".to_vec()]),
             ("moved", vec![rewritten.encode(), MovedRecord::default().encode()]),
+            ("ledger", vec![some_entries()]),
+            (
+                "collection",
+                vec![
+                    br#"{"manifest":"snapshots/ab/01m3256as03x0grz41yb8mzwab","host":"h","process":7,"started":"2026-11-01T00:00:00Z"}"#
+                        .to_vec(),
+                    vec![7; 64],
+                ],
+            ),
+            ("local", some_local()),
         ]
     }
 

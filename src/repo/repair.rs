@@ -16,7 +16,7 @@ use crate::repo::nodes::NodeReader;
 use crate::repo::packs::PackNo;
 use crate::repo::pipeline::publish_index;
 use crate::repo::read::StoredContent;
-use crate::repo::session::condemn;
+use crate::repo::session::{condemn, decode_tombstones};
 use crate::repo::snapshot::Manifest;
 use crate::repo::tree::Chunk;
 use crate::repo::verify::tolerable;
@@ -89,10 +89,10 @@ impl Repository {
         let mut tombstones = HashSet::new();
         for object in inner.block_on(inner.store.list("gc/tombstones/"))? {
             match inner.open_object(ObjectKind::Tombstones, &object.key) {
-                Ok(content) if content.len().is_multiple_of(32) => {
-                    tombstones.extend(content.as_chunks::<32>().0.iter().map(|name| PackId(*name)));
-                }
-                Ok(_) => plan.unread_tombstones.push(object.key),
+                Ok(content) => match decode_tombstones(&content) {
+                    Some(packs) => tombstones.extend(packs),
+                    None => plan.unread_tombstones.push(object.key),
+                },
                 // A collector's work that ended meanwhile.
                 Err(error) if error.kind() == Kind::NotFound => {}
                 Err(error) => {

@@ -10,7 +10,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::{ReportId, SnapshotId};
 use crate::repo::Repository;
 use crate::repo::format::ObjectKind;
-use crate::repo::keys::Role;
+use crate::repo::keys::{Keys, Role};
 
 /// In the cache folder: the last run of each share of the data that was verified here (JSON, by percent).
 const RUNS: &str = "runs.json";
@@ -53,12 +53,7 @@ impl Repository {
     /// `Unavailable` and the like.
     pub fn put_report(&self, report: &ReportRecord) -> Result<()> {
         let key = format!("reports/{}", report.id);
-        let record = serde_json::to_string(report).context(Kind::Bug, || "encode a report".into())?;
-        let signature = match self.role() {
-            Role::Reader => Some(self.inner.keys.sign(record.as_bytes())?),
-            _ => None,
-        };
-        let content = serde_json::to_vec(&ReportObject { record, signature }).context(Kind::Bug, || "encode a report".into())?;
+        let content = encode(&self.inner.keys, report)?;
         let sealed = self.inner.seal_object(ObjectKind::Report, &key, &content)?;
         self.inner.block_on(self.inner.store.create(&key, Bytes::from(sealed)))?;
         Ok(())
@@ -132,22 +127,8 @@ impl Repository {
 
     fn decode_report(&self, key: &str, bytes: &[u8]) -> Result<(ReportRecord, bool)> {
         let inner = &self.inner;
-        let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {key}: {what}"));
         let content = crate::repo::seal::open(&inner.keys, inner.id, ObjectKind::Report, key, bytes)?;
-        let object: ReportObject = serde_json::from_slice(&content).map_err(|e| damaged("cannot be decoded").because(e))?;
-        let record: ReportRecord = serde_json::from_str(&object.record).map_err(|e| damaged("cannot be decoded").because(e))?;
-        if key != format!("reports/{}", record.id) {
-            return Err(damaged("holds another report than its name says"));
-        }
-        if let Some(signature) = &object.signature
-            && inner.keys.is_signed(object.record.as_bytes(), &hex::decode(signature).unwrap_or_default()) == Some(false)
-        {
-            return Err(damaged("its signature is not valid"));
-        }
-        if record.kind == ReportKind::Drill && object.signature.is_none() {
-            return Err(damaged("is a drill report without a signature"));
-        }
-        Ok((record, object.signature.is_some()))
+        decode(&inner.keys, key, &content)
     }
 
     /// The last run of a share of the data that this machine has verified; `None`: none that it remembers.
@@ -175,4 +156,33 @@ impl Repository {
         }
         kept.is_ok() && !self.inner.cache.temporary
     }
+}
+
+/// The report of the object `key`, and whether a reader has signed it.
+pub(super) fn decode(keys: &Keys, key: &str, content: &[u8]) -> Result<(ReportRecord, bool)> {
+    let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {key}: {what}"));
+    let object: ReportObject = serde_json::from_slice(content).map_err(|e| damaged("cannot be decoded").because(e))?;
+    let record: ReportRecord = serde_json::from_str(&object.record).map_err(|e| damaged("cannot be decoded").because(e))?;
+    if key != format!("reports/{}", record.id) {
+        return Err(damaged("holds another report than its name says"));
+    }
+    if let Some(signature) = &object.signature
+        && keys.is_signed(object.record.as_bytes(), &hex::decode(signature).unwrap_or_default()) == Some(false)
+    {
+        return Err(damaged("its signature is not valid"));
+    }
+    if record.kind == ReportKind::Drill && object.signature.is_none() {
+        return Err(damaged("is a drill report without a signature"));
+    }
+    Ok((record, object.signature.is_some()))
+}
+
+/// The content of the object of a report.
+pub(super) fn encode(keys: &Keys, report: &ReportRecord) -> Result<Vec<u8>> {
+    let record = serde_json::to_string(report).context(Kind::Bug, || "encode a report".into())?;
+    let signature = match keys.role {
+        Role::Reader => Some(keys.sign(record.as_bytes())?),
+        Role::Writer | Role::Maintainer => None,
+    };
+    serde_json::to_vec(&ReportObject { record, signature }).context(Kind::Bug, || "encode a report".into())
 }

@@ -20,12 +20,18 @@ use crate::repo::{Inner, Manifest, REQUESTS, Repository};
 
 /// Content of a session object (JSON).
 #[derive(Debug, Serialize, Deserialize)]
-struct SessionObject {
+pub(super) struct SessionObject {
     /// Key of the manifest that the writer will create.
     manifest: String,
     host: String,
     process: u32,
     started: DateTime<Utc>,
+}
+
+impl SessionObject {
+    pub fn decode(content: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(content)
+    }
 }
 
 /// A published session.
@@ -57,7 +63,7 @@ impl Session {
                 continue;
             }
             let session = inner.open_object(ObjectKind::Session, &object.key);
-            let session = session.ok().and_then(|content| serde_json::from_slice::<SessionObject>(&content).ok());
+            let session = session.ok().and_then(|content| SessionObject::decode(&content).ok());
             if session.is_some_and(|session| session.manifest.starts_with(manifests)) {
                 since = Some(object.modified);
             }
@@ -188,7 +194,7 @@ impl SeenSession {
                 Err(error) => return Err(error),
             };
             let damaged = |e| Error::new(Kind::Damaged, format!("object {}: cannot be decoded", object.key)).because(e);
-            let session: SessionObject = serde_json::from_slice(&content).map_err(damaged)?;
+            let session = SessionObject::decode(&content).map_err(damaged)?;
             sessions.push(Self {
                 key: object.key.clone(),
                 commits: session.manifest,
@@ -239,7 +245,13 @@ pub fn read_tombstones(inner: &Inner) -> Result<HashSet<PackId>> {
     Ok(read_tombstone_groups(inner)?.into_iter().flat_map(|(_, packs)| packs).collect())
 }
 
-/// The same by object. Content of a tombstones object: 32-byte pack names, one after the other.
+/// Content of a tombstones object: 32-byte pack names, one after the other. `None`: it is cut.
+pub fn decode_tombstones(content: &[u8]) -> Option<Vec<PackId>> {
+    let (names, rest) = content.as_chunks::<32>();
+    rest.is_empty().then(|| names.iter().map(|name| PackId(*name)).collect())
+}
+
+/// The same by object.
 pub fn read_tombstone_groups(inner: &Inner) -> Result<Vec<(String, Vec<PackId>)>> {
     'again: for _ in 0..LISTINGS {
         let mut groups = Vec::new();
@@ -251,11 +263,10 @@ pub fn read_tombstone_groups(inner: &Inner) -> Result<Vec<(String, Vec<PackId>)>
                 Err(error) if error.kind() == Kind::NotFound => continue 'again,
                 Err(error) => return Err(error),
             };
-            let (names, rest) = content.as_chunks::<32>();
-            if !rest.is_empty() {
-                return Err(Error::new(Kind::Damaged, format!("object {key}: has a wrong length")));
+            match decode_tombstones(&content) {
+                Some(packs) => groups.push((key, packs)),
+                None => return Err(Error::new(Kind::Damaged, format!("object {key}: has a wrong length"))),
             }
-            groups.push((key, names.iter().map(|name| PackId(*name)).collect()));
         }
         return Ok(groups);
     }

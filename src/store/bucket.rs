@@ -327,6 +327,11 @@ struct Page {
     items: Vec<Item>,
 }
 
+/// Whether this is a page of a list of versions that shows one. For fuzzing.
+pub(crate) fn is_page(text: &str) -> bool {
+    quick_xml::de::from_str::<Page>(text).is_ok_and(|page| page.items.iter().any(|item| !matches!(item, Item::Other)))
+}
+
 #[derive(Debug, Deserialize)]
 enum Item {
     Version(Listed),

@@ -14,6 +14,7 @@ use crate::ops::select::{self, Choice, Wanted};
 use crate::ops::verdict::duration_text;
 use crate::ops::{Job, backup, damage, damaged_warning, explain};
 use crate::repo::{Listed, Log, LostManifest, Manifest, PieceInfo, ReportRecord, SourceRecord};
+use crate::source::Finish;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::{Request, Target, Timeline, place_log_file};
 use crate::source::postgres::wal::reader::PAGE_BYTES;
@@ -168,25 +169,37 @@ pub fn can_have_log(record: &SourceRecord) -> bool {
     record.kind == KIND
 }
 
+/// What a base backup says of itself, as far as log goes on from it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Consistency {
+    system_identifier: String,
+    timeline: u32,
+    start_timeline: Option<u32>,
+    stop_lsn: Lsn,
+    lsn: Lsn,
+    restore_point: Option<String>,
+}
+
+impl Consistency {
+    pub(crate) fn of(finish: Finish) -> Option<Self> {
+        serde_json::from_value(finish.consistency).ok()
+    }
+
+    /// Where log goes on.
+    pub(crate) fn point(&self) -> Lsn {
+        self.lsn.max(self.stop_lsn)
+    }
+}
+
 /// `None`: what it says of itself is not understood, so nothing can be told of where log would go on.
 pub(in crate::ops::log) fn base_of(manifest: &Manifest, record: &SourceRecord) -> Option<Base> {
-    #[derive(Deserialize)]
-    struct Consistency {
-        system_identifier: String,
-        timeline: u32,
-        start_timeline: Option<u32>,
-        stop_lsn: Lsn,
-        lsn: Lsn,
-        restore_point: Option<String>,
-    }
-    let finish = backup::finish_of(record).ok()?;
-    let known: Consistency = serde_json::from_value(finish.consistency).ok()?;
+    let known = Consistency::of(backup::finish_of(record).ok()?)?;
     Some(Base {
         id: manifest.id,
+        point: known.point(),
         system_identifier: known.system_identifier,
         timeline: known.timeline,
         start_timeline: known.start_timeline.unwrap_or(known.timeline),
-        point: known.lsn.max(known.stop_lsn),
         restore_point: known.restore_point,
         time: manifest.time,
     })

@@ -12,6 +12,7 @@ use crate::ops::backup::finish_of;
 use crate::ops::log::replay::base_of;
 use crate::ops::prune::LogFate;
 use crate::repo::{Log, Manifest, PieceInfo, Repository};
+use crate::source::Finish;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::wal::PieceFacts;
 
@@ -74,11 +75,16 @@ fn superfluous(pieces: &[PieceInfo], before: u64) -> Vec<PieceInfo> {
 }
 
 fn start_of(record: &crate::repo::SourceRecord) -> Option<Lsn> {
+    started_at(finish_of(record).ok()?)
+}
+
+/// Where a base backup began.
+pub(crate) fn started_at(finish: Finish) -> Option<Lsn> {
     #[derive(Deserialize)]
     struct Started {
         start_lsn: Lsn,
     }
-    Some(serde_json::from_value::<Started>(finish_of(record).ok()?.consistency).ok()?.start_lsn)
+    Some(serde_json::from_value::<Started>(finish.consistency).ok()?.start_lsn)
 }
 
 fn segment_bytes(log: &Log, piece: &PieceInfo) -> Result<Option<u64>> {

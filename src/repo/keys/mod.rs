@@ -24,7 +24,7 @@ mod slot;
 mod text;
 
 pub use generation::{KeyObject, Marker, Update};
-pub use own::{OwnKey, erased_key_of, key_of};
+pub use own::{OwnKey, erased_key_of, is_signed_record, key_of};
 pub use shares::{Share, combine as combine_shares, split as split_shares};
 pub use slot::{KeyFile, KeySlot, Lock, Opened, Recipient, StoredSlot};
 

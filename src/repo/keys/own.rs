@@ -65,6 +65,12 @@ struct ErasedRecord {
     erased: DateTime<Utc>,
 }
 
+/// Whether this is a signed record of a plan's key, or of the end of one, whoever signed it. For fuzzing.
+pub fn is_signed_record(content: &[u8]) -> bool {
+    let Ok(signed) = serde_json::from_slice::<Signed>(content) else { return false };
+    serde_json::from_str::<PlanKeyRecord>(&signed.record).is_ok() || serde_json::from_str::<ErasedRecord>(&signed.record).is_ok()
+}
+
 /// Name of the object of a plan's key.
 pub fn key_of(number: u16) -> String {
     format!("keys/plan-{number:04x}")

@@ -24,8 +24,8 @@ const KEPT_MAX: usize = 200_000;
 const FILE_MAX: u64 = 128 << 20;
 
 /// One that is kept.
-#[derive(Serialize, Deserialize)]
-struct Kept {
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(in crate::repo) struct Kept {
     stretch: (u64, u64, u64),
     size: u64,
     modified: DateTime<Utc>,
@@ -113,5 +113,10 @@ fn read(inner: &Inner, place: &str, path: &Path) -> Result<Vec<Kept>> {
     }
     let bytes = std::fs::read(path).io_context(io)?;
     let content = crate::repo::seal::open(&inner.keys, inner.id, ObjectKind::LogSide, place, &bytes)?;
-    serde_json::from_slice(&content).map_err(|e| Error::new(Kind::Damaged, "it cannot be decoded").because(e))
+    decode(&content).map_err(|e| Error::new(Kind::Damaged, "it cannot be decoded").because(e))
+}
+
+/// What is kept, as it stands below the file's seal.
+pub(in crate::repo) fn decode(content: &[u8]) -> serde_json::Result<Vec<Kept>> {
+    serde_json::from_slice(content)
 }

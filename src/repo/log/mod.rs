@@ -30,6 +30,7 @@ use crate::repo::keys::Role;
 use crate::repo::{Inner, Repository};
 use crate::store::ObjectInfo;
 use known::Known;
+pub(super) use known::decode as decode_known;
 pub(super) use piece::{Label, parse_name};
 use piece::{OpenPiece, stretch_name};
 
