@@ -91,17 +91,17 @@ impl Logged {
         }
     }
 
-    /// As if the server archived, and this one waited for its turn.
-    fn wait_to_archive(&self, cluster: &Cluster, number: u64) {
-        let path = segment_file(cluster, number);
-        assert!(path.exists(), "{}", path.display());
-        let name = path.file_name().unwrap().to_str().unwrap();
-        cluster.write(&path.with_file_name("archive_status").join(format!("{name}.ready")), "");
-    }
-
     fn status(&self) -> Value {
         serde_json::from_slice(&fs::read(self.path("state/work/crm/log-db.json")).unwrap_or_default()).unwrap_or_default()
     }
+}
+
+/// As if the server archived, and this segment waited for its turn.
+fn wait_to_archive(cluster: &Cluster, number: u64) {
+    let path = segment_file(cluster, number);
+    assert!(path.exists(), "{}", path.display());
+    let name = path.file_name().unwrap().to_str().unwrap();
+    cluster.write(&path.with_file_name("archive_status").join(format!("{name}.ready")), "");
 }
 
 /// A segment of the first timeline in the server's `pg_wal`.
@@ -341,7 +341,7 @@ fn set_back(at_a_boundary: bool) {
     assert!(refused["error"]["message"].as_str().unwrap().contains("was set back"), "{refused}");
     // Nor is the segment archived in which the stored log ends, or what waits behind it.
     let segment = (stored.end - 1) / SEGMENT;
-    world.wait_to_archive(&cluster, segment + 1);
+    wait_to_archive(&cluster, segment + 1);
     let refused = world.json(&["log", "push", "crm", segment_file(&cluster, segment).to_str().unwrap()], 1);
     assert_eq!(refused["error"]["kind"], "split-brain", "{refused}");
     assert!(refused["error"].to_string().contains("another content is stored"), "{refused}");
@@ -364,7 +364,7 @@ fn a_segment_that_the_stream_has_in_part_is_archived_beside_it() {
     let segment = stored.end / SEGMENT;
     cluster.sql("SELECT pg_switch_wal()");
     write(&cluster, 3000);
-    world.wait_to_archive(&cluster, segment + 1);
+    wait_to_archive(&cluster, segment + 1);
     let push = || world.json(&["log", "push", "crm", segment_file(&cluster, segment).to_str().unwrap()], 0);
     let pushed = push();
     assert!(pushed["outcome"] == "stored" && pushed["ahead"] == 1, "{pushed}");
