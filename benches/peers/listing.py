@@ -57,7 +57,7 @@ class Server:
         (self.folder / "s3.json").write_text(json.dumps(rights), encoding="utf-8")
         master, volume, self.filer, self.port = free_ports(4)
         self.child = subprocess.Popen(
-            [program, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=40",
+            [program, f"-logdir={self.folder}", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=40",
              "-master.volumeSizeLimitMB=256", "-master.electionTimeout=1s", "-master.heartbeatInterval=200ms", f"-dir={self.folder}/data",
              f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={self.filer}", f"-s3.port={self.port}", f"-s3.config={self.folder}/s3.json"],
             stdout=open(self.folder / "log", "wb"), stderr=subprocess.STDOUT, cwd=self.folder)
