@@ -726,13 +726,8 @@ fn what_is_damaged_is_put_right_from_a_copy() {
                 world.own.restart(&world.runtime);
             }
             if folder == "key-events" {
-                // Told by who lists them; nothing depends on one.
                 let events = world.own.sound.key_events().unwrap();
                 assert_eq!(events.iter().filter(|event| event.is_err()).count(), 1, "{at}: {events:?}");
-                let id = world.back_up(&world.own.sound).unwrap_or_else(|error| panic!("{at}: {error:?}"));
-                world.assert_snapshot(&world.own.sound, id, &at);
-                *tried.entry(folder).or_insert(0) += 1;
-                continue;
             }
             // A dry run changes nothing but what a verification writes.
             let before = world.own.objects(&world.runtime);
@@ -747,7 +742,7 @@ fn what_is_damaged_is_put_right_from_a_copy() {
             let told = format!("{at}: {report:#?}");
             assert!(report.actions.iter().all(|action| action.done), "{told}");
             assert!(report.lost.is_empty() && report.remaining.is_empty(), "{told}");
-            let left_alone = ["reports", "retention", "sessions"].contains(&folder) || key.starts_with("gc/waits/");
+            let left_alone = ["key-events", "reports", "retention", "sessions"].contains(&folder) || key.starts_with("gc/waits/");
             assert_eq!(report.left.is_empty(), !left_alone, "{told}");
             if folder == "retention" {
                 assert!(report.left.iter().any(|left| left.advice.contains("repo undelete")), "{told}");
@@ -1294,11 +1289,11 @@ const BOUNDS: [Bound; 10] = [
     Bound { what: "unchanged backup", lists: 10, creates: 2, reads: 7, deletes: 1, bytes_written: 1_300, bytes_read: 3_300 },
     // Lists reports, manifests and ledger. Reads the manifest and of each of four packs the directory and one range of frames.
     Bound { what: "restore", lists: 3, creates: 0, reads: 9, deletes: 0, bytes_written: 0, bytes_read: CONTENT + 4_000 },
-    // Lists eleven folders, tombstones and the ledger twice more. Reads both slots, both manifests, the index object, the directory of each pack and each
+    // Lists twelve folders, tombstones and the ledger twice more. Reads both slots, both manifests, the index object, the directory of each pack and each
     // node for each snapshot and way through it. Writes its report.
-    Bound { what: "verify", lists: 15, creates: 1, reads: 15, deletes: 0, bytes_written: 600, bytes_read: 8_000 },
+    Bound { what: "verify", lists: 16, creates: 1, reads: 15, deletes: 0, bytes_written: 600, bytes_read: 8_000 },
     // As before, and the reports (to know what share is due) with the one that is there; reads each pack whole, and its trailer.
-    Bound { what: "verify --data", lists: 17, creates: 1, reads: 25, deletes: 0, bytes_written: 600, bytes_read: CONTENT + 12_000 },
+    Bound { what: "verify --data", lists: 18, creates: 1, reads: 25, deletes: 0, bytes_written: 600, bytes_read: CONTENT + 12_000 },
     // As a restore, of the plan's manifests, with both reports; and the trees once more, to compare with what is on disk. Writes its report.
     Bound { what: "drill", lists: 3, creates: 1, reads: 14, deletes: 0, bytes_written: 1_300, bytes_read: CONTENT + 7_000 },
     // Of two snapshots of one content: manifests, reports, and each byte of content once.
@@ -1324,7 +1319,13 @@ fn what_each_operation_asks_of_the_store() {
     world.own.faults.forget_calls();
     world.own.reopen(&world.runtime, &folder);
     table.push(("open", Asked::of(&world.own.faults)));
-    // A repository of its own, with nothing in it.
+    // A repository of its own, with nothing in it. What changed in the two seconds before a backup is not taken for unchanged by the next one.
+    let files = ["big", "small", "more"].map(|name| folder.join("live/tree").join(if name == "big" { "deep/big" } else { name }));
+    let is_settled =
+        |path: &PathBuf| fs::metadata(path).unwrap().modified().unwrap().elapsed().is_ok_and(|age| age > std::time::Duration::from_secs(2));
+    while !files.iter().all(is_settled) {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
     let mut place = Place::new(&world.runtime, &folder, "asked");
     fresh(&mut place, &world.runtime);
     world.back_up(&place.faulty).unwrap();

@@ -711,14 +711,15 @@ impl Repository {
     /// # Errors
     /// When the store cannot be asked.
     pub fn key_events(&self) -> Result<Vec<Result<KeyEvent>>> {
+        Ok(self.open_key_events()?.into_iter().map(|(_, event)| event).collect())
+    }
+
+    /// The same, with their objects.
+    pub(super) fn open_key_events(&self) -> Result<Vec<(String, Result<KeyEvent>)>> {
         let inner = &self.inner;
-        let mut events = Vec::new();
-        for object in inner.block_on(inner.store.list(EVENTS))? {
-            events.push(
-                inner.open_object(ObjectKind::KeyEvent, &object.key).and_then(|content| decode_event(&inner.keys, &object.key, &content)),
-            );
-        }
-        Ok(events)
+        let open = |key: &str| inner.open_object(ObjectKind::KeyEvent, key).and_then(|content| decode_event(&inner.keys, key, &content));
+        let listed = inner.block_on(inner.store.list(EVENTS))?;
+        Ok(listed.into_iter().map(|object| (object.key.clone(), open(&object.key))).collect())
     }
 
     /// How many stored bytes of data and trees are sealed under which generation or plan's key. Reads the directory of every pack once; what is known

@@ -140,6 +140,12 @@ impl Repository {
                 findings.add_error(&key, &tolerable(error)?, []);
             }
         }
+        for (key, event) in self.open_key_events()? {
+            out.objects_checked += 1;
+            if let Err(error) = event {
+                findings.add_error(&key, &tolerable(error)?, []);
+            }
+        }
         for (folder, kind) in
             [("gc/tombstones/", ObjectKind::Tombstones), ("sessions/", ObjectKind::Session), ("gc/waits/", ObjectKind::Waits)]
         {
