@@ -17,6 +17,7 @@ use lifeboat::source::postgres::replication::{
     BackupPart, BaseBackupOptions, LogPosition, Tablespace, WalEvent, WalStream, base_backup, create_physical_slot, drop_slot,
     identify_system, read_slot, show, slot_by_sql, start_replication, timeline_history,
 };
+use lifeboat::source::postgres::stream::ensure_slot;
 use support::postgres::{Cluster, NEWEST, Options, distribution_version, server_user, wait_until};
 
 const SEGMENT: u64 = 16 << 20;
@@ -242,6 +243,29 @@ fn a_walsender_that_is_ended_in_mid_backup() {
     backup.next().unwrap();
     drop(connection);
     wait_until("the walsender to end", || cluster.value("SELECT count(*) FROM pg_stat_replication") == "0");
+}
+
+/// A first backup and the stream of the log begin in the same moment: both miss the slot, one makes it.
+#[test]
+fn runs_that_make_the_same_slot_at_once_all_have_it() {
+    for version in versions() {
+        let cluster = Cluster::start(version);
+        let settings = cluster.socket_settings();
+        for round in 0..5 {
+            let (name, cancel) = (format!("shared_{round}"), lifeboat::event::Cancel::default());
+            let start = std::sync::Barrier::new(4);
+            let made = std::thread::scope(|scope| {
+                let run = || {
+                    start.wait();
+                    ensure_slot(&settings, &name, &cancel).unwrap()
+                };
+                let runs: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
+                runs.into_iter().map(|run| run.join().unwrap()).filter(|made| *made).count()
+            });
+            assert_eq!(made, 1);
+            assert!(slot_by_sql(&mut cluster.connect(), &name).unwrap().unwrap().restart.is_some());
+        }
+    }
 }
 
 #[test]

@@ -44,6 +44,8 @@ const ASIDE_LIMIT: Duration = Duration::from_secs(5);
 const ASIDE_PAUSE: Duration = Duration::from_secs(10);
 /// Pauses before a stream is started again.
 const BACKOFF: Range<Duration> = Duration::from_secs(1)..Duration::from_mins(1);
+/// A slot that another run has just begun to make reserves its log within this.
+const SLOT_PATIENCE: Duration = Duration::from_secs(5);
 /// Restore points that are told of one piece.
 const RESTORE_POINTS_MAX: usize = 256;
 /// So much of what is stored must be sent again for it to tell two logs apart: there is a record in it for sure.
@@ -178,8 +180,33 @@ pub fn ensure_slot(settings: &Settings, slot: &str, cancel: &Cancel) -> Result<b
         return Ok(false);
     }
     let mut connection = Connection::connect(settings, Mode::Replication, cancel)?;
-    replication::create_physical_slot(&mut connection, slot, false).map_err(no_slot)?;
-    Ok(true)
+    let (created, _) = make_slot(&mut connection, &mut sql, slot, cancel)?;
+    Ok(created)
+}
+
+/// Creates the permanent slot, unless another run makes it in the same moment: a first backup and a stream that begins both miss it.
+/// Whether this one did, and from where on the server keeps the log.
+fn make_slot(connection: &mut Connection, sql: &mut Connection, slot: &str, cancel: &Cancel) -> Result<(bool, Lsn)> {
+    let created = match replication::create_physical_slot(connection, slot, false) {
+        Ok(()) => true,
+        Err(error) if error.kind() == Kind::AlreadyExists => false,
+        Err(error) => return Err(no_slot(error)),
+    };
+    let until = Instant::now() + SLOT_PATIENCE;
+    loop {
+        if let Some(status) = replication::slot_by_sql(sql, slot)? {
+            check_slot(&status, slot)?;
+            if let Some(restart) = status.restart {
+                return Ok((created, restart));
+            }
+        }
+        // The other one's shows before it reserves any log.
+        if created || Instant::now() >= until {
+            return Err(Error::new(Kind::Failed, format!("the new replication slot {slot} reserves no log")));
+        }
+        cancel.check()?;
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
 }
 
 fn no_slot(error: Error) -> Error {
@@ -511,9 +538,7 @@ impl<'a> Session<'a> {
             if slot.is_some() {
                 replication::drop_slot(&mut connection, &stream.slot, false)?;
             }
-            replication::create_physical_slot(&mut connection, &stream.slot, false).map_err(no_slot)?;
-            let made = replication::slot_by_sql(&mut sql, &stream.slot)?.and_then(|slot| slot.restart);
-            made.ok_or_else(|| Error::new(Kind::Failed, format!("the new replication slot {} reserves no log", stream.slot)))?
+            make_slot(&mut connection, &mut sql, &stream.slot, &stream.cancel)?.1
         };
         let oldest = Lsn(restart.0 - restart.0 % u64::from(facts.segment.bytes()));
         let at_oldest = Position { timeline: history.timeline_at(restart), start: oldest, durable: oldest };

@@ -23,9 +23,9 @@ use crate::source::postgres::logical::programs::{self, Section};
 use crate::source::postgres::logical::rows;
 use crate::source::{ExtractedTable, SourceContext};
 
-/// Begins the name of a database that is not complete.
+/// Begins the name of a database that is not complete: [`unfinished`] goes on.
 const UNFINISHED: &str = "lifeboat_restore_";
-/// Begins its comment; the name that it will have follows.
+/// Begins its comment, for people; the name that it will have follows.
 const COMMENT: &str = "lifeboat: unfinished restore of ";
 /// Streams at a time.
 const STREAMS: usize = 4;
@@ -221,18 +221,21 @@ enum State {
     Full(String),
 }
 
-/// Databases that restores of these names left.
+/// Databases that restores of these names left. Told by the name, which is there from the first moment on.
 fn left(admin: &mut Connection, names: &[String]) -> Result<Vec<String>> {
     let rows = admin.query(&format!(
-        "SELECT datname, pg_catalog.shobj_description(oid, 'pg_database') AS comment FROM pg_catalog.pg_database \
-         WHERE pg_catalog.starts_with(datname, {})",
+        "SELECT datname FROM pg_catalog.pg_database WHERE pg_catalog.starts_with(datname, {})",
         quote_literal(UNFINISHED)
     ))?;
-    let ours = rows.iter().filter(|row| {
-        let comment = row.named("comment").and_then(|comment| comment.strip_prefix(COMMENT));
-        comment.is_some_and(|name| names.iter().any(|known| known == name))
-    });
-    ours.map(|row| row.required("datname").map(str::to_owned)).collect()
+    let ours: Vec<String> = names.iter().map(|name| unfinished(name)).collect();
+    let mut left = Vec::new();
+    for row in &rows {
+        let name = row.required("datname")?;
+        if ours.iter().any(|ours| name.starts_with(ours)) {
+            left.push(name.to_owned());
+        }
+    }
+    Ok(left)
 }
 
 /// A load under way.
@@ -302,7 +305,7 @@ impl Load<'_> {
         let contents = self.contents;
         let mut holders = Vec::new();
         for (database, name) in contents.databases.iter().zip(names) {
-            let temporary = temporary_name()?;
+            let temporary = temporary_name(name)?;
             made.push(temporary.clone());
             self.progress("load", name);
             Self::create(admin, database, name, &temporary).map_err(|error| error.within(format!("make database {name}")))?;
@@ -664,10 +667,15 @@ fn refused_row(error: Error) -> Error {
     }
 }
 
-fn temporary_name() -> Result<String> {
+/// Begins the names of the databases that become this one and are not complete.
+fn unfinished(name: &str) -> String {
+    format!("{UNFINISHED}{}_", hex::encode(&blake3::hash(name.as_bytes()).as_bytes()[..8]))
+}
+
+fn temporary_name(name: &str) -> Result<String> {
     let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(|error| Error::new(Kind::Failed, "draw a random number").because(error.to_string()))?;
-    Ok(format!("{UNFINISHED}{}", hex::encode(random)))
+    Ok(format!("{}{}", unfinished(name), hex::encode(random)))
 }
 
 /// What the server said, without the context and without values of rows: of statements on roles, databases and views.
