@@ -329,15 +329,35 @@ fn a_run_is_cancelled_by_a_command_whoever_runs_it() {
     assert_eq!(runs(&workspace)[0]["state"], "interrupted");
 }
 
+/// The same command, started with SIGHUP as told, whatever these tests were started with.
+fn with_hangup(command: &Command, option: &str) -> Command {
+    let mut env = Command::new("env");
+    env.arg(option).arg(command.get_program()).args(command.get_args()).stdout(Stdio::null()).stderr(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => env.env(name, value),
+            None => env.env_remove(name),
+        };
+    }
+    env
+}
+
 #[test]
-fn a_hangup_stops_a_manual_run_cleanly() {
-    let (workspace, pipe) = with_pipe();
-    let mut manual = Daemon(workspace.command(&["backup", "slow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-    let writer = feed(&pipe);
-    manual.signal(Signal::HUP);
-    assert_eq!(manual.ended(), Some(130));
-    drop(writer);
-    assert_eq!(runs(&workspace)[0]["state"], "interrupted");
+fn a_hangup_stops_a_manual_run_cleanly_and_under_nohup_it_is_ignored() {
+    for (option, code, state) in [("--default-signal=HUP", 130, "interrupted"), ("--ignore-signal=HUP", 0, "succeeded")] {
+        let (workspace, pipe) = with_pipe();
+        let mut manual = Daemon(with_hangup(&workspace.command(&["backup", "slow"]), option).spawn().unwrap());
+        let writer = feed(&pipe);
+        manual.signal(Signal::HUP);
+        if code == 0 {
+            drop(writer);
+            assert_eq!(manual.ended(), Some(code));
+        } else {
+            assert_eq!(manual.ended(), Some(code));
+            drop(writer);
+        }
+        assert_eq!(runs(&workspace)[0]["state"], state);
+    }
 }
 
 #[test]
