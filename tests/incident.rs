@@ -108,7 +108,8 @@ fn a_repository_that_was_made_anew_is_not_green_until_somebody_accepts_it() {
     let first = workspace.backup();
     let (repository, aside) = (workspace.path("repository"), workspace.path("aside"));
     std::fs::rename(&repository, &aside).unwrap();
-    workspace.json(&["repo", "init", "main"], 0);
+    let made = workspace.json(&["repo", "init", "main"], 0);
+    assert!(made["warnings"].to_string().contains("another repository is at"), "{made}");
     let second = workspace.backup();
     assert_ne!(first["snapshot"], second["snapshot"]);
     assert!(problems(&workspace).contains(&"repository-changed".to_owned()), "what the first backup made is gone");

@@ -243,6 +243,7 @@ fn text(report: &InitReport, key: &RecoveryKey) -> String {
         ("url", report.url.clone()),
         ("id", report.repository.clone()),
     ]);
+    let warnings = report.warnings.iter().fold(String::new(), |text, warning| text + "\nwarning: " + warning + "\n");
     let variables =
         report.environment.iter().fold(String::new(), |text, (name, value)| text + name + "=" + &shell_word(Path::new(value)) + " ");
     let credentials = match report.url.split(':').next() {
@@ -254,7 +255,7 @@ fn text(report: &InitReport, key: &RecoveryKey) -> String {
         "{head}\nRECOVERY KEY (shown once, kept nowhere):\n\n    {}\n\n\
          Write it down or print it, and keep it away from the machines that are backed up. It opens the repository like the\n\
          passphrase does, also when the passphrase is lost:\n\n\
-         \x20   {variables}LIFEBOAT_PASSPHRASE='…the key…' lifeboat restore PLAN --from {} --to TARGET\n{credentials}",
+         \x20   {variables}LIFEBOAT_PASSPHRASE='…the key…' lifeboat restore PLAN --from {} --to TARGET\n{credentials}{warnings}",
         key.reveal(),
         shell_word(Path::new(&report.url))
     )

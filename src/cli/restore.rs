@@ -81,7 +81,7 @@ fn looked_at(
     let quiet = app.surroundings(Arc::new(Silent))?;
     let own = resolved.open(&quiet).and_then(|job| {
         let mut plan = planned(app, args, &job, request, lost)?;
-        resolved.repository.changed(&job.repository, &quiet).into_iter().for_each(|changed| plan.tell(changed));
+        resolved.repository.changed(&job.repository, &quiet).into_iter().for_each(|changed| plan.tell(changed.message));
         // A copy has ids of its own, and may keep less.
         if args.repository.is_none() && args.from.is_none() {
             let until = match request.choice {
@@ -132,7 +132,7 @@ fn from_copies(
             let mut plan = planned(app, args, &job, request, None)?;
             let mut fallback = Fallback::new(&job, copy.name().as_str(), &error);
             fallback.older = fallback::older(&plan, &request.choice, &own);
-            settings.changed(&job.repository, &quiet).into_iter().for_each(|changed| plan.tell(changed));
+            settings.changed(&job.repository, &quiet).into_iter().for_each(|changed| plan.tell(changed.message));
             plan.fell_back(fallback);
             Ok((job, plan))
         });

@@ -16,6 +16,7 @@ use crate::id::Name;
 use crate::ops::damage::Damage;
 use crate::ops::log::reach::Reach;
 use crate::ops::log::stream::LogStatus;
+use crate::ops::resolve::Changed;
 use crate::repo::{Manifest, ReportRecord};
 
 mod ask;
@@ -139,7 +140,7 @@ pub struct Problem {
     /// `never-backed-up`, `overdue`, `failed`, `incomplete`, `interrupted`, `missed`, `never-proven`, `drill-failed`, `damaged`, `clock`,
     /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`, `log-fork`, `canary-not-written`,
     /// `recovery-time-forecast`, `data-loss-forecast`, `copy-behind`, `copy-unreachable`, `retention-blocked`, `plans-broken`, `notifier-failing`, `plan-gone`,
-    /// `schedule-gone`, `repository-changed`, `running-long`, `secret-unavailable`, `expiring`.
+    /// `schedule-gone`, `repository-changed`, `repository-unknown`, `running-long`, `secret-unavailable`, `expiring`.
     pub kind: String,
     /// The job that a run did (`backup`, `drill`, `verify`), where the problem is about one.
     pub job: Option<String>,
@@ -183,6 +184,12 @@ impl Problem {
     }
 }
 
+impl From<Changed> for Problem {
+    fn from(Changed { certain, message }: Changed) -> Self {
+        Self::new(if certain { "repository-changed" } else { "repository-unknown" }, message)
+    }
+}
+
 /// What is known of a plan.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
@@ -219,8 +226,8 @@ pub struct Unasked {
 pub struct Stored {
     /// When it was begun to ask it: what a run committed later need not be here.
     pub asked: Option<DateTime<Utc>>,
-    /// That it is not the repository that the plan's backups went to before, in a sentence.
-    pub changed: Option<String>,
+    /// That it is not the repository that the plan's backups went to before, or that nobody can say so.
+    pub changed: Option<Changed>,
     /// Of the plan, oldest first.
     pub manifests: Vec<Manifest>,
     /// Oldest first: drills of the plan and of its snapshots, and all verifications of the repository: each is of all plans, whichever asked for it.

@@ -21,6 +21,9 @@ pub struct InitReport {
     pub environment: BTreeMap<String, String>,
     /// Hex.
     pub repository: String,
+    /// As that another repository was at this place before, of which nothing is here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Creates a repository.
@@ -71,6 +74,7 @@ pub fn run(settings: &RepositorySettings, surroundings: &Surroundings) -> Result
         url: settings.store.url.clone(),
         environment: environment(&settings.store),
         repository: hex::encode(repository.id().0),
+        warnings: settings.note(&repository, surroundings).into_iter().collect(),
     };
     Ok((report, key))
 }

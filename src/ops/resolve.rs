@@ -52,6 +52,15 @@ pub struct RepositorySettings {
     pub max_key_age: Option<std::time::Duration>,
 }
 
+/// What is wrong with which repository is at a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// Another one is there; else nobody can say which belongs there.
+    pub certain: bool,
+    /// A sentence.
+    pub message: String,
+}
+
 impl RepositorySettings {
     /// For `--from URL` on a machine without plans: everything but the place is at its default or from the environment.
     ///
@@ -104,20 +113,25 @@ impl RepositorySettings {
         })?;
         // An address without a plan is looked at once, and nothing is backed up there.
         if self.name.is_some() {
-            identity::note(&surroundings.state, &self.place(), repository.id(), surroundings.clock.now());
-            if let Some(message) = self.changed(&repository, surroundings) {
+            if let Some(message) = self.note(&repository, surroundings) {
                 surroundings.progress.event(Event::Warning { message });
             }
         }
         Ok(repository)
     }
 
-    /// That another repository is there than belongs there, or that nobody can say which does; a sentence.
+    /// Takes notice of the repository that is there; what [`RepositorySettings::changed`] says of it.
+    pub(crate) fn note(&self, repository: &Repository, surroundings: &Surroundings) -> Option<String> {
+        identity::note(&surroundings.state, &self.place(), repository.id(), surroundings.clock.now());
+        self.changed(repository, surroundings).map(|changed| changed.message)
+    }
+
+    /// That another repository is there than belongs there, or that nobody can say which does.
     #[must_use]
-    pub fn changed(&self, repository: &Repository, surroundings: &Surroundings) -> Option<String> {
+    pub fn changed(&self, repository: &Repository, surroundings: &Surroundings) -> Option<Changed> {
         self.must_belong(repository, surroundings).err().map(|error| {
             let hint = error.hint_text().map_or_else(String::new, |hint| format!("; {hint}"));
-            format!("{}{hint}", explain(&error))
+            Changed { certain: error.kind() == Kind::Damaged, message: format!("{}{hint}", explain(&error)) }
         })
     }
 

@@ -39,8 +39,8 @@ const JUDGE_SHARE: u32 = 20;
 /// Deliveries that failed so often in a row are a problem.
 const FAILING: u64 = 2;
 
-/// The kind of problem that depends on what this host has seen before; others may see nothing wrong.
-const OF_THIS_HOST: &str = "repository-changed";
+/// The kinds of problem that depend on what this host has seen before; others may see nothing wrong.
+const OF_THIS_HOST: [&str; 2] = ["repository-changed", "repository-unknown"];
 
 /// Runs asked for at a time, at first.
 const PAGE: u32 = 64;
@@ -231,7 +231,7 @@ impl Watch {
             let mut status = status::view(&plan, Some(&heard), Some(asked), &self.surroundings, now);
             let mut seen = step::seen_of_status(&status, &retried(&plan, &heard, now));
             if !self.teller.tells(&plan, now)? {
-                seen.retain(|seen| seen.kind == OF_THIS_HOST || before.contains_key(&seen.key));
+                seen.retain(|seen| OF_THIS_HOST.contains(&seen.kind.as_str()) || before.contains_key(&seen.key));
             }
             observed.problems.extend(seen);
             // What only this host knows it tells itself, and the end of what it told of.

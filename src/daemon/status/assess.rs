@@ -84,7 +84,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
             },
         ));
     }
-    problems.extend(stored.and_then(|stored| stored.changed.as_ref()).map(|changed| Problem::new("repository-changed", changed.clone())));
+    problems.extend(stored.and_then(|stored| stored.changed.clone()).map(Problem::from));
     problems.extend(gone_back);
     problems.extend(stored.and_then(standing_damage));
     problems.extend(stored.into_iter().flat_map(|stored| &stored.damaged).map(|lost| Problem::new("damaged", lost.clone())));

@@ -7,6 +7,7 @@ use crate::daemon::journal::Job;
 use crate::daemon::status::{Problem, Unasked};
 use crate::id::Name;
 use crate::ops::copy::{behind, lacks};
+use crate::ops::resolve::Changed;
 use crate::ops::{explain, select};
 use crate::plan::{Plan, PlannedCopy};
 use crate::repo::{LostManifest, Manifest};
@@ -32,12 +33,11 @@ pub struct Held {
     newest: Option<DateTime<Utc>>,
     /// That manifests cannot be read: how many and why, in words.
     lost: Option<String>,
-    /// That it was exchanged for another one, in a sentence.
-    changed: Option<String>,
+    changed: Option<Changed>,
 }
 
 impl Held {
-    pub fn of(manifests: &[Manifest], lost: &[LostManifest], changed: Option<String>) -> Self {
+    pub fn of(manifests: &[Manifest], lost: &[LostManifest], changed: Option<Changed>) -> Self {
         let lost = lost.first().map(|first| format!("{} manifests that cannot be read: {}", lost.len(), explain(&first.error)));
         Self { newest: select::latest(manifests).map(|manifest| manifest.time), lost, changed }
     }
@@ -56,7 +56,7 @@ pub fn of(
         let to = &copy.to.name;
         match held(to) {
             Ok(Held { newest, lost, changed }) => {
-                problems.extend(changed.map(|changed| Problem::of("repository-changed", Job::Copy, changed)));
+                problems.extend(changed.map(|changed| Problem { job: Some(Job::Copy.word().to_owned()), ..Problem::from(changed) }));
                 problems.extend(originals.and_then(|originals| is_behind(copy, originals, newest, now)));
                 problems.extend(lost.map(|lost| Problem::of("damaged", Job::Copy, format!("the copy in {to} has {lost}"))));
                 let behind_ms = newest.zip(original).map(|(copy, original)| behind(copy, original));

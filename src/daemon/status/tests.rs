@@ -9,6 +9,7 @@ use crate::id::{ReportId, RunId, SnapshotId};
 use crate::ops::log::fork::Fork;
 use crate::ops::log::reach::Reach;
 use crate::ops::log::stream::LogStatus;
+use crate::ops::resolve::Changed;
 use crate::plan::{Plan, Plans};
 use crate::repo::ReportKind;
 use crate::source::postgres::lsn::Lsn;
@@ -339,13 +340,16 @@ fn a_backup_that_goes_on_far_longer_than_the_last_one_is_told_before_its_next_sl
 
 #[test]
 fn an_exchanged_repository_is_no_green_one() {
-    let mut facts = facts(&[manifest("11:30:00", "db", &[])], &[]);
-    if let Some(Ok(stored)) = &mut facts.repository {
-        Arc::make_mut(stored).changed = Some("another repository is there".to_owned());
+    let made = manifest("11:30:00", "db", &[]);
+    let mut facts = facts(std::slice::from_ref(&made), &[drill("11:40:00", made.id, true)]);
+    for (certain, kind, code) in [(true, "repository-changed", Kind::Damaged), (false, "repository-unknown", Kind::Failed)] {
+        if let Some(Ok(stored)) = &mut facts.repository {
+            Arc::make_mut(stored).changed = Some(Changed { certain, message: "what is there".to_owned() });
+        }
+        let status = judged(&facts);
+        assert_eq!(message(&status, kind), "what is there");
+        assert_eq!(exit(&status), Some(code));
     }
-    let status = judged(&facts);
-    assert_eq!(message(&status, "repository-changed"), "another repository is there");
-    assert_eq!(exit(&status), Some(Kind::Damaged));
 }
 
 #[test]
