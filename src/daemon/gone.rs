@@ -3,16 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
 use crate::daemon::alarms::{self, Alarm};
-use crate::daemon::journal::{Job, Journal, Newest, Run, ScheduleKey};
+use crate::daemon::journal::{Job, Journal, Newest, Run, ScheduleKey, Schedules};
 use crate::daemon::status::last_backup;
 use crate::error::Result;
 use crate::id::Name;
 use crate::ops::select;
-use crate::plan::Plans;
+use crate::plan::{JOBS, Plan, Plans};
 
 /// The kind of the problem that a plan is. It names a plan and is of none: there is nobody whom that plan would tell.
 pub const GONE: &str = "plan-gone";
@@ -30,12 +31,46 @@ pub fn still_holds(plans: &Plans, key: &str, alarm: &Alarm) -> bool {
     match alarm.kind.as_str() {
         GONE => !plans.plans.contains_key(&name) && !plans.retired.contains(&name),
         UNSCHEDULED => {
-            let word = key.rsplit('-').next().unwrap_or_default();
-            let has = plans.plans.get(&name).is_none_or(|plan| plan.schedule_of(word).is_some());
-            !has && !plans.retired_schedules.iter().any(|(plan, job)| *plan == name && *job == word)
+            let Some(plan) = plans.plans.get(&name) else { return false };
+            let is = |of: &str| key == unscheduled_key(&name, of);
+            if let Some(job) = JOBS.into_iter().find(|job| is(job)) {
+                return plan.schedule_of(job).is_none() && !plans.retired_schedules.contains(&(name, job));
+            }
+            // One of several copies.
+            let is_to = |to: &Name| is(&copy_of(to));
+            plan.copy_schedule.is_some()
+                && !plan.copies.iter().any(|copy| copy.schedule.is_some() && is_to(&copy.to.name))
+                && !plans.retired_copies.iter().any(|(plan, to)| *plan == name && is_to(to))
         }
         _ => true,
     }
+}
+
+fn unscheduled_key(plan: &Name, of: &str) -> String {
+    format!("{UNSCHEDULED}-{}-{of}", alarms::key_of(plan.as_str()))
+}
+
+fn copy_of(to: &Name) -> String {
+    format!("copy-{}", alarms::key_of(to.as_str()))
+}
+
+/// Copies that a plan which is there had on a schedule and has no more, while it goes on to copy elsewhere; those that are new are remembered.
+fn copies_gone<'a>(
+    plans: &Plans,
+    known: &'a BTreeSet<(Name, Name)>,
+    journal: &Journal,
+    now: DateTime<Utc>,
+) -> Result<Vec<&'a (Name, Name)>> {
+    let scheduled = |plan: &Plan, to: &Name| plan.copies.iter().any(|copy| copy.schedule.is_some() && copy.to.name == *to);
+    let copies = plans.plans.values().flat_map(|plan| plan.copies.iter().map(move |copy| (&plan.name, copy)));
+    let new = copies.filter(|(_, copy)| copy.schedule.is_some()).map(|(plan, copy)| (plan, &copy.to.name));
+    let new: Vec<(&Name, &Name)> = new.filter(|(plan, to)| !known.contains(&((*plan).clone(), (*to).clone()))).collect();
+    journal.note_copies(&new, now)?;
+    let is_gone = |(name, to): &&(Name, Name)| {
+        let copies_elsewhere = |plan: &Arc<Plan>| plan.copy_schedule.is_some() && !scheduled(plan, to);
+        plans.plans.get(name).is_some_and(copies_elsewhere) && !plans.retired_copies.contains(&(name.clone(), to.clone()))
+    };
+    Ok(known.iter().filter(is_gone).collect())
 }
 
 /// Raises and ends the alarms, by the plans in force.
@@ -48,7 +83,8 @@ pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) 
         return Ok(());
     }
     let mut standing = BTreeSet::new();
-    let followed = journal.followed()?;
+    let Schedules { jobs: followed, copies } = journal.followed()?;
+    let copies = copies_gone(plans, &copies, journal, now)?;
     let gone: BTreeSet<&Name> =
         followed.iter().map(|(plan, _)| plan).filter(|plan| !plans.plans.contains_key(*plan) && !plans.retired.contains(*plan)).collect();
     let mut unscheduled: BTreeMap<&Name, Vec<Job>> = BTreeMap::new();
@@ -70,7 +106,9 @@ pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) 
             jobs.retain(|job| *job != key.job);
         }
     }
-    let asked: Vec<&Name> = gone.iter().chain(unscheduled.keys()).copied().collect();
+    let asked: BTreeSet<&Name> =
+        gone.iter().copied().chain(unscheduled.keys().copied()).chain(copies.iter().map(|(plan, _)| plan)).collect();
+    let asked: Vec<&Name> = asked.into_iter().collect();
     let newest = if asked.is_empty() { Newest::default() } else { journal.newest(&asked)? };
     let nodes = if asked.is_empty() || !journal.is_shared() { Vec::new() } else { journal.nodes_within(RESTART, now)? };
     // Other nodes may have other plan files: the one that had the last run tells, and where that one is gone for good, all do.
@@ -97,8 +135,17 @@ pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) 
                  meant: retired = [\"{plan}/{word}\"]",
                 select::moment(last.started)
             );
-            raise(UNSCHEDULED, format!("{UNSCHEDULED}-{}-{word}", alarms::key_of(plan.as_str())), plan, message)?;
+            raise(UNSCHEDULED, unscheduled_key(plan, word), plan, message)?;
         }
+    }
+    for (plan, to) in copies {
+        let Some(last) = newest.last(plan, Job::Copy).filter(|last| !told_elsewhere(last)) else { continue };
+        let message = format!(
+            "the copy to {to} was taken out of the plan and nobody makes it any more; the last run that copied began at {}. Put it back, or say that it is \
+             meant: retired = [\"{plan}/copy/{to}\"]",
+            select::moment(last.started)
+        );
+        raise(UNSCHEDULED, unscheduled_key(plan, &copy_of(to)), plan, message)?;
     }
     for key in alarms::keys(state)? {
         let is_own = [GONE, UNSCHEDULED].iter().any(|kind| key.strip_prefix(kind).is_some_and(|rest| rest.starts_with('-')));
@@ -147,6 +194,59 @@ mod tests {
         assert!(told(&plans("", &["Crm"])).is_empty(), "it is back");
         assert_eq!(told(&plans("", &["b"])).len(), 1);
         assert!(told(&plans("retired = [\"Crm\"]\n", &["b"])).is_empty(), "somebody meant it");
+    }
+
+    #[test]
+    fn one_of_several_copies_that_is_gone_is_told_until_it_is_back_or_retired() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, now) = (folder.path(), "2026-11-20T03:00:00Z".parse().unwrap());
+        let plans = |retired: &str, copies: &[&str]| {
+            let mut text = FILE.replace("RETIRED", retired);
+            for to in ["off.site", "off-site"] {
+                text += &format!("[repository.{to:?}]\nurl = \"file:///nowhere/{to}\"\npassphrase = {{ env = \"NONE\" }}\n");
+            }
+            text += "[plan.crm]\nsource = \"a\"\nrepository = \"main\"\nschedule = \"0 2 * * *\"\ntimezone = \"UTC\"\n";
+            for to in copies {
+                text += &format!("[[plan.crm.copy]]\nto = {to:?}\nschedule = \"0 4 * * *\"\n");
+            }
+            Plans::from_text(&text).unwrap()
+        };
+        let journal = Journal::open(state, now).unwrap();
+        let crm = Name::new("crm").unwrap();
+        journal.schedule_since(&crm, Job::Copy, "0 4 * * *", now).unwrap();
+        let told = |plans: &Plans| {
+            look(plans, &journal, state, now).unwrap();
+            alarms::standing_by_key(state).unwrap()
+        };
+        let both = plans("", &["off.site", "off-site"]);
+        assert!(told(&both).is_empty());
+        assert!(told(&plans("", &["off.site"])).is_empty(), "nothing was copied yet");
+        let slot = NewRun { scheduled: Some(now), ..NewRun::manual(&crm, Job::Copy, "schedule", now) };
+        let run = journal.begin(&slot, now).unwrap();
+        journal.close(run, &Ending::new(State::Succeeded), now).unwrap();
+        for (gone, stays) in [("off.site", "off-site"), ("off-site", "off.site")] {
+            let without = plans("", &[stays]);
+            let all = told(&without);
+            let [(key, alarm)] = all.as_slice() else { panic!("{all:?}") };
+            let retired = format!("retired = [\"crm/copy/{gone}\"]\n");
+            assert!(alarm.kind == UNSCHEDULED && alarm.message.contains(retired.trim()), "{alarm:?}");
+            let meant = plans(&retired, &[stays]);
+            assert!(still_holds(&without, key, alarm) && !still_holds(&both, key, alarm) && !still_holds(&meant, key, alarm));
+            assert!(told(&meant).is_empty());
+            assert!(told(&both).is_empty());
+        }
+        let none = told(&plans("", &[]));
+        assert!(
+            matches!(none.as_slice(), [(_, alarm)] if alarm.message.contains("retired = [\"crm/copy\"]")),
+            "all of them are one: {none:?}"
+        );
+        let wrong = Plans::from_text(
+            &(FILE.replace("RETIRED", "retired = [\"crm/copy/main\"]\n")
+                + "[repository.two]\nurl = \"file:///nowhere/2\"\npassphrase = { env = \"NONE\" }\n\
+               [plan.crm]\nsource = \"a\"\nrepository = \"two\"\ntimezone = \"UTC\"\n[[plan.crm.copy]]\nto = \"main\"\nschedule = \"0 4 * * *\"\n"),
+        );
+        let wrong = wrong.unwrap_err().to_string();
+        assert!(wrong.contains("plan `crm` has a schedule for its copy to main, which is retired"), "{wrong}");
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct Plans {
     pub retired: BTreeSet<Name>,
     /// Schedules that plans lost on purpose: plan, and word of [`JOBS`](crate::plan::JOBS).
     pub retired_schedules: BTreeSet<(Name, &'static str)>,
+    /// Copies that plans lost on purpose: plan and repository.
+    pub retired_copies: BTreeSet<(Name, Name)>,
     /// The files read, sorted.
     pub files: Vec<PathBuf>,
     /// Files that are wrong were left out: what is not here may be in one of them.

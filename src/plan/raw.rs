@@ -75,7 +75,7 @@ pub(super) struct RawFile {
     /// The version of this dialect.
     #[schemars(extend("const" = 1))]
     pub version: Option<Located<i64>>,
-    /// Names of plans that are there no more, on purpose: that nobody backs them up is then no alarm. `crm/drill`: only that schedule of the plan.
+    /// Names of plans that are there no more, on purpose: that nobody backs them up is then no alarm. `crm/drill`: only that schedule of the plan; `crm/copy/offsite`: only its copy to that repository.
     pub retired: Words,
     /// Where backups are stored, by name.
     pub repository: Named<RawRepository>,

@@ -82,11 +82,11 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
             checker.plan(name, at, raw, &sources, &repositories, &notifiers)
         });
     }
-    let (mut retired, mut retired_schedules) = (BTreeSet::new(), BTreeSet::new());
+    let mut retired = Retired::default();
     for loaded in files {
         checker.file = Some(loaded);
         checker.order(&loaded.raw.plan, &plans);
-        checker.retired(&loaded.raw.retired, &plans, &mut retired, &mut retired_schedules);
+        checker.retired(&loaded.raw.retired, &plans, &mut retired);
     }
     Plans {
         plans: only_valid(plans),
@@ -95,8 +95,9 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
         notifiers: only_valid(notifiers),
         journal: journal.map(|(_, journal)| journal).unwrap_or_default(),
         serve: serve.map(|(_, serve)| serve).unwrap_or_default(),
-        retired,
-        retired_schedules,
+        retired: retired.plans,
+        retired_schedules: retired.schedules,
+        retired_copies: retired.copies,
         files: Vec::new(),
         is_partial: false,
     }
@@ -104,6 +105,14 @@ pub(super) fn validate(files: &[Loaded], complete: bool, findings: &mut Vec<Find
 
 fn only_valid<T>(declared: Declared<T>) -> BTreeMap<Name, Arc<T>> {
     declared.into_iter().filter_map(|(name, value)| value.map(|value| (name, value))).collect()
+}
+
+/// What was taken out on purpose.
+#[derive(Default)]
+struct Retired {
+    plans: BTreeSet<Name>,
+    schedules: BTreeSet<(Name, &'static str)>,
+    copies: BTreeSet<(Name, Name)>,
 }
 
 struct Checker<'a> {
@@ -865,14 +874,8 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Names that no plan has any more, and schedules (`plan/job`) that a plan has no more.
-    fn retired(
-        &mut self,
-        raw: &Words,
-        plans: &Declared<Plan>,
-        retired: &mut BTreeSet<Name>,
-        schedules: &mut BTreeSet<(Name, &'static str)>,
-    ) {
+    /// Names that no plan has any more, and schedules (`plan/job`) and copies (`plan/copy/repository`) that a plan has no more.
+    fn retired(&mut self, raw: &Words, plans: &Declared<Plan>, retired: &mut Retired) {
         for word in raw.iter().flat_map(|raw| &raw.value) {
             let (name, job) = word.value.split_once('/').map_or((word.value.as_str(), None), |(name, job)| (name, Some(job)));
             let name = match Name::new(name) {
@@ -890,10 +893,14 @@ impl<'a> Checker<'a> {
                         "take its name out of `retired`, or the plan out of the file",
                     );
                 } else {
-                    retired.insert(name);
+                    retired.plans.insert(name);
                 }
                 continue;
             };
+            if let Some(to) = job.strip_prefix("copy/") {
+                self.retired_copy(word, name, to, plans, retired);
+                continue;
+            }
             let Some(known) = JOBS.into_iter().find(|known| *known == job) else {
                 self.report(&word.span, format!("unknown job `{job}`"), suggest(job, "it may be", JOBS));
                 continue;
@@ -905,8 +912,28 @@ impl<'a> Checker<'a> {
                     format!("take `{name}/{known}` out of `retired`, or the schedule out of the plan"),
                 );
             } else {
-                schedules.insert((name, known));
+                retired.schedules.insert((name, known));
             }
+        }
+    }
+
+    fn retired_copy(&mut self, word: &Located<String>, name: Name, to: &str, plans: &Declared<Plan>, retired: &mut Retired) {
+        let to = match Name::new(to) {
+            Ok(to) => to,
+            Err(error) => {
+                self.fail(&word.span, &error);
+                return;
+            }
+        };
+        let scheduled = |plan: &Arc<Plan>| plan.copies.iter().any(|copy| copy.to.name == to && copy.schedule.is_some());
+        if plans.get(&name).and_then(Option::as_ref).is_some_and(scheduled) {
+            self.report(
+                &word.span,
+                format!("plan `{name}` has a schedule for its copy to {to}, which is retired"),
+                format!("take `{}` out of `retired`, or the copy out of the plan", word.value),
+            );
+        } else {
+            retired.copies.insert((name, to));
         }
     }
 

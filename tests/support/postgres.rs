@@ -265,7 +265,10 @@ impl Cluster {
         let pid = fs::read_to_string(self.data.join("postmaster.pid")).unwrap().lines().next().unwrap().parse().unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        wait_until("the killed server to be gone", || rustix::process::test_kill_process(pid).is_err());
+        // Its own processes, which work in the data folder, end by themselves; until then no server starts there.
+        let is_of_it = |process: fs::DirEntry| fs::read_link(process.path().join("cwd")).is_ok_and(|folder| folder == self.data);
+        let is_gone = || rustix::process::test_kill_process(pid).is_err() && !fs::read_dir("/proc").unwrap().flatten().any(is_of_it);
+        wait_until("the killed server to be gone", is_gone);
     }
 
     /// Makes a standby a primary and waits until it is one.

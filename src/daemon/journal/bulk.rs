@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use crate::daemon::job::Job;
 use crate::daemon::journal::database::{Purpose, Value};
 use crate::daemon::journal::model::{Followed, Known, Newest, ScheduleKey, State};
-use crate::daemon::journal::tables::{COLUMNS, Tables, count, json, read_run, time};
+use crate::daemon::journal::tables::{COLUMNS, COPY_TO, Tables, count, json, read_run, time};
 use crate::daemon::scheduler::PastSlot;
 use crate::error::{Kind, Result};
 use crate::id::{Name, RunId};
@@ -100,15 +100,22 @@ impl Tables {
     pub(super) fn follow(&self, schedules: &[ScheduleKey], now: DateTime<Utc>) -> Result<Vec<Followed>> {
         let known = self.known(schedules, now)?;
         let new: Vec<&ScheduleKey> = schedules.iter().zip(&known).filter(|(_, known)| known.since.is_none()).map(|(key, _)| key).collect();
-        if !new.is_empty() {
-            self.note_schedules(&new, now)?;
-        }
+        let rows = new.iter().map(|schedule| [schedule.plan.as_str(), schedule.job.word(), schedule.expression.as_str()]);
+        self.note_schedules(rows.collect(), now)?;
         Ok(known.into_iter().map(|known| Followed { since: known.since.unwrap_or(now), last: known.last }).collect())
     }
 
-    /// Follows new and changed schedules from now on. Another node may have noted the same one a moment ago: then since then.
-    fn note_schedules(&self, new: &[&ScheduleKey], now: DateTime<Utc>) -> Result<()> {
-        let rows = new.iter().map(|schedule| [schedule.plan.as_str(), schedule.job.word(), schedule.expression.as_str()]);
+    /// Remembers that these plans copy to these repositories on a schedule.
+    pub(super) fn note_copies(&self, copies: &[(&Name, &Name)], now: DateTime<Utc>) -> Result<()> {
+        let rows = copies.iter().map(|(plan, to)| [plan.to_string(), format!("{COPY_TO}{to}"), String::new()]);
+        self.note_schedules(rows.collect(), now)
+    }
+
+    /// Follows new and changed schedules (plan, job, expression) from now on. Another node may have noted the same one a moment ago: then since then.
+    fn note_schedules(&self, rows: Vec<[impl AsRef<str>; 3]>, now: DateTime<Utc>) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
         // Parameters are numbered in the order in which they appear. `WHERE true`: else SQLite reads what follows as a join.
         let sql = format!(
             "WITH wanted AS (SELECT value ->> 0 AS plan, value ->> 1 AS job, value ->> 2 AS expression FROM {})
@@ -118,7 +125,7 @@ impl Tables {
                 expression = excluded.expression",
             self.0.each()
         );
-        self.one(Purpose::WriteAgain, sql, vec![wanted(rows), now.timestamp_millis().into()]).map(drop)
+        self.one(Purpose::WriteAgain, sql, vec![wanted(rows.into_iter()), now.timestamp_millis().into()]).map(drop)
     }
 
     /// Who has these named leases now; without those that nobody has.

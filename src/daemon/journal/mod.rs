@@ -41,7 +41,7 @@ use crate::source::postgres::conninfo::Settings;
 
 pub use crate::daemon::job::{Job, Trigger};
 pub use crate::daemon::journal::model::{
-    Attempt, Claim, Ending, ErrorRecord, Filter, Followed, Known, NewRun, Newest, Phase, Run, ScheduleKey, State,
+    Attempt, Claim, Ending, ErrorRecord, Filter, Followed, Known, NewRun, Newest, Phase, Run, ScheduleKey, Schedules, State,
 };
 pub use crate::daemon::journal::sqlite::FILE;
 pub use crate::daemon::journal::tables::Node;
@@ -477,12 +477,20 @@ impl Journal {
         self.0.tables.follow(schedules, now)
     }
 
-    /// All schedules that were ever followed, by plan and job, also those that are gone.
+    /// All schedules that were ever followed, also those that are gone.
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn followed(&self) -> Result<BTreeSet<(Name, Job)>> {
+    pub fn followed(&self) -> Result<Schedules> {
         self.0.tables.followed()
+    }
+
+    /// Remembers that these plans copy to these repositories on a schedule: one of several copies has no runs of its own.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn note_copies(&self, copies: &[(&Name, &Name)], now: DateTime<Utc>) -> Result<()> {
+        self.0.tables.note_copies(copies, now)
     }
 
     /// What is known of these schedules at `now`, in their order. Nothing is followed by that.

@@ -1,6 +1,6 @@
 //! What the journal knows of runs: plain values, no I/O.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -124,6 +124,14 @@ pub struct ScheduleKey {
     pub job: Job,
     /// As [`crate::daemon::job::expression`] says it.
     pub expression: String,
+}
+
+/// The schedules that were ever followed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Schedules {
+    pub jobs: BTreeSet<(Name, Job)>,
+    /// Of each plan's copies: plan and repository.
+    pub copies: BTreeSet<(Name, Name)>,
 }
 
 /// What the journal knows of a schedule.

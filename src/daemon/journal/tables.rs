@@ -3,20 +3,21 @@
 //! Each public method is one transaction. A run's row is changed only by who names its current fence: [`Tables::take_over`] raises it,
 //! so that whatever the earlier holder still sends changes nothing.
 
-use std::collections::BTreeSet;
-
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::job::{Job, Trigger};
 use crate::daemon::journal::bulk::mistyped;
 use crate::daemon::journal::database::{Database, Purpose, Row, Statement, Value};
-use crate::daemon::journal::model::{Attempt, Claim, Ending, Filter, NewRun, Run, State};
+use crate::daemon::journal::model::{Attempt, Claim, Ending, Filter, NewRun, Run, Schedules, State};
 use crate::daemon::owner::Process;
 use crate::error::{Kind, Result};
 use crate::id::{Name, RunId};
 
 pub(super) const COLUMNS: &str = "id, plan, job, trigger, scheduled_ms, attempt, state, started_ms, ended_ms, kind, error, story, phases, warnings, bytes_read, bytes_stored, snapshot, report, owner, host, pid, boot_id, start_ticks, fence, lease_until_ms, node, started_by, announced, place";
+
+/// Begins the job of a row of `schedules` that stands for one of a plan's copies; the repository follows.
+pub(super) const COPY_TO: &str = "copy/";
 
 /// What [`Tables::begin`] came to.
 pub(super) enum Begun {
@@ -351,11 +352,19 @@ impl Tables {
     }
 
     /// The schedules that have a row.
-    pub(super) fn followed(&self) -> Result<BTreeSet<(Name, Job)>> {
+    pub(super) fn followed(&self) -> Result<Schedules> {
         let rows = self.one(Purpose::Read, "SELECT plan, job FROM schedules", Vec::new())?;
-        // A name or a job that this version does not take is of none of its plans.
-        let read = |row: &Row| Ok(Name::new(row.text(0)?).ok().zip(Job::from_word(&row.text(1)?)));
-        rows.iter().filter_map(|row| read(row).transpose()).collect()
+        let mut all = Schedules::default();
+        for row in &rows {
+            // A name or a job that this version does not take is of none of its plans.
+            let (Ok(plan), job) = (Name::new(row.text(0)?), row.text(1)?) else { continue };
+            if let Some(job) = Job::from_word(&job) {
+                all.jobs.insert((plan, job));
+            } else if let Some(to) = job.strip_prefix(COPY_TO).and_then(|to| Name::new(to).ok()) {
+                all.copies.insert((plan, to));
+            }
+        }
+        Ok(all)
     }
 
     /// How many runs of an owner are open.
