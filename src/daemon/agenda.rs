@@ -170,6 +170,8 @@ pub struct Agenda {
     pub(super) requests: BTreeMap<RunId, (Arc<Plan>, NewRun)>,
     pub(super) running: BTreeMap<RunId, Active>,
     pub(super) restores: Vec<Restore>,
+    /// Plans whose killed backup cannot be settled.
+    pub(super) unsettled: BTreeSet<Name>,
     /// Requests do not start before: the last one could not be recorded.
     pub(super) requests_from: DateTime<Utc>,
     now: DateTime<Utc>,
@@ -199,6 +201,7 @@ impl Agenda {
             requests: BTreeMap::new(),
             running: BTreeMap::new(),
             restores: Vec::new(),
+            unsettled: BTreeSet::new(),
             requests_from: now,
             now,
             latest: now,

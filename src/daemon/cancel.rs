@@ -49,6 +49,11 @@ pub fn ask(state: &Path, journal: Option<&Journal>, id: RunId, known: Option<&Ru
             return Err(failed(Kind::Busy, "its process is gone, or uses another state folder".into())
                 .hint("say which with --state; what a process left that is gone is settled by the next run of the plan"));
         }
+        // One that settles what a killed run left has the run, and is not the process that it tells of: that number may be anybody's by now.
+        if !run.process.is_there() {
+            return Err(failed(Kind::Busy, format!("its process {} is gone", run.process.pid))
+                .hint("there is nothing to end: whether it committed is being found out; `lifeboat run show` tells what became of it"));
+        }
         if DaemonLock::holder(state) != Some(run.process.pid) {
             let gone = || failed(Kind::Busy, format!("its process {} is gone", run.process.pid));
             let pid = i32::try_from(run.process.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
@@ -126,5 +131,36 @@ pub(super) fn done(state: &Path, id: RunId) -> Result<()> {
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(format!("remove {}", path.display()), error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock as _, SystemClock};
+    use crate::daemon::journal::{FILE, Job, NewRun};
+    use crate::id::Name;
+
+    #[test]
+    fn a_process_that_has_the_number_of_one_that_is_gone_gets_no_signal() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = SystemClock.now();
+        {
+            let dead = Journal::open(folder.path(), now).unwrap();
+            dead.begin(&NewRun::manual(&Name::new("crm").unwrap(), Job::Backup, "tester", now), now).unwrap();
+        }
+        // As the daemon does that settles it.
+        let settling = Journal::open(folder.path(), now).unwrap();
+        let taken = settling.take_over(&settling.broken().unwrap()[0], now).unwrap().unwrap();
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let journal = rusqlite::Connection::open(folder.path().join(FILE)).unwrap();
+        journal.execute("UPDATE runs SET pid = ?1", [other.id()]).unwrap();
+        let run = settling.run(taken.id).unwrap();
+        let asked = ask(folder.path(), Some(&settling), run.id, Some(&run), "ann");
+        let lives = other.try_wait().unwrap().is_none();
+        other.kill().unwrap();
+        other.wait().unwrap();
+        let error = asked.unwrap_err();
+        assert!(lives && error.kind() == Kind::Busy && error.to_string().contains("is gone"), "{error:?}");
     }
 }

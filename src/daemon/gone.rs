@@ -55,22 +55,22 @@ fn copy_of(to: &Name) -> String {
 }
 
 /// Copies that a plan which is there had on a schedule and has no more, while it goes on to copy elsewhere; those that are new are remembered.
-fn copies_gone<'a>(
+fn copies_gone(
     plans: &Plans,
-    known: &'a BTreeSet<(Name, Name)>,
+    known: BTreeMap<(Name, Name), DateTime<Utc>>,
     journal: &Journal,
     now: DateTime<Utc>,
-) -> Result<Vec<&'a (Name, Name)>> {
+) -> Result<Vec<(Name, Name, DateTime<Utc>)>> {
     let scheduled = |plan: &Plan, to: &Name| plan.copies.iter().any(|copy| copy.schedule.is_some() && copy.to.name == *to);
     let copies = plans.plans.values().flat_map(|plan| plan.copies.iter().map(move |copy| (&plan.name, copy)));
     let new = copies.filter(|(_, copy)| copy.schedule.is_some()).map(|(plan, copy)| (plan, &copy.to.name));
-    let new: Vec<(&Name, &Name)> = new.filter(|(plan, to)| !known.contains(&((*plan).clone(), (*to).clone()))).collect();
+    let new: Vec<(&Name, &Name)> = new.filter(|(plan, to)| !known.contains_key(&((*plan).clone(), (*to).clone()))).collect();
     journal.note_copies(&new, now)?;
-    let is_gone = |(name, to): &&(Name, Name)| {
+    let is_gone = |name: &Name, to: &Name| {
         let copies_elsewhere = |plan: &Arc<Plan>| plan.copy_schedule.is_some() && !scheduled(plan, to);
         plans.plans.get(name).is_some_and(copies_elsewhere) && !plans.retired_copies.contains(&(name.clone(), to.clone()))
     };
-    Ok(known.iter().filter(is_gone).collect())
+    Ok(known.into_iter().filter(|((name, to), _)| is_gone(name, to)).map(|((name, to), since)| (name, to, since)).collect())
 }
 
 /// Raises and ends the alarms, by the plans in force.
@@ -84,7 +84,7 @@ pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) 
     }
     let mut standing = BTreeSet::new();
     let Schedules { jobs: followed, copies } = journal.followed()?;
-    let copies = copies_gone(plans, &copies, journal, now)?;
+    let copies = copies_gone(plans, copies, journal, now)?;
     let gone: BTreeSet<&Name> =
         followed.iter().map(|(plan, _)| plan).filter(|plan| !plans.plans.contains_key(*plan) && !plans.retired.contains(*plan)).collect();
     let mut unscheduled: BTreeMap<&Name, Vec<Job>> = BTreeMap::new();
@@ -107,7 +107,7 @@ pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) 
         }
     }
     let asked: BTreeSet<&Name> =
-        gone.iter().copied().chain(unscheduled.keys().copied()).chain(copies.iter().map(|(plan, _)| plan)).collect();
+        gone.iter().copied().chain(unscheduled.keys().copied()).chain(copies.iter().map(|(plan, ..)| plan)).collect();
     let asked: Vec<&Name> = asked.into_iter().collect();
     let newest = if asked.is_empty() { Newest::default() } else { journal.newest(&asked)? };
     let nodes = if asked.is_empty() || !journal.is_shared() { Vec::new() } else { journal.nodes_within(RESTART, now)? };
@@ -138,10 +138,12 @@ pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) 
             raise(UNSCHEDULED, unscheduled_key(plan, word), plan, message)?;
         }
     }
-    for (plan, to) in copies {
-        let Some(last) = newest.last(plan, Job::Copy).filter(|last| !told_elsewhere(last)) else { continue };
+    for (plan, to, since) in &copies {
+        // Only one that was there when the plan copied.
+        let last = newest.last(plan, Job::Copy).filter(|last| last.started >= *since);
+        let Some(last) = last.filter(|last| !told_elsewhere(last)) else { continue };
         let message = format!(
-            "the copy to {to} was taken out of the plan and nobody makes it any more; the last run that copied began at {}. Put it back, or say that it is \
+            "the copy to {to}, or its schedule, was taken out of the plan and nobody makes it any more; the last run that copied began at {}. Put it back, or say that it is \
              meant: retired = [\"{plan}/copy/{to}\"]",
             select::moment(last.started)
         );

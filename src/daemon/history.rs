@@ -46,21 +46,23 @@ pub fn committed(runs: &[Run], own: &[Name], repository: Option<&Name>) -> Vec<(
 /// # Errors
 /// When the journal cannot be read.
 pub fn committed_to(journal: &Journal, plans: &Plans, repository: &Name) -> Result<Vec<(Name, SnapshotId)>> {
-    let (mut own, mut runs) = (Vec::new(), Vec::new());
+    let own: Vec<Name> = plans.plans.values().filter(|plan| plan.repository.name == *repository).map(|plan| plan.name.clone()).collect();
+    // The runs of one job of one plan at a time: a year of all of them would fill the memory.
+    let mut all = Vec::new();
     let mut ask = |plan: &Name, job| -> Result<()> {
-        runs.extend(journal.runs(&Filter { plan: Some(plan.clone()), job: Some(job), ..Filter::default() })?);
+        let runs = journal.runs(&Filter { plan: Some(plan.clone()), job: Some(job), ..Filter::default() })?;
+        all.extend(committed(&runs, &own, Some(repository)));
         Ok(())
     };
     for plan in plans.plans.values() {
         if plan.repository.name == *repository {
-            own.push(plan.name.clone());
             ask(&plan.name, Job::Backup)?;
         }
         if plan.copies.iter().any(|copy| copy.to.name == *repository) {
             ask(&plan.name, Job::Copy)?;
         }
     }
-    Ok(committed(&runs, &own, Some(repository)))
+    Ok(all)
 }
 
 /// `lifeboat.runs/1`.

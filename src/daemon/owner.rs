@@ -28,12 +28,21 @@ impl Process {
     /// This process.
     #[must_use]
     pub fn this() -> Self {
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        // The second field is the program's name in parentheses and may hold anything, so count from the last one.
-        let start_ticks =
-            stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)).and_then(|ticks| ticks.parse().ok()).unwrap_or(0);
-        Self { host: host(), pid: std::process::id(), boot_id: boot_id(), start_ticks }
+        Self { host: host(), pid: std::process::id(), boot_id: boot_id(), start_ticks: start_ticks("self").unwrap_or(0) }
     }
+
+    /// Whether the process with this id on this host is still this one, and no later one that got its number. Where the system does not say: no.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.host == host() && self.boot_id == boot_id() && start_ticks(&self.pid.to_string()) == Some(self.start_ticks)
+    }
+}
+
+/// Start of a process in clock ticks since boot; `None`: there is none.
+fn start_ticks(process: &str) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The second field is the program's name in parentheses and may hold anything, so count from the last one.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// Changes with every boot; empty where the system does not say (proc(5)).
@@ -93,11 +102,14 @@ impl Drop for Owner {
     }
 }
 
-/// Whether the owner with this id still lives. A missing file means it is gone.
+/// Whether the owner with this id still lives. A missing file means it is gone; the empty id is nobody's.
 ///
 /// # Errors
 /// When the lock cannot be asked for; then nothing may be concluded.
 pub fn is_alive(state: &Path, id: &str) -> Result<bool> {
+    if id.is_empty() {
+        return Ok(false);
+    }
     let path = state.join("owners").join(id);
     let file = match File::open(&path) {
         Ok(file) => file,
@@ -133,6 +145,9 @@ pub fn any_alive(state: &Path) -> Result<Option<PathBuf>> {
 
 /// Removes the lock file of an owner that is gone.
 pub fn forget(state: &Path, id: &str) {
+    if id.is_empty() {
+        return;
+    }
     let _ = std::fs::remove_file(state.join("owners").join(id));
 }
 

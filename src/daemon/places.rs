@@ -14,6 +14,8 @@
 //! Asked to give way is every run that does so while a restore goes on as above; and the one that started last where a backup is due and
 //! finds all places taken and no backup among them. So a drill never starves a backup: it leaves a place free, or gives its own up.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 
 use crate::daemon::agenda::{Active, Agenda, Rank, Stand, What};
@@ -97,6 +99,9 @@ impl Agenda {
     /// Whether the backup of a plan that others come after is not done: it runs, or has a slot up to `until`, or its last one is tried again.
     fn is_before(&self, name: &Name, until: DateTime<Utc>) -> bool {
         let runs = self.running.values().any(|run| run.plan.name == *name && run.job == Job::Backup);
+        if self.unsettled.contains(name) {
+            return runs;
+        }
         let entry = self.by_key.get(&(name.clone(), Job::Backup)).map(|index| &self.entries[*index]);
         runs || entry.is_some_and(|entry| {
             entry.stand != Stand::Waiting || entry.retries || entry.elsewhere || entry.next_slot.is_some_and(|slot| slot <= until)
@@ -136,6 +141,11 @@ impl Agenda {
     /// Which restores go on now, in whatever process.
     pub fn set_restores(&mut self, restores: Vec<crate::daemon::agenda::Restore>) {
         self.restores = restores;
+    }
+
+    /// Plans whose killed backup cannot be settled, as its repository does not answer: what comes after them starts, as after one that failed.
+    pub fn set_unsettled(&mut self, plans: BTreeSet<Name>) {
+        self.unsettled = plans;
     }
 
     /// Whether it matters to know of restores: something that gives way runs or is ready.

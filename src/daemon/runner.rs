@@ -16,7 +16,7 @@ use crate::daemon::job;
 use crate::daemon::journal::{Claim, Ending, ErrorRecord, Filter, Job, Journal, LEASE, NewRun, Run, State};
 use crate::daemon::recorder::Recorder;
 use crate::error::{Error, Kind, Result};
-use crate::event::Cancel;
+use crate::event::{Cancel, Event};
 use crate::id::{Name, RunId};
 use crate::ops::backup::BackupReport;
 use crate::ops::copy::{CopyReport, CopyRequest};
@@ -552,7 +552,15 @@ pub fn run_job(journal: &Journal, plans: &Plans, plan: &Plan, run: &NewRun, surr
                 let committed = history::committed_to(journal, plans, &plan.repository.name)?;
                 let (clock, progress) = (&*surroundings.clock, &*surroundings.progress);
                 let report = verify::run_against(&repository, Some(&plan.name), depth, &committed, clock, progress, &surroundings.cancel)?;
-                settings.must_belong(&repository, surroundings).map(|()| report)
+                match settings.changed(&repository, surroundings) {
+                    Some(changed) if changed.certain => Err(Error::new(Kind::Damaged, changed.message)),
+                    // No damage: `status` tells it as what it is.
+                    Some(changed) => {
+                        surroundings.progress.event(Event::Warning { message: changed.message });
+                        Ok(report)
+                    }
+                    None => Ok(report),
+                }
             };
             journalled(journal, run, surroundings, work).map(|(id, _)| id)
         }
@@ -589,21 +597,42 @@ pub fn settle(
     let mut settled = Vec::new();
     for run in journal.broken()?.into_iter().filter(|run| wanted(run)) {
         let Some(claim) = journal.take_over(&run, now)? else { continue };
+        let mut taken = TakenOver { journal, claim, now, is_closed: false };
         match epilogue(journal, &run, &open, now) {
             // It took longer than the lease, and is somebody else's by now: they come to the same end.
-            Ok(_) if !journal.heartbeat(claim, now)? => journal.give_back(claim, now)?,
+            Ok(_) if !journal.heartbeat(claim, now)? => {}
             Ok(ending) => {
-                journal.settle(claim, &run, &ending, now)?;
+                // An ending that cannot be written now is kept by the journal.
+                taken.is_closed = true;
+                journal.close(claim, &ending, now)?;
                 tracing::warn!(run = %run.id, plan = %run.plan, job = run.job.word(), state = ending.state.word(), story = ending.story.as_deref(), "a broken run was settled");
                 settled.push((run, ending));
             }
             Err(error) => {
                 tracing::error!(run = %run.id, plan = %run.plan, error = ?error, "a broken run cannot be settled yet: whether it committed is not known");
-                journal.give_back(claim, now)?;
             }
         }
     }
     Ok(settled)
+}
+
+/// A broken run that this process has taken over. What comes in between, an error or a panic, gives it back: else nobody would settle it.
+struct TakenOver<'a> {
+    journal: &'a Journal,
+    claim: Claim,
+    now: DateTime<Utc>,
+    is_closed: bool,
+}
+
+impl Drop for TakenOver<'_> {
+    fn drop(&mut self) {
+        if self.is_closed {
+            return;
+        }
+        if let Err(error) = self.journal.give_back(self.claim, self.now) {
+            tracing::error!(run = %self.claim.id, error = ?error, "that a broken run is not settled yet could not be noted");
+        }
+    }
 }
 
 /// Whether the repository must be asked how a broken run ended; of the others the journal knows enough.
@@ -778,6 +807,31 @@ mod tests {
             journal.heartbeat(claim, at(lease)).unwrap();
         }
         journal.run(claim.id).unwrap()
+    }
+
+    #[test]
+    fn an_error_or_a_panic_while_a_broken_run_is_settled_leaves_it_to_be_settled() {
+        use crate::daemon::journal::faults::{Effect, Faults};
+
+        let folder = tempfile::tempdir().unwrap();
+        let now = at("02:10:00");
+        {
+            let dead = Journal::open(folder.path(), at("02:00:00")).unwrap();
+            dead.begin(&new_run(), at("02:00:00")).unwrap();
+        }
+        let faults = Faults::default();
+        let journal = Journal::with_faults(folder.path(), faults.clone(), now).unwrap();
+        let unknown = |_: &Run, _: Option<&str>| Ok(None);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| settle(&journal, |_| true, |_, _| panic!("a bug"), now)));
+        assert!(panicked.is_err());
+        assert_eq!(journal.broken().unwrap().len(), 1);
+        // It is taken over, and the next that is written fails.
+        faults.at(faults.writes() + 2, Effect::Fail(Kind::NoSpace));
+        assert_eq!(settle(&journal, |_| true, unknown, now).unwrap_err().kind(), Kind::NoSpace);
+        faults.clear();
+        assert_eq!(journal.broken().unwrap().len(), 1);
+        assert_eq!(settle(&journal, |_| true, unknown, now).unwrap().len(), 1);
+        assert!(journal.broken().unwrap().is_empty());
     }
 
     #[test]

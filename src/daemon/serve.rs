@@ -329,6 +329,7 @@ impl Daemon<'_> {
             self.agenda.recorded(&passed, written.is_ok());
         }
         self.learn(now);
+        self.agenda.set_unsettled(self.settler.unsettled_backups());
         while let Some(start) = self.agenda.next_start() {
             self.start(start, now);
         }
@@ -526,7 +527,10 @@ impl Daemon<'_> {
                 // A manual run was quicker, or a process holds the journal: it is looked at again when that may be over.
                 Kind::Busy => tracing::warn!(%plan, error = ?error, hint = error.hint_text(), "the run did not begin now"),
                 // It waited for what a killed run left.
-                Kind::Interrupted if recorded().is_none() => tracing::warn!(%plan, error = ?error, "the run ended before it began"),
+                Kind::Interrupted if recorded().is_none() => {
+                    tracing::warn!(%plan, error = ?error, "the run ended before it began");
+                    self.slot_cancelled(&hold);
+                }
                 // One outside the work itself nobody has told of yet.
                 Kind::Bug if recorded().is_none_or(|run| run.kind.as_deref() != Some(Kind::Bug.word())) => {
                     tracing::error!(%plan, error = ?error, "a run ended by a bug");
@@ -550,6 +554,14 @@ impl Daemon<'_> {
                     _ => self.drop_request(&hold.run),
                 }
             }
+        }
+    }
+
+    /// The journal says so of a slot whose run was cancelled before it began: else it would start again.
+    fn slot_cancelled(&self, hold: &Hold) {
+        let Some(Reason::Cancelled(by)) = hold.cancel.reason().filter(|_| hold.run.scheduled.is_some()) else { return };
+        if let Err(error) = self.journal.slot_cancelled(&hold.run, by, self.surroundings.clock.now()) {
+            tracing::error!(run = %hold.run.id, error = ?error, hint = error.hint_text(), "that a slot was cancelled is not in the journal");
         }
     }
 

@@ -4,6 +4,7 @@
 //! whatever other processes do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,13 +39,14 @@ struct Shared {
     plans: Box<dyn Fn() -> Result<Arc<Plans>> + Send + Sync>,
     told: Box<dyn Fn(&Name) + Send + Sync>,
     stands: Mutex<BTreeMap<Key, Stand>>,
+    attempts: AtomicU64,
     changed: Condvar,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Stand {
-    /// A thread is at it.
-    Going { since: Instant },
+    /// A thread is at it. `number`: of the attempt.
+    Going { since: Instant, number: u64 },
     /// It came to nothing: the repository could not be asked. `pause`: before the next one.
     Failed { at: Instant, pause: Duration },
 }
@@ -53,6 +55,7 @@ enum Stand {
 struct Attempt {
     settler: Settler,
     key: Key,
+    number: u64,
     /// Before the next one, should this come to nothing.
     pause: Duration,
     done: bool,
@@ -61,7 +64,9 @@ struct Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         let mut stands = self.settler.stands();
-        if self.done {
+        if !matches!(stands.get(&self.key), Some(Stand::Going { number, .. }) if *number == self.number) {
+            // Somebody else has settled it meanwhile, and nobody waits for this any more.
+        } else if self.done {
             stands.remove(&self.key);
         } else {
             stands.insert(self.key.clone(), Stand::Failed { at: Instant::now(), pause: self.pause });
@@ -78,8 +83,8 @@ impl Settler {
         plans: impl Fn() -> Result<Arc<Plans>> + Send + Sync + 'static,
         told: impl Fn(&Name) + Send + Sync + 'static,
     ) -> Self {
-        let (stands, changed) = (Mutex::default(), Condvar::new());
-        Self(Arc::new(Shared { journal, surroundings, plans: Box::new(plans), told: Box::new(told), stands, changed }))
+        let (stands, attempts, changed) = (Mutex::default(), AtomicU64::default(), Condvar::new());
+        Self(Arc::new(Shared { journal, surroundings, plans: Box::new(plans), told: Box::new(told), stands, attempts, changed }))
     }
 
     /// Begins to settle everything that is left, as far as that does not go on or was tried a short time ago. Never waits for a repository. What cannot be
@@ -148,9 +153,13 @@ impl Settler {
     fn wait(&self, key: &Key, cancel: &Cancel, patience: Option<Duration>) -> Result<()> {
         let mut stands = self.stands();
         loop {
-            let Some(Stand::Going { since }) = stands.get(key) else { return Ok(()) };
+            let Some(Stand::Going { since, number }) = stands.get(key).copied() else { return Ok(()) };
             let waited = since.elapsed();
             if patience.is_some_and(|patience| waited >= patience) {
+                drop(stands);
+                if self.is_settled_elsewhere(key, number)? {
+                    return Ok(());
+                }
                 let (plan, word) = (&key.0, key.1.word());
                 let message = format!(
                     "start {word} of plan {plan}: whether a {word} that was killed has committed is being asked of its repository for {} s, without an answer",
@@ -164,6 +173,30 @@ impl Settler {
         }
     }
 
+    /// Whether nothing keeps the next run from starting, though this attempt goes on: on a shared journal another node takes the run when its lease is over. Then
+    /// the attempt is forgotten, which may hang for ever.
+    fn is_settled_elsewhere(&self, key: &Key, attempt: u64) -> Result<bool> {
+        if self.0.journal.live(&key.0, key.1)?.is_some() {
+            return Ok(false);
+        }
+        let mut stands = self.stands();
+        if matches!(stands.get(key), Some(Stand::Going { number, .. }) if *number == attempt) {
+            stands.remove(key);
+        }
+        Ok(true)
+    }
+
+    /// Plans of which it is not known whether their last backup committed, and will not be soon: what comes after them does not wait for that.
+    #[must_use]
+    pub fn unsettled_backups(&self) -> BTreeSet<Name> {
+        let is_long = |stand: &Stand| match stand {
+            Stand::Going { since, .. } => since.elapsed() >= PATIENCE,
+            Stand::Failed { .. } => true,
+        };
+        let stands = self.stands();
+        stands.iter().filter(|((_, job), stand)| *job == Job::Backup && is_long(stand)).map(|((plan, _), _)| plan.clone()).collect()
+    }
+
     /// Starts a thread that settles these runs, unless one is at it.
     fn begin(&self, key: &Key) -> Result<()> {
         let attempt = {
@@ -173,8 +206,9 @@ impl Settler {
                 Some(Stand::Failed { pause, .. }) => (*pause * 2).min(TRY_AGAIN_LONGEST),
                 None => TRY_AGAIN,
             };
-            stands.insert(key.clone(), Stand::Going { since: Instant::now() });
-            Attempt { settler: self.clone(), key: key.clone(), pause, done: false }
+            let number = self.0.attempts.fetch_add(1, Ordering::Relaxed);
+            stands.insert(key.clone(), Stand::Going { since: Instant::now(), number });
+            Attempt { settler: self.clone(), key: key.clone(), number, pause, done: false }
         };
         let work = move || {
             let mut attempt = attempt;
@@ -215,28 +249,34 @@ fn is_of(run: &Run, (plan, job): &Key) -> bool {
 mod tests {
     use super::*;
     use crate::clock::{Clock as _, SystemClock};
-    use crate::daemon::journal::{Filter, NewRun, State};
+    use crate::daemon::journal::{Ending, Filter, NewRun, State};
     use crate::event::Silent;
     use crate::ops::CommitGate;
 
     const PLANS: &str = "version = 1\n[repository.main]\nurl = \"file:///nowhere/r\"\npassphrase = { env = \"LIFEBOAT_NONE\" }\n[source.a]\nkind = \"files\"\npath = \"/nowhere\"\n\
-        [plan.crm]\nsource = \"a\"\nrepository = \"main\"\n[plan.erp]\nsource = \"a\"\nrepository = \"main\"\n";
+        [plan.crm]\nsource = \"a\"\nrepository = \"main\"\n[plan.erp]\nsource = \"a\"\nrepository = \"main\"\n[plan.shop]\nsource = \"a\"\nrepository = \"main\"\n";
 
     #[test]
     fn what_hangs_holds_up_the_next_run_of_its_kind_until_that_is_cancelled_or_tired_of_it_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let now = SystemClock.now();
-        let (crm, erp) = (Name::new("crm").unwrap(), Name::new("erp").unwrap());
+        let [crm, erp, shop] = ["crm", "erp", "shop"].map(|name| Name::new(name).unwrap());
         {
             // Of a process that is gone.
             let dead = Journal::open(folder.path(), now).unwrap();
             for job in [Job::Backup, Job::Drill, Job::Restore] {
                 dead.begin(&NewRun::manual(&crm, job, "tester", now), now).unwrap();
             }
+            dead.begin(&NewRun::manual(&shop, Job::Backup, "tester", now), now).unwrap();
         }
         let journal = Journal::open(folder.path(), now).unwrap();
         let states = || -> Vec<(Job, State)> {
-            let mut all: Vec<_> = journal.runs(&Filter::default()).unwrap().into_iter().map(|run| (run.job, run.state)).collect();
+            let mut all: Vec<_> = journal
+                .runs(&Filter { plan: Some(crm.clone()), ..Filter::default() })
+                .unwrap()
+                .into_iter()
+                .map(|run| (run.job, run.state))
+                .collect();
             all.sort_by_key(|(job, _)| *job);
             all
         };
@@ -278,6 +318,14 @@ mod tests {
         let cancelled = Cancel::default();
         cancelled.cancel();
         assert_eq!(settler.make_way(&crm, Job::Backup, &cancelled, None).unwrap_err().kind(), Kind::Interrupted);
+        // Another node is quicker than one whose store hangs: then nothing is in the way.
+        assert!(settler.make_way(&shop, Job::Backup, &going, patience).is_err());
+        let other = Journal::open(folder.path(), now).unwrap();
+        let run = other.broken().unwrap().into_iter().find(|run| run.plan == shop).unwrap();
+        let claim = other.take_over(&run, now).unwrap().unwrap();
+        assert!(settler.make_way(&shop, Job::Backup, &going, patience).is_err(), "it is at it, and not done");
+        other.close(claim, &Ending::new(interrupted), now).unwrap();
+        settler.make_way(&shop, Job::Backup, &going, patience).unwrap();
         drop(closed);
         settler.make_way(&crm, Job::Backup, &going, None).unwrap();
         assert_eq!(states()[0], (Job::Backup, interrupted));

@@ -142,7 +142,7 @@ fn a_node_that_is_not_heard_of_loses_its_run_and_can_do_nothing_with_it_later() 
     assert!(!slow.announce(first, "01arz3ndektsv4rrffq69g5faw", Utc::now()).unwrap());
     assert_eq!(slow.close(first, &Ending::new(State::Succeeded), Utc::now()).unwrap_err().kind(), Kind::Bug);
     assert_eq!(quick.run(first.id).unwrap().announced, seen.announced, "nothing was changed by that");
-    quick.settle(taken, &seen, &Ending::new(State::Interrupted), Utc::now()).unwrap();
+    quick.close(taken, &Ending::new(State::Interrupted), Utc::now()).unwrap();
     let second = quick.begin(&NewRun { id: first.id, ..run_of(1, Trigger::Retry) }, Utc::now()).unwrap();
     assert_eq!((second.id, second.attempt), (first.id, 2));
     assert!(second.fence > taken.fence);
@@ -243,7 +243,7 @@ fn a_process_killed_at_any_write_of_the_journal_leaves_a_run_that_can_be_settled
             for run in broken {
                 assert_eq!(run.announced.is_some(), n > 3 || (n == 3 && when == "after"), "write {n} {when}");
                 let taken = journal.take_over(&run, Utc::now()).unwrap().unwrap();
-                journal.settle(taken, &run, &Ending::new(State::Interrupted), Utc::now()).unwrap();
+                journal.close(taken, &Ending::new(State::Interrupted), Utc::now()).unwrap();
             }
             let again = journal.begin(&run_of(1, Trigger::Retry), Utc::now());
             if closed {

@@ -432,6 +432,17 @@ fn every_slot_is_asked_about_when_it_is_due_on_a_journal_that_others_use() {
 }
 
 #[test]
+fn what_comes_after_a_backup_that_cannot_be_settled_does_not_wait_for_it() {
+    let text = [plan("base", "a", HOURLY), plan("next", "b", &format!("{HOURLY}\nafter = [\"base\"]"))].concat();
+    let mut world = World::shared(&text, &[], &[]);
+    world.turn("00:30:00");
+    world.elsewhere("base", "01:00:00", State::Running, None);
+    assert!(world.turn("01:05:00").is_empty());
+    world.agenda.set_unsettled(BTreeSet::from([Name::new("base").unwrap()]));
+    assert_eq!(world.turn("01:06:10"), ["next backup schedule"]);
+}
+
+#[test]
 fn a_plan_runs_only_where_its_labels_say_and_what_comes_after_it_waits_for_it_elsewhere() {
     let text =
         [plan("base", "a", &format!("{HOURLY}\nrun_on = [\"db\"]")), plan("next", "b", &format!("{HOURLY}\nafter = [\"base\"]"))].concat();

@@ -35,6 +35,7 @@ use crate::daemon::journal::sqlite::Sqlite;
 use crate::daemon::journal::tables::{Begun, Claimant, Closed, Tables};
 use crate::daemon::owner::{self, Owner, Process};
 use crate::error::{Error, Kind, Result};
+use crate::event::Reason;
 use crate::id::{Name, RunId};
 use crate::plan::{Plan, Plans};
 use crate::source::postgres::conninfo::Settings;
@@ -217,7 +218,12 @@ impl Journal {
     /// # Errors
     /// When the journal cannot be written.
     pub fn take_over(&self, run: &Run, now: DateTime<Utc>) -> Result<Option<Claim>> {
-        self.claim(now, |who| self.0.tables.take_over(run, who, now))
+        let claim = self.claim(now, |who| self.0.tables.take_over(run, who, now))?;
+        // What the process left on this machine is of no more use; should that not be known, it stays.
+        if claim.is_some() && self.0.tables.running_of(&run.owner)? == 0 && !owner::is_alive(&self.0.state, &run.owner)? {
+            owner::forget(&self.0.state, &run.owner);
+        }
+        Ok(claim)
     }
 
     fn claim(&self, now: DateTime<Utc>, make: impl FnOnce(&Claimant<'_>) -> Result<Option<Claim>>) -> Result<Option<Claim>> {
@@ -279,7 +285,7 @@ impl Journal {
         self.0.tables.announce(claim, snapshot, self.0.lease, now)
     }
 
-    /// Lets go of a run without closing it: it was taken from this process, or somebody else is to settle it.
+    /// Lets go of a run without closing it: it was taken from this process, or somebody else is to settle it. It is nobody's then, for all processes.
     ///
     /// # Errors
     /// When the journal cannot be written; the lease runs out by itself.
@@ -301,19 +307,6 @@ impl Journal {
         }
         // An outage that this process saw may have kept others from renewing too: they get a moment.
         Ok(shared && run.expired && self.0.tables.0.has_settled())
-    }
-
-    /// Closes a run that was taken over, and removes what its process left on this machine.
-    ///
-    /// # Errors
-    /// As [`Journal::close`].
-    pub fn settle(&self, claim: Claim, run: &Run, ending: &Ending, now: DateTime<Utc>) -> Result<()> {
-        self.close(claim, ending, now)?;
-        let own = guard(&self.0.owner).as_ref().is_some_and(|holder| holder.owner.id() == run.owner);
-        if !own && self.0.tables.running_of(&run.owner)? == 0 && !owner::is_alive(&self.0.state, &run.owner)? {
-            owner::forget(&self.0.state, &run.owner);
-        }
-        Ok(())
     }
 
     /// Records a slot that passed and will not be run; later calls for the same slot change nothing.
@@ -339,6 +332,43 @@ impl Journal {
             },
             &self.claimant("", &place),
         )
+    }
+
+    /// The run of this job of the plan that keeps others from starting, whoever holds it.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn live(&self, plan: &Name, job: Job) -> Result<Option<Run>> {
+        self.0.tables.live(plan, job)
+    }
+
+    /// Records that the run of a slot was cancelled before it began: the slot is not tried again. One that was tried before keeps its error.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn slot_cancelled(&self, run: &NewRun, by: &str, now: DateTime<Utc>) -> Result<()> {
+        let reason = Reason::Cancelled(by.to_owned());
+        let story = format!("{reason} before it began");
+        if self.0.tables.cancel_retries(run.id, reason.word(), &story)? {
+            return Ok(());
+        }
+        let error = ErrorRecord { kind: reason.word().to_owned(), message: reason.to_string(), causes: Vec::new(), hint: None };
+        let ending = Ending { story: Some(story), error: Some(error), ..Ending::new(State::Interrupted) };
+        let (_, place) = self.owner(now)?;
+        let closed = Closed {
+            id: run.id,
+            plan: &run.plan,
+            job: run.job,
+            trigger: run.trigger,
+            scheduled: run.scheduled,
+            attempt: 1,
+            started: now,
+            ended: now,
+            host: &self.0.process.host,
+            started_by: &run.by,
+            ending: &ending,
+        };
+        self.0.tables.add_closed(&closed, &self.claimant("", &place))
     }
 
     /// Records a request that will not be carried out: a run that ended before it began.

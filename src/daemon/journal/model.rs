@@ -130,8 +130,8 @@ pub struct ScheduleKey {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Schedules {
     pub jobs: BTreeSet<(Name, Job)>,
-    /// Of each plan's copies: plan and repository.
-    pub copies: BTreeSet<(Name, Name)>,
+    /// Of each plan's copies: plan and repository, and since when.
+    pub copies: BTreeMap<(Name, Name), DateTime<Utc>>,
 }
 
 /// What the journal knows of a schedule.

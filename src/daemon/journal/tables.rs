@@ -156,12 +156,12 @@ impl Tables {
         Ok(!rows.is_empty())
     }
 
-    /// Lets the lease run out now, so that others may take the run over.
+    /// Lets the lease run out now, and the run be nobody's, so that others may take it over.
     pub(super) fn give_back(&self, claim: Claim, now: DateTime<Utc>) -> Result<()> {
         let clock = self.0.clock(now.timestamp_millis());
         self.one(
             Purpose::WriteAgain,
-            format!("UPDATE runs SET lease_until_ms = {clock} - 1 WHERE id = $1 AND fence = $2 AND state = 'running'"),
+            format!("UPDATE runs SET lease_until_ms = {clock} - 1, owner = '' WHERE id = $1 AND fence = $2 AND state = 'running'"),
             vec![claim.id.to_string().into(), signed(claim.fence).into()],
         )
         .map(drop)
@@ -208,6 +208,17 @@ impl Tables {
                 id.to_string().into(),
                 signed(fence).into(),
             ],
+        )?;
+        Ok(!rows.is_empty())
+    }
+
+    /// Has a slot whose last attempt failed be tried no more; `false`: it has no row, or one that is not so.
+    pub(super) fn cancel_retries(&self, id: RunId, kind: &str, story: &str) -> Result<bool> {
+        let rows = self.one(
+            Purpose::WriteAgain,
+            "UPDATE runs SET kind = $1, story = coalesce(story || '; ' || CAST($2 AS text), CAST($2 AS text))
+             WHERE id = $3 AND state IN ('failed', 'interrupted') RETURNING id",
+            vec![kind.into(), story.into(), id.to_string().into()],
         )?;
         Ok(!rows.is_empty())
     }
@@ -353,7 +364,7 @@ impl Tables {
 
     /// The schedules that have a row.
     pub(super) fn followed(&self) -> Result<Schedules> {
-        let rows = self.one(Purpose::Read, "SELECT plan, job FROM schedules", Vec::new())?;
+        let rows = self.one(Purpose::Read, "SELECT plan, job, since_ms FROM schedules", Vec::new())?;
         let mut all = Schedules::default();
         for row in &rows {
             // A name or a job that this version does not take is of none of its plans.
@@ -361,7 +372,7 @@ impl Tables {
             if let Some(job) = Job::from_word(&job) {
                 all.jobs.insert((plan, job));
             } else if let Some(to) = job.strip_prefix(COPY_TO).and_then(|to| Name::new(to).ok()) {
-                all.copies.insert((plan, to));
+                all.copies.insert((plan, to), time(row.int(2)?));
             }
         }
         Ok(all)

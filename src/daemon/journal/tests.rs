@@ -134,7 +134,7 @@ fn a_dead_owner_leaves_a_broken_run_that_can_be_settled_once() {
     assert!(taken.fence > claim.fence);
     assert_eq!(journal.take_over(&broken[0], later(60)).unwrap(), None, "once");
     assert!(journal.broken().unwrap().is_empty(), "somebody settles it");
-    journal.settle(taken, &broken[0], &Ending { story: Some("gone".into()), ..Ending::new(State::Interrupted) }, later(60)).unwrap();
+    journal.close(taken, &Ending { story: Some("gone".into()), ..Ending::new(State::Interrupted) }, later(60)).unwrap();
     assert_eq!(journal.run(claim.id).unwrap().story.as_deref(), Some("stands for a slot; gone"), "what it stood for is not lost with it");
     let again = journal.begin(&NewRun { id: claim.id, ..slot_run(Trigger::Retry) }, later(61)).unwrap();
     journal.close(again, &Ending::new(State::Succeeded), later(62)).unwrap();
@@ -171,9 +171,47 @@ fn a_row_of_this_process_that_it_does_not_work_on_is_broken() {
     let broken = journal.broken().unwrap();
     assert_eq!(broken.iter().map(|run| run.id).collect::<Vec<_>>(), [claim.id]);
     let taken = journal.take_over(&broken[0], later(1)).unwrap().unwrap();
-    journal.settle(taken, &broken[0], &Ending::new(State::Interrupted), later(1)).unwrap();
+    journal.close(taken, &Ending::new(State::Interrupted), later(1)).unwrap();
     assert!(owner::is_alive(folder.path(), &broken[0].owner).unwrap(), "this process keeps its own lock file");
     journal.begin(&manual(Job::Backup), later(2)).unwrap();
+}
+
+#[test]
+fn a_run_that_was_given_back_is_nobodys_for_every_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = {
+        let dead = Journal::open(folder.path(), now()).unwrap();
+        dead.begin(&slot_run(Trigger::Schedule), now()).unwrap().id
+    };
+    let (first, second) = (Journal::open(folder.path(), now()).unwrap(), Journal::open(folder.path(), now()).unwrap());
+    let of = |journal: &Journal| journal.broken().unwrap().into_iter().next();
+    let taken = first.take_over(&of(&first).unwrap(), now()).unwrap().unwrap();
+    assert!(of(&second).is_none(), "the first one is at it");
+    first.give_back(taken, now()).unwrap();
+    assert_eq!(of(&second).map(|run| run.id), Some(id));
+    assert_eq!(of(&first).map(|run| run.id), Some(id));
+    let again = second.take_over(&of(&second).unwrap(), later(1)).unwrap().unwrap();
+    assert!(of(&first).is_none() && again.fence > taken.fence);
+    second.close(again, &Ending::new(State::Interrupted), later(2)).unwrap();
+    assert!(of(&first).is_none() && of(&second).is_none());
+}
+
+#[test]
+fn a_slot_that_was_cancelled_before_it_began_is_not_tried_again_and_keeps_why_it_failed_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path(), now()).unwrap();
+    let fresh = slot_run(Trigger::Schedule);
+    journal.slot_cancelled(&fresh, "ann", later(1)).unwrap();
+    let run = journal.run(fresh.id).unwrap();
+    assert_eq!((run.state, run.story.as_deref()), (State::Interrupted, Some("cancelled by ann before it began")));
+    assert!(PastSlot::of_run(&run).unwrap().cancelled);
+    let drill = NewRun::of_slot(&Name::new("crm").unwrap(), Job::Drill, Trigger::Schedule, now(), RunId::generate(now()));
+    let claim = journal.begin(&drill, now()).unwrap();
+    journal.close(claim, &Ending::of_error(&Error::new(Kind::Unavailable, "reach the store")), later(1)).unwrap();
+    journal.slot_cancelled(&NewRun { trigger: Trigger::Retry, ..drill }, "ann", later(2)).unwrap();
+    let run = journal.run(claim.id).unwrap();
+    assert!(PastSlot::of_run(&run).unwrap().cancelled);
+    assert_eq!((run.state, run.error.map(|error| error.message)), (State::Failed, Some("reach the store".to_owned())));
 }
 
 #[test]
@@ -311,7 +349,7 @@ fn journals_of_every_earlier_version_are_opened_with_all_that_is_in_them() {
         assert_eq!(broken.iter().map(|run| run.id).collect::<Vec<_>>(), [runs[0].id]);
         let taken = journal.take_over(&broken[0], now()).unwrap().unwrap();
         assert!(taken.fence > runs[0].fence);
-        journal.settle(taken, &broken[0], &Ending::new(State::Interrupted), now()).unwrap();
+        journal.close(taken, &Ending::new(State::Interrupted), now()).unwrap();
         let claim = journal.begin(&manual(Job::Backup), now()).unwrap();
         journal.close(claim, &Ending::new(State::Succeeded), later(1)).unwrap();
         assert!(claim.fence > taken.fence);
@@ -406,7 +444,7 @@ fn an_answer_that_was_lost_leaves_nothing_in_between() {
     let broken = journal.broken().unwrap();
     assert_eq!(broken.len(), 1, "a claim that nobody heard of is in no one's hands");
     let taken = journal.take_over(&broken[0], now()).unwrap().unwrap();
-    journal.settle(taken, &broken[0], &Ending::new(State::Interrupted), now()).unwrap();
+    journal.close(taken, &Ending::new(State::Interrupted), now()).unwrap();
     let claim = journal.begin(&slot_run(Trigger::Retry), later(1)).unwrap();
     faults.always(Effect::FailAfter(Kind::Unavailable));
     assert!(journal.close(claim, &Ending::new(State::Succeeded), later(2)).is_err());

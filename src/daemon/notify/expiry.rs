@@ -61,7 +61,7 @@ enum Place {
 pub(super) fn look(plans: &Plans, unanswered: &Unanswered, surroundings: &Surroundings) -> Result<()> {
     keys(plans, unanswered, Pace::STATUS, surroundings)?;
     let now = surroundings.clock.now();
-    let all = watched(plans);
+    let (all, unknown) = watched(plans);
     for watched in &all {
         surroundings.cancel.check()?;
         let end = match &watched.place {
@@ -85,7 +85,8 @@ pub(super) fn look(plans: &Plans, unanswered: &Unanswered, surroundings: &Surrou
     }
     // Of what the plans know no more.
     for key in alarms::keys(&surroundings.state)? {
-        if key.starts_with("expiring-tls-") && all.iter().all(|watched| watched.key != key) {
+        let is_unknown = || unknown.iter().any(|end| key.ends_with(end));
+        if key.starts_with("expiring-tls-") && all.iter().all(|watched| watched.key != key) && !is_unknown() {
             alarms::clear(&surroundings.state, &key)?;
         }
     }
@@ -152,8 +153,9 @@ fn message(what: &str, end: DateTime<Utc>, now: DateTime<Utc>) -> Option<String>
     }
 }
 
-fn watched(plans: &Plans) -> Vec<Watched> {
-    let mut all = Vec::new();
+/// Also how the keys end of what the plans name and whose address cannot be had just now, as without its secret: what is known of that stands.
+fn watched(plans: &Plans) -> (Vec<Watched>, Vec<String>) {
+    let (mut all, mut unknown) = (Vec::new(), Vec::new());
     for repository in plans.repositories.values() {
         if let Some(endpoint) = repository.endpoint.as_ref().filter(|endpoint| endpoint.scheme() == "https") {
             let host = endpoint.host_str().unwrap_or_default();
@@ -181,6 +183,9 @@ fn watched(plans: &Plans) -> Vec<Watched> {
             });
         }
         let url = address.and_then(|address| address.url.resolve().ok()).and_then(|text| url::Url::parse(text.expose().trim()).ok());
+        if address.is_some() && url.is_none() {
+            unknown.push(format!("-notifier-{name}"));
+        }
         if let Some(url) = url.filter(|url| url.scheme() == "https") {
             all.push(Watched {
                 key: format!("expiring-tls-notifier-{name}"),
@@ -202,7 +207,10 @@ fn watched(plans: &Plans) -> Vec<Watched> {
         for source in &plan.sources {
             let SourceKind::Postgres(server) = &source.kind else { continue };
             let settings = server.url.resolve().ok().and_then(|text| conninfo::Settings::parse(text.expose()).ok());
-            let Some(settings) = settings else { continue };
+            let Some(settings) = settings else {
+                unknown.push(format!("-{}-{}", key(plan.name.as_str()), key(source.name.as_str())));
+                continue;
+            };
             let mut push = |kind: &str, what: String, place: Place| {
                 let key = format!("expiring-tls-{kind}-{}-{}", key(plan.name.as_str()), key(source.name.as_str()));
                 all.push(Watched { key, plan: Some(plan.name.to_string()), what, place });
@@ -217,7 +225,7 @@ fn watched(plans: &Plans) -> Vec<Watched> {
             push("server", what, Place::Postgres(Box::new(settings)));
         }
     }
-    all
+    (all, unknown)
 }
 
 fn origin(url: &url::Url) -> String {
@@ -328,6 +336,7 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
 
     use super::*;
     use crate::clock::SystemClock;
@@ -338,19 +347,65 @@ mod tests {
         text.parse().unwrap()
     }
 
-    #[test]
-    fn the_end_of_a_certificate_is_read_from_a_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("c.pem");
+    /// For ten days.
+    fn certificate(folder: &Path) -> PathBuf {
+        let path = folder.join("c.pem");
         let made = std::process::Command::new("openssl")
             .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "10", "-subj", "/CN=x"])
             .arg("-keyout")
-            .arg(folder.path().join("k.pem"))
+            .arg(folder.join("k.pem"))
             .arg("-out")
             .arg(&path)
             .output()
             .unwrap();
         assert!(made.status.success());
+        path
+    }
+
+    #[test]
+    fn what_a_secret_hides_that_cannot_be_had_stands_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display();
+        let private = |name: &str, text: &str| {
+            std::fs::write(folder.path().join(name), text).unwrap();
+            std::fs::set_permissions(folder.path().join(name), std::fs::Permissions::from_mode(0o600)).unwrap();
+        };
+        let certificate = certificate(folder.path());
+        let url = format!("host=127.0.0.1 port=1 user=x sslmode=disable sslcert={} sslkey={path}/k.pem", certificate.display());
+        private("url", &url);
+        private(
+            "p.toml",
+            &format!(
+                "version = 1\n[repository.main]\nurl = \"file://{path}/main\"\npassphrase = {{ env = \"LIFEBOAT_NONE\" }}\n\
+             [source.db]\nkind = \"postgres\"\nurl = {{ file = \"{path}/url\" }}\n[plan.p]\nsource = \"db\"\nrepository = \"main\"\n"
+            ),
+        );
+        let plans = Plans::load(&[folder.path().join("p.toml")]).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let surroundings = Surroundings {
+            state: folder.path().join("state"),
+            runtime: runtime.handle().clone(),
+            clock: Arc::new(SystemClock),
+            progress: Arc::new(Silent),
+            cancel: Cancel::default(),
+            gate: CommitGate::default(),
+        };
+        let told = || {
+            look(&plans, &Unanswered::default(), &surroundings).unwrap();
+            alarms::keys(&surroundings.state).unwrap()
+        };
+        let stands = told();
+        assert_eq!(stands, ["expiring-tls-source-p-db"]);
+        std::fs::remove_file(folder.path().join("url")).unwrap();
+        assert_eq!(told(), stands);
+        private("url", "host=127.0.0.1 port=1 user=x sslmode=disable");
+        assert!(told().is_empty(), "it has no certificate any more");
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_read_from_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = certificate(folder.path());
         let end = of_file(&path).unwrap();
         let left = end - Utc::now();
         assert!(left > TimeDelta::days(9) && left <= TimeDelta::days(10), "{end}");
