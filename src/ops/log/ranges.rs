@@ -320,10 +320,32 @@ impl View {
             let mut paths: Vec<(&Base, Path)> = self.bases.iter().filter_map(|base| Some((base, self.path(base, along)?))).collect();
             paths.sort_by_key(|(base, _)| std::cmp::Reverse((base.point, base.id)));
             if let Some(route) = find(wanted, along, &paths)? {
-                return Ok(route);
+                return Ok(if *wanted == Wanted::Latest { self.as_late_as_told(route, &paths) } else { route });
             }
         }
         Err(Error::new(Kind::NoRecoveryPoint, format!("recover to {wanted}: no snapshot and log reach that")).hint(self.told(&followed)))
+    }
+
+    /// A way to all there is, whose moment is not before what the log on it tells, also where that ends before the snapshot's own point.
+    fn as_late_as_told(&self, route: Route, paths: &[(&Base, Path)]) -> Route {
+        let Some((base, path)) = paths.iter().find(|(base, _)| base.id == route.base) else { return route };
+        let is_on_it = |info: &PieceInfo, facts: &PieceFacts| {
+            let timeline = u32::try_from(info.stream);
+            facts.system_identifier == base.system_identifier
+                && info.end <= path.end.0
+                && timeline.is_ok_and(|timeline| path.history.contains(timeline, Lsn(info.end)))
+        };
+        let on_it = self.pieces.iter().filter(|(info, facts)| is_on_it(info, facts));
+        let told = on_it.flat_map(|(_, facts)| [facts.last_commit, facts.server_clock]).flatten();
+        Route { at: told.fold(route.at, DateTime::max), ..route }
+    }
+
+    /// Whether what a snapshot is of is part of what a way to the end of the log leads to.
+    #[must_use]
+    pub fn includes(&self, route: &Route, snapshot: &Base) -> bool {
+        let Some(base) = self.bases.iter().find(|base| base.id == route.base) else { return false };
+        let (along, end) = route.replay.as_ref().map_or((base.timeline, base.point), |replay| (replay.along, replay.end));
+        snapshot.system_identifier == base.system_identifier && snapshot.point <= end && self.path(snapshot, along).is_some()
     }
 
     /// When recovery to a moment stops before transactions that have an earlier time, because the source's clock was set back: the first such
@@ -440,10 +462,14 @@ pub fn continuation(runs: &[LogRun], history: &TimelineHistory, point: Lsn) -> V
 /// `paths`: newest first.
 fn find(wanted: &Wanted, along: u32, paths: &[(&Base, Path)]) -> Result<Option<Route>> {
     match wanted {
-        Wanted::Latest => Ok(paths.iter().max_by_key(|(base, path)| (path.to, base.point)).map(|(base, path)| path.whole(base, along))),
+        // All are of one history: what ends later has what the others have.
+        Wanted::Latest => Ok(paths.iter().max_by_key(|(base, path)| (path.end, base.point)).map(|(base, path)| path.whole(base, along))),
         Wanted::Time(time) => {
             let time = chrono::SubsecRound::trunc_subsecs(*time, 6);
-            Ok(paths.iter().find(|(_, path)| path.from <= time && time <= path.to).map(|(base, path)| path.to_time(base, along, time)))
+            let reaching = |(_, path): &&(&Base, Path)| path.from <= time && time <= path.to;
+            // Of a snapshot behind the end of the log only the beginning is known.
+            let through_log = paths.iter().filter(|(_, path)| !path.parts.is_empty()).find(reaching);
+            Ok(through_log.or_else(|| paths.iter().find(reaching)).map(|(base, path)| path.to_time(base, along, time)))
         }
         Wanted::Lsn(lsn) => Ok(paths.iter().filter(|(base, _)| base.point <= *lsn).find_map(|(base, path)| path.to_lsn(base, along, *lsn))),
         Wanted::RestorePoint(name) => {

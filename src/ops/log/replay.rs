@@ -275,7 +275,11 @@ fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]
         return Err(Error::new(Kind::Bug, "a route begins with a snapshot that is not there"));
     };
     let mut told: Vec<String> = damaged.iter().map(|damaged| format!("a piece of the log cannot be used: {damaged}")).collect();
-    let newest = select::latest(&all).filter(|newest| newest.time > route.at);
+    let is_on_it = |newest: &&Manifest| {
+        let record = newest.sources.iter().find(|record| record.name == source);
+        record.and_then(|record| base_of(newest, record)).is_some_and(|newest| view.includes(&route, &newest))
+    };
+    let newest = select::latest(&all).filter(|newest| !is_on_it(newest));
     if let (Wanted::Latest, Some(newest)) = (&wanted, newest) {
         told.push(format!("the newest snapshot {} is not on this way; --snapshot names it", select::describe(newest)));
     }
