@@ -472,17 +472,7 @@ fn find(wanted: &Wanted, along: u32, paths: &[(&Base, Path)]) -> Result<Option<R
             Ok(through_log.or_else(|| paths.iter().find(reaching)).map(|(base, path)| path.to_time(base, along, time)))
         }
         Wanted::Lsn(lsn) => Ok(paths.iter().filter(|(base, _)| base.point <= *lsn).find_map(|(base, path)| path.to_lsn(base, along, *lsn))),
-        Wanted::RestorePoint(name) => {
-            for (base, path) in paths {
-                if base.restore_point.as_ref() == Some(name) {
-                    return Ok(Some(path.own(base)));
-                }
-                if let Some(route) = path.to_name(base, along, name)? {
-                    return Ok(Some(route));
-                }
-            }
-            Ok(None)
-        }
+        Wanted::RestorePoint(name) => to_name(name, along, paths),
         Wanted::Immediate => Ok(paths.first().map(|(base, path)| Route {
             base: base.id,
             at: path.from,
@@ -496,6 +486,32 @@ fn find(wanted: &Wanted, along: u32, paths: &[(&Base, Path)]) -> Result<Option<R
         })),
         Wanted::Xid(_) => Err(Error::new(Kind::Bug, "a transaction was looked for without reading the log")),
     }
+}
+
+/// A restore point, the only one of its name on any of the paths. `paths`: newest first.
+fn to_name(name: &str, along: u32, paths: &[(&Base, Path)]) -> Result<Option<Route>> {
+    let mut found: BTreeMap<Lsn, DateTime<Utc>> = BTreeMap::new();
+    for (base, path) in paths {
+        if base.restore_point.as_deref() == Some(name) {
+            found.insert(base.point, path.from);
+        }
+        found.extend(path.named(base, name).into_iter().map(|(_, point)| (point.lsn, point.time)));
+    }
+    if found.len() > 1 {
+        let list: Vec<String> = found.iter().map(|(lsn, time)| format!("{lsn} at {}", moment(*time))).collect();
+        return Err(Error::new(Kind::Usage, format!("recover to the restore point {name:?}: {} have that name", found.len()))
+            .hint(format!("name one by its position with --lsn: {}", list.join(", "))));
+    }
+    for (base, path) in paths {
+        if base.restore_point.as_deref() == Some(name) {
+            return Ok(Some(path.own(base)));
+        }
+        if let Some((end, point)) = path.named(base, name).into_iter().next() {
+            let replay = path.replay(base, along, Target::Name(name.to_owned()), end, None);
+            return Ok(Some(Route { base: base.id, replay: Some(replay), at: point.time }));
+        }
+    }
+    Ok(None)
 }
 
 impl Path {
@@ -549,26 +565,13 @@ impl Path {
         (lsn.0 <= valid_to.0 + LONGEST_PAGE_HEADER).then(|| Route { at, ..self.whole(base, along) })
     }
 
-    fn to_name(&self, base: &Base, along: u32, name: &str) -> Result<Option<Route>> {
-        let named = |(end, facts): &'_ (Lsn, Arc<PieceFacts>)| {
-            let points: Vec<(Lsn, RestorePoint)> =
-                facts.restore_points.iter().filter(|point| point.name == name).map(|point| (*end, point.clone())).collect();
-            points
+    /// Restore points of a name behind the snapshot, each with the end of a piece that has it.
+    fn named(&self, base: &Base, name: &str) -> Vec<(Lsn, RestorePoint)> {
+        let of = |(end, facts): &(Lsn, Arc<PieceFacts>)| {
+            let is_it = |point: &&RestorePoint| point.name == name && point.lsn > base.point;
+            facts.restore_points.iter().filter(is_it).map(|point| (*end, point.clone())).collect::<Vec<_>>()
         };
-        let mut found: Vec<(Lsn, RestorePoint)> = self.seen.iter().flat_map(named).filter(|(_, point)| point.lsn > base.point).collect();
-        found.dedup_by_key(|(_, point)| point.lsn);
-        match found.as_slice() {
-            [] => Ok(None),
-            [(end, point)] => {
-                let replay = self.replay(base, along, Target::Name(name.to_owned()), *end, None);
-                Ok(Some(Route { base: base.id, replay: Some(replay), at: point.time }))
-            }
-            several => {
-                let list: Vec<String> = several.iter().map(|(_, point)| format!("{} at {}", point.lsn, moment(point.time))).collect();
-                Err(Error::new(Kind::Usage, format!("recover to the restore point {name:?}: {} have that name", several.len()))
-                    .hint(format!("a server would stop at the first; name one by its position with --lsn: {}", list.join(", "))))
-            }
-        }
+        self.seen.iter().flat_map(of).collect()
     }
 
     /// The way to a record, which `target` stops at.

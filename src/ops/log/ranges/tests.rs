@@ -89,7 +89,15 @@ fn a_name_that_two_restore_points_have_is_refused() {
     let wanted = Wanted::RestorePoint("x".into());
     let both = view(&[base(1, 5 << 13)], &pieces, &[]);
     assert_eq!(both.route(&wanted, None).unwrap_err().kind(), Kind::Usage);
-    let newer = view(&[base(1, 5 << 13), base(1, 8 << 13)], &pieces, &[]);
+    // A snapshot between them changes nothing about which is meant.
+    let between = view(&[base(1, 5 << 13), base(1, 8 << 13)], &pieces, &[]);
+    let error = between.route(&wanted, None).unwrap_err();
+    assert_eq!(error.kind(), Kind::Usage);
+    assert!(error.hint_text().unwrap().contains("--lsn: 0/E000 at ") && error.hint_text().unwrap().contains(", 0/18000 at "), "{error:?}");
+    let first = Wanted::Lsn(Lsn(7 << 13));
+    assert_eq!(between.route(&first, None).unwrap().base, between.bases[0].id);
+    // What lies before all snapshots cannot be recovered, so it is not meant.
+    let newer = view(&[base(1, 8 << 13)], &pieces, &[]);
     assert_eq!(newer.route(&wanted, None).unwrap().at, time(12));
     // One and the same in a small piece and a whole one.
     let mut whole = piece(1, 0, 20);
