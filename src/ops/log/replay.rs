@@ -191,6 +191,12 @@ impl Consistency {
     }
 }
 
+/// What a source's record says that it is of: timeline and position. `None`: that is not understood.
+pub(in crate::ops) fn moment_of(record: &SourceRecord) -> Option<(u32, Lsn)> {
+    let known = Consistency::of(backup::finish_of(record).ok()?)?;
+    Some((known.timeline, known.point()))
+}
+
 /// `None`: what it says of itself is not understood, so nothing can be told of where log would go on.
 pub(in crate::ops::log) fn base_of(manifest: &Manifest, record: &SourceRecord) -> Option<Base> {
     let known = Consistency::of(backup::finish_of(record).ok()?)?;
