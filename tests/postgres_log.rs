@@ -401,6 +401,49 @@ fn another_cluster_behind_the_url_is_refused() {
 }
 
 #[test]
+fn an_old_primary_is_refused_as_soon_as_the_history_of_the_new_timeline_is_stored() {
+    let cluster = server(distribution_version()).start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = Logged::new(&cluster);
+    write(&cluster, 100);
+    let left_at = flushed(&cluster);
+    write(&cluster, 100);
+    world.log().put_side(&Name::new("00000002.history").unwrap(), format!("1\t{left_at}\tx\n").as_bytes()).unwrap();
+    let refused = world.json(&["log", "stream", "crm"], 1);
+    assert_eq!(refused["error"]["kind"], "split-brain", "{refused}");
+    let message = refused["error"]["message"].as_str().unwrap();
+    assert!(message.contains(&format!("which left timeline 1 at {left_at}")), "{message}");
+    assert!(world.log().pieces().unwrap().is_empty());
+    assert_eq!(cluster.value("SELECT count(*) FROM pg_replication_slots"), "0", "it would fill the old server's disk");
+}
+
+#[test]
+fn a_damaged_piece_is_told_and_keeps_no_new_log_from_being_stored() {
+    let cluster = server(distribution_version()).setting("wal_keep_size", "64").start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = Logged::new(&cluster);
+    let streamer = world.stream();
+    write(&cluster, 3000);
+    world.wait_for(1, flushed(&cluster));
+    streamer.stop();
+    let newest = world.log().pieces().unwrap().pop().unwrap();
+    let name = format!("{:016x}-{:016x}-{:016x}", newest.stream, newest.start, newest.end);
+    let found = workspace::files(&world.path("repository")).into_iter().find(|path| path.to_str().unwrap().ends_with(&name)).unwrap();
+    let mut bytes = fs::read(&found).unwrap();
+    bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
+    fs::remove_file(&found).unwrap();
+    fs::write(&found, bytes).unwrap();
+    let _streamer = world.stream();
+    write(&cluster, 3000);
+    let end = flushed(&cluster);
+    world.wait_for(1, end);
+    let told = fs::read_to_string(world.path("spawned.log")).unwrap();
+    assert!(told.contains("is damaged (`lifeboat verify`), new log is stored all the same"), "{told}");
+    let facts = |piece| world.log().facts(piece).is_ok();
+    assert!(world.log().pieces().unwrap().iter().any(|piece| piece.end >= end.0 && facts(piece)));
+}
+
+#[test]
 fn a_stream_comes_back_by_itself() {
     let cluster = server(distribution_version()).setting("wal_keep_size", "512").start();
     cluster.sql("CREATE TABLE t(g int, v text)");

@@ -12,6 +12,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Event, Progress};
 use crate::id::{Name, SnapshotId};
 use crate::ops::log::fork;
+use crate::ops::log::replay::moment_of;
 use crate::ops::verdict::millis;
 use crate::ops::work::{RunFolder, lock_backup, make_private};
 use crate::ops::{Commit, Job, Missing, NamedSource, context, damaged_warning, explain, select};
@@ -97,8 +98,11 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     job.progress.event(Event::Phase { name: "read", detail: job.plan.to_string() });
     job.progress.event(total(&snapshots));
     let mut writer = job.repository.begin(&job.plan, started, &job.cancel)?;
-    let mut records = Vec::new();
+    let (mut records, mut with_log) = (Vec::new(), Vec::new());
     for (source, snapshot) in snapshots {
+        if snapshot.log_position().is_some() {
+            with_log.push(&source.name);
+        }
         let record = store_source(job, &mut writer, source, snapshot).map_err(|e| e.within(format!("back up source {}", source.name)))?;
         records.push(record);
     }
@@ -106,6 +110,9 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     job.cancel.check()?;
     // Once more where the backup took so long that dates have come nearer.
     locks = keep_locked(job, job.clock.now())?.or(locks);
+    for record in records.iter().filter(|record| with_log.contains(&&record.name)) {
+        still_not_left_behind(job, record)?;
+    }
     job.progress.event(Event::Phase { name: "commit", detail: job.plan.to_string() });
     let committed =
         writer.commit_if(records, time, job.tags.clone(), job.progress.as_ref(), |id| job.gate.ask(None, Commit::Snapshot(id)))?;
@@ -174,6 +181,15 @@ fn not_left_behind(job: &Job, name: &Name, snapshot: &dyn SourceSnapshot) -> Res
     let Some((timeline, start)) = snapshot.log_position() else { return Ok(()) };
     let log = job.repository.log(&job.plan, name);
     fork::left_behind(&log, fork::newest(&log)?, &format!("back up source {name}: the server"), timeline, Lsn(start))
+}
+
+/// The same of where it ended: it may have begun before the failover, and that may be known only now.
+fn still_not_left_behind(job: &Job, record: &SourceRecord) -> Result<()> {
+    let what = format!("back up source {}: the server", record.name);
+    let (timeline, point) =
+        moment_of(record).ok_or_else(|| Error::new(Kind::Bug, format!("{what} does not tell where its snapshot ends in its log")))?;
+    let log = job.repository.log(&job.plan, &record.name);
+    fork::left_behind(&log, fork::newest(&log)?, &what, timeline, Lsn(point.0.saturating_sub(1)))
 }
 
 /// Feeds one source's tree to the repository.
@@ -385,3 +401,6 @@ impl Read for Watched<'_> {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -320,10 +320,32 @@ impl View {
             let mut paths: Vec<(&Base, Path)> = self.bases.iter().filter_map(|base| Some((base, self.path(base, along)?))).collect();
             paths.sort_by_key(|(base, _)| std::cmp::Reverse((base.point, base.id)));
             if let Some(route) = find(wanted, along, &paths)? {
-                return Ok(route);
+                return Ok(if *wanted == Wanted::Latest { self.as_late_as_told(route, &paths) } else { route });
             }
         }
         Err(Error::new(Kind::NoRecoveryPoint, format!("recover to {wanted}: no snapshot and log reach that")).hint(self.told(&followed)))
+    }
+
+    /// A way to all there is, whose moment is not before what the log on it tells, also where that ends before the snapshot's own point.
+    fn as_late_as_told(&self, route: Route, paths: &[(&Base, Path)]) -> Route {
+        let Some((base, path)) = paths.iter().find(|(base, _)| base.id == route.base) else { return route };
+        let is_on_it = |info: &PieceInfo, facts: &PieceFacts| {
+            let timeline = u32::try_from(info.stream);
+            facts.system_identifier == base.system_identifier
+                && info.end <= path.end.0
+                && timeline.is_ok_and(|timeline| path.history.contains(timeline, Lsn(info.end)))
+        };
+        let on_it = self.pieces.iter().filter(|(info, facts)| is_on_it(info, facts));
+        let told = on_it.flat_map(|(_, facts)| [facts.last_commit, facts.server_clock]).flatten();
+        Route { at: told.fold(route.at, DateTime::max), ..route }
+    }
+
+    /// Whether what a snapshot is of is part of what a way to the end of the log leads to.
+    #[must_use]
+    pub fn includes(&self, route: &Route, snapshot: &Base) -> bool {
+        let Some(base) = self.bases.iter().find(|base| base.id == route.base) else { return false };
+        let (along, end) = route.replay.as_ref().map_or((base.timeline, base.point), |replay| (replay.along, replay.end));
+        snapshot.system_identifier == base.system_identifier && snapshot.point <= end && self.path(snapshot, along).is_some()
     }
 
     /// When recovery to a moment stops before transactions that have an earlier time, because the source's clock was set back: the first such
@@ -440,23 +462,17 @@ pub fn continuation(runs: &[LogRun], history: &TimelineHistory, point: Lsn) -> V
 /// `paths`: newest first.
 fn find(wanted: &Wanted, along: u32, paths: &[(&Base, Path)]) -> Result<Option<Route>> {
     match wanted {
-        Wanted::Latest => Ok(paths.iter().max_by_key(|(base, path)| (path.to, base.point)).map(|(base, path)| path.whole(base, along))),
+        // All are of one history: what ends later has what the others have.
+        Wanted::Latest => Ok(paths.iter().max_by_key(|(base, path)| (path.end, base.point)).map(|(base, path)| path.whole(base, along))),
         Wanted::Time(time) => {
             let time = chrono::SubsecRound::trunc_subsecs(*time, 6);
-            Ok(paths.iter().find(|(_, path)| path.from <= time && time <= path.to).map(|(base, path)| path.to_time(base, along, time)))
+            let reaching = |(_, path): &&(&Base, Path)| path.from <= time && time <= path.to;
+            // Of a snapshot behind the end of the log only the beginning is known.
+            let through_log = paths.iter().filter(|(_, path)| !path.parts.is_empty()).find(reaching);
+            Ok(through_log.or_else(|| paths.iter().find(reaching)).map(|(base, path)| path.to_time(base, along, time)))
         }
         Wanted::Lsn(lsn) => Ok(paths.iter().filter(|(base, _)| base.point <= *lsn).find_map(|(base, path)| path.to_lsn(base, along, *lsn))),
-        Wanted::RestorePoint(name) => {
-            for (base, path) in paths {
-                if base.restore_point.as_ref() == Some(name) {
-                    return Ok(Some(path.own(base)));
-                }
-                if let Some(route) = path.to_name(base, along, name)? {
-                    return Ok(Some(route));
-                }
-            }
-            Ok(None)
-        }
+        Wanted::RestorePoint(name) => to_name(name, along, paths),
         Wanted::Immediate => Ok(paths.first().map(|(base, path)| Route {
             base: base.id,
             at: path.from,
@@ -470,6 +486,32 @@ fn find(wanted: &Wanted, along: u32, paths: &[(&Base, Path)]) -> Result<Option<R
         })),
         Wanted::Xid(_) => Err(Error::new(Kind::Bug, "a transaction was looked for without reading the log")),
     }
+}
+
+/// A restore point, the only one of its name on any of the paths. `paths`: newest first.
+fn to_name(name: &str, along: u32, paths: &[(&Base, Path)]) -> Result<Option<Route>> {
+    let mut found: BTreeMap<Lsn, DateTime<Utc>> = BTreeMap::new();
+    for (base, path) in paths {
+        if base.restore_point.as_deref() == Some(name) {
+            found.insert(base.point, path.from);
+        }
+        found.extend(path.named(base, name).into_iter().map(|(_, point)| (point.lsn, point.time)));
+    }
+    if found.len() > 1 {
+        let list: Vec<String> = found.iter().map(|(lsn, time)| format!("{lsn} at {}", moment(*time))).collect();
+        return Err(Error::new(Kind::Usage, format!("recover to the restore point {name:?}: {} have that name", found.len()))
+            .hint(format!("name one by its position with --lsn: {}", list.join(", "))));
+    }
+    for (base, path) in paths {
+        if base.restore_point.as_deref() == Some(name) {
+            return Ok(Some(path.own(base)));
+        }
+        if let Some((end, point)) = path.named(base, name).into_iter().next() {
+            let replay = path.replay(base, along, Target::Name(name.to_owned()), end, None);
+            return Ok(Some(Route { base: base.id, replay: Some(replay), at: point.time }));
+        }
+    }
+    Ok(None)
 }
 
 impl Path {
@@ -523,26 +565,13 @@ impl Path {
         (lsn.0 <= valid_to.0 + LONGEST_PAGE_HEADER).then(|| Route { at, ..self.whole(base, along) })
     }
 
-    fn to_name(&self, base: &Base, along: u32, name: &str) -> Result<Option<Route>> {
-        let named = |(end, facts): &'_ (Lsn, Arc<PieceFacts>)| {
-            let points: Vec<(Lsn, RestorePoint)> =
-                facts.restore_points.iter().filter(|point| point.name == name).map(|point| (*end, point.clone())).collect();
-            points
+    /// Restore points of a name behind the snapshot, each with the end of a piece that has it.
+    fn named(&self, base: &Base, name: &str) -> Vec<(Lsn, RestorePoint)> {
+        let of = |(end, facts): &(Lsn, Arc<PieceFacts>)| {
+            let is_it = |point: &&RestorePoint| point.name == name && point.lsn > base.point;
+            facts.restore_points.iter().filter(is_it).map(|point| (*end, point.clone())).collect::<Vec<_>>()
         };
-        let mut found: Vec<(Lsn, RestorePoint)> = self.seen.iter().flat_map(named).filter(|(_, point)| point.lsn > base.point).collect();
-        found.dedup_by_key(|(_, point)| point.lsn);
-        match found.as_slice() {
-            [] => Ok(None),
-            [(end, point)] => {
-                let replay = self.replay(base, along, Target::Name(name.to_owned()), *end, None);
-                Ok(Some(Route { base: base.id, replay: Some(replay), at: point.time }))
-            }
-            several => {
-                let list: Vec<String> = several.iter().map(|(_, point)| format!("{} at {}", point.lsn, moment(point.time))).collect();
-                Err(Error::new(Kind::Usage, format!("recover to the restore point {name:?}: {} have that name", several.len()))
-                    .hint(format!("a server would stop at the first; name one by its position with --lsn: {}", list.join(", "))))
-            }
-        }
+        self.seen.iter().flat_map(of).collect()
     }
 
     /// The way to a record, which `target` stops at.

@@ -22,7 +22,7 @@ pub struct Reach {
     pub end: Lsn,
     /// The newest timeline.
     pub timeline: u32,
-    /// Everything committed before this moment of the source's clock is there. `None`: the log adds nothing to the snapshot, or tells no time.
+    /// Everything committed before this moment of the source's clock is there. `None`: the log on the way to `end` tells no time.
     pub moment: Option<DateTime<Utc>>,
     /// Where log begins again behind a hole after `end`: it cannot be replayed.
     pub behind: Option<Lsn>,
@@ -49,9 +49,7 @@ pub fn reach(log: &Log, source: &Name, snapshot: &Manifest) -> Result<Option<Rea
         pieces = log.pieces()?;
         reach = along(&runs(&pieces), &histories, base.timeline, base.point);
     }
-    if reach.end > reach.point {
-        reach.moment = moment(log, &pieces, &reach)?;
-    }
+    reach.moment = moment(log, &on_the_way(&pieces, &histories, base.timeline, &reach))?;
     if let Some(newest) = histories.iter().max_by_key(|history| history.timeline()) {
         let is_behind = |fork: &Fork| newest.contains(base.timeline, base.point) && base.point >= fork.left_at;
         reach.forks = forks(log, &pieces, newest)?.into_iter().filter(|fork| !is_behind(fork)).collect();
@@ -72,14 +70,23 @@ fn along(runs: &[LogRun], histories: &[TimelineHistory], timeline: u32, point: L
     Reach { has_log: !runs.is_empty(), point, end, timeline: newest, moment: None, behind: behind.or_else(foreign), forks: Vec::new() }
 }
 
-/// The newest moment that pieces tell which lie before the end.
-fn moment(log: &Log, pieces: &[PieceInfo], reach: &Reach) -> Result<Option<DateTime<Utc>>> {
-    let mut on_it: Vec<PieceInfo> = pieces
-        .iter()
-        .filter(|piece| piece.stream <= u64::from(reach.timeline) && piece.end > reach.point.0 && piece.end <= reach.end.0)
-        .copied()
-        .collect();
+/// Pieces of the way through the snapshot to the end, from the newest back. Log that ends before the snapshot's own point tells what is in that. Pure.
+fn on_the_way(pieces: &[PieceInfo], histories: &[TimelineHistory], timeline: u32, reach: &Reach) -> Vec<PieceInfo> {
+    let of = |timeline: u32| histories.iter().find(|history| history.timeline() == timeline).cloned();
+    // Where the newest timeline does not go through the snapshot, its own does.
+    let newest = of(reach.timeline).filter(|newest| newest.contains(timeline, reach.point));
+    let way = newest.or_else(|| of(timeline)).unwrap_or_else(|| TimelineHistory::first(timeline));
+    let is_on_it = |piece: &&PieceInfo| {
+        let stream = u32::try_from(piece.stream);
+        piece.end <= reach.end.0 && stream.is_ok_and(|stream| way.contains(stream, Lsn(piece.end)))
+    };
+    let mut on_it: Vec<PieceInfo> = pieces.iter().filter(is_on_it).copied().collect();
     on_it.sort_unstable_by_key(|piece| std::cmp::Reverse((piece.end, piece.stream)));
+    on_it
+}
+
+/// The newest moment that some of these tell.
+fn moment(log: &Log, on_it: &[PieceInfo]) -> Result<Option<DateTime<Utc>>> {
     for piece in on_it.iter().take(ASKED) {
         let facts = match log.facts(piece) {
             Ok(facts) => facts,
@@ -124,6 +131,23 @@ mod tests {
         assert_eq!((reach.end, reach.behind), (reach.point, Some(Lsn(6 * PAGE))));
         let reach = along(&[run(1, 0, 10 * PAGE), run(1, 11 * PAGE, 12 * PAGE)], &[], 1, Lsn(5 * PAGE + 17));
         assert_eq!((reach.end, reach.behind), (Lsn(10 * PAGE), Some(Lsn(11 * PAGE))));
+    }
+
+    #[test]
+    fn what_the_old_primary_wrote_after_the_failover_tells_no_moment_of_the_way() {
+        let history = TimelineHistory::parse(2, &format!("1\t{}\tpromoted\n", Lsn(8 * PAGE))).unwrap();
+        let piece = |stream, from: u64, to: u64| PieceInfo { stream, start: from * PAGE, end: to * PAGE, size: 1 };
+        let pieces = [piece(1, 0, 6), piece(1, 6, 8), piece(1, 8, 12), piece(2, 8, 10), piece(2, 10, 20), piece(3, 8, 9)];
+        let told = |timeline, point: u64, end: u64| {
+            let reach = Reach { point: Lsn(point * PAGE), end: Lsn(end * PAGE), timeline: 2, ..Reach::default() };
+            let on_it = on_the_way(&pieces, std::slice::from_ref(&history), timeline, &reach);
+            on_it.into_iter().map(|piece| (piece.stream, piece.end / PAGE)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(1, 5, 15), [(2, 10), (1, 8), (1, 6)]);
+        // The log ends before the snapshot's own point: what it tells is in the snapshot.
+        assert_eq!(told(2, 15, 15), [(2, 10), (1, 8), (1, 6)]);
+        // A snapshot of the old primary, made after it was left.
+        assert_eq!(told(1, 12, 12), [(1, 12), (1, 8), (1, 6)]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::source::Finish;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::{Request, Target, Timeline, place_log_file};
 use crate::source::postgres::wal::reader::PAGE_BYTES;
-use crate::source::postgres::wal::{Meaning, PieceFacts, Record, SegmentSize, TimelineHistory, WalName, WalReader};
+use crate::source::postgres::wal::{End, Meaning, PieceFacts, Record, SegmentSize, TimelineHistory, WalName, WalReader};
 
 /// The kind of source whose log this is.
 const KIND: &str = "postgres";
@@ -191,6 +191,12 @@ impl Consistency {
     }
 }
 
+/// What a source's record says that it is of: timeline and position. `None`: that is not understood.
+pub(in crate::ops) fn moment_of(record: &SourceRecord) -> Option<(u32, Lsn)> {
+    let known = Consistency::of(backup::finish_of(record).ok()?)?;
+    Some((known.timeline, known.point()))
+}
+
 /// `None`: what it says of itself is not understood, so nothing can be told of where log would go on.
 pub(in crate::ops::log) fn base_of(manifest: &Manifest, record: &SourceRecord) -> Option<Base> {
     let known = Consistency::of(backup::finish_of(record).ok()?)?;
@@ -275,7 +281,11 @@ fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]
         return Err(Error::new(Kind::Bug, "a route begins with a snapshot that is not there"));
     };
     let mut told: Vec<String> = damaged.iter().map(|damaged| format!("a piece of the log cannot be used: {damaged}")).collect();
-    let newest = select::latest(&all).filter(|newest| newest.time > route.at);
+    let is_on_it = |newest: &&Manifest| {
+        let record = newest.sources.iter().find(|record| record.name == source);
+        record.and_then(|record| base_of(newest, record)).is_some_and(|newest| view.includes(&route, &newest))
+    };
+    let newest = select::latest(&all).filter(|newest| !is_on_it(newest));
     if let (Wanted::Latest, Some(newest)) = (&wanted, newest) {
         told.push(format!("the newest snapshot {} is not on this way; --snapshot names it", select::describe(newest)));
     }
@@ -535,8 +545,9 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Hands out the records of a path from the page of a position on, in order, until `each` says that it is enough.
-    fn records(&self, (base, path): (&Base, &Path), from: Lsn, to: Lsn, mut each: impl FnMut(Record) -> bool) -> Result<()> {
+    /// Hands out the records of a path from the page of a position on, in order, until `each` says that it is enough. Where and why the log could not be
+    /// read on before it was, or before `to`.
+    fn records(&self, (base, path): (&Base, &Path), from: Lsn, to: Lsn, mut each: impl FnMut(Record) -> bool) -> Result<Option<End>> {
         let page = u64::from(PAGE_BYTES);
         let mut at = Lsn(from.0 - from.0 % page);
         // The log before its first page is the snapshot's own.
@@ -551,12 +562,15 @@ impl Reading<'_> {
             let end = part.to.min(to).min(at.plus(step));
             let bytes = self.log.read_span(&self.pieces, part.stream, at.0..end.0)?;
             reader.push(&bytes, |record| is_enough = is_enough || each(record));
-            if is_enough || reader.end().is_some() {
+            if is_enough {
                 break;
+            }
+            if let Some(end) = reader.end() {
+                return Ok(Some(end.clone()));
             }
             (at, step) = (end, (step * 2).min(READ_BYTES));
         }
-        Ok(())
+        Ok(None)
     }
 
     /// A route as the log itself has it: facts of pieces tell where records end, and not every commit.
@@ -573,15 +587,25 @@ impl Reading<'_> {
     fn before_record(&self, route: Route, lsn: Lsn) -> Result<Route> {
         let Some((base, path)) = self.view.way(&route) else { return Ok(route) };
         let along = path.history.timeline();
-        let mut first = None;
-        self.records((base, &path), lsn, path.end, |record| {
-            first = (record.start >= lsn).then_some(record.end);
-            first.is_some()
-        })?;
-        Ok(match first {
-            Some(end) => path.to_record(base, along, Target::Lsn { lsn, inclusive: false }, end, route.at),
-            None => Route { at: route.at, ..path.whole(base, along) },
-        })
+        let segment = self.view.segment();
+        let number = segment.number(lsn);
+        // What lies behind the record that ends a segment early is zeros, and only who reads that record passes over them. It may begin in the segment before.
+        let mut last = None;
+        for from in [lsn, segment.start(number), segment.start(number.saturating_sub(1))] {
+            let mut first = None;
+            let ended = self.records((base, &path), from, path.end, |record| {
+                first = (record.start >= lsn).then_some(record.end);
+                first.is_some()
+            })?;
+            match (first, ended) {
+                (Some(end), _) => return Ok(path.to_record(base, along, Target::Lsn { lsn, inclusive: false }, end, route.at)),
+                (None, None) => return Ok(Route { at: route.at, ..path.whole(base, along) }),
+                (None, Some(end)) => last = Some(end),
+            }
+        }
+        let why = last.map_or_else(String::new, |end| format!(" at {}: {}", end.found_at, end.why));
+        Err(Error::new(Kind::Damaged, format!("recover to {lsn}: the log up to {} cannot be read on{why}", path.end))
+            .hint(format!("run `lifeboat verify`; {}", self.view.available(Some(along)))))
     }
 
     /// A way to a time that leads to the end of the log, because facts tell of no later commit: there must be none.
@@ -634,9 +658,10 @@ impl Reading<'_> {
         let mut paths: Vec<(&Base, Path)> = view.bases.iter().filter_map(|base| Some((base, view.path(base, along)?))).collect();
         paths.sort_by_key(|(base, _)| std::cmp::Reverse((base.point, base.id)));
         let mut upper = Lsn(u64::MAX);
+        let mut unread = Vec::new();
         for (base, path) in &paths {
             let mut found = None;
-            self.records((base, path), Lsn(0), upper, |record| {
+            let ended = self.records((base, path), Lsn(0), upper, |record| {
                 if let Meaning::Commit { xid: number, time } | Meaning::Abort { xid: number, time } = record.meaning
                     && u64::from(number) == xid & 0xFFFF_FFFF
                     && record.end > base.point
@@ -648,9 +673,10 @@ impl Reading<'_> {
             if let Some((end, time)) = found {
                 return Ok(path.to_record(base, along, Target::Xid { xid, inclusive: true }, end, time));
             }
+            unread.extend(ended.map(|end| format!("the log cannot be read on at {}: {}", end.found_at, end.why)));
             upper = base.point;
         }
-        Err(no_transaction())
+        Err(if unread.is_empty() { no_transaction() } else { no_transaction().because(unread.join("; ")) })
     }
 }
 

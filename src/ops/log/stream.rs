@@ -13,13 +13,15 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Event, Progress};
 use crate::id::Name;
 use crate::ops::explain;
+use crate::ops::log::archive::stored_history;
+use crate::ops::log::fork;
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::work::{FileLock, make_private, read_private, write_private};
 use crate::plan::{self, SourceKind};
 use crate::repo::{Gap, Log, PieceInfo, Repository, Role, runs};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::stream::{Again, Known, LogPiece, LogSink, LogStream, StreamState, slot_name};
-use crate::source::postgres::wal::PieceFacts;
+use crate::source::postgres::wal::{PieceFacts, TimelineHistory};
 
 /// How often the note is written.
 const NOTE_EVERY: Duration = Duration::from_secs(1);
@@ -245,17 +247,52 @@ impl<'a> Sink<'a> {
         }
     }
 
-    /// Of the cluster whose log or backups are stored.
+    /// Of the cluster whose log or backups are stored: of the newest piece that can be read, else of the newest snapshot. What is damaged is told, and must
+    /// not keep new log from being stored.
     fn system_identifier(&self, pieces: &[PieceInfo]) -> Result<Option<u64>> {
-        if let Some(newest) = pieces.last() {
-            let facts: PieceFacts = serde_json::from_value(self.log.facts(newest)?)
-                .context(Kind::Damaged, || format!("understand what is said of the newest piece of the log of source {}", self.source))?;
-            return identifier(&facts.system_identifier).map(Some);
+        for piece in pieces.iter().rev() {
+            let facts = self.log.facts(piece).and_then(|facts| {
+                let facts: PieceFacts = serde_json::from_value(facts).context(Kind::Damaged, || "understand what is said of it".into())?;
+                identifier(&facts.system_identifier)
+            });
+            match facts {
+                Ok(found) => return Ok(Some(found)),
+                // A larger one has taken its place.
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) if error.kind() == Kind::Damaged => {
+                    let what = format!("piece from {} to {} of timeline {}", Lsn(piece.start), Lsn(piece.end), piece.stream);
+                    self.tell_damage(&what, &error);
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let manifests = self.repository.manifests(Some(&self.plan))?;
+        let (manifests, _) = self.repository.sound_manifests(Some(&self.plan))?;
         let newest = manifests.iter().rev().flat_map(|manifest| &manifest.sources).find(|record| record.name == self.source);
         let text = newest.and_then(|record| record.finish["consistency"]["system_identifier"].as_str());
         text.map(identifier).transpose()
+    }
+
+    /// Of the newest timeline. A damaged one is told; what is stored of its log refuses a server that was left behind all the same.
+    fn newest_history(&self) -> Result<Option<TimelineHistory>> {
+        let Some(newest) = fork::newest(&self.log)? else { return Ok(None) };
+        match stored_history(&self.log, newest).and_then(|text| text.map(|text| TimelineHistory::parse(newest, &text)).transpose()) {
+            Err(error) if error.kind() == Kind::Damaged => {
+                self.tell_damage(&format!("history of timeline {newest}"), &error);
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
+    /// What must not keep new log from being stored.
+    fn tell_damage(&self, what: &str, error: &Error) {
+        let message = format!(
+            "the {what} in the log of source {} is damaged (`lifeboat verify`), new log is stored all the same: {}",
+            self.source,
+            explain(error)
+        );
+        tracing::error!(plan = %self.plan, source = %self.source, "{message}");
+        self.progress.event(Event::Warning { message });
     }
 
     /// Removes what a larger piece has.
@@ -296,7 +333,7 @@ impl LogSink for Sink<'_> {
             let near = newest.end.saturating_sub(crate::source::postgres::stream::UNIT_BYTES_MAX);
             self.small = pieces.iter().filter(|piece| piece.stream == newest.stream && piece.start >= near).copied().collect();
         }
-        Ok(Known { system_identifier, stretches })
+        Ok(Known { system_identifier, stretches, newest: self.newest_history()? })
     }
 
     fn piece(&mut self, piece: &LogPiece<'_>) -> Result<()> {

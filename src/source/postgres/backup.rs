@@ -38,7 +38,7 @@ use crate::source::postgres::replication::{
 };
 use crate::source::postgres::stream;
 use crate::source::postgres::throttle::Throttle;
-use crate::source::postgres::wal::{SegmentSize, TimelineHistory, WalName};
+use crate::source::postgres::wal::{Meaning, SegmentSize, TimelineHistory, WalName, WalReader, Why};
 use crate::source::{Closed, Finish, Problem, SourceContext, SourceSnapshot};
 
 /// Oldest and newest major versions.
@@ -381,6 +381,9 @@ impl BaseSnapshot {
         let taken = self.fingerprints(&name, &options).map_err(|error| error.within("take the fingerprints of the tables"))?;
         let end = stop.max(taken.position.lsn);
         let mut log = self.log.take().ok_or_else(|| Error::new(Kind::Bug, "the log of a base backup was read twice"))?;
+        if taken.position.restore_point.is_none() {
+            self.is_the_same_server(&mut log)?;
+        }
         let way = self.way(&mut log, end)?;
         let timeline = way.timeline();
         let point = Point {
@@ -404,16 +407,27 @@ impl BaseSnapshot {
             self.extra.push_back((folder, Bytes::new()));
         }
         self.queue([CONFIGURATION_FOLDER, b"/", POINT_FILE.as_bytes()].concat(), point);
+        let from = LogPosition { lsn: self.start, timeline: self.timeline };
+        let check = LogCheck::new(from.lsn, end, self.facts.segment, self.system_identifier, taken.position.clone())?;
         self.done = Some(Done { stop, timeline, taken, problems });
-        self.wal = Some(Wal::begin(
-            log,
-            self.slot.clone(),
-            LogPosition { lsn: self.start, timeline: self.timeline },
-            way,
-            end,
-            self.facts.segment,
-        )?);
+        self.wal = Some(Wal::begin(log, self.slot.clone(), from, way, end, self.facts.segment, check)?);
         Ok(())
+    }
+
+    /// Fingerprints are taken through connections of their own. A restore point in the log proves that they led to its server; without one, it must answer
+    /// there still.
+    fn is_the_same_server(&self, log: &mut Connection) -> Result<()> {
+        let before = identify_system(log)?;
+        let there = identify_system(&mut Connection::connect(&self.settings, Mode::Replication, &self.cancel)?)?;
+        // A standby may go on to another timeline meanwhile.
+        let after = identify_system(log)?;
+        if there.system_identifier == before.system_identifier && (before.timeline..=after.timeline).contains(&there.timeline) {
+            return Ok(());
+        }
+        Err(other_server(&format!(
+            "its log is of the cluster with system identifier {} on timeline {}, and the server that answers now of {} on timeline {}",
+            before.system_identifier, after.timeline, there.system_identifier, there.timeline
+        )))
     }
 
     /// The way of the log from `start` to `end`, as the history of the timeline that it ends on; where that is not the one that it begins on, its file is
@@ -597,7 +611,7 @@ impl SourceSnapshot for BaseSnapshot {
         while self.wal.as_ref().is_some_and(Wal::wants_more) {
             self.pull()?;
         }
-        match &self.wal {
+        match &mut self.wal {
             Some(wal) => Ok(Some(Box::new(wal.reader()?))),
             None => Err(Error::new(Kind::Bug, format!("{} was opened before the log was begun", entry.display_path()))),
         }
@@ -619,9 +633,10 @@ impl SourceSnapshot for BaseSnapshot {
         let Some(Done { stop, timeline, taken, problems }) = self.done else {
             return Err(Error::new(Kind::Bug, "a base backup was finished before its end"));
         };
-        if self.wal.as_ref().is_none_or(|wal| !wal.is_complete()) || !self.extra.is_empty() {
+        let Some(wal) = self.wal.as_ref().filter(|wal| wal.is_complete() && self.extra.is_empty()) else {
             return Err(Error::new(Kind::Bug, "a base backup was finished without its log"));
-        }
+        };
+        wal.check.finish()?;
         let (rows, bytes, milliseconds) =
             taken.cost.iter().fold((0, 0, 0), |sum, one| (sum.0 + one.rows, sum.1 + one.bytes, sum.2 + one.duration_ms));
         let mut consistency = json!({
@@ -858,6 +873,68 @@ struct Wal {
     next: u64,
     last: u64,
     end: Lsn,
+    check: LogCheck,
+}
+
+/// Reads the log of a backup as it passes: it must lead to the position that the fingerprints are of, which other connections told.
+struct LogCheck {
+    reader: WalReader,
+    end: Lsn,
+    position: Position,
+    /// The restore point.
+    found: bool,
+}
+
+impl LogCheck {
+    /// Of the log from the segment of `start` on up to `end`.
+    fn new(start: Lsn, end: Lsn, segment: SegmentSize, system_identifier: u64, position: Position) -> Result<Self> {
+        let reader = WalReader::new(segment.start(segment.number(start)), segment, Some(system_identifier))?;
+        Ok(Self { reader, end, position, found: false })
+    }
+
+    /// The bytes that follow.
+    fn pass(&mut self, bytes: &[u8]) {
+        let Self { reader, position, found, .. } = self;
+        reader.push(bytes, |record| {
+            if let Meaning::RestorePoint { name, .. } = record.meaning {
+                *found |= position.restore_point.as_ref() == Some(&name) && record.end == position.lsn;
+            }
+        });
+    }
+
+    /// When all of it has passed.
+    fn finish(&self) -> Result<()> {
+        match self.reader.end() {
+            Some(end) if matches!(end.why, Why::OtherServer(_)) => {
+                return Err(other_server(&format!("in its log at {}, {}", end.found_at, end.why)));
+            }
+            Some(end) => {
+                let what = format!("the log that the server sent for this backup cannot be read at {}: {}", end.found_at, end.why);
+                return Err(Error::new(Kind::Failed, what)
+                    .hint("back up again; if that stays, look into the server's own log for what is wrong with its pg_wal"));
+            }
+            None => {}
+        }
+        if let Some(name) = self.position.restore_point.as_ref().filter(|_| !self.found) {
+            return Err(other_server(&format!("the restore point {name:?} that was made at {} is not in its log", self.position.lsn)));
+        }
+        // The position may be told behind the header of a page that no record has touched yet.
+        if self.reader.valid_end().0 + LONGEST_PAGE_HEADER < self.end.0 {
+            return Err(other_server(&format!(
+                "no record of its log ends at {}, where its tables were read; the last before that at {}",
+                self.end,
+                self.reader.valid_end()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The address led to one server, and then to another one.
+fn other_server(what: &str) -> Error {
+    Error::new(Kind::SplitBrain, format!("the connections of this backup led to different servers: {what}")).hint(
+        "nothing was committed. Let the url lead to one server only: a name or address that moves to another one, as at a failover, must not move during a backup. Then back up again",
+    )
 }
 
 struct Feed {
@@ -876,12 +953,20 @@ struct Feed {
 
 impl Wal {
     /// From the segment of `from` up to `end`, along `way`, through a slot of this connection's.
-    fn begin(log: Connection, slot: String, from: LogPosition, way: TimelineHistory, end: Lsn, segment: SegmentSize) -> Result<Self> {
+    fn begin(
+        log: Connection,
+        slot: String,
+        from: LogPosition,
+        way: TimelineHistory,
+        end: Lsn,
+        segment: SegmentSize,
+        check: LogCheck,
+    ) -> Result<Self> {
         let first = segment.number(from.lsn);
         let received = segment.start(first);
         let stream = Some(replication::start_replication(log, Some(&slot), received, from.timeline)?);
         let feed = Feed { stream, timeline: from.timeline, bytes: Vec::new(), rest: Bytes::new(), received, told: Instant::now() };
-        Ok(Self { feed: Mutex::new(feed), slot, way, segment, next: first, last: segment.number_before(end), end })
+        Ok(Self { feed: Mutex::new(feed), slot, way, segment, next: first, last: segment.number_before(end), end, check })
     }
 
     fn end(&self) -> Lsn {
@@ -958,9 +1043,8 @@ impl Wal {
     }
 
     /// The bytes of the segment yielded last.
-    fn reader(&self) -> Result<Cursor<Vec<u8>>> {
-        let mut feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut bytes = std::mem::take(&mut feed.bytes);
+    fn reader(&mut self) -> Result<Cursor<Vec<u8>>> {
+        let mut bytes = std::mem::take(&mut self.feed.get_mut().unwrap_or_else(PoisonError::into_inner).bytes);
         let begin = self.segment.start(self.next.saturating_sub(1));
         let size = self.segment.bytes() as usize;
         let needed = usize::try_from(self.end.since(begin)).unwrap_or(size).min(size);
@@ -969,6 +1053,7 @@ impl Wal {
         }
         // What comes after the end belongs to another moment.
         bytes.truncate(needed);
+        self.check.pass(&bytes);
         bytes.resize(size, 0);
         Ok(Cursor::new(bytes))
     }
@@ -994,5 +1079,60 @@ impl Feed {
         let room = (segment.bytes() as usize).saturating_sub(self.bytes.len());
         let now = self.rest.split_to(room.min(self.rest.len()));
         self.bytes.extend_from_slice(&now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::postgres::test_server::TestServer;
+
+    #[test]
+    fn the_log_of_a_backup_must_lead_to_where_its_fingerprints_are_of() {
+        let server = TestServer::start(&["--wal-segsize=1"], "autovacuum = off");
+        let lsn = |sql: &str| server.sql(sql).parse::<Lsn>().unwrap();
+        let start = lsn("SELECT pg_current_wal_insert_lsn()");
+        server.sql("CREATE TABLE t AS SELECT g, repeat('x', 500) FROM generate_series(1, 4000) g");
+        server.sql("SELECT pg_switch_wal()");
+        server.sql("INSERT INTO t VALUES (1, 'x')");
+        let point = lsn("SELECT pg_create_restore_point('lifeboat 1')");
+        let insert = lsn("SELECT pg_current_wal_insert_lsn()");
+        server.sql("INSERT INTO t VALUES (2, 'x')");
+        server.sql("SELECT pg_switch_wal()");
+        let identifier: u64 = server.sql("SELECT system_identifier FROM pg_control_system()").parse().unwrap();
+        let segment = SegmentSize::new(1 << 20).unwrap();
+        let read = |number: u64| {
+            let name = WalName::Segment { timeline: 1, number }.text(segment);
+            std::fs::read(server.data().join("pg_wal").join(name)).unwrap()
+        };
+        assert!(segment.number(point) > segment.number(start) + 1);
+        let checked = |position: Position, end: Lsn, identifier, damaged: bool| {
+            let mut check = LogCheck::new(start, end, segment, identifier, position).unwrap();
+            for number in segment.number(start)..=segment.number_before(end) {
+                let mut bytes = read(number);
+                bytes.truncate(usize::try_from(end.since(segment.start(number))).unwrap().min(bytes.len()));
+                if damaged && number == segment.number(start) + 1 {
+                    bytes[5000..5016].iter_mut().for_each(|byte| *byte ^= 1);
+                }
+                // As it comes.
+                bytes.chunks(7777).for_each(|some| check.pass(some));
+            }
+            check.finish()
+        };
+        let named = |name: &str, lsn| Position { restore_point: Some(name.into()), lsn };
+        let unnamed = |lsn| Position { restore_point: None, lsn };
+        checked(named("lifeboat 1", point), point, identifier, false).unwrap();
+        checked(unnamed(point), point, identifier, false).unwrap();
+        checked(unnamed(insert), insert, identifier, false).unwrap();
+        // A restore point of another server: not there, or not at this position.
+        let kind = |position: Position, end, identifier, damaged| checked(position, end, identifier, damaged).unwrap_err().kind();
+        assert_eq!(kind(named("lifeboat 2", point), point, identifier, false), Kind::SplitBrain);
+        assert_eq!(kind(named("lifeboat 1", start), point, identifier, false), Kind::SplitBrain);
+        let before = Lsn(point.0 - 8);
+        assert_eq!(kind(named("lifeboat 1", point), before, identifier, false), Kind::SplitBrain);
+        // In the middle of a record.
+        assert_eq!(kind(unnamed(before), before, identifier, false), Kind::SplitBrain);
+        assert_eq!(kind(unnamed(point), point, identifier + 1, false), Kind::SplitBrain);
+        assert_eq!(kind(unnamed(point), point, identifier, true), Kind::Failed);
     }
 }

@@ -87,7 +87,8 @@ fn places(sql: &mut Connection, source: &PostgresSource) -> Result<String> {
     let row = one_row(
         sql,
         "SELECT pg_catalog.current_setting('max_replication_slots'), (SELECT count(*) FROM pg_catalog.pg_replication_slots), \
-         pg_catalog.current_setting('max_wal_senders'), (SELECT count(*) FROM pg_catalog.pg_stat_get_wal_senders())",
+         pg_catalog.current_setting('max_wal_senders'), (SELECT count(*) FROM pg_catalog.pg_stat_get_wal_senders()), \
+         NOT pg_catalog.pg_is_in_recovery() AND pg_catalog.has_function_privilege('pg_catalog.pg_create_restore_point(text)', 'EXECUTE')",
     )?;
     let (slots, senders) = (number(&row, 0)? - number(&row, 1)?, number(&row, 2)? - number(&row, 3)?);
     let own = match &source.log_slot {
@@ -95,8 +96,11 @@ fn places(sql: &mut Connection, source: &PostgresSource) -> Result<String> {
         None => None,
     };
     let streams = own.as_ref().is_some_and(|slot| slot.is_active);
-    // A base backup takes its log by one, and its files by another unless they are read from the disk; the continuous log has its own.
-    let need_senders = 1 + i64::from(source.data_directory.is_none()) + i64::from(source.log_slot.is_some() && !streams);
+    // A base backup takes its log by one, and by another its files, unless they are read from the disk, and at its end which server answers, where no
+    // restore point proves it; the continuous log has its own.
+    let makes_restore_points = row.get(4) == Some("t");
+    let need_senders =
+        1 + i64::from(source.data_directory.is_none() || !makes_restore_points) + i64::from(source.log_slot.is_some() && !streams);
     let need_slots = 1 + i64::from(source.log_slot.is_some() && own.is_none());
     let parts = [("max_wal_senders", senders, need_senders), ("max_replication_slots", slots, need_slots)];
     for (name, free, need) in parts {

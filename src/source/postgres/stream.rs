@@ -50,6 +50,8 @@ const SLOT_PATIENCE: Duration = Duration::from_secs(5);
 const RESTORE_POINTS_MAX: usize = 256;
 /// So much of what is stored must be sent again for it to tell two logs apart: there is a record in it for sure.
 const OVERLAP_LEAST: u64 = 2 * PAGE;
+/// What to do about a server that a failover left behind.
+const NOT_THE_PRIMARY: &str = "let the url lead to the server that was promoted; if this one was brought back on purpose, recover it so that it begins a timeline of its own";
 /// A position that is told behind the header of a page on which nothing was written yet.
 const PAGE: u64 = 8192;
 const PAGE_HEADERS: [u64; 2] = [24, 40];
@@ -73,6 +75,28 @@ pub struct Known {
     pub system_identifier: Option<u64>,
     /// Timeline, start and end of stretches without a hole, by timeline and start.
     pub stretches: Vec<(u32, Lsn, Lsn)>,
+    /// The newest timeline whose history is stored, also where nothing of that one's own log is.
+    pub newest: Option<TimelineHistory>,
+}
+
+impl Known {
+    /// Refuses what a server wrote on a timeline up to `end`, where the way to the newest one left it before that.
+    fn not_left_behind(&self, timeline: u32, end: Lsn) -> Result<()> {
+        let last = Lsn(end.0.saturating_sub(1));
+        let Some((newest, parting)) = self.newest.as_ref().and_then(|newest| Some((newest, newest.parted(timeline, last)?))) else {
+            return Ok(());
+        };
+        Err(Error::new(
+            Kind::SplitBrain,
+            format!(
+                "the server is on timeline {timeline} at {end}, but the stored log goes on along timeline {}, which left timeline {} at {}: this is not the primary any more",
+                newest.timeline(),
+                parting.from,
+                parting.at
+            ),
+        )
+        .hint(NOT_THE_PRIMARY))
+    }
 }
 
 /// Where the log goes. What returns `Ok` is durable.
@@ -337,9 +361,12 @@ fn resume(known: &Known, history: &TimelineHistory, unit: u64) -> Result<Option<
     {
         return Err(Error::new(
             Kind::SplitBrain,
-            format!("the server is on timeline {}, but the log is on timeline {newest} already: this is not the primary any more", history.timeline()),
+            format!(
+                "the server is on timeline {}, but the log is on timeline {newest} already: this is not the primary any more",
+                history.timeline()
+            ),
         )
-        .hint("let the url lead to the server that was promoted; if this one was brought back on purpose, recover it so that it begins a timeline of its own"));
+        .hint(NOT_THE_PRIMARY));
     }
     let mut way: Vec<u32> = history.ancestors().iter().map(|ancestor| ancestor.timeline).collect();
     way.push(history.timeline());
@@ -448,6 +475,7 @@ struct Session<'a> {
     stream: &'a LogStream,
     sink: &'a mut dyn LogSink,
     state: &'a mut StreamState,
+    known: Known,
     segment: SegmentSize,
     unit: u64,
     system_identifier: u64,
@@ -503,6 +531,7 @@ impl<'a> Session<'a> {
             )
             .hint("nothing was stored. Let the url lead to the right server; a new cluster needs a plan or a source of another name"));
         }
+        known.not_left_behind(identity.timeline, without_page_header(identity.position))?;
         let unit = u64::from(facts.segment.bytes()).min(UNIT_BYTES_MAX);
         let history = history(&mut connection, sink, identity.timeline)?;
         let mut from = resume(&known, &history, unit)?;
@@ -560,6 +589,7 @@ impl<'a> Session<'a> {
         let aside = Aside { connection: Some(sql), tried: Instant::now() };
         let mut session = Self {
             stream,
+            known,
             segment: facts.segment,
             unit,
             system_identifier: identity.system_identifier,
@@ -828,6 +858,8 @@ impl<'a> Session<'a> {
     }
 
     fn put(&mut self, start: Lsn, end: Lsn, facts: &PieceFacts, replaces: bool) -> Result<()> {
+        // It may have stood exactly where it was left when the stream began.
+        self.known.not_left_behind(self.timeline, end)?;
         let at = |lsn: Lsn| usize::try_from(lsn.since(self.start)).unwrap_or(usize::MAX);
         let bytes = &self.bytes[at(start)..at(end)];
         self.sink.piece(&LogPiece { timeline: self.timeline, start, end, bytes, facts, replaces })
@@ -888,6 +920,7 @@ mod tests {
         Known {
             system_identifier: None,
             stretches: stretches.iter().map(|&(timeline, start, end)| (timeline, Lsn(start), Lsn(end))).collect(),
+            newest: None,
         }
     }
 
@@ -914,6 +947,18 @@ mod tests {
         assert_eq!(resumed(&[(1, 32, 64), (2, 64, 101)], &third), Some(position(3, 96, 96)));
         assert_eq!(resumed(&[(1, 32, 64), (2, 64, 101), (3, 96, 97)], &third), Some(position(3, 96, 97)));
         assert_eq!(resume(&known(&[(2, 64, 80)]), &first, 16).unwrap_err().kind(), Kind::SplitBrain);
+    }
+
+    #[test]
+    fn a_server_that_the_newest_timeline_left_behind_is_refused_before_anything_of_that_one_is_stored() {
+        let two = Known { newest: Some(TimelineHistory::parse(2, "1\t0/500\tx\n").unwrap()), ..known(&[(1, 0, 0x400)]) };
+        for (timeline, end) in [(1, 0x400), (1, 0x500), (2, 0x500), (2, 0x900), (3, 0x900)] {
+            two.not_left_behind(timeline, Lsn(end)).unwrap();
+        }
+        let error = two.not_left_behind(1, Lsn(0x501)).unwrap_err();
+        assert_eq!(error.kind(), Kind::SplitBrain);
+        assert!(error.to_string().contains("along timeline 2, which left timeline 1 at 0/500"), "{error}");
+        known(&[(1, 0, 0x400)]).not_left_behind(1, Lsn(0x501)).unwrap();
     }
 
     #[test]

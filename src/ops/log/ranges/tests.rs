@@ -89,8 +89,55 @@ fn a_name_that_two_restore_points_have_is_refused() {
     let wanted = Wanted::RestorePoint("x".into());
     let both = view(&[base(1, 5 << 13)], &pieces, &[]);
     assert_eq!(both.route(&wanted, None).unwrap_err().kind(), Kind::Usage);
-    let newer = view(&[base(1, 5 << 13), base(1, 8 << 13)], &pieces, &[]);
+    // A snapshot between them changes nothing about which is meant.
+    let between = view(&[base(1, 5 << 13), base(1, 8 << 13)], &pieces, &[]);
+    let error = between.route(&wanted, None).unwrap_err();
+    assert_eq!(error.kind(), Kind::Usage);
+    assert!(error.hint_text().unwrap().contains("--lsn: 0/E000 at ") && error.hint_text().unwrap().contains(", 0/18000 at "), "{error:?}");
+    let first = Wanted::Lsn(Lsn(7 << 13));
+    assert_eq!(between.route(&first, None).unwrap().base, between.bases[0].id);
+    // What lies before all snapshots cannot be recovered, so it is not meant.
+    let newer = view(&[base(1, 8 << 13)], &pieces, &[]);
     assert_eq!(newer.route(&wanted, None).unwrap().at, time(12));
+    // One and the same in a small piece and a whole one.
+    let mut whole = piece(1, 0, 20);
+    whole.1.restore_points.clone_from(&pieces[1].1.restore_points);
+    pieces[0].1.restore_points.clear();
+    let twice = view(&[base(1, 5 << 13)], &[pieces.as_slice(), &[whole]].concat(), &[]);
+    assert_eq!(twice.route(&wanted, None).unwrap().at, time(12));
+    // Somebody gave one the name of a snapshot's.
+    pieces[0].1.restore_points = vec![RestorePoint { name: "lifeboat 1 65536".into(), lsn: Lsn(7 << 13), time: time(7) }];
+    let taken = view(&[base(1, 5 << 13), base(1, 8 << 13)], &pieces, &[]);
+    assert_eq!(taken.route(&Wanted::RestorePoint("lifeboat 1 65536".into()), None).unwrap_err().kind(), Kind::Usage);
+}
+
+#[test]
+fn the_end_of_the_log_is_in_the_snapshot_whose_own_point_lies_behind_it() {
+    let newest = Base { time: time(15), ..base(1, 60 << 13) };
+    let bases = [base(1, 5 << 13), newest.clone()];
+    let pieces = [piece(1, 0, 10), piece(1, 10, 20)];
+    let behind = view(&bases, &pieces, &[]);
+    let route = behind.route(&Wanted::Latest, None).unwrap();
+    assert_eq!((route.base, &route.replay), (newest.id, &None), "the log ended during its backup");
+    assert_eq!(route.at, time(20), "it has what the log tells of before its point");
+    assert!(behind.includes(&route, &bases[0]) && behind.includes(&route, &newest));
+    // Without the older snapshot as well.
+    assert_eq!(view(&bases[1..], &pieces, &[]).route(&Wanted::Latest, None).unwrap().at, time(20));
+    // When its backup began is in the log; what it is of is later.
+    let route = behind.route(&Wanted::Time(time(15)), None).unwrap();
+    assert_eq!((route.base, route.replay.unwrap().target), (bases[0].id, Target::Time(time(15))));
+    // The log goes on: it leads further from either, and the newer is quicker.
+    let longer = view(&bases, &[piece(1, 0, 10), piece(1, 10, 20), piece(1, 20, 70)], &[]);
+    let route = longer.route(&Wanted::Latest, None).unwrap();
+    assert_eq!((route.base, route.at), (newest.id, time(70)));
+    // What the old primary told behind the failover is not of this way, and a snapshot of it not on it.
+    let history = TimelineHistory::parse(2, &format!("1\t{}\tx\n", Lsn(15 << 13))).unwrap();
+    let left = Base { time: time(19), ..base(1, 19 << 13) };
+    let bases = [Base { time: time(10), ..base(2, 17 << 13) }, left.clone()];
+    let view = view(&bases, &[piece(1, 0, 12), piece(1, 12, 20), piece(2, 15, 16)], &[history]);
+    let route = view.route(&Wanted::Latest, None).unwrap();
+    assert_eq!((route.base, route.at), (bases[0].id, time(16)));
+    assert!(!view.includes(&route, &left));
 }
 
 #[test]

@@ -214,13 +214,17 @@ impl Written {
 
     /// Where it begins and ends.
     fn record(&mut self, manager: u8, xid: u32, body: &[u8]) -> (u64, u64) {
+        self.record_of(manager, 0, xid, body)
+    }
+
+    fn record_of(&mut self, manager: u8, info: u8, xid: u32, body: &[u8]) -> (u64, u64) {
         self.header(0);
         let start = self.at();
         let mut record = Vec::new();
         record.extend(u32::try_from(24 + body.len()).unwrap().to_le_bytes());
         record.extend(xid.to_le_bytes());
         record.extend(self.last.to_le_bytes());
-        record.extend([0, manager, 0, 0]);
+        record.extend([info, manager, 0, 0]);
         let checked = [body, &record].concat();
         record.extend(u32::try_from(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &checked)).unwrap().to_le_bytes());
         record.extend(body);
@@ -240,6 +244,13 @@ impl Written {
     fn commit(&mut self, xid: u32, second: u64) -> (u64, u64) {
         let since_2000 = time(second).timestamp_micros() - 946_684_800_000_000;
         self.record(1, xid, &[&[255, 8], &since_2000.to_le_bytes()[..]].concat())
+    }
+
+    /// The end of a segment before it is full, as `pg_switch_wal` makes it: zeros behind it.
+    fn switch(&mut self) {
+        self.record_of(0, 0x40, 0, &[]);
+        let room = self.at().next_multiple_of(SEGMENT) - self.at();
+        self.bytes.resize(self.bytes.len() + usize::try_from(room).unwrap(), 0);
     }
 
     /// One that says nothing, so long in all.
@@ -342,4 +353,66 @@ fn a_position_inside_the_last_record_of_a_piece_needs_the_next_one() {
     assert_eq!((told.end, next.end, next.target), (Lsn(end), Lsn(written.at()), told.target));
     let (told, exact) = settled(&log, &base, &Wanted::Lsn(Lsn(start)));
     assert_eq!(told, exact, "it begins there");
+}
+
+#[test]
+fn a_position_in_the_zeros_behind_a_segment_that_was_ended_is_before_the_next_one() {
+    // The record that ends the segment may begin at the end of the one before.
+    for across in [false, true] {
+        let bench = Bench::new();
+        let log = bench.log(bench.store.clone());
+        let (mut written, base) = written();
+        written.commit(1, 10);
+        if across {
+            written.fill_to(2 * SEGMENT - 16);
+        } else {
+            written.fill_to(2 * SEGMENT + 5 * PAGE + 80);
+        }
+        written.switch();
+        assert_eq!(written.at(), 3 * SEGMENT);
+        let (start, end) = written.commit(2, 20);
+        written.fill(3 * PAGE);
+        written.commit(3, 30);
+        for number in 1..3 {
+            written.store(&log, number * SEGMENT, (number + 1) * SEGMENT, None);
+        }
+        written.store(&log, 3 * SEGMENT, end, None);
+        written.store(&log, end, written.at(), Some(100));
+        for lsn in [2 * SEGMENT + 6 * PAGE, 2 * SEGMENT + 9 * PAGE + 100, 3 * SEGMENT - 8, 3 * SEGMENT, start] {
+            let (_, settled) = settled(&log, &base, &Wanted::Lsn(Lsn(lsn)));
+            assert_eq!((settled.target, settled.end), (Target::Lsn { lsn: Lsn(lsn), inclusive: false }, Lsn(end)), "{across} {lsn:x}");
+        }
+    }
+}
+
+#[test]
+fn a_position_before_log_that_cannot_be_read_is_no_way_to_its_end() {
+    let bench = Bench::new();
+    let log = bench.log(bench.store.clone());
+    let (mut written, base) = written();
+    written.commit(1, 10);
+    let (start, _) = written.commit(2, 20);
+    written.fill(2 * SEGMENT);
+    written.commit(3, 30);
+    // Its bytes are what was stored; the server that wrote them was not well.
+    let at = usize::try_from(start + 30 - SEGMENT).unwrap();
+    let facts = |end: u64| PieceFacts {
+        system_identifier: IDENTIFIER.to_string(),
+        timeline: 1,
+        segment_bytes: u32::try_from(SEGMENT).unwrap(),
+        first_commit: Some(time(10)),
+        last_commit: Some(time(30)),
+        restore_points: Vec::new(),
+        server_clock: None,
+        valid_to: Lsn(end),
+    };
+    written.bytes[at] ^= 1;
+    let end = written.at();
+    log.append(1, SEGMENT, end, &serde_json::to_value(facts(end)).unwrap(), &written.bytes).unwrap();
+    let view = looked_at(&log, std::slice::from_ref(&base));
+    let reading = Reading { log: &log, view: &view, pieces: view.pieces(), cancel: &Cancel::default() };
+    let wanted = Wanted::Lsn(Lsn(start));
+    let error = reading.settle(view.route(&wanted, None).unwrap(), &wanted).unwrap_err();
+    assert_eq!(error.kind(), Kind::Damaged);
+    assert!(error.to_string().contains("checksum"), "{error}");
 }
