@@ -437,9 +437,9 @@ fn what_comes_after_a_backup_that_cannot_be_settled_does_not_wait_for_it() {
     let mut world = World::shared(&text, &[], &[]);
     world.turn("00:30:00");
     world.elsewhere("base", "01:00:00", State::Running, None);
-    assert!(world.turn("01:05:00").is_empty());
+    assert!(world.turn("01:01:00").is_empty());
     world.agenda.set_unsettled(BTreeSet::from([Name::new("base").unwrap()]));
-    assert_eq!(world.turn("01:06:10"), ["next backup schedule"]);
+    assert_eq!(world.turn("01:01:30"), ["next backup schedule"]);
 }
 
 #[test]
