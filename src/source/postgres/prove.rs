@@ -275,17 +275,17 @@ fn check_sql(settings: &Settings, check: &SqlCheck, cancel: &Cancel) -> CheckRes
         let why = "which database to ask is not known: the source's URL, which names it, cannot be read here; give the check a database";
         return result(&check.name, Outcome::Skipped, expected, why);
     };
-    let answer = || -> Result<Vec<Row>> {
+    let answer = || -> Result<(Vec<Row>, u64)> {
         let mut connection = connect(settings, database, cancel)?;
         connection.set_timeout(limit + GRACE);
         connection.execute(&format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limit.as_millis().max(1)))?;
-        connection.query(&check.sql)
+        connection.query_at_most(&check.sql, 1)
     };
     let failed = |why: String| result(&check.name, Outcome::Failed, expected.clone(), why);
     match answer() {
-        Ok(rows) => {
-            let [row] = rows.as_slice() else {
-                return failed(format!("the statement yields {} rows, not one", rows.len()));
+        Ok((rows, count)) => {
+            let ([row], 1) = (rows.as_slice(), count) else {
+                return failed(format!("the statement yields {count} rows, not one"));
             };
             if row.is_empty() {
                 return failed("the statement yields no value".into());
@@ -451,13 +451,14 @@ fn look_at(settings: &Settings, database: &str, look: &Look, at: &mut Option<Con
         connection.set_timeout(LONG_SILENCE);
     }
     let Some(connection) = at else { return Ok(None) };
-    let rows = connection.query(&look.query)?;
+    // A damaged table may yield one for each of its rows.
+    let (rows, count) = connection.query_at_most(&look.query, 1)?;
     if !look.rows_are_findings {
         return Ok(None);
     }
     let field = |row: &Row, name: &str| row.named(name).unwrap_or("?").to_owned();
     Ok(rows.first().map(|row| {
-        let more = if rows.len() > 1 { format!(" (and {} more)", rows.len() - 1) } else { String::new() };
+        let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
         format!("block {}, item {}: {}{more}", field(row, "blkno"), field(row, "offnum"), field(row, "msg"))
     }))
 }
