@@ -250,13 +250,13 @@ pub struct Snapshot {
     databases: Vec<Database>,
     position: Position,
     left_out: Vec<Problem>,
-    /// Tables for which the server has no place for a lock: another try would not change that.
+    /// What another try would not change.
     beyond: Beyond,
     locked: Duration,
     options: Options,
 }
 
-/// Tables that were passed over because there are too many.
+/// Tables that were passed over because there are too many, and what takes no connections.
 #[derive(Default)]
 struct Beyond {
     names: BTreeSet<String>,
@@ -272,6 +272,19 @@ pub fn databases(settings: &Settings, cancel: &Cancel) -> Result<Vec<String>> {
         Connection::connect(settings, Mode::Sql { database: Some(settings.database.as_deref().unwrap_or("postgres")) }, cancel)?;
     // −2 marks one whose removal was interrupted.
     let rows = connection.query("SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname")?;
+    rows.iter().map(|row| row.required("datname").map(str::to_owned)).collect()
+}
+
+/// Databases of a server that take no connections, by name: nobody can look into them. `template0` is none: it is as it was made.
+///
+/// # Errors
+/// As the server says.
+pub fn closed_databases(settings: &Settings, cancel: &Cancel) -> Result<Vec<String>> {
+    let mut connection =
+        Connection::connect(settings, Mode::Sql { database: Some(settings.database.as_deref().unwrap_or("postgres")) }, cancel)?;
+    let rows = connection.query(
+        "SELECT datname FROM pg_catalog.pg_database WHERE NOT datallowconn AND datconnlimit <> -2 AND datname <> 'template0' ORDER BY datname",
+    )?;
     rows.iter().map(|row| row.required("datname").map(str::to_owned)).collect()
 }
 
@@ -305,6 +318,12 @@ impl Snapshot {
         let options = &Options { lock_limit: options.lock_limit.min(deadlock_patience(first)?), ..options.clone() };
         let mut databases = Vec::new();
         let mut beyond = Beyond::default();
+        for database in closed_databases(settings, cancel)? {
+            if options.databases.as_ref().is_none_or(|wanted| wanted.contains(&database)) {
+                let message = format!("it takes no connections: {}", opening(&database));
+                beyond.told.push(Problem { object: format!("database {}", shown(&database)), kind: "no-fingerprint".into(), message });
+            }
+        }
         for (database, mut connection) in opened {
             let mut tables = match tables_of(&mut connection, &database) {
                 Ok(tables) => tables,
@@ -601,6 +620,11 @@ fn open(settings: &Settings, database: &str, cancel: &Cancel) -> Result<Connecti
     let mut connection = Connection::connect(settings, Mode::Sql { database: Some(database) }, cancel)?;
     connection.execute(SESSION)?;
     Ok(connection)
+}
+
+/// What lets one look into a database.
+pub(super) fn opening(database: &str) -> String {
+    format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", quote_identifier(database))
 }
 
 fn problem(object: &str, error: &Error) -> Problem {

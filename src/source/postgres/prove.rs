@@ -107,6 +107,7 @@ pub fn ask(instance: &Instance, request: &ProveRequest, options: &Options, conte
         }
     };
     let mut results = check_databases(&settings, &databases, cancel)?;
+    results.extend(check_closed(&settings, cancel)?);
     results.push(check_extensions(&settings, &databases, &options.missing_libraries, cancel)?);
     // Before anything is installed.
     results.extend(check_content(&settings, request, options.threads, context)?);
@@ -175,6 +176,23 @@ fn check_databases(settings: &Settings, databases: &[String], cancel: &Cancel) -
     } else {
         result("databases", Outcome::Failed, expected, told(&failed))
     }])
+}
+
+/// Databases that take no connections are no proof of anything.
+fn check_closed(settings: &Settings, cancel: &Cancel) -> Result<Vec<CheckResult>> {
+    const OPENS: &str = "a database that can be looked into";
+    let closed = match fingerprint::closed_databases(settings, cancel) {
+        Ok(closed) => closed,
+        Err(error) => {
+            cancel.check()?;
+            return Ok(vec![result("databases without connections", Outcome::Failed, "a server that answers", described(&error))]);
+        }
+    };
+    let skipped = |name: &String| {
+        let why = format!("it takes no connections, so nothing in it was checked; at the source: {}", fingerprint::opening(name));
+        result(&format!("database {name}"), Outcome::Skipped, OPENS, why)
+    };
+    Ok(closed.iter().map(skipped).collect())
 }
 
 /// Libraries that functions and the source's configuration name: without them what uses them cannot be checked here.

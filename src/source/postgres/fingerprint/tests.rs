@@ -578,3 +578,16 @@ fn snapshots_between_which_a_standby_went_on_are_refused() {
         wait_until("not paused", || standby.sql(PAUSE_STATE) == "not paused");
     }
 }
+
+#[test]
+fn a_database_that_takes_no_connections_is_left_out_by_name() {
+    let source = Archived::start("");
+    let (settings, cancel) = (settings_of(&source, "postgres"), Cancel::default());
+    let left_out = || Snapshot::take(&settings, "x", &Options::default(), &cancel).unwrap().read(&KEY, None, &cancel).unwrap().left_out;
+    assert_eq!(left_out(), [], "a plain server has only template0");
+    source.sql("CREATE DATABASE shut");
+    source.sql("ALTER DATABASE shut ALLOW_CONNECTIONS false");
+    let [left] = left_out().try_into().unwrap();
+    assert_eq!((left.object.as_str(), left.kind.as_str()), ("database shut", "no-fingerprint"));
+    assert!(left.message.contains("takes no connections") && left.message.contains("ALLOW_CONNECTIONS true"), "{left:?}");
+}

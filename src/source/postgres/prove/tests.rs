@@ -169,6 +169,23 @@ fn an_unknown_user_is_a_failed_check() {
 }
 
 #[test]
+fn a_database_that_takes_no_connections_is_no_proof() {
+    let source = Archived::start("");
+    source.sql("CREATE DATABASE shut");
+    source.sql("ALTER DATABASE shut ALLOW_CONNECTIONS false");
+    let (instance, _, request) = recovered(&source);
+    let results = ask(&instance, &request, &Options { amcheck: Amcheck::Off, ..Options::default() }, &context()).unwrap();
+    let shut = outcome_of(&results, "database shut");
+    assert_eq!(shut.outcome, Outcome::Skipped);
+    assert!(shut.actual.contains("takes no connections"), "{shut:?}");
+    assert_eq!(results.iter().filter(|result| result.outcome != Outcome::Passed).count(), 1, "{results:#?}");
+    source.ask(&instance, "ALTER DATABASE shut ALLOW_CONNECTIONS true");
+    let results = ask(&instance, &request, &Options { amcheck: Amcheck::Off, ..Options::default() }, &context()).unwrap();
+    assert!(results.iter().all(|result| result.outcome == Outcome::Passed), "{results:#?}");
+    instance.stop(Stop::Immediate).unwrap();
+}
+
+#[test]
 fn an_answer_of_millions_of_rows_is_counted_and_not_kept() {
     let server = TestServer::start(&[], "");
     let settings = Settings::new(Host::Socket(server.folder().to_owned()), PORT, "postgres");
