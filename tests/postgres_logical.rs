@@ -397,6 +397,66 @@ fn a_killed_restore_never_looks_finished() {
 }
 
 #[test]
+fn a_restore_that_fails_in_the_middle_says_what_is_complete_and_kept() {
+    let world = World::new(distribution_version(), "postgres", "databases = [\"one\", \"two\"]").without_check();
+    for name in ["one", "two"] {
+        world.cluster.sql(&format!("CREATE DATABASE {name}"));
+        world.cluster.sql(&format!("COMMENT ON DATABASE {name} IS 'of {name}'"));
+        world.sql(name, "CREATE TABLE t(n int); INSERT INTO t VALUES (1)");
+    }
+    world.json(&["backup", "crm"], 0);
+    let target = Cluster::start(distribution_version());
+    let url = world.url(&target, "");
+    target.sql("CREATE DATABASE two");
+    let session = World::connect(&target, "two");
+    let restore = ["restore", "crm", "--to", &url, "--yes"];
+    let child = world.command(&restore).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    // What waits for its name lacks nothing but that.
+    let comments = "SELECT coalesce(string_agg(pg_catalog.shobj_description(oid, 'pg_database'), ','), '') FROM pg_database WHERE datname ~ '^(one|lifeboat_restore_.*)$'";
+    wait_until("the second database to wait for its name", || matches!(target.value(comments).as_str(), "of one,of two" | "of two,of one"));
+    let output = child.wait_with_output().unwrap();
+    assert!(!output.status.success());
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let hint = told["error"]["hint"].as_str().unwrap();
+    assert!(
+        hint.contains("complete and kept: one;") && hint.contains("DROP DATABASE \"one\"") && !hint.contains("was loaded was removed"),
+        "{told}"
+    );
+    assert_eq!(target.value("SELECT count(*) FROM pg_database WHERE datname ~ '^lifeboat'"), "0");
+    assert_eq!(World::connect(&target, "one").value("SELECT count(*) FROM t").unwrap().as_deref(), Some("1"));
+    drop(session);
+    target.sql("DROP DATABASE \"one\"");
+    world.json(&restore, 0);
+    assert_eq!(target.value("SELECT count(*) FROM pg_database WHERE datname IN ('one', 'two')"), "2");
+}
+
+#[test]
+fn a_database_that_takes_no_connections_makes_a_backup_incomplete() {
+    let world = World::new(distribution_version(), "postgres", "").without_check();
+    world.json(&["backup", "crm"], 0);
+    world.cluster.sql("CREATE DATABASE shut");
+    world.cluster.sql("ALTER DATABASE shut ALLOW_CONNECTIONS false");
+    let backup = world.json(&["backup", "crm"], 3);
+    let missing = backup["problems"].as_array().unwrap();
+    assert_eq!(missing.len(), 1, "{backup}");
+    assert_eq!((missing[0]["object"].as_str(), missing[0]["kind"].as_str()), (Some("database shut"), Some("database-closed")), "{backup}");
+    assert!(text(&world.run(&["doctor", "crm"]).stdout).contains("database shut: it is not in the backup"));
+    let plan = fs::read_to_string(world.path("plans/crm.toml")).unwrap();
+    let with = |databases: &str| {
+        fs::write(
+            world.path("plans/crm.toml"),
+            plan.replace("method = \"logical\"", &format!("method = \"logical\"\ndatabases = {databases}")),
+        )
+        .unwrap();
+    };
+    with("[\"postgres\"]");
+    world.json(&["backup", "crm"], 0);
+    with("[\"shut\"]");
+    let refused = world.json(&["backup", "crm"], 2);
+    assert!(refused["error"]["hint"].as_str().unwrap().contains("ALLOW_CONNECTIONS true"), "{refused}");
+}
+
+#[test]
 fn a_lost_session_or_a_killed_run_leaves_no_snapshot() {
     let world = World::new(distribution_version(), "postgres", "read_limit = \"2MiB/s\"");
     world.sql(DATABASE, "INSERT INTO nokey SELECT repeat('x', 500) FROM generate_series(1, 60000)");

@@ -49,12 +49,13 @@ pub fn ask(state: &Path, journal: Option<&Journal>, id: RunId, known: Option<&Ru
             return Err(failed(Kind::Busy, "its process is gone, or uses another state folder".into())
                 .hint("say which with --state; what a process left that is gone is settled by the next run of the plan"));
         }
-        // One that settles what a killed run left has the run, and is not the process that it tells of: that number may be anybody's by now.
-        if !run.process.is_there() {
-            return Err(failed(Kind::Busy, format!("its process {} is gone", run.process.pid))
-                .hint("there is nothing to end: whether it committed is being found out; `lifeboat run show` tells what became of it"));
-        }
         if DaemonLock::holder(state) != Some(run.process.pid) {
+            // One that settles what a killed run left has the run, and is not the process that it tells of: that number may be anybody's by now.
+            if !run.process.is_there() {
+                return Err(failed(Kind::Busy, format!("its process {} is gone", run.process.pid)).hint(
+                    "there is nothing to end: whether it committed is being found out; `lifeboat run show` tells what became of it",
+                ));
+            }
             let gone = || failed(Kind::Busy, format!("its process {} is gone", run.process.pid));
             let pid = i32::try_from(run.process.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
             kill_process(pid, Signal::INT)

@@ -12,7 +12,7 @@ use crate::daemon::journal::{Job, Journal, Run};
 use crate::daemon::runner;
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
-use crate::id::Name;
+use crate::id::{Name, RunId};
 use crate::ops::resolve::Surroundings;
 use crate::plan::Plans;
 
@@ -45,10 +45,10 @@ struct Shared {
 
 #[derive(Debug, Clone, Copy)]
 enum Stand {
-    /// A thread is at it. `number`: of the attempt.
-    Going { since: Instant, number: u64 },
-    /// It came to nothing: the repository could not be asked. `pause`: before the next one.
-    Failed { at: Instant, pause: Duration },
+    /// A thread is at it. `number`: of the attempt. `of`: the run, and which attempt at its slot, that is in the way.
+    Going { first: Instant, since: Instant, number: u64, of: Option<(RunId, u32)> },
+    /// It came to nothing: the repository could not be asked. `pause`: before the next one. `first`: since when it is tried.
+    Failed { first: Instant, at: Instant, pause: Duration },
 }
 
 /// Says how it ended, also by a panic.
@@ -56,6 +56,7 @@ struct Attempt {
     settler: Settler,
     key: Key,
     number: u64,
+    first: Instant,
     /// Before the next one, should this come to nothing.
     pause: Duration,
     done: bool,
@@ -69,7 +70,7 @@ impl Drop for Attempt {
         } else if self.done {
             stands.remove(&self.key);
         } else {
-            stands.insert(self.key.clone(), Stand::Failed { at: Instant::now(), pause: self.pause });
+            stands.insert(self.key.clone(), Stand::Failed { first: self.first, at: Instant::now(), pause: self.pause });
         }
         self.settler.0.changed.notify_all();
     }
@@ -98,6 +99,7 @@ impl Settler {
         let of_others = self.0.journal.is_shared() || plans.is_partial;
         let wanted = |run: &Run| !of_others || plans.plans.contains_key(&run.plan);
         self.settle_at_once(wanted)?;
+        self.forget_what_others_settled()?;
         let broken: BTreeSet<Key> = self.0.journal.broken()?.into_iter().filter(wanted).map(|run| (run.plan, run.job)).collect();
         let due: Vec<Key> = {
             let mut stands = self.stands();
@@ -106,7 +108,7 @@ impl Settler {
             let is_due = |key: &Key| match stands.get(key) {
                 None => true,
                 Some(Stand::Going { .. }) => false,
-                Some(Stand::Failed { at, pause }) => at.elapsed() >= *pause,
+                Some(Stand::Failed { at, pause, .. }) => at.elapsed() >= *pause,
             };
             broken.into_iter().filter(is_due).collect()
         };
@@ -151,14 +153,20 @@ impl Settler {
 
     /// Until nobody is at it any more.
     fn wait(&self, key: &Key, cancel: &Cancel, patience: Option<Duration>) -> Result<()> {
+        let mut ask_at = patience.unwrap_or(PATIENCE);
         let mut stands = self.stands();
         loop {
-            let Some(Stand::Going { since, number }) = stands.get(key).copied() else { return Ok(()) };
+            let Some(Stand::Going { since, number, of, .. }) = stands.get(key).copied() else { return Ok(()) };
             let waited = since.elapsed();
-            if patience.is_some_and(|patience| waited >= patience) {
+            if waited >= ask_at {
                 drop(stands);
-                if self.is_settled_elsewhere(key, number)? {
+                if self.is_settled_elsewhere(key, number, of)? {
                     return Ok(());
+                }
+                if patience.is_none() {
+                    ask_at = waited + PATIENCE;
+                    stands = self.stands();
+                    continue;
                 }
                 let (plan, word) = (&key.0, key.1.word());
                 let message = format!(
@@ -173,10 +181,23 @@ impl Settler {
         }
     }
 
-    /// Whether nothing keeps the next run from starting, though this attempt goes on: on a shared journal another node takes the run when its lease is over. Then
-    /// the attempt is forgotten, which may hang for ever.
-    fn is_settled_elsewhere(&self, key: &Key, attempt: u64) -> Result<bool> {
-        if self.0.journal.live(&key.0, key.1)?.is_some() {
+    /// What others settled while an attempt here goes on, or hangs for ever, is in nobody's way.
+    fn forget_what_others_settled(&self) -> Result<()> {
+        let long: Vec<_> = {
+            let stands = self.stands();
+            let long = stands.iter().filter_map(|(key, stand)| match stand {
+                Stand::Going { since, number, of, .. } if since.elapsed() >= PATIENCE => Some((key.clone(), *number, *of)),
+                _ => None,
+            });
+            long.collect()
+        };
+        long.into_iter().try_for_each(|(key, number, of)| self.is_settled_elsewhere(&key, number, of).map(drop))
+    }
+
+    /// Whether the run that was in the way is not any more, though this attempt at it goes on: on a shared journal another node takes it when its lease is
+    /// over. Then the attempt is forgotten.
+    fn is_settled_elsewhere(&self, key: &Key, attempt: u64, of: Option<(RunId, u32)>) -> Result<bool> {
+        if self.in_the_way(key)?.is_some_and(|live| Some(live) == of) {
             return Ok(false);
         }
         let mut stands = self.stands();
@@ -190,8 +211,7 @@ impl Settler {
     #[must_use]
     pub fn unsettled_backups(&self) -> BTreeSet<Name> {
         let is_long = |stand: &Stand| match stand {
-            Stand::Going { since, .. } => since.elapsed() >= PATIENCE,
-            Stand::Failed { .. } => true,
+            Stand::Going { first, .. } | Stand::Failed { first, .. } => first.elapsed() >= PATIENCE,
         };
         let stands = self.stands();
         stands.iter().filter(|((_, job), stand)| *job == Job::Backup && is_long(stand)).map(|((plan, _), _)| plan.clone()).collect()
@@ -199,16 +219,18 @@ impl Settler {
 
     /// Starts a thread that settles these runs, unless one is at it.
     fn begin(&self, key: &Key) -> Result<()> {
+        let of = self.in_the_way(key)?;
         let attempt = {
             let mut stands = self.stands();
-            let pause = match stands.get(key) {
+            let since = Instant::now();
+            let (first, pause) = match stands.get(key) {
                 Some(Stand::Going { .. }) => return Ok(()),
-                Some(Stand::Failed { pause, .. }) => (*pause * 2).min(TRY_AGAIN_LONGEST),
-                None => TRY_AGAIN,
+                Some(Stand::Failed { first, pause, .. }) => (*first, (*pause * 2).min(TRY_AGAIN_LONGEST)),
+                None => (since, TRY_AGAIN),
             };
             let number = self.0.attempts.fetch_add(1, Ordering::Relaxed);
-            stands.insert(key.clone(), Stand::Going { since: Instant::now(), number });
-            Attempt { settler: self.clone(), key: key.clone(), number, pause, done: false }
+            stands.insert(key.clone(), Stand::Going { first, since, number, of });
+            Attempt { settler: self.clone(), key: key.clone(), number, first, pause, done: false }
         };
         let work = move || {
             let mut attempt = attempt;
@@ -230,6 +252,11 @@ impl Settler {
         let settled = runner::settle(&self.0.journal, |run| is_of(run, key), open, self.0.surroundings.clock.now())?;
         settled.iter().for_each(|(run, _)| (self.0.told)(&run.plan));
         self.is_left(key).map(|left| !left)
+    }
+
+    /// The run that keeps the next one from starting, and which attempt at its slot it is.
+    fn in_the_way(&self, (plan, job): &Key) -> Result<Option<(RunId, u32)>> {
+        Ok(self.0.journal.live(plan, *job)?.map(|run| (run.id, run.attempt)))
     }
 
     fn is_left(&self, key: &Key) -> Result<bool> {
@@ -325,6 +352,8 @@ mod tests {
         let claim = other.take_over(&run, now).unwrap().unwrap();
         assert!(settler.make_way(&shop, Job::Backup, &going, patience).is_err(), "it is at it, and not done");
         other.close(claim, &Ending::new(interrupted), now).unwrap();
+        // Nor is the next one there, of which this attempt knows nothing.
+        other.begin(&NewRun::manual(&shop, Job::Backup, "tester", now), now).unwrap();
         settler.make_way(&shop, Job::Backup, &going, patience).unwrap();
         drop(closed);
         settler.make_way(&crm, Job::Backup, &going, None).unwrap();

@@ -219,8 +219,10 @@ impl Journal {
     /// When the journal cannot be written.
     pub fn take_over(&self, run: &Run, now: DateTime<Utc>) -> Result<Option<Claim>> {
         let claim = self.claim(now, |who| self.0.tables.take_over(run, who, now))?;
-        // What the process left on this machine is of no more use; should that not be known, it stays.
-        if claim.is_some() && self.0.tables.running_of(&run.owner)? == 0 && !owner::is_alive(&self.0.state, &run.owner)? {
+        // What the process left on this machine is of no more use. Should that not be known, it stays: the claim is there, and nothing may hide it.
+        let is_over =
+            || matches!(self.0.tables.running_of(&run.owner), Ok(0)) && matches!(owner::is_alive(&self.0.state, &run.owner), Ok(false));
+        if claim.is_some() && is_over() {
             owner::forget(&self.0.state, &run.owner);
         }
         Ok(claim)

@@ -217,7 +217,7 @@ impl Tables {
         let rows = self.one(
             Purpose::WriteAgain,
             "UPDATE runs SET kind = $1, story = coalesce(story || '; ' || CAST($2 AS text), CAST($2 AS text))
-             WHERE id = $3 AND state IN ('failed', 'interrupted') RETURNING id",
+             WHERE id = $3 AND state IN ('failed', 'interrupted') AND coalesce(kind, '') <> $1 RETURNING id",
             vec![kind.into(), story.into(), id.to_string().into()],
         )?;
         Ok(!rows.is_empty())

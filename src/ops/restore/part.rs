@@ -3,12 +3,16 @@
 //! The whole snapshot comes back to a private folder of the state folder, as in a drill, because the parts can only be told apart by a server that
 //! runs on it. Everything private is gone afterwards, also after a kill: the next run sweeps it, the server too.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Kind, Result};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Event;
 use crate::ops::document::Stopwatch;
 use crate::ops::drill::open_the_way;
@@ -198,7 +202,7 @@ fn bring(job: &Job, plan: &RestorePlan, folder: &RunFolder) -> Result<RestoreRep
     if request.load_into.is_none() {
         job.progress.event(Event::Phase { name: "place", detail: plan.target.clone() });
         job.cancel.check()?;
-        put(&request.dump, &plan.to, &plan_id(plan))?;
+        put(&request.dump, &plan.to)?;
         report.notes.push(format!(
             "load it into a database that exists: pg_restore --single-transaction --exit-on-error --dbname=postgresql://USER@HOST/DATABASE {}",
             plan.target
@@ -207,10 +211,6 @@ fn bring(job: &Job, plan: &RestorePlan, folder: &RunFolder) -> Result<RestoreRep
     fill(&mut report, plan, record, extracted);
     (report.phases, report.duration_ms) = watch.stop();
     Ok(report)
-}
-
-fn plan_id(plan: &RestorePlan) -> String {
-    format!("{}-{}", plan.snapshot, std::process::id())
 }
 
 fn fill(report: &mut RestoreReport, plan: &RestorePlan, record: &SourceRecord, extracted: Extracted) {
@@ -234,25 +234,141 @@ fn fill(report: &mut RestoreReport, plan: &RestorePlan, record: &SourceRecord, e
 }
 
 /// Lets the dump appear at its place, whole, private, and on disk.
-fn put(dump: &Path, to: &Path, id: &str) -> Result<()> {
+fn put(dump: &Path, to: &Path) -> Result<()> {
     let place = new_file(to)?;
-    let target = place.target();
-    let failed = || format!("put the dump at {}", target.display());
-    let beside: PathBuf = place.parent().join(format!(".lifeboat-dump-{id}"));
-    let copy = || -> io::Result<()> {
-        // The state folder may be on another file system.
-        let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-        io::copy(&mut File::open(dump)?, &mut to)?;
-        to.sync_all()?;
-        rustix::fs::renameat_with(rustix::fs::CWD, &beside, rustix::fs::CWD, target, rustix::fs::RenameFlags::NOREPLACE)?;
-        Ok(())
+    let failed = || format!("put the dump at {}", place.target().display());
+    let copy = match Copy::without_name(place.parent()).io_context(failed)? {
+        Some(copy) => copy,
+        None => Copy::with_name(&place)?,
     };
-    if let Err(error) = copy() {
+    let written = copy.fill(dump).and_then(|()| copy.appear(place.target()));
+    if let Err(error) = written {
         let error = Error::io(failed(), error);
-        return Err(match fs::remove_file(&beside) {
-            Err(left) if left.kind() != io::ErrorKind::NotFound => error.hint(format!("remove {}: {left}", beside.display())),
-            _ => error,
+        return Err(match copy.remove() {
+            Err(left) => error.hint(left),
+            Ok(()) => error,
         });
     }
     sync_folder(place.parent())
+}
+
+/// A copy of a dump beside its place, under way. The state folder, where the dump is, may be on another file system.
+struct Copy {
+    file: File,
+    /// Where the file system has no files without a name. The file is locked meanwhile: an unlocked one is what a killed run left.
+    name: Option<PathBuf>,
+}
+
+impl Copy {
+    /// In a file without a name, which is gone with the process, however that ends. `None` where there are none.
+    fn without_name(folder: &Path) -> io::Result<Option<Self>> {
+        match rustix::fs::open(folder, OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => Ok(Some(Self { file: file.into(), name: None })),
+            // Of the file system, of the kernel; and of NFS.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// In a file whose name is always the same for one place, after removing what a killed run left of it.
+    ///
+    /// # Errors
+    /// `Busy` when another run writes there.
+    fn with_name(place: &Place) -> Result<Self> {
+        let hash = blake3::hash(place.target().as_os_str().as_encoded_bytes());
+        let name = place.parent().join(format!(".lifeboat-dump-{}", hex::encode(&hash.as_bytes()[..8])));
+        let failed = || format!("make {}", name.display());
+        let busy = || {
+            Error::new(Kind::Busy, format!("{}: another restore to {} is running", failed(), place.target().display()))
+                .hint("wait until it has ended")
+        };
+        match File::open(&name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io(failed(), error)),
+            Ok(left) => match left.try_lock() {
+                Ok(()) => fs::remove_file(&name).io_context(failed)?,
+                Err(TryLockError::WouldBlock) => return Err(busy()),
+                Err(TryLockError::Error(error)) => return Err(Error::io(failed(), error)),
+            },
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&name).io_context(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { file, name: Some(name) }),
+            Err(TryLockError::WouldBlock) => Err(busy()),
+            Err(TryLockError::Error(error)) => Err(Error::io(failed(), error)),
+        }
+    }
+
+    fn fill(&self, dump: &Path) -> io::Result<()> {
+        io::copy(&mut File::open(dump)?, &mut &self.file)?;
+        self.file.sync_all()
+    }
+
+    /// Gives it its name, at which nothing may be.
+    fn appear(&self, target: &Path) -> io::Result<()> {
+        let done = match &self.name {
+            Some(name) => rustix::fs::renameat_with(CWD, name, CWD, target, RenameFlags::NOREPLACE),
+            None => rustix::fs::linkat(CWD, format!("/proc/self/fd/{}", self.file.as_raw_fd()), CWD, target, AtFlags::SYMLINK_FOLLOW),
+        };
+        Ok(done?)
+    }
+
+    /// After a failure. Says what is left and why.
+    fn remove(&self) -> std::result::Result<(), String> {
+        let Some(name) = &self.name else { return Ok(()) };
+        match fs::remove_file(name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("remove {}: {error}", name.display())),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_killed_run_leaves_no_copy_of_a_dump_beside_its_place() {
+        let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (dump, to) = (scratch.path().join("dump"), folder.path().join("crm.dump"));
+        fs::write(&dump, "rows").unwrap();
+        let names = || -> Vec<String> {
+            let mut names: Vec<_> =
+                fs::read_dir(folder.path()).unwrap().map(|item| item.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        // As if killed between the copy and its name.
+        let nameless = Copy::without_name(folder.path()).unwrap().expect("this test wants a file system with O_TMPFILE");
+        nameless.fill(&dump).unwrap();
+        drop(nameless);
+        assert_eq!(names(), [""; 0]);
+        put(&dump, &to).unwrap();
+        assert_eq!(names(), ["crm.dump"]);
+        let made = fs::metadata(&to).unwrap();
+        assert_eq!((fs::read_to_string(&to).unwrap().as_str(), made.mode() & 0o777), ("rows", 0o600));
+        // Nothing is replaced, also when it appears only at the end.
+        let late = Copy::without_name(folder.path()).unwrap().unwrap();
+        assert_eq!(late.appear(&to).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        fs::remove_file(&to).unwrap();
+
+        // Where there are no files without a name.
+        let place = new_file(&to).unwrap();
+        let killed = Copy::with_name(&place).unwrap();
+        killed.fill(&dump).unwrap();
+        assert_eq!(Copy::with_name(&place).map(drop).unwrap_err().kind(), Kind::Busy, "it lives");
+        drop(killed);
+        assert_eq!(names().len(), 1);
+        let second = Copy::with_name(&place).unwrap();
+        second.fill(&dump).unwrap();
+        assert_eq!(names().len(), 1, "the next run to that place removes it");
+        second.appear(&to).unwrap();
+        assert_eq!((names(), fs::read_to_string(&to).unwrap().as_str()), (vec!["crm.dump".to_owned()], "rows"));
+        let late = Copy::with_name(&place).unwrap();
+        assert_eq!(late.appear(&to).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        late.remove().unwrap();
+        assert_eq!(names(), ["crm.dump"]);
+    }
 }

@@ -480,9 +480,14 @@ impl BaseSnapshot {
     fn fingerprints(&self, name: &str, options: &fingerprint::Options) -> Result<Taken> {
         let mut attempt = 1;
         loop {
-            let snapshot = fingerprint::Snapshot::take(&self.settings, &format!("{name} {attempt}"), options, &self.cancel)?;
-            if snapshot.left_out().is_empty() || attempt == FINGERPRINT_TRIES {
-                return snapshot.read(&self.key, self.throttle.as_ref(), &self.cancel);
+            match fingerprint::Snapshot::take(&self.settings, &format!("{name} {attempt}"), options, &self.cancel) {
+                // Another backup pauses the same standby.
+                Err(error) if error.kind() == Kind::Busy && attempt < FINGERPRINT_TRIES => {}
+                Err(error) => return Err(error),
+                Ok(snapshot) if snapshot.left_out().is_empty() || attempt == FINGERPRINT_TRIES => {
+                    return snapshot.read(&self.key, self.throttle.as_ref(), &self.cancel);
+                }
+                Ok(_) => {}
             }
             attempt += 1;
             self.cancel.check()?;

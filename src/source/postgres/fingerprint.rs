@@ -21,12 +21,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use postgres_protocol::message::backend::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 use crate::source::fingerprint::{Accumulator, LongRow, RowEncoder};
-use crate::source::postgres::client::{Connection, Mode, Piece, Row, quote_identifier, quote_literal, sqlstate};
+use crate::source::postgres::client::{Connection, Incoming, Mode, Piece, Row, quote_identifier, quote_literal, sqlstate};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::Target;
@@ -46,6 +47,10 @@ const RUNS_LEAST: u64 = 8;
 const SAMPLE_LEAST: u64 = 64 << 10;
 /// `pg_wal_replay_pause` only asks; for so long the answer is waited for.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
+/// Held as long as replay is to be paused: "lifeboat" in ASCII.
+const PAUSE_LOCK: i64 = 0x6c69_6665_626f_6174;
+const RESUME_TRIES: u32 = 5;
+const RESUME_PAUSE: Duration = Duration::from_secs(1);
 
 /// How far taking fingerprints may go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -245,13 +250,13 @@ pub struct Snapshot {
     databases: Vec<Database>,
     position: Position,
     left_out: Vec<Problem>,
-    /// Tables for which the server has no place for a lock: another try would not change that.
+    /// What another try would not change.
     beyond: Beyond,
     locked: Duration,
     options: Options,
 }
 
-/// Tables that were passed over because there are too many.
+/// Tables that were passed over because there are too many, and what takes no connections.
 #[derive(Default)]
 struct Beyond {
     names: BTreeSet<String>,
@@ -267,6 +272,19 @@ pub fn databases(settings: &Settings, cancel: &Cancel) -> Result<Vec<String>> {
         Connection::connect(settings, Mode::Sql { database: Some(settings.database.as_deref().unwrap_or("postgres")) }, cancel)?;
     // −2 marks one whose removal was interrupted.
     let rows = connection.query("SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname")?;
+    rows.iter().map(|row| row.required("datname").map(str::to_owned)).collect()
+}
+
+/// Databases of a server that take no connections, by name: nobody can look into them. `template0` is none: it is as it was made.
+///
+/// # Errors
+/// As the server says.
+pub fn closed_databases(settings: &Settings, cancel: &Cancel) -> Result<Vec<String>> {
+    let mut connection =
+        Connection::connect(settings, Mode::Sql { database: Some(settings.database.as_deref().unwrap_or("postgres")) }, cancel)?;
+    let rows = connection.query(
+        "SELECT datname FROM pg_catalog.pg_database WHERE NOT datallowconn AND datconnlimit <> -2 AND datname <> 'template0' ORDER BY datname",
+    )?;
     rows.iter().map(|row| row.required("datname").map(str::to_owned)).collect()
 }
 
@@ -300,6 +318,12 @@ impl Snapshot {
         let options = &Options { lock_limit: options.lock_limit.min(deadlock_patience(first)?), ..options.clone() };
         let mut databases = Vec::new();
         let mut beyond = Beyond::default();
+        for database in closed_databases(settings, cancel)? {
+            if options.databases.as_ref().is_none_or(|wanted| wanted.contains(&database)) {
+                let message = format!("it takes no connections: {}", opening(&database));
+                beyond.told.push(Problem { object: format!("database {}", shown(&database)), kind: "no-fingerprint".into(), message });
+            }
+        }
         for (database, mut connection) in opened {
             let mut tables = match tables_of(&mut connection, &database) {
                 Ok(tables) => tables,
@@ -399,34 +423,36 @@ impl Snapshot {
 
     /// On a standby: replay is paused, snapshots and position are taken, replay goes on.
     fn pause(&mut self, settings: &Settings, cancel: &Cancel) -> Result<()> {
-        let place = settings.database.as_deref().unwrap_or("postgres");
-        let mut control = Connection::connect(settings, Mode::Sql { database: Some(place) }, cancel)?;
-        if control.value("SELECT pg_is_wal_replay_paused()")?.as_deref() == Some("t") {
-            return Err(Error::new(Kind::Busy, format!("take fingerprints at {settings}: somebody has paused its replay"))
-                .hint("SELECT pg_wal_replay_resume() when nobody needs it paused any more"));
-        }
-        control.execute("SELECT pg_wal_replay_pause()").map_err(|error| {
-            error.hint("GRANT EXECUTE ON FUNCTION pg_wal_replay_pause(), pg_wal_replay_resume() to the role that lifeboat uses")
-        })?;
-        let taken = self.pause_and_look(&mut control, cancel);
-        let resumed = control.execute("SELECT pg_wal_replay_resume()");
-        self.position = Position { restore_point: None, lsn: taken? };
-        resumed
+        let mut pause = Pause::ask(settings, cancel)?;
+        let taken = self.pause_and_look(&mut pause, cancel);
+        let resumed = pause.end(settings);
+        self.position = match (taken, resumed) {
+            (Ok(lsn), Ok(())) => Position { restore_point: None, lsn },
+            // Of the two this one needs somebody.
+            (_, Err(error)) | (Err(error), Ok(())) => return Err(error),
+        };
+        Ok(())
     }
 
-    fn pause_and_look(&mut self, control: &mut Connection, cancel: &Cancel) -> Result<Lsn> {
+    fn pause_and_look(&mut self, pause: &mut Pause, cancel: &Cancel) -> Result<Lsn> {
         let deadline = Instant::now() + PAUSE_PATIENCE;
-        while control.value("SELECT pg_get_wal_replay_pause_state()")?.as_deref() != Some("paused") {
+        while !pause.holds()? {
             cancel.check()?;
             if Instant::now() > deadline {
                 return Err(Error::new(Kind::Busy, "take fingerprints on a standby: its replay does not pause"));
             }
-            std::thread::park_timeout(Duration::from_millis(20));
+            pause.wait(Duration::from_millis(20))?;
         }
+        let before = pause.position()?;
         for database in &mut self.databases {
             database.connection.value("SELECT 1")?;
         }
-        control.value("SELECT pg_last_wal_replay_lsn()")?.unwrap_or_default().parse()
+        // Snapshots of different moments would be taken for damage by a later drill.
+        if !pause.holds()? || pause.position()? != before {
+            return Err(Error::new(Kind::Busy, "take fingerprints on a standby: somebody resumed its replay while snapshots were taken")
+                .hint("is another backup of it running at the same time? Try again when it has ended"));
+        }
+        Ok(before)
     }
 
     /// Where in the log it is.
@@ -480,10 +506,125 @@ impl Snapshot {
     }
 }
 
+/// The replay of a standby, paused. The pause is the server's: it would outlive lifeboat. So the session that pauses it (`keeper`) is told
+/// in the same breath to wait for a lock that another one (`holder`) has, and then to resume: whatever ends lifeboat, or its way to the server, ends the
+/// `holder`, and the server resumes by itself.
+struct Pause {
+    holder: Connection,
+    keeper: Connection,
+    /// The keeper failed: it does not resume any more.
+    lost: bool,
+}
+
+impl Pause {
+    /// Asks for it. Nothing is paused yet: [`Pause::holds`] tells.
+    fn ask(settings: &Settings, cancel: &Cancel) -> Result<Self> {
+        let connect = |cancel: &Cancel| -> Result<Connection> {
+            let place = settings.database.as_deref().unwrap_or("postgres");
+            let mut connection = Connection::connect(settings, Mode::Sql { database: Some(place) }, cancel)?;
+            // A host that is gone without a word is noticed within half a minute.
+            connection.execute(SESSION)?;
+            connection.execute(
+                "SET lock_timeout = 0; SET client_connection_check_interval = 0; \
+                 SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 4",
+            )?;
+            Ok(connection)
+        };
+        let busy = |who| {
+            Error::new(Kind::Busy, format!("take fingerprints at {settings}: {who} has paused its replay"))
+                .hint("SELECT pg_wal_replay_resume() when nobody needs it paused any more")
+        };
+        let mut holder = connect(cancel)?;
+        if holder.value("SELECT pg_is_wal_replay_paused()")?.as_deref() == Some("t") {
+            return Err(busy("somebody"));
+        }
+        let may = "SELECT has_function_privilege('pg_wal_replay_pause()', 'EXECUTE') AND has_function_privilege('pg_wal_replay_resume()', 'EXECUTE')";
+        if holder.value(may)?.as_deref() != Some("t") {
+            return Err(Error::new(Kind::Usage, format!("take fingerprints at {settings}: the role may not pause and resume its replay"))
+                .hint("GRANT EXECUTE ON FUNCTION pg_wal_replay_pause(), pg_wal_replay_resume() to the role that lifeboat uses"));
+        }
+        if holder.value(&format!("SELECT pg_try_advisory_lock({PAUSE_LOCK})"))?.as_deref() != Some("t") {
+            return Err(busy("another backup"));
+        }
+        // A connection that an interruption reaches would have the server cancel what is to resume.
+        let mut keeper = connect(&Cancel::default())?;
+        keeper.set_timeout(PAUSE_PATIENCE);
+        keeper.begin(&format!("SELECT pg_wal_replay_pause(); SELECT pg_advisory_lock({PAUSE_LOCK}); SELECT pg_wal_replay_resume()"))?;
+        Ok(Self { holder, keeper, lost: false })
+    }
+
+    /// Whether replay stands still.
+    fn holds(&mut self) -> Result<bool> {
+        Ok(self.holder.value("SELECT pg_get_wal_replay_pause_state()")?.as_deref() == Some("paused"))
+    }
+
+    /// Up to where the log is replayed.
+    fn position(&mut self) -> Result<Lsn> {
+        self.holder.value("SELECT pg_last_wal_replay_lsn()")?.unwrap_or_default().parse()
+    }
+
+    /// Waits a little; fails when the server ends the pause by itself.
+    fn wait(&mut self, time: Duration) -> Result<()> {
+        match self.keeper.next_until(Instant::now() + time)? {
+            None => Ok(()),
+            Some(Incoming::Message(Message::ErrorResponse(body))) => {
+                self.lost = true;
+                Err(self.keeper.server_error(&body))
+            }
+            Some(_) => Err(Error::new(Kind::Busy, "take fingerprints on a standby: the pause of its replay has ended too early")),
+        }
+    }
+
+    /// Resumes, also after an interruption.
+    ///
+    /// # Errors
+    /// When that cannot be done: the replay stays paused until somebody resumes it.
+    fn end(self, settings: &Settings) -> Result<()> {
+        let Self { holder, mut keeper, lost } = self;
+        drop(holder);
+        let mut failed = None;
+        while !lost {
+            match keeper.next_of_answer(&mut failed) {
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(()),
+                Err(_) => break,
+            }
+        }
+        drop(keeper);
+        let mut tried = 1;
+        let error = loop {
+            match resume(settings) {
+                Ok(()) => return Ok(()),
+                Err(error) if tried == RESUME_TRIES => break error,
+                Err(_) => tried += 1,
+            }
+            std::thread::sleep(RESUME_PAUSE);
+        };
+        let what = format!("resume the replay of the standby at {settings}, which lifeboat has paused");
+        tracing::error!(%error, "{what}: it may stay paused; SELECT pg_wal_replay_resume() there");
+        Err(error
+            .within(what)
+            .hint("it may stay paused, and then falls behind for good: SELECT pg_wal_replay_resume() there, as soon as it can be reached"))
+    }
+}
+
+/// By a connection of its own, whatever became of the others.
+fn resume(settings: &Settings) -> Result<()> {
+    let place = settings.database.as_deref().unwrap_or("postgres");
+    let mut connection = Connection::connect(settings, Mode::Sql { database: Some(place) }, &Cancel::default())?;
+    // One that was promoted meanwhile replays nothing.
+    connection.execute("SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume() END")
+}
+
 fn open(settings: &Settings, database: &str, cancel: &Cancel) -> Result<Connection> {
     let mut connection = Connection::connect(settings, Mode::Sql { database: Some(database) }, cancel)?;
     connection.execute(SESSION)?;
     Ok(connection)
+}
+
+/// What lets one look into a database.
+pub(super) fn opening(database: &str) -> String {
+    format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", quote_identifier(database))
 }
 
 fn problem(object: &str, error: &Error) -> Problem {

@@ -107,6 +107,7 @@ pub fn ask(instance: &Instance, request: &ProveRequest, options: &Options, conte
         }
     };
     let mut results = check_databases(&settings, &databases, cancel)?;
+    results.extend(check_closed(&settings, cancel)?);
     results.push(check_extensions(&settings, &databases, &options.missing_libraries, cancel)?);
     // Before anything is installed.
     results.extend(check_content(&settings, request, options.threads, context)?);
@@ -175,6 +176,23 @@ fn check_databases(settings: &Settings, databases: &[String], cancel: &Cancel) -
     } else {
         result("databases", Outcome::Failed, expected, told(&failed))
     }])
+}
+
+/// Databases that take no connections are no proof of anything.
+fn check_closed(settings: &Settings, cancel: &Cancel) -> Result<Vec<CheckResult>> {
+    const OPENS: &str = "a database that can be looked into";
+    let closed = match fingerprint::closed_databases(settings, cancel) {
+        Ok(closed) => closed,
+        Err(error) => {
+            cancel.check()?;
+            return Ok(vec![result("databases without connections", Outcome::Failed, "a server that answers", described(&error))]);
+        }
+    };
+    let skipped = |name: &String| {
+        let why = format!("it takes no connections, so nothing in it was checked; at the source: {}", fingerprint::opening(name));
+        result(&format!("database {name}"), Outcome::Skipped, OPENS, why)
+    };
+    Ok(closed.iter().map(skipped).collect())
 }
 
 /// Libraries that functions and the source's configuration name: without them what uses them cannot be checked here.
@@ -275,17 +293,17 @@ fn check_sql(settings: &Settings, check: &SqlCheck, cancel: &Cancel) -> CheckRes
         let why = "which database to ask is not known: the source's URL, which names it, cannot be read here; give the check a database";
         return result(&check.name, Outcome::Skipped, expected, why);
     };
-    let answer = || -> Result<Vec<Row>> {
+    let answer = || -> Result<(Vec<Row>, u64)> {
         let mut connection = connect(settings, database, cancel)?;
         connection.set_timeout(limit + GRACE);
         connection.execute(&format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limit.as_millis().max(1)))?;
-        connection.query(&check.sql)
+        connection.query_at_most(&check.sql, 1)
     };
     let failed = |why: String| result(&check.name, Outcome::Failed, expected.clone(), why);
     match answer() {
-        Ok(rows) => {
-            let [row] = rows.as_slice() else {
-                return failed(format!("the statement yields {} rows, not one", rows.len()));
+        Ok((rows, count)) => {
+            let ([row], 1) = (rows.as_slice(), count) else {
+                return failed(format!("the statement yields {count} rows, not one"));
             };
             if row.is_empty() {
                 return failed("the statement yields no value".into());
@@ -451,13 +469,14 @@ fn look_at(settings: &Settings, database: &str, look: &Look, at: &mut Option<Con
         connection.set_timeout(LONG_SILENCE);
     }
     let Some(connection) = at else { return Ok(None) };
-    let rows = connection.query(&look.query)?;
+    // A damaged table may yield one for each of its rows.
+    let (rows, count) = connection.query_at_most(&look.query, 1)?;
     if !look.rows_are_findings {
         return Ok(None);
     }
     let field = |row: &Row, name: &str| row.named(name).unwrap_or("?").to_owned();
     Ok(rows.first().map(|row| {
-        let more = if rows.len() > 1 { format!(" (and {} more)", rows.len() - 1) } else { String::new() };
+        let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
         format!("block {}, item {}: {}{more}", field(row, "blkno"), field(row, "offnum"), field(row, "msg"))
     }))
 }

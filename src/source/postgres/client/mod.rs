@@ -219,19 +219,32 @@ impl Connection {
     /// The server's error ([`sqlstate`] tells which), also when it comes after rows; text that is not UTF-8, unless the database is
     /// [raw](Self::is_raw); a lost connection.
     pub fn query(&mut self, sql: &str) -> Result<Vec<Row>> {
+        self.query_at_most(sql, usize::MAX).map(|(rows, _)| rows)
+    }
+
+    /// As [`Self::query`], but keeps no more than the first `most` rows, whatever the server sends; and says how many there were.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub fn query_at_most(&mut self, sql: &str, most: usize) -> Result<(Vec<Row>, u64)> {
         self.begin(sql)?;
         let raw = self.is_raw();
-        let mut rows = Vec::new();
+        let (mut rows, mut count) = (Vec::new(), 0);
         let mut names: Arc<[String]> = Arc::from([]);
         let mut failed = None;
         while let Some(incoming) = self.next_of_answer(&mut failed)? {
             match incoming {
                 Incoming::Message(Message::RowDescription(body)) => {
                     rows.clear();
+                    count = 0;
                     names = column_names(&body).map_err(|error| self.confused(error))?;
                 }
+                Incoming::Message(Message::DataRow(_)) if rows.len() == most => count += 1,
                 Incoming::Message(Message::DataRow(body)) => match Row::new(names.clone(), &body, raw) {
-                    Ok(row) => rows.push(row),
+                    Ok(row) => {
+                        rows.push(row);
+                        count += 1;
+                    }
                     Err(error) => {
                         failed.get_or_insert(error);
                     }
@@ -247,7 +260,7 @@ impl Connection {
                 _ => return Err(self.confused("an answer to something that was not asked")),
             }
         }
-        Ok(rows)
+        Ok((rows, count))
     }
 
     /// Runs one statement with parameters (`$1`, `$2`, …; as text, of the types that the server infers) by the extended protocol, and

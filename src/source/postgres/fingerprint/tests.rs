@@ -5,6 +5,7 @@ use crate::source::postgres::conninfo::Host;
 use crate::source::postgres::instance::Stop;
 use crate::source::postgres::prove;
 use crate::source::postgres::test_restored::Archived;
+use crate::source::postgres::test_server::TestServer;
 
 const KEY: [u8; 32] = [7; 32];
 
@@ -443,4 +444,150 @@ fn limits_that_are_meant_for_applications_do_not_end_what_lifeboat_does() {
     std::thread::park_timeout(Duration::from_millis(200));
     connection.execute("SELECT 1").unwrap();
     crate::source::postgres::replication::identify_system(&mut replication).unwrap();
+}
+
+/// A standby that streams from `source`.
+fn standby_of(source: &Archived) -> TestServer {
+    let mut standby = TestServer::empty();
+    let (host, data) = (source.server.folder().to_str().unwrap(), standby.data().to_str().unwrap());
+    source.server.tool("pg_basebackup", &["-h", host, "-U", "postgres", "-D", data, "-X", "stream", "-c", "fast", "-N", "-R"]);
+    standby.configure("");
+    standby.resume();
+    standby
+}
+
+fn settings_at(server: &TestServer) -> Settings {
+    Settings::new(Host::Socket(server.folder().to_owned()), 5432, "postgres")
+}
+
+fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// A process of a server that stands still until this is dropped.
+struct Stopped(rustix::process::Pid);
+
+impl Stopped {
+    /// The one that this query tells.
+    fn of(server: &TestServer, query: &str) -> Self {
+        let process = rustix::process::Pid::from_raw(server.sql(query).parse().unwrap()).unwrap();
+        rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+        Self(process)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        rustix::process::kill_process(self.0, rustix::process::Signal::CONT).unwrap();
+    }
+}
+
+const STARTUP: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'";
+const PAUSE_STATE: &str = "SELECT pg_get_wal_replay_pause_state()";
+const KEEPER: &str = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_wal_replay_pause();%'";
+
+#[test]
+fn a_standby_goes_on_whatever_ends_what_had_paused_it() {
+    let source = Archived::start("");
+    source.sql("CREATE TABLE t(n int)");
+    let standby = standby_of(&source);
+    let settings = settings_at(&standby);
+    let goes_on = |why: &str| {
+        wait_until(why, || standby.sql(PAUSE_STATE) == "not paused");
+        source.sql("INSERT INTO t VALUES (1)");
+        let there = source.sql("SELECT count(*) FROM t");
+        wait_until(why, || standby.sql("SELECT count(*) FROM t") == there);
+    };
+    // While replay cannot pause, the pause is only asked for.
+    for end in ["", KEEPER, "SELECT pid FROM pg_stat_activity WHERE query ~ '^SELECT pg_(get|try)' AND pid <> pg_backend_pid()"] {
+        let cancel = Cancel::default();
+        let startup = Stopped::of(&standby, STARTUP);
+        let error = std::thread::scope(|scope| {
+            let taken = scope.spawn(|| Snapshot::take(&settings, "x", &Options::default(), &cancel).map(drop));
+            wait_until("the pause is asked for", || standby.sql(PAUSE_STATE) == "pause requested");
+            if end.is_empty() {
+                cancel.cancel();
+            } else {
+                assert_eq!(standby.sql(&format!("SELECT count(pg_terminate_backend(pid)) FROM ({end}) ended")), "1", "{end}");
+            }
+            taken.join().unwrap().unwrap_err()
+        });
+        let is_told =
+            if end.is_empty() { error.kind() == Kind::Interrupted } else { matches!(error.kind(), Kind::Busy | Kind::Unavailable) };
+        assert!(is_told, "{end}: {error:?}");
+        // Before anything else can resume it.
+        assert_eq!(standby.sql(PAUSE_STATE), "not paused", "{end}");
+        drop(startup);
+        goes_on(end);
+    }
+    // A process that is killed only closes its connections.
+    let mut pause = Pause::ask(&settings, &Cancel::default()).unwrap();
+    wait_until("paused", || pause.holds().unwrap());
+    assert_eq!(standby.sql(PAUSE_STATE), "paused");
+    drop(pause);
+    goes_on("killed");
+    // What somebody else paused stays paused.
+    standby.sql("SELECT pg_wal_replay_pause()");
+    let error = Snapshot::take(&settings, "x", &Options::default(), &Cancel::default()).map(drop).unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy);
+    assert_ne!(standby.sql(PAUSE_STATE), "not paused");
+    standby.sql("SELECT pg_wal_replay_resume()");
+    // And it works at all.
+    let taken = Snapshot::take(&settings, "x", &Options::default(), &Cancel::default()).unwrap();
+    goes_on("taken");
+    let taken = taken.read(&KEY, None, &Cancel::default()).unwrap();
+    let there: u64 = source.sql("SELECT count(*) FROM t").parse().unwrap();
+    assert_eq!(taken.tables[0].rows, there - 1);
+}
+
+#[test]
+fn snapshots_between_which_a_standby_went_on_are_refused() {
+    let source = Archived::start("");
+    source.sql("CREATE TABLE t(n int)");
+    let standby = standby_of(&source);
+    let settings = settings_at(&standby);
+    for paused_again in [false, true] {
+        let startup = Stopped::of(&standby, STARTUP);
+        let error = std::thread::scope(|scope| {
+            let taken = scope.spawn(|| Snapshot::take(&settings, "x", &Options::default(), &Cancel::default()).map(drop));
+            wait_until("the pause is asked for", || standby.sql(PAUSE_STATE) == "pause requested");
+            let leader =
+                Stopped::of(&standby, "SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = 'postgres'");
+            drop(startup);
+            wait_until("paused", || standby.sql(PAUSE_STATE) == "paused");
+            // The first database is about to have its snapshot; another backup resumes meanwhile.
+            std::thread::park_timeout(Duration::from_millis(200));
+            let before = standby.sql("SELECT pg_last_wal_replay_lsn()");
+            standby.sql("SELECT pg_wal_replay_resume()");
+            source.sql("INSERT INTO t VALUES (1)");
+            wait_until("replay goes on", || standby.sql("SELECT pg_last_wal_replay_lsn()") != before);
+            if paused_again {
+                standby.sql("SELECT pg_wal_replay_pause()");
+                wait_until("paused again", || standby.sql(PAUSE_STATE) == "paused");
+            }
+            drop(leader);
+            taken.join().unwrap().unwrap_err()
+        });
+        assert_eq!(error.kind(), Kind::Busy, "{error:?}");
+        assert!(error.to_string().contains("while snapshots were taken"), "{error}");
+        standby.sql("SELECT pg_wal_replay_resume()");
+        wait_until("not paused", || standby.sql(PAUSE_STATE) == "not paused");
+    }
+}
+
+#[test]
+fn a_database_that_takes_no_connections_is_left_out_by_name() {
+    let source = Archived::start("");
+    let (settings, cancel) = (settings_of(&source, "postgres"), Cancel::default());
+    let left_out = || Snapshot::take(&settings, "x", &Options::default(), &cancel).unwrap().read(&KEY, None, &cancel).unwrap().left_out;
+    assert_eq!(left_out(), [], "a plain server has only template0");
+    source.sql("CREATE DATABASE shut");
+    source.sql("ALTER DATABASE shut ALLOW_CONNECTIONS false");
+    let [left] = left_out().try_into().unwrap();
+    assert_eq!((left.object.as_str(), left.kind.as_str()), ("database shut", "no-fingerprint"));
+    assert!(left.message.contains("takes no connections") && left.message.contains("ALLOW_CONNECTIONS true"), "{left:?}");
 }

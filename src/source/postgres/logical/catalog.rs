@@ -3,6 +3,7 @@
 use crate::error::{Error, Kind, Result};
 use crate::source::Problem;
 use crate::source::postgres::client::{Connection, Row, quote_identifier, quote_literal};
+use crate::source::postgres::fingerprint::opening;
 use crate::source::postgres::logical::contents::{Database, Grant, LargeObject, Membership, Role, Sequence, Setting, Table, file_name};
 
 /// So many names are told.
@@ -36,25 +37,49 @@ fn own(text: Option<&str>) -> Option<String> {
     text.map(str::to_owned)
 }
 
-/// Which databases are backed up.
+/// The databases of a backup.
+#[derive(Debug, Default)]
+pub(super) struct Chosen {
+    pub(super) names: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    /// Those that should be backed up and cannot.
+    pub(super) problems: Vec<Problem>,
+}
+
+/// Which databases are backed up: those that are wanted, else all that are no templates.
 ///
 /// # Errors
 /// `Usage` for one that is not there, or may not be connected to.
-pub(super) fn choose_databases(sql: &mut Connection, wanted: &[String]) -> Result<(Vec<String>, Vec<String>)> {
+pub(super) fn choose_databases(sql: &mut Connection, wanted: &[String]) -> Result<Chosen> {
     let rows = sql.query(
-        "SELECT datname, pg_catalog.has_database_privilege(oid, 'CONNECT') AS may FROM pg_catalog.pg_database \
-         WHERE datallowconn AND datconnlimit <> -2 AND NOT datistemplate ORDER BY datname",
+        "SELECT datname, datallowconn AS open, pg_catalog.has_database_privilege(oid, 'CONNECT') AS may FROM pg_catalog.pg_database \
+         WHERE datconnlimit <> -2 AND NOT datistemplate ORDER BY datname",
     )?;
-    let there: Vec<(String, bool)> =
-        rows.iter().map(|row| Ok((row.required("datname")?.to_owned(), is(row, "may")))).collect::<Result<_>>()?;
-    let mut warnings = Vec::new();
-    let chosen: Vec<(String, bool)> = if wanted.is_empty() {
-        let (left, chosen): (Vec<_>, Vec<_>) = there.into_iter().partition(|(name, may)| !may && OF_PROVIDERS.contains(&name.as_str()));
-        warnings.extend(left.iter().map(|(name, _)| format!("database {name} belongs to the server's provider and is not backed up")));
-        chosen
+    let named = |row: &Row| Ok((row.required("datname")?.to_owned(), is(row, "may")));
+    let (open, closed): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| is(row, "open"));
+    let there: Vec<(String, bool)> = open.into_iter().map(named).collect::<Result<_>>()?;
+    let closed: Vec<(String, bool)> = closed.into_iter().map(named).collect::<Result<_>>()?;
+    let mut chosen = Chosen::default();
+    let found: Vec<(String, bool)> = if wanted.is_empty() {
+        let is_of_provider = |name: &String| OF_PROVIDERS.contains(&name.as_str());
+        let (left, found): (Vec<_>, Vec<_>) = there.into_iter().partition(|(name, may)| !may && is_of_provider(name));
+        let (closed_left, closed): (Vec<_>, Vec<_>) = closed.into_iter().partition(|(name, _)| is_of_provider(name));
+        let left = left.iter().chain(&closed_left);
+        chosen.warnings.extend(left.map(|(name, _)| format!("database {name} belongs to the server's provider and is not backed up")));
+        chosen.problems.extend(closed.into_iter().map(|(name, _)| {
+            let message = format!(
+                "it is not in the backup, because it takes no connections: {}, or name the databases to back up with `databases` in the plan",
+                opening(&name)
+            );
+            Problem { object: format!("database {name}"), kind: "database-closed".into(), message }
+        }));
+        found
     } else {
         let find = |name: &String| {
             there.iter().find(|(known, _)| known == name).cloned().ok_or_else(|| {
+                if closed.iter().any(|(known, _)| known == name) {
+                    return Error::new(Kind::Usage, format!("back up database {name:?}: it takes no connections")).hint(opening(name));
+                }
                 let known: Vec<String> = there.iter().map(|(name, _)| name.clone()).collect();
                 Error::new(Kind::Usage, format!("back up database {name:?}: the server has none of that name to connect to"))
                     .hint(format!("it has {}; mend `databases` in the plan", told(&known)))
@@ -62,15 +87,16 @@ pub(super) fn choose_databases(sql: &mut Connection, wanted: &[String]) -> Resul
         };
         wanted.iter().map(find).collect::<Result<_>>()?
     };
-    let closed: Vec<String> = chosen.iter().filter(|(_, may)| !may).map(|(name, _)| name.clone()).collect();
-    if !closed.is_empty() {
-        return Err(Error::new(Kind::Usage, format!("back up {}: the role may not connect there", told(&closed)))
+    let forbidden: Vec<String> = found.iter().filter(|(_, may)| !may).map(|(name, _)| name.clone()).collect();
+    if !forbidden.is_empty() {
+        return Err(Error::new(Kind::Usage, format!("back up {}: the role may not connect there", told(&forbidden)))
             .hint("GRANT CONNECT ON DATABASE … TO its role, or name the databases to back up with `databases = [\"…\"]` in the plan"));
     }
-    if chosen.is_empty() {
+    if found.is_empty() {
         return Err(Error::new(Kind::Usage, "back up PostgreSQL: there is no database to back up"));
     }
-    Ok((chosen.into_iter().map(|(name, _)| name).collect(), warnings))
+    chosen.names = found.into_iter().map(|(name, _)| name).collect();
+    Ok(chosen)
 }
 
 /// A table to be read.

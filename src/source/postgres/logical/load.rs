@@ -1,6 +1,6 @@
 //! Databases of a logical snapshot into a server: each under a temporary name that says what it is, renamed when everything is in it.
 //!
-//! So a restore that failed or was killed never looks like one that is complete. What is left of it is known by its comment, and removed by the
+//! So a restore that failed or was killed never looks like one that is complete. What is left of it is known by its name, and removed by the
 //! next restore of the same database.
 
 use std::collections::BTreeSet;
@@ -279,23 +279,37 @@ pub fn load(tree: &Path, target: &Target, bin_directory: Option<&Path>, context:
     let mut made = Vec::new();
     match load.all(&mut admin, &names, &mut made) {
         Ok(()) => Ok(load.loaded),
-        Err(error) => Err(give_up(target, &made, error)),
+        Err(error) => Err(give_up(target, &made, &load.loaded.databases, error)),
     }
 }
 
-/// Removes what is not complete.
-fn give_up(target: &Target, made: &[String], error: Error) -> Error {
+/// Removes what is not complete. `made` are temporary names; the first of these databases were renamed, or about to be, to `placed`.
+fn give_up(target: &Target, made: &[String], placed: &[String], error: Error) -> Error {
     // Also after an interruption, which the run's token would end at once.
-    let remove = || -> Result<()> {
+    let remove = || -> Result<Vec<&str>> {
         let mut admin = target.admin(&["postgres".to_owned()], &Cancel::default())?;
+        let rows = admin.query(&format!(
+            "SELECT datname FROM pg_catalog.pg_database WHERE pg_catalog.starts_with(datname, {})",
+            quote_literal(UNFINISHED)
+        ))?;
+        let there: BTreeSet<&str> = rows.iter().map(|row| row.required("datname")).collect::<Result<_>>()?;
+        let kept = placed.iter().zip(made).filter(|(_, temporary)| !there.contains(temporary.as_str()));
+        let kept = kept.map(|(name, _)| name.as_str()).collect();
         for name in made {
             admin.execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote_identifier(name)))?;
         }
-        Ok(())
+        Ok(kept)
     };
     let earlier = error.hint_text().map(|hint| format!("{hint}; ")).unwrap_or_default();
     match remove() {
-        Ok(()) => error.hint(format!("{earlier}what was loaded was removed again")),
+        Ok(kept) if kept.is_empty() => error.hint(format!("{earlier}what was loaded was removed again")),
+        Ok(kept) => {
+            let all = kept.join(", ");
+            let drops = kept.iter().map(|name| format!("DROP DATABASE {}", quote_identifier(name))).collect::<Vec<_>>().join("; ");
+            error.hint(format!(
+                "{earlier}complete and kept: {all}; the others were removed again. Before the next restore of all of them: {drops}"
+            ))
+        }
         Err(left) => error.hint(format!("{earlier}{} could not be removed ({left}): the next restore removes it", told(made))),
     }
 }
@@ -312,11 +326,10 @@ impl Load<'_> {
             holders.push(self.fill(database, &temporary).map_err(|error| error.within(format!("load database {name}")))?);
             self.dress(admin, database, name, &temporary)?;
         }
-        for ((name, temporary), holder) in names.iter().zip(made.iter()).zip(holders) {
+        for (((database, name), temporary), holder) in contents.databases.iter().zip(names).zip(made.iter()).zip(holders) {
             self.context.cancel.check()?;
             drop(holder);
-            self.place(admin, name, temporary)?;
-            self.loaded.databases.push(name.clone());
+            self.place(admin, database, name, temporary)?;
         }
         Ok(())
     }
@@ -617,28 +630,24 @@ impl Load<'_> {
         Ok(())
     }
 
-    /// Now it is complete: it gets its name.
-    fn place(&self, admin: &mut Connection, name: &str, temporary: &str) -> Result<()> {
+    /// Now it is complete: it gets its name, last of all. A database with its name lacks nothing.
+    fn place(&mut self, admin: &mut Connection, database: &Database, name: &str, temporary: &str) -> Result<()> {
         let what = || format!("give the restored database its name {name}");
+        let (from, to) = (quote_identifier(temporary), quote_identifier(name));
+        let comment = database.comment.as_deref().map_or_else(|| "NULL".to_owned(), quote_literal);
+        admin.execute(&format!("COMMENT ON DATABASE {from} IS {comment}")).map_err(|error| error.within(what()))?;
         match self.target.state(admin, name, &self.context.cancel)? {
             State::Absent => {}
             State::Empty => self
-                .patiently(admin, &format!("DROP DATABASE {}", quote_identifier(name)))
+                .patiently(admin, &format!("DROP DATABASE {to}"))
                 .map_err(|error| error.within(what()).hint("sessions are connected to the empty database of that name: end them"))?,
             State::Full(found) => {
                 return Err(self.target.refuse(format!("a database {name} that is not empty has appeared meanwhile ({found})")));
             }
         }
-        let (from, to) = (quote_identifier(temporary), quote_identifier(name));
-        self.patiently(admin, &format!("ALTER DATABASE {from} RENAME TO {to}")).map_err(|error| error.within(what()))?;
-        let known = self
-            .contents
-            .databases
-            .iter()
-            .zip(self.target.names(&self.contents.databases.iter().map(|database| database.name.clone()).collect::<Vec<_>>())?);
-        let comment = known.into_iter().find(|(_, known)| known == name).and_then(|(database, _)| database.comment.as_deref());
-        let comment = comment.map_or_else(|| "NULL".to_owned(), quote_literal);
-        admin.execute(&format!("COMMENT ON DATABASE {to} IS {comment}")).map_err(|error| error.within(what()))
+        // Before it is asked for: an answer that is lost leaves it renamed.
+        self.loaded.databases.push(name.to_owned());
+        self.patiently(admin, &format!("ALTER DATABASE {from} RENAME TO {to}")).map_err(|error| error.within(what()))
     }
 
     /// Sessions of our own may not be gone yet.

@@ -70,7 +70,8 @@ impl LogicalSource {
         let mut found = vec![diagnosis("server", Ok(format!("PostgreSQL {major} ({version}), the logical method")))];
         let programs = programs::find(major, major, self.bin_directory.as_deref());
         found.push(diagnosis("pg_dump", programs.map(|tools| tools.version().to_owned())));
-        let (databases, told) = match catalog::choose_databases(&mut sql, &self.databases) {
+        let refuse = |problem: Problem| Err(Error::new(Kind::Usage, format!("{}: {}", problem.object, problem.message)));
+        let catalog::Chosen { names: databases, warnings: told, problems } = match catalog::choose_databases(&mut sql, &self.databases) {
             Ok(chosen) => chosen,
             Err(error) => {
                 found.push(diagnosis("databases", Err(error)));
@@ -78,6 +79,7 @@ impl LogicalSource {
             }
         };
         found.push(diagnosis("databases", Ok(databases.iter().chain(&told).cloned().collect::<Vec<_>>().join(", "))));
+        found.extend(problems.into_iter().map(|problem| diagnosis("databases", refuse(problem))));
         for name in &databases {
             let readable = rows::open(settings, name, &cancel).and_then(|mut sql| {
                 catalog::must_be_readable(&mut sql, name)?;
@@ -87,10 +89,7 @@ impl LogicalSource {
             found.push(diagnosis("privileges", readable));
             let hidden = rows::open(settings, name, &cancel).and_then(|mut sql| catalog::hidden(&mut sql, name));
             match hidden {
-                Ok(hidden) => {
-                    let refuse = |problem: Problem| Err(Error::new(Kind::Usage, format!("{}: {}", problem.object, problem.message)));
-                    found.extend(hidden.into_iter().map(|problem| diagnosis("definitions", refuse(problem))));
-                }
+                Ok(hidden) => found.extend(hidden.into_iter().map(|problem| diagnosis("definitions", refuse(problem)))),
                 Err(error) => found.push(diagnosis("definitions", Err(error))),
             }
         }

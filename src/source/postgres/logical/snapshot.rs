@@ -126,7 +126,7 @@ impl LogicalSnapshot {
         let mut sql = Connection::connect(settings, Mode::Sql { database: None }, cancel)?;
         let version = supported(&sql)?;
         let tools = programs::find(version / 10_000, version / 10_000, source.bin_directory.as_deref())?;
-        let (names, mut warnings) = catalog::choose_databases(&mut sql, &source.databases)?;
+        let catalog::Chosen { names, mut warnings, mut problems } = catalog::choose_databases(&mut sql, &source.databases)?;
         let (roles, with_passwords) = catalog::roles(&mut sql)?;
         if !with_passwords {
             warnings.push("the passwords of roles are not in the backup: its role may not read pg_authid".into());
@@ -144,7 +144,7 @@ impl LogicalSnapshot {
         // Not everybody may ask.
         let system_identifier = sql.value("SELECT system_identifier::text FROM pg_catalog.pg_control_system()").ok().flatten();
         drop(sql);
-        let (mut leaders, mut problems, mut shared) = (Vec::new(), Vec::new(), Shared::new(settings, tools, context));
+        let (mut leaders, mut shared) = (Vec::new(), Shared::new(settings, tools, context));
         for name in &names {
             let (mut leader, found) = lead(settings, name, cancel, &mut warnings)?;
             problems.extend(catalog::hidden(&mut leader.connection, name)?);

@@ -9,6 +9,7 @@ use crate::source::Expectation;
 use crate::source::postgres::instance::Launch;
 use crate::source::postgres::recover::Target;
 use crate::source::postgres::test_restored::Archived;
+use crate::source::postgres::test_server::TestServer;
 
 const KEY: [u8; 32] = [3; 32];
 
@@ -165,4 +166,40 @@ fn an_unknown_user_is_a_failed_check() {
     assert_eq!(results.len(), 1);
     assert_eq!(results[0].outcome, Outcome::Failed);
     assert!(results[0].actual.contains("nobody"), "{results:?}");
+}
+
+#[test]
+fn a_database_that_takes_no_connections_is_no_proof() {
+    let source = Archived::start("");
+    source.sql("CREATE DATABASE shut");
+    source.sql("ALTER DATABASE shut ALLOW_CONNECTIONS false");
+    let (instance, _, request) = recovered(&source);
+    let results = ask(&instance, &request, &Options { amcheck: Amcheck::Off, ..Options::default() }, &context()).unwrap();
+    let shut = outcome_of(&results, "database shut");
+    assert_eq!(shut.outcome, Outcome::Skipped);
+    assert!(shut.actual.contains("takes no connections"), "{shut:?}");
+    assert_eq!(results.iter().filter(|result| result.outcome != Outcome::Passed).count(), 1, "{results:#?}");
+    source.ask(&instance, "ALTER DATABASE shut ALLOW_CONNECTIONS true");
+    let results = ask(&instance, &request, &Options { amcheck: Amcheck::Off, ..Options::default() }, &context()).unwrap();
+    assert!(results.iter().all(|result| result.outcome == Outcome::Passed), "{results:#?}");
+    instance.stop(Stop::Immediate).unwrap();
+}
+
+#[test]
+fn an_answer_of_millions_of_rows_is_counted_and_not_kept() {
+    let server = TestServer::start(&[], "");
+    let settings = Settings::new(Host::Socket(server.folder().to_owned()), PORT, "postgres");
+    let mut connection = connect(&settings, "postgres", &Cancel::default()).unwrap();
+    let (rows, count) = connection.query_at_most("SELECT n FROM generate_series(1, 5000000) n", 2).unwrap();
+    assert_eq!((rows.len(), count), (2, 5_000_000));
+    assert_eq!(rows.iter().map(|row| row.get(0)).collect::<Vec<_>>(), [Some("1"), Some("2")]);
+    // Of several statements the last one with rows counts.
+    let (rows, count) = connection.query_at_most("SELECT n FROM generate_series(1, 9) n; SELECT 'x'", 1).unwrap();
+    assert_eq!((rows.len(), count, rows[0].get(0)), (1, 1, Some("x")));
+    let many = SqlCheck { timeout: Duration::from_mins(1), ..check("many", "SELECT n FROM generate_series(1, 5000000) n", "= 1") };
+    let result = check_sql(&settings, &many, &Cancel::default());
+    assert_eq!((result.outcome, result.actual.as_str()), (Outcome::Failed, "the statement yields 5000000 rows, not one"));
+    for few in ["SELECT 1 WHERE false", "SELECT"] {
+        assert_eq!(check_sql(&settings, &check("few", few, "= 1"), &Cancel::default()).outcome, Outcome::Failed, "{few}");
+    }
 }
