@@ -160,6 +160,8 @@ pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) 
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
     use crate::daemon::journal::{Ending, Job, NewRun, State};
 
@@ -205,11 +207,11 @@ mod tests {
         let plans = |retired: &str, copies: &[&str]| {
             let mut text = FILE.replace("RETIRED", retired);
             for to in ["off.site", "off-site"] {
-                text += &format!("[repository.{to:?}]\nurl = \"file:///nowhere/{to}\"\npassphrase = {{ env = \"NONE\" }}\n");
+                let _ = write!(text, "[repository.{to:?}]\nurl = \"file:///nowhere/{to}\"\npassphrase = {{ env = \"NONE\" }}\n");
             }
             text += "[plan.crm]\nsource = \"a\"\nrepository = \"main\"\nschedule = \"0 2 * * *\"\ntimezone = \"UTC\"\n";
             for to in copies {
-                text += &format!("[[plan.crm.copy]]\nto = {to:?}\nschedule = \"0 4 * * *\"\n");
+                let _ = write!(text, "[[plan.crm.copy]]\nto = {to:?}\nschedule = \"0 4 * * *\"\n");
             }
             Plans::from_text(&text).unwrap()
         };

@@ -112,10 +112,10 @@ impl RepositorySettings {
             }
         })?;
         // An address without a plan is looked at once, and nothing is backed up there.
-        if self.name.is_some() {
-            if let Some(message) = self.note(&repository, surroundings) {
-                surroundings.progress.event(Event::Warning { message });
-            }
+        if self.name.is_some()
+            && let Some(message) = self.note(&repository, surroundings)
+        {
+            surroundings.progress.event(Event::Warning { message });
         }
         Ok(repository)
     }

@@ -582,14 +582,10 @@ impl Pause {
     fn end(self, settings: &Settings) -> Result<()> {
         let Self { holder, mut keeper, lost } = self;
         drop(holder);
-        let mut failed = None;
-        while !lost {
-            match keeper.next_of_answer(&mut failed) {
-                Ok(Some(_)) => {}
-                Ok(None) => return Ok(()),
-                Err(_) => break,
-            }
+        if !lost && read_to_end(&mut keeper).is_ok() {
+            return Ok(());
         }
+        // By another connection, then.
         drop(keeper);
         let mut tried = 1;
         let error = loop {
@@ -606,6 +602,13 @@ impl Pause {
             .within(what)
             .hint("it may stay paused, and then falls behind for good: SELECT pg_wal_replay_resume() there, as soon as it can be reached"))
     }
+}
+
+/// The rest of an answer.
+fn read_to_end(connection: &mut Connection) -> Result<()> {
+    let mut failed = None;
+    while connection.next_of_answer(&mut failed)?.is_some() {}
+    Ok(())
 }
 
 /// By a connection of its own, whatever became of the others.
