@@ -515,7 +515,15 @@ fn copies_go_to_other_repositories_together() {
 /// What `plan show` prints is a plan file that means the same.
 #[test]
 fn what_is_shown_can_be_loaded_again() {
-    for name in ["sqlite-crm.toml", "application-set.toml", "s3.toml", "postgres.toml", "copies.toml"] {
+    for name in [
+        "sqlite-crm.toml",
+        "application-set.toml",
+        "s3.toml",
+        "postgres.toml",
+        "postgres-managed.toml",
+        "postgres-archive.toml",
+        "copies.toml",
+    ] {
         for plan in example(name).plans.values() {
             let shown = plan::show_text(plan);
             let again = load(&[("a.toml", &shown)]).unwrap_or_else(|errors| panic!("{shown}\n{errors}"));

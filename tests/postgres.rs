@@ -15,6 +15,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lifeboat::source::postgres::client::{Connection, Mode};
+use lifeboat::source::postgres::conninfo::Settings;
 use postgres_world::{Load, Restored, World, assert_nowhere, checks, data_key};
 use serde_json::Value;
 use support::postgres::{Cluster, NEWEST, Options, as_server_user, distribution_version, wait_until};
@@ -357,10 +359,25 @@ fn a_bad_page_is_never_a_good_backup() {
         file.write_all(b"rotten").unwrap();
         drop(file);
         world.cluster.start_server();
-        let output = world.run(&["backup", "crm"]);
-        let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
-        assert!(matches!(output.status.code(), Some(1 | 3)), "{said}");
-        assert!(said.contains("checksum") || said.contains("bad-page"), "{said}");
+        // Without a word in the plan, as the tools of each way do; then as the plan says.
+        let plan = fs::read_to_string(world.path("plans/crm.toml")).unwrap();
+        let snapshots = || {
+            let folder = world.path("repository/snapshots");
+            if folder.exists() { workspace::files(&folder).len() } else { 0 }
+        };
+        let backup = |policy: &str, fails: bool| {
+            let policy = if policy.is_empty() { String::new() } else { format!("\ndamaged_pages = \"{policy}\"") };
+            fs::write(world.path("plans/crm.toml"), plan.replace("kind = \"postgres\"", &format!("kind = \"postgres\"{policy}"))).unwrap();
+            let before = snapshots();
+            let report = world.json(&["backup", "crm"], if fails { 1 } else { 3 });
+            let said = report.to_string();
+            assert!(said.contains("postgres.public.account: 1 damaged page(s) on the server: block 3: "), "{said}");
+            assert_eq!(said.contains("bad-page"), !fails, "{said}");
+            assert_eq!(snapshots(), before + usize::from(!fails));
+        };
+        backup("fail", true);
+        backup("", !local);
+        backup("report", false);
         if local {
             // The file does not change any more, and is told of again all the same.
             std::thread::sleep(SETTLED);
@@ -447,5 +464,54 @@ fn the_documented_role_is_enough() {
         assert_eq!(world.json(&["doctor", "crm"], 0)["ok"], true);
         world.json(&["backup", "crm"], 0);
         assert_eq!(world.json(&["drill", "run", "crm"], 0)["verdict"], "passed");
+    }
+}
+
+/// The plans that are shipped for PostgreSQL, on a server of a test and a local repository instead of the store of the example.
+#[test]
+fn the_example_plans_run() {
+    // The doctor looks for the words; the test hands the log over itself.
+    let archives = [("archive_mode", "on"), ("archive_command", "true lifeboat log push crm-archive %p"), ("wal_keep_size", "1GB")];
+    let options = archives.iter().fold(Options::new(distribution_version()), |options, (name, value)| options.setting(name, value));
+    let cluster = options.start();
+    cluster.sql("CREATE DATABASE crm");
+    let url = format!("host={} port={} user=postgres dbname=crm", cluster.folder().display(), cluster.port);
+    let settings = Settings::parse(&url).unwrap();
+    let mut connection = Connection::connect(&settings, Mode::Sql { database: None }, &lifeboat::event::Cancel::default()).unwrap();
+    connection.execute("CREATE TABLE customer(id int PRIMARY KEY, created_at timestamptz DEFAULT now())").unwrap();
+    connection.execute("INSERT INTO customer SELECT generate_series(1, 500)").unwrap();
+    let world = World::new(&cluster, "crm", "");
+    let run = |words: &[&str], code: i32| {
+        let url = format!("host={} port={} user=postgres dbname=crm", cluster.folder().display(), cluster.port);
+        let output =
+            world.command(words).env("CRM_DATABASE_URL", url).env("LIFEBOAT_PASSPHRASE", "a passphrase of this test").output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}{}", text(&output.stdout), text(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    for (example, repository, plan) in [
+        ("postgres.toml", "postgres", "crm-postgres"),
+        ("postgres-managed.toml", "managed", "crm-managed"),
+        ("postgres-archive.toml", "archive", "crm-archive"),
+    ] {
+        let shipped = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("plans").join(example)).unwrap();
+        let local = shipped
+            .replace(&format!("s3://crm-dr/{repository}"), &format!("file://{}", world.path(repository).display()))
+            .replace("endpoint = \"https://s3.example.com\"\n", "")
+            .replace("/var/lib/postgresql/17/main", cluster.data().to_str().unwrap());
+        fs::write(world.path("plans/crm.toml"), local).unwrap();
+        run(&["repo", "init", repository], 0);
+        let doctor = run(&["doctor", plan], 0);
+        assert_eq!(doctor["ok"], true, "{example}: {doctor}");
+        run(&["backup", plan], 0);
+        if example == "postgres-archive.toml" {
+            let segment = connection.value("SELECT pg_walfile_name(pg_current_wal_lsn())").unwrap().unwrap();
+            connection.execute("INSERT INTO customer VALUES (501)").unwrap();
+            connection.execute("SELECT pg_switch_wal()").unwrap();
+            run(&["log", "push", plan, cluster.data().join("pg_wal").join(segment).to_str().unwrap()], 0);
+        }
+        let drill = run(&["drill", "run", plan], 0);
+        assert_eq!(drill["verdict"], "passed", "{example}: {drill}");
+        let asked = checks(&drill).contains(&("recent customers are there".to_owned(), "passed".to_owned()));
+        assert_eq!(asked, shipped.contains("recent customers"), "{example}: {drill}");
     }
 }

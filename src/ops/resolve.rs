@@ -14,7 +14,7 @@ use crate::ops::retention::Rules;
 use crate::ops::work::make_missing;
 use crate::ops::{Canary, CommitGate, DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain};
 use crate::plan::SecretRef;
-use crate::plan::{self, Cache, DrillAt, EnvironmentValue, LogMode, Method, SourceKind};
+use crate::plan::{self, Cache, DamagedPages, DrillAt, EnvironmentValue, LogMode, Method, SourceKind};
 use crate::repo::{OpenOptions, Passphrase, Repository, SourceRecord, UNLOCKED};
 use crate::source::command::{CommandSource, SecretValue};
 use crate::source::files::FilesSource;
@@ -493,6 +493,7 @@ fn source(plan: &Name, source: &plan::Source) -> Result<NamedSource> {
                 log_slot,
                 archives: server.log == LogMode::Push,
                 read_unchanged: server.read_unchanged,
+                refuses_damaged_pages: server.damaged_pages == DamagedPages::Fail,
                 fingerprint_budget: server.fingerprint_budget,
                 read_limit_bytes_per_sec: server.read_limit_bytes_per_sec,
             })

@@ -27,9 +27,9 @@ pub use explain::{explain_json, explain_text};
 pub use findings::PlanErrors;
 pub use load::Sound;
 pub use model::{
-    Address, Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, HeartbeatStyle, JournalSettings, Keep, LockMode,
-    LogMode, Method, Missed, Notifier, NotifierKind, ObjectLock, Objectives, Occasion, Plan, PlannedCopy, Plans, Prune, Repository,
-    RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind, Verify, WebhookForm,
+    Address, Cache, Check, Credentials, DamagedPages, Drill, DrillAt, Environment, EnvironmentValue, HeartbeatStyle, JournalSettings, Keep,
+    LockMode, LogMode, Method, Missed, Notifier, NotifierKind, ObjectLock, Objectives, Occasion, Plan, PlannedCopy, Plans, Prune,
+    Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share, Source, SourceKind, Verify, WebhookForm,
 };
 pub use schedule::{Schedule, in_both, jitter_for, parse_timezone};
 pub use schema::{schema, schema_text};

@@ -436,6 +436,8 @@ pub struct Server {
     pub read_unchanged: bool,
     /// Limit for reading, in bytes a second.
     pub read_limit_bytes_per_sec: Option<u64>,
+    /// PostgreSQL's physical method only.
+    pub damaged_pages: DamagedPages,
     /// How much of the tables a backup reads for fingerprints. PostgreSQL's physical method only.
     pub fingerprint_budget: Budget,
     /// PostgreSQL only.
@@ -444,6 +446,26 @@ pub struct Server {
     pub canary: Option<Duration>,
     /// Of the logical method; empty: all.
     pub databases: Vec<String>,
+}
+
+/// What a backup makes of a page whose checksum is wrong on the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DamagedPages {
+    /// It is backed up as it is, and a problem of the run.
+    Report,
+    /// The backup fails, and no snapshot is committed.
+    Fail,
+}
+
+impl DamagedPages {
+    /// As in the plan file.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Report => "report",
+            Self::Fail => "fail",
+        }
+    }
 }
 
 /// Who brings the continuous log of a database server into the repository.

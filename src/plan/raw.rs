@@ -242,6 +242,15 @@ pub(super) enum RawMethod {
     Logical,
 }
 
+/// What a backup of a database server makes of a damaged page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(super) enum RawDamagedPages {
+    Report,
+    Fail,
+}
+
 /// Who brings the continuous log of a database server into the repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -282,6 +291,8 @@ pub(super) struct RawSource {
     pub bin_directory: Text,
     /// postgres with `data_directory`: also read files that did not change since the last snapshot, so that all their pages are checked. Default: false.
     pub read_unchanged: Option<Located<bool>>,
+    /// postgres, physical method: a page whose checksum is wrong. report: it is backed up as it is and told of, exit code 3; fail: the backup fails. Default: report with `data_directory`, fail without.
+    pub damaged_pages: Option<Located<RawDamagedPages>>,
     /// postgres, physical method: how much of the tables a backup reads for fingerprints, such as `256MiB`: small tables whole, of larger ones a sample, or `all`. Default: `auto`, a 64th of what they hold, from 16 MiB to 256 MiB.
     pub fingerprints: Text,
     /// postgres, logical method: the databases to back up. Default: all that are no templates.
@@ -660,7 +671,18 @@ pub(super) const SOURCE_KEYS: [(&str, &[&str], &[&str]); 5] = [
     (
         "postgres",
         &["url"],
-        &["data_directory", "method", "bin_directory", "log", "canary", "read_unchanged", "read_limit", "fingerprints", "databases"],
+        &[
+            "data_directory",
+            "method",
+            "bin_directory",
+            "log",
+            "canary",
+            "read_unchanged",
+            "read_limit",
+            "damaged_pages",
+            "fingerprints",
+            "databases",
+        ],
     ),
     ("mysql", &["url"], &["data_directory", "method", "bin_directory"]),
 ];
@@ -693,6 +715,7 @@ impl RawSource {
             ("bin_directory", self.bin_directory.as_ref().map(|v| &v.span)),
             ("read_unchanged", self.read_unchanged.as_ref().map(|v| &v.span)),
             ("read_limit", self.read_limit.as_ref().map(|v| &v.span)),
+            ("damaged_pages", self.damaged_pages.as_ref().map(|v| &v.span)),
             ("fingerprints", self.fingerprints.as_ref().map(|v| &v.span)),
             ("log", self.log.as_ref().map(|v| &v.span)),
             ("canary", self.canary.as_ref().map(|v| &v.span)),

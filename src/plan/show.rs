@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::plan::explain::not_applied;
 use crate::plan::model::{
-    Address, Cache, Check, Drill, Environment, EnvironmentValue, Keep, Notifier, NotifierKind, Occasion, Plan, PlannedCopy, Plans,
+    Address, Cache, Check, Drill, Environment, EnvironmentValue, Keep, Method, Notifier, NotifierKind, Occasion, Plan, PlannedCopy, Plans,
     Repository, Server, Source, SourceKind, Verify, WebhookForm,
 };
 use crate::plan::schedule::Schedule;
@@ -242,7 +242,8 @@ fn source_section(source: &Source) -> Section {
             ("data_directory", optional(server.data_directory.as_deref(), path)),
             ("method", json!(server.method.word())),
             ("bin_directory", optional(server.bin_directory.as_deref(), path)),
-            ("read_unchanged", json!(server.read_unchanged)),
+            // A key of those that read a folder.
+            ("read_unchanged", optional(server.data_directory.as_deref(), |_| json!(server.read_unchanged))),
             ("read_limit", optional(server.read_limit_bytes_per_sec, |bytes| json!(format!("{}/s", format_size(bytes))))),
         ]
     };
@@ -259,7 +260,10 @@ fn source_section(source: &Source) -> Section {
         ],
         SourceKind::Postgres(settings) => {
             let mut entries = server(settings);
-            entries.push(("fingerprints", json!(budget(settings.fingerprint_budget))));
+            if settings.method == Method::Physical {
+                entries.push(("damaged_pages", json!(settings.damaged_pages.word())));
+                entries.push(("fingerprints", json!(budget(settings.fingerprint_budget))));
+            }
             entries.push(("log", json!(settings.log.word())));
             entries.push(("canary", optional(settings.canary, |every| json!(format_duration(every)))));
             if !settings.databases.is_empty() {

@@ -17,13 +17,14 @@ use crate::id::Name;
 use crate::plan::blackout::{Blackout, JOBS, Window};
 use crate::plan::findings::{File, Finding, suggest};
 use crate::plan::model::{
-    Cache, Check, Credentials, Drill, DrillAt, Environment, EnvironmentValue, JournalSettings, Keep, LockMode, LogMode, Method, Missed,
-    Notifier, ObjectLock, Objectives, Plan, PlannedCopy, Plans, Prune, Repository, RepositoryUrl, Retry, Scheme, Serve, Server, Share,
-    Source, SourceKind, Verify,
+    Cache, Check, Credentials, DamagedPages, Drill, DrillAt, Environment, EnvironmentValue, JournalSettings, Keep, LockMode, LogMode,
+    Method, Missed, Notifier, ObjectLock, Objectives, Plan, PlannedCopy, Plans, Prune, Repository, RepositoryUrl, Retry, Scheme, Serve,
+    Server, Share, Source, SourceKind, Verify,
 };
 use crate::plan::raw::{
-    Located, Named, RawCache, RawCheck, RawCopy, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLockMode, RawLogMode,
-    RawMethod, RawMissed, RawObjectLock, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify, SOURCE_KEYS, Text, Words,
+    Located, Named, RawCache, RawCheck, RawCopy, RawDamagedPages, RawDrill, RawDrillAt, RawEnvironmentValue, RawFile, RawKeep, RawLockMode,
+    RawLogMode, RawMethod, RawMissed, RawObjectLock, RawPlan, RawRepository, RawSecret, RawSource, RawSourceKind, RawVerify, SOURCE_KEYS,
+    Text, Words,
 };
 use crate::plan::schedule::{Schedule, parse_timezone};
 use crate::plan::secret::SecretRef;
@@ -551,6 +552,20 @@ impl<'a> Checker<'a> {
             self.report(&unchanged.span, "`read_unchanged` is only for reading a data folder", "remove it, or set `data_directory`");
         }
         let read_unchanged = raw.read_unchanged.as_ref().is_some_and(|unchanged| unchanged.value);
+        if let (Method::Logical, Some(given)) = (method, &raw.damaged_pages) {
+            self.report(
+                &given.span,
+                "`damaged_pages` is only used by the physical method",
+                "remove it: the logical method reads rows, not pages",
+            );
+        }
+        let damaged_pages = match raw.damaged_pages.as_ref().map(|given| given.value) {
+            Some(RawDamagedPages::Report) => DamagedPages::Report,
+            Some(RawDamagedPages::Fail) => DamagedPages::Fail,
+            // As pg_basebackup does; whoever reads the folder finds more than what the server would stop at.
+            None if data_directory.is_none() => DamagedPages::Fail,
+            None => DamagedPages::Report,
+        };
         let read_limit_bytes_per_sec = self.read(&raw.read_limit, parse_rate);
         let fingerprint_budget = self
             .read(&raw.fingerprints, |text| match text {
@@ -609,6 +624,7 @@ impl<'a> Checker<'a> {
             bin_directory,
             read_unchanged,
             read_limit_bytes_per_sec,
+            damaged_pages,
             fingerprint_budget,
             log,
             canary,

@@ -27,14 +27,16 @@ use crate::source::postgres::PostgresSource;
 use crate::source::postgres::client::{Connection, Mode, sqlstate};
 use crate::source::postgres::configuration::Configuration;
 use crate::source::postgres::conninfo::Settings;
+use crate::source::postgres::findings::BAD_PAGE;
 use crate::source::postgres::fingerprint::{self, Position, Taken};
-use crate::source::postgres::layout::CONFIGURATION_FOLDER;
+use crate::source::postgres::layout::{self, CONFIGURATION_FOLDER, RelationFile};
 use crate::source::postgres::local::{LocalReader, LocalSettings};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::Target;
 use crate::source::postgres::remote::{Archive, ArchiveReader, Cluster, Finished, kept_inside};
 use crate::source::postgres::replication::{
-    self, BackupPart, BaseBackupOptions, LogPosition, Tablespace, WalEvent, WalStream, base_backup, create_physical_slot, identify_system,
+    self, BackupEnd, BackupPart, BaseBackupOptions, LogPosition, Tablespace, WalEvent, WalStream, base_backup, create_physical_slot,
+    identify_system,
 };
 use crate::source::postgres::stream;
 use crate::source::postgres::throttle::Throttle;
@@ -45,6 +47,11 @@ use crate::source::{Closed, Finish, Problem, SourceContext, SourceSnapshot};
 pub const MAJORS: std::ops::RangeInclusive<u32> = 14..=18;
 /// In [`CONFIGURATION_FOLDER`]: what a recovery of the folder needs to know, as [`Point`].
 pub const POINT_FILE: &str = "recovery-point.json";
+/// OIDs of the two tablespaces that every cluster has.
+const PG_DEFAULT: u32 = 1663;
+const PG_GLOBAL: u32 = 1664;
+/// So many files with damaged pages are told with the names of their relations.
+const NAMED_RELATIONS: usize = 16;
 /// Tells clusters apart, in what a snapshot says of itself.
 const SYSTEM_IDENTIFIER: &str = "system_identifier";
 /// Tables that are in use when they are to be locked are tried again so often, with this pause.
@@ -191,6 +198,7 @@ pub(super) struct BaseSnapshot {
     log: Option<Connection>,
     slot: String,
     fingerprint_budget: fingerprint::Budget,
+    refuses_damaged_pages: bool,
     /// Of what is read here: files of a local folder, and rows for fingerprints.
     throttle: Option<Throttle>,
     /// A permanent one that must be there before anything is read, until it is.
@@ -259,6 +267,7 @@ impl BaseSnapshot {
             log: Some(log),
             slot,
             fingerprint_budget: source.fingerprint_budget,
+            refuses_damaged_pages: source.refuses_damaged_pages,
             log_slot: source.log_slot.clone(),
             sql,
             files: Files::Read,
@@ -371,11 +380,16 @@ impl BaseSnapshot {
                 (stop, local.finish(stop)?)
             }
             Files::Remote(remote) => {
-                let (position, finished) = remote.finish()?;
-                (position.lsn, finished.iter().flat_map(|archive| archive.problems(position.lsn)).collect())
+                let (BackupEnd { position, damaged_pages }, finished) = remote.finish()?;
+                let problems: Vec<Problem> = finished.iter().flat_map(|archive| archive.problems(position.lsn)).collect();
+                if let Some(error) = damaged_pages.filter(|_| problems.iter().all(|problem| problem.kind != BAD_PAGE)) {
+                    return Err(error.within("the server found damaged pages that did not arrive as such"));
+                }
+                (position.lsn, problems)
             }
             Files::Read => return Err(Error::new(Kind::Bug, "the files of a base backup ended twice")),
         };
+        self.damaged_pages(&mut problems)?;
         let name = format!("lifeboat {}", self.slot.trim_start_matches("lifeboat_"));
         let options = fingerprint::Options { budget: self.fingerprint_budget, ..fingerprint::Options::default() };
         let taken = self.fingerprints(&name, &options).map_err(|error| error.within("take the fingerprints of the tables"))?;
@@ -412,6 +426,59 @@ impl BaseSnapshot {
         self.done = Some(Done { stop, timeline, taken, problems });
         self.wal = Some(Wal::begin(log, self.slot.clone(), from, way, end, self.facts.segment, check)?);
         Ok(())
+    }
+
+    /// Names the relations of damaged pages.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] when there are any and they are to end the backup: what is stored is sound.
+    fn damaged_pages(&self, problems: &mut [Problem]) -> Result<()> {
+        let mut damaged: Vec<&mut Problem> = problems.iter_mut().filter(|problem| problem.kind == BAD_PAGE).collect();
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        for problem in damaged.iter_mut().take(NAMED_RELATIONS) {
+            // Only a help for whoever reads it: with the catalogue damaged, the path of the file must do.
+            if let Some(name) = self.relation_name(&problem.object) {
+                problem.message = format!("{name}: {}", problem.message);
+            }
+        }
+        if !self.refuses_damaged_pages {
+            return Ok(());
+        }
+        let told = damaged.iter().take(NAMED_RELATIONS).map(|problem| format!("{}: {}", problem.object, problem.message));
+        let more = damaged.len().saturating_sub(NAMED_RELATIONS);
+        let more = if more > 0 { format!("; and {more} more files") } else { String::new() };
+        Err(Error::new(Kind::Failed, "back up PostgreSQL: pages on the server are damaged, and nothing was committed")
+            .because(told.collect::<Vec<_>>().join("; ") + &more)
+            .hint(
+                "find out how far the damage goes (pg_amcheck) and restore what it hit from an older snapshot (restore --only); with \
+                 damaged_pages = \"report\" in the source there are backups meanwhile, each of which tells of them with exit code 3",
+            ))
+    }
+
+    /// `DATABASE.RELATION` of a file, as far as the server says it.
+    fn relation_name(&self, path: &str) -> Option<String> {
+        let file = RelationFile::parse(path.as_bytes())?;
+        let tablespace = match file.tablespace {
+            layout::Tablespace::Default => PG_DEFAULT,
+            layout::Tablespace::Global => PG_GLOBAL,
+            layout::Tablespace::Oid(oid) => oid,
+        };
+        let relation = format!(
+            "SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.oid = pg_catalog.pg_filenode_relation({tablespace}, {})",
+            file.filenode
+        );
+        let ask = |database: Option<&str>, question: &str| {
+            let connected = Connection::connect(&self.settings, Mode::Sql { database }, &self.cancel);
+            connected.and_then(|mut connection| connection.value(question)).ok().flatten()
+        };
+        if file.database == 0 {
+            return ask(None, &relation);
+        }
+        let database = ask(None, &format!("SELECT datname FROM pg_catalog.pg_database WHERE oid = {}", file.database))?;
+        Some(format!("{database}.{}", ask(Some(&database), &relation)?))
     }
 
     /// Fingerprints are taken through connections of their own. A restore point in the log proves that they led to its server; without one, it must answer
@@ -672,7 +739,7 @@ impl SourceSnapshot for BaseSnapshot {
 enum Sent {
     Begun(Begun),
     Part(BackupPart),
-    Ended(Result<LogPosition>),
+    Ended(Result<BackupEnd>),
 }
 
 struct Begun {
@@ -688,7 +755,7 @@ struct Remote {
     inside: BTreeSet<u32>,
     archive: Option<Arc<Mutex<ArchiveReader<Inbox>>>>,
     finished: Vec<Finished>,
-    end: Option<LogPosition>,
+    end: Option<BackupEnd>,
 }
 
 /// What arrives, shared between the archive's reader and whoever looks for the next archive.
@@ -745,7 +812,7 @@ impl Remote {
         let options = BaseBackupOptions { max_rate_kib, ..BaseBackupOptions::new(label) };
         let work = move || {
             let mut connection = connection;
-            let mut run = || -> Result<LogPosition> {
+            let mut run = || -> Result<BackupEnd> {
                 let mut backup = base_backup(&mut connection, &options)?;
                 let begun = Begun { start: backup.start(), tablespaces: backup.tablespaces().to_vec() };
                 let gone = || Error::new(Kind::Interrupted, "nobody reads the base backup any more");
@@ -821,8 +888,8 @@ impl Remote {
         }
     }
 
-    fn finish(mut self) -> Result<(LogPosition, Vec<Finished>)> {
-        let end = self.end.ok_or_else(|| Error::new(Kind::Bug, "a base backup was finished before its end"))?;
+    fn finish(mut self) -> Result<(BackupEnd, Vec<Finished>)> {
+        let end = self.end.take().ok_or_else(|| Error::new(Kind::Bug, "a base backup was finished before its end"))?;
         Ok((end, std::mem::take(&mut self.finished)))
     }
 }

@@ -7,6 +7,9 @@ use crate::source::Problem;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::page::{Damage, PageState, check_page, page_lsn};
 
+/// The kind of a problem with pages.
+pub const BAD_PAGE: &str = "bad-page";
+
 /// How many bad pages of one file are named.
 const NAMED: usize = 16;
 
@@ -86,7 +89,7 @@ impl Findings {
     pub fn problem(&self, stop: Lsn) -> Option<Problem> {
         let mut message = String::new();
         if self.bad_pages > 0 {
-            let _ = write!(message, "{} damaged page(s) in this relation on the server:", self.bad_pages);
+            let _ = write!(message, "{} damaged page(s) on the server:", self.bad_pages);
             for (block, damage) in &self.first_bad {
                 let _ = write!(message, " block {block}: {damage};");
             }
@@ -102,7 +105,7 @@ impl Findings {
             return None;
         }
         let message = message.trim_matches(|letter| matches!(letter, ' ' | ';')).to_owned();
-        Some(Problem { object: display_path(&self.path), kind: "bad-page".into(), message })
+        Some(Problem { object: display_path(&self.path), kind: BAD_PAGE.into(), message })
     }
 }
 

@@ -77,6 +77,8 @@ pub struct PostgresSource {
     pub bin_directory: Option<PathBuf>,
     /// Files of the data folder that did not change since the last snapshot are read and checked too.
     pub read_unchanged: bool,
+    /// A page whose checksum is wrong ends a backup, instead of being a problem of it.
+    pub refuses_damaged_pages: bool,
     /// Limit for reading, in bytes a second.
     pub read_limit_bytes_per_sec: Option<u64>,
     /// How much of the tables is read for fingerprints.

@@ -254,8 +254,22 @@ pub struct BaseBackup<'a> {
     in_copy: bool,
     /// The end position has been announced: no more copies.
     end: Option<LogPosition>,
+    damaged_pages: Option<Error>,
     ended: bool,
 }
+
+/// How a base backup ended.
+#[derive(Debug)]
+#[must_use]
+pub struct BackupEnd {
+    /// Where the log that it needs ends.
+    pub position: LogPosition,
+    /// The server found pages whose checksums are wrong ([`Kind::Damaged`]): the backup is no good one.
+    pub damaged_pages: Option<Error>,
+}
+
+/// `ERRCODE_DATA_CORRUPTED`.
+const DATA_CORRUPTED: &str = "XX001";
 
 /// Starts a base backup. The log from [`BaseBackup::start`] to the end position is needed with it: create a slot before.
 ///
@@ -279,6 +293,7 @@ pub fn base_backup<'a>(connection: &'a mut Connection, options: &BaseBackupOptio
         manifest_follows: options.manifest,
         in_copy: false,
         end: None,
+        damaged_pages: None,
         ended: false,
     })
 }
@@ -315,11 +330,11 @@ impl BaseBackup<'_> {
         &self.tablespaces
     }
 
-    /// The next part; `None` after the last one, when the server has said that all went well.
+    /// The next part; `None` after the last one, when the server has said that all went well, or that it found damaged pages:
+    /// [`BaseBackup::finish`] tells.
     ///
     /// # Errors
-    /// The server's error, also one that comes after the last byte (a bad page checksum: [`Kind::Damaged`]). What was read before is
-    /// worth nothing then.
+    /// The server's error, also one that comes after the last byte. What was read before is worth nothing then.
     #[expect(clippy::should_implement_trait, reason = "as an Iterator, its errors would be too easy to skip")]
     pub fn next(&mut self) -> Result<Option<BackupPart>> {
         if self.ended {
@@ -328,13 +343,20 @@ impl BaseBackup<'_> {
         loop {
             if !self.in_copy && self.end.is_some() {
                 // CommandComplete, and whatever the server has to say before it is ready again.
-                return match self.connection.next_of_answer(&mut self.failed)? {
-                    Some(Incoming::Message(Message::CommandComplete(_))) => continue,
-                    Some(_) => Err(self.connection.confused("something after the end of a base backup")),
-                    None => {
+                return match self.connection.next_of_answer(&mut self.failed) {
+                    Ok(Some(Incoming::Message(Message::CommandComplete(_)))) => continue,
+                    Ok(Some(_)) => Err(self.connection.confused("something after the end of a base backup")),
+                    Ok(None) => {
                         self.ended = true;
                         Ok(None)
                     }
+                    // It has sent everything by then, the damaged pages as they are.
+                    Err(error) if sqlstate(&error) == Some(DATA_CORRUPTED) => {
+                        self.damaged_pages = Some(error);
+                        self.ended = true;
+                        Ok(None)
+                    }
+                    Err(error) => Err(error),
                 };
             }
             let incoming = self.connection.next_of_answer(&mut self.failed)?;
@@ -403,9 +425,9 @@ impl BaseBackup<'_> {
     ///
     /// # Errors
     /// [`Kind::Bug`] when [`BaseBackup::next`] has not said `None` yet.
-    pub fn finish(self) -> Result<LogPosition> {
+    pub fn finish(self) -> Result<BackupEnd> {
         match self.end {
-            Some(end) if self.ended => Ok(end),
+            Some(position) if self.ended => Ok(BackupEnd { position, damaged_pages: self.damaged_pages }),
             _ => Err(Error::new(Kind::Bug, "the base backup was not read to its end")),
         }
     }
