@@ -24,7 +24,7 @@ use serde_json::Value;
 use support::azure::Azurite;
 use support::postgres::{Options, distribution_version};
 use support::s3::{Bucket, SeaweedFs};
-use workspace::{MARKER, Workspace, damage, files, text};
+use workspace::{MARKER, Workspace, bare, damage, files, text};
 
 const OTHER: &str = "another-planted-passphrase";
 
@@ -374,6 +374,21 @@ fn a_copied_log_recovers_to_a_moment_from_the_copy_alone() {
     // Server and log in one: a file of the log comes from the copy.
     let list = world.json(&["snapshots", "crm", "--repository", "offsite"], 0);
     assert!(list["recovery_ranges"].as_array().unwrap().iter().any(|range| range["continuous"] == true), "{list}");
+    let fetch = |name: &str, words: &[&str], code: i32| {
+        world.json(&[&["log", "fetch", "crm", name, world.path("fetched").to_str().unwrap()], words].concat(), code)
+    };
+    let segment = segments[0].file_name().unwrap().to_str().unwrap();
+    assert_eq!(fetch(segment, &[], 0)["copy"][0], "offsite");
+    // A timeline that the copy has not heard of may be in the repository that is away; whoever names the copy takes its word.
+    let history = "00000002.history";
+    assert_eq!(fetch(history, &[], 150)["error"]["kind"], "no-repository");
+    assert_eq!(fetch(history, &["--repository", "offsite"], 1)["found"], false);
+    // Another repository in its place is no log that ends.
+    let mut init = bare(&["repo", "init", "main", "--json", "--plans", world.path("plans").to_str().unwrap()]);
+    assert!(init.arg("--state").arg(world.path("elsewhere")).output().unwrap().status.success());
+    assert_eq!(fetch(segment, &[], 0)["copy"][0], "offsite");
+    assert_eq!(fetch("0000000100000000000000F0", &[], 150)["error"]["kind"], "damaged");
+    assert_eq!(fetch(history, &[], 150)["error"]["kind"], "damaged");
 }
 
 /// A snapshot of one file.

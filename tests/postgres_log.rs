@@ -13,7 +13,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use lifeboat::id::Name;
-use lifeboat::repo::{Gap, Log, LogRun, OpenOptions, Passphrase, Repository, runs};
+use lifeboat::repo::{Gap, Log, LogRun, OpenOptions, Passphrase, PieceInfo, Repository, runs};
 use lifeboat::source::postgres::lsn::Lsn;
 use lifeboat::store::{Store, StoreConfig};
 use postgres_world::{PASSPHRASE, World, socket_url};
@@ -426,14 +426,16 @@ fn a_damaged_piece_is_told_and_keeps_no_new_log_from_being_stored() {
     write(&cluster, 3000);
     world.wait_for(1, flushed(&cluster));
     streamer.stop();
-    let newest = world.log().pieces().unwrap().pop().unwrap();
-    let name = format!("{:016x}-{:016x}-{:016x}", newest.stream, newest.start, newest.end);
-    let found = workspace::files(&world.path("repository")).into_iter().find(|path| path.to_str().unwrap().ends_with(&name)).unwrap();
-    let mut bytes = fs::read(&found).unwrap();
-    bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
-    fs::remove_file(&found).unwrap();
-    fs::write(&found, bytes).unwrap();
-    let _streamer = world.stream();
+    let damage = |piece: &PieceInfo| {
+        let name = format!("{:016x}-{:016x}-{:016x}", piece.stream, piece.start, piece.end);
+        let found = workspace::files(&world.path("repository")).into_iter().find(|path| path.to_str().unwrap().ends_with(&name)).unwrap();
+        let mut bytes = fs::read(&found).unwrap();
+        bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
+        fs::remove_file(&found).unwrap();
+        fs::write(&found, bytes).unwrap();
+    };
+    damage(&world.log().pieces().unwrap().pop().unwrap());
+    let streamer = world.stream();
     write(&cluster, 3000);
     let end = flushed(&cluster);
     world.wait_for(1, end);
@@ -441,6 +443,20 @@ fn a_damaged_piece_is_told_and_keeps_no_new_log_from_being_stored() {
     assert!(told.contains("is damaged (`lifeboat verify`), new log is stored all the same"), "{told}");
     let facts = |piece| world.log().facts(piece).is_ok();
     assert!(world.log().pieces().unwrap().iter().any(|piece| piece.end >= end.0 && facts(piece)));
+
+    // The same of the last whole segment, which a stream that stopped right behind it compares with what is sent again.
+    cluster.sql("SELECT pg_switch_wal()");
+    world.wait_for(1, flushed(&cluster));
+    drop(streamer);
+    let segment: u64 = cluster.value("SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'").parse().unwrap();
+    let is_whole = |piece: &&PieceInfo| piece.end - piece.start == segment;
+    damage(world.log().pieces().unwrap().iter().rev().find(is_whole).unwrap());
+    let _streamer = world.stream();
+    write(&cluster, 500);
+    let end = flushed(&cluster);
+    world.wait_for(1, end);
+    let told = fs::read_to_string(world.path("spawned.log")).unwrap();
+    assert!(told.matches("is damaged (`lifeboat verify`), new log is stored all the same").count() >= 2, "{told}");
 }
 
 #[test]

@@ -101,8 +101,8 @@ pub fn run(
         from_copy.copy = Some((copy.name().to_string(), explain(&error)));
         let brought = copy.settings().and_then(|settings| place.bring(&settings, &parsed, &shelf, &mut from_copy));
         match brought {
-            // Where the copy ends, the log need not: only the plan's own repository can say so.
-            Ok(()) if matches!(parsed, WalName::Segment { .. }) && (!from_copy.found || from_copy.partial) => {
+            // Where the copy ends, the log need not, and a timeline that it has not heard of may be there: only the plan's own repository can say so.
+            Ok(()) if is_kept(&parsed) && (!from_copy.found || from_copy.partial) => {
                 tracing::warn!(copy = %copy.name(), name, "the copy of the log ends before this");
             }
             Ok(()) => return Ok(from_copy),
@@ -110,6 +110,11 @@ pub fn run(
         }
     }
     Err(error)
+}
+
+/// Whether such a file is looked for at all.
+fn is_kept(name: &WalName) -> bool {
+    matches!(name, WalName::Segment { .. } | WalName::History { .. })
 }
 
 /// One file of the log, wherever it comes from.
@@ -127,6 +132,12 @@ impl Place<'_> {
         let Self { archive, name, destination, jobs, end_at_gap, surroundings } = *self;
         let within = |error: Error| error.within(format!("fetch {name}"));
         let repository = from.open(surroundings)?;
+        // In another one that is in its place, the log would seem to end before it begins.
+        if let Err(error) = from.must_belong(&repository, surroundings)
+            && error.kind() == Kind::Damaged
+        {
+            return Err(within(error));
+        }
         repository.require_reader("fetch a log")?;
         let log = repository.log(&archive.plan, &archive.source);
         match *parsed {

@@ -1,6 +1,7 @@
 //! Streams the log of a PostgreSQL source into the repository, and keeps a note of how it stands where `status` finds it.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use crate::ops::work::{FileLock, make_private, read_private, write_private};
 use crate::plan::{self, SourceKind};
 use crate::repo::{Gap, Log, PieceInfo, Repository, Role, runs};
 use crate::source::postgres::lsn::Lsn;
-use crate::source::postgres::stream::{Again, Known, LogPiece, LogSink, LogStream, StreamState, slot_name};
+use crate::source::postgres::stream::{Again, Known, LogPiece, LogSink, LogStream, StreamState, UNIT_BYTES_MAX, slot_name};
 use crate::source::postgres::wal::{PieceFacts, TimelineHistory};
 
 /// How often the note is written.
@@ -167,6 +168,8 @@ struct Sink<'a> {
     repository: Repository,
     plan: Name,
     source: Name,
+    /// What the stream found stored when it began: stream, start, end.
+    known: BTreeSet<(u64, u64, u64)>,
     /// Pieces inside the unit that fills, which go when it is whole.
     small: Vec<PieceInfo>,
     /// The store does not let pieces be removed.
@@ -219,6 +222,7 @@ impl<'a> Sink<'a> {
             repository,
             plan: plan.name.clone(),
             source: source.name.clone(),
+            known: BTreeSet::new(),
             small: Vec::new(),
             keeps_all: false,
             looked_for_left: false,
@@ -328,9 +332,11 @@ impl LogSink for Sink<'_> {
                 self.remove(&left, &some[0].1);
             }
         }
+        let near = pieces.last().map_or(0, |newest| newest.end.saturating_sub(2 * UNIT_BYTES_MAX));
+        self.known = pieces.iter().filter(|piece| piece.end > near).map(|piece| (piece.stream, piece.start, piece.end)).collect();
         // What is small is not told apart here: all that a later piece covers goes.
         if let Some(newest) = pieces.last() {
-            let near = newest.end.saturating_sub(crate::source::postgres::stream::UNIT_BYTES_MAX);
+            let near = newest.end.saturating_sub(UNIT_BYTES_MAX);
             self.small = pieces.iter().filter(|piece| piece.stream == newest.stream && piece.start >= near).copied().collect();
         }
         Ok(Known { system_identifier, stretches, newest: self.newest_history()? })
@@ -343,7 +349,15 @@ impl LogSink for Sink<'_> {
         let stored = match there {
             // Sent again, as at the beginning of a stream: not stored twice.
             Some(there) if self.log.holds(&there, piece.bytes).is_ok_and(|same| same) => there,
-            _ => self.log.append(stretch.0, stretch.1, stretch.2, &facts, piece.bytes)?.piece,
+            _ => match self.log.append(stretch.0, stretch.1, stretch.2, &facts, piece.bytes) {
+                Ok(appended) => appended.piece,
+                // It was confirmed to the server long ago, and to stay here would lose what comes behind it too.
+                Err(error) if error.kind() == Kind::Damaged && self.known.contains(&stretch) => {
+                    self.tell_damage(&format!("piece from {} to {} of timeline {}", piece.start, piece.end, piece.timeline), &error);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            },
         };
         self.progress.event(Event::Advance { bytes: piece.bytes.len() as u64, items: 1 });
         if piece.replaces {

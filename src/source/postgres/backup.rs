@@ -361,7 +361,7 @@ impl BaseSnapshot {
 
     /// After the files: ends the backup, takes the fingerprints, and queues what makes the folder recoverable.
     fn end_files(&mut self) -> Result<()> {
-        let (stop, mut problems) = match std::mem::replace(&mut self.files, Files::Read) {
+        let (stop, mut problems, is_certain) = match std::mem::replace(&mut self.files, Files::Read) {
             Files::Local(local) => {
                 let call = if self.facts.version >= 150_000 { "pg_backup_stop(false)" } else { "pg_stop_backup(false, false)" };
                 let rows = self.sql.query(&format!("SELECT lsn, labelfile, spcmapfile FROM pg_catalog.{call}"))?;
@@ -377,19 +377,20 @@ impl BaseSnapshot {
                 let location = |place: &Option<Vec<u8>>| place.as_ref().map(|path| String::from_utf8_lossy(path).into_owned());
                 self.tablespaces =
                     local.tablespaces().iter().map(|link| TablespacePlace { oid: link.oid, location: location(&link.location) }).collect();
-                (stop, local.finish(stop)?)
+                (stop, local.finish(stop)?, true)
             }
             Files::Remote(remote) => {
                 let (BackupEnd { position, damaged_pages }, finished) = remote.finish()?;
                 let problems: Vec<Problem> = finished.iter().flat_map(|archive| archive.problems(position.lsn)).collect();
+                let is_certain = damaged_pages.is_some();
                 if let Some(error) = damaged_pages.filter(|_| problems.iter().all(|problem| problem.kind != BAD_PAGE)) {
                     return Err(error.within("the server found damaged pages that did not arrive as such"));
                 }
-                (position.lsn, problems)
+                (position.lsn, problems, is_certain)
             }
             Files::Read => return Err(Error::new(Kind::Bug, "the files of a base backup ended twice")),
         };
-        self.damaged_pages(&mut problems)?;
+        self.damaged_pages(&mut problems, is_certain)?;
         let name = format!("lifeboat {}", self.slot.trim_start_matches("lifeboat_"));
         let options = fingerprint::Options { budget: self.fingerprint_budget, ..fingerprint::Options::default() };
         let taken = self.fingerprints(&name, &options).map_err(|error| error.within("take the fingerprints of the tables"))?;
@@ -428,11 +429,12 @@ impl BaseSnapshot {
         Ok(())
     }
 
-    /// Names the relations of damaged pages.
+    /// Names the relations of damaged pages. `is_certain`: they were read again. A page that the server sent while it was being written (it reads again only
+    /// what has a header) may be such a one, which replay writes anew: that is told, and ends no backup.
     ///
     /// # Errors
     /// [`Kind::Failed`] when there are any and they are to end the backup: what is stored is sound.
-    fn damaged_pages(&self, problems: &mut [Problem]) -> Result<()> {
+    fn damaged_pages(&self, problems: &mut [Problem], is_certain: bool) -> Result<()> {
         let mut damaged: Vec<&mut Problem> = problems.iter_mut().filter(|problem| problem.kind == BAD_PAGE).collect();
         if damaged.is_empty() {
             return Ok(());
@@ -443,7 +445,7 @@ impl BaseSnapshot {
                 problem.message = format!("{name}: {}", problem.message);
             }
         }
-        if !self.refuses_damaged_pages {
+        if !self.refuses_damaged_pages || !is_certain {
             return Ok(());
         }
         let told = damaged.iter().take(NAMED_RELATIONS).map(|problem| format!("{}: {}", problem.object, problem.message));
