@@ -481,6 +481,7 @@ mod tests {
             parents: vec![crate::repo::Parent { id: two, hash: "cd".repeat(32) }],
             removed_at: now,
             reason: "the rules".into(),
+            logs: vec![Name::new("db").unwrap()],
         };
         let decisions = [
             Decision::Hold { hold: hold(one) },

@@ -46,7 +46,7 @@ fn remove(repository: &Repository, manifests: &[&Manifest]) -> Result<bool> {
             .map(|m| {
                 let (manifest, hash) = there[&m.id].clone();
                 let reason = "a test".to_owned();
-                RemovedSnapshot { id: m.id, plan: manifest.plan, hash, parents: manifest.parents, removed_at: Utc::now(), reason }
+                RemovedSnapshot { id: m.id, plan: manifest.plan, hash, parents: manifest.parents, removed_at: Utc::now(), reason, logs: Vec::new() }
             })
             .collect();
         Ok((!snapshots.is_empty()).then_some(Decision::Remove { snapshots }))
