@@ -96,7 +96,7 @@ pub fn standing(reports: &[ReportRecord], existing: Option<&BTreeSet<SnapshotId>
     ordered.sort_by_key(|report| (report.time, report.id));
     let mut standing: BTreeMap<(String, String), Damage> = BTreeMap::new();
     for record in ordered {
-        let Ok(report) = serde_json::from_value::<VerifyReport>(record.document.clone()) else {
+        let Ok(report) = VerifyReport::deserialize(&record.document) else {
             if !record.passed {
                 let damage = unreadable(record);
                 standing.insert((damage.finding.object.clone(), damage.finding.kind.clone()), damage);

@@ -3,10 +3,10 @@
 //! Order: removal through the retention ledger (which decides, and from then on the snapshots are gone) → logs that no kept snapshot
 //! needs → collection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
@@ -14,11 +14,14 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, SnapshotId};
+use crate::ops::damage::Damage;
 use crate::ops::log::{replay, retain};
 use crate::ops::retention::{self, Candidate, Fate, Rules};
 use crate::ops::verdict::millis;
 use crate::ops::{backup, damage, explain, select};
-use crate::repo::{CollectOptions, Collection, Decision, Hold, Ledger, Locks, Manifest, ReportRecord, Repository, Role, beside};
+use crate::repo::{
+    CollectOptions, Collection, Decision, Hold, Ledger, Locks, Manifest, ReportKind, ReportRecord, Repository, Role, beside,
+};
 
 /// Whose snapshots are looked at, and by which rules.
 #[derive(Debug, Clone)]
@@ -26,6 +29,8 @@ pub struct PlanRules {
     pub plan: Name,
     pub rules: Rules,
     pub zone: Tz,
+    /// Its sources whose log is kept in the repository, as the plan is now.
+    pub logs: Vec<Name>,
 }
 
 /// A snapshot's fate as it is shown.
@@ -48,8 +53,20 @@ pub struct LogFate {
     pub before: Option<String>,
     /// Why.
     pub reason: String,
+    /// That were removed, or would be.
     pub pieces: u64,
     pub bytes: u64,
+    /// Pieces that nobody needs and that are still there because the store refused.
+    #[serde(default)]
+    pub refused: u64,
+}
+
+impl LogFate {
+    /// Nothing of it goes, for no reason yet.
+    pub(in crate::ops) fn of(plan: &Name, source: &Name) -> Self {
+        let (plan, source) = (plan.to_string(), source.to_string());
+        Self { plan, source, before: None, reason: String::new(), pieces: 0, bytes: 0, refused: 0 }
+    }
 }
 
 /// What became of a copy that has rules of its own.
@@ -138,11 +155,35 @@ impl PruneReport {
     }
 }
 
+/// How far this machine's clock may be ahead of the store's where times decide what goes, and how far a snapshot's may be without being told.
+const CLOCK_AHEAD: TimeDelta = TimeDelta::hours(1);
+const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(5);
+
+/// By a clock that is ahead, what `within` keeps, holds and the windows of logs are over too early, and that cannot be taken back. What listings showed tells
+/// mostly enough; where nothing was written for long, the store is asked.
+fn refuse_wrong_clock(repository: &Repository, now: DateTime<Utc>) -> Result<()> {
+    if repository.store().newest_seen().is_some_and(|newest| now - newest <= CLOCK_AHEAD) {
+        return Ok(());
+    }
+    match repository.store_clock(now)?.filter(|there| now - *there > CLOCK_AHEAD) {
+        None => Ok(()),
+        Some(there) => Err(Error::new(
+            Kind::Failed,
+            format!(
+                "prune: this machine's clock says {}, the store's {}: nothing is removed by a clock that is ahead",
+                select::moment(now),
+                select::moment(there)
+            ),
+        )
+        .hint("set the clock of the one that is wrong (NTP), then prune again")),
+    }
+}
+
 /// Prunes: applies the rules to the snapshots of these plans, and collects the garbage of the whole repository. `may` is asked right before
 /// snapshots are removed; an error means that none may be.
 ///
 /// # Errors
-/// What `may` says. When the store or the ledger cannot be worked with. What is damaged is told in the report, and nothing is removed then.
+/// What `may` says. `Failed` when this machine's clock is far ahead of the store's. When the store or the ledger cannot be worked with. What is damaged is told in the report, and nothing is removed then.
 pub fn run(
     repository: &Repository,
     plans: &[PlanRules],
@@ -169,25 +210,38 @@ pub fn run(
             planned = decide(repository, ledger, plans, now)?;
             let read = planned.removed().filter_map(|(_, id, reason)| Some((planned.manifests.get(&id)?, reason)));
             let mut removed = repository.removals_of(&read.collect::<Vec<_>>(), now)?;
+            for snapshot in &mut removed {
+                // What is left of a log after its last snapshot is found by this.
+                let sources = planned.manifests.get(&snapshot.id).into_iter().flat_map(|manifest| &manifest.sources);
+                snapshot.logs = sources.filter(|source| replay::can_have_log(source)).map(|source| source.name.clone()).collect();
+            }
             for (plan, id, reason) in planned.removed().filter(|(_, id, _)| !planned.manifests.contains_key(id)) {
                 removed.push(repository.removal_of_unread(plan, id, planned.manifests.values(), reason, now));
             }
             if removed.is_empty() {
                 return Ok(None);
             }
+            refuse_wrong_clock(repository, now)?;
             // Right before the entry: whoever takes this run over from here on takes the entry's number first.
             may()?;
             Ok(Some(Decision::Remove { snapshots: removed }))
         })?;
     }
     let mut logs = Vec::new();
+    if !dry_run && plans.iter().any(|plan| plan.rules.log.is_some()) {
+        refuse_wrong_clock(repository, now)?;
+    }
     for plan in plans {
         logs.extend(prune_logs(repository, plan, &planned, now, dry_run, cancel)?);
     }
-    let without = if dry_run { planned.removed().map(|(_, id, _)| id).collect() } else { std::collections::BTreeSet::new() };
+    let without = if dry_run { planned.removed().map(|(_, id, _)| id).collect() } else { BTreeSet::new() };
     let options = CollectOptions { dry_run, without, ..CollectOptions::default() };
     let mut collection = repository.collect(&options, now, progress, cancel)?;
     let mut warnings = planned.warnings.clone();
+    for log in logs.iter().filter(|log| log.refused > 0) {
+        collection.refused += log.refused;
+        warnings.push(format!("log of {} {}: {}; the next prune tries again", log.plan, log.source, log.reason));
+    }
     warnings.append(&mut collection.warnings);
     // Last: what is given up by now need not stay locked.
     let locks = if dry_run { None } else { repository.keep_locked(now, true, progress, cancel)? };
@@ -218,6 +272,8 @@ pub fn run(
 struct Planned {
     by_plan: Vec<(Name, Vec<Candidate>, Vec<Fate>)>,
     manifests: BTreeMap<SnapshotId, Manifest>,
+    /// Plans and their sources whose log snapshots continued that are removed already.
+    logs_before: BTreeSet<(Name, Name)>,
     blocked: Vec<String>,
     warnings: Vec<String>,
 }
@@ -248,7 +304,7 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
     let mut planned = Planned::default();
     // Far away each answer takes its time. Sessions are listed after manifests: one that is not there any more has ended.
     let (found, reports) = beside(
-        || repository.sound_reports(None),
+        || repository.sound_reports_without(&forget_details),
         || {
             let manifests = repository.sound_manifests(None)?;
             Ok::<_, Error>((manifests, repository.open_commits()))
@@ -267,12 +323,14 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
         }
         Err(error) => return Err(error),
     };
-    let superseded = superseded(&manifests, &reports, ledger, &open, now);
-    for PlanRules { plan, rules, zone } in plans {
+    let standing = damage::standing(&reports, None);
+    let superseded = superseded(&manifests, &reports, &standing, ledger, &open, now);
+    for PlanRules { plan, rules, zone, .. } in plans {
         // Without rules nothing is ever removed.
         let goes = |id: &SnapshotId| !rules.is_everything() && superseded.contains_key(id);
         let of_plan = manifests.iter().filter(|manifest| manifest.plan == *plan && !goes(&manifest.id));
-        let candidates: Vec<Candidate> = of_plan.map(|manifest| candidate(manifest, ledger, &reports, &open, now)).collect();
+        let candidates: Vec<Candidate> = of_plan.map(|manifest| candidate(manifest, ledger, &reports, &standing, &open, now)).collect();
+        planned.warnings.extend(of_the_future(plan, &candidates, &manifests, now));
         let mut fates = retention::plan(rules, &candidates, *zone, now);
         for (id, by) in superseded.iter().filter(|(id, by)| by.plan == *plan && goes(id)) {
             let reasons = vec![format!("it was damaged, and its content was brought back as snapshot {}", by.id)];
@@ -291,8 +349,44 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
         }
         planned.by_plan.push((plan.clone(), candidates, fates));
     }
+    let logs = ledger.all_removed().flat_map(|removed| removed.logs.iter().map(|source| (removed.plan.clone(), source.clone())));
+    planned.logs_before = logs.collect();
     planned.manifests = manifests.into_iter().map(|manifest| (manifest.id, manifest)).collect();
     Ok(planned)
+}
+
+/// Of a report, what is asked here of it: a repository holds thousands of them, with a line for each table or snapshot.
+fn forget_details(report: &mut ReportRecord) {
+    match report.kind {
+        ReportKind::Drill => {
+            if let Some(document) = report.document.as_object_mut() {
+                document.retain(|name, _| matches!(name.as_str(), "exit" | "verdict" | "failure" | "reasons"));
+            }
+        }
+        ReportKind::Verify => {
+            if let Some(sound) = report.document.get_mut("snapshots_sound").and_then(serde_json::Value::as_array_mut) {
+                *sound = Vec::new();
+            }
+        }
+    }
+}
+
+/// A warning where snapshots are dated in the future.
+fn of_the_future(plan: &Name, candidates: &[Candidate], manifests: &[Manifest], now: DateTime<Utc>) -> Option<String> {
+    let future: Vec<&Candidate> = candidates.iter().filter(|candidate| candidate.time - now > CLOCK_TOLERANCE).collect();
+    let last = future.iter().max_by_key(|candidate| (candidate.time, candidate.id))?;
+    let host = manifests.iter().find(|manifest| manifest.id == last.id).map_or("", |manifest| manifest.host.as_str());
+    Some(format!(
+        "{} of plan {plan} {} dated in the future, the last of them {} of {}, made by {host}: that host's clock was wrong, or this one's is. Until then no \
+         rule counts them and none of them goes",
+        match future.len() {
+            1 => "a snapshot".to_owned(),
+            count => format!("{count} snapshots"),
+        },
+        if future.len() == 1 { "is" } else { "are" },
+        last.id,
+        select::moment(last.time),
+    ))
 }
 
 /// Damaged snapshots whose content stands in another one, which is not known to be damaged itself. They would stand in the way of everything as long
@@ -300,12 +394,12 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
 fn superseded<'a>(
     manifests: &'a [Manifest],
     reports: &[ReportRecord],
+    standing: &[Damage],
     ledger: &Ledger,
     open: &[SnapshotId],
     now: DateTime<Utc>,
 ) -> BTreeMap<SnapshotId, &'a Manifest> {
-    let standing = damage::standing(reports, None);
-    let is_damaged = |id: SnapshotId| damage::of_snapshot(reports, &standing, id).is_some();
+    let is_damaged = |id: SnapshotId| damage::of_snapshot(reports, standing, id).is_some();
     let is_read = |id: SnapshotId| manifests.iter().any(|manifest| manifest.id == id);
     // That it says so is not enough: a writer's key must not be able to have a sound one removed.
     manifests
@@ -317,8 +411,15 @@ fn superseded<'a>(
         .collect()
 }
 
-fn candidate(manifest: &Manifest, ledger: &Ledger, reports: &[ReportRecord], open: &[SnapshotId], now: DateTime<Utc>) -> Candidate {
-    let standing = damage::standing(reports, None);
+/// `standing`: of the same reports.
+fn candidate(
+    manifest: &Manifest,
+    ledger: &Ledger,
+    reports: &[ReportRecord],
+    standing: &[Damage],
+    open: &[SnapshotId],
+    now: DateTime<Utc>,
+) -> Candidate {
     let held = ledger.hold(manifest.id, now).map(|hold| {
         let until = hold.until.map_or_else(String::new, |until| format!(" until {}", select::moment(until)));
         format!("{} (by {}{until})", hold.reason, hold.by)
@@ -329,7 +430,7 @@ fn candidate(manifest: &Manifest, ledger: &Ledger, reports: &[ReportRecord], ope
         tags: manifest.tags.clone(),
         whole: backup::missing(&manifest.sources).is_empty(),
         proven_at: select::proven(reports, manifest),
-        damaged: damage::of_snapshot(reports, &standing, manifest.id).map(|known| known.describe()),
+        damaged: damage::of_snapshot(reports, standing, manifest.id).map(|known| known.describe()),
         held,
         unended: open.contains(&manifest.id),
         has_log: manifest.sources.iter().any(replay::can_have_log),
@@ -349,9 +450,10 @@ pub(in crate::ops) fn needing_log<'a>(
     if rules.log.is_none() {
         return Ok(manifests);
     }
-    let (reports, _) = repository.sound_reports(None)?;
+    let (reports, _) = repository.sound_reports_without(&forget_details)?;
+    let standing = damage::standing(&reports, None);
     let ledger = repository.ledger()?;
-    let candidates: Vec<Candidate> = manifests.iter().map(|manifest| candidate(manifest, &ledger, &reports, &[], now)).collect();
+    let candidates: Vec<Candidate> = manifests.iter().map(|manifest| candidate(manifest, &ledger, &reports, &standing, &[], now)).collect();
     let needing: Vec<SnapshotId> = retention::needing_log(rules, &candidates, now).iter().map(|candidate| candidate.id).collect();
     Ok(manifests.into_iter().filter(|manifest| needing.contains(&manifest.id)).collect())
 }
@@ -368,8 +470,15 @@ fn prune_logs(
     let Some((_, candidates, fates)) = planned.by_plan.iter().find(|(name, ..)| *name == plan.plan) else { return Ok(Vec::new()) };
     let manifests: Vec<&Manifest> = planned.manifests.values().filter(|manifest| manifest.plan == plan.plan).collect();
     let mut sources: Vec<&Name> = manifests.iter().flat_map(|m| &m.sources).filter(|s| replay::can_have_log(s)).map(|s| &s.name).collect();
+    // With those whose last snapshot is gone, and their log is not: this was interrupted, or the store had refused.
+    sources.extend(
+        planned.logs_before.iter().filter(|(of, source)| *of == plan.plan && !plan.logs.contains(source)).map(|(_, source)| source),
+    );
     sources.sort_unstable();
     sources.dedup();
+    let kept: BTreeSet<SnapshotId> = fates.iter().filter(|fate| fate.kept).map(|fate| fate.id).collect();
+    let kept: Vec<&Manifest> = manifests.iter().copied().filter(|manifest| kept.contains(&manifest.id)).collect();
+    let is_kept = |source: &Name| kept.iter().flat_map(|m| &m.sources).any(|s| s.name == *source && replay::can_have_log(s));
     let needed: Vec<&Manifest> = retention::log_needed_by(&plan.rules, candidates, fates, now)
         .into_iter()
         .filter_map(|candidate| planned.manifests.get(&candidate.id))
@@ -377,14 +486,8 @@ fn prune_logs(
     let mut logs = Vec::new();
     for source in sources {
         cancel.check()?;
-        let whole = |reason: &str| LogFate {
-            plan: plan.plan.to_string(),
-            source: source.to_string(),
-            before: None,
-            reason: reason.to_owned(),
-            pieces: 0,
-            bytes: 0,
-        };
+        let whole = |reason: &str| LogFate { reason: reason.to_owned(), ..LogFate::of(&plan.plan, source) };
+        let orphaned = !plan.rules.is_everything() && !plan.logs.contains(source) && !is_kept(source);
         if plan.rules == Rules::default() {
             logs.push(whole("the plan has no keep rules: nothing is removed"));
         } else if !planned.blocked.is_empty() {
@@ -398,7 +501,7 @@ fn prune_logs(
                 let is_settled = repository.manifests(Some(&plan.plan))?.iter().all(known);
                 Ok((!is_settled).then_some("a backup of the plan was committed meanwhile: all of it stays"))
             };
-            logs.push(retain::prune(repository, &plan.plan, source, &needed, dry_run, &stands_in_the_way)?);
+            logs.push(retain::prune(repository, &plan.plan, source, &needed, orphaned, dry_run, &stands_in_the_way)?);
         }
     }
     Ok(logs)
@@ -478,7 +581,7 @@ mod tests {
     use crate::entry::Order;
     use crate::event::Silent;
     use crate::id::ReportId;
-    use crate::repo::{OpenOptions, Passphrase, ReportKind, ReportRecord, Role};
+    use crate::repo::{OpenOptions, Passphrase};
     use crate::source::Finish;
     use crate::source::postgres::lsn::Lsn;
     use crate::store::Store;
@@ -490,6 +593,8 @@ mod tests {
         runtime: tokio::runtime::Runtime,
         store: Store,
         start: DateTime<Utc>,
+        /// Sources whose log the plan keeps.
+        logs: Vec<Name>,
     }
 
     fn key(role: &str) -> Passphrase {
@@ -503,7 +608,7 @@ mod tests {
     impl World {
         fn new() -> Self {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-            let world = Self { runtime, store: Store::in_memory(), start: "2026-01-01T02:00:00Z".parse().unwrap() };
+            let world = Self { runtime, store: Store::in_memory(), start: "2026-01-01T02:00:00Z".parse().unwrap(), logs: vec![crm()] };
             let options = OpenOptions { cache: None, workers: 1 };
             let (repository, _) =
                 Repository::init(world.store.clone(), world.runtime.handle().clone(), &key("reader"), &options, world.start).unwrap();
@@ -544,7 +649,7 @@ mod tests {
         }
 
         fn prune(&self, role: &str, rules: &Rules, day: i64, dry_run: bool) -> Result<PruneReport> {
-            let plans = [PlanRules { plan: crm(), rules: rules.clone(), zone: Tz::UTC }];
+            let plans = [PlanRules { plan: crm(), rules: rules.clone(), zone: Tz::UTC, logs: self.logs.clone() }];
             run(&self.open(role), &plans, dry_run, &ManualClock::new(self.day(day)), &Silent, &Cancel::default(), &|| Ok(()))
         }
 
@@ -599,12 +704,149 @@ mod tests {
         let world = World::new();
         (1..4).for_each(|day| drop(world.back_up(day)));
         let repository = world.open("maintainer");
-        let plan = PlanRules { plan: crm(), rules: Rules { last: 1, ..Rules::default() }, zone: Tz::UTC };
+        let plan = PlanRules { plan: crm(), rules: Rules { last: 1, ..Rules::default() }, zone: Tz::UTC, logs: vec![crm()] };
         let planned = decide(&repository, &repository.ledger().unwrap(), std::slice::from_ref(&plan), world.day(4)).unwrap();
         world.back_up(4);
         let logs = prune_logs(&repository, &plan, &planned, world.day(4), false, &Cancel::default()).unwrap();
         assert!(logs[0].pieces == 0 && logs[0].reason.contains("meanwhile"), "{logs:?}");
         assert_eq!(world.segments().len(), 40);
+    }
+
+    /// By a clock that is ten years ahead all holds and windows would be over.
+    #[test]
+    fn nothing_goes_by_a_clock_that_is_far_ahead_of_the_stores() {
+        let world = World::new();
+        let snapshots: Vec<Manifest> = (0..3).map(|day| world.back_up(day)).collect();
+        hold(&world.open("reader"), snapshots[0].id, Some(world.day(30)), "audit", "t", world.day(2)).unwrap();
+        let before = world.runtime.block_on(world.store.list("")).unwrap();
+        let ahead = (Utc::now() - world.start).num_days() + 3650;
+        for rules in [Rules { last: 1, ..Rules::default() }, Rules { last: 9, log: Some(Duration::from_hours(1)), ..Rules::default() }] {
+            let refused = world.prune("maintainer", &rules, ahead, false).unwrap_err();
+            assert!(refused.kind() == Kind::Failed && refused.to_string().contains("clock"), "{refused:?}");
+        }
+        assert_eq!(world.runtime.block_on(world.store.list("")).unwrap(), before);
+        // Where nothing would go, it does not matter; and what was written long ago is no reason.
+        assert_eq!(world.prune("maintainer", &Rules { last: 9, ..Rules::default() }, ahead, false).unwrap().snapshots_removed, 0);
+        let now = (Utc::now() - world.start).num_days();
+        assert_eq!(world.prune("maintainer", &Rules { last: 1, ..Rules::default() }, now, false).unwrap().snapshots_removed, 2);
+    }
+
+    /// Of a host whose clock was at 2036 for a while, and was put right.
+    #[test]
+    fn snapshots_of_the_future_are_told_and_push_no_real_one_out() {
+        let world = World::new();
+        let mut snapshots: Vec<Manifest> = (0..3).map(|day| world.back_up(day)).collect();
+        (3653..3656).for_each(|day| drop(world.back_up(day)));
+        snapshots.extend((6..9).map(|day| world.back_up(day)));
+        let rules = Rules { last: 3, daily: 2, ..Rules::default() };
+        for dry_run in [true, false] {
+            let done = world.prune("maintainer", &rules, 9, dry_run).unwrap();
+            let gone: Vec<SnapshotId> = done.snapshots.iter().filter(|fate| !fate.kept).map(|fate| fate.id).collect();
+            assert_eq!(gone, snapshots[..3].iter().map(|m| m.id).collect::<Vec<_>>(), "{done:?}");
+            let future = done.snapshots.iter().filter(|fate| fate.reasons.iter().any(|why| why.contains("has not been yet")));
+            assert_eq!(future.count(), 3);
+            assert!(done.warnings.iter().any(|why| why.starts_with("3 snapshots of plan crm are dated in the future")), "{done:?}");
+        }
+    }
+
+    #[test]
+    fn log_that_the_store_refuses_to_remove_is_told_and_counted() {
+        use crate::store::Verb;
+        use crate::store::faults::{Effect, Faults, Rule};
+        let mut world = World::new();
+        (0..3).for_each(|day| drop(world.back_up(day)));
+        let (faults, sound) = (Faults::new(), world.store.clone());
+        world.store = Store::with_faults(sound, faults.clone());
+        faults.add(Rule::on(Verb::Delete).below("logs/").from(6).then(Effect::Fail(Kind::Failed)));
+        let rules = Rules { last: 1, ..Rules::default() };
+        let done = world.prune("maintainer", &rules, 3, false).unwrap();
+        let left = world.segments().len() as u64;
+        let log = &done.logs[0];
+        assert_eq!((log.pieces, log.refused, left), (5, 15, 25), "{done:?}");
+        assert!(
+            done.collection.refused >= 15 && done.warnings.iter().any(|why| why.contains("log of crm crm: the store refused")),
+            "{done:?}"
+        );
+        faults.clear();
+        let done = world.prune("maintainer", &rules, 3, false).unwrap();
+        assert_eq!((done.logs[0].pieces, done.logs[0].refused, done.warnings.len(), world.segments().len()), (15, 0, 0, 10), "{done:?}");
+    }
+
+    /// A source that has another name since an upgrade, say: its log goes with its last snapshot, or as soon as the store lets it.
+    #[test]
+    fn log_of_a_source_that_is_gone_goes_with_its_last_snapshot() {
+        use crate::store::Verb;
+        use crate::store::faults::{Effect, Faults, Rule};
+        let rules = Rules { last: 1, ..Rules::default() };
+        for refused in [false, true] {
+            let mut world = World::new();
+            (0..2).for_each(|day| drop(world.back_up(day)));
+            let faults = Faults::new();
+            world.store = Store::with_faults(world.store.clone(), faults.clone());
+            let other = || {
+                let mut writer = world.open("reader").begin(&crm(), world.day(2), &Cancel::default()).unwrap();
+                let tree = writer.tree(&Name::new("new").unwrap(), "files", Order::Tree).unwrap();
+                let finish = Finish { consistency: serde_json::json!({}), fingerprints: vec![], problems: vec![] };
+                let record = tree.finish(serde_json::to_value(finish).unwrap()).unwrap();
+                writer.commit(vec![record], world.day(2), vec![], &Silent).unwrap();
+            };
+            other();
+            // The plan has it: a stream may have stored log before its first backup.
+            let done = world.prune("maintainer", &rules, 3, false).unwrap();
+            assert_eq!((done.snapshots_removed, done.logs[0].pieces, world.segments().len()), (2, 0, 20), "{done:?}");
+            assert_eq!(world.prune("maintainer", &rules, 3, false).unwrap().logs, vec![]);
+            world.logs.clear();
+            if refused {
+                faults.add(Rule::on(Verb::Delete).below("logs/").always().then(Effect::Fail(Kind::Failed)));
+                let done = world.prune("maintainer", &rules, 3, false).unwrap();
+                assert_eq!((done.logs[0].pieces, done.logs[0].refused), (0, 20), "{done:?}");
+                faults.clear();
+            }
+            for dry_run in [true, false] {
+                let done = world.prune("maintainer", &rules, 3, dry_run).unwrap();
+                assert_eq!((done.logs[0].pieces, done.logs[0].before.as_deref()), (20, None), "{done:?}");
+                assert!(done.logs[0].reason.contains("all of it goes"), "{done:?}");
+            }
+            assert_eq!(world.segments(), Vec::<u64>::new());
+        }
+    }
+
+    /// Thousands of reports with a line for each table: what is not asked is not held, and what is judged stays the same.
+    #[test]
+    fn what_is_forgotten_of_reports_is_not_asked() {
+        let time = "2026-01-01T02:00:00Z".parse().unwrap();
+        let id = SnapshotId::generate(time);
+        let record = |kind, passed, document| ReportRecord {
+            id: ReportId::generate(time),
+            kind,
+            time,
+            plan: None,
+            snapshots: vec![id],
+            passed,
+            document,
+        };
+        let verify = serde_json::json!({
+            "schema": "lifeboat.verify/1", "id": ReportId::generate(time), "plan": null, "time": time, "depth": "data", "percent": 100, "run": 0,
+            "findings": [{ "object": "snapshots/x/y", "kind": "damaged", "message": "bad", "snapshots": [id] }], "bytes_checked": 1, "objects_checked": 1,
+            "snapshots_sound": (0..500).map(|_| SnapshotId::generate(time)).collect::<Vec<_>>(), "skipped": [], "duration_ms": 1, "warnings": [],
+        });
+        let drill = serde_json::json!({ "exit": "differs", "verdict": "failed", "failure": { "message": "a table differs" }, "tables": vec!["t"; 500] });
+        for (kind, document) in [(ReportKind::Verify, verify), (ReportKind::Drill, drill)] {
+            let whole = record(kind, false, document);
+            let mut light = whole.clone();
+            forget_details(&mut light);
+            assert!(light.document.to_string().len() < 500, "{light:?}");
+            let judged = |report: &ReportRecord| {
+                let reports = std::slice::from_ref(report);
+                (
+                    damage::standing(reports, None),
+                    damage::of_snapshot(reports, &damage::standing(reports, None), id),
+                    select::proven_at(reports, id),
+                )
+            };
+            assert_eq!(judged(&light), judged(&whole));
+            assert!(judged(&light).1.is_some());
+        }
     }
 
     #[test]

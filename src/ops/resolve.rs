@@ -448,7 +448,8 @@ fn rules_of(plan: &plan::Plan, keep: &plan::Keep) -> PlanRules {
         tags: keep.tags.clone(),
         log: keep.log,
     };
-    PlanRules { plan: plan.name.clone(), rules, zone: plan.zone() }
+    let logs = plan.sources.iter().filter(|source| source.kind.keeps_log()).map(|source| source.name.clone()).collect();
+    PlanRules { plan: plan.name.clone(), rules, zone: plan.zone(), logs }
 }
 
 /// The driver of a configured source.

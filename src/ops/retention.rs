@@ -4,6 +4,9 @@
 //! drill has proven, one that is held, one whose backup has not ended yet, and one whose state is not known to be sound. Without a rule
 //! nothing is removed at all.
 //!
+//! A snapshot of a moment that has not been yet (a clock was wrong) stays, too, and is none of those until that moment: neither the newest of
+//! anything nor in a place of any rule, or a few of them would push all real ones out for years.
+//!
 //! Rules of periods keep the newest *whole* snapshot of each of the last so many periods that have one (the newest at all where none is
 //! whole), by the calendar of the plan's zone; weeks are those of ISO 8601. A snapshot that is known to be damaged takes no place in them.
 
@@ -84,8 +87,12 @@ pub fn plan(rules: &Rules, snapshots: &[Candidate], zone: Tz, now: DateTime<Utc>
             keep(snapshot.id, "the plan has no keep rules: nothing is removed".to_owned());
         }
     }
-    by_state(&ordered, &mut keep);
-    let sound: Vec<&Candidate> = ordered.iter().copied().filter(|snapshot| snapshot.damaged.is_none()).collect();
+    let (past, future): (Vec<&Candidate>, Vec<&Candidate>) = ordered.iter().copied().partition(|snapshot| snapshot.time <= now);
+    for snapshot in future {
+        keep(snapshot.id, "of a moment that has not been yet: it stays, and takes no other one's place".to_owned());
+    }
+    by_state(&ordered, &past, &mut keep);
+    let sound: Vec<&Candidate> = past.into_iter().filter(|snapshot| snapshot.damaged.is_none()).collect();
     for snapshot in sound.iter().rev().take(rules.last as usize) {
         keep(snapshot.id, format!("one of the last {}", rules.last));
     }
@@ -123,21 +130,21 @@ pub fn plan(rules: &Rules, snapshots: &[Candidate], zone: Tz, now: DateTime<Utc>
     ordered.iter().map(fate).collect()
 }
 
-/// What is kept whatever the rules say.
-fn by_state(ordered: &[&Candidate], keep: &mut impl FnMut(SnapshotId, String)) {
-    if let Some(newest) = ordered.last() {
+/// What is kept whatever the rules say. `past`: those that are not of the future.
+fn by_state(ordered: &[&Candidate], past: &[&Candidate], keep: &mut impl FnMut(SnapshotId, String)) {
+    if let Some(newest) = past.last() {
         keep(newest.id, "the newest".to_owned());
     }
     // By its commit it may be another one, where a clock was wrong.
     if let Some(latest) = ordered.iter().max_by_key(|snapshot| snapshot.id)
-        && ordered.last().is_none_or(|newest| newest.id != latest.id)
+        && past.last().is_none_or(|newest| newest.id != latest.id)
     {
         keep(latest.id, "the last that was committed".to_owned());
     }
-    if let Some(whole) = ordered.iter().rev().find(|snapshot| snapshot.whole && snapshot.damaged.is_none()) {
+    if let Some(whole) = past.iter().rev().find(|snapshot| snapshot.whole && snapshot.damaged.is_none()) {
         keep(whole.id, "the newest whole one".to_owned());
     }
-    let proven = ordered.iter().filter(|snapshot| snapshot.proven_at.is_some() && snapshot.damaged.is_none());
+    let proven = past.iter().filter(|snapshot| snapshot.proven_at.is_some() && snapshot.damaged.is_none());
     if let Some(proven) = proven.max_by_key(|snapshot| (snapshot.time, snapshot.id)) {
         keep(proven.id, "the newest that a drill has proven".to_owned());
     }
@@ -335,13 +342,37 @@ mod tests {
         assert_eq!(log_needed_by(&rules, &snapshots, &fates, now)[0].time, at("2026-01-20T01:15:00Z"));
     }
 
+    /// A host was at 2036 for two weeks, and its clock was put right: ids go on behind those of then.
+    #[test]
+    fn snapshots_of_the_future_push_no_real_one_out() {
+        let real = daily(20);
+        let mut wrong: Vec<Candidate> = (0..14).map(|day| snapshot(at("2036-05-01T01:15:00Z") + chrono::Duration::days(day))).collect();
+        wrong[5].proven_at = Some(at("2026-01-18T00:00:00Z"));
+        let mut all = real.clone();
+        all[12].proven_at = Some(at("2026-01-15T00:00:00Z"));
+        all[19].whole = false;
+        let rules = Rules { last: 3, daily: 5, monthly: 2, within: Some(Duration::from_hours(48)), ..Rules::default() };
+        let now = at("2026-01-20T12:00:00Z");
+        let alone = kept(&plan(&rules, &all, ZONE, now));
+        assert_eq!(alone, ["01-13", "01-16", "01-17", "01-18", "01-19", "01-20"]);
+        all.extend(wrong);
+        let fates = plan(&rules, &all, ZONE, now);
+        assert_eq!(kept(&fates)[..alone.len()], alone);
+        assert!(fates[20..].iter().all(|fate| fate.kept && fate.reasons[0].contains("has not been yet")), "{fates:?}");
+        // At their time they are like any other.
+        let fates = plan(&rules, &all, ZONE, at("2036-06-01T00:00:00Z"));
+        assert_eq!(kept(&fates), ["01-19", "05-06", "05-10", "05-11", "05-12", "05-13", "05-14"]);
+    }
+
     /// The same question, asked of each snapshot alone by counting.
     fn naive(rules: &Rules, all: &[Candidate], one: &Candidate, now: DateTime<Utc>) -> bool {
-        let later = |a: &Candidate, b: &Candidate| (a.time, a.id) > (b.time, b.id);
+        let has_been = |s: &Candidate| (now - s.time) >= chrono::Duration::zero();
+        let later = |a: &Candidate, b: &Candidate| has_been(a) && (a.time, a.id) > (b.time, b.id);
         let usable = |s: &Candidate| s.damaged.is_none();
         let newest_of = |filter: &dyn Fn(&Candidate) -> bool| filter(one) && !all.iter().any(|s| filter(s) && later(s, one));
         let mut kept = newest_of(&|_| true) || newest_of(&|s| s.whole && usable(s)) || newest_of(&|s| s.proven_at.is_some() && usable(s));
         kept |= all.iter().all(|s| s.id <= one.id);
+        kept |= !has_been(one);
         kept |= one.held.is_some() || one.damaged.is_some() || one.unended;
         kept |= one.tags.iter().any(|tag| rules.tags.contains(tag));
         kept |= rules.within.is_some_and(|within| now - one.time <= chrono::Duration::from_std(within).unwrap());
@@ -351,7 +382,7 @@ mod tests {
                 [(rules.hourly, "%F %H %z"), (rules.daily, "%F"), (rules.weekly, "%G %V"), (rules.monthly, "%Y %m"), (rules.yearly, "%Y")];
             for (count, format) in formats {
                 let bucket = |s: &Candidate| s.time.with_timezone(&ZONE).format(format).to_string();
-                let rivals: Vec<&Candidate> = all.iter().filter(|s| usable(s) && bucket(s) == bucket(one)).collect();
+                let rivals: Vec<&Candidate> = all.iter().filter(|s| usable(s) && has_been(s) && bucket(s) == bucket(one)).collect();
                 let best = if rivals.iter().any(|s| s.whole) {
                     one.whole && !rivals.iter().any(|s| s.whole && later(s, one))
                 } else {

@@ -47,6 +47,9 @@ pub struct RemovedSnapshot {
     pub removed_at: DateTime<Utc>,
     /// For people.
     pub reason: String,
+    /// Its sources that a log continued.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logs: Vec<Name>,
 }
 
 /// A snapshot that no retention removes.
@@ -465,6 +468,7 @@ impl Repository {
                 parents: manifest.parents.clone(),
                 removed_at: now,
                 reason: (*reason).to_owned(),
+                logs: Vec::new(),
             });
         }
         Ok(removed)
@@ -482,7 +486,7 @@ impl Repository {
         let mut named = others.filter(|other| other.plan == *plan).flat_map(|other| &other.parents).filter(|parent| parent.id == id);
         let hash = named.find(|parent| !parent.hash.is_empty()).map_or_else(String::new, |parent| parent.hash.clone());
         // What it came after is named by what was brought back in its place.
-        RemovedSnapshot { id, plan: plan.clone(), hash, parents: Vec::new(), removed_at: now, reason: reason.to_owned() }
+        RemovedSnapshot { id, plan: plan.clone(), hash, parents: Vec::new(), removed_at: now, reason: reason.to_owned(), logs: Vec::new() }
     }
 
     /// Snapshots whose sessions are there: committed or not, their writers may not know yet.

@@ -42,8 +42,10 @@ pub enum MovedFrame {
         target: u32,
         frame: u32,
         first_slot: u32,
-        /// By slot of the old frame.
-        kept: Vec<bool>,
+        /// Of the old frame, those that [`MovedPack::kept`] tells of: the first so many.
+        slots: u32,
+        /// Where it does: the number of the first byte.
+        bits: u32,
     },
 }
 
@@ -52,6 +54,72 @@ pub enum MovedFrame {
 pub struct MovedPack {
     pub id: PackId,
     pub frames: Vec<MovedFrame>,
+    /// Of all frames that are kept in part, a bit for each slot, as they are stored: there may be a hundred million.
+    kept: Vec<u8>,
+}
+
+impl MovedPack {
+    /// A pack of which nothing was kept yet.
+    pub fn new(id: PackId, frames: usize) -> Self {
+        Self { id, frames: vec![MovedFrame::Dropped; frames], kept: Vec::new() }
+    }
+
+    /// What became of a frame that is kept in part. `kept`: by slot.
+    pub fn part(&mut self, target: u32, frame: u32, first_slot: u32, kept: &[bool]) -> MovedFrame {
+        let bits = self.kept.len() as u32;
+        self.kept.extend(kept.chunks(8).map(|bits| bits.iter().enumerate().fold(0, |byte, (at, kept)| byte | u8::from(*kept) << at)));
+        MovedFrame::Part { target, frame, first_slot, slots: kept.len() as u32, bits }
+    }
+
+    fn bits(&self, slots: u32, bits: u32) -> &[u8] {
+        &self.kept[bits as usize..][..slots.div_ceil(8) as usize]
+    }
+
+    /// Where a slot of a frame is now: target, frame and slot there. `None`: nowhere.
+    fn find(&self, frame: u32, slot: u32) -> Option<(u32, u32, u32)> {
+        match *self.frames.get(frame as usize)? {
+            MovedFrame::Dropped => None,
+            MovedFrame::Whole { target, frame } => Some((target, frame, slot)),
+            MovedFrame::Part { target, frame, first_slot, slots, bits } => {
+                let (before, here) = self.bits(slots, bits).split_at((slot / 8).min(slots.div_ceil(8)) as usize);
+                let (byte, bit) = (*here.first()?, slot % 8);
+                if slot >= slots || byte >> bit & 1 == 0 {
+                    return None;
+                }
+                let before = before.iter().map(|byte| byte.count_ones()).sum::<u32>() + (byte & ((1 << bit) - 1)).count_ones();
+                Some((target, frame, first_slot.checked_add(before)?))
+            }
+        }
+    }
+
+    fn decode_frame(&mut self, reader: &mut Reader<'_>, targets: usize) -> WireResult<()> {
+        let mode = reader.u8()?;
+        if mode == 0 {
+            self.frames.push(MovedFrame::Dropped);
+            return Ok(());
+        }
+        let (target, frame) = (reader.varint32()?, reader.varint32()?);
+        if target as usize >= targets {
+            return Err(WireError::Invalid("frame has gone to a pack that is not named"));
+        }
+        self.frames.push(match mode {
+            1 => MovedFrame::Whole { target, frame },
+            2 => {
+                let (first_slot, slots) = (reader.varint32()?, reader.varint32()?);
+                let bits = self.kept.len() as u32;
+                self.kept.extend_from_slice(reader.bytes(slots.div_ceil(8) as usize)?);
+                MovedFrame::Part { target, frame, first_slot, slots, bits }
+            }
+            _ => return Err(WireError::Invalid("unknown fate of a frame")),
+        });
+        Ok(())
+    }
+
+    /// Bytes of memory.
+    #[cfg(test)]
+    fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.frames.capacity() * size_of::<MovedFrame>() + self.kept.capacity()
+    }
 }
 
 /// One record.
@@ -90,14 +158,12 @@ impl MovedRecord {
                         put_varint(&mut out, u64::from(*target));
                         put_varint(&mut out, u64::from(*frame));
                     }
-                    MovedFrame::Part { target, frame, first_slot, kept } => {
+                    MovedFrame::Part { target, frame, first_slot, slots, bits } => {
                         out.push(2);
-                        for number in [*target, *frame, *first_slot, kept.len() as u32] {
+                        for number in [*target, *frame, *first_slot, *slots] {
                             put_varint(&mut out, u64::from(number));
                         }
-                        out.extend(
-                            kept.chunks(8).map(|bits| bits.iter().enumerate().fold(0, |byte, (at, kept)| byte | u8::from(*kept) << at)),
-                        );
+                        out.extend_from_slice(source.bits(*slots, *bits));
                     }
                 }
             }
@@ -114,37 +180,16 @@ impl MovedRecord {
             record.targets.push((PackRef { id, len: reader.varint()?, directory_len: reader.varint32()? }, kind));
         }
         for _ in 0..reader.count(33)? {
-            let id = PackId(reader.array()?);
-            let mut frames = Vec::new();
+            let mut source = MovedPack::new(PackId(reader.array()?), 0);
             for _ in 0..reader.count(1)? {
-                frames.push(decode_frame(&mut reader, record.targets.len())?);
+                source.decode_frame(&mut reader, record.targets.len())?;
             }
-            record.sources.push(MovedPack { id, frames });
+            source.frames.shrink_to_fit();
+            source.kept.shrink_to_fit();
+            record.sources.push(source);
         }
         reader.finish()?;
         Ok(record)
-    }
-}
-
-fn decode_frame(reader: &mut Reader<'_>, targets: usize) -> WireResult<MovedFrame> {
-    let mode = reader.u8()?;
-    if mode == 0 {
-        return Ok(MovedFrame::Dropped);
-    }
-    let (target, frame) = (reader.varint32()?, reader.varint32()?);
-    if target as usize >= targets {
-        return Err(WireError::Invalid("frame has gone to a pack that is not named"));
-    }
-    match mode {
-        1 => Ok(MovedFrame::Whole { target, frame }),
-        2 => {
-            let first_slot = reader.varint32()?;
-            let count = reader.varint32()? as usize;
-            let bits = reader.bytes(count.div_ceil(8))?;
-            let kept = (0..count).map(|at| bits[at / 8] >> (at % 8) & 1 == 1).collect();
-            Ok(MovedFrame::Part { target, frame, first_slot, kept })
-        }
-        _ => Err(WireError::Invalid("unknown fate of a frame")),
     }
 }
 
@@ -198,16 +243,7 @@ impl MovedTable {
         }
         let (record, number) = self.by_pack.get(&inner.packs.get(place.pack).id)?;
         record.used.store(true, Ordering::Relaxed);
-        let (target, frame, slot) = match record.sources[*number].frames.get(place.frame as usize)? {
-            MovedFrame::Dropped => return None,
-            MovedFrame::Whole { target, frame } => (*target, *frame, place.slot),
-            MovedFrame::Part { target, frame, first_slot, kept } => {
-                let slot = place.slot as usize;
-                kept.get(slot).filter(|kept| **kept)?;
-                let before = kept[..slot].iter().filter(|kept| **kept).count();
-                (*target, *frame, first_slot.checked_add(before as u32)?)
-            }
-        };
+        let (target, frame, slot) = record.sources[*number].find(place.frame, place.slot)?;
         let pack = inner.packs.intern(record.targets.get(target as usize)?.0);
         Some(Place { pack, frame, slot })
     }
@@ -355,13 +391,42 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn frames() -> impl Strategy<Value = MovedFrame> {
-        prop_oneof![
-            Just(MovedFrame::Dropped),
-            (0u32..2, any::<u32>()).prop_map(|(target, frame)| MovedFrame::Whole { target, frame }),
-            (0u32..2, any::<u32>(), any::<u32>(), proptest::collection::vec(any::<bool>(), 0..40))
-                .prop_map(|(target, frame, first_slot, kept)| MovedFrame::Part { target, frame, first_slot, kept }),
-        ]
+    /// Of each frame: nothing, or where it is and, of a part of it, the first slot and what was kept.
+    type Fate = Option<(u32, u32, Option<(u32, Vec<bool>)>)>;
+
+    fn fates() -> impl Strategy<Value = Vec<Fate>> {
+        let part = proptest::option::of((0u32..1 << 31, proptest::collection::vec(any::<bool>(), 0..40)));
+        proptest::collection::vec(proptest::option::of((0u32..2, any::<u32>(), part)), 0..20)
+    }
+
+    fn moved_pack(id: PackId, fates: &[Fate]) -> MovedPack {
+        let mut pack = MovedPack::new(id, fates.len());
+        for (number, fate) in fates.iter().enumerate() {
+            pack.frames[number] = match fate {
+                None => MovedFrame::Dropped,
+                Some((target, frame, None)) => MovedFrame::Whole { target: *target, frame: *frame },
+                Some((target, frame, Some((first, kept)))) => pack.part(*target, *frame, *first, kept),
+            };
+        }
+        pack
+    }
+
+    /// A hundred million living pages that were all moved once, out of frames that were half dead.
+    #[test]
+    fn memory_follows_what_is_stored() {
+        let kept: Vec<bool> = (0..128).map(|slot| slot % 2 == 0).collect();
+        let mut pack = MovedPack::new(PackId([1; 32]), 40);
+        for frame in 0..40 {
+            pack.frames[frame] = pack.part(0, frame as u32 / 2, 0, &kept);
+        }
+        let record = MovedRecord {
+            targets: vec![(PackRef { id: PackId([2; 32]), len: 9, directory_len: 9 }, PackKind::Data)],
+            sources: vec![pack],
+            ..MovedRecord::default()
+        };
+        let packs = 100_000_000 / (40 * 64);
+        let bytes = packs * MovedRecord::decode(&record.encode()).unwrap().sources[0].memory_bytes();
+        assert!(bytes < 70 << 20, "{} MiB", bytes >> 20);
     }
 
     /// However often something was moved, it is found; what leads back to itself is damage, and no way through it has an end.
@@ -372,12 +437,8 @@ mod tests {
         let inner = &repository.inner;
         let pack = |n: u64| PackRef { id: PackId(*blake3::hash(&n.to_le_bytes()).as_bytes()), len: 5_000_000, directory_len: 900 };
         let step = |from: u64, to: u64| {
-            let frames = vec![MovedFrame::Dropped, MovedFrame::Whole { target: 0, frame: 1 }];
-            let record = MovedRecord {
-                targets: vec![(pack(to), PackKind::Data)],
-                sources: vec![MovedPack { id: pack(from).id, frames }],
-                ..MovedRecord::default()
-            };
+            let sources = vec![moved_pack(pack(from).id, &[None, Some((0, 1, None))])];
+            let record = MovedRecord { targets: vec![(pack(to), PackKind::Data)], sources, ..MovedRecord::default() };
             (format!("{FOLDER}{from:05}"), Arc::new(record))
         };
         let place = |n| Place { pack: inner.packs.intern(pack(n)), frame: 1, slot: 7 };
@@ -392,9 +453,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_come_back_and_garbage_is_refused(frames in proptest::collection::vec(frames(), 0..20), garbage in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn records_come_back_and_garbage_is_refused(fates in fates(), garbage in proptest::collection::vec(any::<u8>(), 0..200)) {
             let pack = |byte: u8| (PackRef { id: PackId([byte; 32]), len: 5_000_000, directory_len: 900 }, PackKind::Data);
-            let record = MovedRecord { targets: vec![pack(1), pack(2)], sources: vec![MovedPack { id: PackId([7; 32]), frames }, MovedPack { id: PackId([8; 32]), frames: vec![] }], ..MovedRecord::default() };
+            let record = MovedRecord { targets: vec![pack(1), pack(2)], sources: vec![moved_pack(PackId([7; 32]), &fates), MovedPack::new(PackId([8; 32]), 0)], ..MovedRecord::default() };
             let bytes = record.encode();
             let back = MovedRecord::decode(&bytes).unwrap();
             prop_assert_eq!((&back.targets, &back.sources), (&record.targets, &record.sources));
@@ -402,6 +463,20 @@ mod tests {
                 prop_assert!(MovedRecord::decode(&bytes[..cut]).is_err());
             }
             let _ = MovedRecord::decode(&garbage);
+            // Slot by slot, by counting.
+            for (number, fate) in fates.iter().enumerate() {
+                for slot in 0..45 {
+                    let wanted = match fate {
+                        None => None,
+                        Some((target, frame, None)) => Some((*target, *frame, slot)),
+                        Some((target, frame, Some((first, kept)))) => {
+                            let before = kept.iter().take(slot as usize).filter(|kept| **kept).count() as u32;
+                            (kept.get(slot as usize) == Some(&true)).then_some((*target, *frame, first + before))
+                        }
+                    };
+                    prop_assert_eq!(back.sources[0].find(number as u32, slot), wanted);
+                }
+            }
         }
     }
 }

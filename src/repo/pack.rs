@@ -84,6 +84,11 @@ impl Directory {
         self.frames.iter().flat_map(|frame| &frame.chunks)
     }
 
+    /// Whether there is a chunk at this frame and slot.
+    pub fn has(&self, frame: u32, slot: u32) -> bool {
+        self.frames.get(frame as usize).is_some_and(|frame| (slot as usize) < frame.chunks.len())
+    }
+
     /// The frame and slot of the chunk with this number in the whole directory.
     pub fn locate(&self, chunk: u32) -> Option<(u32, u32)> {
         let frame = self.frames.partition_point(|f| f.first_chunk <= chunk).checked_sub(1)?;

@@ -481,6 +481,7 @@ mod tests {
             parents: vec![crate::repo::Parent { id: two, hash: "cd".repeat(32) }],
             removed_at: now,
             reason: "the rules".into(),
+            logs: vec![Name::new("db").unwrap()],
         };
         let decisions = [
             Decision::Hold { hold: hold(one) },
@@ -561,14 +562,10 @@ mod tests {
         piece.extend(directory_of(PackKind::Log));
         let mut rewritten = MovedRecord::default();
         rewritten.targets = vec![(pack(), PackKind::Data), (PackRef { id: PackId([4; 32]), ..pack() }, PackKind::Nodes)];
-        rewritten.sources = vec![MovedPack {
-            id: PackId([5; 32]),
-            frames: vec![
-                MovedFrame::Dropped,
-                MovedFrame::Whole { target: 1, frame: 300 },
-                MovedFrame::Part { target: 0, frame: 2, first_slot: 130, kept: [true, false, true].repeat(5) },
-            ],
-        }];
+        let mut moved = MovedPack::new(PackId([5; 32]), 3);
+        moved.frames[1] = MovedFrame::Whole { target: 1, frame: 300 };
+        moved.frames[2] = moved.part(0, 2, 130, &[true, false, true].repeat(5));
+        rewritten.sources = vec![moved];
         vec![
             ("wire", vec![wire]),
             ("pack_directory", vec![directory(1), directory(2)]),

@@ -65,7 +65,7 @@ impl Repository {
     /// `Damaged` names the object that cannot be opened.
     pub fn reports(&self, kind: Option<ReportKind>) -> Result<Vec<ReportRecord>> {
         let mut reports: Vec<ReportRecord> = Vec::new();
-        for (_, report) in self.listed_reports()? {
+        for (_, report) in self.listed_reports(&|_| ())? {
             let (report, _) = report?;
             if kind.is_none_or(|kind| report.kind == kind) {
                 reports.push(report);
@@ -83,6 +83,14 @@ impl Repository {
         self.reports_where(|report, _| kind.is_none_or(|kind| report.kind == kind))
     }
 
+    /// The same of all kinds, each without what `forget` takes from it as soon as it was read: so that memory does not follow what is not needed.
+    ///
+    /// # Errors
+    /// As [`Repository::sound_reports`].
+    pub fn sound_reports_without(&self, forget: &dyn Fn(&mut ReportRecord)) -> Result<(Vec<ReportRecord>, Vec<Error>)> {
+        Self::sound_of(self.listed_reports(forget)?, |_, _| true)
+    }
+
     /// The same, but only what a reader has signed: whoever only writes cannot make these.
     ///
     /// # Errors
@@ -92,8 +100,15 @@ impl Repository {
     }
 
     fn reports_where(&self, wanted: impl Fn(&ReportRecord, bool) -> bool) -> Result<(Vec<ReportRecord>, Vec<Error>)> {
+        Self::sound_of(self.listed_reports(&|_| ())?, wanted)
+    }
+
+    fn sound_of(
+        all: Vec<(String, Result<(ReportRecord, bool)>)>,
+        wanted: impl Fn(&ReportRecord, bool) -> bool,
+    ) -> Result<(Vec<ReportRecord>, Vec<Error>)> {
         let (mut reports, mut damaged) = (Vec::new(), Vec::new());
-        for (key, report) in self.listed_reports()? {
+        for (key, report) in all {
             match report {
                 Ok((report, is_signed)) if wanted(&report, is_signed) => reports.push(report),
                 Ok(_) => {}
@@ -106,9 +121,14 @@ impl Repository {
     }
 
     /// With whether a reader has signed it.
-    fn listed_reports(&self) -> Result<Vec<(String, Result<(ReportRecord, bool)>)>> {
+    fn listed_reports(&self, forget: &dyn Fn(&mut ReportRecord)) -> Result<Vec<(String, Result<(ReportRecord, bool)>)>> {
         let listed = self.inner.block_on(self.inner.store.list("reports/"))?;
-        Ok(crate::repo::kept::open_all(&self.inner, "reports/", &listed, |_| true, |key, bytes| self.decode_report(key, bytes)))
+        let open = |key: &str, bytes: &[u8]| {
+            let (mut report, is_signed) = self.decode_report(key, bytes)?;
+            forget(&mut report);
+            Ok((report, is_signed))
+        };
+        Ok(crate::repo::kept::open_all(&self.inner, "reports/", &listed, |_| true, open))
     }
 
     /// Each as it is in the store now.

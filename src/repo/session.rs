@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::id::{Name, SessionId, SnapshotId};
 use crate::repo::format::{ObjectKind, PackId};
 use crate::repo::ledger::{Ledger, RemovedSnapshot};
-use crate::repo::snapshot::id_of;
+use crate::repo::snapshot::{host_name, id_of};
 use crate::repo::{Inner, Manifest, REQUESTS, Repository};
 
 /// Content of a session object (JSON).
@@ -131,6 +131,19 @@ pub enum Decided {
 }
 
 impl Repository {
+    /// What the store's clock says, by a session that is made for that and removed. `None`: the store does not show it.
+    ///
+    /// # Errors
+    /// When the store cannot be asked or takes no session.
+    pub fn store_clock(&self, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
+        let inner = &self.inner;
+        // To others it is a collection that is about to begin: one that was killed here is in nobody's way.
+        let session = Session::publish(inner, &format!("{}{}", crate::repo::moved::FOLDER, SessionId::generate(now)), &host_name(), now)?;
+        let listed = inner.block_on(inner.store.list("sessions/"));
+        session.end(inner);
+        Ok(listed?.into_iter().find(|object| object.key == session.key).map(|object| object.modified))
+    }
+
     /// Decides for good whether this snapshot of a plan was committed: yields its manifest, or makes sure by a void marker at its name (create-only:
     /// exactly one of the two gets it) that it never will be, whoever still tries.
     ///

@@ -35,6 +35,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
 use object_store::memory::InMemory;
@@ -111,6 +112,8 @@ struct Inner {
     beneath: Option<Arc<dyn Backend>>,
     /// Versions and locks, where the store has them.
     bucket: Option<Arc<Bucket>>,
+    /// See [`Store::newest_seen`]; milliseconds since 1970.
+    newest: AtomicI64,
 }
 
 impl fmt::Debug for Store {
@@ -138,6 +141,7 @@ impl Store {
                 counters: Counters::default(),
                 beneath: None,
                 bucket,
+                newest: AtomicI64::new(i64::MIN),
             }),
             Pulse::default(),
         ))
@@ -169,6 +173,7 @@ impl Store {
                 counters: Counters::default(),
                 beneath: None,
                 bucket: None,
+                newest: AtomicI64::new(i64::MIN),
             }),
             Pulse::default(),
         )
@@ -190,6 +195,7 @@ impl Store {
                 counters: Counters::default(),
                 beneath: Some(inner.beneath().clone()),
                 bucket: inner.0.bucket.clone(),
+                newest: AtomicI64::new(i64::MIN),
             }),
             inner.1,
         )
@@ -367,7 +373,17 @@ impl Store {
             .await?;
         objects.retain(|object| prefix.is_empty() || object.key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/')));
         objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        if let Some(newest) = objects.iter().map(|object| object.modified.timestamp_millis()).max() {
+            self.0.newest.fetch_max(newest, Ordering::Relaxed);
+        }
         Ok(objects)
+    }
+
+    /// The latest moment, by the store's clock, at which something was written that a listing of this process showed: the store's clock is not behind
+    /// it. `None`: none showed anything.
+    #[must_use]
+    pub fn newest_seen(&self) -> Option<chrono::DateTime<chrono::Utc>> {
+        chrono::DateTime::from_timestamp_millis(self.0.newest.load(Ordering::Relaxed))
     }
 
     /// Removes an object. One that is not there is a success.

@@ -629,7 +629,8 @@ fn a_prune_that_was_taken_over_removes_nothing_when_it_wakes_up() {
     let (slow, quick) = (node("slow"), node("quick"));
     let slot = DateTime::from_timestamp(1_790_000_000, 0).unwrap();
     let run = |trigger| NewRun::of_slot(&plan, Job::Prune, trigger, slot, RunId::generate(Utc::now()));
-    let rules = [PlanRules { plan: plan.clone(), rules: Rules { last: 1, ..Rules::default() }, zone: chrono_tz::Tz::UTC }];
+    let rules =
+        [PlanRules { plan: plan.clone(), rules: Rules { last: 1, ..Rules::default() }, zone: chrono_tz::Tz::UTC, logs: Vec::new() }];
     let prune = |surroundings: &Surroundings, pause: &dyn Fn()| {
         let may = || {
             surroundings.gate.ask(None, Commit::Retention)?;

@@ -2,7 +2,7 @@
 //!
 //! Recovery from a base backup reads log from the segment on in which that backup began. So what lies before the first such segment of all
 //! snapshots that need their log is of no use, on every timeline: a path from a snapshot only leads to later positions. Removing a beginning
-//! makes no hole.
+//! makes no hole. Where no snapshot begins it any more, and none is to come, all of it is of no use.
 
 use serde::Deserialize;
 
@@ -19,6 +19,7 @@ use crate::source::postgres::wal::PieceFacts;
 /// Removes the pieces of a source's log that lie wholly before what `needed` (snapshots of the plan) need. `stands_in_the_way` is asked once
 /// the pieces were listed: a backup that begins after that needs none of them, and whatever is at work or was committed before has to be
 /// among `needed`, or nothing may go. (After a recovery to the past the positions of a new timeline are lower than those of older snapshots.)
+/// `orphaned`: no snapshot that is kept is of this source, and the plan keeps no log of it any more.
 ///
 /// # Errors
 /// When the store cannot be asked. What cannot be understood keeps the whole log.
@@ -27,15 +28,21 @@ pub fn prune(
     plan: &Name,
     source: &Name,
     needed: &[&Manifest],
+    orphaned: bool,
     dry_run: bool,
     stands_in_the_way: &dyn Fn() -> Result<Option<&'static str>>,
 ) -> Result<LogFate> {
     let log = repository.log(plan, source);
     let pieces = log.pieces()?;
-    let mut fate = LogFate { plan: plan.to_string(), source: source.to_string(), before: None, reason: String::new(), pieces: 0, bytes: 0 };
+    let mut fate = LogFate::of(plan, source);
     if let Some(why) = stands_in_the_way()? {
         why.clone_into(&mut fate.reason);
         return Ok(fate);
+    }
+    if orphaned {
+        "no snapshot is left that it continues, and the plan keeps no log of this source any more: all of it goes"
+            .clone_into(&mut fate.reason);
+        return remove(&log, &pieces, fate, dry_run);
     }
     let starts: Option<Vec<u64>> = needed
         .iter()
@@ -58,13 +65,20 @@ pub fn prune(
         return Ok(fate);
     };
     let before = first - first % segment;
-    let superfluous: Vec<PieceInfo> = superfluous(&pieces, before);
     fate.before = Some(Lsn(before).to_string());
     "the oldest snapshot that needs the log begins there".clone_into(&mut fate.reason);
-    fate.pieces = superfluous.len() as u64;
-    fate.bytes = superfluous.iter().map(|piece| piece.size).sum();
-    if !dry_run && !log.remove(&superfluous)? {
-        "the store refused to remove pieces".clone_into(&mut fate.reason);
+    remove(&log, &superfluous(&pieces, before), fate, dry_run)
+}
+
+/// Removes them, or says how many that would be.
+fn remove(log: &Log, pieces: &[PieceInfo], mut fate: LogFate, dry_run: bool) -> Result<LogFate> {
+    let (gone, refusal) = if dry_run { (pieces.to_vec(), None) } else { log.remove(pieces)? };
+    fate.pieces = gone.len() as u64;
+    fate.bytes = gone.iter().map(|piece| piece.size).sum();
+    if let Some(refusal) = refusal {
+        fate.refused = (pieces.len() - gone.len()) as u64;
+        let causes: Vec<String> = std::iter::once(refusal.to_string()).chain(refusal.causes()).collect();
+        fate.reason = format!("the store refused to remove {} more that nobody needs: {}", fate.refused, causes.join(": "));
     }
     Ok(fate)
 }

@@ -7,8 +7,9 @@ use crate::event::{Cancel, Event, Progress};
 use crate::id::SnapshotId;
 use crate::repo::collect::marks::Marks;
 use crate::repo::nodes::NodeReader;
+use crate::repo::packs::PackNo;
 use crate::repo::snapshot::{Manifest, id_of};
-use crate::repo::tree::{Content, Record, decode_list};
+use crate::repo::tree::{Content, Place, Record, decode_list};
 use crate::repo::{Inner, Repository};
 
 /// Why marking cannot say what is garbage, or the error that ended it.
@@ -119,6 +120,27 @@ impl<'a> Marker<'a> {
         if blocked.is_empty() { Ok(()) } else { Err(Unmarked::Blocked(blocked)) }
     }
 
+    /// Marks a chunk; `true` when it was not marked before. Numbers that would take much memory are believed only of a pack that has them.
+    ///
+    /// # Errors
+    /// `Damaged` when it has not.
+    fn set(&mut self, mut place: Place<PackNo>) -> Result<bool> {
+        let inner = &self.repository.inner;
+        while !self.marks.is_cheap(place) {
+            let pack = inner.packs.get(place.pack);
+            match inner.directory(pack) {
+                Ok(directory) if directory.has(place.frame, place.slot) => break,
+                Ok(_) => {
+                    return Err(Error::new(Kind::Damaged, format!("pack {}: has fewer chunks than a reference to it says", pack.id.key())));
+                }
+                // It may have been put together anew since.
+                Err(error) if error.kind() == Kind::Damaged => place = inner.moved_since(place)?.ok_or(error)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(self.marks.set(place))
+    }
+
     /// Follows a list of nodes. A node that is marked already was followed already.
     fn list(&mut self, bytes: &[u8], depth: u32, cancel: &Cancel) -> Result<()> {
         let inner: &Inner = &self.repository.inner;
@@ -127,7 +149,7 @@ impl<'a> Marker<'a> {
         inner.moved().resolve_refs(inner, &mut refs);
         for node in refs {
             cancel.check()?;
-            if !self.marks.set(node.place) {
+            if !self.set(node.place)? {
                 continue;
             }
             if depth > 0 {
@@ -139,7 +161,7 @@ impl<'a> Marker<'a> {
                 if let Record::Stretch(chunks) | Record::Entry { content: Content::Inline(chunks), .. } = record {
                     for chunk in chunks {
                         for place in chunk.stored.places() {
-                            self.marks.set(place);
+                            self.set(place)?;
                         }
                     }
                 }

@@ -1,6 +1,8 @@
 //! Which chunks are alive, in little memory: a bit each, by pack, frame and slot, so that no id is kept and no directory is needed.
 //!
 //! A hundred million pages are 12.5 MB of bits and 8 bytes a frame.
+//!
+//! Frames and slots are counted from 0, so a single place takes as much memory as its numbers say, and they are what a tree claims: see [`Marks::is_cheap`].
 
 use crate::repo::packs::PackNo;
 use crate::repo::tree::Place;
@@ -21,7 +23,21 @@ pub struct PackMarks {
     pub chunks: u32,
 }
 
+/// Bytes that the marks of a pack may take, whatever is in it, and for each chunk that is marked.
+const FREE_BYTES: u64 = 1024;
+const BYTES_A_CHUNK: u64 = 64;
+
 impl Marks {
+    /// Whether marking a chunk takes no more memory than so many marks should. Of others, it must be known first that the pack has them.
+    pub fn is_cheap(&self, place: Place<PackNo>) -> bool {
+        let none = PackMarks::default();
+        let pack = self.pack(place.pack).unwrap_or(&none);
+        let frames = u64::from(place.frame).saturating_add(1).max(pack.frames.len() as u64);
+        let (_, len) = pack.frames.get(place.frame as usize).copied().unwrap_or_default();
+        let more = if place.slot / 32 < len { 0 } else { words_for(place.slot / 32, len) };
+        frames * 8 + (pack.words.len() as u64 + u64::from(more)) * 4 <= FREE_BYTES + BYTES_A_CHUNK * (u64::from(pack.chunks) + 1)
+    }
+
     /// Marks a chunk; `true` when it was not marked before.
     pub fn set(&mut self, place: Place<PackNo>) -> bool {
         let at = place.pack.0 as usize;
@@ -56,6 +72,11 @@ impl Marks {
     }
 }
 
+/// How many words a frame that has `len` gets so that it has this one.
+fn words_for(word: u32, len: u32) -> u32 {
+    (word + 1).max(len * 2)
+}
+
 impl PackMarks {
     fn set(&mut self, frame: usize, slot: u32) -> bool {
         if self.frames.len() <= frame {
@@ -64,7 +85,7 @@ impl PackMarks {
         let (mut start, mut len) = self.frames[frame];
         let word = slot / 32;
         if word >= len {
-            let more = (word + 1).max(if len == 0 { 1 } else { len * 2 });
+            let more = words_for(word, len);
             if len > 0 && start + len == self.words.len() as u32 {
                 self.words.resize((start + more) as usize, 0);
             } else {
@@ -114,6 +135,28 @@ mod tests {
                         prop_assert_eq!(there, naive.contains(&(pack, frame, slot)));
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_claimed_to_be_far_behind_is_not_cheap() {
+        let place = |frame, slot| Place { pack: PackNo(0), frame, slot };
+        let mut marks = Marks::default();
+        for (frame, slot) in [(u32::MAX, 0), (0, u32::MAX), (u32::MAX, u32::MAX), (200, 0), (0, 10_000)] {
+            assert!(!marks.is_cheap(place(frame, slot)), "{frame} {slot}");
+        }
+        // What packs are like, in any order: a pack of pages, one of small chunks, one of what compresses well.
+        for (frames, slots) in [(40, 128), (3, 40_000), (5_000, 64)] {
+            let mut places: Vec<(u32, u32)> = (0..frames).flat_map(|frame| (0..slots).map(move |slot| (frame, slot))).collect();
+            for reversed in [false, true] {
+                marks = Marks::default();
+                for (frame, slot) in &places {
+                    assert!(reversed || marks.is_cheap(place(*frame, *slot)), "{frame} {slot}");
+                    marks.set(place(*frame, *slot));
+                }
+                assert_eq!(marks.pack(PackNo(0)).unwrap().chunks, frames * slots);
+                places.reverse();
             }
         }
     }

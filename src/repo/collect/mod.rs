@@ -7,7 +7,7 @@
 //! - (B) publish tombstones for what is dead or is to be rewritten; never withdraw one. A later collection goes on with those of an earlier one.
 //! - (C) *then* list sessions. Each must be gone, or decided, or is fenced by a void marker. While one is open, what was given up before it
 //!   was seen to begin stays; the next collection looks again.
-//! - (D) mark a second time: manifests, and records of moved packs, that came since.
+//! - (D) mark a second time: manifests, and records of moved packs, that came since. What such a record leads to is neither dead nor rewritten.
 //! - (R) rewrite partly dead packs as a writer would: session → pack → index → record (the commit, created only if absent).
 //! - (E) take dead packs out of the index, then delete them.
 //!
@@ -287,10 +287,10 @@ impl Repository {
         }
         moved?;
         let moved = inner.moved();
-        let mut kept: HashSet<PackId> = HashSet::new();
-        for (_, record) in moved.records.iter().filter(|(key, _)| !moved_before.contains(*key)) {
-            kept.extend(record.targets.iter().map(|(pack, _)| pack.id));
-        }
+        // Where new records lead: perhaps only some of the ways through them were marked there, or none.
+        let new_records = moved.records.iter().filter(|(key, _)| !moved_before.contains(*key));
+        let new_targets: HashSet<PackId> = new_records.flat_map(|(_, record)| &record.targets).map(|(pack, _)| pack.id).collect();
+        let mut kept = new_targets.clone();
         kept.extend(marker.marks.packs().map(|pack| inner.packs.get(pack).id));
         let (mut dead, waiting): (Vec<PackId>, Vec<PackId>) =
             choice.dead.iter().copied().filter(|pack| !kept.contains(pack)).partition(|pack| settled.contains(pack));
@@ -301,7 +301,8 @@ impl Repository {
         }
 
         // R: rewrite.
-        let rewrite = choice.rewrite.iter().filter(|pack| settled.contains(pack) && !moved.has(**pack));
+        let is_whole = |pack: &&PackId| settled.contains(*pack) && !moved.has(**pack) && !new_targets.contains(*pack);
+        let rewrite = choice.rewrite.iter().filter(is_whole);
         let rewrite: Vec<PackHead> = rewrite.filter_map(|pack| found.index.heads.get(pack)).copied().collect();
         dead.extend(self.rewrite(&rewrite, &marker.marks, now, progress, cancel, out)?);
 

@@ -327,7 +327,7 @@ impl<'a> Assembly<'a> {
             return Err(Error::new(Kind::Bug, "a pack was opened and not all of its frames"));
         }
         let source = self.record.sources.len();
-        self.record.sources.push(MovedPack { id: opened.pack.id, frames: vec![MovedFrame::Dropped; directory.frames.len()] });
+        self.record.sources.push(MovedPack::new(opened.pack.id, directory.frames.len()));
         for ((number, frame), part) in directory.frames.iter().enumerate().zip(parts) {
             let kept: Vec<bool> = (0..frame.chunks.len() as u32).map(|slot| marks.has(number, slot)).collect();
             if !kept.contains(&true) {
@@ -390,7 +390,8 @@ impl<'a> Assembly<'a> {
             let target = self.record.targets.len() as u32;
             let frame = self.open_pack()?.push(encoding, &encoded, gathered.chunks)?;
             for (source, number, first_slot, kept) in gathered.origins {
-                self.record.sources[source].frames[number] = MovedFrame::Part { target, frame, first_slot, kept };
+                let source = &mut self.record.sources[source];
+                source.frames[number] = source.part(target, frame, first_slot, &kept);
             }
             self.close_full_pack()?;
         }

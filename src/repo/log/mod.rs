@@ -420,27 +420,31 @@ impl Log {
         }))
     }
 
-    /// Removes pieces that nobody needs any more, oldest first. `false` when the store refused; what is left is removed another time.
+    /// Removes pieces that nobody needs any more, oldest first, up to where the store refuses. Returns those that went, and its refusal; what is left
+    /// is removed another time.
     ///
     /// # Errors
     /// `Unavailable` and the like.
-    pub fn remove(&self, pieces: &[PieceInfo]) -> Result<bool> {
+    pub fn remove(&self, pieces: &[PieceInfo]) -> Result<(Vec<PieceInfo>, Option<Error>)> {
         use futures::StreamExt as _;
         let mut ordered = pieces.to_vec();
         ordered.sort_unstable_by_key(|piece| (piece.end, piece.start, piece.stream));
-        let keys: Vec<String> = ordered.iter().map(|piece| self.key(piece)).collect();
-        for some in keys.chunks(REMOVALS) {
-            let removed: Vec<Result<()>> =
-                self.inner.block_on(futures::stream::iter(some).map(|key| self.inner.store.delete(key)).buffered(REMOVALS).collect());
-            for removed in removed {
+        let (mut gone, mut refusal) = (Vec::new(), None);
+        let delete = async |piece: &PieceInfo| self.inner.store.delete(&self.key(piece)).await;
+        for some in ordered.chunks(REMOVALS) {
+            let removed: Vec<Result<()>> = self.inner.block_on(futures::stream::iter(some).map(delete).buffered(REMOVALS).collect());
+            for (piece, removed) in some.iter().zip(removed) {
                 match removed {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == Kind::Failed => return Ok(false),
+                    Ok(()) => gone.push(*piece),
+                    Err(error) if error.kind() == Kind::Failed => refusal = refusal.or(Some(error)),
                     Err(error) => return Err(error),
                 }
             }
+            if refusal.is_some() {
+                break;
+            }
         }
-        Ok(true)
+        Ok((gone, refusal))
     }
 
     /// Keeps a side file. `false`: the same content was there already.
