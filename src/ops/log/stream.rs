@@ -15,7 +15,7 @@ use crate::id::Name;
 use crate::ops::explain;
 use crate::ops::log::archive::stored_history;
 use crate::ops::log::fork;
-use crate::ops::resolve::{self, Surroundings};
+use crate::ops::resolve::{self, RepositorySettings, Surroundings};
 use crate::ops::work::{FileLock, make_private, read_private, write_private};
 use crate::plan::{self, SourceKind};
 use crate::repo::{Gap, Log, PieceInfo, Repository, Role, runs};
@@ -25,6 +25,8 @@ use crate::source::postgres::wal::{PieceFacts, TimelineHistory};
 
 /// How often the note is written.
 const NOTE_EVERY: Duration = Duration::from_secs(1);
+/// A piece is sealed to keys that were looked at so long ago at most.
+const KEYS_EVERY: Duration = Duration::from_mins(1);
 
 /// How the log of a source stands: `lifeboat.log/1`, kept in the plan's work folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,11 +127,9 @@ const LONG_PAUSE: Duration = Duration::from_mins(5);
 /// plan or the server before the first piece.
 pub fn run(plan: &plan::Plan, source: &plan::Source, persistence: Persistence, surroundings: &Surroundings) -> Result<LogStatus> {
     let settings = resolve::postgres_settings(source)?;
-    let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
-    if repository.role() == Role::Maintainer {
-        return Err(Error::new(Kind::WrongKey, format!("stream the log of {}: this passphrase opens a maintainer key slot", plan.name))
-            .hint("use the passphrase of a writer or reader key slot (`lifeboat key list`)"));
-    }
+    let place = resolve::repository(&plan.repository)?;
+    let repository = place.open(surroundings)?;
+    must_write(&repository, &plan.name)?;
     let work = surroundings.state.join("work").join(plan.name.as_str());
     make_private(&work)?;
     let lock = work.join(format!("log-{}.lock", source.name));
@@ -139,7 +139,7 @@ pub fn run(plan: &plan::Plan, source: &plan::Source, persistence: Persistence, s
     })?;
     let slot = slot_name(plan.name.as_str(), source.name.as_str());
     let connected = Cell::new(false);
-    let mut sink = Sink::new(plan, source, repository, &slot, &work, surroundings, &connected)?;
+    let mut sink = Sink::new(plan, source, (place, repository), &slot, &work, surroundings, &connected)?;
     let stream = LogStream { settings, slot, cancel: surroundings.cancel.clone() };
     let progress = Arc::clone(&surroundings.progress);
     progress.event(Event::Phase { name: "stream", detail: format!("{} of {}", source.name, plan.name) });
@@ -161,10 +161,22 @@ pub fn run(plan: &plan::Plan, source: &plan::Source, persistence: Persistence, s
     Ok(sink.status)
 }
 
+fn must_write(repository: &Repository, plan: &Name) -> Result<()> {
+    if repository.role() == Role::Maintainer {
+        return Err(Error::new(Kind::WrongKey, format!("stream the log of {plan}: this passphrase opens a maintainer key slot"))
+            .hint("use the passphrase of a writer or reader key slot (`lifeboat key list`)"));
+    }
+    Ok(())
+}
+
 /// The repository's log as a stream's sink.
 struct Sink<'a> {
     log: Log,
     repository: Repository,
+    /// To open it anew when its keys have changed.
+    place: RepositorySettings,
+    keys_at: Option<Instant>,
+    surroundings: &'a Surroundings,
     plan: Name,
     source: Name,
     /// Pieces inside the unit that fills, which go when it is whole.
@@ -184,10 +196,10 @@ impl<'a> Sink<'a> {
     fn new(
         plan: &plan::Plan,
         source: &plan::Source,
-        repository: Repository,
+        (place, repository): (RepositorySettings, Repository),
         slot: &str,
         work: &Path,
-        surroundings: &Surroundings,
+        surroundings: &'a Surroundings,
         connected: &'a Cell<bool>,
     ) -> Result<Self> {
         let log = repository.log(&plan.name, &source.name);
@@ -217,6 +229,9 @@ impl<'a> Sink<'a> {
         Ok(Self {
             log,
             repository,
+            place,
+            keys_at: None,
+            surroundings,
             plan: plan.name.clone(),
             source: source.name.clone(),
             small: Vec::new(),
@@ -229,6 +244,39 @@ impl<'a> Sink<'a> {
             progress: Arc::clone(&surroundings.progress),
             connected,
         })
+    }
+
+    /// Makes sure that what is stored now is sealed to the keys that are in use. Where something was done with them since they were read, the repository
+    /// is opened anew. Without `always`, nobody is asked when that was done a moment ago.
+    ///
+    /// # Errors
+    /// `WrongKey` when the plan's own key was destroyed and it has no other one, or a rotation left the key slot behind; as opening says.
+    fn follow_keys(&mut self, always: bool) -> Result<()> {
+        if !always && self.keys_at.is_some_and(|at| at.elapsed() < KEYS_EVERY) {
+            return Ok(());
+        }
+        self.keys_at = None;
+        match self.repository.keys_changed(&self.plan) {
+            Ok(None) => {}
+            Err(error) if !matches!(error.kind(), Kind::WrongKey | Kind::Damaged) => return Err(error),
+            changed => {
+                tracing::info!(plan = %self.plan, source = %self.source, ?changed, "something was done with the keys: they are read anew");
+                let repository = self.place.open(self.surroundings)?;
+                if repository.id() != self.repository.id() {
+                    return Err(Error::new(
+                        Kind::Damaged,
+                        format!("stream the log of {}: another repository is there than before", self.plan),
+                    )
+                    .hint("`lifeboat repo accept` says that it is meant; then start the stream anew"));
+                }
+                must_write(&repository, &self.plan)?;
+                self.log = repository.log(&self.plan, &self.source);
+                self.repository = repository;
+            }
+        }
+        self.repository.may_write(&self.plan).map_err(|error| error.within(format!("stream the log of {}", self.plan)))?;
+        self.keys_at = Some(Instant::now());
+        Ok(())
     }
 
     /// Writes the note, not too often.
@@ -317,6 +365,7 @@ fn identifier(text: &str) -> Result<u64> {
 
 impl LogSink for Sink<'_> {
     fn known(&mut self) -> Result<Known> {
+        self.follow_keys(true)?;
         let pieces = self.log.pieces()?;
         let system_identifier = self.system_identifier(&pieces)?;
         let timeline = |stream: u64| u32::try_from(stream).context(Kind::Damaged, || format!("a log of timeline {stream}"));
@@ -337,6 +386,7 @@ impl LogSink for Sink<'_> {
     }
 
     fn piece(&mut self, piece: &LogPiece<'_>) -> Result<()> {
+        self.follow_keys(false)?;
         let facts = serde_json::to_value(piece.facts).context(Kind::Bug, || "write what is said of a piece of log".to_owned())?;
         let stretch = (u64::from(piece.timeline), piece.start.0, piece.end.0);
         let there = self.small.iter().find(|other| (other.stream, other.start, other.end) == stretch).copied();
