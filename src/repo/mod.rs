@@ -122,6 +122,8 @@ struct Inner {
     keys: Keys,
     /// What was listed below `keys/` when they were read.
     standing: keyring::Standing,
+    /// What was listed there later and changed nothing for a plan, by its name.
+    harmless: std::sync::Mutex<std::collections::HashMap<String, keyring::Standing>>,
     slot: String,
     workers: usize,
     cache: CacheFolder,
@@ -286,6 +288,7 @@ impl Repository {
             id,
             keys,
             standing,
+            harmless: std::sync::Mutex::default(),
             slot,
             workers,
             cache,

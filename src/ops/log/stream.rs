@@ -501,6 +501,71 @@ mod tests {
     use super::*;
 
     #[test]
+    fn keys_are_looked_at_while_it_streams() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display();
+        let secret = folder.path().join("passphrase");
+        std::fs::write(&secret, "correct horse battery staple").unwrap();
+        std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let text = format!(
+            "version = 1\n[repository.main]\nurl = \"file://{path}/main\"\npassphrase = {{ file = \"{path}/passphrase\" }}\n\
+             [source.db]\nkind = \"postgres\"\nurl = {{ env = \"URL\" }}\nlog = \"stream\"\n[plan.crm]\nsource = \"db\"\nrepository = \"main\"\n"
+        );
+        let plans = plan::Plans::from_text(&text).unwrap_or_else(|errors| panic!("{errors}"));
+        let plan = plans.plans.values().next().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let surroundings = Surroundings {
+            state: folder.path().join("state"),
+            runtime: runtime.handle().clone(),
+            clock: Arc::new(crate::clock::SystemClock),
+            progress: Arc::new(crate::event::Silent),
+            cancel: crate::event::Cancel::default(),
+            gate: crate::ops::CommitGate::default(),
+        };
+        let place = || resolve::repository(&plan.repository).unwrap();
+        crate::ops::init::run(&place(), &surroundings).unwrap();
+        let open = || place().open(&surroundings).unwrap();
+        let connected = Cell::new(true);
+        let mut sink = Sink::new(plan, &plan.sources[0], (place(), open()), "slot", folder.path(), &surroundings, &connected).unwrap();
+        sink.known().unwrap();
+        let mut at = 0;
+        let mut store = |sink: &mut Sink<'_>, minutes: u64| {
+            sink.keys_at = sink.keys_at.and_then(|at| at.checked_sub(Duration::from_mins(minutes)));
+            let (start, end) = (Lsn(at), Lsn(at + 4));
+            at += 4;
+            let facts = PieceFacts {
+                system_identifier: "1".into(),
+                timeline: 1,
+                segment_bytes: 1 << 20,
+                first_commit: None,
+                last_commit: None,
+                restore_points: Vec::new(),
+                server_clock: None,
+                valid_to: end,
+            };
+            sink.piece(&LogPiece { timeline: 1, start, end, bytes: b"wals", facts: &facts, replaces: false })
+        };
+        store(&mut sink, 0).unwrap();
+        open().make_plan_key(&plan.name, Utc::now()).unwrap();
+        store(&mut sink, 0).unwrap();
+        store(&mut sink, 1).unwrap();
+        store(&mut sink, 0).unwrap();
+        open().erase_plan(&plan.name, Utc::now()).unwrap();
+        let error = store(&mut sink, 1).unwrap_err();
+        assert_eq!(error.kind(), Kind::WrongKey, "{error:?}");
+        assert_eq!(store(&mut sink, 0).unwrap_err().kind(), Kind::WrongKey, "until somebody decides");
+        assert_eq!(sink.known().unwrap_err().kind(), Kind::WrongKey);
+        // What was sealed before the key was there stays readable, what came after went with it.
+        let log = open().log(&plan.name, &plan.sources[0].name);
+        let read: Vec<bool> = log.pieces().unwrap().iter().map(|piece| log.read(piece).is_ok()).collect();
+        assert_eq!(read, [true, true, false, false]);
+        open().make_plan_key(&plan.name, Utc::now()).unwrap();
+        store(&mut sink, 0).unwrap();
+        let log = open().log(&plan.name, &plan.sources[0].name);
+        assert!(log.read(log.pieces().unwrap().last().unwrap()).is_ok());
+    }
+
+    #[test]
     fn what_a_larger_piece_contains_is_found() {
         let piece = |stream, start, end| PieceInfo { stream, start, end, size: 1 };
         let pieces = [piece(1, 0, 16), piece(1, 16, 20), piece(1, 16, 32), piece(1, 20, 25), piece(1, 30, 33), piece(2, 16, 20)];
