@@ -477,7 +477,7 @@ fn a_stream_follows_what_is_done_with_the_plans_key() {
     // Destroyed, with all that was stored since; and nothing more is stored.
     world.json(&["key", "erase", "main", "--plan", "crm", "--confirm", "crm"], 0);
     end_session();
-    wait_until("the stream to end", || streamer.told().contains("its own key was destroyed"));
+    wait_until("the stream to end", || world.status()["error"].to_string().contains("its own key was destroyed"));
     streamer.stop_with(12);
     assert!(reads(owned).iter().all(|read| *read == Err(lifeboat::error::Kind::NoRecoveryPoint)), "{:?}", reads(owned));
     let before = world.runs();

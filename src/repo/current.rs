@@ -76,14 +76,14 @@ impl Inner {
                 format!("if the plan goes on, make a new one with a reader key: `lifeboat key own REPO --plan {plan}`, and run this again"),
             ));
         }
-        let to_write = fresh.for_plan(plan)?.data_generation();
-        if keys.writes_own() && !fresh.own_keys().iter().any(|own| own.number == written) {
+        if keys.writes_own() && !now.plan_keys.contains(&(written, false)) {
             return Err(Error::new(
                 Kind::Damaged,
                 format!("write data of plan {plan}: its own key was there when this began, and {} is gone", key_of(written)),
             )
             .hint("no command of lifeboat removes it so: bring that object back from the store's versions or a copy"));
         }
+        let to_write = fresh.for_plan(plan)?.data_generation();
         if now.newest > self.standing.newest {
             let mine = ring.slots.iter().filter_map(|(_, slot)| slot.as_ref().ok()).find(|slot| slot.id == self.slot);
             if mine.is_none_or(|slot| ring.generation_of(slot) < now.newest) {

@@ -562,7 +562,26 @@ impl Repository {
                 self.clear(&Update::key(slot, *generation, attempt));
             }
         }
+        self.clear_plan_keys_of_none(&ring);
         Ok(rotation)
+    }
+
+    /// Keys of plans that were made for the generation that is committed now, by a rotation that never came to that: nobody has what opens them, and they
+    /// would be taken for damaged ones. `ring`: as it was before.
+    fn clear_plan_keys_of_none(&self, ring: &Ring) {
+        let inner = &self.inner;
+        for (key, bytes) in inner.get_all(ring.plan_keys.iter().filter(|(_, erased)| !erased).map(|(number, _)| key_of(*number))) {
+            match bytes {
+                Ok(bytes) if seal::claimed_generation(&bytes).is_some_and(|generation| generation > inner.keys.generation) => {
+                    self.clear(&key)
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(%key, error = ?error, "whether this key of a plan is left of a rotation that was cut off is not known");
+                }
+            }
+        }
     }
 
     fn renew_plan_keys(&self, ring: &Ring, next: &Keys, now: DateTime<Utc>) -> Result<Vec<(String, String)>> {

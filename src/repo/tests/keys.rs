@@ -243,6 +243,7 @@ fn a_rotation_that_is_killed_anywhere_leaves_a_repository_that_works() {
             assert_eq!(bench.keys("keys/").iter().filter(|key| key.contains('.')).count(), 3, "round {round}: nothing is left over");
             assert_eq!(open_with(&bench, &words).unwrap().key_generations().1, done.generation);
             assert_eq!(restore(&bench.open(), &first).unwrap(), expected(&small()));
+            backup(&open_with(&bench, &words).unwrap(), &small()).unwrap_or_else(|error| panic!("round {round}: {error:?}"));
         }
     }
     assert!(rounds >= 14, "{rounds} places where it was killed");
