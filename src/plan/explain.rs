@@ -268,8 +268,8 @@ pub(super) fn lock_lapses(plans: &Plans, repository: &Repository) -> Option<Stri
     let why = match spacing::longest_of(&jobs, retain.saturating_sub(jitter))? {
         _ if !is_used => "no plan backs up, copies to or prunes it".to_owned(),
         _ if jobs.is_empty() => "no backup, copy or prune of it has a schedule".to_owned(),
-        None => "its backups, copies and prunes start years apart".to_owned(),
-        Some(longest) => format!("its backups, copies and prunes start up to {} apart", format_duration(longest + jitter)),
+        Duration::MAX => "its backups, copies and prunes start years apart".to_owned(),
+        longest => format!("its backups, copies and prunes start up to {} apart", format_duration(longest + jitter)),
     };
     Some(format!(
         "repository {name}: {why}, and `object_lock` asks for {}: only they move the dates of locks on, so locks of what is needed end unless somebody runs one in time",

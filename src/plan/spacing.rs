@@ -83,9 +83,9 @@ pub(super) fn longest(schedule: &Schedule, blackout: &Blackout, job: &str) -> Op
     gaps(starts).max().map(of_minutes)
 }
 
-/// The longest time between two starts of any of these jobs, each with its schedule and what holds it back, where it is more than `limit`; schedules in
-/// other zones are taken as if they were in one. `None` within: they start less than twice in five years.
-pub(super) fn longest_of(jobs: &[(&Schedule, &Blackout, &str)], limit: Duration) -> Option<Option<Duration>> {
+/// The longest time between two starts of any of these jobs, each with its schedule and what holds it back, where it is more than `limit`
+/// (`Duration::MAX`: they start less than twice in five years). Schedules in other zones are taken as if they were in one.
+pub(super) fn longest_of(jobs: &[(&Schedule, &Blackout, &str)], limit: Duration) -> Option<Duration> {
     if jobs.iter().any(|(schedule, blackout, job)| longest(schedule, blackout, job).is_some_and(|gap| gap <= limit)) {
         return None;
     }
@@ -96,8 +96,8 @@ pub(super) fn longest_of(jobs: &[(&Schedule, &Blackout, &str)], limit: Duration)
         starts.extend(slots_of(calendars, days).map(|slot| slot + blackout.wait(job, slot % WEEK)));
     }
     starts.sort_unstable();
-    let longest = gaps(starts.into_iter()).max().map(of_minutes);
-    longest.is_none_or(|gap| gap > limit).then_some(longest)
+    let longest = gaps(starts.into_iter()).max().map_or(Duration::MAX, of_minutes);
+    (longest > limit).then_some(longest)
 }
 
 /// Whether every slot of a schedule falls in the blackout.

@@ -53,8 +53,8 @@ impl Processes {
 
     /// Whether the other's are the same, as far as the other says.
     pub fn are_those_of(&self, other: &Self) -> bool {
-        let same = |own: &Option<String>, other: &Option<String>| other.is_none() || own == other;
-        same(&self.boot_id, &other.boot_id) && same(&self.pid_namespace, &other.pid_namespace)
+        let same = |own: Option<&str>, other: Option<&str>| other.is_none() || own == other;
+        same(self.boot_id.as_deref(), other.boot_id.as_deref()) && same(self.pid_namespace.as_deref(), other.pid_namespace.as_deref())
     }
 
     /// Whether the other is of another boot: of another machine, or of this one before it was started anew.

@@ -3,7 +3,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{Context as _, Error, IoContext as _, Kind, Result};
 
@@ -22,7 +22,7 @@ pub(crate) async fn wait(folder: &Path, place: &str, key: &str) -> Result<File> 
     tokio::task::spawn_blocking(move || lock(&folder, &path)).await.context(Kind::Bug, || "wait for a lock".to_owned())?
 }
 
-fn lock(folder: &PathBuf, path: &PathBuf) -> Result<File> {
+fn lock(folder: &Path, path: &Path) -> Result<File> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder).io_context(|| format!("make folder {}", folder.display()))?;
     let no_link = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(no_link).open(path);

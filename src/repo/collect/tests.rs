@@ -881,7 +881,7 @@ fn a_backup_of_another_container_or_machine_with_this_name_is_not_taken_for_gone
         other
     };
     let boot = elsewhere("boot_id", "00000000-0000-0000-0000-000000000000");
-    let days = |days: i64| chrono::TimeDelta::days(days);
+    let days = chrono::TimeDelta::days;
     for (round, mut session, why, wait) in [
         (1, own.clone(), "its process is gone", chrono::TimeDelta::hours(1)),
         (2, boot.clone(), "it ends by itself", days(7)),
