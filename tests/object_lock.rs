@@ -308,6 +308,96 @@ fn a_bucket_that_does_not_enforce_it_is_never_green() {
     runtime().block_on(free.create("packs/y", "y".into())).unwrap();
 }
 
+/// Dates are moved on by runs, and by nothing else.
+#[test]
+fn locks_that_end_between_runs_are_told() {
+    let (prefix, admin) = ("main7", Bucket::keys().0);
+    let workspace = Workspace::new("");
+    plan(&workspace, LOCKED, prefix, "");
+    expect(&workspace, admin, 0, &["repo", "init", "main"]);
+    expect(&workspace, admin, 0, &["backup", "crm"]);
+    // It was asked for later, and no run has locked anything yet.
+    plan(&workspace, LOCKED, prefix, GOVERNED);
+    let doctor = expect(&workspace, "writer", 1, &["doctor", "crm"]);
+    let of_locked = |doctor: &serde_json::Value| {
+        let checks = doctor["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["name"] == "locked objects").unwrap_or_else(|| panic!("{doctor:#}")).clone()
+    };
+    assert!(of_locked(&doctor)["message"].as_str().unwrap().contains("is not locked"), "{doctor:#}");
+    expect(&workspace, "writer", 0, &["backup", "crm"]);
+    let doctor = expect(&workspace, "writer", 0, &["doctor", "crm"]);
+    let told = of_locked(&doctor);
+    assert!(told["ok"] == true && told["message"].as_str().unwrap().contains("objects, locked until "), "{doctor:#}");
+    let (_, status) = run(&workspace, "reader", &["status"]);
+    assert!(!status.to_string().contains("lock-lapsed"), "{status:#}");
+
+    let runtime = runtime();
+    let (folder, passphrase) = (tempfile::tempdir().unwrap(), Passphrase::new(workspace::PASSPHRASE));
+    let options = OpenOptions { cache: Some(folder.path().to_owned()), workers: 1 };
+    let store = Store::open(&config(prefix, "reader")).unwrap();
+    let repository = Repository::open(store, runtime.handle().clone(), &passphrase, &options).unwrap();
+    let manifests = repository.manifests(None).unwrap();
+    let manifests: Vec<_> = manifests.iter().collect();
+    let now = Utc::now();
+    let sample = |deep: bool, days: i64| repository.sample_locks(&manifests, deep, now + TimeDelta::days(days)).unwrap().unwrap();
+    // Two manifests, the format, and packs of nodes and of content.
+    let (first, at_the_end) = (sample(true, 0), sample(true, 29));
+    assert!(first.looked >= 5 && first.lapsed.is_empty() && first.until.unwrap() > now + TimeDelta::days(30), "{first:?}");
+    assert_eq!(at_the_end, first, "whoever runs once in `retain` is told nothing");
+    for deep in [true, false] {
+        let late = sample(deep, 37);
+        assert!(late.lapsed.len() == late.looked && late.is_certain(), "{late:?}");
+        assert!(late.told().unwrap().contains("no backup, copy or prune has moved dates on"), "{late:?}");
+    }
+    assert_eq!(sample(false, 0).looked, 2);
+}
+
+/// A repair deletes the piece that rots, and stores it anew under the same name.
+#[test]
+fn a_piece_of_log_that_was_repaired_is_no_alarm() {
+    let runtime = runtime();
+    let folder = tempfile::tempdir().unwrap();
+    let open = |identity: &str| Store::open(&config("main8", identity)).unwrap();
+    let options = OpenOptions { cache: Some(folder.path().to_owned()), workers: 1 };
+    let passphrase = Passphrase::new("correct horse battery staple");
+    let now = Utc::now();
+    let (repository, _) = Repository::init(open("maintainer"), runtime.handle().clone(), &passphrase, &options, now).unwrap();
+    let alarms = || repository.keep_locked(now, true, &Silent, &Cancel::default()).unwrap().unwrap().alarms;
+    let name = |text: &str| lifeboat::id::Name::new(text).unwrap();
+    let log = repository.log(&name("crm"), &name("db"));
+    let facts = serde_json::json!({});
+    log.append(1, 0, 5, &facts, b"first").unwrap();
+    log.put_side(&name("00000002.history"), b"history").unwrap();
+    assert_eq!(alarms(), Vec::<String>::new());
+    let careless = Bucket::secret_of("careless");
+    let request = |method: &str, key: &str, body: &str| {
+        let path = format!("{LOCKED}/main8/{key}");
+        let (status, answer) = server().signed((method, &path, ""), &[], body, ("careless", &careless));
+        assert!((200..300).contains(&status), "{method} {key}: {status} {answer}");
+    };
+    let key_of = |folder: &str| versions("main8").into_iter().map(|version| version.key).find(|key| key.contains(folder)).unwrap();
+    // What was committed is rotten, was deleted by the repair, and is there anew.
+    let (piece, side) = (key_of("/pieces/"), key_of("/history/"));
+    let rotten =
+        [piece.replace("0000000000000000-0000000000000005", "0000000000000005-0000000000000009"), side.replace("00000002", "00000003")];
+    for key in &rotten {
+        request("PUT", key, "rotten");
+        request("DELETE", key, "");
+    }
+    log.append(1, 5, 9, &facts, b"next").unwrap();
+    log.put_side(&name("00000003.history"), b"history").unwrap();
+    assert_eq!(alarms(), Vec::<String>::new());
+    assert_eq!(versions("main8").iter().filter(|version| rotten.contains(&version.key)).count(), 6);
+    // What was sound and is rotten now was no repair, and neither was what is rotten in another way.
+    for key in [&piece, &side, &rotten[0]] {
+        request("PUT", key, "evil");
+    }
+    let told = alarms();
+    for key in [&piece, &side, &rotten[0]] {
+        assert!(told.iter().any(|alarm| alarm.starts_with(&format!("{key} was overwritten by somebody else"))), "{told:?}");
+    }
+}
+
 /// A thief of the maintainer's key prunes by rules of its own: the snapshots come back, and not only their objects.
 #[test]
 fn what_a_stolen_key_decided_is_told_and_taken_back() {

@@ -684,6 +684,38 @@ fn schedules_that_break_what_the_plan_promises_are_warned_of() {
     ] {
         assert_eq!(warnings(quiet), Vec::<String>::new(), "{quiet}");
     }
+    // Dates of Object Lock are moved on by what writes, and by nothing else.
+    let locked = |retain: &str, more: &str| {
+        let place = "[repository.vault]\nurl = \"s3://bucket/vault\"\npassphrase = { env = \"P\" }\n";
+        let lock = format!("object_lock = {{ mode = \"governance\", retain = \"{retain}\" }}\n");
+        let head = format!("{BASE}{place}{lock}[plan.crm]\nsource = \"crm\"\ntimezone = \"UTC\"\n");
+        let checked = plan::check_json(&load(&[("a.toml", &format!("{head}{more}\n"))]).unwrap());
+        checked["warnings"].as_array().unwrap().iter().map(|warning| warning.as_str().unwrap().to_owned()).collect::<Vec<_>>().join("\n")
+    };
+    let vault = "repository = \"vault\"\n";
+    let copied = "repository = \"main\"\nschedule = \"0 2 * * *\"\n[[plan.crm.copy]]\nto = \"vault\"\n";
+    for (retain, more, what) in [
+        ("7d", format!("{vault}schedule = \"0 2 1 * *\""), "its backups, copies and prunes start up to 31d apart"),
+        ("7d", format!("{vault}schedule = \"0 2 * * sun\"\njitter = \"1h\""), "start up to 7d1h apart"),
+        ("30d", vault.to_owned(), "no backup, copy or prune of it has a schedule"),
+        ("30d", "repository = \"main\"\nschedule = \"0 2 * * *\"".to_owned(), "no plan backs up, copies to or prunes it"),
+        ("30d", copied.to_owned(), "no backup, copy or prune of it has a schedule"),
+        ("7d", format!("{copied}schedule = \"0 3 1,15 * *\""), "start up to 17d apart"),
+    ] {
+        let found = locked(retain, &more);
+        let is_told =
+            found.starts_with("repository vault: ") && found.contains(what) && found.contains("only they move the dates of locks on");
+        assert!(is_told, "{more}: {found}");
+    }
+    for (retain, more) in [
+        ("7d", format!("{vault}schedule = \"0 2 * * sun\"")),
+        ("31d", format!("{vault}schedule = \"0 2 1 * *\"")),
+        ("20d", format!("{vault}schedule = \"0 2 1 * *\"\n[plan.crm.prune]\nschedule = \"0 2 15 * *\"")),
+        ("7d", format!("{copied}schedule = \"0 3 * * sat\"")),
+        ("7d", format!("{copied}keep = {{ last = 3 }}\n[plan.crm.prune]\nschedule = \"0 3 * * sat\"")),
+    ] {
+        assert_eq!(locked(retain, &more), "", "{retain} {more}");
+    }
     // A log fills the time between two backups.
     let log = format!(
         "{BASE}[source.db]\nkind = \"postgres\"\nurl = {{ env = \"DB\" }}\nlog = \"stream\"\n[plan.db]\nsource = \"db\"\nrepository = \"main\"\ntimezone = \"UTC\"\n\

@@ -459,6 +459,58 @@ fn a_damaged_piece_is_told_and_keeps_no_new_log_from_being_stored() {
     assert!(told.contains("new log is stored all the same: compare with what is stored as"), "{told}");
 }
 
+/// A plan's key is destroyed to have its log destroyed: a stream must neither go on beside a new key, nor seal to one that is gone and stay green.
+#[test]
+fn a_stream_follows_what_is_done_with_the_plans_key() {
+    let cluster = server(distribution_version()).setting("wal_keep_size", "512").start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = Logged::new(&cluster);
+    let streamer = world.stream();
+    write(&cluster, 100);
+    world.wait_for(1, flushed(&cluster));
+    let of_slot = |what: &str| {
+        cluster.value(&format!("SELECT coalesce(max(({what})::text), '') FROM pg_replication_slots WHERE slot_name = 'lifeboat_crm_db'"))
+    };
+    // It looks whenever it connects, else once a minute.
+    let end_session = || of_slot("pg_terminate_backend(active_pid)");
+    let reads = |from: Lsn| {
+        let (log, pieces) = (world.log(), world.log().pieces().unwrap());
+        let later: Vec<_> = pieces.into_iter().filter(|piece| piece.start >= from.0).collect();
+        assert!(!later.is_empty());
+        later.iter().map(|piece| log.read(piece).map(|_| ()).map_err(|error| error.kind())).collect::<Vec<_>>()
+    };
+    world.json(&["key", "own", "main", "--plan", "crm"], 0);
+    let first = of_slot("active_pid");
+    end_session();
+    wait_until("the next session", || ![first.as_str(), ""].contains(&of_slot("active_pid").as_str()));
+    cluster.sql("SELECT pg_switch_wal()");
+    write(&cluster, 100);
+    let owned = flushed(&cluster);
+    let owned = Lsn(owned.0 - owned.0 % SEGMENT);
+    write(&cluster, 3000);
+    world.wait_for(1, flushed(&cluster));
+    assert!(reads(owned).iter().all(Result::is_ok));
+    // Destroyed, with all that was stored since; and nothing more is stored.
+    world.json(&["key", "erase", "main", "--plan", "crm", "--confirm", "crm"], 0);
+    end_session();
+    wait_until("the stream to end", || world.status()["error"].to_string().contains("its own key was destroyed"));
+    streamer.stop_with(12);
+    assert!(reads(owned).iter().all(|read| *read == Err(lifeboat::error::Kind::NoRecoveryPoint)), "{:?}", reads(owned));
+    let before = world.runs();
+    write(&cluster, 100);
+    let refused = world.json(&["log", "stream", "crm"], 12);
+    assert!(refused.to_string().contains("lifeboat key own REPO --plan crm"), "{refused}");
+    assert_eq!(world.runs(), before);
+    // Until somebody decides.
+    world.json(&["key", "own", "main", "--plan", "crm"], 0);
+    let streamer = world.stream();
+    let after = flushed(&cluster);
+    write(&cluster, 6000);
+    world.wait_for(1, flushed(&cluster));
+    assert!(reads(Lsn(after.0 + SEGMENT)).iter().all(Result::is_ok));
+    streamer.stop();
+}
+
 #[test]
 fn a_stream_comes_back_by_itself() {
     let cluster = server(distribution_version()).setting("wal_keep_size", "512").start();

@@ -211,9 +211,7 @@ fn rotation_text(repo: &str, rotation: &Rotation) -> String {
     for plan in &rotation.plans {
         let _ = writeln!(text, "plan {plan}: its own key was renewed");
     }
-    text.push_str(
-        "Restart what holds the repository open (lifeboat serve, lifeboat log stream): it writes under the old generation until then.\n",
-    );
+    text.push_str("Streams of logs that run take it up within a minute; a backup that runs ends under the old generation and says so.\n");
     if rotation.new_ids {
         text.push_str("Chunk ids begin anew: the next backup of each plan stores everything again.\n");
     }
@@ -504,7 +502,8 @@ fn own(app: &App, repo: &str, plan: &str) -> Result<Exit> {
     app.output.result(&json!({ "schema": "lifeboat.plan-key/1", "repository": repo, "key": key }), || {
         format!(
             "plan {plan} has a key of its own now ({})\n\
-             Its next backup stores everything again, under that key; earlier snapshots stay under the repository's until they expire.\n",
+             Its next backup stores everything again, under that key; earlier snapshots stay under the repository's until they expire.\n\
+             A stream of its log that runs takes the key up within a minute; a backup that runs ends under the repository's key and says so.\n",
             key.number
         )
     })?;
@@ -531,7 +530,8 @@ fn erase(app: &App, repo: &str, plan: &str, confirm: Option<&str>) -> Result<Exi
         format!(
             "destroyed {} of plan {plan}: what was sealed to {} cannot be read any more\n\
              What remains: names, sizes and times of its files and snapshots (until they are removed), older versions of the key's object where\n\
-             the store keeps versions, copies in other repositories, restored files, and snapshots from before the plan had its own key.\n",
+             the store keeps versions, copies in other repositories, restored files, and snapshots from before the plan had its own key.\n\
+             A backup of it that runs fails, and a stream of its log stops within a minute, until the plan has a new key (`lifeboat key own`).\n",
             if erased.len() == 1 { "the key".to_owned() } else { format!("{} keys", erased.len()) },
             if erased.len() == 1 { "it" } else { "them" },
         )

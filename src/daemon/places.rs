@@ -6,6 +6,7 @@
 //! - two plans with the same source do not back it up at once;
 //! - a backup comes after those of the plans it names: while one of them runs, or has a slot of the same time or before that is not done, it waits;
 //! - nothing that gives way starts while a restore goes on, on this host or of the same repository;
+//! - one run at a time in a repository with `single_writer`, be it of a plan that has it or of a copy to it;
 //! - at most `max_runs` runs, of the daemon and of the repository. Where that is more than one, those that give way leave one free.
 //!
 //! Several nodes on one journal each keep these rules by what they run themselves. What holds for all of them is the order of `after` and that restores go
@@ -22,13 +23,23 @@ use crate::daemon::agenda::{Active, Agenda, Rank, Stand, What};
 use crate::daemon::job::Job;
 use crate::daemon::journal::NewRun;
 use crate::id::{Name, RunId};
-use crate::plan::Plan;
+use crate::plan::{Plan, Repository};
 
 /// What is said of one that could not be recorded when its turn came.
 const NOT_RECORDED: &str = "it could not be recorded just now, and is tried again within half a minute: see the daemon's log";
 
 /// What is said of one that nothing holds back, but its turn has not come.
 pub(super) const OTHERS_FIRST: &str = "others are first in line";
+
+/// Repositories that a run of this job writes to.
+fn repositories(plan: &Plan, job: Job) -> impl Iterator<Item = &Repository> {
+    let copies = plan.copies.iter().filter(move |_| matches!(job, Job::Copy | Job::Prune)).map(|copy| &*copy.to);
+    std::iter::once(&*plan.repository).chain(copies)
+}
+
+fn is_in(run: &Active, repository: &Repository) -> bool {
+    repositories(&run.plan, run.job).any(|other| other.name == repository.name)
+}
 
 impl Agenda {
     /// The first in line that nothing holds back.
@@ -132,6 +143,17 @@ impl Agenda {
         if full(self.max_runs(), &|_| true) {
             return Some(format!("as many runs go on as may at once (max_runs = {})", self.max_runs()));
         }
+        for repository in repositories(plan, job).filter(|repository| repository.single_writer) {
+            if let Some(run) = self.running.values().find(|run| is_in(run, repository)) {
+                return Some(format!(
+                    "run {} ({} of plan {}) goes on in repository {}, in which there is one at a time (single_writer)",
+                    run.id,
+                    run.job.word(),
+                    run.plan.name,
+                    repository.name
+                ));
+            }
+        }
         let limit = usize::from(plan.repository.max_runs?.get());
         let name = &plan.repository.name;
         full(limit, &|run| run.plan.repository.name == *name)
@@ -191,8 +213,10 @@ impl Agenda {
             if self.held_back(plan, job, slot).is_some() {
                 continue;
             }
-            let limit = plan.repository.max_runs.map_or(usize::MAX, |limit| usize::from(limit.get()));
-            let on_repository = |run: &Active| run.plan.repository.name == plan.repository.name;
+            let single = plan.repository.single_writer;
+            let limit = if single { 1 } else { plan.repository.max_runs.map_or(usize::MAX, |limit| usize::from(limit.get())) };
+            let on_repository =
+                |run: &Active| if single { is_in(run, &plan.repository) } else { run.plan.repository.name == plan.repository.name };
             let scope: Vec<&Active> = if self.running.values().filter(|run| on_repository(run)).count() >= limit {
                 self.running.values().filter(|run| on_repository(run)).collect()
             } else if self.running.len() >= self.max_runs() {

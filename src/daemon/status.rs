@@ -238,6 +238,8 @@ pub struct Stored {
     pub damaged: Vec<String>,
     /// How far the stored log leads from the newest whole snapshot, by source; only of sources whose log is to be kept.
     pub reaches: BTreeMap<Name, Reach>,
+    /// That locks of what is needed end, or have ended; a sentence.
+    pub lock: Option<String>,
     /// The plan's copies, and what is wrong with them.
     pub copies: Vec<CopyStatus>,
     pub copy_problems: Vec<Problem>,

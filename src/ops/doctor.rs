@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
+use crate::id::Name;
 use crate::ops::resolve::{CopyPlace, RepositorySettings, Resolved, Surroundings};
 use crate::ops::restore::free_bytes;
 use crate::ops::work::{make_missing, make_private, remove_tree, write_private};
 use crate::ops::{counted, explain, key_age, select};
-use crate::repo::{Repository, Role};
+use crate::repo::{Manifest, Repository, Role};
 use crate::source::Diagnosis;
 
 /// `lifeboat.doctor/1`.
@@ -53,11 +54,12 @@ pub fn run(resolved: &Resolved, surroundings: &Surroundings) -> DoctorReport {
         }
     }
     for place in &resolved.copies {
-        copy(&mut findings, place, repository.as_ref(), surroundings);
+        copy(&mut findings, place, &resolved.plan, repository.as_ref(), surroundings);
     }
     if let Some(repository) = repository {
         keys(&mut findings, &repository, resolved, surroundings);
         snapshots(&mut findings, &repository, resolved, surroundings);
+        locked(&mut findings, "locked objects", &repository, &resolved.plan, surroundings);
     }
     findings.report(resolved.plan.to_string())
 }
@@ -120,7 +122,7 @@ fn state_folder(findings: &mut Findings, resolved: &Resolved, surroundings: &Sur
 }
 
 /// Whether copies can be made there, and used.
-fn copy(findings: &mut Findings, place: &CopyPlace, own: Option<&Repository>, surroundings: &Surroundings) {
+fn copy(findings: &mut Findings, place: &CopyPlace, plan: &Name, own: Option<&Repository>, surroundings: &Surroundings) {
     let name = format!("copy to {}", place.name());
     let opened = place.settings().and_then(|settings| {
         let probe = surroundings.runtime.block_on(settings.open_store()?.probe())?;
@@ -146,6 +148,7 @@ fn copy(findings: &mut Findings, place: &CopyPlace, own: Option<&Repository>, su
             "it is the plan's own repository under another address: a loss of it would be a loss of both",
         );
     }
+    locked(findings, &format!("{name}: locked objects"), &repository, plan, surroundings);
     match (repository.role(), own.map(Repository::role)) {
         (Role::Maintainer, _) => {
             findings.wrong(&name, Kind::WrongKey, "the passphrase opens a maintainer key slot: nothing can be copied with it");
@@ -200,6 +203,34 @@ fn object_lock(findings: &mut Findings, name: &str, settings: &RepositorySetting
             Kind::Usage,
             format!("the plan asks for locks in {} mode, and the bucket does not enforce it: {probe}", lock.mode.word()),
         ),
+        Err(error) => findings.error(name, &error),
+    }
+}
+
+/// Whether what the plan's snapshots need is locked now, by a few objects of the oldest, the newest and one between.
+fn locked(findings: &mut Findings, name: &str, repository: &Repository, plan: &Name, surroundings: &Surroundings) {
+    if repository.store().object_lock().is_none() {
+        return;
+    }
+    let sample = repository.sound_manifests(Some(plan)).and_then(|(manifests, _)| {
+        let mut some: Vec<&Manifest> =
+            [0, manifests.len() / 2, manifests.len().saturating_sub(1)].iter().filter_map(|at| manifests.get(*at)).collect();
+        some.dedup_by_key(|manifest| manifest.id);
+        repository.sample_locks(&some, true, surroundings.clock.now())
+    });
+    match sample {
+        Ok(Some(sample)) => match (sample.told(), sample.until) {
+            (Some(told), _) => findings.wrong(
+                name,
+                Kind::Failed,
+                format!("{told} (`lifeboat prune` or a backup moves them on now; see to it that one runs in time)"),
+            ),
+            (None, Some(until)) => {
+                findings.good(name, format!("{}, locked until {} at least", counted(sample.looked, "object"), select::moment(until)));
+            }
+            (None, None) => {}
+        },
+        Ok(None) => {}
         Err(error) => findings.error(name, &error),
     }
 }

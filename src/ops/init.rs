@@ -31,7 +31,7 @@ pub struct InitReport {
 /// # Errors
 /// `AlreadyExists` where one is; `Usage` where the store ignores conditional create.
 pub fn run(settings: &RepositorySettings, surroundings: &Surroundings) -> Result<(InitReport, RecoveryKey)> {
-    let store = settings.open_store()?;
+    let store = settings.open_store_in(surroundings)?;
     let url = store.describe().to_owned();
     let options = settings.options(&surroundings.state)?;
     // Looked at before anything is written there.

@@ -86,6 +86,17 @@ impl RepositorySettings {
         Store::open(&self.store)
     }
 
+    /// The same to write there: for `single_writer`, processes with this state folder wait for each other.
+    ///
+    /// # Errors
+    /// As [`Self::open_store`].
+    pub fn open_store_in(&self, surroundings: &Surroundings) -> Result<Store> {
+        if !self.store.single_writer {
+            return self.open_store();
+        }
+        Store::open(&StoreConfig { alone: Some(surroundings.state.join("single-writer")), ..self.store.clone() })
+    }
+
     /// Opens it.
     ///
     /// # Errors
@@ -100,7 +111,7 @@ impl RepositorySettings {
     /// As [`Self::open`].
     pub fn open_watched(&self, surroundings: &Surroundings, pulse: &Pulse) -> Result<Repository> {
         let options = self.options(&surroundings.state)?;
-        let store = self.open_store()?.with_pulse(pulse);
+        let store = self.open_store_in(surroundings)?.with_pulse(pulse);
         let opened = Repository::open(store, surroundings.runtime.clone(), &self.passphrase, &options);
         let repository = opened.map_err(|error| {
             match (&self.name, error.kind()) {

@@ -103,7 +103,7 @@ impl StatsReport {
 /// it (`tests/copies.rs`).
 pub const UNCHANGED_WRITES: u64 = 2;
 pub const UNCHANGED_DELETES: u64 = 1;
-pub const UNCHANGED_LISTS: u64 = 10;
+pub const UNCHANGED_LISTS: u64 = 11;
 pub const UNCHANGED_READS: u64 = 40;
 /// Lists of a verification and of a prune. Tests hold them (`tests/faults.rs`).
 pub const VERIFY_LISTS: u64 = 18;
@@ -287,7 +287,7 @@ fn of_plan(plan: &Plan, stored: &Stored<'_>, now: DateTime<Utc>) -> Vec<RunCost>
     costs
 }
 
-/// A piece of log is a write and a look. Who pushes opens the repository each time; a stream goes on.
+/// A piece of log is a write and a look. Who pushes opens the repository each time; a stream goes on, and its one look at the keys a minute is left out.
 fn log_cost(plan: &Plan, shown: u64, run: &dyn Fn(&str, u64) -> RunCost) -> Option<RunCost> {
     let kinds = || plan.sources.iter().map(|source| &source.kind).filter(|kind| kind.keeps_log());
     // A canary row makes a piece even where nothing else is written.
@@ -380,13 +380,13 @@ mod tests {
         };
         let expected = [
             // Session and manifest, the packs, two index objects; each pack is looked at.
-            cost("backup", 30, [2 + 20 + 2, 10, 40 + 20, 1], 0),
+            cost("backup", 30, [2 + 20 + 2, 11, 40 + 20, 1], 0),
             // All of the newest snapshot that is stored: 1000 MiB by 4 MiB. Writes its report.
-            cost("drill", 5, [1, 10, 40 + 250, 0], 1000 << 20),
+            cost("drill", 5, [1, 11, 40 + 250, 0], 1000 << 20),
             cost("verify", 4, [1, 18, 40 + 25, 0], 100 << 20),
             // Between two of five prunes there are six backups, each of 20 packs and a manifest: these go, and an index object.
             cost("prune", 5, [3, 21, 40 + 2 + 3, 1 + 6 * 21], 8 << 20),
-            cost("copy", 30, [0, 10, 40 + 50, 0], 200 << 20),
+            cost("copy", 30, [0, 11, 40 + 50, 0], 200 << 20),
         ];
         let costs = of_plan(&plan, &stored, now());
         let by_job = |job: &str| costs.iter().find(|cost| cost.job == job).unwrap().clone();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use crate::plan::model::{DrillAt, Keep, Missed, Plan, PlannedCopy, Share, SourceKind};
+use crate::plan::model::{DrillAt, Keep, Missed, Plan, PlannedCopy, Plans, Repository, Share, SourceKind};
 use crate::plan::schedule::{Schedule, in_both};
 use crate::plan::spacing;
 use crate::plan::units::{format_duration, format_size};
@@ -245,6 +245,36 @@ fn too_seldom(plan: &Plan) -> Option<String> {
             without_log.name
         )
     })
+}
+
+/// Dates of Object Lock that nothing moves on in time: what works with a repository moves them on, and nothing else does.
+pub(super) fn lock_lapses(plans: &Plans, repository: &Repository) -> Option<String> {
+    let retain = repository.object_lock?.retain;
+    let name = &repository.name;
+    let (mut jobs, mut jitter, mut is_used) = (Vec::new(), Duration::ZERO, false);
+    for plan in plans.plans.values() {
+        let own = plan.repository.name == *name;
+        let copies = || plan.copies.iter().filter(|copy| copy.to.name == *name);
+        is_used |= own || copies().next().is_some();
+        let prunes = own || copies().any(|copy| !copy.keep.is_everything());
+        let backup = plan.schedule.as_ref().filter(|_| own).map(|schedule| ("backup", schedule));
+        let prune = plan.prune.schedule.as_ref().filter(|_| prunes).map(|schedule| ("prune", schedule));
+        let copied = copies().filter_map(|copy| copy.schedule.as_ref()).map(|schedule| ("copy", schedule));
+        for (job, schedule) in backup.into_iter().chain(prune).chain(copied) {
+            jobs.push((schedule, &plan.blackout, job));
+            jitter = jitter.max(plan.jitter);
+        }
+    }
+    let why = match spacing::longest_of(&jobs, retain.saturating_sub(jitter))? {
+        _ if !is_used => "no plan backs up, copies to or prunes it".to_owned(),
+        _ if jobs.is_empty() => "no backup, copy or prune of it has a schedule".to_owned(),
+        Duration::MAX => "its backups, copies and prunes start years apart".to_owned(),
+        longest => format!("its backups, copies and prunes start up to {} apart", format_duration(longest + jitter)),
+    };
+    Some(format!(
+        "repository {name}: {why}, and `object_lock` asks for {}: only they move the dates of locks on, so locks of what is needed end unless somebody runs one in time",
+        format_duration(retain)
+    ))
 }
 
 /// Sources that plan files know and this release has no driver for.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::plan::explain::not_applied;
+use crate::plan::explain::{lock_lapses, not_applied};
 use crate::plan::model::{
     Address, Cache, Check, Drill, Environment, EnvironmentValue, Keep, Method, Notifier, NotifierKind, Occasion, Plan, PlannedCopy, Plans,
     Repository, Server, Source, SourceKind, Verify, WebhookForm,
@@ -128,7 +128,8 @@ pub fn check_text(plans: &Plans) -> String {
 
 /// What the plans ask for and will not get.
 fn warnings(plans: &Plans) -> Vec<String> {
-    plans.plans.values().flat_map(|plan| not_applied(plan).into_iter().map(|what| format!("plan {}: {what}", plan.name))).collect()
+    let of_plans = plans.plans.values().flat_map(|plan| not_applied(plan).into_iter().map(|what| format!("plan {}: {what}", plan.name)));
+    of_plans.chain(plans.repositories.values().filter_map(|repository| lock_lapses(plans, repository))).collect()
 }
 
 /// `lifeboat.plan-check/1`: `files`, `plans`, `sources`, `repositories`, `notifiers`, each a sorted list of names; `warnings`, sentences.

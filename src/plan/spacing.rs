@@ -83,6 +83,23 @@ pub(super) fn longest(schedule: &Schedule, blackout: &Blackout, job: &str) -> Op
     gaps(starts).max().map(of_minutes)
 }
 
+/// The longest time between two starts of any of these jobs, each with its schedule and what holds it back, where it is more than `limit`
+/// (`Duration::MAX`: they start less than twice in five years). Schedules in other zones are taken as if they were in one.
+pub(super) fn longest_of(jobs: &[(&Schedule, &Blackout, &str)], limit: Duration) -> Option<Duration> {
+    if jobs.iter().any(|(schedule, blackout, job)| longest(schedule, blackout, job).is_some_and(|gap| gap <= limit)) {
+        return None;
+    }
+    let calendars: Vec<_> = jobs.iter().map(|(schedule, ..)| calendars(schedule)).collect();
+    let days = calendars.iter().map(|calendars| days(calendars)).max().unwrap_or(0);
+    let mut starts: Vec<u32> = Vec::new();
+    for ((_, blackout, job), calendars) in jobs.iter().zip(&calendars) {
+        starts.extend(slots_of(calendars, days).map(|slot| slot + blackout.wait(job, slot % WEEK)));
+    }
+    starts.sort_unstable();
+    let longest = gaps(starts.into_iter()).max().map_or(Duration::MAX, of_minutes);
+    (longest > limit).then_some(longest)
+}
+
 /// Whether every slot of a schedule falls in the blackout.
 pub(super) fn is_always_held(schedule: &Schedule, blackout: &Blackout, job: &str) -> bool {
     blackout.holds(job) && slots(&calendars(schedule)).all(|slot| blackout.wait(job, slot % WEEK) > 0)
@@ -92,10 +109,19 @@ fn calendars(schedule: &Schedule) -> Vec<Calendar> {
     schedule.searches().iter().map(Calendar::new).collect()
 }
 
+/// How many days decide.
+fn days(calendars: &[Calendar]) -> usize {
+    if calendars.iter().all(Calendar::is_weekly) { 14 } else { FIVE_YEARS }
+}
+
 /// All slots of the days that decide, in minutes since the first, ascending.
 fn slots(calendars: &[Calendar]) -> impl Iterator<Item = u32> {
+    slots_of(calendars, days(calendars))
+}
+
+/// The same of so many days.
+fn slots_of(calendars: &[Calendar], days: usize) -> impl Iterator<Item = u32> {
     let first = chrono::NaiveDate::from_ymd_opt(FIRST_DAY.0, FIRST_DAY.1, FIRST_DAY.2).unwrap_or_default();
-    let days = if calendars.iter().all(Calendar::is_weekly) { 14 } else { FIVE_YEARS };
     first.iter_days().zip(0_u32..).take(days).flat_map(move |(date, number)| {
         use chrono::Datelike as _;
         let matches = |calendar: &&Calendar| {

@@ -23,13 +23,14 @@ use crate::repo::keys::{
 };
 use crate::repo::snapshot::host_name;
 use crate::repo::{CollectOptions, Collection, Inner, Repository, block_on, seal, seen};
-use crate::store::{Store, Version};
+use crate::store::{ObjectInfo, Store, Version};
 
 /// Slots and marks asked for at a time.
 const REQUESTS: usize = 16;
 
 /// The objects below `keys/` by what they are. Slots are read; the others only when they are needed.
 pub(super) struct Ring {
+    pub standing: Standing,
     /// By name of the object; one that cannot be decoded is an error in its place.
     pub slots: Vec<(String, Result<StoredSlot>)>,
     /// Generations that were committed, and their markers.
@@ -42,12 +43,47 @@ pub(super) struct Ring {
     plan_keys: Vec<(u16, bool)>,
 }
 
+/// What the names below `keys/` say of who is to write with what.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// The newest generation that has a marker; 0: none has.
+    pub newest: u16,
+    /// As in [`Ring`], sorted.
+    pub plan_keys: Vec<(u16, bool)>,
+}
+
+impl Standing {
+    pub fn of(listed: &[ObjectInfo]) -> Self {
+        let mut standing = Self::default();
+        for object in listed {
+            match KeyObject::of(&object.key) {
+                KeyObject::Marker(generation) => standing.newest = standing.newest.max(generation),
+                KeyObject::PlanKey { number, erased } => standing.plan_keys.push((number, erased)),
+                KeyObject::Slot(_) | KeyObject::Update { .. } | KeyObject::Other => {}
+            }
+        }
+        standing.plan_keys.sort_unstable();
+        standing
+    }
+}
+
 impl Ring {
     /// One listing, and one request for each slot and marker.
     pub fn read(store: &Store, runtime: &tokio::runtime::Handle) -> Result<Self> {
-        let mut ring =
-            Self { slots: Vec::new(), markers: BTreeMap::new(), bad_markers: BTreeMap::new(), updates: Vec::new(), plan_keys: Vec::new() };
         let listed = block_on(runtime, store.list("keys/"))?;
+        Self::fetch(store, runtime, listed)
+    }
+
+    /// The same of what was listed.
+    pub fn fetch(store: &Store, runtime: &tokio::runtime::Handle, listed: Vec<ObjectInfo>) -> Result<Self> {
+        let mut ring = Self {
+            standing: Standing::of(&listed),
+            slots: Vec::new(),
+            markers: BTreeMap::new(),
+            bad_markers: BTreeMap::new(),
+            updates: Vec::new(),
+            plan_keys: Vec::new(),
+        };
         // Far away each answer takes its time: all are asked for at once.
         let wanted = listed.iter().filter(|object| matches!(KeyObject::of(&object.key), KeyObject::Slot(_) | KeyObject::Marker(_)));
         let fetches = futures::stream::iter(wanted).map(|object| async move { (object.key.clone(), store.get(&object.key).await) });
@@ -180,7 +216,11 @@ impl Ring {
         Ok(keys)
     }
 
-    fn take_plan_keys(&self, store: &Store, runtime: &tokio::runtime::Handle, id: RepositoryId, keys: &mut Keys) -> Result<()> {
+    /// Takes in the keys of plans that these keys can open.
+    ///
+    /// # Errors
+    /// `Unavailable` and the like; of what is damaged the keys know.
+    pub fn take_plan_keys(&self, store: &Store, runtime: &tokio::runtime::Handle, id: RepositoryId, keys: &mut Keys) -> Result<()> {
         let mut numbers = self.plan_keys.clone();
         // Destroyed ones come last: that one was destroyed counts.
         numbers.sort_by_key(|(number, erased)| (*erased, *number));
@@ -522,7 +562,26 @@ impl Repository {
                 self.clear(&Update::key(slot, *generation, attempt));
             }
         }
+        self.clear_plan_keys_of_none(&ring);
         Ok(rotation)
+    }
+
+    /// Keys of plans that were made for the generation that is committed now, by a rotation that never came to that: nobody has what opens them, and they
+    /// would be taken for damaged ones. `ring`: as it was before.
+    fn clear_plan_keys_of_none(&self, ring: &Ring) {
+        let inner = &self.inner;
+        for (key, bytes) in inner.get_all(ring.plan_keys.iter().filter(|(_, erased)| !erased).map(|(number, _)| key_of(*number))) {
+            match bytes {
+                Ok(bytes) if seal::claimed_generation(&bytes).is_some_and(|generation| generation > inner.keys.generation) => {
+                    self.clear(&key)
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(%key, error = ?error, "whether this key of a plan is left of a rotation that was cut off is not known");
+                }
+            }
+        }
     }
 
     fn renew_plan_keys(&self, ring: &Ring, next: &Keys, now: DateTime<Utc>) -> Result<Vec<(String, String)>> {

@@ -8,12 +8,12 @@
 //! of whose removal there is a signed event. Versions are listed *before* these are read: whoever removes something says so first, so a delete marker on any
 //! other pack, manifest, entry or key was made by somebody else.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
@@ -21,9 +21,11 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::repo::format::PackId;
 use crate::repo::ledger::{Ledger, number_of};
+use crate::repo::nodes::NodeReader;
 use crate::repo::session::read_tombstones;
 use crate::repo::snapshot::id_of;
-use crate::repo::{FORMAT_KEY, Repository, ledger, moved};
+use crate::repo::tree::{Content, Record};
+use crate::repo::{FORMAT_KEY, Manifest, Repository, ledger, log, moved};
 use crate::store::{LockMode, ObjectLock, Version};
 
 /// Objects that come and go with the work, and would only be in the way. Each with its slash.
@@ -45,6 +47,42 @@ pub struct Locks {
     pub asked: u64,
     /// What somebody has done to committed objects, and what these credentials could do; sentences.
     pub alarms: Vec<String>,
+}
+
+/// What a few objects say of their dates.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LockSample {
+    /// How many were looked at.
+    pub looked: usize,
+    /// Names of those that are not locked any more or are about to be unlocked, and until when they are (`None`: no lock at all). Where a backup, copy
+    /// or prune runs at least once in the time that is asked for, there is none.
+    pub lapsed: Vec<(String, Option<DateTime<Utc>>)>,
+    /// The earliest date of the others.
+    pub until: Option<DateTime<Utc>>,
+}
+
+impl LockSample {
+    /// What is wrong, if anything is; a sentence.
+    #[must_use]
+    pub fn told(&self) -> Option<String> {
+        let (key, until) = self.lapsed.first()?;
+        let all =
+            if self.lapsed.len() == 1 { String::new() } else { format!(" ({} of {} that were looked at)", self.lapsed.len(), self.looked) };
+        Some(match until {
+            Some(until) => format!(
+                "{key} is locked until {} only{all}: no backup, copy or prune has moved dates on for longer than `retain`, and who may destroy versions can soon \
+                 destroy what is needed",
+                until.format("%Y-%m-%d %H:%M UTC")
+            ),
+            None => format!("{key} is not locked, or these credentials may not see it (s3:GetObjectRetention){all}"),
+        })
+    }
+
+    /// Whether some date is known to be too near: where there is none, the credentials may not be allowed to see it.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.lapsed.iter().any(|(_, until)| until.is_some())
+    }
 }
 
 /// What this machine knows of dates, so that it need not ask for each. Safe to lose.
@@ -203,7 +241,7 @@ impl Repository {
             targets.push(first);
             if first.version != newest.version {
                 targets.push(newest);
-                let is_other = !self.is_same(first, newest)?;
+                let is_other = !self.is_same(first, newest)? && !self.is_mended(first, newest)?;
                 if is_other
                     && ledger.as_ref().filter(|_| number_of(key).is_some()).map_or(Ok(true), |it| self.is_entry_replaced(it, of_key))?
                 {
@@ -242,6 +280,81 @@ impl Repository {
         }
         let read = |version: &Version| inner.block_on(inner.store.get_version(&version.key, &version.version));
         Ok(read(one)? == read(other)?)
+    }
+
+    /// Whether what was committed in a log is not whole any more, and what is there now is: a repair puts a sound piece into the place of a damaged one, sealed anew.
+    /// Whoever does not have the keys cannot make one.
+    fn is_mended(&self, first: &Version, newest: &Version) -> Result<bool> {
+        let inner = &self.inner;
+        let is_whole = |version: &Version| {
+            let bytes = inner.block_on(inner.store.get_version(&version.key, &version.version))?;
+            log::is_whole(inner, &version.key, bytes)
+        };
+        Ok(first.key.starts_with("logs/") && !is_whole(first)? && is_whole(newest)?)
+    }
+
+    /// Asks a few objects for their dates: the manifests of these snapshots and, where `deep`, the format and packs that the trees of the oldest and the
+    /// newest of them lead to. Reads little, changes nothing. `None`: no lock is asked for.
+    ///
+    /// # Errors
+    /// `Damaged` when a tree cannot be read; as the store says.
+    pub fn sample_locks(&self, manifests: &[&Manifest], deep: bool, now: DateTime<Utc>) -> Result<Option<LockSample>> {
+        let inner = &self.inner;
+        let Some(lock) = inner.store.object_lock().copied() else { return Ok(None) };
+        let mut keys: Vec<String> = manifests.iter().map(|manifest| self.manifest_key(manifest)).collect();
+        if deep {
+            keys.push(FORMAT_KEY.to_owned());
+            inner.load_moved()?;
+            let mut ends: Vec<&Manifest> = [manifests.first(), manifests.last()].into_iter().flatten().copied().collect();
+            ends.dedup_by_key(|manifest| manifest.id);
+            for manifest in ends {
+                let packs = self.some_packs(manifest)?;
+                keys.extend(packs.into_iter().map(|pack| pack.key()));
+            }
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        let look = async |key: String| (inner.store.lock_now(&key).await, key);
+        let looked: Vec<_> = inner.block_on(futures::stream::iter(keys).map(look).buffered(REQUESTS).collect());
+        let mut sample = LockSample::default();
+        let least = now + TimeDelta::from_std(lock.spare() / 4).unwrap_or_default();
+        for (held, key) in looked {
+            let held = match held {
+                Ok(held) => held,
+                // What is not there is told by others.
+                Err(error) if error.kind() == Kind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            sample.looked += 1;
+            match held.filter(|(_, until)| *until > least) {
+                Some((_, until)) => sample.until = Some(sample.until.map_or(until, |earliest| earliest.min(until))),
+                None => sample.lapsed.push((key, held.map(|(_, until)| until))),
+            }
+        }
+        Ok(Some(sample))
+    }
+
+    /// Packs that hold the first and the last node of each tree of a snapshot, and something of the content that these name.
+    fn some_packs(&self, manifest: &Manifest) -> Result<BTreeSet<PackId>> {
+        let inner = &self.inner;
+        let mut packs = BTreeSet::new();
+        for source in &manifest.sources {
+            let mut nodes = NodeReader::new(inner)?;
+            let leaves = nodes.leaves(&source.tree.bytes()?, source.tree.depth)?;
+            let mut ends: Vec<_> = [leaves.first(), leaves.last()].into_iter().flatten().collect();
+            ends.dedup_by_key(|node| node.id);
+            for node in ends {
+                packs.insert(inner.packs.get(node.place.pack).id);
+                let chunks = nodes.records(node)?.into_iter().find_map(|record| match record {
+                    Record::Stretch(chunks) | Record::Entry { content: Content::Inline(chunks), .. } => {
+                        chunks.iter().find_map(|chunk| chunk.stored.places().next())
+                    }
+                    Record::Entry { .. } => None,
+                });
+                packs.extend(chunks.map(|place| inner.packs.get(place.pack).id));
+            }
+        }
+        Ok(packs)
     }
 }
 

@@ -5,6 +5,7 @@
 //! - `write` the backup pipeline; `read` trees and bytes back; `verify`; `snapshot` manifests; `report`
 //! - `log` the continuous log of a source beside its snapshots
 //! - `locks` what is kept stays under Object Lock
+//! - `current` whether the keys that are written with are still those to write with
 //! - `ledger` what was removed on purpose and what is held; `collect` garbage; `moved` where rewritten packs have gone
 //!
 //! Objects are created once and never changed. Commit order: packs → index → manifest. The manifest is the commit; anything
@@ -25,6 +26,7 @@ compile_error!("lifeboat needs a 64-bit machine");
 mod collect;
 mod content;
 mod copy;
+mod current;
 mod format;
 mod frame;
 mod index;
@@ -63,13 +65,14 @@ mod write;
 
 pub use collect::{CollectOptions, Collection, PackState, REWRITE_PERCENT};
 pub use copy::{CopyStats, Predecessor};
+pub use current::KeyChange;
 pub use format::{ChunkId, PackId, PackKind, RepositoryId};
 pub use index::{IndexedPack, LocalIndex};
 pub use keyless::{KeylessCheck, check_keyless};
 pub use keyring::{GenerationShare, KeyEvent, PlanKey, Rotation};
 pub use keys::{KeyFile, KeySlot, Lock, Passphrase, Recipient, RecoveryKey, Role, Share, combine_shares};
 pub use ledger::{DecidedSince, Decision, Hold, LaterDecision, Ledger, RemovedSnapshot};
-pub use locks::{Locks, UNLOCKED};
+pub use locks::{LockSample, Locks, UNLOCKED};
 pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, Sealed, runs};
 pub use lost_format::LostFormat;
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
@@ -117,6 +120,10 @@ struct Inner {
     runtime: tokio::runtime::Handle,
     id: RepositoryId,
     keys: Keys,
+    /// What was listed below `keys/` when they were read.
+    standing: keyring::Standing,
+    /// What was listed there later and changed nothing for a plan, by its name.
+    harmless: std::sync::Mutex<std::collections::HashMap<String, keyring::Standing>>,
     slot: String,
     workers: usize,
     cache: CacheFolder,
@@ -209,7 +216,7 @@ impl Repository {
         let format = FormatObject { format: FORMAT_WORD.into(), version: format::VERSION, id, created: now };
         block_on(&runtime, store.create(FORMAT_KEY, Bytes::from(to_json(&format)?)))
             .map_err(|e| if e.kind() == Kind::AlreadyExists { exists("somebody else has just created a repository") } else { e })?;
-        Ok((Self::assemble(store, runtime, id, keys, slot.id, options)?, recovery))
+        Ok((Self::assemble(store, runtime, id, (keys, keyring::Standing::default()), slot.id, options)?, recovery))
     }
 
     /// Opens with the role of the slot that the passphrase (or recovery key) opens; of several, the strongest role.
@@ -245,7 +252,7 @@ impl Repository {
                 Ok(Some(opened)) => match slot.unseal(format.id, &opened) {
                     Ok(keys) => {
                         let keys = ring.bring_up(&store, &runtime, format.id, &slot, &opened, keys)?;
-                        return Self::assemble(store, runtime, format.id, keys, slot.id, options);
+                        return Self::assemble(store, runtime, format.id, (keys, ring.standing), slot.id, options);
                     }
                     Err(error) => right = Some((key, is_whole, error)),
                 },
@@ -261,7 +268,7 @@ impl Repository {
         store: Store,
         runtime: tokio::runtime::Handle,
         id: RepositoryId,
-        mut keys: Keys,
+        (mut keys, standing): (Keys, keyring::Standing),
         slot: String,
         options: &OpenOptions,
     ) -> Result<Self> {
@@ -280,6 +287,8 @@ impl Repository {
             runtime,
             id,
             keys,
+            standing,
+            harmless: std::sync::Mutex::default(),
             slot,
             workers,
             cache,

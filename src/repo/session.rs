@@ -6,6 +6,7 @@
 //! its tombstones, so whatever a committed writer reused is still there. Expiry times play no part.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -25,7 +26,46 @@ pub(super) struct SessionObject {
     manifest: String,
     host: String,
     process: u32,
+    /// Where that number means something; absent in sessions of older versions.
+    #[serde(flatten)]
+    processes: Processes,
     started: DateTime<Utc>,
+}
+
+/// Whose list of processes it is: machines and containers may share a name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Processes {
+    /// Of the machine's boot, proc(5); `None`: the system does not say.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub boot_id: Option<String>,
+    /// Of namespaces of processes, `pid:[…]`, namespaces(7); `None`: the system does not say.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pid_namespace: Option<String>,
+}
+
+impl Processes {
+    /// Those of this process.
+    pub fn here() -> Self {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|text| text.trim().to_owned());
+        let pid_namespace = std::fs::read_link("/proc/self/ns/pid").ok().map(|link| link.to_string_lossy().into_owned());
+        Self { boot_id: boot_id.filter(|id| !id.is_empty()), pid_namespace }
+    }
+
+    /// Whether the other's are the same, as far as the other says.
+    pub fn are_those_of(&self, other: &Self) -> bool {
+        let same = |own: Option<&str>, other: Option<&str>| other.is_none() || own == other;
+        same(self.boot_id.as_deref(), other.boot_id.as_deref()) && same(self.pid_namespace.as_deref(), other.pid_namespace.as_deref())
+    }
+
+    /// Whether the other is of another boot: of another machine, or of this one before it was started anew.
+    pub fn are_of_another_boot(&self, other: &Self) -> bool {
+        other.boot_id.is_some() && other.boot_id != self.boot_id
+    }
+
+    /// Whether this process would see one with this number.
+    pub fn has(process: u32) -> bool {
+        Path::new("/proc").join(process.to_string()).exists()
+    }
 }
 
 impl SessionObject {
@@ -43,7 +83,13 @@ impl Session {
     /// Publishes a session: from now on no collector deletes what it may reuse.
     pub fn publish(inner: &Inner, manifest: &str, host: &str, now: DateTime<Utc>) -> Result<Self> {
         let key = format!("sessions/{}", SessionId::generate(now));
-        let object = SessionObject { manifest: manifest.to_owned(), host: host.to_owned(), process: std::process::id(), started: now };
+        let object = SessionObject {
+            manifest: manifest.to_owned(),
+            host: host.to_owned(),
+            process: std::process::id(),
+            processes: Processes::here(),
+            started: now,
+        };
         let content = serde_json::to_vec(&object).map_err(|e| Error::new(Kind::Bug, "encode a session").because(e))?;
         let sealed = inner.seal_object(ObjectKind::Session, &key, &content)?;
         inner.block_on(inner.store.create(&key, Bytes::from(sealed)))?;
@@ -186,6 +232,7 @@ pub struct SeenSession {
     pub commits: String,
     pub host: String,
     pub process: u32,
+    pub processes: Processes,
     /// By the store's clock.
     pub published: DateTime<Utc>,
 }
@@ -213,6 +260,7 @@ impl SeenSession {
                 commits: session.manifest,
                 host: session.host,
                 process: session.process,
+                processes: session.processes,
                 published: object.modified,
             });
         }

@@ -361,7 +361,8 @@ impl BackupWriter {
     /// Waits for all uploads, writes packs → index → manifest, ends the session. `time`: the moment that the content is of.
     ///
     /// # Errors
-    /// Whatever failed; nothing is committed then. `Busy` when this run was fenced (it was paused for long): run it again.
+    /// Whatever failed; nothing is committed then. `Busy` when this run was fenced (it was paused for long): run it again. `WrongKey` when the plan's own
+    /// key was destroyed since this began, or a rotation has left this slot behind.
     pub fn commit(self, sources: Vec<SourceRecord>, time: DateTime<Utc>, tags: Vec<String>, progress: &dyn Progress) -> Result<Committed> {
         self.commit_if(sources, time, tags, progress, |_| Ok(()))
     }
@@ -391,6 +392,9 @@ impl BackupWriter {
             chunks_reused: counters.chunks_reused.load(Ordering::Relaxed),
             packs: counters.packs.load(Ordering::Relaxed),
         };
+        if let Some(change) = self.inner.look_at_keys(&self.keys, self.plan.as_str()).map_err(|e| e.within("commit the snapshot"))? {
+            self.warnings.push(change.of_snapshot(self.plan.as_str()));
+        }
         let (host, started, copied_from) = match self.copy_of.take() {
             Some(CopyOf { from, host, started }) => (host, started, Some(from)),
             None => (host_name(), self.started, None),

@@ -1,6 +1,7 @@
 //! Where a store is and how to talk to it, as given by a plan or the command line. Pure data; nothing is opened here.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
@@ -53,6 +54,8 @@ pub struct StoreConfig {
     /// The operator's word that nobody else writes to this repository: create is emulated by looking first. For stores without
     /// conditional create.
     pub single_writer: bool,
+    /// Where processes of this host lock each other out for that, a folder; `None`: nowhere.
+    pub alone: Option<PathBuf>,
     /// Average upload rate in bytes per second; a single object leaves as fast as the line allows, then the next one waits.
     pub upload_bytes_per_sec: Option<u64>,
     /// Average download rate in bytes per second, held within an object too.
@@ -80,6 +83,7 @@ impl Default for StoreConfig {
             session_token: None,
             allow_http: false,
             single_writer: false,
+            alone: None,
             upload_bytes_per_sec: None,
             download_bytes_per_sec: None,
             max_requests: 16,

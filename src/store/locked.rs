@@ -66,6 +66,17 @@ impl Store {
         }
     }
 
+    /// The same of the version that is read now.
+    ///
+    /// # Errors
+    /// As [`Store::lock_of`].
+    pub async fn lock_now(&self, key: &str) -> Result<Option<(LockMode, DateTime<Utc>)>> {
+        match self.look(key, None).await? {
+            Some(held) => Ok(held.lock),
+            None => Err(Error::new(Kind::NotFound, self.message("look at", key))),
+        }
+    }
+
     /// Locks a version until this time, in the mode of the configuration.
     ///
     /// # Errors

@@ -13,6 +13,7 @@
 //! Layers, outside in: [`Store`] (retries, lost answers, limits, counters) → `faults` (tests only) → `local` or `objects`
 //! (one call, one operation) → `object_store`.
 
+mod alone;
 mod aws_profile;
 mod backend;
 mod bucket;
@@ -34,6 +35,7 @@ use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -105,6 +107,8 @@ struct Inner {
     local: bool,
     confirm: bool,
     single_writer: bool,
+    /// Where processes of this host wait for each other then.
+    alone: Option<PathBuf>,
     policy: Policy,
     limits: Limits,
     counters: Counters,
@@ -136,6 +140,7 @@ impl Store {
                 local,
                 confirm: CONFIRM_REMOTE_CREATES && !local,
                 single_writer: config.single_writer,
+                alone: config.alone.clone(),
                 policy: if local { Policy::LOCAL } else { Policy::REMOTE },
                 limits,
                 counters: Counters::default(),
@@ -168,6 +173,7 @@ impl Store {
                 local: true,
                 confirm: false,
                 single_writer: false,
+                alone: None,
                 policy: Policy::LOCAL,
                 limits: Limits::new(defaults.max_requests, None, None),
                 counters: Counters::default(),
@@ -190,6 +196,7 @@ impl Store {
                 local: inner.0.local,
                 confirm: true,
                 single_writer: inner.0.single_writer,
+                alone: inner.0.alone.clone(),
                 policy: Policy::LOCAL,
                 limits: inner.0.limits.clone(),
                 counters: Counters::default(),
@@ -451,7 +458,11 @@ impl Store {
 
     async fn put(&self, key: &str, bytes: &Bytes) -> Result<()> {
         if self.0.single_writer {
-            // Nobody else writes (the operator's word), so between this look and the write nothing changes.
+            // No other host writes (the operator's word), and on this one others wait: between this look and the write nothing changes.
+            let _alone = match &self.0.alone {
+                Some(folder) => Some(alone::wait(folder, &self.0.describe, key).await?),
+                None => None,
+            };
             if self.head_once(key).await?.is_some() {
                 return Err(Error::new(Kind::AlreadyExists, self.message("write", key)));
             }

@@ -175,6 +175,29 @@ async fn single_writer_mode_keeps_the_rules_on_a_store_without_conditions() {
     assert_eq!(plain.get(KEY).await.unwrap(), "a");
 }
 
+/// Two processes of one host that see the same place: of two that create one object one is told, and nothing is overwritten.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_processes_of_one_host_one_creates_on_a_store_without_conditions() {
+    let (place, folder) = (Store::in_memory(), tempfile::tempdir().unwrap());
+    let process = || {
+        let faults = Faults::new();
+        let mut store = Store::with_faults(place.clone(), faults.clone());
+        let inner = Arc::get_mut(&mut store.0).unwrap();
+        (inner.single_writer, inner.alone) = (true, Some(folder.path().join("alone")));
+        // Between the look and the write, which has no condition, there is time.
+        faults.add(Rule::on(Verb::Create).then(Effect::Delay(Duration::from_millis(300))));
+        store
+    };
+    let (one, other) = (process(), process());
+    let (one, other) = tokio::join!(one.create(KEY, bytes("one")), other.create(KEY, bytes("other")));
+    let there = place.get(KEY).await.unwrap();
+    match (one, other) {
+        (Ok(Created::New), Err(error)) => assert!(error.kind() == Kind::AlreadyExists && there == "one", "{error:?}"),
+        (Err(error), Ok(Created::New)) => assert!(error.kind() == Kind::AlreadyExists && there == "other", "{error:?}"),
+        both => panic!("{both:?}"),
+    }
+}
+
 #[tokio::test]
 async fn keys_that_could_leave_the_root_never_reach_the_place() {
     let (store, faults) = faulty();

@@ -180,6 +180,35 @@ fn where_there_is_one_place_a_drill_gives_it_up_for_a_backup_and_is_taken_up_aga
 }
 
 #[test]
+fn in_a_repository_of_a_single_writer_one_run_goes_on_at_a_time() {
+    let alone = "[repository.alone]\nurl = \"file:///nowhere/alone\"\npassphrase = { env = \"NONE\" }\nsingle_writer = true\n";
+    let drilled = format!("{HOURLY}\n[plan.crm.drill]\nschedule = \"30 * * * *\"");
+    let in_it = [plan("crm", "a", &drilled), plan("erp", "b", HOURLY)].concat().replace("repository = \"main\"", "repository = \"alone\"");
+    let copied = "[[plan.web.copy]]\nto = \"alone\"\nschedule = \"15 * * * *\"";
+    let web = "[source.c]\nkind = \"files\"\npath = \"/nowhere/c\"\n".to_owned() + &plan("web", "c", &format!("{HOURLY}\n{copied}"));
+    let mut world = World::new(&[alone, &in_it, &web].concat());
+    world.turn("00:30:00");
+    assert_eq!(world.turn("01:00:00"), ["crm backup schedule", "web backup schedule"]);
+    assert!(world.turn("01:10:00").is_empty());
+    world.done("web", Job::Backup, "01:10:00");
+    assert!(world.turn("01:15:00").is_empty(), "a copy to it waits as well");
+    world.done("crm", Job::Backup, "01:16:00");
+    assert_eq!(world.turn("01:16:00"), ["erp backup schedule"]);
+    world.done("erp", Job::Backup, "01:17:00");
+    assert_eq!(world.turn("01:17:00"), ["web copy schedule"]);
+    let (_, waits) = world.request("crm", Job::Prune, "01:18:00");
+    assert!(waits.unwrap().contains("goes on in repository alone, in which there is one at a time (single_writer)"));
+    world.done("web", Job::Copy, "01:19:00");
+    assert_eq!(world.turn("01:19:00"), ["crm prune manual"]);
+    world.done("crm", Job::Prune, "01:20:00");
+    assert_eq!(world.turn("01:30:00"), ["crm drill schedule"]);
+    // A drill is in nobody's way for long.
+    assert_eq!(world.turn("02:00:00"), ["web backup schedule"]);
+    let drill = world.running("crm", Job::Drill);
+    assert_eq!(world.agenda.yields().iter().map(|(run, _)| *run).collect::<Vec<_>>(), [drill]);
+}
+
+#[test]
 fn a_restore_holds_drills_back_and_has_them_give_way() {
     let drill = format!("{HOURLY}\n[plan.crm.drill]\nschedule = \"30 * * * *\"");
     let mut world = World::new(&plan("crm", "a", &drill));

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use chrono::{DateTime, Utc};
+
 use crate::daemon::status::assess::newest_whole;
 use crate::daemon::status::beside::{self, Pace, Said};
 use crate::daemon::status::copies::{self, Held};
@@ -14,9 +16,9 @@ use crate::event::Pulse;
 use crate::id::Name;
 use crate::ops::log::reach::reach;
 use crate::ops::resolve::{self, Surroundings};
-use crate::ops::{damaged_warning, explain};
+use crate::ops::{damaged_warning, explain, select};
 use crate::plan::{self, Plan};
-use crate::repo::{LostManifest, Manifest, Repository};
+use crate::repo::{LockSample, LostManifest, Manifest, Repository};
 
 /// What a repository said of one plan.
 pub type Asked = std::result::Result<Arc<Stored>, Unasked>;
@@ -221,7 +223,10 @@ fn put(question: &Question, pulse: &Pulse, surroundings: &Surroundings, tell: &d
         match found {
             Ok((found, reports)) => {
                 for (plan, found) in question.own.iter().zip(found) {
-                    let stored = found.and_then(|found| stored(plan, found, &repository, &reports));
+                    let stored = found.and_then(|found| {
+                        let lock = lapsed_lock(&repository, &found.0, asked)?;
+                        Ok(Stored { lock, ..stored(plan, found, &repository, &reports)? })
+                    });
                     let stored = stored.map(|stored| Stored { asked: Some(asked), changed: changed.clone(), ..stored });
                     let unasked = |error: Error| Unasked { kind: error.kind(), message: format!("{error:?}"), secret: false };
                     tell(Answer::Own(plan.name.clone(), stored.map_err(unasked)));
@@ -235,12 +240,29 @@ fn put(question: &Question, pulse: &Pulse, surroundings: &Surroundings, tell: &d
         match repository.sound_manifests_of(&names.iter().collect::<Vec<_>>()) {
             Ok(found) => {
                 for (name, found) in names.into_iter().zip(found) {
-                    let held = found.map(|(manifests, lost)| Held::of(&manifests, &lost, changed.clone()));
+                    let held = found.and_then(|(manifests, lost)| {
+                        Ok(Held::of(&manifests, &lost, changed.clone(), lapsed_lock(&repository, &manifests, asked)?))
+                    });
                     let unasked = |error: Error| Unasked { kind: error.kind(), message: explain(&error), secret: false };
                     tell(Answer::Copy(name, held.map_err(unasked)));
                 }
             }
             Err(error) => refuse_copied(&error, false),
+        }
+    }
+}
+
+/// By the date of the newest snapshot's manifest, which no other one outlasts by much: whether Object Lock ends because nothing has moved dates on. One request,
+/// where locks are asked for.
+fn lapsed_lock(repository: &Repository, manifests: &[Manifest], now: DateTime<Utc>) -> Result<Option<String>> {
+    let Some(newest) = select::latest(manifests) else { return Ok(None) };
+    match repository.sample_locks(&[newest], false, now) {
+        Ok(sample) => Ok(sample.filter(LockSample::is_certain).and_then(|sample| sample.told())),
+        Err(error) if error.kind() == Kind::Unavailable => Err(error),
+        // Credentials that may not ask say nothing; `doctor` tells of them.
+        Err(error) => {
+            tracing::warn!(error = ?error, "until when snapshots are locked cannot be seen");
+            Ok(None)
         }
     }
 }

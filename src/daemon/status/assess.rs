@@ -86,6 +86,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     }
     problems.extend(stored.and_then(|stored| stored.changed.clone()).map(Problem::from));
     problems.extend(gone_back);
+    problems.extend(stored.and_then(|stored| stored.lock.clone()).map(|told| Problem::new("lock-lapsed", told)));
     problems.extend(stored.and_then(standing_damage));
     problems.extend(stored.into_iter().flat_map(|stored| &stored.damaged).map(|lost| Problem::new("damaged", lost.clone())));
     let next = facts.next.iter().min_by_key(|(_, at)| *at);

@@ -34,12 +34,14 @@ pub struct Held {
     /// That manifests cannot be read: how many and why, in words.
     lost: Option<String>,
     changed: Option<Changed>,
+    /// That locks of what is needed end, or have ended; a sentence.
+    lock: Option<String>,
 }
 
 impl Held {
-    pub fn of(manifests: &[Manifest], lost: &[LostManifest], changed: Option<Changed>) -> Self {
+    pub fn of(manifests: &[Manifest], lost: &[LostManifest], changed: Option<Changed>, lock: Option<String>) -> Self {
         let lost = lost.first().map(|first| format!("{} manifests that cannot be read: {}", lost.len(), explain(&first.error)));
-        Self { newest: select::latest(manifests).map(|manifest| manifest.time), lost, changed }
+        Self { newest: select::latest(manifests).map(|manifest| manifest.time), lost, changed, lock }
     }
 }
 
@@ -55,10 +57,11 @@ pub fn of(
     for copy in &plan.copies {
         let to = &copy.to.name;
         match held(to) {
-            Ok(Held { newest, lost, changed }) => {
+            Ok(Held { newest, lost, changed, lock }) => {
                 problems.extend(changed.map(|changed| Problem { job: Some(Job::Copy.word().to_owned()), ..Problem::from(changed) }));
                 problems.extend(originals.and_then(|originals| is_behind(copy, originals, newest, now)));
                 problems.extend(lost.map(|lost| Problem::of("damaged", Job::Copy, format!("the copy in {to} has {lost}"))));
+                problems.extend(lock.map(|told| Problem::of("lock-lapsed", Job::Copy, format!("the copy in {to}: {told}"))));
                 let behind_ms = newest.zip(original).map(|(copy, original)| behind(copy, original));
                 all.push(CopyStatus { repository: to.to_string(), newest, behind_ms, reachable: true });
             }

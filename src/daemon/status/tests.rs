@@ -353,6 +353,17 @@ fn an_exchanged_repository_is_no_green_one() {
 }
 
 #[test]
+fn locks_that_end_are_told() {
+    let made = manifest("11:30:00", "db", &[]);
+    let mut facts = facts(std::slice::from_ref(&made), &[drill("11:40:00", made.id, true)]);
+    if let Some(Ok(stored)) = &mut facts.repository {
+        Arc::make_mut(stored).lock = Some("what is needed is locked until today only".to_owned());
+    }
+    let status = judged(&facts);
+    assert_eq!((message(&status, "lock-lapsed"), exit(&status)), ("what is needed is locked until today only", Some(Kind::Failed)));
+}
+
+#[test]
 fn a_run_that_goes_on_hides_no_overdue_slot() {
     let folder = tempfile::tempdir().unwrap();
     let plan = plan();

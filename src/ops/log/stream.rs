@@ -16,7 +16,7 @@ use crate::id::Name;
 use crate::ops::explain;
 use crate::ops::log::archive::stored_history;
 use crate::ops::log::fork;
-use crate::ops::resolve::{self, Surroundings};
+use crate::ops::resolve::{self, RepositorySettings, Surroundings};
 use crate::ops::work::{FileLock, make_private, read_private, write_private};
 use crate::plan::{self, SourceKind};
 use crate::repo::{Gap, Log, PieceInfo, Repository, Role, runs};
@@ -26,6 +26,8 @@ use crate::source::postgres::wal::{PieceFacts, TimelineHistory};
 
 /// How often the note is written.
 const NOTE_EVERY: Duration = Duration::from_secs(1);
+/// A piece is sealed to keys that were looked at so long ago at most.
+const KEYS_EVERY: Duration = Duration::from_mins(1);
 
 /// How the log of a source stands: `lifeboat.log/1`, kept in the plan's work folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,11 +128,9 @@ const LONG_PAUSE: Duration = Duration::from_mins(5);
 /// plan or the server before the first piece.
 pub fn run(plan: &plan::Plan, source: &plan::Source, persistence: Persistence, surroundings: &Surroundings) -> Result<LogStatus> {
     let settings = resolve::postgres_settings(source)?;
-    let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
-    if repository.role() == Role::Maintainer {
-        return Err(Error::new(Kind::WrongKey, format!("stream the log of {}: this passphrase opens a maintainer key slot", plan.name))
-            .hint("use the passphrase of a writer or reader key slot (`lifeboat key list`)"));
-    }
+    let place = resolve::repository(&plan.repository)?;
+    let repository = place.open(surroundings)?;
+    must_write(&repository, &plan.name)?;
     let work = surroundings.state.join("work").join(plan.name.as_str());
     make_private(&work)?;
     let lock = work.join(format!("log-{}.lock", source.name));
@@ -140,7 +140,7 @@ pub fn run(plan: &plan::Plan, source: &plan::Source, persistence: Persistence, s
     })?;
     let slot = slot_name(plan.name.as_str(), source.name.as_str());
     let connected = Cell::new(false);
-    let mut sink = Sink::new(plan, source, repository, &slot, &work, surroundings, &connected)?;
+    let mut sink = Sink::new(plan, source, (place, repository), &slot, &work, surroundings, &connected)?;
     let stream = LogStream { settings, slot, cancel: surroundings.cancel.clone() };
     let progress = Arc::clone(&surroundings.progress);
     progress.event(Event::Phase { name: "stream", detail: format!("{} of {}", source.name, plan.name) });
@@ -162,10 +162,22 @@ pub fn run(plan: &plan::Plan, source: &plan::Source, persistence: Persistence, s
     Ok(sink.status)
 }
 
+fn must_write(repository: &Repository, plan: &Name) -> Result<()> {
+    if repository.role() == Role::Maintainer {
+        return Err(Error::new(Kind::WrongKey, format!("stream the log of {plan}: this passphrase opens a maintainer key slot"))
+            .hint("use the passphrase of a writer or reader key slot (`lifeboat key list`)"));
+    }
+    Ok(())
+}
+
 /// The repository's log as a stream's sink.
 struct Sink<'a> {
     log: Log,
     repository: Repository,
+    /// To open it anew when its keys have changed.
+    place: RepositorySettings,
+    keys_at: Option<Instant>,
+    surroundings: &'a Surroundings,
     plan: Name,
     source: Name,
     /// What the stream found stored when it began: stream, start, end.
@@ -187,10 +199,10 @@ impl<'a> Sink<'a> {
     fn new(
         plan: &plan::Plan,
         source: &plan::Source,
-        repository: Repository,
+        (place, repository): (RepositorySettings, Repository),
         slot: &str,
         work: &Path,
-        surroundings: &Surroundings,
+        surroundings: &'a Surroundings,
         connected: &'a Cell<bool>,
     ) -> Result<Self> {
         let log = repository.log(&plan.name, &source.name);
@@ -220,6 +232,9 @@ impl<'a> Sink<'a> {
         Ok(Self {
             log,
             repository,
+            place,
+            keys_at: None,
+            surroundings,
             plan: plan.name.clone(),
             source: source.name.clone(),
             known: BTreeSet::new(),
@@ -233,6 +248,39 @@ impl<'a> Sink<'a> {
             progress: Arc::clone(&surroundings.progress),
             connected,
         })
+    }
+
+    /// Makes sure that what is stored now is sealed to the keys that are in use. Where something was done with them since they were read, the repository
+    /// is opened anew. Without `always`, nobody is asked when that was done a moment ago.
+    ///
+    /// # Errors
+    /// `WrongKey` when the plan's own key was destroyed and it has no other one, or a rotation left the key slot behind; as opening says.
+    fn follow_keys(&mut self, always: bool) -> Result<()> {
+        if !always && self.keys_at.is_some_and(|at| at.elapsed() < KEYS_EVERY) {
+            return Ok(());
+        }
+        self.keys_at = None;
+        match self.repository.keys_changed(&self.plan) {
+            Ok(None) => {}
+            Err(error) if !matches!(error.kind(), Kind::WrongKey | Kind::Damaged) => return Err(error),
+            changed => {
+                tracing::info!(plan = %self.plan, source = %self.source, ?changed, "something was done with the keys: they are read anew");
+                let repository = self.place.open(self.surroundings)?;
+                if repository.id() != self.repository.id() {
+                    return Err(Error::new(
+                        Kind::Damaged,
+                        format!("stream the log of {}: another repository is there than before", self.plan),
+                    )
+                    .hint("`lifeboat repo accept` says that it is meant; then start the stream anew"));
+                }
+                must_write(&repository, &self.plan)?;
+                self.log = repository.log(&self.plan, &self.source);
+                self.repository = repository;
+            }
+        }
+        self.repository.may_write(&self.plan).map_err(|error| error.within(format!("stream the log of {}", self.plan)))?;
+        self.keys_at = Some(Instant::now());
+        Ok(())
     }
 
     /// Writes the note, not too often.
@@ -321,6 +369,7 @@ fn identifier(text: &str) -> Result<u64> {
 
 impl LogSink for Sink<'_> {
     fn known(&mut self) -> Result<Known> {
+        self.follow_keys(true)?;
         let pieces = self.log.pieces()?;
         let system_identifier = self.system_identifier(&pieces)?;
         let timeline = |stream: u64| u32::try_from(stream).context(Kind::Damaged, || format!("a log of timeline {stream}"));
@@ -343,6 +392,7 @@ impl LogSink for Sink<'_> {
     }
 
     fn piece(&mut self, piece: &LogPiece<'_>) -> Result<()> {
+        self.follow_keys(false)?;
         let facts = serde_json::to_value(piece.facts).context(Kind::Bug, || "write what is said of a piece of log".to_owned())?;
         let stretch = (u64::from(piece.timeline), piece.start.0, piece.end.0);
         let there = self.small.iter().find(|other| (other.stream, other.start, other.end) == stretch).copied();
@@ -463,6 +513,71 @@ fn subsumed(pieces: &[PieceInfo]) -> Vec<(PieceInfo, PieceInfo)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_looked_at_while_it_streams() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display();
+        let secret = folder.path().join("passphrase");
+        std::fs::write(&secret, "correct horse battery staple").unwrap();
+        std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let text = format!(
+            "version = 1\n[repository.main]\nurl = \"file://{path}/main\"\npassphrase = {{ file = \"{path}/passphrase\" }}\n\
+             [source.db]\nkind = \"postgres\"\nurl = {{ env = \"URL\" }}\nlog = \"stream\"\n[plan.crm]\nsource = \"db\"\nrepository = \"main\"\n"
+        );
+        let plans = plan::Plans::from_text(&text).unwrap_or_else(|errors| panic!("{errors}"));
+        let plan = plans.plans.values().next().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let surroundings = Surroundings {
+            state: folder.path().join("state"),
+            runtime: runtime.handle().clone(),
+            clock: Arc::new(crate::clock::SystemClock),
+            progress: Arc::new(crate::event::Silent),
+            cancel: crate::event::Cancel::default(),
+            gate: crate::ops::CommitGate::default(),
+        };
+        let place = || resolve::repository(&plan.repository).unwrap();
+        crate::ops::init::run(&place(), &surroundings).unwrap();
+        let open = || place().open(&surroundings).unwrap();
+        let connected = Cell::new(true);
+        let mut sink = Sink::new(plan, &plan.sources[0], (place(), open()), "slot", folder.path(), &surroundings, &connected).unwrap();
+        sink.known().unwrap();
+        let mut at = 0;
+        let mut store = |sink: &mut Sink<'_>, minutes: u64| {
+            sink.keys_at = sink.keys_at.and_then(|at| at.checked_sub(Duration::from_mins(minutes)));
+            let (start, end) = (Lsn(at), Lsn(at + 4));
+            at += 4;
+            let facts = PieceFacts {
+                system_identifier: "1".into(),
+                timeline: 1,
+                segment_bytes: 1 << 20,
+                first_commit: None,
+                last_commit: None,
+                restore_points: Vec::new(),
+                server_clock: None,
+                valid_to: end,
+            };
+            sink.piece(&LogPiece { timeline: 1, start, end, bytes: b"wals", facts: &facts, replaces: false })
+        };
+        store(&mut sink, 0).unwrap();
+        open().make_plan_key(&plan.name, Utc::now()).unwrap();
+        store(&mut sink, 0).unwrap();
+        store(&mut sink, 1).unwrap();
+        store(&mut sink, 0).unwrap();
+        open().erase_plan(&plan.name, Utc::now()).unwrap();
+        let error = store(&mut sink, 1).unwrap_err();
+        assert_eq!(error.kind(), Kind::WrongKey, "{error:?}");
+        assert_eq!(store(&mut sink, 0).unwrap_err().kind(), Kind::WrongKey, "until somebody decides");
+        assert_eq!(sink.known().unwrap_err().kind(), Kind::WrongKey);
+        // What was sealed before the key was there stays readable, what came after went with it.
+        let log = open().log(&plan.name, &plan.sources[0].name);
+        let read: Vec<bool> = log.pieces().unwrap().iter().map(|piece| log.read(piece).is_ok()).collect();
+        assert_eq!(read, [true, true, false, false]);
+        open().make_plan_key(&plan.name, Utc::now()).unwrap();
+        store(&mut sink, 0).unwrap();
+        let log = open().log(&plan.name, &plan.sources[0].name);
+        assert!(log.read(log.pieces().unwrap().last().unwrap()).is_ok());
+    }
 
     #[test]
     fn what_a_larger_piece_contains_is_found() {

@@ -35,7 +35,7 @@ use crate::repo::index::{PackHead, decode_heads};
 use crate::repo::moved::FOLDER;
 use crate::repo::pack::Directory;
 use crate::repo::packs::PackNo;
-use crate::repo::session::{LISTINGS, SeenSession, publish_tombstones, read_tombstone_groups};
+use crate::repo::session::{LISTINGS, Processes, SeenSession, publish_tombstones, read_tombstone_groups};
 use crate::repo::snapshot::{host_name, id_of};
 use crate::repo::tree::PackRef;
 use crate::repo::{Inner, Repository, beside};
@@ -522,10 +522,15 @@ impl SeenSession {
         self.commits.starts_with(FOLDER)
     }
 
-    /// Whether its process was of this machine and is gone.
+    /// Whether its process was one of those that are seen here, and is gone. Who has another boot or another namespace under the same name cannot be seen.
     fn is_gone_here(&self) -> bool {
         let here = self.host == host_name() && std::path::Path::new("/proc/self").exists();
-        here && !std::path::Path::new("/proc").join(self.process.to_string()).exists()
+        here && Processes::here().are_those_of(&self.processes) && !Processes::has(self.process)
+    }
+
+    /// Whether it is of a machine of this one's name before a start: of this one, most likely.
+    fn is_of_earlier_boot(&self) -> bool {
+        self.host == host_name() && Processes::here().are_of_another_boot(&self.processes)
     }
 
     /// Whether its host has committed a later snapshot of the plan: `commits` are hosts and keys.
@@ -539,6 +544,7 @@ impl SeenSession {
     fn ends(&self, options: &CollectOptions<'_>, commits: &[(String, String)]) -> DateTime<Utc> {
         let after = match self.is_gone_here() {
             true if self.is_collection() => Duration::ZERO,
+            false if self.is_collection() && self.is_of_earlier_boot() => options.fence_gone_after.min(options.fence_after),
             gone if gone || self.is_superseded(commits) => options.fence_gone_after.min(options.fence_after),
             _ => options.fence_after,
         };

@@ -967,6 +967,68 @@ fn writers_collectors_retention_and_readers_lose_nothing_for_hours() {
     }
 }
 
+/// Containers with their host's network, and cloned machines, have one name and see none of each other's processes.
+#[test]
+fn a_backup_of_another_container_or_machine_with_this_name_is_not_taken_for_gone() {
+    let base = noise(84, 8192 * 60);
+    let files = |round| vec![("db", Layout::Pages(8192), &b""[..], generation(&base, round))];
+    let bench = Bench::new();
+    let mut last = bench.backup(&files(0));
+    let repository = bench.open();
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let dead = child.id();
+    child.wait().unwrap();
+    // What a session of this program says of itself.
+    let writer = bench.open().begin(&plan(), Utc::now(), &Cancel::default()).unwrap();
+    let key = bench.keys("sessions/").pop().unwrap();
+    let told = repository.inner.open_object(crate::repo::format::ObjectKind::Session, &key).unwrap();
+    let own: serde_json::Value = serde_json::from_slice(&told).unwrap();
+    drop(writer);
+    assert!(own["boot_id"].as_str().unwrap().len() == 36 && own["pid_namespace"].as_str().unwrap().starts_with("pid:["), "{own}");
+    let elsewhere = |key: &str, value: &str| {
+        let mut other = own.clone();
+        other[key] = value.into();
+        other
+    };
+    let boot = elsewhere("boot_id", "00000000-0000-0000-0000-000000000000");
+    let days = chrono::TimeDelta::days;
+    for (round, mut session, why, wait) in [
+        (1, own.clone(), "its process is gone", chrono::TimeDelta::hours(1)),
+        (2, boot.clone(), "it ends by itself", days(7)),
+        (3, elsewhere("pid_namespace", "pid:[1]"), "it ends by itself", days(7)),
+    ] {
+        let next = bench.backup(&files(round));
+        remove(&repository, &[&last]).unwrap();
+        session["process"] = dead.into();
+        session["manifest"] = format!("snapshots/x/{}", SessionId::generate(Utc::now())).into();
+        let key = format!("sessions/{}", SessionId::generate(Utc::now()));
+        let sealed = repository.inner.seal_object(crate::repo::format::ObjectKind::Session, &key, session.to_string().as_bytes()).unwrap();
+        bench.runtime.block_on(bench.store.create(&key, sealed.into())).unwrap();
+        let waits = collect(&repository);
+        let told = waits.waiting_for.join("") + &waits.warnings.join("");
+        let day = (Utc::now() + wait).format("a prune after %Y-%m-%d").to_string();
+        assert!(waits.fenced.is_empty() && told.contains(why) && told.contains(&day), "{session}: {waits:?}");
+        bench.runtime.block_on(bench.store.delete(&key)).unwrap();
+        last = next;
+    }
+    // A prune that a power failure ended is not waited for as long as one of another machine.
+    let session = |object: &serde_json::Value| crate::repo::session::SeenSession {
+        key: "sessions/x".into(),
+        commits: format!("{FOLDER}x"),
+        host: host_name(),
+        process: dead,
+        processes: serde_json::from_value(object.clone()).unwrap(),
+        published: Utc::now(),
+    };
+    let options = CollectOptions::default();
+    let after = |object: &serde_json::Value| (session(object).ends(&options, &[]) - Utc::now()).num_minutes();
+    assert!((58..=60).contains(&after(&boot)), "{}", after(&boot));
+    assert!(after(&elsewhere("pid_namespace", "pid:[1]")) > 6 * 24 * 60);
+    assert!(after(&own) <= 0);
+    assert_eq!(restore(&bench.open(), &last).unwrap(), content(&files(3)));
+    sound(&bench.open());
+}
+
 /// A prune that was killed while it put packs together anew holds nothing up; a backup that may be at work is named, and until when it is waited for.
 #[test]
 fn a_killed_collection_is_not_waited_for_and_a_backup_is_named() {

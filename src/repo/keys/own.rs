@@ -185,6 +185,11 @@ impl Keys {
         Ok(record)
     }
 
+    /// The same keys without those of plans, to take them in anew.
+    pub fn without_own(&self) -> Self {
+        Self { own: Vec::new(), own_damaged: None, writes_to: None, ..self.clone() }
+    }
+
     /// Remembers why not all keys of plans are known.
     pub fn note_damaged_plan_key(&mut self, why: String) {
         self.own_damaged.get_or_insert(why);
@@ -221,6 +226,11 @@ impl Keys {
         let what = if of_plan.iter().all(|own| own.erased.is_some()) { "was destroyed" } else { "is of an older key generation" };
         Err(Error::new(Kind::WrongKey, format!("write data of plan {plan}: its own key {what}"))
             .hint(format!("make a new one with a reader key: `lifeboat key own REPO --plan {plan}`")))
+    }
+
+    /// Whether data is sealed to a plan's own key.
+    pub fn writes_own(&self) -> bool {
+        self.writes_to.is_some()
     }
 
     pub(super) fn own_pair(&self, number: u16) -> Result<KeyPair> {

@@ -541,6 +541,31 @@ impl Log {
     }
 }
 
+/// Whether these bytes are whole as what an object below `logs/` with this name holds.
+///
+/// # Errors
+/// When that cannot be told: `WrongKey`.
+pub(super) fn is_whole(inner: &Inner, key: &str, bytes: Bytes) -> Result<bool> {
+    let open = |kind: ObjectKind| crate::repo::seal::open(&inner.keys, inner.id, kind, key, &bytes).map(drop);
+    let opened = match key.split('/').collect::<Vec<_>>()[..] {
+        ["logs", _, "pieces", name] => match parse_name(name) {
+            Some((stream, start, end)) => {
+                let piece = PieceInfo { stream, start, end, size: bytes.len() as u64 };
+                piece::open_whole(inner, key, &piece, bytes.clone()).map(drop)
+            }
+            None => return Ok(false),
+        },
+        ["logs", _, "history", _] => open(ObjectKind::LogSide),
+        ["logs", _, "gaps", _] => open(ObjectKind::LogGap),
+        _ => return Ok(false),
+    };
+    match opened {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == Kind::Damaged => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Reads a piece without asking for the role first, for a test of what the keys allow.
 #[cfg(test)]
 pub(in crate::repo) fn read_piece_for_test(inner: &Inner, key: &str, piece: &PieceInfo) -> Result<Vec<u8>> {

@@ -180,7 +180,12 @@ fn tail_len(inner: &Inner, key: &str, size: u64, tail: &[u8]) -> Result<u64> {
 /// A whole piece as it is stored, compared with the hash that its label has: finds any change, without reading data.
 pub fn fetch_whole(inner: &Inner, key: &str, piece: &PieceInfo) -> Result<(OpenPiece, Bytes)> {
     check_size(key, piece)?;
-    let bytes = inner.block_on(inner.store.get(key))?;
+    open_whole(inner, key, piece, inner.block_on(inner.store.get(key))?)
+}
+
+/// The same of bytes that are at hand.
+pub fn open_whole(inner: &Inner, key: &str, piece: &PieceInfo, bytes: Bytes) -> Result<(OpenPiece, Bytes)> {
+    check_size(key, piece)?;
     let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {key}: {what}"));
     if bytes.len() as u64 != piece.size {
         return Err(damaged("has another size than the store lists"));

@@ -243,6 +243,7 @@ fn a_rotation_that_is_killed_anywhere_leaves_a_repository_that_works() {
             assert_eq!(bench.keys("keys/").iter().filter(|key| key.contains('.')).count(), 3, "round {round}: nothing is left over");
             assert_eq!(open_with(&bench, &words).unwrap().key_generations().1, done.generation);
             assert_eq!(restore(&bench.open(), &first).unwrap(), expected(&small()));
+            backup(&open_with(&bench, &words).unwrap(), &small()).unwrap_or_else(|error| panic!("round {round}: {error:?}"));
         }
     }
     assert!(rounds >= 14, "{rounds} places where it was killed");
@@ -479,6 +480,74 @@ fn a_plan_with_its_own_key_can_be_destroyed_alone() {
     assert_eq!(backup_as(&writer(), &hr, &small()).unwrap_err().kind(), Kind::Damaged);
     assert_eq!(restore(&bench.open(), &fresh).unwrap_err().kind(), Kind::Damaged);
     assert_eq!(restore(&bench.open(), &neighbour).unwrap(), expected(&small()));
+}
+
+/// Like a backup that goes on for long: `meanwhile` comes before its commit. What it was told.
+fn backup_while(repository: &Repository, plan: &Name, meanwhile: impl FnOnce()) -> Result<Vec<String>> {
+    let mut writer = repository.begin(plan, Utc::now(), &Cancel::default())?;
+    let mut tree = writer.tree(plan, "files", Order::Tree)?;
+    for (entry, bytes) in tree_of(&small()) {
+        if tree.add(entry)? == Added::NeedsContent {
+            tree.content(&mut &bytes[..])?;
+        }
+    }
+    let source = tree.finish(serde_json::Value::Null)?;
+    meanwhile();
+    Ok(writer.commit(vec![source], Utc::now(), Vec::new(), &Silent)?.warnings)
+}
+
+#[test]
+fn what_is_done_with_keys_while_a_backup_runs_is_told_before_it_commits() {
+    let bench = Bench::new();
+    let (hr, crm) = (Name::new("hr").unwrap(), plan());
+    let (words, file) = (Passphrase::new("some words of a writer"), KeyFile::generate());
+    let file_key = Passphrase::new(file.reveal().to_string());
+    bench.open().add_key("words", Role::Writer, &words, Utc::now()).unwrap();
+    let shut_out = bench.open().add_slot("file", Role::Writer, &Lock::KeyFile(&file), Utc::now()).unwrap();
+    let writer = || open_with(&bench, &words).unwrap();
+    let nothing = |repository: &Repository, plan: &Name| repository.keys_changed(plan).unwrap().is_none();
+    let plan_keys = || bench.keys("keys/").into_iter().filter(|key| key.starts_with("keys/plan-")).collect::<Vec<_>>();
+    // Nothing happened, or nothing that concerns the plan: not a word.
+    assert_eq!(backup_while(&writer(), &hr, || ()).unwrap(), [""; 0]);
+    let (stream, neighbour) = (writer(), writer());
+    let told = backup_while(&writer(), &crm, || drop(bench.open().make_plan_key(&hr, Utc::now()).unwrap())).unwrap();
+    assert_eq!(told, [""; 0], "another plan's");
+    assert!(nothing(&neighbour, &crm) && nothing(&neighbour, &crm) && nothing(&writer(), &hr));
+    assert_eq!(neighbour.keys_changed(&hr).unwrap(), Some(KeyChange::Own), "what is nothing to one plan is something to another");
+    assert_eq!(stream.keys_changed(&hr).unwrap(), Some(KeyChange::Own));
+    // A rotation that did not come to its commit changes nothing for anybody.
+    let faults = Faults::new();
+    let crashing = bench.open_on(Store::with_faults(bench.store.clone(), faults.clone()));
+    faults.crash_at_write(6, When::Before);
+    assert!(crashing.rotate(&passphrase(), &[], false, Utc::now()).is_err());
+    assert_eq!(plan_keys(), ["keys/plan-8000", "keys/plan-8001"], "it came as far as that");
+    assert!(nothing(&writer(), &hr) && nothing(&neighbour, &crm));
+    // One that did: whoever was carried along hears of it, whoever was shut out commits nothing.
+    let (stream, others) = (writer(), open_with(&bench, &file_key).unwrap());
+    let rotate = || drop(bench.open().rotate(&passphrase(), std::slice::from_ref(&shut_out.id), false, Utc::now()).unwrap());
+    let refused = backup_while(&others, &crm, rotate).unwrap_err();
+    assert_eq!(refused.kind(), Kind::WrongKey, "{refused:?}");
+    let told = backup_while(&stream, &hr, || ()).unwrap();
+    assert!(told.len() == 1 && told[0].contains("rotated to generation 2 while this backup ran"), "{told:?}");
+    assert_eq!(stream.keys_changed(&hr).unwrap(), Some(KeyChange::Rotated(2)));
+    assert!(nothing(&writer(), &hr));
+    // A plan that gets a key of its own, and one that loses it.
+    let told = backup_while(&writer(), &crm, || drop(bench.open().make_plan_key(&crm, Utc::now()).unwrap())).unwrap();
+    assert!(told.len() == 1 && told[0].contains("plan crm got a key of its own while this backup ran"), "{told:?}");
+    let (stream, before) = (writer(), bench.keys("snapshots/").len());
+    let refused = backup_while(&writer(), &hr, || drop(bench.open().erase_plan(&hr, Utc::now()).unwrap())).unwrap_err();
+    assert_eq!(refused.kind(), Kind::WrongKey, "{refused:?}");
+    assert!(format!("{refused:?}").contains("its own key was destroyed after this began"), "{refused:?}");
+    assert_eq!(bench.keys("snapshots/").len(), before);
+    assert_eq!(stream.keys_changed(&hr).unwrap_err().kind(), Kind::WrongKey);
+    bench.open().make_plan_key(&hr, Utc::now()).unwrap();
+    assert_eq!(stream.keys_changed(&hr).unwrap_err().kind(), Kind::WrongKey, "what it would seal stays destroyed");
+    assert!(nothing(&writer(), &hr));
+    // Taken away by nobody of ours: not what was promised to be destroyable under the repository's key, nor the other way round.
+    let stream = writer();
+    let own = plan_keys().into_iter().rfind(|key| !key.ends_with("-erased")).unwrap();
+    delete(&bench, &own);
+    assert_eq!(stream.keys_changed(&hr).unwrap_err().kind(), Kind::Damaged);
 }
 
 /// The content of all objects that these keys open, by name.
