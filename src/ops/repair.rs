@@ -185,7 +185,9 @@ pub fn plan(request: &RepairRequest, clock: &dyn Clock, progress: &dyn Progress,
     for (name, why) in &request.unreachable {
         report.warnings.push(format!("repository {name} was not asked for what is missing here: {why}"));
     }
-    let snapshots = plan_snapshots(request, &manifests, &mut report, cancel)?;
+    let have = ask_others(request, &mut report);
+    report.findings.extend(forgotten(request, &have, &report.findings)?);
+    let snapshots = plan_snapshots(request, &manifests, &have, &mut report, cancel)?;
     let logs = plan_logs(request, &manifests, &mut report);
     let moved = plan_moved(repository, &mut report)?;
     leave_rest(&index, &mut report);
@@ -226,8 +228,66 @@ fn index_actions(index: &IndexRepair) -> Vec<Action> {
     actions
 }
 
-/// Which snapshots are harmed, and who has them.
-fn plan_snapshots(request: &RepairRequest, manifests: &[Manifest], report: &mut RepairReport, cancel: &Cancel) -> Result<Vec<Harmed>> {
+/// The sound snapshots of each of the others; none, and a warning, of one that cannot be asked.
+fn ask_others(request: &RepairRequest, report: &mut RepairReport) -> Vec<Vec<Manifest>> {
+    let mut have = Vec::new();
+    for other in &request.others {
+        match other.repository.sound_manifests(None) {
+            Ok((manifests, _)) => have.push(manifests),
+            Err(error) => {
+                report.warnings.push(format!("repository {} was not asked for what is missing here: {}", other.name, explain(&error)));
+                have.push(Vec::new());
+            }
+        }
+    }
+    have
+}
+
+/// Snapshots of this repository that others have copies of, and that are gone although nobody removed them: the chain tells of the newest of several that
+/// were taken away one after the other, and of none behind the newest that is there. `findings`: what is known already.
+fn forgotten(request: &RepairRequest, have: &[Vec<Manifest>], findings: &[Finding]) -> Result<Vec<Finding>> {
+    let repository = &request.repository;
+    if findings.iter().any(|finding| finding.object.starts_with("retention/")) {
+        // What was removed on purpose is not known; that is a finding of its own.
+        return Ok(Vec::new());
+    }
+    let own = repository.id().to_string();
+    let told: BTreeSet<SnapshotId> = findings.iter().flat_map(|finding| finding.snapshots.iter().copied()).collect();
+    let mut copied: BTreeMap<SnapshotId, (&Name, &Name)> = BTreeMap::new();
+    for (other, theirs) in request.others.iter().zip(have) {
+        for manifest in theirs {
+            if let Some(from) = manifest.copied_from.as_ref().filter(|from| from.repository == own && !told.contains(&from.snapshot)) {
+                copied.entry(from.snapshot).or_insert((&manifest.plan, &other.name));
+            }
+        }
+    }
+    // After the copies: what was committed and copied meanwhile is there, and what was removed meanwhile is in the ledger.
+    let (manifests, unread) = repository.sound_manifests(None)?;
+    for id in manifests.iter().flat_map(|manifest| [Some(manifest.id), manifest.replaces()]).chain(unread.iter().map(|lost| lost.id)) {
+        id.map(|id| copied.remove(&id));
+    }
+    if copied.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ledger = repository.ledger()?;
+    copied.retain(|id, _| ledger.removed(*id).is_none());
+    let missing = |(id, (plan, other)): (SnapshotId, (&Name, &Name))| Finding {
+        object: repository.snapshot_key(plan, id),
+        kind: "missing".into(),
+        message: format!("repository {other} has a copy of it, and it is gone although nobody removed it"),
+        snapshots: vec![id],
+    };
+    Ok(copied.into_iter().map(missing).collect())
+}
+
+/// Which snapshots are harmed, and who has them. `have`: what each of the others has.
+fn plan_snapshots(
+    request: &RepairRequest,
+    manifests: &[Manifest],
+    have: &[Vec<Manifest>],
+    report: &mut RepairReport,
+    cancel: &Cancel,
+) -> Result<Vec<Harmed>> {
     let mut harmed: BTreeSet<SnapshotId> = report.findings.iter().flat_map(|finding| finding.snapshots.iter().copied()).collect();
     if report.findings.iter().any(|finding| finding.object.starts_with("retention/")) {
         // Without the ledger nobody can tell whether a snapshot that is gone was removed on purpose: then it must not come back.
@@ -249,21 +309,11 @@ fn plan_snapshots(request: &RepairRequest, manifests: &[Manifest], report: &mut 
     }
     let bad: BTreeSet<String> = report.findings.iter().map(|finding| finding.object.clone()).collect();
     let known: HashMap<SnapshotId, &Manifest> = manifests.iter().map(|manifest| (manifest.id, manifest)).collect();
-    let mut have: Vec<Vec<Manifest>> = Vec::new();
-    for other in &request.others {
-        match other.repository.sound_manifests(None) {
-            Ok((manifests, _)) => have.push(manifests),
-            Err(error) => {
-                report.warnings.push(format!("repository {} was not asked for what is missing here: {}", other.name, explain(&error)));
-                have.push(Vec::new());
-            }
-        }
-    }
     let mut planned = Vec::new();
     for id in harmed {
         let manifest = known.get(&id).copied();
         let mut sources = Vec::new();
-        for (number, (other, theirs)) in request.others.iter().zip(&have).enumerate() {
+        for (number, (other, theirs)) in request.others.iter().zip(have).enumerate() {
             let found = theirs
                 .iter()
                 .find(|theirs| is_same(id, manifest, &request.repository.id().to_string(), theirs, &other.repository.id().to_string()));

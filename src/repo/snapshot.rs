@@ -232,7 +232,7 @@ impl Repository {
         Ok(of_plans.into_iter().map(sound).collect())
     }
 
-    fn manifest_prefix(&self, plan: Option<&Name>) -> String {
+    pub(super) fn manifest_prefix(&self, plan: Option<&Name>) -> String {
         plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())))
     }
 
@@ -276,7 +276,13 @@ impl Repository {
     /// The key of a manifest's object.
     #[must_use]
     pub fn manifest_key(&self, manifest: &Manifest) -> String {
-        format!("snapshots/{}/{}", self.inner.keys.chain_name(manifest.plan.as_str()), manifest.id)
+        self.snapshot_key(&manifest.plan, manifest.id)
+    }
+
+    /// The key of the object that a snapshot's manifest has, or had.
+    #[must_use]
+    pub fn snapshot_key(&self, plan: &Name, id: SnapshotId) -> String {
+        format!("{}{id}", self.manifest_prefix(Some(plan)))
     }
 
     /// What the ledger says of a snapshot that was removed. A ledger that cannot be read says nothing: what is there may be restored.

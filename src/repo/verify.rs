@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
@@ -58,6 +59,9 @@ pub struct Verification {
     pub snapshots: Vec<(Name, SnapshotId)>,
     /// Snapshots that say that they stand in the place of another one, which no reader has signed; and of which.
     pub unproven: Vec<(SnapshotId, SnapshotId)>,
+    /// The earliest moment at which something sealed that is there, or that the ledger knows, says that it was made: the repository is as old as that,
+    /// whatever its `format` object says, which nothing proves.
+    pub earliest: Option<DateTime<Utc>>,
 }
 
 /// Gathers findings, one for each object and kind.
@@ -134,16 +138,19 @@ impl Repository {
                 findings.add_error(&key, &tolerable(error)?, []);
             }
         }
+        let mut made: Vec<DateTime<Utc>> = Vec::new();
         for (key, report) in self.open_reports()? {
             out.objects_checked += 1;
-            if let Err(error) = report {
-                findings.add_error(&key, &tolerable(error)?, []);
+            match report {
+                Ok(report) => made.push(report.time),
+                Err(error) => findings.add_error(&key, &tolerable(error)?, []),
             }
         }
         for (key, event) in self.open_key_events()? {
             out.objects_checked += 1;
-            if let Err(error) = event {
-                findings.add_error(&key, &tolerable(error)?, []);
+            match event {
+                Ok(event) => made.push(event.time),
+                Err(error) => findings.add_error(&key, &tolerable(error)?, []),
             }
         }
         for (folder, kind) in
@@ -160,7 +167,8 @@ impl Repository {
             }
         }
         inner.load_moved()?;
-        out.objects_checked += inner.moved().records.len() as u64;
+        let moved_before: HashSet<String> = inner.moved().records.keys().cloned().collect();
+        out.objects_checked += moved_before.len() as u64;
         for (key, error) in &inner.moved().damaged {
             findings.add(key, "damaged", error.clone(), []);
         }
@@ -246,7 +254,7 @@ impl Repository {
 
         findings.merge_sizes();
         let manifests = self.without_removed(manifests, &mut findings)?;
-        self.without_moved(&mut findings)?;
+        self.without_moved(&moved_before, &mut findings)?;
         // Snapshots share packs: what is wrong with one harms all that use it.
         for ((object, _), (_, snapshots)) in &mut findings.0 {
             if let Some(pack) = PackId::from_key(object).and_then(|id| used.get(&id)).filter(|_| !snapshots.is_empty()) {
@@ -255,6 +263,8 @@ impl Repository {
         }
         out.unproven = manifests.iter().filter_map(|m| Some((m.id, m.copied_from.as_ref()?.unproven?))).collect();
         out.snapshots = manifests.iter().map(|m| (m.plan.clone(), m.id)).collect();
+        made.extend(manifests.iter().filter_map(|m| m.id.generated()));
+        out.earliest = made.into_iter().min();
         let harmed = findings.harmed();
         out.snapshots_sound = manifests.iter().map(|m| m.id).filter(|id| !harmed.contains(id)).collect();
         out.findings = findings.into_sorted();
@@ -265,7 +275,7 @@ impl Repository {
     /// of this repository, and begun after that was read.
     ///
     /// What is older than the first that is known here of a plan, or than the repository itself, may have been committed to another one before the plan was
-    /// given this one, and is not looked for: the chain tells of those.
+    /// given this one, and is not looked for. But where the first one came after one that is gone, there was more, and all of it is looked for.
     ///
     /// # Errors
     /// When the store cannot be asked. A damaged ledger is told by `verification`, and explains nothing.
@@ -274,9 +284,12 @@ impl Repository {
         if committed.is_empty() {
             return Ok(Vec::new());
         }
-        let created = crate::repo::read_format(&inner.store, &inner.runtime)?.created;
         let ledger = self.ledger().or_else(told)?;
-        let key = |plan: &Name, id: SnapshotId| format!("snapshots/{}/{id}", inner.keys.chain_name(plan.as_str()));
+        // Nothing proves what `format` says: what is sealed was made since.
+        let stated = crate::repo::read_format(&inner.store, &inner.runtime)?.created;
+        let known = ledger.all_removed().filter_map(|removed| removed.id.generated()).chain(verification.earliest);
+        let created = known.fold(stated, DateTime::min);
+        let key = |plan: &Name, id: SnapshotId| self.snapshot_key(plan, id);
         let found: HashSet<&str> = verification.findings.iter().map(|finding| finding.object.as_str()).collect();
         let mut first: HashMap<&Name, SnapshotId> = HashMap::new();
         let here = verification.snapshots.iter().map(|(plan, id)| (plan, *id));
@@ -284,10 +297,23 @@ impl Repository {
             first.entry(plan).and_modify(|first| *first = id.min(*first)).or_insert(id);
         }
         let known: HashSet<SnapshotId> = verification.snapshots.iter().map(|(_, id)| *id).collect();
+        // Of a plan whose first one came after another one that is gone nobody knows what else is.
+        let broken = verification.findings.iter().filter(|finding| finding.kind == "chain-broken");
+        let torn: HashSet<&str> = broken
+            .filter(|finding| finding.snapshots.iter().all(|id| !known.contains(id) && ledger.removed(*id).is_none()))
+            .filter_map(|finding| finding.object.rsplit_once('/'))
+            .filter(|(folder, id)| {
+                let of_plan = first.iter().find(|(plan, _)| self.manifest_prefix(Some(plan)).strip_suffix('/') == Some(folder));
+                id.parse::<SnapshotId>().is_ok_and(|id| of_plan.is_none_or(|(_, first)| id < *first))
+            })
+            .map(|(folder, _)| folder)
+            .collect();
+        let is_torn = |plan: &Name| self.manifest_prefix(Some(plan)).strip_suffix('/').is_some_and(|folder| torn.contains(folder));
         let mut gone: Vec<&(Name, SnapshotId)> = committed
             .iter()
             .filter(|(plan, id)| {
-                let belongs = id.generated().is_none_or(|at| at >= created) && first.get(plan).is_none_or(|first| id > first);
+                let is_later = first.get(plan).is_none_or(|first| id > first) || is_torn(plan);
+                let belongs = id.generated().is_none_or(|at| at >= created) && is_later;
                 // One that cannot be read is a finding of its own.
                 belongs && !known.contains(id) && ledger.removed(*id).is_none() && !found.contains(key(plan, *id).as_str())
             })
@@ -303,8 +329,9 @@ impl Repository {
         Ok(gone.into_iter().map(told).collect())
     }
 
-    /// Forgets packs that were put together anew while this went on, and packs that came from that.
-    fn without_moved(&self, findings: &mut Findings) -> Result<()> {
+    /// Forgets packs that were put together anew while this went on, and packs that came from that. `before`: the records that were known when this
+    /// began. What a snapshot still needs of a pack in one of those was not kept by it, and is missing.
+    fn without_moved(&self, before: &HashSet<String>, findings: &mut Findings) -> Result<()> {
         let inner = &self.inner;
         let packs: Vec<PackId> = findings.0.keys().filter_map(|(object, _)| PackId::from_key(object)).collect();
         if packs.is_empty() {
@@ -313,10 +340,12 @@ impl Repository {
         inner.load_moved()?;
         let moved = inner.moved();
         let fresh: HashSet<PackId> = moved.records.values().flat_map(|record| &record.targets).map(|(pack, _)| pack.id).collect();
+        let since = moved.records.iter().filter(|(key, _)| !before.contains(*key));
+        let since: HashSet<PackId> = since.flat_map(|(_, record)| &record.sources).map(|source| source.id).collect();
         for pack in packs {
             let there = || Ok::<_, Error>(inner.block_on(inner.store.head(&pack.key()))?.is_some());
             if moved.has(pack) && !there()? {
-                findings.0.retain(|(object, _), _| *object != pack.key());
+                findings.0.retain(|(object, _), (_, harmed)| *object != pack.key() || (!harmed.is_empty() && !since.contains(&pack)));
             } else if fresh.contains(&pack) && there()? {
                 findings.0.remove(&(pack.key(), "missing".to_owned()));
             }
@@ -379,7 +408,8 @@ impl Repository {
                         format!("snapshot {id} of plan {plan} came after it, and it is gone although nobody removed it"),
                         [parent.id],
                     ),
-                    Some(hash) if *hash != parent.hash && !parent.hash.is_empty() => {
+                    // An empty one was not known: of a damaged manifest, or of one that was removed when nobody could say what it had been.
+                    Some(hash) if *hash != parent.hash && !parent.hash.is_empty() && !hash.is_empty() => {
                         findings.add(&key, "chain-broken", format!("it is not the one that snapshot {id} came after"), [parent.id]);
                     }
                     Some(_) => {}
