@@ -61,8 +61,10 @@ pub struct ExtractReport {
     pub to: String,
     pub snapshots: Vec<ExtractedSnapshot>,
     pub logs: Vec<ExtractedLog>,
-    /// Owners and attributes that could not be set, holes in logs.
+    /// Owners and attributes that could not be set.
     pub warnings: Vec<String>,
+    /// What is not there and is not damaged either: holes in logs, and data whose key was destroyed.
+    pub missing: Vec<String>,
     /// What is damaged and not there.
     pub failed: Vec<String>,
 }
@@ -71,11 +73,15 @@ impl ExtractReport {
     /// How the process should end: `None` is exit 0.
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
-        (!self.failed.is_empty()).then_some(Kind::Damaged)
+        match (self.failed.is_empty(), self.missing.is_empty()) {
+            (false, _) => Some(Kind::Damaged),
+            (true, false) => Some(Kind::Incomplete),
+            (true, true) => None,
+        }
     }
 }
 
-/// Takes everything that is asked for out. What is damaged is told at the end and does not keep anything else.
+/// Takes everything that is asked for out. What is damaged, or cannot be had any more, is told at the end and does not keep anything else.
 ///
 /// # Errors
 /// `WrongKey` without the reader role; `NoRecoveryPoint` when nothing fits; what the store or the disk says.
@@ -89,6 +95,7 @@ pub fn run(repository: &Repository, request: &ExtractRequest, progress: &dyn Pro
         snapshots: Vec::new(),
         logs: Vec::new(),
         warnings: Vec::new(),
+        missing: Vec::new(),
         failed: lost.iter().map(|lost| explain(&lost.error)).collect(),
     };
     for manifest in &chosen {
@@ -96,6 +103,10 @@ pub fn run(repository: &Repository, request: &ExtractRequest, progress: &dyn Pro
         match snapshot(repository, manifest, &request.to, progress, cancel, &mut report.warnings) {
             Ok(done) => report.snapshots.push(done),
             Err(error) if error.kind() == Kind::Damaged => report.failed.push(format!("snapshot {}: {}", manifest.id, explain(&error))),
+            // The plan's key was destroyed on purpose.
+            Err(error) if error.kind() == Kind::NoRecoveryPoint => {
+                report.missing.push(format!("snapshot {} of plan {}: {}", manifest.id, manifest.plan, explain(&error)));
+            }
             Err(error) => return Err(error.within(format!("extract snapshot {}", manifest.id))),
         }
     }
@@ -175,19 +186,29 @@ fn segments(
     report: &mut ExtractReport,
 ) -> Result<Option<ExtractedLog>> {
     let pieces = log.pieces()?;
-    let Some(size) = replay::segment_size(log, &pieces)? else { return Ok(None) };
+    let Some(size) = replay::segment_size(log, &pieces)? else {
+        if !pieces.is_empty() {
+            report.failed.push(format!("the log of {source}: no piece of it says how long its segments are, so none of it is taken out"));
+        }
+        return Ok(None);
+    };
     make_missing(folder)?;
     let mut out =
         ExtractedLog { plan: plan.to_string(), source: source.to_string(), folder: folder.display().to_string(), segments: 0, bytes: 0 };
     for name in log.sides()? {
-        if let Some(content) = log.side(&name)? {
-            write_private(&folder.join(name.as_str()), &content)?;
+        match log.side(&name) {
+            Ok(Some(content)) => write_private(&folder.join(name.as_str()), &content)?,
+            Ok(None) => {}
+            Err(error) if error.kind() == Kind::Damaged => {
+                report.failed.push(format!("{name} of the log of {source}: {}", explain(&error)));
+            }
+            Err(error) => return Err(error),
         }
     }
     let found = runs(&pieces);
     for pair in found.windows(2).filter(|pair| pair[0].stream == pair[1].stream) {
         report
-            .warnings
+            .missing
             .push(format!("the log of {source} has a hole: {:x} to {:x} of timeline {}", pair[0].end, pair[1].start, pair[0].stream));
     }
     for run in &found {
@@ -201,6 +222,10 @@ fn segments(
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == Kind::Damaged => {
                     report.failed.push(format!("segment {name} of the log of {source}: {}", explain(&error)));
+                    continue;
+                }
+                Err(error) if error.kind() == Kind::NoRecoveryPoint => {
+                    report.missing.push(format!("segment {name} of the log of {source}: {}", explain(&error)));
                     continue;
                 }
                 Err(error) => return Err(error),
