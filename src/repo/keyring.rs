@@ -220,8 +220,10 @@ pub struct Rotation {
     pub carried: Vec<KeySlot>,
     /// Slots that were shut out and removed.
     pub removed: Vec<KeySlot>,
-    /// Slots that could not get it (made by an older program, or damaged): their holders need new ones.
+    /// Slots that could not get it (made by an older program, or changed): their holders need new ones.
     pub left_behind: Vec<KeySlot>,
+    /// Ids of slots that could not even be read: what stands in them is of no use to their holders any more, who need new ones.
+    pub unread: Vec<String>,
     /// Plans whose own key was renewed.
     pub plans: Vec<String>,
 }
@@ -291,6 +293,15 @@ impl Repository {
         let mut slots: Vec<KeySlot> = slots.collect();
         slots.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
         Ok(slots)
+    }
+
+    /// Of key slots that cannot be read, or were changed: the id and what is wrong.
+    ///
+    /// # Errors
+    /// `Unavailable` and the like.
+    pub fn damaged_slots(&self) -> Result<Vec<(String, Error)>> {
+        let slots = self.ring()?.whole();
+        Ok(slots.into_iter().filter_map(|(key, slot)| Some((id_of_slot(&key).to_owned(), slot.err()?))).collect())
     }
 
     fn ring(&self) -> Result<Ring> {
@@ -450,11 +461,31 @@ impl Repository {
             return Err(Error::new(Kind::Failed, "there are no more numbers for key generations"));
         }
         let next = inner.keys.next_generation(number, new_ids);
-        let mut rotation = Rotation { generation: number, new_ids, carried: vec![], removed: vec![], left_behind: vec![], plans: vec![] };
+        let mut rotation =
+            Rotation { generation: number, new_ids, carried: vec![], removed: vec![], left_behind: vec![], unread: vec![], plans: vec![] };
         let mut created = Vec::new();
         let mut renewed = None;
-        for (_, slot) in &ring.slots {
-            let Ok(slot) = slot else { continue };
+        let mut unread = Vec::new();
+        for (key, slot) in &ring.slots {
+            let slot = match slot {
+                Ok(slot) => slot,
+                Err(error) if error.kind() == Kind::Damaged => {
+                    let id = id_of_slot(key).to_owned();
+                    if without.contains(&id) {
+                        unread.push(id)
+                    } else {
+                        rotation.unread.push(id)
+                    }
+                    continue;
+                }
+                // Removed since the listing.
+                Err(error) if error.kind() == Kind::NotFound => continue,
+                Err(error) => {
+                    return Err(
+                        Error::new(error.kind(), format!("read the object {key}: {error}")).hint("the keys are as before; run it again")
+                    );
+                }
+            };
             let current = slot.id == inner.slot;
             if without.contains(&slot.id) {
                 rotation.removed.push(slot.public(ring.generation_of(slot), false));
@@ -497,14 +528,15 @@ impl Repository {
             // It may have landed: what was made stays, and is either right or never looked at.
             return Err(error);
         }
-        let gone: Vec<String> = rotation.removed.iter().map(|slot| slot.id.clone()).chain(renewed).collect();
+        let gone: Vec<String> = rotation.removed.iter().map(|slot| slot.id.clone()).chain(renewed).chain(unread).collect();
         let names = |slots: &[KeySlot]| slots.iter().map(|s| format!("{} ({})", s.id, s.label)).collect::<Vec<_>>().join(", ");
         let detail = format!(
-            "to generation {number}{}; carried: {}; removed: {}; left behind: {}",
+            "to generation {number}{}; carried: {}; removed: {}; left behind: {}; not readable: {}",
             if new_ids { " with new chunk ids" } else { "" },
             names(&rotation.carried),
             names(&rotation.removed),
-            names(&rotation.left_behind)
+            names(&rotation.left_behind),
+            rotation.unread.join(", ")
         );
         // Said before it is done: a slot that is gone without it was taken by somebody else.
         let noted = put_key_event(inner, &next, "rotate", &detail, gone.clone(), now);
@@ -889,6 +921,10 @@ impl Ring {
         let last = self.plan_keys.iter().map(|(number, _)| *number).max();
         last.map_or(Some(OWN_FIRST), |last| last.checked_add(1)).ok_or_else(no_more_plan_keys)
     }
+}
+
+fn id_of_slot(key: &str) -> &str {
+    key.strip_prefix("keys/").unwrap_or(key)
 }
 
 /// The slot whose object this is.
