@@ -242,3 +242,57 @@ fn segments(
     }
     Ok(Some(out))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::{OpenOptions, Passphrase};
+    use crate::store::Store;
+    use crate::store::faults::truncate;
+
+    /// Holes are told by the exit, and a history file or a piece that is damaged keeps no other from being taken out.
+    #[test]
+    fn a_log_is_taken_out_as_far_as_it_is_there() {
+        const MIB: u64 = 1 << 20;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (store, options) = (Store::in_memory(), OpenOptions { cache: None, workers: 1 });
+        let passphrase = Passphrase::new("correct horse battery staple");
+        let (repository, _) = Repository::init(store.clone(), runtime.handle().clone(), &passphrase, &options, chrono::Utc::now()).unwrap();
+        let (plan, source) = (Name::new("crm").unwrap(), Name::new("database").unwrap());
+        let log = repository.log(&plan, &source);
+        let facts = serde_json::json!({ "system_identifier": "1", "timeline": 1, "segment_bytes": MIB });
+        let add = |number: u64| log.append(1, number * MIB, (number + 1) * MIB, &facts, &vec![7; 1 << 20]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let take = || {
+            let mut report = ExtractReport {
+                schema: String::new(),
+                to: String::new(),
+                snapshots: Vec::new(),
+                logs: Vec::new(),
+                warnings: Vec::new(),
+                missing: Vec::new(),
+                failed: Vec::new(),
+            };
+            let done = segments(&log, &plan, &source, folder.path(), &Cancel::default(), &mut report).unwrap();
+            (done.map(|done| done.segments), report)
+        };
+        [1, 2].into_iter().for_each(|number| drop(add(number)));
+        log.put_side(&Name::new("00000002.history").unwrap(), b"1\t0/1\tpromoted\n").unwrap();
+        let (done, report) = take();
+        assert_eq!((done, report.exit()), (Some(2), None), "{report:?}");
+        add(4);
+        let (done, report) = take();
+        assert_eq!((done, report.missing.len(), report.exit()), (Some(3), 1, Some(Kind::Incomplete)), "{report:?}");
+        let keys = |folder: &str| -> Vec<String> {
+            let listed = runtime.block_on(store.list("logs/")).unwrap();
+            listed.into_iter().map(|object| object.key).filter(|key| key.contains(folder)).collect()
+        };
+        runtime.block_on(truncate(&store, &keys("/history/")[0], 20)).unwrap();
+        let (done, report) = take();
+        assert_eq!((done, report.failed.len(), report.exit()), (Some(3), 1, Some(Kind::Damaged)), "{report:?}");
+        // Nothing of it can be read: that is not the same as that there is none.
+        keys("/pieces/").iter().for_each(|key| runtime.block_on(truncate(&store, key, 100)).unwrap());
+        let (done, report) = take();
+        assert_eq!((done, report.exit()), (None, Some(Kind::Damaged)), "{report:?}");
+    }
+}

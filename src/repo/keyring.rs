@@ -6,6 +6,8 @@
 //! everything opens and writes as before and what was written is never looked at again; killed after it, everything opens with generation
 //! `n`. A slot that got no update is *left behind*: it reads what is older, and may not write.
 
+mod check;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
@@ -256,6 +258,10 @@ pub struct KeyEvent {
     /// Ids of slots that were removed by it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub removed: Vec<String>,
+    /// Objects below `keys/` that were made by it and must be there from then on: updates of slots (until newer ones come) and keys of plans (until they are
+    /// destroyed). Older programs did not say.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub made: Vec<String>,
     /// Whether a reader signed it: `None` when this bundle cannot tell. Not stored.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub signed: Option<bool>,
@@ -334,7 +340,7 @@ impl Repository {
         // A rotation that has listed the slots before this one was there has left it behind.
         if self.ring()?.newest() != inner.keys.generation {
             let detail = format!("slot {} ({label}), made while the keys were rotated", slot.id);
-            put_key_event(inner, &inner.keys, "remove", &detail, vec![slot.id.clone()], now)?;
+            put_key_event(inner, &inner.keys, "remove", &detail, Changed::removed(&slot.id), now)?;
             inner.block_on(inner.store.delete(&slot.key()))?;
             return Err(rotated_meanwhile("add a key slot"));
         }
@@ -355,7 +361,7 @@ impl Repository {
             if self.was_deleted(&format!("keys/{id}"))? {
                 // By hand, or by somebody else: now it is said.
                 let detail = format!("slot {id}, which was gone already");
-                return put_key_event(&self.inner, &self.inner.keys, "remove", &detail, vec![id.to_owned()], now);
+                return put_key_event(&self.inner, &self.inner.keys, "remove", &detail, Changed::removed(id), now);
             }
             return Err(Error::new(Kind::Usage, format!("there is no key slot {id:?}")).hint("see `lifeboat key list`"));
         }
@@ -378,7 +384,7 @@ impl Repository {
         }
         // Noted first: afterwards there may be nobody who can.
         let label = slot.map_or("damaged", |slot| slot.label.as_str());
-        put_key_event(&self.inner, &self.inner.keys, "remove", &format!("slot {id} ({label})"), vec![id.to_owned()], now)?;
+        put_key_event(&self.inner, &self.inner.keys, "remove", &format!("slot {id} ({label})"), Changed::removed(id), now)?;
         self.delete_slot(&ring, id)
     }
 
@@ -539,7 +545,7 @@ impl Repository {
             rotation.unread.join(", ")
         );
         // Said before it is done: a slot that is gone without it was taken by somebody else.
-        let noted = put_key_event(inner, &next, "rotate", &detail, gone.clone(), now);
+        let noted = put_key_event(inner, &next, "rotate", &detail, Changed { removed: gone.clone(), made: created }, now);
         noted.and_then(|()| gone.iter().try_for_each(|id| self.delete_slot(&ring, id))).map_err(|error| {
             let slots = gone.join(", ");
             error.within(format!("the keys are at generation {number} now; note it, and remove the key slots that were left behind ({slots})")).hint(
@@ -557,13 +563,24 @@ impl Repository {
         Ok(rotation)
     }
 
+    /// One that no key of a plan ever had, as far as is known: data that is sealed to one that is gone must not be taken for another one's.
+    fn next_plan_number(&self, ring: &Ring) -> Result<u16> {
+        let made = self.key_events()?.into_iter().filter_map(Result::ok).flat_map(|event| event.made);
+        let made = made.filter_map(|key| match KeyObject::of(&key) {
+            KeyObject::PlanKey { number, .. } => Some(number),
+            _ => None,
+        });
+        let last = ring.plan_keys.iter().map(|(number, _)| *number).chain(made).max();
+        last.map_or(Some(OWN_FIRST), |last| last.checked_add(1)).ok_or_else(no_more_plan_keys)
+    }
+
     fn renew_plan_keys(&self, ring: &Ring, next: &Keys, now: DateTime<Utc>) -> Result<Vec<(String, String)>> {
         let inner = &self.inner;
         let mut plans: Vec<String> = inner.keys.own_keys().iter().filter(|own| own.erased.is_none()).map(|own| own.plan.clone()).collect();
         plans.sort();
         plans.dedup();
         let mut made = Vec::new();
-        let mut number = ring.next_plan_number()?;
+        let mut number = self.next_plan_number(ring)?;
         for plan in plans {
             let key = key_of(number);
             let content = next.create_plan_key(inner.id, &plan, number, now)?;
@@ -644,7 +661,7 @@ impl Repository {
         let keys = ring.bring_up(store, runtime, id, &slot, &opened, keys)?;
         block_on(runtime, store.create(&slot.key(), Bytes::from(slot.to_json()?)))?;
         if keys.behind().is_none() {
-            let event = event("import", &slot.id, &format!("{} slot {} ({})", slot.role, slot.id, slot.label), Vec::new(), now);
+            let event = event("import", &slot.id, &format!("{} slot {} ({})", slot.role, slot.id, slot.label), Changed::default(), now);
             put_event_at(store, runtime, id, &keys, &event)?;
         }
         Ok(slot.public(slot.generation(), false))
@@ -663,11 +680,12 @@ impl Repository {
             return Err(Error::new(Kind::AlreadyExists, format!("plan {plan} has a key of its own already")));
         }
         let ring = self.ring()?;
-        let number = ring.next_plan_number()?;
+        let number = self.next_plan_number(&ring)?;
         let key = key_of(number);
         let content = inner.keys.create_plan_key(inner.id, plan.as_str(), number, now)?;
         self.create(&key, inner.seal_object(ObjectKind::PlanKey, &key, &content)?)?;
-        self.note_key_event("plan-key", &format!("key {number:04x} for plan {plan}"), now)?;
+        let made = Changed { made: vec![key], removed: Vec::new() };
+        put_key_event(inner, &inner.keys, "plan-key", &format!("key {number:04x} for plan {plan}"), made, now)?;
         Ok(PlanKey {
             number: format!("{number:04x}"),
             plan: plan.to_string(),
@@ -735,7 +753,7 @@ impl Repository {
     /// # Errors
     /// `Unavailable` and the like.
     pub fn note_key_event(&self, what: &str, detail: &str, now: DateTime<Utc>) -> Result<()> {
-        put_key_event(&self.inner, &self.inner.keys, what, detail, Vec::new(), now)
+        put_key_event(&self.inner, &self.inner.keys, what, detail, Changed::default(), now)
     }
 
     /// What was done with keys, oldest first; what cannot be opened comes as an error.
@@ -916,13 +934,6 @@ fn generations_of(directory: &crate::repo::pack::Directory, pack: u16) -> BTreeM
     bytes
 }
 
-impl Ring {
-    fn next_plan_number(&self) -> Result<u16> {
-        let last = self.plan_keys.iter().map(|(number, _)| *number).max();
-        last.map_or(Some(OWN_FIRST), |last| last.checked_add(1)).ok_or_else(no_more_plan_keys)
-    }
-}
-
 fn id_of_slot(key: &str) -> &str {
     key.strip_prefix("keys/").unwrap_or(key)
 }
@@ -954,7 +965,7 @@ struct SignedEvent {
     signature: Option<String>,
 }
 
-fn event(what: &str, by: &str, detail: &str, removed: Vec<String>, now: DateTime<Utc>) -> KeyEvent {
+fn event(what: &str, by: &str, detail: &str, changed: Changed, now: DateTime<Utc>) -> KeyEvent {
     KeyEvent {
         id: SessionId::generate(now).to_string(),
         time: now,
@@ -962,15 +973,30 @@ fn event(what: &str, by: &str, detail: &str, removed: Vec<String>, now: DateTime
         host: host_name(),
         by: by.to_owned(),
         detail: detail.to_owned(),
-        removed,
+        removed: changed.removed,
+        made: changed.made,
         signed: None,
     }
 }
 
-/// `removed`: ids of slots that are removed with it.
-fn put_key_event(inner: &Inner, keys: &Keys, what: &str, detail: &str, removed: Vec<String>, now: DateTime<Utc>) -> Result<()> {
+/// What an event says of objects, see [`KeyEvent`].
+#[derive(Default)]
+struct Changed {
+    /// Ids of slots.
+    removed: Vec<String>,
+    /// Whole keys.
+    made: Vec<String>,
+}
+
+impl Changed {
+    fn removed(slot: &str) -> Self {
+        Self { removed: vec![slot.to_owned()], made: Vec::new() }
+    }
+}
+
+fn put_key_event(inner: &Inner, keys: &Keys, what: &str, detail: &str, changed: Changed, now: DateTime<Utc>) -> Result<()> {
     tracing::info!(event = what, detail, "keys");
-    put_event_at(&inner.store, &inner.runtime, inner.id, keys, &event(what, &inner.slot, detail, removed, now))
+    put_event_at(&inner.store, &inner.runtime, inner.id, keys, &event(what, &inner.slot, detail, changed, now))
 }
 
 fn put_event_at(store: &Store, runtime: &tokio::runtime::Handle, id: RepositoryId, keys: &Keys, event: &KeyEvent) -> Result<()> {

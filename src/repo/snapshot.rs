@@ -101,6 +101,16 @@ pub struct CopiedFrom {
     pub copied_at: DateTime<Utc>,
     /// Hex of the key that the fingerprints in `sources` were made with: that of the first repository, also of a copy of a copy.
     pub fingerprint_key: String,
+    /// Of a copy of a snapshot that had been brought back there: the damaged one of that repository whose place it took, and whose place in the order it has.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stands_for: Option<SnapshotId>,
+    /// Snapshots there that should have been copied by then and could not be, because they were damaged: a later copy tries them again.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub owed: Vec<SnapshotId>,
+    /// Snapshots there, at the time of the copy, that others were begun beside before they were committed. One that is not among them came later, however old
+    /// its id is.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub beside: Vec<SnapshotId>,
     /// When the snapshot had been proven by a drill there, at the time of the copy.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub proven_at: Option<DateTime<Utc>>,
@@ -120,6 +130,14 @@ impl fmt::Debug for CopiedFrom {
     /// Without the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CopiedFrom({} of {} at {})", self.snapshot, self.repository, self.copied_at)
+    }
+}
+
+impl CopiedFrom {
+    /// Where it stands among the snapshots of that repository: that of the original, or that of the damaged one in whose place the original came.
+    #[must_use]
+    pub fn place(&self) -> SnapshotId {
+        self.stands_for.unwrap_or(self.snapshot)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Verification: is every committed snapshot whole? Findings are never a warning; the caller exits with them.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, SnapshotId};
+use crate::repo::Repository;
 use crate::repo::format::{ChunkId, ObjectKind, PackId, PackKind};
-use crate::repo::keys::Role;
+use crate::repo::keys::{OWN_FIRST, Role, key_of};
 use crate::repo::nodes::NodeReader;
 use crate::repo::pack::ChunkEntry;
 use crate::repo::packs::PackNo;
@@ -18,7 +19,6 @@ use crate::repo::read::{DecodeWorker, StoredContent};
 use crate::repo::session::{condemn, read_tombstones};
 use crate::repo::snapshot::Manifest;
 use crate::repo::tree::{Content, NodeRef, PackRef, Place, Record, Stored};
-use crate::repo::{Repository, read_slots};
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +109,19 @@ impl Findings {
     }
 }
 
+/// Numbers of plans' own keys that data is sealed to, each with packs that it is in: of logs, none.
+#[derive(Default)]
+pub(super) struct SealedTo(BTreeMap<u16, BTreeSet<PackId>>);
+
+impl SealedTo {
+    /// Takes note of a number, if it is that of a plan's own key.
+    pub(super) fn note(&mut self, number: u16, pack: Option<PackId>) {
+        if number >= OWN_FIRST {
+            self.0.entry(number).or_default().extend(pack);
+        }
+    }
+}
+
 /// What the trees refer to in one pack.
 #[derive(Default)]
 struct PackUse {
@@ -132,12 +145,6 @@ impl Repository {
         }
 
         progress.event(Event::Phase { name: "structure", detail: "keys, manifests, reports, index".into() });
-        for (key, slot) in read_slots(&inner.store, &inner.runtime)? {
-            out.objects_checked += 1;
-            if let Err(error) = slot {
-                findings.add_error(&key, &tolerable(error)?, []);
-            }
-        }
         let mut made: Vec<DateTime<Utc>> = Vec::new();
         for (key, report) in self.open_reports()? {
             out.objects_checked += 1;
@@ -146,13 +153,18 @@ impl Repository {
                 Err(error) => findings.add_error(&key, &tolerable(error)?, []),
             }
         }
+        let mut events = Vec::new();
         for (key, event) in self.open_key_events()? {
             out.objects_checked += 1;
             match event {
-                Ok(event) => made.push(event.time),
+                Ok(event) => {
+                    made.push(event.time);
+                    events.push(event);
+                }
                 Err(error) => findings.add_error(&key, &tolerable(error)?, []),
             }
         }
+        let keys = self.verify_keys(&events, &mut out, &mut findings)?;
         for (folder, kind) in
             [("gc/tombstones/", ObjectKind::Tombstones), ("sessions/", ObjectKind::Session), ("gc/waits/", ObjectKind::Waits)]
         {
@@ -223,7 +235,8 @@ impl Repository {
 
         progress.event(Event::Phase { name: "trees", detail: format!("{} snapshots", manifests.len()) });
         progress.event(Event::Total { bytes: 0, items: manifests.len() as u64 });
-        let used = self.verify_trees(&manifests, &present, &mut findings, progress, cancel)?;
+        let mut sealed_to = SealedTo::default();
+        let used = self.verify_trees(&manifests, &present, &mut sealed_to, &mut findings, progress, cancel)?;
         // These are reused by nobody, so nobody looks for them in the index.
         let tombstones = read_tombstones(inner).unwrap_or_default();
         for (id, pack) in &used {
@@ -247,10 +260,22 @@ impl Repository {
         out.objects_checked += used.len() as u64;
 
         if let VerifyDepth::Data { percent, run } = depth {
-            self.verify_data(percent, run, &present, &used, &mut out, &mut findings, progress, cancel)?;
+            self.verify_data(percent, run, &present, &used, keys.newest, &mut sealed_to, &mut out, &mut findings, progress, cancel)?;
         }
 
-        self.verify_logs(depth, &mut out, &mut findings, progress, cancel)?;
+        self.verify_logs(depth, &mut sealed_to, &mut out, &mut findings, progress, cancel)?;
+        for (number, packs) in sealed_to.0 {
+            let harmed = packs.iter().filter_map(|pack| used.get(pack)).flat_map(|pack| pack.snapshots.iter().copied());
+            match keys.trouble(number) {
+                Some((key, kind, message)) => findings.add(&key, kind, message, harmed),
+                // It came since the repository was opened here.
+                None if inner.keys.lacks(number) && matches!(depth, VerifyDepth::Data { .. }) => out.skipped.push(format!(
+                    "data that is sealed to the key {} was not opened: that key was made while this went on. Verify again",
+                    key_of(number)
+                )),
+                None => {}
+            }
+        }
 
         findings.merge_sizes();
         let manifests = self.without_removed(manifests, &mut findings)?;
@@ -424,6 +449,7 @@ impl Repository {
         &self,
         manifests: &[Manifest],
         present: &HashMap<PackId, u64>,
+        sealed_to: &mut SealedTo,
         findings: &mut Findings,
         progress: &dyn Progress,
         cancel: &Cancel,
@@ -457,7 +483,7 @@ impl Repository {
                         packs.iter().for_each(|pack| note_use(&mut used, inner.packs.get(*pack), manifest.id));
                         continue;
                     }
-                    match self.verify_node(&mut nodes, node, manifest.id, present, findings) {
+                    match self.verify_node(&mut nodes, node, manifest.id, present, sealed_to, findings) {
                         Ok((packs, bytes)) => {
                             packs.iter().for_each(|pack| note_use(&mut used, inner.packs.get(*pack), manifest.id));
                             needs.insert(at, (packs, bytes));
@@ -532,6 +558,7 @@ impl Repository {
         node: &NodeRef<PackNo>,
         snapshot: SnapshotId,
         present: &HashMap<PackId, u64>,
+        sealed_to: &mut SealedTo,
         findings: &mut Findings,
     ) -> Result<(Vec<PackNo>, u64)> {
         let mut packs = BTreeSet::new();
@@ -555,7 +582,7 @@ impl Repository {
                         Stored::Delta { .. } if number == 1 => base.map(|base| (base, None)),
                         _ => Some((chunk.id, Some(chunk.len))),
                     };
-                    match self.verify_place(pack, place, expected) {
+                    match self.verify_place(pack, place, expected, sealed_to) {
                         Ok(of_patch) => base = of_patch,
                         Err(error) => findings.add_error(&pack.id.key(), &tolerable(error)?, [snapshot]),
                     }
@@ -566,20 +593,29 @@ impl Repository {
     }
 
     /// Id and length that are expected there, where they are known. Returns the id of the base if what is there is a patch.
-    fn verify_place(&self, pack: PackRef, place: Place<PackNo>, expected: Option<(ChunkId, Option<u32>)>) -> Result<Option<ChunkId>> {
+    fn verify_place(
+        &self,
+        pack: PackRef,
+        place: Place<PackNo>,
+        expected: Option<(ChunkId, Option<u32>)>,
+        sealed_to: &mut SealedTo,
+    ) -> Result<Option<ChunkId>> {
         let directory = self.inner.directory(pack)?;
-        let entry = directory.frames.get(place.frame as usize).and_then(|f| f.chunks.get(place.slot as usize));
+        let frame = directory.frames.get(place.frame as usize);
+        let entry = frame.and_then(|f| f.chunks.get(place.slot as usize));
         let fits = |e: &&ChunkEntry| expected.is_none_or(|(id, len)| e.id == id && len.is_none_or(|len| e.len == len));
         if let Some(entry) = entry.filter(fits)
             && directory.kind == PackKind::Data
         {
+            let envelope = frame.and_then(|frame| directory.envelopes.get(frame.envelope as usize));
+            envelope.into_iter().for_each(|envelope| sealed_to.note(envelope.generation, Some(pack.id)));
             Ok(entry.base.map(|(base, _)| base))
         } else {
             Err(Error::new(Kind::Damaged, format!("pack {}: does not hold what a snapshot says it holds", pack.id.key())))
         }
     }
 
-    /// Reads the share's packs whole: the name is the hash, every frame opens, every chunk has its id.
+    /// Reads the share's packs whole: the name is the hash, every frame opens, every chunk has its id. `newest`: the repository's generation now.
     #[expect(clippy::too_many_arguments, reason = "the surroundings of one call")]
     fn verify_data(
         &self,
@@ -587,6 +623,8 @@ impl Repository {
         run: u64,
         present: &HashMap<PackId, u64>,
         used: &HashMap<PackId, PackUse>,
+        newest: u16,
+        sealed_to: &mut SealedTo,
         out: &mut Verification,
         findings: &mut Findings,
         progress: &dyn Progress,
@@ -630,6 +668,7 @@ impl Repository {
             threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::new(Kind::Bug, "a verifying thread panicked")))).collect()
         });
         let unopened = unopened.into_inner().unwrap_or_else(PoisonError::into_inner);
+        unopened.iter().filter(|number| inner.keys.lacks(**number)).for_each(|number| sealed_to.note(*number, None));
         let plans: BTreeSet<&str> =
             inner.keys.own_keys().into_iter().filter(|own| unopened.contains(&own.number)).map(|own| own.plan.as_str()).collect();
         for plan in plans {
@@ -643,7 +682,9 @@ impl Repository {
             let (checked, bad) = result?;
             out.bytes_checked += checked;
             for (id, error) in bad {
-                if !known.contains(&id) && error.kind() == Kind::Damaged {
+                // With the keys of before a rotation, what came after it cannot be told from damage.
+                let is_rotated = newest > inner.keys.generation;
+                if !known.contains(&id) && error.kind() == Kind::Damaged && !is_rotated {
                     condemned.push(id);
                 }
                 findings.add_error(&id.key(), &error, used.get(&id).into_iter().flat_map(|u| u.snapshots.iter().copied()));
@@ -656,7 +697,7 @@ impl Repository {
         Ok(())
     }
 
-    /// `unopened`: takes the numbers of destroyed keys that something is sealed to.
+    /// `unopened`: takes the numbers of destroyed keys, and of keys that are gone, that something is sealed to.
     fn verify_pack(&self, id: PackId, len: u64, reader: bool, unopened: &Mutex<BTreeSet<u16>>, cancel: &Cancel) -> Result<()> {
         let inner = &self.inner;
         let key = id.key();
@@ -677,7 +718,7 @@ impl Repository {
             cancel.check()?;
             let start = frame.offset as usize;
             let envelope = directory.envelopes[frame.envelope as usize].generation;
-            if directory.kind == PackKind::Data && inner.keys.is_erased(envelope) {
+            if directory.kind == PackKind::Data && (inner.keys.is_erased(envelope) || inner.keys.lacks(envelope)) {
                 unopened.lock().unwrap_or_else(PoisonError::into_inner).insert(envelope);
                 continue;
             }
