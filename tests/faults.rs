@@ -1359,6 +1359,11 @@ fn what_was_brought_back_is_no_newer_in_another_copy() {
         report.lost.is_empty() && report.actions.iter().any(|action| action.object == old.id.to_string() && action.done),
         "{report:#?}"
     );
+    let manifests = second.sound.manifests(None).unwrap();
+    let back = manifests.iter().find(|manifest| manifest.replaces() == Some(old.id)).unwrap();
+    assert_eq!(back.copied_from.as_ref().unwrap().place(), snapshots[0].0);
+    let latest = lifeboat::ops::select::latest(&manifests).unwrap();
+    assert_eq!(latest.copied_from.as_ref().unwrap().place(), snapshots[1].0);
 }
 
 /// What could not be copied is tried again, also when later ones were copied meanwhile; and so is what was committed late.

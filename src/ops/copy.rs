@@ -152,7 +152,10 @@ pub fn run(job: &Job, request: &CopyRequest) -> Result<CopyReport> {
             Vec::new()
         }
     };
-    let originals_to_copy: Vec<Manifest> = originals.iter().filter(|manifest| !came_from(manifest, to)).cloned().collect();
+    // What was brought back from there is there, and what that replaces is copied by nobody.
+    let there: BTreeSet<SnapshotId> =
+        originals.iter().filter(|manifest| came_from(manifest, to)).flat_map(|m| [Some(m.id), m.replaces()]).flatten().collect();
+    let originals_to_copy: Vec<Manifest> = originals.iter().filter(|manifest| !there.contains(&manifest.id)).cloned().collect();
     let unread: Vec<SnapshotId> = lost.iter().filter_map(|lost| lost.id).collect();
     let mut chosen = choose(&originals_to_copy, &unread, &copies, &from.id().to_string(), request)?;
     let mut report = CopyReport {
@@ -316,7 +319,8 @@ fn choose<'a>(
     ordered.sort_by_key(|manifest| (places.of(manifest.id), manifest.id));
     // What the last copy left to do: what it could not read, and what was not there yet.
     let newest = origins().map(|(_, from)| from.place()).max();
-    let last = origins().max_by_key(|(copy, _)| *copy).map(|(_, from)| from);
+    // A repair there brings back what is in one snapshot, and knows nothing of that.
+    let last = origins().filter(|(_, from)| from.replaces.is_none()).max_by_key(|(copy, _)| *copy).map(|(_, from)| from);
     let was_owed = |id: SnapshotId| last.is_some_and(|last| places.chain(id).iter().any(|id| last.owed.contains(id)));
     let beside = beside(originals);
     let came_later = |id: SnapshotId| last.is_some_and(|last| !last.beside.contains(&id)) && beside.contains(&id);

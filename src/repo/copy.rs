@@ -106,7 +106,11 @@ impl Repository {
         // Whose word it is that the content is the same.
         self.require_reader("bring a snapshot back")?;
         let before = harmed.map(|copy| Predecessor { original: manifest, copy });
-        self.copy_as(from, manifest, before, CopyNotes::default(), Some(replaces), now, progress, cancel, may)
+        // It keeps its place among the copies of that repository, also where the original was brought back itself.
+        let origin = harmed.and_then(|harmed| harmed.copied_from.as_ref()).filter(|origin| origin.repository == from.id().to_string());
+        let place = origin.map(CopiedFrom::place).or_else(|| manifest.replaces()).filter(|place| *place != manifest.id);
+        let notes = CopyNotes { stands_for: place, ..CopyNotes::default() };
+        self.copy_as(from, manifest, before, notes, Some(replaces), now, progress, cancel, may)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the surroundings of one call")]
