@@ -260,7 +260,7 @@ mod tests {
         let (repository, _) = Repository::init(store.clone(), runtime.handle().clone(), &passphrase, &options, chrono::Utc::now()).unwrap();
         let (plan, source) = (Name::new("crm").unwrap(), Name::new("database").unwrap());
         let log = repository.log(&plan, &source);
-        let facts = serde_json::json!({ "system_identifier": "1", "timeline": 1, "segment_bytes": MIB });
+        let facts = serde_json::json!({ "system_identifier": "1", "timeline": 1, "segment_bytes": MIB, "valid_to": Lsn(0) });
         let add = |number: u64| log.append(1, number * MIB, (number + 1) * MIB, &facts, &vec![7; 1 << 20]).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let take = || {
@@ -276,7 +276,9 @@ mod tests {
             let done = segments(&log, &plan, &source, folder.path(), &Cancel::default(), &mut report).unwrap();
             (done.map(|done| done.segments), report)
         };
-        [1, 2].into_iter().for_each(|number| drop(add(number)));
+        for number in [1, 2] {
+            add(number);
+        }
         log.put_side(&Name::new("00000002.history").unwrap(), b"1\t0/1\tpromoted\n").unwrap();
         let (done, report) = take();
         assert_eq!((done, report.exit()), (Some(2), None), "{report:?}");
