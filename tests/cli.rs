@@ -266,6 +266,9 @@ fn keys_have_roles() {
     assert_eq!(as_writer(&["backup", "crm"]), Some(12));
     let unset = workspace.run(&["key", "add", "main", "--label", "x", "--role", "reader", "--passphrase-env", "NOT_SET_AT_ALL"]);
     assert_eq!(unset.status.code(), Some(2));
+    std::fs::write(workspace.path("repository/keys/0123456789abcdef"), "rotten").unwrap();
+    let keys = workspace.json(&["key", "list", "main"], 20);
+    assert!(keys["keys"].as_array().unwrap().len() == 2 && keys["damaged"][0].as_str().unwrap().contains("0123456789abcdef"), "{keys}");
 }
 
 #[test]

@@ -1238,6 +1238,289 @@ fn a_snapshot_that_the_journal_knows_does_not_vanish() {
     assert_eq!(check(&committed).exit(), None);
 }
 
+fn check_against(world: &World, committed: &[(Name, SnapshotId)]) -> verify::VerifyReport {
+    verify::run_against(&world.own.sound, None, Depth::Structure, committed, &world.clock, &Silent, &Cancel::default()).unwrap()
+}
+
+/// Whoever can delete objects takes several snapshots, of which the chain tells one. The copy has them all, also where no journal is at hand.
+#[test]
+fn what_a_copy_has_and_nobody_removed_is_not_forgotten() {
+    let mut world = World::new();
+    let small = world.folder.path().join("live/tree/small");
+    for round in 0..5 {
+        fs::write(&small, noise(100 + round, 3000)).unwrap();
+        world.back_up(&world.own.sound).unwrap();
+    }
+    world.copy_all(&world.own.sound, &world.copy.sound).unwrap();
+    let snapshots: Vec<_> =
+        world.own.sound.manifests(None).unwrap().iter().map(|m| (m.id, world.restored(&world.own.sound, m.id).unwrap())).collect();
+    let committed: Vec<_> = snapshots.iter().map(|(id, _)| (name("crm"), *id)).collect();
+    world.own.keep(&world.runtime);
+    world.copy.keep(&world.runtime);
+    // Nothing is wrong, and nothing is brought back.
+    let nothing = repair(&world, true).unwrap();
+    assert!(!nothing.has_work() && nothing.exit().is_none(), "{nothing:#?}");
+    for stolen in [1..4, 0..4, 3..6] {
+        world.own.put_back(&world.runtime);
+        world.copy.put_back(&world.runtime);
+        for (id, _) in &snapshots[stolen.clone()] {
+            let key = world.own.base.keys().find(|key| key.ends_with(&id.to_string())).unwrap();
+            Harm::Missing.inflict(&world, key);
+        }
+        // A journal tells each of them.
+        let told: Vec<SnapshotId> =
+            check_against(&world, &committed).findings.iter().flat_map(|finding| finding.snapshots.clone()).collect();
+        for (id, _) in &snapshots[stolen.clone()] {
+            assert!(told.contains(id), "{stolen:?}: {id} of {told:?}");
+        }
+        let report = repair(&world, true).unwrap();
+        assert_eq!(report.exit(), None, "{stolen:?}: {report:#?}");
+        assert_eq!(report.actions.iter().filter(|action| action.what == "snapshot").count(), stolen.len(), "{stolen:?}: {report:#?}");
+        for (id, content) in &snapshots {
+            assert!(world.restored(&world.own.sound, stands_for(&world, *id)).unwrap() == *content, "{stolen:?}: {id}");
+        }
+        assert_eq!(check_against(&world, &committed).exit(), None, "{stolen:?}");
+        let again = repair(&world, true).unwrap();
+        assert!(!again.has_work() && again.exit().is_none(), "{stolen:?}: {again:#?}");
+        // What retention removes stays removed, whatever the copy keeps.
+        prune(&world, &world.own.sound, 2).unwrap();
+        let again = repair(&world, true).unwrap();
+        assert!(!again.has_work() && again.exit().is_none(), "{stolen:?}: {again:#?}");
+        assert_eq!(check_against(&world, &committed).exit(), None, "{stolen:?}");
+    }
+}
+
+/// Nothing proves what the `format` object says: what it says of its age must not hide what vanished.
+#[test]
+fn a_format_object_that_says_another_age_hides_no_snapshot() {
+    let (world, snapshots) = everything();
+    let committed: Vec<_> = snapshots.iter().map(|(id, _)| (name("crm"), *id)).collect();
+    let newest = snapshots[1].0;
+    let key = world.own.base.keys().find(|key| key.ends_with(&newest.to_string())).unwrap();
+    let created = || {
+        let bytes = world.runtime.block_on(world.own.store.get("format")).unwrap();
+        let format: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        format["created"].as_str().unwrap().parse::<DateTime<Utc>>().unwrap()
+    };
+    let mut forged: serde_json::Value = serde_json::from_slice(&world.own.base["format"]).unwrap();
+    forged["created"] = "2099-01-01T00:00:00Z".into();
+    let forged = Bytes::from(serde_json::to_vec(&forged).unwrap());
+    world.runtime.block_on(lifeboat::store::faults::replace(&world.own.store, "format", forged)).unwrap();
+    assert_eq!(check_against(&world, &committed).exit(), None);
+    Harm::Missing.inflict(&world, key);
+    assert_eq!(check_against(&world, &committed).exit(), Some(Kind::Damaged));
+    // Made anew with a slot that was added yesterday.
+    world.own.put_back(&world.runtime);
+    let late = Passphrase::new("words of a late reader");
+    world.own.sound.add_key("late", Role::Reader, &late, world.clock.now() + chrono::Duration::days(400)).unwrap();
+    Harm::Missing.inflict(&world, "format");
+    LostFormat::find(&world.own.store, world.runtime.handle(), &late)
+        .unwrap()
+        .unwrap()
+        .put(&world.own.store, world.runtime.handle())
+        .unwrap();
+    assert!(snapshots[0].0.generated().unwrap() >= created(), "{} is too late", created());
+    Harm::Missing.inflict(&world, key);
+    assert_eq!(check_against(&world, &committed).exit(), Some(Kind::Damaged));
+}
+
+/// What was brought back from one copy stands in its old place in all the others.
+#[test]
+fn what_was_brought_back_is_no_newer_in_another_copy() {
+    let (world, snapshots) = everything();
+    let places = ["second", "third"].map(|what| Place::new(&world.runtime, world.folder.path(), what));
+    let [second, third] = &places;
+    world.copy_all(&world.own.sound, &second.sound).unwrap();
+    let key = world.own.base.keys().find(|key| key.ends_with(&snapshots[0].0.to_string())).unwrap();
+    Harm::Flipped(70).inflict(&world, key);
+    assert_eq!(repair(&world, true).unwrap().exit(), None);
+    let stands = stands_for(&world, snapshots[0].0);
+    assert!(stands > snapshots[1].0);
+    // Where the older one is, it is not copied again; where nothing is, it comes before the newer one.
+    for (place, count) in [(second, 2), (third, 2)] {
+        for _ in 0..2 {
+            world.copy_all(&world.own.sound, &place.sound).unwrap();
+            let manifests = place.sound.manifests(None).unwrap();
+            assert_eq!(manifests.len(), count);
+            let latest = lifeboat::ops::select::latest(&manifests).unwrap();
+            assert_eq!(latest.copied_from.as_ref().unwrap().snapshot, snapshots[1].0);
+            assert!(world.restored(&place.sound, latest.id).unwrap() == snapshots[1].1);
+        }
+        world.assert_sound(place, "a copy");
+    }
+    let copied: Vec<_> = third.sound.manifests(None).unwrap().into_iter().filter_map(|m| m.copied_from).collect();
+    assert!(copied.iter().any(|from| (from.snapshot, from.stands_for) == (stands, Some(snapshots[0].0))), "{copied:?}");
+    // Also one that loses its own copy of it finds it in the first under its new name.
+    let manifests = second.sound.manifests(None).unwrap();
+    let old = manifests.iter().find(|m| m.copied_from.as_ref().unwrap().snapshot == snapshots[0].0).unwrap();
+    let objects = second.objects(&world.runtime);
+    let data = objects.keys().filter(|key| key.starts_with("packs/")).max_by_key(|key| objects[*key].len()).unwrap();
+    world.runtime.block_on(lifeboat::store::faults::flip_byte(&second.store, data, 300)).unwrap();
+    let other = Other { name: name("main"), repository: world.own.sound.clone() };
+    let request = RepairRequest { repository: second.sound.clone(), others: vec![other], ..request(&world, false, false) };
+    let planned = repair::plan(&request, &world.clock, &Silent, &Cancel::default()).unwrap();
+    let report = repair::apply(planned, &request, &world.clock, &Silent, &Cancel::default()).unwrap();
+    assert!(
+        report.lost.is_empty() && report.actions.iter().any(|action| action.object == old.id.to_string() && action.done),
+        "{report:#?}"
+    );
+    let manifests = second.sound.manifests(None).unwrap();
+    let back = manifests.iter().find(|manifest| manifest.replaces() == Some(old.id)).unwrap();
+    assert_eq!(back.copied_from.as_ref().unwrap().place(), snapshots[0].0);
+    let latest = lifeboat::ops::select::latest(&manifests).unwrap();
+    assert_eq!(latest.copied_from.as_ref().unwrap().place(), snapshots[1].0);
+}
+
+/// What could not be copied is tried again, also when later ones were copied meanwhile; and so is what was committed late.
+#[test]
+fn what_a_copy_left_out_against_its_will_comes_later() {
+    let world = World::new();
+    let live = world.folder.path().join("live/tree");
+    let packs = || -> Vec<String> { world.own.objects(&world.runtime).into_keys().filter(|key| key.starts_with("packs/")).collect() };
+    // What changed since the first one is in no pack of the second.
+    world.back_up(&world.own.sound).unwrap();
+    let before = packs();
+    fs::write(live.join("passing"), noise(20, 200_000)).unwrap();
+    let second = world.back_up(&world.own.sound).unwrap();
+    let objects = world.own.objects(&world.runtime);
+    let data = packs().into_iter().filter(|key| !before.contains(key)).max_by_key(|key| objects[key].len()).unwrap();
+    fs::remove_file(live.join("passing")).unwrap();
+    fs::write(live.join("other"), noise(21, 100_000)).unwrap();
+    world.back_up(&world.own.sound).unwrap();
+    let origins = || -> Vec<SnapshotId> {
+        world.copy.sound.manifests(None).unwrap().into_iter().filter_map(|manifest| Some(manifest.copied_from?.snapshot)).collect()
+    };
+    let harm = |bytes: Option<&Bytes>| {
+        world.runtime.block_on(async {
+            match bytes {
+                Some(bytes) => lifeboat::store::faults::replace(&world.own.store, &data, bytes.clone()).await.unwrap(),
+                None => lifeboat::store::faults::flip_byte(&world.own.store, &data, 5000).await.unwrap(),
+            }
+        });
+    };
+    harm(None);
+    for _ in 0..3 {
+        let told = world.copy_all(&world.own.sound, &world.copy.sound).unwrap_err();
+        assert_eq!(told.kind(), Kind::Damaged);
+        assert!(origins().len() == 3 && !origins().contains(&second), "{:?}", origins());
+    }
+    // Also when another one is copied meanwhile, the manifest of the one in question is gone for a while, and only some are asked for.
+    fs::write(live.join("other"), noise(22, 100_000)).unwrap();
+    world.back_up(&world.own.sound).unwrap();
+    assert_eq!(world.copy_all(&world.own.sound, &world.copy.sound).unwrap_err().kind(), Kind::Damaged);
+    let manifest = objects.keys().find(|key| key.ends_with(&second.to_string())).unwrap();
+    harm(Some(&objects[&data]));
+    Harm::Flipped(70).inflict(&world, manifest);
+    fs::write(live.join("other"), noise(23, 100_000)).unwrap();
+    world.back_up(&world.own.sound).unwrap();
+    assert_eq!(world.copy_all(&world.own.sound, &world.copy.sound).unwrap_err().kind(), Kind::Damaged);
+    assert_eq!(origins().len(), 5);
+    world.runtime.block_on(lifeboat::store::faults::replace(&world.own.store, manifest, objects[manifest].clone())).unwrap();
+    for _ in 0..2 {
+        world.copy_all(&world.own.sound, &world.copy.sound).unwrap();
+        assert!(origins().len() == 6 && origins().contains(&second), "{:?}", origins());
+    }
+    // Begun before one that is copied, and committed after it.
+    let job = world.job(&world.own.sound);
+    let slow = world.own.sound.begin(&job.plan, world.clock.now(), &Cancel::default()).unwrap();
+    fs::write(live.join("other"), noise(24, 100_000)).unwrap();
+    let quick = world.back_up(&world.own.sound).unwrap();
+    world.copy_all(&world.own.sound, &world.copy.sound).unwrap();
+    let newest = world.own.sound.manifests(None).unwrap().pop().unwrap();
+    assert_eq!(newest.id, quick);
+    let late = slow.commit(newest.sources, newest.time - chrono::Duration::seconds(30), Vec::new(), &Silent).unwrap().manifest.id;
+    assert!(late < quick);
+    for _ in 0..2 {
+        world.copy_all(&world.own.sound, &world.copy.sound).unwrap();
+        assert!(origins().len() == 8 && origins().contains(&late), "{:?}", origins());
+    }
+    // What the copy's own retention gave up does not come again, once a later one was copied.
+    world.back_up(&world.own.sound).unwrap();
+    world.copy_all(&world.own.sound, &world.copy.sound).unwrap();
+    prune(&world, &world.copy.sound, 1).unwrap();
+    for _ in 0..2 {
+        world.copy_all(&world.own.sound, &world.copy.sound).unwrap();
+        assert_eq!(origins().len(), 1);
+    }
+    world.assert_sound(&world.copy, "the copy");
+}
+
+/// A copy whose manifest is gone said itself what it was a copy of: where only one snapshot can be that, it is brought back, and else it is not called lost.
+#[test]
+fn a_lost_copy_is_brought_back_from_its_original() {
+    let mut world = World::new();
+    for round in 0..3 {
+        fs::write(world.folder.path().join("live/tree/small"), noise(40 + round, 3000)).unwrap();
+        world.back_up(&world.own.sound).unwrap();
+        world.copy_all(&world.own.sound, &world.copy.sound).unwrap();
+        // The clock of one is that of the other: what was copied came after it.
+        world.clock.set(world.clock.now() + chrono::Duration::seconds(60));
+    }
+    world.copy.keep(&world.runtime);
+    let copies = world.copy.sound.manifests(None).unwrap();
+    assert_eq!(copies.len(), 4);
+    let mend = |world: &World| {
+        let other = Other { name: name("main"), repository: world.own.sound.clone() };
+        let request = RepairRequest { repository: world.copy.sound.clone(), others: vec![other], ..request(world, false, false) };
+        let planned = repair::plan(&request, &world.clock, &Silent, &Cancel::default()).unwrap();
+        repair::apply(planned, &request, &world.clock, &Silent, &Cancel::default()).unwrap()
+    };
+    for lost in [vec![1], vec![1, 2]] {
+        world.copy.put_back(&world.runtime);
+        for number in &lost {
+            let key = world.copy.sound.manifest_key(&copies[*number]);
+            world.runtime.block_on(lifeboat::store::faults::flip_byte(&world.copy.store, &key, 70)).unwrap();
+        }
+        let report = mend(&world);
+        assert_eq!(report.exit(), None, "{report:#?}");
+        for number in lost {
+            let (manifests, _) = world.copy.sound.sound_manifests(None).unwrap();
+            let back = manifests.iter().find(|manifest| manifest.replaces() == Some(copies[number].id)).unwrap();
+            let original = copies[number].copied_from.as_ref().unwrap().snapshot;
+            assert_eq!(back.copied_from.as_ref().unwrap().snapshot, original);
+        }
+        prune(&world, &world.copy.sound, 1).unwrap();
+        world.assert_sound(&world.copy, "a copy that was mended");
+    }
+    // Another one was given up by the copy: which of the two the damaged one was, nobody knows.
+    world.copy.put_back(&world.runtime);
+    prune(&world, &world.copy.sound, 3).unwrap();
+    let key = world.copy.sound.manifest_key(&copies[2]);
+    world.runtime.block_on(lifeboat::store::faults::flip_byte(&world.copy.store, &key, 70)).unwrap();
+    let report = mend(&world);
+    assert_eq!((report.exit(), report.lost.len()), (Some(Kind::Damaged), 1), "{report:#?}");
+    assert!(report.lost[0].unknown.as_ref().unwrap().contains("2 snapshots"), "{report:#?}");
+    world.own.keep(&world.runtime);
+}
+
+/// One thing that cannot be had keeps nothing else from being taken out, and nothing that is not there is passed over in silence.
+#[test]
+fn an_extraction_goes_on_and_says_what_is_not_there() {
+    use lifeboat::ops::extract::{self, ExtractRequest};
+    let (world, _) = everything();
+    let hr = Job { plan: name("hr"), ..world.job(&world.own.sound) };
+    world.own.sound.make_plan_key(&name("hr"), world.clock.now()).unwrap();
+    let mut count = 0;
+    let mut take = |world: &World, latest: bool| {
+        count += 1;
+        let to = world.folder.path().join(format!("out-{count}"));
+        let request = ExtractRequest { to, plans: Vec::new(), snapshots: Vec::new(), latest, logs: true };
+        extract::run(&world.own.sound, &request, &Silent, &Cancel::default()).unwrap()
+    };
+    let whole = take(&world, false);
+    assert_eq!((whole.snapshots.len(), whole.exit()), (2, None), "{whole:?}");
+    let options = OpenOptions { cache: None, workers: 2 };
+    let again = || Repository::open(world.own.store.clone(), world.runtime.handle().clone(), &passphrase(), &options).unwrap();
+    backup::run(&Job { repository: again(), ..hr }).unwrap();
+    again().erase_plan(&name("hr"), world.clock.now()).unwrap();
+    let mut world = world;
+    let folder = world.folder.path().to_owned();
+    world.own.reopen(&world.runtime, &folder);
+    let erased = take(&world, false);
+    assert_eq!((erased.snapshots.len(), erased.missing.len(), erased.exit()), (2, 1, Some(Kind::Incomplete)), "{erased:?}");
+    assert!(erased.missing[0].contains("hr") && erased.failed.is_empty(), "{erased:?}");
+}
+
 /// What an operation asks of a store: requests by verb, and bytes in both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Asked {

@@ -65,7 +65,9 @@ fn list(app: &App, repo: &str, with_events: bool) -> Result<Exit> {
     let mut document = json!({
         "schema": "lifeboat.keys/1", "repository": repo, "generation": newest, "keys": slots, "plans": plans, "warnings": warnings,
     });
-    let (mut events, mut damaged) = (Vec::new(), Vec::new());
+    let mut events = Vec::new();
+    let slot_damage = |(id, error): (String, Error)| format!("key slot {id}: {error}");
+    let mut damaged: Vec<String> = repository.damaged_slots()?.into_iter().map(slot_damage).collect();
     if with_events {
         for event in repository.key_events()? {
             match event {
@@ -74,8 +76,8 @@ fn list(app: &App, repo: &str, with_events: bool) -> Result<Exit> {
             }
         }
         document["events"] = json!(events);
-        document["damaged"] = json!(damaged);
     }
+    document["damaged"] = json!(damaged);
     app.output.result(&document, || {
         let mut text = text(&slots, newest);
         if !plans.is_empty() {
@@ -208,6 +210,9 @@ fn rotation_text(repo: &str, rotation: &Rotation) -> String {
     tell("carried along", &rotation.carried);
     tell("shut out and removed", &rotation.removed);
     tell("LEFT BEHIND, needs a new slot", &rotation.left_behind);
+    for id in &rotation.unread {
+        let _ = writeln!(text, "LEFT BEHIND, cannot be read, its holder needs a new slot: {id}");
+    }
     for plan in &rotation.plans {
         let _ = writeln!(text, "plan {plan}: its own key was renewed");
     }

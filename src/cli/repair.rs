@@ -136,6 +136,10 @@ fn text(report: &RepairReport) -> String {
         let _ = writeln!(text, "{what}: {} {}: {}{new}{error}", action.what, action.object, action.detail);
     }
     for lost in &report.lost {
+        if let Some(why) = &lost.unknown {
+            let _ = writeln!(text, "UNKNOWN: snapshot {}: {why}", lost.snapshot);
+            continue;
+        }
         let Some((plan, time)) = lost.plan.as_ref().zip(lost.time) else {
             let _ =
                 writeln!(text, "LOST: snapshot {}: its manifest is gone or cannot be read, and no other repository has it", lost.snapshot);

@@ -154,6 +154,9 @@ fn extract_text(report: &ExtractReport) -> String {
     for warning in &report.warnings {
         let _ = writeln!(text, "warning: {warning}");
     }
+    for missing in &report.missing {
+        let _ = writeln!(text, "MISSING: {missing}");
+    }
     for failed in &report.failed {
         let _ = writeln!(text, "NOT EXTRACTED: {failed}");
     }

@@ -2,7 +2,8 @@
 //! the one before.
 //!
 //! Going on where the last copy ended is the rule: what is older than the newest copy is not copied again, because it is missing there by
-//! the copy's own retention or by choice. Logs go before snapshots: a snapshot that is there has the log that it needs.
+//! the copy's own retention or by choice; but for what could not be read then, and for what was committed since by a backup that had begun before: of these
+//! each copy keeps a list. What was brought back in the place of a damaged snapshot is copied in that one's place, and only where that one is not. Logs go before snapshots: a snapshot that is there has the log that it needs.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -19,7 +20,7 @@ use crate::ops::retention::Rules;
 use crate::ops::verdict::millis;
 use crate::ops::work::lock_copy;
 use crate::ops::{Commit, Job, condemn, damaged_warning, explain, prune, select};
-use crate::repo::{Gap, Log, Manifest, PieceInfo, Predecessor, ReportRecord, Repository, Role, runs};
+use crate::repo::{CopyNotes, Gap, Log, Manifest, PieceInfo, Predecessor, ReportRecord, Repository, Role, runs};
 
 /// What is copied, and where to.
 #[derive(Clone)]
@@ -151,8 +152,12 @@ pub fn run(job: &Job, request: &CopyRequest) -> Result<CopyReport> {
             Vec::new()
         }
     };
-    let originals_to_copy: Vec<Manifest> = originals.iter().filter(|manifest| !came_from(manifest, to)).cloned().collect();
-    let chosen = choose(&originals_to_copy, &copies, &from.id().to_string(), request)?;
+    // What was brought back from there is there, and what that replaces is copied by nobody.
+    let there: BTreeSet<SnapshotId> =
+        originals.iter().filter(|manifest| came_from(manifest, to)).flat_map(|m| [Some(m.id), m.replaces()]).flatten().collect();
+    let originals_to_copy: Vec<Manifest> = originals.iter().filter(|manifest| !there.contains(&manifest.id)).cloned().collect();
+    let unread: Vec<SnapshotId> = lost.iter().filter_map(|lost| lost.id).collect();
+    let mut chosen = choose(&originals_to_copy, &unread, &copies, &from.id().to_string(), request)?;
     let mut report = CopyReport {
         schema: "lifeboat.copy/1".into(),
         plan: job.plan.to_string(),
@@ -182,7 +187,7 @@ pub fn run(job: &Job, request: &CopyRequest) -> Result<CopyReport> {
         report.findings.extend(locks.alarms.into_iter().map(|message| CopyFinding { object: "object lock".to_owned(), message }));
     }
     copy_logs(job, request, &originals, &copies, &chosen.wanted, &mut report)?;
-    copy_snapshots(job, request, &originals, &mut copies, &chosen.wanted, &reports, &mut report)?;
+    copy_snapshots(job, request, &originals, &mut copies, &mut chosen, &reports, &mut report)?;
     if request.all || request.snapshot.is_some() {
         // A prune of the copy may have taken log of an older snapshot that it did not know yet.
         let before = std::mem::take(&mut report.logs);
@@ -244,22 +249,90 @@ pub fn lacks(tags: &[String], originals: &[Manifest], newest: Option<DateTime<Ut
 /// What a copy would take.
 #[derive(Debug, PartialEq)]
 struct Chosen<'a> {
-    /// In the order in which they were committed.
+    /// In the order of their places.
     wanted: Vec<&'a Manifest>,
     already: u64,
     left_out: u64,
+    /// What the copy should have and does not, although it is older than the newest that it has.
+    owed: BTreeSet<SnapshotId>,
+    /// See [`beside`].
+    beside: Vec<SnapshotId>,
 }
 
-/// Chooses what to copy. Pure.
-fn choose<'a>(originals: &'a [Manifest], copies: &[Manifest], repository: &str, request: &CopyRequest) -> Result<Chosen<'a>> {
-    let copied: BTreeSet<SnapshotId> = originals_of(copies, repository).keys().copied().collect();
+/// Originals, each with those in whose place it came: itself, the damaged one that it replaces, and so on.
+struct Places(BTreeMap<SnapshotId, SnapshotId>);
+
+impl Places {
+    fn new(originals: &[Manifest]) -> Self {
+        Self(originals.iter().filter_map(|manifest| Some((manifest.id, manifest.replaces()?))).collect())
+    }
+
+    fn chain(&self, id: SnapshotId) -> Vec<SnapshotId> {
+        let mut chain = vec![id];
+        while let Some(next) = chain.last().and_then(|last| self.0.get(last)).filter(|next| !chain.contains(next)) {
+            chain.push(*next);
+        }
+        chain
+    }
+
+    /// Where it stands in the order.
+    fn of(&self, id: SnapshotId) -> SnapshotId {
+        self.chain(id).pop().unwrap_or(id)
+    }
+}
+
+/// Snapshots that another one with a later id does not go on from: it was begun before they were committed, so they may have come after it was copied.
+/// Pure.
+fn beside(originals: &[Manifest]) -> Vec<SnapshotId> {
     let mut ordered: Vec<&Manifest> = originals.iter().collect();
     ordered.sort_by_key(|manifest| manifest.id);
+    // Of all that were begun later, the one that knew least: the newest that it goes on from.
+    let mut least: Option<Option<SnapshotId>> = None;
+    let mut beside = Vec::new();
+    for manifest in ordered.into_iter().rev() {
+        if least.is_some_and(|least| least < Some(manifest.id)) {
+            beside.push(manifest.id);
+        }
+        let known = manifest.parents.iter().map(|parent| parent.id).max();
+        least = Some(least.map_or(known, |least| least.min(known)));
+    }
+    beside.reverse();
+    beside
+}
+
+/// Chooses what to copy. `unread`: originals whose manifests are damaged. Pure.
+fn choose<'a>(
+    originals: &'a [Manifest],
+    unread: &[SnapshotId],
+    copies: &[Manifest],
+    repository: &str,
+    request: &CopyRequest,
+) -> Result<Chosen<'a>> {
+    let origins =
+        || copies.iter().filter_map(|copy| Some((copy.id, copy.copied_from.as_ref().filter(|from| from.repository == repository)?)));
+    let copied: BTreeSet<SnapshotId> = origins().flat_map(|(_, from)| [from.snapshot, from.place()]).collect();
+    let places = Places::new(originals);
+    let is_copied = |id: SnapshotId| places.chain(id).iter().any(|id| copied.contains(id));
+    // Instead of these, what replaces them is copied.
+    let replaced: BTreeSet<SnapshotId> = places.0.values().copied().collect();
+    let mut ordered: Vec<&Manifest> = originals.iter().filter(|manifest| !replaced.contains(&manifest.id)).collect();
+    ordered.sort_by_key(|manifest| (places.of(manifest.id), manifest.id));
+    // What the last copy left to do: what it could not read, and what was not there yet.
+    let newest = origins().map(|(_, from)| from.place()).max();
+    // A repair there brings back what is in one snapshot, and knows nothing of that.
+    let last = origins().filter(|(_, from)| from.replaces.is_none()).max_by_key(|(copy, _)| *copy).map(|(_, from)| from);
+    let was_owed = |id: SnapshotId| last.is_some_and(|last| places.chain(id).iter().any(|id| last.owed.contains(id)));
+    let beside = beside(originals);
+    let came_later = |id: SnapshotId| last.is_some_and(|last| !last.beside.contains(&id)) && beside.contains(&id);
+    let is_older = |id: SnapshotId| newest.is_some_and(|newest| places.of(id) < newest);
+    let there = ordered.iter().map(|manifest| manifest.id).filter(|id| is_older(*id) && (was_owed(*id) || came_later(*id)));
+    let damaged = unread.iter().copied().filter(|id| newest.is_none_or(|newest| newest < *id) || was_owed(*id));
+    let owed: BTreeSet<SnapshotId> = there.chain(damaged).filter(|id| !is_copied(*id)).collect();
     if let Some(id) = &request.snapshot {
         let one = select::choose(originals, &[], &select::Choice::Snapshot(id.clone()), DateTime::<Utc>::MAX_UTC)?;
-        let is_there = copied.contains(&one.id);
+        let is_there = is_copied(one.id);
         let wanted = if is_there { Vec::new() } else { vec![one] };
-        return Ok(Chosen { already: u64::from(is_there), left_out: ordered.len() as u64 - 1, wanted });
+        return Ok(Chosen { already: u64::from(is_there), left_out: originals.len() as u64 - 1, wanted, owed, beside });
     }
     let tagged = |manifest: &Manifest| request.tags.is_empty() || manifest.tags.iter().any(|tag| request.tags.contains(tag));
     let mut asked: Vec<&Manifest> = ordered.iter().copied().filter(|manifest| tagged(manifest)).collect();
@@ -267,11 +340,13 @@ fn choose<'a>(originals: &'a [Manifest], copies: &[Manifest], repository: &str, 
         let skip = asked.len().saturating_sub(last as usize);
         asked.drain(..skip);
     }
-    let newest = if request.all { None } else { copied.last().copied() };
-    let already = asked.iter().filter(|manifest| copied.contains(&manifest.id)).count() as u64;
-    let wanted: Vec<&Manifest> =
-        asked.into_iter().filter(|m| !copied.contains(&m.id) && newest.is_none_or(|newest| newest < m.id)).collect();
-    Ok(Chosen { already, left_out: ordered.len() as u64 - already - wanted.len() as u64, wanted })
+    let already = asked.iter().filter(|manifest| is_copied(manifest.id)).count() as u64;
+    let is_wanted = |manifest: &&Manifest| {
+        let id = manifest.id;
+        !is_copied(id) && (request.all || newest.is_none_or(|newest| newest < places.of(id)) || owed.contains(&id))
+    };
+    let wanted: Vec<&Manifest> = asked.into_iter().filter(is_wanted).collect();
+    Ok(Chosen { already, left_out: ordered.len() as u64 - already - wanted.len() as u64, wanted, owed, beside })
 }
 
 /// Copies by the ids of their originals in that repository.
@@ -296,21 +371,29 @@ fn copy_snapshots(
     request: &CopyRequest,
     originals: &[Manifest],
     copies: &mut Vec<Manifest>,
-    wanted: &[&Manifest],
+    chosen: &mut Chosen<'_>,
     reports: &[ReportRecord],
     report: &mut CopyReport,
 ) -> Result<()> {
     let repository = job.repository.id().to_string();
-    for manifest in wanted {
+    let places = Places::new(originals);
+    for manifest in &chosen.wanted {
         job.cancel.check()?;
         let began = Instant::now();
         job.progress.event(Event::Phase { name: "snapshot", detail: manifest.id.to_string() });
         job.progress.event(Event::Total { bytes: manifest.stats.bytes_source, items: manifest.stats.entries });
         let before = predecessor(originals, copies, &repository, manifest.id);
-        let proven = select::proven(reports, manifest);
+        chosen.owed.remove(&manifest.id);
+        let place = places.of(manifest.id);
+        let notes = CopyNotes {
+            proven_at: select::proven(reports, manifest),
+            stands_for: (place != manifest.id).then_some(place),
+            owed: chosen.owed.iter().copied().collect(),
+            beside: chosen.beside.clone(),
+        };
         let progress: &dyn Progress = job.progress.as_ref();
         let may = |id| job.gate.ask(Some(&request.name), Commit::Snapshot(id));
-        match request.to.copy_from(&job.repository, manifest, before, proven, job.clock.now(), progress, &job.cancel, may) {
+        match request.to.copy_from(&job.repository, manifest, before, notes, job.clock.now(), progress, &job.cancel, may) {
             Ok((committed, stats)) => {
                 report.warnings.extend(committed.warnings);
                 report.snapshots.push(CopiedSnapshot {
@@ -325,8 +408,9 @@ fn copy_snapshots(
                 });
                 copies.push(committed.manifest);
             }
-            // Others may be whole.
+            // Others may be whole. What is copied after it says that it is still to come.
             Err(error) if error.kind() == Kind::Damaged => {
+                chosen.owed.insert(manifest.id);
                 report.findings.push(CopyFinding { object: manifest.id.to_string(), message: explain(&error) });
             }
             Err(error) => return Err(error.within(format!("copy snapshot {}", select::describe(manifest)))),

@@ -61,8 +61,10 @@ pub struct ExtractReport {
     pub to: String,
     pub snapshots: Vec<ExtractedSnapshot>,
     pub logs: Vec<ExtractedLog>,
-    /// Owners and attributes that could not be set, holes in logs.
+    /// Owners and attributes that could not be set.
     pub warnings: Vec<String>,
+    /// What is not there and is not damaged either: holes in logs, and data whose key was destroyed.
+    pub missing: Vec<String>,
     /// What is damaged and not there.
     pub failed: Vec<String>,
 }
@@ -71,11 +73,15 @@ impl ExtractReport {
     /// How the process should end: `None` is exit 0.
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
-        (!self.failed.is_empty()).then_some(Kind::Damaged)
+        match (self.failed.is_empty(), self.missing.is_empty()) {
+            (false, _) => Some(Kind::Damaged),
+            (true, false) => Some(Kind::Incomplete),
+            (true, true) => None,
+        }
     }
 }
 
-/// Takes everything that is asked for out. What is damaged is told at the end and does not keep anything else.
+/// Takes everything that is asked for out. What is damaged, or cannot be had any more, is told at the end and does not keep anything else.
 ///
 /// # Errors
 /// `WrongKey` without the reader role; `NoRecoveryPoint` when nothing fits; what the store or the disk says.
@@ -89,6 +95,7 @@ pub fn run(repository: &Repository, request: &ExtractRequest, progress: &dyn Pro
         snapshots: Vec::new(),
         logs: Vec::new(),
         warnings: Vec::new(),
+        missing: Vec::new(),
         failed: lost.iter().map(|lost| explain(&lost.error)).collect(),
     };
     for manifest in &chosen {
@@ -96,6 +103,10 @@ pub fn run(repository: &Repository, request: &ExtractRequest, progress: &dyn Pro
         match snapshot(repository, manifest, &request.to, progress, cancel, &mut report.warnings) {
             Ok(done) => report.snapshots.push(done),
             Err(error) if error.kind() == Kind::Damaged => report.failed.push(format!("snapshot {}: {}", manifest.id, explain(&error))),
+            // The plan's key was destroyed on purpose.
+            Err(error) if error.kind() == Kind::NoRecoveryPoint => {
+                report.missing.push(format!("snapshot {} of plan {}: {}", manifest.id, manifest.plan, explain(&error)));
+            }
             Err(error) => return Err(error.within(format!("extract snapshot {}", manifest.id))),
         }
     }
@@ -175,19 +186,29 @@ fn segments(
     report: &mut ExtractReport,
 ) -> Result<Option<ExtractedLog>> {
     let pieces = log.pieces()?;
-    let Some(size) = replay::segment_size(log, &pieces)? else { return Ok(None) };
+    let Some(size) = replay::segment_size(log, &pieces)? else {
+        if !pieces.is_empty() {
+            report.failed.push(format!("the log of {source}: no piece of it says how long its segments are, so none of it is taken out"));
+        }
+        return Ok(None);
+    };
     make_missing(folder)?;
     let mut out =
         ExtractedLog { plan: plan.to_string(), source: source.to_string(), folder: folder.display().to_string(), segments: 0, bytes: 0 };
     for name in log.sides()? {
-        if let Some(content) = log.side(&name)? {
-            write_private(&folder.join(name.as_str()), &content)?;
+        match log.side(&name) {
+            Ok(Some(content)) => write_private(&folder.join(name.as_str()), &content)?,
+            Ok(None) => {}
+            Err(error) if error.kind() == Kind::Damaged => {
+                report.failed.push(format!("{name} of the log of {source}: {}", explain(&error)));
+            }
+            Err(error) => return Err(error),
         }
     }
     let found = runs(&pieces);
     for pair in found.windows(2).filter(|pair| pair[0].stream == pair[1].stream) {
         report
-            .warnings
+            .missing
             .push(format!("the log of {source} has a hole: {:x} to {:x} of timeline {}", pair[0].end, pair[1].start, pair[0].stream));
     }
     for run in &found {
@@ -203,6 +224,10 @@ fn segments(
                     report.failed.push(format!("segment {name} of the log of {source}: {}", explain(&error)));
                     continue;
                 }
+                Err(error) if error.kind() == Kind::NoRecoveryPoint => {
+                    report.missing.push(format!("segment {name} of the log of {source}: {}", explain(&error)));
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             let skip = usize::try_from(positions.start - start).map_err(|_| Error::new(Kind::Bug, "a segment over memory"))?;
@@ -216,4 +241,60 @@ fn segments(
         }
     }
     Ok(Some(out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::{OpenOptions, Passphrase};
+    use crate::store::Store;
+    use crate::store::faults::truncate;
+
+    /// Holes are told by the exit, and a history file or a piece that is damaged keeps no other from being taken out.
+    #[test]
+    fn a_log_is_taken_out_as_far_as_it_is_there() {
+        const MIB: u64 = 1 << 20;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (store, options) = (Store::in_memory(), OpenOptions { cache: None, workers: 1 });
+        let passphrase = Passphrase::new("correct horse battery staple");
+        let (repository, _) = Repository::init(store.clone(), runtime.handle().clone(), &passphrase, &options, chrono::Utc::now()).unwrap();
+        let (plan, source) = (Name::new("crm").unwrap(), Name::new("database").unwrap());
+        let log = repository.log(&plan, &source);
+        let facts = serde_json::json!({ "system_identifier": "1", "timeline": 1, "segment_bytes": MIB, "valid_to": Lsn(0) });
+        let add = |number: u64| log.append(1, number * MIB, (number + 1) * MIB, &facts, &vec![7; 1 << 20]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let take = || {
+            let mut report = ExtractReport {
+                schema: String::new(),
+                to: String::new(),
+                snapshots: Vec::new(),
+                logs: Vec::new(),
+                warnings: Vec::new(),
+                missing: Vec::new(),
+                failed: Vec::new(),
+            };
+            let done = segments(&log, &plan, &source, folder.path(), &Cancel::default(), &mut report).unwrap();
+            (done.map(|done| done.segments), report)
+        };
+        for number in [1, 2] {
+            add(number);
+        }
+        log.put_side(&Name::new("00000002.history").unwrap(), b"1\t0/1\tpromoted\n").unwrap();
+        let (done, report) = take();
+        assert_eq!((done, report.exit()), (Some(2), None), "{report:?}");
+        add(4);
+        let (done, report) = take();
+        assert_eq!((done, report.missing.len(), report.exit()), (Some(3), 1, Some(Kind::Incomplete)), "{report:?}");
+        let keys = |folder: &str| -> Vec<String> {
+            let listed = runtime.block_on(store.list("logs/")).unwrap();
+            listed.into_iter().map(|object| object.key).filter(|key| key.contains(folder)).collect()
+        };
+        runtime.block_on(truncate(&store, &keys("/history/")[0], 20)).unwrap();
+        let (done, report) = take();
+        assert_eq!((done, report.failed.len(), report.exit()), (Some(3), 1, Some(Kind::Damaged)), "{report:?}");
+        // Nothing of it can be read: that is not the same as that there is none.
+        keys("/pieces/").iter().for_each(|key| runtime.block_on(truncate(&store, key, 100)).unwrap());
+        let (done, report) = take();
+        assert_eq!((done, report.exit()), (None, Some(Kind::Damaged)), "{report:?}");
+    }
 }

@@ -73,6 +73,9 @@ pub struct LostSnapshot {
     pub bytes: u64,
     /// Parts of trees that cannot be read: what is in them is not even known by name.
     pub unread: Vec<String>,
+    /// Why it may not be lost at all: another repository may have it, and nobody can tell as what.
+    #[serde(default)]
+    pub unknown: Option<String>,
 }
 
 /// What is wrong and was left as it is.
@@ -185,7 +188,9 @@ pub fn plan(request: &RepairRequest, clock: &dyn Clock, progress: &dyn Progress,
     for (name, why) in &request.unreachable {
         report.warnings.push(format!("repository {name} was not asked for what is missing here: {why}"));
     }
-    let snapshots = plan_snapshots(request, &manifests, &mut report, cancel)?;
+    let have = ask_others(request, &mut report);
+    report.findings.extend(forgotten(request, &have, &report.findings)?);
+    let snapshots = plan_snapshots(request, &manifests, &have, &mut report, cancel)?;
     let logs = plan_logs(request, &manifests, &mut report);
     let moved = plan_moved(repository, &mut report)?;
     leave_rest(&index, &mut report);
@@ -226,8 +231,66 @@ fn index_actions(index: &IndexRepair) -> Vec<Action> {
     actions
 }
 
-/// Which snapshots are harmed, and who has them.
-fn plan_snapshots(request: &RepairRequest, manifests: &[Manifest], report: &mut RepairReport, cancel: &Cancel) -> Result<Vec<Harmed>> {
+/// The sound snapshots of each of the others; none, and a warning, of one that cannot be asked.
+fn ask_others(request: &RepairRequest, report: &mut RepairReport) -> Vec<Vec<Manifest>> {
+    let mut have = Vec::new();
+    for other in &request.others {
+        match other.repository.sound_manifests(None) {
+            Ok((manifests, _)) => have.push(manifests),
+            Err(error) => {
+                report.warnings.push(format!("repository {} was not asked for what is missing here: {}", other.name, explain(&error)));
+                have.push(Vec::new());
+            }
+        }
+    }
+    have
+}
+
+/// Snapshots of this repository that others have copies of, and that are gone although nobody removed them: the chain tells of the newest of several that
+/// were taken away one after the other, and of none behind the newest that is there. `findings`: what is known already.
+fn forgotten(request: &RepairRequest, have: &[Vec<Manifest>], findings: &[Finding]) -> Result<Vec<Finding>> {
+    let repository = &request.repository;
+    if findings.iter().any(|finding| finding.object.starts_with("retention/")) {
+        // What was removed on purpose is not known; that is a finding of its own.
+        return Ok(Vec::new());
+    }
+    let own = repository.id().to_string();
+    let told: BTreeSet<SnapshotId> = findings.iter().flat_map(|finding| finding.snapshots.iter().copied()).collect();
+    let mut copied: BTreeMap<SnapshotId, (&Name, &Name)> = BTreeMap::new();
+    for (other, theirs) in request.others.iter().zip(have) {
+        for manifest in theirs {
+            if let Some(from) = manifest.copied_from.as_ref().filter(|from| from.repository == own && !told.contains(&from.snapshot)) {
+                copied.entry(from.snapshot).or_insert((&manifest.plan, &other.name));
+            }
+        }
+    }
+    // After the copies: what was committed and copied meanwhile is there, and what was removed meanwhile is in the ledger.
+    let (manifests, unread) = repository.sound_manifests(None)?;
+    for id in manifests.iter().flat_map(|manifest| [Some(manifest.id), manifest.replaces()]).chain(unread.iter().map(|lost| lost.id)) {
+        id.map(|id| copied.remove(&id));
+    }
+    if copied.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ledger = repository.ledger()?;
+    copied.retain(|id, _| ledger.removed(*id).is_none());
+    let missing = |(id, (plan, other)): (SnapshotId, (&Name, &Name))| Finding {
+        object: repository.snapshot_key(plan, id),
+        kind: "missing".into(),
+        message: format!("repository {other} has a copy of it, and it is gone although nobody removed it"),
+        snapshots: vec![id],
+    };
+    Ok(copied.into_iter().map(missing).collect())
+}
+
+/// Which snapshots are harmed, and who has them. `have`: what each of the others has.
+fn plan_snapshots(
+    request: &RepairRequest,
+    manifests: &[Manifest],
+    have: &[Vec<Manifest>],
+    report: &mut RepairReport,
+    cancel: &Cancel,
+) -> Result<Vec<Harmed>> {
     let mut harmed: BTreeSet<SnapshotId> = report.findings.iter().flat_map(|finding| finding.snapshots.iter().copied()).collect();
     if report.findings.iter().any(|finding| finding.object.starts_with("retention/")) {
         // Without the ledger nobody can tell whether a snapshot that is gone was removed on purpose: then it must not come back.
@@ -249,21 +312,13 @@ fn plan_snapshots(request: &RepairRequest, manifests: &[Manifest], report: &mut 
     }
     let bad: BTreeSet<String> = report.findings.iter().map(|finding| finding.object.clone()).collect();
     let known: HashMap<SnapshotId, &Manifest> = manifests.iter().map(|manifest| (manifest.id, manifest)).collect();
-    let mut have: Vec<Vec<Manifest>> = Vec::new();
-    for other in &request.others {
-        match other.repository.sound_manifests(None) {
-            Ok((manifests, _)) => have.push(manifests),
-            Err(error) => {
-                report.warnings.push(format!("repository {} was not asked for what is missing here: {}", other.name, explain(&error)));
-                have.push(Vec::new());
-            }
-        }
-    }
+    let unread: Vec<SnapshotId> = harmed.iter().copied().filter(|id| !known.contains_key(id)).collect();
+    let (pairs, unknown) = copies_that_are_lost(request, manifests, have, &unread, &report.findings)?;
     let mut planned = Vec::new();
     for id in harmed {
         let manifest = known.get(&id).copied();
-        let mut sources = Vec::new();
-        for (number, (other, theirs)) in request.others.iter().zip(&have).enumerate() {
+        let mut sources: Vec<(usize, Manifest)> = pairs.get(&id).cloned().into_iter().collect();
+        for (number, (other, theirs)) in request.others.iter().zip(have).enumerate() {
             let found = theirs
                 .iter()
                 .find(|theirs| is_same(id, manifest, &request.repository.id().to_string(), theirs, &other.repository.id().to_string()));
@@ -277,10 +332,65 @@ fn plan_snapshots(request: &RepairRequest, manifests: &[Manifest], report: &mut 
             report.actions.push(action("snapshot", &id.to_string(), detail));
             planned.push(Harmed { id, manifest: manifest.cloned(), sources });
         } else {
-            report.lost.push(lost(&request.repository, id, manifest, &bad, cancel)?);
+            let lost = lost(&request.repository, id, manifest, &bad, cancel)?;
+            report.lost.push(LostSnapshot { unknown: unknown.get(&id).cloned(), ..lost });
         }
     }
     Ok(planned)
+}
+
+/// By snapshots that were copies and whose manifests are gone: the original that each is brought back from.
+type Originals = BTreeMap<SnapshotId, (usize, Manifest)>;
+
+/// Of a copy whose manifest cannot be read nobody knows what it was a copy of. Where the other repository has, or had, just as many snapshots of the plan
+/// from before them that are copied nowhere here, those are the ones. Where it has more, that is not known, and said: in words, by snapshot.
+fn copies_that_are_lost(
+    request: &RepairRequest,
+    manifests: &[Manifest],
+    have: &[Vec<Manifest>],
+    unread: &[SnapshotId],
+    findings: &[Finding],
+) -> Result<(Originals, BTreeMap<SnapshotId, String>)> {
+    let (mut pairs, mut unknown) = (Originals::new(), BTreeMap::new());
+    let objects: BTreeSet<&str> = findings.iter().map(|finding| finding.object.as_str()).collect();
+    for (number, (other, theirs)) in request.others.iter().zip(have).enumerate() {
+        let their_id = other.repository.id().to_string();
+        let origin = |manifest: &'_ Manifest| manifest.copied_from.clone().filter(|from| from.repository == their_id);
+        // What was brought back from there alone makes no copy.
+        if unread.is_empty() || !manifests.iter().any(|manifest| manifest.replaces().is_none() && origin(manifest).is_some()) {
+            continue;
+        }
+        let copied: BTreeSet<SnapshotId> = manifests.iter().filter_map(origin).flat_map(|from| [from.snapshot, from.place()]).collect();
+        let ledger = other.repository.ledger()?;
+        let plans: BTreeSet<&Name> = theirs.iter().map(|manifest| &manifest.plan).collect();
+        for plan in plans {
+            let is_of_plan = |id: &&SnapshotId| objects.contains(request.repository.snapshot_key(plan, **id).as_str());
+            let lost: Vec<SnapshotId> = unread.iter().filter(is_of_plan).filter(|id| !pairs.contains_key(*id)).copied().collect();
+            let Some(last) = lost.last().and_then(|id| id.generated()) else { continue };
+            let (of_plan, unreadable) = other.repository.sound_manifests(Some(plan))?;
+            let replaced: BTreeSet<SnapshotId> = of_plan.iter().filter_map(Manifest::replaces).collect();
+            let may_be = |id: SnapshotId| !copied.contains(&id) && id.generated().is_none_or(|generated| generated <= last);
+            let own = request.repository.id().to_string();
+            let is_own = |m: &Manifest| m.copied_from.as_ref().is_some_and(|from| from.repository == own);
+            let there: Vec<&Manifest> = of_plan.iter().filter(|m| may_be(m.id) && !replaced.contains(&m.id) && !is_own(m)).collect();
+            let was_there = ledger.all_removed().filter(|removed| removed.plan == *plan).map(|removed| Some(removed.id));
+            let gone = was_there.chain(unreadable.iter().map(|lost| lost.id)).filter(|id| id.is_none_or(may_be)).count();
+            let in_order = there.iter().zip(&lost).all(|(original, copy)| original.id.generated() <= copy.generated());
+            if gone == 0 && there.len() == lost.len() && in_order {
+                pairs.extend(lost.into_iter().zip(there).map(|(copy, original)| (copy, (number, original.clone()))));
+            } else if !there.is_empty() {
+                let why = format!(
+                    "repository {} has {} of plan {plan} that may be the original of it, and its manifest alone said which: `lifeboat copy {plan} --all` to this \
+                     repository copies what it does not have",
+                    other.name,
+                    counted(there.len(), "snapshot")
+                );
+                unknown.extend(lost.into_iter().map(|id| (id, why.clone())));
+            }
+        }
+    }
+    unknown.retain(|id, _| !pairs.contains_key(id));
+    Ok((pairs, unknown))
 }
 
 /// Whether a snapshot of another repository has the content of one of ours: one is a copy of the other, or both are of the same. Pure.
@@ -288,9 +398,13 @@ fn is_same(id: SnapshotId, ours: Option<&Manifest>, our_repository: &str, theirs
     let of = |manifest: &Manifest| manifest.copied_from.as_ref().map(|from| (from.repository.clone(), from.snapshot));
     let their_origin = of(theirs);
     let our_origin = ours.and_then(of);
+    // Brought back there in the place of what ours is a copy of.
+    let stands_for_our_origin =
+        || our_origin.as_ref().is_some_and(|(repository, snapshot)| repository == their_repository && theirs.replaces() == Some(*snapshot));
     their_origin.as_ref().is_some_and(|(repository, snapshot)| repository == our_repository && *snapshot == id)
         || our_origin.as_ref().is_some_and(|(repository, snapshot)| repository == their_repository && *snapshot == theirs.id)
         || (our_origin.is_some() && our_origin == their_origin)
+        || stands_for_our_origin()
 }
 
 fn lost(
@@ -312,6 +426,7 @@ fn lost(
         files_count: harmed.count,
         bytes: harmed.bytes,
         unread: harmed.unread,
+        unknown: None,
     })
 }
 
@@ -404,10 +519,22 @@ fn leave_rest(index: &IndexRepair, report: &mut RepairReport) {
         let advice = match (folder, finding.kind.as_str()) {
             _ if handled.contains(finding.object.as_str()) || finding.kind == "not-indexed" => continue,
             ("logs", _) => continue,
+            ("keys", _) if finding.object.starts_with("keys/plan-") => {
+                "bring it back from the store's versions (`lifeboat repo undelete`) or a copy of the bucket: without it this plan's data cannot be read. The plan is \
+                 not backed up until it is back, or the plan has another key of its own (`lifeboat key own`)"
+            }
             _ if !finding.snapshots.is_empty() => continue,
             // Only the index named it.
             ("packs", "missing") => continue,
             ("packs", _) => "no snapshot needs it and no backup will use it: it is left for the collection of garbage",
+            ("keys", _) if finding.object.starts_with("keys/generation-") => {
+                "it is the mark of a key generation: bring it back from the store's versions (`lifeboat repo undelete`) or a copy of the bucket; if no reader of yours \
+                 rotated the keys, somebody put it there: delete it"
+            }
+            ("keys", _) if finding.object.contains('.') => {
+                "it gave the newest keys to one key slot: bring it back from the store's versions (`lifeboat repo undelete`) or a copy of the bucket, or add a new \
+                 slot for its holder (`lifeboat key add`), then remove that one (`lifeboat key remove`)"
+            }
             ("keys", _) => {
                 "open the repository by another key slot, add a new one for its holder (`lifeboat key add`), then remove this one (`lifeboat key remove`)"
             }

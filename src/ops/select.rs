@@ -84,7 +84,7 @@ pub fn choose<'a>(manifests: &'a [Manifest], reports: &[ReportRecord], choice: &
 #[must_use]
 pub fn latest(manifests: &[Manifest]) -> Option<&Manifest> {
     // Copies of one repository may have been made in any order: what counts among them is the order there.
-    let origin = |m: &Manifest| m.copied_from.as_ref().map(|from| (from.repository.clone(), from.snapshot));
+    let origin = |m: &Manifest| m.copied_from.as_ref().map(|from| (from.repository.clone(), from.place()));
     let origins: HashMap<SnapshotId, (String, SnapshotId)> = manifests.iter().filter_map(|m| Some((m.id, origin(m)?))).collect();
     let mut newest: HashMap<&str, SnapshotId> = HashMap::new();
     for (repository, snapshot) in origins.values() {

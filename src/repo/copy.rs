@@ -38,6 +38,15 @@ pub struct Predecessor<'a> {
     pub copy: &'a Manifest,
 }
 
+/// What a copy says of its original, and of others in the repository of that, see [`CopiedFrom`].
+#[derive(Debug, Clone, Default)]
+pub struct CopyNotes {
+    pub proven_at: Option<DateTime<Utc>>,
+    pub stands_for: Option<SnapshotId>,
+    pub owed: Vec<SnapshotId>,
+    pub beside: Vec<SnapshotId>,
+}
+
 /// What a copy moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CopyStats {
@@ -53,7 +62,7 @@ const WINDOW_CHUNKS: usize = 64_000;
 const WINDOW_ITEMS: usize = 20_000;
 
 impl Repository {
-    /// Copies a snapshot of `from` into this repository, unless it is damaged. `proven_at`: what is known of it there. `may` is asked, with the id that it
+    /// Copies a snapshot of `from` into this repository, unless it is damaged. `notes`: what is known of it there. `may` is asked, with the id that it
     /// gets here, when nothing is left to do but to create its manifest.
     ///
     /// # Errors
@@ -68,13 +77,13 @@ impl Repository {
         from: &Self,
         manifest: &Manifest,
         before: Option<Predecessor<'_>>,
-        proven_at: Option<DateTime<Utc>>,
+        notes: CopyNotes,
         now: DateTime<Utc>,
         progress: &dyn Progress,
         cancel: &Cancel,
         may: impl FnOnce(SnapshotId) -> Result<()>,
     ) -> Result<(Committed, CopyStats)> {
-        self.copy_as(from, manifest, before, proven_at, None, now, progress, cancel, may)
+        self.copy_as(from, manifest, before, notes, None, now, progress, cancel, may)
     }
 
     /// Brings the content of a damaged snapshot of this repository back from another one: as a new snapshot, which takes its place. The damaged one
@@ -97,7 +106,11 @@ impl Repository {
         // Whose word it is that the content is the same.
         self.require_reader("bring a snapshot back")?;
         let before = harmed.map(|copy| Predecessor { original: manifest, copy });
-        self.copy_as(from, manifest, before, None, Some(replaces), now, progress, cancel, may)
+        // It keeps its place among the copies of that repository, also where the original was brought back itself.
+        let origin = harmed.and_then(|harmed| harmed.copied_from.as_ref()).filter(|origin| origin.repository == from.id().to_string());
+        let place = origin.map(CopiedFrom::place).or_else(|| manifest.replaces()).filter(|place| *place != manifest.id);
+        let notes = CopyNotes { stands_for: place, ..CopyNotes::default() };
+        self.copy_as(from, manifest, before, notes, Some(replaces), now, progress, cancel, may)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the surroundings of one call")]
@@ -106,7 +119,7 @@ impl Repository {
         from: &Self,
         manifest: &Manifest,
         before: Option<Predecessor<'_>>,
-        proven_at: Option<DateTime<Utc>>,
+        notes: CopyNotes,
         replaces: Option<SnapshotId>,
         now: DateTime<Utc>,
         progress: &dyn Progress,
@@ -126,7 +139,10 @@ impl Repository {
                 snapshot: manifest.id,
                 copied_at: now,
                 fingerprint_key: hex::encode(key),
-                proven_at: proven_at.or_else(|| manifest.copied_from.as_ref()?.proven_at),
+                stands_for: notes.stands_for,
+                owed: notes.owed,
+                beside: notes.beside,
+                proven_at: notes.proven_at.or_else(|| manifest.copied_from.as_ref()?.proven_at),
                 replaces,
                 replaces_signature: None,
                 unproven: None,

@@ -6,6 +6,8 @@
 //! everything opens and writes as before and what was written is never looked at again; killed after it, everything opens with generation
 //! `n`. A slot that got no update is *left behind*: it reads what is older, and may not write.
 
+mod check;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
@@ -260,8 +262,10 @@ pub struct Rotation {
     pub carried: Vec<KeySlot>,
     /// Slots that were shut out and removed.
     pub removed: Vec<KeySlot>,
-    /// Slots that could not get it (made by an older program, or damaged): their holders need new ones.
+    /// Slots that could not get it (made by an older program, or changed): their holders need new ones.
     pub left_behind: Vec<KeySlot>,
+    /// Ids of slots that could not even be read: what stands in them is of no use to their holders any more, who need new ones.
+    pub unread: Vec<String>,
     /// Plans whose own key was renewed.
     pub plans: Vec<String>,
 }
@@ -294,6 +298,10 @@ pub struct KeyEvent {
     /// Ids of slots that were removed by it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub removed: Vec<String>,
+    /// Objects below `keys/` that were made by it and must be there from then on: updates of slots (until newer ones come) and keys of plans (until they are
+    /// destroyed). Older programs did not say.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub made: Vec<String>,
     /// Whether a reader signed it: `None` when this bundle cannot tell. Not stored.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub signed: Option<bool>,
@@ -333,6 +341,15 @@ impl Repository {
         Ok(slots)
     }
 
+    /// Of key slots that cannot be read, or were changed: the id and what is wrong.
+    ///
+    /// # Errors
+    /// `Unavailable` and the like.
+    pub fn damaged_slots(&self) -> Result<Vec<(String, Error)>> {
+        let slots = self.ring()?.whole();
+        Ok(slots.into_iter().filter_map(|(key, slot)| Some((id_of_slot(&key).to_owned(), slot.err()?))).collect())
+    }
+
     fn ring(&self) -> Result<Ring> {
         Ring::read(&self.inner.store, &self.inner.runtime)
     }
@@ -363,7 +380,7 @@ impl Repository {
         // A rotation that has listed the slots before this one was there has left it behind.
         if self.ring()?.newest() != inner.keys.generation {
             let detail = format!("slot {} ({label}), made while the keys were rotated", slot.id);
-            put_key_event(inner, &inner.keys, "remove", &detail, vec![slot.id.clone()], now)?;
+            put_key_event(inner, &inner.keys, "remove", &detail, Changed::removed(&slot.id), now)?;
             inner.block_on(inner.store.delete(&slot.key()))?;
             return Err(rotated_meanwhile("add a key slot"));
         }
@@ -384,7 +401,7 @@ impl Repository {
             if self.was_deleted(&format!("keys/{id}"))? {
                 // By hand, or by somebody else: now it is said.
                 let detail = format!("slot {id}, which was gone already");
-                return put_key_event(&self.inner, &self.inner.keys, "remove", &detail, vec![id.to_owned()], now);
+                return put_key_event(&self.inner, &self.inner.keys, "remove", &detail, Changed::removed(id), now);
             }
             return Err(Error::new(Kind::Usage, format!("there is no key slot {id:?}")).hint("see `lifeboat key list`"));
         }
@@ -407,7 +424,7 @@ impl Repository {
         }
         // Noted first: afterwards there may be nobody who can.
         let label = slot.map_or("damaged", |slot| slot.label.as_str());
-        put_key_event(&self.inner, &self.inner.keys, "remove", &format!("slot {id} ({label})"), vec![id.to_owned()], now)?;
+        put_key_event(&self.inner, &self.inner.keys, "remove", &format!("slot {id} ({label})"), Changed::removed(id), now)?;
         self.delete_slot(&ring, id)
     }
 
@@ -490,11 +507,31 @@ impl Repository {
             return Err(Error::new(Kind::Failed, "there are no more numbers for key generations"));
         }
         let next = inner.keys.next_generation(number, new_ids);
-        let mut rotation = Rotation { generation: number, new_ids, carried: vec![], removed: vec![], left_behind: vec![], plans: vec![] };
+        let mut rotation =
+            Rotation { generation: number, new_ids, carried: vec![], removed: vec![], left_behind: vec![], unread: vec![], plans: vec![] };
         let mut created = Vec::new();
         let mut renewed = None;
-        for (_, slot) in &ring.slots {
-            let Ok(slot) = slot else { continue };
+        let mut unread = Vec::new();
+        for (key, slot) in &ring.slots {
+            let slot = match slot {
+                Ok(slot) => slot,
+                Err(error) if error.kind() == Kind::Damaged => {
+                    let id = id_of_slot(key).to_owned();
+                    if without.contains(&id) {
+                        unread.push(id)
+                    } else {
+                        rotation.unread.push(id)
+                    }
+                    continue;
+                }
+                // Removed since the listing.
+                Err(error) if error.kind() == Kind::NotFound => continue,
+                Err(error) => {
+                    return Err(
+                        Error::new(error.kind(), format!("read the object {key}: {error}")).hint("the keys are as before; run it again")
+                    );
+                }
+            };
             let current = slot.id == inner.slot;
             if without.contains(&slot.id) {
                 rotation.removed.push(slot.public(ring.generation_of(slot), false));
@@ -537,17 +574,18 @@ impl Repository {
             // It may have landed: what was made stays, and is either right or never looked at.
             return Err(error);
         }
-        let gone: Vec<String> = rotation.removed.iter().map(|slot| slot.id.clone()).chain(renewed).collect();
+        let gone: Vec<String> = rotation.removed.iter().map(|slot| slot.id.clone()).chain(renewed).chain(unread).collect();
         let names = |slots: &[KeySlot]| slots.iter().map(|s| format!("{} ({})", s.id, s.label)).collect::<Vec<_>>().join(", ");
         let detail = format!(
-            "to generation {number}{}; carried: {}; removed: {}; left behind: {}",
+            "to generation {number}{}; carried: {}; removed: {}; left behind: {}; not readable: {}",
             if new_ids { " with new chunk ids" } else { "" },
             names(&rotation.carried),
             names(&rotation.removed),
-            names(&rotation.left_behind)
+            names(&rotation.left_behind),
+            rotation.unread.join(", ")
         );
         // Said before it is done: a slot that is gone without it was taken by somebody else.
-        let noted = put_key_event(inner, &next, "rotate", &detail, gone.clone(), now);
+        let noted = put_key_event(inner, &next, "rotate", &detail, Changed { removed: gone.clone(), made: created }, now);
         noted.and_then(|()| gone.iter().try_for_each(|id| self.delete_slot(&ring, id))).map_err(|error| {
             let slots = gone.join(", ");
             error.within(format!("the keys are at generation {number} now; note it, and remove the key slots that were left behind ({slots})")).hint(
@@ -584,13 +622,24 @@ impl Repository {
         }
     }
 
+    /// One that no key of a plan ever had, as far as is known: data that is sealed to one that is gone must not be taken for another one's.
+    fn next_plan_number(&self, ring: &Ring) -> Result<u16> {
+        let made = self.key_events()?.into_iter().filter_map(Result::ok).flat_map(|event| event.made);
+        let made = made.filter_map(|key| match KeyObject::of(&key) {
+            KeyObject::PlanKey { number, .. } => Some(number),
+            _ => None,
+        });
+        let last = ring.plan_keys.iter().map(|(number, _)| *number).chain(made).max();
+        last.map_or(Some(OWN_FIRST), |last| last.checked_add(1)).ok_or_else(no_more_plan_keys)
+    }
+
     fn renew_plan_keys(&self, ring: &Ring, next: &Keys, now: DateTime<Utc>) -> Result<Vec<(String, String)>> {
         let inner = &self.inner;
         let mut plans: Vec<String> = inner.keys.own_keys().iter().filter(|own| own.erased.is_none()).map(|own| own.plan.clone()).collect();
         plans.sort();
         plans.dedup();
         let mut made = Vec::new();
-        let mut number = ring.next_plan_number()?;
+        let mut number = self.next_plan_number(ring)?;
         for plan in plans {
             let key = key_of(number);
             let content = next.create_plan_key(inner.id, &plan, number, now)?;
@@ -671,7 +720,7 @@ impl Repository {
         let keys = ring.bring_up(store, runtime, id, &slot, &opened, keys)?;
         block_on(runtime, store.create(&slot.key(), Bytes::from(slot.to_json()?)))?;
         if keys.behind().is_none() {
-            let event = event("import", &slot.id, &format!("{} slot {} ({})", slot.role, slot.id, slot.label), Vec::new(), now);
+            let event = event("import", &slot.id, &format!("{} slot {} ({})", slot.role, slot.id, slot.label), Changed::default(), now);
             put_event_at(store, runtime, id, &keys, &event)?;
         }
         Ok(slot.public(slot.generation(), false))
@@ -690,11 +739,12 @@ impl Repository {
             return Err(Error::new(Kind::AlreadyExists, format!("plan {plan} has a key of its own already")));
         }
         let ring = self.ring()?;
-        let number = ring.next_plan_number()?;
+        let number = self.next_plan_number(&ring)?;
         let key = key_of(number);
         let content = inner.keys.create_plan_key(inner.id, plan.as_str(), number, now)?;
         self.create(&key, inner.seal_object(ObjectKind::PlanKey, &key, &content)?)?;
-        self.note_key_event("plan-key", &format!("key {number:04x} for plan {plan}"), now)?;
+        let made = Changed { made: vec![key], removed: Vec::new() };
+        put_key_event(inner, &inner.keys, "plan-key", &format!("key {number:04x} for plan {plan}"), made, now)?;
         Ok(PlanKey {
             number: format!("{number:04x}"),
             plan: plan.to_string(),
@@ -762,7 +812,7 @@ impl Repository {
     /// # Errors
     /// `Unavailable` and the like.
     pub fn note_key_event(&self, what: &str, detail: &str, now: DateTime<Utc>) -> Result<()> {
-        put_key_event(&self.inner, &self.inner.keys, what, detail, Vec::new(), now)
+        put_key_event(&self.inner, &self.inner.keys, what, detail, Changed::default(), now)
     }
 
     /// What was done with keys, oldest first; what cannot be opened comes as an error.
@@ -943,11 +993,8 @@ fn generations_of(directory: &crate::repo::pack::Directory, pack: u16) -> BTreeM
     bytes
 }
 
-impl Ring {
-    fn next_plan_number(&self) -> Result<u16> {
-        let last = self.plan_keys.iter().map(|(number, _)| *number).max();
-        last.map_or(Some(OWN_FIRST), |last| last.checked_add(1)).ok_or_else(no_more_plan_keys)
-    }
+fn id_of_slot(key: &str) -> &str {
+    key.strip_prefix("keys/").unwrap_or(key)
 }
 
 /// The slot whose object this is.
@@ -977,7 +1024,7 @@ struct SignedEvent {
     signature: Option<String>,
 }
 
-fn event(what: &str, by: &str, detail: &str, removed: Vec<String>, now: DateTime<Utc>) -> KeyEvent {
+fn event(what: &str, by: &str, detail: &str, changed: Changed, now: DateTime<Utc>) -> KeyEvent {
     KeyEvent {
         id: SessionId::generate(now).to_string(),
         time: now,
@@ -985,15 +1032,30 @@ fn event(what: &str, by: &str, detail: &str, removed: Vec<String>, now: DateTime
         host: host_name(),
         by: by.to_owned(),
         detail: detail.to_owned(),
-        removed,
+        removed: changed.removed,
+        made: changed.made,
         signed: None,
     }
 }
 
-/// `removed`: ids of slots that are removed with it.
-fn put_key_event(inner: &Inner, keys: &Keys, what: &str, detail: &str, removed: Vec<String>, now: DateTime<Utc>) -> Result<()> {
+/// What an event says of objects, see [`KeyEvent`].
+#[derive(Default)]
+struct Changed {
+    /// Ids of slots.
+    removed: Vec<String>,
+    /// Whole keys.
+    made: Vec<String>,
+}
+
+impl Changed {
+    fn removed(slot: &str) -> Self {
+        Self { removed: vec![slot.to_owned()], made: Vec::new() }
+    }
+}
+
+fn put_key_event(inner: &Inner, keys: &Keys, what: &str, detail: &str, changed: Changed, now: DateTime<Utc>) -> Result<()> {
     tracing::info!(event = what, detail, "keys");
-    put_event_at(&inner.store, &inner.runtime, inner.id, keys, &event(what, &inner.slot, detail, removed, now))
+    put_event_at(&inner.store, &inner.runtime, inner.id, keys, &event(what, &inner.slot, detail, changed, now))
 }
 
 fn put_event_at(store: &Store, runtime: &tokio::runtime::Handle, id: RepositoryId, keys: &Keys, event: &KeyEvent) -> Result<()> {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use crate::error::{Error, Kind, Result};
+use crate::id::ReportId;
 use crate::repo::format::{FORMAT_KEY, PackId, RepositoryId, VERSION};
 use crate::repo::keyring::Ring;
 use crate::repo::keys::Passphrase;
@@ -65,7 +66,10 @@ impl LostFormat {
                     return Ok(None);
                 }
                 let is_there = block_on(runtime, store.head(FORMAT_KEY))?.is_some();
-                return Ok(Some(Self { id: *id, created: slot.created, is_there, witnesses: *witnesses }));
+                // It may be an exchanged slot: the repository is as old as the oldest slot and the oldest name of what is in it.
+                let made = slots.iter().filter_map(|(_, slot)| Some(slot.as_ref().ok()?.created));
+                let created = made.chain(named_moments(store, runtime)?).fold(slot.created, DateTime::min);
+                return Ok(Some(Self { id: *id, created, is_there, witnesses: *witnesses }));
             }
         }
         Ok(None)
@@ -83,6 +87,16 @@ impl LostFormat {
         }
         block_on(runtime, store.create(FORMAT_KEY, bytes)).map(drop).map_err(|error: Error| error.within("make the format object anew"))
     }
+}
+
+/// When what is stored was made, by names alone.
+fn named_moments(store: &Store, runtime: &tokio::runtime::Handle) -> Result<Vec<DateTime<Utc>>> {
+    let mut moments = Vec::new();
+    for folder in ["snapshots/", "reports/", "key-events/"] {
+        let names = block_on(runtime, store.list(folder))?;
+        moments.extend(names.iter().filter_map(|object| object.key.rsplit('/').next()?.parse::<ReportId>().ok()?.generated()));
+    }
+    Ok(moments)
 }
 
 /// Ids that sealed objects and packs name (unauthenticated), the most frequent first.

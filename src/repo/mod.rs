@@ -64,7 +64,7 @@ mod wire;
 mod write;
 
 pub use collect::{CollectOptions, Collection, PackState, REWRITE_PERCENT};
-pub use copy::{CopyStats, Predecessor};
+pub use copy::{CopyNotes, CopyStats, Predecessor};
 pub use current::KeyChange;
 pub use format::{ChunkId, PackId, PackKind, RepositoryId};
 pub use index::{IndexedPack, LocalIndex};
@@ -408,11 +408,6 @@ fn read_format(store: &Store, runtime: &tokio::runtime::Handle) -> Result<Format
             .hint(format!("use a newer version of lifeboat; if none was ever used here, the object is damaged: {}", format_hint(store))));
     }
     Ok(format)
-}
-
-/// All slots by key; one that cannot be decoded or was changed is an error in its place.
-fn read_slots(store: &Store, runtime: &tokio::runtime::Handle) -> Result<Vec<(String, Result<StoredSlot>)>> {
-    Ok(Ring::read(store, runtime)?.whole())
 }
 
 /// Whether something of a repository is there, `format` aside.

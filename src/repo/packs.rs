@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 use crate::repo::Inner;
-use crate::repo::format::{PACK_MAX, PackId};
+use crate::repo::format::{PACK_MAX, PackId, PackKind};
 use crate::repo::pack::{Directory, TRAILER_BYTES, open_directory, read_trailer};
 use crate::repo::tree::PackRef;
 
@@ -98,10 +98,17 @@ impl Found {
 impl Inner {
     /// Remembers that a pack was found damaged, if that is what the error says; hands the error on.
     pub(super) fn blame(&self, pack: PackId, error: Error) -> Error {
-        if error.kind() == Kind::Damaged {
+        // Nothing is wrong with one that is sealed to a key which is gone.
+        let is_shut = || self.directories.get(pack).is_some_and(|directory| self.lacks_key_of(&directory));
+        if error.kind() == Kind::Damaged && !is_shut() {
             self.found.0.lock().unwrap_or_else(PoisonError::into_inner).insert(pack);
         }
         error
+    }
+
+    /// Whether something in a pack is sealed to a plan's key that is not at hand although nobody destroyed it.
+    pub(super) fn lacks_key_of(&self, directory: &Directory) -> bool {
+        directory.kind != PackKind::Nodes && directory.envelopes.iter().any(|envelope| self.keys.lacks(envelope.generation))
     }
 
     /// The directory of a pack: from memory, or from the store in one request.

@@ -406,6 +406,9 @@ mod tests {
             snapshot: SnapshotId::generate(now),
             copied_at: now,
             fingerprint_key: hex::encode([1; 32]),
+            stands_for: None,
+            owed: Vec::new(),
+            beside: Vec::new(),
             proven_at: Some(now),
             replaces: Some(SnapshotId::generate(now)),
             replaces_signature: Some(hex::encode([2; 64])),
@@ -465,7 +468,17 @@ mod tests {
         let text = |text: &str| text.to_owned();
         let id = text(&EVENT_KEY["key-events/".len()..]);
         let removed = vec![text("0123456789abcdef")];
-        KeyEvent { id, time: now, event: text("remove"), host: text("h"), by: text("s"), detail: text("d"), removed, signed: None }
+        KeyEvent {
+            id,
+            time: now,
+            event: text("remove"),
+            host: text("h"),
+            by: text("s"),
+            detail: text("d"),
+            removed,
+            made: vec![text("keys/plan-8000")],
+            signed: None,
+        }
     }
 
     /// Some lines that are entries of a ledger, one after the other.

@@ -101,6 +101,16 @@ pub struct CopiedFrom {
     pub copied_at: DateTime<Utc>,
     /// Hex of the key that the fingerprints in `sources` were made with: that of the first repository, also of a copy of a copy.
     pub fingerprint_key: String,
+    /// Of a copy of a snapshot that had been brought back there: the damaged one of that repository whose place it took, and whose place in the order it has.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stands_for: Option<SnapshotId>,
+    /// Snapshots there that should have been copied by then and could not be, because they were damaged: a later copy tries them again.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub owed: Vec<SnapshotId>,
+    /// Snapshots there, at the time of the copy, that others were begun beside before they were committed. One that is not among them came later, however old
+    /// its id is.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub beside: Vec<SnapshotId>,
     /// When the snapshot had been proven by a drill there, at the time of the copy.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub proven_at: Option<DateTime<Utc>>,
@@ -120,6 +130,14 @@ impl fmt::Debug for CopiedFrom {
     /// Without the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CopiedFrom({} of {} at {})", self.snapshot, self.repository, self.copied_at)
+    }
+}
+
+impl CopiedFrom {
+    /// Where it stands among the snapshots of that repository: that of the original, or that of the damaged one in whose place the original came.
+    #[must_use]
+    pub fn place(&self) -> SnapshotId {
+        self.stands_for.unwrap_or(self.snapshot)
     }
 }
 
@@ -232,7 +250,7 @@ impl Repository {
         Ok(of_plans.into_iter().map(sound).collect())
     }
 
-    fn manifest_prefix(&self, plan: Option<&Name>) -> String {
+    pub(super) fn manifest_prefix(&self, plan: Option<&Name>) -> String {
         plan.map_or_else(|| "snapshots/".to_owned(), |plan| format!("snapshots/{}/", self.inner.keys.chain_name(plan.as_str())))
     }
 
@@ -276,7 +294,13 @@ impl Repository {
     /// The key of a manifest's object.
     #[must_use]
     pub fn manifest_key(&self, manifest: &Manifest) -> String {
-        format!("snapshots/{}/{}", self.inner.keys.chain_name(manifest.plan.as_str()), manifest.id)
+        self.snapshot_key(&manifest.plan, manifest.id)
+    }
+
+    /// The key of the object that a snapshot's manifest has, or had.
+    #[must_use]
+    pub fn snapshot_key(&self, plan: &Name, id: SnapshotId) -> String {
+        format!("{}{id}", self.manifest_prefix(Some(plan)))
     }
 
     /// What the ledger says of a snapshot that was removed. A ledger that cannot be read says nothing: what is there may be restored.

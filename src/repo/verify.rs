@@ -1,15 +1,17 @@
 //! Verification: is every committed snapshot whole? Findings are never a warning; the caller exits with them.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, SnapshotId};
+use crate::repo::Repository;
 use crate::repo::format::{ChunkId, ObjectKind, PackId, PackKind};
-use crate::repo::keys::Role;
+use crate::repo::keys::{OWN_FIRST, Role, key_of};
 use crate::repo::nodes::NodeReader;
 use crate::repo::pack::ChunkEntry;
 use crate::repo::packs::PackNo;
@@ -17,7 +19,6 @@ use crate::repo::read::{DecodeWorker, StoredContent};
 use crate::repo::session::{condemn, read_tombstones};
 use crate::repo::snapshot::Manifest;
 use crate::repo::tree::{Content, NodeRef, PackRef, Place, Record, Stored};
-use crate::repo::{Repository, read_slots};
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,9 @@ pub struct Verification {
     pub snapshots: Vec<(Name, SnapshotId)>,
     /// Snapshots that say that they stand in the place of another one, which no reader has signed; and of which.
     pub unproven: Vec<(SnapshotId, SnapshotId)>,
+    /// The earliest moment at which something sealed that is there, or that the ledger knows, says that it was made: the repository is as old as that,
+    /// whatever its `format` object says, which nothing proves.
+    pub earliest: Option<DateTime<Utc>>,
 }
 
 /// Gathers findings, one for each object and kind.
@@ -105,6 +109,19 @@ impl Findings {
     }
 }
 
+/// Numbers of plans' own keys that data is sealed to, each with packs that it is in: of logs, none.
+#[derive(Default)]
+pub(super) struct SealedTo(BTreeMap<u16, BTreeSet<PackId>>);
+
+impl SealedTo {
+    /// Takes note of a number, if it is that of a plan's own key.
+    pub(super) fn note(&mut self, number: u16, pack: Option<PackId>) {
+        if number >= OWN_FIRST {
+            self.0.entry(number).or_default().extend(pack);
+        }
+    }
+}
+
 /// What the trees refer to in one pack.
 #[derive(Default)]
 struct PackUse {
@@ -128,24 +145,26 @@ impl Repository {
         }
 
         progress.event(Event::Phase { name: "structure", detail: "keys, manifests, reports, index".into() });
-        for (key, slot) in read_slots(&inner.store, &inner.runtime)? {
-            out.objects_checked += 1;
-            if let Err(error) = slot {
-                findings.add_error(&key, &tolerable(error)?, []);
-            }
-        }
+        let mut made: Vec<DateTime<Utc>> = Vec::new();
         for (key, report) in self.open_reports()? {
             out.objects_checked += 1;
-            if let Err(error) = report {
-                findings.add_error(&key, &tolerable(error)?, []);
+            match report {
+                Ok(report) => made.push(report.time),
+                Err(error) => findings.add_error(&key, &tolerable(error)?, []),
             }
         }
+        let mut events = Vec::new();
         for (key, event) in self.open_key_events()? {
             out.objects_checked += 1;
-            if let Err(error) = event {
-                findings.add_error(&key, &tolerable(error)?, []);
+            match event {
+                Ok(event) => {
+                    made.push(event.time);
+                    events.push(event);
+                }
+                Err(error) => findings.add_error(&key, &tolerable(error)?, []),
             }
         }
+        let keys = self.verify_keys(&events, &mut out, &mut findings)?;
         for (folder, kind) in
             [("gc/tombstones/", ObjectKind::Tombstones), ("sessions/", ObjectKind::Session), ("gc/waits/", ObjectKind::Waits)]
         {
@@ -160,7 +179,8 @@ impl Repository {
             }
         }
         inner.load_moved()?;
-        out.objects_checked += inner.moved().records.len() as u64;
+        let moved_before: HashSet<String> = inner.moved().records.keys().cloned().collect();
+        out.objects_checked += moved_before.len() as u64;
         for (key, error) in &inner.moved().damaged {
             findings.add(key, "damaged", error.clone(), []);
         }
@@ -215,7 +235,8 @@ impl Repository {
 
         progress.event(Event::Phase { name: "trees", detail: format!("{} snapshots", manifests.len()) });
         progress.event(Event::Total { bytes: 0, items: manifests.len() as u64 });
-        let used = self.verify_trees(&manifests, &present, &mut findings, progress, cancel)?;
+        let mut sealed_to = SealedTo::default();
+        let used = self.verify_trees(&manifests, &present, &mut sealed_to, &mut findings, progress, cancel)?;
         // These are reused by nobody, so nobody looks for them in the index.
         let tombstones = read_tombstones(inner).unwrap_or_default();
         for (id, pack) in &used {
@@ -239,14 +260,26 @@ impl Repository {
         out.objects_checked += used.len() as u64;
 
         if let VerifyDepth::Data { percent, run } = depth {
-            self.verify_data(percent, run, &present, &used, &mut out, &mut findings, progress, cancel)?;
+            self.verify_data(percent, run, &present, &used, keys.newest, &mut sealed_to, &mut out, &mut findings, progress, cancel)?;
         }
 
-        self.verify_logs(depth, &mut out, &mut findings, progress, cancel)?;
+        self.verify_logs(depth, &mut sealed_to, &mut out, &mut findings, progress, cancel)?;
+        for (number, packs) in sealed_to.0 {
+            let harmed = packs.iter().filter_map(|pack| used.get(pack)).flat_map(|pack| pack.snapshots.iter().copied());
+            match keys.trouble(number) {
+                Some((key, kind, message)) => findings.add(&key, kind, message, harmed),
+                // It came since the repository was opened here.
+                None if inner.keys.lacks(number) && matches!(depth, VerifyDepth::Data { .. }) => out.skipped.push(format!(
+                    "data that is sealed to the key {} was not opened: that key was made while this went on. Verify again",
+                    key_of(number)
+                )),
+                None => {}
+            }
+        }
 
         findings.merge_sizes();
         let manifests = self.without_removed(manifests, &mut findings)?;
-        self.without_moved(&mut findings)?;
+        self.without_moved(&moved_before, &mut findings)?;
         // Snapshots share packs: what is wrong with one harms all that use it.
         for ((object, _), (_, snapshots)) in &mut findings.0 {
             if let Some(pack) = PackId::from_key(object).and_then(|id| used.get(&id)).filter(|_| !snapshots.is_empty()) {
@@ -255,6 +288,8 @@ impl Repository {
         }
         out.unproven = manifests.iter().filter_map(|m| Some((m.id, m.copied_from.as_ref()?.unproven?))).collect();
         out.snapshots = manifests.iter().map(|m| (m.plan.clone(), m.id)).collect();
+        made.extend(manifests.iter().filter_map(|m| m.id.generated()));
+        out.earliest = made.into_iter().min();
         let harmed = findings.harmed();
         out.snapshots_sound = manifests.iter().map(|m| m.id).filter(|id| !harmed.contains(id)).collect();
         out.findings = findings.into_sorted();
@@ -265,7 +300,7 @@ impl Repository {
     /// of this repository, and begun after that was read.
     ///
     /// What is older than the first that is known here of a plan, or than the repository itself, may have been committed to another one before the plan was
-    /// given this one, and is not looked for: the chain tells of those.
+    /// given this one, and is not looked for. But where the first one came after one that is gone, there was more, and all of it is looked for.
     ///
     /// # Errors
     /// When the store cannot be asked. A damaged ledger is told by `verification`, and explains nothing.
@@ -274,9 +309,12 @@ impl Repository {
         if committed.is_empty() {
             return Ok(Vec::new());
         }
-        let created = crate::repo::read_format(&inner.store, &inner.runtime)?.created;
         let ledger = self.ledger().or_else(told)?;
-        let key = |plan: &Name, id: SnapshotId| format!("snapshots/{}/{id}", inner.keys.chain_name(plan.as_str()));
+        // Nothing proves what `format` says: what is sealed was made since.
+        let stated = crate::repo::read_format(&inner.store, &inner.runtime)?.created;
+        let known = ledger.all_removed().filter_map(|removed| removed.id.generated()).chain(verification.earliest);
+        let created = known.fold(stated, DateTime::min);
+        let key = |plan: &Name, id: SnapshotId| self.snapshot_key(plan, id);
         let found: HashSet<&str> = verification.findings.iter().map(|finding| finding.object.as_str()).collect();
         let mut first: HashMap<&Name, SnapshotId> = HashMap::new();
         let here = verification.snapshots.iter().map(|(plan, id)| (plan, *id));
@@ -284,10 +322,23 @@ impl Repository {
             first.entry(plan).and_modify(|first| *first = id.min(*first)).or_insert(id);
         }
         let known: HashSet<SnapshotId> = verification.snapshots.iter().map(|(_, id)| *id).collect();
+        // Of a plan whose first one came after another one that is gone nobody knows what else is.
+        let broken = verification.findings.iter().filter(|finding| finding.kind == "chain-broken");
+        let torn: HashSet<&str> = broken
+            .filter(|finding| finding.snapshots.iter().all(|id| !known.contains(id) && ledger.removed(*id).is_none()))
+            .filter_map(|finding| finding.object.rsplit_once('/'))
+            .filter(|(folder, id)| {
+                let of_plan = first.iter().find(|(plan, _)| self.manifest_prefix(Some(plan)).strip_suffix('/') == Some(folder));
+                id.parse::<SnapshotId>().is_ok_and(|id| of_plan.is_none_or(|(_, first)| id < *first))
+            })
+            .map(|(folder, _)| folder)
+            .collect();
+        let is_torn = |plan: &Name| self.manifest_prefix(Some(plan)).strip_suffix('/').is_some_and(|folder| torn.contains(folder));
         let mut gone: Vec<&(Name, SnapshotId)> = committed
             .iter()
             .filter(|(plan, id)| {
-                let belongs = id.generated().is_none_or(|at| at >= created) && first.get(plan).is_none_or(|first| id > first);
+                let is_later = first.get(plan).is_none_or(|first| id > first) || is_torn(plan);
+                let belongs = id.generated().is_none_or(|at| at >= created) && is_later;
                 // One that cannot be read is a finding of its own.
                 belongs && !known.contains(id) && ledger.removed(*id).is_none() && !found.contains(key(plan, *id).as_str())
             })
@@ -303,8 +354,9 @@ impl Repository {
         Ok(gone.into_iter().map(told).collect())
     }
 
-    /// Forgets packs that were put together anew while this went on, and packs that came from that.
-    fn without_moved(&self, findings: &mut Findings) -> Result<()> {
+    /// Forgets packs that were put together anew while this went on, and packs that came from that. `before`: the records that were known when this
+    /// began. What a snapshot still needs of a pack in one of those was not kept by it, and is missing.
+    fn without_moved(&self, before: &HashSet<String>, findings: &mut Findings) -> Result<()> {
         let inner = &self.inner;
         let packs: Vec<PackId> = findings.0.keys().filter_map(|(object, _)| PackId::from_key(object)).collect();
         if packs.is_empty() {
@@ -313,10 +365,12 @@ impl Repository {
         inner.load_moved()?;
         let moved = inner.moved();
         let fresh: HashSet<PackId> = moved.records.values().flat_map(|record| &record.targets).map(|(pack, _)| pack.id).collect();
+        let since = moved.records.iter().filter(|(key, _)| !before.contains(*key));
+        let since: HashSet<PackId> = since.flat_map(|(_, record)| &record.sources).map(|source| source.id).collect();
         for pack in packs {
             let there = || Ok::<_, Error>(inner.block_on(inner.store.head(&pack.key()))?.is_some());
             if moved.has(pack) && !there()? {
-                findings.0.retain(|(object, _), _| *object != pack.key());
+                findings.0.retain(|(object, _), (_, harmed)| *object != pack.key() || (!harmed.is_empty() && !since.contains(&pack)));
             } else if fresh.contains(&pack) && there()? {
                 findings.0.remove(&(pack.key(), "missing".to_owned()));
             }
@@ -379,7 +433,8 @@ impl Repository {
                         format!("snapshot {id} of plan {plan} came after it, and it is gone although nobody removed it"),
                         [parent.id],
                     ),
-                    Some(hash) if *hash != parent.hash && !parent.hash.is_empty() => {
+                    // An empty one was not known: of a damaged manifest, or of one that was removed when nobody could say what it had been.
+                    Some(hash) if *hash != parent.hash && !parent.hash.is_empty() && !hash.is_empty() => {
                         findings.add(&key, "chain-broken", format!("it is not the one that snapshot {id} came after"), [parent.id]);
                     }
                     Some(_) => {}
@@ -394,6 +449,7 @@ impl Repository {
         &self,
         manifests: &[Manifest],
         present: &HashMap<PackId, u64>,
+        sealed_to: &mut SealedTo,
         findings: &mut Findings,
         progress: &dyn Progress,
         cancel: &Cancel,
@@ -427,7 +483,7 @@ impl Repository {
                         packs.iter().for_each(|pack| note_use(&mut used, inner.packs.get(*pack), manifest.id));
                         continue;
                     }
-                    match self.verify_node(&mut nodes, node, manifest.id, present, findings) {
+                    match self.verify_node(&mut nodes, node, manifest.id, present, sealed_to, findings) {
                         Ok((packs, bytes)) => {
                             packs.iter().for_each(|pack| note_use(&mut used, inner.packs.get(*pack), manifest.id));
                             needs.insert(at, (packs, bytes));
@@ -502,6 +558,7 @@ impl Repository {
         node: &NodeRef<PackNo>,
         snapshot: SnapshotId,
         present: &HashMap<PackId, u64>,
+        sealed_to: &mut SealedTo,
         findings: &mut Findings,
     ) -> Result<(Vec<PackNo>, u64)> {
         let mut packs = BTreeSet::new();
@@ -525,7 +582,7 @@ impl Repository {
                         Stored::Delta { .. } if number == 1 => base.map(|base| (base, None)),
                         _ => Some((chunk.id, Some(chunk.len))),
                     };
-                    match self.verify_place(pack, place, expected) {
+                    match self.verify_place(pack, place, expected, sealed_to) {
                         Ok(of_patch) => base = of_patch,
                         Err(error) => findings.add_error(&pack.id.key(), &tolerable(error)?, [snapshot]),
                     }
@@ -536,20 +593,29 @@ impl Repository {
     }
 
     /// Id and length that are expected there, where they are known. Returns the id of the base if what is there is a patch.
-    fn verify_place(&self, pack: PackRef, place: Place<PackNo>, expected: Option<(ChunkId, Option<u32>)>) -> Result<Option<ChunkId>> {
+    fn verify_place(
+        &self,
+        pack: PackRef,
+        place: Place<PackNo>,
+        expected: Option<(ChunkId, Option<u32>)>,
+        sealed_to: &mut SealedTo,
+    ) -> Result<Option<ChunkId>> {
         let directory = self.inner.directory(pack)?;
-        let entry = directory.frames.get(place.frame as usize).and_then(|f| f.chunks.get(place.slot as usize));
+        let frame = directory.frames.get(place.frame as usize);
+        let entry = frame.and_then(|f| f.chunks.get(place.slot as usize));
         let fits = |e: &&ChunkEntry| expected.is_none_or(|(id, len)| e.id == id && len.is_none_or(|len| e.len == len));
         if let Some(entry) = entry.filter(fits)
             && directory.kind == PackKind::Data
         {
+            let envelope = frame.and_then(|frame| directory.envelopes.get(frame.envelope as usize));
+            envelope.into_iter().for_each(|envelope| sealed_to.note(envelope.generation, Some(pack.id)));
             Ok(entry.base.map(|(base, _)| base))
         } else {
             Err(Error::new(Kind::Damaged, format!("pack {}: does not hold what a snapshot says it holds", pack.id.key())))
         }
     }
 
-    /// Reads the share's packs whole: the name is the hash, every frame opens, every chunk has its id.
+    /// Reads the share's packs whole: the name is the hash, every frame opens, every chunk has its id. `newest`: the repository's generation now.
     #[expect(clippy::too_many_arguments, reason = "the surroundings of one call")]
     fn verify_data(
         &self,
@@ -557,6 +623,8 @@ impl Repository {
         run: u64,
         present: &HashMap<PackId, u64>,
         used: &HashMap<PackId, PackUse>,
+        newest: u16,
+        sealed_to: &mut SealedTo,
         out: &mut Verification,
         findings: &mut Findings,
         progress: &dyn Progress,
@@ -600,6 +668,7 @@ impl Repository {
             threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::new(Kind::Bug, "a verifying thread panicked")))).collect()
         });
         let unopened = unopened.into_inner().unwrap_or_else(PoisonError::into_inner);
+        unopened.iter().filter(|number| inner.keys.lacks(**number)).for_each(|number| sealed_to.note(*number, None));
         let plans: BTreeSet<&str> =
             inner.keys.own_keys().into_iter().filter(|own| unopened.contains(&own.number)).map(|own| own.plan.as_str()).collect();
         for plan in plans {
@@ -613,7 +682,9 @@ impl Repository {
             let (checked, bad) = result?;
             out.bytes_checked += checked;
             for (id, error) in bad {
-                if !known.contains(&id) && error.kind() == Kind::Damaged {
+                // With the keys of before a rotation, what came after it cannot be told from damage.
+                let is_rotated = newest > inner.keys.generation;
+                if !known.contains(&id) && error.kind() == Kind::Damaged && !is_rotated {
                     condemned.push(id);
                 }
                 findings.add_error(&id.key(), &error, used.get(&id).into_iter().flat_map(|u| u.snapshots.iter().copied()));
@@ -626,7 +697,7 @@ impl Repository {
         Ok(())
     }
 
-    /// `unopened`: takes the numbers of destroyed keys that something is sealed to.
+    /// `unopened`: takes the numbers of destroyed keys, and of keys that are gone, that something is sealed to.
     fn verify_pack(&self, id: PackId, len: u64, reader: bool, unopened: &Mutex<BTreeSet<u16>>, cancel: &Cancel) -> Result<()> {
         let inner = &self.inner;
         let key = id.key();
@@ -647,7 +718,7 @@ impl Repository {
             cancel.check()?;
             let start = frame.offset as usize;
             let envelope = directory.envelopes[frame.envelope as usize].generation;
-            if directory.kind == PackKind::Data && inner.keys.is_erased(envelope) {
+            if directory.kind == PackKind::Data && (inner.keys.is_erased(envelope) || inner.keys.lacks(envelope)) {
                 unopened.lock().unwrap_or_else(PoisonError::into_inner).insert(envelope);
                 continue;
             }

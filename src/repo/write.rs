@@ -127,6 +127,8 @@ impl Repository {
             let index = self.refresh_index(&mut warnings)?;
             let (usable, left) = self.usable_packs(&index, &tombstones, leftover.since(), &mut warnings)?;
             let (parents, previous) = self.heads(&folder, &mut warnings)?;
+            let ids = previous.iter().flat_map(|manifest| &manifest.sources).filter_map(|source| source.tree.ids.as_deref());
+            keys.require_own_of(plan.as_str(), ids)?;
             Ok((parents, previous, Pipeline::start(inner, &keys, index, usable, left, cancel)?, (leftover, began)))
         })();
         let (parents, previous, pipeline, leftover) = match begun {

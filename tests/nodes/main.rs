@@ -33,7 +33,7 @@ use lifeboat::ops::resolve::{self, RepositorySettings, Surroundings};
 use lifeboat::ops::retention::Rules;
 use lifeboat::ops::{Commit, CommitGate};
 use lifeboat::plan::Plans;
-use lifeboat::repo::{Passphrase, Repository};
+use lifeboat::repo::{CopyNotes, Passphrase, Repository};
 use rustix::process::{Pid, Signal, kill_process};
 use support::postgres::{Cluster, PASSWORD, distribution_version, wait_until};
 use support::proxy::Proxy;
@@ -573,7 +573,7 @@ fn a_copy_that_was_taken_over_does_not_commit_and_the_next_one_does() {
 
     // Paused between its note and its commit.
     let claim = slow.begin(&run(Trigger::Schedule), Utc::now()).unwrap();
-    let fenced = second.copy_from(&own, &original.manifest, None, None, Utc::now(), &Silent, &Cancel::default(), |id| {
+    let fenced = second.copy_from(&own, &original.manifest, None, CopyNotes::default(), Utc::now(), &Silent, &Cancel::default(), |id| {
         assert!(slow.announce(claim, &format!("second/{id}"), Utc::now())?);
         wait_until("the lease to run out", || quick.broken().unwrap().len() == 1);
         let open = |_: &Run, copy: Option<&str>| {

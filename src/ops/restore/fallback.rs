@@ -9,7 +9,7 @@ use crate::id::SnapshotId;
 use crate::ops::restore::RestorePlan;
 use crate::ops::select::{Choice, Wanted, moment};
 use crate::ops::{Job, explain};
-use crate::repo::Manifest;
+use crate::repo::{CopiedFrom, Manifest};
 
 /// That a restore uses a copy, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,10 +67,10 @@ pub struct Own {
     pub backups: Vec<SnapshotId>,
 }
 
-/// The snapshot, as the repository that it was backed up to knows it.
+/// The snapshot, as the repository that it was backed up to knows it: what was brought back there, as the one that it stands for.
 #[must_use]
 pub fn original(manifest: &Manifest) -> SnapshotId {
-    manifest.copied_from.as_ref().map_or(manifest.id, |from| from.snapshot)
+    manifest.copied_from.as_ref().map_or(manifest.id, CopiedFrom::place)
 }
 
 /// How what a copy gives may be older than what was asked for. Pure.

@@ -521,7 +521,10 @@ fn a_copy_finds_what_was_moved_while_it_was_read() {
             CollectOptions { rewrite: &|pack| pack.kind == PackKind::Data && pack.dead_percent() > 0, ..CollectOptions::default() };
         let done = collect_with(&from.open(), &options);
         assert!(done.packs_rewritten >= 1, "{done:?}");
-        let copied = to.open().copy_from(&early, &snapshots[2], None, None, Utc::now(), &Silent, &Cancel::default(), |_| Ok(())).unwrap();
+        let copied = to
+            .open()
+            .copy_from(&early, &snapshots[2], None, CopyNotes::default(), Utc::now(), &Silent, &Cancel::default(), |_| Ok(()))
+            .unwrap();
         assert_eq!(restore(&to.open(), &copied.0.manifest).unwrap(), content(&files(2)));
         sound(&to.open());
     }
@@ -559,7 +562,7 @@ fn a_backup_at_work_is_waited_for_and_a_dead_one_is_fenced() {
 }
 
 use crate::id::Name;
-use crate::repo::Passphrase;
+use crate::repo::{CopyNotes, Passphrase};
 
 #[test]
 fn a_session_that_cannot_be_read_stops_it() {
@@ -1074,4 +1077,28 @@ fn a_killed_collection_is_not_waited_for_and_a_backup_is_named() {
     }
     assert_eq!(restore(&bench.open(), &last).unwrap(), content(&files(4)));
     sound(&bench.open());
+}
+
+/// A record says that nothing of a pack was kept, and a snapshot needs it: that it is gone is no rewriting.
+#[test]
+fn a_pack_that_a_snapshot_needs_is_missing_whatever_a_record_says() {
+    use crate::repo::format::{ObjectKind, PackId};
+    use crate::repo::moved::{FOLDER, MovedPack, MovedRecord};
+    let bench = Bench::new();
+    let manifest = backup(&bench.open(), &one(1, 900)).unwrap();
+    let repository = bench.open();
+    let key = bench.keys("packs/").into_iter().max_by_key(|key| bench.runtime.block_on(bench.store.get(key)).unwrap().len()).unwrap();
+    let id = PackId::from_key(&key).unwrap();
+    let mut record = MovedRecord::default();
+    record.sources.push(MovedPack::new(id, 64));
+    let name = format!("{FOLDER}{}", ulid::Ulid::generate());
+    let sealed = repository.inner.seal_object(ObjectKind::Moved, &name, &record.encode()).unwrap();
+    bench.runtime.block_on(bench.store.create(&name, sealed.into())).unwrap();
+    sound(&bench.open());
+    bench.runtime.block_on(bench.store.delete(&key)).unwrap();
+    for depth in [crate::repo::VerifyDepth::Structure, crate::repo::VerifyDepth::Data { percent: 100, run: 0 }] {
+        let found = bench.open().verify(depth, &Silent, &Cancel::default()).unwrap().findings;
+        let told = found.iter().any(|finding| finding.object == key && finding.kind == "missing" && finding.snapshots == [manifest.id]);
+        assert!(told, "{found:?}");
+    }
 }

@@ -165,6 +165,13 @@ impl Update {
         Ok(Some((key, update)))
     }
 
+    /// Whether the generation that it gives made it for this slot. `verifying`: that of the generation.
+    pub fn is_of(&self, repository: RepositoryId, slot: &StoredSlot, verifying: &[u8; 32]) -> bool {
+        let bytes = |text: &str| hex::decode(text).unwrap_or_default();
+        let signed = [&associated(repository, slot, self.generation)[..], &bytes(&self.encapsulated), &bytes(&self.sealed)].concat();
+        self.version == 1 && self.slot == slot.id && is_signed(verifying, &signed, &bytes(&self.signature))
+    }
+
     /// The keys inside. `verifying`: that of the generation, from its marker.
     ///
     /// # Errors
@@ -172,10 +179,9 @@ impl Update {
     pub(super) fn open(&self, repository: RepositoryId, slot: &StoredSlot, pair: &KeyPair, verifying: &[u8; 32]) -> Result<Keys> {
         let damaged = |what: &str| slot.damaged(&format!("its update to generation {}: {what}", self.generation));
         let bytes = |text: &str| hex::decode(text).map_err(|_| damaged("is not hexadecimal"));
-        let (encapsulated, sealed, signature) = (bytes(&self.encapsulated)?, bytes(&self.sealed)?, bytes(&self.signature)?);
+        let (encapsulated, sealed) = (bytes(&self.encapsulated)?, bytes(&self.sealed)?);
         let associated = associated(repository, slot, self.generation);
-        let signed = [&associated[..], &encapsulated, &sealed].concat();
-        if self.version != 1 || self.slot != slot.id || !is_signed(verifying, &signed, &signature) {
+        if !self.is_of(repository, slot, verifying) {
             return Err(damaged("is not signed by the generation that it gives"));
         }
         let bundle = hpke_box::open(pair, &encapsulated, UPDATE_INFO, &sealed, &associated).ok_or_else(|| damaged("does not open"))?;

@@ -468,7 +468,7 @@ impl Keys {
         if self.writes_to.is_none() && self.oldest().chunk_ids.as_ref() == Some(key) {
             return Ok(None);
         }
-        Ok(Some(hex::encode(&blake3::derive_key("lifeboat v1 chunk ids name", key)[..8])))
+        Ok(Some(ids_name_of(key)))
     }
 
     fn wrong_role_for_ids(&self) -> Error {
@@ -613,6 +613,18 @@ impl Keys {
         root.map(data_pair).ok_or_else(|| wrong_role("read data", self.role, "reader"))
     }
 
+    /// What the generations that are held sign with, as others check it; without those of which the bundle does not know.
+    pub fn verifying_keys(&self) -> std::collections::BTreeMap<u16, [u8; 32]> {
+        self.generations.iter().filter_map(|generation| Some((generation.number, generation.verifying?))).collect()
+    }
+
+    /// Whether these keys have one whose chunk ids have this name, see [`Keys::ids_name`].
+    pub fn knows_ids(&self, name: &str) -> bool {
+        let own = self.own.iter().filter_map(|own| own.chunk_ids.as_ref());
+        let of_generations = self.generations.iter().filter_map(|generation| generation.chunk_ids.as_ref());
+        own.chain(of_generations).any(|key| ids_name_of(key) == name)
+    }
+
     /// What the newest generation signs with, as others check it.
     pub fn verifying_key(&self) -> Option<[u8; 32]> {
         self.newest().verifying
@@ -695,6 +707,10 @@ impl Keys {
     pub fn require_reader(&self, operation: &str) -> Result<()> {
         if self.role == Role::Reader { Ok(()) } else { Err(wrong_role(operation, self.role, "reader")) }
     }
+}
+
+fn ids_name_of(key: &[u8; 32]) -> String {
+    hex::encode(&blake3::derive_key("lifeboat v1 chunk ids name", key)[..8])
 }
 
 const LEFT_BEHIND: &str =

@@ -248,6 +248,26 @@ impl Keys {
         own.root.as_ref().map(data_pair).ok_or_else(unknown)
     }
 
+    /// Whether data under this number is sealed to a plan's key that is not at hand although nobody destroyed it.
+    pub fn lacks(&self, number: u16) -> bool {
+        number >= OWN_FIRST && !self.own.iter().any(|own| own.number == number)
+    }
+
+    /// Refuses to go on under the repository's key where the plan's last snapshot has ids of a key that is not at hand: it was a key of the plan's own.
+    /// `before`: the names of its ids. `self`: what [`Self::for_plan`] gave.
+    ///
+    /// # Errors
+    /// `Damaged`.
+    pub fn require_own_of<'a>(&self, plan: &str, mut before: impl Iterator<Item = &'a str>) -> Result<()> {
+        if self.writes_to.is_some() || before.all(|name| self.knows_ids(name)) {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Damaged, format!("write data of plan {plan}: its last snapshot is sealed to a key of its own, which is gone")).hint(
+            "`lifeboat verify` names the object below keys/: bring it back from the store's versions or a copy of the bucket, or give the plan a new key \
+             with `lifeboat key own`; without one, what could be destroyed alone until now could not be any more",
+        ))
+    }
+
     /// Whether data under this number can never be opened again.
     pub fn is_erased(&self, number: u16) -> bool {
         number >= OWN_FIRST && self.own.iter().any(|own| own.number == number && own.erased.is_some())

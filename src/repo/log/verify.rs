@@ -1,6 +1,6 @@
 //! Verification of logs: every piece opens and has the size that its name says, side files and gaps open, and no hole is unexplained.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Kind, Result};
@@ -11,7 +11,7 @@ use crate::repo::keys::Role;
 use crate::repo::log::piece::{OpenPiece, PieceInfo, fetch_whole, parse_name, read, stretch_name};
 use crate::repo::log::ranges::{covered, holes, runs};
 use crate::repo::log::{REQUESTS, open_gap};
-use crate::repo::verify::{Findings, Verification, VerifyDepth, in_share, tolerable};
+use crate::repo::verify::{Findings, SealedTo, Verification, VerifyDepth, in_share, tolerable};
 
 /// What a listing shows of one log.
 #[derive(Default)]
@@ -27,6 +27,7 @@ impl Repository {
     pub(in crate::repo) fn verify_logs(
         &self,
         depth: VerifyDepth,
+        sealed_to: &mut SealedTo,
         out: &mut Verification,
         findings: &mut Findings,
         progress: &dyn Progress,
@@ -43,9 +44,10 @@ impl Repository {
             progress.event(Event::Total { bytes: 0, items: count });
         }
         let mut gone = Vec::new();
+        let mut shut = HashSet::new();
         let mut unexplained = Vec::new();
         for (chain, log) in &logs {
-            self.verify_pieces(chain, &log.pieces, out, findings, &mut gone, progress, cancel)?;
+            self.verify_pieces(chain, &log.pieces, sealed_to, &mut shut, out, findings, &mut gone, progress, cancel)?;
             for key in &log.sides {
                 out.objects_checked += 1;
                 if let Err(error) = self.inner.open_object(ObjectKind::LogSide, key) {
@@ -85,7 +87,7 @@ impl Repository {
             }
         }
         if let VerifyDepth::Data { percent, run } = depth {
-            self.verify_log_data(&logs, percent, run, out, findings, progress, cancel)?;
+            self.verify_log_data(&logs, &shut, percent, run, out, findings, progress, cancel)?;
         }
         Ok(())
     }
@@ -108,12 +110,15 @@ impl Repository {
         Ok(logs)
     }
 
-    /// Opens every label and directory. `gone`: pieces that are not there any more, with their chain and stretch.
+    /// Opens every label and directory. `shut`: keys of pieces that are sealed to a plan's key which is not at hand; `gone`: pieces that are not there any
+    /// more, with their chain and stretch.
     #[expect(clippy::too_many_arguments, reason = "the surroundings of one call")]
     fn verify_pieces(
         &self,
         chain: &str,
         pieces: &[PieceInfo],
+        sealed_to: &mut SealedTo,
+        shut: &mut HashSet<String>,
         out: &mut Verification,
         findings: &mut Findings,
         gone: &mut Vec<(String, String, (u64, u64, u64))>,
@@ -137,7 +142,12 @@ impl Repository {
             for (piece, (key, opened)) in batch.iter().zip(opened) {
                 out.objects_checked += 1;
                 match opened {
-                    Ok(_) => {}
+                    Ok(piece) => {
+                        piece.directory.envelopes.iter().for_each(|envelope| sealed_to.note(envelope.generation, None));
+                        if inner.lacks_key_of(&piece.directory) {
+                            shut.insert(key);
+                        }
+                    }
                     Err(error) if error.kind() == Kind::NotFound => {
                         gone.push((key, chain.to_owned(), (piece.stream, piece.start, piece.end)));
                     }
@@ -154,6 +164,7 @@ impl Repository {
     fn verify_log_data(
         &self,
         logs: &BTreeMap<String, Listed>,
+        shut: &HashSet<String>,
         percent: u8,
         run: u64,
         out: &mut Verification,
@@ -194,8 +205,11 @@ impl Repository {
                         let mut bad = Vec::new();
                         while let Some((key, piece)) = next() {
                             cancel.check()?;
-                            let read =
-                                if reader { read(inner, &key, &piece).map(drop) } else { fetch_whole(inner, &key, &piece).map(drop) };
+                            let read = if reader && !shut.contains(&key) {
+                                read(inner, &key, &piece).map(drop)
+                            } else {
+                                fetch_whole(inner, &key, &piece).map(drop)
+                            };
                             match read {
                                 Ok(()) => checked += piece.size,
                                 // Told, or found to be contained in another one, by now.

@@ -22,7 +22,7 @@ impl Pair {
 
     fn copy_onto(&self, to: &Repository, manifest: &Manifest, before: Option<(&Manifest, &Manifest)>) -> Result<(Committed, CopyStats)> {
         let before = before.map(|(original, copy)| Predecessor { original, copy });
-        to.copy_from(&self.from.open(), manifest, before, None, Utc::now(), &Silent, &Cancel::default(), |_| Ok(()))
+        to.copy_from(&self.from.open(), manifest, before, CopyNotes::default(), Utc::now(), &Silent, &Cancel::default(), |_| Ok(()))
     }
 
     /// What the copies hold is what the originals hold, and both are sound.
@@ -155,7 +155,8 @@ fn copies_need_a_reader_there_and_a_writer_here() {
         Repository::open(bench.store.clone(), bench.runtime.handle().clone(), &key, &bench.options()).unwrap()
     };
     let copy = |from: &Repository, to: &Repository| {
-        to.copy_from(from, &first, None, None, Utc::now(), &Silent, &Cancel::default(), |_| Ok(())).map(|(committed, _)| committed.manifest)
+        to.copy_from(from, &first, None, CopyNotes::default(), Utc::now(), &Silent, &Cancel::default(), |_| Ok(()))
+            .map(|(committed, _)| committed.manifest)
     };
     let writer = open_as(&pair.to, Role::Writer);
     assert_eq!(copy(&open_as(&pair.from, Role::Writer), &writer).unwrap_err().kind(), Kind::WrongKey);

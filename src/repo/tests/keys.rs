@@ -670,3 +670,135 @@ fn everything_that_a_writer_host_has_opens_no_data() {
         }
     }
 }
+
+fn structure(repository: &Repository) -> Vec<(String, String)> {
+    let found = repository.verify(VerifyDepth::Structure, &Silent, &Cancel::default()).unwrap();
+    found.findings.into_iter().map(|finding| (finding.object, finding.kind)).collect()
+}
+
+/// Whoever verifies opens one slot: what the others need is looked at all the same.
+#[test]
+fn updates_and_marks_that_are_gone_or_changed_are_found_by_every_slot() {
+    let bench = Bench::new();
+    let (words, late) = (Passphrase::new("some words of a writer"), Passphrase::new("words of a late reader"));
+    let slot = bench.open().add_key("words", Role::Writer, &words, Utc::now()).unwrap();
+    bench.backup(&small());
+    for _ in 0..2 {
+        bench.open().rotate(&passphrase(), &[], false, Utc::now()).unwrap();
+    }
+    bench.open().add_key("late", Role::Reader, &late, Utc::now()).unwrap();
+    bench.backup(&small());
+    let update = bench.keys("keys/").into_iter().find(|key| key.starts_with(&format!("keys/{}.3-", slot.id))).unwrap();
+    let by = |passphrase: &Passphrase| structure(&open_with(&bench, passphrase).unwrap());
+    for passphrase in [&passphrase(), &late, &words] {
+        assert_eq!(by(passphrase), []);
+    }
+    let whole = get(&bench, &update);
+    let changed = String::from_utf8(whole.to_vec()).unwrap().replacen("\"generation\": 3", "\"generation\": 2", 1);
+    let mut other = whole.to_vec();
+    let at = other.len() / 2;
+    other[at] = if other[at] == b'1' { b'2' } else { b'1' };
+    for (bytes, kind) in
+        [(Some(whole.slice(..100)), "damaged"), (Some(changed.into()), "damaged"), (Some(other.into()), "damaged"), (None, "missing")]
+    {
+        delete(&bench, &update);
+        if let Some(bytes) = bytes {
+            put(&bench, &update, bytes);
+        }
+        for passphrase in [&passphrase(), &late] {
+            assert_eq!(by(passphrase), [(update.clone(), kind.to_owned())]);
+        }
+        if kind == "damaged" {
+            assert_eq!(open_with(&bench, &words).unwrap_err().kind(), Kind::Damaged);
+        }
+        bench.runtime.block_on(bench.store.delete(&update)).ok();
+        put(&bench, &update, whole.clone());
+    }
+    for generation in [2, 3] {
+        let mark = Marker::key(generation);
+        let whole = get(&bench, &mark);
+        delete(&bench, &mark);
+        let found = by(&late);
+        assert!(found.contains(&(mark.clone(), "missing".to_owned())), "{found:?}");
+        put(&bench, &mark, whole.slice(..50));
+        let found = by(&late);
+        assert!(found.contains(&(mark.clone(), "damaged".to_owned())), "{found:?}");
+        delete(&bench, &mark);
+        put(&bench, &mark, whole);
+    }
+    // One that no reader signed.
+    let forged = Keys::generate().next_generation(4, true).marker(bench.open().id(), Utc::now()).unwrap();
+    put(&bench, &Marker::key(4), serde_json::to_vec(&forged).unwrap());
+    assert_eq!(by(&passphrase()), [(Marker::key(4), "damaged".to_owned())]);
+    delete(&bench, &Marker::key(4));
+    // Slots that are gone are missed by nobody.
+    bench.open().remove_key(&slot.id, None, Utc::now()).unwrap();
+    assert_eq!(by(&late), []);
+}
+
+/// The key of a plan is gone and nobody destroyed it: found, nothing else is held to be damaged, and nothing goes on under the key of all.
+#[test]
+fn a_plan_s_key_that_is_gone_is_found_and_nothing_goes_on_without_it() {
+    let bench = Bench::new();
+    let hr = Name::new("hr").unwrap();
+    bench.open().make_plan_key(&hr, Utc::now()).unwrap();
+    let key = "keys/plan-8000".to_owned();
+    let whole = get(&bench, &key);
+    // Before anything was sealed to it.
+    delete(&bench, &key);
+    assert_eq!(structure(&bench.open()), [(key.clone(), "missing".to_owned())]);
+    put(&bench, &key, whole.clone());
+    let (own, other) = (backup_as(&bench.open(), &hr, &small()).unwrap(), bench.backup(&small()));
+    assert_eq!(verify(&bench.open()).findings, []);
+    for (bytes, kind) in [(None, "missing"), (Some(whole.slice(..whole.len() - 3)), "damaged")] {
+        delete(&bench, &key);
+        if let Some(bytes) = bytes {
+            put(&bench, &key, bytes);
+        }
+        for depth in [VerifyDepth::Structure, VerifyDepth::Data { percent: 100, run: 0 }] {
+            let found = bench.open().verify(depth, &Silent, &Cancel::default()).unwrap().findings;
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!((&found[0].object, found[0].kind.as_str(), &found[0].snapshots), (&key, kind, &vec![own.id]));
+        }
+        let reader = bench.open();
+        assert_eq!(restore(&reader, &own).unwrap_err().kind(), Kind::Damaged);
+        assert_eq!(reader.condemn_found(Utc::now()).unwrap(), 0, "its packs are sound");
+        assert_eq!(bench.keys("gc/tombstones/"), Vec::<String>::new());
+        assert_eq!(restore(&reader, &other).unwrap(), expected(&small()));
+        assert_eq!(backup_as(&bench.open(), &hr, &small()).unwrap_err().kind(), Kind::Damaged);
+        if kind == "missing" {
+            // A new one has another number, and the plan goes on under it.
+            let made = bench.open().make_plan_key(&hr, Utc::now()).unwrap();
+            assert_eq!(made.number, "8001");
+            backup_as(&bench.open(), &hr, &small()).unwrap();
+        } else {
+            delete(&bench, &key);
+        }
+        bench.runtime.block_on(bench.store.delete(&key)).ok();
+        put(&bench, &key, whole.clone());
+        assert_eq!(verify(&bench.open()).findings, []);
+        assert_eq!(restore(&bench.open(), &own).unwrap(), expected(&small()));
+    }
+    // After a rotation, which gives the plan another key; and one that was destroyed is missed by nobody.
+    bench.open().rotate(&passphrase(), &[], true, Utc::now()).unwrap();
+    backup_as(&bench.open(), &hr, &small()).unwrap();
+    assert_eq!(verify(&bench.open()).findings, []);
+    bench.open().erase_plan(&hr, Utc::now()).unwrap();
+    assert_eq!(verify(&bench.open()).findings, []);
+}
+
+#[test]
+fn a_slot_that_cannot_be_read_is_told_by_the_list_and_by_a_rotation() {
+    let bench = Bench::new();
+    let ids = ["0123456789abcdef", "fedcba9876543210"];
+    ids.iter().for_each(|id| put(&bench, &format!("keys/{id}"), &b"rotten"[..]));
+    let told: Vec<String> = bench.open().damaged_slots().unwrap().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(told, ids);
+    let done = bench.open().rotate(&passphrase(), &[ids[1].to_owned()], false, Utc::now()).unwrap();
+    assert_eq!((done.unread, done.carried.len()), (vec![ids[0].to_owned()], 2));
+    assert!(!bench.keys("keys/").contains(&format!("keys/{}", ids[1])), "it was shut out");
+    let event = bench.open().key_events().unwrap().pop().unwrap().unwrap();
+    assert_eq!(event.removed, [ids[1]]);
+    bench.open().remove_key(ids[0], None, Utc::now()).unwrap();
+    assert!(bench.open().damaged_slots().unwrap().is_empty());
+}

@@ -174,3 +174,20 @@ fn entries_that_go_on_from_another_ledger_are_put_away() {
         assert_eq!(repository.manifests(None).unwrap().len(), 2);
     }
 }
+
+/// What a damaged snapshot was is not known when it is removed, and the one that came after it, which names it, was removed before: no chain is broken.
+#[test]
+fn a_removal_that_does_not_know_what_the_snapshot_was_breaks_no_chain() {
+    let bench = Bench::new();
+    let snapshots: Vec<Manifest> = (0..3).map(|seed| bench.backup(&files(seed))).collect();
+    let repository = bench.open();
+    remove(&repository, &[&snapshots[1]]);
+    let first = &snapshots[0];
+    let unread = repository.removal_of_unread(&first.plan, first.id, [&snapshots[2]].into_iter(), "the rules", Utc::now());
+    assert_eq!(unread.hash, "");
+    let decide = |_: &Ledger| Ok(Some(Decision::Remove { snapshots: vec![unread.clone()] }));
+    assert!(repository.amend_ledger(Utc::now(), decide).unwrap());
+    bench.runtime.block_on(bench.store.delete(&repository.manifest_key(first))).unwrap();
+    let found = bench.open().verify(VerifyDepth::Structure, &Silent, &Cancel::default()).unwrap();
+    assert_eq!(found.findings, []);
+}
