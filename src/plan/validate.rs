@@ -560,11 +560,10 @@ impl<'a> Checker<'a> {
             );
         }
         let damaged_pages = match raw.damaged_pages.as_ref().map(|given| given.value) {
-            Some(RawDamagedPages::Report) => DamagedPages::Report,
             Some(RawDamagedPages::Fail) => DamagedPages::Fail,
             // As pg_basebackup does; whoever reads the folder finds more than what the server would stop at.
             None if data_directory.is_none() => DamagedPages::Fail,
-            None => DamagedPages::Report,
+            Some(RawDamagedPages::Report) | None => DamagedPages::Report,
         };
         let read_limit_bytes_per_sec = self.read(&raw.read_limit, parse_rate);
         let fingerprint_budget = self

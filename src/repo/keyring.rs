@@ -77,6 +77,9 @@ impl Ring {
     }
 
     /// The same of what was listed.
+    ///
+    /// # Errors
+    /// `Unavailable` and the like; what is damaged is kept as such.
     pub fn fetch(store: &Store, runtime: &tokio::runtime::Handle, listed: Vec<ObjectInfo>) -> Result<Self> {
         let mut ring = Self {
             standing: Standing::of(&listed),
@@ -114,6 +117,8 @@ impl Ring {
                     });
                     match marker {
                         Ok(marker) => drop(ring.markers.insert(generation, marker)),
+                        // A store that is away says nothing of the mark.
+                        Err(error) if !matches!(error.kind(), Kind::Damaged | Kind::NotFound) => return Err(error),
                         Err(error) => drop(ring.bad_markers.insert(generation, error)),
                     }
                 }
@@ -518,9 +523,9 @@ impl Repository {
                 Err(error) if error.kind() == Kind::Damaged => {
                     let id = id_of_slot(key).to_owned();
                     if without.contains(&id) {
-                        unread.push(id)
+                        unread.push(id);
                     } else {
-                        rotation.unread.push(id)
+                        rotation.unread.push(id);
                     }
                     continue;
                 }
@@ -611,7 +616,7 @@ impl Repository {
         for (key, bytes) in inner.get_all(ring.plan_keys.iter().filter(|(_, erased)| !erased).map(|(number, _)| key_of(*number))) {
             match bytes {
                 Ok(bytes) if seal::claimed_generation(&bytes).is_some_and(|generation| generation > inner.keys.generation) => {
-                    self.clear(&key)
+                    self.clear(&key);
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == Kind::NotFound => {}

@@ -105,7 +105,7 @@ impl Repository {
         }
         let mut keys: Vec<String> = newest.keys().cloned().collect();
         keys.sort_unstable();
-        for (key, bytes) in inner.get_all(keys.into_iter()) {
+        for (key, bytes) in inner.get_all(keys) {
             out.objects_checked += 1;
             let Some((slot, generation)) = newest.get(&key) else { continue };
             let bytes = match bytes {
