@@ -431,6 +431,8 @@ fn configuration_that_is_included_from_elsewhere_is_captured_or_told() {
             .to_owned()
     };
 
+    // Many installations have such a one, and no private server follows it.
+    std::os::unix::fs::symlink(etc.join("main.conf"), cluster.data().join("server.crt")).unwrap();
     let world = Faulty::new(&cluster, true);
     assert!(about(&world.json(&["doctor", "crm"], 0)).contains("4 of them from outside"));
     world.json(&["backup", "crm"], 0);
@@ -450,6 +452,16 @@ fn configuration_that_is_included_from_elsewhere_is_captured_or_told() {
     let warned = made["warnings"].to_string();
     assert!(warned.contains("not in this backup") && warned.contains("conf.d/20.conf") && warned.contains("main.conf"), "{made}");
     assert!(about(&streamed.json(&["doctor", "crm"], 0)).contains("conf.d/30.conf"));
+
+    // A folder without configuration gets one with room for what its log may say.
+    fs::rename(&conf, etc.join("away.conf")).unwrap();
+    streamed.json(&["backup", "crm"], 0);
+    let bare = streamed.path("bare");
+    let report = streamed.json(&["restore", "crm", "--to", bare.to_str().unwrap(), "--yes"], 0);
+    assert!(report["notes"].to_string().contains("a minimal one was written"), "{report}");
+    let settings = fs::read_to_string(bare.join("postgresql.auto.conf")).unwrap();
+    let origins = if distribution_version() >= 18 { "max_active_replication_origins" } else { "max_replication_slots" };
+    assert!(settings.contains(&format!("{origins} = '10000'\n")), "{settings}");
 }
 
 #[test]

@@ -96,6 +96,10 @@ impl World {
             "CREATE ROLE clerk LOGIN PASSWORD 'TESTPASSWORD-clerk' VALID UNTIL '2038-01-01'; CREATE ROLE staff; GRANT staff TO clerk; \
             ALTER ROLE clerk SET work_mem = '7MB'; CREATE ROLE keeper LOGIN",
         );
+        if version >= 16 {
+            // Two grants: by the server, and by the one that it was made for.
+            cluster.sql("CREATE ROLE maker CREATEROLE; SET ROLE maker; CREATE ROLE made; GRANT made TO maker");
+        }
         cluster.sql(&format!("CREATE DATABASE \"{DATABASE}\""));
         // No target has it.
         let space = cluster.folder().join("space");
@@ -266,6 +270,12 @@ fn a_story(from: u32, to: u32) {
     assert_eq!(sql.value(&asked).unwrap().unwrap(), "it's ours");
     let role = "SELECT rolpassword || rolvaliduntil::text || pg_has_role('clerk', 'staff', 'member') || (SELECT setconfig::text FROM pg_db_role_setting WHERE setrole = 'clerk'::regrole) FROM pg_authid WHERE rolname = 'clerk'";
     assert_eq!(sql.value(role).unwrap(), world.cluster.connect().value(role).unwrap());
+    if from >= 16 {
+        let grants = "SELECT string_agg(pg_has_role('maker', 'made', kind)::text, '/') FROM unnest(ARRAY['MEMBER WITH ADMIN OPTION', 'USAGE', 'SET']) kind";
+        for cluster in [&*world.cluster, &target] {
+            assert_eq!(cluster.value(grants), "true/true/true");
+        }
+    }
     let mut inside = World::connect(&target, DATABASE);
     inside.execute("INSERT INTO customer(name) VALUES ('x'); INSERT INTO orders(customer, amount) VALUES (5001, 1)").unwrap_err();
     assert_eq!(inside.value("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal").unwrap().unwrap(), "1");
@@ -283,6 +293,67 @@ fn databases_come_back_in_a_newer_version() {
 #[test]
 fn databases_come_back_in_their_own_version() {
     a_story(NEWEST, NEWEST);
+}
+
+/// On a host without programs of the server's own version.
+#[test]
+fn definitions_by_newer_programs_come_back_in_the_servers_own_version() {
+    let world = World::new(16, "postgres", "");
+    let plan = fs::read_to_string(world.path("plans/crm.toml")).unwrap();
+    let programs = |version| bin_directory(version).display().to_string();
+    fs::write(world.path("plans/crm.toml"), plan.replace(&programs(16), &programs(NEWEST))).unwrap();
+    let doctor = world.run(&["doctor", "crm"]);
+    assert_eq!(text(&doctor.stdout).matches("newer than the server (16)").count(), 2, "for dumps and drills: {}", text(&doctor.stdout));
+    world.json(&["backup", "crm"], 0);
+    let target = Cluster::start(16);
+    world.json(&["restore", "crm", "--to", &world.url(&target, ""), "--yes"], 0);
+    assert_eq!(answers(&target, DATABASE), answers(&world.cluster, DATABASE));
+    // What else is refused is not passed over.
+    world.sql(DATABASE, "CREATE FUNCTION length_of(text) RETURNS int LANGUAGE internal AS 'textlen'");
+    world.json(&["backup", "crm"], 0);
+    let target = Cluster::start(16);
+    target.sql("CREATE ROLE keeper LOGIN CREATEDB");
+    let url = format!("postgresql://keeper@/?host={}&port={}", target.folder().display(), target.port);
+    let refused = world.json(&["restore", "crm", "--to", &url, "--yes"], 1);
+    assert!(message(&refused).contains("permission denied for language internal"), "{refused}");
+    assert_eq!(databases(&target), ["postgres"], "nothing is left");
+    world.is_clean();
+}
+
+#[test]
+fn a_standby_is_backed_up_without_what_is_unlogged() {
+    let world = World::new(distribution_version(), "postgres", "databases = [\"second\"]").without_check();
+    world.sql(
+        "second",
+        "CREATE UNLOGGED TABLE jotted(id serial, n int); INSERT INTO jotted(n) VALUES (1), (2); CREATE SEQUENCE kept; SELECT nextval('kept')",
+    );
+    let standby = Cluster::empty(world.cluster.version);
+    let space = |cluster: &Cluster| cluster.folder().join("space").display().to_string();
+    world.cluster.run(
+        "pg_basebackup",
+        [
+            format!("--pgdata={}", standby.data().display()),
+            format!("--tablespace-mapping={}={}", space(&world.cluster), space(&standby)),
+            "--checkpoint=fast".into(),
+            "--write-recovery-conf".into(),
+            format!("--dbname=host={} port={} user=postgres", world.cluster.folder().display(), world.cluster.port),
+        ],
+    );
+    standby.configure(&[]);
+    standby.start_server();
+    fs::write(world.path("url"), format!("host={} port={} user=postgres dbname=postgres", standby.folder().display(), standby.port))
+        .unwrap();
+    let backup = world.json(&["backup", "crm"], 0);
+    let warnings = backup["warnings"].to_string();
+    for told in ["table public.jotted is unlogged", "sequence public.jotted_id_seq is unlogged"] {
+        assert_eq!(warnings.matches(told).count(), 1, "{warnings}");
+    }
+    let target = Cluster::start(distribution_version());
+    world.json(&["restore", "crm", "--to", &world.url(&target, ""), "--yes"], 0);
+    let mut sql = World::connect(&target, "second");
+    let found = "SELECT (SELECT count(*) FROM t) || '/' || (SELECT count(*) FROM jotted) || '/' || nextval('kept') || '/' || nextval('jotted_id_seq')";
+    assert_eq!(sql.value(found).unwrap().unwrap(), "2/0/2/1");
+    world.is_clean();
 }
 
 #[test]

@@ -36,8 +36,15 @@ impl Deref for Dropped {
 
 impl Dropped {
     fn new(version: u32) -> Self {
-        let cluster = Options::new(version).start();
+        let mut options = Options::new(version).setting("max_replication_slots", "20");
+        if version >= 18 {
+            options = options.setting("max_active_replication_origins", "20");
+        }
+        let cluster = options.start();
         cluster.sql("CREATE ROLE clerk");
+        // As a subscriber has them, more than a server has room for by itself.
+        cluster.sql("SELECT pg_replication_origin_create('o' || n) FROM generate_series(1, 12) n");
+        cluster.sql("SELECT pg_replication_origin_advance('o' || n, '0/1') FROM generate_series(1, 12) n");
         // No target has it.
         let space = cluster.folder().join("space");
         assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&space).status().unwrap().success());

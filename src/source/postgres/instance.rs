@@ -43,6 +43,9 @@ use crate::event::Cancel;
 pub const PORT: u16 = 5432;
 /// unix(7): `sun_path` has 108 bytes, one of them the terminator.
 const MOST_SOCKET_PATH_BYTES: usize = 107;
+/// So many replication origins have a place where the log is replayed: of each subscription one, and of each of its tables that is copied. A server that may
+/// not keep one that a commit names ends its recovery. Takes some MiB.
+const MOST_ORIGINS: u32 = 10_000;
 /// Begins the name of a socket folder outside of the instance's own.
 const SOCKET_FOLDER_PREFIX: &str = "lifeboat-pg-";
 /// How much of the end of the log is looked at for a message.
@@ -202,6 +205,8 @@ impl Instance {
             "statement_timeout=0",
             "log_statement=none",
             "log_min_error_statement=panic",
+            // What it says is read.
+            "lc_messages=C",
         ];
         if self.major >= 17 {
             // Login triggers would run before anything else.
@@ -478,7 +483,6 @@ fn configuration(launch: &Launch<'_>, folder: &Path, record: &Record, control: &
         ("primary_conninfo", String::new()),
         ("primary_slot_name", String::new()),
         ("max_wal_senders", "0".into()),
-        ("max_replication_slots", "0".into()),
         ("max_logical_replication_workers", "0".into()),
         // Nothing changes behind the back of the checks.
         ("autovacuum", "off".into()),
@@ -525,6 +529,10 @@ fn configuration(launch: &Launch<'_>, folder: &Path, record: &Record, control: &
         ("lc_messages", "C".into()),
         ("cluster_name", "lifeboat".into()),
     ];
+    settings.push(room_for_origins(major));
+    if major >= 18 {
+        settings.push(("max_replication_slots", "0".into()));
+    }
     if major >= 15 {
         settings.push(("archive_library", String::new()));
         settings.push(("log_startup_progress_interval", "0".into()));
@@ -539,6 +547,14 @@ fn configuration(launch: &Launch<'_>, folder: &Path, record: &Record, control: &
         text.push_str(&setting_line(name, &value)?);
     }
     Ok(text)
+}
+
+/// The setting by which a server of this major version replays the log of one that subscribes to others, however many these are.
+#[must_use]
+pub fn room_for_origins(major: u32) -> (&'static str, String) {
+    // Before 18 slots and origins had one number.
+    let name = if major >= 18 { "max_active_replication_origins" } else { "max_replication_slots" };
+    (name, MOST_ORIGINS.to_string())
 }
 
 /// One line of a configuration file.

@@ -272,6 +272,12 @@ impl PostgresSource {
             (None, true) if standby.is_none() => vec![("hot_standby".to_owned(), "off".to_owned())],
             _ => more,
         };
+        let more = if bare {
+            let (name, value) = instance::room_for_origins(major);
+            [more, vec![(name.to_owned(), value)]].concat()
+        } else {
+            more
+        };
         // A copy that archives would write into the log of its source. A standby does not until it is promoted, and then it is meant to.
         let more = if standby.is_none() { [more, vec![("archive_mode".to_owned(), "off".to_owned())]].concat() } else { more };
         let more = [more, places.settings].concat();

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Cancel;
 use crate::source::expect::row_text;
-use crate::source::postgres::client::{Connection, LONG_SILENCE, Mode, Row, quote_identifier, sqlstate};
+use crate::source::postgres::client::{Connection, LONG_SILENCE, Mode, Row, quote_identifier, server_error, sqlstate};
 use crate::source::postgres::conninfo::{Host, Settings};
 use crate::source::postgres::fingerprint::{self, described};
 use crate::source::postgres::instance::{Account, Instance, PORT, Stop, Tools};
@@ -279,9 +279,16 @@ fn check_content(settings: &Settings, request: &ProveRequest, threads: usize, co
     Ok(chosen.into_iter().zip(found).map(judge).collect())
 }
 
-/// A library that this host does not have (`undefined_file`), or a function that it does not have.
+/// A library that this host does not have, or a function that it does not have.
 fn lacks_a_library(error: &Error) -> bool {
-    matches!(sqlstate(error), Some("58P01" | "42883"))
+    sqlstate(error) == Some("42883") || lacks_an_installed_file(error)
+}
+
+/// What belongs to a server's programs is not there (`undefined_file`). The same code is of files of the data too, whose absence is damage: only the words tell, and private servers
+/// speak English ([`Instance::neutral_options`]).
+fn lacks_an_installed_file(error: &Error) -> bool {
+    let ways = ["could not access file ", "could not load library ", "could not open extension control file "];
+    server_error(error).is_some_and(|said| said.sqlstate == "58P01" && ways.iter().any(|way| said.message.starts_with(way)))
 }
 
 /// One SQL assertion, on a connection of its own that only reads.
@@ -358,7 +365,7 @@ fn check_structure(settings: &Settings, database: &str, options: &Options, cance
         Err(error) => {
             cancel.check()?;
             // Not there, or not for this version: said by these.
-            let missing = matches!(sqlstate(&error), Some("58P01" | "0A000" | "22023" | "42704"));
+            let missing = matches!(sqlstate(&error), Some("0A000" | "22023" | "42704")) || lacks_an_installed_file(&error);
             let outcome = if missing { Outcome::Skipped } else { Outcome::Failed };
             return Ok(result(&name, outcome, expected, format!("amcheck cannot be installed: {}", described(&error))));
         }

@@ -27,6 +27,31 @@ const MOST_NAME_BYTES: usize = 63;
 /// All parameters that choose a target: at most one may be set, so the others are written empty.
 const TARGETS: [&str; 5] =
     ["recovery_target", "recovery_target_name", "recovery_target_time", "recovery_target_xid", "recovery_target_lsn"];
+/// What a server has in its data folder, and lifeboat beside it. It looks for nothing else there that no setting or library names.
+const OF_THE_SERVER: [&str; 22] = [
+    "PG_VERSION",
+    "backup_label",
+    "base",
+    "global",
+    "pg_commit_ts",
+    "pg_dynshmem",
+    "pg_logical",
+    "pg_multixact",
+    "pg_notify",
+    "pg_replslot",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat",
+    "pg_stat_tmp",
+    "pg_subtrans",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_wal",
+    "pg_xact",
+    "tablespace_map",
+    "lifeboat_conf",
+    tablespaces::INSIDE,
+];
 /// Around what lifeboat wrote into `postgresql.auto.conf`.
 const BEGIN: &str = "# lifeboat: recovery begins";
 const END: &str = "# lifeboat: recovery ends";
@@ -217,14 +242,14 @@ impl Recovery {
 /// Tablespaces are placed as in every restore; everything is given to `account`.
 ///
 /// # Errors
-/// `Damaged` when it is not a whole base backup; `Failed` for a link that would lead the server out of the folder.
+/// `Damaged` when it is not a whole base backup; `Failed` for a link that would lead the server out of the folder (others are removed).
 pub fn prepare(data: &Path, account: Account) -> Result<()> {
     instance::major_of(data)?;
     if !exists(&data.join("backup_label"))? {
         return Err(Error::new(Kind::Damaged, format!("recover {}: it has no backup_label", data.display()))
             .hint("restore the whole snapshot again; a server would start this one from the wrong place in the log"));
     }
-    refuse_links(data)?;
+    settle_links(data)?;
     clear(data)?;
     let auto = data.join("postgresql.auto.conf");
     if exists(&auto)? {
@@ -563,11 +588,16 @@ fn exists(path: &Path) -> Result<bool> {
     }
 }
 
-/// No link in a restored folder may lead a server elsewhere: perhaps into the data of a live one.
-fn refuse_links(data: &Path) -> Result<()> {
+/// No link in a restored folder may lead a server elsewhere: perhaps into the data of a live one. Links that no private server follows (`postgresql.conf`, `server.crt`, `pg_log`, in
+/// `log`) are removed: they came from the source, and a library would follow them.
+fn settle_links(data: &Path) -> Result<()> {
     walk(data, &mut |path, metadata| {
         if metadata.is_dir() || metadata.is_file() {
             return Ok(());
+        }
+        let first = path.strip_prefix(data).ok().and_then(|inside| inside.iter().next());
+        if metadata.is_symlink() && first.is_some_and(|name| OF_THE_SERVER.iter().all(|known| name != *known)) {
+            return fs::remove_file(path).io_context(|| format!("remove the link {}", path.display()));
         }
         Err(Error::new(Kind::Failed, format!("recover {}: {} is not a file or folder", data.display(), path.display()))
             .hint("a link could lead the server into the data of another one; restore the snapshot again into an empty folder"))

@@ -21,6 +21,7 @@ fn it_is_private_and_leaves_nothing() {
     source.sql("ALTER SYSTEM SET listen_addresses = '*'");
     source.sql("ALTER SYSTEM SET archive_command = 'touch /tmp/lifeboat-test-archived'");
     source.sql("ALTER DATABASE postgres SET default_transaction_read_only = off");
+    source.sql("ALTER ROLE postgres SET lc_messages = 'C.UTF-8'");
     source.sql("ALTER ROLE postgres SET session_preload_libraries = 'no_such_library'");
     let restored = source.base_backup("restored");
     crate::source::postgres::recover::prepare(&restored, Account::choose(&restored).unwrap()).unwrap();
@@ -52,7 +53,7 @@ fn it_is_private_and_leaves_nothing() {
     };
     let answer = neutral("SHOW session_preload_libraries");
     assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
-    for (name, value) in [("search_path", "\"$user\",public"), ("zero_damaged_pages", "off"), ("role", "none")] {
+    for (name, value) in [("search_path", "\"$user\",public"), ("zero_damaged_pages", "off"), ("role", "none"), ("lc_messages", "C")] {
         let answer = neutral(&format!("SHOW {name}"));
         assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), value, "{}", String::from_utf8_lossy(&answer.stderr));
     }

@@ -400,17 +400,26 @@ pub(super) fn large_objects(sql: &mut Connection, folder: &str) -> Result<Vec<La
     Ok(found)
 }
 
-/// Sequences as they are now: later than the rows, so that no value is given twice.
-pub(super) fn sequences(sql: &mut Connection) -> Result<Vec<Sequence>> {
-    let rows = sql.query(
-        "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+/// Sequences as they are now: later than the rows, so that no value is given twice. Second: warnings of those that cannot be read here.
+pub(super) fn sequences(sql: &mut Connection) -> Result<(Vec<Sequence>, Vec<String>)> {
+    // Since version 15 those of unlogged tables are unlogged too, and no standby lets anybody read them.
+    let unreadable = "c.relpersistence = 'u' AND pg_catalog.pg_is_in_recovery()";
+    let rows = sql.query(&format!(
+        "SELECT n.nspname, c.relname, {unreadable} AS unreadable FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
          WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
            AND (NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
                   AND d.objid = c.oid AND d.deptype = 'e') \
-                OR c.oid IN (SELECT pg_catalog.unnest(extconfig) FROM pg_catalog.pg_extension)) ORDER BY 1, 2",
-    )?;
-    let names: Vec<(String, String)> =
-        rows.iter().map(|row| Ok((row.required("nspname")?.to_owned(), row.required("relname")?.to_owned()))).collect::<Result<_>>()?;
+                OR c.oid IN (SELECT pg_catalog.unnest(extconfig) FROM pg_catalog.pg_extension)) ORDER BY 1, 2"
+    ))?;
+    let (mut names, mut warnings) = (Vec::with_capacity(rows.len()), Vec::new());
+    for row in &rows {
+        let (schema, name) = (row.required("nspname")?.to_owned(), row.required("relname")?.to_owned());
+        if is(row, "unreadable") {
+            warnings.push(format!("sequence {schema}.{name} is unlogged: a standby has no value of it, it begins anew"));
+        } else {
+            names.push((schema, name));
+        }
+    }
     let mut found = Vec::with_capacity(names.len());
     for part in names.chunks(SEQUENCES) {
         let of = |(number, (schema, name)): (usize, &(String, String))| {
@@ -430,7 +439,7 @@ pub(super) fn sequences(sql: &mut Connection) -> Result<Vec<Sequence>> {
             });
         }
     }
-    Ok(found)
+    Ok((found, warnings))
 }
 
 /// Tables whose rows were replaced between the snapshot and the lock (`TRUNCATE`, a rewrite): the snapshot does not see the former ones.

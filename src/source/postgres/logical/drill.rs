@@ -69,10 +69,10 @@ fn make_cluster(tools: &Tools, account: Account, superuser: &str, data: &Path, s
 }
 
 /// A server of the source's version, or a newer one.
-fn server(major: u32, bin_directory: Option<&Path>) -> Result<Tools> {
+pub(super) fn server(major: u32, bin_directory: Option<&Path>) -> Result<Tools> {
     let mut first = None;
-    for place in bin_directory.map(Some).into_iter().chain([None]) {
-        for version in major..=*MAJORS.end() {
+    for version in major..=*MAJORS.end() {
+        for place in bin_directory.map(Some).into_iter().chain([None]) {
             match Tools::find(version, place) {
                 Ok(tools) if tools.program("initdb").is_some() => return Ok(tools),
                 Ok(_) => {}

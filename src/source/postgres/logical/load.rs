@@ -3,7 +3,7 @@
 //! So a restore that failed or was killed never looks like one that is complete. What is left of it is known by its name, and removed by the
 //! next restore of the same database.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
@@ -362,7 +362,7 @@ impl Load<'_> {
             self.loaded.warnings.push(format!("roles that exist were left as they are: {}", told(&others)));
         }
         let mut statements = Vec::new();
-        for membership in self.contents.memberships.iter().filter(|one| new.contains(one.member.as_str())) {
+        for membership in in_one_grant(&self.contents.memberships).iter().filter(|one| new.contains(one.member.as_str())) {
             statements.push(grant_role(membership, admin.server_version() >= 160_000));
         }
         for setting in &self.contents.settings {
@@ -454,8 +454,10 @@ impl Load<'_> {
         let usual = holder.timeout();
         holder.set_timeout(self.target.settings.timeout);
         let cancel = &self.context.cancel;
+        let major = holder.server_version() / 10_000;
         let mut alive = || holder.execute("SELECT 1");
-        let told = programs::restore(&self.tools, &self.target.settings, temporary, &dump, self.superuser, &said, cancel, &mut alive);
+        let told =
+            programs::restore(&self.tools, &self.target.settings, major, temporary, &dump, self.superuser, &said, cancel, &mut alive);
         holder.set_timeout(usual);
         let told = told.map_err(|error| {
             if error.hint_text().is_some() {
@@ -729,6 +731,25 @@ fn create_role(role: &Role, superuser: bool) -> String {
     words.join(" ")
 }
 
+/// Each member once, with all that its grants allow together. Since version 16 a role may be granted by several, each with options of its own; a restore
+/// grants everything itself, and a second grant by the same one takes the place of the first.
+fn in_one_grant(memberships: &[Membership]) -> Vec<Membership> {
+    let either = |one: Option<bool>, other: Option<bool>| one.zip(other).map_or(one.or(other), |(one, other)| Some(one || other));
+    let mut merged: Vec<Membership> = Vec::new();
+    let mut places = BTreeMap::new();
+    for membership in memberships {
+        let place = *places.entry((&membership.role, &membership.member)).or_insert(merged.len());
+        let Some(known) = merged.get_mut(place) else {
+            merged.push(membership.clone());
+            continue;
+        };
+        known.admin |= membership.admin;
+        known.inherit = either(known.inherit, membership.inherit);
+        known.set = either(known.set, membership.set);
+    }
+    merged
+}
+
 fn grant_role(membership: &Membership, options: bool) -> String {
     let text = format!("GRANT {} TO {}", quote_identifier(&membership.role), quote_identifier(&membership.member));
     match (membership.inherit, membership.set) {
@@ -803,6 +824,27 @@ mod tests {
 
     fn setting(name: &str, value: &str) -> Setting {
         Setting { role: None, name: name.into(), value: value.into() }
+    }
+
+    #[test]
+    fn grants_by_several_are_granted_together() {
+        let grant = |member: &str, admin, options: Option<(bool, bool)>| Membership {
+            role: "r".into(),
+            member: member.into(),
+            admin,
+            inherit: options.map(|(inherit, _)| inherit),
+            set: options.map(|(_, set)| set),
+        };
+        // As the server that made the role for somebody has it, and as that one then granted it to itself.
+        let granted = [
+            grant("a", true, Some((false, false))),
+            grant("b", false, Some((true, false))),
+            grant("a", false, Some((true, true))),
+            grant("c", true, None),
+        ];
+        let together = [grant("a", true, Some((true, true))), grant("b", false, Some((true, false))), grant("c", true, None)];
+        assert_eq!(in_one_grant(&granted), together);
+        assert_eq!(grant_role(&together[0], true), "GRANT \"r\" TO \"a\" WITH ADMIN true, INHERIT true, SET true");
     }
 
     #[test]

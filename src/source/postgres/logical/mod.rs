@@ -69,7 +69,8 @@ impl LogicalSource {
         let major = version / 10_000;
         let mut found = vec![diagnosis("server", Ok(format!("PostgreSQL {major} ({version}), the logical method")))];
         let programs = programs::find(major, major, self.bin_directory.as_deref());
-        found.push(diagnosis("pg_dump", programs.map(|tools| tools.version().to_owned())));
+        let newer = |tools: &Tools| if tools.major() > major { format!(", newer than the server ({major})") } else { String::new() };
+        found.push(diagnosis("pg_dump", programs.map(|tools| tools.version().to_owned() + &newer(&tools))));
         let refuse = |problem: Problem| Err(Error::new(Kind::Usage, format!("{}: {}", problem.object, problem.message)));
         let catalog::Chosen { names: databases, warnings: told, problems } = match catalog::choose_databases(&mut sql, &self.databases) {
             Ok(chosen) => chosen,
@@ -98,10 +99,8 @@ impl LogicalSource {
             format!("{} roles{without}", roles.len())
         });
         found.push(diagnosis("roles", roles));
-        found.push(diagnosis(
-            "programs for drills",
-            Tools::find(major, self.bin_directory.as_deref()).map(|tools| format!("PostgreSQL {}", tools.version())),
-        ));
+        let server = drill::server(major, self.bin_directory.as_deref());
+        found.push(diagnosis("programs for drills", server.map(|tools| format!("PostgreSQL {}{}", tools.version(), newer(&tools)))));
         Ok(found)
     }
 }

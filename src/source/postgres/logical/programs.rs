@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -48,7 +48,10 @@ impl Section {
     }
 }
 
-/// Finds a program's folder: of this major version, or else the next newer one that is there.
+/// The first version whose `pg_restore` begins with a setting that earlier servers do not have, whatever is loaded.
+const SETS_TRANSACTION_TIMEOUT: u32 = 17;
+
+/// Finds a program's folder: of this major version, wherever it is, or else of the next newer one that is there.
 ///
 /// # Errors
 /// `Usage` says what to install.
@@ -56,10 +59,9 @@ pub(super) fn find(least: u32, first: u32, bin_directory: Option<&Path>) -> Resu
     let newer = (least..=*MAJORS.end()).filter(|major| *major != first);
     let majors: Vec<u32> = (first >= least).then_some(first).into_iter().chain(newer).collect();
     // What the plan names is of one version, and may be another one than is needed.
-    for place in bin_directory.map(Some).into_iter().chain([None]) {
-        if let Some(found) = majors.iter().find_map(|major| Tools::clients(*major, place).ok()) {
-            return Ok(found);
-        }
+    let places = || bin_directory.map(Some).into_iter().chain([None]);
+    if let Some(found) = majors.iter().find_map(|major| places().find_map(|place| Tools::clients(*major, place).ok())) {
+        return Ok(found);
     }
     Err(Error::new(Kind::Usage, format!("find pg_dump and pg_restore of PostgreSQL {least} or newer: not on this host"))
         .hint(format!("install the client's programs (postgresql-client-{first}), or say where they are with `bin_directory` in the plan")))
@@ -146,11 +148,13 @@ impl Dump<'_> {
     }
 }
 
-/// Loads definitions; yields what the program said although it ended well. `alive` fails when the server does not answer any more.
+/// Loads definitions into a server of this major version; yields what the program said although it ended well. `alive` fails when the server does not answer
+/// any more.
 #[expect(clippy::too_many_arguments, reason = "all of it is given by the one place that calls this")]
 pub(super) fn restore(
     tools: &Tools,
     settings: &Settings,
+    server_major: u32,
     database: &str,
     dump: &Path,
     with_owners: bool,
@@ -160,7 +164,12 @@ pub(super) fn restore(
 ) -> Result<Vec<String>> {
     let mut command = command(tools, "pg_restore", settings, database)?;
     // As promised: everything goes to the default one. The target may lack the source's.
-    command.args(["--exit-on-error", "--no-tablespaces"]);
+    command.arg("--no-tablespaces");
+    // Its first error, which is none, must not end it then: it goes on after others too, which are found at its end.
+    let goes_on = tools.major() >= SETS_TRANSACTION_TIMEOUT && server_major < SETS_TRANSACTION_TIMEOUT;
+    if !goes_on {
+        command.arg("--exit-on-error");
+    }
     if !with_owners {
         command.args(["--no-owner", "--no-privileges"]);
     }
@@ -177,11 +186,34 @@ pub(super) fn restore(
         }
         Ok(())
     };
-    finish(child, said, &what, &mut wait)
+    let (status, text) = end(child, said, &what, &mut wait)?;
+    // So it ends after an error that it went on from.
+    match beside_the_timeout(&text).filter(|_| goes_on && status.code() == Some(1)) {
+        Some(rest) => Ok(told(&rest)),
+        None => judge(status, &text, &what),
+    }
+}
+
+/// What `pg_restore` said beside the complaint of an older server about the timeout. `None`: that was not the only error.
+fn beside_the_timeout(text: &str) -> Option<String> {
+    let is_error = |line: &str| line.starts_with("pg_restore: error: ");
+    let mut lines: Vec<&str> = text.lines().collect();
+    // By its own count, because a command that failed is shown with all of its lines, whatever they look like.
+    lines.pop().filter(|last| *last == "pg_restore: warning: errors ignored on restore: 1")?;
+    let first = lines.iter().position(|line| is_error(line))?;
+    let complaint: Vec<&str> = lines.splice(first..(first + 2).min(lines.len()), []).collect();
+    let is_it = matches!(complaint[..], [error, command] if error.contains("transaction_timeout") && command == "Command was: SET transaction_timeout = 0;");
+    (is_it && !lines.iter().any(|line| is_error(line))).then(|| lines.join("\n"))
 }
 
 /// Waits for its end, as long as `wait` agrees, and judges it. Yields what it said although it ended well.
-fn finish(mut child: Ended, said: &Path, what: &str, wait: &mut dyn FnMut() -> Result<()>) -> Result<Vec<String>> {
+fn finish(child: Ended, said: &Path, what: &str, wait: &mut dyn FnMut() -> Result<()>) -> Result<Vec<String>> {
+    let (status, text) = end(child, said, what, wait)?;
+    judge(status, &text, what)
+}
+
+/// Waits for its end, as long as `wait` agrees. Yields that and what it said.
+fn end(mut child: Ended, said: &Path, what: &str, wait: &mut dyn FnMut() -> Result<()>) -> Result<(ExitStatus, String)> {
     let status = loop {
         if let Some(status) = child.0.try_wait().io_context(|| format!("wait: {what}"))? {
             break status;
@@ -189,9 +221,13 @@ fn finish(mut child: Ended, said: &Path, what: &str, wait: &mut dyn FnMut() -> R
         wait()?;
         std::thread::park_timeout(Duration::from_millis(20));
     };
-    let text = String::from_utf8_lossy(&fs::read(said).io_context(|| format!("read {}", said.display()))?).into_owned();
+    let text = fs::read(said).io_context(|| format!("read {}", said.display()))?;
+    Ok((status, String::from_utf8_lossy(&text).into_owned()))
+}
+
+fn judge(status: ExitStatus, text: &str, what: &str) -> Result<Vec<String>> {
     if status.success() {
-        return Ok(told(&text));
+        return Ok(told(text));
     }
     // Definitions only: but a constraint that rows break is told with the row.
     let why = text.lines().find_map(crate::source::postgres::extract::harmless);
@@ -220,6 +256,43 @@ fn told(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_exact_version_is_taken_wherever_it_is() {
+        let named = tempfile::tempdir().unwrap();
+        for name in ["pg_dump", "pg_restore"] {
+            let path = named.path().join(name);
+            fs::write(&path, format!("#!/bin/sh\necho '{name} (PostgreSQL) 18.1'\n")).unwrap();
+            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let major = |least, first| find(least, first, Some(named.path())).unwrap().major();
+        // The machine has 15.
+        assert_eq!(major(15, 15), 15);
+        assert_eq!(major(14, 14), 15);
+        assert_eq!((major(18, 15), major(16, 16)), (18, 18));
+    }
+
+    #[test]
+    fn only_the_timeout_is_passed_over() {
+        let timeout = "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"transaction_timeout\"\n\
+            Command was: SET transaction_timeout = 0;\n";
+        let count = |number: u32| format!("pg_restore: warning: errors ignored on restore: {number}\n");
+        let other = "pg_restore: error: could not execute query: ERROR:  type \"x\" does not exist\nCommand was: CREATE TABLE t(x x);\n\n";
+        assert_eq!(beside_the_timeout(&format!("{timeout}{}", count(1))).unwrap(), "");
+        assert_eq!(beside_the_timeout(&format!("pg_restore: warning: w\n{timeout}{}", count(1))).unwrap(), "pg_restore: warning: w");
+        for said in [
+            format!("{timeout}{other}{}", count(2)),
+            format!("{timeout}{}", count(2)),
+            format!("{timeout}{other}{}", count(1)),
+            format!("{other}{}", count(1)),
+            format!("{other}{timeout}{}", count(1)),
+            timeout.to_owned(),
+            count(1),
+            String::new(),
+        ] {
+            assert_eq!(beside_the_timeout(&said), None, "{said}");
+        }
+    }
 
     #[test]
     fn what_a_program_said_is_told_once_and_bounded() {

@@ -203,7 +203,9 @@ impl LogicalSnapshot {
         let of = |number: usize| done.get(&number).ok_or_else(|| Error::new(Kind::Bug, "a stream was not read to its end"));
         let mut records: Vec<Database> = Vec::with_capacity(self.leaders.len());
         for leader in &mut self.leaders {
-            leader.record.sequences = catalog::sequences(&mut leader.connection)?;
+            let (sequences, told) = catalog::sequences(&mut leader.connection)?;
+            leader.record.sequences = sequences;
+            self.warnings.extend(told);
             records.push(leader.record.clone());
         }
         for (number, job) in self.shared.jobs.iter().enumerate() {

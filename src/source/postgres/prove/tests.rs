@@ -88,19 +88,30 @@ fn a_sound_copy_passes_and_nothing_is_left_in_it() {
 #[test]
 fn a_changed_row_a_missing_file_and_a_lying_index_are_found() {
     let source = Archived::start("");
+    source.sql("CREATE TABLE gone(n int); INSERT INTO gone VALUES (1)");
     let (instance, restored, request) = recovered(&source);
+    let gone = source.ask(&instance, "SELECT pg_relation_filepath('gone')");
     source.ask(&instance, "UPDATE pg_index SET indisready = false WHERE indexrelid = 't_v'::regclass");
     source.ask(&instance, "UPDATE t SET v = 'other' WHERE n = 17");
     source.ask(&instance, "UPDATE pg_index SET indisready = true WHERE indexrelid = 't_v'::regclass");
     let file = source.ask(&instance, "SELECT pg_relation_filepath('pg_toast.pg_toast_' || 't'::regclass::oid)");
-    source.ask(&instance, "CHECKPOINT");
-    fs::remove_file(restored.join(file)).unwrap();
-    let options = Options { missing_libraries: vec!["timescaledb".into()], ..Options::default() };
-    let results = ask(&instance, &request, &options, &context()).unwrap();
-    assert_eq!(outcome_of(&results, "content of postgres.public.t").outcome, Outcome::Differs);
+    let results = ask(&instance, &request, &Options::default(), &context()).unwrap();
     let amcheck = outcome_of(&results, "amcheck of postgres");
     assert_eq!(amcheck.outcome, Outcome::Failed);
     assert!(amcheck.actual.contains("public.t_v"), "{amcheck:?}");
+    assert!(!amcheck.actual.contains("other"), "no content in a report: {amcheck:?}");
+    source.ask(&instance, "CHECKPOINT");
+    fs::remove_file(restored.join(file)).unwrap();
+    fs::remove_file(restored.join(gone)).unwrap();
+    let options = Options { missing_libraries: vec!["timescaledb".into()], ..Options::default() };
+    let results = ask(&instance, &request, &options, &context()).unwrap();
+    assert_eq!(outcome_of(&results, "content of postgres.public.t").outcome, Outcome::Differs);
+    let gone = outcome_of(&results, "content of postgres.public.gone");
+    assert_eq!(gone.outcome, Outcome::Failed, "no library: {gone:?}");
+    assert!(gone.actual.contains("could not open file"), "{gone:?}");
+    let amcheck = outcome_of(&results, "amcheck of postgres");
+    assert_eq!(amcheck.outcome, Outcome::Failed);
+    assert!(amcheck.actual.contains("pg_toast") && !amcheck.actual.contains("not possible here"), "{amcheck:?}");
     assert!(!amcheck.actual.contains("other"), "no content in a report: {amcheck:?}");
     let databases = outcome_of(&results, "databases");
     assert_eq!(databases.outcome, Outcome::Failed, "{results:#?}");

@@ -88,6 +88,8 @@ fn every_kind_of_target_is_reached_exactly() {
     source.sql("INSERT INTO t VALUES (3)");
     let time = source.sql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')").parse().unwrap();
     source.sql("INSERT INTO t VALUES (4)");
+    // As the workers of a subscription commit.
+    source.sql("SELECT pg_replication_origin_create('o'), pg_replication_origin_session_setup('o'); SELECT pg_replication_origin_xact_setup('0/1', now())");
     source.sql("BEGIN; INSERT INTO t VALUES (5); PREPARE TRANSACTION 'p'");
     source.archive_all();
 
@@ -162,13 +164,35 @@ fn a_folder_without_its_label_or_with_a_link_is_refused() {
     let source = Archived::start("");
     let restored = source.base_backup("restored");
     let account = Account::choose(&restored).unwrap();
-    let link = restored.join("base/999");
-    std::os::unix::fs::symlink(source.server.data(), &link).unwrap();
-    let error = prepare(&restored, account).unwrap_err();
-    assert!(error.to_string().contains("base/999"), "{error}");
-    fs::remove_file(link).unwrap();
+    for name in ["base/999", "pg_xact/0FFF", "lifeboat_tablespaces", "tablespace_map"] {
+        let link = restored.join(name);
+        std::os::unix::fs::symlink(source.server.data(), &link).unwrap();
+        let error = prepare(&restored, account).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+        fs::remove_file(link).unwrap();
+    }
     fs::rename(restored.join("backup_label"), restored.join("backup_label.old")).unwrap();
     assert_eq!(prepare(&restored, account).unwrap_err().kind(), Kind::Damaged);
+}
+
+#[test]
+fn links_that_no_server_follows_are_removed() {
+    let source = Archived::start("");
+    source.sql("CREATE TABLE t(n int)");
+    let restored = source.base_backup("restored");
+    fs::create_dir_all(restored.join("log")).unwrap();
+    fs::remove_file(restored.join("postgresql.auto.conf")).unwrap();
+    let links = ["server.crt", "pg_log", "log/current", "postgresql.auto.conf", "nowhere"].map(|name| restored.join(name));
+    let victim = source.server.folder().join("victim");
+    fs::write(&victim, "work_mem = 'nonsense'").unwrap();
+    for link in &links {
+        std::os::unix::fs::symlink(&victim, link).unwrap();
+    }
+    let (instance, _) = source.recover(&restored, Target::Latest).unwrap();
+    assert_eq!(source.ask(&instance, "SELECT count(*) FROM t"), "0");
+    assert!(links.iter().all(|link| fs::symlink_metadata(link).is_err()));
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "work_mem = 'nonsense'");
+    instance.stop(Stop::Immediate).unwrap();
 }
 
 #[test]
