@@ -245,7 +245,8 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
             choice = END;
         }
     }
-    let located = if matches!(choice, Choice::At(_)) || choice == END { replay::locate(job, &choice, &drawn_from, &reports)? } else { None };
+    let located =
+        if matches!(choice, Choice::At(_)) || choice == END { replay::locate(job, &choice, &drawn_from, &reports)? } else { None };
     let to_the_end = choice == END && located.as_ref().is_some_and(|found| found.recovery.is_some());
     if choice == END && located.is_none() {
         choice = Choice::Latest;

@@ -280,9 +280,7 @@ fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]
         Wanted::Xid(xid) => reading.find_transaction(*xid, timeline),
         _ => view.route(&wanted, timeline).and_then(|route| reading.settle(route, &wanted)),
     };
-    let route = route.and_then(|route| {
-        if wanted == Wanted::Latest { is_to_the_end(&view, route) } else { Ok(route) }
-    });
+    let route = route.and_then(|route| if wanted == Wanted::Latest { is_to_the_end(&view, route) } else { Ok(route) });
     let route = match route {
         Ok(route) => route,
         Err(error) => {
