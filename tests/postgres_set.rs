@@ -99,6 +99,7 @@ fn a_moment_before_a_source_came_to_the_plan_or_after_one_went_is_recovered_thro
     let crm = Cluster::start(distribution_version());
     crm.sql("CREATE TABLE ledger(id int PRIMARY KEY)");
     let world = World::new(&[("crm", &crm)]);
+    std::fs::write(world.path("attachments/letter"), "dear").unwrap();
     let file = world.path("plans/shop.toml");
     let both = std::fs::read_to_string(&file).unwrap();
     let alone = both.replace("sources = [\"crm\", \"attachments\"]", "sources = [\"crm\"]");

@@ -328,16 +328,14 @@ fn is_to_the_end(view: &View, route: Route) -> Result<Route> {
     } else {
         format!("--snapshot {}", route.base)
     };
-    let error = unread(&format!("recover to the newest moment: from {end} to {to}"), &view.available(None));
-    Err(error.hint(format!(
-        "run `lifeboat verify`; `lifeboat repair` brings it back from a copy; {before} restores what comes before it. {}",
-        view.available(None)
-    )))
+    let what = format!("recover to the newest moment: from {end} to {to}");
+    Err(unread(&what, &format!("{before} restores what comes before it; {}", view.available(None))))
 }
 
-fn unread(what: &str, available: &str) -> Error {
+/// `instead`: what can be had.
+fn unread(what: &str, instead: &str) -> Error {
     Error::new(Kind::Damaged, format!("{what}: log that is stored and may lead there cannot be read"))
-        .hint(format!("run `lifeboat verify`; `lifeboat repair` brings it back from a copy; {available}"))
+        .hint(format!("run `lifeboat verify`; `lifeboat repair` brings it back from a copy; {instead}"))
 }
 
 /// All there is of the one source that can have a log.
@@ -428,7 +426,7 @@ pub(in crate::ops) fn locate_set(job: &Job, choice: &Choice, sources: &[String],
     let reaches = |view: &View| before.iter().any(|m| view.route_from(m.id, time).is_some());
     if sources.is_empty() {
         views.retain(|(name, view)| {
-            let is_left = !reaches(view) && is_dropped(job, &all, time, name);
+            let is_left = !reaches(view) && !view.may_be_unread(&Wanted::Time(time), None) && is_dropped(job, &all, time, name);
             if is_left {
                 told.push(format!(
                     "source {name} is not backed up any more after this snapshot, and its log does not lead to {}: it is restored as of the snapshot",

@@ -162,7 +162,7 @@ impl Bench {
     }
 
     /// What is said of a piece cannot be read any more.
-    fn damage(&self, piece: PieceInfo) {
+    fn damage(&self, source: &str, piece: PieceInfo) {
         let name = format!("{:016x}-{:016x}-{:016x}", piece.stream, piece.start, piece.end);
         let found = self.runtime.block_on(self.store.list("logs/")).unwrap();
         let key = found.into_iter().find(|object| object.key.ends_with(&name)).unwrap().key;
@@ -171,7 +171,7 @@ impl Bench {
         bytes[at] ^= 1;
         self.runtime.block_on(self.store.delete(&key)).unwrap();
         self.runtime.block_on(self.store.create(&key, Bytes::from(bytes))).unwrap();
-        assert_eq!(self.log("db").facts(&piece).unwrap_err().kind(), Kind::Damaged);
+        assert_eq!(self.log(source).facts(&piece).unwrap_err().kind(), Kind::Damaged);
     }
 
     /// By a plan with these sources now.
@@ -277,7 +277,7 @@ fn a_source_that_was_dropped_keeps_no_other_from_its_moment() {
     let bench = Bench::new();
     bench.back_up(5, &["db", "gone"]);
     bench.append("db", 1, 0, 40);
-    bench.append("gone", 1, 0, 8);
+    let log = bench.append("gone", 1, 0, 8);
     for later in [false, true] {
         if later {
             bench.back_up(20, &["db"]);
@@ -294,6 +294,9 @@ fn a_source_that_was_dropped_keeps_no_other_from_its_moment() {
         assert_eq!(bench.planned(&["db"], at(12), &["gone"]).unwrap_err().kind(), Kind::NoRecoveryPoint);
         assert_exact(&bench.planned(&["db"], at(12), &["db"]).unwrap(), "db", 12);
     }
+    // Where its log may lead is not known.
+    bench.damage("gone", log);
+    assert_eq!(bench.planned(&["db"], at(12), &[]).unwrap_err().kind(), Kind::Damaged);
 }
 
 #[test]
@@ -303,7 +306,7 @@ fn the_end_of_a_log_whose_last_piece_cannot_be_read_is_damage() {
     bench.append("db", 1, 0, 10);
     let last = bench.append("db", 1, 10, 12);
     assert_eq!(bench.latest().unwrap().at, time(11));
-    bench.damage(last);
+    bench.damage("db", last);
     let error = bench.latest().unwrap_err();
     assert_eq!(error.kind(), Kind::Damaged, "{error:?}");
     let hint = error.hint_text().unwrap();
@@ -324,7 +327,7 @@ fn a_log_of_which_nothing_can_be_read_is_damage_and_not_no_log() {
     let bench = Bench::new();
     let snapshot = bench.back_up(5, &["db"]);
     let only = bench.append("db", 1, 0, 10);
-    bench.damage(only);
+    bench.damage("db", only);
     let error = bench.latest().unwrap_err();
     assert_eq!(error.kind(), Kind::Damaged, "{error:?}");
     assert!(error.hint_text().unwrap().contains(&format!("--snapshot {snapshot}")), "{error:?}");
@@ -346,7 +349,7 @@ fn damage_behind_a_hole_is_log_behind_a_hole() {
     bench.back_up(5, &["db"]);
     bench.append("db", 1, 0, 10);
     let behind = bench.append("db", 1, 14, 16);
-    bench.damage(behind);
+    bench.damage("db", behind);
     let plan = bench.latest().unwrap();
     assert_eq!((plan.at, plan.exit()), (time(9), Some(Kind::Incomplete)));
     assert!(plan.log_hole.unwrap().contains("the log has a hole at"));
