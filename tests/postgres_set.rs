@@ -93,3 +93,54 @@ fn each_source_goes_to_the_moment_through_its_own_log_and_what_cannot_is_exit_13
     assert!(report["warnings"].as_array().unwrap().iter().all(|w| !w.as_str().unwrap().contains("one moment")), "{report}");
     assert_ne!(report["at"], planned["at"]);
 }
+
+#[test]
+fn a_moment_before_a_source_came_to_the_plan_or_after_one_went_is_recovered_through_the_log() {
+    let crm = Cluster::start(distribution_version());
+    crm.sql("CREATE TABLE ledger(id int PRIMARY KEY)");
+    let world = World::new(&[("crm", &crm)]);
+    std::fs::write(world.path("attachments/letter"), "dear").unwrap();
+    let file = world.path("plans/shop.toml");
+    let both = std::fs::read_to_string(&file).unwrap();
+    let alone = both.replace("sources = [\"crm\", \"attachments\"]", "sources = [\"crm\"]");
+    assert_ne!(alone, both);
+    let mut rows = 0;
+    let mut commit = || {
+        rows += 1;
+        crm.sql(&format!("INSERT INTO ledger VALUES ({rows})"));
+        (now(&crm), rows)
+    };
+    std::fs::write(&file, &alone).unwrap();
+    world.json(&["backup", "shop"], 0);
+    let (early, early_rows) = commit();
+    commit();
+    std::fs::write(&file, &both).unwrap();
+    world.json(&["backup", "shop"], 0);
+    let (between, between_rows) = commit();
+    commit();
+    // Under another name, as after an upgrade to the next major version.
+    let renamed = alone.replace("source.crm]", "source.crm2]").replace("sources = [\"crm\"]", "sources = [\"crm2\"]");
+    world.archive("crm", &crm);
+    std::fs::write(&file, &renamed).unwrap();
+    world.json(&["backup", "shop"], 0);
+
+    let restored = |name: &str, words: &[&str]| {
+        let target = world.path(name);
+        let report = world.json(&[&["restore", "shop", "--to", target.to_str().unwrap()], words].concat(), 0);
+        (target, report)
+    };
+    for (name, words) in [("early", &["--at", &early][..]), ("named", &["--at", &early, "--source", "crm"])] {
+        let (target, report) = restored(name, words);
+        assert_eq!((&report["recovery"]["source"], report["moments"].is_null()), (&"crm".into(), true), "{report}");
+        assert_eq!(started(&target, &crm, "SELECT count(*) FROM ledger"), early_rows.to_string(), "{name}");
+    }
+    let (target, report) = restored("between", &["--at", &between]);
+    assert_eq!((&moment(&report, "crm")["exact"], &moment(&report, "attachments")["exact"]), (&true.into(), &false.into()), "{report}");
+    assert_eq!(started(&target.join("crm"), &crm, "SELECT count(*) FROM ledger"), between_rows.to_string());
+    // Behind the end of its log there is nothing to take instead.
+    let never = world.path("never");
+    let words = ["restore", "shop", "--to", never.to_str().unwrap(), "--source", "crm", "--at", "2039-01-01T00:00:00Z"];
+    let refused = world.json(&words, 13);
+    assert!(refused["error"]["hint"].as_str().unwrap().contains("what can be recovered"), "{refused}");
+    assert!(!never.exists());
+}

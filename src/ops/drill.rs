@@ -218,11 +218,13 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
     };
     let turn = Turn::after(job, &reports);
     let drawn = if let Choice::Random { seed, .. } = choice { Some(seed) } else { None };
+    // Whose log a moment was drawn from.
+    let mut drawn_from = Vec::new();
     // By hand always; on schedule when the content of snapshots was proven before, which no random moment can do.
     if (request.choice.is_some() || turn == Turn::Moment)
-        && let Some(moment) = moment_of(job, &choice, &reports, now)?
+        && let Some((source, moment)) = moment_of(job, &choice, &reports, now)?
     {
-        choice = Choice::At(moment);
+        (choice, drawn_from) = (Choice::At(moment), vec![source.to_string()]);
     }
     // The same turn of the latest, where a row tells what its end has of the source.
     if choice == Choice::Latest && turn == Turn::Moment && !job.drill.canaries.is_empty() {
@@ -235,15 +237,16 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         through = replay::towards(job, &manifests, &reports, chosen)?.map(|found| (found, chosen.clone()));
         // With one snapshot alone there is no log between two.
         if through.is_none()
-            && let Some(moment) = moment_of(job, &choice, &reports, now)?
+            && let Some((source, moment)) = moment_of(job, &choice, &reports, now)?
         {
-            choice = Choice::At(moment);
+            (choice, drawn_from) = (Choice::At(moment), vec![source.to_string()]);
         }
         if through.is_none() && choice == Choice::Latest && !job.drill.canaries.is_empty() {
             choice = END;
         }
     }
-    let located = if matches!(choice, Choice::At(_)) || choice == END { replay::locate(job, &choice, &[], &reports)? } else { None };
+    let located =
+        if matches!(choice, Choice::At(_)) || choice == END { replay::locate(job, &choice, &drawn_from, &reports)? } else { None };
     let to_the_end = choice == END && located.as_ref().is_some_and(|found| found.recovery.is_some());
     if choice == END && located.is_none() {
         choice = Choice::Latest;
@@ -264,7 +267,7 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
 }
 
 /// A random moment of the log where a random choice is asked for and there is a log.
-fn moment_of(job: &Job, choice: &Choice, reports: &[ReportRecord], now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
+fn moment_of(job: &Job, choice: &Choice, reports: &[ReportRecord], now: DateTime<Utc>) -> Result<Option<(Name, DateTime<Utc>)>> {
     let Choice::Random { seed, window } = choice else { return Ok(None) };
     let window = window.and_then(|window| chrono::Duration::from_std(window).ok());
     replay::random_moment(job, reports, *seed, window.and_then(|window| now.checked_sub_signed(window)))

@@ -14,7 +14,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
 use crate::ops::select::{Wanted, moment};
-use crate::repo::{LogRun, PieceInfo, runs};
+use crate::repo::{Gap, LogRun, PieceInfo, runs};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::{Target, Timeline};
 use crate::source::postgres::stream::UNIT_BYTES_MAX;
@@ -58,6 +58,8 @@ pub struct View {
     pieces: Vec<(PieceInfo, Arc<PieceFacts>)>,
     /// Inside of others; only their bytes are of use, where those are damaged.
     spare: Vec<PieceInfo>,
+    /// Stored, and what is said of them cannot be read: no way goes through them.
+    unread: Vec<PieceInfo>,
     runs: Vec<LogRun>,
     histories: BTreeMap<u32, TimelineHistory>,
 }
@@ -106,6 +108,8 @@ pub struct Range {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     pub base: SnapshotId,
+    /// The timeline whose history is followed.
+    pub along: u32,
     /// `None`: the snapshot alone, at its own moment.
     pub replay: Option<Replay>,
     /// Of the recovered content.
@@ -118,17 +122,27 @@ pub struct Replay {
     pub target: Target,
     /// As the server is to be told.
     pub timeline: Timeline,
-    /// Whose history is followed.
-    pub along: u32,
     /// Where the log that is needed ends.
     pub end: Lsn,
     /// With no other target than the end of the log: how far replay must come to be what was asked for.
     pub reaches: Option<Lsn>,
 }
 
+/// Log that is known of, and that the way to the newest moment does not come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreached {
+    /// Of the timelines of the way: it lies behind a hole, or is on record as missing.
+    Behind { to: Lsn },
+    /// Of a newer timeline, of which it is not known where it began.
+    Unrelated { timeline: u32, to: Lsn },
+}
+
+/// What the segment files of a log have in which no piece can be read, so that none is written: the server's default.
+const SEGMENT_UNKNOWN: u64 = 16 << 20;
+
 impl View {
     /// Of snapshots, and pieces with their facts. `None` without a piece. Pieces of another cluster than the snapshots' do not count. `spare`:
-    /// pieces inside of others.
+    /// pieces inside of others. `unread`: pieces whose facts cannot be read.
     ///
     /// # Errors
     /// `Damaged` when the facts say what no server says.
@@ -136,6 +150,7 @@ impl View {
         bases: Vec<Base>,
         pieces: Vec<(PieceInfo, PieceFacts)>,
         spare: Vec<PieceInfo>,
+        unread: Vec<PieceInfo>,
         histories: Vec<TimelineHistory>,
     ) -> Result<Option<Self>> {
         let clusters: BTreeSet<&str> = bases.iter().map(|base| base.system_identifier.as_str()).collect();
@@ -143,11 +158,13 @@ impl View {
         let counted = |piece: &(PieceInfo, PieceFacts)| of_cluster(piece);
         let pieces: Vec<(PieceInfo, Arc<PieceFacts>)> =
             pieces.into_iter().filter(counted).map(|(info, facts)| (info, Arc::new(facts))).collect();
-        let Some((_, first)) = pieces.first() else { return Ok(None) };
-        let segment = SegmentSize::new(u64::from(first.segment_bytes))?;
+        if pieces.is_empty() && unread.is_empty() {
+            return Ok(None);
+        }
+        let segment = SegmentSize::new(pieces.first().map_or(SEGMENT_UNKNOWN, |(_, first)| u64::from(first.segment_bytes)))?;
         let infos: Vec<PieceInfo> = pieces.iter().map(|(info, _)| *info).collect();
         let histories = histories.into_iter().map(|history| (history.timeline(), history)).collect();
-        Ok(Some(Self { segment, runs: runs(&infos), pieces, spare, histories, bases }))
+        Ok(Some(Self { segment, runs: runs(&infos), pieces, spare, unread, histories, bases }))
     }
 
     /// Size of the segment files.
@@ -165,7 +182,8 @@ impl View {
     /// Timelines that anything is known of.
     #[must_use]
     pub fn timelines(&self) -> BTreeSet<u32> {
-        let streams = self.runs.iter().filter_map(|run| u32::try_from(run.stream).ok());
+        let unread = self.unread.iter().map(|piece| piece.stream);
+        let streams = self.runs.iter().map(|run| run.stream).chain(unread).filter_map(|stream| u32::try_from(stream).ok());
         self.bases.iter().map(|base| base.timeline).chain(streams).chain(self.histories.keys().copied()).collect()
     }
 
@@ -181,10 +199,14 @@ impl View {
         followed
     }
 
+    fn history(&self, timeline: u32) -> TimelineHistory {
+        self.histories.get(&timeline).cloned().unwrap_or_else(|| TimelineHistory::first(timeline))
+    }
+
     /// The log that continues a snapshot towards a timeline. `None`: that timeline does not go through the snapshot.
     #[must_use]
     pub fn path(&self, base: &Base, timeline: u32) -> Option<Path> {
-        let history = self.histories.get(&timeline).cloned().unwrap_or_else(|| TimelineHistory::first(timeline));
+        let history = self.history(timeline);
         if !history.contains(base.timeline, base.point) {
             return None;
         }
@@ -319,7 +341,7 @@ impl View {
         for &along in &followed {
             let mut paths: Vec<(&Base, Path)> = self.bases.iter().filter_map(|base| Some((base, self.path(base, along)?))).collect();
             paths.sort_by_key(|(base, _)| std::cmp::Reverse((base.point, base.id)));
-            if let Some(route) = find(wanted, along, &paths)? {
+            if let Some(route) = find(wanted, &paths)? {
                 return Ok(if *wanted == Wanted::Latest { self.as_late_as_told(route, &paths) } else { route });
             }
         }
@@ -340,12 +362,65 @@ impl View {
         Route { at: told.fold(route.at, DateTime::max), ..route }
     }
 
+    /// Where the log ends that a route goes through, or its snapshot's own.
+    #[must_use]
+    pub fn end(&self, route: &Route) -> Lsn {
+        let base = || self.bases.iter().find(|base| base.id == route.base).map_or(Lsn(0), |base| base.point);
+        route.replay.as_ref().map_or_else(base, |replay| replay.end)
+    }
+
     /// Whether what a snapshot is of is part of what a way to the end of the log leads to.
     #[must_use]
     pub fn includes(&self, route: &Route, snapshot: &Base) -> bool {
         let Some(base) = self.bases.iter().find(|base| base.id == route.base) else { return false };
-        let (along, end) = route.replay.as_ref().map_or((base.timeline, base.point), |replay| (replay.along, replay.end));
-        snapshot.system_identifier == base.system_identifier && snapshot.point <= end && self.path(snapshot, along).is_some()
+        let end = self.end(route);
+        snapshot.system_identifier == base.system_identifier && snapshot.point <= end && self.path(snapshot, route.along).is_some()
+    }
+
+    /// Of a way to the newest moment: log that is known of and that it does not come to. `timeline`: the one that was named; `gaps`: what is on record
+    /// as missing. A newer timeline than the one that was named does not count.
+    #[must_use]
+    pub fn unreached(&self, route: &Route, timeline: Option<u32>, gaps: &[Gap]) -> Option<Unreached> {
+        let base = self.bases.iter().find(|base| base.id == route.base)?;
+        let of_cluster = self.pieces.iter().filter(|(_, facts)| facts.system_identifier == base.system_identifier);
+        let stored = of_cluster.map(|(info, _)| info).chain(&self.unread).map(|piece| (piece.stream, piece.end));
+        let all = stored.chain(gaps.iter().map(|gap| (gap.stream, gap.to)));
+        let known: Vec<(u32, Lsn)> = all.filter_map(|(stream, to)| Some((u32::try_from(stream).ok()?, Lsn(to)))).collect();
+        // Every timeline between is one whose history is not there.
+        let unrelated = known.iter().filter(|(newer, _)| timeline.is_none() && *newer > route.along).max();
+        if let Some(&(timeline, to)) = unrelated {
+            return Some(Unreached::Unrelated { timeline, to });
+        }
+        let (history, end) = (self.history(route.along), self.end(route));
+        let on_the_way = known.iter().filter_map(|&(timeline, to)| {
+            if timeline == route.along { Some(to) } else { history.left_at(timeline).map(|left_at| to.min(left_at)) }
+        });
+        // Where a timeline was left, its log was written up to there.
+        let left_at = history.ancestors().last().map(|ancestor| ancestor.left_at);
+        let behind = on_the_way.chain(left_at).filter(|to| !comes_to(end, *to)).max();
+        behind.map(|to| Unreached::Behind { to })
+    }
+
+    /// How far a way would lead if all that is stored could be read. `None`: not further than it does.
+    #[must_use]
+    pub fn cut(&self, base: &Base, path: &Path) -> Option<Lsn> {
+        let of_cluster = self.pieces.iter().filter(|(_, facts)| facts.system_identifier == base.system_identifier);
+        let all: Vec<PieceInfo> = of_cluster.map(|(info, _)| info).chain(&self.unread).copied().collect();
+        continuation(&runs(&all), &path.history, base.point).last().map(|part| part.to).filter(|to| *to > path.end)
+    }
+
+    /// Whether what is wanted and was not found may be in log that is stored and cannot be read.
+    #[must_use]
+    pub fn may_be_unread(&self, wanted: &Wanted, timeline: Option<u32>) -> bool {
+        let followed = timeline.map_or_else(|| self.followed(), |timeline| vec![timeline]);
+        let paths = followed.into_iter().flat_map(|along| self.bases.iter().filter_map(move |base| Some((base, self.path(base, along)?))));
+        let is_cut = |(base, path): (&Base, Path)| self.cut(base, &path).is_some();
+        let newest = |(base, _): &(&Base, Path)| (base.point, base.id);
+        match wanted {
+            Wanted::Time(time) => paths.filter(|(_, path)| path.from <= *time).max_by_key(newest).is_some_and(is_cut),
+            Wanted::Lsn(lsn) => paths.filter(|(base, _)| base.point <= *lsn).max_by_key(newest).is_some_and(is_cut),
+            _ => paths.into_iter().any(is_cut),
+        }
     }
 
     /// When recovery to a moment stops before transactions that have an earlier time, because the source's clock was set back: the first such
@@ -371,9 +446,9 @@ impl View {
     pub fn route_from(&self, base: SnapshotId, time: DateTime<Utc>) -> Option<Route> {
         let base = self.bases.iter().find(|known| known.id == base)?;
         let time = chrono::SubsecRound::trunc_subsecs(time, 6);
-        let paths = self.followed().into_iter().filter_map(|along| Some((along, self.path(base, along)?)));
-        let mut reaching = paths.filter(|(_, path)| path.from <= time && time <= path.to);
-        reaching.next().map(|(along, path)| path.to_time(base, along, time))
+        let paths = self.followed().into_iter().filter_map(|along| self.path(base, along));
+        let mut reaching = paths.filter(|path| path.from <= time && time <= path.to);
+        reaching.next().map(|path| path.to_time(base, time))
     }
 
     /// What can be recovered, along the newest timeline unless one is named; for a message.
@@ -386,7 +461,8 @@ impl View {
     #[must_use]
     pub fn way(&self, route: &Route) -> Option<(&Base, Path)> {
         let base = self.bases.iter().find(|base| base.id == route.base)?;
-        Some((base, self.path(base, route.replay.as_ref()?.along)?))
+        route.replay.as_ref()?;
+        Some((base, self.path(base, route.along)?))
     }
 
     /// Where a commit later than `time` may lie across that no facts tell, on a path whose facts tell of none: whoever stores log begins to read it at the
@@ -436,6 +512,13 @@ impl View {
     }
 }
 
+/// Whether log that ends at `end` has all that was written before a position. Records end at multiples of 8, and a server may tell a position behind
+/// the header of a page that no record has touched yet.
+fn comes_to(end: Lsn, position: Lsn) -> bool {
+    let header = if end.0.is_multiple_of(u64::from(PAGE_BYTES)) { LONGEST_PAGE_HEADER } else { 0 };
+    position.0 <= end.0.next_multiple_of(8) + header
+}
+
 /// What of the runs goes on from a point without a hole, in order, along a timeline that goes through the point; from the page on that it lies
 /// in. Empty when nothing goes beyond it.
 #[must_use]
@@ -460,36 +543,31 @@ pub fn continuation(runs: &[LogRun], history: &TimelineHistory, point: Lsn) -> V
 }
 
 /// `paths`: newest first.
-fn find(wanted: &Wanted, along: u32, paths: &[(&Base, Path)]) -> Result<Option<Route>> {
+fn find(wanted: &Wanted, paths: &[(&Base, Path)]) -> Result<Option<Route>> {
     match wanted {
         // All are of one history: what ends later has what the others have.
-        Wanted::Latest => Ok(paths.iter().max_by_key(|(base, path)| (path.end, base.point)).map(|(base, path)| path.whole(base, along))),
+        Wanted::Latest => Ok(paths.iter().max_by_key(|(base, path)| (path.end, base.point)).map(|(base, path)| path.whole(base))),
         Wanted::Time(time) => {
             let time = chrono::SubsecRound::trunc_subsecs(*time, 6);
             let reaching = |(_, path): &&(&Base, Path)| path.from <= time && time <= path.to;
             // Of a snapshot behind the end of the log only the beginning is known.
             let through_log = paths.iter().filter(|(_, path)| !path.parts.is_empty()).find(reaching);
-            Ok(through_log.or_else(|| paths.iter().find(reaching)).map(|(base, path)| path.to_time(base, along, time)))
+            Ok(through_log.or_else(|| paths.iter().find(reaching)).map(|(base, path)| path.to_time(base, time)))
         }
-        Wanted::Lsn(lsn) => Ok(paths.iter().filter(|(base, _)| base.point <= *lsn).find_map(|(base, path)| path.to_lsn(base, along, *lsn))),
-        Wanted::RestorePoint(name) => to_name(name, along, paths),
+        Wanted::Lsn(lsn) => Ok(paths.iter().filter(|(base, _)| base.point <= *lsn).find_map(|(base, path)| path.to_lsn(base, *lsn))),
+        Wanted::RestorePoint(name) => to_name(name, paths),
         Wanted::Immediate => Ok(paths.first().map(|(base, path)| Route {
             base: base.id,
+            along: base.timeline,
             at: path.from,
-            replay: Some(Replay {
-                target: Target::Immediate,
-                timeline: base.to(base.timeline),
-                along: base.timeline,
-                end: base.point,
-                reaches: None,
-            }),
+            replay: Some(Replay { target: Target::Immediate, timeline: base.to(base.timeline), end: base.point, reaches: None }),
         })),
         Wanted::Xid(_) => Err(Error::new(Kind::Bug, "a transaction was looked for without reading the log")),
     }
 }
 
 /// A restore point, the only one of its name on any of the paths. `paths`: newest first.
-fn to_name(name: &str, along: u32, paths: &[(&Base, Path)]) -> Result<Option<Route>> {
+fn to_name(name: &str, paths: &[(&Base, Path)]) -> Result<Option<Route>> {
     let mut found: BTreeMap<Lsn, DateTime<Utc>> = BTreeMap::new();
     for (base, path) in paths {
         if base.restore_point.as_deref() == Some(name) {
@@ -507,8 +585,7 @@ fn to_name(name: &str, along: u32, paths: &[(&Base, Path)]) -> Result<Option<Rou
             return Ok(Some(path.own(base)));
         }
         if let Some((end, point)) = path.named(base, name).into_iter().next() {
-            let replay = path.replay(base, along, Target::Name(name.to_owned()), end, None);
-            return Ok(Some(Route { base: base.id, replay: Some(replay), at: point.time }));
+            return Ok(Some(path.stopping(base, Target::Name(name.to_owned()), end, point.time)));
         }
     }
     Ok(None)
@@ -516,7 +593,7 @@ fn to_name(name: &str, along: u32, paths: &[(&Base, Path)]) -> Result<Option<Rou
 
 impl Path {
     fn own(&self, base: &Base) -> Route {
-        Route { base: base.id, replay: None, at: self.from }
+        Route { base: base.id, along: self.history.timeline(), replay: None, at: self.from }
     }
 
     /// End of the last whole record.
@@ -524,45 +601,46 @@ impl Path {
         self.seen.iter().map(|(_, facts)| facts.valid_to).fold(base.point, Lsn::max)
     }
 
-    fn replay(&self, base: &Base, along: u32, target: Target, end: Lsn, reaches: Option<Lsn>) -> Replay {
+    /// With no other target than the end of the log, `reaches` says how far that must be.
+    fn through(&self, base: &Base, target: Target, end: Lsn, reaches: Option<Lsn>, at: DateTime<Utc>) -> Route {
         // Of a timeline whose log is not there yet, a server could not find its way.
         let last = self.history.timeline_at(Lsn(end.0.saturating_sub(1)));
-        Replay { target, timeline: base.to(last), along, end, reaches }
+        let replay = Replay { target, timeline: base.to(last), end, reaches };
+        Route { base: base.id, along: self.history.timeline(), replay: Some(replay), at }
+    }
+
+    fn stopping(&self, base: &Base, target: Target, end: Lsn, at: DateTime<Utc>) -> Route {
+        self.through(base, target, end, None, at)
     }
 
     /// All there is.
     #[must_use]
-    pub fn whole(&self, base: &Base, along: u32) -> Route {
+    pub fn whole(&self, base: &Base) -> Route {
         if self.parts.is_empty() {
             return self.own(base);
         }
-        let replay = self.replay(base, along, Target::Latest, self.end, Some(self.valid_to(base)));
-        Route { base: base.id, replay: Some(replay), at: self.to }
+        self.through(base, Target::Latest, self.end, Some(self.valid_to(base)), self.to)
     }
 
     /// As far as facts tell; [`View::unseen`] says where they do not.
-    fn to_time(&self, base: &Base, along: u32, time: DateTime<Utc>) -> Route {
+    fn to_time(&self, base: &Base, time: DateTime<Utc>) -> Route {
         // A server stops at a time only before a commit that is later; without one, the log ends with what was committed by then.
         let later = |facts: &PieceFacts| [facts.first_commit, facts.last_commit].into_iter().flatten().any(|commit| commit > time);
         match self.seen.iter().find(|(_, facts)| later(facts)) {
-            Some((end, _)) => {
-                let replay = self.replay(base, along, Target::Time(time), *end, None);
-                Route { base: base.id, replay: Some(replay), at: time }
-            }
-            None => Route { at: time, ..self.whole(base, along) },
+            Some((end, _)) => self.stopping(base, Target::Time(time), *end, time),
+            None => Route { at: time, ..self.whole(base) },
         }
     }
 
     /// As far as facts tell, which is where records end, not where they begin.
-    fn to_lsn(&self, base: &Base, along: u32, lsn: Lsn) -> Option<Route> {
+    fn to_lsn(&self, base: &Base, lsn: Lsn) -> Option<Route> {
         let at =
             self.seen.iter().take_while(|(end, _)| *end <= lsn).filter_map(|(_, facts)| facts.last_commit).fold(self.from, DateTime::max);
         if let Some((end, _)) = self.seen.iter().find(|(_, facts)| facts.valid_to > lsn) {
-            let replay = self.replay(base, along, Target::Lsn { lsn, inclusive: false }, *end, None);
-            return Some(Route { base: base.id, replay: Some(replay), at });
+            return Some(self.stopping(base, Target::Lsn { lsn, inclusive: false }, *end, at));
         }
         let valid_to = self.valid_to(base);
-        (lsn.0 <= valid_to.0 + LONGEST_PAGE_HEADER).then(|| Route { at, ..self.whole(base, along) })
+        (lsn.0 <= valid_to.0 + LONGEST_PAGE_HEADER).then(|| Route { at, ..self.whole(base) })
     }
 
     /// Restore points of a name behind the snapshot, each with the end of a piece that has it.
@@ -576,9 +654,9 @@ impl Path {
 
     /// The way to a record, which `target` stops at.
     #[must_use]
-    pub fn to_record(&self, base: &Base, along: u32, target: Target, end: Lsn, at: DateTime<Utc>) -> Route {
+    pub fn to_record(&self, base: &Base, target: Target, end: Lsn, at: DateTime<Utc>) -> Route {
         let end = self.seen.iter().map(|(piece, _)| *piece).find(|piece| *piece >= end).unwrap_or(self.end);
-        Route { base: base.id, replay: Some(self.replay(base, along, target, end, None)), at }
+        self.stopping(base, target, end, at)
     }
 
     /// The parts up to a position. `None` when they do not get there.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::id::Name;
-use crate::ops::log::ranges::{Base, Part, Path, Replay, Route, View};
+use crate::ops::log::ranges::{Base, Part, Path, Replay, Route, Unreached, View};
 use crate::ops::select::{self, Choice, Wanted};
 use crate::ops::verdict::duration_text;
 use crate::ops::{Job, backup, damage, damaged_warning, explain};
@@ -50,6 +50,8 @@ pub struct LogRecovery {
 
 /// What was found to restore.
 pub(in crate::ops) struct Located {
+    /// The one that is meant, whatever else the snapshot has.
+    pub(in crate::ops) source: Name,
     pub(in crate::ops) manifest: Manifest,
     pub(in crate::ops) all: Vec<Manifest>,
     pub(in crate::ops) lost: Vec<LostManifest>,
@@ -66,7 +68,7 @@ pub(in crate::ops) struct Located {
 /// # Errors
 /// When the store cannot be asked.
 pub fn view(log: &Log, manifests: &[&Manifest], source: &Name) -> Result<(Option<View>, Vec<String>)> {
-    let mut damaged = Vec::new();
+    let mut damaged: Vec<(PieceInfo, String)> = Vec::new();
     let bases = manifests.iter().filter_map(|manifest| {
         let record = manifest.sources.iter().find(|record| record.name == *source && record.kind == KIND)?;
         base_of(manifest, record)
@@ -83,8 +85,10 @@ pub fn view(log: &Log, manifests: &[&Manifest], source: &Name) -> Result<(Option
             Err(error) => return Err(error),
         }
     };
-    let histories = if pieces.is_empty() { Vec::new() } else { histories(log)?.into_iter().map(|(history, _)| history).collect() };
-    Ok((View::new(bases, pieces, spare, histories)?, damaged))
+    let (unread, why): (Vec<PieceInfo>, Vec<String>) = damaged.into_iter().unzip();
+    let is_empty = pieces.is_empty() && unread.is_empty();
+    let histories = if is_empty { Vec::new() } else { histories(log)?.into_iter().map(|(history, _)| history).collect() };
+    Ok((View::new(bases, pieces, spare, unread, histories)?, why))
 }
 
 /// Pieces with their facts, and those that add nothing to what larger ones say. `last`: those that went away since the listing count as
@@ -94,7 +98,7 @@ fn pieces_of(
     listed: &[Listed],
     bases: &[Base],
     last: bool,
-    damaged: &mut Vec<String>,
+    damaged: &mut Vec<(PieceInfo, String)>,
 ) -> Result<(Vec<(PieceInfo, PieceFacts)>, Vec<PieceInfo>)> {
     let mut found = Vec::with_capacity(listed.len());
     let mut read = |some: &[Listed], found: &mut Vec<(PieceInfo, PieceFacts)>| {
@@ -106,7 +110,9 @@ fn pieces_of(
             });
             match understood {
                 Ok(facts) => found.push((some[at].piece, facts)),
-                Err(error) if error.kind() == Kind::Damaged || (last && error.kind() == Kind::NotFound) => damaged.push(explain(&error)),
+                Err(error) if error.kind() == Kind::Damaged || (last && error.kind() == Kind::NotFound) => {
+                    damaged.push((some[at].piece, explain(&error)));
+                }
                 Err(error) => stop = Some(error),
             }
             stop.is_none()
@@ -250,11 +256,15 @@ fn first_point<'a>(manifests: impl Iterator<Item = &'a Manifest>, source: &Name)
 /// What of the log leads to a choice. `None`: the log has no part in it, and the choice is among snapshots.
 ///
 /// # Errors
-/// `NoRecoveryPoint` with what there is; `Usage` where a log is needed and there cannot be one.
+/// `NoRecoveryPoint` with what there is; `Damaged` where log that is stored and cannot be read may lead there.
 pub(in crate::ops) fn locate(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Located>> {
-    let located = look(job, choice, sources, reports)?;
+    let located = look(job, choice, sources, reports);
+    let is_in_doubt = match &located {
+        Ok(located) => located.as_ref().is_some_and(|located| located.hole.is_some()),
+        Err(error) => error.kind() == Kind::Damaged,
+    };
     // A listing is not of one moment: what seems to be missing must be missing in a second one.
-    if located.as_ref().is_some_and(|located| located.hole.is_some()) { look(job, choice, sources, reports) } else { Ok(located) }
+    if is_in_doubt { look(job, choice, sources, reports) } else { located }
 }
 
 fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Located>> {
@@ -264,15 +274,21 @@ fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]
         Choice::Along { wanted, timeline } => (wanted.clone(), *timeline),
         _ => return Ok(None),
     };
-    let Some(Survey { all, lost, source, log, view, damaged }) = survey(job, sources, reports)? else { return Ok(None) };
+    let Some(Survey { all, lost, source, log, view, damaged }) = survey(job, &wanted, sources, reports)? else { return Ok(None) };
     let reading = Reading { log: &log, view: &view, pieces: view.pieces(), cancel: &job.cancel };
     let route = match &wanted {
         Wanted::Xid(xid) => reading.find_transaction(*xid, timeline),
         _ => view.route(&wanted, timeline).and_then(|route| reading.settle(route, &wanted)),
     };
+    let route = route.and_then(|route| if wanted == Wanted::Latest { is_to_the_end(&view, route) } else { Ok(route) });
     let route = match route {
         Ok(route) => route,
         Err(error) => {
+            let error = if error.kind() == Kind::NoRecoveryPoint && view.may_be_unread(&wanted, timeline) {
+                unread(&format!("recover to {wanted}"), &view.available(timeline))
+            } else {
+                error
+            };
             let lost = damaged_warning(&lost).into_iter().chain(damaged);
             return Err(lost.fold(error, |error, lost| error.within(format!("recover source {source}: {lost}"))));
         }
@@ -292,9 +308,34 @@ fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]
     if let Wanted::Time(time) = wanted {
         told.extend(was_set_back(&view, &source, &route, time));
     }
-    let hole = if wanted == Wanted::Latest { behind_a_hole(&view, &manifest, route.replay.as_ref(), route.at) } else { None };
-    let recovery = route.replay.map(|replay| recovery_of(&view, &source, &manifest, replay, route.at));
-    Ok(Some(Located { manifest, recovery: recovery.transpose()?, all, lost, told, hole }))
+    let mut hole = None;
+    if wanted == Wanted::Latest {
+        let (gaps, unread) = log.gaps()?;
+        told.extend(unread.iter().map(|error| format!("what is on record as missing in the log cannot all be read: {}", explain(error))));
+        hole = view.unreached(&route, timeline, &gaps).map(|unreached| before_the_end(&view, &route, unreached));
+    }
+    let recovery = recovery_of(&view, &source, &manifest, route)?;
+    Ok(Some(Located { source, manifest, recovery, all, lost, told, hole }))
+}
+
+/// A way to the newest moment, unless it ends before log that is stored and cannot be read.
+fn is_to_the_end(view: &View, route: Route) -> Result<Route> {
+    let Some(base) = view.bases.iter().find(|base| base.id == route.base) else { return Ok(route) };
+    let cut = view.path(base, route.along).and_then(|path| Some((path.end, view.cut(base, &path)?)));
+    let Some((end, to)) = cut else { return Ok(route) };
+    let before = if route.replay.is_some() {
+        format!("--at {}", route.at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
+    } else {
+        format!("--snapshot {}", route.base)
+    };
+    let what = format!("recover to the newest moment: from {end} to {to}");
+    Err(unread(&what, &format!("{before} restores what comes before it; {}", view.available(None))))
+}
+
+/// `instead`: what can be had.
+fn unread(what: &str, instead: &str) -> Error {
+    Error::new(Kind::Damaged, format!("{what}: log that is stored and may lead there cannot be read"))
+        .hint(format!("run `lifeboat verify`; `lifeboat repair` brings it back from a copy; {instead}"))
 }
 
 /// All there is of the one source that can have a log.
@@ -308,13 +349,10 @@ struct Survey {
 }
 
 /// `None`: there is no log, or not of one source alone.
-fn survey(job: &Job, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Survey>> {
-    if !job.sources.is_empty() && job.sources.iter().all(|named| named.source.kind() != KIND) {
-        return Ok(None);
-    }
+fn survey(job: &Job, wanted: &Wanted, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Survey>> {
     let (all, lost) =
         job.repository.sound_manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
-    let Some(source) = one_source(&all, sources) else { return Ok(None) };
+    let Some(source) = telling(&all, wanted, sources).and_then(|telling| one_source(telling, sources)) else { return Ok(None) };
     let log = job.repository.log(&job.plan, &source);
     let standing = damage::standing(reports, None);
     let sound: Vec<&Manifest> = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id).is_none()).collect();
@@ -322,7 +360,7 @@ fn survey(job: &Job, sources: &[String], reports: &[ReportRecord]) -> Result<Opt
     Ok(view.map(|view| Survey { all, lost, source, log, view, damaged }))
 }
 
-/// A moment of the log, not before `earliest`. `None`: there is no log that continues a snapshot there.
+/// A moment of the log, not before `earliest`, and the source whose log it is. `None`: there is no log that continues a snapshot there.
 ///
 /// # Errors
 /// When the store cannot be asked.
@@ -331,8 +369,9 @@ pub(in crate::ops) fn random_moment(
     reports: &[ReportRecord],
     seed: u64,
     earliest: Option<DateTime<Utc>>,
-) -> Result<Option<DateTime<Utc>>> {
-    Ok(survey(job, &[], reports)?.and_then(|survey| survey.view.random_moment(seed, earliest)))
+) -> Result<Option<(Name, DateTime<Utc>)>> {
+    let survey = survey(job, &Wanted::Latest, &[], reports)?;
+    Ok(survey.and_then(|survey| Some((survey.source, survey.view.random_moment(seed, earliest)?))))
 }
 
 /// The moment that one of several sources is restored to.
@@ -368,27 +407,39 @@ pub(in crate::ops) fn locate_set(job: &Job, choice: &Choice, sources: &[String],
     let time = chrono::SubsecRound::trunc_subsecs(*time, 6);
     let (all, lost) =
         job.repository.sound_manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
-    let standing = damage::standing(reports, None);
-    let sound: Vec<&Manifest> = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id).is_none()).collect();
-    let mut before: Vec<&Manifest> = sound.iter().copied().filter(|m| m.time <= time).collect();
-    before.sort_by_key(|m| std::cmp::Reverse((m.time, m.id)));
-    let Some(nearest) = before.first() else { return Ok(None) };
-    let is_asked = |record: &&SourceRecord| sources.is_empty() || sources.iter().any(|name| name == record.name.as_str());
-    let wanted: Vec<&SourceRecord> = nearest.sources.iter().filter(is_asked).collect();
+    let Some(telling) = telling(&all, &Wanted::Time(time), sources) else { return Ok(None) };
+    let wanted: Vec<&SourceRecord> = telling.sources.iter().filter(|record| is_asked(record, sources)).collect();
     if wanted.len() < 2 {
         return Ok(None);
     }
+    let standing = damage::standing(reports, None);
+    let sound: Vec<&Manifest> = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id).is_none()).collect();
+    let has_all = |m: &&Manifest| wanted.iter().all(|want| m.sources.iter().any(|has| has.name == want.name && has.kind == want.kind));
+    let mut before: Vec<&Manifest> = sound.iter().copied().filter(has_all).filter(|m| m.time <= time).collect();
+    before.sort_by_key(|m| std::cmp::Reverse((m.time, m.id)));
     let (mut views, mut told) = (Vec::new(), Vec::new());
     for record in wanted.iter().filter(|record| can_have_log(record)) {
         let (view, damaged) = view(&job.repository.log(&job.plan, &record.name), &sound, &record.name)?;
         told.extend(damaged.iter().map(|damaged| format!("a piece of the log of source {} cannot be used: {damaged}", record.name)));
         views.extend(view.map(|view| (&record.name, view)));
     }
+    let reaches = |view: &View| before.iter().any(|m| view.route_from(m.id, time).is_some());
+    if sources.is_empty() {
+        views.retain(|(name, view)| {
+            let is_left = !reaches(view) && !view.may_be_unread(&Wanted::Time(time), None) && is_dropped(job, &all, time, name);
+            if is_left {
+                told.push(format!(
+                    "source {name} is not backed up any more after this snapshot, and its log does not lead to {}: it is restored as of the snapshot",
+                    Wanted::Time(time)
+                ));
+            }
+            !is_left
+        });
+    }
     if views.is_empty() {
         return Ok(None);
     }
-    let has_all = |m: &&&Manifest| wanted.iter().all(|want| m.sources.iter().any(|has| has.name == want.name && has.kind == want.kind));
-    for manifest in before.iter().filter(has_all) {
+    for manifest in &before {
         let routes = views.iter().map(|(name, view)| Some((*name, view, view.route_from(manifest.id, time)?)));
         let Some(mut routes) = routes.collect::<Option<Vec<_>>>() else { continue };
         for (name, view, route) in &mut routes {
@@ -399,14 +450,13 @@ pub(in crate::ops) fn locate_set(job: &Job, choice: &Choice, sources: &[String],
         let mut moments = Vec::new();
         for record in &wanted {
             let through = routes.iter().find(|(name, ..)| **name == record.name);
-            let replay = through.and_then(|(_, view, route)| Some((view, route.replay.clone()?, route.at)));
-            let recovery = replay.map(|(view, replay, at)| recovery_of(view, &record.name, manifest, replay, at)).transpose()?;
+            let recovery = through.map(|(_, view, route)| recovery_of(view, &record.name, manifest, route.clone())).transpose()?.flatten();
             told.extend(through.and_then(|(_, view, route)| was_set_back(view, &record.name, route, time)));
             let at = if through.is_some() { time } else { manifest.time };
             let earlier_ms = u64::try_from((time - at).num_milliseconds()).unwrap_or(0);
             moments.push(SourceMoment { source: record.name.clone(), at, exact: at == time, earlier_ms, recovery });
         }
-        if manifest.id != nearest.id {
+        if let Some(nearest) = before.first().filter(|nearest| nearest.id != manifest.id) {
             told.push(format!(
                 "snapshot {} is nearer, but the logs do not lead from it to {}: all sources begin with snapshot {}",
                 select::describe(nearest),
@@ -418,7 +468,6 @@ pub(in crate::ops) fn locate_set(job: &Job, choice: &Choice, sources: &[String],
         return Ok(Some(LocatedSet { manifest, all, lost, moments, told }));
     }
     // From no snapshot all of them come there: which do not come there at all is the first thing to know.
-    let reaches = |view: &View| before.iter().any(|m| view.route_from(m.id, time).is_some());
     let (able, unable): (Vec<_>, Vec<_>) = views.iter().partition(|(_, view)| reaches(view));
     let names = |some: &[&(&Name, View)]| some.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(", ");
     let what = if unable.is_empty() {
@@ -427,11 +476,10 @@ pub(in crate::ops) fn locate_set(job: &Job, choice: &Choice, sources: &[String],
         format!("recover source {} to {}: no snapshot and log reach that", names(&unable), Wanted::Time(time))
     };
     let each: Vec<String> = views.iter().map(|(name, view)| format!("source {name}: {}", view.available(None))).collect();
-    let error = Error::new(Kind::NoRecoveryPoint, what).hint(format!(
-        "{}. Sources can be recovered one by one with --source; --snapshot {} restores all as of its own moment",
-        each.join(". "),
-        nearest.id
-    ));
+    let whole = before.first().map_or_else(String::new, |m| format!("; --snapshot {} restores all as of its own moment", m.id));
+    let hint = format!("{}. Sources can be recovered one by one with --source{whole}", each.join(". "));
+    let is_unread = unable.iter().any(|(_, view)| view.may_be_unread(&Wanted::Time(time), None));
+    let error = if is_unread { unread(&what, &hint) } else { Error::new(Kind::NoRecoveryPoint, what).hint(hint) };
     Err(damaged_warning(&lost).into_iter().chain(told).fold(error, Error::within))
 }
 
@@ -462,17 +510,20 @@ fn was_set_back(view: &View, source: &Name, route: &Route, time: DateTime<Utc>) 
     ))
 }
 
-/// What to say when the log that is replayed ends at a hole and there is more behind it.
-fn behind_a_hole(view: &View, manifest: &Manifest, replay: Option<&Replay>, at: DateTime<Utc>) -> Option<String> {
-    let base = view.bases.iter().find(|base| base.id == manifest.id)?;
-    let (along, end) = replay.map_or((base.timeline, base.point), |replay| (replay.along, replay.end));
-    let behind = |piece: &&PieceInfo| piece.stream == u64::from(along) && piece.start > end.0;
-    let last = view.pieces().iter().filter(behind).map(|piece| piece.end).max()?;
-    Some(format!(
-        "the log has a hole at {end}: what is recovered ends there, at {}; log behind it, up to {}, cannot be used. `lifeboat backup` makes a snapshot that goes on behind it",
-        select::moment(at),
-        Lsn(last)
-    ))
+/// What to say when a way to the newest moment does not come to log that is known of.
+fn before_the_end(view: &View, route: &Route, unreached: Unreached) -> String {
+    let end = view.end(route);
+    let ends = format!("the log has a hole at {end}: what is recovered ends there, at {}", select::moment(route.at));
+    match unreached {
+        Unreached::Behind { to } => format!(
+            "{ends}; log behind it, up to {to}, is missing or cannot be used. `lifeboat backup` makes a snapshot that goes on behind it"
+        ),
+        Unreached::Unrelated { timeline, to } => format!(
+            "{ends}, on timeline {}; log of timeline {timeline}, up to {to}, cannot be used, because {timeline:08X}.history is not stored, which says where it \
+             began: `lifeboat copy` brings it into a copy, `lifeboat log push` from a server that has it. `lifeboat backup` makes a snapshot of that timeline",
+            route.along
+        ),
+    }
 }
 
 /// An older snapshot from which the log leads to exactly the moment of another one, so that its fingerprints prove the log. `None`: there is
@@ -512,28 +563,52 @@ pub(in crate::ops) fn towards(
         return Ok(None);
     };
     let Some(manifest) = sound.into_iter().find(|manifest| manifest.id == older.id) else { return Ok(None) };
-    let Route { replay, at, .. } = path.to_record(older, base.timeline, Target::Name(restore_point), base.point, wanted.time);
-    let recovery = replay.map(|replay| recovery_of(&view, &record.name, manifest, replay, at)).transpose()?;
+    let route = path.to_record(older, Target::Name(restore_point), base.point, wanted.time);
+    let recovery = recovery_of(&view, &record.name, manifest, route)?;
     Ok(recovery.map(|recovery| (manifest.clone(), recovery)))
 }
 
-/// The only source that is restored, when it is one that can have a log.
-fn one_source(manifests: &[Manifest], asked: &[String]) -> Option<Name> {
-    let newest = select::latest(manifests)?;
-    let mut chosen = newest.sources.iter().filter(|record| asked.is_empty() || asked.iter().any(|name| name == record.name.as_str()));
+/// The snapshot that says which sources are meant: of a moment the nearest that is not later, or else the first; otherwise the newest. Unless the newest
+/// moment is wanted, of those that have all sources that were named: what is not backed up any more can still be brought back.
+fn telling<'a>(all: &'a [Manifest], wanted: &Wanted, asked: &[String]) -> Option<&'a Manifest> {
+    let has_asked = |m: &&Manifest| asked.iter().all(|name| m.sources.iter().any(|record| record.name.as_str() == name));
+    let having = || all.iter().filter(has_asked);
+    let age = |m: &&Manifest| (m.time, m.id);
+    match wanted {
+        Wanted::Latest => select::latest(all),
+        Wanted::Time(time) => having().filter(|m| m.time <= *time).max_by_key(age).or_else(|| having().min_by_key(age)),
+        _ => select::latest(all).filter(has_asked).or_else(|| having().max_by_key(age)),
+    }
+}
+
+fn is_asked(record: &SourceRecord, asked: &[String]) -> bool {
+    asked.is_empty() || asked.iter().any(|name| name == record.name.as_str())
+}
+
+/// Whether a source was taken out of the plan: no snapshot after a moment has it, and the plan, where that is known, neither.
+fn is_dropped(job: &Job, all: &[Manifest], time: DateTime<Utc>, source: &Name) -> bool {
+    let mut later = all.iter().filter(|m| m.time > time).peekable();
+    let is_out = if job.sources.is_empty() { later.peek().is_some() } else { job.sources.iter().all(|named| named.name != *source) };
+    is_out && later.all(|m| m.sources.iter().all(|record| record.name != *source))
+}
+
+/// The only source that is restored, when it is one that can have a log. `telling`: see there.
+fn one_source(telling: &Manifest, asked: &[String]) -> Option<Name> {
+    let mut chosen = telling.sources.iter().filter(|record| is_asked(record, asked));
     match (chosen.next(), chosen.next()) {
         (Some(record), None) if record.kind == KIND => Some(record.name.clone()),
         _ => None,
     }
 }
 
-fn recovery_of(view: &View, source: &Name, manifest: &Manifest, replay: Replay, at: DateTime<Utc>) -> Result<LogRecovery> {
-    let Replay { target, timeline, along, end, reaches } = replay;
+/// `None`: nothing is replayed.
+fn recovery_of(view: &View, source: &Name, manifest: &Manifest, route: Route) -> Result<Option<LogRecovery>> {
+    let Route { along, at, replay: Some(Replay { target, timeline, end, reaches }), .. } = route else { return Ok(None) };
     let base = view.bases.iter().find(|base| base.id == manifest.id).ok_or_else(|| Error::new(Kind::Bug, "a snapshot is gone"))?;
     let segment = view.segment();
     let bytes =
         if end > base.point { (segment.number_before(end) + 1 - segment.number(base.point)) * u64::from(segment.bytes()) } else { 0 };
-    Ok(LogRecovery { source: source.clone(), target, timeline, along, from: base.point, to: end, reaches, bytes, at })
+    Ok(Some(LogRecovery { source: source.clone(), target, timeline, along, from: base.point, to: end, reaches, bytes, at }))
 }
 
 /// The log itself, read for what facts do not tell.
@@ -598,8 +673,8 @@ impl Reading<'_> {
                 first.is_some()
             })?;
             match (first, ended) {
-                (Some(end), _) => return Ok(path.to_record(base, along, Target::Lsn { lsn, inclusive: false }, end, route.at)),
-                (None, None) => return Ok(Route { at: route.at, ..path.whole(base, along) }),
+                (Some(end), _) => return Ok(path.to_record(base, Target::Lsn { lsn, inclusive: false }, end, route.at)),
+                (None, None) => return Ok(Route { at: route.at, ..path.whole(base) }),
                 (None, Some(end)) => last = Some(end),
             }
         }
@@ -615,7 +690,7 @@ impl Reading<'_> {
         for start in self.view.unseen(base, &path, time) {
             let Some(record) = self.across((base, &path), start)? else { continue };
             if matches!(record.meaning, Meaning::Commit { time: at, .. } | Meaning::Abort { time: at, .. } if at > time) {
-                return Ok(path.to_record(base, path.history.timeline(), Target::Time(time), record.end, time));
+                return Ok(path.to_record(base, Target::Time(time), record.end, time));
             }
         }
         Ok(route)
@@ -649,7 +724,7 @@ impl Reading<'_> {
         let view = self.view;
         // Says what there is where nothing can be found.
         let whole = view.route(&Wanted::Latest, timeline)?;
-        let along = whole.replay.map_or(timeline, |replay| Some(replay.along));
+        let along = whole.replay.map_or(timeline, |_| Some(whole.along));
         let no_transaction = || {
             Error::new(Kind::NoRecoveryPoint, format!("recover to transaction {xid}: its end is not in the log that continues a snapshot"))
                 .hint(format!("{}; a transaction that wrote nothing is not in the log", view.available(timeline)))
@@ -671,7 +746,7 @@ impl Reading<'_> {
                 found.is_some()
             })?;
             if let Some((end, time)) = found {
-                return Ok(path.to_record(base, along, Target::Xid { xid, inclusive: true }, end, time));
+                return Ok(path.to_record(base, Target::Xid { xid, inclusive: true }, end, time));
             }
             unread.extend(ended.map(|end| format!("the log cannot be read on at {}: {}", end.found_at, end.why)));
             upper = base.point;

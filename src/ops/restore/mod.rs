@@ -355,3 +355,6 @@ fn apply_whole(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result
     job.progress.event(Event::Phase { name: "clean up", detail: plan.target.clone() });
     Ok(done.conclude())
 }
+
+#[cfg(test)]
+mod tests;

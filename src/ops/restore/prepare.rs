@@ -44,9 +44,15 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
     let mut moments = Vec::new();
     let located = replay::locate(job, &request.choice, &request.sources, known)?;
     let set = if located.is_none() { replay::locate_set(job, &request.choice, &request.sources, known)? } else { None };
+    // What else that snapshot has is not brought back at another moment than was asked for.
+    let mut sources = request.sources.clone();
     let (Chosen { manifest, all, lost }, recovery, told, hole) = match (located, set) {
-        (Some(found), _) => (Chosen { manifest: found.manifest, all: found.all, lost: found.lost }, found.recovery, found.told, found.hole),
+        (Some(found), _) => {
+            sources = vec![found.source.to_string()];
+            (Chosen { manifest: found.manifest, all: found.all, lost: found.lost }, found.recovery, found.told, found.hole)
+        }
         (None, Some(set)) => {
+            sources = set.moments.iter().map(|one| one.source.to_string()).collect();
             moments = set.moments;
             (Chosen { manifest: set.manifest, all: set.all, lost: set.lost }, None, set.told, None)
         }
@@ -54,7 +60,7 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
     };
     let (sound, damaged_reports) = reports.unwrap_or_default();
     let doubts = Doubts::of(&manifest, &all, &lost, &sound, &request.choice);
-    let part = Part { sources: request.sources.clone(), only: request.only.clone(), moments };
+    let part = Part { sources, only: request.only.clone(), moments };
     let mut plan = plan_of(job, manifest, &request.to, &part, Some(&request.choice), recovery, &sound)?;
     told.into_iter().chain(hole.clone()).for_each(|warning| plan.tell(warning));
     plan.log_hole = hole;
