@@ -628,7 +628,7 @@ fn the_examples_are_valid_as_one_folder() {
     let output = bare(&["plan", "check", "--json"]).current_dir(folder).output().unwrap();
     let checked = document(&output);
     assert_eq!(code(&output), 0, "{checked}");
-    assert_eq!(checked["files"].as_array().unwrap().len(), 6);
+    assert_eq!(checked["files"].as_array().unwrap().len(), 8);
     assert!(!checked["warnings"].to_string().contains("driver"), "{checked}");
 }
 
