@@ -19,7 +19,7 @@ use lifeboat::source::postgres::client::{Connection, Mode};
 use lifeboat::source::postgres::conninfo::Settings;
 use postgres_world::{Load, Restored, World, assert_nowhere, checks, data_key};
 use serde_json::Value;
-use support::postgres::{Cluster, NEWEST, Options, as_server_user, distribution_version, wait_until};
+use support::postgres::{Cluster, NEWEST, Options, as_server_user, bin_directory, distribution_version, wait_until};
 use workspace::text;
 
 const MARKER: &str = "planted-marker-5d1c0e";
@@ -497,7 +497,12 @@ fn the_example_plans_run() {
         let local = shipped
             .replace(&format!("s3://crm-dr/{repository}"), &format!("file://{}", world.path(repository).display()))
             .replace("endpoint = \"https://s3.example.com\"\n", "")
-            .replace("/var/lib/postgresql/17/main", cluster.data().to_str().unwrap());
+            .replace("/var/lib/postgresql/17/main", cluster.data().to_str().unwrap())
+            // Those of a test are where nobody looks.
+            .replace(
+                "kind = \"postgres\"",
+                &format!("kind = \"postgres\"\nbin_directory = \"{}\"", bin_directory(cluster.version).display()),
+            );
         fs::write(world.path("plans/crm.toml"), local).unwrap();
         run(&["repo", "init", repository], 0);
         let doctor = run(&["doctor", plan], 0);
