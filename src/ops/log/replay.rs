@@ -315,7 +315,7 @@ fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]
         hole = view.unreached(&route, timeline, &gaps).map(|unreached| before_the_end(&view, &route, unreached));
     }
     let recovery = recovery_of(&view, &source, &manifest, route)?;
-    Ok(Some(Located { source, manifest, recovery, all, lost, told, hole }))
+    Ok(Some(Located { source, manifest, all, lost, recovery, told, hole }))
 }
 
 /// A way to the newest moment, unless it ends before log that is stored and cannot be read.
