@@ -311,8 +311,12 @@ fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]
     let mut hole = None;
     if wanted == Wanted::Latest {
         let (gaps, unread) = log.gaps()?;
-        told.extend(unread.iter().map(|error| format!("what is on record as missing in the log cannot all be read: {}", explain(error))));
-        hole = view.unreached(&route, timeline, &gaps).map(|unreached| before_the_end(&view, &route, unreached));
+        // Who cannot read what is missing does not know that nothing is.
+        let unknown = || {
+            let error = unread.first()?;
+            Some(format!("what is on record as missing in the log cannot all be read, so this may not be all of it: {}", explain(error)))
+        };
+        hole = view.unreached(&route, timeline, &gaps).map(|unreached| before_the_end(&view, &route, unreached)).or_else(unknown);
     }
     let recovery = recovery_of(&view, &source, &manifest, route)?;
     Ok(Some(Located { source, manifest, all, lost, recovery, told, hole }))

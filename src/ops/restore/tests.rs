@@ -411,6 +411,25 @@ fn log_on_record_as_missing_at_the_end_is_a_hole_until_a_snapshot_goes_beyond_it
 }
 
 #[test]
+fn whoever_cannot_read_what_is_missing_does_not_know_that_nothing_is() {
+    let bench = Bench::new();
+    bench.back_up(5, &["db"]);
+    bench.append("db", 1, 0, 10);
+    // What it says is no alarm: it was filled.
+    let gap = Gap { stream: 1, from: 5 * PAGE, to: 6 * PAGE, reason: "lost".into(), noticed_at: time(6) };
+    bench.log("db").record_gap(&gap).unwrap();
+    assert_eq!(bench.latest().unwrap().exit(), None);
+    let listed = bench.runtime.block_on(bench.store.list("logs/")).unwrap();
+    let key = &listed.iter().find(|object| object.key.contains("/gaps/")).unwrap().key;
+    bench.runtime.block_on(bench.store.delete(key)).unwrap();
+    bench.runtime.block_on(bench.store.create(key, bytes::Bytes::from_static(b"rotten"))).unwrap();
+    let plan = bench.latest().unwrap();
+    assert_eq!((plan.at, plan.exit()), (time(9), Some(Kind::Incomplete)), "{:?}", plan.warnings);
+    assert!(plan.log_hole.unwrap().contains("this may not be all of it"));
+    assert_exact(&bench.planned(&["db"], at(7), &[]).unwrap(), "db", 7);
+}
+
+#[test]
 fn a_log_without_a_hole_is_no_alarm() {
     let whole = |bench: &Bench, newest: u64| {
         let plan = bench.latest().unwrap();
