@@ -110,7 +110,7 @@ fn freeze_logs() {
     for (stream, from, to, reason) in
         [(1, segment * 2, segment * 4, "the slot was lost"), (2, segment * 4 + (1 << 20) + 1, u64::MAX - 2, "removed before it was sent")]
     {
-        log.record_gap(&Gap { stream, from, to, reason: reason.into(), noticed_at: now }).unwrap();
+        log.record_gap(&Gap { stream, from, to, reason: reason.into(), noticed_at: now, unreadable: false }).unwrap();
         writeln!(expected, "gap {stream} {from} {to} {reason}").unwrap();
     }
     std::fs::write(folder.join("expected"), expected).unwrap();

@@ -7,6 +7,7 @@ mod support;
 #[path = "support/workspace.rs"]
 mod workspace;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::ops::Deref;
@@ -19,7 +20,7 @@ use lifeboat::source::postgres::client::{Connection, Mode};
 use lifeboat::source::postgres::conninfo::Settings;
 use postgres_world::{Load, Restored, World, assert_nowhere, checks, data_key};
 use serde_json::Value;
-use support::postgres::{Cluster, NEWEST, Options, as_server_user, bin_directory, distribution_version, wait_until};
+use support::postgres::{Cluster, NEWEST, Options, as_server_user, bin_directory, distribution_version, server_user, wait_until};
 use workspace::text;
 
 const MARKER: &str = "planted-marker-5d1c0e";
@@ -386,6 +387,35 @@ fn a_bad_page_is_never_a_good_backup() {
                 assert!(again["problems"].to_string().contains("bad-page"), "{again}");
             }
         }
+    }
+}
+
+#[test]
+fn what_the_server_does_not_send_is_no_good_backup() {
+    for version in [distribution_version(), NEWEST] {
+        let world = Crm::new(version, false);
+        world.json(&["backup", "crm"], 0);
+        let (data, outside) = (world.cluster.data().to_owned(), world.path("outside"));
+        fs::create_dir(&outside).unwrap();
+        let table = world.cluster.value("SELECT pg_relation_filepath('ledger')");
+        // As `cp -a` and a link leave it: the server goes on as if nothing had been.
+        world.cluster.stop_server();
+        for (name, to) in [(table.as_str(), "table"), ("pg_hba.conf", "hba")] {
+            fs::rename(data.join(name), outside.join(to)).unwrap();
+            std::os::unix::fs::symlink(outside.join(to), data.join(name)).unwrap();
+        }
+        if let Some((uid, gid)) = server_user() {
+            std::os::unix::fs::chown(&outside, Some(uid), Some(gid)).unwrap();
+        }
+        let socket = std::os::unix::net::UnixListener::bind(data.join(".s.PGSQL.1")).unwrap();
+        world.cluster.start_server();
+        let report = world.json(&["backup", "crm"], 3);
+        let told: BTreeSet<_> = report["problems"].as_array().unwrap().iter().map(|problem| problem["object"].as_str().unwrap()).collect();
+        assert_eq!(told, BTreeSet::from([table.as_str(), "pg_hba.conf"]), "{report}");
+        assert!(report["problems"].to_string().contains("the server did not send it"), "{report}");
+        let status = world.json(&["status", "crm"], 0);
+        assert_ne!(status["plans"][0]["snapshot"], status["plans"][0]["whole_snapshot"], "{status}");
+        drop(socket);
     }
 }
 

@@ -479,3 +479,31 @@ fn an_old_primary_that_archived_on_is_told_and_may_be_the_right_one() {
     let refused = world.push(&standby.data().join("pg_wal").join(standby.value("SELECT last_failed_wal FROM pg_stat_archiver")), 1);
     assert!(refused["error"]["causes"].to_string().contains("does not go through timeline 2"), "{refused}");
 }
+
+#[test]
+fn a_record_that_was_damaged_before_it_was_archived_is_told_and_the_server_goes_on() {
+    let world = Archived::with(quiet(), "log = \"push\"");
+    world.json(&["backup", "crm"], 0);
+    world.write_more();
+    let says = |command: &str| {
+        world.cluster.sql(&format!("ALTER SYSTEM SET archive_command = '{command}'"));
+        world.cluster.sql("SELECT pg_reload_conf()");
+        wait_until("the server to take it", || world.cluster.value("SHOW archive_command") == command);
+    };
+    let command = world.cluster.value("SHOW archive_command");
+    says("false");
+    world.cluster.sql("INSERT INTO ledger(filler) SELECT repeat(md5(n::text), 8) FROM generate_series(1, 300) n");
+    let file = world.cluster.data().join("pg_wal").join(world.cluster.value("SELECT pg_walfile_name(pg_switch_wal())"));
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[20_000] ^= 0x55;
+    fs::write(&file, bytes).unwrap();
+    says(&command);
+    world.write_more();
+    let problems = || world.json(&["status"], 0)["plans"][0]["problems"].to_string();
+    assert!(problems().contains("cannot be replayed past"), "{}", problems());
+    let to = world.path("restored");
+    let report = world.json(&["restore", "crm", "--latest", "--to", to.to_str().unwrap(), "--yes"], 3);
+    assert!(report.to_string().contains("the log has a hole at"), "{report}");
+    world.json(&["backup", "crm"], 0);
+    assert!(!problems().contains("log-gap"), "{}", problems());
+}

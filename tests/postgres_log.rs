@@ -459,6 +459,65 @@ fn a_damaged_piece_is_told_and_keeps_no_new_log_from_being_stored() {
     assert!(told.contains("new log is stored all the same: compare with what is stored as"), "{told}");
 }
 
+/// The server's disk lost some of its log before it was sent: nothing can bring it back, and everybody must hear of it before it is needed.
+#[test]
+fn log_that_came_damaged_is_on_record_and_bounds_what_can_be_recovered() {
+    let cluster = server(distribution_version()).setting("wal_keep_size", "64").start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = Logged::new(&cluster);
+    let streamer = world.stream();
+    world.json(&["backup", "crm"], 0);
+    write(&cluster, 100);
+    world.wait_for(1, flushed(&cluster));
+    streamer.stop();
+    cluster.sql("SELECT pg_switch_wal()");
+    let number = flushed(&cluster).0 / SEGMENT + 1;
+    write(&cluster, 3000);
+    cluster.sql("CHECKPOINT");
+    cluster.stop_server();
+    let path = segment_file(&cluster, number);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[512 * 1024 + 4000] ^= 0x55;
+    fs::write(&path, bytes).unwrap();
+    cluster.start_server();
+    let streamer = world.stream();
+    write(&cluster, 100);
+    world.wait_for(1, flushed(&cluster));
+    let gaps = world.gaps();
+    assert!(matches!(gaps[..], [Gap { stream: 1, from, unreadable: true, .. }] if from / SEGMENT == number), "{gaps:?}");
+    assert!(streamer.told().contains("cannot be replayed, as it came from the server"), "{}", streamer.told());
+    streamer.stop_with(3);
+    // What is sent once more says nothing new.
+    let streamer = world.stream();
+    write(&cluster, 100);
+    world.wait_for(1, flushed(&cluster));
+    streamer.stop();
+    assert_eq!(world.gaps(), gaps);
+    world.json(&["verify", "crm"], 0);
+
+    let problems = || world.json(&["status", "crm"], 0)["plans"][0]["problems"].to_string();
+    let told = problems();
+    assert!(told.contains("log-gap"), "{told}");
+    let at = Lsn(gaps[0].from).to_string();
+    let restore = |name: &str, choice: &[&str], code: i32| {
+        let to = world.path(name);
+        world.json(&[&["restore", "crm", "--to", to.to_str().unwrap(), "--yes"], choice].concat(), code)
+    };
+    let before = restore("before", &["--latest"], 3);
+    assert!(before.to_string().contains(&format!("the log has a hole at {at}")), "{before}");
+    let behind = Lsn(gaps[0].from + 8).to_string();
+    assert_eq!(restore("behind", &["--lsn", &behind], 13)["error"]["kind"], "no-recovery-point");
+    // A snapshot that is made behind it goes on from there.
+    let streamer = world.stream();
+    world.json(&["backup", "crm"], 0);
+    write(&cluster, 100);
+    world.wait_for(1, flushed(&cluster));
+    restore("after", &["--latest"], 0);
+    let told = problems();
+    assert!(!told.contains("log-gap"), "{told}");
+    streamer.stop();
+}
+
 /// A plan's key is destroyed to have its log destroyed: a stream must neither go on beside a new key, nor seal to one that is gone and stay green.
 #[test]
 fn a_stream_follows_what_is_done_with_the_plans_key() {

@@ -502,10 +502,11 @@ fn copy_log(job: &Job, from: &Log, to: &Log, needed: u64, out: &mut CopiedLog, f
             to: piece.end,
             reason: format!("damaged in the repository that it was to be copied from: {message}"),
             noticed_at: job.clock.now(),
+            unreadable: false,
         });
     }
     let (known, _) = to.gaps()?;
-    for gap in gaps.iter().filter(|gap| gap.to > needed && !is_covered(gap.stream, gap.from, gap.to)) {
+    for gap in gaps.iter().filter(|gap| gap.to > needed && (gap.unreadable || !is_covered(gap.stream, gap.from, gap.to))) {
         if known.iter().all(|other| (other.stream, other.from, other.to) != (gap.stream, gap.from, gap.to)) {
             to.record_gap(gap)?;
             out.gaps += 1;

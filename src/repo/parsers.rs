@@ -441,7 +441,7 @@ mod tests {
             passed: true,
             document: serde_json::json!({ "percent": 10 }),
         };
-        let gap = log::Gap { stream: 1, from: 5, to: 9, reason: "lost".into(), noticed_at: now };
+        let gap = log::Gap { stream: 1, from: 5, to: 9, reason: "lost".into(), noticed_at: now, unreadable: false };
         let format = FormatObject { format: "lifeboat repository".into(), version: 1, id: REPOSITORY, created: now };
         let next = keys().next_generation(2, false);
         vec![

@@ -131,7 +131,8 @@ pub fn view(plan: &Plan, heard: Option<&Heard>, asked: Option<Asked>, surroundin
         status.problems.extend(stored.copy_problems.iter().cloned());
     }
     for source in plan.sources.iter().filter(|source| stored.is_some() && source.kind.keeps_log()) {
-        let problems = logs::stored_log_problems(&source.name, stored.and_then(|stored| stored.reaches.get(&source.name)));
+        let reach = stored.and_then(|stored| stored.reaches.get(&source.name));
+        let problems = logs::stored_log_problems(&source.name, reach, status.whole_point, now);
         // A stream tells of what it could not get itself.
         let named = format!("source {} ", source.name);
         let told = |kind: &str| status.problems.iter().any(|known| known.kind == kind && known.message.contains(&named));

@@ -18,10 +18,26 @@ use crate::plan::{Plan, Source};
 /// A stream that says nothing for so long does not run.
 const LOG_SILENCE: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
 
-/// What is wrong with what is stored of a log. `None`: there is no whole snapshot that it could go on from. Pure.
-pub(in crate::daemon::status) fn stored_log_problems(source: &Name, reach: Option<&Reach>) -> Vec<Problem> {
+/// A server hands over the segment in which a backup ended within this, or something is wrong.
+const HAND_OVER: chrono::TimeDelta = chrono::TimeDelta::minutes(15);
+
+/// What is wrong with what is stored of a log. `None`: there is no whole snapshot that it could go on from; `whole_point` is that one's moment. Pure.
+pub(in crate::daemon::status) fn stored_log_problems(
+    source: &Name,
+    reach: Option<&Reach>,
+    whole_point: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Vec<Problem> {
     let forks = reach.iter().flat_map(|reach| &reach.forks).map(|fork| forked(source, fork)).collect();
-    [forks, holes(source, reach)].concat()
+    let short = reach.and_then(|reach| reach.short).filter(|_| whole_point.is_some_and(|point| now - point >= HAND_OVER));
+    let short = short.map(|end| {
+        let message = format!(
+            "the stored log of source {source} ends at {end}, before the newest whole snapshot: the server does not hand it over any more. Look at archive_mode, archive_command \
+             and pg_stat_archiver there, or at `lifeboat serve` where it is streamed"
+        );
+        Problem::new("log-not-streamed", message)
+    });
+    [forks, holes(source, reach), short.into_iter().collect()].concat()
 }
 
 /// A failover, and the old primary went on.
@@ -44,6 +60,12 @@ fn holes(source: &Name, reach: Option<&Reach>) -> Vec<Problem> {
                 format!("nothing of the log of source {source} is stored: only snapshots can be recovered"),
             )]
         }
+        Some(Reach { behind: Some(behind), end, .. }) if behind == end => vec![Problem::new(
+            "log-gap",
+            format!(
+                "the log of source {source} cannot be replayed past {end}: the server's own record there is damaged, as it was when it came; nothing behind can be recovered before the next backup"
+            ),
+        )],
         Some(Reach { behind: Some(behind), end, point, .. }) if end == point => vec![Problem::new(
             "log-gap",
             format!(

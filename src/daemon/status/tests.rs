@@ -515,6 +515,7 @@ fn joined(end: u64) -> Reach {
         timeline: 1,
         moment: (end > 100).then(|| at("11:50:00")),
         behind: None,
+        short: None,
         forks: Vec::new(),
     }
 }
@@ -534,11 +535,16 @@ fn log_counts_only_where_it_goes_on_from_the_newest_whole_snapshot() {
 #[test]
 fn a_log_that_is_not_stored_or_has_a_hole_is_told() {
     let told = |reach: Reach| {
-        let problems = stored_log_problems(&Name::new("db").unwrap(), Some(&reach));
+        let problems = stored_log_problems(&Name::new("db").unwrap(), Some(&reach), Some(at("11:44:59")), at("12:00:00"));
         problems.into_iter().map(|problem| (problem.kind, problem.message)).next()
     };
     assert_eq!(told(joined(200)), None);
     assert_eq!(told(joined(100)), None, "it has not come to the snapshot yet");
+    let late = Reach { short: Some(Lsn(80)), ..joined(100) };
+    let (kind, short) = told(late.clone()).unwrap();
+    assert!(kind == "log-not-streamed" && short.contains("ends at 0/50, before the newest whole snapshot"), "{short}");
+    let young = stored_log_problems(&Name::new("db").unwrap(), Some(&late), Some(at("11:46:00")), at("12:00:00"));
+    assert!(young.is_empty(), "it may come yet: {young:?}");
     assert_eq!(told(Reach::default()).unwrap().0, "log-not-streamed");
     let (kind, hole) = told(Reach { behind: Some(Lsn(300)), ..joined(200) }).unwrap();
     assert!(kind == "log-gap" && hole.contains("from 0/C8 to 0/12C"), "{hole}");

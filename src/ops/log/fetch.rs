@@ -297,7 +297,7 @@ impl Request<'_> {
         if let Some(error) = damaged.into_iter().next() {
             return Err(error);
         }
-        if let Some(Gap { from, to, .. }) = gaps.iter().find(|gap| gap.stream == stream && gap.to > reached) {
+        if let Some(Gap { from, to, .. }) = gaps.iter().find(|gap| !gap.unreadable && gap.stream == stream && gap.to > reached) {
             return Ok(Some(format!("{} to {} is on record as missing", Lsn(*from), Lsn(*to))));
         }
         let left = self.histories()?.into_iter().find_map(|history| Some((history.timeline(), history.left_at(timeline)?)));

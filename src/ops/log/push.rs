@@ -9,14 +9,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::ops::backup::finish_of;
 use crate::ops::log::archive::{AHEAD, Archive, Shelf, history_name, parse_any, stored_history, workers};
 use crate::ops::log::fork;
+use crate::ops::log::ranges::unreadable_gap;
 use crate::ops::resolve::Surroundings;
-use crate::repo::{Log, PieceInfo, Repository, Sealed, runs};
+use crate::repo::{Gap, Log, PieceInfo, Repository, Sealed, runs};
 use crate::source::postgres::control::Control;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::wal::{FactsReader, SegmentHeader, TimelineHistory, WalName};
@@ -104,6 +106,7 @@ pub fn run(archive: &Archive, path: &Path, jobs: usize, surroundings: &Surroundi
         log: &log,
         pieces: &pieces,
         newest: fork::newest(&log)?,
+        now: surroundings.clock.now(),
     };
     let Content::Segment { header, .. } = &item.content else {
         let new = target.store(&item).map_err(within)?;
@@ -292,6 +295,14 @@ fn segment(name: &str, bytes: &[u8]) -> Result<Content> {
     Ok(if is_partial { Content::Partial { timeline, header } } else { Content::Segment { timeline, header } })
 }
 
+/// What is ready to be stored of a file.
+#[derive(Default)]
+struct Prepared {
+    pieces: Vec<Sealed>,
+    /// The file cannot be replayed to its end.
+    unreadable: Option<Gap>,
+}
+
 /// The log that things are stored in.
 struct Target<'a> {
     archive: &'a Archive,
@@ -301,6 +312,7 @@ struct Target<'a> {
     pieces: &'a [PieceInfo],
     /// The newest timeline whose history is stored.
     newest: Option<u32>,
+    now: DateTime<Utc>,
 }
 
 impl Target<'_> {
@@ -326,8 +338,10 @@ impl Target<'_> {
     }
 
     /// Everything but storing it: whether it may be stored, and its pieces. Other files have none.
-    fn prepare(&self, item: &Item) -> Result<Vec<Sealed>> {
-        let (Content::Segment { timeline, header } | Content::Partial { timeline, header }) = &item.content else { return Ok(Vec::new()) };
+    fn prepare(&self, item: &Item) -> Result<Prepared> {
+        let (Content::Segment { timeline, header } | Content::Partial { timeline, header }) = &item.content else {
+            return Ok(Prepared::default());
+        };
         self.may_be_stored(item, *timeline, header)?;
         let reader = || FactsReader::new(header.position, header.segment, header.system_identifier);
         let mut bytes = item.bytes.as_slice();
@@ -344,14 +358,22 @@ impl Target<'_> {
                 .map_err(|error| Error::new(Kind::Bug, "encode the facts of a piece of log").because(error))?;
             self.log.seal(u64::from(*timeline), start.0, start.0 + part.len() as u64, &facts, part)
         };
-        bytes.chunks(PIECE_MAX).map(seal).collect()
+        let pieces = bytes.chunks(PIECE_MAX).map(seal).collect::<Result<_>>()?;
+        let end = header.position.plus(bytes.len() as u64);
+        // A partial segment ends where it can be read.
+        let stops = reader.end().filter(|_| matches!(item.content, Content::Segment { .. }));
+        Ok(Prepared { pieces, unreadable: stops.map(|stop| unreadable_gap(*timeline, stop, end, self.now)) })
     }
 
     /// `false`: it was there. Streamed pieces of it stay: they know the server's clock, which a file does not.
-    fn commit(&self, prepared: Vec<Sealed>) -> Result<bool> {
+    fn commit(&self, prepared: Prepared) -> Result<bool> {
         let mut is_new = false;
-        for sealed in prepared {
+        for sealed in prepared.pieces {
             is_new |= self.log.put(sealed)?.new;
+        }
+        if let Some(gap) = prepared.unreadable {
+            self.log.record_gap(&gap)?;
+            tracing::error!(source = %self.archive.source, "{}", gap.reason);
         }
         Ok(is_new)
     }

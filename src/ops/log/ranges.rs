@@ -19,7 +19,7 @@ use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::{Target, Timeline};
 use crate::source::postgres::stream::UNIT_BYTES_MAX;
 use crate::source::postgres::wal::reader::PAGE_BYTES;
-use crate::source::postgres::wal::{PieceFacts, RestorePoint, SegmentSize, TimelineHistory};
+use crate::source::postgres::wal::{End, PieceFacts, RestorePoint, SegmentSize, TimelineHistory};
 
 /// A position may be told behind the header of a page that no record has touched yet.
 pub const LONGEST_PAGE_HEADER: u64 = 40;
@@ -61,7 +61,29 @@ pub struct View {
     /// Stored, and what is said of them cannot be read: no way goes through them.
     unread: Vec<PieceInfo>,
     runs: Vec<LogRun>,
+    /// No way goes on behind these.
+    unreadable: Vec<Unreadable>,
     histories: BTreeMap<u32, TimelineHistory>,
+}
+
+/// Where a record of the stored log is none that can be replayed: the stream, and the end of the last one before it.
+pub type Unreadable = (u64, Lsn);
+
+/// What is put on record where a server's own log, stored as it came up to `to`, cannot be replayed behind `end`.
+#[must_use]
+pub fn unreadable_gap(timeline: u32, end: &End, to: Lsn, now: DateTime<Utc>) -> Gap {
+    let reason = format!(
+        "the record at {} of timeline {timeline} cannot be replayed, as it came from the server ({}): recovery ends there. A backup that is made now goes on behind it",
+        end.at, end.why
+    );
+    let to = to.0.max(end.at.0 + 1);
+    Gap { stream: u64::from(timeline), from: end.at.0, to, reason, noticed_at: now, unreadable: true }
+}
+
+/// What of the gaps on record is such a place. Pure.
+#[must_use]
+pub fn unreadable(gaps: &[Gap]) -> Vec<Unreadable> {
+    gaps.iter().filter(|gap| gap.unreadable).map(|gap| (gap.stream, Lsn(gap.from))).collect()
 }
 
 /// Bytes of one stream on a path.
@@ -142,7 +164,7 @@ const SEGMENT_UNKNOWN: u64 = 16 << 20;
 
 impl View {
     /// Of snapshots, and pieces with their facts. `None` without a piece. Pieces of another cluster than the snapshots' do not count. `spare`:
-    /// pieces inside of others. `unread`: pieces whose facts cannot be read.
+    /// pieces inside of others. `unread`: pieces whose facts cannot be read. `gaps`: what is on record as missing or not to be replayed.
     ///
     /// # Errors
     /// `Damaged` when the facts say what no server says.
@@ -152,6 +174,7 @@ impl View {
         spare: Vec<PieceInfo>,
         unread: Vec<PieceInfo>,
         histories: Vec<TimelineHistory>,
+        gaps: &[Gap],
     ) -> Result<Option<Self>> {
         let clusters: BTreeSet<&str> = bases.iter().map(|base| base.system_identifier.as_str()).collect();
         let of_cluster = |piece: &(PieceInfo, PieceFacts)| clusters.is_empty() || clusters.contains(piece.1.system_identifier.as_str());
@@ -164,7 +187,7 @@ impl View {
         let segment = SegmentSize::new(pieces.first().map_or(SEGMENT_UNKNOWN, |(_, first)| u64::from(first.segment_bytes)))?;
         let infos: Vec<PieceInfo> = pieces.iter().map(|(info, _)| *info).collect();
         let histories = histories.into_iter().map(|history| (history.timeline(), history)).collect();
-        Ok(Some(Self { segment, runs: runs(&infos), pieces, spare, unread, histories, bases }))
+        Ok(Some(Self { segment, runs: runs(&infos), pieces, spare, unread, unreadable: unreadable(gaps), histories, bases }))
     }
 
     /// Size of the segment files.
@@ -210,7 +233,7 @@ impl View {
         if !history.contains(base.timeline, base.point) {
             return None;
         }
-        let mut parts = continuation(&self.runs, &history, base.point);
+        let mut parts = continuation(&self.runs, &history, base.point, &self.unreadable);
         if let Some(first) = parts.first_mut() {
             let start = self.runs.iter().filter(|run| run.stream == first.stream && run.start <= first.from.0).map(|run| run.start).max();
             first.from = self.segment.start(self.segment.number(base.point)).max(start.map_or(first.from, Lsn));
@@ -406,7 +429,7 @@ impl View {
     pub fn cut(&self, base: &Base, path: &Path) -> Option<Lsn> {
         let of_cluster = self.pieces.iter().filter(|(_, facts)| facts.system_identifier == base.system_identifier);
         let all: Vec<PieceInfo> = of_cluster.map(|(info, _)| info).chain(&self.unread).copied().collect();
-        continuation(&runs(&all), &path.history, base.point).last().map(|part| part.to).filter(|to| *to > path.end)
+        continuation(&runs(&all), &path.history, base.point, &self.unreadable).last().map(|part| part.to).filter(|to| *to > path.end)
     }
 
     /// Whether what is wanted and was not found may be in log that is stored and cannot be read.
@@ -520,9 +543,9 @@ fn comes_to(end: Lsn, position: Lsn) -> bool {
 }
 
 /// What of the runs goes on from a point without a hole, in order, along a timeline that goes through the point; from the page on that it lies
-/// in. Empty when nothing goes beyond it.
+/// in. Empty when nothing goes beyond it. It ends where the log cannot be replayed, unless that is before the point.
 #[must_use]
-pub fn continuation(runs: &[LogRun], history: &TimelineHistory, point: Lsn) -> Vec<Part> {
+pub fn continuation(runs: &[LogRun], history: &TimelineHistory, point: Lsn, unreadable: &[Unreadable]) -> Vec<Part> {
     let page = u64::from(PAGE_BYTES);
     let mut at = Lsn(point.0 / page * page);
     let mut parts: Vec<Part> = Vec::new();
@@ -536,6 +559,14 @@ pub fn continuation(runs: &[LogRun], history: &TimelineHistory, point: Lsn) -> V
             (run.start <= at.0 && at < end).then_some((run.stream, end))
         });
         let Some((stream, end)) = usable.max_by_key(|(stream, end)| (*end, *stream)) else { break };
+        let stops = unreadable.iter().filter(|(of, lsn)| *of == stream && *lsn >= at.max(point) && *lsn < end).map(|(_, lsn)| *lsn);
+        if let Some(stop) = stops.min() {
+            if stop > at {
+                parts.push(Part { stream, from: at, to: stop });
+                at = stop;
+            }
+            break;
+        }
         parts.push(Part { stream, from: at, to: end });
         at = end;
     }

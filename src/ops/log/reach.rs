@@ -4,9 +4,10 @@ use chrono::{DateTime, Utc};
 
 use crate::error::Result;
 use crate::id::Name;
+use crate::ops::backup::finish_of;
 use crate::ops::log::fork::{Fork, forks};
-use crate::ops::log::ranges::continuation;
-use crate::ops::log::replay::{base_of, histories};
+use crate::ops::log::ranges::{Unreadable, continuation, unreadable};
+use crate::ops::log::replay::{Consistency, base_of, histories};
 use crate::repo::{Log, LogRun, Manifest, PieceInfo, runs};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::wal::{PieceFacts, TimelineHistory};
@@ -24,8 +25,10 @@ pub struct Reach {
     pub timeline: u32,
     /// Everything committed before this moment of the source's clock is there. `None`: the log on the way to `end` tells no time.
     pub moment: Option<DateTime<Utc>>,
-    /// Where log begins again behind a hole after `end`: it cannot be replayed.
+    /// Where log begins again behind a hole after `end`: it cannot be replayed. The end itself: the record there is none that can be.
     pub behind: Option<Lsn>,
+    /// Where all log that is stored ends, which is before the end of the snapshot's own backup, although the server had no reason to keep it longer.
+    pub short: Option<Lsn>,
     /// Log that is not on the way to the newest timeline, unless the snapshot is of a moment after it was left.
     pub forks: Vec<Fork>,
 }
@@ -33,22 +36,27 @@ pub struct Reach {
 /// Pieces that are asked for a time, from the newest back.
 const ASKED: usize = 64;
 
-/// Looks at the log of a source from a snapshot of it. One listing, or two where there is a hole, and a few small requests.
+/// Looks at the log of a source from a snapshot of it. Two listings, or three where there is a hole, and a few small requests.
 ///
 /// # Errors
 /// When the store cannot be asked, or what it says is damaged.
 pub fn reach(log: &Log, source: &Name, snapshot: &Manifest) -> Result<Option<Reach>> {
     let record = snapshot.sources.iter().find(|record| record.name == *source);
     let Some(base) = record.and_then(|record| base_of(snapshot, record)) else { return Ok(None) };
+    let switched_at = record.and_then(|record| Consistency::of(finish_of(record).ok()?)?.switched_at());
     let mut pieces = log.pieces()?;
     let histories: Vec<TimelineHistory> =
         if pieces.is_empty() { Vec::new() } else { histories(log)?.into_iter().map(|(history, _)| history).collect() };
-    let mut reach = along(&runs(&pieces), &histories, base.timeline, base.point);
+    // One that cannot be read here is told by whoever verifies or restores.
+    let unreadable = if pieces.is_empty() { Vec::new() } else { unreadable(&log.gaps()?.0) };
+    let mut reach = along(&runs(&pieces), &histories, base.timeline, base.point, &unreadable);
     if reach.behind.is_some() {
         // A listing is not of one moment: what seems to be missing must be missing in a second one.
         pieces = log.pieces()?;
-        reach = along(&runs(&pieces), &histories, base.timeline, base.point);
+        reach = along(&runs(&pieces), &histories, base.timeline, base.point, &unreadable);
     }
+    let last = pieces.iter().map(|piece| Lsn(piece.end)).max();
+    reach.short = last.filter(|last| switched_at.is_some_and(|at| *last < at));
     reach.moment = moment(log, &on_the_way(&pieces, &histories, base.timeline, &reach))?;
     if let Some(newest) = histories.iter().max_by_key(|history| history.timeline()) {
         let is_behind = |fork: &Fork| newest.contains(base.timeline, base.point) && base.point >= fork.left_at;
@@ -58,16 +66,27 @@ pub fn reach(log: &Log, source: &Name, snapshot: &Manifest) -> Result<Option<Rea
 }
 
 /// All but the moment. Pure.
-fn along(runs: &[LogRun], histories: &[TimelineHistory], timeline: u32, point: Lsn) -> Reach {
+fn along(runs: &[LogRun], histories: &[TimelineHistory], timeline: u32, point: Lsn, unreadable: &[Unreadable]) -> Reach {
     let known = runs.iter().filter_map(|run| u32::try_from(run.stream).ok()).chain(histories.iter().map(TimelineHistory::timeline));
     let newest = known.max().unwrap_or(timeline).max(timeline);
     let history = histories.iter().find(|history| history.timeline() == newest).cloned().unwrap_or_else(|| TimelineHistory::first(newest));
-    let parts = if history.contains(timeline, point) { continuation(runs, &history, point) } else { Vec::new() };
+    let parts = if history.contains(timeline, point) { continuation(runs, &history, point, unreadable) } else { Vec::new() };
     let end = parts.last().map_or(point, |part| part.to);
+    let stops = |run: &LogRun| run.start <= end.0 && end.0 < run.end && unreadable.contains(&(run.stream, end));
+    let stop = runs.iter().any(stops).then_some(end);
     let behind = runs.iter().filter(|run| run.stream == u64::from(newest) && run.start > end.0).map(|run| Lsn(run.start)).min();
     // Log of the newest timeline that does not come from the snapshot cannot be replayed on it, wherever it begins.
     let foreign = || runs.iter().find(|run| run.stream == u64::from(newest) && end == point && run.end > point.0).map(|run| Lsn(run.start));
-    Reach { has_log: !runs.is_empty(), point, end, timeline: newest, moment: None, behind: behind.or_else(foreign), forks: Vec::new() }
+    Reach {
+        has_log: !runs.is_empty(),
+        point,
+        end,
+        timeline: newest,
+        moment: None,
+        behind: stop.or(behind).or_else(foreign),
+        short: None,
+        forks: Vec::new(),
+    }
 }
 
 /// Pieces of the way through the snapshot to the end, from the newest back. Log that ends before the snapshot's own point tells what is in that. Pure.
@@ -114,23 +133,36 @@ mod tests {
 
     #[test]
     fn log_that_goes_on_from_the_snapshot_leads_to_its_end() {
-        let reach = along(&[run(1, 0, 100 * PAGE)], &[], 1, Lsn(5 * PAGE + 17));
+        let reach = along(&[run(1, 0, 100 * PAGE)], &[], 1, Lsn(5 * PAGE + 17), &[]);
         assert_eq!((reach.end, reach.behind, reach.has_log), (Lsn(100 * PAGE), None, true));
     }
 
     #[test]
     fn log_that_has_not_come_to_the_snapshot_yet_is_no_hole() {
-        let reach = along(&[run(1, 0, 5 * PAGE)], &[], 1, Lsn(5 * PAGE + 17));
+        let reach = along(&[run(1, 0, 5 * PAGE)], &[], 1, Lsn(5 * PAGE + 17), &[]);
         assert_eq!((reach.end, reach.behind), (reach.point, None));
-        assert!(!along(&[], &[], 1, Lsn(17)).has_log);
+        assert!(!along(&[], &[], 1, Lsn(17), &[]).has_log);
     }
 
     #[test]
     fn log_that_begins_behind_the_snapshot_leads_nowhere() {
-        let reach = along(&[run(1, 6 * PAGE, 100 * PAGE)], &[], 1, Lsn(5 * PAGE + 17));
+        let reach = along(&[run(1, 6 * PAGE, 100 * PAGE)], &[], 1, Lsn(5 * PAGE + 17), &[]);
         assert_eq!((reach.end, reach.behind), (reach.point, Some(Lsn(6 * PAGE))));
-        let reach = along(&[run(1, 0, 10 * PAGE), run(1, 11 * PAGE, 12 * PAGE)], &[], 1, Lsn(5 * PAGE + 17));
+        let reach = along(&[run(1, 0, 10 * PAGE), run(1, 11 * PAGE, 12 * PAGE)], &[], 1, Lsn(5 * PAGE + 17), &[]);
         assert_eq!((reach.end, reach.behind), (Lsn(10 * PAGE), Some(Lsn(11 * PAGE))));
+    }
+
+    #[test]
+    fn log_that_cannot_be_replayed_ends_the_way_there_and_no_way_that_begins_behind_it() {
+        let runs = [run(1, 0, 100 * PAGE)];
+        let bad = Lsn(7 * PAGE + 80);
+        let from = |point: u64| along(&runs, &[], 1, Lsn(point), &[(1, bad), (2, Lsn(6 * PAGE))]);
+        let reach = from(5 * PAGE + 17);
+        assert_eq!((reach.end, reach.behind), (bad, Some(bad)));
+        // The snapshot has what comes before it, and nothing of what follows is of use.
+        assert_eq!((from(bad.0).end, from(bad.0).behind), (bad, Some(bad)));
+        let reach = from(bad.0 + 8);
+        assert_eq!((reach.end, reach.behind), (Lsn(100 * PAGE), None));
     }
 
     #[test]
@@ -154,13 +186,13 @@ mod tests {
     fn a_timeline_is_followed_only_where_it_goes_through_the_snapshot() {
         let history = TimelineHistory::parse(2, &format!("1\t{}\tpromoted\n", Lsn(8 * PAGE))).unwrap();
         let runs = [run(1, 0, 9 * PAGE), run(2, 8 * PAGE, 20 * PAGE)];
-        let reach = along(&runs, std::slice::from_ref(&history), 1, Lsn(5 * PAGE + 17));
+        let reach = along(&runs, std::slice::from_ref(&history), 1, Lsn(5 * PAGE + 17), &[]);
         assert_eq!((reach.end, reach.timeline, reach.behind), (Lsn(20 * PAGE), 2, None));
         // The snapshot was made where the timeline had been left.
-        let reach = along(&runs, &[history], 1, Lsn(8 * PAGE + 17));
+        let reach = along(&runs, &[history], 1, Lsn(8 * PAGE + 17), &[]);
         assert_eq!((reach.end, reach.timeline, reach.behind), (reach.point, 2, Some(Lsn(8 * PAGE))));
         // What it came from is not known.
-        let reach = along(&runs, &[], 1, Lsn(5 * PAGE + 17));
+        let reach = along(&runs, &[], 1, Lsn(5 * PAGE + 17), &[]);
         assert_eq!((reach.end, reach.behind), (reach.point, Some(Lsn(8 * PAGE))));
     }
 }

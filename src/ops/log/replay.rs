@@ -88,7 +88,9 @@ pub fn view(log: &Log, manifests: &[&Manifest], source: &Name) -> Result<(Option
     let (unread, why): (Vec<PieceInfo>, Vec<String>) = damaged.into_iter().unzip();
     let is_empty = pieces.is_empty() && unread.is_empty();
     let histories = if is_empty { Vec::new() } else { histories(log)?.into_iter().map(|(history, _)| history).collect() };
-    Ok((View::new(bases, pieces, spare, unread, histories)?, why))
+    // A record of one that cannot be read is told where the end of the log is asked for.
+    let (gaps, _) = if is_empty { (Vec::new(), Vec::new()) } else { log.gaps()? };
+    Ok((View::new(bases, pieces, spare, unread, histories, &gaps)?, why))
 }
 
 /// Pieces with their facts, and those that add nothing to what larger ones say. `last`: those that went away since the listing count as
@@ -184,11 +186,19 @@ pub(crate) struct Consistency {
     stop_lsn: Lsn,
     lsn: Lsn,
     restore_point: Option<String>,
+    #[serde(default)]
+    standby: bool,
 }
 
 impl Consistency {
     pub(crate) fn of(finish: Finish) -> Option<Self> {
         serde_json::from_value(finish.consistency).ok()
+    }
+
+    /// Where the server began a new segment because the backup had ended, so that whoever hands over whole segments has no reason to wait. `None`: a standby
+    /// cannot.
+    pub(in crate::ops::log) fn switched_at(&self) -> Option<Lsn> {
+        (!self.standby).then_some(self.stop_lsn)
     }
 
     /// Where log goes on.

@@ -16,13 +16,14 @@ use crate::id::Name;
 use crate::ops::explain;
 use crate::ops::log::archive::stored_history;
 use crate::ops::log::fork;
+use crate::ops::log::ranges::unreadable_gap;
 use crate::ops::resolve::{self, RepositorySettings, Surroundings};
 use crate::ops::work::{FileLock, make_private, read_private, write_private};
 use crate::plan::{self, SourceKind};
 use crate::repo::{Gap, Log, PieceInfo, Repository, Role, runs};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::stream::{Again, Known, LogPiece, LogSink, LogStream, StreamState, UNIT_BYTES_MAX, slot_name};
-use crate::source::postgres::wal::{PieceFacts, TimelineHistory};
+use crate::source::postgres::wal::{End, PieceFacts, TimelineHistory};
 
 /// How often the note is written.
 const NOTE_EVERY: Duration = Duration::from_secs(1);
@@ -284,6 +285,15 @@ impl<'a> Sink<'a> {
     }
 
     /// Writes the note, not too often.
+    fn record(&mut self, gap: Gap, message: String) -> Result<()> {
+        self.log.record_gap(&gap)?;
+        tracing::error!(plan = %self.plan, source = %self.source, "{message}");
+        self.progress.event(Event::Warning { message });
+        self.status.gaps.push(gap);
+        self.note(true);
+        Ok(())
+    }
+
     fn note(&mut self, now: bool) {
         if !now && self.noted_at.is_some_and(|at| at.elapsed() < NOTE_EVERY) {
             return;
@@ -458,17 +468,21 @@ impl LogSink for Sink<'_> {
     }
 
     fn gap(&mut self, timeline: u32, from: Lsn, to: Lsn, reason: &str) -> Result<()> {
-        let gap = Gap { stream: u64::from(timeline), from: from.0, to: to.0, reason: reason.to_owned(), noticed_at: self.clock.now() };
-        self.log.record_gap(&gap)?;
         let message = format!(
             "the log of source {} has a gap from {from} to {to} of timeline {timeline}: moments in it cannot be recovered. {reason}",
             self.source
         );
-        tracing::error!(plan = %self.plan, source = %self.source, "{message}");
-        self.progress.event(Event::Warning { message });
-        self.status.gaps.push(gap);
-        self.note(true);
-        Ok(())
+        let (stream, reason) = (u64::from(timeline), reason.to_owned());
+        self.record(Gap { stream, from: from.0, to: to.0, reason, noticed_at: self.clock.now(), unreadable: false }, message)
+    }
+
+    fn unreadable(&mut self, timeline: u32, end: &End, to: Lsn) -> Result<()> {
+        let gap = unreadable_gap(timeline, end, to, self.clock.now());
+        if self.status.gaps.iter().any(|known| known.unreadable && (known.stream, known.from) == (gap.stream, gap.from)) {
+            return Ok(());
+        }
+        let message = format!("the log of source {}: {}", self.source, gap.reason);
+        self.record(gap, message)
     }
 
     fn state(&mut self, state: &StreamState) {

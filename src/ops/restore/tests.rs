@@ -400,7 +400,8 @@ fn log_on_record_as_missing_at_the_end_is_a_hole_until_a_snapshot_goes_beyond_it
     let bench = Bench::new();
     bench.back_up(5, &["db"]);
     bench.append("db", 1, 0, 10);
-    let gap = Gap { stream: 1, from: 10 * PAGE, to: 14 * PAGE, reason: "the slot was lost".into(), noticed_at: time(14) };
+    let gap =
+        Gap { stream: 1, from: 10 * PAGE, to: 14 * PAGE, reason: "the slot was lost".into(), noticed_at: time(14), unreadable: false };
     bench.log("db").record_gap(&gap).unwrap();
     let plan = bench.latest().unwrap();
     assert_eq!((plan.at, plan.exit()), (time(9), Some(Kind::Incomplete)), "{:?}", plan.warnings);
@@ -416,7 +417,7 @@ fn whoever_cannot_read_what_is_missing_does_not_know_that_nothing_is() {
     bench.back_up(5, &["db"]);
     bench.append("db", 1, 0, 10);
     // What it says is no alarm: it was filled.
-    let gap = Gap { stream: 1, from: 5 * PAGE, to: 6 * PAGE, reason: "lost".into(), noticed_at: time(6) };
+    let gap = Gap { stream: 1, from: 5 * PAGE, to: 6 * PAGE, reason: "lost".into(), noticed_at: time(6), unreadable: false };
     bench.log("db").record_gap(&gap).unwrap();
     assert_eq!(bench.latest().unwrap().exit(), None);
     let listed = bench.runtime.block_on(bench.store.list("logs/")).unwrap();
@@ -452,7 +453,7 @@ fn a_log_without_a_hole_is_no_alarm() {
     bench.append("db", 1, 8, 30);
     whole(&bench, 11);
     // A gap that was filled.
-    let gap = Gap { stream: 1, from: 5 * PAGE, to: 6 * PAGE, reason: "lost".into(), noticed_at: time(6) };
+    let gap = Gap { stream: 1, from: 5 * PAGE, to: 6 * PAGE, reason: "lost".into(), noticed_at: time(6), unreadable: false };
     bench.log("db").record_gap(&gap).unwrap();
     whole(&bench, 11);
 }

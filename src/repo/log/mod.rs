@@ -78,6 +78,9 @@ pub struct Gap {
     /// For people.
     pub reason: String,
     pub noticed_at: DateTime<Utc>,
+    /// The bytes are stored as they came, but the record at `from` is not one that a server can replay: recovery that comes there ends there. It explains no hole.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unreadable: bool,
 }
 
 /// Greatest JSON text of a piece's facts, in bytes.

@@ -59,6 +59,7 @@ impl Repository {
             for key in &log.gaps {
                 out.objects_checked += 1;
                 match open_gap(&self.inner, key) {
+                    Ok(gap) if gap.unreadable => {}
                     Ok(gap) => gaps.push(PieceInfo { stream: gap.stream, start: gap.from, end: gap.to, size: 0 }),
                     Err(error) => findings.add_error(key, &tolerable(error)?, []),
                 }

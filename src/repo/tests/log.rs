@@ -167,8 +167,15 @@ fn a_writer_appends_and_cannot_read() {
     let log = log(&writer);
     let piece = log.append(1, 0, bytes.len() as u64, &facts, &bytes).unwrap().piece;
     log.put_side(&name("2.history"), marker).unwrap();
-    log.record_gap(&Gap { stream: 9, from: 0, to: 1, reason: String::from_utf8(marker.to_vec()).unwrap(), noticed_at: Utc::now() })
-        .unwrap();
+    log.record_gap(&Gap {
+        stream: 9,
+        from: 0,
+        to: 1,
+        reason: String::from_utf8(marker.to_vec()).unwrap(),
+        noticed_at: Utc::now(),
+        unreadable: false,
+    })
+    .unwrap();
     assert_eq!(log.facts(&piece).unwrap(), facts);
     assert_eq!(log.side(&name("2.history")).unwrap().unwrap(), marker);
     for result in [log.read(&piece), log.read_range(&piece, 0..1), self::log(&maintainer).read(&piece)] {
@@ -213,7 +220,7 @@ fn every_damage_to_a_log_is_found() {
     log.put_side(&name("2.history"), b"one").unwrap();
     log.put_side(&name("3.history"), b"two").unwrap();
     for stream in [7, 8] {
-        log.record_gap(&Gap { stream, from: 5, to: 6, reason: "slot lost".into(), noticed_at: Utc::now() }).unwrap();
+        log.record_gap(&Gap { stream, from: 5, to: 6, reason: "slot lost".into(), noticed_at: Utc::now(), unreadable: false }).unwrap();
     }
     assert_eq!(verify(&repository), []);
     let keys = bench.keys("logs/");
@@ -257,7 +264,7 @@ fn every_damage_to_a_log_is_found() {
     let middle = &key_of(&repository, &pieces[1]);
     bench.runtime.block_on(bench.store.delete(middle)).unwrap();
     assert_eq!(verify(&repository), [(middle.clone(), "missing".to_owned())]);
-    log.record_gap(&Gap { stream: 1, from: 2000, to: 6000, reason: "recycled".into(), noticed_at: Utc::now() }).unwrap();
+    log.record_gap(&Gap { stream: 1, from: 2000, to: 6000, reason: "recycled".into(), noticed_at: Utc::now(), unreadable: false }).unwrap();
     assert_eq!(verify(&repository), []);
     bench.runtime.block_on(bench.store.create("logs/strange", Bytes::from("x"))).unwrap();
     assert_eq!(verify(&repository), [("logs/strange".to_owned(), "damaged".to_owned())]);
@@ -300,7 +307,7 @@ fn gaps_are_kept_and_said_again() {
     let bench = Bench::new();
     let repository = bench.open();
     let log = log(&repository);
-    let gap = |stream, from, to| Gap { stream, from, to, reason: "the slot was lost".into(), noticed_at: Utc::now() };
+    let gap = |stream, from, to| Gap { stream, from, to, reason: "the slot was lost".into(), noticed_at: Utc::now(), unreadable: false };
     let (first, second) = (gap(1, 0x500, 0x900), gap(1, 0x50, 0x60));
     log.record_gap(&first).unwrap();
     log.record_gap(&second).unwrap();

@@ -33,7 +33,7 @@ use crate::source::postgres::layout::{self, CONFIGURATION_FOLDER, RelationFile};
 use crate::source::postgres::local::{LocalReader, LocalSettings};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::Target;
-use crate::source::postgres::remote::{Archive, ArchiveReader, Cluster, Finished, kept_inside};
+use crate::source::postgres::remote::{Archive, ArchiveReader, Cluster, Finished, kept_inside, warned_of};
 use crate::source::postgres::replication::{
     self, BackupEnd, BackupPart, BaseBackupOptions, LogPosition, Tablespace, WalEvent, WalStream, base_backup, create_physical_slot,
     identify_system,
@@ -380,12 +380,13 @@ impl BaseSnapshot {
                 (stop, local.finish(stop)?, true)
             }
             Files::Remote(remote) => {
-                let (BackupEnd { position, damaged_pages }, finished) = remote.finish()?;
-                let problems: Vec<Problem> = finished.iter().flat_map(|archive| archive.problems(position.lsn)).collect();
+                let (BackupEnd { position, damaged_pages, warnings }, finished) = remote.finish()?;
+                let mut problems: Vec<Problem> = finished.iter().flat_map(|archive| archive.problems(position.lsn)).collect();
                 let is_certain = damaged_pages.is_some();
                 if let Some(error) = damaged_pages.filter(|_| problems.iter().all(|problem| problem.kind != BAD_PAGE)) {
                     return Err(error.within("the server found damaged pages that did not arrive as such"));
                 }
+                problems.extend(warned_of(&warnings, is_certain));
                 (position.lsn, problems, is_certain)
             }
             Files::Read => return Err(Error::new(Kind::Bug, "the files of a base backup ended twice")),

@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use crate::entry::{Entry, EntryKind, display_path};
 use crate::error::{Error, Kind, Result};
 use crate::source::Problem;
+use crate::source::postgres::client::Warnings;
 use crate::source::postgres::findings::{Findings, Judge};
 use crate::source::postgres::layout::{self, Keep, RelationFile, TABLESPACE_FOLDER, TABLESPACES_INSIDE};
 use crate::source::postgres::lsn::Lsn;
@@ -16,6 +17,10 @@ use crate::source::postgres::tar::{Member, MemberKind, TarReader};
 
 /// Files at the top that the server makes for this very backup.
 const OF_THIS_BACKUP: [&[u8]; 2] = [b"backup_label", b"tablespace_map"];
+
+/// The function of the server that warns of what it leaves out (`src/backend/backup/basebackup.c`), and those that warn of pages.
+const SKIPS: &str = "sendDir";
+const OF_PAGES: [&str; 3] = ["sendFile", "verify_page_checksum", "read_file_data_into_buffer"];
 
 /// What an archive holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -277,6 +282,47 @@ pub fn kept_inside(oid: u32, location: &str) -> Result<bool> {
         format!("the link pg_tblspc/{oid} of the server leads to {location}: it sends nothing of a tablespace behind a relative link"),
     )
     .hint("stop the server and make the link an absolute one, or give the source its data_directory, if it is on this host"))
+}
+
+/// What a backup lacks, and what else its server warned of. `pages_told`: damaged pages are known, so its words of these are not told again.
+#[must_use]
+pub fn warned_of(warnings: &Warnings, pages_told: bool) -> Vec<Problem> {
+    let problem = |kind: &str, object: String, message: String| Problem { object, kind: kind.into(), message };
+    let mut problems: Vec<Problem> = Vec::new();
+    for warning in &warnings.first {
+        if warning.routine != SKIPS {
+            if !(pages_told && OF_PAGES.contains(&warning.routine.as_str())) {
+                problems.push(problem("server-warning", "the base backup".into(), format!("the server warned: {}", warning.message)));
+            }
+            continue;
+        }
+        let path = skipped(&warning.message);
+        if !is_needless(path.as_bytes()) {
+            let message = format!(
+                "is a symbolic link, a pipe or a device where no server makes one, and the server did not send it: what it leads to is not in this backup; \
+                 with data_directory in the source a link is kept and configuration behind it is captured (the server: {})",
+                warning.message
+            );
+            problems.push(problem("link-not-followed", display_path(path.as_bytes()), message));
+        }
+    }
+    if warnings.more > 0 {
+        let message = format!("the server warned of {} more things; its log has them", warnings.more);
+        problems.push(problem("link-not-followed", "the base backup".into(), message));
+    }
+    problems
+}
+
+/// The path in a message about something skipped: `skipping special file "./base/5/1234"`, in whatever language. Below the data folder it is relative to it, in a tablespace absolute.
+fn skipped(message: &str) -> &str {
+    let path = message.find("./").map(|at| &message[at + 2..]).or_else(|| message.find('/').map(|at| &message[at..]));
+    path.unwrap_or(message).split(['"', '»', '«', '”', '“', '」', '』']).next().unwrap_or(message)
+}
+
+/// What no restored server misses: sockets of whoever listens, what is left out anyway, and the folder of its own log, which it makes.
+fn is_needless(path: &[u8]) -> bool {
+    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
+    name.starts_with(b".s.") || layout::keep(path) == Keep::No || path == b"log" || path.starts_with(b"log/")
 }
 
 fn entry(path: Vec<u8>, kind: EntryKind, mode: u32, member: &Member) -> Entry {

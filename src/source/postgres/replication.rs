@@ -12,7 +12,7 @@ use postgres_protocol::message::backend::{DataRowBody, Message, RowDescriptionBo
 use postgres_protocol::message::frontend;
 
 use crate::error::{Error, Kind, Result};
-use crate::source::postgres::client::{Connection, Incoming, Row, quote_identifier, quote_literal, sqlstate};
+use crate::source::postgres::client::{Connection, Incoming, Row, Warnings, quote_identifier, quote_literal, sqlstate};
 use crate::source::postgres::lsn::Lsn;
 
 /// Seconds from 1970 to 2000, where PostgreSQL's clock begins.
@@ -266,6 +266,8 @@ pub struct BackupEnd {
     pub position: LogPosition,
     /// The server found pages whose checksums are wrong ([`Kind::Damaged`]): the backup is no good one.
     pub damaged_pages: Option<Error>,
+    /// What it warned of meanwhile, such as files that it left out.
+    pub warnings: Warnings,
 }
 
 /// `ERRCODE_DATA_CORRUPTED`.
@@ -279,6 +281,7 @@ pub fn base_backup<'a>(connection: &'a mut Connection, options: &BaseBackupOptio
     let version = connection.server_version();
     let usual = connection.timeout();
     connection.set_timeout(usual.max(CHECKPOINT_LIMIT));
+    connection.keep_warnings();
     let begun = begin_backup(connection, options, version);
     connection.set_timeout(usual);
     let (start, tablespaces) = begun?;
@@ -427,7 +430,9 @@ impl BaseBackup<'_> {
     /// [`Kind::Bug`] when [`BaseBackup::next`] has not said `None` yet.
     pub fn finish(self) -> Result<BackupEnd> {
         match self.end {
-            Some(position) if self.ended => Ok(BackupEnd { position, damaged_pages: self.damaged_pages }),
+            Some(position) if self.ended => {
+                Ok(BackupEnd { position, damaged_pages: self.damaged_pages, warnings: self.connection.take_warnings() })
+            }
             _ => Err(Error::new(Kind::Bug, "the base backup was not read to its end")),
         }
     }

@@ -22,7 +22,7 @@ use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::replication::{self, SlotStatus, WalEvent, WalStream};
 use crate::source::postgres::wal::history::TimelineHistory;
-use crate::source::postgres::wal::{FactsReader, PieceFacts, SegmentSize};
+use crate::source::postgres::wal::{End, FactsReader, PieceFacts, SegmentSize};
 
 /// Small pieces come at most this often, and so long after the first byte of one.
 const PIECE_EVERY: Duration = Duration::from_secs(1);
@@ -130,6 +130,12 @@ pub trait LogSink {
     /// # Errors
     /// As [`LogSink::piece`].
     fn gap(&mut self, timeline: u32, from: Lsn, to: Lsn, reason: &str) -> Result<()>;
+
+    /// Records that the log, which is stored as it came up to `to`, cannot be replayed behind this end. Called again and again for the same one.
+    ///
+    /// # Errors
+    /// As [`LogSink::piece`].
+    fn unreadable(&mut self, timeline: u32, end: &End, to: Lsn) -> Result<()>;
 
     /// How it stands. Called often; must be quick and must not fail the stream.
     fn state(&mut self, state: &StreamState);
@@ -768,9 +774,6 @@ impl<'a> Session<'a> {
     fn begin_unit(&mut self) -> Result<()> {
         self.unit_facts = None;
         self.smalls.clear();
-        if let Some(end) = self.facts.end() {
-            tracing::warn!(at = %end.at, why = %end.why, "records of the log could not be read; the log itself is stored as it came");
-        }
         if self.facts.end().is_some() || self.facts.position() != self.start {
             self.facts = FactsReader::new(self.start, self.segment, self.system_identifier)?;
         }
@@ -818,6 +821,7 @@ impl<'a> Session<'a> {
         let mut facts = self.read_facts(end);
         facts.server_clock = self.clock_at(end);
         self.put(from, end, &facts, false)?;
+        self.tell_unreadable(end)?;
         self.stored(end, facts.last_commit);
         self.smalls.push(Small { start: from, level: 0, facts });
         self.put_together(end)
@@ -853,8 +857,14 @@ impl<'a> Session<'a> {
         let Some(mut facts) = self.unit_facts.clone() else { return Ok(()) };
         facts.server_clock = self.clock_at(end);
         self.put(self.start, end, &facts, true)?;
+        self.tell_unreadable(end)?;
         self.stored(end, facts.last_commit);
         Ok(())
+    }
+
+    /// Before it is confirmed: the server would send it again.
+    fn tell_unreadable(&mut self, to: Lsn) -> Result<()> {
+        self.facts.end().map_or(Ok(()), |end| self.sink.unreadable(self.timeline, end, to))
     }
 
     fn put(&mut self, start: Lsn, end: Lsn, facts: &PieceFacts, replaces: bool) -> Result<()> {

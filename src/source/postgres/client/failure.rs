@@ -4,20 +4,22 @@ use std::error::Error as StdError;
 use std::fmt;
 
 use fallible_iterator::FallibleIterator as _;
-use postgres_protocol::message::backend::ErrorResponseBody;
+use postgres_protocol::message::backend::ErrorFields;
 
 use crate::error::{Error, Kind};
 
-/// A server's error: the cause of the [`Error`]s that [`crate::source::postgres::client`] returns for one. DETAIL, CONTEXT and the
+/// A server's error, the cause of the [`Error`]s that [`crate::source::postgres::client`] returns for one; or its warning. DETAIL, CONTEXT and the
 /// statement are not kept: they show rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerError {
-    /// `ERROR`, `FATAL` or `PANIC`.
+    /// `ERROR`, `FATAL` or `PANIC`; `WARNING`, `NOTICE`, … of what is no error.
     pub severity: String,
     /// Five letters (PostgreSQL manual, appendix "Error Codes").
     pub sqlstate: String,
     pub message: String,
     pub hint: Option<String>,
+    /// The function of the server's source that says so: what a message is about, in whatever language it comes.
+    pub routine: String,
 }
 
 impl fmt::Display for ServerError {
@@ -29,10 +31,10 @@ impl fmt::Display for ServerError {
 impl StdError for ServerError {}
 
 impl ServerError {
-    pub(crate) fn read(body: &ErrorResponseBody) -> Self {
-        let mut read = Self { severity: "ERROR".into(), sqlstate: String::new(), message: String::new(), hint: None };
-        let mut fields = body.fields();
-        // A malformed rest changes nothing: it is an error anyway.
+    pub(crate) fn read(mut fields: ErrorFields<'_>) -> Self {
+        let mut read =
+            Self { severity: "ERROR".into(), sqlstate: String::new(), message: String::new(), hint: None, routine: String::new() };
+        // A malformed rest changes nothing: it was said all the same.
         while let Ok(Some(field)) = fields.next() {
             let text = || String::from_utf8_lossy(field.value_bytes()).into_owned();
             match field.type_() {
@@ -41,6 +43,7 @@ impl ServerError {
                 b'C' => read.sqlstate = text(),
                 b'M' => read.message = text(),
                 b'H' => read.hint = Some(text()),
+                b'R' => read.routine = text(),
                 _ => {}
             }
         }

@@ -52,8 +52,9 @@ pub fn server_certificate(settings: &Settings, cancel: &Cancel) -> Result<Option
     Ok(transport.peer_certificate().map(<[u8]>::to_vec))
 }
 
-/// What a server of version 14 or later lets a session say of its limits before it begins.
-const PATIENT: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0";
+/// What a server of version 14 or later lets a session say of its limits before it begins, and that it wants to be warned.
+const PATIENT: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 \
+                       -c client_min_messages=warning";
 
 /// Sends the start-up message and does everything until the server is ready.
 pub(crate) fn log_in(
@@ -154,7 +155,7 @@ impl Login<'_> {
             Message::ReadyForQuery(_) => return Ok(true),
             Message::ErrorResponse(body) => {
                 let doing = format!("log in to PostgreSQL at {} as {}", self.settings, self.settings.user);
-                return Err(ServerError::read(&body).into_error(doing, true));
+                return Err(ServerError::read(body.fields()).into_error(doing, true));
             }
             Message::AuthenticationGss
             | Message::AuthenticationSspi

@@ -70,7 +70,21 @@ pub struct Connection {
     state: State,
     /// In a COPY from the server: bytes that are still to come of a message that is handed out in pieces.
     rest: Option<usize>,
+    /// Warnings of the server, since somebody wants them.
+    warnings: Option<Warnings>,
 }
+
+/// What a server warned of while it did something.
+#[derive(Debug, Default)]
+pub struct Warnings {
+    /// The first [`MOST_WARNINGS`] of them.
+    pub first: Vec<ServerError>,
+    /// How many more there were.
+    pub more: u64,
+}
+
+/// More are counted only.
+const MOST_WARNINGS: usize = 1000;
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -111,6 +125,19 @@ const UNLIMITED_SINCE: [(u32, &str); 6] = [
 const TEXT: &str = "UTF8";
 /// Bytes are not converted on the way.
 const RAW: &str = "SQL_ASCII";
+
+impl Warnings {
+    fn add(&mut self, said: ServerError) {
+        if said.severity != "WARNING" {
+            return;
+        }
+        if self.first.len() == MOST_WARNINGS {
+            self.more += 1;
+        } else {
+            self.first.push(said);
+        }
+    }
+}
 
 /// What is said at the beginning of a session.
 #[derive(Debug, Clone, Copy)]
@@ -165,6 +192,7 @@ impl Connection {
             timeout: settings.timeout,
             state: State::Broken,
             rest: None,
+            warnings: None,
         };
         login::log_in(&mut connection, mode, proof, until, greeting)?;
         Ok(connection)
@@ -194,6 +222,16 @@ impl Connection {
     #[must_use]
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.get(name).map(String::as_str)
+    }
+
+    /// From now on the server's warnings are kept.
+    pub(crate) fn keep_warnings(&mut self) {
+        self.warnings = Some(Warnings::default());
+    }
+
+    /// What the server warned of since [`Self::keep_warnings`]; they are not kept any more.
+    pub(crate) fn take_warnings(&mut self) -> Warnings {
+        self.warnings.take().unwrap_or_default()
     }
 
     /// Where it is connected to.
@@ -406,7 +444,7 @@ impl Connection {
             };
             match incoming {
                 Incoming::Message(Message::ErrorResponse(body)) => {
-                    let read = ServerError::read(&body);
+                    let read = ServerError::read(body.fields());
                     let is_fatal = read.is_fatal();
                     let error = read.into_error(format!("run a command on PostgreSQL at {}", self.settings), false);
                     let first = failed.take().unwrap_or(error);
@@ -442,7 +480,12 @@ impl Connection {
     pub(crate) fn next_until(&mut self, until: Instant) -> Result<Option<Incoming>> {
         loop {
             match self.parse() {
-                Ok(Some(Incoming::Message(Message::NoticeResponse(_) | Message::NotificationResponse(_)))) => {}
+                Ok(Some(Incoming::Message(Message::NoticeResponse(body)))) => {
+                    if let Some(warnings) = &mut self.warnings {
+                        warnings.add(ServerError::read(body.fields()));
+                    }
+                }
+                Ok(Some(Incoming::Message(Message::NotificationResponse(_)))) => {}
                 Ok(Some(Incoming::Message(Message::ParameterStatus(body)))) => {
                     if let (Ok(name), Ok(value)) = (body.name(), body.value()) {
                         self.parameters.insert(name.to_owned(), value.to_owned());
@@ -513,7 +556,7 @@ impl Connection {
         let soon = Instant::now() + Duration::from_millis(200);
         while let Ok(Some(incoming)) = self.next_until(soon) {
             if let Incoming::Message(Message::ErrorResponse(body)) = incoming {
-                return Err(ServerError::read(&body).into_error(format!("run a command on PostgreSQL at {}", self.settings), false));
+                return Err(ServerError::read(body.fields()).into_error(format!("run a command on PostgreSQL at {}", self.settings), false));
             }
         }
         Err(error)
@@ -535,7 +578,7 @@ impl Connection {
     /// The error that the server sent; the session is of no use any more.
     pub(crate) fn server_error(&mut self, body: &ErrorResponseBody) -> Error {
         self.state = State::Broken;
-        ServerError::read(body).into_error(format!("run a command on PostgreSQL at {}", self.settings), false)
+        ServerError::read(body.fields()).into_error(format!("run a command on PostgreSQL at {}", self.settings), false)
     }
 
     /// Something that this protocol does not have at this place.

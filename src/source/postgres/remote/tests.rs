@@ -1,6 +1,7 @@
 use super::*;
 use crate::entry::Layout;
 use crate::event::Cancel;
+use crate::source::postgres::client::ServerError;
 use crate::source::postgres::local::{LocalReader, LocalSettings};
 use crate::source::postgres::tar::tests::link_header;
 use crate::source::postgres::test_server::TestServer;
@@ -135,4 +136,36 @@ fn a_tablespace_that_a_server_does_not_send_is_never_missed_quietly() {
     let mut reader = ArchiveReader::new(&[0; 1024][..], Archive::Base { mode: 0o700 }, cluster).with_inside([16384].into());
     assert_eq!(reader.next_entry().unwrap(), None);
     assert_eq!(reader.finish().unwrap_err().kind(), Kind::Damaged);
+}
+
+#[test]
+fn what_the_server_left_out_is_told_in_any_language() {
+    let warning = |routine: &str, message: &str| ServerError {
+        severity: "WARNING".into(),
+        sqlstate: "01000".into(),
+        message: message.into(),
+        hint: None,
+        routine: routine.into(),
+    };
+    let first = vec![
+        warning("sendDir", "skipping special file \"./base/5/16401\""),
+        warning("sendDir", "Spezialdatei »./postgresql.conf« wird ausgelassen"),
+        warning("sendDir", "skipping special file or directory \"/space/PG_18_202506291/5/1 two\""),
+        // A socket, and what no backup holds.
+        warning("sendDir", "skipping special file \"./.s.PGSQL.5432\""),
+        warning("sendDir", "skipping special file \"./log\""),
+        warning("sendDir", "skipping special file \"./pg_replslot/x/y\""),
+        warning("verify_page_checksum", "checksum verification failed in file \"./base/5/1\""),
+        warning("perform_base_backup", "anything else"),
+    ];
+    let told = |more: u64, pages_told: bool| {
+        let warnings = Warnings { first: first.clone(), more };
+        warned_of(&warnings, pages_told).into_iter().map(|problem| (problem.object, problem.kind)).collect::<Vec<_>>()
+    };
+    let of = |object: &str, kind: &str| (object.to_owned(), kind.to_owned());
+    let links = ["base/5/16401", "postgresql.conf", "/space/PG_18_202506291/5/1 two"].map(|object| of(object, "link-not-followed"));
+    let other = || of("the base backup", "server-warning");
+    assert_eq!(told(0, true), [&links[..], &[other()]].concat());
+    assert_eq!(told(0, false), [&links[..], &[other(), other()]].concat());
+    assert_eq!(told(7, true), [&links[..], &[other(), of("the base backup", "link-not-followed")]].concat());
 }
