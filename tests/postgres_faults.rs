@@ -320,6 +320,34 @@ fn ten_thousand_tables_are_fingerprinted_as_far_as_there_are_locks() {
     assert_eq!(made["consistency"]["crm"]["fingerprints"]["left_out"].as_array().unwrap().len(), 0);
 }
 
+/// Writers wait for a moment while fingerprints are taken: never for a program that stands still in that moment.
+#[test]
+fn a_backup_that_stands_still_does_not_hold_up_writers() {
+    let cluster = Arc::new(Cluster::start(distribution_version()));
+    cluster.sql("CREATE TABLE a(n int); CREATE TABLE z(n int)");
+    let world = Faulty::new(&cluster, false);
+    world.json(&["backup", "crm"], 0);
+    // Somebody writes to `z`, so that locks are waited for.
+    let mut busy = cluster.connect();
+    busy.execute("BEGIN; INSERT INTO z VALUES (1)").unwrap();
+    let mut backup = world.command(&["backup", "crm"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let process = rustix::process::Pid::from_child(&backup);
+    let mut looks = cluster.connect();
+    let held = "SELECT count(*) FROM pg_locks WHERE relation = 'a'::regclass AND mode = 'ShareLock' AND granted";
+    wait_until("the lock is held", || looks.value(held).unwrap().as_deref() == Some("1"));
+    rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+    // It may have let go between the two.
+    if looks.value(held).unwrap().as_deref() == Some("1") {
+        cluster.sql("SET statement_timeout = '15s'; INSERT INTO a VALUES (1)");
+    }
+    rustix::process::kill_process(process, rustix::process::Signal::CONT).unwrap();
+    busy.execute("ROLLBACK").unwrap();
+    assert_eq!(backup.wait().unwrap().code(), Some(0), "it tries again");
+    assert_server_is_free(&cluster);
+    let again = world.json(&["drill", "run", "crm"], 0);
+    assert_eq!(again["verdict"], "passed", "{again}");
+}
+
 #[test]
 fn an_empty_cluster_is_backed_up_and_proven() {
     let cluster = Cluster::start(distribution_version());

@@ -47,6 +47,8 @@ const RUNS_LEAST: u64 = 8;
 const SAMPLE_LEAST: u64 = 64 << 10;
 /// `pg_wal_replay_pause` only asks; for so long the answer is waited for.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
+/// A session that holds up writers and hears nothing from here for so long is ended by the server: this program was stopped, or its host is gone.
+const ABANDONED_AFTER: Duration = Duration::from_secs(3);
 /// Held as long as replay is to be paused: "lifeboat" in ASCII.
 const PAUSE_LOCK: i64 = 0x6c69_6665_626f_6174;
 const RESUME_TRIES: u32 = 5;
@@ -386,13 +388,24 @@ impl Snapshot {
             }
         }
         self.locked = begun.map_or(Duration::ZERO, |begun: Instant| begun.elapsed());
-        self.position = taken?;
-        released
+        match taken.and_then(|position| released.map(|()| position)) {
+            Err(error) if self.locked >= ABANDONED_AFTER => {
+                let what =
+                    format!("take fingerprints: this program stood still for {} ms while writers waited for it", self.locked.as_millis());
+                Err(Error::new(Kind::Busy, what).because(error).hint("the server ended the session, for its writers' sake; try again"))
+            }
+            taken => {
+                self.position = taken?;
+                Ok(())
+            }
+        }
     }
 
     fn hold_locks(&mut self, name: &str, begun: &mut Option<Instant>, cancel: &Cancel) -> Result<Position> {
         for database in &mut self.databases {
-            database.connection.execute("SAVEPOINT writers")?;
+            // The rollback to it takes the limit back, too.
+            let limit = format!("SAVEPOINT writers; SET LOCAL idle_in_transaction_session_timeout = {}", ABANDONED_AFTER.as_millis());
+            database.connection.execute(&limit)?;
         }
         let until = *begun.insert(Instant::now()) + self.options.lock_limit;
         for database in &mut self.databases {
