@@ -478,6 +478,15 @@ fn an_old_primary_that_archived_on_is_told_and_may_be_the_right_one() {
     wait_until("the other server to be refused", || standby.value("SELECT failed_count > 0 FROM pg_stat_archiver") == "t");
     let refused = world.push(&standby.data().join("pg_wal").join(standby.value("SELECT last_failed_wal FROM pg_stat_archiver")), 1);
     assert!(refused["error"]["causes"].to_string().contains("does not go through timeline 2"), "{refused}");
+
+    // Two timelines left the first one: what is missing before the later of the two is no end of the log.
+    let of_the_first = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(&format!("{:016x}-", 1));
+    let last = world.pieces().into_iter().filter(of_the_first).max().unwrap();
+    let start = last.file_name().unwrap().to_str().unwrap().split('-').nth(1).unwrap().to_owned();
+    let segment = segment_of(1, Lsn(u64::from_str_radix(&start, 16).unwrap()));
+    fs::remove_file(&last).unwrap();
+    let missing = world.fetch(&segment, "missing", 150);
+    assert!(missing.to_string().contains("timeline 3 goes on from"), "{missing}");
 }
 
 #[test]

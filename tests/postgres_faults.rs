@@ -342,6 +342,7 @@ fn a_backup_that_stands_still_does_not_hold_up_writers() {
     }
     rustix::process::kill_process(process, rustix::process::Signal::CONT).unwrap();
     busy.execute("ROLLBACK").unwrap();
+    drop((busy, looks));
     assert_eq!(backup.wait().unwrap().code(), Some(0), "it tries again");
     assert_server_is_free(&cluster);
     let again = world.json(&["drill", "run", "crm"], 0);

@@ -251,6 +251,39 @@ fn a_slot_that_was_lost_is_made_again() {
 }
 
 #[test]
+fn a_backup_makes_a_lost_slot_again_so_that_log_goes_on_from_it() {
+    let cluster = server(distribution_version()).setting("max_slot_wal_keep_size", "3MB").start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = Logged::new(&cluster);
+    let streamer = world.stream();
+    write(&cluster, 100);
+    world.wait_for(1, flushed(&cluster));
+    streamer.stop();
+    let go_on = || {
+        write(&cluster, 3000);
+        cluster.sql("SELECT pg_switch_wal(); CHECKPOINT");
+    };
+    wait_until("the slot is lost", || {
+        go_on();
+        cluster.value("SELECT coalesce(wal_status, '') FROM pg_replication_slots") == "lost"
+    });
+    world.json(&["backup", "crm"], 0);
+    assert_ne!(cluster.value("SELECT coalesce(wal_status, '') FROM pg_replication_slots"), "lost");
+    go_on();
+    let streamer = world.stream();
+    write(&cluster, 100);
+    world.wait_for(1, flushed(&cluster));
+    let count = cluster.value("SELECT count(*) FROM t");
+    let restored = world.restored("restored", &["--latest"]);
+    assert_eq!(restored.value("SELECT count(*) FROM t"), count);
+    // The gap lies before the snapshot: nothing is to be done about it.
+    assert_eq!(world.gaps().len(), 1);
+    let problems = world.json(&["status", "crm"], 0)["plans"][0]["problems"].to_string();
+    assert!(!problems.contains("log-gap"), "{problems}");
+    streamer.stop_with(3);
+}
+
+#[test]
 fn a_promotion_is_followed_to_the_next_timeline() {
     for version in [distribution_version(), NEWEST] {
         let primary = server(version).setting("wal_keep_size", "512").start();

@@ -118,14 +118,16 @@ pub fn view(plan: &Plan, heard: Option<&Heard>, asked: Option<Asked>, surroundin
             format!("the process of run {} ({}) is gone; the next run settles it", run.id, run.job.word()),
         ));
     }
+    let stored = facts.repository.as_ref().and_then(|stored| stored.as_ref().ok());
     let work = surroundings.state.join("work").join(plan.name.as_str());
     let elsewhere = |kind: &str, source: &Name| heard.is_some_and(|heard| heard.is_elsewhere(kind, &plan.name, source));
     for source in plan.sources.iter().filter(|source| source.kind.streams_log() && !elsewhere("log", &source.name)) {
-        let (log, problems) = logs::stream_problems(source.name.as_str(), stream::status(&work, &source.name), status.whole_point, now);
+        let point = stored.and_then(|stored| Some(stored.reaches.get(&source.name)?.point));
+        let noted = stream::status(&work, &source.name);
+        let (log, problems) = logs::stream_problems(source.name.as_str(), noted, status.whole_point, point, now);
         status.logs.extend(log);
         status.problems.extend(problems);
     }
-    let stored = facts.repository.as_ref().and_then(|stored| stored.as_ref().ok());
     if let Some(stored) = stored {
         status.copies.clone_from(&stored.copies);
         status.problems.extend(stored.copy_problems.iter().cloned());

@@ -14,6 +14,8 @@ use crate::ops::log::reach::Reach;
 use crate::ops::log::stream::LogStatus;
 use crate::ops::{explain, select};
 use crate::plan::{Plan, Source};
+use crate::repo::Gap;
+use crate::source::postgres::lsn::Lsn;
 
 /// A stream that says nothing for so long does not run.
 const LOG_SILENCE: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
@@ -79,11 +81,12 @@ fn holes(source: &Name, reach: Option<&Reach>) -> Vec<Problem> {
     }
 }
 
-/// What is wrong with a stream. A gap is told until a snapshot is whole that was made after it. Pure.
+/// What is wrong with a stream. A gap is told until a snapshot is whole that was made after it, or begins behind it: `point` is where log goes on from that one. Pure.
 pub(in crate::daemon::status) fn stream_problems(
     source: &str,
     log: Result<Option<LogStatus>>,
     whole_point: Option<DateTime<Utc>>,
+    point: Option<Lsn>,
     now: DateTime<Utc>,
 ) -> (Option<LogStatus>, Vec<Problem>) {
     let log = match log {
@@ -120,7 +123,8 @@ pub(in crate::daemon::status) fn stream_problems(
             format!("the replication slot {} of source {source} is {state}: log is about to be missing", log.slot),
         ));
     }
-    let new = log.gaps.iter().filter(|gap| whole_point.is_none_or(|point| point <= gap.noticed_at)).count();
+    let is_ahead = |gap: &&Gap| point.is_none_or(|point| gap.to > point.0) && whole_point.is_none_or(|whole| whole <= gap.noticed_at);
+    let new = log.gaps.iter().filter(is_ahead).count();
     if new > 0 {
         let what = crate::ops::counted(new, "gap");
         problems.push(Problem::new(

@@ -300,9 +300,10 @@ impl Request<'_> {
         if let Some(Gap { from, to, .. }) = gaps.iter().find(|gap| !gap.unreadable && gap.stream == stream && gap.to > reached) {
             return Ok(Some(format!("{} to {} is on record as missing", Lsn(*from), Lsn(*to))));
         }
-        let left = self.histories()?.into_iter().find_map(|history| Some((history.timeline(), history.left_at(timeline)?)));
-        // Records end at multiples of 8; a position of a server may be rounded up.
-        Ok(left.filter(|(_, at)| at.0 > reached.next_multiple_of(8)).map(|(younger, at)| format!("timeline {younger} goes on from {at}")))
+        // Several may have left it. Records end at multiples of 8; a position of a server may be rounded up.
+        let left = self.histories()?.into_iter().filter_map(|history| Some((history.timeline(), history.left_at(timeline)?)));
+        let later = left.filter(|(_, at)| at.0 > reached.next_multiple_of(8)).max_by_key(|(younger, _)| *younger);
+        Ok(later.map(|(younger, at)| format!("timeline {younger} goes on from {at}")))
     }
 
     /// Whether the server has this segment itself, with log up to its end.

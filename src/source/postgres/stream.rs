@@ -199,17 +199,28 @@ pub fn slot_name(plan: &str, source: &str) -> String {
     format!("{}_{:08x}", &name[..name.len().min(54)], (hash >> 32) ^ (hash & 0xffff_ffff))
 }
 
-/// Creates the permanent slot where it is missing: from then on the server keeps the log. `true`: it was created.
+/// Creates the permanent slot where it is missing or has lost its log: from then on the server keeps it. `true`: it was created.
 ///
 /// # Errors
 /// What the server says, as when all slots are taken; [`Kind::Usage`] when there is another kind of slot under the name.
 pub fn ensure_slot(settings: &Settings, slot: &str, cancel: &Cancel) -> Result<bool> {
     let mut sql = Connection::connect(settings, Mode::Sql { database: None }, cancel)?;
-    if let Some(status) = replication::slot_by_sql(&mut sql, slot)? {
-        check_slot(&status, slot)?;
-        return Ok(false);
+    let found = replication::slot_by_sql(&mut sql, slot)?;
+    if let Some(status) = &found {
+        check_slot(status, slot)?;
+        // A stream that uses it makes it again itself.
+        if status.is_active || !is_lost(status) {
+            return Ok(false);
+        }
     }
     let mut connection = Connection::connect(settings, Mode::Replication, cancel)?;
+    if found.is_some() {
+        match replication::drop_slot(&mut connection, slot, false) {
+            // A stream was quicker.
+            Err(error) if !matches!(error.kind(), Kind::NotFound | Kind::Busy) => return Err(error),
+            _ => {}
+        }
+    }
     let (created, _) = make_slot(&mut connection, &mut sql, slot, cancel)?;
     Ok(created)
 }
