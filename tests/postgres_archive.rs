@@ -358,6 +358,8 @@ fn damage_and_holes_stop_a_recovery_and_never_open_the_server() {
     let refused = world.path("refused");
     let error = world.json(&["restore", "crm", "--to", refused.to_str().unwrap(), "--yes"], 20);
     assert!(!refused.exists() && error["error"]["kind"] == "damaged", "{error}");
+    let hint = error["error"]["hint"].as_str().unwrap();
+    assert!(hint.contains("no snapshot is harmed by this: --"), "{hint}");
     stopped("damaged", "its bytes are not those that were stored");
     fs::remove_file(victim).unwrap();
     stopped("hole", "the log has a hole at");
@@ -481,7 +483,11 @@ fn an_old_primary_that_archived_on_is_told_and_may_be_the_right_one() {
 
     // Two timelines left the first one: what is missing before the later of the two is no end of the log.
     let of_the_first = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(&format!("{:016x}-", 1));
-    let last = world.pieces().into_iter().filter(of_the_first).max().unwrap();
+    let mut theirs: Vec<PathBuf> = world.pieces().into_iter().filter(of_the_first).collect();
+    theirs.sort_by_key(|path| path.file_name().unwrap().to_owned());
+    // The last one is also the beginning of the third's.
+    fs::remove_file(theirs.pop().unwrap()).unwrap();
+    let last = theirs.pop().unwrap();
     let start = last.file_name().unwrap().to_str().unwrap().split('-').nth(1).unwrap().to_owned();
     let segment = segment_of(1, Lsn(u64::from_str_radix(&start, 16).unwrap()));
     fs::remove_file(&last).unwrap();

@@ -259,17 +259,17 @@ fn a_backup_makes_a_lost_slot_again_so_that_log_goes_on_from_it() {
     write(&cluster, 100);
     world.wait_for(1, flushed(&cluster));
     streamer.stop();
-    let go_on = || {
-        write(&cluster, 3000);
+    let go_on = |rows: u32| {
+        write(&cluster, rows);
         cluster.sql("SELECT pg_switch_wal(); CHECKPOINT");
     };
     wait_until("the slot is lost", || {
-        go_on();
+        go_on(3000);
         cluster.value("SELECT coalesce(wal_status, '') FROM pg_replication_slots") == "lost"
     });
     world.json(&["backup", "crm"], 0);
     assert_ne!(cluster.value("SELECT coalesce(wal_status, '') FROM pg_replication_slots"), "lost");
-    go_on();
+    go_on(100);
     let streamer = world.stream();
     write(&cluster, 100);
     world.wait_for(1, flushed(&cluster));

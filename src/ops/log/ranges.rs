@@ -644,6 +644,13 @@ impl Path {
         self.through(base, target, end, None, at)
     }
 
+    /// The newest moment that is known to lie before a position on it; `None`: nothing behind the snapshot's own does.
+    #[must_use]
+    pub fn known_before(&self, lsn: Lsn) -> Option<DateTime<Utc>> {
+        let before = self.seen.iter().filter(|(end, _)| *end <= lsn);
+        before.flat_map(|(_, facts)| [facts.last_commit, facts.server_clock]).flatten().filter(|time| *time > self.from).max()
+    }
+
     /// All there is.
     #[must_use]
     pub fn whole(&self, base: &Base) -> Route {

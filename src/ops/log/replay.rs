@@ -794,6 +794,18 @@ pub(in crate::ops) fn bring(job: &Job, manifest: &Manifest, recovery: &LogRecove
     Request { target: recovery.target.clone(), timeline: recovery.timeline, reaches: recovery.reaches }.write(data)
 }
 
+/// What can be had where the log is damaged in the segment that begins here.
+fn instead_of_damaged(base: &Base, path: &Path, from: Lsn) -> String {
+    let before = path.known_before(from).map_or_else(
+        || format!("--snapshot {} restores the moment of the snapshot that it goes on from", base.id),
+        |time| {
+            let time = time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+            format!("--at {time} restores what comes before the damaged log, --snapshot {} the moment of the snapshot", base.id)
+        },
+    );
+    format!("no snapshot is harmed by this: {before}; `lifeboat repair` brings the log back from a copy")
+}
+
 /// One file at a time; what is behind the end of the log is zeros.
 #[expect(clippy::too_many_arguments, reason = "one loop of `bring`")]
 fn write_segments(job: &Job, log: &Log, view: &View, base: &Base, path: &Path, parts: &[Part], end: Lsn, data: &FilePath) -> Result<()> {
@@ -817,7 +829,11 @@ fn write_segments(job: &Job, log: &Log, view: &View, base: &Base, path: &Path, p
         for part in parts {
             let (from, to) = (part.from.max(begin), part.to.min(close));
             if from < to {
-                let read = log.read_span(&pieces, part.stream, from.0..to.0)?;
+                let instead = |error: Error| match error.kind() {
+                    Kind::Damaged => error.hint(instead_of_damaged(base, path, from)),
+                    _ => error,
+                };
+                let read = log.read_span(&pieces, part.stream, from.0..to.0).map_err(instead)?;
                 let at = segment.offset(from) as usize;
                 bytes[at..at + read.len()].copy_from_slice(&read);
             }

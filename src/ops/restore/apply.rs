@@ -116,7 +116,8 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
         if let Some(recovery) = plan.recoveries().find(|recovery| recovery.source == record.name)
             && let Err(error) = replay::bring(job, &plan.manifest, recovery, &one.usable)
         {
-            return Err(stopped(error, record, plan, &place, &mut partial));
+            let instead = error.hint_text().map(str::to_owned);
+            return Err(stopped_or(error, instead, record, plan, &place, &mut partial));
         }
         if !plan.only.is_empty() {
             match extract(&mut one, &plan.only, &partial) {
@@ -420,8 +421,20 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
 
 /// A restore that stopped at a source: says what was kept and what to do. Where going on cannot help, that is recorded.
 fn stopped(error: Error, record: &SourceRecord, plan: &RestorePlan, place: &Place, partial: &mut Partial) -> Error {
+    stopped_or(error, None, record, plan, place, partial)
+}
+
+/// `instead`: what can be had where something is damaged, if it is not another snapshot.
+fn stopped_or(
+    error: Error,
+    instead: Option<String>,
+    record: &SourceRecord,
+    plan: &RestorePlan,
+    place: &Place,
+    partial: &mut Partial,
+) -> Error {
     if error.kind() == Kind::Damaged {
-        return damaged(error, record, plan, place, partial);
+        return damaged(error, instead, record, plan, place, partial);
     }
     let error = error.within(format!("restore source {} to {}", record.name, place.target().display()));
     if error.hint_text().is_some() {
@@ -433,12 +446,20 @@ fn stopped(error: Error, record: &SourceRecord, plan: &RestorePlan, place: &Plac
 }
 
 /// What is damaged stays so until somebody mends it: another snapshot, or the other sources of this one, may take the place.
-fn damaged(error: Error, record: &SourceRecord, plan: &RestorePlan, place: &Place, partial: &mut Partial) -> Error {
+fn damaged(
+    error: Error,
+    instead: Option<String>,
+    record: &SourceRecord,
+    plan: &RestorePlan,
+    place: &Place,
+    partial: &mut Partial,
+) -> Error {
     let recorded = partial.fail(explain(&error));
     let error = error.within(format!("restore source {} to {}", record.name, place.target().display()));
     let others: Vec<String> =
         plan.manifest.sources.iter().filter(|s| s.name != record.name).map(|s| format!("--source {}", s.name)).collect();
-    let mut hint = "`lifeboat verify` says which snapshots are harmed: restore another one with --snapshot ID".to_owned();
+    let mut hint =
+        instead.unwrap_or_else(|| "`lifeboat verify` says which snapshots are harmed: restore another one with --snapshot ID".to_owned());
     if !others.is_empty() {
         hint =
             format!("the other sources of this snapshot alone: {} (one source: TARGET is what that source is); {hint}", others.join(" "));
