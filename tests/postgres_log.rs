@@ -252,7 +252,7 @@ fn a_slot_that_was_lost_is_made_again() {
 
 #[test]
 fn a_backup_makes_a_lost_slot_again_so_that_log_goes_on_from_it() {
-    let cluster = server(distribution_version()).setting("max_slot_wal_keep_size", "3MB").start();
+    let cluster = server(distribution_version()).setting("max_slot_wal_keep_size", "16MB").start();
     cluster.sql("CREATE TABLE t(g int, v text)");
     let world = Logged::new(&cluster);
     let streamer = world.stream();
