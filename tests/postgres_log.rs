@@ -681,3 +681,27 @@ fn the_daemon_streams_and_status_and_doctor_say_how_it_stands() {
     daemon.stop();
     assert!(world.json(&["status"], 0)["plans"][0]["logs"][0]["durable_to"].is_string());
 }
+
+/// A file system that is not mounted any more is away, not empty.
+#[test]
+fn a_local_repository_that_goes_away_keeps_the_log_waiting_and_a_backup_from_committing() {
+    let cluster = server(distribution_version()).start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = Logged::new(&cluster);
+    let streamer = world.stream();
+    world.json(&["backup", "crm"], 0);
+    write(&cluster, 100);
+    world.wait_for(1, flushed(&cluster));
+    let (place, aside) = (world.path("repository"), world.path("aside"));
+    fs::rename(&place, &aside).unwrap();
+    write(&cluster, 500);
+    wait_until("the stream tells it", || world.status()["error"].as_str().is_some_and(|error| error.contains("the folder is gone")));
+    world.json(&["backup", "crm"], 1);
+    assert!(!place.exists());
+    fs::rename(&aside, &place).unwrap();
+    world.wait_for(1, flushed(&cluster));
+    assert!(world.gaps().is_empty() && world.runs().len() == 1, "{:?}", world.runs());
+    streamer.stop();
+    let restored = world.restored("restored", &["--latest"]);
+    assert_eq!(restored.value("SELECT count(*) FROM t"), "600");
+}

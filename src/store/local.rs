@@ -7,6 +7,8 @@
 //! - deletes are never synced, so after a crash a later delete may have happened and an earlier one not;
 //! - files and folders get the mode of the process's umask.
 //!
+//! A folder on a file system that is not mounted any more is away, not empty: what was seen as the root first must still be there, and is never made again.
+//!
 //! Here: a temporary file `name#digits` of mode 0600 in the same folder (such names are invisible to `LocalFileSystem`), written
 //! and synced, linked to its name (which fails if the name is taken), folder synced. Each folder's entry in its parent is synced
 //! once per process and folder before anything in it counts, whoever made it; folders are 0700. Deletes sync their folder.
@@ -35,6 +37,9 @@ use crate::store::refusal::Refusals;
 /// A temporary file that was not touched for so long belongs to a process that is gone.
 const ABANDONED: Duration = Duration::from_hours(24);
 
+/// The object that tells one repository from another, and is never changed.
+const IDENTITY: &str = "format";
+
 /// A local folder.
 #[derive(Debug, Clone)]
 pub(crate) struct Local(Arc<Inner>);
@@ -44,31 +49,43 @@ struct Inner {
     root: PathBuf,
     /// Made once the root exists.
     reading: OnceLock<Objects>,
+    /// The root, since it was seen.
+    seen: Mutex<Option<Seen>>,
     /// Folders whose entry in their parent is known to be on disk.
     settled: Mutex<HashSet<PathBuf>>,
     refusals: Refusals,
     download: Option<Arc<Rate>>,
 }
 
+/// A root that was seen.
+#[derive(Debug)]
+struct Seen {
+    device: u64,
+    inode: u64,
+    /// What [`IDENTITY`] says, once it is there.
+    identity: Option<Vec<u8>>,
+}
+
 impl Local {
-    /// Nothing is touched: the root is made by the first create.
+    /// Nothing is touched: the root is made by the first create, unless it was there before.
     pub fn new(root: PathBuf, refusals: Refusals, download: Option<Arc<Rate>>) -> Self {
-        Self(Arc::new(Inner { root, reading: OnceLock::new(), settled: Mutex::default(), refusals, download }))
+        Self(Arc::new(Inner { root, reading: OnceLock::new(), seen: Mutex::default(), settled: Mutex::default(), refusals, download }))
+    }
+
+    /// Whether the root is there: [`Inner::is_there`], which may block.
+    async fn is_there(&self) -> Result<bool> {
+        let inner = self.0.clone();
+        blocking(move || inner.is_there()).await
     }
 
     /// `None` while there is no root.
-    fn reading(&self) -> Result<Option<&Objects>> {
+    async fn reading(&self) -> Result<Option<&Objects>> {
         let inner = &*self.0;
         if let Some(reading) = inner.reading.get() {
             return Ok(Some(reading));
         }
-        match fs::metadata(&inner.root) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io(inner.refusals.message("open", ""), error)),
-            Ok(found) if !found.is_dir() => {
-                return Err(Error::new(Kind::Usage, format!("{}: not a folder", inner.refusals.message("open", ""))));
-            }
-            Ok(_) => {}
+        if !self.is_there().await? {
+            return Ok(None);
         }
         let files = LocalFileSystem::new_with_prefix(&inner.root).map_err(|error| inner.refusals.error("open", "", error))?;
         let files = Arc::new(files);
@@ -86,6 +103,14 @@ impl Local {
     fn absent(&self, operation: &str, key: &str) -> Error {
         Error::new(Kind::NotFound, self.0.refusals.message(operation, key))
     }
+
+    /// An object that is not there is missing only while its root is.
+    async fn or_away<T>(&self, found: Result<T>) -> Result<T> {
+        if found.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
+            self.is_there().await?;
+        }
+        found
+    }
 }
 
 impl Backend for Local {
@@ -96,8 +121,8 @@ impl Backend for Local {
 
     fn get<'a>(&'a self, key: &'a str, want: Want) -> BoxFuture<'a, Result<Bytes>> {
         async move {
-            match self.reading()? {
-                Some(objects) => objects.get(key, want).await,
+            match self.reading().await? {
+                Some(objects) => self.or_away(objects.get(key, want).await).await,
                 None => Err(self.absent("read", key)),
             }
         }
@@ -110,8 +135,8 @@ impl Backend for Local {
 
     fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<ObjectInfo>> {
         async move {
-            match self.reading()? {
-                Some(objects) => objects.head(key).await,
+            match self.reading().await? {
+                Some(objects) => self.or_away(objects.head(key).await).await,
                 None => Err(self.absent("look at", key)),
             }
         }
@@ -120,11 +145,14 @@ impl Backend for Local {
 
     fn list<'a>(&'a self, prefix: &'a str, pulse: &'a Pulse) -> BoxFuture<'a, Result<Vec<ObjectInfo>>> {
         async move {
-            if self.reading()?.is_none() {
+            if self.reading().await?.is_none() {
                 return Ok(Vec::new());
             }
             let (inner, prefix, pulse) = (self.0.clone(), prefix.to_owned(), pulse.clone());
-            blocking(move || inner.list(prefix, &pulse)).await
+            let listed = blocking(move || inner.list(prefix, &pulse)).await?;
+            // What went away meanwhile looks empty.
+            self.is_there().await?;
+            Ok(listed)
         }
         .boxed()
     }
@@ -159,6 +187,47 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 const LINKS: u8 = 8;
 
 impl Inner {
+    /// Whether the root is there; `false` only before it was ever seen.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] when it is gone since, or another folder without the same repository is in its place: a file system that was unmounted.
+    fn is_there(&self) -> Result<bool> {
+        let found = match fs::metadata(&self.root) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => None,
+            Err(error) => return Err(Error::io(self.refusals.message("open", ""), error)),
+            Ok(found) if !found.is_dir() => {
+                return Err(Error::new(Kind::Usage, format!("{}: not a folder", self.refusals.message("open", ""))));
+            }
+            Ok(found) => Some((found.dev(), found.ino())),
+        };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let identity = || fs::read(self.root.join(IDENTITY)).ok();
+        match (found, &mut *seen) {
+            (None, None) => Ok(false),
+            (Some((device, inode)), None) => {
+                *seen = Some(Seen { device, inode, identity: identity() });
+                Ok(true)
+            }
+            (Some(found), Some(seen)) if found == (seen.device, seen.inode) => {
+                if seen.identity.is_none() {
+                    seen.identity = identity();
+                }
+                Ok(true)
+            }
+            // Mounted again, it may have other numbers.
+            (Some((device, inode)), Some(seen)) if seen.identity.is_some() && seen.identity == identity() => {
+                (seen.device, seen.inode) = (device, inode);
+                self.settled.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                Ok(true)
+            }
+            (_, Some(_)) => Err(Error::new(
+                Kind::Unavailable,
+                format!("{}: the folder is gone, or another one is in its place", self.refusals.message("open", "")),
+            )
+            .hint("is its file system still mounted? Nothing is stored until the folder is back")),
+        }
+    }
+
     /// Every object below a folder, with one look at each and none at its path: a repository has thousands. A folder that is not there is empty.
     fn list(&self, prefix: String, pulse: &Pulse) -> Result<Vec<ObjectInfo>> {
         let refused = |key: &str, error| Error::io(self.refusals.message("list", key), error);
@@ -204,6 +273,7 @@ impl Inner {
 
     fn put(&self, key: &str, bytes: &Bytes, mode: PutMode) -> Result<()> {
         let message = || self.refusals.message("write", key);
+        self.is_there()?;
         let path = self.root.join(key);
         let folder = path.parent().unwrap_or(&self.root).to_owned();
         let mut settled_again = false;
@@ -230,11 +300,16 @@ impl Inner {
             sync_folder(&folder).io_context(message)?;
         }
         drop(temporary);
+        // Written to what was below a file system that went away meanwhile, it is not stored.
+        if !self.is_there()? {
+            return Err(Error::new(Kind::Unavailable, message()));
+        }
         if taken { Err(Error::new(Kind::AlreadyExists, message())) } else { linked.io_context(message) }
     }
 
     fn delete(&self, key: &str) -> Result<()> {
         let message = || self.refusals.message("delete", key);
+        self.is_there()?;
         let path = self.root.join(key);
         match fs::remove_file(&path) {
             Ok(()) => sync_folder(path.parent().unwrap_or(&self.root)).io_context(message),
@@ -245,6 +320,9 @@ impl Inner {
 
     /// All are of one folder, which is synced once.
     fn delete_together(&self, keys: &[String]) -> Vec<Result<()>> {
+        if let Err(error) = self.is_there() {
+            return keys.iter().map(|_| Err(Error::new(error.kind(), error.to_string()))).collect();
+        }
         let path = |key: &str| self.root.join(key);
         let failed = |key: &str, error| Error::io(self.refusals.message("delete", key), error);
         let removed: Vec<io::Result<()>> = keys.iter().map(|key| fs::remove_file(path(key))).collect();
@@ -270,6 +348,10 @@ impl Inner {
         let root_existed = self.root.is_dir();
         // What stands above the root already; everything below it may be new.
         let anchor = self.root.ancestors().skip(1).find(|above| above.is_dir()).map(Path::to_owned);
+        // Only the first create makes the root: one that went away is not to be made again.
+        if self.seen.lock().unwrap_or_else(PoisonError::into_inner).is_some() && !root_existed {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         if !folder.is_dir() {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
@@ -424,9 +506,51 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let store = local(&base.path().join("root"));
         store.put("a/b", Bytes::new(), PutMode::Create).await.unwrap();
-        fs::remove_dir_all(base.path().join("root")).unwrap();
+        fs::remove_dir_all(base.path().join("root/a")).unwrap();
         store.put("a/b", Bytes::new(), PutMode::Create).await.unwrap();
         assert!(store.head("a/b").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_root_that_went_away_is_neither_empty_nor_made_again() {
+        let base = tempfile::tempdir().unwrap();
+        let (root, aside) = (base.path().join("root"), base.path().join("aside"));
+        let store = local(&root);
+        let put = async |key: &str| store.put(key, Bytes::new(), PutMode::Create).await.map_err(|error| error.kind());
+        assert_eq!(store.list("", &Pulse::default()).await.unwrap().len(), 0, "it was never there");
+        put("packs/a").await.unwrap();
+        fs::write(root.join(IDENTITY), "this one").unwrap();
+        put("packs/b").await.unwrap();
+        let all_refused = async || {
+            assert_eq!(put("packs/c").await, Err(Kind::Unavailable));
+            assert_eq!(put("new/folder/c").await, Err(Kind::Unavailable));
+            assert_eq!(store.head("packs/a").await.unwrap_err().kind(), Kind::Unavailable);
+            assert_eq!(store.get("packs/a", Want::All { limit: 9 }).await.unwrap_err().kind(), Kind::Unavailable);
+            assert_eq!(store.list("", &Pulse::default()).await.unwrap_err().kind(), Kind::Unavailable);
+            assert_eq!(store.delete("packs/a").await.unwrap_err().kind(), Kind::Unavailable);
+            let together = store.delete_together(&["packs/a"]).unwrap().await;
+            assert!(together[0].as_ref().is_err_and(|error| error.kind() == Kind::Unavailable));
+        };
+        // A folder in a file system that was unmounted.
+        fs::rename(&root, &aside).unwrap();
+        all_refused().await;
+        assert!(!root.exists());
+        // The folder that the file system was mounted on, and another repository.
+        for found in ["", "another one"] {
+            fs::create_dir(&root).unwrap();
+            if !found.is_empty() {
+                fs::write(root.join(IDENTITY), found).unwrap();
+            }
+            all_refused().await;
+            fs::remove_dir_all(&root).unwrap();
+        }
+        // Mounted again.
+        fs::create_dir_all(root.join("packs")).unwrap();
+        for name in [IDENTITY, "packs/a", "packs/b"] {
+            fs::copy(aside.join(name), root.join(name)).unwrap();
+        }
+        put("packs/c").await.unwrap();
+        assert_eq!(store.list("packs", &Pulse::default()).await.unwrap().len(), 3);
     }
 
     #[tokio::test]
