@@ -294,8 +294,14 @@ impl Source for Planted {
         }
         Ok(usable)
     }
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
-        self.inner.prove(usable, request, context)
+    fn prove(
+        &self,
+        restored: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
+        self.inner.prove(restored, request, context, usable)
     }
 }
 

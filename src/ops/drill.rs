@@ -62,7 +62,7 @@ pub struct DrillReport {
     pub snapshot: SnapshotId,
     /// The moment that the snapshot is of.
     pub snapshot_time: DateTime<Utc>,
-    /// What was replayed on top of the snapshot. `None`: it was recovered to its own moment.
+    /// What was replayed on top of the snapshot; its bytes are not among `bytes_restored`. `None`: it was recovered to its own moment.
     #[serde(default)]
     pub recovery: Option<LogRecovery>,
     /// The later snapshot whose content the log had to lead to: tables are compared with its fingerprints. `None`: with those of the drilled
@@ -78,7 +78,8 @@ pub struct DrillReport {
     pub reasons: Vec<String>,
     /// What made the recovery itself fail.
     pub failure: Option<Failure>,
-    /// From the choice of the snapshot until the content was usable (checks and clean-up not included). `None`: never usable.
+    /// From the choice of the snapshot until the content was usable, without checks and clean-up: a server answers at its target, a dump is loaded.
+    /// `None`: never usable.
     pub recovery_time_ms: Option<u64>,
     /// What a disaster at the start of this drill would have lost: start of the drill − time of the newest snapshot. `None`: that
     /// moment has not been yet, a clock is wrong. The drilled snapshot may be an older one on purpose (`snapshot_age_ms`): then this supposes that the newest can be
@@ -415,15 +416,10 @@ fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
         Ok(done) => done,
         Err(error) => return Attempt { failure: Some(error), ..attempt },
     };
-    attempt.recovery_time_ms = Some(watch.elapsed_ms());
     attempt.bytes = done.report.bytes_restored;
     attempt.entries = done.report.entries_restored;
     attempt.warnings.clone_from(&done.report.warnings);
-    watch.split(&done.report.phases, "check");
-    job.progress.event(Event::Phase { name: "check", detail: job.plan.to_string() });
-    for restored in &done.restored {
-        attempt.checks.extend(prove(job, restored, selected, folder));
-    }
+    (attempt.checks, attempt.recovery_time_ms) = prove_all(job, &done, selected, folder, watch);
     attempt.canaries = read_canaries(job, selected, &mut attempt.checks);
     attempt.checks.extend(unasked(job, &done.restored));
 
@@ -466,8 +462,42 @@ fn target_in(folder: &RunFolder, plan: &Name) -> PathBuf {
     folder.path().join(format!("restored-{plan}"))
 }
 
+/// What the sources prove, and how long the recovery took: time that passes before something can be used is the recovery's, that of checks is not.
+/// `None`: something never became usable.
+fn prove_all(
+    job: &Job,
+    done: &restore::Done,
+    selected: &Selected,
+    folder: &RunFolder,
+    watch: &mut Stopwatch,
+) -> (Vec<CheckRecord>, Option<u64>) {
+    let (mut checks, mut recovery_ms) = (Vec::new(), Some(watch.elapsed_ms()));
+    let (mut fetched, mut phase) = (done.report.phases.as_slice(), "");
+    let mut begin = |watch: &mut Stopwatch, name| {
+        if phase != name {
+            watch.split(std::mem::take(&mut fetched), name);
+            job.progress.event(Event::Phase { name, detail: job.plan.to_string() });
+            phase = name;
+        }
+    };
+    let (unfinished, finished): (Vec<_>, Vec<_>) = done.restored.iter().partition(|restored| restored.source.unfinished().is_some());
+    for restored in unfinished.into_iter().chain(finished) {
+        let rest = restored.source.unfinished();
+        begin(watch, rest.unwrap_or("check"));
+        let (began_ms, mut usable_ms) = (watch.elapsed_ms(), None);
+        checks.extend(prove(job, restored, selected, folder, &mut || {
+            usable_ms = Some(watch.elapsed_ms());
+            begin(watch, "check");
+        }));
+        if rest.is_some() {
+            recovery_ms = recovery_ms.zip(usable_ms).map(|(before, usable)| before + (usable - began_ms));
+        }
+    }
+    (checks, recovery_ms)
+}
+
 /// The source's own proof: engine checks, fingerprints, SQL.
-fn prove(job: &Job, restored: &Restored, selected: &Selected, folder: &RunFolder) -> Vec<CheckRecord> {
+fn prove(job: &Job, restored: &Restored, selected: &Selected, folder: &RunFolder, usable: &mut dyn FnMut()) -> Vec<CheckRecord> {
     let name = &restored.record.name;
     let later = selected.compared.as_ref().and_then(|later| later.sources.iter().find(|record| record.name == *name));
     let elsewhere = later.is_none() && selected.recovery.as_ref().is_some_and(|recovery| recovery.source == *name);
@@ -491,7 +521,7 @@ fn prove(job: &Job, restored: &Restored, selected: &Selected, folder: &RunFolder
     let proved = make_private(&scratch)
         .and_then(|()| if restored.source.keeps_content() { Ok(()) } else { open_the_way(job, folder, &scratch) })
         .and_then(|()| context_of(job, scratch, selected.compared.as_ref().unwrap_or(&selected.manifest)))
-        .and_then(|context| restored.source.prove(&restored.usable, &request, &context));
+        .and_then(|context| restored.source.prove(&restored.usable, &request, &context, usable));
     // PostgreSQL looks whether there was anything to have a fingerprint of.
     let unproved = restored.record.kind == "sqlite" && request.fingerprints.is_empty() && compare_percent > 0;
     let mut checks = match proved {

@@ -382,8 +382,21 @@ impl Source for Later {
         !matches!(self.1.kind, SourceKind::Postgres(_))
     }
 
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
-        self.driver()?.prove(usable, request, context)
+    fn unfinished(&self) -> Option<&'static str> {
+        match &self.1.kind {
+            SourceKind::Postgres(_) => self.driver().ok()?.unfinished(),
+            _ => None,
+        }
+    }
+
+    fn prove(
+        &self,
+        restored: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
+        self.driver()?.prove(restored, request, context, usable)
     }
 }
 

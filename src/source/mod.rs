@@ -155,12 +155,25 @@ pub trait Source: Send + Sync {
         true
     }
 
-    /// Proves a usable restored thing (as returned by `adopt`): engine checks, fingerprints, the plan's SQL. Never changes it.
-    /// Every check asked for has a result; what could not be checked is `Skipped` and says why.
+    /// What is left to do before somebody can use what `adopt` returned, as the name of a phase: an incident costs its time too, and
+    /// [`Source::prove`] begins with it. `None`: nothing.
+    fn unfinished(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Proves a restored thing (as returned by `adopt`): engine checks, fingerprints, the plan's SQL. Never changes its content.
+    /// Every check asked for has a result; what could not be checked is `Skipped` and says why. `usable` is called once, where
+    /// [`Source::unfinished`] names something: when that is done, before anything is checked. Not called: it did not become usable.
     ///
     /// # Errors
     /// Only when checking itself was not possible (interrupted, machine out of room); damage is a failed check, not an error.
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>>;
+    fn prove(
+        &self,
+        restored: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>>;
 }
 
 /// What closing a file told.

@@ -99,7 +99,13 @@ impl PostgresSource {
     }
 
     /// Recovers the folder to its own moment in a private server and asks it everything.
-    fn prove_recovered(&self, data: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
+    fn prove_recovered(
+        &self,
+        data: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
         let check = |name: &str, outcome, expected: &str, actual: String| CheckResult {
             name: name.into(),
             outcome,
@@ -144,6 +150,7 @@ impl PostgresSource {
             let actual = format!("the log ends at {}: {}", outcome.end, outcome.reason);
             return Ok(vec![check("server", Outcome::Failed, &expected, actual)]);
         }
+        usable();
         let started = format!(
             "PostgreSQL {} answered after {} ms{}, {} (timeline {})",
             tools.version(),
@@ -244,8 +251,18 @@ impl Source for PostgresSource {
         extract::extract(usable, self.bin_directory.as_deref(), request, context)
     }
 
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
-        self.prove_recovered(usable, request, context)
+    fn unfinished(&self) -> Option<&'static str> {
+        Some("replay")
+    }
+
+    fn prove(
+        &self,
+        restored: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
+        self.prove_recovered(restored, request, context, usable)
     }
 }
 

@@ -139,7 +139,17 @@ impl Source for LogicalSource {
         load::load(restored, &Target::parse(url)?, self.bin_directory.as_deref(), context)
     }
 
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
-        drill::prove(usable, self.bin_directory.as_deref(), request, context)
+    fn unfinished(&self) -> Option<&'static str> {
+        Some("load")
+    }
+
+    fn prove(
+        &self,
+        restored: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
+        drill::prove(restored, self.bin_directory.as_deref(), request, context, usable)
     }
 }
