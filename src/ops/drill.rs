@@ -19,10 +19,10 @@ use crate::ops::verdict::{Facts, duration_text, judge, millis, objectives};
 use crate::ops::work::{Kept, RunFolder, exists, keep, let_through, make_private};
 use crate::ops::{
     Canary, CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, condemn, context_of, damaged_reports_warning,
-    damaged_warning, explain, unless_removed,
+    damaged_warning, explain, resolve, unless_removed,
 };
 use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
-use crate::source::{CheckResult, Expectation, Outcome, ProveRequest, SqlCheck};
+use crate::source::{CheckResult, Expectation, LOAD, Outcome, ProveRequest, REPLAY, SqlCheck};
 
 /// What is asked for beyond the plan's drill settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -116,6 +116,20 @@ impl DrillReport {
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
         self.exit.as_deref().map(kind_of)
+    }
+
+    /// The recovery time, where all that a recovery of sources of these kinds costs is in it. Where what a server does before it can be used is no
+    /// phase of the report, as in old ones, it was left out: that measures nothing.
+    pub fn measured_ms<'a>(&self, mut kinds: impl Iterator<Item = &'a str>) -> Option<u64> {
+        let is_whole = self.phases.iter().any(|phase| [REPLAY, LOAD].contains(&phase.name.as_str()));
+        let unfinished = |kind| resolve::bare_source(kind).is_ok_and(|source| source.unfinished().is_some());
+        self.recovery_time_ms.filter(|_| is_whole || !kinds.any(unfinished))
+    }
+
+    /// All that was brought: the content, and the log that was replayed on top of it.
+    #[must_use]
+    pub fn bytes_brought(&self) -> u64 {
+        self.bytes_restored.saturating_add(self.recovery.as_ref().map_or(0, |recovery| recovery.bytes))
     }
 }
 

@@ -9,6 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress, Pulse};
 use crate::id::Name;
 use crate::ops::identity::{self, AcceptReport};
+use crate::ops::log::canary;
 use crate::ops::prune::PlanRules;
 use crate::ops::retention::Rules;
 use crate::ops::work::make_missing;
@@ -358,6 +359,10 @@ impl Source for Later {
         self.driver()?.ready()
     }
 
+    fn log_position(&self) -> Result<Option<(u32, u64)>> {
+        source(&self.0, &self.1)?.source.log_position()
+    }
+
     fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>> {
         source(&self.0, &self.1)?.source.begin(context)
     }
@@ -517,6 +522,7 @@ fn source(plan: &Name, source: &plan::Source) -> Result<NamedSource> {
                 bin_directory,
                 log_slot,
                 archives: server.log == LogMode::Push,
+                canary: server.canary.map(|_| canary::row(plan, &source.name)),
                 read_unchanged: server.read_unchanged,
                 refuses_damaged_pages: server.damaged_pages == DamagedPages::Fail,
                 fingerprint_budget: server.fingerprint_budget,

@@ -56,14 +56,16 @@ use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, IoContext, Kind, Result};
+use crate::event::Cancel;
 use crate::source::postgres::backup::{BaseSnapshot, POINT_FILE, Point};
+use crate::source::postgres::client::{Connection, Mode};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::instance::{Account, Instance, Tools, major_of};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
 use crate::source::postgres::private::{Private, Recovered};
 use crate::source::postgres::recover::{Action, Recovery, Request, Target, Timeline};
 use crate::source::{
-    CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot, Standby,
+    CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, Outcome, ProveRequest, REPLAY, Source, SourceContext, SourceSnapshot, Standby,
 };
 
 /// A cluster, backed up as a whole.
@@ -87,6 +89,8 @@ pub struct PostgresSource {
     pub log_slot: Option<String>,
     /// The server brings its log by `archive_command`.
     pub archives: bool,
+    /// The canary row that is written on it.
+    pub canary: Option<String>,
 }
 
 /// Room that a server needs to recover and answer: two files of its log.
@@ -229,6 +233,15 @@ impl Source for PostgresSource {
         }
     }
 
+    fn log_position(&self) -> Result<Option<(u32, u64)>> {
+        let connect = |mode| Connection::connect(self.settings()?, mode, &Cancel::default());
+        let is_standby = connect(Mode::Sql { database: None })?.value("SELECT pg_catalog.pg_is_in_recovery()")?.as_deref() == Some("t");
+        let identity = replication::identify_system(&mut connect(Mode::Replication)?)?;
+        let position = identity.position;
+        let position = if is_standby { stream::without_page_header(position).0.saturating_sub(1) } else { position.0 };
+        Ok(Some((identity.timeline, position)))
+    }
+
     fn keeps_content(&self) -> bool {
         false
     }
@@ -252,7 +265,7 @@ impl Source for PostgresSource {
     }
 
     fn unfinished(&self) -> Option<&'static str> {
-        Some("replay")
+        Some(REPLAY)
     }
 
     fn prove(

@@ -39,7 +39,7 @@ use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::diagnosis;
 use crate::source::postgres::instance::Tools;
 use crate::source::postgres::logical::snapshot::LogicalSnapshot;
-use crate::source::{CheckResult, Diagnosis, HandOver, Problem, ProveRequest, Source, SourceContext, SourceSnapshot};
+use crate::source::{CheckResult, Diagnosis, HandOver, LOAD, Problem, ProveRequest, Source, SourceContext, SourceSnapshot};
 
 /// In manifests: another kind than a physical backup, which comes back another way.
 pub const KIND: &str = "postgres-logical";
@@ -140,7 +140,7 @@ impl Source for LogicalSource {
     }
 
     fn unfinished(&self) -> Option<&'static str> {
-        Some("load")
+        Some(LOAD)
     }
 
     fn prove(
