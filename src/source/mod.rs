@@ -181,13 +181,8 @@ pub trait Source: Send + Sync {
     ///
     /// # Errors
     /// Only when checking itself was not possible (interrupted, machine out of room); damage is a failed check, not an error.
-    fn prove(
-        &self,
-        restored: &Path,
-        request: &ProveRequest,
-        context: &SourceContext,
-        usable: &mut dyn FnMut(),
-    ) -> Result<Vec<CheckResult>>;
+    fn prove(&self, restored: &Path, request: &ProveRequest, context: &SourceContext, usable: &mut dyn FnMut())
+    -> Result<Vec<CheckResult>>;
 }
 
 /// What closing a file told.

@@ -1,7 +1,7 @@
 //! How long a restore will take, from what drills measured. Pure.
 
-use crate::ops::restore::Estimate;
 use crate::ops::drill::DrillReport;
+use crate::ops::restore::Estimate;
 use crate::repo::{ReportKind, ReportRecord, SourceRecord};
 
 /// What is assumed of a plan that was never drilled; plain bytes per second.
@@ -110,7 +110,12 @@ mod tests {
             ReportRecord { id, kind: ReportKind::Drill, time, plan: Some("crm".into()), snapshots: vec![], passed: true, document }
         };
         let of = |kind: &str| -> Vec<SourceRecord> {
-            vec![serde_json::from_value(json!({ "name": "db", "kind": kind, "entries": 1, "bytes": 100, "finish": {}, "tree": { "depth": 0, "nodes": "" } })).unwrap()]
+            vec![
+                serde_json::from_value(
+                    json!({ "name": "db", "kind": kind, "entries": 1, "bytes": 100, "finish": {}, "tree": { "depth": 0, "nodes": "" } }),
+                )
+                .unwrap(),
+            ]
         };
         let reports = [report(&["fetch", "replay"], Some(1900)), report(&["fetch", "load"], None), report(&["fetch"], Some(1900))];
         let bytes = |kind| measurements(&reports, "crm", &of(kind)).iter().map(|m| (m.bytes, m.ms)).collect::<Vec<_>>();

@@ -65,7 +65,8 @@ use crate::source::postgres::layout::CONFIGURATION_FOLDER;
 use crate::source::postgres::private::{Private, Recovered};
 use crate::source::postgres::recover::{Action, Recovery, Request, Target, Timeline};
 use crate::source::{
-    CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, Outcome, ProveRequest, REPLAY, Source, SourceContext, SourceSnapshot, Standby,
+    CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, Outcome, ProveRequest, REPLAY, Source, SourceContext, SourceSnapshot,
+    Standby,
 };
 
 /// A cluster, backed up as a whole.
