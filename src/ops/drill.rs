@@ -120,6 +120,7 @@ impl DrillReport {
 
     /// The recovery time, where all that a recovery of sources of these kinds costs is in it. Where what a server does before it can be used is no
     /// phase of the report, as in old ones, it was left out: that measures nothing.
+    #[must_use]
     pub fn measured_ms<'a>(&self, mut kinds: impl Iterator<Item = &'a str>) -> Option<u64> {
         let is_whole = self.phases.iter().any(|phase| [REPLAY, LOAD].contains(&phase.name.as_str()));
         let unfinished = |kind| resolve::bare_source(kind).is_ok_and(|source| source.unfinished().is_some());
