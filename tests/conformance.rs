@@ -173,7 +173,7 @@ fn a_faithful_copy_is_proved_and_proving_changes_nothing() {
         let usable = case.source.adopt(&restored, &context).unwrap();
         assert!(usable.starts_with(&restored));
         let before = tree_of(&restored);
-        let checks = case.source.prove(&usable, &request(&finish, vec![sql_check("SELECT 1", "= 1")]), &context).unwrap();
+        let checks = case.source.prove(&usable, &request(&finish, vec![sql_check("SELECT 1", "= 1")]), &context, &mut || {}).unwrap();
         assert!(tree_of(&restored) == before, "{}: proving changes nothing", case.source.kind());
         let asked: Vec<&CheckResult> = checks.iter().filter(|check| check.name == "asked").collect();
         assert_eq!(asked.len(), 1, "every check asked for has one result");
@@ -293,7 +293,7 @@ fn writers_at_work_never_tear_a_snapshot() {
             let usable = case.source.adopt(&restored, &context).unwrap();
             let checks =
                 vec![sql_check("SELECT sum(balance) FROM account", "= 2000000"), sql_check("SELECT count(*) FROM account", "= 2000")];
-            let checks = case.source.prove(&usable, &request(&finish, checks), &context).unwrap();
+            let checks = case.source.prove(&usable, &request(&finish, checks), &context, &mut || {}).unwrap();
             assert!(checks.iter().all(|check| check.outcome == Outcome::Passed), "{checks:#?}");
         }
         stop.store(true, Ordering::Relaxed);
@@ -406,12 +406,12 @@ fn planted_damage_is_found_and_named() {
     for (what, plant, outcome, named) in damages {
         fs::write(&usable, &faithful).unwrap();
         plant(&usable);
-        let checks = case.source.prove(&usable, &request(&finish, vec![sql_check("SELECT 1", "= 1")]), &context).unwrap();
+        let checks = case.source.prove(&usable, &request(&finish, vec![sql_check("SELECT 1", "= 1")]), &context, &mut || {}).unwrap();
         let found = checks.iter().any(|check| check.outcome == outcome && named.is_none_or(|name| check.name == name));
         assert!(found, "{what}: {checks:#?}");
         assert!(checks.iter().any(|check| check.name == "asked"), "{what}: every check has a result");
     }
     fs::write(&usable, &faithful).unwrap();
-    let checks = case.source.prove(&usable, &request(&finish, Vec::new()), &context).unwrap();
+    let checks = case.source.prove(&usable, &request(&finish, Vec::new()), &context, &mut || {}).unwrap();
     assert!(checks.iter().all(|check| check.outcome == Outcome::Passed), "and the faithful copy passes again");
 }

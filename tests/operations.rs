@@ -30,7 +30,8 @@ use lifeboat::source::command::CommandSource;
 use lifeboat::source::files::FilesSource;
 use lifeboat::source::sqlite::SqliteSource;
 use lifeboat::source::{
-    CheckResult, Closed, Diagnosis, Expectation, Finish, Outcome, Problem, ProveRequest, Source, SourceContext, SourceSnapshot, SqlCheck,
+    CheckResult, Closed, Diagnosis, Expectation, Finish, LOAD, Outcome, Problem, ProveRequest, Source, SourceContext, SourceSnapshot,
+    SqlCheck,
 };
 use lifeboat::store::faults::{Effect, Faults, Rule};
 use lifeboat::store::{Store, Verb};
@@ -245,6 +246,8 @@ struct Planted {
     unreadable: Vec<(&'static str, u64)>,
     /// Yields everything backwards: what is in a folder before the folder, other names before their file.
     backwards: bool,
+    /// What is done before the restored thing can be used; is given what says that it can be.
+    finish: Option<fn(&mut dyn FnMut())>,
 }
 
 impl Planted {
@@ -258,6 +261,7 @@ impl Planted {
             fail_at_finish: false,
             unreadable: Vec::new(),
             backwards: false,
+            finish: None,
         }
     }
 
@@ -294,8 +298,20 @@ impl Source for Planted {
         }
         Ok(usable)
     }
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
-        self.inner.prove(usable, request, context)
+    fn unfinished(&self) -> Option<&'static str> {
+        self.finish.map(|_| LOAD)
+    }
+    fn prove(
+        &self,
+        restored: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
+        if let Some(finish) = self.finish {
+            finish(usable);
+        }
+        self.inner.prove(restored, request, context, &mut || {})
     }
 }
 
@@ -935,7 +951,7 @@ fn a_drill_proves_and_leaves_nothing() {
     let request =
         RestoreRequest { choice: Choice::LatestProven, to: world.path("x.db"), sources: Vec::new(), only: Vec::new(), resume: false };
     let plan = restore::plan(&job, &request).unwrap();
-    assert!(plan.estimate.basis.contains("drill"), "{:?}", plan.estimate);
+    assert_eq!(plan.estimate.basis, "from the last drill of this plan");
 
     // The same with an assertion that does not hold: exit 20.
     world.resolved.drill.checks.push(check("too many", "select count(*) from customer", "> 5000"));
@@ -945,6 +961,40 @@ fn a_drill_proves_and_leaves_nothing() {
     world.resolved.drill.checks = vec![PlannedCheck { source: name("other"), ..check("x", "select 1", "= 1") }];
     let incomplete = world.drill();
     assert_eq!((incomplete.verdict, incomplete.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)));
+}
+
+#[test]
+fn what_is_left_to_do_before_something_can_be_used_is_recovery_time_and_checks_are_not() {
+    const REST: Duration = Duration::from_millis(1500);
+    let mut world = World::sqlite();
+    world.resolved.objectives.recovery_time = Some(REST);
+    world.backup();
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap();
+    let honest = world.resolved.sources[0].clone();
+    let mut drilled_with = |finish: fn(&mut dyn FnMut())| {
+        world.resolved.sources[0] = Planted { finish: Some(finish), ..Planted::over(&honest) }.named("crm");
+        world.drill()
+    };
+
+    let slow = drilled_with(|usable| {
+        std::thread::sleep(REST + Duration::from_millis(1));
+        usable();
+        std::thread::sleep(REST);
+    });
+    let names: Vec<_> = slow.phases.iter().map(|phase| phase.name.as_str()).collect();
+    assert_eq!(names, ["select", "fetch", "adopt", "place", "load", "check", "compare", "cleanup"]);
+    let took = |name: &str| slow.phases.iter().find(|phase| phase.name == name).unwrap().duration_ms;
+    assert!(took("load") > ms(REST) && took("check") >= ms(REST), "{:?}", slow.phases);
+    let recovery = slow.recovery_time_ms.unwrap();
+    let sum: u64 = slow.phases[..5].iter().map(|phase| phase.duration_ms).sum();
+    assert!(sum <= recovery && recovery - sum <= 100, "{recovery} {:?}", slow.phases);
+    assert!(recovery + ms(REST) <= slow.duration_ms, "checks come after it");
+    assert_eq!((slow.verdict, slow.exit()), (Verdict::Passed, Some(Kind::ObjectiveMissed)), "{}", report::text(&slow));
+    assert_eq!(slow.objectives[0].actual_ms, Some(recovery));
+
+    let never = drilled_with(|_| ());
+    assert_eq!((never.recovery_time_ms, never.objectives[0].met), (None, false), "{}", report::text(&never));
+    assert!(never.phases.iter().any(|phase| phase.name == "load"), "{:?}", never.phases);
 }
 
 #[test]

@@ -418,6 +418,15 @@ fn the_primary_that_a_failover_left_behind_is_refused_and_the_new_one_never() {
         let message = refused["error"]["message"].as_str().unwrap();
         assert!(refused["error"]["kind"] == "split-brain" && message.contains("timeline 1") && message.contains("timeline 2"), "{refused}");
     }
+    let timeline = |code: i32| {
+        let doctor = world.json(&["doctor", "crm"], code);
+        let is_it = |check: &&serde_json::Value| check["name"] == "source crm: timeline";
+        let check = doctor["checks"].as_array().unwrap().iter().find(is_it).unwrap_or_else(|| panic!("{doctor}")).clone();
+        (check, doctor["exit"].clone())
+    };
+    let (told, exit) = timeline(1);
+    let message = told["message"].as_str().unwrap();
+    assert!(exit == "split-brain" && told["ok"] == false && message.contains("left behind by a failover"), "{told}");
     assert_eq!(world.json(&["snapshots", "crm"], 0)["snapshots"].as_array().unwrap().len(), 1);
 
     // What it wrote into the shared segment is told until there is a backup of the new primary.
@@ -428,6 +437,8 @@ fn the_primary_that_a_failover_left_behind_is_refused_and_the_new_one_never() {
     drop(restored);
     world.say_url(&socket_url(&standby));
     give_to_server(&world.path("url"));
+    let (told, _) = timeline(0);
+    assert!(told["ok"] == true && told["message"].as_str().unwrap().contains("timeline 2"), "{told}");
     world.json(&["backup", "crm"], 0);
     assert!(!world.tells_fork());
 }

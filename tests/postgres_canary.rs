@@ -37,12 +37,42 @@ fn told(world: &World) -> Option<String> {
     problems.iter().find(|problem| problem["kind"] == "canary-not-written").map(Value::to_string)
 }
 
+/// What `doctor` says of the row, and that it ends with this code.
+fn canary_of(world: &World, code: i32) -> Value {
+    let doctor = world.json(&["doctor", "crm"], code);
+    let is_it = |check: &&Value| check["name"] == "source db: canary row";
+    doctor["checks"].as_array().unwrap().iter().find(is_it).unwrap_or_else(|| panic!("{doctor}")).clone()
+}
+
+#[test]
+fn doctor_tries_the_row_and_leaves_nothing() {
+    let cluster = server(distribution_version());
+    let world = World::new(&cluster, "log = \"stream\"\ncanary = \"1s\"", "");
+    world.lead_to(&cluster, "lifeboat");
+    canary_of(&world, 2);
+    // A role that may make the table needs none.
+    cluster.sql(&format!("GRANT CREATE ON DATABASE {} TO lifeboat", cluster.value("SELECT current_database()")));
+    assert_eq!(canary_of(&world, 0)["ok"], true);
+    assert_eq!(cluster.value("SELECT count(*) FROM pg_namespace WHERE nspname = 'lifeboat'"), "0");
+    cluster.sql(documented("### Canary row"));
+    assert_eq!(canary_of(&world, 0)["ok"], true);
+    assert_eq!(cluster.value("SELECT count(*) FROM lifeboat.lifeboat_canary"), "0");
+    cluster.sql("REVOKE UPDATE ON lifeboat.lifeboat_canary FROM lifeboat");
+    assert_eq!(canary_of(&world, 2)["ok"], false);
+}
+
 #[test]
 fn a_drill_measures_what_would_be_lost_and_says_when_it_cannot() {
     let cluster = server(distribution_version());
     let world = World::new(&cluster, "log = \"stream\"\ncanary = \"1s\"", "");
     world.lead_to(&cluster, "lifeboat");
     assert!(told(&world).unwrap().contains("lifeboat serve"));
+    // What the daemon will be refused is known before.
+    let row = canary_of(&world, 2);
+    assert!(
+        row["ok"] == false && row["message"].as_str().unwrap().contains("GRANT SELECT, INSERT, UPDATE ON lifeboat.lifeboat_canary"),
+        "{row}"
+    );
     let serve = world.spawn(&["serve"]);
     // The role may not make the table, and the message has all that is needed.
     wait_until("the refusal", || {
@@ -50,6 +80,7 @@ fn a_drill_measures_what_would_be_lost_and_says_when_it_cannot() {
     });
     cluster.sql(documented("### Canary row"));
     wait_until("the row", || told(&world).is_none());
+    assert_eq!(canary_of(&world, 0)["ok"], true);
     world.json(&["backup", "crm"], 0);
     let first = cluster.value("SELECT written_at FROM lifeboat.lifeboat_canary WHERE name = 'crm/db'");
     wait_until("another write", || cluster.value("SELECT written_at FROM lifeboat.lifeboat_canary") != first);

@@ -658,6 +658,7 @@ fn a_tablespace_that_is_created_meanwhile_is_never_replayed_here() {
     assert_eq!(drill["verdict"], "incomplete", "{drill}");
     assert!(drill["checks"].to_string().contains(place.to_str().unwrap()), "{drill}");
     assert_eq!(passed(&drill), Vec::<String>::new(), "nothing was started");
+    assert!(drill["recovery_time_ms"].is_null(), "what was not started cannot be used: {drill}");
     let report = world.json(&["restore", "crm", "--to", world.path("restored").to_str().unwrap(), "--yes"], 3);
     assert!(report["notes"].to_string().contains("DO NOT START IT"), "{report}");
     let part = world.path("part");

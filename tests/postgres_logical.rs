@@ -361,6 +361,10 @@ fn a_drill_loads_and_compares_every_row() {
     let world = World::new(distribution_version(), "postgres", "");
     world.json(&["backup", "crm"], 0);
     let drill = world.json(&["drill", "run", "crm"], 0);
+    let load = drill["phases"].as_array().unwrap().iter().find(|phase| phase["name"] == "load").unwrap()["duration_ms"].as_u64().unwrap();
+    assert!(load > 0 && drill["recovery_time_ms"].as_u64().unwrap() >= load, "{drill}");
+    let plan = world.json(&["restore", "crm", "--to", world.path("files").to_str().unwrap(), "--dry-run"], 0);
+    assert!(plan["estimate"]["basis"].as_str().unwrap().contains("with loading it into a server, which is left to you"), "{plan}");
     let checks = drill["checks"].as_array().unwrap();
     let of = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name}: {drill}"))["outcome"].clone();
     assert!(checks.iter().all(|check| check["outcome"] == "passed"), "{drill}");

@@ -392,6 +392,29 @@ fn drills_prove_the_files_and_then_the_log_between_two_snapshots() {
     let log = world.json(&["drill", "run", "crm"], 0);
     assert_eq!((&log["verdict"], &log["compared_with"]), (&Value::from("passed"), &files["snapshot"]), "{log}");
     assert_ne!(log["snapshot"], files["snapshot"]);
+    for drill in [&files, &log] {
+        let of = |name: &str| {
+            drill["phases"].as_array().unwrap().iter().find(|phase| phase["name"] == name).unwrap()["duration_ms"].as_u64().unwrap()
+        };
+        let recovery = drill["recovery_time_ms"].as_u64().unwrap();
+        let sum: u64 = ["select", "fetch", "adopt", "place", "replay"].map(of).iter().sum();
+        assert!(of("replay") > 0 && sum <= recovery && recovery - sum <= 100, "{drill}");
+        assert!(recovery + of("check") <= drill["duration_ms"].as_u64().unwrap(), "{drill}");
+    }
+    // By that drill, a restore of as many bytes with as many of log takes as long.
+    let report = text(&world.run(&["drill", "report", log["id"].as_str().unwrap()]).stdout);
+    let number = |value: &Value| value.as_u64().unwrap();
+    let brought = |drill: &Value| number(&drill["bytes_restored"]) + drill["recovery"]["bytes"].as_u64().unwrap_or(0);
+    assert!(number(&log["recovery"]["bytes"]) > 0 && report.contains("recovery_time_ms"), "{report}");
+    let plan = world.json(&["restore", "crm", "--latest", "--dry-run", "--to", world.path("there").to_str().unwrap()], 0);
+    let needed = number(&plan["bytes"]) + plan["recovery"]["bytes"].as_u64().unwrap_or(0);
+    let slowest = [&files, &log].map(|drill| number(&drill["recovery_time_ms"]) * needed / brought(drill)).into_iter().max().unwrap();
+    let floor = [&files, &log].map(|drill| number(&drill["recovery_time_ms"])).into_iter().min().unwrap().min(1000);
+    assert_eq!(number(&plan["estimate"]["duration_ms"]), slowest.max(floor), "{plan}");
+    assert!(
+        plan["estimate"]["basis"].as_str().unwrap().ends_with("with the replay of the log, which the server does when you start it"),
+        "{plan}"
+    );
     let compared = |check: &&Value| check["name"] == "content of postgres.public.ledger" && check["outcome"] == "passed";
     let ledger = log["checks"].as_array().unwrap().iter().find(compared).unwrap();
     assert!(ledger["actual"].as_str().unwrap().starts_with("1 rows"), "the row came by the log: {ledger}");

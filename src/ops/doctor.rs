@@ -4,12 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
 use crate::id::Name;
+use crate::ops::log::fork;
 use crate::ops::resolve::{CopyPlace, RepositorySettings, Resolved, Surroundings};
 use crate::ops::restore::free_bytes;
 use crate::ops::work::{make_missing, make_private, remove_tree, write_private};
-use crate::ops::{counted, explain, key_age, select};
+use crate::ops::{NamedSource, counted, explain, key_age, select};
 use crate::repo::{Manifest, Repository, Role};
 use crate::source::Diagnosis;
+use crate::source::postgres::lsn::Lsn;
 
 /// `lifeboat.doctor/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +30,7 @@ impl DoctorReport {
     pub fn exit(&self) -> Option<Kind> {
         let word = self.exit.as_deref()?;
         Some(
-            [Kind::NoRepository, Kind::WrongKey, Kind::Unavailable, Kind::NoSpace, Kind::Damaged, Kind::Usage]
+            [Kind::NoRepository, Kind::WrongKey, Kind::Unavailable, Kind::NoSpace, Kind::Damaged, Kind::SplitBrain, Kind::Usage]
                 .into_iter()
                 .find(|k| k.word() == word)
                 .unwrap_or(Kind::Failed),
@@ -60,6 +62,9 @@ pub fn run(resolved: &Resolved, surroundings: &Surroundings) -> DoctorReport {
         keys(&mut findings, &repository, resolved, surroundings);
         snapshots(&mut findings, &repository, resolved, surroundings);
         locked(&mut findings, "locked objects", &repository, &resolved.plan, surroundings);
+        for source in &resolved.sources {
+            timeline(&mut findings, &repository, &resolved.plan, source);
+        }
     }
     findings.report(resolved.plan.to_string())
 }
@@ -100,8 +105,9 @@ impl Findings {
             Kind::Damaged => 2,
             Kind::Unavailable => 3,
             Kind::NoSpace => 4,
-            Kind::Usage => 5,
-            _ => 6,
+            Kind::SplitBrain => 5,
+            Kind::Usage => 6,
+            _ => 7,
         };
         let exit = self.kinds.into_iter().min_by_key(rank).map(|kind| kind.word().to_owned());
         DoctorReport { schema: "lifeboat.doctor/1".into(), plan, ok: exit.is_none(), checks: self.checks, exit }
@@ -118,6 +124,21 @@ fn state_folder(findings: &mut Findings, resolved: &Resolved, surroundings: &Sur
     match tried {
         Ok(()) => findings.good("state folder", format!("{} is writable", surroundings.state.display())),
         Err(error) => findings.error("state folder", &error),
+    }
+}
+
+/// Whether the server is on the way that the stored log goes on: backups and the log of one that a failover left behind are refused.
+fn timeline(findings: &mut Findings, repository: &Repository, plan: &Name, source: &NamedSource) {
+    let name = format!("source {}: timeline", source.name);
+    let (timeline, position) = match source.source.log_position() {
+        Ok(Some(position)) => position,
+        Ok(None) => return,
+        Err(error) => return findings.error(&name, &error),
+    };
+    let log = repository.log(plan, &source.name);
+    match fork::newest(&log).and_then(|newest| fork::left_behind(&log, newest, "the server", timeline, Lsn(position))) {
+        Ok(()) => findings.good(&name, format!("timeline {timeline} leads on from the stored log")),
+        Err(error) => findings.error(&name, &error),
     }
 }
 

@@ -81,7 +81,7 @@ impl Verdict {
     }
 }
 
-/// Times the phases of an operation. Each phase lasts until the next begins.
+/// Times the phases of an operation. Each phase lasts until the next begins; one that begins again goes on.
 #[derive(Debug)]
 pub(crate) struct Stopwatch {
     began: Instant,
@@ -105,12 +105,15 @@ impl Stopwatch {
     }
 
     fn end(&mut self, now: Instant) {
-        if let Some((name, began)) = self.current.take() {
-            self.phases.push(Phase { name: name.into(), duration_ms: millis(now - began) });
+        let Some((name, began)) = self.current.take() else { return };
+        let duration_ms = millis(now - began);
+        match self.phases.iter_mut().find(|phase| phase.name == name) {
+            Some(phase) => phase.duration_ms += duration_ms,
+            None => self.phases.push(Phase { name: name.into(), duration_ms }),
         }
     }
 
-    /// Ends the present phase and begins `next`. Where `parts` tell what the present one consisted of, they stand in its place, and what
+    /// Ends the present phase, which goes on from none before, and begins `next`. Where `parts` tell what the present one consisted of, they stand in its place, and what
     /// they leave of its time is the first one's: no moment counts twice.
     pub(crate) fn split(&mut self, parts: &[Phase], next: &'static str) {
         self.phase(next);
@@ -157,5 +160,18 @@ mod tests {
         assert!(phases[1].duration_ms >= 23, "{phases:?}");
         let sum: u64 = phases.iter().map(|p| p.duration_ms).sum();
         assert!(sum <= whole && whole - sum <= 6, "{sum} of {whole}");
+    }
+
+    #[test]
+    fn a_phase_that_begins_again_goes_on() {
+        let mut watch = Stopwatch::start();
+        for _ in 0..2 {
+            watch.phase("replay");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            watch.phase("check");
+        }
+        let (phases, _) = watch.stop();
+        assert_eq!(phases.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["replay", "check"]);
+        assert!(phases[0].duration_ms >= 10, "{phases:?}");
     }
 }

@@ -19,10 +19,10 @@ use crate::ops::verdict::{Facts, duration_text, judge, millis, objectives};
 use crate::ops::work::{Kept, RunFolder, exists, keep, let_through, make_private};
 use crate::ops::{
     Canary, CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, condemn, context_of, damaged_reports_warning,
-    damaged_warning, explain, unless_removed,
+    damaged_warning, explain, resolve, unless_removed,
 };
 use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
-use crate::source::{CheckResult, Expectation, Outcome, ProveRequest, SqlCheck};
+use crate::source::{CheckResult, Expectation, LOAD, Outcome, ProveRequest, REPLAY, SqlCheck};
 
 /// What is asked for beyond the plan's drill settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub struct DrillReport {
     pub snapshot: SnapshotId,
     /// The moment that the snapshot is of.
     pub snapshot_time: DateTime<Utc>,
-    /// What was replayed on top of the snapshot. `None`: it was recovered to its own moment.
+    /// What was replayed on top of the snapshot; its bytes are not among `bytes_restored`. `None`: it was recovered to its own moment.
     #[serde(default)]
     pub recovery: Option<LogRecovery>,
     /// The later snapshot whose content the log had to lead to: tables are compared with its fingerprints. `None`: with those of the drilled
@@ -78,7 +78,8 @@ pub struct DrillReport {
     pub reasons: Vec<String>,
     /// What made the recovery itself fail.
     pub failure: Option<Failure>,
-    /// From the choice of the snapshot until the content was usable (checks and clean-up not included). `None`: never usable.
+    /// From the choice of the snapshot until the content was usable, without checks and clean-up: a server answers at its target, a dump is loaded.
+    /// `None`: never usable.
     pub recovery_time_ms: Option<u64>,
     /// What a disaster at the start of this drill would have lost: start of the drill − time of the newest snapshot. `None`: that
     /// moment has not been yet, a clock is wrong. The drilled snapshot may be an older one on purpose (`snapshot_age_ms`): then this supposes that the newest can be
@@ -115,6 +116,21 @@ impl DrillReport {
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
         self.exit.as_deref().map(kind_of)
+    }
+
+    /// The recovery time, where all that a recovery of sources of these kinds costs is in it. Where what a server does before it can be used is no
+    /// phase of the report, as in old ones, it was left out: that measures nothing.
+    #[must_use]
+    pub fn measured_ms<'a>(&self, mut kinds: impl Iterator<Item = &'a str>) -> Option<u64> {
+        let is_whole = self.phases.iter().any(|phase| [REPLAY, LOAD].contains(&phase.name.as_str()));
+        let unfinished = |kind| resolve::bare_source(kind).is_ok_and(|source| source.unfinished().is_some());
+        self.recovery_time_ms.filter(|_| is_whole || !kinds.any(unfinished))
+    }
+
+    /// All that was brought: the content, and the log that was replayed on top of it.
+    #[must_use]
+    pub fn bytes_brought(&self) -> u64 {
+        self.bytes_restored.saturating_add(self.recovery.as_ref().map_or(0, |recovery| recovery.bytes))
     }
 }
 
@@ -415,15 +431,10 @@ fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
         Ok(done) => done,
         Err(error) => return Attempt { failure: Some(error), ..attempt },
     };
-    attempt.recovery_time_ms = Some(watch.elapsed_ms());
     attempt.bytes = done.report.bytes_restored;
     attempt.entries = done.report.entries_restored;
     attempt.warnings.clone_from(&done.report.warnings);
-    watch.split(&done.report.phases, "check");
-    job.progress.event(Event::Phase { name: "check", detail: job.plan.to_string() });
-    for restored in &done.restored {
-        attempt.checks.extend(prove(job, restored, selected, folder));
-    }
+    (attempt.checks, attempt.recovery_time_ms) = prove_all(job, &done, selected, folder, watch);
     attempt.canaries = read_canaries(job, selected, &mut attempt.checks);
     attempt.checks.extend(unasked(job, &done.restored));
 
@@ -466,8 +477,42 @@ fn target_in(folder: &RunFolder, plan: &Name) -> PathBuf {
     folder.path().join(format!("restored-{plan}"))
 }
 
+/// What the sources prove, and how long the recovery took: time that passes before something can be used is the recovery's, that of checks is not.
+/// `None`: something never became usable.
+fn prove_all(
+    job: &Job,
+    done: &restore::Done,
+    selected: &Selected,
+    folder: &RunFolder,
+    watch: &mut Stopwatch,
+) -> (Vec<CheckRecord>, Option<u64>) {
+    let (mut checks, mut recovery_ms) = (Vec::new(), Some(watch.elapsed_ms()));
+    let (mut fetched, mut phase) = (done.report.phases.as_slice(), "");
+    let mut begin = |watch: &mut Stopwatch, name| {
+        if phase != name {
+            watch.split(std::mem::take(&mut fetched), name);
+            job.progress.event(Event::Phase { name, detail: job.plan.to_string() });
+            phase = name;
+        }
+    };
+    let (unfinished, finished): (Vec<_>, Vec<_>) = done.restored.iter().partition(|restored| restored.source.unfinished().is_some());
+    for restored in unfinished.into_iter().chain(finished) {
+        let rest = restored.source.unfinished();
+        begin(watch, rest.unwrap_or("check"));
+        let (began_ms, mut usable_ms) = (watch.elapsed_ms(), None);
+        checks.extend(prove(job, restored, selected, folder, &mut || {
+            usable_ms = Some(watch.elapsed_ms());
+            begin(watch, "check");
+        }));
+        if rest.is_some() {
+            recovery_ms = recovery_ms.zip(usable_ms).map(|(before, usable)| before + (usable - began_ms));
+        }
+    }
+    (checks, recovery_ms)
+}
+
 /// The source's own proof: engine checks, fingerprints, SQL.
-fn prove(job: &Job, restored: &Restored, selected: &Selected, folder: &RunFolder) -> Vec<CheckRecord> {
+fn prove(job: &Job, restored: &Restored, selected: &Selected, folder: &RunFolder, usable: &mut dyn FnMut()) -> Vec<CheckRecord> {
     let name = &restored.record.name;
     let later = selected.compared.as_ref().and_then(|later| later.sources.iter().find(|record| record.name == *name));
     let elsewhere = later.is_none() && selected.recovery.as_ref().is_some_and(|recovery| recovery.source == *name);
@@ -491,7 +536,7 @@ fn prove(job: &Job, restored: &Restored, selected: &Selected, folder: &RunFolder
     let proved = make_private(&scratch)
         .and_then(|()| if restored.source.keeps_content() { Ok(()) } else { open_the_way(job, folder, &scratch) })
         .and_then(|()| context_of(job, scratch, selected.compared.as_ref().unwrap_or(&selected.manifest)))
-        .and_then(|context| restored.source.prove(&restored.usable, &request, &context));
+        .and_then(|context| restored.source.prove(&restored.usable, &request, &context, usable));
     // PostgreSQL looks whether there was anything to have a fingerprint of.
     let unproved = restored.record.kind == "sqlite" && request.fingerprints.is_empty() && compare_percent > 0;
     let mut checks = match proved {

@@ -18,6 +18,13 @@ pub fn text(report: &DrillReport) -> String {
     out
 }
 
+/// How much was brought.
+pub(super) fn restored(report: &DrillReport) -> String {
+    let log = report.recovery.as_ref().filter(|_| report.bytes_restored > 0).map(|recovery| grouped(recovery.bytes));
+    let log = log.map_or_else(String::new, |bytes| format!(", and {bytes} bytes of log"));
+    format!("{} bytes in {} entries{log}", grouped(report.bytes_restored), grouped(report.entries_restored))
+}
+
 fn write_report(out: &mut String, report: &DrillReport) -> std::fmt::Result {
     writeln!(out, "Recovery drill of {}: {}", report.plan, headline(report))?;
     writeln!(out)?;
@@ -33,7 +40,7 @@ fn write_report(out: &mut String, report: &DrillReport) -> std::fmt::Result {
     if let Some(chosen) = chosen(report) {
         writeln!(out, "  chosen     {chosen}")?;
     }
-    writeln!(out, "  restored   {} bytes in {} entries", grouped(report.bytes_restored), grouped(report.entries_restored))?;
+    writeln!(out, "  restored   {}", restored(report))?;
     let recovery = report.recovery_time_ms.map_or_else(|| "not reached".into(), duration_text);
     writeln!(out, "  recovery   {recovery}{}", limit(report, "recovery_time"))?;
     writeln!(out, "  data loss  {} if disaster had struck then{}", data_loss(report), limit(report, "data_loss"))?;

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use crate::ops::drill::DrillReport;
-use crate::ops::report::{chosen, data_loss, grouped, headline, limit, word};
+use crate::ops::report::{chosen, data_loss, headline, limit, restored, word};
 use crate::ops::select::moment;
 use crate::ops::verdict::duration_text;
 use crate::ops::{Phase, Verdict};
@@ -63,7 +63,7 @@ fn page(out: &mut String, report: &DrillReport) -> fmt::Result {
     let mut rows = vec![
         ("Drill", format!("{} on {} at {}", report.id, report.host, moment(report.time))),
         ("Snapshot", format!("{} of {} ({} old)", report.snapshot, moment(report.snapshot_time), duration_text(report.snapshot_age_ms))),
-        ("Restored", format!("{} bytes in {} entries", grouped(report.bytes_restored), grouped(report.entries_restored))),
+        ("Restored", restored(report)),
         ("Recovery time", report.recovery_time_ms.map_or_else(|| "not reached".into(), duration_text) + &limit(report, "recovery_time")),
         ("Data loss", format!("{} if disaster had struck then{}", data_loss(report), limit(report, "data_loss"))),
         ("Clean-up", report.cleanup.message.clone()),

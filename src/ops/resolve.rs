@@ -9,6 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress, Pulse};
 use crate::id::Name;
 use crate::ops::identity::{self, AcceptReport};
+use crate::ops::log::canary;
 use crate::ops::prune::PlanRules;
 use crate::ops::retention::Rules;
 use crate::ops::work::make_missing;
@@ -358,6 +359,10 @@ impl Source for Later {
         self.driver()?.ready()
     }
 
+    fn log_position(&self) -> Result<Option<(u32, u64)>> {
+        source(&self.0, &self.1)?.source.log_position()
+    }
+
     fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>> {
         source(&self.0, &self.1)?.source.begin(context)
     }
@@ -382,8 +387,21 @@ impl Source for Later {
         !matches!(self.1.kind, SourceKind::Postgres(_))
     }
 
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
-        self.driver()?.prove(usable, request, context)
+    fn unfinished(&self) -> Option<&'static str> {
+        match &self.1.kind {
+            SourceKind::Postgres(_) => self.driver().ok()?.unfinished(),
+            _ => None,
+        }
+    }
+
+    fn prove(
+        &self,
+        restored: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
+        self.driver()?.prove(restored, request, context, usable)
     }
 }
 
@@ -504,6 +522,7 @@ fn source(plan: &Name, source: &plan::Source) -> Result<NamedSource> {
                 bin_directory,
                 log_slot,
                 archives: server.log == LogMode::Push,
+                canary: server.canary.map(|_| canary::row(plan, &source.name)),
                 read_unchanged: server.read_unchanged,
                 refuses_damaged_pages: server.damaged_pages == DamagedPages::Fail,
                 fingerprint_budget: server.fingerprint_budget,

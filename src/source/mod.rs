@@ -90,6 +90,11 @@ pub struct HandOver {
     pub tablespaces: Vec<TablespaceMapping>,
 }
 
+/// A server of its own replays its log and answers ([`Source::unfinished`]).
+pub const REPLAY: &str = "replay";
+/// A server of its own takes a dump ([`Source::unfinished`]).
+pub const LOAD: &str = "load";
+
 /// A configured source. Cheap to build: nothing is opened before `begin`.
 pub trait Source: Send + Sync {
     /// `sqlite`, `files`, `command`, …
@@ -97,6 +102,15 @@ pub trait Source: Send + Sync {
 
     /// Everything a backup needs, checked without changing anything.
     fn diagnose(&self) -> Vec<Diagnosis>;
+
+    /// Where in its log it is now, of a server whose log goes on along timelines: timeline and position; of a primary, that of what it writes next, of a
+    /// standby, that of the last byte that it has.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    fn log_position(&self) -> Result<Option<(u32, u64)>> {
+        Ok(None)
+    }
 
     /// Whether everything is there that a restore needs of this machine, secrets for example; asked before anything is fetched.
     ///
@@ -155,12 +169,20 @@ pub trait Source: Send + Sync {
         true
     }
 
-    /// Proves a usable restored thing (as returned by `adopt`): engine checks, fingerprints, the plan's SQL. Never changes it.
-    /// Every check asked for has a result; what could not be checked is `Skipped` and says why.
+    /// What is left to do before somebody can use what `adopt` returned, as the name of a phase ([`REPLAY`], [`LOAD`]): an incident costs its time
+    /// too, and [`Source::prove`] begins with it. `None`: nothing.
+    fn unfinished(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Proves a restored thing (as returned by `adopt`): engine checks, fingerprints, the plan's SQL. Never changes its content.
+    /// Every check asked for has a result; what could not be checked is `Skipped` and says why. `usable` is called once, where
+    /// [`Source::unfinished`] names something: when that is done, before anything is checked. Not called: it did not become usable.
     ///
     /// # Errors
     /// Only when checking itself was not possible (interrupted, machine out of room); damage is a failed check, not an error.
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>>;
+    fn prove(&self, restored: &Path, request: &ProveRequest, context: &SourceContext, usable: &mut dyn FnMut())
+    -> Result<Vec<CheckResult>>;
 }
 
 /// What closing a file told.

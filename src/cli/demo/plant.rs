@@ -114,7 +114,7 @@ pub(super) fn prove(app: &App, plan: &str, database: &Path) -> Result<(Vec<Strin
         cancel: app.cancel.clone(),
     };
     let request = ProveRequest { fingerprints: finish.fingerprints, compare_percent: 100, checks: Vec::new() };
-    let results = source.source.prove(database, &request, &context);
+    let results = source.source.prove(database, &request, &context, &mut || {});
     fs::remove_dir_all(&scratch).io_context(|| format!("remove {}", scratch.display()))?;
     let results = results?;
     let worst = |outcome| results.iter().any(|check| check.outcome == outcome);

@@ -47,7 +47,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     let whole_point = whole.map(|manifest| manifest.time).max(whole_later.map(|run| run.started));
     let data_loss_ms = whole_point.and_then(|point| select::age_ms(point, now));
     let drills = stored.map(|stored| drills(plan, stored)).unwrap_or_default();
-    let recovery_time_ms = drills.iter().rev().find_map(|(_, drill)| drill.as_ref()?.recovery_time_ms);
+    let recovery_time_ms = drills.iter().rev().find_map(|(_, drill)| measured_ms(plan, drill.as_ref()?));
     let proven = stored.and_then(|stored| select::latest_proven(&stored.manifests, &stored.reports));
 
     if recovery_point.is_none() && stored.is_some() {
@@ -173,11 +173,16 @@ fn bytes(manifest: &Manifest) -> u64 {
     manifest.sources.iter().map(|source| source.bytes).sum()
 }
 
-/// What the next recovery is expected to take.
+/// What a drill measured of the recovery of this plan.
+fn measured_ms(plan: &Plan, drill: &DrillReport) -> Option<u64> {
+    drill.measured_ms(plan.sources.iter().map(|source| source.kind.word()))
+}
+
+/// What the next recovery is expected to take. Log that a drill went through has its time in it, and is not content.
 fn expected(plan: &Plan, stored: &Stored, drills: &[(&ReportRecord, Option<DrillReport>)], now: DateTime<Utc>) -> Forecast {
     let measured = drills.iter().filter_map(|(record, drill)| {
         let drill = drill.as_ref()?;
-        Some(Measured { time: record.time, bytes: drill.bytes_restored, ms: drill.recovery_time_ms? })
+        Some(Measured { time: record.time, bytes: drill.bytes_restored, ms: measured_ms(plan, drill)? })
     });
     // Of snapshots that lack something the size is no size.
     let whole = stored.manifests.iter().filter(|manifest| manifest.time <= now && gaps(plan, manifest).is_empty());

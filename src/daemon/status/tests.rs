@@ -21,21 +21,26 @@ fn at(text: &str) -> DateTime<Utc> {
 
 /// A plan with one source and objectives, as a file says it.
 pub(super) fn plan() -> std::sync::Arc<Plan> {
+    plan_of("kind = \"sqlite\"\npath = \"/nowhere/db.sqlite\"")
+}
+
+/// With this source.
+fn plan_of(source: &str) -> std::sync::Arc<Plan> {
     let folder = tempfile::tempdir().unwrap();
     let text = r#"version = 1
 [repository.main]
 url = "file:///nowhere/repository"
 passphrase = { env = "NONE" }
 [source.db]
-kind = "sqlite"
-path = "/nowhere/db.sqlite"
+SOURCE
 [plan.crm]
 sources = ["db"]
 repository = "main"
 objectives = { data_loss = "1h" }
 schedule = "0 * * * *"
 timezone = "UTC"
-"#;
+"#
+    .replace("SOURCE", source);
     std::fs::write(folder.path().join("crm.toml"), text).unwrap();
     let plans = Plans::load(&[folder.path().to_owned()]).unwrap();
     std::sync::Arc::clone(plans.plan("crm").unwrap())
@@ -467,6 +472,24 @@ fn a_recovery_that_will_be_too_slow_is_foretold_and_one_that_is_too_slow_is_told
     assert!(text.contains("on 2026-11-30") && text.contains("1200 s are expected, 1300 s are allowed"), "{text}");
     assert_eq!(exit(&near), Some(Kind::Failed));
     assert_eq!(kinds(&judge(1000)), ["recovery-time-objective"], "it is missed already: not foretold as well");
+}
+
+#[test]
+fn a_drill_that_did_not_wait_for_the_server_measures_nothing_of_it() {
+    let mut made = manifest("11:30:00", "db", &[]);
+    made.sources[0].kind = "postgres".into();
+    let mut old = measured("18", made.id, 1 << 30, 10_000);
+    let mut new = measured("19", made.id, 1 << 30, 90_000);
+    old.document["phases"] = json!([{ "name": "fetch", "duration_ms": 10_000 }, { "name": "check", "duration_ms": 80_000 }]);
+    new.document["phases"] = json!([{ "name": "fetch", "duration_ms": 10_000 }, { "name": "replay", "duration_ms": 80_000 }]);
+    let measured_of = |plan: &Plan, reports: &[ReportRecord]| {
+        let status = assess(plan, &facts(std::slice::from_ref(&made), reports), at("12:00:00"));
+        (status.recovery_time_ms, status.forecast.unwrap().drills)
+    };
+    let server = plan_of("kind = \"postgres\"\nurl = { env = \"NONE\" }");
+    assert_eq!(measured_of(&server, std::slice::from_ref(&old)), (None, 0));
+    assert_eq!(measured_of(&server, &[old.clone(), new]), (Some(90_000), 1));
+    assert_eq!(measured_of(&plan(), &[old]), (Some(10_000), 1), "what is no server was recovered then");
 }
 
 #[test]

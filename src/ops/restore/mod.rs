@@ -59,7 +59,7 @@ pub(in crate::ops) struct Part {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Estimate {
     pub duration_ms: u64,
-    /// In words: `from 3 drills of this plan`, `a guess at 100 MB/s: this plan was never drilled`.
+    /// In words, with what is in it besides fetching: `from the last drill of this plan, with the replay of its log, …`, `a guess at 100 MB/s: no drill …`.
     pub basis: String,
 }
 

@@ -110,7 +110,11 @@ pub(super) fn plan(
         bytes,
         entries: record.entries,
         only: only.to_vec(),
-        estimate: estimate(needed, &measurements(reports, manifest.plan.as_str())),
+        estimate: estimate(
+            needed,
+            &measurements(reports, manifest.plan.as_str(), &manifest.sources),
+            Some("the replay of the log in a private server, but nothing that comes after"),
+        ),
         overwrites: Vec::new(),
         delta: false,
         hand_over: HandOver::default(),

@@ -18,6 +18,7 @@ use crate::ops::select::{self, Choice, Wanted};
 use crate::ops::{Job, backup, damaged_reports_warning, damaged_warning, explain, resolve};
 use crate::repo::{LostManifest, Manifest, ReportRecord, SourceRecord};
 use crate::source::HandOver;
+use crate::source::postgres::logical;
 
 /// Plans what an operator asked for.
 pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
@@ -284,7 +285,7 @@ pub(in crate::ops) fn plan_of(
         bytes,
         entries: manifest.sources.iter().map(|s| s.entries).sum(),
         only: only.to_vec(),
-        estimate: estimate(needed, &measurements(reports, manifest.plan.as_str())),
+        estimate: estimate(needed, &measurements(reports, manifest.plan.as_str(), &manifest.sources), rest(&manifest)),
         confirmation: (!overwrites.is_empty()).then(|| place.confirmation()),
         overwrites,
         delta: false,
@@ -306,6 +307,17 @@ pub(in crate::ops) fn plan_of(
         id,
         resume: false,
     })
+}
+
+/// What a drill does before it calls this recovered, and a restore to files does not.
+fn rest(manifest: &Manifest) -> Option<&'static str> {
+    let has = |kind: &str| manifest.sources.iter().any(|source| source.kind == kind);
+    match (has("postgres"), has(logical::KIND)) {
+        (true, false) => Some("the replay of the log, which the server does when you start it"),
+        (false, true) => Some("loading it into a server, which is left to you"),
+        (true, true) => Some("the replay of the log and loading into a server, which are left to you"),
+        (false, false) => None,
+    }
 }
 
 /// What names the content and the place of a restore. The manifest holds only the sources to restore.

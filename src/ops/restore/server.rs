@@ -75,7 +75,7 @@ pub(super) fn plan(
         bytes,
         entries: record.entries,
         only: Vec::new(),
-        estimate: estimate(bytes, &measurements(reports, manifest.plan.as_str())),
+        estimate: estimate(bytes, &measurements(reports, manifest.plan.as_str(), &manifest.sources), Some("loading and indexing")),
         overwrites: Vec::new(),
         delta: false,
         log_hole: None,

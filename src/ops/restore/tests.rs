@@ -46,7 +46,13 @@ impl Source for Empty {
     fn adopt(&self, _restored: &Path, _context: &SourceContext) -> Result<PathBuf> {
         Err(Error::new(Kind::Bug, "not restored"))
     }
-    fn prove(&self, _usable: &Path, _request: &ProveRequest, _context: &SourceContext) -> Result<Vec<CheckResult>> {
+    fn prove(
+        &self,
+        _restored: &Path,
+        _request: &ProveRequest,
+        _context: &SourceContext,
+        _usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
         Err(Error::new(Kind::Bug, "not proven"))
     }
 }

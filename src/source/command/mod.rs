@@ -136,11 +136,17 @@ impl Source for CommandSource {
         Ok(target)
     }
 
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
+    fn prove(
+        &self,
+        restored: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        _usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
         if self.restore.is_some() {
-            return crate::source::files::prove_tree(usable, &request.checks, context);
+            return crate::source::files::prove_tree(restored, &request.checks, context);
         }
-        let (outcome, actual) = match std::fs::metadata(usable) {
+        let (outcome, actual) = match std::fs::metadata(restored) {
             Ok(metadata) if metadata.len() > 0 || self.allow_empty => (Outcome::Passed, format!("{} bytes", metadata.len())),
             Ok(_) => (Outcome::Failed, "0 bytes".into()),
             Err(error) => (Outcome::Failed, error.to_string()),

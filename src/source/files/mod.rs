@@ -134,8 +134,14 @@ impl Source for FilesSource {
         Ok(restored.to_owned())
     }
 
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
-        prove_tree(usable, &request.checks, context)
+    fn prove(
+        &self,
+        restored: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        _usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
+        prove_tree(restored, &request.checks, context)
     }
 }
 

@@ -44,23 +44,34 @@ pub fn connect(settings: &Settings, cancel: &Cancel) -> Result<Connection> {
 /// # Errors
 /// `Usage` where a privilege is missing, with what to do; as the server says.
 pub fn write(connection: &mut Connection, name: &str) -> Result<Written> {
-    if connection.value("SELECT pg_catalog.pg_is_in_recovery()")?.as_deref() == Some("t") {
-        return Ok(Written::Standby);
+    const LOOK: &str = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'standby' \
+        WHEN pg_catalog.to_regclass('lifeboat.lifeboat_canary') IS NULL THEN 'missing' END";
+    // Not by a failed write: that would end a transaction around it.
+    match connection.value(LOOK).map_err(refused)?.as_deref() {
+        Some("standby") => return Ok(Written::Standby),
+        Some(_) => connection.execute(MAKE).map_err(refused)?,
+        None => {}
     }
     let upsert = format!(
         "INSERT INTO lifeboat.lifeboat_canary AS c (name, written_at) VALUES ({}, pg_catalog.clock_timestamp()) \
          ON CONFLICT (name) DO UPDATE SET written_at = EXCLUDED.written_at RETURNING {MILLIS}",
         quote_literal(name)
     );
-    let written = match connection.value(&upsert) {
-        Err(error) if matches!(sqlstate(&error), Some("42P01" | "3F000")) => {
-            connection.execute(MAKE).map_err(refused)?;
-            connection.value(&upsert)
-        }
-        other => other,
-    };
-    let millis = written.map_err(refused)?.and_then(|text| text.parse().ok()).and_then(DateTime::from_timestamp_millis);
+    let millis = connection.value(&upsert).map_err(refused)?.and_then(|text| text.parse().ok()).and_then(DateTime::from_timestamp_millis);
     millis.map(Written::At).ok_or_else(|| Error::new(Kind::Failed, "write the canary row: the server's answer is not understood"))
+}
+
+/// The same, taken back at once: nobody sees any of it.
+///
+/// # Errors
+/// As [`write`].
+pub fn try_out(connection: &mut Connection, name: &str) -> Result<Written> {
+    connection.execute("BEGIN")?;
+    let tried = write(connection, name);
+    let taken_back = connection.execute("ROLLBACK");
+    let tried = tried?;
+    taken_back?;
+    Ok(tried)
 }
 
 /// Milliseconds since 1970.

@@ -7,6 +7,7 @@ use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::event::Cancel;
 use crate::source::Diagnosis;
 use crate::source::postgres::backup::{Facts, not_captured};
+use crate::source::postgres::canary::{self, Written};
 use crate::source::postgres::client::{Connection, Mode, Row, quote_literal};
 use crate::source::postgres::configuration::{Configuration, is_outside};
 use crate::source::postgres::conninfo::Settings;
@@ -69,6 +70,9 @@ pub(super) fn diagnose(settings: &Settings, source: &PostgresSource) -> Vec<Diag
     if let Some(slot) = &source.log_slot {
         found.push(diagnosis("continuous log", log(&mut sql, slot)));
     }
+    if let Some(row) = &source.canary {
+        found.push(diagnosis("canary row", canary_row(settings, row, &cancel)));
+    }
     let programs = Tools::find(major, source.bin_directory.as_deref()).map(|tools| format!("PostgreSQL {}", tools.version()));
     found.push(diagnosis("programs for drills", programs));
     found
@@ -110,6 +114,15 @@ fn places(sql: &mut Connection, source: &PostgresSource) -> Result<String> {
         }
     }
     Ok(parts.map(|(name, free, need)| format!("{free} of {name} are free, {need} needed")).join("; "))
+}
+
+/// Whether the row can be written, and its table made: tried, and taken back.
+fn canary_row(settings: &Settings, row: &str, cancel: &Cancel) -> Result<String> {
+    let tried = canary::connect(settings, cancel).and_then(|mut connection| canary::try_out(&mut connection, row))?;
+    Ok(match tried {
+        Written::At(_) => "can be written".to_owned(),
+        Written::Standby => "a standby: its primary is to write it".to_owned(),
+    })
 }
 
 /// Free bytes where the server's log is.

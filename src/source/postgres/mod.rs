@@ -56,14 +56,17 @@ use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, IoContext, Kind, Result};
+use crate::event::Cancel;
 use crate::source::postgres::backup::{BaseSnapshot, POINT_FILE, Point};
+use crate::source::postgres::client::{Connection, Mode};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::instance::{Account, Instance, Tools, major_of};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
 use crate::source::postgres::private::{Private, Recovered};
 use crate::source::postgres::recover::{Action, Recovery, Request, Target, Timeline};
 use crate::source::{
-    CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, Outcome, ProveRequest, Source, SourceContext, SourceSnapshot, Standby,
+    CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, Outcome, ProveRequest, REPLAY, Source, SourceContext, SourceSnapshot,
+    Standby,
 };
 
 /// A cluster, backed up as a whole.
@@ -87,6 +90,8 @@ pub struct PostgresSource {
     pub log_slot: Option<String>,
     /// The server brings its log by `archive_command`.
     pub archives: bool,
+    /// The canary row that is written on it.
+    pub canary: Option<String>,
 }
 
 /// Room that a server needs to recover and answer: two files of its log.
@@ -99,7 +104,13 @@ impl PostgresSource {
     }
 
     /// Recovers the folder to its own moment in a private server and asks it everything.
-    fn prove_recovered(&self, data: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
+    fn prove_recovered(
+        &self,
+        data: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
         let check = |name: &str, outcome, expected: &str, actual: String| CheckResult {
             name: name.into(),
             outcome,
@@ -144,6 +155,7 @@ impl PostgresSource {
             let actual = format!("the log ends at {}: {}", outcome.end, outcome.reason);
             return Ok(vec![check("server", Outcome::Failed, &expected, actual)]);
         }
+        usable();
         let started = format!(
             "PostgreSQL {} answered after {} ms{}, {} (timeline {})",
             tools.version(),
@@ -222,6 +234,15 @@ impl Source for PostgresSource {
         }
     }
 
+    fn log_position(&self) -> Result<Option<(u32, u64)>> {
+        let connect = |mode| Connection::connect(self.settings()?, mode, &Cancel::default());
+        let is_standby = connect(Mode::Sql { database: None })?.value("SELECT pg_catalog.pg_is_in_recovery()")?.as_deref() == Some("t");
+        let identity = replication::identify_system(&mut connect(Mode::Replication)?)?;
+        let position = identity.position;
+        let position = if is_standby { stream::without_page_header(position).0.saturating_sub(1) } else { position.0 };
+        Ok(Some((identity.timeline, position)))
+    }
+
     fn keeps_content(&self) -> bool {
         false
     }
@@ -244,8 +265,18 @@ impl Source for PostgresSource {
         extract::extract(usable, self.bin_directory.as_deref(), request, context)
     }
 
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
-        self.prove_recovered(usable, request, context)
+    fn unfinished(&self) -> Option<&'static str> {
+        Some(REPLAY)
+    }
+
+    fn prove(
+        &self,
+        restored: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
+        self.prove_recovered(restored, request, context, usable)
     }
 }
 

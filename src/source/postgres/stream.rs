@@ -476,7 +476,7 @@ impl Aside {
 }
 
 /// Nothing was written behind the header of a page: the log ends before it.
-fn without_page_header(lsn: Lsn) -> Lsn {
+pub(super) fn without_page_header(lsn: Lsn) -> Lsn {
     if PAGE_HEADERS.contains(&(lsn.0 % PAGE)) { Lsn(lsn.0 - lsn.0 % PAGE) } else { lsn }
 }
 

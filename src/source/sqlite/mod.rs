@@ -81,7 +81,13 @@ impl Source for SqliteSource {
         }
     }
 
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
-        prove::prove(usable, request, context)
+    fn prove(
+        &self,
+        restored: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        _usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
+        prove::prove(restored, request, context)
     }
 }

@@ -15,7 +15,7 @@ use crate::source::postgres::fingerprint::described;
 use crate::source::postgres::instance::{Account, Instance, Launch, Stop, Tools};
 use crate::source::postgres::logical::catalog;
 use crate::source::postgres::logical::contents::{Contents, Database, Table};
-use crate::source::postgres::logical::load::{self, Target};
+use crate::source::postgres::logical::load::{self, Loaded, Target};
 use crate::source::postgres::logical::rows;
 use crate::source::postgres::logical::snapshot::table_name;
 use crate::source::postgres::{apart, prove, told};
@@ -89,6 +89,7 @@ pub(super) fn prove(
     bin_directory: Option<&Path>,
     request: &ProveRequest,
     context: &SourceContext,
+    usable: &mut dyn FnMut(),
 ) -> Result<Vec<CheckResult>> {
     let contents = match Contents::read(tree) {
         Ok(contents) => contents,
@@ -108,7 +109,16 @@ pub(super) fn prove(
     make_cluster(&tools, account, &contents.superuser, &data, &context.scratch, &context.cancel)?;
     let launch = Launch { tools: &tools, account, data: &data, folder: &folder, settings: &[], preload: &[], limit: START_LIMIT };
     let instance = Instance::start(&launch, &context.cancel)?;
-    let results = ask(tree, &contents, &instance, &tools, bin_directory, request, context);
+    let results = load(tree, &contents, &instance, bin_directory, context).and_then(|loaded| {
+        let loaded = match loaded {
+            Ok(loaded) => loaded,
+            Err(failed) => return Ok(vec![failed]),
+        };
+        usable();
+        let mut results = vec![count(&contents, &loaded, &instance, &tools)];
+        results.extend(ask(&contents, &instance, request, context)?);
+        Ok(results)
+    });
     // Also when that failed: by dropping it.
     let results = results?;
     instance.stop(Stop::Immediate)?;
@@ -120,15 +130,25 @@ fn remove(data: &PathBuf) -> Result<()> {
     fs::remove_dir_all(data).io_context(|| format!("remove {}", data.display()))
 }
 
-fn ask(
+/// Tables and rows that are to be there.
+fn numbers(contents: &Contents) -> (usize, u64) {
+    let tables = || contents.databases.iter().flat_map(|database| &database.tables);
+    (tables().count(), tables().map(|table| table.rows).sum())
+}
+
+fn expected(contents: &Contents) -> String {
+    let (tables, rows) = numbers(contents);
+    format!("{} databases, {tables} tables, {rows} rows", contents.databases.len())
+}
+
+/// Everything into the private server, or the check that failed.
+fn load(
     tree: &Path,
     contents: &Contents,
     instance: &Instance,
-    tools: &Tools,
     bin_directory: Option<&Path>,
-    request: &ProveRequest,
     context: &SourceContext,
-) -> Result<Vec<CheckResult>> {
+) -> Result<std::result::Result<Loaded, CheckResult>> {
     let mut settings = prove::settings(instance, &contents.superuser);
     // Loading writes, and wants its triggers as on any server.
     let options = [
@@ -139,26 +159,32 @@ fn ask(
         "log_min_error_statement=panic",
     ];
     settings.options = Some(options.map(|option| format!("-c {option}")).join(" "));
-    let tables: usize = contents.databases.iter().map(|database| database.tables.len()).sum();
-    let rows: u64 = contents.databases.iter().flat_map(|database| &database.tables).map(|table| table.rows).sum();
-    let expected = format!("{} databases, {tables} tables, {rows} rows", contents.databases.len());
-    let loaded = match load::load(tree, &Target::new(settings), bin_directory, context) {
-        Ok(loaded) => loaded,
-        Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::NoSpace) => return Err(error),
-        Err(error) => return Ok(vec![result(LOADED, failure(&error), expected, told_with_hint(&error))]),
-    };
+    match load::load(tree, &Target::new(settings), bin_directory, context) {
+        Ok(loaded) => Ok(Ok(loaded)),
+        Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::NoSpace) => Err(error),
+        Err(error) => Ok(Err(result(LOADED, failure(&error), expected(contents), told_with_hint(&error)))),
+    }
+}
+
+/// What was loaded against what is to be there.
+fn count(contents: &Contents, loaded: &Loaded, instance: &Instance, tools: &Tools) -> CheckResult {
+    let expected = expected(contents);
     let there: u64 = loaded.tables.iter().map(|table| table.rows).sum();
     let actual =
         format!("{expected} in PostgreSQL {} (started in {} ms{})", tools.version(), instance.started_in().as_millis(), apart(instance));
-    let mut results = vec![if loaded.lacking.is_empty() && (loaded.tables.len(), there) == (tables, rows) {
+    if loaded.lacking.is_empty() && (loaded.tables.len(), there) == numbers(contents) {
         result(LOADED, Outcome::Passed, expected, actual)
     } else {
         result(LOADED, Outcome::Failed, expected, catalog::told(&loaded.lacking))
-    }];
+    }
+}
+
+/// The plan's checks, and every row that is to be compared.
+fn ask(contents: &Contents, instance: &Instance, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
     let questions = ProveRequest { fingerprints: Vec::new(), compare_percent: 0, checks: request.checks.clone() };
     let options =
         prove::Options { user: contents.superuser.clone(), amcheck: prove::Amcheck::Off, pages: false, ..prove::Options::default() };
-    results.extend(prove::ask(instance, &questions, &options, context)?);
+    let mut results = prove::ask(instance, &questions, &options, context)?;
     if request.compare_percent > 0 {
         let chosen = crate::source::fingerprint::choose(&request.fingerprints, request.compare_percent);
         let chosen: BTreeSet<&str> = chosen.iter().map(|known| known.table.as_str()).collect();

@@ -39,7 +39,7 @@ use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::diagnosis;
 use crate::source::postgres::instance::Tools;
 use crate::source::postgres::logical::snapshot::LogicalSnapshot;
-use crate::source::{CheckResult, Diagnosis, HandOver, Problem, ProveRequest, Source, SourceContext, SourceSnapshot};
+use crate::source::{CheckResult, Diagnosis, HandOver, LOAD, Problem, ProveRequest, Source, SourceContext, SourceSnapshot};
 
 /// In manifests: another kind than a physical backup, which comes back another way.
 pub const KIND: &str = "postgres-logical";
@@ -139,7 +139,17 @@ impl Source for LogicalSource {
         load::load(restored, &Target::parse(url)?, self.bin_directory.as_deref(), context)
     }
 
-    fn prove(&self, usable: &Path, request: &ProveRequest, context: &SourceContext) -> Result<Vec<CheckResult>> {
-        drill::prove(usable, self.bin_directory.as_deref(), request, context)
+    fn unfinished(&self) -> Option<&'static str> {
+        Some(LOAD)
+    }
+
+    fn prove(
+        &self,
+        restored: &Path,
+        request: &ProveRequest,
+        context: &SourceContext,
+        usable: &mut dyn FnMut(),
+    ) -> Result<Vec<CheckResult>> {
+        drill::prove(restored, self.bin_directory.as_deref(), request, context, usable)
     }
 }

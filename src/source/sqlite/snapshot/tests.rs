@@ -66,7 +66,7 @@ impl Fixture {
 
     fn prove(&self, usable: &Path, finish: &Finish) -> Vec<crate::source::CheckResult> {
         let request = ProveRequest { fingerprints: finish.fingerprints.clone(), compare_percent: 100, checks: Vec::new() };
-        self.source().prove(usable, &request, &self.context).unwrap()
+        self.source().prove(usable, &request, &self.context, &mut || {}).unwrap()
     }
 }
 
@@ -228,7 +228,7 @@ fn tables_of_every_kind_have_fingerprints() {
             check("SELECT count(*) FROM boxes WHERE x0 < 1", "= 1"),
         ],
     };
-    assert_passed(&fixture.source().prove(&usable, &request, &fixture.context).unwrap());
+    assert_passed(&fixture.source().prove(&usable, &request, &fixture.context, &mut || {}).unwrap());
 }
 
 #[test]
