@@ -1,15 +1,18 @@
 //! A base backup as a snapshot: the files, then everything that makes them one moment.
 //!
-//! Steps: a temporary slot holds the log → the files are read (streamed by the server, or from its data folder) → fingerprints are taken at one
-//! exact position behind the backup's end → the log from the backup's start up to that position is read through the slot into `pg_wal/`.
-//! So a snapshot needs nothing but itself, and nothing is staged on this host's disks.
+//! Steps: a temporary slot holds the log → the files are read (streamed by the server, or from its data folder), and between them each segment of the
+//! log that has become whole since the backup's start is put into `pg_wal/` → fingerprints are taken at one exact position behind the backup's end → the rest of
+//! the log up to that position follows. So a snapshot needs nothing but itself, nothing is staged on this host's disks, and the server has to keep no more of its log
+//! than it writes while one file is read.
 //!
 //! A standby begins a backup at its last restartpoint, which may be on the timeline that its primary was on before a failover. Its log then goes through
 //! several timelines, and the history of the last one comes with it.
 
+mod log;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::{self, Cursor, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,9 +27,11 @@ use crate::entry::{Entry, EntryKind, Layout, Order};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::Cancel;
 use crate::source::postgres::PostgresSource;
-use crate::source::postgres::client::{Connection, Mode, sqlstate};
+use crate::source::postgres::backup::log::{BackupLog, LONGEST_PAGE_HEADER, Waited, other_server};
+use crate::source::postgres::client::{Connection, Mode, quote_literal, sqlstate};
 use crate::source::postgres::configuration::Configuration;
 use crate::source::postgres::conninfo::Settings;
+use crate::source::postgres::control::{Control, State};
 use crate::source::postgres::findings::BAD_PAGE;
 use crate::source::postgres::fingerprint::{self, Position, Taken};
 use crate::source::postgres::layout::{self, CONFIGURATION_FOLDER, RelationFile};
@@ -35,12 +40,11 @@ use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::Target;
 use crate::source::postgres::remote::{Archive, ArchiveReader, Cluster, Finished, kept_inside, warned_of};
 use crate::source::postgres::replication::{
-    self, BackupEnd, BackupPart, BaseBackupOptions, LogPosition, Tablespace, WalEvent, WalStream, base_backup, create_physical_slot,
-    identify_system,
+    self, BackupEnd, BackupPart, BaseBackupOptions, LogPosition, Tablespace, base_backup, create_physical_slot, identify_system,
 };
 use crate::source::postgres::stream;
 use crate::source::postgres::throttle::Throttle;
-use crate::source::postgres::wal::{Meaning, SegmentSize, TimelineHistory, WalName, WalReader, Why};
+use crate::source::postgres::wal::{SegmentSize, TimelineHistory};
 use crate::source::{Closed, Finish, Problem, SourceContext, SourceSnapshot};
 
 /// Oldest and newest major versions.
@@ -64,10 +68,13 @@ const WAITING_MESSAGES: usize = 64;
 const SWITCH_AFTER: Duration = Duration::from_millis(400);
 /// How long the log that a backup needs is waited for.
 const LOG_PATIENCE: Duration = Duration::from_mins(2);
-/// Bytes at the beginning of a segment's first page.
-const LONGEST_PAGE_HEADER: u64 = 40;
-/// How often the server hears that we are still there while log is read.
-const STATUS_EVERY: Duration = Duration::from_secs(5);
+/// How often a standby is asked how far it has replayed while that is waited for.
+const REPLAYED_EVERY: Duration = Duration::from_millis(500);
+/// A server that has just been promoted may say so before its control file does.
+pub(super) const STATE_TRIES: u32 = 20;
+pub(super) const STATE_PAUSE: Duration = Duration::from_millis(50);
+/// What to do about a data folder that is not the server's.
+pub(super) const OTHER_FOLDER: &str = "`data_directory` must be the very folder that the server behind `url` works in, not another copy of its cluster (an old one, a standby's, a snapshot): SHOW data_directory tells its path on the server's host; at a failover the url may lead to another node than this one";
 
 /// What a snapshot says of itself to whoever recovers it: `lifeboat_conf/recovery-point.json` in the tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,8 +201,8 @@ pub(super) struct BaseSnapshot {
     system_identifier: u64,
     /// Of `start`.
     timeline: u32,
-    /// Holds the slot; streams the log at the end.
-    log: Option<Connection>,
+    /// Has the slot.
+    log: BackupLog,
     slot: String,
     fingerprint_budget: fingerprint::Budget,
     refuses_damaged_pages: bool,
@@ -211,14 +218,17 @@ pub(super) struct BaseSnapshot {
     tablespaces: Vec<TablespacePlace>,
     /// As the server says it.
     data_directory: Option<PathBuf>,
-    /// Owner of the data folder.
-    owner: (u32, u32),
+    /// Owner of the data folder; before that is known, of the first entry.
+    owner: Option<(u32, u32)>,
     /// Whether [`CONFIGURATION_FOLDER`] was yielded.
     has_folder: bool,
     /// What comes after the files, with its bytes.
     extra: VecDeque<(Entry, Bytes)>,
     contents: HashMap<Vec<u8>, Bytes>,
-    wal: Option<Wal>,
+    /// A standby has replayed its log at least up to here, asked for at this time.
+    replayed: (Lsn, Option<Instant>),
+    /// All files were read, and up to here the server had written (a standby: replayed) its log by then.
+    caught_up: Option<Lsn>,
     done: Option<Done>,
     /// What an operator should know although nothing is wrong.
     warnings: Vec<String>,
@@ -256,6 +266,9 @@ impl BaseSnapshot {
         let slot = format!("lifeboat_{label}");
         // Before the backup begins: from here on the server keeps the log that it will need.
         create_physical_slot(&mut log, &slot, true)?;
+        let here = LogPosition { lsn: identity.position, timeline: identity.timeline };
+        // A standby begins behind what it has replayed.
+        let log = BackupLog::hold(log, slot.clone(), here, !facts.in_recovery, facts.segment, cancel.clone())?;
         let label = format!("lifeboat {label}");
         let mut snapshot = Self {
             settings: settings.clone(),
@@ -264,7 +277,7 @@ impl BaseSnapshot {
             cancel,
             system_identifier: identity.system_identifier,
             timeline: identity.timeline,
-            log: Some(log),
+            log,
             slot,
             fingerprint_budget: source.fingerprint_budget,
             refuses_damaged_pages: source.refuses_damaged_pages,
@@ -275,11 +288,12 @@ impl BaseSnapshot {
             start: Lsn(0),
             tablespaces: Vec::new(),
             data_directory: None,
-            owner: (0, 0),
+            owner: None,
             has_folder: false,
             extra: VecDeque::new(),
             contents: HashMap::new(),
-            wal: None,
+            replayed: (Lsn(0), None),
+            caught_up: None,
             done: None,
             warnings: Vec::new(),
             facts,
@@ -292,6 +306,7 @@ impl BaseSnapshot {
             snapshot.warnings.extend(not_captured(&configuration));
             snapshot.begin_remote(&label, source.read_limit_bytes_per_sec)?;
         }
+        snapshot.log.begin(LogPosition { lsn: snapshot.start, timeline: snapshot.timeline }, snapshot.system_identifier, label)?;
         Ok(snapshot)
     }
 
@@ -304,20 +319,31 @@ impl BaseSnapshot {
         let start = self.sql.value(&format!("SELECT pg_catalog.{}", call.replace("LABEL", label)))?;
         self.sql.set_timeout(patience);
         self.start = start.unwrap_or_default().parse()?;
-        if let Some(log) = self.log.as_mut().filter(|_| self.facts.in_recovery) {
+        if self.facts.in_recovery {
             // The label will say it at the end.
-            let now = identify_system(log)?.timeline;
-            self.timeline = history_of(log, now)?.map_or(now, |(history, _)| history.timeline_at(self.start));
+            let start = self.start;
+            self.timeline = self.ask(move |log| {
+                let now = identify_system(log)?.timeline;
+                Ok(history_of(log, now)?.map_or(now, |(history, _)| history.timeline_at(start)))
+            })?;
         }
         let local = LocalReader::begin(LocalSettings {
             configuration: configuration.with_included(&data_directory),
-            data_directory,
+            data_directory: data_directory.clone(),
             start: self.start,
             called,
             full: source.read_unchanged,
             throttle: self.throttle.clone(),
             cancel: self.cancel.clone(),
         })?;
+        self.is_the_servers(&local, &data_directory)?;
+        self.estimate = Some(local.estimate()?);
+        self.files = Files::Local(Box::new(local));
+        Ok(())
+    }
+
+    /// Refuses a data folder that is not the one in which the server works that answers: what is read there would be made one by the log of another.
+    fn is_the_servers(&mut self, local: &LocalReader, folder: &Path) -> Result<()> {
         if local.control().system_identifier != self.system_identifier {
             return Err(Error::new(
                 Kind::Usage,
@@ -325,9 +351,29 @@ impl BaseSnapshot {
             )
             .hint("`data_directory` and `url` must be of one server: SHOW data_directory tells its folder"));
         }
-        self.estimate = Some(local.estimate()?);
-        self.files = Files::Local(Box::new(local));
-        Ok(())
+        let refused = |why: String| {
+            let what = format!("back up PostgreSQL: {} is not the folder in which the server works that answers", folder.display());
+            Error::new(Kind::Usage, what).because(why).hint(OTHER_FOLDER)
+        };
+        if !local.has_slot(&self.slot)? {
+            return Err(refused(format!("replication slot {}, which was just made on the server, is not in it", self.slot)));
+        }
+        let control = local.control_now()?;
+        if control.redo < self.start {
+            let what = format!("its last checkpoint begins at {}, that of the server at {}", control.redo, self.start);
+            return Err(refused(what));
+        }
+        let mut tries = 0;
+        loop {
+            let is_standby = self.sql.value("SELECT pg_catalog.pg_is_in_recovery()")?.as_deref() == Some("t");
+            match state_differs(&local.control_now()?, is_standby) {
+                None => return Ok(()),
+                Some(why) if tries == STATE_TRIES => return Err(refused(why)),
+                Some(_) => tries += 1,
+            }
+            self.cancel.check()?;
+            std::thread::sleep(STATE_PAUSE);
+        }
     }
 
     fn begin_remote(&mut self, label: &str, read_limit_bytes_per_sec: Option<u64>) -> Result<()> {
@@ -368,8 +414,12 @@ impl BaseSnapshot {
                 let row = rows.first().ok_or_else(|| Error::new(Kind::Failed, "the server does not tell where the backup ended"))?;
                 let stop: Lsn = row.required("lsn")?.parse()?;
                 let (label, map) = (row.required("labelfile")?.to_owned(), row.named("spcmapfile").unwrap_or_default().to_owned());
-                self.timeline = start_timeline(&label)
+                let timeline = start_timeline(&label)
                     .ok_or_else(|| Error::new(Kind::Failed, "the backup label does not tell its timeline").because(label.clone()))?;
+                if timeline != self.timeline {
+                    let what = format!("this backup began on timeline {timeline}, its log was streamed from timeline {}", self.timeline);
+                    return Err(Error::new(Kind::Failed, what).hint("back up again"));
+                }
                 self.queue(b"backup_label".to_vec(), label.into_bytes());
                 if !map.is_empty() {
                     self.queue(b"tablespace_map".to_vec(), map.into_bytes());
@@ -396,12 +446,12 @@ impl BaseSnapshot {
         let options = fingerprint::Options { budget: self.fingerprint_budget, ..fingerprint::Options::default() };
         let taken = self.fingerprints(&name, &options).map_err(|error| error.within("take the fingerprints of the tables"))?;
         let end = stop.max(taken.position.lsn);
-        let mut log = self.log.take().ok_or_else(|| Error::new(Kind::Bug, "the log of a base backup was read twice"))?;
         if taken.position.restore_point.is_none() {
-            self.is_the_same_server(&mut log)?;
+            self.is_the_same_server()?;
         }
-        let way = self.way(&mut log, end)?;
+        let way = self.way(end)?;
         let timeline = way.timeline();
+        self.log.lead_to(way, end)?;
         let point = Point {
             system_identifier: self.system_identifier.to_string(),
             server_version: self.facts.version,
@@ -423,10 +473,7 @@ impl BaseSnapshot {
             self.extra.push_back((folder, Bytes::new()));
         }
         self.queue([CONFIGURATION_FOLDER, b"/", POINT_FILE.as_bytes()].concat(), point);
-        let from = LogPosition { lsn: self.start, timeline: self.timeline };
-        let check = LogCheck::new(from.lsn, end, self.facts.segment, self.system_identifier, taken.position.clone())?;
         self.done = Some(Done { stop, timeline, taken, problems });
-        self.wal = Some(Wal::begin(log, self.slot.clone(), from, way, end, self.facts.segment, check)?);
         Ok(())
     }
 
@@ -486,11 +533,11 @@ impl BaseSnapshot {
 
     /// Fingerprints are taken through connections of their own. A restore point in the log proves that they led to its server; without one, it must answer
     /// there still.
-    fn is_the_same_server(&self, log: &mut Connection) -> Result<()> {
-        let before = identify_system(log)?;
+    fn is_the_same_server(&mut self) -> Result<()> {
+        let before = self.ask(identify_system)?;
         let there = identify_system(&mut Connection::connect(&self.settings, Mode::Replication, &self.cancel)?)?;
         // A standby may go on to another timeline meanwhile.
-        let after = identify_system(log)?;
+        let after = self.ask(identify_system)?;
         if there.system_identifier == before.system_identifier && (before.timeline..=after.timeline).contains(&there.timeline) {
             return Ok(());
         }
@@ -502,29 +549,59 @@ impl BaseSnapshot {
 
     /// The way of the log from `start` to `end`, as the history of the timeline that it ends on; where that is not the one that it begins on, its file is
     /// queued: without it no server finds this way.
-    fn way(&mut self, log: &mut Connection, end: Lsn) -> Result<TimelineHistory> {
-        let now = identify_system(log)?.timeline;
-        if now == self.timeline {
-            return Ok(TimelineHistory::first(now));
+    fn way(&mut self, end: Lsn) -> Result<TimelineHistory> {
+        let from = LogPosition { lsn: self.start, timeline: self.timeline };
+        let (way, file) = self.ask(move |log| way_of(log, from, end))?;
+        if let Some(file) = file {
+            self.queue(format!("pg_wal/{}", file.file_name).into_bytes(), file.content.to_vec());
         }
-        let history = history_of(log, now)?.map(|(history, _)| history).filter(|history| history.contains(self.timeline, self.start));
-        let history = history.ok_or_else(|| {
-            let what = format!(
-                "the server is on timeline {now}, whose history does not go through {} of timeline {}, where this backup begins",
-                self.start, self.timeline
-            );
-            Error::new(Kind::Failed, what).hint("back up again")
-        })?;
-        // Since then it may have gone further.
-        let last = history.timeline_at(Lsn(end.0.saturating_sub(1)));
-        if last == self.timeline {
-            return Ok(TimelineHistory::first(last));
-        }
-        let (way, file) = history_of(log, last)?.ok_or_else(|| {
-            Error::new(Kind::Failed, format!("the server does not have the history of timeline {last}")).hint("back up again")
-        })?;
-        self.queue(format!("pg_wal/{}", file.file_name).into_bytes(), file.content.to_vec());
         Ok(way)
+    }
+
+    /// Asks on the connection of the log.
+    fn ask<T: Send + 'static>(&mut self, question: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static) -> Result<T> {
+        match self.log.ask(question) {
+            Err(error) if self.log.is_over() => Err(self.log_lost(error)),
+            answered => answered,
+        }
+    }
+
+    /// What ended the stream of the log, as far as the server tells it by SQL: to the stream itself it only says that it is ended.
+    fn log_lost(&mut self, error: Error) -> Error {
+        let may_be_the_slot = matches!(sqlstate(&error), Some("57P01" | "58P01" | "55000" | "42704")) || error.kind() == Kind::Unavailable;
+        if !may_be_the_slot {
+            return error;
+        }
+        let slot = quote_literal(&self.slot);
+        let asked = self.sql.query(&format!(
+            "SELECT pg_catalog.current_setting('max_slot_wal_keep_size') AS kept, pg_catalog.current_setting('idle_replication_slot_timeout', \
+             true) AS idle, s.slot_name, s.wal_status, pg_catalog.to_jsonb(s) ->> 'invalidation_reason' AS reason FROM (SELECT 1) one LEFT JOIN \
+             pg_catalog.pg_replication_slots s ON s.slot_name = {slot}"
+        ));
+        // Where it does not answer either, it was not the slot.
+        let Ok([row]) = asked.as_deref() else { return error };
+        let reason = row.named("reason").or_else(|| row.named("wal_status").filter(|status| *status == "lost"));
+        let what = match (row.named("slot_name"), reason) {
+            (None, _) => format!("its replication slot {} is gone", self.slot),
+            (Some(_), Some(reason)) => format!("its replication slot {} was invalidated ({reason})", self.slot),
+            (Some(_), None) => format!("its replication slot {} is there", self.slot),
+        };
+        let limits: Vec<String> = [("max_slot_wal_keep_size", "kept", "-1"), ("idle_replication_slot_timeout", "idle", "0")]
+            .into_iter()
+            .filter_map(|(name, column, none)| Some((name, row.named(column).filter(|value| *value != none)?)))
+            .map(|(name, value)| format!("{name} = {value}"))
+            .collect();
+        let hint = if limits.is_empty() {
+            "no limit for slots is set on this server, so somebody ended the session (pg_terminate_backend), or it failed: the server's own log says which; then back up again".to_owned()
+        } else {
+            format!(
+                "the server has {}, by which it ends the session of a slot that holds back more of its log, or longer; its own log says \"terminating process … to release replication slot\" \
+                 then. Set the limit above what the server writes while this backup reads one file (1 GiB at most) and takes its fingerprints, then back up again",
+                limits.join(" and ")
+            )
+        };
+        let what = format!("the server ended the stream of this backup's log, which had come to {}; {what}", self.log.received());
+        Error::new(Kind::Unavailable, what).because(error).hint(hint)
     }
 
     /// Tablespaces that were not there when the backup began: a replay would create them where the source has them.
@@ -567,7 +644,8 @@ impl BaseSnapshot {
 
     fn entry(&self, path: Vec<u8>, kind: EntryKind, mode: u32) -> Entry {
         let mtime_ns = Utc::now().timestamp_nanos_opt().unwrap_or(0);
-        Entry { path, kind, mode, uid: self.owner.0, gid: self.owner.1, mtime_ns, stamp: Vec::new(), xattrs: Vec::new() }
+        let (uid, gid) = self.owner.unwrap_or_default();
+        Entry { path, kind, mode, uid, gid, mtime_ns, stamp: Vec::new(), xattrs: Vec::new() }
     }
 
     fn queue(&mut self, path: Vec<u8>, content: Vec<u8>) {
@@ -576,23 +654,81 @@ impl BaseSnapshot {
         self.extra.push_back((entry, content.into()));
     }
 
-    /// The next file of the log.
-    fn next_segment(&mut self) -> Option<Entry> {
-        let segment = self.facts.segment;
-        let name = self.wal.as_mut().and_then(Wal::next_segment)?.text(segment);
-        let kind = EntryKind::File { size: Some(u64::from(segment.bytes())), layout: Layout::Content };
-        Some(self.entry(format!("pg_wal/{name}").into_bytes(), kind, 0o600))
+    /// The segment of the log that was said to be there.
+    fn segment(&mut self) -> Result<Entry> {
+        let (name, bytes) = self.log.take()?;
+        let kind = EntryKind::File { size: Some(bytes.len() as u64), layout: Layout::Content };
+        let entry = self.entry(format!("pg_wal/{}", name.text(self.facts.segment)).into_bytes(), kind, 0o600);
+        self.contents.insert(entry.path.clone(), bytes);
+        Ok(entry)
     }
 
-    /// Waits until the server has sent some of the log that is still missing.
-    fn pull(&mut self) -> Result<()> {
-        let Some(wal) = &self.wal else { return Ok(()) };
+    /// While files are read: the next segment of the log that is whole, if all of it is before the end of this backup, which is not known yet.
+    fn whole_segment(&mut self) -> Result<Option<Entry>> {
+        match self.log.whole()? {
+            Some(end) if self.is_before_end(end)? => self.segment().map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// A primary ends the backup behind all that it has sent. A standby sends what it has received, and the backup ends where it has replayed to.
+    fn is_before_end(&mut self, lsn: Lsn) -> Result<bool> {
+        if !self.facts.in_recovery || self.replayed.0 >= lsn {
+            return Ok(true);
+        }
+        if self.replayed.1.is_some_and(|asked| asked.elapsed() < REPLAYED_EVERY) {
+            return Ok(false);
+        }
+        self.replayed = (self.log_end()?, Some(Instant::now()));
+        Ok(self.replayed.0 >= lsn)
+    }
+
+    /// Up to where the log is written; on a standby, replayed.
+    fn log_end(&mut self) -> Result<Lsn> {
+        let function = if self.facts.in_recovery { "pg_last_wal_replay_lsn" } else { "pg_current_wal_flush_lsn" };
+        self.sql.value(&format!("SELECT pg_catalog.{function}()"))?.unwrap_or_default().parse()
+    }
+
+    /// After the files: the next whole segment of what was written meanwhile, so that little is left to come while fingerprints are taken.
+    fn catch_up(&mut self) -> Result<Option<Entry>> {
+        let target = match self.caught_up {
+            Some(target) => target,
+            None => self.log_end()?,
+        };
+        self.caught_up = Some(target);
+        if self.facts.in_recovery {
+            self.replayed.0 = target;
+        }
+        while self.log.next_end() <= target {
+            if let Some(entry) = self.whole_segment()? {
+                return Ok(Some(entry));
+            }
+            self.pull(target)?;
+        }
+        Ok(None)
+    }
+
+    /// The next segment of the log up to the end of this backup, or `None` after the last one.
+    fn next_segment(&mut self, end: Lsn) -> Result<Option<Entry>> {
+        if self.log.is_complete() {
+            return Ok(None);
+        }
+        while !self.log.has_next()? {
+            self.pull(end)?;
+        }
+        self.segment().map(Some)
+    }
+
+    /// Waits until the server has sent some of the log that is still missing up to `end`.
+    fn pull(&mut self, end: Lsn) -> Result<()> {
         let begun = Instant::now();
         let mut switched = false;
         loop {
             self.cancel.check()?;
-            if wal.pull(Duration::from_millis(200))? {
-                return Ok(());
+            match self.log.wait(Duration::from_millis(200)) {
+                Waited::Log => return Ok(()),
+                Waited::Over(error) => return Err(self.log_lost(error)),
+                Waited::Nothing => {}
             }
             if begun.elapsed() >= SWITCH_AFTER && !switched && !self.facts.in_recovery {
                 switched = true;
@@ -603,7 +739,7 @@ impl BaseSnapshot {
                 }
             }
             if begun.elapsed() >= LOG_PATIENCE {
-                return Err(Error::new(Kind::Unavailable, format!("the server does not send its log up to {}", wal.end()))
+                return Err(Error::new(Kind::Unavailable, format!("the server does not send its log up to {end}"))
                     .hint("allow lifeboat's role to call pg_switch_wal(), or look whether the server is overloaded; then back up again"));
             }
         }
@@ -655,12 +791,26 @@ impl SourceSnapshot for BaseSnapshot {
             stream::ensure_slot(&self.settings, &slot, &self.cancel)?;
         }
         if self.done.is_none() {
-            if let Some(entry) = self.next_file()? {
-                if entry.path.is_empty() {
-                    self.owner = (entry.uid, entry.gid);
+            if let Some(error) = self.log.failure() {
+                return Err(self.log_lost(error));
+            }
+            if self.caught_up.is_none() {
+                // The first entry tells who owns the files.
+                if self.owner.is_some()
+                    && let Some(segment) = self.whole_segment()?
+                {
+                    return Ok(Some(segment));
                 }
-                self.has_folder |= entry.path == CONFIGURATION_FOLDER;
-                return Ok(Some(entry));
+                if let Some(entry) = self.next_file()? {
+                    if entry.path.is_empty() || self.owner.is_none() {
+                        self.owner = Some((entry.uid, entry.gid));
+                    }
+                    self.has_folder |= entry.path == CONFIGURATION_FOLDER;
+                    return Ok(Some(entry));
+                }
+            }
+            if let Some(segment) = self.catch_up()? {
+                return Ok(Some(segment));
             }
             self.end_files()?;
         }
@@ -668,33 +818,24 @@ impl SourceSnapshot for BaseSnapshot {
             self.contents.insert(entry.path.clone(), content);
             return Ok(Some(entry));
         }
-        Ok(self.next_segment())
+        let Some(end) = self.done.as_ref().map(|done| done.stop.max(done.taken.position.lsn)) else { return Ok(None) };
+        self.next_segment(end)
     }
 
     fn open(&mut self, entry: &Entry) -> Result<Option<Box<dyn Read + Send>>> {
-        if self.done.is_none() {
-            return match &mut self.files {
-                Files::Local(local) => local.open(entry),
-                Files::Remote(remote) => remote.open().map(Some),
-                Files::Read => Err(Error::new(Kind::Bug, "a file of a base backup was opened after its end")),
-            };
-        }
         if let Some(content) = self.contents.remove(&entry.path) {
             return Ok(Some(Box::new(Cursor::new(content))));
         }
-        // The reader has no way to ask the server for more than it sends by itself, so all of the segment is brought here first.
-        while self.wal.as_ref().is_some_and(Wal::wants_more) {
-            self.pull()?;
-        }
-        match &mut self.wal {
-            Some(wal) => Ok(Some(Box::new(wal.reader()?))),
-            None => Err(Error::new(Kind::Bug, format!("{} was opened before the log was begun", entry.display_path()))),
+        match &mut self.files {
+            Files::Local(local) => local.open(entry),
+            Files::Remote(remote) => remote.open().map(Some),
+            Files::Read => Err(Error::new(Kind::Bug, "a file of a base backup was opened after its end")),
         }
     }
 
     fn close(&mut self, entry: &Entry, _bytes_read: u64) -> Result<Closed> {
-        match (&self.done, &mut self.files) {
-            (None, Files::Local(local)) => local.close(entry),
+        match &mut self.files {
+            Files::Local(local) if local.is_open(entry) => local.close(entry),
             _ => Ok(Closed::SOUND),
         }
     }
@@ -708,10 +849,10 @@ impl SourceSnapshot for BaseSnapshot {
         let Some(Done { stop, timeline, taken, problems }) = self.done else {
             return Err(Error::new(Kind::Bug, "a base backup was finished before its end"));
         };
-        let Some(wal) = self.wal.as_ref().filter(|wal| wal.is_complete() && self.extra.is_empty()) else {
-            return Err(Error::new(Kind::Bug, "a base backup was finished without its log"));
-        };
-        wal.check.finish()?;
+        if !self.extra.is_empty() {
+            return Err(Error::new(Kind::Bug, "a base backup was finished before its end"));
+        }
+        self.log.finish(&taken.position)?;
         let (rows, bytes, milliseconds) =
             taken.cost.iter().fold((0, 0, 0), |sum, one| (sum.0 + one.rows, sum.1 + one.bytes, sum.2 + one.duration_ms));
         let mut consistency = json!({
@@ -937,277 +1078,34 @@ fn start_timeline(label: &str) -> Option<u32> {
     label.lines().find_map(|line| line.strip_prefix("START TIMELINE: ")?.trim().parse().ok())
 }
 
-/// The log of a backup, cut into segments; what is behind its end is zeros.
-struct Wal {
-    feed: Mutex<Feed>,
-    slot: String,
-    /// Of the timeline that it ends on.
-    way: TimelineHistory,
-    segment: SegmentSize,
-    /// The segment to be yielded next.
-    next: u64,
-    last: u64,
-    end: Lsn,
-    check: LogCheck,
+/// The way of the log from `from` to `end`, as the history of the timeline that it ends on, with that one's file where it is not the one that it begins on.
+fn way_of(log: &mut Connection, from: LogPosition, end: Lsn) -> Result<(TimelineHistory, Option<replication::TimelineHistory>)> {
+    let now = identify_system(log)?.timeline;
+    if now == from.timeline {
+        return Ok((TimelineHistory::first(now), None));
+    }
+    let history = history_of(log, now)?.map(|(history, _)| history).filter(|history| history.contains(from.timeline, from.lsn));
+    let history = history.ok_or_else(|| {
+        let what = format!(
+            "the server is on timeline {now}, whose history does not go through {} of timeline {}, where this backup begins",
+            from.lsn, from.timeline
+        );
+        Error::new(Kind::Failed, what).hint("back up again")
+    })?;
+    // Since then it may have gone further.
+    let last = history.timeline_at(Lsn(end.0.saturating_sub(1)));
+    if last == from.timeline {
+        return Ok((TimelineHistory::first(last), None));
+    }
+    let (way, file) = history_of(log, last)?.ok_or_else(|| {
+        Error::new(Kind::Failed, format!("the server does not have the history of timeline {last}")).hint("back up again")
+    })?;
+    Ok((way, Some(file)))
 }
 
-/// Reads the log of a backup as it passes: it must lead to the position that the fingerprints are of, which other connections told.
-struct LogCheck {
-    reader: WalReader,
-    end: Lsn,
-    position: Position,
-    /// The restore point.
-    found: bool,
-}
-
-impl LogCheck {
-    /// Of the log from the segment of `start` on up to `end`.
-    fn new(start: Lsn, end: Lsn, segment: SegmentSize, system_identifier: u64, position: Position) -> Result<Self> {
-        let reader = WalReader::new(segment.start(segment.number(start)), segment, Some(system_identifier))?;
-        Ok(Self { reader, end, position, found: false })
-    }
-
-    /// The bytes that follow.
-    fn pass(&mut self, bytes: &[u8]) {
-        let Self { reader, position, found, .. } = self;
-        reader.push(bytes, |record| {
-            if let Meaning::RestorePoint { name, .. } = record.meaning {
-                *found |= position.restore_point.as_ref() == Some(&name) && record.end == position.lsn;
-            }
-        });
-    }
-
-    /// When all of it has passed.
-    fn finish(&self) -> Result<()> {
-        match self.reader.end() {
-            Some(end) if matches!(end.why, Why::OtherServer(_)) => {
-                return Err(other_server(&format!("in its log at {}, {}", end.found_at, end.why)));
-            }
-            Some(end) => {
-                let what = format!("the log that the server sent for this backup cannot be read at {}: {}", end.found_at, end.why);
-                return Err(Error::new(Kind::Failed, what)
-                    .hint("back up again; if that stays, look into the server's own log for what is wrong with its pg_wal"));
-            }
-            None => {}
-        }
-        if let Some(name) = self.position.restore_point.as_ref().filter(|_| !self.found) {
-            return Err(other_server(&format!("the restore point {name:?} that was made at {} is not in its log", self.position.lsn)));
-        }
-        // The position may be told behind the header of a page that no record has touched yet.
-        if self.reader.valid_end().0 + LONGEST_PAGE_HEADER < self.end.0 {
-            return Err(other_server(&format!(
-                "no record of its log ends at {}, where its tables were read; the last before that at {}",
-                self.end,
-                self.reader.valid_end()
-            )));
-        }
-        Ok(())
-    }
-}
-
-/// The address led to one server, and then to another one.
-fn other_server(what: &str) -> Error {
-    Error::new(Kind::SplitBrain, format!("the connections of this backup led to different servers: {what}")).hint(
-        "nothing was committed. Let the url lead to one server only: a name or address that moves to another one, as at a failover, must not move during a backup. Then back up again",
-    )
-}
-
-struct Feed {
-    /// `None`: a stream of another timeline could not be begun.
-    stream: Option<WalStream>,
-    /// That is streamed.
-    timeline: u32,
-    /// Of the present segment.
-    bytes: Vec<u8>,
-    /// Received and of a later segment.
-    rest: Bytes,
-    /// Up to here the log has arrived (`rest` included).
-    received: Lsn,
-    told: Instant,
-}
-
-impl Wal {
-    /// From the segment of `from` up to `end`, along `way`, through a slot of this connection's.
-    fn begin(
-        log: Connection,
-        slot: String,
-        from: LogPosition,
-        way: TimelineHistory,
-        end: Lsn,
-        segment: SegmentSize,
-        check: LogCheck,
-    ) -> Result<Self> {
-        let first = segment.number(from.lsn);
-        let received = segment.start(first);
-        let stream = Some(replication::start_replication(log, Some(&slot), received, from.timeline)?);
-        let feed = Feed { stream, timeline: from.timeline, bytes: Vec::new(), rest: Bytes::new(), received, told: Instant::now() };
-        Ok(Self { feed: Mutex::new(feed), slot, way, segment, next: first, last: segment.number_before(end), end, check })
-    }
-
-    fn end(&self) -> Lsn {
-        self.end
-    }
-
-    fn is_complete(&self) -> bool {
-        self.next > self.last
-    }
-
-    /// The segment in which the way left a timeline is the younger one's: that has all of it.
-    fn next_segment(&mut self) -> Option<WalName> {
-        if self.is_complete() {
-            return None;
-        }
-        let number = self.next;
-        self.next += 1;
-        let last_byte = Lsn(self.segment.start(self.next).min(self.end).0.saturating_sub(1));
-        Some(WalName::Segment { timeline: self.way.timeline_at(last_byte), number })
-    }
-
-    /// Whether the segment yielded last lacks log that the backup needs.
-    fn wants_more(&self) -> bool {
-        let mut feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
-        feed.take(self.segment);
-        let begin = self.segment.start(self.next.saturating_sub(1));
-        let needed = self.end.since(begin).min(u64::from(self.segment.bytes()));
-        (feed.bytes.len() as u64) < needed
-    }
-
-    /// Takes what the server sends; false: nothing within this time.
-    fn pull(&self, patience: Duration) -> Result<bool> {
-        let mut feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
-        let event = feed.stream()?.next(patience)?;
-        let received = feed.received;
-        let mut answer = feed.told.elapsed() >= STATUS_EVERY;
-        let arrived = match event {
-            Some(WalEvent::Data { start, bytes, .. }) => {
-                if start != received {
-                    return Err(Error::new(Kind::Damaged, format!("the server's log goes on at {start}, {received} was expected")));
-                }
-                feed.received = received.plus(bytes.len() as u64);
-                feed.rest = if feed.rest.is_empty() { bytes } else { [&feed.rest[..], &bytes[..]].concat().into() };
-                true
-            }
-            Some(WalEvent::Keepalive { reply, .. }) => {
-                answer |= reply;
-                false
-            }
-            Some(WalEvent::TimelineEnd { next, at }) if self.way.left_at(feed.timeline) == Some(at) => {
-                // The present segment again: it is another file on the next timeline, with the same beginning.
-                let begin = self.segment.start(self.next.saturating_sub(1));
-                feed.go_on(next, begin, &self.slot)?;
-                true
-            }
-            Some(WalEvent::TimelineEnd { next, at }) => {
-                let what = format!(
-                    "the server left timeline {} at {at} for timeline {next}; this backup needs its log up to {}",
-                    feed.timeline, self.end
-                );
-                return Err(Error::new(Kind::Unavailable, what).hint("a failover during the backup: back up again"));
-            }
-            Some(WalEvent::End) => {
-                return Err(Error::new(Kind::Unavailable, "the server stopped during the backup").hint("back up again when it runs"));
-            }
-            None => false,
-        };
-        if answer {
-            let received = feed.received;
-            feed.stream()?.status(received, received, received)?;
-            feed.told = Instant::now();
-        }
-        Ok(arrived)
-    }
-
-    /// The bytes of the segment yielded last.
-    fn reader(&mut self) -> Result<Cursor<Vec<u8>>> {
-        let mut bytes = std::mem::take(&mut self.feed.get_mut().unwrap_or_else(PoisonError::into_inner).bytes);
-        let begin = self.segment.start(self.next.saturating_sub(1));
-        let size = self.segment.bytes() as usize;
-        let needed = usize::try_from(self.end.since(begin)).unwrap_or(size).min(size);
-        if bytes.len() < needed {
-            return Err(Error::new(Kind::Bug, "a segment of the log was opened before it arrived"));
-        }
-        // What comes after the end belongs to another moment.
-        bytes.truncate(needed);
-        self.check.pass(&bytes);
-        bytes.resize(size, 0);
-        Ok(Cursor::new(bytes))
-    }
-}
-
-impl Feed {
-    fn stream(&mut self) -> Result<&mut WalStream> {
-        self.stream.as_mut().ok_or_else(|| Error::new(Kind::Bug, "the log of a base backup is not streamed any more"))
-    }
-
-    /// Streams another timeline from here on.
-    fn go_on(&mut self, timeline: u32, begin: Lsn, slot: &str) -> Result<()> {
-        let ended = self.stream.take().ok_or_else(|| Error::new(Kind::Bug, "the log of a base backup is not streamed any more"))?;
-        self.stream = Some(replication::start_replication(ended.stop()?, Some(slot), begin, timeline)?);
-        (self.timeline, self.received) = (timeline, begin);
-        self.bytes.clear();
-        self.rest.clear();
-        Ok(())
-    }
-
-    /// Moves what belongs to the present segment there.
-    fn take(&mut self, segment: SegmentSize) {
-        let room = (segment.bytes() as usize).saturating_sub(self.bytes.len());
-        let now = self.rest.split_to(room.min(self.rest.len()));
-        self.bytes.extend_from_slice(&now);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::source::postgres::test_server::TestServer;
-
-    #[test]
-    fn the_log_of_a_backup_must_lead_to_where_its_fingerprints_are_of() {
-        let server = TestServer::start(&["--wal-segsize=1"], "autovacuum = off");
-        let lsn = |sql: &str| server.sql(sql).parse::<Lsn>().unwrap();
-        let start = lsn("SELECT pg_current_wal_insert_lsn()");
-        server.sql("CREATE TABLE t AS SELECT g, repeat('x', 500) FROM generate_series(1, 4000) g");
-        server.sql("SELECT pg_switch_wal()");
-        server.sql("INSERT INTO t VALUES (1, 'x')");
-        let point = lsn("SELECT pg_create_restore_point('lifeboat 1')");
-        let insert = lsn("SELECT pg_current_wal_insert_lsn()");
-        server.sql("INSERT INTO t VALUES (2, 'x')");
-        server.sql("SELECT pg_switch_wal()");
-        let identifier: u64 = server.sql("SELECT system_identifier FROM pg_control_system()").parse().unwrap();
-        let segment = SegmentSize::new(1 << 20).unwrap();
-        let read = |number: u64| {
-            let name = WalName::Segment { timeline: 1, number }.text(segment);
-            std::fs::read(server.data().join("pg_wal").join(name)).unwrap()
-        };
-        assert!(segment.number(point) > segment.number(start) + 1);
-        let checked = |position: Position, end: Lsn, identifier, damaged: bool| {
-            let mut check = LogCheck::new(start, end, segment, identifier, position).unwrap();
-            for number in segment.number(start)..=segment.number_before(end) {
-                let mut bytes = read(number);
-                bytes.truncate(usize::try_from(end.since(segment.start(number))).unwrap().min(bytes.len()));
-                if damaged && number == segment.number(start) + 1 {
-                    bytes[5000..5016].iter_mut().for_each(|byte| *byte ^= 1);
-                }
-                // As it comes.
-                bytes.chunks(7777).for_each(|some| check.pass(some));
-            }
-            check.finish()
-        };
-        let named = |name: &str, lsn| Position { restore_point: Some(name.into()), lsn };
-        let unnamed = |lsn| Position { restore_point: None, lsn };
-        checked(named("lifeboat 1", point), point, identifier, false).unwrap();
-        checked(unnamed(point), point, identifier, false).unwrap();
-        checked(unnamed(insert), insert, identifier, false).unwrap();
-        // A restore point of another server: not there, or not at this position.
-        let kind = |position: Position, end, identifier, damaged| checked(position, end, identifier, damaged).unwrap_err().kind();
-        assert_eq!(kind(named("lifeboat 2", point), point, identifier, false), Kind::SplitBrain);
-        assert_eq!(kind(named("lifeboat 1", start), point, identifier, false), Kind::SplitBrain);
-        let before = Lsn(point.0 - 8);
-        assert_eq!(kind(named("lifeboat 1", point), before, identifier, false), Kind::SplitBrain);
-        // In the middle of a record.
-        assert_eq!(kind(unnamed(before), before, identifier, false), Kind::SplitBrain);
-        assert_eq!(kind(unnamed(point), point, identifier + 1, false), Kind::SplitBrain);
-        assert_eq!(kind(unnamed(point), point, identifier, true), Kind::Failed);
-    }
+/// How the state that a control file tells differs from what the server says of itself.
+pub(super) fn state_differs(control: &Control, is_standby: bool) -> Option<String> {
+    let expected = if is_standby { State::InArchiveRecovery } else { State::InProduction };
+    let server = if is_standby { "a standby" } else { "a primary" };
+    (control.state != expected).then(|| format!("its control file says {}, the server is {server}", control.state.told()))
 }

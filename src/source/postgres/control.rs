@@ -44,6 +44,20 @@ impl State {
     pub fn is_stopped(self) -> bool {
         matches!(self, Self::ShutDown | Self::ShutDownInRecovery)
     }
+
+    /// As `pg_controldata` prints it.
+    #[must_use]
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::StartingUp => "starting up",
+            Self::ShutDown => "shut down",
+            Self::ShutDownInRecovery => "shut down in recovery",
+            Self::ShuttingDown => "shutting down",
+            Self::InCrashRecovery => "in crash recovery",
+            Self::InArchiveRecovery => "in archive recovery",
+            Self::InProduction => "in production",
+        }
+    }
 }
 
 /// What we need of the control file.
@@ -184,6 +198,7 @@ mod tests {
                 .filter_map(|line| line.split_once(':').map(|(key, value)| (key.to_owned(), value.trim().to_owned())))
                 .collect();
             assert_eq!(control.state, state);
+            assert_eq!(control.state.told(), said["Database cluster state"]);
             assert_eq!(control.state.is_stopped(), said["Database cluster state"] == "shut down");
             for (key, ours) in [
                 ("Database system identifier", control.system_identifier.to_string()),

@@ -1,18 +1,20 @@
 //! What a server lacks for backups, its log and drills: looked at, nothing is changed.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::event::Cancel;
 use crate::source::Diagnosis;
-use crate::source::postgres::backup::{Facts, not_captured};
+use crate::source::postgres::backup::{Facts, OTHER_FOLDER, STATE_PAUSE, STATE_TRIES, not_captured, state_differs};
 use crate::source::postgres::canary::{self, Written};
-use crate::source::postgres::client::{Connection, Mode, Row, quote_literal};
+use crate::source::postgres::client::{Connection, Mode, Row, quote_literal, sqlstate};
 use crate::source::postgres::configuration::{Configuration, is_outside};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::fingerprint;
 use crate::source::postgres::instance::Tools;
+use crate::source::postgres::local::control_of;
+use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::replication;
 use crate::source::postgres::{PostgresSource, diagnosis};
 
@@ -60,8 +62,7 @@ pub(super) fn diagnose(settings: &Settings, source: &PostgresSource) -> Vec<Diag
     };
     found.push(diagnosis("page checksums", Ok(checksums)));
     if let Some(folder) = &source.data_directory {
-        let readable = fs::File::open(folder.join("global/pg_control")).io_context(|| format!("open the data folder {}", folder.display()));
-        found.push(diagnosis("data folder", readable.map(|_| folder.display().to_string())));
+        found.push(diagnosis("data folder", data_folder(&mut sql, folder)));
         found.push(diagnosis("room on the server", room(folder)));
     }
     found.push(diagnosis("row security", row_security(settings, &cancel)));
@@ -123,6 +124,57 @@ fn canary_row(settings: &Settings, row: &str, cancel: &Cancel) -> Result<String>
         Written::At(_) => "can be written".to_owned(),
         Written::Standby => "a standby: its primary is to write it".to_owned(),
     })
+}
+
+/// Whether a data folder can be read and is the one in which the server works.
+fn data_folder(sql: &mut Connection, folder: &Path) -> Result<String> {
+    let refused = |why: String| {
+        let what = format!("{} is not the folder in which the server works that answers", folder.display());
+        Error::new(Kind::Usage, what).because(why).hint(OTHER_FOLDER)
+    };
+    let mut tries = 0;
+    let control = loop {
+        let before = checkpoint(sql)?;
+        let control = control_of(folder)?;
+        let after = checkpoint(sql)?;
+        let row = one_row(sql, "SELECT pg_catalog.pg_is_in_recovery(), system_identifier FROM pg_catalog.pg_control_system()")?;
+        if row.get(1) != Some(control.system_identifier.to_string().as_str()) {
+            return Err(refused("it belongs to another cluster".to_owned()));
+        }
+        if let Some((before, after)) = before.zip(after)
+            && !(before..=after).contains(&control.checkpoint)
+        {
+            return Err(refused(format!("its last checkpoint is at {}, that of the server at {after}", control.checkpoint)));
+        }
+        match state_differs(&control, row.get(0) == Some("t")) {
+            None => break control,
+            Some(why) if tries == STATE_TRIES => return Err(refused(why)),
+            Some(_) => tries += 1,
+        }
+        std::thread::sleep(STATE_PAUSE);
+    };
+    let path = folder.join("postmaster.pid");
+    let running = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(refused("no server runs in it: there is no postmaster.pid".to_owned()));
+        }
+        Err(error) => return Err(Error::io(format!("read {}", path.display()), error)),
+    };
+    let port = sql.value("SELECT pg_catalog.current_setting('port')")?.unwrap_or_default();
+    match running.lines().nth(3).map(str::trim) {
+        Some(there) if there != port => Err(refused(format!("the server that runs in it has port {there}, the one that answers {port}"))),
+        _ => Ok(format!("{}, last checkpoint at {}", folder.display(), control.checkpoint)),
+    }
+}
+
+/// Where the server's last checkpoint is; `None` where the role may not ask.
+fn checkpoint(sql: &mut Connection) -> Result<Option<Lsn>> {
+    match sql.value("SELECT checkpoint_lsn FROM pg_catalog.pg_control_checkpoint()") {
+        Ok(text) => text.unwrap_or_default().parse().map(Some),
+        Err(error) if sqlstate(&error) == Some("42501") => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Free bytes where the server's log is.

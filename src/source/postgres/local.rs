@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Advice, FileType, Mode, OFlags, Stat};
+use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::entry::{Entry, EntryKind, Layout, display_path, is_valid_path, tree_order};
@@ -81,6 +81,8 @@ pub struct LocalReader {
     tail: Option<VecDeque<Tail>>,
     opened: HashMap<Vec<u8>, Option<Arc<Mutex<Findings>>>>,
     control_bytes: Vec<u8>,
+    /// The control file as it is in the backup.
+    last_control: Option<Control>,
     found: Vec<Findings>,
     problems: Vec<Problem>,
 }
@@ -131,6 +133,7 @@ impl LocalReader {
             tail: None,
             opened: HashMap::new(),
             control_bytes: Vec::new(),
+            last_control: None,
             found: Vec::new(),
             problems: Vec::new(),
         })
@@ -140,6 +143,34 @@ impl LocalReader {
     #[must_use]
     pub fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// The control file as it is now.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn control_now(&self) -> Result<Control> {
+        read_control(&self.root).map(|(control, _)| control)
+    }
+
+    /// Whether the server that works in this folder has a replication slot: each one has a folder there, also a temporary one. A name that nobody else has
+    /// proves which server that is, also among copies of one cluster.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn has_slot(&self, name: &str) -> Result<bool> {
+        let path = format!("pg_replslot/{name}/state");
+        match rustix::fs::statat(&self.root, path.as_str(), AtFlags::empty()) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(failed(path.as_bytes(), errno)),
+        }
+    }
+
+    /// Whether an entry was opened and not yet closed.
+    #[must_use]
+    pub fn is_open(&self, entry: &Entry) -> bool {
+        self.opened.contains_key(&entry.path)
     }
 
     /// Tablespaces passed so far; all of them after the last entry.
@@ -259,10 +290,16 @@ impl LocalReader {
     /// Ends the reading; `stop`: the position that `pg_backup_stop` said. Empty: all is as it should be.
     ///
     /// # Errors
-    /// [`Kind::Bug`] when not everything was read.
+    /// [`Kind::Bug`] when not everything was read; [`Kind::Failed`] when the server that said `stop` does not work in this folder.
     pub fn finish(self, stop: Lsn) -> Result<Vec<Problem>> {
-        if !self.opened.is_empty() || self.tail.as_ref().is_none_or(|tail| !tail.is_empty()) {
+        let Some(control) = self.last_control.filter(|_| self.opened.is_empty() && self.tail.as_ref().is_some_and(VecDeque::is_empty))
+        else {
             return Err(Error::new(Kind::Bug, "reading of a data folder was finished before its end"));
+        };
+        // A standby ends a backup where this stands by then.
+        if control.state == State::InArchiveRecovery && control.min_recovery > stop {
+            let what = format!("it must be replayed to {}, and the server ended the backup at {stop}", control.min_recovery);
+            return Err(not_the_servers(&self.settings.data_directory, &what));
         }
         let mut problems = self.problems;
         problems.extend(self.found.iter().filter_map(|findings| findings.problem(stop)));
@@ -308,9 +345,17 @@ impl LocalReader {
         if control.system_identifier != self.control.system_identifier {
             return Err(Error::new(Kind::Failed, "another cluster took the place of the data folder during the backup"));
         }
+        // The backup itself began with a checkpoint there, and checkpoints only go on.
+        let least = self.settings.start.max(self.control.redo);
+        if control.redo < least || control.state.is_stopped() {
+            let what =
+                format!("its control file says {}, last checkpoint from {}; {least} was to be in it", control.state.told(), control.redo);
+            return Err(not_the_servers(&self.settings.data_directory, &what));
+        }
         let stat = open_file(&self.root, control::PATH).and_then(rustix::fs::fstat).map_err(|errno| failed(control::PATH, errno))?;
         let kind = EntryKind::File { size: Some(bytes.len() as u64), layout: Layout::Content };
         self.control_bytes = bytes;
+        self.last_control = Some(control);
         Ok(bare(control::PATH.to_vec(), kind, &stat))
     }
 
@@ -398,6 +443,23 @@ fn read_control(root: &OwnedFd) -> Result<(Control, Vec<u8>)> {
             }
         }
     }
+}
+
+/// The control file of a data folder.
+///
+/// # Errors
+/// As [`LocalReader::begin`].
+pub fn control_of(folder: &Path) -> Result<Control> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(folder, flags, Mode::empty())
+        .map_err(|errno| Error::io(format!("open the data folder {}", folder.display()), errno.into()))?;
+    read_control(&root).map(|(control, _)| control)
+}
+
+fn not_the_servers(folder: &Path, what: &str) -> Error {
+    Error::new(Kind::Failed, format!("{} is not, or not any more, the folder in which the server works that answers", folder.display()))
+        .because(what.to_owned())
+        .hint("`data_directory` and `url` must be of one server: SHOW data_directory tells its folder; then back up again")
 }
 
 fn bare(path: Vec<u8>, kind: EntryKind, stat: &Stat) -> Entry {

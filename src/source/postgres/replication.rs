@@ -445,7 +445,8 @@ pub enum WalEvent {
     Data { start: Lsn, server_end: Lsn, server_clock: chrono::DateTime<chrono::Utc>, bytes: Bytes },
     /// The server is there. `reply`: it wants a status soon, or it will end the connection.
     Keepalive { end: Lsn, server_clock: chrono::DateTime<chrono::Utc>, reply: bool },
-    /// This timeline ends at `at`; `next` goes on from there. The connection can start the next stream.
+    /// This timeline ends at `at`; `next` goes on from there. The connection can start the next stream. A standby may have sent more than that: what it had
+    /// received and not replayed when it went on.
     TimelineEnd { next: u32, at: Lsn },
     /// The server ends the stream in an orderly way, as it does when it stops; everything sent has come.
     End,
@@ -622,7 +623,7 @@ impl WalStream {
                 Incoming::Message(Message::RowDescription(body)) => {
                     let rows = rows_after(&mut self.connection, &body, &mut failed)?;
                     let (next, at) = next_timeline(&mut self.connection, &rows)?;
-                    if at != self.position {
+                    if at > self.position {
                         return Err(Error::new(
                             Kind::Damaged,
                             format!("the timeline ends at {at}, but its stream ended at {}", self.position),

@@ -889,6 +889,9 @@ impl<'a> Session<'a> {
     /// The server went on with another timeline: its history, the exact end of this one, then the next from the start of that unit.
     fn next_timeline(&mut self, next: u32, at: Lsn) -> Result<()> {
         tracing::info!(timeline = self.timeline, next, at = %at, "the server's timeline ends");
+        if at != self.received() {
+            return Err(Error::new(Kind::Damaged, format!("the timeline ends at {at}, but its stream ended at {}", self.received())));
+        }
         let wal = self.wal.take().ok_or_else(|| Error::new(Kind::Bug, "the log stream has ended already"))?;
         let mut connection = wal.stop()?;
         history(&mut connection, self.sink, next)?;
