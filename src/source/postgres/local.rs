@@ -345,11 +345,12 @@ impl LocalReader {
         if control.system_identifier != self.control.system_identifier {
             return Err(Error::new(Kind::Failed, "another cluster took the place of the data folder during the backup"));
         }
-        // The backup itself began with a checkpoint there, and checkpoints only go on.
-        let least = self.settings.start.max(self.control.redo);
-        if control.redo < least || control.state.is_stopped() {
-            let what =
-                format!("its control file says {}, last checkpoint from {}; {least} was to be in it", control.state.told(), control.redo);
+        // Checkpoints only go on.
+        if control.redo < self.control.redo {
+            let what = format!(
+                "the last checkpoint in its control file begins at {}, one at {} was there before",
+                control.redo, self.control.redo
+            );
             return Err(not_the_servers(&self.settings.data_directory, &what));
         }
         let stat = open_file(&self.root, control::PATH).and_then(rustix::fs::fstat).map_err(|errno| failed(control::PATH, errno))?;

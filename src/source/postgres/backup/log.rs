@@ -32,6 +32,8 @@ const PART_BYTES: usize = 128 << 10;
 const SLICE: Duration = Duration::from_millis(50);
 /// How often the server hears that we are still there and how far its log has come; also while none of it is read.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// It is told at once when this much has come: a server that writes fast keeps no more than that for us.
+const STATUS_BYTES: u64 = 1 << 20;
 /// Bytes at the beginning of a segment's first page.
 pub(super) const LONGEST_PAGE_HEADER: u64 = 40;
 
@@ -504,7 +506,7 @@ impl Worker {
         // What the server may forget; 0: nothing is said of that.
         let mut confirmed = if confirms { from.lsn } else { Lsn(0) };
         let mut keeps = false;
-        let mut told: Option<Instant> = None;
+        let mut told: Option<(Instant, Lsn)> = None;
         loop {
             let mut answer = false;
             match self.shared.step() {
@@ -544,9 +546,9 @@ impl Worker {
                     Some(WalEvent::Data { .. }) | None => {}
                 },
             }
-            if answer || told.is_none_or(|told| told.elapsed() >= STATUS_EVERY) {
+            if answer || told.is_none_or(|(at, what)| at.elapsed() >= STATUS_EVERY || confirmed.since(what) >= STATUS_BYTES) {
                 stream.status(confirmed, confirmed, Lsn(0))?;
-                told = Some(Instant::now());
+                told = Some((Instant::now(), confirmed));
             }
         }
     }

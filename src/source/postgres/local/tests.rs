@@ -224,6 +224,56 @@ fn the_control_file_waits_for_all_others() {
     assert_eq!(reader.finish(Lsn(0)).unwrap_err().kind(), Kind::Bug);
 }
 
+/// Reads a copy of a folder, whose control file is exchanged before its turn comes; what the reader says at its end, stop at `stop`.
+fn with_another_control_file(copy: &TestServer, start: Lsn, bytes: &[u8], stop: Lsn) -> Result<Vec<Problem>> {
+    let mut reader = LocalReader::begin(settings(copy, start)).unwrap();
+    assert!(reader.next_entry().unwrap().is_some());
+    fs::write(copy.data().join("global/pg_control"), bytes).unwrap();
+    while reader.next_entry()?.is_some() {}
+    reader.finish(stop)
+}
+
+#[test]
+fn a_folder_that_is_not_the_servers_is_noticed_at_the_end() {
+    let server = TestServer::start(&[], "");
+    let read = || fs::read(server.data().join("global/pg_control")).unwrap();
+    let older = read();
+    server.sql("CREATE TABLE a AS SELECT 1 AS n; CHECKPOINT");
+    let bytes = read();
+    let control = Control::parse(&bytes).unwrap();
+    let copy = TestServer::empty();
+    server.tool("cp", &["-a", server.data().to_str().unwrap(), copy.data().to_str().unwrap()]);
+    assert_eq!(with_another_control_file(&copy, control.redo, &bytes, control.redo).unwrap(), Vec::new());
+    // Of an older moment than what was there when reading began.
+    let error = with_another_control_file(&copy, control.redo, &older, control.redo).unwrap_err();
+    assert_eq!(error.kind(), Kind::Failed);
+    assert!(error.to_string().contains(copy.data().to_str().unwrap()), "{error:?}");
+    // Of a standby that has to replay more than the one that ended the backup had.
+    let mut standby = bytes.clone();
+    standby[16..20].copy_from_slice(&5u32.to_le_bytes());
+    standby[136..144].copy_from_slice(&control.checkpoint.0.to_le_bytes());
+    let sum = u32::try_from(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &standby[..288])).unwrap();
+    standby[288..292].copy_from_slice(&sum.to_le_bytes());
+    let ended = |stop| {
+        fs::write(copy.data().join("global/pg_control"), &bytes).unwrap();
+        with_another_control_file(&copy, control.redo, &standby, stop)
+    };
+    assert_eq!(ended(control.checkpoint).unwrap(), Vec::new());
+    assert_eq!(ended(Lsn(control.checkpoint.0 - 1)).unwrap_err().kind(), Kind::Failed);
+}
+
+#[test]
+fn a_slot_tells_the_folder_of_its_server() {
+    let server = TestServer::start(&[], "wal_level = replica\nmax_replication_slots = 4");
+    let reader = LocalReader::begin(settings(&server, Lsn(0))).unwrap();
+    assert!(!reader.has_slot("lifeboat_1").unwrap());
+    let mut session = server.session();
+    session.sql("SELECT pg_create_physical_replication_slot('lifeboat_1', true, true)");
+    assert!(reader.has_slot("lifeboat_1").unwrap());
+    session.sql("SELECT pg_drop_replication_slot('lifeboat_1')");
+    assert!(!reader.has_slot("lifeboat_1").unwrap());
+}
+
 #[test]
 fn links_and_missing_tablespaces_are_told() {
     let mut server = TestServer::start(&["--wal-segsize=1"], "");
