@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use lifeboat::error::Kind;
 use lifeboat::event::{Cancel, Silent};
-use lifeboat::repo::{OpenOptions, Passphrase, Repository, Role, UNLOCKED};
+use lifeboat::id::Name;
+use lifeboat::repo::{OpenOptions, Passphrase, Repository, Role, UNLOCKED, object_lock};
 use lifeboat::store::{Credential, LockMode, ObjectLock, Store, StoreConfig, Version};
 use support::s3::{Bucket, LOCKED, Rclone, SeaweedFs};
 use workspace::{Workspace, text};
@@ -22,7 +23,11 @@ fn server() -> &'static Bucket {
     SHARED.get_or_init(SeaweedFs::start_locked).bucket()
 }
 
-const LOCK: ObjectLock = ObjectLock { mode: LockMode::Governance, retain: Duration::from_hours(30 * 24), unlocked: UNLOCKED };
+const LOCK: ObjectLock = object_lock(LockMode::Governance, days(30), days(30), days(30));
+
+const fn days(days: u64) -> Duration {
+    Duration::from_hours(days * 24)
+}
 
 /// A store at `prefix` of the locked bucket, by an identity of the server.
 fn config(prefix: &str, identity: &str) -> StoreConfig {
@@ -78,6 +83,26 @@ fn versions(prefix: &str) -> Vec<Version> {
     runtime().block_on(store.versions("")).unwrap()
 }
 
+/// That no version can be destroyed, and no date brought nearer: with the writer's credentials, and with those of one who was given every right on objects.
+fn cannot_be_destroyed(prefix: &str, committed: &[Version]) {
+    let until = (Utc::now() + TimeDelta::seconds(30)).format("%Y-%m-%dT%H:%M:%SZ");
+    let sooner = format!("<Retention><Mode>GOVERNANCE</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>");
+    let bypass = [("x-amz-bypass-governance-retention", "true")];
+    assert!(!committed.is_empty());
+    for identity in ["writer", "careless"] {
+        let secret = Bucket::secret_of(identity);
+        for version in committed {
+            let (path, query) = (format!("{LOCKED}/{prefix}/{}", version.key), format!("versionId={}", version.version));
+            for headers in [&[][..], &bypass] {
+                let keys = (identity, secret.as_str());
+                assert_eq!(server().signed(("DELETE", &path, &query), headers, "", keys).0, 403, "{identity} {path}");
+                let retention = format!("retention=&{query}");
+                assert_eq!(server().signed(("PUT", &path, &retention), headers, &sooner, keys).0, 403, "{identity} {path}");
+            }
+        }
+    }
+}
+
 fn wait_until_after(moment: DateTime<Utc>) {
     let bound = Instant::now() + Duration::from_secs(10);
     while Utc::now() <= moment {
@@ -100,7 +125,8 @@ fn nothing_committed_is_destroyed_and_everything_comes_back() {
     assert!(second.get("locks").is_none(), "looked at a moment ago: {second:#}");
 
     // Every object of it is locked for at least what was asked for, from its first moment.
-    let committed: Vec<Version> = versions(prefix).into_iter().filter(|version| !version.marker && LOCK.covers(&version.key)).collect();
+    let committed: Vec<Version> =
+        versions(prefix).into_iter().filter(|version| !version.marker && LOCK.of(&version.key).is_some()).collect();
     let promised = Utc::now() + TimeDelta::days(30);
     let store = Store::open(&config(prefix, "writer")).unwrap();
     let runtime = runtime();
@@ -110,26 +136,13 @@ fn nothing_committed_is_destroyed_and_everything_comes_back() {
     }
     assert!(["format", "keys/", "packs/", "index/", "snapshots/"].iter().all(|of| committed.iter().any(|v| v.key.starts_with(of))));
 
-    // With the writer's credentials, and with those of one who was given every right on objects.
     let moment = committed.iter().map(|version| version.modified).max().unwrap();
     wait_until_after(moment + TimeDelta::seconds(2));
-    let until = (Utc::now() + TimeDelta::seconds(30)).format("%Y-%m-%dT%H:%M:%SZ");
-    let sooner = format!("<Retention><Mode>GOVERNANCE</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>");
+    cannot_be_destroyed(prefix, &committed);
     for identity in ["writer", "careless"] {
-        let secret = Bucket::secret_of(identity);
-        let attack = |method: &str, path: &str, query: &str, headers: &[(&str, &str)], body: &str| {
-            server().signed((method, path, query), headers, body, (identity, &secret)).0
-        };
-        for version in &committed {
-            let (path, query) = (format!("{LOCKED}/{prefix}/{}", version.key), format!("versionId={}", version.version));
-            let bypass = [("x-amz-bypass-governance-retention", "true")];
-            assert_eq!(attack("DELETE", &path, &query, &[], ""), 403, "{identity} {path}");
-            assert_eq!(attack("DELETE", &path, &query, &bypass, ""), 403, "{identity} {path}");
-            assert_eq!(attack("PUT", &path, &format!("retention=&{query}"), &[], &sooner), 403, "{identity} {path}");
-            assert_eq!(attack("PUT", &path, &format!("retention=&{query}"), &bypass, &sooner), 403, "{identity} {path}");
-        }
+        let keys = (identity, &*Bucket::secret_of(identity));
         let versioning = "<VersioningConfiguration><Status>Suspended</Status></VersioningConfiguration>";
-        assert_eq!(attack("PUT", LOCKED, "versioning=", &[], versioning), 403);
+        assert_eq!(server().signed(("PUT", LOCKED, "versioning="), &[], versioning, keys).0, 403);
     }
     // The writer cannot even hide anything; who can hides and overwrites.
     let writer = Bucket::secret_of("writer");
@@ -200,7 +213,7 @@ fn dates_move_on_while_they_are_needed_and_tampering_is_told() {
     let later = start + TimeDelta::days(6);
     let moved = keep(later, false).unwrap().unwrap();
     assert_eq!((moved.objects, moved.extended), (3, 3), "{moved:?}");
-    for version in versions("main2").iter().filter(|version| LOCK.covers(&version.key)) {
+    for version in versions("main2").iter().filter(|version| LOCK.of(&version.key).is_some()) {
         let (_, until) = runtime.block_on(open("reader").lock_of(&version.key, &version.version)).unwrap().unwrap();
         assert!(until >= later + TimeDelta::days(37), "{}: {until}", version.key);
     }
@@ -211,8 +224,8 @@ fn dates_move_on_while_they_are_needed_and_tampering_is_told() {
     assert_eq!((asked.asked, asked.extended), (3, 0), "{asked:?}");
 
     // Who reads only cannot keep anything locked, and says so.
-    let (mut reading, all) = (config("main2", "reader"), UNLOCKED);
-    reading.object_lock = Some(ObjectLock { unlocked: all, retain: Duration::from_hours(90 * 24), ..LOCK });
+    let mut reading = config("main2", "reader");
+    reading.object_lock = Some(object_lock(LockMode::Governance, days(90), days(90), days(90)));
     let other = Repository::open(Store::open(&reading).unwrap(), runtime.handle().clone(), &passphrase, &options()).unwrap();
     assert_eq!(other.keep_locked(later, true, &Silent, &Cancel::default()).unwrap_err().kind(), Kind::Failed);
 
@@ -245,7 +258,8 @@ fn copies_are_locked_too() {
 
     let promised = Utc::now() + TimeDelta::days(30);
     let store = Store::open(&config(prefix, "reader")).unwrap();
-    let committed: Vec<Version> = versions(prefix).into_iter().filter(|version| !version.marker && LOCK.covers(&version.key)).collect();
+    let committed: Vec<Version> =
+        versions(prefix).into_iter().filter(|version| !version.marker && LOCK.of(&version.key).is_some()).collect();
     assert!(["packs/", "index/", "snapshots/"].iter().all(|of| committed.iter().any(|version| version.key.starts_with(of))));
     let careless = Bucket::secret_of("careless");
     for version in &committed {
@@ -342,7 +356,7 @@ fn locks_that_end_between_runs_are_told() {
     let sample = |deep: bool, days: i64| repository.sample_locks(&manifests, deep, now + TimeDelta::days(days)).unwrap().unwrap();
     // Two manifests, the format, and packs of nodes and of content.
     let (first, at_the_end) = (sample(true, 0), sample(true, 29));
-    assert!(first.looked >= 5 && first.lapsed.is_empty() && first.until.unwrap() > now + TimeDelta::days(30), "{first:?}");
+    assert!(first.looked >= 5 && first.lapsed.is_empty() && first.until["retain"] > now + TimeDelta::days(30), "{first:?}");
     assert_eq!(at_the_end, first, "whoever runs once in `retain` is told nothing");
     for deep in [true, false] {
         let late = sample(deep, 37);
@@ -350,6 +364,109 @@ fn locks_that_end_between_runs_are_told() {
         assert!(late.told().unwrap().contains("no backup, copy or prune has moved dates on"), "{late:?}");
     }
     assert_eq!(sample(false, 0).looked, 2);
+}
+
+/// Snapshots and what they consist of, continuous log, and what both need, each with dates of its own.
+#[test]
+fn each_class_is_locked_for_its_own_time() {
+    let (prefix, admin) = ("main9", Bucket::keys().0);
+    let workspace = Workspace::new("");
+    // Log that outlasts the snapshots that it goes on from would be worth nothing, and so would snapshots that outlast their keys.
+    for (classes, why) in [
+        ("snapshots = \"40d\"", "`snapshots` of `object_lock` is longer than `retain`, which is 30d"),
+        ("logs = \"40d\"", "`logs` of `object_lock` is longer than `retain`, which is 30d"),
+        ("snapshots = \"10d\", logs = \"20d\"", "`logs` of `object_lock` is longer than `snapshots`, which is 10d"),
+    ] {
+        plan(&workspace, LOCKED, prefix, &format!("object_lock = {{ mode = \"governance\", retain = \"30d\", {classes} }}"));
+        for words in [&["plan", "check"][..], &["backup", "crm"]] {
+            let refused = expect(&workspace, admin, 2, words);
+            assert!(refused.to_string().contains(why), "{refused:#}");
+        }
+    }
+    assert_eq!(versions(prefix), []);
+
+    plan(&workspace, LOCKED, prefix, "object_lock = { mode = \"governance\", retain = \"30d\", snapshots = \"20d\", logs = \"10d\" }");
+    expect(&workspace, admin, 0, &["repo", "init", "main"]);
+    expect(&workspace, "writer", 0, &["backup", "crm"]);
+    let runtime = runtime();
+    let folder = tempfile::tempdir().unwrap();
+    let options = OpenOptions { cache: Some(folder.path().to_owned()), workers: 1 };
+    let lock = object_lock(LockMode::Governance, days(30), days(20), days(10));
+    let store = Store::open(&StoreConfig { object_lock: Some(lock), ..config(prefix, "writer") }).unwrap();
+    let passphrase = Passphrase::new(workspace::PASSPHRASE);
+    let repository = Repository::open(store.clone(), runtime.handle().clone(), &passphrase, &options).unwrap();
+    let name = |text: &str| Name::new(text).unwrap();
+    let log = repository.log(&name("crm"), &name("database"));
+    log.append(1, 0, 5, &serde_json::json!({}), b"first").unwrap();
+    log.append(1, 5, 9, &serde_json::json!({}), b"next").unwrap();
+    log.put_side(&name("00000002.history"), b"history").unwrap();
+
+    let all = versions(prefix);
+    let unlocked: Vec<&Version> = all.iter().filter(|version| version.key.starts_with("sessions/") && !version.marker).collect();
+    assert!(!unlocked.is_empty());
+    for version in unlocked {
+        assert_eq!(runtime.block_on(store.lock_of(&version.key, &version.version)).unwrap(), None, "{}", version.key);
+    }
+    let is_unlocked = |key: &str| UNLOCKED.iter().any(|folder| key.starts_with(folder));
+    let committed: Vec<Version> = all.into_iter().filter(|version| !version.marker && !is_unlocked(&version.key)).collect();
+    let days_of = |key: &str| match key.split('/').next().unwrap() {
+        "packs" | "index" | "snapshots" => 20,
+        "logs" => 10,
+        "format" | "keys" | "key-events" | "retention" => 30,
+        other => panic!("{other}"),
+    };
+    for of in ["packs/", "index/", "snapshots/", "logs/", "format", "keys/"] {
+        assert!(committed.iter().any(|version| version.key.starts_with(of)), "{of}");
+    }
+    // Each date is between what was asked for and a quarter more after `now`, which is of what `moved` says for its class.
+    let dated = |moved: &dyn Fn(i64) -> DateTime<Utc>| {
+        for version in &committed {
+            let (_, until) = runtime.block_on(store.lock_of(&version.key, &version.version)).unwrap().unwrap();
+            let of = days_of(&version.key);
+            let from = moved(of);
+            let range = from + TimeDelta::days(of)..=from + TimeDelta::hours(of * 30) + TimeDelta::minutes(5);
+            assert!(range.contains(&until), "{}: {until} is not in {range:?}", version.key);
+        }
+    };
+    let start = Utc::now();
+    dated(&|_| start);
+    cannot_be_destroyed(prefix, &committed);
+
+    // Dates of log come nearer sooner, and are moved on alone; then those of snapshots, and of all.
+    let of_class = |days: i64| committed.iter().filter(|version| days_of(&version.key) == days).count() as u64;
+    let keep = |now: DateTime<Utc>| repository.keep_locked(now, false, &Silent, &Cancel::default()).unwrap();
+    let at = |days: i64| start + TimeDelta::days(days);
+    let first = keep(start).unwrap();
+    assert_eq!((first.objects, first.extended), (committed.len() as u64, 0), "{first:?}");
+    assert_eq!(keep(start + TimeDelta::hours(7)), None);
+    let logs = keep(at(2)).unwrap();
+    assert_eq!((logs.extended, &logs.alarms), (of_class(10), &vec![]), "{logs:?}");
+    dated(&|days| if days == 10 { at(2) } else { start });
+    let snapshots = keep(at(4)).unwrap();
+    assert_eq!(snapshots.extended, of_class(10) + of_class(20), "{snapshots:?}");
+    dated(&|days| if days == 30 { start } else { at(4) });
+    let rest = keep(at(6)).unwrap();
+    assert_eq!(rest.extended, of_class(10) + of_class(30), "{rest:?}");
+    dated(&|days| if days == 20 { at(4) } else { at(6) });
+    cannot_be_destroyed(prefix, &committed);
+
+    // What ends first is told, by its own name.
+    let doctor = expect(&workspace, "writer", 0, &["doctor", "crm"]);
+    let checks = doctor["checks"].as_array().unwrap();
+    let told = checks.iter().find(|check| check["name"] == "locked objects").unwrap()["message"].as_str().unwrap();
+    assert!(["(logs)", "(retain)", "(snapshots)"].iter().all(|class| told.contains(class)), "{told}");
+    let manifests = repository.manifests(None).unwrap();
+    let manifests: Vec<_> = manifests.iter().collect();
+    for deep in [true, false] {
+        let sample = |days: i64| repository.sample_locks(&manifests, deep, at(days)).unwrap().unwrap();
+        assert!(sample(15).lapsed.is_empty(), "{:?}", sample(15));
+        let late = sample(19);
+        assert!(late.lapsed.len() == 2 && late.lapsed.iter().all(|lapsed| lapsed.key.starts_with("logs/")), "{late:?}");
+        assert!(late.is_certain() && late.told().unwrap().contains("for longer than `logs`"), "{late:?}");
+        let later = sample(30);
+        assert!(later.lapsed.iter().any(|lapsed| lapsed.class == "snapshots"), "{later:?}");
+        assert_eq!(later.until.len(), usize::from(deep), "only the format: {later:?}");
+    }
 }
 
 /// A repair deletes the piece that rots, and stores it anew under the same name.
@@ -363,7 +480,7 @@ fn a_piece_of_log_that_was_repaired_is_no_alarm() {
     let now = Utc::now();
     let (repository, _) = Repository::init(open("maintainer"), runtime.handle().clone(), &passphrase, &options, now).unwrap();
     let alarms = || repository.keep_locked(now, true, &Silent, &Cancel::default()).unwrap().unwrap().alarms;
-    let name = |text: &str| lifeboat::id::Name::new(text).unwrap();
+    let name = |text: &str| Name::new(text).unwrap();
     let log = repository.log(&name("crm"), &name("db"));
     let facts = serde_json::json!({});
     log.append(1, 0, 5, &facts, b"first").unwrap();

@@ -372,12 +372,29 @@ fn what_is_left_out_has_its_documented_default() {
 #[test]
 fn object_lock_is_for_s3_and_for_a_sensible_time() {
     let with = |url: &str, lock: &str| {
-        let text = format!("version = 1\n[repository.r]\nurl = \"{url}\"\npassphrase = {{ env = \"P\" }}\nobject_lock = {lock}\n");
+        let text = format!(
+            "version = 1\n[repository.r]\nurl = \"{url}\"\npassphrase = {{ env = \"P\" }}\nobject_lock = {lock}\n\
+             [source.s]\nkind = \"command\"\ndump = [\"true\"]\n[plan.p]\nsource = \"s\"\nrepository = \"r\"\n"
+        );
         load(&[("a.toml", &text)])
     };
     let plans = with("s3://b/p", r#"{ mode = "compliance", retain = "30d" }"#).unwrap();
     let lock = plans.repository("r").unwrap().object_lock.unwrap();
-    assert_eq!((lock.mode, lock.retain), (plan::LockMode::Compliance, Duration::from_hours(30 * 24)));
+    let days = |days: u64| Duration::from_hours(days * 24);
+    assert_eq!(lock, plan::ObjectLock { mode: plan::LockMode::Compliance, retain: days(30), snapshots: days(30), logs: days(30) });
+    for (more, snapshots, logs) in [
+        ("snapshots = \"20d\"", 20, 20),
+        ("logs = \"10d\"", 30, 10),
+        ("snapshots = \"20d\", logs = \"10d\"", 20, 10),
+        ("snapshots = \"30d\", logs = \"30d\"", 30, 30),
+    ] {
+        let plans = with("s3://b/p", &format!("{{ mode = \"governance\", retain = \"30d\", {more} }}")).unwrap();
+        let lock = plans.repository("r").unwrap().object_lock.unwrap();
+        assert_eq!((lock.retain, lock.snapshots, lock.logs), (days(30), days(snapshots), days(logs)), "{more}");
+        let shown = plan::show_text(plans.plan("p").unwrap());
+        let again = load(&[("a.toml", &shown)]).unwrap_or_else(|errors| panic!("{shown}\n{errors}"));
+        assert_eq!(again.repository("r").unwrap().object_lock, Some(lock), "{shown}");
+    }
     for (url, lock, why) in [
         ("file:///r", r#"{ mode = "governance", retain = "30d" }"#, "has no key `object_lock`"),
         ("s3://b/p", r#"{ mode = "governance", retain = "23h" }"#, "too short for a lock"),
@@ -385,6 +402,27 @@ fn object_lock_is_for_s3_and_for_a_sensible_time() {
         ("s3://b/p", r#"{ mode = "governance" }"#, "needs `retain`"),
         ("s3://b/p", r#"{ retain = "30d" }"#, "needs `mode`"),
         ("s3://b/p", r#"{ mode = "legal", retain = "30d" }"#, "legal"),
+        ("s3://b/p", r#"{ mode = "governance", retain = "30d", logs = "12h" }"#, "too short for a lock"),
+        ("s3://b/p", r#"{ mode = "governance", retain = "30d", snapshots = "4000d" }"#, "too long for a lock"),
+        ("s3://b/p", r#"{ mode = "governance", snapshots = "30d", logs = "7d" }"#, "needs `retain`"),
+        // What leans on something cannot outlast it.
+        (
+            "s3://b/p",
+            r#"{ mode = "governance", retain = "7d", snapshots = "30d" }"#,
+            "`snapshots` of `object_lock` is longer than `retain`, which is 7d",
+        ),
+        (
+            "s3://b/p",
+            r#"{ mode = "governance", retain = "7d", logs = "30d" }"#,
+            "`logs` of `object_lock` is longer than `retain`, which is 7d",
+        ),
+        (
+            "s3://b/p",
+            r#"{ mode = "governance", retain = "90d", snapshots = "7d", logs = "30d" }"#,
+            "`logs` of `object_lock` is longer than `snapshots`, which is 7d",
+        ),
+        ("s3://b/p", r#"{ mode = "governance", retain = "30d", packs = "7d" }"#, "packs"),
+        ("s3://b/p", r#"{ mode = "governance", retain = "30d", manifests = "7d" }"#, "manifests"),
     ] {
         let errors = with(url, lock).unwrap_err();
         assert!(errors.contains(why), "{lock}: {errors}");
@@ -687,7 +725,7 @@ fn schedules_that_break_what_the_plan_promises_are_warned_of() {
     // Dates of Object Lock are moved on by what writes, and by nothing else.
     let locked = |retain: &str, more: &str| {
         let place = "[repository.vault]\nurl = \"s3://bucket/vault\"\npassphrase = { env = \"P\" }\n";
-        let lock = format!("object_lock = {{ mode = \"governance\", retain = \"{retain}\" }}\n");
+        let lock = format!("object_lock = {{ mode = \"governance\", {retain} }}\n");
         let head = format!("{BASE}{place}{lock}[plan.crm]\nsource = \"crm\"\ntimezone = \"UTC\"\n");
         let checked = plan::check_json(&load(&[("a.toml", &format!("{head}{more}\n"))]).unwrap());
         checked["warnings"].as_array().unwrap().iter().map(|warning| warning.as_str().unwrap().to_owned()).collect::<Vec<_>>().join("\n")
@@ -695,12 +733,19 @@ fn schedules_that_break_what_the_plan_promises_are_warned_of() {
     let vault = "repository = \"vault\"\n";
     let copied = "repository = \"main\"\nschedule = \"0 2 * * *\"\n[[plan.crm.copy]]\nto = \"vault\"\n";
     for (retain, more, what) in [
-        ("7d", format!("{vault}schedule = \"0 2 1 * *\""), "its backups, copies and prunes start up to 31d apart"),
-        ("7d", format!("{vault}schedule = \"0 2 * * sun\"\njitter = \"1h\""), "start up to 7d1h apart"),
-        ("30d", vault.to_owned(), "no backup, copy or prune of it has a schedule"),
-        ("30d", "repository = \"main\"\nschedule = \"0 2 * * *\"".to_owned(), "no plan backs up, copies to or prunes it"),
-        ("30d", copied.to_owned(), "no backup, copy or prune of it has a schedule"),
-        ("7d", format!("{copied}schedule = \"0 3 1,15 * *\""), "start up to 17d apart"),
+        ("retain = \"7d\"", format!("{vault}schedule = \"0 2 1 * *\""), "its backups, copies and prunes start up to 31d apart"),
+        ("retain = \"7d\"", format!("{vault}schedule = \"0 2 * * sun\"\njitter = \"1h\""), "start up to 7d1h apart"),
+        ("retain = \"30d\"", vault.to_owned(), "no backup, copy or prune of it has a schedule"),
+        ("retain = \"30d\"", "repository = \"main\"\nschedule = \"0 2 * * *\"".to_owned(), "no plan backs up, copies to or prunes it"),
+        ("retain = \"30d\"", copied.to_owned(), "no backup, copy or prune of it has a schedule"),
+        ("retain = \"7d\"", format!("{copied}schedule = \"0 3 1,15 * *\""), "start up to 17d apart"),
+        // The class whose dates are the nearest says how often.
+        (
+            "retain = \"60d\", logs = \"7d\"",
+            format!("{vault}schedule = \"0 2 1 * *\""),
+            "start up to 31d apart, and `object_lock` asks for logs = 7d",
+        ),
+        ("retain = \"60d\", snapshots = \"7d\"", format!("{vault}schedule = \"0 2 1 * *\""), "`object_lock` asks for snapshots = 7d"),
     ] {
         let found = locked(retain, &more);
         let is_told =
@@ -708,11 +753,12 @@ fn schedules_that_break_what_the_plan_promises_are_warned_of() {
         assert!(is_told, "{more}: {found}");
     }
     for (retain, more) in [
-        ("7d", format!("{vault}schedule = \"0 2 * * sun\"")),
-        ("31d", format!("{vault}schedule = \"0 2 1 * *\"")),
-        ("20d", format!("{vault}schedule = \"0 2 1 * *\"\n[plan.crm.prune]\nschedule = \"0 2 15 * *\"")),
-        ("7d", format!("{copied}schedule = \"0 3 * * sat\"")),
-        ("7d", format!("{copied}keep = {{ last = 3 }}\n[plan.crm.prune]\nschedule = \"0 3 * * sat\"")),
+        ("retain = \"7d\"", format!("{vault}schedule = \"0 2 * * sun\"")),
+        ("retain = \"31d\"", format!("{vault}schedule = \"0 2 1 * *\"")),
+        ("retain = \"90d\", snapshots = \"60d\", logs = \"31d\"", format!("{vault}schedule = \"0 2 1 * *\"")),
+        ("retain = \"20d\"", format!("{vault}schedule = \"0 2 1 * *\"\n[plan.crm.prune]\nschedule = \"0 2 15 * *\"")),
+        ("retain = \"7d\"", format!("{copied}schedule = \"0 3 * * sat\"")),
+        ("retain = \"7d\"", format!("{copied}keep = {{ last = 3 }}\n[plan.crm.prune]\nschedule = \"0 3 * * sat\"")),
     ] {
         assert_eq!(locked(retain, &more), "", "{retain} {more}");
     }

@@ -362,13 +362,13 @@ fn strip_colours(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::status::Forecast;
+    use crate::daemon::status::{Forecast, ProblemKind};
 
     fn at(text: &str) -> DateTime<Utc> {
         format!("2026-11-{text}Z").parse().unwrap()
     }
 
-    fn plan(name: &str, problems: &[(&str, &str)]) -> PlanStatus {
+    fn plan(name: &str, problems: &[(ProblemKind, &str)]) -> PlanStatus {
         let forecast = Forecast {
             recovery_time_ms: Some(750_000),
             drills: 9,
@@ -400,7 +400,7 @@ mod tests {
             repository_reachable: true,
             logs: vec![],
             copies: Vec::new(),
-            problems: problems.iter().map(|(kind, message)| Problem::new(kind, *message)).collect(),
+            problems: problems.iter().map(|(kind, message)| Problem::new(*kind, *message)).collect(),
         }
     }
 
@@ -413,8 +413,8 @@ mod tests {
         text
     }
 
-    const OVERDUE: (&str, &str) = (
-        "overdue",
+    const OVERDUE: (ProblemKind, &str) = (
+        ProblemKind::Overdue,
         "a backup was due at 2026-11-28 02:15:00 UTC and did not start; a drill run has been going since 2026-11-28T01:00:00Z (run 01k9)",
     );
 
@@ -432,7 +432,7 @@ mod tests {
         plans[3].recovery_point = None;
         (plans[3].restorable_to, plans[3].restorable_from, plans[3].proven_at, plans[3].forecast) = (None, None, None, None);
         (plans[3].recovery_time_ms, plans[3].next_run) = (None, None);
-        plans[3].problems = vec![Problem::new("never-backed-up", "there is no snapshot: nothing can be restored")];
+        plans[3].problems = vec![Problem::new(ProblemKind::NeverBackedUp, "there is no snapshot: nothing can be restored")];
         insta::assert_snapshot!("five_80", shown(plans.clone(), 80));
         insta::assert_snapshot!("five_120", shown(plans, 120));
     }
@@ -447,7 +447,8 @@ mod tests {
             });
             serde_json::from_value(value).unwrap()
         };
-        let mut gap = plan("crm", &[("log-gap", "the log of source db has a hole from 0/1 to 0/2: nothing behind can be recovered")]);
+        let mut gap =
+            plan("crm", &[(ProblemKind::LogGap, "the log of source db has a hole from 0/1 to 0/2: nothing behind can be recovered")]);
         gap.logs = vec![log("db"), log("db2")];
         let text = shown(vec![gap.clone()], 120);
         assert!(text.contains("log of db: stored with a GAP (log-gap, below) until 2026-11-28"), "{text}");
@@ -461,13 +462,13 @@ mod tests {
         let mut plans: Vec<PlanStatus> = (0..50).map(|i| plan(&format!("plan-{i:02}"), &[])).collect();
         for i in [7, 31, 44] {
             plans[i].problems =
-                vec![Problem::new(OVERDUE.0, OVERDUE.1), Problem::new("failed", "the last backup failed: no route to host")];
+                vec![Problem::new(OVERDUE.0, OVERDUE.1), Problem::new(ProblemKind::Failed, "the last backup failed: no route to host")];
         }
         let text = shown(plans.clone(), 80);
         assert!(text.lines().count() <= 24, "{} lines\n{text}", text.lines().count());
         insta::assert_snapshot!("fifty_80", text);
         for plan in &mut plans {
-            plan.problems = vec![Problem::new("failed", "x")];
+            plan.problems = vec![Problem::new(ProblemKind::Failed, "x")];
         }
         let text = shown(plans, 120);
         assert!(text.contains("… and 38 more problems"), "{text}");
@@ -481,7 +482,7 @@ mod tests {
             daemon: true,
             plans: vec![plan("a", &[OVERDUE]), plan("b", &[]), plan("c", &[])],
             notifiers: vec![],
-            problems: vec![Problem::new("plans-broken", "x")],
+            problems: vec![Problem::new(ProblemKind::PlansBroken, "x")],
         };
         let plain = text(&status, Screen { width: 80, colours: false, all: false });
         let coloured = text(&status, Screen { width: 80, colours: true, all: false });

@@ -35,7 +35,7 @@ pub(super) fn run(app: &App, args: &StatusArgs) -> Result<Exit> {
     let daemon = !nodes.is_empty() || DaemonLock::is_held(&surroundings.state);
     let mut status = gather(&plans, journal.as_ref(), &surroundings, daemon)?;
     if let Some(errors) = &sound.errors
-        && status.problems.iter().all(|problem| problem.kind != reload::BROKEN)
+        && status.problems.iter().all(|problem| problem.kind != reload::BROKEN.word())
     {
         let message = format!(
             "{} in plan files: the plans in them are not shown here, and follow what a daemon read before",

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::daemon::status::ProblemKind;
 use crate::error::{Context, Error, IoContext, Kind, Result};
 
 /// One of them.
@@ -106,7 +107,7 @@ pub fn standing_by_key(state: &Path) -> Result<Vec<(String, Alarm)>> {
     for key in keys(state)? {
         let alarm = read(&folder(state).join(format!("{key}.json"))).unwrap_or_else(|error| {
             Some(Alarm {
-                kind: "failed".to_owned(),
+                kind: ProblemKind::Failed.word().to_owned(),
                 plan: None,
                 message: format!("an alarm stands and cannot be read: {error:?}"),
                 since: DateTime::UNIX_EPOCH,

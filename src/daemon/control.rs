@@ -18,6 +18,7 @@ use tokio::sync::{broadcast, watch};
 use crate::clock::Clock;
 use crate::daemon::job::{Job, Trigger};
 use crate::daemon::journal::NewRun;
+use crate::daemon::status::ProblemKind;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, RunId};
@@ -280,7 +281,8 @@ impl Control {
     }
 
     /// Says that something is wrong with the daemon itself, or (`None`) that it is over. For the daemon and what lives beside its runs.
-    pub fn set_problem(&self, kind: &str, message: Option<String>) {
+    pub fn set_problem(&self, kind: ProblemKind, message: Option<String>) {
+        let kind = kind.word();
         let mut troubles = guard(&self.0.troubles);
         let changed = match message {
             None => troubles.remove(kind).is_some(),

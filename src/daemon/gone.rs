@@ -9,17 +9,17 @@ use chrono::{DateTime, Utc};
 
 use crate::daemon::alarms::{self, Alarm};
 use crate::daemon::journal::{Job, Journal, Newest, Run, ScheduleKey, Schedules};
-use crate::daemon::status::last_backup;
+use crate::daemon::status::{ProblemKind, last_backup};
 use crate::error::Result;
 use crate::id::Name;
 use crate::ops::select;
 use crate::plan::{JOBS, Plan, Plans};
 
 /// The kind of the problem that a plan is. It names a plan and is of none: there is nobody whom that plan would tell.
-pub const GONE: &str = "plan-gone";
+pub const GONE: &str = ProblemKind::PlanGone.word();
 
 /// The kind of the problem that a schedule is. It is of its plan.
-pub const UNSCHEDULED: &str = "schedule-gone";
+pub const UNSCHEDULED: &str = ProblemKind::ScheduleGone.word();
 
 /// A node that was heard of within so many leases has not gone: it is being started anew.
 const RESTART: i32 = 5;

@@ -15,6 +15,7 @@ use crate::daemon::companion::Context;
 use crate::daemon::job::Job;
 use crate::daemon::journal::{Journal, Node};
 use crate::daemon::settler::Settler;
+use crate::daemon::status::ProblemKind;
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
 use crate::id::Name;
@@ -30,7 +31,7 @@ const LONGEST_TURN: TimeDelta = TimeDelta::seconds(6);
 const FORGET_EVERY: Duration = Duration::from_hours(1);
 
 /// The kind of the problem that a journal is that cannot be used.
-const AWAY: &str = "journal-unavailable";
+const AWAY: ProblemKind = ProblemKind::JournalUnavailable;
 
 /// How soon the end of the daemon is noticed.
 const STEP: Duration = Duration::from_millis(200);

@@ -13,12 +13,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::daemon::control::{Control, Message, Signals};
+use crate::daemon::status::ProblemKind;
 use crate::error::{Error, Result};
 use crate::event::Cancel;
 use crate::plan::{Plans, show_text};
 
 /// The kind of the problem that broken files are.
-pub const BROKEN: &str = "plans-broken";
+pub const BROKEN: ProblemKind = ProblemKind::PlansBroken;
 
 /// How often the files are looked at. A change counts once two looks in a row saw the same: an editor may be at work.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);

@@ -26,6 +26,7 @@ mod copies;
 pub mod forecast;
 mod gather;
 mod heard;
+mod kind;
 mod logs;
 mod reports;
 
@@ -37,6 +38,7 @@ pub use copies::CopyStatus;
 pub use forecast::Forecast;
 pub use gather::{STUCK, gather, view};
 pub use heard::{Heard, last_backup};
+pub use kind::ProblemKind;
 
 /// `lifeboat.status/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,10 +139,7 @@ pub struct PlanStatus {
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// `never-backed-up`, `overdue`, `failed`, `incomplete`, `interrupted`, `missed`, `never-proven`, `drill-failed`, `damaged`, `clock`,
-    /// `data-loss-objective`, `recovery-time-objective`, `repository-unreachable`, `wrong-key`, `log-not-streamed`, `log-slot`, `log-gap`, `log-fork`, `canary-not-written`,
-    /// `recovery-time-forecast`, `data-loss-forecast`, `copy-behind`, `copy-unreachable`, `retention-blocked`, `plans-broken`, `notifier-failing`, `plan-gone`,
-    /// `schedule-gone`, `repository-changed`, `repository-unknown`, `running-long`, `secret-unavailable`, `expiring`.
+    /// The word of a [`ProblemKind`].
     pub kind: String,
     /// The job that a run did (`backup`, `drill`, `verify`), where the problem is about one.
     pub job: Option<String>,
@@ -150,13 +149,13 @@ pub struct Problem {
 impl Problem {
     /// A problem of no job.
     #[must_use]
-    pub fn new(kind: &str, message: impl Into<String>) -> Self {
-        Self { kind: kind.to_owned(), job: None, message: message.into() }
+    pub fn new(kind: ProblemKind, message: impl Into<String>) -> Self {
+        Self { kind: kind.word().to_owned(), job: None, message: message.into() }
     }
 
     /// A problem of a job.
     #[must_use]
-    pub fn of(kind: &str, job: Job, message: impl Into<String>) -> Self {
+    pub fn of(kind: ProblemKind, job: Job, message: impl Into<String>) -> Self {
         Self { job: Some(job.word().to_owned()), ..Self::new(kind, message) }
     }
 
@@ -186,7 +185,7 @@ impl Problem {
 
 impl From<Changed> for Problem {
     fn from(Changed { certain, message }: Changed) -> Self {
-        Self::new(if certain { "repository-changed" } else { "repository-unknown" }, message)
+        Self::new(if certain { ProblemKind::RepositoryChanged } else { ProblemKind::RepositoryUnknown }, message)
     }
 }
 

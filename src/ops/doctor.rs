@@ -240,16 +240,18 @@ fn locked(findings: &mut Findings, name: &str, repository: &Repository, plan: &N
         repository.sample_locks(&some, true, surroundings.clock.now())
     });
     match sample {
-        Ok(Some(sample)) => match (sample.told(), sample.until) {
-            (Some(told), _) => findings.wrong(
+        Ok(Some(sample)) => match sample.told() {
+            Some(told) => findings.wrong(
                 name,
                 Kind::Failed,
                 format!("{told} (`lifeboat prune` or a backup moves them on now; see to it that one runs in time)"),
             ),
-            (None, Some(until)) => {
-                findings.good(name, format!("{}, locked until {} at least", counted(sample.looked, "object"), select::moment(until)));
+            None if sample.until.is_empty() => {}
+            None => {
+                let dates: Vec<String> =
+                    sample.until.iter().map(|(class, until)| format!("{} ({class})", select::moment(*until))).collect();
+                findings.good(name, format!("{}, locked until {} at least", counted(sample.looked, "object"), dates.join(", ")));
             }
-            (None, None) => {}
         },
         Ok(None) => {}
         Err(error) => findings.error(name, &error),

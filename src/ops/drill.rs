@@ -18,8 +18,8 @@ use crate::ops::transfer::{Compared, Metadata, Transfer};
 use crate::ops::verdict::{Facts, duration_text, judge, millis, objectives};
 use crate::ops::work::{Kept, RunFolder, exists, keep, let_through, make_private};
 use crate::ops::{
-    Canary, CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Verdict, backup, condemn, context_of, damaged_reports_warning,
-    damaged_warning, explain, resolve, unless_removed,
+    Canary, CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Snapshots, Verdict, backup, condemn, context_of,
+    damaged_reports_warning, damaged_warning, explain, resolve, unless_removed,
 };
 use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
 use crate::source::{CheckResult, Expectation, LOAD, Outcome, ProveRequest, REPLAY, SqlCheck};
@@ -227,7 +227,7 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         (None, true) => Choice::Random { seed: fresh_seed()?, window: job.drill.window },
         (None, false) => Choice::Latest,
     };
-    let (manifests, damaged) = job.repository.sound_manifests(Some(&job.plan))?;
+    let mut snapshots = job.snapshots()?;
     let (reports, warning) = match job.repository.sound_reports(None) {
         Ok((reports, damaged)) => (reports, damaged_reports_warning(&damaged)),
         Err(error) => (Vec::new(), Some(format!("earlier reports could not be read: {}", explain(&error)))),
@@ -238,7 +238,7 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
     let mut drawn_from = Vec::new();
     // By hand always; on schedule when the content of snapshots was proven before, which no random moment can do.
     if (request.choice.is_some() || turn == Turn::Moment)
-        && let Some((source, moment)) = moment_of(job, &choice, &reports, now)?
+        && let Some((source, moment)) = moment_of(job, &snapshots.all, &choice, &reports, now)?
     {
         (choice, drawn_from) = (Choice::At(moment), vec![source.to_string()]);
     }
@@ -249,11 +249,11 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
     let mut through = None;
     // The latest and a random snapshot: what they hold is compared with their fingerprints.
     if matches!(choice, Choice::Latest | Choice::Random { .. }) && turn != Turn::Files {
-        let chosen = select::choose(&manifests, &reports, &choice, now)?;
-        through = replay::towards(job, &manifests, &reports, chosen)?.map(|found| (found, chosen.clone()));
+        let chosen = select::choose(&snapshots.all, &reports, &choice, now)?;
+        through = replay::towards(job, &snapshots.all, &reports, chosen)?.map(|found| (found, chosen.clone()));
         // With one snapshot alone there is no log between two.
         if through.is_none()
-            && let Some((source, moment)) = moment_of(job, &choice, &reports, now)?
+            && let Some((source, moment)) = moment_of(job, &snapshots.all, &choice, &reports, now)?
         {
             (choice, drawn_from) = (Choice::At(moment), vec![source.to_string()]);
         }
@@ -261,8 +261,11 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
             choice = END;
         }
     }
-    let located =
-        if matches!(choice, Choice::At(_)) || choice == END { replay::locate(job, &choice, &drawn_from, &reports)? } else { None };
+    let located = if matches!(choice, Choice::At(_)) || choice == END {
+        replay::locate(job, &mut snapshots, &choice, &drawn_from, &reports)?
+    } else {
+        None
+    };
     let to_the_end = choice == END && located.as_ref().is_some_and(|found| found.recovery.is_some());
     if choice == END && located.is_none() {
         choice = Choice::Latest;
@@ -270,34 +273,42 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
     let (manifest, recovery, compared) = match (through, located) {
         (Some(((older, recovery), compared)), _) => (older, Some(recovery), Some(compared)),
         (None, Some(found)) => (found.manifest, found.recovery, None),
-        (None, None) => (select::choose(&manifests, &reports, &choice, now)?.clone(), None, None),
+        (None, None) => (select::choose(&snapshots.all, &reports, &choice, now)?.clone(), None, None),
     };
-    let newest = newest_moment(job, &reports, select::latest(&manifests).map_or(manifest.time, |m| m.time));
+    let newest = newest_moment(job, &mut snapshots, &reports).unwrap_or(manifest.time);
     let seed = match drawn {
         Some(seed) => Some(seed),
         // Another sample each time, so that everything has its turn.
         _ if (1..100).contains(&job.drill.compare_percent) => Some(fresh_seed()?),
         _ => None,
     };
-    Ok(Selected { manifest, recovery, compared, to_the_end, newest, reports, seed, damaged: damaged_warning(&damaged), warning })
+    let damaged = damaged_warning(&snapshots.lost);
+    Ok(Selected { manifest, recovery, compared, to_the_end, newest, reports, seed, damaged, warning })
 }
 
 /// A random moment of the log where a random choice is asked for and there is a log.
-fn moment_of(job: &Job, choice: &Choice, reports: &[ReportRecord], now: DateTime<Utc>) -> Result<Option<(Name, DateTime<Utc>)>> {
+fn moment_of(
+    job: &Job,
+    all: &[Manifest],
+    choice: &Choice,
+    reports: &[ReportRecord],
+    now: DateTime<Utc>,
+) -> Result<Option<(Name, DateTime<Utc>)>> {
     let Choice::Random { seed, window } = choice else { return Ok(None) };
     let window = window.and_then(|window| chrono::Duration::from_std(window).ok());
-    replay::random_moment(job, reports, *seed, window.and_then(|window| now.checked_sub_signed(window)))
+    replay::random_moment(job, all, reports, *seed, window.and_then(|window| now.checked_sub_signed(window)))
 }
 
-/// What a disaster now would leave: the end of the log where there is one, else the newest snapshot.
-fn newest_moment(job: &Job, reports: &[ReportRecord], snapshot: DateTime<Utc>) -> DateTime<Utc> {
-    match replay::locate(job, &Choice::Latest, &[], reports) {
-        Ok(found) => found.and_then(|found| found.recovery).map_or(snapshot, |recovery| recovery.at.max(snapshot)),
+/// What a disaster now would leave: the end of the log where there is one, else the newest snapshot. `None`: nothing.
+fn newest_moment(job: &Job, snapshots: &mut Snapshots, reports: &[ReportRecord]) -> Option<DateTime<Utc>> {
+    let end = match replay::locate(job, snapshots, &Choice::Latest, &[], reports) {
+        Ok(found) => found.and_then(|found| found.recovery).map(|recovery| recovery.at),
         Err(error) => {
             tracing::warn!(error = ?error, "the end of the log is not known; data loss is measured by the newest snapshot");
-            snapshot
+            None
         }
-    }
+    };
+    end.max(select::latest(&snapshots.all).map(|manifest| manifest.time))
 }
 
 /// What a drill proves that is free to choose, each in its turn.

@@ -80,6 +80,26 @@ pub struct Job {
     pub gate: CommitGate,
 }
 
+/// The snapshots of a plan, as one listing has them.
+#[derive(Default)]
+pub(in crate::ops) struct Snapshots {
+    pub all: Vec<Manifest>,
+    /// Those that cannot be read.
+    pub lost: Vec<LostManifest>,
+}
+
+impl Job {
+    /// Lists the plan's snapshots.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub(in crate::ops) fn snapshots(&self) -> Result<Snapshots> {
+        let listed = self.repository.sound_manifests(Some(&self.plan));
+        let (all, lost) = listed.map_err(|e| e.within(format!("list the snapshots of plan {}", self.plan)))?;
+        Ok(Snapshots { all, lost })
+    }
+}
+
 /// What a run is about to do to a repository that cannot be taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Commit {

@@ -16,7 +16,7 @@ use crate::ops::work::make_missing;
 use crate::ops::{Canary, CommitGate, DrillSettings, Job, NamedSource, Objectives, PlannedCheck, explain};
 use crate::plan::SecretRef;
 use crate::plan::{self, Cache, DamagedPages, DrillAt, EnvironmentValue, LogMode, Method, SourceKind};
-use crate::repo::{OpenOptions, Passphrase, Repository, SourceRecord, UNLOCKED};
+use crate::repo::{OpenOptions, Passphrase, Repository, SourceRecord, object_lock};
 use crate::source::command::{CommandSource, SecretValue};
 use crate::source::files::FilesSource;
 use crate::source::postgres::PostgresSource;
@@ -25,7 +25,7 @@ use crate::source::postgres::logical::{self, LogicalSource};
 use crate::source::postgres::stream::slot_name;
 use crate::source::sqlite::SqliteSource;
 use crate::source::{CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, ProveRequest, Source, SourceContext, SourceSnapshot};
-use crate::store::{Credential, LockMode, ObjectLock, Store, StoreConfig};
+use crate::store::{Credential, LockMode, Store, StoreConfig};
 
 /// What the process around an operation gives it.
 #[derive(Clone)]
@@ -434,13 +434,12 @@ pub fn repository(repository: &plan::Repository) -> Result<RepositorySettings> {
         upload_bytes_per_sec: repository.upload_limit_bytes_per_sec,
         download_bytes_per_sec: repository.download_limit_bytes_per_sec,
         max_requests: usize::from(repository.max_requests.get()),
-        object_lock: repository.object_lock.map(|lock| ObjectLock {
-            mode: match lock.mode {
+        object_lock: repository.object_lock.map(|lock| {
+            let mode = match lock.mode {
                 plan::LockMode::Governance => LockMode::Governance,
                 plan::LockMode::Compliance => LockMode::Compliance,
-            },
-            retain: lock.retain,
-            unlocked: UNLOCKED,
+            };
+            object_lock(mode, lock.retain, lock.snapshots, lock.logs)
         }),
         ..StoreConfig::at(repository.url.as_str())
     };

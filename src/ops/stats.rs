@@ -11,8 +11,8 @@ use crate::error::{Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::Name;
 use crate::ops::{damaged_warning, select};
-use crate::plan::{ObjectLock, Plan, Schedule, SourceKind};
-use crate::repo::{Manifest, Repository, UNLOCKED};
+use crate::plan::{Plan, Schedule, SourceKind};
+use crate::repo::{Manifest, Repository};
 
 /// Objects of one class of names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,10 +152,8 @@ pub fn run(repository: &Repository, plans: &[&Plan], now: DateTime<Utc>, progres
         };
         costs.extend(of_plan(plan, &stored, now));
     }
-    let locked = |class: &&String| !UNLOCKED.iter().any(|folder| folder.trim_end_matches('/') == class.as_str());
-    let objects: u64 = totals.objects.iter().filter(|(class, _)| locked(class)).map(|(_, of)| of.objects).sum();
-    let lock = plans.iter().find_map(|plan| plan.repository.object_lock);
-    costs.extend(lock.and_then(|lock| of_locks(&lock, objects, &costs)));
+    let lock = repository.store().object_lock();
+    costs.extend(lock.and_then(|lock| of_locks(lock.shortest().retain, &totals.locked, &costs)));
     let monthly = costs.iter().fold(MonthlyRequests::default(), |sum, run| MonthlyRequests {
         writes: sum.writes + run.runs * run.writes,
         lists: sum.lists + run.runs * run.lists,
@@ -302,17 +300,20 @@ fn log_cost(plan: &Plan, shown: u64, run: &dyn Fn(&str, u64) -> RunCost) -> Opti
     Some(RunCost { writes: 1, lists, reads, deletes: 0, bytes_read: 0, ..run("log", pieces) })
 }
 
-/// Looks at what is locked, by one machine, and the dates that they move on: `runs` are all others in the repository. Pure.
-fn of_locks(lock: &ObjectLock, objects: u64, runs: &[RunCost]) -> Option<RunCost> {
-    let (month, retain) = (MONTH.as_secs(), lock.retain.as_secs().max(1));
+/// Looks at what is locked, by one machine, and the dates that they move on: `shortest` is the shortest time that objects are locked, `locked` how many are by
+/// time, `runs` all others in the repository. Pure.
+fn of_locks(shortest: Duration, locked: &BTreeMap<Duration, u64>, runs: &[RunCost]) -> Option<RunCost> {
+    let month = MONTH.as_secs();
     let of = |jobs: &[&str]| runs.iter().filter(|run| jobs.contains(&run.job.as_str())).map(|run| run.runs).sum::<u64>();
     // By backups and copies at most once in an eighth of the spare time, by every prune.
-    let looks = of(&["backup", "copy"]).min((month * 32).div_ceil(retain)) + of(&["prune"]);
+    let looks = of(&["backup", "copy"]).min((month * 32).div_ceil(shortest.as_secs().max(1))) + of(&["prune"]);
     if looks == 0 {
         return None;
     }
+    let objects: u64 = locked.values().sum();
     // Of each object every three quarters of the spare time, which is a quarter of what is asked for.
-    let extended = (objects * month * 16 / 3).div_ceil(retain).div_ceil(looks);
+    let dates: u64 = locked.iter().map(|(retain, objects)| (objects * month * 16 / 3).div_ceil(retain.as_secs().max(1))).sum();
+    let extended = dates.div_ceil(looks);
     Some(RunCost {
         plan: None,
         job: "lock".into(),
@@ -330,7 +331,7 @@ fn of_locks(lock: &ObjectLock, objects: u64, runs: &[RunCost]) -> Option<RunCost
 mod tests {
     use super::*;
     use crate::id::SnapshotId;
-    use crate::plan::{LockMode, Plans};
+    use crate::plan::Plans;
 
     fn now() -> DateTime<Utc> {
         "2026-11-01T00:00:00Z".parse().unwrap()
@@ -434,7 +435,8 @@ mod tests {
 
     #[test]
     fn locks_cost_looks_and_dates_that_move_on() {
-        let lock = |days: u64| ObjectLock { mode: LockMode::Governance, retain: Duration::from_hours(days * 24) };
+        let days = |days: u64| Duration::from_hours(days * 24);
+        let of = |retain: u64, objects: u64, runs: &[RunCost]| of_locks(days(retain), &BTreeMap::from([(days(retain), objects)]), runs);
         let run = |job: &str, runs| RunCost {
             plan: Some("crm".into()),
             job: job.into(),
@@ -445,13 +447,20 @@ mod tests {
             deletes: 0,
             bytes_read: 0,
         };
-        assert_eq!(of_locks(&lock(30), 1_000_000, &[run("drill", 4), run("verify", 4)]), None, "who reads moves no dates on");
+        assert_eq!(of(30, 1_000_000, &[run("drill", 4), run("verify", 4)]), None, "who reads moves no dates on");
         // For 30 days: a look every 22.5 hours at the most, 32 in a month, and one by each prune; each date moves on 5.33 times.
-        let cost = of_locks(&lock(30), 30_000, &[run("backup", 720), run("prune", 8)]).unwrap();
+        let cost = of(30, 30_000, &[run("backup", 720), run("prune", 8)]).unwrap();
         assert_eq!((cost.runs, cost.writes, cost.lists, cost.reads, cost.plan), (40, 4000 + 4, 30, 8000 + 4, None));
-        let seldom = of_locks(&lock(30), 30_000, &[run("backup", 4), run("copy", 4)]).unwrap();
+        let seldom = of(30, 30_000, &[run("backup", 4), run("copy", 4)]).unwrap();
         assert_eq!((seldom.runs, seldom.writes), (8, 20_000 + 4), "the same dates by fewer looks");
-        let long = of_locks(&lock(300), 30_000, &[run("backup", 720)]).unwrap();
+        let long = of(300, 30_000, &[run("backup", 720)]).unwrap();
         assert_eq!((long.runs, long.writes), (4, 4000 + 4), "ten times as long, a tenth of both");
+        let both = BTreeMap::from([(days(300), 30_000), (days(30), 3000)]);
+        let apart = of_locks(days(30), &both, &[run("backup", 720)]).unwrap();
+        assert_eq!(
+            (apart.runs, apart.writes, apart.lists),
+            (32, 1000 + 4, 33),
+            "16,000 dates of each by as many looks as the shorter time asks"
+        );
     }
 }

@@ -249,7 +249,7 @@ fn too_seldom(plan: &Plan) -> Option<String> {
 
 /// Dates of Object Lock that nothing moves on in time: what works with a repository moves them on, and nothing else does.
 pub(super) fn lock_lapses(plans: &Plans, repository: &Repository) -> Option<String> {
-    let retain = repository.object_lock?.retain;
+    let (key, retain) = repository.object_lock?.shortest();
     let name = &repository.name;
     let (mut jobs, mut jitter, mut is_used) = (Vec::new(), Duration::ZERO, false);
     for plan in plans.plans.values() {
@@ -272,7 +272,7 @@ pub(super) fn lock_lapses(plans: &Plans, repository: &Repository) -> Option<Stri
         longest => format!("its backups, copies and prunes start up to {} apart", format_duration(longest + jitter)),
     };
     Some(format!(
-        "repository {name}: {why}, and `object_lock` asks for {}: only they move the dates of locks on, so locks of what is needed end unless somebody runs one in time",
+        "repository {name}: {why}, and `object_lock` asks for {key} = {}: only they move the dates of locks on, so locks of what is needed end unless somebody runs one in time",
         format_duration(retain)
     ))
 }

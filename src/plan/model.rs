@@ -547,12 +547,26 @@ pub struct Repository {
     pub object_lock: Option<ObjectLock>,
 }
 
-/// Retention in the store itself.
+/// Retention in the store itself. What leans on something is locked no longer than that: `logs` ≤ `snapshots` ≤ `retain`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObjectLock {
     pub mode: LockMode,
     /// What is kept is locked for at least so long; at least a day.
     pub retain: Duration,
+    /// The same of snapshots, with all that they consist of.
+    pub snapshots: Duration,
+    /// The same of continuous log.
+    pub logs: Duration,
+}
+
+impl ObjectLock {
+    /// The shortest time, and the key that says so.
+    #[must_use]
+    pub fn shortest(&self) -> (&'static str, Duration) {
+        // What is not given is as the one before.
+        let keys = [("retain", self.retain), ("snapshots", self.snapshots), ("logs", self.logs)];
+        keys.into_iter().find(|(_, time)| *time == self.logs).unwrap_or(("logs", self.logs))
+    }
 }
 
 /// Who may undo a lock before its date.

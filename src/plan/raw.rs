@@ -183,6 +183,10 @@ pub(super) struct RawObjectLock {
     pub mode: Option<Located<RawLockMode>>,
     /// How long what is kept cannot be destroyed, such as `30d`; at least a day. Moved on while it is needed. Required.
     pub retain: Text,
+    /// The same of snapshots: manifests, their packs, indexes and records of moved packs. At most `retain`. Default: `retain`.
+    pub snapshots: Text,
+    /// The same of continuous log: its pieces and what stands beside them. At most `snapshots`. Default: `snapshots`.
+    pub logs: Text,
 }
 
 /// Who may undo a lock.

@@ -202,7 +202,10 @@ fn repository_section(repository: &Repository) -> Section {
             ("max_runs", json!(repository.max_runs.map(std::num::NonZeroU16::get))),
             (
                 "object_lock",
-                optional(repository.object_lock, |lock| json!({ "mode": lock.mode.word(), "retain": format_duration(lock.retain) })),
+                optional(repository.object_lock, |lock| {
+                    let [retain, snapshots, logs] = [lock.retain, lock.snapshots, lock.logs].map(format_duration);
+                    json!({ "mode": lock.mode.word(), "retain": retain, "snapshots": snapshots, "logs": logs })
+                }),
             ),
             (
                 "cache",

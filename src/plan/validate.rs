@@ -465,18 +465,48 @@ impl<'a> Checker<'a> {
         if raw.value.retain.is_none() {
             self.missing(&raw.span, "`object_lock` needs `retain`", "add retain = \"30d\"");
         }
-        let retain = self.read(&raw.value.retain, |text| match parse_duration(text)? {
-            retain if retain < LEAST_LOCK => Err(Error::new(Kind::Usage, format!("{text} is too short for a lock"))
-                .hint("a lock is for the time until an attack is noticed: at least 1d")),
-            retain if retain > GREATEST_LOCK => Err(Error::new(Kind::Usage, format!("{text} is too long for a lock"))
-                .hint("dates are moved on while data is needed: a few weeks are enough, 3650d is the most")),
-            retain => Ok(retain),
-        });
+        let mut time = |text: &Text| {
+            self.read(text, |text| match parse_duration(text)? {
+                time if time < LEAST_LOCK => Err(Error::new(Kind::Usage, format!("{text} is too short for a lock"))
+                    .hint("a lock is for the time until an attack is noticed: at least 1d")),
+                time if time > GREATEST_LOCK => Err(Error::new(Kind::Usage, format!("{text} is too long for a lock"))
+                    .hint("dates are moved on while data is needed: a few weeks are enough, 3650d is the most")),
+                time => Ok(time),
+            })
+        };
+        let (retain, snapshots, logs) = (time(&raw.value.retain), time(&raw.value.snapshots), time(&raw.value.logs));
         let mode = match raw.value.mode.as_ref()?.value {
             RawLockMode::Governance => LockMode::Governance,
             RawLockMode::Compliance => LockMode::Compliance,
         };
-        Some(ObjectLock { mode, retain: retain? })
+        let retain = retain?;
+        // What is wrong in a value is told already.
+        let held = snapshots.unwrap_or(retain);
+        let logs_held = logs.unwrap_or(held);
+        self.locked_as_long(
+            "snapshots",
+            &raw.value.snapshots,
+            held,
+            ("retain", retain),
+            "snapshots need key slots and the retention ledger",
+        );
+        let snapshots_key = if raw.value.snapshots.is_some() { "snapshots" } else { "retain" };
+        self.locked_as_long("logs", &raw.value.logs, logs_held, (snapshots_key, held), "log is replayed on a snapshot");
+        Some(ObjectLock { mode, retain, snapshots: held, logs: logs_held })
+    }
+
+    /// Refuses locks that outlast those of what their objects need.
+    fn locked_as_long(&mut self, key: &str, raw: &Text, time: Duration, (needed, least): (&str, Duration), why: &str) {
+        if let Some(raw) = raw.as_ref().filter(|_| time > least) {
+            self.report(
+                &raw.span,
+                format!("`{key}` of `object_lock` is longer than `{needed}`, which is {}", format_duration(least)),
+                format!(
+                    "{why}, so a longer lock is worth nothing once those end: raise `{needed}`, or give `{key}` at most {}",
+                    format_duration(least)
+                ),
+            );
+        }
     }
 
     fn credentials(&mut self, raw: &RawRepository) -> Option<Credentials> {

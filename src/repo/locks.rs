@@ -4,14 +4,18 @@
 //! works with the repository: everything that is there and was not given up, whether a snapshot leads to it or not, so that no marking is needed and
 //! a pack that a new snapshot only refers to is extended before that snapshot commits.
 //!
+//! Each class of objects has a time of its own ([`object_lock`]): no piece of log is locked for longer than the snapshot that it goes on from, and no snapshot for
+//! longer than the keys that open it. What a snapshot consists of is one class.
+//!
 //! Given up is what the ledger has removed, entries of the ledger before its newest base, packs that have a tombstone and were deleted, and key slots
 //! of whose removal there is a signed event. Versions are listed *before* these are read: whoever removes something says so first, so a delete marker on any
 //! other pack, manifest, entry or key was made by somebody else.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -26,15 +30,28 @@ use crate::repo::session::read_tombstones;
 use crate::repo::snapshot::id_of;
 use crate::repo::tree::{Content, Record};
 use crate::repo::{FORMAT_KEY, Manifest, Repository, ledger, log, moved};
-use crate::store::{LockMode, ObjectLock, Version};
+use crate::store::{LockClass, LockMode, ObjectLock, ObjectRetention, Version};
 
 /// Objects that come and go with the work, and would only be in the way. Each with its slash.
 pub const UNLOCKED: &[&str] = &["sessions/", "probe/", "gc/tombstones/", "gc/waits/"];
+/// What a snapshot consists of.
+const SNAPSHOTS: LockClass =
+    LockClass { name: "snapshots", folders: &["snapshots/", "packs/", "index/", "gc/moved/"], retain: Duration::ZERO };
+/// Continuous logs. No snapshot needs them: each holds the log that it needs.
+const LOGS: LockClass = LockClass { name: "logs", folders: &["logs/"], retain: Duration::ZERO };
 
 /// Requests at a time.
 const REQUESTS: usize = 16;
 /// Most alarms that are told one by one.
 const ALARMS: usize = 20;
+
+/// How the objects of a repository are locked: `snapshots` is for snapshots and what they consist of, `logs` for continuous logs, `retain` for all that
+/// these need besides (the format, keys, the retention ledger) and what tells of them (reports, key events). At least so long; `logs` ≤ `snapshots` ≤ `retain`.
+#[must_use]
+pub const fn object_lock(mode: LockMode, retain: Duration, snapshots: Duration, logs: Duration) -> ObjectLock {
+    let classes = [LockClass { retain: snapshots, ..SNAPSHOTS }, LockClass { retain: logs, ..LOGS }];
+    ObjectLock { mode, retain, classes, unlocked: UNLOCKED }
+}
 
 /// What was seen of the locks of a repository.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,23 +71,33 @@ pub struct Locks {
 pub struct LockSample {
     /// How many were looked at.
     pub looked: usize,
-    /// Names of those that are not locked any more or are about to be unlocked, and until when they are (`None`: no lock at all). Where a backup, copy
-    /// or prune runs at least once in the time that is asked for, there is none.
-    pub lapsed: Vec<(String, Option<DateTime<Utc>>)>,
-    /// The earliest date of the others.
+    /// Those that are not locked any more or are about to be unlocked. Where a backup, copy or prune runs at least once in the time that is asked for, there
+    /// is none.
+    pub lapsed: Vec<Lapsed>,
+    /// The earliest date of the others, by the key of a plan's `object_lock` that says for how long they are locked.
+    pub until: BTreeMap<&'static str, DateTime<Utc>>,
+}
+
+/// An object whose lock is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lapsed {
+    pub key: String,
+    /// `None`: it has no lock, or none that can be seen.
     pub until: Option<DateTime<Utc>>,
+    /// The key of a plan's `object_lock` that says for how long it is locked.
+    pub class: &'static str,
 }
 
 impl LockSample {
     /// What is wrong, if anything is; a sentence.
     #[must_use]
     pub fn told(&self) -> Option<String> {
-        let (key, until) = self.lapsed.first()?;
+        let Lapsed { key, until, class } = self.lapsed.first()?;
         let all =
             if self.lapsed.len() == 1 { String::new() } else { format!(" ({} of {} that were looked at)", self.lapsed.len(), self.looked) };
         Some(match until {
             Some(until) => format!(
-                "{key} is locked until {} only{all}: no backup, copy or prune has moved dates on for longer than `retain`, and who may destroy versions can soon \
+                "{key} is locked until {} only{all}: no backup, copy or prune has moved dates on for longer than `{class}`, and who may destroy versions can soon \
                  destroy what is needed",
                 until.format("%Y-%m-%d %H:%M UTC")
             ),
@@ -81,7 +108,7 @@ impl LockSample {
     /// Whether some date is known to be too near: where there is none, the credentials may not be allowed to see it.
     #[must_use]
     pub fn is_certain(&self) -> bool {
-        self.lapsed.iter().any(|(_, until)| until.is_some())
+        self.lapsed.iter().any(|lapsed| lapsed.until.is_some())
     }
 }
 
@@ -118,7 +145,7 @@ impl Repository {
         let Some(lock) = inner.store.object_lock().copied() else { return Ok(None) };
         let place = inner.cache.path.join("locks");
         let known = Known::read(&place, &lock);
-        let recently = known.at.is_some_and(|at| at <= now && (now - at).to_std().unwrap_or_default() < lock.spare() / 8);
+        let recently = known.at.is_some_and(|at| at <= now && (now - at).to_std().unwrap_or_default() < lock.shortest().spare() / 8);
         if recently && !always {
             return Ok(None);
         }
@@ -137,18 +164,17 @@ impl Repository {
         let targets = self.to_lock(&versions, &lock, &mut locks)?;
         progress.event(Event::Total { bytes: 0, items: targets.len() as u64 });
         let mut dates = HashMap::new();
-        let one = async |version: &Version| -> Result<((String, String), DateTime<Utc>, bool, bool)> {
+        let one = async |(version, lock): (&Version, ObjectRetention)| -> Result<((String, String), DateTime<Utc>, bool, bool)> {
             cancel.check()?;
             let name = (version.key.clone(), version.version.clone());
             if let Some(until) = known.dates.get(&name).filter(|until| lock.is_held(Some((lock.mode, **until)), now)) {
                 return Ok((name, *until, false, false));
             }
-            if let Some((_, until)) =
-                inner.store.lock_of(&version.key, &version.version).await?.filter(|held| lock.is_held(Some(*held), now))
-            {
+            let held = inner.store.lock_of(&version.key, &version.version).await?;
+            if let Some((_, until)) = held.filter(|held| lock.is_held(Some(*held), now)) {
                 return Ok((name, until, true, false));
             }
-            inner.store.lock_until(&version.key, &version.version, lock.until(now)).await?;
+            inner.store.lock_until(&version.key, &version.version, lock.until_after(held, now)).await?;
             match inner.store.lock_of(&version.key, &version.version).await?.filter(|held| lock.is_held(Some(*held), now)) {
                 Some((_, until)) => Ok((name, until, true, true)),
                 None => Err(Error::new(Kind::Failed, format!("lock {}: the store acknowledged it and did not do it", version.key))),
@@ -171,8 +197,8 @@ impl Repository {
         Ok(Some(locks))
     }
 
-    /// The versions whose lock is to be kept up: of each object the first, which is what was committed, and the one that is read.
-    fn to_lock<'a>(&self, versions: &'a [Version], lock: &ObjectLock, locks: &mut Locks) -> Result<Vec<&'a Version>> {
+    /// The versions whose lock is to be kept up, and how: of each object the first, which is what was committed, and the one that is read.
+    fn to_lock<'a>(&self, versions: &'a [Version], lock: &ObjectLock, locks: &mut Locks) -> Result<Vec<(&'a Version, ObjectRetention)>> {
         let tombstoned = read_tombstones(&self.inner)?;
         let ledger = match self.ledger() {
             Ok(ledger) => Some(ledger),
@@ -215,7 +241,7 @@ impl Repository {
         let mut made = None;
         for of_key in versions.chunk_by(|a, b| a.key == b.key) {
             let key = of_key[0].key.as_str();
-            if !lock.covers(key) || key.starts_with("snapshots/") && removed(key) {
+            if lock.of(key).is_none() || key.starts_with("snapshots/") && removed(key) {
                 continue;
             }
             let mut contents = of_key.iter().filter(|version| !version.marker);
@@ -266,7 +292,7 @@ impl Repository {
             let hint = "find out who, change the store's credentials, then bring everything back: `lifeboat repo undelete` (docs/guide.md, Immutability)";
             locks.alarms.push(hint.to_owned());
         }
-        Ok(targets)
+        Ok(targets.into_iter().filter_map(|version| Some((version, lock.of(&version.key)?))).collect())
     }
 
     /// Whether two versions have the same bytes: an object that was brought back, or created again.
@@ -293,8 +319,9 @@ impl Repository {
         Ok(first.key.starts_with("logs/") && !is_whole(first)? && is_whole(newest)?)
     }
 
-    /// Asks a few objects for their dates: the manifests of these snapshots and, where `deep`, the format and packs that the trees of the oldest and the
-    /// newest of them lead to. Reads little, changes nothing. `None`: no lock is asked for.
+    /// Asks a few objects for their dates: the manifests of these snapshots; where `deep`, the format and packs that the trees of the oldest and the newest
+    /// of them lead to; where `deep` or logs have a time of their own, the first and the last piece of the log of each of their sources. Reads little,
+    /// changes nothing. `None`: no lock is asked for.
     ///
     /// # Errors
     /// `Damaged` when a tree cannot be read; as the store says.
@@ -312,13 +339,19 @@ impl Repository {
                 keys.extend(packs.into_iter().map(|pack| pack.key()));
             }
         }
+        // Dates of pieces come nearer than those of manifests, and are moved on no sooner.
+        if deep || lock.of("logs/") != lock.of("snapshots/") {
+            keys.extend(self.some_pieces(manifests)?);
+        }
         keys.sort_unstable();
         keys.dedup();
         let look = async |key: String| (inner.store.lock_now(&key).await, key);
         let looked: Vec<_> = inner.block_on(futures::stream::iter(keys).map(look).buffered(REQUESTS).collect());
         let mut sample = LockSample::default();
-        let least = now + TimeDelta::from_std(lock.spare() / 4).unwrap_or_default();
         for (held, key) in looked {
+            let Some(retention) = lock.of(&key) else { continue };
+            let class = lock.name_of(retention);
+            let least = now + TimeDelta::from_std(retention.spare() / 4).unwrap_or_default();
             let held = match held {
                 Ok(held) => held,
                 // What is not there is told by others.
@@ -327,11 +360,25 @@ impl Repository {
             };
             sample.looked += 1;
             match held.filter(|(_, until)| *until > least) {
-                Some((_, until)) => sample.until = Some(sample.until.map_or(until, |earliest| earliest.min(until))),
-                None => sample.lapsed.push((key, held.map(|(_, until)| until))),
+                Some((_, until)) => {
+                    sample.until.entry(class).and_modify(|earliest| *earliest = until.min(*earliest)).or_insert(until);
+                }
+                None => sample.lapsed.push(Lapsed { key, until: held.map(|(_, until)| until), class }),
             }
         }
         Ok(Some(sample))
+    }
+
+    /// Names of the first and the last piece of the log of each source of these snapshots.
+    fn some_pieces(&self, manifests: &[&Manifest]) -> Result<Vec<String>> {
+        let sources = manifests.iter().flat_map(|manifest| manifest.sources.iter().map(|source| (&manifest.plan, &source.name)));
+        let mut keys = Vec::new();
+        for (plan, source) in sources.collect::<BTreeSet<_>>() {
+            let log = self.log(plan, source);
+            let pieces = log.pieces()?;
+            keys.extend([pieces.first(), pieces.last()].into_iter().flatten().map(|piece| log.key(piece)));
+        }
+        Ok(keys)
     }
 
     /// Packs that hold the first and the last node of each tree of a snapshot, and something of the content that these name.
@@ -360,7 +407,11 @@ impl Repository {
 
 impl Known {
     fn head(lock: &ObjectLock) -> String {
-        format!("lifeboat locks 1 {} {}", lock.mode.word(), lock.retain.as_secs())
+        let mut head = format!("lifeboat locks 2 {} {}", lock.mode.word(), lock.retain.as_secs());
+        for class in &lock.classes {
+            let _ = write!(head, " {}", class.retain.as_secs());
+        }
+        head
     }
 
     /// Nothing, where it was made under other settings or cannot be read.
@@ -407,9 +458,37 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
-    const LOCK: ObjectLock = ObjectLock { mode: LockMode::Governance, retain: Duration::from_hours(720), unlocked: UNLOCKED };
+    const fn days(days: u64) -> Duration {
+        Duration::from_hours(24 * days)
+    }
+
+    const LOCK: ObjectLock = object_lock(LockMode::Governance, days(30), days(20), days(10));
+
+    #[test]
+    fn what_leans_on_something_is_locked_no_longer_than_that() {
+        for (key, retain) in [
+            ("format", Some(30)),
+            ("keys/00", Some(30)),
+            ("key-events/00", Some(30)),
+            ("retention/00", Some(30)),
+            ("reports/00", Some(30)),
+            ("something new", Some(30)),
+            ("gc/moved/00", Some(20)),
+            ("snapshots/00/00", Some(20)),
+            ("packs/00/00", Some(20)),
+            ("index/00", Some(20)),
+            ("logs/00/pieces/00", Some(10)),
+            ("logs/00/history/00", Some(10)),
+            ("logs/00/gaps/00", Some(10)),
+            ("gc/tombstones/00", None),
+            ("gc/waits/00", None),
+            ("sessions/00", None),
+            ("probe/00", None),
+        ] {
+            assert_eq!(LOCK.of(key).map(|lock| lock.retain), retain.map(days), "{key}");
+        }
+    }
 
     #[test]
     fn what_is_known_comes_back_under_the_same_settings_only() {
@@ -420,10 +499,11 @@ mod tests {
         Known { at: Some(date), dates: HashMap::from([(name.clone(), date)]) }.write(&place, &LOCK).unwrap();
         let known = Known::read(&place, &LOCK);
         assert_eq!((known.at, known.dates.get(&name)), (Some(date), Some(&date)));
-        for other in [ObjectLock { mode: LockMode::Compliance, ..LOCK }, ObjectLock { retain: Duration::from_hours(24), ..LOCK }] {
+        let with = |retain, snapshots, logs| object_lock(LockMode::Governance, days(retain), days(snapshots), days(logs));
+        for other in [ObjectLock { mode: LockMode::Compliance, ..LOCK }, with(31, 20, 10), with(30, 21, 10), with(30, 20, 11)] {
             assert!(Known::read(&place, &other).at.is_none() && Known::read(&place, &other).dates.is_empty());
         }
-        fs::write(&place, "lifeboat locks 1 governance 2592000\nx\n").unwrap();
+        fs::write(&place, "lifeboat locks 2 governance 2592000 1728000 864000\nx\n").unwrap();
         assert!(Known::read(&place, &LOCK).at.is_none());
     }
 }

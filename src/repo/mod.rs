@@ -72,7 +72,7 @@ pub use keyless::{KeylessCheck, check_keyless};
 pub use keyring::{GenerationShare, KeyEvent, PlanKey, Rotation};
 pub use keys::{KeyFile, KeySlot, Lock, Passphrase, Recipient, RecoveryKey, Role, Share, combine_shares};
 pub use ledger::{DecidedSince, Decision, Hold, LaterDecision, Ledger, RemovedSnapshot};
-pub use locks::{LockSample, Locks, UNLOCKED};
+pub use locks::{LockSample, Locks, UNLOCKED, object_lock};
 pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, Sealed, runs};
 pub use lost_format::LostFormat;
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};

@@ -19,8 +19,8 @@ use crate::repo::seen::SeenLedger;
 use crate::repo::session::{SessionObject, decode_tombstones};
 use crate::repo::tree::{NodeEncoder, PackRef, decode_list, decode_records, encode_list};
 use crate::repo::wire::{Reader, put_blob, put_varint, unzigzag, zigzag};
-use crate::repo::{FormatObject, KeyEvent, Manifest, ReportRecord, UNLOCKED, index, keyring, ledger, report, seal};
-use crate::store::{LockMode, ObjectLock};
+use crate::repo::{FormatObject, KeyEvent, Manifest, ReportRecord, index, keyring, ledger, object_lock, report, seal};
+use crate::store::LockMode;
 
 /// A name, and what reads bytes.
 pub type Parser = (&'static str, fn(&[u8]) -> bool);
@@ -289,7 +289,8 @@ fn collection(bytes: &[u8]) -> bool {
 
 /// What this machine keeps for itself: the dates of locks, what it has seen, what packs are sealed under, the list of its index, facts of logs.
 fn local(bytes: &[u8]) -> bool {
-    let lock = ObjectLock { mode: LockMode::Governance, retain: Duration::from_hours(720), unlocked: UNLOCKED };
+    let month = Duration::from_hours(720);
+    let lock = object_lock(LockMode::Governance, month, month, month);
     let known = std::str::from_utf8(bytes).ok().and_then(|text| Known::parse(text, &lock));
     if let Some(known) = &known {
         assert_eq!(Known::parse(&known.text(&lock), &lock).as_ref(), Some(known));
@@ -519,8 +520,8 @@ mod tests {
     }
 
     fn some_local() -> Vec<Vec<u8>> {
-        let locks = "lifeboat locks 1 governance 2592000\n1790000000\n1795000000 v1 packs/00/00ab\n1795000001 v2 format\n";
-        let none = "lifeboat locks 1 governance 2592000\n-\n";
+        let locks = "lifeboat locks 2 governance 2592000 2592000 2592000\n1790000000\n1795000000 v1 packs/00/00ab\n1795000001 v2 format\n";
+        let none = "lifeboat locks 2 governance 2592000 2592000 2592000\n-\n";
         let segments = serde_json::json!([{ "file": "a", "covers": ["b"], "records": 2, "packs": [["ab".repeat(32), 9, 7]] }]);
         let facts = serde_json::json!([{ "stretch": [1, 0, 16], "size": 9, "modified": "2026-11-01T00:00:00Z", "facts": "{}" }]);
         let seen = serde_json::json!({ "number": 7, "hash": "ab".repeat(32) });

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
@@ -22,6 +23,8 @@ pub struct ObjectTotals {
 pub struct Totals {
     /// By the first part of their names: `packs`, `index`, `snapshots`, …
     pub objects: BTreeMap<String, ObjectTotals>,
+    /// How many are locked by the store, by the time that they are.
+    pub locked: BTreeMap<Duration, u64>,
     /// Data packs that were looked into, and nodes.
     pub data_packs: ObjectTotals,
     pub node_packs: ObjectTotals,
@@ -49,6 +52,9 @@ impl Repository {
             let of_class = totals.objects.entry(class).or_default();
             of_class.objects += 1;
             of_class.bytes += object.size;
+            if let Some(retention) = inner.store.object_lock().and_then(|lock| lock.of(&object.key)) {
+                *totals.locked.entry(retention.retain).or_default() += 1;
+            }
             present.extend(PackId::from_key(&object.key).map(|id| (id, object.size)));
         }
         let index: LocalIndex = self.refresh_index(&mut Vec::new())?;

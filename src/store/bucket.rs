@@ -2,8 +2,10 @@
 //!
 //! One call is one request, without retries: [`crate::store::Store`] repeats. Everything else goes through `object_store`.
 
+use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -19,7 +21,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Kind, Result};
-use crate::store::lock::{Held, LockMode, ObjectLock};
+use crate::store::lock::{Held, LockMode, ObjectLock, ObjectRetention};
 use crate::store::refusal::Refusals;
 
 const MODE: HeaderName = HeaderName::from_static("x-amz-object-lock-mode");
@@ -356,13 +358,14 @@ struct Listed {
 
 /// The client whose puts carry the lock in their own request, so that no object is ever there without it.
 ///
-/// `object_store` has no attribute for it, but signs and sends the default headers of a client: so there is one client for some time, then a
-/// new one with a later date.
+/// `object_store` has no attribute for it, but signs and sends the default headers of a client: so there is, for each time that objects are locked, one
+/// client for a while, then a new one with a later date.
 pub(crate) struct LockedWriter {
     pub lock: ObjectLock,
     pub builder: AmazonS3Builder,
     pub options: ClientOptions,
-    pub current: Mutex<Option<(DateTime<Utc>, Arc<dyn ObjectStore>)>>,
+    /// By the time that its objects are locked.
+    pub current: Mutex<HashMap<Duration, (DateTime<Utc>, Arc<dyn ObjectStore>)>>,
 }
 
 impl fmt::Debug for LockedWriter {
@@ -373,19 +376,19 @@ impl fmt::Debug for LockedWriter {
 
 impl LockedWriter {
     /// A client whose date is far enough away.
-    pub fn client(&self, now: DateTime<Utc>) -> Result<Arc<dyn ObjectStore>> {
+    pub fn client(&self, retention: ObjectRetention, now: DateTime<Utc>) -> Result<Arc<dyn ObjectStore>> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((until, client)) = &*current
-            && self.lock.is_fresh(*until, now)
+        if let Some((until, client)) = current.get(&retention.retain)
+            && retention.is_fresh(*until, now)
         {
             return Ok(client.clone());
         }
-        let until = self.lock.until(now);
-        let options = self.options.clone().with_default_headers(lock_headers(self.lock.mode, until)?);
+        let until = retention.until(now);
+        let options = self.options.clone().with_default_headers(lock_headers(retention.mode, until)?);
         let client = self.builder.clone().with_client_options(options).build();
         let client: Arc<dyn ObjectStore> =
             Arc::new(client.map_err(|error| Error::new(Kind::Usage, "make a client that locks objects").because(error))?);
-        *current = Some((until, client.clone()));
+        current.insert(retention.retain, (until, client.clone()));
         Ok(client)
     }
 }

@@ -1,6 +1,6 @@
 //! Object Lock: what is locked, for how long, and what a bucket really enforces. Pure but for the probe.
 //!
-//! With `retain` as what the operator asks for and `spare` as a quarter of it:
+//! With `retain` as what the operator asks for of a class of objects and `spare` as a quarter of it:
 //!
 //! - an object is written with a date `retain + spare` away, in the very request that writes it;
 //! - whoever keeps it later (a backup, a prune) moves the date back there as soon as less than `retain + spare / 4` is left;
@@ -55,17 +55,54 @@ pub struct ObjectLock {
     pub mode: LockMode,
     /// What is kept can be destroyed by nobody for at least so long.
     pub retain: Duration,
+    /// Folders with a time of their own, no longer than `retain`.
+    pub classes: [LockClass; 2],
     /// Folders whose objects come and go, each with its slash.
     pub unlocked: &'static [&'static str],
 }
 
+/// Objects that are locked for another time than the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LockClass {
+    /// What a plan calls it.
+    pub name: &'static str,
+    /// Each with its slash.
+    pub folders: &'static [&'static str],
+    pub retain: Duration,
+}
+
+/// How one object is locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectRetention {
+    pub mode: LockMode,
+    pub retain: Duration,
+}
+
 impl ObjectLock {
-    /// Whether this object is locked.
+    /// How this object is locked; `None`: not at all.
     #[must_use]
-    pub fn covers(&self, key: &str) -> bool {
-        !self.unlocked.iter().any(|folder| key.starts_with(folder))
+    pub fn of(&self, key: &str) -> Option<ObjectRetention> {
+        let is_below = |folders: &[&str]| folders.iter().any(|folder| key.starts_with(folder));
+        let class = self.classes.iter().find(|class| is_below(class.folders));
+        (!is_below(self.unlocked)).then(|| ObjectRetention { mode: self.mode, retain: class.map_or(self.retain, |class| class.retain) })
     }
 
+    /// That of the objects whose dates are moved on the most often.
+    #[must_use]
+    pub fn shortest(&self) -> ObjectRetention {
+        let retain = self.classes.iter().map(|class| class.retain).fold(self.retain, Duration::min);
+        ObjectRetention { mode: self.mode, retain }
+    }
+
+    /// What a plan calls this time.
+    #[must_use]
+    pub fn name_of(&self, retention: ObjectRetention) -> &'static str {
+        let class = self.classes.iter().find(|class| class.retain == retention.retain && class.retain != self.retain);
+        class.map_or("retain", |class| class.name)
+    }
+}
+
+impl ObjectRetention {
     /// What is added so that dates need not be moved each day.
     #[must_use]
     pub fn spare(&self) -> Duration {
@@ -77,6 +114,12 @@ impl ObjectLock {
     pub fn until(&self, now: DateTime<Utc>) -> DateTime<Utc> {
         // The wire has whole seconds.
         after(now, self.retain + self.spare()) + TimeDelta::seconds(1)
+    }
+
+    /// The same of an object that has a lock, which may be of the other mode and of a longer time: dates are never brought nearer.
+    #[must_use]
+    pub fn until_after(&self, held: Option<(LockMode, DateTime<Utc>)>, now: DateTime<Utc>) -> DateTime<Utc> {
+        held.map_or(self.until(now), |(_, until)| until.max(self.until(now)))
     }
 
     /// The least date with which an object may be written or left as it is.
@@ -227,8 +270,11 @@ fn reason(error: &Error) -> String {
 mod tests {
     use super::*;
 
-    const LOCK: ObjectLock =
-        ObjectLock { mode: LockMode::Governance, retain: Duration::from_hours(24 * 28), unlocked: &["sessions/", "probe/"] };
+    const LOCK: ObjectRetention = ObjectRetention { mode: LockMode::Governance, retain: days(28) };
+
+    const fn days(days: u64) -> Duration {
+        Duration::from_hours(24 * days)
+    }
 
     #[test]
     fn what_is_written_is_held_until_three_quarters_of_the_spare_time_are_over() {
@@ -240,21 +286,42 @@ mod tests {
         // Even then what was asked for is still there.
         assert!(LOCK.until(now) >= now + TimeDelta::hours(5 * 24 + 7) + TimeDelta::days(28));
         assert!(!LOCK.is_held(None, now));
-        let strong = ObjectLock { mode: LockMode::Compliance, ..LOCK };
+        let strong = ObjectRetention { mode: LockMode::Compliance, ..LOCK };
         assert!(!strong.is_held(lock, now), "governance is not compliance");
         assert!(LOCK.is_held(Some((LockMode::Compliance, LOCK.until(now))), now));
+        assert_eq!((LOCK.until_after(None, now), LOCK.until_after(lock, now - TimeDelta::days(1))), (LOCK.until(now), LOCK.until(now)));
     }
 
     #[test]
-    fn what_comes_and_goes_is_not_locked() {
-        for (key, covered) in [("packs/00/x", true), ("format", true), ("sessions/x", false), ("probe/x", false), ("sessionsx", true)] {
-            assert_eq!(LOCK.covers(key), covered, "{key}");
+    fn each_object_is_locked_for_the_time_of_its_class_and_what_comes_and_goes_is_not() {
+        let class = |name, folders, retain| LockClass { name, folders, retain };
+        let lock = ObjectLock {
+            mode: LockMode::Governance,
+            retain: days(28),
+            classes: [class("snapshots", &["packs/", "index/"], days(14)), class("logs", &["logs/"], days(7))],
+            unlocked: &["sessions/", "probe/"],
+        };
+        for (key, retain) in [
+            ("packs/00/x", Some((14, "snapshots"))),
+            ("index/x", Some((14, "snapshots"))),
+            ("logs/x/pieces/y", Some((7, "logs"))),
+            ("format", Some((28, "retain"))),
+            ("packsx", Some((28, "retain"))),
+            ("sessionsx", Some((28, "retain"))),
+            ("sessions/x", None),
+            ("probe/x", None),
+        ] {
+            let found = lock.of(key).map(|of| (of.retain, lock.name_of(of)));
+            assert_eq!(found, retain.map(|(of, name)| (days(of), name)), "{key}");
         }
+        assert_eq!(lock.shortest().retain, days(7));
+        let alike = ObjectLock { classes: lock.classes.map(|class| LockClass { retain: days(28), ..class }), ..lock };
+        assert_eq!((alike.shortest().retain, alike.name_of(alike.of("logs/x").unwrap())), (days(28), "retain"));
     }
 
     #[test]
     fn a_date_out_of_reach_is_the_last_one() {
-        let lock = ObjectLock { retain: Duration::MAX / 8, ..LOCK };
+        let lock = ObjectRetention { retain: Duration::MAX / 8, ..LOCK };
         assert!(lock.wanted(Utc::now()) > Utc::now());
     }
 

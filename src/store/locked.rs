@@ -19,7 +19,7 @@ impl Store {
     }
 
     pub(super) fn is_to_be_locked(&self, key: &str) -> bool {
-        self.object_lock().is_some_and(|lock| lock.covers(key))
+        self.object_lock().is_some_and(|lock| lock.of(key).is_some())
     }
 
     fn bucket(&self) -> Result<&Bucket> {
@@ -113,7 +113,7 @@ impl Store {
         let key = version.key.as_str();
         check_key(key)?;
         let bucket = self.bucket()?;
-        let lock = bucket.lock.as_ref().filter(|lock| lock.covers(key));
+        let lock = bucket.lock.as_ref().and_then(|lock| lock.of(key));
         self.retrying(|| async {
             let _place = self.0.limits.request().await;
             let copied = bucket.copy(key, &version.version, lock.map(|lock| (lock.mode, lock.until(Utc::now())))).await;
@@ -126,7 +126,7 @@ impl Store {
     /// After a create of what is to be locked: that it is there, whole, and locked. One request, as the look after any other create.
     pub(super) async fn confirm_locked(&self, key: &str, size: u64) -> Result<()> {
         let bucket = self.bucket()?;
-        let Some(lock) = &bucket.lock else { return Ok(()) };
+        let Some(lock) = bucket.lock.and_then(|lock| lock.of(key)) else { return Ok(()) };
         let unlocked = |what: String| Error::new(Kind::Failed, format!("{}: {what}", self.message("lock", key))).hint(NOT_LOCKED);
         let look = async || match self.look(key, None).await? {
             Some(held) if held.size == size => Ok(held),
@@ -142,7 +142,7 @@ impl Store {
             return Ok(());
         }
         // The same bytes from an earlier time, or a store that does not take a lock with the write.
-        let until = lock.until(Utc::now());
+        let until = lock.until_after(held.lock, Utc::now());
         self.retain(bucket, key, Some(&version), lock.mode, until).await.map_err(|error| error.hint(NOT_LOCKED))?;
         let held = look().await?;
         if lock.is_held(held.lock, Utc::now()) {

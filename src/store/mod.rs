@@ -57,7 +57,7 @@ use crate::store::retry::{Policy, Tries};
 pub use crate::store::bucket::Version;
 pub(crate) use crate::store::bucket::is_page as is_versions_page;
 pub use crate::store::config::{Credential, StoreConfig};
-pub use crate::store::lock::{LockMode, LockProbe, ObjectLock};
+pub use crate::store::lock::{LockClass, LockMode, LockProbe, ObjectLock, ObjectRetention};
 pub use crate::store::metrics::{Metrics, Verb, VerbMetrics, process as process_metrics};
 pub use crate::store::probe::Probe;
 

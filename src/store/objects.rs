@@ -123,9 +123,9 @@ impl Backend for Objects {
                 PutMode::Overwrite => object_store::PutMode::Overwrite,
             };
             let options = PutOptions { mode, ..PutOptions::default() };
-            let writer = match &self.locked {
-                Some(locked) if locked.lock.covers(key) => locked.client(chrono::Utc::now())?,
-                _ => self.writer.clone(),
+            let writer = match self.locked.as_ref().and_then(|locked| Some((locked, locked.lock.of(key)?))) {
+                Some((locked, retention)) => locked.client(retention, chrono::Utc::now())?,
+                None => self.writer.clone(),
             };
             let put = writer.put_opts(&self.path(key)?, bytes.into(), options).await;
             put.map(|_| ()).map_err(|error| self.refusals.error("write", key, error))

@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use crate::daemon::alarms::{self, Alarm, key_of as key};
 use crate::daemon::notify::send::email::{IMPLICIT_PORT, STARTTLS_PORT};
-use crate::daemon::status::{News, Pace, Unanswered, hear};
+use crate::daemon::status::{News, Pace, ProblemKind, Unanswered, hear};
 use crate::error::{Error, Kind, Result};
 use crate::event::Pulse;
 use crate::ops::resolve::{self, Surroundings};
@@ -73,7 +73,7 @@ pub(super) fn look(plans: &Plans, unanswered: &Unanswered, surroundings: &Surrou
         match end {
             Ok(end) => match end.and_then(|end| message(&watched.what, end, now)) {
                 Some(message) => {
-                    let alarm = Alarm { kind: "expiring".to_owned(), plan: watched.plan.clone(), message, since: now };
+                    let alarm = Alarm { kind: ProblemKind::Expiring.word().to_owned(), plan: watched.plan.clone(), message, since: now };
                     alarms::raise(&surroundings.state, &watched.key, &alarm)?;
                 }
                 None => {
@@ -134,7 +134,7 @@ fn judge_keys(repository: &Repository, slots: &[KeySlot], most: Duration, surrou
     let aged = key_age::aged(repository.name.as_str(), slots, most, now);
     let keys: Vec<String> = aged.iter().map(|aged| format!("{prefix}{}", key(&aged.id))).collect();
     for (key, aged) in keys.iter().zip(aged) {
-        alarms::raise(state, key, &Alarm { kind: "expiring".to_owned(), plan: None, message: aged.message, since: now })?;
+        alarms::raise(state, key, &Alarm { kind: ProblemKind::Expiring.word().to_owned(), plan: None, message: aged.message, since: now })?;
     }
     for gone in alarms::keys(state)?.iter().filter(|known| known.starts_with(&prefix) && !keys.contains(known)) {
         alarms::clear(state, gone)?;

@@ -1,6 +1,7 @@
 //! Whether what notifiers need to reach anybody can be had: an address that is not set is noticed before there is something to say.
 
 use crate::daemon::alarms::{self, Alarm, key_of};
+use crate::daemon::status::ProblemKind;
 use crate::error::Result;
 use crate::ops::explain;
 use crate::ops::resolve::Surroundings;
@@ -20,7 +21,7 @@ pub(super) fn look(plans: &Plans, surroundings: &Surroundings) -> Result<()> {
         let Some(error) = missing else { continue };
         let key = format!("{KEY}{}", key_of(notifier.name.as_str()));
         let message = format!("notifier {} reaches nobody: a secret of it cannot be had: {}", notifier.name, explain(&error));
-        let alarm = Alarm { kind: "secret-unavailable".to_owned(), plan: None, message, since: surroundings.clock.now() };
+        let alarm = Alarm { kind: ProblemKind::SecretUnavailable.word().to_owned(), plan: None, message, since: surroundings.clock.now() };
         alarms::raise(&surroundings.state, &key, &alarm)?;
         standing.push(key);
     }

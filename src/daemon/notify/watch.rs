@@ -23,7 +23,7 @@ use crate::daemon::notify::outbox::{Found, Outbox, SeenRun};
 use crate::daemon::notify::step::{self, Noticed, Observed, Seen, Standing};
 use crate::daemon::notify::teller::Teller;
 use crate::daemon::scheduler::PastSlot;
-use crate::daemon::status::{self, Heard, PlanStatus, Problem, Status};
+use crate::daemon::status::{self, Heard, PlanStatus, Problem, ProblemKind, Status};
 use crate::error::Result;
 use crate::id::{Name, RunId};
 use crate::ops::resolve::Surroundings;
@@ -261,7 +261,7 @@ impl Watch {
         let state = &self.surroundings.state;
         let mut troubles = self.control.problems();
         if let Some(message) = self.hung() {
-            troubles.push(Trouble { kind: "daemon-stuck".to_owned(), message, since: self.surroundings.clock.now() });
+            troubles.push(Trouble { kind: ProblemKind::DaemonStuck.word().to_owned(), message, since: self.surroundings.clock.now() });
         }
         let key = |kind: &str| format!("daemon-{}", kind.to_ascii_lowercase());
         for trouble in &troubles {
@@ -348,7 +348,7 @@ fn retried(plan: &Plan, heard: &Heard, now: DateTime<Utc>) -> BTreeSet<String> {
 
 /// An alarm as a problem. Each has a key of its own: a second certificate that ends is news while the first one stands.
 fn of_alarm(plan: Option<&str>, key: &str, alarm: &Alarm) -> (Problem, Seen) {
-    let problem = Problem::new(&alarm.kind, alarm.message.clone());
+    let problem = Problem { kind: alarm.kind.clone(), job: None, message: alarm.message.clone() };
     let seen = step::seen_of_problem(plan, &problem, &BTreeSet::new());
     (problem, Seen { key: format!("{}/{key}", seen.key), ..seen })
 }
@@ -426,7 +426,7 @@ pub(super) fn failing(status: &status::NotifierStatus) -> Option<Problem> {
         crate::ops::counted(usize::try_from(status.waiting).unwrap_or(usize::MAX), "event"),
         status.error.as_deref().unwrap_or("no reason is known")
     );
-    Some(Problem::new("notifier-failing", message))
+    Some(Problem::new(ProblemKind::NotifierFailing, message))
 }
 
 #[cfg(test)]

@@ -252,8 +252,8 @@ fn put(question: &Question, pulse: &Pulse, surroundings: &Surroundings, tell: &d
     }
 }
 
-/// By the date of the newest snapshot's manifest, which no other one outlasts by much: whether Object Lock ends because nothing has moved dates on. One request,
-/// where locks are asked for.
+/// By the date of the newest snapshot's manifest, which no other one outlasts by much, and where logs are locked for a shorter time by those of pieces of its
+/// sources' logs: whether Object Lock ends because nothing has moved dates on. One request, and with such logs a list and two of each, where locks are asked for.
 fn lapsed_lock(repository: &Repository, manifests: &[Manifest], now: DateTime<Utc>) -> Result<Option<String>> {
     let Some(newest) = select::latest(manifests) else { return Ok(None) };
     match repository.sample_locks(&[newest], false, now) {

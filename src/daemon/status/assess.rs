@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::daemon::journal::{ErrorRecord, Job, Run, State};
 use crate::daemon::status::forecast::{Forecast, Measured, Size, forecast};
-use crate::daemon::status::{Facts, OVERDUE, PlanStatus, Problem, Stored, ms};
+use crate::daemon::status::{Facts, OVERDUE, PlanStatus, Problem, ProblemKind, Stored, ms};
 use crate::error::Kind;
 use crate::id::{Name, SnapshotId};
 use crate::ops::drill::DrillReport;
@@ -23,11 +23,14 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
         Some(Ok(stored)) => Some(&**stored),
         Some(Err(why)) => {
             problems.push(match why.kind {
-                _ if why.secret => {
-                    Problem::new("secret-unavailable", format!("the repository was not asked, a secret cannot be had: {}", why.message))
+                _ if why.secret => Problem::new(
+                    ProblemKind::SecretUnavailable,
+                    format!("the repository was not asked, a secret cannot be had: {}", why.message),
+                ),
+                Kind::WrongKey => {
+                    Problem::new(ProblemKind::WrongKey, format!("the passphrase does not open the repository: {}", why.message))
                 }
-                Kind::WrongKey => Problem::new("wrong-key", format!("the passphrase does not open the repository: {}", why.message)),
-                _ => Problem::new("repository-unreachable", format!("the repository could not be asked: {}", why.message)),
+                _ => Problem::new(ProblemKind::RepositoryUnreachable, format!("the repository could not be asked: {}", why.message)),
             });
             None
         }
@@ -51,7 +54,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     let proven = stored.and_then(|stored| select::latest_proven(&stored.manifests, &stored.reports));
 
     if recovery_point.is_none() && stored.is_some() {
-        problems.push(Problem::new("never-backed-up", "there is no snapshot: nothing can be restored"));
+        problems.push(Problem::new(ProblemKind::NeverBackedUp, "there is no snapshot: nothing can be restored"));
     }
     // A later one that is incomplete says so by its run.
     problems.extend(newest.filter(|_| backup_later.is_none()).and_then(|newest| incomplete(plan, newest)));
@@ -68,7 +71,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     if let (Some(_), None, Some(limit)) = (recovery_point, whole_point, plan.objectives.data_loss) {
         let limit = limit.as_secs();
         problems.push(Problem::new(
-            "data-loss-objective",
+            ProblemKind::DataLossObjective,
             format!("no snapshot is whole: a disaster now would lose what each of them lacks, {limit} s of work are allowed"),
         ));
     }
@@ -76,7 +79,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     if stored.is_some() && proven.is_none() && recovery_point.is_some() {
         let was = drills.iter().any(|(record, _)| record.passed);
         problems.push(Problem::new(
-            "never-proven",
+            ProblemKind::NeverProven,
             if was {
                 "no snapshot that is there is proven: what drills proved is gone, or a later drill or verification took it back"
             } else {
@@ -86,9 +89,9 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     }
     problems.extend(stored.and_then(|stored| stored.changed.clone()).map(Problem::from));
     problems.extend(gone_back);
-    problems.extend(stored.and_then(|stored| stored.lock.clone()).map(|told| Problem::new("lock-lapsed", told)));
+    problems.extend(stored.and_then(|stored| stored.lock.clone()).map(|told| Problem::new(ProblemKind::LockLapsed, told)));
     problems.extend(stored.and_then(standing_damage));
-    problems.extend(stored.into_iter().flat_map(|stored| &stored.damaged).map(|lost| Problem::new("damaged", lost.clone())));
+    problems.extend(stored.into_iter().flat_map(|stored| &stored.damaged).map(|lost| Problem::new(ProblemKind::Damaged, lost.clone())));
     let next = facts.next.iter().min_by_key(|(_, at)| *at);
     PlanStatus {
         name: plan.name.to_string(),
@@ -142,7 +145,7 @@ fn gone_back(stored: &Stored, last: &Run) -> Option<Problem> {
          what came later; `lifeboat verify` names all that is missing",
         last.id
     );
-    Some(Problem::of("damaged", Job::Backup, message))
+    Some(Problem::of(ProblemKind::Damaged, Job::Backup, message))
 }
 
 /// A backup or a drill that goes on for so many times as long as the last one took is told of, long before its next slot comes; never before
@@ -165,7 +168,7 @@ fn too_long(run: &Run, usual: &[(Job, TimeDelta)], now: DateTime<Utc>) -> Option
         usual.num_seconds(),
         run.id
     );
-    Some(Problem::of("running-long", run.job, message))
+    Some(Problem::of(ProblemKind::RunningLong, run.job, message))
 }
 
 /// Content of a snapshot.
@@ -205,7 +208,7 @@ fn too_slow_soon(plan: &Plan, forecast: &Forecast, measured: Option<u64>, now: D
         limit / 1000,
         forecast.note
     );
-    Some(Problem::new("recovery-time-forecast", message))
+    Some(Problem::new(ProblemKind::RecoveryTimeForecast, message))
 }
 
 /// More than four fifths of the time are over, nothing is at work, and the next backup comes too late.
@@ -220,7 +223,7 @@ fn too_old_soon(plan: &Plan, whole_point: Option<DateTime<Utc>>, facts: &Facts, 
     }
     let then = next.map_or_else(|| "none is scheduled".to_owned(), |next| format!("the next is due at {}", select::moment(next)));
     Some(Problem::new(
-        "data-loss-forecast",
+        ProblemKind::DataLossForecast,
         format!("without a backup before {} the data loss objective is missed: {then}", select::moment(breaks)),
     ))
 }
@@ -278,7 +281,7 @@ fn incomplete(plan: &Plan, newest: &Manifest) -> Option<Problem> {
     lacks.truncate(NAMED);
     let others = if more == 0 { String::new() } else { format!("; and {more} more") };
     let message = format!("the newest snapshot ({}) is incomplete, it lacks: {}{others}", newest.id, lacks.join("; "));
-    (!lacks.is_empty()).then(|| Problem::of("incomplete", Job::Backup, message))
+    (!lacks.is_empty()).then(|| Problem::of(ProblemKind::Incomplete, Job::Backup, message))
 }
 
 /// A snapshot of a moment that has not been yet.
@@ -290,7 +293,7 @@ fn clock(manifests: &[Manifest], recovery_point: Option<DateTime<Utc>>, now: Dat
     let loss = recovery_point.is_some_and(|point| select::age_ms(point, now).is_none());
     let unknown = if loss { "; what would be lost now is not known" } else { "" };
     Some(Problem::new(
-        "clock",
+        ProblemKind::Clock,
         format!("a snapshot is of {}, and now is {}: {whose} wrong{unknown}", select::moment(moment), select::moment(now)),
     ))
 }
@@ -301,7 +304,11 @@ fn overdue(job: Job, due: DateTime<Utc>, running: &[Run]) -> Problem {
     let why = in_the_way.map_or_else(String::new, |run| {
         format!("; a {} run has been going since {} (run {})", run.job.word(), select::moment(run.started), run.id)
     });
-    Problem::of("overdue", job, format!("a {} was due at {} and did not start{why}", job.word(), due.format("%Y-%m-%d %H:%M:%S UTC")))
+    Problem::of(
+        ProblemKind::Overdue,
+        job,
+        format!("a {} was due at {} and did not start{why}", job.word(), due.format("%Y-%m-%d %H:%M:%S UTC")),
+    )
 }
 
 fn why(run: &Run) -> String {
@@ -315,17 +322,25 @@ fn of_run(run: &Run, told: Option<&str>) -> Option<Problem> {
         // Told by the drill's report, or where that is not to be had as a drill without one.
         State::Failed | State::Incomplete if run.job == Job::Drill && run.report.is_some() => None,
         State::Failed if run.job == Job::Drill => {
-            Some(Problem::of("failed", run.job, format!("the last drill could not be done: {why} (run {id})")))
+            Some(Problem::of(ProblemKind::Failed, run.job, format!("the last drill could not be done: {why} (run {id})")))
         }
         // What will not pass by itself, and nothing else of the plan may show: the repository only grows.
         State::Failed if run.job == Job::Prune && run.error.as_ref().is_some_and(|error| error.kind == Kind::Damaged.word()) => {
-            Some(Problem::of("retention-blocked", run.job, format!("the last prune could not do what the plan says: {why} (run {id})")))
+            Some(Problem::of(
+                ProblemKind::RetentionBlocked,
+                run.job,
+                format!("the last prune could not do what the plan says: {why} (run {id})"),
+            ))
         }
-        State::Failed => Some(Problem::of("failed", run.job, format!("the last {job} failed: {why} (run {id})"))),
+        State::Failed => Some(Problem::of(ProblemKind::Failed, run.job, format!("the last {job} failed: {why} (run {id})"))),
         State::Incomplete if told.is_some() && run.snapshot.as_deref() == told => None,
-        State::Incomplete => Some(Problem::of("incomplete", run.job, format!("the last {job} was incomplete: {why} (run {id})"))),
-        State::Interrupted => Some(Problem::of("interrupted", run.job, format!("the last {job} was interrupted: {why} (run {id})"))),
-        State::Missed => Some(Problem::of("missed", run.job, format!("the last {job} was not run: {why}"))),
+        State::Incomplete => {
+            Some(Problem::of(ProblemKind::Incomplete, run.job, format!("the last {job} was incomplete: {why} (run {id})")))
+        }
+        State::Interrupted => {
+            Some(Problem::of(ProblemKind::Interrupted, run.job, format!("the last {job} was interrupted: {why} (run {id})")))
+        }
+        State::Missed => Some(Problem::of(ProblemKind::Missed, run.job, format!("the last {job} was not run: {why}"))),
         State::Running | State::Succeeded => None,
     }
 }
@@ -336,7 +351,7 @@ pub(in crate::daemon::status) fn objectives(plan: &Plan, data_loss_ms: Option<u6
         && loss > limit
     {
         problems.push(Problem::new(
-            "data-loss-objective",
+            ProblemKind::DataLossObjective,
             format!("a disaster now would lose {} s of work, {} s are allowed", loss / 1000, limit / 1000),
         ));
     }
@@ -344,7 +359,7 @@ pub(in crate::daemon::status) fn objectives(plan: &Plan, data_loss_ms: Option<u6
         && time > limit
     {
         problems.push(Problem::new(
-            "recovery-time-objective",
+            ProblemKind::RecoveryTimeObjective,
             format!("the last measured recovery took {} s, {} s are allowed", time / 1000, limit / 1000),
         ));
     }
@@ -361,7 +376,11 @@ fn drill_problems(facts: &Facts, stored: Option<&Stored>, drills: &[(&ReportReco
             Some(drill) => (drill.verdict.word(), drill.reasons.first().cloned().unwrap_or_default()),
             None => ("not passed", "its report is of a later version of the program".to_owned()),
         };
-        problems.push(Problem::of("drill-failed", Job::Drill, format!("the last drill ended {verdict}: {why} (report {})", record.id)));
+        problems.push(Problem::of(
+            ProblemKind::DrillFailed,
+            Job::Drill,
+            format!("the last drill ended {verdict}: {why} (report {})", record.id),
+        ));
     }
     if let Some(run) = &facts.failed_drill
         && let Some(report) = &run.report
@@ -373,7 +392,7 @@ fn drill_problems(facts: &Facts, stored: Option<&Stored>, drills: &[(&ReportReco
             None => "its report could not be looked for",
         };
         problems.push(Problem::of(
-            "drill-failed",
+            ProblemKind::DrillFailed,
             Job::Drill,
             format!("a drill here ended {} and {where_}: {} (run {})", run.state.word(), why(run), run.id),
         ));
@@ -393,5 +412,5 @@ fn standing_damage(stored: &Stored) -> Option<Problem> {
         last.report,
         select::moment(last.time)
     );
-    Some(Problem::of("damaged", Job::Verify, message))
+    Some(Problem::of(ProblemKind::Damaged, Job::Verify, message))
 }

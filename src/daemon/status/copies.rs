@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::journal::Job;
-use crate::daemon::status::{Problem, Unasked};
+use crate::daemon::status::{Problem, ProblemKind, Unasked};
 use crate::id::Name;
 use crate::ops::copy::{behind, lacks};
 use crate::ops::resolve::Changed;
@@ -60,14 +60,17 @@ pub fn of(
             Ok(Held { newest, lost, changed, lock }) => {
                 problems.extend(changed.map(|changed| Problem { job: Some(Job::Copy.word().to_owned()), ..Problem::from(changed) }));
                 problems.extend(originals.and_then(|originals| is_behind(copy, originals, newest, now)));
-                problems.extend(lost.map(|lost| Problem::of("damaged", Job::Copy, format!("the copy in {to} has {lost}"))));
-                problems.extend(lock.map(|told| Problem::of("lock-lapsed", Job::Copy, format!("the copy in {to}: {told}"))));
+                problems.extend(lost.map(|lost| Problem::of(ProblemKind::Damaged, Job::Copy, format!("the copy in {to} has {lost}"))));
+                problems.extend(lock.map(|told| Problem::of(ProblemKind::LockLapsed, Job::Copy, format!("the copy in {to}: {told}"))));
                 let behind_ms = newest.zip(original).map(|(copy, original)| behind(copy, original));
                 all.push(CopyStatus { repository: to.to_string(), newest, behind_ms, reachable: true });
             }
             Err(unasked) => {
-                let (kind, why) =
-                    if unasked.secret { ("secret-unavailable", "was not asked") } else { ("copy-unreachable", "could not be asked") };
+                let (kind, why) = if unasked.secret {
+                    (ProblemKind::SecretUnavailable, "was not asked")
+                } else {
+                    (ProblemKind::CopyUnreachable, "could not be asked")
+                };
                 problems.push(Problem::of(kind, Job::Copy, format!("the copy in {to} {why}: {}", unasked.message)));
                 all.push(CopyStatus { repository: to.to_string(), newest: None, behind_ms: None, reachable: false });
             }
@@ -87,7 +90,7 @@ fn is_behind(copy: &PlannedCopy, originals: &[Manifest], newest: Option<DateTime
         select::moment(missing),
         select::moment(due)
     );
-    Some(Problem::of("copy-behind", Job::Copy, message))
+    Some(Problem::of(ProblemKind::CopyBehind, Job::Copy, message))
 }
 
 #[cfg(test)]

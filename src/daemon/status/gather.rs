@@ -12,7 +12,7 @@ use crate::daemon::owner::DaemonLock;
 use crate::daemon::scheduler::{self, Situation, Slots};
 use crate::daemon::status::ask::{Asked, ask_all};
 use crate::daemon::status::assess::objectives;
-use crate::daemon::status::{Facts, Heard, OVERDUE, PlanStatus, Problem, Status, Stored, assess, logs};
+use crate::daemon::status::{Facts, Heard, OVERDUE, PlanStatus, Problem, ProblemKind, Status, Stored, assess, logs};
 use crate::daemon::{alarms, gone, notify};
 use crate::error::Result;
 use crate::id::Name;
@@ -58,7 +58,7 @@ pub fn gather(plans: &Plans, journal: Option<&Journal>, surroundings: &Surroundi
         if !gone::still_holds(plans, &key, &alarm) {
             continue;
         }
-        let problem = Problem::new(&alarm.kind, alarm.message);
+        let problem = Problem { kind: alarm.kind.clone(), job: None, message: alarm.message };
         match &alarm.plan {
             Some(_) if alarm.kind == gone::GONE => problems.push(problem),
             // Of a plan that is gone, or was not asked about, it says nothing here.
@@ -89,7 +89,7 @@ fn no_room(state: &std::path::Path) -> Option<Problem> {
             "the disk of the state folder {} is full ({free} bytes are free): no run can be recorded, so none starts; make room",
             state.display()
         );
-        Problem::new("journal-unavailable", message)
+        Problem::new(ProblemKind::JournalUnavailable, message)
     })
 }
 
@@ -100,7 +100,7 @@ fn stuck(silent_for: Option<Duration>) -> Option<Problem> {
         "the daemon is there and has not looked at what is due for {} s: nothing is started and nobody is told; see its log, restart it",
         silent.as_secs()
     );
-    Some(Problem::new("daemon-stuck", message))
+    Some(Problem::new(ProblemKind::DaemonStuck, message))
 }
 
 /// Judges one plan by the journal (`None`: nothing was ever run here), by what streams on this host say, and by what its repository said (`None`:
@@ -113,7 +113,7 @@ pub fn view(plan: &Plan, heard: Option<&Heard>, asked: Option<Asked>, surroundin
     let mut status = assess(plan, &facts, now);
     for run in heard.into_iter().flat_map(|heard| &heard.broken).filter(|run| run.plan == plan.name) {
         status.problems.push(Problem::of(
-            "interrupted",
+            ProblemKind::Interrupted,
             run.job,
             format!("the process of run {} ({}) is gone; the next run settles it", run.id, run.job.word()),
         ));

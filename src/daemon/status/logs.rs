@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::daemon::status::{PlanStatus, Problem, Stored};
+use crate::daemon::status::{PlanStatus, Problem, ProblemKind, Stored};
 use crate::error::Result;
 use crate::id::Name;
 use crate::ops::log::canary::{self, CanaryStatus};
@@ -45,7 +45,7 @@ pub(in crate::daemon::status) fn stored_log_problems(
 /// A failover, and the old primary went on.
 fn forked(source: &Name, Fork { timeline, left_at, to, newest }: &Fork) -> Problem {
     Problem::new(
-        "log-fork",
+        ProblemKind::LogFork,
         format!(
             "of source {source} log of timeline {timeline} up to {to} is stored, and timeline {newest}, which is followed, went another way at {left_at}: two servers wrote at a time. \
              What was committed on timeline {timeline} alone comes back only with `restore --timeline {timeline}`; stop the server that was left behind, and back up the other"
@@ -58,7 +58,7 @@ fn holes(source: &Name, reach: Option<&Reach>) -> Vec<Problem> {
         None | Some(Reach { has_log: true, behind: None, .. }) => Vec::new(),
         Some(Reach { has_log: false, .. }) => {
             vec![Problem::new(
-                "log-not-streamed",
+                ProblemKind::LogNotStreamed,
                 format!("nothing of the log of source {source} is stored: only snapshots can be recovered"),
             )]
         }
@@ -69,13 +69,13 @@ fn holes(source: &Name, reach: Option<&Reach>) -> Vec<Problem> {
             ),
         )],
         Some(Reach { behind: Some(behind), end, point, .. }) if end == point => vec![Problem::new(
-            "log-gap",
+            ProblemKind::LogGap,
             format!(
                 "the log of source {source} does not go on from the newest whole snapshot, which ends at {point}: log from {behind} on is there and cannot be used before the next backup"
             ),
         )],
         Some(Reach { behind: Some(behind), end, .. }) => vec![Problem::new(
-            "log-gap",
+            ProblemKind::LogGap,
             format!("the log of source {source} has a hole from {end} to {behind}: nothing behind can be recovered before the next backup"),
         )],
     }
@@ -93,12 +93,12 @@ pub(in crate::daemon::status) fn stream_problems(
         Ok(Some(log)) => log,
         Ok(None) => {
             let message = format!("the log of source {source} was never streamed here: `lifeboat serve` does it");
-            return (None, vec![Problem::new("log-not-streamed", message)]);
+            return (None, vec![Problem::new(ProblemKind::LogNotStreamed, message)]);
         }
         Err(error) => {
             return (
                 None,
-                vec![Problem::new("log-not-streamed", format!("how the log of source {source} stands is not known: {error:?}"))],
+                vec![Problem::new(ProblemKind::LogNotStreamed, format!("how the log of source {source} stands is not known: {error:?}"))],
             );
         }
     };
@@ -107,19 +107,19 @@ pub(in crate::daemon::status) fn stream_problems(
     if now - log.time > LOG_SILENCE {
         let last = select::moment(log.time);
         problems.push(Problem::new(
-            "log-not-streamed",
+            ProblemKind::LogNotStreamed,
             format!("the log of source {source} is not streamed since {last}; it is stored until {until}"),
         ));
     } else if !log.connected {
         let why = log.error.as_deref().unwrap_or("it connects");
         problems.push(Problem::new(
-            "log-not-streamed",
+            ProblemKind::LogNotStreamed,
             format!("the log of source {source} does not come now: {why}; it is stored until {until}"),
         ));
     }
     if let Some(state @ ("lost" | "unreserved")) = log.wal_status.as_deref() {
         problems.push(Problem::new(
-            "log-slot",
+            ProblemKind::LogSlot,
             format!("the replication slot {} of source {source} is {state}: log is about to be missing", log.slot),
         ));
     }
@@ -128,7 +128,7 @@ pub(in crate::daemon::status) fn stream_problems(
     if new > 0 {
         let what = crate::ops::counted(new, "gap");
         problems.push(Problem::new(
-            "log-gap",
+            ProblemKind::LogGap,
             format!("the log of source {source} has {what} since the last whole snapshot: nothing behind can be recovered before the next backup"),
         ));
     }
@@ -152,7 +152,7 @@ pub(in crate::daemon::status) fn canary_problem(
         Err(error) => explain(&error),
     };
     Some(Problem::new(
-        "canary-not-written",
+        ProblemKind::CanaryNotWritten,
         format!("the canary row of source {source} is not written, drills cannot measure data loss: {why}"),
     ))
 }

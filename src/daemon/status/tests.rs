@@ -417,7 +417,10 @@ fn a_prune_that_something_stands_in_the_way_of_is_told_as_such() {
 #[test]
 fn the_most_telling_problem_makes_the_exit() {
     let of = |problems: &[(&str, Option<Job>)]| {
-        let made = |(kind, job): &(&str, Option<Job>)| job.map_or_else(|| Problem::new(kind, ""), |job| Problem::of(kind, job, ""));
+        let made = |(kind, job): &(&str, Option<Job>)| {
+            let job = job.map(|job| job.word().to_owned());
+            Problem { kind: (*kind).to_owned(), job, message: String::new() }
+        };
         exit(&PlanStatus { problems: problems.iter().map(made).collect(), ..judged(&Facts::default()) })
     };
     assert_eq!(of(&[("overdue", None), ("failed", Some(Job::Verify))]), Some(Kind::Damaged));

@@ -12,8 +12,8 @@ use crate::id::Name;
 use crate::ops::log::ranges::{Base, Part, Path, Replay, Route, Unreached, View};
 use crate::ops::select::{self, Choice, Wanted};
 use crate::ops::verdict::duration_text;
-use crate::ops::{Job, backup, damage, damaged_warning, explain};
-use crate::repo::{Listed, Log, LostManifest, Manifest, PieceInfo, ReportRecord, SourceRecord};
+use crate::ops::{Job, Snapshots, backup, damage, damaged_warning, explain};
+use crate::repo::{Listed, Log, Manifest, PieceInfo, ReportRecord, SourceRecord};
 use crate::source::Finish;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::{Request, Target, Timeline, place_log_file};
@@ -53,8 +53,6 @@ pub(in crate::ops) struct Located {
     /// The one that is meant, whatever else the snapshot has.
     pub(in crate::ops) source: Name,
     pub(in crate::ops) manifest: Manifest,
-    pub(in crate::ops) all: Vec<Manifest>,
-    pub(in crate::ops) lost: Vec<LostManifest>,
     /// `None`: the snapshot at its own moment.
     pub(in crate::ops) recovery: Option<LogRecovery>,
     /// What to know about the choice.
@@ -263,28 +261,39 @@ fn first_point<'a>(manifests: impl Iterator<Item = &'a Manifest>, source: &Name)
     manifests.filter_map(of).map(|(manifest, record)| base_of(manifest, record).map_or(0, |base| base.point.0)).min().unwrap_or(0)
 }
 
-/// What of the log leads to a choice. `None`: the log has no part in it, and the choice is among snapshots.
+/// What of the log leads to a choice. `None`: the log has no part in it, and the choice is among snapshots, which are listed anew where something seems to
+/// be missing.
 ///
 /// # Errors
 /// `NoRecoveryPoint` with what there is; `Damaged` where log that is stored and cannot be read may lead there.
-pub(in crate::ops) fn locate(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Located>> {
-    let located = look(job, choice, sources, reports);
+pub(in crate::ops) fn locate(
+    job: &Job,
+    snapshots: &mut Snapshots,
+    choice: &Choice,
+    sources: &[String],
+    reports: &[ReportRecord],
+) -> Result<Option<Located>> {
+    let located = look(job, snapshots, choice, sources, reports);
     let is_in_doubt = match &located {
         Ok(located) => located.as_ref().is_some_and(|located| located.hole.is_some()),
         Err(error) => error.kind() == Kind::Damaged,
     };
     // A listing is not of one moment: what seems to be missing must be missing in a second one.
-    if is_in_doubt { look(job, choice, sources, reports) } else { located }
+    if is_in_doubt {
+        *snapshots = job.snapshots()?;
+        return look(job, snapshots, choice, sources, reports);
+    }
+    located
 }
 
-fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Located>> {
+fn look(job: &Job, snapshots: &Snapshots, choice: &Choice, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Located>> {
     let (wanted, timeline) = match choice {
         Choice::Latest => (Wanted::Latest, None),
         Choice::At(time) => (Wanted::Time(*time), None),
         Choice::Along { wanted, timeline } => (wanted.clone(), *timeline),
         _ => return Ok(None),
     };
-    let Some(Survey { all, lost, source, log, view, damaged }) = survey(job, &wanted, sources, reports)? else { return Ok(None) };
+    let Some(Survey { source, log, view, damaged }) = survey(job, &snapshots.all, &wanted, sources, reports)? else { return Ok(None) };
     let reading = Reading { log: &log, view: &view, pieces: view.pieces(), cancel: &job.cancel };
     let route = match &wanted {
         Wanted::Xid(xid) => reading.find_transaction(*xid, timeline),
@@ -299,11 +308,11 @@ fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]
             } else {
                 error
             };
-            let lost = damaged_warning(&lost).into_iter().chain(damaged);
+            let lost = damaged_warning(&snapshots.lost).into_iter().chain(damaged);
             return Err(lost.fold(error, |error, lost| error.within(format!("recover source {source}: {lost}"))));
         }
     };
-    let Some(manifest) = all.iter().find(|m| m.id == route.base).cloned() else {
+    let Some(manifest) = snapshots.all.iter().find(|m| m.id == route.base).cloned() else {
         return Err(Error::new(Kind::Bug, "a route begins with a snapshot that is not there"));
     };
     let mut told: Vec<String> = damaged.iter().map(|damaged| format!("a piece of the log cannot be used: {damaged}")).collect();
@@ -311,7 +320,7 @@ fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]
         let record = newest.sources.iter().find(|record| record.name == source);
         record.and_then(|record| base_of(newest, record)).is_some_and(|newest| view.includes(&route, &newest))
     };
-    let newest = select::latest(&all).filter(|newest| !is_on_it(newest));
+    let newest = select::latest(&snapshots.all).filter(|newest| !is_on_it(newest));
     if let (Wanted::Latest, Some(newest)) = (&wanted, newest) {
         told.push(format!("the newest snapshot {} is not on this way; --snapshot names it", select::describe(newest)));
     }
@@ -329,7 +338,7 @@ fn look(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]
         hole = view.unreached(&route, timeline, &gaps).map(|unreached| before_the_end(&view, &route, unreached)).or_else(unknown);
     }
     let recovery = recovery_of(&view, &source, &manifest, route)?;
-    Ok(Some(Located { source, manifest, all, lost, recovery, told, hole }))
+    Ok(Some(Located { source, manifest, recovery, told, hole }))
 }
 
 /// A way to the newest moment, unless it ends before log that is stored and cannot be read.
@@ -354,37 +363,35 @@ fn unread(what: &str, instead: &str) -> Error {
 
 /// All there is of the one source that can have a log.
 struct Survey {
-    all: Vec<Manifest>,
-    lost: Vec<LostManifest>,
     source: Name,
     log: Log,
     view: View,
     damaged: Vec<String>,
 }
 
-/// `None`: there is no log, or not of one source alone.
-fn survey(job: &Job, wanted: &Wanted, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Survey>> {
-    let (all, lost) =
-        job.repository.sound_manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
-    let Some(source) = telling(&all, wanted, sources).and_then(|telling| one_source(telling, sources)) else { return Ok(None) };
+/// `None`: there is no log, or not of one source alone. `all`: the plan's snapshots.
+fn survey(job: &Job, all: &[Manifest], wanted: &Wanted, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Survey>> {
+    let Some(source) = telling(all, wanted, sources).and_then(|telling| one_source(telling, sources)) else { return Ok(None) };
     let log = job.repository.log(&job.plan, &source);
     let standing = damage::standing(reports, None);
     let sound: Vec<&Manifest> = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id).is_none()).collect();
     let (view, damaged) = view(&log, &sound, &source)?;
-    Ok(view.map(|view| Survey { all, lost, source, log, view, damaged }))
+    Ok(view.map(|view| Survey { source, log, view, damaged }))
 }
 
-/// A moment of the log, not before `earliest`, and the source whose log it is. `None`: there is no log that continues a snapshot there.
+/// A moment of the log, not before `earliest`, and the source whose log it is. `None`: there is no log that continues a snapshot there. `all`: the plan's
+/// snapshots.
 ///
 /// # Errors
 /// When the store cannot be asked.
 pub(in crate::ops) fn random_moment(
     job: &Job,
+    all: &[Manifest],
     reports: &[ReportRecord],
     seed: u64,
     earliest: Option<DateTime<Utc>>,
 ) -> Result<Option<(Name, DateTime<Utc>)>> {
-    let survey = survey(job, &Wanted::Latest, &[], reports)?;
+    let survey = survey(job, all, &Wanted::Latest, &[], reports)?;
     Ok(survey.and_then(|survey| Some((survey.source, survey.view.random_moment(seed, earliest)?))))
 }
 
@@ -405,8 +412,6 @@ pub struct SourceMoment {
 /// How several sources come to a moment: all from one snapshot, those with a log through that.
 pub(in crate::ops) struct LocatedSet {
     pub(in crate::ops) manifest: Manifest,
-    pub(in crate::ops) all: Vec<Manifest>,
-    pub(in crate::ops) lost: Vec<LostManifest>,
     pub(in crate::ops) moments: Vec<SourceMoment>,
     /// What to know about the choice.
     pub(in crate::ops) told: Vec<String>,
@@ -416,12 +421,16 @@ pub(in crate::ops) struct LocatedSet {
 ///
 /// # Errors
 /// `NoRecoveryPoint` when a source with a log cannot come there, with what each has.
-pub(in crate::ops) fn locate_set(job: &Job, choice: &Choice, sources: &[String], reports: &[ReportRecord]) -> Result<Option<LocatedSet>> {
+pub(in crate::ops) fn locate_set(
+    job: &Job,
+    Snapshots { all, lost }: &Snapshots,
+    choice: &Choice,
+    sources: &[String],
+    reports: &[ReportRecord],
+) -> Result<Option<LocatedSet>> {
     let (Choice::At(time) | Choice::Along { wanted: Wanted::Time(time), timeline: None }) = choice else { return Ok(None) };
     let time = chrono::SubsecRound::trunc_subsecs(*time, 6);
-    let (all, lost) =
-        job.repository.sound_manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
-    let Some(telling) = telling(&all, &Wanted::Time(time), sources) else { return Ok(None) };
+    let Some(telling) = telling(all, &Wanted::Time(time), sources) else { return Ok(None) };
     let wanted: Vec<&SourceRecord> = telling.sources.iter().filter(|record| is_asked(record, sources)).collect();
     if wanted.len() < 2 {
         return Ok(None);
@@ -440,7 +449,7 @@ pub(in crate::ops) fn locate_set(job: &Job, choice: &Choice, sources: &[String],
     let reaches = |view: &View| before.iter().any(|m| view.route_from(m.id, time).is_some());
     if sources.is_empty() {
         views.retain(|(name, view)| {
-            let is_left = !reaches(view) && !view.may_be_unread(&Wanted::Time(time), None) && is_dropped(job, &all, time, name);
+            let is_left = !reaches(view) && !view.may_be_unread(&Wanted::Time(time), None) && is_dropped(job, all, time, name);
             if is_left {
                 told.push(format!(
                     "source {name} is not backed up any more after this snapshot, and its log does not lead to {}: it is restored as of the snapshot",
@@ -479,7 +488,7 @@ pub(in crate::ops) fn locate_set(job: &Job, choice: &Choice, sources: &[String],
             ));
         }
         let manifest = (*manifest).clone();
-        return Ok(Some(LocatedSet { manifest, all, lost, moments, told }));
+        return Ok(Some(LocatedSet { manifest, moments, told }));
     }
     // From no snapshot all of them come there: which do not come there at all is the first thing to know.
     let (able, unable): (Vec<_>, Vec<_>) = views.iter().partition(|(_, view)| reaches(view));
@@ -494,7 +503,7 @@ pub(in crate::ops) fn locate_set(job: &Job, choice: &Choice, sources: &[String],
     let hint = format!("{}. Sources can be recovered one by one with --source{whole}", each.join(". "));
     let is_unread = unable.iter().any(|(_, view)| view.may_be_unread(&Wanted::Time(time), None));
     let error = if is_unread { unread(&what, &hint) } else { Error::new(Kind::NoRecoveryPoint, what).hint(hint) };
-    Err(damaged_warning(&lost).into_iter().chain(told).fold(error, Error::within))
+    Err(damaged_warning(lost).into_iter().chain(told).fold(error, Error::within))
 }
 
 /// Of which moments the sources of a set are, in words.

@@ -15,8 +15,8 @@ use crate::ops::restore::place::{Place, Shape, free_bytes};
 use crate::ops::restore::server;
 use crate::ops::restore::{Part, PlannedSource, RestorePlan, RestoreRequest};
 use crate::ops::select::{self, Choice, Wanted};
-use crate::ops::{Job, backup, damaged_reports_warning, damaged_warning, explain, resolve};
-use crate::repo::{LostManifest, Manifest, ReportRecord, SourceRecord};
+use crate::ops::{Job, Snapshots, backup, damaged_reports_warning, damaged_warning, explain, resolve};
+use crate::repo::{Manifest, ReportRecord, SourceRecord};
 use crate::source::HandOver;
 use crate::source::postgres::logical;
 
@@ -43,22 +43,24 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
     }
     let known = reports.as_ref().map_or(&[][..], |(sound, _)| sound.as_slice());
     let mut moments = Vec::new();
-    let located = replay::locate(job, &request.choice, &request.sources, known)?;
-    let set = if located.is_none() { replay::locate_set(job, &request.choice, &request.sources, known)? } else { None };
+    let mut snapshots = listed_for(job, &request.choice)?;
+    let located = replay::locate(job, &mut snapshots, &request.choice, &request.sources, known)?;
+    let set = if located.is_none() { replay::locate_set(job, &snapshots, &request.choice, &request.sources, known)? } else { None };
     // What else that snapshot has is not brought back at another moment than was asked for.
     let mut sources = request.sources.clone();
-    let (Chosen { manifest, all, lost }, recovery, told, hole) = match (located, set) {
+    let (manifest, recovery, told, hole) = match (located, set) {
         (Some(found), _) => {
             sources = vec![found.source.to_string()];
-            (Chosen { manifest: found.manifest, all: found.all, lost: found.lost }, found.recovery, found.told, found.hole)
+            (found.manifest, found.recovery, found.told, found.hole)
         }
         (None, Some(set)) => {
             sources = set.moments.iter().map(|one| one.source.to_string()).collect();
             moments = set.moments;
-            (Chosen { manifest: set.manifest, all: set.all, lost: set.lost }, None, set.told, None)
+            (set.manifest, None, set.told, None)
         }
-        (None, None) => (chosen(job, &request.choice, &reports)?, None, Vec::new(), None),
+        (None, None) => (chosen(job, &snapshots, &request.choice, &reports)?, None, Vec::new(), None),
     };
+    let Snapshots { all, lost } = snapshots;
     let (sound, damaged_reports) = reports.unwrap_or_default();
     let doubts = Doubts::of(&manifest, &all, &lost, &sound, &request.choice);
     let part = Part { sources, only: request.only.clone(), moments };
@@ -117,8 +119,9 @@ fn check_resumed(job: &Job, request: &RestoreRequest, left: &Identity, reports: 
     };
     if request.choice != Choice::Latest {
         let known = reports.as_ref().map_or(&[][..], |(sound, _)| sound.as_slice());
-        let located = replay::locate(job, &request.choice, &left.sources, known)?;
-        let set = if located.is_none() { replay::locate_set(job, &request.choice, &left.sources, known)? } else { None };
+        let mut snapshots = listed_for(job, &request.choice)?;
+        let located = replay::locate(job, &mut snapshots, &request.choice, &left.sources, known)?;
+        let set = if located.is_none() { replay::locate_set(job, &snapshots, &request.choice, &left.sources, known)? } else { None };
         let mut moments = Vec::new();
         let (asked, recovery) = match (located, set) {
             (Some(found), _) => (original(&found.manifest), found.recovery),
@@ -126,7 +129,7 @@ fn check_resumed(job: &Job, request: &RestoreRequest, left: &Identity, reports: 
                 moments = set.moments;
                 (original(&set.manifest), None)
             }
-            (None, None) => (original(&chosen(job, &request.choice, reports)?.manifest), None),
+            (None, None) => (original(&chosen(job, &snapshots, &request.choice, reports)?), None),
         };
         let set_of = |moments: &[SourceMoment]| {
             if moments.is_empty() { "each source at the snapshot's moment".into() } else { replay::set_text(moments) }
@@ -153,17 +156,15 @@ fn check_resumed(job: &Job, request: &RestoreRequest, left: &Identity, reports: 
     Ok(())
 }
 
-/// The snapshot asked for.
-struct Chosen {
-    manifest: Manifest,
-    /// Where all were looked at: all, and those that cannot be read.
-    all: Vec<Manifest>,
-    lost: Vec<LostManifest>,
+/// What there is to choose from. Nothing, where one is named: damage to others must not keep that one from being restored.
+fn listed_for(job: &Job, choice: &Choice) -> Result<Snapshots> {
+    if full_id(choice).is_some() { Ok(Snapshots::default()) } else { job.snapshots() }
 }
 
-fn chosen(job: &Job, choice: &Choice, reports: &Result<(Vec<ReportRecord>, Vec<Error>)>) -> Result<Chosen> {
+/// The snapshot asked for. `snapshots`: see [`listed_for`].
+fn chosen(job: &Job, snapshots: &Snapshots, choice: &Choice, reports: &Result<(Vec<ReportRecord>, Vec<Error>)>) -> Result<Manifest> {
     if let Some(id) = full_id(choice) {
-        return Ok(Chosen { manifest: one_of_plan(job, id)?, all: Vec::new(), lost: Vec::new() });
+        return one_of_plan(job, id);
     }
     let proofs = match (reports, choice) {
         (Err(error), Choice::LatestProven) => {
@@ -172,18 +173,11 @@ fn chosen(job: &Job, choice: &Choice, reports: &Result<(Vec<ReportRecord>, Vec<E
         (Ok((sound, _)), _) => sound.as_slice(),
         (Err(_), _) => &[],
     };
-    let (all, lost) =
-        job.repository.sound_manifests(Some(&job.plan)).map_err(|e| e.within(format!("list the snapshots of plan {}", job.plan)))?;
-    let manifest = match select::choose(&all, proofs, choice, job.clock.now()) {
-        Ok(manifest) => manifest.clone(),
-        Err(error) => {
-            let unread =
-                reports.as_ref().ok().filter(|_| *choice == Choice::LatestProven).and_then(|(_, lost)| damaged_reports_warning(lost));
-            let lost = damaged_warning(&lost).into_iter().chain(unread);
-            return Err(lost.fold(error, |error, lost| error.within(format!("choose a snapshot: {lost}"))));
-        }
-    };
-    Ok(Chosen { manifest, all, lost })
+    select::choose(&snapshots.all, proofs, choice, job.clock.now()).cloned().map_err(|error| {
+        let unread = reports.as_ref().ok().filter(|_| *choice == Choice::LatestProven).and_then(|(_, lost)| damaged_reports_warning(lost));
+        let lost = damaged_warning(&snapshots.lost).into_iter().chain(unread);
+        lost.fold(error, |error, lost| error.within(format!("choose a snapshot: {lost}")))
+    })
 }
 
 /// Plans the restore of one snapshot.
@@ -413,10 +407,9 @@ fn left_beside(to: &Path) -> Result<Option<Identity>> {
 
 fn resumed_manifest(job: &Job, left: &Identity) -> Result<Manifest> {
     if left.repository != hex::encode(job.repository.id().0) {
-        let (all, _) = job.repository.sound_manifests(Some(&job.plan))?;
         let is_copy =
             |m: &Manifest| m.copied_from.as_ref().is_some_and(|from| from.repository == left.repository && from.snapshot == left.snapshot);
-        if let Some(copy) = all.into_iter().find(is_copy) {
+        if let Some(copy) = job.snapshots()?.all.into_iter().find(is_copy) {
             return Ok(copy);
         }
         return Err(Error::new(Kind::Usage, format!("resume the restore to {}: it was from another repository", left.target))
@@ -430,8 +423,7 @@ fn one_of_plan(job: &Job, id: SnapshotId) -> Result<Manifest> {
     let manifest = match job.repository.manifest(id) {
         // By the name that it has where it was backed up to.
         Err(error) if error.kind() == Kind::NoRecoveryPoint => {
-            let (all, _) = job.repository.sound_manifests(Some(&job.plan))?;
-            return all.into_iter().find(|manifest| original(manifest) == id).ok_or(error);
+            return job.snapshots()?.all.into_iter().find(|manifest| original(manifest) == id).ok_or(error);
         }
         found => found?,
     };

@@ -521,7 +521,7 @@ impl Log {
         Ok((gaps, damaged))
     }
 
-    fn key(&self, piece: &PieceInfo) -> String {
+    pub(super) fn key(&self, piece: &PieceInfo) -> String {
         self.piece_key(piece.stream, piece.start, piece.end)
     }
 

@@ -40,7 +40,7 @@ pub(super) async fn status(State(web): State<Arc<Web>>) -> Response {
     let mut status = Status::clone(&status);
     for trouble in troubles {
         if status.problems.iter().all(|known| known.kind != trouble.kind) {
-            status.problems.push(Problem::new(&trouble.kind, trouble.message));
+            status.problems.push(Problem { kind: trouble.kind, job: None, message: trouble.message });
         }
     }
     Json(status).into_response()

@@ -1,5 +1,6 @@
 use super::*;
 use crate::daemon::journal::{Ending, ErrorRecord, Journal, NewRun};
+use crate::daemon::status::ProblemKind;
 use crate::id::Name;
 use crate::plan::{Plans, Retry};
 
@@ -122,7 +123,7 @@ fn a_plan_that_was_not_judged_keeps_what_stands() {
 #[test]
 fn what_comes_and_goes_by_itself_is_told_only_when_it_stays() {
     let mut world = World::new(OPS);
-    let away = Problem::new("repository-unreachable", "no route");
+    let away = Problem::new(ProblemKind::RepositoryUnreachable, "no route");
     assert_eq!(world.look(0, &[], std::slice::from_ref(&away)), [""; 0]);
     assert_eq!(world.look(1, &[], &[]), [""; 0], "nobody was told, so nobody is told of its end");
     assert_eq!(world.look(2, &[], std::slice::from_ref(&away)), [""; 0]);
@@ -171,7 +172,7 @@ fn each_notifier_hears_what_it_asked_for_and_a_later_one_what_stands() {
     assert_eq!(world.look(0, &[run(Job::Backup, 0, None)], &[]), ["all start happened"]);
     let good = run(Job::Backup, 1, ending(State::Succeeded, Kind::Failed));
     assert_eq!(world.look(2, &[good], &[]), ["all success happened"]);
-    let slow = Problem::new("recovery-time-objective", "too slow");
+    let slow = Problem::new(ProblemKind::RecoveryTimeObjective, "too slow");
     assert_eq!(world.look(3, &[], std::slice::from_ref(&slow)), ["ops objective-missed raised"]);
     assert_eq!(world.look(4, &[], &[]), ["ops recovered over"], "only who was told");
     world.look(5, &[], std::slice::from_ref(&slow));
@@ -184,7 +185,7 @@ fn a_heartbeat_hears_of_its_jobs_runs_only() {
     let mut world = World::new(BEAT);
     assert_eq!(world.look(0, &[run(Job::Backup, 0, None), run(Job::Drill, 0, None)], &[]), ["beat start happened"]);
     let bad = run(Job::Backup, 1, ending(State::Failed, Kind::Failed));
-    assert_eq!(world.look(1, &[bad], &[failed("backup"), Problem::new("clock", "x")]), ["beat failure raised"]);
+    assert_eq!(world.look(1, &[bad], &[failed("backup"), Problem::new(ProblemKind::Clock, "x")]), ["beat failure raised"]);
     assert_eq!(world.look(2 * 24 * 60, &[], &[failed("backup")]), [""; 0], "it is not reminded");
     let good = run(Job::Backup, 2, ending(State::Succeeded, Kind::Failed));
     assert_eq!(world.look(2 * 24 * 60 + 1, &[good], &[]), ["beat success happened"]);
@@ -193,7 +194,7 @@ fn a_heartbeat_hears_of_its_jobs_runs_only() {
 #[test]
 fn a_notifier_that_fails_is_told_through_the_one_that_stands_in_for_it() {
     let mut world = World::new(&format!("{OPS}{ALL}"));
-    let problem = Problem::new("notifier-failing", "notifier ops has reached nobody");
+    let problem = Problem::new(ProblemKind::NotifierFailing, "notifier ops has reached nobody");
     let seen = |only: Option<&str>| Seen {
         key: "/notifier-failing/ops".into(),
         only: only.map(str::to_owned),
@@ -208,17 +209,22 @@ fn a_notifier_that_fails_is_told_through_the_one_that_stands_in_for_it() {
 #[test]
 fn a_clock_that_was_set_back_silences_nothing() {
     let mut world = World::new(OPS);
-    assert_eq!(world.look(100, &[], &[Problem::new("repository-unreachable", "x")]), [""; 0]);
-    assert_eq!(world.look(10, &[], &[Problem::new("repository-unreachable", "x")]), [""; 0]);
-    assert_eq!(world.look(12, &[], &[Problem::new("repository-unreachable", "x")]), ["ops failure raised"]);
-    assert_eq!(world.look(-3000, &[], &[Problem::new("repository-unreachable", "x")]), ["ops failure reminded"]);
+    assert_eq!(world.look(100, &[], &[Problem::new(ProblemKind::RepositoryUnreachable, "x")]), [""; 0]);
+    assert_eq!(world.look(10, &[], &[Problem::new(ProblemKind::RepositoryUnreachable, "x")]), [""; 0]);
+    assert_eq!(world.look(12, &[], &[Problem::new(ProblemKind::RepositoryUnreachable, "x")]), ["ops failure raised"]);
+    assert_eq!(world.look(-3000, &[], &[Problem::new(ProblemKind::RepositoryUnreachable, "x")]), ["ops failure reminded"]);
 }
 
 #[test]
 fn several_problems_under_one_key_are_one_and_the_worst_names_it() {
     let mut status = PlanStatus { problems: vec![], ..serde_json::from_str(PLAN).unwrap() };
     let of = |kind: &str| Problem { kind: kind.into(), job: Some("backup".into()), message: kind.into() };
-    status.problems = vec![of("incomplete"), of("failed"), Problem::new("log-not-streamed", "a"), Problem::new("log-not-streamed", "b")];
+    status.problems = vec![
+        of("incomplete"),
+        of("failed"),
+        Problem::new(ProblemKind::LogNotStreamed, "a"),
+        Problem::new(ProblemKind::LogNotStreamed, "b"),
+    ];
     let seen = seen_of_status(&status, &BTreeSet::new());
     let all: Vec<(&str, &str, &str)> = seen.iter().map(|s| (s.key.as_str(), s.kind.as_str(), s.message.as_str())).collect();
     assert_eq!(all, [("crm/log-not-streamed", "log-not-streamed", "a; b"), ("crm/run/backup", "failed", "incomplete; failed")]);
