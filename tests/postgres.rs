@@ -420,6 +420,24 @@ fn what_the_server_does_not_send_is_no_good_backup() {
 }
 
 #[test]
+fn a_table_that_the_server_cannot_read_is_told_by_the_backup() {
+    for local in [false, true] {
+        let world = Crm::new(distribution_version(), local);
+        world.json(&["backup", "crm"], 0);
+        let path = world.cluster.value("SELECT pg_relation_filepath('ledger')");
+        world.cluster.sql("INSERT INTO ledger(account, amount) VALUES (1, 1); CHECKPOINT");
+        world.cluster.stop_server();
+        fs::remove_file(world.cluster.data().join(path)).unwrap();
+        world.cluster.start_server();
+        let report = world.json(&["backup", "crm"], 3);
+        let told = report["problems"].to_string();
+        assert!(told.contains("postgres.public.ledger") && told.contains("the server cannot read it"), "{report}");
+        let status = world.json(&["status", "crm"], 0);
+        assert_ne!(status["plans"][0]["snapshot"], status["plans"][0]["whole_snapshot"], "{status}");
+    }
+}
+
+#[test]
 fn files_that_did_not_change_are_not_read_unless_asked_for() {
     let world = Crm::new(distribution_version(), true);
     world.cluster.sql("CREATE TABLE still AS SELECT n, repeat(md5(n::text), 30) AS v FROM generate_series(1, 90000) n");

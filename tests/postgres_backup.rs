@@ -433,3 +433,29 @@ fn a_backup_that_is_interrupted_while_much_log_waits_ends_at_once() {
         assert_server_is_free(&cluster);
     }
 }
+
+/// Wherever the walk over the folder is, and also where it is gone again at the end: replaying this log makes it where the source has it.
+#[test]
+fn a_tablespace_that_was_created_meanwhile_makes_a_backup_incomplete() {
+    for local in [true, false] {
+        let cluster = Options::new(distribution_version()).start();
+        cluster.sql(TABLES);
+        let places = ["stays", "goes"].map(|name| cluster.folder().join(name));
+        for place in &places {
+            assert!(as_server_user("mkdir").args(["-m", "700"]).arg(place).status().unwrap().success());
+        }
+        let world = World::new(&cluster, "crm", "");
+        world.say_plan("crm", &format!("{}\n{SLOW}", data_key(&cluster, local)), "");
+        let running = with_backup(&world, &cluster, || {
+            cluster.sql(&format!("CREATE TABLESPACE stays LOCATION '{}'", places[0].display()));
+            cluster.sql(&format!("CREATE TABLESPACE goes LOCATION '{}'", places[1].display()));
+            cluster.sql("DROP TABLESPACE goes");
+        });
+        let (made, _) = running.end(3);
+        let told: Vec<&Value> =
+            made["problems"].as_array().unwrap().iter().filter(|problem| problem["kind"] == "tablespace-created").collect();
+        assert_eq!(told.len(), 2, "{made}");
+        assert_eq!(told[0]["object"], "tablespace stays", "{made}");
+        assert!(told.iter().zip(&places).all(|(problem, place)| problem["message"].as_str().unwrap().contains(place.to_str().unwrap())));
+    }
+}

@@ -321,6 +321,8 @@ fn a_hole_bounds_what_can_be_recovered_and_a_later_snapshot_goes_on_behind_it() 
     let cut = world.path("cut");
     let report = world.json(&["restore", "crm", "--to", cut.to_str().unwrap(), "--yes"], 3);
     assert!(report["warnings"].to_string().contains("the log has a hole at"), "{report}");
+    let drill = world.json(&["drill", "run", "crm", "--latest"], 3);
+    assert!(drill["verdict"] == "incomplete" && drill["reasons"].to_string().contains("the log has a hole at"), "{drill}");
     let again = world.path("again");
     let words = ["restore", "crm", "--to", again.to_str().unwrap(), "--yes"];
     world.json(&[&words[..], &["--dry-run"]].concat(), 3);

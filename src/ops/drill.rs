@@ -211,6 +211,8 @@ struct Selected {
     compared: Option<Manifest>,
     /// What is replayed is all the log there is.
     to_the_end: bool,
+    /// And there is log behind it that it does not come to.
+    hole: Option<String>,
     /// Of the newest snapshot there is.
     newest: DateTime<Utc>,
     reports: Vec<ReportRecord>,
@@ -267,6 +269,7 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         None
     };
     let to_the_end = choice == END && located.as_ref().is_some_and(|found| found.recovery.is_some());
+    let hole = located.as_ref().and_then(|found| found.hole.clone());
     if choice == END && located.is_none() {
         choice = Choice::Latest;
     }
@@ -283,7 +286,7 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         _ => None,
     };
     let damaged = damaged_warning(&snapshots.lost);
-    Ok(Selected { manifest, recovery, compared, to_the_end, newest, reports, seed, damaged, warning })
+    Ok(Selected { manifest, recovery, compared, to_the_end, hole, newest, reports, seed, damaged, warning })
 }
 
 /// A random moment of the log where a random choice is asked for and there is a log.
@@ -695,6 +698,7 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
             .map(|first| incomplete_backup(missing.len(), first))
             .into_iter()
             .chain(selected.damaged)
+            .chain(selected.hole)
             .chain(absent)
             .chain(unmeasured)
             .chain(by_canary)

@@ -466,7 +466,8 @@ impl BaseSnapshot {
             tablespaces: self.tablespaces.clone(),
             left_out: taken.left_out.clone(),
         };
-        problems.extend(self.tablespaces_created()?);
+        // What the server itself cannot read is damaged or gone.
+        problems.extend(taken.left_out.iter().filter(|left_out| left_out.kind == fingerprint::UNREADABLE).cloned());
         let point = serde_json::to_vec_pretty(&point).context(Kind::Bug, || "write down the recovery point".into())?;
         if !self.has_folder {
             let folder = self.entry(CONFIGURATION_FOLDER.to_vec(), EntryKind::Directory, 0o700);
@@ -604,23 +605,24 @@ impl BaseSnapshot {
         Error::new(Kind::Unavailable, what).because(error).hint(hint)
     }
 
-    /// Tablespaces that were not there when the backup began: a replay would create them where the source has them.
-    fn tablespaces_created(&mut self) -> Result<Vec<Problem>> {
-        let rows =
-            self.sql.query("SELECT oid, spcname FROM pg_catalog.pg_tablespace WHERE pg_catalog.pg_tablespace_location(oid) LIKE '/%'")?;
-        let mut problems = Vec::new();
-        for row in &rows {
-            let oid = row.required("oid")?;
-            if self.tablespaces.iter().all(|known| known.oid.to_string() != oid) {
-                let message = "created while the backup ran: on this host a drill would not replay that, and is incomplete; back up again";
-                problems.push(Problem {
-                    object: format!("tablespace {}", row.required("spcname")?),
-                    kind: "tablespace-created".into(),
-                    message: message.into(),
-                });
-            }
+    /// Tablespaces that were created while the backup ran, also those that are gone again: a replay creates them where the source has them.
+    fn tablespaces_created(&mut self, created: &[(u32, String)]) -> Result<Vec<Problem>> {
+        if created.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(problems)
+        let rows = self.sql.query("SELECT oid, spcname FROM pg_catalog.pg_tablespace")?;
+        let name = |oid: u32| {
+            let row = rows.iter().find(|row| row.named("oid") == Some(oid.to_string().as_str()));
+            row.and_then(|row| row.named("spcname")).map_or_else(|| oid.to_string(), str::to_owned)
+        };
+        let problem = |(oid, place): &(u32, String)| Problem {
+            object: format!("tablespace {}", name(*oid)),
+            kind: "tablespace-created".into(),
+            message: format!(
+                "created in {place} while the backup ran: on this host a drill would not replay that, and is incomplete; back up again"
+            ),
+        };
+        Ok(created.iter().map(problem).collect())
     }
 
     /// Somebody may hold a table for a moment (vacuum, a long transaction): such a one gets a few more chances, each at a point of its own.
@@ -845,14 +847,15 @@ impl SourceSnapshot for BaseSnapshot {
         Err(error)
     }
 
-    fn finish(self: Box<Self>) -> Result<Finish> {
-        let Some(Done { stop, timeline, taken, problems }) = self.done else {
+    fn finish(mut self: Box<Self>) -> Result<Finish> {
+        let Some(Done { stop, timeline, taken, mut problems }) = self.done.take() else {
             return Err(Error::new(Kind::Bug, "a base backup was finished before its end"));
         };
         if !self.extra.is_empty() {
             return Err(Error::new(Kind::Bug, "a base backup was finished before its end"));
         }
-        self.log.finish(&taken.position)?;
+        let created = self.log.finish(&taken.position)?.to_vec();
+        problems.extend(self.tablespaces_created(&created)?);
         let (rows, bytes, milliseconds) =
             taken.cost.iter().fold((0, 0, 0), |sum, one| (sum.0 + one.rows, sum.1 + one.bytes, sum.2 + one.duration_ms));
         let mut consistency = json!({

@@ -38,6 +38,8 @@ use crate::source::{Problem, TableFingerprint};
 pub(super) const SESSION: &str = "SET TimeZone = 'UTC'; SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; \
     SET bytea_output = 'hex'; SET extra_float_digits = 3; SET lc_monetary = 'C'; SET xmlbinary = 'base64'; SET search_path = pg_catalog; \
     SET quote_all_identifiers = off; SET row_security = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0";
+/// The kind of what the server itself cannot read.
+pub const UNREADABLE: &str = "unreadable";
 /// Tables locked by one statement while nobody is in the way.
 const BATCH_TABLES: usize = 64;
 /// A sample is made of runs of at most so many pages: a megabyte, which disks read at full speed. A small sample has some runs all the same.
@@ -645,6 +647,11 @@ pub(super) fn opening(database: &str) -> String {
 
 fn problem(object: &str, error: &Error) -> Problem {
     let cause = error.causes().pop().unwrap_or_else(|| error.to_string());
+    // A file that is missing or cannot be read; damaged pages and indexes.
+    if sqlstate(error).is_some_and(|state| state.starts_with("58") || matches!(state, "XX001" | "XX002")) {
+        let message = format!("the server cannot read it, so its own files are damaged or gone: {cause}");
+        return Problem { object: object.to_owned(), kind: UNREADABLE.into(), message };
+    }
     Problem { object: object.to_owned(), kind: "no-fingerprint".into(), message: cause }
 }
 

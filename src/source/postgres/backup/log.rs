@@ -273,13 +273,14 @@ impl BackupLog {
         Ok((WalName::Segment { timeline, number }, bytes.into()))
     }
 
-    /// Judges the log once all of it was taken; `position`: where the fingerprints are of.
+    /// Judges the log once all of it was taken; `position`: where the fingerprints are of. Tablespaces that its replay creates where the source has them: oid and
+    /// place.
     ///
     /// # Errors
     /// As [`LogCheck::finish`]; [`Kind::Bug`] before that.
-    pub(super) fn finish(&self, position: &Position) -> Result<()> {
+    pub(super) fn finish(&self, position: &Position) -> Result<&[(u32, String)]> {
         match (&self.check, &self.goal) {
-            (Some(check), Some(goal)) if self.is_complete() => check.finish(goal.end, position),
+            (Some(check), Some(goal)) if self.is_complete() => check.finish(goal.end, position).map(|()| check.created.as_slice()),
             _ => Err(Error::new(Kind::Bug, "a base backup was finished without its log")),
         }
     }
@@ -560,24 +561,26 @@ struct LogCheck {
     label: String,
     /// Restore points of this backup: their names, and where their records end.
     points: Vec<(String, Lsn)>,
+    /// Where replay begins.
+    start: Lsn,
+    /// Tablespaces outside the data folder whose creation is replayed: oid and place.
+    created: Vec<(u32, String)>,
 }
 
 impl LogCheck {
     /// Of the log from the segment of `start` on.
     fn new(start: Lsn, segment: SegmentSize, system_identifier: u64, label: String) -> Result<Self> {
         let reader = WalReader::new(segment.start(segment.number(start)), segment, Some(system_identifier))?;
-        Ok(Self { reader, label, points: Vec::new() })
+        Ok(Self { reader, label, points: Vec::new(), start, created: Vec::new() })
     }
 
     /// The bytes that follow.
     fn pass(&mut self, bytes: &[u8]) {
-        let Self { reader, label, points } = self;
-        reader.push(bytes, |record| {
-            if let Meaning::RestorePoint { name, .. } = record.meaning
-                && name.starts_with(label.as_str())
-            {
-                points.push((name, record.end));
-            }
+        let Self { reader, label, points, start, created } = self;
+        reader.push(bytes, |record| match record.meaning {
+            Meaning::RestorePoint { name, .. } if name.starts_with(label.as_str()) => points.push((name, record.end)),
+            Meaning::CreateTablespace { oid, location } if record.start >= *start && !location.is_empty() => created.push((oid, location)),
+            _ => {}
         });
     }
 
