@@ -37,7 +37,7 @@ pub(in crate::daemon::status) fn stored_log_problems(
             "the stored log of source {source} ends at {end}, before the newest whole snapshot: the server does not hand it over any more. Look at archive_mode, archive_command \
              and pg_stat_archiver there, or at `lifeboat serve` where it is streamed"
         );
-        Problem::new("log-not-streamed", message)
+        Problem::new(ProblemKind::LogNotStreamed, message)
     });
     [forks, holes(source, reach), short.into_iter().collect()].concat()
 }
@@ -63,7 +63,7 @@ fn holes(source: &Name, reach: Option<&Reach>) -> Vec<Problem> {
             )]
         }
         Some(Reach { behind: Some(behind), end, .. }) if behind == end => vec![Problem::new(
-            "log-gap",
+            ProblemKind::LogGap,
             format!(
                 "the log of source {source} cannot be replayed past {end}: the server's own record there is damaged, as it was when it came; nothing behind can be recovered before the next backup"
             ),
