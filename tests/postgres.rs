@@ -20,6 +20,7 @@ use lifeboat::source::postgres::client::{Connection, Mode};
 use lifeboat::source::postgres::conninfo::Settings;
 use postgres_world::{Load, Restored, World, assert_nowhere, checks, data_key};
 use serde_json::Value;
+use support::certificates::Authority;
 use support::postgres::{Cluster, NEWEST, Options, as_server_user, bin_directory, distribution_version, server_user, wait_until};
 use workspace::text;
 
@@ -215,6 +216,121 @@ fn the_folder_that_was_restored_is_the_one_that_starts() {
     assert_eq!(world.json(&["backup", "crm"], 0)["problems"], serde_json::json!([]));
     let again = world.restored("again", &[]);
     starts_itself(&again, &restored.data.join("lifeboat_conf").join(etc.strip_prefix("/").unwrap()));
+}
+
+#[test]
+fn a_copy_starts_whatever_its_source_had_in_force_and_leaves_others_alone() {
+    const ROOM: [(&str, &str); 5] = [
+        ("max_connections", "60"),
+        ("max_worker_processes", "13"),
+        ("max_wal_senders", "14"),
+        ("max_prepared_transactions", "5"),
+        ("max_locks_per_transaction", "80"),
+    ];
+    let publisher = Options::new(distribution_version()).setting("wal_level", "logical").start();
+    publisher.sql("CREATE TABLE item(id int PRIMARY KEY); INSERT INTO item VALUES (1); CREATE PUBLICATION p FOR TABLE item");
+    let cluster = ROOM.iter().fold(Options::new(distribution_version()), |options, (name, value)| options.setting(name, value)).start();
+    cluster.sql("CREATE TABLE item(id int PRIMARY KEY); CREATE TABLE other(id int)");
+    let conninfo = postgres_world::socket_url(&publisher);
+    cluster.sql(&format!("CREATE SUBSCRIPTION s CONNECTION '{conninfo}' PUBLICATION p"));
+    let items = "SELECT coalesce(string_agg(id::text, ',' ORDER BY id), '') FROM item";
+    wait_until("the subscription's first rows", || {
+        cluster.value(items) == "1" && cluster.value("SELECT count(*) FROM pg_subscription_rel WHERE srsubstate = 'r'") == "1"
+    });
+    cluster.sql("BEGIN; INSERT INTO other VALUES (1); PREPARE TRANSACTION 'left'");
+    // What its files say from now on is less, as where the rest is on a command line.
+    for (name, value) in
+        [("max_connections", "40"), ("max_worker_processes", "2"), ("max_wal_senders", "3"), ("max_locks_per_transaction", "32")]
+    {
+        cluster.sql(&format!("ALTER SYSTEM SET {name} = {value}"));
+    }
+    cluster.sql("ALTER SYSTEM SET max_prepared_transactions = 0");
+    cluster.sql("ALTER SYSTEM SET synchronous_standby_names = 'away'");
+    let world = World::new(&cluster, "crm", "");
+    world.json(&["backup", "crm"], 0);
+    cluster.stop_server();
+
+    let copy = world.restored("copy", &[]);
+    let notes = copy.report["notes"].to_string();
+    for (name, value) in ROOM {
+        assert_eq!(copy.value(&format!("SHOW {name}")), value);
+        assert!(notes.contains(&format!("{name} = {value}")), "{name}: {notes}");
+    }
+    assert_eq!(copy.value("SELECT count(*) FROM pg_prepared_xacts WHERE gid = 'left'"), "1");
+    assert_eq!(copy.value("SHOW synchronous_standby_names"), "");
+    copy.connect().execute("INSERT INTO other VALUES (2)").unwrap();
+    for told in [
+        "SET synchronous_standby_names = 'away'",
+        "ALTER SYSTEM RESET max_logical_replication_workers",
+        "ALTER SYSTEM SET archive_mode = on",
+    ] {
+        assert!(notes.contains(told), "{told}: {notes}");
+    }
+    // Production's subscriber is down for a moment, and rows come meanwhile.
+    publisher.sql("INSERT INTO item VALUES (2)");
+    let subscribes = "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'logical replication%'";
+    assert_eq!((copy.value(subscribes).as_str(), copy.value(items).as_str()), ("0", "1"));
+    publisher.sql("INSERT INTO item VALUES (3)");
+    assert_eq!(publisher.value("SELECT active FROM pg_replication_slots WHERE slot_name = 's'"), "f");
+    // It comes back with what it had.
+    let auto = cluster.data().join("postgresql.auto.conf");
+    let room = ROOM.map(|(name, value)| format!("{name} = {value}\n")).concat();
+    cluster.write(&auto, &(fs::read_to_string(&auto).unwrap() + &room));
+    cluster.start_server();
+    wait_until("the subscriber has every row", || cluster.value(items) == "1,2,3");
+    assert_eq!(copy.value(items), "1");
+}
+
+#[test]
+fn what_the_configuration_names_elsewhere_is_told_and_a_copy_writes_its_own_log() {
+    let certificates = tempfile::tempdir().unwrap();
+    let authority = Authority::new(certificates.path(), "server");
+    let cluster = Options::new(distribution_version()).create();
+    let (etc, logs) = (cluster.folder().join("etc"), cluster.folder().join("logs"));
+    assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&etc).status().unwrap().success());
+    for name in ["server.crt", "server.key"] {
+        cluster.write(&etc.join(name), &fs::read_to_string(authority.path(name)).unwrap());
+    }
+    let setting = |name: &str, value: &Path| (name.to_owned(), value.display().to_string());
+    cluster.configure(&[
+        setting("ssl", Path::new("on")),
+        setting("ssl_cert_file", &etc.join("server.crt")),
+        setting("ssl_key_file", &etc.join("server.key")),
+        setting("logging_collector", Path::new("on")),
+        setting("log_directory", &logs),
+    ]);
+    cluster.start_server();
+    let world = World::new(&cluster, "crm", "");
+    let doctor = world.json(&["doctor", "crm"], 0).to_string();
+    let key = format!("ssl_key_file = {}", etc.join("server.key").display());
+    assert!(doctor.contains("not in a backup") && doctor.contains(&key), "{doctor}");
+    world.json(&["backup", "crm"], 0);
+    cluster.stop_server();
+
+    let before: BTreeSet<_> = workspace::files(&logs).into_iter().collect();
+    assert!(!before.is_empty());
+    let beside = world.restored("beside", &[]);
+    assert_eq!((beside.value("SHOW log_directory").as_str(), beside.value("SHOW ssl").as_str()), ("log", "on"));
+    assert!(fs::read_dir(beside.data.join("log")).unwrap().next().is_some());
+    assert_eq!(workspace::files(&logs).into_iter().collect::<BTreeSet<_>>(), before);
+    let notes = beside.report["notes"].to_string();
+    assert!(
+        notes.contains(&key) && !notes.contains("not on this host") && notes.contains("its log_directory is log in the folder"),
+        "{notes}"
+    );
+    drop(beside);
+
+    // On another host it does not start, and what is told makes it start.
+    fs::rename(&etc, cluster.folder().join("gone")).unwrap();
+    let alone = world.path("alone");
+    let report = world.json(&["restore", "crm", "--to", alone.to_str().unwrap(), "--yes"], 0);
+    let notes = report["notes"].to_string();
+    assert!(notes.contains(&format!("{key} (not on this host)")) && notes.contains("ssl = off"), "{notes}");
+    let command = world.start_command(&alone);
+    assert!(!world.try_start("without", &alone, &command).0);
+    fs::OpenOptions::new().append(true).open(alone.join("postgresql.auto.conf")).unwrap().write_all(b"ssl = off\n").unwrap();
+    let started = world.start("alone", &alone);
+    assert_eq!(started.value("SHOW ssl"), "off");
 }
 
 #[test]

@@ -697,6 +697,14 @@ fn a_tablespace_that_is_created_meanwhile_is_never_replayed_here() {
     assert!(!before.is_empty());
     let refused = only(&[], 2);
     assert!(refused["error"].to_string().contains(place.to_str().unwrap()) && !part.exists(), "{refused}");
+    // Whoever only looks at the exit code does not start it.
+    for (words, code) in [(["--latest", "--yes"], 3), (["--lsn", &lsn], 0)] {
+        let target = world.path(&format!("server-{code}"));
+        let report = world.json(&[&["restore", "crm", "--to", target.to_str().unwrap()], &words[..]].concat(), code);
+        let first = report["notes"][0].as_str().unwrap();
+        assert_eq!(report["incomplete"], code == 3, "{report}");
+        assert_eq!(first.contains("DO NOT START IT") && first.contains(place.to_str().unwrap()), code == 3, "{report}");
+    }
     for (words, rows) in [(["--at", &moment], 900), (["--lsn", &lsn], 901)] {
         assert_eq!(only(&words, 0)["tables"][0]["rows"], rows, "{words:?}");
         fs::remove_file(&part).unwrap();

@@ -10,6 +10,7 @@ mod workspace;
 
 use std::fs;
 use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,9 +25,9 @@ use lifeboat::repo::{Log, Passphrase};
 use lifeboat::source::postgres::conninfo::Host;
 use lifeboat::source::postgres::lsn::Lsn;
 use lifeboat::source::postgres::wal::{FactsReader, SegmentSize, WalName};
-use postgres_world::{NOW, PASSPHRASE, Restored, World};
+use postgres_world::{NOW, PASSPHRASE, Restored, World, give_to_server};
 use serde_json::Value;
-use support::postgres::{Cluster, Options, distribution_version, wait_until};
+use support::postgres::{Cluster, Options, as_server_user, bin_directory, distribution_version, wait_until};
 use workspace::text;
 
 struct Ledger {
@@ -269,6 +270,69 @@ fn a_commit_that_no_file_has_whole_is_not_replayed_before_its_time() {
     assert!(clock > third.parse::<DateTime<Utc>>().unwrap());
     world.assert_restores("before", &["--at", &second.time], second.rows);
     world.assert_restores("after", &["--at", &third], 3);
+}
+
+#[test]
+fn a_standby_of_a_recovered_server_follows_it() {
+    let world = Ledger::new(distribution_version());
+    let mut capture = world.capture();
+    world.commit(1);
+    world.json(&["backup", "crm"], 0);
+    let second = world.commit(2);
+    world.commit(3);
+    world.take(&mut capture);
+    let restored = world.restored("restored", &["--at", &second.time]);
+    assert_eq!(rows_of(&restored), "1,2");
+    assert!(restored.report["notes"].to_string().contains("grep recovery_target"), "{}", restored.report);
+    let settings = fs::read_to_string(restored.data.join("postgresql.auto.conf")).unwrap();
+    assert!(!settings.contains("recovery") && settings.contains("archive_mode = 'off'\n"), "{settings}");
+
+    let follower = world.path("follower");
+    fs::create_dir(&follower).unwrap();
+    fs::set_permissions(&follower, fs::Permissions::from_mode(0o700)).unwrap();
+    give_to_server(&follower);
+    let copied = as_server_user(bin_directory(distribution_version()).join("pg_basebackup"))
+        .args(["-R", "-c", "fast", "-U", "postgres", "-h"])
+        .arg(world.path("s-restored"))
+        .arg("-D")
+        .arg(&follower)
+        .output()
+        .unwrap();
+    assert!(copied.status.success(), "{}", text(&copied.stderr));
+    let (up, standby) = world.try_start("follower", &follower, &world.start_command(&follower));
+    assert!(up, "{}", standby.log());
+    restored.connect().execute("INSERT INTO ledger VALUES (99)").unwrap();
+    wait_until("the row on the standby", || rows_of(&standby) == "1,2,99");
+    assert_eq!(standby.value("SELECT pg_is_in_recovery()"), "t", "one primary");
+    drop(standby);
+
+    // And it starts again as what it is.
+    let data = restored.data.clone();
+    drop(restored);
+    let again = world.start("again", &data);
+    assert_eq!((rows_of(&again).as_str(), again.value("SHOW archive_mode").as_str()), ("1,2,99", "off"));
+    assert_eq!(again.value("SHOW recovery_target_time"), "");
+}
+
+#[test]
+fn what_the_source_raised_later_and_a_delay_of_its_standbys_keep_no_copy_from_its_moment() {
+    let world = Ledger::of(Options::new(distribution_version()).setting("recovery_min_apply_delay", "2h"));
+    let mut capture = world.capture();
+    world.commit(1);
+    world.json(&["backup", "crm"], 0);
+    let second = world.commit(2);
+    world.cluster.sql("ALTER SYSTEM SET max_connections = 77");
+    world.cluster.stop_server();
+    world.cluster.start_server();
+    world.commit(3);
+    world.take(&mut capture);
+    let latest = world.restored("latest", &[]);
+    assert_eq!((rows_of(&latest).as_str(), latest.value("SHOW max_connections").as_str()), ("1,2,3", "77"));
+    // It is the source's again for standbys of this server.
+    let settings = fs::read_to_string(latest.data.join("postgresql.auto.conf")).unwrap();
+    assert!(!settings.contains("recovery_min_apply_delay"), "{settings}");
+    let before = world.restored("before", &["--lsn", &second.lsn.to_string()]);
+    assert_eq!((rows_of(&before).as_str(), before.value("SHOW max_connections").as_str()), ("1,2", "30"));
 }
 
 #[test]

@@ -101,6 +101,8 @@ fn a_standby_follows_its_primary() {
     let primary = primary(NEWEST);
     primary.sql("SELECT pg_create_physical_replication_slot('follower')");
     let world = World::new(&primary, "", "");
+    // Its files say less than what is in force.
+    primary.sql("ALTER SYSTEM SET max_connections = 20");
     world.json(&["backup", "crm"], 0);
     let target = world.path("standby");
     let passfile = world.path("pgpass");
@@ -113,6 +115,8 @@ fn a_standby_follows_its_primary() {
     wait_for_rows(&standby, "321");
     assert_eq!(standby.value("SELECT status || ' ' || slot_name FROM pg_stat_wal_receiver"), "streaming follower");
     assert_eq!(primary.value("SELECT active FROM pg_replication_slots WHERE slot_name = 'follower'"), "t");
+    assert_eq!(standby.value("SHOW max_connections"), "30");
+    assert!(report["notes"].to_string().contains("max_connections = 30"), "{report}");
 }
 
 #[test]

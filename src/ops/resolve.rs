@@ -24,7 +24,9 @@ use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::logical::{self, LogicalSource};
 use crate::source::postgres::stream::slot_name;
 use crate::source::sqlite::SqliteSource;
-use crate::source::{CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, ProveRequest, Source, SourceContext, SourceSnapshot};
+use crate::source::{
+    CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, HandedOver, ProveRequest, Source, SourceContext, SourceSnapshot,
+};
 use crate::store::{Credential, LockMode, Store, StoreConfig};
 
 /// What the process around an operation gives it.
@@ -371,7 +373,7 @@ impl Source for Later {
         self.driver()?.adopt(restored, context)
     }
 
-    fn hand_over(&self, usable: &Path, target: &Path, wanted: &HandOver) -> Result<Vec<String>> {
+    fn hand_over(&self, usable: &Path, target: &Path, wanted: &HandOver) -> Result<HandedOver> {
         self.driver()?.hand_over(usable, target, wanted)
     }
 

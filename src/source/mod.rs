@@ -95,6 +95,15 @@ pub const REPLAY: &str = "replay";
 /// A server of its own takes a dump ([`Source::unfinished`]).
 pub const LOAD: &str = "load";
 
+/// What a person is told who takes over what was restored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HandedOver {
+    /// Why it must not be used as it is: sentences. With any of them the restore is incomplete.
+    pub dangers: Vec<String>,
+    /// What to do next, in sentences.
+    pub steps: Vec<String>,
+}
+
 /// A configured source. Cheap to build: nothing is opened before `begin`.
 pub trait Source: Send + Sync {
     /// `sqlite`, `files`, `command`, …
@@ -133,16 +142,15 @@ pub trait Source: Send + Sync {
     /// When what was restored cannot be made usable.
     fn adopt(&self, restored: &Path, context: &SourceContext) -> Result<PathBuf>;
 
-    /// Makes what `adopt` returned ready for a person who takes it over at `target`; a drill does not ask for this. Says what to do next, in
-    /// sentences.
+    /// Makes what `adopt` returned ready for a person who takes it over at `target`; a drill does not ask for this.
     ///
     /// # Errors
     /// When that is not possible; `Usage` for what the kind does not have.
-    fn hand_over(&self, _usable: &Path, _target: &Path, wanted: &HandOver) -> Result<Vec<String>> {
+    fn hand_over(&self, _usable: &Path, _target: &Path, wanted: &HandOver) -> Result<HandedOver> {
         if *wanted != HandOver::default() {
             return Err(Error::new(Kind::Usage, format!("a source of kind {} has no standby and no tablespaces", self.kind())));
         }
-        Ok(Vec::new())
+        Ok(HandedOver::default())
     }
 
     /// Takes parts (`request.only`, in the words of the kind) out of what `adopt` returned, and loads them where the request says. What `adopt`

@@ -129,15 +129,17 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
         restored.push(one);
     }
 
-    let mut next_steps = Vec::new();
+    let (mut dangers, mut next_steps) = (Vec::new(), Vec::new());
     if taker == Taker::Person {
         for one in &restored {
             let target = if restored.len() > 1 { place.target().join(one.record.name.as_str()) } else { place.target().to_owned() };
-            let steps = match one.source.hand_over(&one.usable, &target, &plan.hand_over) {
-                Ok(steps) => steps,
+            let handed = match one.source.hand_over(&one.usable, &target, &plan.hand_over) {
+                Ok(handed) => handed,
                 Err(error) => return Err(stopped(error, &one.record, plan, &place, &mut partial)),
             };
-            next_steps.extend(steps.into_iter().map(|step| format!("{}: {step}", one.record.name)));
+            let named = |sentence: String| format!("{}: {sentence}", one.record.name);
+            dangers.extend(handed.dangers.into_iter().map(named));
+            next_steps.extend(handed.steps.into_iter().map(named));
         }
     }
 
@@ -149,11 +151,12 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     // With what an attempt before a crash has moved.
     let mut moved = partial.moved_aside();
     moved.extend(place.movable(partial.id(), &plan.overwrites)?);
-    partial.place(&whole, moved.clone())?;
+    partial.place(&whole, moved.clone(), dangers.clone())?;
     place.put(&whole, partial.id(), &plan.overwrites)?;
     settle(&place, &mut restored);
 
     let mut report = account(plan, &brought, moved, watch);
+    warn_of(&mut report, dangers);
     report.notes.extend(next_steps);
     Ok(Done { report, restored, partial })
 }
@@ -197,8 +200,15 @@ fn finish(job: &Job, plan: &RestorePlan, place: &Place, partial: Partial, mut wa
         "the restore had been interrupted after its content was in place: whether owners and attributes could be set is not known any more"
             .into(),
     );
-    let moved = partial.moved_aside();
-    Ok(Done { report: account(plan, &brought, moved, watch), restored, partial })
+    let mut report = account(plan, &brought, partial.moved_aside(), watch);
+    warn_of(&mut report, partial.dangers());
+    Ok(Done { report, restored, partial })
+}
+
+/// Whoever only looks at the exit code must not start what is there.
+fn warn_of(report: &mut RestoreReport, dangers: Vec<String>) {
+    report.incomplete |= !dangers.is_empty();
+    report.notes.splice(0..0, dangers);
 }
 
 fn check_confirmed(place: &Place, plan: &RestorePlan, confirmed: Option<&str>) -> Result<()> {

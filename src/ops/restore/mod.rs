@@ -288,7 +288,7 @@ pub struct RestoreReport {
     /// The end of the log was asked for, and there is more behind a hole in it, which could not be replayed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_hole: Option<String>,
-    /// Something is missing or lost, or there is a hole in the log.
+    /// Something is missing or lost, there is a hole in the log, or what is there must not be started as it is (the first of the notes says why).
     pub incomplete: bool,
     pub warnings: Vec<String>,
     /// What to mind with what is there now.

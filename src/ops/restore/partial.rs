@@ -67,6 +67,9 @@ pub(super) struct Placing {
     pub(super) inode: u64,
     /// What this restore moves aside, earlier attempts included.
     pub(super) moved_aside: Vec<Existing>,
+    /// Why it must not be used as it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) dangers: Vec<String>,
 }
 
 impl Identity {
@@ -180,10 +183,10 @@ impl Partial {
         sync_folder(&self.folder)
     }
 
-    /// Records that `whole` is about to appear at the target, after `moved` was moved aside.
-    pub(super) fn place(&mut self, whole: &Path, moved: Vec<Existing>) -> Result<()> {
+    /// Records that `whole` is about to appear at the target, after `moved` was moved aside, and why it must not be used as it is.
+    pub(super) fn place(&mut self, whole: &Path, moved: Vec<Existing>, dangers: Vec<String>) -> Result<()> {
         let metadata = fs::symlink_metadata(whole).io_context(|| format!("look at {}", whole.display()))?;
-        self.identity.placing = Some(Placing { inode: metadata.ino(), moved_aside: moved });
+        self.identity.placing = Some(Placing { inode: metadata.ino(), moved_aside: moved, dangers });
         self.identity.failed = None;
         self.record()
     }
@@ -201,6 +204,11 @@ impl Partial {
         let is_there =
             |existing: &&Existing| exists(Path::new(&existing.moved_to)).unwrap_or(true) || existing.moved_to.contains('\u{fffd}');
         recorded.iter().filter(is_there).cloned().collect()
+    }
+
+    /// Why what went into place must not be used as it is.
+    pub(super) fn dangers(&self) -> Vec<String> {
+        self.identity.placing.as_ref().map_or_else(Vec::new, |placing| placing.dangers.clone())
     }
 
     pub(super) fn resumed(&self) -> bool {
@@ -336,6 +344,22 @@ mod tests {
         assert_eq!(again.id(), first.id, "the name of what is moved aside outlives a crash");
         again.remove().unwrap();
         assert!(!folder.exists());
+    }
+
+    #[test]
+    fn what_must_not_be_used_is_told_after_a_crash_too() {
+        let parent = tempfile::tempdir().unwrap();
+        let place = place(parent.path());
+        let wanted = identity(SnapshotId::generate(now()));
+        let mut partial = Partial::own(&place, wanted.clone(), now()).unwrap();
+        assert_eq!(partial.dangers(), Vec::<String>::new());
+        let whole = partial.tree(&wanted.plan);
+        fs::write(&whole, "").unwrap();
+        partial.place(&whole, Vec::new(), vec!["do not".into()]).unwrap();
+        fs::rename(&whole, place.target()).unwrap();
+        drop(partial);
+        let again = Partial::own(&place, wanted, now()).unwrap();
+        assert_eq!(again.dangers(), ["do not"]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use crate::error::Result;
 use crate::source::postgres::client::{Connection, sqlstate};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
+use crate::source::postgres::recover::without_blocks;
 
 /// A server follows includes no deeper (`CONF_FILE_MAX_DEPTH`).
 const MOST_DEPTH: usize = 10;
@@ -90,17 +91,49 @@ pub fn captured_folder() -> &'static Path {
 /// What the configuration of a restored folder says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Said {
-    /// Of the settings that were asked for, by name in small letters: the last value in the order in which the server reads them.
+    /// Of the settings that were asked for, by name in small letters: the last value in the order in which the server reads them, unless that is empty.
     pub values: BTreeMap<String, PathBuf>,
     /// It goes on outside the folder, where anything may be said now or later.
     pub goes_on_outside: bool,
+}
+
+impl Said {
+    /// A value as text, where it is a plain one.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.values.get(name)?.to_str()
+    }
+
+    /// Whether a setting that is on or off was switched on (`parse_bool` in `bool.c`).
+    #[must_use]
+    pub fn is_on(&self, name: &str) -> bool {
+        let text = self.text(name).unwrap_or_default().to_ascii_lowercase();
+        !text.is_empty() && (text == "on" || text == "1" || "true".starts_with(&text) || "yes".starts_with(&text))
+    }
+
+    /// The items of a list.
+    #[must_use]
+    pub fn list(&self, name: &str) -> Vec<String> {
+        let items = self.text(name).unwrap_or_default().split(',').map(|item| item.trim().trim_matches('"').to_owned());
+        items.filter(|item| !item.is_empty()).collect()
+    }
 }
 
 /// Reads these settings (names in small letters) as a server would that is started on the folder `data` once it is at `target` (absolute): its `postgresql.conf` with
 /// all that it includes, then its `postgresql.auto.conf`. Of a file outside the folder the captured copy counts too.
 #[must_use]
 pub fn said(data: &Path, target: &Path, names: &[&str]) -> Said {
-    let mut reader = Reader { data, target, names, seen: BTreeSet::new(), said: Said::default() };
+    read_all(Reader { data, target, names, is_restored: false, seen: BTreeSet::new(), said: Said::default() })
+}
+
+/// The same without what lifeboat wrote into `postgresql.auto.conf` when the source itself was restored: that goes with the next restore.
+#[must_use]
+pub fn said_by_the_source(data: &Path, target: &Path, names: &[&str]) -> Said {
+    read_all(Reader { data, target, names, is_restored: true, seen: BTreeSet::new(), said: Said::default() })
+}
+
+fn read_all(mut reader: Reader<'_>) -> Said {
+    let target = reader.target;
     reader.file(target.join("postgresql.conf"), MOST_DEPTH);
     // The server takes it from nowhere but the first one.
     let data_directory = reader.said.values.get("data_directory").cloned();
@@ -116,6 +149,8 @@ struct Reader<'a> {
     data: &'a Path,
     target: &'a Path,
     names: &'a [&'a str],
+    /// What lifeboat wrote into it is passed over.
+    is_restored: bool,
     /// As the server will name them.
     seen: BTreeSet<PathBuf>,
     said: Said,
@@ -141,11 +176,18 @@ impl Reader<'_> {
                 self.file(without_dots(&folder.join(link)), depth - 1);
                 continue;
             }
-            let Some(text) = read_plain(&place) else { continue };
+            let Some(mut text) = read_plain(&place) else { continue };
+            if self.is_restored && at.ends_with("postgresql.auto.conf") {
+                text = without_blocks(&text);
+            }
             for statement in String::from_utf8_lossy(&text).lines().filter_map(statement) {
                 match statement {
                     Statement::Set(name, value) if self.names.contains(&name.as_str()) => {
-                        self.said.values.insert(name, value);
+                        if value.as_os_str().is_empty() {
+                            self.said.values.remove(&name);
+                        } else {
+                            self.said.values.insert(name, value);
+                        }
                     }
                     Statement::Set(..) => {}
                     Statement::Include(Include::File(path) | Include::IfExists(path)) => {
@@ -262,12 +304,14 @@ fn statement(line: &str) -> Option<Statement> {
     let (word, rest) = line.split_at(end);
     let rest = rest.trim_start();
     let value = value(rest.strip_prefix('=').unwrap_or(rest).trim_start())?;
-    Some(match word.to_ascii_lowercase().as_str() {
+    let name = word.to_ascii_lowercase();
+    Some(match name.as_str() {
         "" => return None,
+        "include" | "include_if_exists" | "include_dir" if value.as_os_str().is_empty() => return None,
         "include" => Statement::Include(Include::File(value)),
         "include_if_exists" => Statement::Include(Include::IfExists(value)),
         "include_dir" => Statement::Include(Include::Folder(value)),
-        name => Statement::Set(name.to_owned(), value),
+        _ => Statement::Set(name, value),
     })
 }
 
@@ -285,7 +329,7 @@ fn includes(text: &str) -> Vec<Include> {
         // Names of databases and users.
         let code = line.split('#').next().unwrap_or_default();
         let lists = code.split([' ', '\t', ',']).filter_map(|word| word.strip_prefix('@'));
-        found.extend(lists.filter_map(value).map(Include::File));
+        found.extend(lists.filter_map(value).filter(|path| !path.as_os_str().is_empty()).map(Include::File));
     }
     found
 }
@@ -296,7 +340,7 @@ fn is_setting(line: &str) -> bool {
     line.split_once('=').is_some_and(|(name, _)| is_name(name.trim()))
 }
 
-/// A path in quotes of either kind, or up to the next space.
+/// A path in quotes of either kind, which may be empty, or up to the next space.
 fn value(text: &str) -> Option<PathBuf> {
     let mut letters = text.chars().peekable();
     let quote = letters.next_if(|letter| matches!(letter, '\'' | '"'));
@@ -313,7 +357,7 @@ fn value(text: &str) -> Option<PathBuf> {
             (letter, _) => path.push(letter),
         }
     }
-    (!path.is_empty()).then(|| PathBuf::from(path))
+    (quote.is_some() || !path.is_empty()).then(|| PathBuf::from(path))
 }
 
 #[cfg(test)]
@@ -374,7 +418,8 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        let read = || said(&data, &target, &["data_directory", "hba_file", "external_pid_file"]);
+        let names = ["data_directory", "hba_file", "external_pid_file", "max_connections", "ssl"];
+        let read = || said(&data, &target, &names);
         let value = |name: &str| read().values.get(name).map(|path| path.display().to_string());
         assert_eq!(read(), Said::default());
 
@@ -385,6 +430,15 @@ mod tests {
         put("postgresql.auto.conf", "hba_file = '/auto'\ndata_directory = '/nobody-asks'\n");
         assert_eq!((value("data_directory").as_deref(), value("hba_file").as_deref()), (Some("/it's"), Some("/auto")));
         assert_eq!((value("external_pid_file"), read().goes_on_outside), (None, false));
+        // What an earlier restore wrote is in force, and is not what the source said. The last one counts, also when it is empty.
+        let blocks = "# lifeboat: recovery begins\nhba_file = ''\n# lifeboat: recovery ends\n\
+                      # lifeboat: settings begin\nmax_connections = 200\n# lifeboat: settings end\n";
+        put("postgresql.auto.conf", &format!("hba_file = '/auto'\nmax_connections = 7\nssl = TRUE\n{blocks}"));
+        let source = said_by_the_source(&data, &target, &names);
+        assert_eq!((source.text("max_connections"), source.text("hba_file"), source.is_on("ssl")), (Some("7"), Some("/auto"), true));
+        assert_eq!((read().text("max_connections"), read().text("hba_file")), (Some("200"), None));
+        put("postgresql.auto.conf", "hba_file = '/auto'\nssl = of\nmax_connections = 'x, \"y\",,'\n");
+        assert!(!read().is_on("ssl") && !read().is_on("hba_file") && read().list("max_connections") == ["x", "y"]);
 
         // Relative to where it will be; and what a file elsewhere said at the source.
         put("postgresql.conf", "include_if_exists '../etc/main.conf'\ninclude '/etc/lifeboat-test/gone.conf'\n");

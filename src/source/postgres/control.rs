@@ -13,6 +13,7 @@
 //! | 136, 144 | minimum recovery position u64 and its timeline u32 |
 //! | 152, 160, 168 | start u64 and end u64 of the backup that is being recovered from, whether its end is required (byte) |
 //! | 172 | `wal_level`, i32: 0 minimal, 1 replica, 2 logical |
+//! | 180, 184, 188, 192, 196 | [`Room`]: connections, worker processes, WAL senders, prepared transactions, locks per transaction, i32 each |
 //! | 216, 220, 224, 228 | block size, blocks in a relation segment, WAL block size, WAL segment size, u32 each |
 //! | 252 | version of the data checksums, u32: 0 off, 1 on |
 //! | 288 (18: 292) | CRC-32C of everything before, u32 |
@@ -60,6 +61,43 @@ impl State {
     }
 }
 
+/// Settings that a server which recovers, and answers meanwhile, must have at least as large as the server whose log it is (`CheckRequiredParameterValues` in
+/// `xlogrecovery.c`); for transactions that are prepared when recovery ends, also one that does not answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Room {
+    pub connections: u32,
+    pub worker_processes: u32,
+    pub wal_senders: u32,
+    pub prepared_transactions: u32,
+    pub locks_per_transaction: u32,
+}
+
+impl Room {
+    /// The larger of each.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            connections: self.connections.max(other.connections),
+            worker_processes: self.worker_processes.max(other.worker_processes),
+            wal_senders: self.wal_senders.max(other.wal_senders),
+            prepared_transactions: self.prepared_transactions.max(other.prepared_transactions),
+            locks_per_transaction: self.locks_per_transaction.max(other.locks_per_transaction),
+        }
+    }
+
+    /// Each with its parameter's name and with what a server takes whose configuration does not name it.
+    #[must_use]
+    pub fn settings(self) -> [(&'static str, u32, u32); 5] {
+        [
+            ("max_connections", self.connections, 100),
+            ("max_worker_processes", self.worker_processes, 8),
+            ("max_wal_senders", self.wal_senders, 10),
+            ("max_prepared_transactions", self.prepared_transactions, 0),
+            ("max_locks_per_transaction", self.locks_per_transaction, 64),
+        ]
+    }
+}
+
 /// What we need of the control file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Control {
@@ -85,6 +123,8 @@ pub struct Control {
     pub backup_end_required: bool,
     /// 0 minimal, 1 replica, 2 logical.
     pub wal_level: i32,
+    /// Of the server that wrote the log.
+    pub room: Room,
     /// Bytes, a power of two from 1 KiB to 32 KiB.
     pub block_bytes: u32,
     /// Blocks in one file of a relation; the rest is in the next file. At least 1.
@@ -152,6 +192,13 @@ impl Control {
             backup_end: Lsn(u64_at(bytes, 160)),
             backup_end_required: bytes[168] != 0,
             wal_level: u32_at(bytes, 172).cast_signed(),
+            room: Room {
+                connections: u32_at(bytes, 180),
+                worker_processes: u32_at(bytes, 184),
+                wal_senders: u32_at(bytes, 188),
+                prepared_transactions: u32_at(bytes, 192),
+                locks_per_transaction: u32_at(bytes, 196),
+            },
             block_bytes: u32_at(bytes, 216),
             segment_blocks: u32_at(bytes, 220),
             wal_block_bytes: u32_at(bytes, 224),
@@ -187,7 +234,8 @@ mod tests {
 
     #[test]
     fn agrees_with_pg_controldata_running_and_stopped() {
-        let mut server = TestServer::start(&["-k", "--wal-segsize=2"], "");
+        let settings = "max_worker_processes = 9\nmax_wal_senders = 7\nmax_prepared_transactions = 3\nmax_locks_per_transaction = 70";
+        let mut server = TestServer::start(&["-k", "--wal-segsize=2"], settings);
         server.sql("CHECKPOINT");
         for state in [State::InProduction, State::ShutDown] {
             let bytes = std::fs::read(server.data().join("global/pg_control")).unwrap();
@@ -214,6 +262,11 @@ mod tests {
                 ("WAL block size", control.wal_block_bytes.to_string()),
                 ("Bytes per WAL segment", control.wal_segment_bytes.to_string()),
                 ("Data page checksum version", u32::from(control.data_checksums).to_string()),
+                ("max_connections setting", control.room.connections.to_string()),
+                ("max_worker_processes setting", control.room.worker_processes.to_string()),
+                ("max_wal_senders setting", control.room.wal_senders.to_string()),
+                ("max_prepared_xacts setting", control.room.prepared_transactions.to_string()),
+                ("max_locks_per_xact setting", control.room.locks_per_transaction.to_string()),
             ] {
                 assert_eq!(ours, said[key], "{key}");
             }

@@ -217,15 +217,45 @@ fn row_security(settings: &Settings, cancel: &Cancel) -> Result<String> {
 /// Whether all of the configuration is in a backup.
 fn configuration(sql: &mut Connection, data_directory: Option<&Path>) -> Result<String> {
     let configuration = Configuration::read(sql)?;
+    let elsewhere = match data_directory.or(configuration.data_directory.as_deref()) {
+        Some(data) => named_elsewhere(sql, data)?,
+        None => Vec::new(),
+    };
+    let elsewhere = if elsewhere.is_empty() {
+        String::new()
+    } else {
+        let all = elsewhere.join(", ");
+        format!(
+            "; it names these, which are not in a backup, and a restored server does not start without them (a `files` source takes them): {all}"
+        )
+    };
     let Some(folder) = data_directory else {
-        return Ok(not_captured(&configuration).unwrap_or_else(|| "in the data folder, and backed up with it".into()));
+        let all = not_captured(&configuration).unwrap_or_else(|| "in the data folder, and backed up with it".into());
+        return Ok(all + &elsewhere);
     };
     let files = configuration.with_included(folder);
     for file in &files {
         fs::File::open(file).io_context(|| format!("read the configuration file {}", file.display()))?;
     }
     let outside = files.iter().filter(|file| is_outside(file, folder)).count();
-    Ok(format!("{} files are backed up, {outside} of them from outside the data folder", files.len()))
+    Ok(format!("{} files are backed up, {outside} of them from outside the data folder{elsewhere}", files.len()))
+}
+
+/// What the configuration names outside the data folder, or by a link in it, and that no server starts without.
+fn named_elsewhere(sql: &mut Connection, data: &Path) -> Result<Vec<String>> {
+    let rows = sql.query(
+        "SELECT name, setting FROM pg_catalog.pg_settings WHERE setting <> '' AND pg_catalog.current_setting('ssl') = 'on' AND name IN \
+         ('ssl_cert_file', 'ssl_key_file', 'ssl_ca_file', 'ssl_crl_file', 'ssl_crl_dir', 'ssl_dh_params_file') ORDER BY name",
+    )?;
+    let mut found = Vec::new();
+    for row in &rows {
+        let (name, setting) = (row.required("name")?, row.required("setting")?);
+        let place = data.join(setting);
+        if is_outside(&place, data) || place.is_symlink() {
+            found.push(format!("{name} = {setting}"));
+        }
+    }
+    Ok(found)
 }
 
 /// Whether the server's archiver does what the plan expects of it. `ours`: it is to bring the log by `lifeboat log push`.

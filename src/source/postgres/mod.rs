@@ -17,6 +17,7 @@
 //! | [`backup`] | a base backup as a snapshot |
 //! | [`fingerprint`] | digests of tables at an exact position of the log |
 //! | [`recover`], [`instance`], `private` | recovery of a restored folder, in a private server |
+//! | `restored` | what a restored folder needs so that it starts and leaves others alone |
 //! | [`extract`] | a database or tables of a recovered server, into another one |
 //! | [`prove`] | what a recovered server is asked |
 //! | [`canary`] | a row that tells how much a disaster would have lost |
@@ -45,6 +46,7 @@ pub mod prove;
 pub mod recover;
 pub mod remote;
 pub mod replication;
+mod restored;
 pub mod stream;
 pub mod tablespaces;
 pub mod tar;
@@ -62,11 +64,12 @@ use crate::source::postgres::client::{Connection, Mode};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::instance::{Account, Instance, Tools, major_of};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
+use crate::source::postgres::places::Places;
 use crate::source::postgres::private::{Private, Recovered};
 use crate::source::postgres::recover::{Action, Recovery, Request, Target, Timeline};
 use crate::source::{
-    CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, Outcome, ProveRequest, REPLAY, Source, SourceContext, SourceSnapshot,
-    Standby,
+    CheckResult, Diagnosis, ExtractRequest, Extracted, HandOver, HandedOver, Outcome, ProveRequest, REPLAY, Source, SourceContext,
+    SourceSnapshot, Standby,
 };
 
 /// A cluster, backed up as a whole.
@@ -257,7 +260,7 @@ impl Source for PostgresSource {
         Ok(restored.to_owned())
     }
 
-    fn hand_over(&self, usable: &Path, target: &Path, wanted: &HandOver) -> Result<Vec<String>> {
+    fn hand_over(&self, usable: &Path, target: &Path, wanted: &HandOver) -> Result<HandedOver> {
         self.make_ready(usable, target, wanted)
     }
 
@@ -282,7 +285,7 @@ impl Source for PostgresSource {
 
 impl PostgresSource {
     /// A restored folder that an operator can start: a server of its own, or one that follows.
-    fn make_ready(&self, usable: &Path, target: &Path, wanted: &HandOver) -> Result<Vec<String>> {
+    fn make_ready(&self, usable: &Path, target: &Path, wanted: &HandOver) -> Result<HandedOver> {
         let standby = wanted.standby.as_ref();
         let point = Point::read(usable)?;
         recover::clear(usable)?;
@@ -293,27 +296,17 @@ impl PostgresSource {
         let places = places::keep_here(usable, target, point.data_directory.as_deref())?;
         let major = point.server_version / 10_000;
         let tools = Tools::find(major, self.bin_directory.as_deref()).ok();
-        let (recovery, more) = match standby {
-            None => (point.recovery(asked.as_ref()), Vec::new()),
-            Some(standby) => (follow(standby), standby_settings(standby)),
+        let said = configuration::said_by_the_source(usable, target, &restored::names());
+        // A standby does nothing of it until it is promoted, and then it is meant to.
+        let (recovery, quiet, following) = match standby {
+            None => (point.recovery(asked.as_ref()), restored::quiet(&said, bare), Vec::new()),
+            Some(standby) => (follow(standby), Places::default(), standby_settings(standby)),
         };
-        let more = match (&tools, bare) {
-            (Some(tools), true) => [more, same_room(usable, tools)?].concat(),
-            // Without its programs it is not known how much; who does not answer while it recovers needs none of it.
-            (None, true) if standby.is_none() => vec![("hot_standby".to_owned(), "off".to_owned())],
-            _ => more,
-        };
-        let more = if bare {
-            let (name, value) = instance::room_for_origins(major);
-            [more, vec![(name.to_owned(), value)]].concat()
-        } else {
-            more
-        };
-        // A copy that archives would write into the log of its source. A standby does not until it is promoted, and then it is meant to.
-        let more = if standby.is_none() { [more, vec![("archive_mode".to_owned(), "off".to_owned())]].concat() } else { more };
-        let more = [more, places.settings].concat();
+        let ahead = point.look_ahead(usable, &recovery.target)?;
+        let room = restored::room(usable, &said, ahead.room, bare, major)?;
+        let more = [following, room.settings, quiet.settings, places.settings].concat();
         recover::write_for_operator(usable, &recovery, standby.is_some(), &more)?;
-        let bin = tools.and_then(|tools| tools.program("pg_ctl"));
+        let bin = tools.as_ref().and_then(|tools| tools.program("pg_ctl"));
         let program = bin.map_or_else(|| format!("pg_ctl of PostgreSQL {major}"), |path| path.display().to_string());
         let becomes = match standby {
             None => format!(
@@ -330,30 +323,23 @@ impl PostgresSource {
             "start it as the user that owns the folder (never root): {program} -D {} -l /tmp/postgres.log start; {becomes}",
             target.display(),
         )];
-        if standby.is_none() {
-            steps.push(
-                "it archives nothing (archive_mode = off), so that a copy does not write into the log of its source; if it is to take the place of the source, \
-                 once the old one is off for good: ALTER SYSTEM SET archive_mode = on, restart it, then take a backup"
-                    .to_owned(),
-            );
-        }
+        steps.extend(quiet.told);
         if let Some(standby) = standby {
             steps.push(format!(
                 "that user must be able to run this, which brings the log: it needs the program, the plan and the passphrase of a reader: {}",
                 standby.restore_command
             ));
         }
-        let created = point.tablespaces_to_come(usable, &recovery.target)?;
-        if !created.is_empty() {
-            // First of all.
-            steps.insert(
-                0,
-                format!(
-                    "DO NOT START IT on a host where these folders are in use: tablespaces were created while this backup ran, and on its start the server takes their folders for its own: {}; or restore a later snapshot",
-                    created.join(", ")
-                ),
-            );
-        }
+        let created = ahead.created();
+        let dangers = if created.is_empty() {
+            Vec::new()
+        } else {
+            vec![format!(
+                "DO NOT START IT on a host where these folders are in use: tablespaces were created in the log that it replays, and then the server takes their folders for its own: {}; or restore a \
+                 later snapshot, or a moment before that (--at)",
+                created.join(", ")
+            )]
+        };
         if bare {
             steps.push(format!(
                 "its configuration was not in the data folder: a minimal one was written (socket only, local users by their own names); what was backed up of the source's is below {}/lifeboat_conf; \
@@ -361,7 +347,8 @@ impl PostgresSource {
                 target.display()
             ));
         }
-        steps.extend(places.told);
+        steps.extend([room.told, places.told, restored::libraries(&said, &point.preload, tools.as_ref())].concat());
+        steps.extend(restored::outside(usable, target, &said).into_iter().chain(restored::locales(&said)));
         let elsewhere = configuration::includes_elsewhere(usable);
         if !elsewhere.is_empty() {
             steps.push(format!(
@@ -381,7 +368,10 @@ impl PostgresSource {
             });
             steps.push(format!("its tablespaces are in: {}", places.collect::<Vec<_>>().join(", ")));
         }
-        Ok(steps)
+        if standby.is_none() {
+            steps.push(restored::before_a_standby(target));
+        }
+        Ok(HandedOver { dangers, steps })
     }
 }
 
@@ -401,19 +391,6 @@ fn standby_settings(standby: &Standby) -> Vec<(String, String)> {
         ("primary_conninfo".to_owned(), standby.primary.clone().unwrap_or_default()),
         ("primary_slot_name".to_owned(), standby.slot.clone().unwrap_or_default()),
     ]
-}
-
-/// As much room for connections and locks as the source had: a server that recovers with less refuses to start.
-fn same_room(data: &Path, tools: &Tools) -> Result<Vec<(String, String)>> {
-    let control = tools.control(data, Account::own())?;
-    let same = [
-        ("max_connections", "max_connections"),
-        ("max_worker_processes", "max_worker_processes"),
-        ("max_wal_senders", "max_wal_senders"),
-        ("max_prepared_transactions", "max_prepared_xacts"),
-        ("max_locks_per_transaction", "max_locks_per_xact"),
-    ];
-    Ok(same.map(|(name, field)| (name.to_owned(), control.count(field).to_string())).to_vec())
 }
 
 /// Settings for a standby's `primary_conninfo`, which everybody sees who may read the folder or the process list.

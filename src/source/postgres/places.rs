@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::source::postgres::configuration::{self, Said, captured, read_plain};
+use crate::source::postgres::configuration::{captured, read_plain, said, said_by_the_source};
 use crate::source::postgres::instance;
 use crate::source::postgres::recover::{replace, with_block};
 
@@ -18,6 +18,8 @@ const CONF: &str = "postgresql.conf";
 const DATA: &str = "data_directory";
 const PID: &str = "external_pid_file";
 const FILES: [&str; 2] = ["hba_file", "ident_file"];
+/// Folders that a server writes to, with what they are called within its own. The second one: before 15.
+const WRITTEN: [(&str, &str); 2] = [("log_directory", "log"), ("stats_temp_directory", "pg_stat_tmp")];
 
 /// What was done about them.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -34,12 +36,15 @@ pub(super) struct Places {
 /// # Errors
 /// `Usage` when `target` cannot stand in a configuration file; as the system says.
 pub(super) fn keep_here(data: &Path, target: &Path, source: Option<&Path>) -> Result<Places> {
-    let Said { values, goes_on_outside } = configuration::said(data, target, &[&[DATA, PID][..], &FILES[..]].concat());
-    let named = values.get(DATA);
+    let names = [&[DATA, PID, "logging_collector"][..], &FILES[..], &WRITTEN.map(|(name, _)| name)[..]].concat();
+    let in_force = said(data, target, &names);
+    // What an earlier restore wrote goes with this one.
+    let left = said_by_the_source(data, target, &names);
+    let named = in_force.values.get(DATA);
     let source = source.or(named.map(PathBuf::as_path)).filter(|place| place.is_absolute());
     let mut places = Places::default();
     // What is said outside may change, or come to be there, after this.
-    if goes_on_outside || named.is_some_and(|place| place != target) {
+    if in_force.goes_on_outside || named.is_some_and(|place| place != target) {
         override_data_directory(data, target)?;
         let why = named.filter(|place| *place != target).map_or_else(
             || "includes what is not in it, which may name another data folder".to_owned(),
@@ -50,24 +55,42 @@ pub(super) fn keep_here(data: &Path, target: &Path, source: Option<&Path>) -> Re
             target.display()
         ));
     }
-    for (name, place) in FILES.iter().filter_map(|name| Some((*name, values.get(*name)?))) {
-        let inside = source.and_then(|source| place.strip_prefix(source).ok());
-        let here = inside.map(|rest| (data.join(rest), target.join(rest)));
-        let mut kept = [here, Some((captured(data, place), captured(target, place)))].into_iter().flatten();
-        match kept.find(|(now, _)| place.is_absolute() && read_plain(now).is_some()) {
-            Some((_, then)) if then == *place => {}
-            Some((_, then)) => {
+    for name in FILES {
+        let (now, later) = (in_force.values.get(name), left.values.get(name));
+        let Some(place) = now.or(later) else { continue };
+        let found = |place: &PathBuf| {
+            let inside = source.and_then(|source| place.strip_prefix(source).ok());
+            let here = inside.map(|rest| (data.join(rest), target.join(rest)));
+            let kept = [here, Some((captured(data, place), captured(target, place)))].into_iter().flatten();
+            kept.into_iter().find(|(now, _)| place.is_absolute() && read_plain(now).is_some()).map(|(_, then)| then)
+        };
+        match now.and_then(found).or_else(|| later.and_then(found)) {
+            Some(then) if later == Some(&then) => {}
+            Some(then) => {
                 places.told.push(format!("its {name} was {}; it is {} now, by its postgresql.auto.conf", place.display(), then.display()));
                 places.settings.push((name.to_owned(), text(&then)?.to_owned()));
             }
-            None if place.starts_with(target) => {}
-            None => places.told.push(format!(
-                "its {name} is {}, which is not in the folder: it is read from there, and without it the server does not start",
-                place.display()
-            )),
+            None => places.told.extend(later.filter(|place| !place.starts_with(target)).map(|place| {
+                format!(
+                    "its {name} is {}, which is not in the folder: it is read from there, and without it the server does not start",
+                    place.display()
+                )
+            })),
         }
     }
-    if let Some(place) = values.get(PID).filter(|_| source != Some(target)) {
+    for (name, own) in WRITTEN {
+        let is_used = name != "log_directory" || left.is_on("logging_collector");
+        let place =
+            left.values.get(name).filter(|place| is_used && source != Some(target) && place.is_absolute() && !place.starts_with(target));
+        if let Some(place) = place {
+            // Where a server of the source, or another one, may write too; and a server does not start where it cannot.
+            places.settings.push((name.to_owned(), own.to_owned()));
+            places
+                .told
+                .push(format!("its {name} is {own} in the folder, by its postgresql.auto.conf ({} was the source's)", place.display()));
+        }
+    }
+    if let Some(place) = left.values.get(PID).filter(|_| source != Some(target)) {
         // The server would write it, and remove it again, also over that of another one.
         places.settings.push((PID.to_owned(), String::new()));
         places.told.push(format!("it writes no {PID} ({} was the source's)", place.display()));

@@ -10,7 +10,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::source::SourceContext;
 use crate::source::postgres::backup::Point;
 use crate::source::postgres::instance::{Account, Instance, Launch, Tools};
-use crate::source::postgres::recover::{self, Action, Outcome, Recovery, Request, Target, Timeline};
+use crate::source::postgres::recover::{self, Action, Ahead, Outcome, Recovery, Request, Target, Timeline};
 
 /// A drill may have a limit of its own; this one only ends what hangs for ever.
 const START_LIMIT: Duration = Duration::from_hours(12);
@@ -42,7 +42,7 @@ impl<'a> Private<'a> {
     /// no whole base backup. As the system says.
     pub(super) fn prepare(point: &'a Point, data: &'a Path, tools: &'a Tools, account: Account) -> Result<Self> {
         let asked = Request::read(data)?;
-        let created = point.tablespaces_to_come(data, &point.recovery(asked.as_ref()).target)?;
+        let created = point.look_ahead(data, &point.recovery(asked.as_ref()).target)?.created();
         if !created.is_empty() {
             return Err(Error::new(
                 Kind::Incomplete,
@@ -92,24 +92,25 @@ impl<'a> Private<'a> {
 }
 
 impl Point {
-    /// The folders of tablespaces that a replay of the log in `data` to this target would create, where the source had them.
+    /// What a replay of the log in `data` to this target would do.
     ///
     /// # Errors
     /// `Damaged` when that log does not reach this point: what it would do is not known then.
-    pub(super) fn tablespaces_to_come(&self, data: &Path, target: &Target) -> Result<Vec<String>> {
+    pub(super) fn look_ahead(&self, data: &Path, target: &Target) -> Result<Ahead> {
         let identifier = self.system_identifier.parse().context(Kind::Damaged, || "read the system identifier of the snapshot".into())?;
-        let (mut created, end) = recover::tablespaces_in_log(data, identifier, self.timeline, self.start, target)?;
-        if !self.is_reached(end) {
-            return Err(Error::new(Kind::Damaged, format!("the log in the snapshot ends at {end}, it must reach {}", self.position.lsn)));
+        let mut ahead = recover::look_ahead(data, identifier, self.timeline, self.start, target)?;
+        if !self.is_reached(ahead.end) {
+            let what = format!("the log in the snapshot ends at {}, it must reach {}", ahead.end, self.position.lsn);
+            return Err(Error::new(Kind::Damaged, what));
         }
         // It may begin on an earlier timeline, and log that was brought for a later moment may go on along later ones.
         let first = self.start_timeline.unwrap_or(self.timeline);
         for timeline in recover::timelines_in_log(data)?.into_iter().filter(|timeline| *timeline != self.timeline && *timeline >= first) {
-            created.extend(recover::tablespaces_in_log(data, identifier, timeline, self.start, target)?.0);
+            let more = recover::look_ahead(data, identifier, timeline, self.start, target)?;
+            ahead.tablespaces.extend(more.tablespaces);
+            ahead.room = ahead.room.with(more.room);
         }
-        created.sort();
-        created.dedup();
-        Ok(created.into_iter().map(|(oid, location)| format!("{oid} at {location}")).collect())
+        Ok(ahead)
     }
 
     /// To the snapshot's own moment, or to what was asked for.

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::event::Cancel;
+use crate::source::postgres::control::Room;
 use crate::source::postgres::instance::{self, Account, Instance, Launch};
 use crate::source::postgres::layout::CONFIGURATION_FOLDER;
 use crate::source::postgres::lsn::Lsn;
@@ -52,9 +53,14 @@ const OF_THE_SERVER: [&str; 22] = [
     "lifeboat_conf",
     tablespaces::INSIDE,
 ];
-/// Around what lifeboat wrote into `postgresql.auto.conf`.
-const BEGIN: &str = "# lifeboat: recovery begins";
-const END: &str = "# lifeboat: recovery ends";
+/// Around what lifeboat wrote into `postgresql.auto.conf`: for the time of the recovery ([`FORGET`] names these too), and to stay.
+const DURING: [&str; 2] = ["# lifeboat: recovery begins", "# lifeboat: recovery ends"];
+const AFTER: [&str; 2] = ["# lifeboat: settings begin", "# lifeboat: settings end"];
+/// `recovery_end_command` of a server that an operator starts: takes the settings of the recovery out of `postgresql.auto.conf` in its data folder. Were they left,
+/// a standby that is made of this server (`pg_basebackup -R`) would end at the same target, and become a second primary. A failure must not keep the
+/// server from opening, which it is told by an exit code above 125.
+const FORGET: &str = "sed -e '/^# lifeboat: recovery begins$/,/^# lifeboat: recovery ends$/d' -e '/^recovery_target/d' postgresql.auto.conf \
+     > postgresql.auto.conf.promoted && { sync postgresql.auto.conf.promoted || sync; } && mv -f postgresql.auto.conf.promoted postgresql.auto.conf || true";
 /// Where [`prepare`] puts `postgresql.auto.conf` of the source.
 pub const AUTO_CONF_ASIDE: &str = "postgresql.auto.conf.of-the-source";
 /// Folders that a server needs and that a backup has without content, or not at all.
@@ -316,18 +322,31 @@ impl Target {
     }
 }
 
-/// The tablespaces that a replay of the log in `pg_wal` from `start` on to a target would create: oid and folder. A server that replays one takes that
-/// folder for its own, whoever uses it on this host, and before PostgreSQL 15 even empties it. Also the end of the valid log.
+/// What a replay of log would do, as far as that must be known before it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// The tablespaces that it would create: oid and folder. A server that replays one takes that folder for its own, whoever uses it on this host, and
+    /// before PostgreSQL 15 even empties it.
+    pub tablespaces: BTreeSet<(u32, String)>,
+    /// The most that the settings of the source were raised to. Zeros: they were not changed.
+    pub room: Room,
+    /// Of the valid log.
+    pub end: Lsn,
+}
+
+impl Ahead {
+    /// The tablespaces, in words.
+    #[must_use]
+    pub fn created(&self) -> Vec<String> {
+        self.tablespaces.iter().map(|(oid, location)| format!("{oid} at {location}")).collect()
+    }
+}
+
+/// Reads the log of one timeline in `pg_wal` from `start` on to a target.
 ///
 /// # Errors
 /// `Damaged` when the log is not whole files.
-pub fn tablespaces_in_log(
-    data: &Path,
-    system_identifier: u64,
-    timeline: u32,
-    start: Lsn,
-    target: &Target,
-) -> Result<(Vec<(u32, String)>, Lsn)> {
+pub fn look_ahead(data: &Path, system_identifier: u64, timeline: u32, start: Lsn, target: &Target) -> Result<Ahead> {
     let folder = data.join("pg_wal");
     let failed = || format!("look through the log in {}", folder.display());
     let strange = |what: &str| Error::new(Kind::Damaged, format!("{}: {what}", failed()));
@@ -354,7 +373,7 @@ pub fn tablespaces_in_log(
     // A later timeline begins behind `start`.
     let first = files.range(size.number(start)..).next().map_or(size.number(start), |(number, _)| *number);
     let mut reader = WalReader::new(size.start(first), size, Some(system_identifier))?;
-    let (mut found, mut ended) = (Vec::new(), false);
+    let (mut ahead, mut ended) = (Ahead::default(), false);
     let mut buffer = vec![0; 1 << 20];
     for (_, path) in (first..).zip(files.range(first..)).take_while(|(number, (of, _))| number == *of).map(|(_, file)| file) {
         let mut file = File::open(path).io_context(failed)?;
@@ -368,17 +387,20 @@ pub fn tablespaces_in_log(
                     return;
                 }
                 ended |= target.ends_at(&record);
-                if let Meaning::CreateTablespace { oid, location } = record.meaning
-                    && !ended
-                    // Inside the data folder otherwise.
-                    && !location.is_empty()
-                {
-                    found.push((oid, location));
+                match record.meaning {
+                    _ if ended => {}
+                    // Inside the data folder where it has none.
+                    Meaning::CreateTablespace { oid, location } if !location.is_empty() => {
+                        ahead.tablespaces.insert((oid, location));
+                    }
+                    Meaning::ParameterChange { room, .. } => ahead.room = ahead.room.with(room),
+                    _ => {}
                 }
             });
         }
     }
-    Ok((found, reader.valid_end()))
+    ahead.end = reader.valid_end();
+    Ok(ahead)
 }
 
 /// The oids of the tablespaces that a restored folder has, as folders `pg_tblspc/<oid>`.
@@ -396,9 +418,9 @@ pub fn tablespaces_of(data: &Path) -> Result<Vec<u32>> {
     Ok(oids)
 }
 
-/// Makes a restored folder recover when an operator starts its server: settings in `postgresql.auto.conf` between marks (an earlier block of
-/// lifeboat is replaced), then `recovery.signal`, or `standby.signal` for a server that is to follow. `more` are further settings, such as
-/// `primary_conninfo`.
+/// Makes a restored folder recover when an operator starts its server: settings in `postgresql.auto.conf` between marks (earlier blocks of
+/// lifeboat are replaced), then `recovery.signal`, or `standby.signal` for a server that is to follow. `more` are further settings, such as
+/// `primary_conninfo`, which stay; those of the recovery are gone once a server of its own is promoted.
 ///
 /// # Errors
 /// `Usage` for a target or setting that cannot be written.
@@ -410,11 +432,19 @@ pub fn write_for_operator(data: &Path, recovery: &Recovery, standby: bool, more:
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(Error::io(format!("read {}", path.display()), error)),
     };
-    let mut lines = String::new();
-    for (name, value) in recovery.settings()?.iter().chain(more) {
-        lines.push_str(&instance::setting_line(name, value)?);
+    let mut during = recovery.settings()?;
+    if !standby {
+        during.retain(|(name, _)| name != "recovery_end_command");
+        // What a delayed standby has for itself would hold up this recovery.
+        during
+            .extend([("recovery_end_command", FORGET), ("recovery_min_apply_delay", "0")].map(|(name, value)| (name.into(), value.into())));
     }
-    replace(data, "postgresql.auto.conf", &with_block(&text, [BEGIN, END], &lines))?;
+    let lines = |settings: &[(String, String)]| {
+        settings.iter().map(|(name, value)| instance::setting_line(name, value)).collect::<Result<String>>()
+    };
+    let text = with_block(&without_blocks(&text), DURING, &lines(&during)?);
+    let text = if more.is_empty() { text } else { with_block(&text, AFTER, &lines(more)?) };
+    replace(data, "postgresql.auto.conf", &text)?;
     let (signal, other) = if standby { ("standby.signal", "recovery.signal") } else { ("recovery.signal", "standby.signal") };
     for name in [signal, other] {
         drop(fs::remove_file(data.join(name)));
@@ -423,8 +453,22 @@ pub fn write_for_operator(data: &Path, recovery: &Recovery, standby: bool, more:
     File::open(data).and_then(|folder| folder.sync_all()).io_context(|| format!("sync {}", data.display()))
 }
 
+/// The text of a `postgresql.auto.conf` without what lifeboat wrote into it.
+pub(super) fn without_blocks(text: &[u8]) -> Vec<u8> {
+    without_block(&without_block(text, DURING), AFTER)
+}
+
 /// Puts lines between two marks at the end of a text, in place of an earlier block with these marks.
-pub(super) fn with_block(text: &[u8], [begin, end]: [&str; 2], lines: &str) -> Vec<u8> {
+pub(super) fn with_block(text: &[u8], marks: [&str; 2], lines: &str) -> Vec<u8> {
+    let mut kept = without_block(text, marks);
+    if !kept.is_empty() && !kept.ends_with(b"\n") {
+        kept.push(b'\n');
+    }
+    let [begin, end] = marks;
+    [&kept[..], begin.as_bytes(), b"\n", lines.as_bytes(), end.as_bytes(), b"\n"].concat()
+}
+
+fn without_block(text: &[u8], [begin, end]: [&str; 2]) -> Vec<u8> {
     let mut kept: Vec<u8> = Vec::new();
     let mut rest: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').rev().collect();
     while let Some(line) = rest.pop() {
@@ -435,10 +479,7 @@ pub(super) fn with_block(text: &[u8], [begin, end]: [&str; 2], lines: &str) -> V
             None => kept.extend_from_slice(line),
         }
     }
-    if !kept.is_empty() && !kept.ends_with(b"\n") {
-        kept.push(b'\n');
-    }
-    [&kept[..], begin.as_bytes(), b"\n", lines.as_bytes(), end.as_bytes(), b"\n"].concat()
+    kept
 }
 
 /// Puts a file of a restored folder into the place of one that is there, or of a link, with its mode, owned like the folder.

@@ -39,7 +39,7 @@ use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::diagnosis;
 use crate::source::postgres::instance::Tools;
 use crate::source::postgres::logical::snapshot::LogicalSnapshot;
-use crate::source::{CheckResult, Diagnosis, HandOver, LOAD, Problem, ProveRequest, Source, SourceContext, SourceSnapshot};
+use crate::source::{CheckResult, Diagnosis, HandOver, HandedOver, LOAD, Problem, ProveRequest, Source, SourceContext, SourceSnapshot};
 
 /// In manifests: another kind than a physical backup, which comes back another way.
 pub const KIND: &str = "postgres-logical";
@@ -123,11 +123,12 @@ impl Source for LogicalSource {
         Ok(restored.to_owned())
     }
 
-    fn hand_over(&self, _usable: &Path, target: &Path, _wanted: &HandOver) -> Result<Vec<String>> {
-        Ok(vec![format!(
+    fn hand_over(&self, _usable: &Path, target: &Path, _wanted: &HandOver) -> Result<HandedOver> {
+        let step = format!(
             "{} holds the databases as files: to load them into a server, restore with --to postgresql://USER@HOST/ instead",
             target.display()
-        )])
+        );
+        Ok(HandedOver { steps: vec![step], ..HandedOver::default() })
     }
 
     /// A private server is started for it, in folders that its user must reach.

@@ -49,6 +49,18 @@ fn settings_for_an_operator_replace_those_of_an_earlier_restore() {
     assert!(text.rfind("recovery_target_time = ''") > text.find("2020-01-01"), "{text}");
     assert!(text.contains("recovery_target_name = 'it''s'\n") && !text.contains("first"), "{text}");
     assert!(text.contains("restore_command = 'fetch ''%f'' \"%p\"'\n") && text.contains("primary_slot_name = 'x'\n"), "{text}");
+    let command = text.lines().filter_map(|line| line.strip_prefix("recovery_end_command = '")).collect::<Vec<_>>();
+    assert_eq!(command.len(), 1, "{text}");
+    // As the server runs it once it is promoted.
+    let command = command[0].strip_suffix('\'').unwrap().replace("''", "'").replace("\\\\", "\\");
+    let run = || std::process::Command::new("sh").args(["-c", &command]).current_dir(data).output().unwrap();
+    assert!(run().status.success());
+    let left = fs::read_to_string(data.join("postgresql.auto.conf")).unwrap();
+    assert_eq!(left, "work_mem = '8MB'\n# lifeboat: settings begin\nprimary_slot_name = 'x'\n# lifeboat: settings end\n");
+    // Where it cannot, the server opens all the same.
+    fs::rename(data.join("postgresql.auto.conf"), data.join("away")).unwrap();
+    assert!(run().status.success() && !data.join("postgresql.auto.conf").exists());
+    fs::rename(data.join("away"), data.join("postgresql.auto.conf")).unwrap();
     assert!(data.join("recovery.signal").exists() && !data.join("standby.signal").exists());
     write_for_operator(data, &recovery("x"), true, &[]).unwrap();
     assert!(!data.join("recovery.signal").exists() && data.join("standby.signal").exists());

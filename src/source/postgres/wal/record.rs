@@ -6,6 +6,7 @@
 
 use chrono::{DateTime, Utc};
 
+use crate::source::postgres::control::Room;
 use crate::source::postgres::lsn::Lsn;
 
 pub const HEADER_BYTES: usize = 24;
@@ -56,6 +57,7 @@ pub enum Meaning {
     },
     /// Settings that recovery depends on changed; below `wal_level` 1 (`minimal`) the log cannot be recovered through.
     ParameterChange {
+        room: Room,
         wal_level: i32,
     },
     /// The rest of this segment is empty.
@@ -165,7 +167,16 @@ fn understand(header: &Header, body: &[u8], magic: u16) -> Option<Meaning> {
             time: DateTime::from_timestamp(u64_at(data, 64)?.cast_signed(), 0)?,
         }),
         0x50 => Some(Meaning::BackupEnd { start: Lsn(u64_at(data, 0)?) }),
-        0x60 => Some(Meaning::ParameterChange { wal_level: u32_at(data, 20)?.cast_signed() }),
+        0x60 => Some(Meaning::ParameterChange {
+            room: Room {
+                connections: u32_at(data, 0)?,
+                worker_processes: u32_at(data, 4)?,
+                wal_senders: u32_at(data, 8)?,
+                prepared_transactions: u32_at(data, 12)?,
+                locks_per_transaction: u32_at(data, 16)?,
+            },
+            wal_level: u32_at(data, 20)?.cast_signed(),
+        }),
         0x70 => Some(Meaning::RestorePoint { name: text_at(data, 8)?, time: time_at(data, 0)? }),
         0x90 => Some(Meaning::EndOfRecovery { timeline: u32_at(data, 8)?, previous_timeline: u32_at(data, 12)?, time: time_at(data, 0)? }),
         0xD0 => Some(Meaning::OverwriteContrecord { at: Lsn(u64_at(data, 0)?) }),
