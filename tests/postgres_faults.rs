@@ -10,17 +10,19 @@ mod workspace;
 use std::fs;
 use std::io::Write as _;
 use std::ops::Deref;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use lifeboat::event::Cancel;
+use lifeboat::source::postgres::client::{Connection, Mode};
 use postgres_world::{Load, NOW, World, assert_nowhere, checks, data_key, socket_url};
 use serde_json::Value;
 use support::certificates::Authority;
-use support::postgres::{Cluster, NEWEST, Options, PASSWORD, as_server_user, distribution_version, wait_until};
+use support::postgres::{Cluster, NEWEST, Options, PASSWORD, as_server_user, distribution_version, server_user, wait_until};
 use support::proxy::Proxy;
 use workspace::text;
 
@@ -929,4 +931,171 @@ fn log_segments_larger_than_a_piece_come_back_whole() {
     let copy = pushed.path("copy");
     pushed.json(&["log", "fetch", "crm", &segment, copy.to_str().unwrap()], 0);
     assert!(fs::read(&copy).unwrap() == fs::read(&original).unwrap(), "{segment} differs");
+}
+
+/// Whether the newest snapshot is on record as damaged.
+fn is_known_damaged(world: &World) -> bool {
+    let list = world.json(&["snapshots", "crm"], 0);
+    let snapshots = list["snapshots"].as_array().unwrap();
+    let newest = snapshots.iter().max_by_key(|snapshot| snapshot["time"].as_str().unwrap().to_owned()).unwrap();
+    !newest["damaged"].is_null()
+}
+
+/// A drill that found something which is no damage, and says this; no damage is on record.
+fn incomplete(world: &World, reasons: &[&str]) -> Value {
+    let drill = world.json(&["drill", "run", "crm"], 3);
+    assert_eq!(drill["verdict"], "incomplete", "{drill}");
+    let told = drill["reasons"].to_string();
+    assert!(reasons.iter().all(|reason| told.contains(reason)), "{reasons:?}: {drill}");
+    assert!(!is_known_damaged(world), "{drill}");
+    drill
+}
+
+fn connect_as(cluster: &Cluster, user: &str, database: &str) -> Connection {
+    let mut settings = cluster.socket_settings();
+    user.clone_into(&mut settings.user);
+    Connection::connect(&settings, Mode::Sql { database: Some(database) }, &Cancel::default()).unwrap()
+}
+
+#[test]
+fn a_state_folder_that_keeps_the_servers_user_out_is_no_damage() {
+    assert!(server_user().is_some(), "only root starts servers as another user");
+    let cluster = Cluster::start(distribution_version());
+    cluster.sql("CREATE TABLE ledger AS SELECT 1 AS n");
+    let world = Faulty::new(&cluster, false);
+    world.json(&["backup", "crm"], 0);
+    assert_eq!(world.json(&["doctor", "crm"], 0)["ok"], true);
+    let mode = |mode| fs::set_permissions(world.path("state"), fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o700);
+    let doctor = world.json(&["doctor", "crm"], 2).to_string();
+    assert!(doctor.contains("way for drills") && doctor.contains("chmod o+x"), "{doctor}");
+    incomplete(&world, &[world.path("state").to_str().unwrap(), "may not be entered", "chmod o+x"]);
+    let file = world.path("part");
+    let words = ["restore", "crm", "--only", "postgres/ledger", "--to", file.to_str().unwrap(), "--yes"];
+    let refused = world.json(&words, 2).to_string();
+    assert!(refused.contains("may not be entered") && refused.contains("chmod o+x"), "{refused}");
+    mode(0o711);
+    world.proven();
+    world.json(&words, 0);
+}
+
+#[test]
+fn a_cluster_without_the_usual_database_and_superuser_is_drilled_as_it_is() {
+    let version = distribution_version();
+    let cluster = Cluster::start(version);
+    cluster.sql("CREATE DATABASE crm");
+    cluster.sql("CREATE ROLE boss SUPERUSER LOGIN; CREATE ROLE lifeboat LOGIN REPLICATION");
+    let own = if version >= 17 { "pg_maintain" } else { "pg_write_all_data" };
+    cluster.sql(&format!("GRANT pg_read_all_data, pg_read_all_settings, {own} TO lifeboat"));
+    let mut boss = connect_as(&cluster, "boss", "crm");
+    boss.execute("CREATE TABLE ledger AS SELECT n FROM generate_series(1, 100) n; ALTER TABLE ledger OWNER TO lifeboat").unwrap();
+    boss.execute("GRANT EXECUTE ON FUNCTION pg_create_restore_point(text), pg_switch_wal() TO lifeboat").unwrap();
+    let world = Faulty::new(&cluster, false);
+    let url = |user: &str| format!("host={} port={} user={user} dbname=crm", cluster.folder().display(), cluster.port);
+    boss.execute("DROP DATABASE postgres").unwrap();
+    boss.execute("ALTER ROLE postgres NOLOGIN").unwrap();
+    world.say_url(&url("boss"));
+    assert!(world.json(&["doctor", "crm"], 0).to_string().contains("superuser for drills"));
+    world.json(&["backup", "crm"], 0);
+    assert!(world.proven().contains(&"content of crm.public.ledger".to_owned()));
+    let part = |name: &str, code| {
+        let file = world.path(name);
+        world.json(&["restore", "crm", "--only", "crm/ledger", "--to", file.to_str().unwrap(), "--yes"], code)
+    };
+    assert_eq!(part("first", 0)["tables"][0]["rows"], 100);
+    // The owner of the catalogue, who owns the database's own things, is still that one.
+    let target = Cluster::start(version);
+    target.sql("CREATE DATABASE back");
+    target.sql("CREATE ROLE lifeboat");
+    let back = format!("postgresql://postgres@/back?host={}&port={}", target.folder().display(), target.port);
+    let whole = world.json(&["restore", "crm", "--only", "crm", "--to", &back, "--yes"], 0);
+    assert_eq!(whole["warnings"], serde_json::json!([]), "{whole}");
+
+    boss.execute("ALTER ROLE boss NOLOGIN").unwrap();
+    world.say_url(&url("lifeboat"));
+    let doctor = world.json(&["doctor", "crm"], 2).to_string();
+    assert!(doctor.contains("no superuser may log in"), "{doctor}");
+    world.json(&["backup", "crm"], 0);
+    incomplete(&world, &["not permitted to log in", "ALTER ROLE … LOGIN"]);
+    let refused = part("second", 2).to_string();
+    assert!(refused.contains("not permitted to log in") && refused.contains("ALTER ROLE … LOGIN"), "{refused}");
+    boss.execute("ALTER ROLE postgres LOGIN").unwrap();
+    world.json(&["backup", "crm"], 0);
+    world.proven();
+}
+
+#[test]
+fn what_a_prepared_transaction_holds_is_passed_over_soon() {
+    let cluster = Options::new(distribution_version()).setting("max_prepared_transactions", "5").start();
+    cluster.sql("CREATE TABLE u(n int PRIMARY KEY, v text); INSERT INTO u SELECT n, 'v' || n FROM generate_series(1, 500) n");
+    cluster.sql("CREATE TABLE ledger AS SELECT 1 AS n");
+    let world = Faulty::new(&cluster, false);
+    let check =
+        "[[plan.crm.drill.check]]\nname = \"all of u\"\nsql = \"select count(*) from u\"\nexpect = \"= 500\"\ndatabase = \"postgres\"";
+    world.say_plan("crm", "", check);
+    cluster.sql("BEGIN; ALTER TABLE u ADD COLUMN x int; PREPARE TRANSACTION 'forgotten'");
+    world.json(&["backup", "crm"], 0);
+    let begun = Instant::now();
+    let drill = incomplete(&world, &["pg_prepared_xacts", "ROLLBACK PREPARED"]);
+    assert!(begun.elapsed() < Duration::from_mins(2), "{:?}", begun.elapsed());
+    let found = |name: &str| drill["checks"].as_array().unwrap().iter().find(|check| check["name"] == name).unwrap().clone();
+    for name in ["amcheck of postgres", "all of u"] {
+        let check = found(name);
+        assert_eq!(check["outcome"], "skipped", "{check}");
+        assert!(check["actual"].as_str().unwrap().contains("pg_prepared_xacts"), "{check}");
+    }
+    assert_eq!(found("content of postgres.public.ledger")["outcome"], "passed");
+    let part = |table: &str, code| {
+        let file = world.path(&format!("part-of-{table}"));
+        world.json(&["restore", "crm", "--only", &format!("postgres/{table}"), "--to", file.to_str().unwrap(), "--yes"], code)
+    };
+    let refused = part("u", 2).to_string();
+    assert!(refused.contains("prepared at the source") && refused.contains("ROLLBACK PREPARED"), "{refused}");
+    assert_eq!(part("ledger", 0)["tables"][0]["rows"], 1);
+    cluster.sql("ROLLBACK PREPARED 'forgotten'");
+    world.json(&["backup", "crm"], 0);
+    world.proven();
+}
+
+#[test]
+fn collations_and_locales_that_a_host_has_otherwise_are_no_damage() {
+    let cluster = Cluster::start(distribution_version());
+    cluster.sql("CREATE TABLE t(n int PRIMARY KEY, v text); INSERT INTO t SELECT n, 'v' || n FROM generate_series(1, 2000) n");
+    cluster.sql("CREATE INDEX t_v ON t(v)");
+    cluster.sql("CREATE DATABASE other");
+    let world = Faulty::new(&cluster, false);
+    let backup = || world.json(&["backup", "crm"], 0);
+    // As if the entries had been put in another order.
+    let turn = |index: &str, option: u32| {
+        cluster.sql(&format!("UPDATE pg_index SET indoption = '{option}' WHERE indexrelid = '{index}'::regclass"));
+    };
+    cluster.sql("UPDATE pg_database SET datcollversion = '1.0' WHERE datname = 'postgres'");
+    backup();
+    let drill = world.json(&["drill", "run", "crm"], 0);
+    let warnings = drill["warnings"].to_string();
+    assert!(warnings.contains("database postgres, its own: version 1.0 at the source") && warnings.contains("REINDEX"), "{drill}");
+    assert!(!warnings.contains("other"), "{drill}");
+    turn("t_v", 3);
+    backup();
+    incomplete(&world, &["public.t_v", "another version"]);
+    turn("t_v", 0);
+    turn("t_pkey", 3);
+    backup();
+    let drill = world.json(&["drill", "run", "crm"], 20);
+    let reasons = drill["reasons"].to_string();
+    assert!(reasons.contains("public.t_pkey") && !reasons.contains("t_v"), "{drill}");
+    assert!(is_known_damaged(&world));
+    turn("t_pkey", 0);
+    cluster.sql("UPDATE pg_database SET datcollversion = NULL WHERE datname = 'postgres'");
+    backup();
+    assert_eq!(world.json(&["drill", "run", "crm"], 0)["warnings"], serde_json::json!([]));
+
+    cluster.sql("UPDATE pg_database SET datcollate = 'xx_XX.UTF-8' WHERE datname = 'other'");
+    let doctor = world.json(&["doctor", "crm"], 2).to_string();
+    assert!(doctor.contains("not installed on this host: xx_XX.UTF-8 (of database other)"), "{doctor}");
+    backup();
+    incomplete(&world, &["amcheck of other", "install the locale"]);
+    let file = world.path("part");
+    let refused = world.json(&["restore", "crm", "--only", "other", "--to", file.to_str().unwrap(), "--yes"], 2).to_string();
+    assert!(refused.contains("install the locale"), "{refused}");
 }

@@ -245,3 +245,30 @@ fn a_file_holds_the_dump() {
     let beside: Vec<_> = fs::read_dir(world.path("")).unwrap().map(|item| item.unwrap().file_name()).collect();
     assert!(beside.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{beside:?}");
 }
+
+#[test]
+fn what_row_security_hides_is_loaded_and_told_as_not_counted() {
+    let cluster = Cluster::start(distribution_version());
+    cluster.sql("CREATE TABLE open AS SELECT n FROM generate_series(1, 30) n");
+    cluster.sql("CREATE TABLE shut AS SELECT n FROM generate_series(1, 20) n; ALTER TABLE shut FORCE ROW LEVEL SECURITY");
+    cluster.sql("CREATE POLICY few ON shut USING (n < 5); ALTER TABLE shut ENABLE ROW LEVEL SECURITY");
+    let world = World::new(&cluster, "crm", "");
+    world.json(&["backup", "crm"], 0);
+    let target = Cluster::start(distribution_version());
+    target.sql("CREATE ROLE plain LOGIN");
+    target.sql("CREATE DATABASE back OWNER plain");
+    let world = Dropped { cluster, world };
+    let url = format!("postgresql://plain@/back?host={}&port={}", target.folder().display(), target.port);
+    let answer = world.restore(&["postgres/open", "postgres/shut"], &url, 3);
+    assert_eq!((rows(&answer, "public.open"), rows(&answer, "public.shut")), (30, 20), "{answer}");
+    assert_eq!(answer["incomplete"], true, "{answer}");
+    let warnings = answer["warnings"].to_string();
+    assert!(warnings.contains("table public.shut was loaded and not counted") && warnings.contains("20 were taken out"), "{answer}");
+    assert!(!warnings.contains("public.open"), "{answer}");
+    assert_eq!(value_in(&target, "back", "SELECT (SELECT count(*) FROM open) || '/' || (SELECT count(*) FROM shut)"), "30/20");
+    // Who sees all of them counts them.
+    target.sql("ALTER ROLE plain BYPASSRLS");
+    connect(&target, "back").execute("DROP TABLE open, shut").unwrap();
+    let answer = world.restore(&["postgres/shut"], &url, 0);
+    assert!(!answer["warnings"].to_string().contains("not counted"), "{answer}");
+}

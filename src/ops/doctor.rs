@@ -1,5 +1,7 @@
 //! Doctor: looks at everything a run needs before it runs, and changes nothing (but for probe objects it removes again).
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
@@ -11,6 +13,7 @@ use crate::ops::work::{make_missing, make_private, remove_tree, write_private};
 use crate::ops::{NamedSource, counted, explain, key_age, select};
 use crate::repo::{Manifest, Repository, Role};
 use crate::source::Diagnosis;
+use crate::source::postgres::instance::Account;
 use crate::source::postgres::lsn::Lsn;
 
 /// `lifeboat.doctor/1`.
@@ -53,6 +56,9 @@ pub fn run(resolved: &Resolved, surroundings: &Surroundings) -> DoctorReport {
         for mut diagnosis in source.source.diagnose() {
             diagnosis.name = format!("source {}: {}", source.name, diagnosis.name);
             findings.add(diagnosis, Kind::Usage);
+        }
+        if !source.source.keeps_content() {
+            way_for_servers(&mut findings, &source.name, &resolved.work(surroundings));
         }
     }
     for place in &resolved.copies {
@@ -138,6 +144,17 @@ fn timeline(findings: &mut Findings, repository: &Repository, plan: &Name, sourc
     let log = repository.log(plan, &source.name);
     match fork::newest(&log).and_then(|newest| fork::left_behind(&log, newest, "the server", timeline, Lsn(position))) {
         Ok(()) => findings.good(&name, format!("timeline {timeline} leads on from the stored log")),
+        Err(error) => findings.error(&name, &error),
+    }
+}
+
+/// Whether the user that a private server runs as can come to where drills and `restore --only` work.
+fn way_for_servers(findings: &mut Findings, source: &Name, work: &Path) {
+    let name = format!("source {source}: way for drills");
+    // What is below `work` is opened when a server is to be started there.
+    let works = work.parent().unwrap_or(work);
+    match Account::choose(works).and_then(|account| account.can_reach(works).map(|()| account)) {
+        Ok(account) => findings.good(&name, format!("user {} may enter the state folder", account.uid)),
         Err(error) => findings.error(&name, &error),
     }
 }

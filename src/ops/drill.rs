@@ -22,6 +22,7 @@ use crate::ops::{
     damaged_reports_warning, damaged_warning, explain, resolve, unless_removed,
 };
 use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
+use crate::source::postgres::prove::COLLATIONS;
 use crate::source::{CheckResult, Expectation, LOAD, Outcome, ProveRequest, REPLAY, SqlCheck};
 
 /// What is asked for beyond the plan's drill settings.
@@ -450,6 +451,8 @@ fn attempt(job: &Job, selected: &Selected, folder: &RunFolder, watch: &mut Stopw
     attempt.warnings.clone_from(&done.report.warnings);
     (attempt.checks, attempt.recovery_time_ms) = prove_all(job, &done, selected, folder, watch);
     attempt.canaries = read_canaries(job, selected, &mut attempt.checks);
+    let collations = attempt.checks.iter().filter(|check| check.name == COLLATIONS && check.actual != check.expected);
+    attempt.warnings.extend(collations.map(|check| format!("{}: {}: {}", check.source, check.name, check.actual)));
     attempt.checks.extend(unasked(job, &done.restored));
 
     watch.phase("compare");

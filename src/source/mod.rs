@@ -300,9 +300,11 @@ pub struct ExtractRequest {
 pub struct Extracted {
     pub tables: Vec<ExtractedTable>,
     pub warnings: Vec<String>,
+    /// What was loaded could not all be compared with what was taken: the warnings say why.
+    pub incomplete: bool,
 }
 
-/// One table and how many rows it has, in what was restored and, where it was loaded, there too.
+/// One table and how many rows it has, in what was restored and, where it was loaded and could be counted, there too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExtractedTable {
     pub table: String,

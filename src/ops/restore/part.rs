@@ -225,7 +225,7 @@ fn fill(report: &mut RestoreReport, plan: &RestorePlan, record: &SourceRecord, e
     report.fallback.clone_from(&plan.fallback);
     // Owners and attributes of files that are gone again.
     report.lost = 0;
-    report.incomplete = !report.missing.is_empty() || plan.log_hole.is_some();
+    report.incomplete = !report.missing.is_empty() || plan.log_hole.is_some() || extracted.incomplete;
     let told = plan.told.iter().filter(|warning| !report.warnings.contains(warning)).cloned().collect::<Vec<_>>();
     report.warnings.splice(0..0, told);
     report.warnings.extend(extracted.warnings);

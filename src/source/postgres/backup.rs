@@ -94,7 +94,8 @@ pub struct Point {
     pub stop: Lsn,
     /// Where the fingerprints are of: the moment of this snapshot.
     pub position: Position,
-    /// The role that owns the catalogue.
+    /// The superuser that a private server is asked as: of those that may log in the first, which is the owner of the catalogue unless it may not. That one
+    /// also where none may.
     pub superuser: String,
     pub preload: Vec<String>,
     /// Of the source, as its server says. `None`: the role may not know; snapshots of earlier versions.
@@ -136,6 +137,8 @@ pub(super) struct Facts {
     pub(super) version: u32,
     pub(super) in_recovery: bool,
     pub(super) superuser: String,
+    /// Whether it may: no other does where it may not.
+    pub(super) superuser_logs_in: bool,
     pub(super) preload: Vec<String>,
     pub(super) segment: SegmentSize,
     pub(super) wal_level: String,
@@ -175,12 +178,16 @@ impl Facts {
         let preload = setting("shared_preload_libraries").unwrap_or_default();
         let preload = preload.split(',').map(|name| name.trim().trim_matches('"').to_owned()).filter(|name| !name.is_empty()).collect();
         let (checksums, wal_level) = (setting("data_checksums") == Some("on"), setting("wal_level").unwrap_or_default().to_owned());
-        let roles = sql.query("SELECT pg_catalog.pg_is_in_recovery(), (SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10)")?;
+        let roles = sql.query(
+            "SELECT pg_catalog.pg_is_in_recovery(), r.rolname, r.rolsuper AND r.rolcanlogin FROM pg_catalog.pg_roles r WHERE r.rolsuper OR r.oid = 10 \
+             ORDER BY r.rolsuper AND r.rolcanlogin DESC, r.oid <> 10, r.oid LIMIT 1",
+        )?;
         let role = roles.first().ok_or_else(|| Error::new(Kind::Failed, "the server does not answer"))?;
         Ok(Self {
             version,
             in_recovery: role.get(0) == Some("t"),
             superuser: role.get(1).unwrap_or("postgres").to_owned(),
+            superuser_logs_in: role.get(2) == Some("t"),
             preload,
             segment,
             wal_level,

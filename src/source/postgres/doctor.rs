@@ -1,6 +1,7 @@
 //! What a server lacks for backups, its log and drills: looked at, nothing is changed.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::{fs, io};
 
 use crate::error::{Context, Error, IoContext, Kind, Result};
@@ -76,7 +77,49 @@ pub(super) fn diagnose(settings: &Settings, source: &PostgresSource) -> Vec<Diag
     }
     let programs = Tools::find(major, source.bin_directory.as_deref()).map(|tools| format!("PostgreSQL {}", tools.version()));
     found.push(diagnosis("programs for drills", programs));
+    found.push(diagnosis("locales for drills", locales(&mut sql)));
+    found.push(diagnosis("superuser for drills", superuser(facts)));
     found
+}
+
+/// Who a recovered server can be asked as.
+fn superuser(facts: Facts) -> Result<String> {
+    if facts.superuser_logs_in {
+        return Ok(facts.superuser);
+    }
+    Err(Error::new(
+        Kind::Usage,
+        "no superuser may log in: what is recovered can be neither looked into by a drill nor taken apart by --only",
+    )
+    .hint("ALTER ROLE … LOGIN for one; pg_hba.conf can keep it out all the same (`local all NAME reject`)"))
+}
+
+/// Whether this host has the locales of the databases: a server opens none without.
+fn locales(sql: &mut Connection) -> Result<String> {
+    let rows = sql.query(
+        "SELECT l.name, pg_catalog.min(d.datname) AS database FROM pg_catalog.pg_database d, LATERAL (VALUES (d.datcollate::text), (d.datctype::text)) l(name) \
+         WHERE d.datallowconn AND l.name NOT IN ('C', 'POSIX') GROUP BY l.name ORDER BY l.name",
+    )?;
+    let (mut there, mut missing) = (Vec::new(), Vec::new());
+    for row in &rows {
+        let (name, database) = (row.required("name")?, row.required("database")?);
+        match is_locale(name) {
+            Ok(true) => there.push(name),
+            Ok(false) => missing.push(format!("{name} (of database {database})")),
+            Err(error) => return Ok(format!("not looked at: the program `locale` cannot be run ({error}); a drill tells what is missing")),
+        }
+    }
+    if missing.is_empty() {
+        return Ok(if there.is_empty() { "none is needed".into() } else { there.join(", ") });
+    }
+    Err(Error::new(Kind::Usage, format!("not installed on this host: {}", missing.join(", ")))
+        .hint("install them (locales-all, glibc-langpack-…), else drills cannot look into these databases"))
+}
+
+/// Asks the C library's own program, which complains of a locale that it does not have.
+fn is_locale(name: &str) -> std::io::Result<bool> {
+    let output = Command::new("locale").arg("charmap").env("LC_ALL", name).stdin(Stdio::null()).output()?;
+    Ok(output.status.success() && output.stderr.is_empty())
 }
 
 fn one_row(sql: &mut Connection, query: &str) -> Result<Row> {

@@ -16,7 +16,7 @@ pub use self::names::Selection;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::source::postgres::backup::Point;
-use crate::source::postgres::client::{Connection, LONG_SILENCE, Mode, quote_identifier};
+use crate::source::postgres::client::{Connection, LONG_SILENCE, quote_identifier, sqlstate};
 use crate::source::postgres::extract::load::{ForeignKey, Load};
 use crate::source::postgres::extract::names::{near, near_table};
 use crate::source::postgres::instance::{Account, Instance, Stop, Tools, major_of};
@@ -92,17 +92,23 @@ pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractReque
 
     phase("recover");
     let instance = start(data, &point, &tools, account, context)?;
-    let settings = prove::settings(&instance, &point.superuser);
+    let no_database = || {
+        Error::new(Kind::Usage, format!("restore only {}: the snapshot has no database {:?}", request.only.join(", "), selection.database))
+    };
+    let known = BTreeSet::from([selection.database.clone()]);
+    let settings = match prove::enter(&instance, &point.superuser, &known, cancel) {
+        Ok(settings) => settings,
+        Err(error) if error.kind() == Kind::NotFound && sqlstate(&error).is_none() => {
+            return Err(no_database().because(error).hint("name one that it has; by none of these others they can be listed"));
+        }
+        Err(error) => return Err(not_here(error)),
+    };
     let databases = fingerprint::databases(&settings, cancel)?;
     if !databases.contains(&selection.database) {
         let names: Vec<&str> = databases.iter().map(String::as_str).collect();
-        return Err(Error::new(
-            Kind::Usage,
-            format!("restore only {}: the snapshot has no database {:?}", request.only.join(", "), selection.database),
-        )
-        .hint(near(&selection.database, &names)));
+        return Err(no_database().hint(near(&selection.database, &names)));
     }
-    let mut sql = Connection::connect(&settings, Mode::Sql { database: Some(&selection.database) }, cancel)?;
+    let mut sql = prove::connect(&settings, &selection.database, cancel).map_err(not_here)?;
     // Counting a large table says nothing for long.
     sql.set_timeout(LONG_SILENCE);
     let chosen = choose(&mut sql, &selection, &request.only)?;
@@ -124,6 +130,7 @@ pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractReque
         .map(|one| format!("table {} is unlogged: no backup holds its rows, it comes back empty", one.shown()))
         .collect();
 
+    let mut incomplete = false;
     if let Some(target) = &target {
         phase("load");
         let single = !selection.tables.is_empty();
@@ -133,18 +140,38 @@ pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractReque
             contents: &contents,
             scratch: &context.scratch,
             schemas: &if single { chosen.iter().map(|one| one.schema.clone()).collect() } else { BTreeSet::new() },
-            roles: &roles(&mut sql, &point.superuser)?,
+            roles: &roles(&mut sql)?,
             foreign_keys: &if single { foreign_keys(&mut sql, &chosen)? } else { Vec::new() },
             cancel,
         };
         warnings.extend(target.load(&load)?);
-        compare(&counted, &rows, &target.count(&counted, cancel)?)?;
+        let (loaded, hidden) = target.count(&counted, cancel)?;
+        let countable: Vec<&Relation> = counted.iter().copied().filter(|one| !hidden.contains(&one.oid)).collect();
+        compare(&countable, &rows, &loaded)?;
+        incomplete = !hidden.is_empty();
+        warnings.extend(counted.iter().filter(|one| hidden.contains(&one.oid)).map(|one| {
+            let had = rows.get(&one.oid).copied().unwrap_or_default();
+            format!(
+                "table {} was loaded and not counted: the target's role may not see all of its rows (row security, privileges); {had} were taken out of the snapshot: \
+                 compare with SELECT count(*) as a superuser or a role with BYPASSRLS",
+                one.shown()
+            )
+        }));
     }
     drop(sql);
     instance.stop(Stop::Immediate)?;
     let tables =
         counted.iter().map(|one| ExtractedTable { table: one.shown(), rows: rows.get(&one.oid).copied().unwrap_or_default() }).collect();
-    Ok(Extracted { tables, warnings })
+    Ok(Extracted { tables, warnings, incomplete })
+}
+
+/// Where a part cannot be taken because of this host or by what the source has arranged, says what to do; otherwise the error as it is.
+fn not_here(error: Error) -> Error {
+    match prove::not_here(&error) {
+        Some(why) => Error::new(Kind::Usage, format!("take a part out of a snapshot: {why}")),
+        None if error.kind() == Kind::Incomplete => Error::new(Kind::Usage, "take a part out of a snapshot").because(error),
+        None => error,
+    }
 }
 
 /// Recovers the folder in a private server: to its own moment, or to what was asked for with it.
@@ -227,16 +254,15 @@ fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
     text.parse().map_err(|_| Error::new(Kind::Failed, "understand a number that the server sent"))
 }
 
-/// Who owns something in this database or has privileges on it, by dependency; what belongs to the first superuser has none.
-fn roles(sql: &mut Connection, superuser: &str) -> Result<BTreeSet<String>> {
+/// Who owns something in this database or has privileges on it, by dependency; what belongs to the first superuser (10) has none.
+fn roles(sql: &mut Connection) -> Result<BTreeSet<String>> {
     let rows = sql.query(
         "SELECT DISTINCT r.rolname FROM pg_catalog.pg_shdepend d JOIN pg_catalog.pg_roles r ON r.oid = d.refobjid \
          WHERE d.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass \
-           AND d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())",
+           AND d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
+         UNION SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10",
     )?;
-    let mut roles: BTreeSet<String> = rows.iter().map(|row| row.required("rolname").map(str::to_owned)).collect::<Result<_>>()?;
-    roles.insert(superuser.to_owned());
-    Ok(roles)
+    rows.iter().map(|row| row.required("rolname").map(str::to_owned)).collect()
 }
 
 fn foreign_keys(sql: &mut Connection, chosen: &[Relation]) -> Result<Vec<ForeignKey>> {
@@ -277,6 +303,7 @@ fn dump(
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).io_context(|| format!("make {}", to.display()))?;
     let mut command = tools.command(DUMP, account)?;
     command.env("PGOPTIONS", instance.neutral_options()).args(["--format=custom", "--no-password"]);
+    command.arg(format!("--lock-wait-timeout={}", fingerprint::PREPARED_PATIENCE.as_millis()));
     if !selection.tables.is_empty() {
         // In double quotes nothing in a pattern is special.
         for one in chosen {
@@ -294,7 +321,18 @@ fn dump(
     ));
     let copy = file.try_clone().io_context(|| format!("open {}", to.display()))?;
     command.stdout(copy);
-    run_to(command, scratch, &format!("dump {}", selection.database), cancel)?;
+    run_to(command, scratch, &format!("dump {}", selection.database), cancel).map_err(|error| {
+        // By that time limit pg_dump waits for its locks.
+        let waited = error.said().is_some_and(|said| said.contains("canceling statement due to statement timeout"));
+        if !waited {
+            return error;
+        }
+        let what = format!("dump {}: a transaction that was prepared at the source (PREPARE TRANSACTION) holds a table of it", selection.database);
+        Error::new(Kind::Usage, what).because(error).hint(
+            "restore everything to a folder, start it, look at pg_prepared_xacts there, COMMIT PREPARED or ROLLBACK PREPARED, and take from it what you need; or take another \
+             moment, or tables that it does not hold",
+        )
+    })?;
     file.sync_all().io_context(|| format!("flush {}", to.display()))
 }
 
@@ -318,15 +356,18 @@ fn is_whole(contents: &str, chosen: &[Relation]) -> Result<()> {
 }
 
 /// Rows of each table.
-pub(super) fn count(sql: &mut Connection, relations: &[&Relation], cancel: &Cancel) -> Result<BTreeMap<u32, u64>> {
-    sql.set_timeout(LONG_SILENCE);
+fn count(sql: &mut Connection, relations: &[&Relation], cancel: &Cancel) -> Result<BTreeMap<u32, u64>> {
     let mut counts = BTreeMap::new();
     for one in relations {
         cancel.check()?;
-        let rows = sql.value(&format!("SELECT pg_catalog.count(*) FROM ONLY {}", one.sql()))?;
-        counts.insert(one.oid, number(&rows.unwrap_or_default())?);
+        counts.insert(one.oid, count_one(sql, one)?);
     }
     Ok(counts)
+}
+
+fn count_one(sql: &mut Connection, one: &Relation) -> Result<u64> {
+    let rows = sql.value(&format!("SELECT pg_catalog.count(*) FROM ONLY {}", one.sql()))?;
+    number(&rows.unwrap_or_default())
 }
 
 fn compare(relations: &[&Relation], taken: &BTreeMap<u32, u64>, loaded: &BTreeMap<u32, u64>) -> Result<()> {

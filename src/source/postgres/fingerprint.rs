@@ -1086,6 +1086,14 @@ fn encode(line: &[u8], columns: usize, encoder: &mut RowEncoder, scratch: &mut V
     if count == columns { Ok(()) } else { Err(strange()) }
 }
 
+/// In a private server nobody changes anything: who waits for a lock there waits for a transaction that was prepared at the source, for ever.
+pub(super) const PREPARED_PATIENCE: Duration = Duration::from_secs(5);
+
+/// For a session of a private server, after its login: that it does not wait for what will not end.
+pub(super) fn lock_limit() -> String {
+    format!("SET lock_timeout = {}", PREPARED_PATIENCE.as_millis())
+}
+
 /// What became of one table that was to be read again.
 pub type Again = Result<(TableFingerprint, Cost)>;
 
@@ -1127,7 +1135,9 @@ fn one_again(settings: &Settings, text: &str, key: &[u8; 32], at: &mut Option<(S
     let name = TableName::parse(text)
         .ok_or_else(|| Error::new(Kind::Damaged, format!("read the fingerprint of {text}: it is no table's name")))?;
     if at.as_ref().is_none_or(|(database, _)| *database != name.database) {
-        *at = Some((name.database.clone(), open(settings, &name.database, cancel)?));
+        let mut connection = open(settings, &name.database, cancel)?;
+        connection.execute(&lock_limit())?;
+        *at = Some((name.database.clone(), connection));
     }
     let Some((_, connection)) = at else { return Err(Error::new(Kind::Bug, "no connection")) };
     read_table(connection, &name, key, None, cancel)

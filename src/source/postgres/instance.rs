@@ -122,6 +122,8 @@ impl Instance {
         if let Some(member) = running.first() {
             return Err(Error::new(Kind::Busy, format!("start PostgreSQL on {}: process {} runs on it", data.display(), member.pid)));
         }
+        // First, so that a folder that keeps the server's user out is not taken for one whose control file cannot be read.
+        launch.account.can_reach(&data)?;
         let control = launch.tools.control(&data, launch.account)?;
 
         make_folder(launch.folder, if launch.account.is_other() { 0o711 } else { 0o700 })?;
@@ -188,13 +190,15 @@ impl Instance {
     }
 
     /// Start-up options (libpq's `options`) that every connection must send: they win over what the source's roles and databases have as
-    /// their own settings (`ALTER ROLE … SET`), so that nothing that the source chose runs when somebody connects. Sessions only read.
+    /// their own settings (`ALTER ROLE … SET`), so that nothing that the source chose runs when somebody connects, and that values look and
+    /// transactions are as everywhere. Sessions only read. What only costs time (`work_mem`, `enable_seqscan`), and settings that only the source's own SQL
+    /// knows, stay as they are.
     #[must_use]
     pub fn neutral_options(&self) -> String {
         let mut options = vec![
             "session_preload_libraries=",
             "local_preload_libraries=",
-            // Triggers and event triggers stay silent.
+            // Triggers stay silent, and event triggers but for those that are enabled for replicas or always.
             "session_replication_role=replica",
             "row_security=off",
             "role=none",
@@ -202,7 +206,30 @@ impl Instance {
             "zero_damaged_pages=off",
             "ignore_checksum_failure=off",
             "default_transaction_read_only=on",
+            // amcheck looks at no index that is younger than its snapshot.
+            r"default_transaction_isolation=read\ committed",
+            "default_transaction_deferrable=off",
             "statement_timeout=0",
+            "exit_on_error=off",
+            "temp_file_limit=-1",
+            "temp_tablespaces=",
+            // How values look, and what SQL means.
+            "timezone=UTC",
+            "datestyle=ISO,MDY",
+            "intervalstyle=postgres",
+            "bytea_output=hex",
+            "extra_float_digits=1",
+            "lc_monetary=C",
+            "lc_numeric=C",
+            "lc_time=C",
+            "xmlbinary=base64",
+            "xmloption=content",
+            "standard_conforming_strings=on",
+            "backslash_quote=safe_encoding",
+            "transform_null_equals=off",
+            "default_text_search_config=pg_catalog.simple",
+            "array_nulls=on",
+            "quote_all_identifiers=off",
             "log_statement=none",
             "log_min_error_statement=panic",
             // What it says is read.
@@ -414,9 +441,7 @@ fn spawn(launch: &Launch<'_>, folder: &Path, record: &Record, control: &Control)
         Ok(())
     };
     give(&record.socket_folder)?;
-    for path in [&record.data, &record.socket_folder] {
-        account.can_reach(path)?;
-    }
+    account.can_reach(&record.socket_folder)?;
     let files = [
         // Whoever may enter the socket's folder may connect: the server's user and root.
         ("hba.conf", "local all all trust\n".to_owned()),

@@ -144,7 +144,11 @@ impl PostgresSource {
         };
         let Recovered { instance, outcome, missing_libraries, reached } = match private.recover(context) {
             Ok(recovered) => recovered,
-            Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::NoSpace | Kind::Usage) => return Err(error),
+            Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::NoSpace) => return Err(error),
+            // Of this host, before the server ran.
+            Err(error) if matches!(error.kind(), Kind::Usage | Kind::Busy) => {
+                return Ok(vec![check("server", Outcome::Skipped, &expected, told_with_hint(&error))]);
+            }
             Err(error) => {
                 // It may not even have had the room to say so.
                 if let Some(bytes) = little_room(data)? {
@@ -211,6 +215,12 @@ pub(super) fn apart(instance: &Instance) -> &'static str {
 /// An error with its causes, in a line.
 pub(super) fn told(error: &Error) -> String {
     std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
+}
+
+/// The same, with what to do.
+fn told_with_hint(error: &Error) -> String {
+    let hint = error.hint_text().map(|hint| format!(" ({hint})")).unwrap_or_default();
+    format!("{}{hint}", told(error))
 }
 
 impl Point {
@@ -449,10 +459,7 @@ fn write_missing_configuration(data: &Path) -> Result<bool> {
 pub(super) fn diagnosis(name: &str, found: Result<String>) -> Diagnosis {
     match found {
         Ok(message) => Diagnosis { name: name.into(), ok: true, message },
-        Err(error) => {
-            let hint = error.hint_text().map(|hint| format!(" ({hint})")).unwrap_or_default();
-            Diagnosis { name: name.into(), ok: false, message: format!("{}{hint}", told(&error)) }
-        }
+        Err(error) => Diagnosis { name: name.into(), ok: false, message: told_with_hint(&error) },
     }
 }
 

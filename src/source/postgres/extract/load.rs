@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Cancel;
-use crate::source::postgres::client::{Connection, Mode, quote_identifier, sqlstate};
+use crate::source::postgres::client::{Connection, LONG_SILENCE, Mode, quote_identifier, sqlstate};
 use crate::source::postgres::conninfo::{Host, RootCertificates, Settings, SslMode};
 use crate::source::postgres::extract::names::Selection;
 use crate::source::postgres::extract::{self, Relation, run};
@@ -211,10 +211,20 @@ impl Target {
         }
     }
 
-    /// Rows of tables that were loaded.
-    pub(super) fn count(&self, relations: &[&Relation], cancel: &Cancel) -> Result<BTreeMap<u32, u64>> {
+    /// Rows of tables that were loaded, and those tables that the role may not count: where row security hides rows from it, it sees none of them.
+    pub(super) fn count(&self, relations: &[&Relation], cancel: &Cancel) -> Result<(BTreeMap<u32, u64>, BTreeSet<u32>)> {
         let mut connection = self.connect(cancel)?;
-        extract::count(&mut connection, relations, cancel).map_err(|error| self.within(error))
+        connection.set_timeout(LONG_SILENCE);
+        let (mut counts, mut hidden) = (BTreeMap::new(), BTreeSet::new());
+        for one in relations {
+            cancel.check()?;
+            match extract::count_one(&mut connection, one) {
+                Ok(rows) => drop(counts.insert(one.oid, rows)),
+                Err(error) if sqlstate(&error) == Some("42501") => drop(hidden.insert(one.oid)),
+                Err(error) => return Err(self.within(error)),
+            }
+        }
+        Ok((counts, hidden))
     }
 }
 

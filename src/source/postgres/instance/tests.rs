@@ -23,6 +23,12 @@ fn it_is_private_and_leaves_nothing() {
     source.sql("ALTER DATABASE postgres SET default_transaction_read_only = off");
     source.sql("ALTER ROLE postgres SET lc_messages = 'C.UTF-8'");
     source.sql("ALTER ROLE postgres SET session_preload_libraries = 'no_such_library'");
+    for setting in
+        ["timezone = 'Asia/Tokyo'", "datestyle = 'German'", "default_transaction_isolation = 'repeatable read'", "exit_on_error = on"]
+    {
+        source.sql(&format!("ALTER DATABASE postgres SET {setting}"));
+    }
+    source.sql("ALTER ROLE postgres IN DATABASE postgres SET bytea_output = 'escape'");
     let restored = source.base_backup("restored");
     crate::source::postgres::recover::prepare(&restored, Account::choose(&restored).unwrap()).unwrap();
     let (instance, _) = source.begin_with(&restored, Target::Immediate, &["pg_prewarm".to_owned()]).unwrap();
@@ -53,7 +59,17 @@ fn it_is_private_and_leaves_nothing() {
     };
     let answer = neutral("SHOW session_preload_libraries");
     assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
-    for (name, value) in [("search_path", "\"$user\",public"), ("zero_damaged_pages", "off"), ("role", "none"), ("lc_messages", "C")] {
+    for (name, value) in [
+        ("search_path", "\"$user\",public"),
+        ("zero_damaged_pages", "off"),
+        ("role", "none"),
+        ("lc_messages", "C"),
+        ("timezone", "UTC"),
+        ("datestyle", "ISO, MDY"),
+        ("default_transaction_isolation", "read committed"),
+        ("exit_on_error", "off"),
+        ("bytea_output", "hex"),
+    ] {
         let answer = neutral(&format!("SHOW {name}"));
         assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), value, "{}", String::from_utf8_lossy(&answer.stderr));
     }
@@ -111,6 +127,45 @@ fn a_server_that_does_not_start_says_why() {
     let error = Instance::start(&launch(&[], Duration::from_mins(1)), &Cancel::default()).unwrap_err();
     assert_eq!(error.kind(), Kind::Usage, "{error}");
     assert!(!folder.exists());
+}
+
+#[test]
+fn only_a_control_file_that_is_not_whole_is_damaged() {
+    let source = Archived::start("");
+    let restored = source.base_backup("restored");
+    let (account, tools) = (Account::choose(&restored).unwrap(), Tools::find(15, None).unwrap());
+    let control = || tools.control(&restored, account);
+    let path = restored.join("global/pg_control");
+    let bytes = fs::read(&path).unwrap();
+    assert!(control().unwrap().checksums);
+
+    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    let kept_out = control().unwrap_err();
+    assert_eq!(kept_out.kind(), Kind::Usage, "{kept_out:?}");
+    assert!(kept_out.to_string().contains("Permission denied") && kept_out.hint_text().unwrap().contains("--state"), "{kept_out:?}");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    if Account::own().uid == 0 {
+        let folder = restored.with_extension("instance");
+        let launch =
+            Launch { tools: &tools, account, data: &restored, folder: &folder, settings: &[], preload: &[], limit: Duration::from_mins(1) };
+        let above = restored.parent().unwrap();
+        std::os::unix::fs::chown(above, Some(0), Some(0)).unwrap();
+        fs::set_permissions(above, fs::Permissions::from_mode(0o700)).unwrap();
+        let error = Instance::start(&launch, &Cancel::default()).unwrap_err();
+        fs::set_permissions(above, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(error.kind(), Kind::Usage, "{error:?}");
+        assert!(error.to_string().contains(above.to_str().unwrap()) && error.hint_text().unwrap().contains("chmod o+x"), "{error:?}");
+        assert!(!folder.exists());
+    }
+
+    let mut wrong = bytes.clone();
+    wrong[40] ^= 1;
+    for damaged in [&wrong[..], &bytes[..100], b""] {
+        fs::write(&path, damaged).unwrap();
+        assert_eq!(control().unwrap_err().kind(), Kind::Damaged, "{} bytes", damaged.len());
+    }
+    fs::remove_file(&path).unwrap();
+    assert_eq!(control().unwrap_err().kind(), Kind::Damaged);
 }
 
 #[test]

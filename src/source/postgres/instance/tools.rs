@@ -12,6 +12,8 @@ use crate::error::{Error, IoContext, Kind, Result};
 /// Without these a private server can neither be started nor told about.
 const NEEDED: [&str; 2] = ["postgres", "pg_controldata"];
 const CLIENTS: [&str; 2] = ["pg_dump", "pg_restore"];
+/// `PG_CONTROL_FILE_SIZE` of PostgreSQL's `catalog/pg_control.h`: a control file is filled up to it.
+const CONTROL_FILE_BYTES: u64 = 8192;
 
 /// Who a private server runs as: never root, which PostgreSQL refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,16 +185,31 @@ impl Tools {
     /// Runs `pg_controldata` on a data folder.
     ///
     /// # Errors
-    /// `Damaged` when its control file is not one.
+    /// `Damaged` when its control file is not one, or is not whole; `Usage` when it is whole and the program cannot read it as this account.
     pub fn control(&self, data: &Path, account: Account) -> Result<Control> {
         let context = || format!("read the control file of {}", data.display());
         let mut command = self.command("pg_controldata", account)?;
         let output = command.arg("-D").arg(data).output().io_context(|| "run pg_controldata".into())?;
         let text = String::from_utf8_lossy(&output.stdout);
         let said = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            let path = data.join("global/pg_control");
+            let is_whole = match fs::metadata(&path) {
+                Ok(metadata) => metadata.len() >= CONTROL_FILE_BYTES,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+                Err(error) => return Err(Error::io(format!("look at {}", path.display()), error)),
+            };
+            if !is_whole {
+                return Err(Error::new(Kind::Damaged, format!("{}: {}", context(), said.trim())));
+            }
+            let why = if said.trim().is_empty() { output.status.to_string() } else { said.trim().to_owned() };
+            return Err(Error::new(Kind::Usage, format!("{} as user {}: {why}", context(), account.uid)).hint(
+                "that user must be able to read the folder and to run the program: look at the modes of the folders above, and at what else may keep it out (SELinux, \
+                 AppArmor, mount options); or put lifeboat's work elsewhere with --state DIR",
+            ));
+        }
         // It only warns of a wrong checksum, and shows what it read anyway.
-        let broken = text.contains("WARNING:") || said.contains("WARNING:") || said.contains("warning:");
-        if !output.status.success() || broken {
+        if text.contains("WARNING:") || said.contains("WARNING:") || said.contains("warning:") {
             return Err(Error::new(Kind::Damaged, format!("{}: {}", context(), said.trim())));
         }
         Control::parse(&text).ok_or_else(|| Error::new(Kind::Damaged, format!("{}: it is not understood", context())))

@@ -166,6 +166,191 @@ fn a_library_that_is_not_here_is_named() {
     drop(instance);
 }
 
+/// Runs SQL in a private server as another user or in another database.
+fn ask_in(source: &Archived, instance: &Instance, user: &str, database: &str, statement: &str) -> String {
+    let socket = instance.socket_folder().to_str().unwrap();
+    let arguments = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", socket, "-U", user, "-d", database, "-c", statement];
+    source.server.tool("psql", &arguments).trim_end().to_owned()
+}
+
+#[test]
+fn a_locale_that_is_not_here_is_no_damage_and_a_folder_that_is_gone_is() {
+    const NAMES: [&str; 5] = ["databases", "extensions", "content of other.public.o", "amcheck of other", "rows"];
+    let source = Archived::start("");
+    source.sql("CREATE DATABASE other");
+    let socket = source.server.folder().to_str().unwrap();
+    source.server.tool("psql", &["-X", "-q", "-h", socket, "-U", "postgres", "-d", "other", "-c", "CREATE TABLE o AS SELECT 1 AS n"]);
+    let (instance, restored, mut request) = recovered(&source);
+    request.checks = vec![SqlCheck { database: Some("other".into()), ..check("rows", "SELECT count(*) FROM o", "= 1") }];
+    let results = ask(&instance, &request, &Options::default(), &context()).unwrap();
+    assert!(results.iter().all(|result| result.outcome == Outcome::Passed), "{results:#?}");
+
+    let locale = |name: &str, which: &str| {
+        source.ask(&instance, &format!("UPDATE pg_database SET datcollate = '{name}', datctype = '{name}' WHERE datname {which}"));
+    };
+    locale("xx_XX.UTF-8", "= 'other'");
+    let results = ask(&instance, &request, &Options::default(), &context()).unwrap();
+    for name in NAMES {
+        let found = outcome_of(&results, name);
+        assert_eq!(found.outcome, Outcome::Skipped, "{found:?}");
+        assert!(found.actual.contains("install the locale"), "{found:?}");
+    }
+    for name in ["content of postgres.public.t", "amcheck of postgres"] {
+        assert_eq!(outcome_of(&results, name).outcome, Outcome::Passed, "{results:#?}");
+    }
+
+    locale("C", "= 'other'");
+    let oid = source.ask(&instance, "SELECT oid FROM pg_database WHERE datname = 'other'");
+    let (folder, away) = (restored.join("base").join(&oid), restored.join("base/away"));
+    fs::rename(&folder, &away).unwrap();
+    let results = ask(&instance, &request, &Options::default(), &context()).unwrap();
+    for name in ["databases", "extensions", "amcheck of other", "rows"] {
+        assert_eq!(outcome_of(&results, name).outcome, Outcome::Failed, "{results:#?}");
+    }
+    fs::rename(&away, &folder).unwrap();
+
+    locale("xx_XX.UTF-8", "<> ''");
+    let results = ask(&instance, &request, &Options::default(), &context()).unwrap();
+    let [only] = results.as_slice() else { panic!("{results:#?}") };
+    assert_eq!((only.name.as_str(), only.outcome), ("databases", Outcome::Skipped), "{only:?}");
+    assert!(only.actual.contains("install the locale"), "{only:?}");
+    instance.stop(Stop::Immediate).unwrap();
+}
+
+#[test]
+fn the_order_of_an_index_is_no_damage_where_its_collation_is_another_version() {
+    let source = Archived::start("");
+    source.sql("CREATE TABLE g(v text COLLATE \"de-x-icu\"); INSERT INTO g SELECT 'v' || n FROM generate_series(1, 500) n");
+    source.sql("CREATE INDEX g_v ON g(v)");
+    let (instance, _, mut request) = recovered(&source);
+    request.compare_percent = 0;
+    let prove = || ask(&instance, &request, &Options::default(), &context()).unwrap();
+    let amcheck = || {
+        let results = prove();
+        let found = outcome_of(&results, "amcheck of postgres");
+        (found.outcome, found.actual.clone())
+    };
+    // As if the entries had been put in another order.
+    let turn = |index: &str, option: u32| {
+        source.ask(&instance, &format!("UPDATE pg_index SET indoption = '{option}' WHERE indexrelid = '{index}'::regclass"));
+    };
+    let results = prove();
+    let found = outcome_of(&results, COLLATIONS);
+    assert_eq!((found.outcome, &found.actual), (Outcome::Passed, &found.expected), "{found:?}");
+    for index in ["t_v", "g_v"] {
+        turn(index, 3);
+        let (outcome, actual) = amcheck();
+        assert_eq!(outcome, Outcome::Failed, "{actual}");
+        assert!(actual.contains("invariant violated") && actual.contains(index), "{actual}");
+        turn(index, 0);
+    }
+
+    source.ask(&instance, "UPDATE pg_database SET datcollversion = '1.0' WHERE datname = 'postgres'");
+    turn("t_v", 3);
+    let (outcome, actual) = amcheck();
+    assert_eq!(outcome, Outcome::Skipped, "{actual}");
+    assert!(actual.contains("public.t_v") && actual.contains("another version"), "{actual}");
+    let results = prove();
+    let found = outcome_of(&results, COLLATIONS);
+    assert_eq!(found.outcome, Outcome::Passed, "no matter of the snapshot: {found:?}");
+    assert!(found.actual.contains("database postgres, its own: version 1.0 at the source, none here"), "{found:?}");
+    assert!(found.actual != found.expected && found.actual.contains("REINDEX") && !found.actual.contains("de-x-icu"), "{found:?}");
+
+    // Another collation, and no collation, whose versions are as ever.
+    for index in ["g_v", "t_pkey"] {
+        turn(index, 3);
+        let (outcome, actual) = amcheck();
+        assert_eq!(outcome, Outcome::Failed, "{actual}");
+        assert!(actual.contains(index) && !actual.contains("t_v"), "{actual}");
+        turn(index, 0);
+    }
+    source.ask(&instance, "UPDATE pg_collation SET collversion = '1' WHERE collname = 'de-x-icu'");
+    turn("g_v", 3);
+    let (outcome, actual) = amcheck();
+    assert_eq!(outcome, Outcome::Skipped, "{actual}");
+    assert!(actual.contains("public.g_v") && actual.contains("public.t_v"), "{actual}");
+    let results = prove();
+    assert!(outcome_of(&results, COLLATIONS).actual.contains("collation pg_catalog.de-x-icu: version 1 at the source"), "{results:#?}");
+    turn("g_v", 0);
+    turn("t_v", 0);
+
+    // Rows that are not in the index have nothing to do with its order.
+    source.ask(&instance, "UPDATE pg_index SET indisready = false WHERE indexrelid = 't_v'::regclass");
+    source.ask(&instance, "UPDATE t SET v = 'other' WHERE n = 17");
+    source.ask(&instance, "UPDATE pg_index SET indisready = true WHERE indexrelid = 't_v'::regclass");
+    let (outcome, actual) = amcheck();
+    assert_eq!(outcome, Outcome::Failed, "{actual}");
+    assert!(actual.contains("lacks matching index tuple"), "{actual}");
+    instance.stop(Stop::Immediate).unwrap();
+}
+
+#[test]
+fn event_triggers_that_always_fire_do_not_and_stay() {
+    const STATES: &str = "SELECT string_agg(evtname || evtenabled, ' ' ORDER BY evtname) FROM pg_event_trigger";
+    let source = Archived::start("");
+    let (instance, _, mut request) = recovered(&source);
+    request.compare_percent = 0;
+    source.ask(&instance, "CREATE FUNCTION no() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no DDL here''; END'");
+    for (name, event, enabled) in
+        [("\"n O\"", "ddl_command_start", "ALWAYS"), ("b", "sql_drop", "REPLICA"), ("c", "ddl_command_end", "ALWAYS")]
+    {
+        let state = format!("ALTER EVENT TRIGGER {name} ENABLE {enabled}");
+        // Before the next one is made, which this one would refuse.
+        source.ask(&instance, &format!("CREATE EVENT TRIGGER {name} ON {event} EXECUTE FUNCTION no(); {state}"));
+    }
+    let before = source.ask(&instance, STATES);
+    assert_eq!(before, "bR cA n OA");
+    let results = ask(&instance, &request, &Options::default(), &context()).unwrap();
+    assert!(results.iter().all(|result| result.outcome == Outcome::Passed), "{results:#?}");
+    assert_eq!(source.ask(&instance, STATES), before);
+    assert_eq!(source.ask(&instance, "SELECT count(*) FROM pg_extension WHERE extname = 'amcheck'"), "0");
+    instance.stop(Stop::Immediate).unwrap();
+}
+
+#[test]
+fn a_way_in_is_found_or_missed_and_only_what_must_be_there_is_damage() {
+    let source = Archived::start("");
+    let (instance, _, request) = recovered(&source);
+    let nothing = ProveRequest { fingerprints: Vec::new(), ..request.clone() };
+    let options = |user: &str| Options { user: user.into(), amcheck: Amcheck::Off, ..Options::default() };
+    let only = |request: &ProveRequest, user: &str| {
+        let results = ask(&instance, request, &options(user), &context()).unwrap();
+        assert_eq!(results.len(), 1, "{results:#?}");
+        (results[0].outcome, results[0].actual.clone())
+    };
+    source.ask(&instance, "CREATE ROLE boss SUPERUSER LOGIN");
+    source.ask(&instance, "ALTER ROLE postgres NOLOGIN");
+    let (outcome, actual) = only(&request, "postgres");
+    assert_eq!(outcome, Outcome::Skipped, "{actual}");
+    assert!(actual.contains("not permitted to log in") && actual.contains("ALTER ROLE … LOGIN"), "{actual}");
+
+    ask_in(&source, &instance, "boss", "template1", "ALTER DATABASE postgres ALLOW_CONNECTIONS false");
+    let results = ask(&instance, &nothing, &options("boss"), &context()).unwrap();
+    assert_eq!(outcome_of(&results, "databases").outcome, Outcome::Passed, "by template1: {results:#?}");
+    assert_eq!(outcome_of(&results, "database postgres").outcome, Outcome::Skipped, "{results:#?}");
+    ask_in(&source, &instance, "boss", "template1", "ALTER DATABASE postgres ALLOW_CONNECTIONS true");
+    ask_in(&source, &instance, "boss", "template1", "ALTER DATABASE postgres RENAME TO crm");
+    ask_in(&source, &instance, "boss", "crm", "ALTER DATABASE template1 IS_TEMPLATE false");
+    ask_in(&source, &instance, "boss", "crm", "ALTER DATABASE template1 RENAME TO other");
+    let known = |database: &str| {
+        let fingerprints = request.fingerprints.iter().cloned().map(|mut known| {
+            known.table = known.table.replacen("postgres.", &format!("{database}."), 1);
+            known
+        });
+        ProveRequest { fingerprints: fingerprints.collect(), ..request.clone() }
+    };
+    let results = ask(&instance, &known("crm"), &options("boss"), &context()).unwrap();
+    assert!(results.iter().all(|result| result.outcome == Outcome::Passed), "by what has fingerprints: {results:#?}");
+    assert!(outcome_of(&results, "databases").actual.contains("2 databases"), "{results:#?}");
+    let (outcome, actual) = only(&nothing, "boss");
+    assert_eq!(outcome, Outcome::Skipped, "{actual}");
+    assert!(actual.contains("postgres, template1") && actual.contains("CREATE DATABASE"), "{actual}");
+    let (outcome, actual) = only(&known("lost"), "boss");
+    assert_eq!(outcome, Outcome::Failed, "it had fingerprints: {actual}");
+    assert!(actual.contains("no database postgres, template1, lost"), "{actual}");
+    instance.stop(Stop::Immediate).unwrap();
+}
+
 #[test]
 fn an_unknown_user_is_a_failed_check() {
     let source = Archived::start("");
