@@ -322,18 +322,24 @@ fn open_tcp(server: &str, name: &str, address: Option<IpAddr>, settings: &Settin
             Error::new(Kind::Unavailable, format!("look up the address of host {name}")).because(error).hint("Is the host's name right?")
         })?
     };
+    let stream = connect_one(server, &addresses, cancel, until)?.map_err(|error| cannot_connect(server, error))?;
+    set_options(&stream, settings.keepalives).map_err(|error| cannot_connect(server, error))?;
+    Ok(stream)
+}
+
+/// Connects to the first of the addresses of a name that answers. Each gets its share of the time that is left, so that one that says nothing leaves some
+/// to those after it.
+fn connect_one(server: &str, addresses: &[SocketAddr], cancel: &Cancel, until: Instant) -> Result<io::Result<TcpStream>> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        match in_time(cancel, until, server, move || TcpStream::connect_timeout(&address, left))? {
-            Ok(stream) => {
-                set_options(&stream, settings.keepalives).map_err(|error| cannot_connect(server, error))?;
-                return Ok(stream);
-            }
+    let shares = (1..=u32::try_from(addresses.len()).unwrap_or(u32::MAX)).rev();
+    for (address, shares) in addresses.iter().copied().zip(shares) {
+        let share = (until.saturating_duration_since(Instant::now()) / shares).max(Duration::from_millis(1));
+        match in_time(cancel, Instant::now() + share, server, move || TcpStream::connect_timeout(&address, share))? {
+            Ok(stream) => return Ok(Ok(stream)),
             Err(error) => last = error,
         }
     }
-    Err(cannot_connect(server, last))
+    Ok(Err(last))
 }
 
 fn set_options(stream: &TcpStream, keepalives: Keepalives) -> io::Result<()> {
@@ -375,5 +381,47 @@ fn in_time<T: Send + 'static>(
         if Instant::now() >= until {
             return Ok(Err(io::Error::new(io::ErrorKind::TimedOut, format!("{server} does not answer in time"))));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::OwnedFd;
+
+    use rustix::net::{AddressFamily, SocketType, bind, listen, socket};
+
+    use super::*;
+
+    /// Answers nobody: its queue is full.
+    fn silent() -> (OwnedFd, SocketAddr, Vec<TcpStream>) {
+        let listener = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&listener, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        listen(&listener, 0).unwrap();
+        let listener = TcpListener::from(listener);
+        let address = listener.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+            waiting.push(stream);
+        }
+        (listener.into(), address, waiting)
+    }
+
+    #[test]
+    fn an_address_that_says_nothing_leaves_time_for_the_next_one() {
+        let (_listener, silent, _waiting) = silent();
+        let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let good = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = |addresses: &[SocketAddr]| {
+            let begun = Instant::now();
+            (connect_one("x", addresses, &Cancel::default(), begun + Duration::from_secs(3)).unwrap(), begun.elapsed())
+        };
+        let (stream, waited) = connect(&[silent, silent, refusing, good.local_addr().unwrap()]);
+        assert_eq!(stream.unwrap().peer_addr().unwrap(), good.local_addr().unwrap());
+        assert!(waited < Duration::from_secs(3), "{waited:?}");
+        // Nobody waits longer than that altogether, and the last one has all that is left.
+        let (stream, waited) = connect(&[refusing, silent]);
+        assert_eq!(stream.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(waited >= Duration::from_millis(2900) && waited < Duration::from_secs(5), "{waited:?}");
     }
 }
