@@ -551,6 +551,80 @@ fn log_that_came_damaged_is_on_record_and_bounds_what_can_be_recovered() {
     streamer.stop();
 }
 
+#[test]
+fn segments_of_another_size_are_a_hole_and_both_logs_can_be_recovered() {
+    let cluster = server(distribution_version()).start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = Logged::new(&cluster);
+    let streamer = world.stream();
+    world.json(&["backup", "crm"], 0);
+    write(&cluster, 3000);
+    let small = flushed(&cluster);
+    world.wait_for(1, small);
+    streamer.stop();
+    cluster.stop_server();
+    let before = world.runs().pop().unwrap();
+    cluster.run("pg_resetwal", ["--wal-segsize=16".into(), "-D".into(), cluster.data().display().to_string()]);
+    cluster.configure(&[("min_wal_size".into(), "64MB".into()), ("max_wal_size".into(), "256MB".into())]);
+    cluster.start_server();
+    let streamer = world.stream();
+    write(&cluster, 100);
+    let after = world.wait_for(1, flushed(&cluster));
+    assert!(after.start.is_multiple_of(16 * SEGMENT) && before.start > 0 && before.end < after.start, "{before:?} {after:?}");
+    let gaps = world.gaps();
+    assert!(
+        matches!(gaps[..], [Gap { stream: 1, from, to, .. }] if (from, to) == (before.end, after.start)),
+        "{before:?}, {after:?}: {gaps:?}"
+    );
+    world.json(&["backup", "crm"], 0);
+    write(&cluster, 200);
+    world.wait_for(1, flushed(&cluster));
+    streamer.stop_with(3);
+    let restored = world.restored("latest", &["--latest"]);
+    assert_eq!(restored.value("SELECT count(*) FROM t"), "3300");
+    drop(restored);
+    let drill = world.json(&["drill", "run", "crm", "--latest"], 0);
+    assert_eq!(drill["verdict"], "passed", "{drill}");
+    // What was written before is there with the segments that it had.
+    let restored = world.restored("small", &["--lsn", &Lsn(before.start.max(small.0 - 100_000)).to_string()]);
+    let rows: u32 = restored.value("SELECT count(*) FROM t").parse().unwrap();
+    assert!(rows == 0 || rows == 3000, "{rows}");
+    assert_eq!(restored.value("SHOW wal_segment_size"), "1MB");
+}
+
+#[test]
+fn a_recovery_in_place_ends_how_far_the_log_was_behind() {
+    let cluster = server(distribution_version()).start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let (data, kept) = (cluster.data(), cluster.folder().join("kept"));
+    let copy =
+        |from: &std::path::Path, to: &std::path::Path| assert!(as_server_user("cp").arg("-a").args([from, to]).status().unwrap().success());
+    let world = Logged::new(&cluster);
+    // The same stream all the while.
+    let streamer = world.stream();
+    write(&cluster, 1000);
+    world.wait_for(1, flushed(&cluster));
+    cluster.stop_server();
+    copy(&data, &kept);
+    cluster.start_server();
+    write(&cluster, 9000);
+    let far = flushed(&cluster);
+    world.wait_for(1, far);
+    cluster.stop_server();
+    fs::remove_dir_all(&data).unwrap();
+    copy(&kept, &data);
+    cluster.write(&data.join("standby.signal"), "");
+    cluster.start_server();
+    cluster.promote();
+    write(&cluster, 10);
+    let end = flushed(&cluster);
+    world.wait_for(2, end);
+    assert!(end.0 + 2 * SEGMENT < far.0, "{end} {far}");
+    let status = || world.status();
+    wait_until("the log to be all there", || status()["timeline"] == 2 && status()["connected"] == true && status()["lag_bytes"] == 0);
+    streamer.stop();
+}
+
 /// A plan's key is destroyed to have its log destroyed: a stream must neither go on beside a new key, nor seal to one that is gone and stay green.
 #[test]
 fn a_stream_follows_what_is_done_with_the_plans_key() {

@@ -54,6 +54,7 @@ impl Base {
 #[derive(Debug, Clone)]
 pub struct View {
     pub bases: Vec<Base>,
+    /// Of the newest piece, for a path without any.
     segment: SegmentSize,
     pieces: Vec<(PieceInfo, Arc<PieceFacts>)>,
     /// Inside of others; only their bytes are of use, where those are damaged.
@@ -101,6 +102,8 @@ pub struct Path {
     pub history: TimelineHistory,
     /// In order, each beginning where the one before ends. Empty: the repository has nothing to add to the snapshot.
     pub parts: Vec<Part>,
+    /// Size of its segment files. `pg_resetwal` gives a cluster another one, and leaves a hole.
+    pub segment: SegmentSize,
     /// Facts of the pieces on it, by their ends.
     seen: Vec<(Lsn, Arc<PieceFacts>)>,
     /// Where the log of the path ends.
@@ -184,16 +187,19 @@ impl View {
         if pieces.is_empty() && unread.is_empty() {
             return Ok(None);
         }
-        let segment = SegmentSize::new(pieces.first().map_or(SEGMENT_UNKNOWN, |(_, first)| u64::from(first.segment_bytes)))?;
+        let segment = SegmentSize::new(pieces.last().map_or(SEGMENT_UNKNOWN, |(_, newest)| u64::from(newest.segment_bytes)))?;
         let infos: Vec<PieceInfo> = pieces.iter().map(|(info, _)| *info).collect();
         let histories = histories.into_iter().map(|history| (history.timeline(), history)).collect();
         Ok(Some(Self { segment, runs: runs(&infos), pieces, spare, unread, unreadable: unreadable(gaps), histories, bases }))
     }
 
-    /// Size of the segment files.
-    #[must_use]
-    pub fn segment(&self) -> SegmentSize {
-        self.segment
+    /// Size of the segment files that parts of a path are of, as their newest piece says.
+    fn segment_of(&self, parts: &[Part]) -> SegmentSize {
+        let newest = parts.last().and_then(|part| {
+            let is_on_it = |info: &PieceInfo| info.stream == part.stream && info.start < part.to.0 && info.end > part.from.0;
+            self.pieces.iter().rev().find(|(info, _)| is_on_it(info))
+        });
+        newest.and_then(|(_, facts)| SegmentSize::new(u64::from(facts.segment_bytes)).ok()).unwrap_or(self.segment)
     }
 
     /// The pieces, without their facts.
@@ -234,16 +240,17 @@ impl View {
             return None;
         }
         let mut parts = continuation(&self.runs, &history, base.point, &self.unreadable);
+        let segment = self.segment_of(&parts);
         if let Some(first) = parts.first_mut() {
             let start = self.runs.iter().filter(|run| run.stream == first.stream && run.start <= first.from.0).map(|run| run.start).max();
-            first.from = self.segment.start(self.segment.number(base.point)).max(start.map_or(first.from, Lsn));
+            first.from = segment.start(segment.number(base.point)).max(start.map_or(first.from, Lsn));
         }
         let mut seen: Vec<_> = parts.iter().flat_map(|part| self.facts_of(base, part)).collect();
         let at = parts.last().map_or(base.point, |part| part.to);
         seen.sort_by_key(|(end, _)| *end);
         let from = self.moment_of(base, &seen);
         let to = seen.iter().flat_map(|(_, facts)| [facts.last_commit, facts.server_clock]).flatten().fold(from, DateTime::max);
-        Some(Path { history, end: at, parts, seen, from, to })
+        Some(Path { history, end: at, parts, segment, seen, from, to })
     }
 
     /// Facts of the pieces that lie in a part and go beyond the snapshot. One that goes beyond the part tells of what does not belong to it.
@@ -493,7 +500,7 @@ impl View {
     /// that is earlier than `time` by more are not later. In order, behind the snapshot's point.
     #[must_use]
     pub fn unseen(&self, base: &Base, path: &Path, time: DateTime<Utc>) -> Vec<Lsn> {
-        let unit = u64::from(self.segment.bytes()).min(UNIT_BYTES_MAX);
+        let unit = u64::from(path.segment.bytes()).min(UNIT_BYTES_MAX);
         let pieces: Vec<_> = path.parts.iter().flat_map(|part| self.pieces_of(base, part)).collect();
         let is_before = |facts: &PieceFacts| facts.last_commit.is_some_and(|commit| commit + DISORDER < time);
         let from = pieces.iter().filter(|(_, facts)| is_before(facts)).map(|(info, _)| info.start).fold(base.point.0, u64::max);

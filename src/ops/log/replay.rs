@@ -628,7 +628,7 @@ fn one_source(telling: &Manifest, asked: &[String]) -> Option<Name> {
 fn recovery_of(view: &View, source: &Name, manifest: &Manifest, route: Route) -> Result<Option<LogRecovery>> {
     let Route { along, at, replay: Some(Replay { target, timeline, end, reaches }), .. } = route else { return Ok(None) };
     let base = view.bases.iter().find(|base| base.id == manifest.id).ok_or_else(|| Error::new(Kind::Bug, "a snapshot is gone"))?;
-    let segment = view.segment();
+    let segment = view.path(base, along).ok_or_else(|| Error::new(Kind::Bug, "the way to a snapshot is gone"))?.segment;
     let bytes =
         if end > base.point { (segment.number_before(end) + 1 - segment.number(base.point)) * u64::from(segment.bytes()) } else { 0 };
     Ok(Some(LogRecovery { source: source.clone(), target, timeline, along, from: base.point, to: end, reaches, bytes, at }))
@@ -652,7 +652,7 @@ impl Reading<'_> {
         if let Some(first) = path.parts.first() {
             at = at.max(Lsn(first.from.0.next_multiple_of(page)));
         }
-        let mut reader = WalReader::new(at, self.view.segment(), base.system_identifier.parse().ok())?;
+        let mut reader = WalReader::new(at, path.segment, base.system_identifier.parse().ok())?;
         let mut step = READ_FIRST;
         let mut is_enough = false;
         while let Some(part) = path.parts.iter().find(|part| part.from <= at && at < part.to.min(to)) {
@@ -685,7 +685,7 @@ impl Reading<'_> {
     fn before_record(&self, route: Route, lsn: Lsn) -> Result<Route> {
         let Some((base, path)) = self.view.way(&route) else { return Ok(route) };
         let along = path.history.timeline();
-        let segment = self.view.segment();
+        let segment = path.segment;
         let number = segment.number(lsn);
         // What lies behind the record that ends a segment early is zeros, and only who reads that record passes over them. It may begin in the segment before.
         let mut last = None;
@@ -819,7 +819,7 @@ fn instead_of_damaged(base: &Base, path: &Path, from: Lsn) -> String {
 #[expect(clippy::too_many_arguments, reason = "one loop of `bring`")]
 fn write_segments(job: &Job, log: &Log, view: &View, base: &Base, path: &Path, parts: &[Part], end: Lsn, data: &FilePath) -> Result<()> {
     let Some(first) = parts.first() else { return Err(Error::new(Kind::Bug, "a log without bytes was to be brought")) };
-    let (segment, pieces) = (view.segment(), view.pieces());
+    let (segment, pieces) = (path.segment, view.pieces());
     let size = segment.bytes() as usize;
     for number in segment.number(first.from)..=segment.number_before(end) {
         job.cancel.check()?;

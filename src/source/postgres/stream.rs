@@ -371,6 +371,14 @@ struct Position {
     durable: Lsn,
 }
 
+impl Position {
+    /// Where what is missing begins, also where the unit that it is in was stored from within only: segments may have got another size.
+    fn behind_what_is_stored(self, known: &Known) -> Self {
+        let later = known.stretches.iter().filter(|(timeline, start, _)| *timeline == self.timeline && *start >= self.durable);
+        Self { durable: later.map(|(_, _, end)| *end).fold(self.durable, Lsn::max), ..self }
+    }
+}
+
 /// Where the stored log goes on, on the way to the server's timeline. `None`: none of it is on that way. Pure.
 fn resume(known: &Known, history: &TimelineHistory, unit: u64) -> Result<Option<Position>> {
     if let Some((newest, ..)) = known.stretches.last()
@@ -589,6 +597,7 @@ impl<'a> Session<'a> {
         let oldest = Lsn(restart.0 - restart.0 % u64::from(facts.segment.bytes()));
         let at_oldest = Position { timeline: history.timeline_at(restart), start: oldest, durable: oldest };
         if let (Some(before), Some(recycled)) = (from, recycled) {
+            let before = before.behind_what_is_stored(&known);
             let reason = format!("the server no longer had it: {}", recycled.said);
             for (timeline, start, end) in missing(&history, before, oldest) {
                 sink.gap(timeline, start, end, &reason)?;
@@ -601,6 +610,8 @@ impl<'a> Session<'a> {
             *look_back = earlier != from;
             from = earlier;
         }
+        // A server that was recovered to an earlier position in its place does not have what it had in an earlier session.
+        state.server_end = without_page_header(identity.position);
         // What is asked from here on must not hold up the log, nor hide that the server is silent.
         sql.set_timeout(ASIDE_LIMIT);
         let aside = Aside { connection: Some(sql), tried: Instant::now() };
@@ -1007,6 +1018,11 @@ mod tests {
         assert_eq!(gaps(position(3, 96, 97), 112), [(3, 97, 112)]);
         assert_eq!(gaps(position(1, 48, 53), 60), [(1, 53, 60)]);
         assert_eq!(gaps(position(1, 48, 53), 53), []);
+        // Stored with smaller segments: from within the unit on.
+        let stored = known(&[(1, 20, 30), (1, 50, 60)]);
+        assert_eq!(position(1, 48, 48).behind_what_is_stored(&stored), position(1, 48, 60));
+        assert_eq!(position(1, 48, 60).behind_what_is_stored(&stored), position(1, 48, 60));
+        assert_eq!(position(2, 48, 48).behind_what_is_stored(&stored), position(2, 48, 48));
     }
 
     #[test]

@@ -81,6 +81,21 @@ fn the_newest_timeline_is_followed_and_what_the_old_one_wrote_afterwards_is_not(
 }
 
 #[test]
+fn each_path_has_the_segments_of_its_own_log() {
+    // `pg_resetwal --wal-segsize` leaves a hole before the first segment of the new size.
+    let bases = [base(1, 5 << 13), base(1, 2100 << 13)];
+    let large = |from, to| {
+        let (info, facts) = piece(1, from, to);
+        (info, PieceFacts { segment_bytes: 16 << 20, ..facts })
+    };
+    let view = view(&bases, &[piece(1, 0, 128), piece(1, 128, 200), large(2048, 2090), large(2090, 2200)], &[]);
+    let size = |base: &Base| view.path(base, 1).unwrap().segment.bytes();
+    assert_eq!([size(&bases[0]), size(&bases[1])], [1 << 20, 16 << 20]);
+    let newest = view.path(&bases[1], 1).unwrap();
+    assert_eq!(newest.parts, [Part { stream: 1, from: Lsn(2048 << 13), to: Lsn(2200 << 13) }]);
+}
+
+#[test]
 fn a_name_that_two_restore_points_have_is_refused() {
     let mut pieces = [piece(1, 0, 10), piece(1, 10, 20)];
     for (at, piece) in [7_u64, 12].into_iter().zip(&mut pieces) {
