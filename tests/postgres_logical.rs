@@ -676,6 +676,10 @@ fn programs_with_extension(version: u32) -> (TempDir, PathBuf) {
     fs::write(folder.join("settings.control"), "default_version = '1.0'\nrelocatable = true\n").unwrap();
     let script = "CREATE TABLE setting(name text PRIMARY KEY, value text, own bool NOT NULL DEFAULT false); INSERT INTO setting VALUES ('depth', '3', true);\n\
         CREATE TABLE journal(n int);\n\
+        CREATE TABLE whole(id int PRIMARY KEY); CREATE TABLE part(id int REFERENCES whole, v text);\n\
+        CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.v := 'stamped'; RETURN NEW; END $$;\n\
+        CREATE TRIGGER stamp BEFORE INSERT ON part FOR EACH ROW EXECUTE FUNCTION stamp();\n\
+        SELECT pg_extension_config_dump('whole', ''); SELECT pg_extension_config_dump('part', '');\n\
         SELECT pg_extension_config_dump('setting', 'WHERE NOT own'); SELECT pg_extension_config_dump('journal', '');\n";
     fs::write(folder.join("settings--1.0.sql"), script).unwrap();
     (copy, mine.join("bin"))
@@ -687,7 +691,8 @@ fn rows_of_the_user_in_tables_of_extensions_are_proven() {
     let world = World::with(NEWEST, &programs, "postgres", "databases = [\"second\"]").without_check();
     world.sql(
         "second",
-        "CREATE EXTENSION settings; INSERT INTO setting VALUES ('width', 'ours'); INSERT INTO journal SELECT generate_series(1, 10)",
+        "CREATE EXTENSION settings; INSERT INTO setting VALUES ('width', 'ours'); INSERT INTO journal SELECT generate_series(1, 10); \
+         INSERT INTO whole SELECT generate_series(1, 100000); INSERT INTO part VALUES (100000, 'x'); UPDATE part SET v = 'ours'",
     );
     world.json(&["backup", "crm"], 0);
     let drill = world.json(&["drill", "run", "crm"], 0);
@@ -695,10 +700,127 @@ fn rows_of_the_user_in_tables_of_extensions_are_proven() {
         let checks = drill["checks"].as_array().unwrap();
         checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name}: {drill}")).clone()
     };
-    for (name, rows) in [("setting", "1 rows"), ("journal", "10 rows"), ("t", "2 rows")] {
+    for (name, rows) in [("setting", "1 rows"), ("journal", "10 rows"), ("whole", "100000 rows"), ("part", "1 rows"), ("t", "2 rows")] {
         let check = check(&format!("content of second.public.{name}"));
         assert!(check["outcome"] == "passed" && check["actual"].as_str().unwrap().starts_with(rows), "{check}");
     }
+}
+
+/// What a source runs by itself: event triggers of every kind, on views that read each other or draw from a sequence.
+const BY_ITSELF: &str = "
+    CREATE TABLE ddl_log(name text, tag text, place text DEFAULT current_database());
+    CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.ddl_log VALUES ('note', tg_tag); END $$;
+    CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no DDL here'; END $$;
+    CREATE MATERIALIZED VIEW zz_count AS SELECT count(*) AS n FROM t;
+    CREATE MATERIALIZED VIEW mm_count AS SELECT n + 1 AS n FROM zz_count; CREATE MATERIALIZED VIEW aa_count AS SELECT n + 1 AS n FROM mm_count;
+    CREATE MATERIALIZED VIEW unfilled AS SELECT n FROM t WITH NO DATA;
+    CREATE SEQUENCE drawn; CREATE MATERIALIZED VIEW numbered AS SELECT nextval('drawn') AS id, n FROM t;
+    CREATE EVENT TRIGGER \"Nöte\" ON ddl_command_end EXECUTE FUNCTION note();
+    CREATE EVENT TRIGGER note_always ON ddl_command_end EXECUTE FUNCTION note(); ALTER EVENT TRIGGER note_always ENABLE ALWAYS;
+    CREATE EVENT TRIGGER note_replica ON ddl_command_start EXECUTE FUNCTION note(); ALTER EVENT TRIGGER note_replica ENABLE REPLICA;
+    CREATE EVENT TRIGGER asleep ON ddl_command_start EXECUTE FUNCTION refuse(); ALTER EVENT TRIGGER asleep DISABLE;
+    CREATE TABLE noted(n int);
+    CREATE EVENT TRIGGER refuse ON ddl_command_start EXECUTE FUNCTION refuse(); ALTER EVENT TRIGGER refuse ENABLE ALWAYS;";
+
+#[test]
+fn what_a_source_runs_by_itself_runs_neither_in_a_restore_nor_in_a_drill() {
+    let version = distribution_version();
+    let world = World::new(version, "postgres", "databases = [\"second\"]").without_check();
+    world.sql("second", BY_ITSELF);
+    let has_login_triggers = version >= 17;
+    if has_login_triggers {
+        let login = "CREATE FUNCTION come() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.ddl_log VALUES ('come', tg_event); END $$; \
+            CREATE EVENT TRIGGER come ON login EXECUTE FUNCTION come()";
+        world.sql("second", login);
+    }
+    world.json(&["backup", "crm"], 0);
+    let target = Cluster::start(version);
+    let url = world.url(&target, "");
+    world.json(&["restore", "crm", "--to", &url, "--yes"], 0);
+    let open = |cluster: &Cluster| {
+        let mut settings = cluster.socket_settings();
+        settings.options = has_login_triggers.then(|| "-c event_triggers=off".to_owned());
+        Connection::connect(&settings, Mode::Sql { database: Some("second") }, &Cancel::default()).unwrap()
+    };
+    for asked in [
+        "SELECT count(*) || '/' || count(*) FILTER (WHERE name = 'note') FROM ddl_log WHERE name <> 'come'",
+        "SELECT string_agg(evtname || evtenabled, ',' ORDER BY evtname) FROM pg_event_trigger",
+        "SELECT aa_count.n || '/' || zz_count.n FROM aa_count, zz_count",
+        "SELECT string_agg(relname || relispopulated, ',' ORDER BY relname) FROM pg_class WHERE relkind = 'm'",
+        "SELECT nextval('drawn')",
+    ] {
+        let [source, restored] = [&*world.cluster, &target].map(|cluster| open(cluster).value(asked).unwrap());
+        assert!(source.is_some() && source == restored, "{asked}: {source:?}, {restored:?}");
+    }
+    let elsewhere = "SELECT count(*) FROM ddl_log WHERE place <> 'second'";
+    assert_eq!(open(&target).value(elsewhere).unwrap().unwrap(), "0", "nothing ran before the database had its name");
+    let drill = world.json(&["drill", "run", "crm"], 0);
+    assert!(drill["checks"].as_array().unwrap().iter().all(|check| check["outcome"] == "passed"), "{drill}");
+    world.is_clean();
+}
+
+#[test]
+fn what_the_host_of_a_drill_lacks_is_no_damage() {
+    let (_copy, programs) = programs_with_extension(NEWEST);
+    let world = World::with(NEWEST, &programs, "postgres", "databases = [\"second\"]").without_check();
+    let loaded = |code: i32, told: &str| {
+        world.json(&["backup", "crm"], 0);
+        let drill = world.json(&["drill", "run", "crm"], code);
+        let check = drill["checks"].as_array().unwrap().iter().find(|check| check["name"] == "everything loaded").unwrap();
+        assert_eq!(check["outcome"], if code == 0 { "passed" } else { "skipped" }, "{drill}");
+        assert!(check["actual"].as_str().unwrap().contains(told), "{drill}");
+    };
+    // What cannot be filled anew, as a view over another server: a restore is incomplete too.
+    world.sql("second", "CREATE MATERIALIZED VIEW broken AS SELECT 1 / n AS n FROM t; INSERT INTO t VALUES (0)");
+    loaded(3, "materialized view public.broken is empty");
+    let target = Cluster::start(NEWEST);
+    let url = world.url(&target, "");
+    world.json(&["restore", "crm", "--to", &url, "--yes"], 3);
+    world.sql("second", "DROP MATERIALIZED VIEW broken");
+    // As a locale that the operating system of the source had.
+    world.sql("second", "SET allow_system_table_mods = on; CREATE COLLATION pg_catalog.\"de_XX\" (locale = 'C'); CREATE TABLE german(v text COLLATE pg_catalog.\"de_XX\")");
+    loaded(3, "collation \"pg_catalog.de_XX\" for encoding \"UTF8\" does not exist");
+    world.sql("second", "DROP TABLE german");
+    // An extension.
+    world.sql("second", "CREATE EXTENSION settings");
+    loaded(0, "");
+    let plan = fs::read_to_string(world.path("plans/crm.toml")).unwrap();
+    let plain = bin_directory(NEWEST).display().to_string();
+    fs::write(world.path("plans/crm.toml"), plan.replace(&programs.display().to_string(), &plain)).unwrap();
+    loaded(3, "extension \"settings\" is not available");
+    let snapshots = world.json(&["snapshots", "crm"], 0);
+    assert!(!snapshots.to_string().contains("damaged"), "{snapshots}");
+    target.sql("DROP DATABASE second");
+    let refused = world.json(&["restore", "crm", "--to", &url, "--yes"], 1);
+    assert!(message(&refused).contains("extension \\\"settings\\\" is not available"), "{refused}");
+    assert_eq!(databases(&target), ["postgres"], "nothing is left");
+    world.is_clean();
+}
+
+#[test]
+fn a_locale_that_a_target_lacks_is_named() {
+    let world = World::new(distribution_version(), "postgres", "databases = [\"second\"]").without_check();
+    world.json(&["backup", "crm"], 0);
+    let tree = world.path("tree");
+    world.json(&["restore", "crm", "--to", tree.to_str().unwrap(), "--yes"], 0);
+    let mut contents: Value = serde_json::from_slice(&fs::read(tree.join("manifest.json")).unwrap()).unwrap();
+    contents["databases"][0]["collate"] = "de_XX.UTF-8".into();
+    fs::write(tree.join("manifest.json"), contents.to_string()).unwrap();
+    let target = Cluster::start(distribution_version());
+    let place = format!("host={} port={} user=postgres", target.folder().display(), target.port);
+    let place = lifeboat::source::postgres::logical::Target::parse(&place).unwrap();
+    let scratch = world.path("scratch");
+    fs::create_dir(&scratch).unwrap();
+    let context = lifeboat::source::SourceContext {
+        scratch,
+        fingerprint_key: [0; 32],
+        progress: Arc::new(lifeboat::event::Silent),
+        cancel: Cancel::default(),
+    };
+    let error =
+        lifeboat::source::postgres::logical::load(&tree, &place, Some(&bin_directory(distribution_version())), &context).unwrap_err();
+    assert!(format!("{error:?}").contains("de_XX.UTF-8") && error.hint_text().unwrap().contains("locale -a"), "{error:?}");
+    assert_eq!(databases(&target), ["postgres"], "nothing is left");
 }
 
 /// The most memory that a program needed, in MiB, and how it ended.

@@ -419,7 +419,9 @@ impl Load<'_> {
         let patience = admin.timeout();
         admin.set_timeout(Duration::from_mins(30));
         admin.execute(&words.join(" ")).map_err(|error| match sqlstate(&error) {
-            Some("22023" | "42704") => error.hint("the locale of the source must be installed on the target's host (locale -a)"),
+            Some("0A000" | "22023" | "42704" | "42809") => {
+                error.hint("the locale of the source must be installed on the target's host (locale -a)")
+            }
             _ => error,
         })?;
         admin.set_timeout(patience);
@@ -434,14 +436,15 @@ impl Load<'_> {
         holder.set_timeout(LONG_SILENCE);
         self.rows(database, temporary)?;
         self.large_objects(database, &mut holder)?;
+        self.progress("index", &database.name);
+        self.definitions(database, temporary, Section::After, &mut holder)?;
+        self.refresh(database, &mut holder)?;
+        // Behind all that could draw from them.
         for sequence in &database.sequences {
             let name = quote_literal(&qualified(&sequence.schema, &sequence.name));
             holder
                 .execute(&format!("SELECT pg_catalog.setval({name}::pg_catalog.regclass, {}, {})", sequence.value, sequence.is_called))?;
         }
-        self.progress("index", &database.name);
-        self.definitions(database, temporary, Section::After, &mut holder)?;
-        self.refresh(database, &mut holder)?;
         self.progress("analyze", &database.name);
         holder.execute("ANALYZE")?;
         Ok(holder)
@@ -477,6 +480,10 @@ impl Load<'_> {
         let work = || -> Result<()> {
             let mut connection = rows::open(&self.target.settings, temporary, cancel)?;
             connection.set_timeout(Duration::from_hours(6));
+            if self.superuser {
+                // Tables of extensions have their triggers and foreign keys already, and every row is of one moment: none is changed or refused.
+                connection.execute("SET session_replication_role = replica")?;
+            }
             while let Some(table) = database.tables.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if failed.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
                     return Ok(());
@@ -576,10 +583,43 @@ impl Load<'_> {
         self.try_all(sql, statements)
     }
 
-    /// Fills materialized views; one that another one reads must come first, which their first failure tells.
+    /// Fills materialized views, of which no event trigger of the source hears.
     fn refresh(&mut self, database: &Database, sql: &mut Connection) -> Result<()> {
+        if database.materialized_views.is_empty() {
+            return Ok(());
+        }
+        // Those of extensions stay as these made them. A setting would not silence those that are ENABLE ALWAYS before 17, and is for superusers.
+        let rows = sql.query(
+            "SELECT t.evtname, t.evtenabled FROM pg_catalog.pg_event_trigger t WHERE t.evtenabled <> 'D' AND t.evtevent <> 'login' \
+             AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_event_trigger'::pg_catalog.regclass \
+               AND d.objid = t.oid AND d.deptype = 'e') ORDER BY 1",
+        )?;
+        let mut enable = Vec::new();
+        for row in &rows {
+            let name = row.required("evtname")?;
+            let trigger = format!("ALTER EVENT TRIGGER {}", quote_identifier(name));
+            match sql.execute(&format!("{trigger} DISABLE")) {
+                Ok(()) => {}
+                Err(error) if sqlstate(&error).is_some() => {
+                    let why = server_words(&error);
+                    self.loaded.lacking.push(format!("event trigger {name} may have run when materialized views were refreshed: {why}"));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            enable.push(match row.required("evtenabled")? {
+                "R" => format!("{trigger} ENABLE REPLICA"),
+                "A" => format!("{trigger} ENABLE ALWAYS"),
+                _ => format!("{trigger} ENABLE"),
+            });
+        }
+        self.refresh_all(database, sql)?;
+        self.try_all(sql, enable)
+    }
+
+    /// One that another one reads must come first, which their first failure tells.
+    fn refresh_all(&mut self, database: &Database, sql: &mut Connection) -> Result<()> {
         let mut waiting: Vec<&(String, String)> = database.materialized_views.iter().collect();
-        let patience = sql.timeout();
         loop {
             let (before, mut failed) = (waiting.len(), Vec::new());
             for view in std::mem::take(&mut waiting) {
@@ -599,7 +639,6 @@ impl Load<'_> {
             }
             waiting = failed.into_iter().map(|(view, _)| view).collect();
         }
-        sql.set_timeout(patience);
         Ok(())
     }
 

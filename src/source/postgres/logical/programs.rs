@@ -1,5 +1,7 @@
 //! `pg_dump` and `pg_restore`, for the definitions: rows go by our own connections.
 
+use std::error::Error as StdError;
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
@@ -14,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Cancel;
 use crate::source::postgres::backup::MAJORS;
+use crate::source::postgres::client::ServerError;
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::extract::load::conninfo;
 use crate::source::postgres::instance::{Account, Tools};
@@ -225,9 +228,65 @@ fn end(mut child: Ended, said: &Path, what: &str, wait: &mut dyn FnMut() -> Resu
     Ok((status, String::from_utf8_lossy(&text).into_owned()))
 }
 
+/// What the server's host has no program, library or data for: it says nothing about what is loaded. Shown as the server said it.
+#[derive(Debug)]
+struct Lack(String);
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ERROR: {}", self.0)
+    }
+}
+
+impl StdError for Lack {}
+
+/// Whether an error of a load is of what the server, which speaks English, or its host lacks: an extension, a locale, a library, a feature that was not built in.
+#[must_use]
+pub(super) fn is_lack(error: &Error) -> bool {
+    let mut next: Option<&(dyn StdError + 'static)> = error.source();
+    while let Some(cause) = next {
+        if cause.is::<Lack>() || cause.downcast_ref::<ServerError>().is_some_and(|said| says_lack(&said.message)) {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
+}
+
+/// As servers of 14 to 18 say it. The SQLSTATEs are those of other errors too, and `pg_restore` tells none.
+fn says_lack(message: &str) -> bool {
+    let begins = |beginnings: &[&str]| beginnings.iter().any(|beginning| message.starts_with(beginning));
+    let is_extension =
+        begins(&["extension \""]) && message.ends_with(" is not available") || begins(&["could not open extension control file "]);
+    let is_library = begins(&["could not access file ", "could not load library ", "could not find function ", "incompatible library "])
+        || message.contains("shared_preload_libraries")
+        || message.ends_with(" must be preloaded");
+    let is_locale = begins(&["invalid "]) && message.contains("locale name")
+        || begins(&["could not create locale ", "could not open collator for locale ", "could not convert locale name "])
+        || begins(&["collation \"pg_catalog."]) && message.ends_with(" does not exist");
+    let is_dictionary = ["dictionary", "affix", "stop-word", "synonym", "thesaurus"]
+        .iter()
+        .any(|kind| message.strip_prefix("could not open ").is_some_and(|rest| rest.starts_with(&format!("{kind} file "))));
+    let is_feature = message.ends_with(" is not supported in this build")
+        || begins(&["compression method "]) && message.ends_with(" not supported")
+        || message == "unsupported XML feature";
+    is_extension || is_library || is_locale || is_dictionary || is_feature
+}
+
+/// The first error that `pg_restore` tells, where it is of what the server's host lacks.
+fn lack(text: &str) -> Option<&str> {
+    let failed = text.lines().filter_map(|line| line.strip_prefix("pg_restore: error: could not execute query: "));
+    let mut said = failed.filter_map(|said| said.strip_prefix("ERROR:  ").or_else(|| said.strip_prefix("FATAL:  ")));
+    said.find(|said| !said.contains("\"transaction_timeout\"")).filter(|said| says_lack(said))
+}
+
 fn judge(status: ExitStatus, text: &str, what: &str) -> Result<Vec<String>> {
     if status.success() {
         return Ok(told(text));
+    }
+    if let Some(lack) = lack(text) {
+        let error = Error::new(Kind::Failed, what).because(Lack(lack.to_owned()));
+        return Err(error.saying(Some(text.chars().take(4096).collect())));
     }
     // Definitions only: but a constraint that rows break is told with the row.
     let why = text.lines().find_map(crate::source::postgres::extract::harmless);
@@ -255,6 +314,8 @@ fn told(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
 
     #[test]
@@ -294,6 +355,53 @@ mod tests {
         ] {
             assert_eq!(beside_the_timeout(&said), None, "{said}");
         }
+    }
+
+    #[test]
+    fn what_a_host_lacks_is_told_from_what_is_wrong_with_a_dump() {
+        // As 14 to 18 said it.
+        for said in [
+            "extension \"nosuch\" is not available",
+            "could not open extension control file \"/usr/share/postgresql/14/extension/nosuch.control\": No such file or directory",
+            "could not access file \"$libdir/nosuch\": No such file or directory",
+            "could not load library \"/usr/lib/postgresql/15/lib/plpython3.so\": libpython3.11.so.1.0: cannot open shared object file: No such file or directory",
+            "invalid locale name: \"de_XX.UTF-8\"",
+            "invalid LC_COLLATE locale name: \"de_XX.UTF-8\"",
+            "invalid locale name \"bogus\" for builtin provider",
+            "ICU is not supported in this build",
+            "collation \"pg_catalog.de_XX\" for encoding \"UTF8\" does not exist",
+            "could not create locale \"de_XX.utf8\": No such file or directory",
+            "could not open dictionary file \"/usr/share/postgresql/15/tsearch_data/nosuch.dict\": No such file or directory",
+            "compression method lz4 not supported",
+            "unsupported XML feature",
+            "pg_cron can only be loaded via shared_preload_libraries",
+            "extension \"timescaledb\" must be preloaded",
+        ] {
+            assert!(says_lack(said), "{said}");
+            let error =
+                judge(ExitStatusExt::from_raw(256), &format!("pg_restore: error: could not execute query: ERROR:  {said}\n"), "load");
+            assert!(is_lack(&error.unwrap_err()), "{said}");
+        }
+        for said in [
+            "type \"x\" does not exist",
+            "collation \"public.mine\" for encoding \"UTF8\" does not exist",
+            "could not open file \"base/1/2\": No such file or directory",
+            "permission denied for language internal",
+            "invalid input syntax for type integer: \"locale\"",
+            "language \"plnosuch\" does not exist",
+        ] {
+            let first = format!("pg_restore: error: could not execute query: ERROR:  {said}\nCommand was: x\n");
+            let later = "pg_restore: error: could not execute query: ERROR:  extension \"x\" is not available\n";
+            let error = judge(ExitStatusExt::from_raw(256), &format!("{first}{later}"), "load").unwrap_err();
+            assert!(!is_lack(&error), "{said}");
+        }
+        // Text of a command is none of an error.
+        let quoted =
+            "pg_restore: error: could not execute query: ERROR:  syntax error\nCommand was: -- ERROR:  extension \"x\" is not available\n";
+        assert_eq!(lack(quoted), None);
+        let behind = "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"transaction_timeout\"\nCommand was: SET transaction_timeout = 0;\n\
+            pg_restore: error: could not execute query: ERROR:  extension \"x\" is not available\n";
+        assert_eq!(lack(behind), Some("extension \"x\" is not available"));
     }
 
     #[test]
