@@ -349,8 +349,7 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
         }
         planned.by_plan.push((plan.clone(), candidates, fates));
     }
-    let logs = ledger.all_removed().flat_map(|removed| removed.logs.iter().map(|source| (removed.plan.clone(), source.clone())));
-    planned.logs_before = logs.collect();
+    planned.logs_before = ledger.logs_of_removed().map(|(plan, source)| (plan.clone(), source.clone())).collect();
     planned.manifests = manifests.into_iter().map(|manifest| (manifest.id, manifest)).collect();
     Ok(planned)
 }
@@ -407,7 +406,7 @@ fn superseded<'a>(
         .filter(|manifest| !is_damaged(manifest.id))
         .filter_map(|manifest| Some((manifest.replaces()?, manifest)))
         .filter(|(id, _)| is_damaged(*id) || !is_read(*id))
-        .filter(|(id, _)| ledger.removed(*id).is_none() && ledger.hold(*id, now).is_none() && !open.contains(id))
+        .filter(|(id, _)| !ledger.is_removed(*id) && ledger.hold(*id, now).is_none() && !open.contains(id))
         .collect()
 }
 
@@ -540,8 +539,8 @@ pub fn hold(
     let hold = Hold { snapshot: id, until, reason: reason.to_owned(), by: by.to_owned(), held_at: now };
     let mut plan = String::new();
     repository.amend_ledger(now, |ledger| {
-        if let Some(removed) = ledger.removed(id) {
-            return Err(removed.error());
+        if ledger.is_removed(id) {
+            return Err(repository.removed_error(ledger, id));
         }
         plan = repository.manifest(id)?.plan.to_string();
         Ok(Some(Decision::Hold { hold: hold.clone() }))
