@@ -16,6 +16,7 @@ pub mod drill;
 pub mod extract;
 pub mod identity;
 pub mod init;
+mod judged;
 pub mod key_age;
 pub mod keyless;
 pub mod log;

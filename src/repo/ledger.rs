@@ -572,7 +572,14 @@ impl Repository {
         }
         let mut records = Vec::new();
         for other in ledger.volumes.iter().filter(|other| volume.ids().iter().any(|id| other.has(*id))) {
-            records.extend(removed::records(inner, other)?.into_iter().filter(|snapshot| volume.has(snapshot.id)));
+            let again = removed::records(inner, other).map_err(|error| match error.kind() {
+                Kind::NotFound => {
+                    Error::new(Kind::Unavailable, "read the retention ledger: its volumes are put together while they are read")
+                        .hint("try again")
+                }
+                _ => error,
+            });
+            records.extend(again?.into_iter().filter(|snapshot| volume.has(snapshot.id)));
         }
         Ok(records)
     }
