@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 CHUNK_MAX, FRAME_MAX, PACK_MAX, OBJECT_MAX, LOG_PIECE_MAX = 4 << 20, 16 << 20, 1 << 30, 256 << 20, 128 << 20
 DATA, NODES, LOG = 1, 2, 3
-MANIFEST, VOID, LOG_SIDE, LOG_GAP, LEDGER, MOVED, PLAN_KEY = 2, 6, 7, 8, 9, 10, 32
+MANIFEST, VOID, LOG_SIDE, LOG_GAP, LEDGER, MOVED, REMOVED_IDS, PLAN_KEY = 2, 6, 7, 8, 9, 10, 12, 32
 OWN_FIRST = 0x8000
 RAW, ZSTD, DELTA, PAGES = 0, 1, 2, 3
 ZERO_NONCE = bytes(12)
@@ -60,6 +60,12 @@ def kdf(context, material):
 
 def mac16(key, data):
     return blake3(data, key=key).digest()[:16]
+
+
+def ulid_text(data):
+    """A ULID of 16 bytes as it is written."""
+    number = int.from_bytes(data, "big")
+    return "".join(ALPHABET[number >> shift & 31] for shift in range(125, -1, -5)).lower()
 
 
 def unseal(key, nonce, sealed, associated, what):
@@ -529,19 +535,24 @@ class Repository:
         """Ids of the snapshots that the retention ledger has removed."""
         entries = []
         for name in self.names("retention"):
+            if name.startswith(("retention/ids/", "retention/removed/")):
+                continue
             kind, content = self.open_object(name)
             entry = json.loads(content)
             need(kind == LEDGER and name == f"retention/{entry['number']:016x}", f"{name}: holds another entry than its name says")
             entries.append((entry, blake3(self.read(name)).hexdigest()))
-        based = [at for at, (entry, _) in enumerate(entries) if entry.get("base")]
+        based = [at for at, (entry, _) in enumerate(entries) if entry.get("state") or entry.get("base")]
         entries = entries[based[-1] :] if based else entries
         if not entries:
             return set()
         first = entries[0][0]
-        need(first.get("base") or first["number"] == 1, "its first entries are missing")
+        need(based or first["number"] == 1, "its first entries are missing")
         for (before, digest), (after, _) in zip(entries, entries[1:]):
             need(after["number"] == before["number"] + 1 and after["previous"] == digest, f"entry {after['number']} follows no other")
-        removed = {snapshot["id"] for snapshot in (first.get("base") or {"removed": []})["removed"]}
+        if first.get("state"):
+            removed = {id for volume in first["state"]["volumes"] for id in self.removed_ids(volume)}
+        else:
+            removed = {snapshot["id"] for snapshot in (first.get("base") or {"removed": []})["removed"]}
         for entry, _ in entries:
             decision = entry["decision"]
             if decision["action"] == "remove":
@@ -549,6 +560,17 @@ class Repository:
             elif decision["action"] == "reinstate":
                 removed -= set(decision["snapshots"])
         return removed
+
+    def removed_ids(self, volume):
+        """Ids of a volume of the retention ledger, as a state lists it."""
+        name = f"retention/ids/{volume['name']}"
+        kind, content = self.open_object(name)
+        need(kind == REMOVED_IDS, f"{name}: is of another kind than its name says")
+        need(blake3(self.read(name)).hexdigest() == volume["ids"], f"{name}: is another one than the ledger lists")
+        ids = [content[at : at + 16] for at in range(0, len(content), 16)]
+        need(len(content) == 16 * volume["snapshots"], f"{name}: has another length than the ledger says")
+        need(all(before < after for before, after in zip(ids, ids[1:])), f"{name}: its ids are not in order")
+        return [ulid_text(id) for id in ids]
 
     # --- packs ----------------------------------------------------------------------------------------------------------------
 

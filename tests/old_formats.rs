@@ -33,7 +33,46 @@ fn every_frozen_repository_has_a_test() {
         .collect();
     there.sort();
     // Journals of older versions have their test beside the journal.
-    assert_eq!(there, ["journal", VERSIONS[0].0, LOGS]);
+    assert_eq!(there, ["journal", VERSIONS[0].0, LEDGER, LOGS]);
+}
+
+/// So did the retention ledger; programs before its volumes wrote all that was removed into one entry.
+const LEDGER: &str = "v1-ledger";
+const LEDGER_PASSPHRASE: &str = "frozen format version 1 with a ledger";
+
+#[test]
+fn a_frozen_ledger_is_sound_and_goes_on() {
+    let temp = tempfile::tempdir().unwrap();
+    copy(&frozen(LEDGER).join("repository"), &temp.path().join("repository"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let open = || {
+        let store = Store::open(&StoreConfig::at(format!("file://{}", temp.path().join("repository").display()))).unwrap();
+        Repository::open(store, runtime.handle().clone(), &Passphrase::new(LEDGER_PASSPHRASE), &OpenOptions::default()).unwrap()
+    };
+    let expected = std::fs::read_to_string(frozen(LEDGER).join("expected")).unwrap();
+    let told = |repository: &Repository| {
+        let ledger = repository.ledger().unwrap();
+        let mut removed = Vec::new();
+        repository.removals(&ledger, |snapshot| removed.push(snapshot)).unwrap();
+        assert!(removed.iter().all(|removed| removed.plan.as_str() == "crm" && removed.hash.len() == 64));
+        let there = repository.manifests(None).unwrap().into_iter().map(|manifest| (manifest.id, "there"));
+        let mut all: Vec<_> = there.chain(removed.into_iter().map(|removed| (removed.id, "removed"))).collect();
+        all.sort_unstable();
+        let held = ledger.holds().keys().map(|id| format!("held {id}\n"));
+        all.into_iter().map(|(id, what)| format!("{what} {id}\n")).chain(held).collect::<String>()
+    };
+    let sound = || {
+        let verified = open().verify(VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap();
+        assert_eq!(verified.findings, []);
+    };
+    assert_eq!(told(&open()), expected);
+    sound();
+    // And on into a state of this version.
+    let repository = open();
+    (0..64).for_each(|_| repository.pass_in_ledger("a test", chrono::Utc::now()).unwrap());
+    assert!(temp.path().join("repository/retention/ids").exists() && !temp.path().join("repository/retention/0000000000000043").exists());
+    assert_eq!(told(&open()), expected);
+    sound();
 }
 
 /// Logs came to version 1 later: a repository of their own.

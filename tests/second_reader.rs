@@ -206,6 +206,46 @@ fn the_second_reader_follows_what_was_removed_and_moved() {
     story.lifeboat(&["restore", "crm", "--to", ours.to_str().unwrap()]);
     assert_eq!(tree(&theirs.join("files")), tree(&ours.join("files")));
     assert!(std::fs::read(theirs.join("database/crm.sqlite")).unwrap() == std::fs::read(ours.join("database")).unwrap());
+
+    // The same from a state of the ledger, in volumes: also where the manifests of what was removed are there again.
+    let removed = String::from_utf8(story.extract(PASSPHRASE, &["list"]).stdout).unwrap();
+    let manifests = |story: &Story| {
+        let chain = story.at("repository/snapshots").read_dir().unwrap().next().unwrap().unwrap().path();
+        chain.read_dir().unwrap().map(|item| item.unwrap().path()).collect::<Vec<_>>()
+    };
+    let before: Vec<(PathBuf, Vec<u8>)> = manifests(&story).into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
+    story.lifeboat(&["backup", "crm"]);
+    story.lifeboat(&["prune", "crm"]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let store = lifeboat::store::StoreConfig::at(format!("file://{}", story.at("repository").display()));
+    let store = lifeboat::store::Store::open(&store).unwrap();
+    let passphrase = lifeboat::repo::Passphrase::new(PASSPHRASE);
+    let repository =
+        lifeboat::repo::Repository::open(store, runtime.handle().clone(), &passphrase, &lifeboat::repo::OpenOptions::default());
+    let repository = repository.unwrap();
+    (0..64).for_each(|_| repository.pass_in_ledger("so that there is a state", chrono::Utc::now()).unwrap());
+    let volume = story.at("repository/retention/ids").read_dir().unwrap().next().unwrap().unwrap().path();
+    assert_eq!(manifests(&story).len(), 1);
+    before.iter().for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+    let listed = story.extract(PASSPHRASE, &["list"]);
+    let listed = (String::from_utf8(listed.stdout).unwrap(), String::from_utf8(listed.stderr).unwrap());
+    assert!(listed.0.lines().count() == 1 && !removed.contains(&listed.0[..26]), "{listed:?}");
+    // A damaged one is told.
+    let whole = std::fs::read(&volume).unwrap();
+    std::fs::write(&volume, &whole[..whole.len() - 1]).unwrap();
+    let output = story.extract(PASSPHRASE, &["list"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the retention ledger: "), "{output:?}");
+}
+
+/// As an older program wrote it.
+#[test]
+fn the_second_reader_reads_an_old_ledger() {
+    let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/frozen/v1-ledger");
+    let output = extract(&frozen.join("repository"), "frozen format version 1 with a ledger", &["list"]);
+    let expected = std::fs::read_to_string(frozen.join("expected")).unwrap();
+    let listed = String::from_utf8(output.stdout).unwrap();
+    let there: Vec<&str> = expected.lines().filter_map(|line| line.strip_prefix("there ")).collect();
+    assert_eq!(listed.lines().map(|line| &line[..26]).collect::<Vec<_>>(), there, "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

@@ -68,6 +68,10 @@ fn text(report: &PruneReport) -> String {
             log.reason
         );
     }
+    if report.reports.removed + report.reports.refused > 0 {
+        let what = if report.dry_run { "would go" } else { "removed" };
+        let _ = writeln!(text, "reports: {} {what} that nothing rests on, {} kept", report.reports.removed, report.reports.kept);
+    }
     for blocked in report.blocked.iter().chain(&report.collection.blocked) {
         let _ = writeln!(text, "BLOCKED, nothing is deleted: {blocked}");
     }

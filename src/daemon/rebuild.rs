@@ -19,7 +19,7 @@ use crate::ops::drill::DrillReport;
 use crate::ops::resolve::{self, Surroundings};
 use crate::ops::verify::VerifyReport;
 use crate::plan::Plans;
-use crate::repo::{Manifest, ReportKind, ReportRecord};
+use crate::repo::{Manifest, RemovedSnapshot, ReportKind, ReportRecord};
 
 /// `lifeboat.rebuild/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,7 +110,15 @@ fn gather(plans: &Plans, surroundings: &Surroundings) -> Result<Gathered> {
         damaged.extend(lost.iter().map(|lost| format!("{}: {:?}", settings.name, lost.error)));
         proven.extend(manifests.iter().filter(|manifest| used.contains(&&manifest.plan)).map(of_manifest));
         match repository.ledger() {
-            Ok(ledger) => removed += ledger.all_removed().filter(|snapshot| used.contains(&&snapshot.plan)).count() as u64,
+            Ok(ledger) => {
+                let count = |snapshot: RemovedSnapshot| removed += u64::from(used.contains(&&snapshot.plan));
+                if let Err(error) = repository.removals(&ledger, count) {
+                    match error.kind() {
+                        Kind::Damaged | Kind::NotFound => damaged.push(format!("{}: {error:?}", settings.name)),
+                        _ => return Err(asked(error)),
+                    }
+                }
+            }
             // Told with the manifests.
             Err(error) if error.kind() == Kind::Damaged => {}
             Err(error) => return Err(asked(error)),

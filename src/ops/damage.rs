@@ -23,6 +23,8 @@ pub struct Damage {
     /// The last verification that found it, and when.
     pub report: ReportId,
     pub time: DateTime<Utc>,
+    /// When the first of those verifications found it that did so without one between that took it back.
+    pub since: DateTime<Utc>,
     /// Only reading the object's stored bytes can show that it is sound again.
     deep: bool,
     /// A snapshot that is gone although a journal knows that it was committed, and its plan: only who knows that too can see it there again.
@@ -39,7 +41,23 @@ pub struct KnownDamage {
     pub message: String,
 }
 
+impl Damage {
+    /// As what is known against a snapshot that it harms.
+    pub(in crate::ops) fn known(&self) -> KnownDamage {
+        KnownDamage {
+            found_by: "verify".into(),
+            report: self.report,
+            time: self.time,
+            message: format!("{} is {}: {}", self.finding.object, self.finding.kind, self.finding.message),
+        }
+    }
+}
+
 impl KnownDamage {
+    pub(in crate::ops) fn by_drill(report: ReportId, time: DateTime<Utc>, message: String) -> Self {
+        Self { found_by: "drill".into(), report, time, message }
+    }
+
     /// In one line.
     #[must_use]
     pub fn describe(&self) -> String {
@@ -53,40 +71,37 @@ impl KnownDamage {
 #[must_use]
 pub fn of_snapshot(reports: &[impl Borrow<ReportRecord>], standing: &[Damage], id: SnapshotId) -> Option<KnownDamage> {
     let found = standing.iter().filter(|damage| damage.finding.snapshots.contains(&id)).max_by_key(|damage| (damage.time, damage.report));
-    let found = found.map(|damage| KnownDamage {
-        found_by: "verify".into(),
-        report: damage.report,
-        time: damage.time,
-        message: format!("{} is {}: {}", damage.finding.object, damage.finding.kind, damage.finding.message),
-    });
+    let found = found.map(Damage::known);
     found.into_iter().chain(of_drill(reports, id)).max_by_key(|known| (known.time, known.report))
 }
 
+/// What a drill found against its snapshot: whether that is damage of stored bytes (or a difference, which such need not have), and how it says so. `None`: it says
+/// nothing of the content (it lacked room), so neither finds nor takes back; or it passed.
+pub(in crate::ops) fn found_by_drill(record: &ReportRecord) -> Option<(bool, String)> {
+    let text = |pointer: &str| record.document.pointer(pointer).and_then(serde_json::Value::as_str);
+    let exit = text("/exit")?;
+    let is_damage = exit == Kind::Damaged.word();
+    if !is_damage && exit != Kind::Differs.word() {
+        return None;
+    }
+    Some((is_damage, text("/failure/message").or_else(|| text("/reasons/0")).unwrap_or("a drill of it failed").to_owned()))
+}
+
 fn of_drill(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Option<KnownDamage> {
-    let text =
-        |record: &ReportRecord, pointer: &str| record.document.pointer(pointer).and_then(serde_json::Value::as_str).map(str::to_owned);
-    // What says nothing of the content (a drill that lacked room) neither finds nor takes back.
-    let found =
-        |record: &ReportRecord| text(record, "/exit").is_some_and(|exit| exit == Kind::Damaged.word() || exit == Kind::Differs.word());
-    let told =
-        |record: &&ReportRecord| record.kind == ReportKind::Drill && record.snapshots.contains(&id) && (record.passed || found(record));
+    let told = |record: &&ReportRecord| {
+        record.kind == ReportKind::Drill && record.snapshots.contains(&id) && (record.passed || found_by_drill(record).is_some())
+    };
     let last = reports
         .iter()
         .map(Borrow::<ReportRecord>::borrow)
         .filter(told)
         .max_by_key(|record| (record.time, record.id))
         .filter(|record| !record.passed)?;
-    let damaged = text(last, "/exit").is_some_and(|exit| exit == Kind::Damaged.word());
-    if damaged && select::verified_at(reports, id).is_some_and(|verified| verified > last.time) {
+    let (is_damage, message) = found_by_drill(last)?;
+    if is_damage && select::verified_at(reports, id).is_some_and(|verified| verified > last.time) {
         return None;
     }
-    let message = text(last, "/failure/message").or_else(|| text(last, "/reasons/0"));
-    Some(KnownDamage {
-        found_by: "drill".into(),
-        report: last.id,
-        time: last.time,
-        message: message.unwrap_or_else(|| "a drill of it failed".into()),
-    })
+    Some(KnownDamage::by_drill(last.id, last.time, message))
 }
 
 /// Findings that stand, by object. `existing`: every snapshot of the repository; `None`: not all could be listed, so none counts as gone.
@@ -94,38 +109,48 @@ fn of_drill(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Option<Kno
 pub fn standing(reports: &[ReportRecord], existing: Option<&BTreeSet<SnapshotId>>) -> Vec<Damage> {
     let mut ordered: Vec<&ReportRecord> = reports.iter().filter(|report| report.kind == ReportKind::Verify).collect();
     ordered.sort_by_key(|report| (report.time, report.id));
+    let decoded: Vec<Option<VerifyReport>> = ordered.iter().map(|record| VerifyReport::deserialize(&record.document).ok()).collect();
+    let standing =
+        standing_of(ordered.iter().zip(&decoded).map(|(record, report)| (record.id, record.time, record.passed, report.as_ref())));
+    standing.into_iter().filter(|damage| existing.is_none_or(|existing| !is_gone(damage, existing))).collect()
+}
+
+/// The same of verifications in their order: id, time, whether it passed, and the document, where this version can read it.
+pub(in crate::ops) fn standing_of<'a>(
+    verifications: impl Iterator<Item = (ReportId, DateTime<Utc>, bool, Option<&'a VerifyReport>)>,
+) -> Vec<Damage> {
     let mut standing: BTreeMap<(String, String), Damage> = BTreeMap::new();
-    for record in ordered {
-        let Ok(report) = VerifyReport::deserialize(&record.document) else {
-            if !record.passed {
-                let damage = unreadable(record);
+    for (id, time, passed, report) in verifications {
+        let Some(report) = report else {
+            if !passed {
+                let damage = unreadable(id, time);
                 standing.insert((damage.finding.object.clone(), damage.finding.kind.clone()), damage);
             }
             continue;
         };
-        standing.retain(|_, damage| !takes_back(&report, damage));
+        standing.retain(|_, damage| !takes_back(report, damage));
         for finding in report.all_findings() {
             let key = (finding.object.clone(), finding.kind.clone());
-            let deep =
-                reads(&report, &finding.object) && is_pack(&finding.object) && matches!(finding.kind.as_str(), "damaged" | "missing");
-            let deep = deep || standing.get(&key).is_some_and(|earlier| earlier.deep);
+            let deep = reads(report, &finding.object) && is_pack(&finding.object) && matches!(finding.kind.as_str(), "damaged" | "missing");
+            let earlier = standing.get(&key);
+            let (deep, since) = (deep || earlier.is_some_and(|earlier| earlier.deep), earlier.map_or(time, |earlier| earlier.since));
             let gone = finding.snapshots.first().filter(|_| finding.kind == "missing");
             let vanished = gone.and_then(|id| Some((report.vanished.get(id)?.clone(), *id)));
-            standing.insert(key, Damage { finding: finding.clone(), report: record.id, time: record.time, deep, vanished });
+            standing.insert(key, Damage { finding: finding.clone(), report: id, time, since, deep, vanished });
         }
     }
-    standing.into_values().filter(|damage| existing.is_none_or(|existing| !is_gone(damage, existing))).collect()
+    standing.into_values().collect()
 }
 
 /// A verification of a later version of the program that did not pass: what it found is not known here, but that it found something is.
-fn unreadable(record: &ReportRecord) -> Damage {
+fn unreadable(id: ReportId, time: DateTime<Utc>) -> Damage {
     let finding = Finding {
-        object: format!("reports/{}", record.id),
+        object: format!("reports/{id}"),
         kind: "unknown".into(),
         message: "this verification did not pass, and what it found cannot be read by this version".into(),
         snapshots: Vec::new(),
     };
-    Damage { finding, report: record.id, time: record.time, deep: true, vanished: None }
+    Damage { finding, report: id, time, since: time, deep: true, vanished: None }
 }
 
 fn takes_back(report: &VerifyReport, damage: &Damage) -> bool {

@@ -16,6 +16,7 @@ pub mod drill;
 pub mod extract;
 pub mod identity;
 pub mod init;
+mod judged;
 pub mod key_age;
 pub mod keyless;
 pub mod log;
@@ -221,7 +222,7 @@ pub(crate) fn condemn(job: &Job) -> Option<String> {
 pub(crate) fn unless_removed(repository: &Repository, id: crate::id::SnapshotId, error: Error) -> Error {
     let may_be = matches!(error.kind(), crate::error::Kind::Damaged | crate::error::Kind::NotFound);
     match may_be.then(|| repository.removed(id)).flatten() {
-        Some(removed) => removed.error().because(error),
+        Some(removed) => removed.because(error),
         None => error,
     }
 }

@@ -1,7 +1,7 @@
 //! Prune: what retention plans is shown and applied, then garbage is collected. Everything here may be interrupted and run again.
 //!
 //! Order: removal through the retention ledger (which decides, and from then on the snapshots are gone) → logs that no kept snapshot
-//! needs → collection.
+//! needs → reports that nobody needs ([`judged`](crate::ops::judged)) → collection.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -13,15 +13,13 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
-use crate::id::{Name, SnapshotId};
-use crate::ops::damage::Damage;
+use crate::id::{Name, ReportId, SnapshotId};
+use crate::ops::judged::{Existing, Judged, Judgement};
 use crate::ops::log::{replay, retain};
 use crate::ops::retention::{self, Candidate, Fate, Rules};
 use crate::ops::verdict::millis;
-use crate::ops::{backup, damage, explain, select};
-use crate::repo::{
-    CollectOptions, Collection, Decision, Hold, Ledger, Locks, Manifest, ReportKind, ReportRecord, Repository, Role, beside,
-};
+use crate::ops::{backup, explain, select};
+use crate::repo::{CollectOptions, Collection, Decision, Hold, Ledger, Locks, Manifest, Repository, Role, beside};
 
 /// Whose snapshots are looked at, and by which rules.
 #[derive(Debug, Clone)]
@@ -69,6 +67,17 @@ impl LogFate {
     }
 }
 
+/// What became of the reports of drills and verifications.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportsPruned {
+    /// That are there afterwards.
+    pub kept: u64,
+    /// That nobody needs any more and that were removed, or would be.
+    pub removed: u64,
+    /// Of these, that are still there because the store refused.
+    pub refused: u64,
+}
+
 /// What became of a copy that has rules of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyPruned {
@@ -111,6 +120,8 @@ pub struct PruneReport {
     /// How many were removed, or would be.
     pub snapshots_removed: u64,
     pub logs: Vec<LogFate>,
+    #[serde(default)]
+    pub reports: ReportsPruned,
     /// Stored bytes throughout.
     pub collection: Collection,
     /// Why retention removed nothing; sentences.
@@ -234,6 +245,7 @@ pub fn run(
     for plan in plans {
         logs.extend(prune_logs(repository, plan, &planned, now, dry_run, cancel)?);
     }
+    let reports = prune_reports(repository, &mut planned, now, dry_run, cancel)?;
     let without = if dry_run { planned.removed().map(|(_, id, _)| id).collect() } else { BTreeSet::new() };
     let options = CollectOptions { dry_run, without, ..CollectOptions::default() };
     let mut collection = repository.collect(&options, now, progress, cancel)?;
@@ -242,6 +254,7 @@ pub fn run(
         collection.refused += log.refused;
         warnings.push(format!("log of {} {}: {}; the next prune tries again", log.plan, log.source, log.reason));
     }
+    collection.refused += reports.refused;
     warnings.append(&mut collection.warnings);
     // Last: what is given up by now need not stay locked.
     let locks = if dry_run { None } else { repository.keep_locked(now, true, progress, cancel)? };
@@ -260,6 +273,7 @@ pub fn run(
         snapshots_removed: planned.removed().count() as u64,
         snapshots: planned.shown(),
         logs,
+        reports,
         collection,
         blocked: planned.blocked,
         warnings,
@@ -274,6 +288,9 @@ struct Planned {
     manifests: BTreeMap<SnapshotId, Manifest>,
     /// Plans and their sources whose log snapshots continued that are removed already.
     logs_before: BTreeSet<(Name, Name)>,
+    /// How many reports there are, and those that nobody needs any more.
+    reports: u64,
+    reports_over: Vec<ReportId>,
     blocked: Vec<String>,
     warnings: Vec<String>,
 }
@@ -303,15 +320,11 @@ impl Planned {
 fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: DateTime<Utc>) -> Result<Planned> {
     let mut planned = Planned::default();
     // Far away each answer takes its time. Sessions are listed after manifests: one that is not there any more has ended.
-    let (found, reports) = beside(
-        || repository.sound_reports_without(&forget_details),
-        || {
-            let manifests = repository.sound_manifests(None)?;
-            Ok::<_, Error>((manifests, repository.open_commits()))
-        },
-    );
-    let ((manifests, damaged), open) = found?;
-    let (reports, damaged_reports) = reports?;
+    let (manifests, damaged) = repository.sound_manifests(None)?;
+    // Of reports only what they say of these is held.
+    let existing = Existing::new(&manifests, &damaged);
+    let (open, judged) = beside(|| Judged::read(repository, &existing, now), || repository.open_commits());
+    let (judged, damaged_reports) = judged?;
     for error in damaged.iter().map(|lost| &lost.error).chain(&damaged_reports) {
         planned.blocked.push(explain(error));
     }
@@ -323,13 +336,12 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
         }
         Err(error) => return Err(error),
     };
-    let standing = damage::standing(&reports, None);
-    let superseded = superseded(&manifests, &reports, &standing, ledger, &open, now);
+    let superseded = superseded(&manifests, &judged, ledger, &open, now);
     for PlanRules { plan, rules, zone, .. } in plans {
         // Without rules nothing is ever removed.
         let goes = |id: &SnapshotId| !rules.is_everything() && superseded.contains_key(id);
         let of_plan = manifests.iter().filter(|manifest| manifest.plan == *plan && !goes(&manifest.id));
-        let candidates: Vec<Candidate> = of_plan.map(|manifest| candidate(manifest, ledger, &reports, &standing, &open, now)).collect();
+        let candidates: Vec<Candidate> = of_plan.map(|manifest| candidate(manifest, ledger, &judged, &open, now)).collect();
         planned.warnings.extend(of_the_future(plan, &candidates, &manifests, now));
         let mut fates = retention::plan(rules, &candidates, *zone, now);
         for (id, by) in superseded.iter().filter(|(id, by)| by.plan == *plan && goes(id)) {
@@ -349,26 +361,14 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
         }
         planned.by_plan.push((plan.clone(), candidates, fates));
     }
-    let logs = ledger.all_removed().flat_map(|removed| removed.logs.iter().map(|source| (removed.plan.clone(), source.clone())));
-    planned.logs_before = logs.collect();
+    planned.logs_before = ledger.logs_of_removed().map(|(plan, source)| (plan.clone(), source.clone())).collect();
     planned.manifests = manifests.into_iter().map(|manifest| (manifest.id, manifest)).collect();
-    Ok(planned)
-}
-
-/// Of a report, what is asked here of it: a repository holds thousands of them, with a line for each table or snapshot.
-fn forget_details(report: &mut ReportRecord) {
-    match report.kind {
-        ReportKind::Drill => {
-            if let Some(document) = report.document.as_object_mut() {
-                document.retain(|name, _| matches!(name.as_str(), "exit" | "verdict" | "failure" | "reasons"));
-            }
-        }
-        ReportKind::Verify => {
-            if let Some(sound) = report.document.get_mut("snapshots_sound").and_then(serde_json::Value::as_array_mut) {
-                *sound = Vec::new();
-            }
-        }
+    let with_rules = plans.iter().filter(|plan| !plan.rules.is_everything()).map(|plan| plan.plan.as_str()).collect::<BTreeSet<_>>();
+    planned.reports = judged.reports;
+    if planned.blocked.is_empty() && !with_rules.is_empty() {
+        planned.reports_over = judged.over(&with_rules);
     }
+    Ok(planned)
 }
 
 /// A warning where snapshots are dated in the future.
@@ -393,13 +393,12 @@ fn of_the_future(plan: &Name, candidates: &[Candidate], manifests: &[Manifest], 
 /// as they are there: what they lead to cannot be told. One that is held stays, and one whose writer may not have heard of its commit.
 fn superseded<'a>(
     manifests: &'a [Manifest],
-    reports: &[ReportRecord],
-    standing: &[Damage],
+    judged: &Judged,
     ledger: &Ledger,
     open: &[SnapshotId],
     now: DateTime<Utc>,
 ) -> BTreeMap<SnapshotId, &'a Manifest> {
-    let is_damaged = |id: SnapshotId| damage::of_snapshot(reports, standing, id).is_some();
+    let is_damaged = |id: SnapshotId| judged.is_damaged(id);
     let is_read = |id: SnapshotId| manifests.iter().any(|manifest| manifest.id == id);
     // That it says so is not enough: a writer's key must not be able to have a sound one removed.
     manifests
@@ -407,19 +406,12 @@ fn superseded<'a>(
         .filter(|manifest| !is_damaged(manifest.id))
         .filter_map(|manifest| Some((manifest.replaces()?, manifest)))
         .filter(|(id, _)| is_damaged(*id) || !is_read(*id))
-        .filter(|(id, _)| ledger.removed(*id).is_none() && ledger.hold(*id, now).is_none() && !open.contains(id))
+        .filter(|(id, _)| !ledger.is_removed(*id) && ledger.hold(*id, now).is_none() && !open.contains(id))
         .collect()
 }
 
-/// `standing`: of the same reports.
-fn candidate(
-    manifest: &Manifest,
-    ledger: &Ledger,
-    reports: &[ReportRecord],
-    standing: &[Damage],
-    open: &[SnapshotId],
-    now: DateTime<Utc>,
-) -> Candidate {
+fn candidate(manifest: &Manifest, ledger: &Ledger, judged: &Judged, open: &[SnapshotId], now: DateTime<Utc>) -> Candidate {
+    let Judgement { proven_at, damaged, .. } = judged.of(manifest.id);
     let held = ledger.hold(manifest.id, now).map(|hold| {
         let until = hold.until.map_or_else(String::new, |until| format!(" until {}", select::moment(until)));
         format!("{} (by {}{until})", hold.reason, hold.by)
@@ -429,8 +421,8 @@ fn candidate(
         time: manifest.time,
         tags: manifest.tags.clone(),
         whole: backup::missing(&manifest.sources).is_empty(),
-        proven_at: select::proven(reports, manifest),
-        damaged: damage::of_snapshot(reports, standing, manifest.id).map(|known| known.describe()),
+        proven_at,
+        damaged: damaged.map(|known| known.describe()),
         held,
         unended: open.contains(&manifest.id),
         has_log: manifest.sources.iter().any(replay::can_have_log),
@@ -450,10 +442,10 @@ pub(in crate::ops) fn needing_log<'a>(
     if rules.log.is_none() {
         return Ok(manifests);
     }
-    let (reports, _) = repository.sound_reports_without(&forget_details)?;
-    let standing = damage::standing(&reports, None);
+    let existing = Existing::new(manifests.iter().copied(), &[]);
+    let (judged, _) = Judged::read(repository, &existing, now)?;
     let ledger = repository.ledger()?;
-    let candidates: Vec<Candidate> = manifests.iter().map(|manifest| candidate(manifest, &ledger, &reports, &standing, &[], now)).collect();
+    let candidates: Vec<Candidate> = manifests.iter().map(|manifest| candidate(manifest, &ledger, &judged, &[], now)).collect();
     let needing: Vec<SnapshotId> = retention::needing_log(rules, &candidates, now).iter().map(|candidate| candidate.id).collect();
     Ok(manifests.into_iter().filter(|manifest| needing.contains(&manifest.id)).collect())
 }
@@ -507,6 +499,29 @@ fn prune_logs(
     Ok(logs)
 }
 
+/// Removes the reports that nobody needs any more. After the snapshots: a prune that was fenced before these removed nothing at all.
+fn prune_reports(
+    repository: &Repository,
+    planned: &mut Planned,
+    now: DateTime<Utc>,
+    dry_run: bool,
+    cancel: &Cancel,
+) -> Result<ReportsPruned> {
+    let over = std::mem::take(&mut planned.reports_over);
+    if dry_run || over.is_empty() {
+        return Ok(ReportsPruned { kept: planned.reports - over.len() as u64, removed: over.len() as u64, refused: 0 });
+    }
+    refuse_wrong_clock(repository, now)?;
+    let (removed, refused, refusal) = repository.delete_reports(&over, cancel)?;
+    if let Some(refusal) = refusal {
+        planned.warnings.push(format!(
+            "the store refused to delete {refused} reports that nobody needs any more; the next prune tries again: {}",
+            explain(&refusal)
+        ));
+    }
+    Ok(ReportsPruned { kept: planned.reports - removed, removed, refused })
+}
+
 /// `lifeboat.hold/1`: what a hold or release did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldReport {
@@ -540,8 +555,8 @@ pub fn hold(
     let hold = Hold { snapshot: id, until, reason: reason.to_owned(), by: by.to_owned(), held_at: now };
     let mut plan = String::new();
     repository.amend_ledger(now, |ledger| {
-        if let Some(removed) = ledger.removed(id) {
-            return Err(removed.error());
+        if ledger.is_removed(id) {
+            return Err(repository.removed_error(ledger, id));
         }
         plan = repository.manifest(id)?.plan.to_string();
         Ok(Some(Decision::Hold { hold: hold.clone() }))
@@ -580,8 +595,7 @@ mod tests {
     use crate::clock::ManualClock;
     use crate::entry::Order;
     use crate::event::Silent;
-    use crate::id::ReportId;
-    use crate::repo::{OpenOptions, Passphrase};
+    use crate::repo::{OpenOptions, Passphrase, ReportKind, ReportRecord};
     use crate::source::Finish;
     use crate::source::postgres::lsn::Lsn;
     use crate::store::Store;
@@ -811,44 +825,6 @@ mod tests {
         }
     }
 
-    /// Thousands of reports with a line for each table: what is not asked is not held, and what is judged stays the same.
-    #[test]
-    fn what_is_forgotten_of_reports_is_not_asked() {
-        let time = "2026-01-01T02:00:00Z".parse().unwrap();
-        let id = SnapshotId::generate(time);
-        let record = |kind, passed, document| ReportRecord {
-            id: ReportId::generate(time),
-            kind,
-            time,
-            plan: None,
-            snapshots: vec![id],
-            passed,
-            document,
-        };
-        let verify = serde_json::json!({
-            "schema": "lifeboat.verify/1", "id": ReportId::generate(time), "plan": null, "time": time, "depth": "data", "percent": 100, "run": 0,
-            "findings": [{ "object": "snapshots/x/y", "kind": "damaged", "message": "bad", "snapshots": [id] }], "bytes_checked": 1, "objects_checked": 1,
-            "snapshots_sound": (0..500).map(|_| SnapshotId::generate(time)).collect::<Vec<_>>(), "skipped": [], "duration_ms": 1, "warnings": [],
-        });
-        let drill = serde_json::json!({ "exit": "differs", "verdict": "failed", "failure": { "message": "a table differs" }, "tables": vec!["t"; 500] });
-        for (kind, document) in [(ReportKind::Verify, verify), (ReportKind::Drill, drill)] {
-            let whole = record(kind, false, document);
-            let mut light = whole.clone();
-            forget_details(&mut light);
-            assert!(light.document.to_string().len() < 500, "{light:?}");
-            let judged = |report: &ReportRecord| {
-                let reports = std::slice::from_ref(report);
-                (
-                    damage::standing(reports, None),
-                    damage::of_snapshot(reports, &damage::standing(reports, None), id),
-                    select::proven_at(reports, id),
-                )
-            };
-            assert_eq!(judged(&light), judged(&whole));
-            assert!(judged(&light).1.is_some());
-        }
-    }
-
     #[test]
     fn a_writer_prunes_nothing_and_without_rules_nobody_does() {
         let world = World::new();
@@ -885,6 +861,76 @@ mod tests {
         prove(&snapshots[3], 7);
         world.prune("maintainer", &rules, 8, false).unwrap();
         assert_eq!(left(), [snapshots[3].id]);
+    }
+
+    /// A report of each day, the store's clock on its side: what is old and proves nothing that is there goes, and what a store refuses is told.
+    #[test]
+    fn reports_go_after_thirteen_months_unless_something_rests_on_them() {
+        use crate::store::Verb;
+        use crate::store::faults::{Effect, Faults, Rule};
+        let mut world = World::new();
+        let now = (Utc::now() - world.start).num_days();
+        let snapshots: Vec<Manifest> = (0..2).map(|day| world.back_up(day)).collect();
+        let put_in = |world: &World, kind: ReportKind, plan: &str, day: i64, of: &[SnapshotId], passed: bool| {
+            let time = world.day(now - day);
+            let (id, snapshots) = (ReportId::generate(time), of.to_vec());
+            let document = match kind {
+                ReportKind::Drill => serde_json::json!({}),
+                ReportKind::Verify => serde_json::json!({
+                    "schema": "lifeboat.verify/1", "id": id, "plan": plan, "time": time, "depth": "data", "percent": 100, "run": 1000 - day, "findings": [],
+                    "bytes_checked": 1, "objects_checked": 1, "snapshots_sound": of, "skipped": [], "duration_ms": 1, "warnings": [],
+                }),
+            };
+            let record = ReportRecord { id, kind, time, plan: Some(plan.into()), snapshots, passed, document };
+            world.open("reader").put_report(&record).unwrap();
+            id
+        };
+        let put = |kind, plan, day, of: &[SnapshotId], passed| put_in(&world, kind, plan, day, of, passed);
+        let gone = SnapshotId::generate(world.start);
+        let proof = put(ReportKind::Drill, "crm", 700, &[snapshots[0].id], true);
+        let mut left = vec![proof];
+        let mut over = Vec::new();
+        for day in [900, 800, 700, 600, 500, 401] {
+            over.push(put(ReportKind::Verify, "crm", day, &[snapshots[0].id], true));
+            // Of a plan that is not pruned.
+            left.push(put(ReportKind::Drill, "other", day, &[gone], true));
+        }
+        over.extend((500..505).map(|day| put(ReportKind::Drill, "crm", day, &[gone], true)));
+        left.extend((480..490).map(|day| put(ReportKind::Drill, "crm", day, &[gone], true)));
+        left.push(put(ReportKind::Drill, "crm", 600, &[gone], false));
+        left.push(put(ReportKind::Verify, "crm", 399, &[snapshots[0].id], true));
+        let there = |world: &World| {
+            let listed = world.runtime.block_on(world.store.list("reports/")).unwrap();
+            listed.into_iter().map(|object| object.key["reports/".len()..].parse().unwrap()).collect::<BTreeSet<ReportId>>()
+        };
+        let all: BTreeSet<ReportId> = left.iter().chain(&over).copied().collect();
+        let keep = Rules { last: 9, ..Rules::default() };
+        let all_of = |report: &PruneReport| (report.reports.kept, report.reports.removed, report.reports.refused);
+        assert_eq!(all_of(&world.prune("maintainer", &Rules::default(), now, false).unwrap()).1, 0, "without rules nothing goes");
+        let planned = world.prune("maintainer", &keep, now, true).unwrap();
+        assert_eq!(all_of(&planned), (left.len() as u64, over.len() as u64, 0));
+        assert_eq!(there(&world), all);
+        // By a clock that is ten years ahead all of them would be old.
+        let ahead = world.prune("maintainer", &keep, now + 3650, false).unwrap_err();
+        assert!(ahead.to_string().contains("clock"), "{ahead:?}");
+        let faults = Faults::new();
+        let sound = std::mem::replace(&mut world.store, Store::in_memory());
+        world.store = Store::with_faults(sound, faults.clone());
+        faults.add(Rule::on(Verb::Delete).below("reports/").from(3).then(Effect::Fail(Kind::Failed)));
+        let done = world.prune("maintainer", &keep, now, false).unwrap();
+        assert_eq!(all_of(&done), (all.len() as u64 - 2, 2, over.len() as u64 - 2), "{done:?}");
+        assert!(done.warnings.iter().any(|why| why.contains("refused to delete")) && done.exit().is_none(), "{done:?}");
+        faults.clear();
+        let done = world.prune("maintainer", &keep, now, false).unwrap();
+        assert_eq!(all_of(&done), (left.len() as u64, over.len() as u64 - 2, 0));
+        assert_eq!(there(&world), left.iter().copied().collect());
+        assert_eq!(world.prune("maintainer", &keep, now, false).unwrap().reports.removed, 0);
+        // What cannot be read may be what takes a proof back.
+        put_in(&world, ReportKind::Verify, "crm", 950, &[], true);
+        let first = format!("reports/{}", left[0]);
+        world.runtime.block_on(crate::store::faults::flip_byte(&world.store, &first, 80)).unwrap();
+        let done = world.prune("maintainer", &keep, now, false).unwrap();
+        assert!(done.reports.removed == 0 && !done.blocked.is_empty(), "{done:?}");
     }
 
     #[test]

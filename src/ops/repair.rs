@@ -273,7 +273,7 @@ fn forgotten(request: &RepairRequest, have: &[Vec<Manifest>], findings: &[Findin
         return Ok(Vec::new());
     }
     let ledger = repository.ledger()?;
-    copied.retain(|id, _| ledger.removed(*id).is_none());
+    copied.retain(|id, _| !ledger.is_removed(*id));
     let missing = |(id, (plan, other)): (SnapshotId, (&Name, &Name))| Finding {
         object: repository.snapshot_key(plan, id),
         kind: "missing".into(),
@@ -361,8 +361,13 @@ fn copies_that_are_lost(
             continue;
         }
         let copied: BTreeSet<SnapshotId> = manifests.iter().filter_map(origin).flat_map(|from| [from.snapshot, from.place()]).collect();
-        let ledger = other.repository.ledger()?;
         let plans: BTreeSet<&Name> = theirs.iter().map(|manifest| &manifest.plan).collect();
+        let mut removed: BTreeMap<Name, Vec<SnapshotId>> = BTreeMap::new();
+        other.repository.removals(&other.repository.ledger()?, |snapshot| {
+            if plans.contains(&snapshot.plan) {
+                removed.entry(snapshot.plan).or_default().push(snapshot.id);
+            }
+        })?;
         for plan in plans {
             let is_of_plan = |id: &&SnapshotId| objects.contains(request.repository.snapshot_key(plan, **id).as_str());
             let lost: Vec<SnapshotId> = unread.iter().filter(is_of_plan).filter(|id| !pairs.contains_key(*id)).copied().collect();
@@ -373,7 +378,7 @@ fn copies_that_are_lost(
             let own = request.repository.id().to_string();
             let is_own = |m: &Manifest| m.copied_from.as_ref().is_some_and(|from| from.repository == own);
             let there: Vec<&Manifest> = of_plan.iter().filter(|m| may_be(m.id) && !replaced.contains(&m.id) && !is_own(m)).collect();
-            let was_there = ledger.all_removed().filter(|removed| removed.plan == *plan).map(|removed| Some(removed.id));
+            let was_there = removed.get(plan).into_iter().flatten().copied().map(Some);
             let gone = was_there.chain(unreadable.iter().map(|lost| lost.id)).filter(|id| id.is_none_or(may_be)).count();
             let in_order = there.iter().zip(&lost).all(|(original, copy)| original.id.generated() <= copy.generated());
             if gone == 0 && there.len() == lost.len() && in_order {

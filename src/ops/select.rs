@@ -158,20 +158,17 @@ pub fn verified_at(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Opt
             (verified, streak) = (None, None);
             continue;
         }
-        // Whose key opens no data (a writer's, a maintainer's) has not seen that the content is sound: neither verified nor part of a row.
-        let list = |field: &str| report.document.get(field).and_then(serde_json::Value::as_array).map_or(0, Vec::len);
-        if list("skipped") > 0 || (!report.passed && list("findings") == 0) {
+        if is_blind(report) {
             streak = None;
             continue;
         }
-        let number = |field: &str| report.document.get(field).and_then(serde_json::Value::as_u64);
-        let (Some(percent), Some(run)) = (number("percent"), number("run")) else { continue };
+        let Some((percent, run)) = share_of(report) else { continue };
         if !report.snapshots.contains(&id) || percent == 0 {
             streak = None;
             continue;
         }
         let in_a_row = match streak {
-            Some((p, last, count)) if p == percent && last + 1 == run => count + 1,
+            Some((p, last, count)) if p == percent && last.checked_add(1) == Some(run) => count + 1,
             _ => 1,
         };
         streak = Some((percent, run, in_a_row));
@@ -285,7 +282,8 @@ fn by_time(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Vec<&Report
     ordered
 }
 
-fn is_disproof(report: &ReportRecord) -> bool {
+/// Whether a drill that did not pass says something against the snapshot.
+pub(in crate::ops) fn is_disproof(report: &ReportRecord) -> bool {
     // What failed here had other reasons than the snapshot.
     const SURROUNDINGS: [Kind; 6] = [Kind::Unavailable, Kind::NoSpace, Kind::Busy, Kind::Usage, Kind::WrongKey, Kind::Interrupted];
     let field = |name: &str| report.document.get(name).and_then(serde_json::Value::as_str);
@@ -297,12 +295,27 @@ fn is_disproof(report: &ReportRecord) -> bool {
 }
 
 fn harms(report: &ReportRecord, id: SnapshotId) -> bool {
-    let id = id.to_string();
-    let findings = report.document.get("findings").and_then(serde_json::Value::as_array);
-    findings.into_iter().flatten().any(|finding| {
-        let snapshots = finding.get("snapshots").and_then(serde_json::Value::as_array);
-        snapshots.into_iter().flatten().any(|s| s.as_str().is_some_and(|s| s.eq_ignore_ascii_case(&id)))
-    })
+    harmed(report).any(|harmed| harmed == id)
+}
+
+/// Snapshots that a verification found harmed.
+pub(in crate::ops) fn harmed(report: &ReportRecord) -> impl Iterator<Item = SnapshotId> {
+    let list =
+        |value: &'_ serde_json::Value, field: &str| value.get(field).and_then(serde_json::Value::as_array).cloned().unwrap_or_default();
+    let findings = list(&report.document, "findings").into_iter();
+    findings.flat_map(move |finding| list(&finding, "snapshots")).filter_map(|id| id.as_str()?.parse().ok())
+}
+
+/// Whose key opens no data (a writer's, a maintainer's) has not seen that the content is sound: neither verified nor part of a row.
+pub(in crate::ops) fn is_blind(report: &ReportRecord) -> bool {
+    let list = |field: &str| report.document.get(field).and_then(serde_json::Value::as_array).map_or(0, Vec::len);
+    list("skipped") > 0 || (!report.passed && list("findings") == 0)
+}
+
+/// Percent and run of a verification of data.
+pub(in crate::ops) fn share_of(report: &ReportRecord) -> Option<(u64, u64)> {
+    let number = |field: &str| report.document.get(field).and_then(serde_json::Value::as_u64);
+    Some((number("percent")?, number("run")?))
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Kind, Result};
 use crate::id::{Name, SnapshotId};
-use crate::ops::damage::{self, Damage, KnownDamage};
+use crate::ops::damage::KnownDamage;
+use crate::ops::judged::{self, Digest, Existing, Judgement};
 use crate::ops::log::replay;
 use crate::ops::{backup, explain, select};
 use crate::repo::{Manifest, ReportRecord, Repository, SourceRecord, beside};
@@ -152,8 +153,10 @@ fn with_logs(repository: &Repository, manifests: &[Manifest], list: &mut Snapsho
 /// The document, of manifests in the order to show. Pure.
 #[must_use]
 pub fn list(manifests: &[Manifest], reports: &[ReportRecord]) -> SnapshotList {
-    let standing = damage::standing(reports, None);
-    let mut snapshots: Vec<ListedSnapshot> = manifests.iter().map(|manifest| listed(manifest, reports, &standing)).collect();
+    let existing = Existing::new(manifests, &[]);
+    let digests = reports.iter().map(|report| Digest::of(report.clone(), &existing)).collect();
+    let judged = judged::judge(digests, &existing, DateTime::<Utc>::MAX_UTC);
+    let mut snapshots: Vec<ListedSnapshot> = manifests.iter().map(|manifest| listed(manifest, judged.of(manifest.id))).collect();
     let sound: BTreeSet<SnapshotId> = snapshots.iter().filter(|one| one.damaged.is_none()).map(|one| one.id).collect();
     let replacing: BTreeMap<SnapshotId, SnapshotId> =
         manifests.iter().filter(|m| sound.contains(&m.id)).filter_map(|m| Some((m.replaces()?, m.id))).collect();
@@ -165,7 +168,7 @@ pub fn list(manifests: &[Manifest], reports: &[ReportRecord]) -> SnapshotList {
     SnapshotList { schema: "lifeboat.snapshots/1".into(), recovery_ranges: ranges(every), snapshots, damaged: Vec::new() }
 }
 
-fn listed(manifest: &Manifest, reports: &[ReportRecord], standing: &[Damage]) -> ListedSnapshot {
+fn listed(manifest: &Manifest, judged: Judgement) -> ListedSnapshot {
     let source = |s: &SourceRecord| ListedSource { name: s.name.to_string(), kind: s.kind.clone(), bytes: s.bytes, entries: s.entries };
     ListedSnapshot {
         id: manifest.id,
@@ -177,9 +180,9 @@ fn listed(manifest: &Manifest, reports: &[ReportRecord], standing: &[Damage]) ->
         bytes_read: manifest.stats.bytes_read,
         bytes_stored: manifest.stats.bytes_stored,
         problems: backup::missing(&manifest.sources).len() as u64,
-        verified_at: select::verified_at(reports, manifest.id),
-        proven_at: select::proven(reports, manifest),
-        damaged: damage::of_snapshot(reports, standing, manifest.id),
+        verified_at: judged.verified_at,
+        proven_at: judged.proven_at,
+        damaged: judged.damaged,
         replaced_by: None,
         held: None,
     }

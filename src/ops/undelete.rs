@@ -17,7 +17,7 @@ use crate::event::{Event, Progress};
 use crate::id::SnapshotId;
 use crate::ops::explain;
 use crate::ops::resolve::{RepositorySettings, Surroundings};
-use crate::repo::{LaterDecision, UNLOCKED};
+use crate::repo::{LaterDecision, UNLOCKED, is_volume_key};
 use crate::store::Version;
 
 /// Copies at a time.
@@ -109,7 +109,8 @@ fn ledger(versions: &[Version], at: DateTime<Utc>) -> (Vec<String>, Vec<Version>
         let is_there = of_key.iter().any(|version| version.latest && !version.marker);
         match of_key.iter().find(|version| version.modified <= at).filter(|version| !version.marker) {
             Some(version) => then.push(version.clone()),
-            None if is_there => since.push(of_key[0].key.clone()),
+            // A volume comes with an entry.
+            None if is_there && !is_volume_key(&of_key[0].key) => since.push(of_key[0].key.clone()),
             None => {}
         }
     }

@@ -159,6 +159,10 @@ pub enum ObjectKind {
     Moved = 10,
     /// Which writers were at work when packs had been given up.
     Waits = 11,
+    /// Ids of removed snapshots, of a volume of the retention ledger.
+    RemovedIds = 12,
+    /// What is known of these snapshots.
+    Removed = 13,
     /// A plan's own key, or that it was destroyed.
     PlanKey = 32,
     /// Something that was done with keys.
@@ -179,6 +183,8 @@ impl ObjectKind {
             9 => Self::Ledger,
             10 => Self::Moved,
             11 => Self::Waits,
+            12 => Self::RemovedIds,
+            13 => Self::Removed,
             32 => Self::PlanKey,
             33 => Self::KeyEvent,
             _ => return None,
@@ -198,6 +204,8 @@ impl ObjectKind {
             Self::Ledger => "retention ledger",
             Self::Moved => "moved packs",
             Self::Waits => "waits",
+            Self::RemovedIds => "ids of removed snapshots",
+            Self::Removed => "removed snapshots",
             Self::PlanKey => "plan key",
             Self::KeyEvent => "key event",
         }

@@ -9,12 +9,15 @@
 //! although a writer that never heard of its commit may create it once more, whenever that is; and it is how `verify` tells a snapshot
 //! that was removed from one that was stolen: the entry has its hash and its parents, so the chain goes on through it.
 //!
-//! Now and then an entry carries the whole state before it (`base`), and the ones before are not needed any more.
+//! Now and then an entry carries the whole state before it, and the ones before are not needed any more. What was removed only grows, so a state does not
+//! hold it but names volumes of it ([`removed`]), each written once; of them a reader holds the ids. (Older programs wrote all of it into a `base`, which is
+//! read and not written any more.)
 //!
 //! That the newest entries are missing cannot be seen in the ledger: whoever can delete them takes a hold back. So each machine remembers the
 //! newest one that it has seen ([`SeenLedger`]), and believes no ledger that does not go on from there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -23,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::repo::format::ObjectKind;
+use crate::repo::removed::{self, ListedVolume, VOLUME_SNAPSHOTS, Volume, volume_number};
 use crate::repo::seen::SeenLedger;
 use crate::repo::session::SeenSession;
 use crate::repo::snapshot::{Manifest, Parent, host_name, id_of};
@@ -139,10 +143,20 @@ impl DecidedSince {
     }
 }
 
+/// Everything that the entries up to one say, as older programs wrote it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Base {
+    removed: Vec<RemovedSnapshot>,
+    holds: Vec<Hold>,
+}
+
 /// Everything that the entries up to one say.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
-    removed: Vec<RemovedSnapshot>,
+    /// What was removed is in these, each snapshot in one.
+    volumes: Vec<ListedVolume>,
+    /// Of removed snapshots, sources that a log continued, by plan.
+    logs: BTreeMap<Name, BTreeSet<Name>>,
     holds: Vec<Hold>,
 }
 
@@ -157,30 +171,70 @@ struct Entry {
     decision: Decision,
     /// The state before this entry.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    base: Option<State>,
+    state: Option<State>,
+    /// The same of an older program.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    base: Option<Base>,
 }
 
-/// What the ledger says.
+impl Entry {
+    /// Whether the entries before are not needed.
+    fn is_base(&self) -> bool {
+        self.state.is_some() || self.base.is_some()
+    }
+}
+
+/// What the ledger says. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
     /// Hash of each entry from the newest base on, by number.
     entries: BTreeMap<u64, String>,
     /// Of the first of them: the hash of the one before.
     before: String,
-    removed: HashMap<SnapshotId, RemovedSnapshot>,
+    /// What was removed before the newest state, but for what was taken back since.
+    volumes: Vec<Arc<Volume>>,
+    reinstated: Arc<HashSet<SnapshotId>>,
+    /// What was removed since.
+    recent: Arc<HashMap<SnapshotId, RemovedSnapshot>>,
+    logs: BTreeMap<Name, BTreeSet<Name>>,
     holds: BTreeMap<SnapshotId, Hold>,
 }
 
 impl Ledger {
-    /// What is known of a snapshot that was removed.
+    /// Whether a snapshot was removed.
     #[must_use]
-    pub fn removed(&self, id: SnapshotId) -> Option<&RemovedSnapshot> {
-        self.removed.get(&id)
+    pub fn is_removed(&self, id: SnapshotId) -> bool {
+        self.recent.contains_key(&id) || self.volume_of(id).is_some()
     }
 
-    /// All that were removed, in no order.
-    pub fn all_removed(&self) -> impl Iterator<Item = &RemovedSnapshot> {
-        self.removed.values()
+    /// Ids of all that were removed, in no order.
+    pub fn removed_ids(&self) -> impl Iterator<Item = SnapshotId> {
+        let of_volumes = self.volumes.iter().flat_map(|volume| volume.ids()).filter(|id| !self.reinstated.contains(id));
+        of_volumes.chain(self.recent.keys()).copied()
+    }
+
+    /// Plans, and their sources whose logs removed snapshots continued.
+    pub fn logs_of_removed(&self) -> impl Iterator<Item = (&Name, &Name)> {
+        self.logs.iter().flat_map(|(plan, sources)| sources.iter().map(move |source| (plan, source)))
+    }
+
+    pub(super) fn volumes(&self) -> &[Arc<Volume>] {
+        &self.volumes
+    }
+
+    /// What was removed since the newest state.
+    pub(super) fn recent(&self) -> impl Iterator<Item = &RemovedSnapshot> {
+        self.recent.values()
+    }
+
+    /// The volume that has a snapshot, unless that was taken back since.
+    fn volume_of(&self, id: SnapshotId) -> Option<&Arc<Volume>> {
+        self.volumes.iter().find(|volume| volume.has(id)).filter(|_| !self.reinstated.contains(&id))
+    }
+
+    /// Whether the state that the ledger goes on from lists this object.
+    pub(super) fn lists(&self, key: &str) -> bool {
+        self.volumes.iter().any(|volume| volume.listed.keys().iter().any(|listed| listed == key))
     }
 
     /// Holds that were not released, also those whose time is over.
@@ -217,7 +271,10 @@ impl Ledger {
             Decision::Remove { snapshots } => {
                 for snapshot in snapshots {
                     self.holds.remove(&snapshot.id);
-                    self.removed.entry(snapshot.id).or_insert(snapshot);
+                    if !self.is_removed(snapshot.id) {
+                        self.note_logs(&snapshot);
+                        Arc::make_mut(&mut self.recent).insert(snapshot.id, snapshot);
+                    }
                 }
             }
             Decision::Hold { hold } => {
@@ -227,8 +284,10 @@ impl Ledger {
                 self.holds.remove(&snapshot);
             }
             Decision::Reinstate { snapshots, holds, .. } => {
-                for snapshot in snapshots {
-                    self.removed.remove(&snapshot);
+                for id in snapshots {
+                    if Arc::make_mut(&mut self.recent).remove(&id).is_none() && self.volume_of(id).is_some() {
+                        Arc::make_mut(&mut self.reinstated).insert(id);
+                    }
                 }
                 self.holds.extend(holds.into_iter().map(|hold| (hold.snapshot, hold)));
             }
@@ -236,10 +295,10 @@ impl Ledger {
         }
     }
 
-    fn state(&self) -> State {
-        let mut removed: Vec<RemovedSnapshot> = self.removed.values().cloned().collect();
-        removed.sort_by_key(|snapshot| snapshot.id);
-        State { removed, holds: self.holds.values().cloned().collect() }
+    fn note_logs(&mut self, removed: &RemovedSnapshot) {
+        if !removed.logs.is_empty() {
+            self.logs.entry(removed.plan.clone()).or_default().extend(removed.logs.iter().cloned());
+        }
     }
 }
 
@@ -251,26 +310,42 @@ impl Repository {
     /// may be removed.
     pub fn ledger(&self) -> Result<Ledger> {
         let inner = &self.inner;
+        // The newest entry of a ledger whose state was not all there.
+        let mut incomplete: Option<ObjectInfo> = None;
         for _ in 0..ATTEMPTS {
             // Before the listing: what anybody on this machine had seen by then must be in it.
             let seen = SeenLedger::read(&inner.cache.path);
-            let listed = inner.block_on(inner.store.list(FOLDER))?;
-            let known = {
-                let known = inner.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                known.as_ref().filter(|(key, _)| listed.last() == Some(key)).map(|(_, ledger)| ledger.clone())
-            };
-            let ledger = match (listed.last(), known) {
+            let there = inner.block_on(inner.store.list(FOLDER))?;
+            let entries: Vec<&ObjectInfo> = there.iter().filter(|object| volume_number(&object.key).is_none()).collect();
+            let known = inner.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+            let ledger = match (entries.last(), known) {
                 (None, _) => Ledger::default(),
-                (Some(_), Some(ledger)) => ledger,
-                (Some(last), None) => match read(inner, &listed).and_then(follow) {
-                    Ok(ledger) => {
-                        *inner.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((last.clone(), ledger.clone()));
-                        ledger
+                (Some(last), Some((key, ledger))) if **last == key => ledger,
+                (Some(last), known) => {
+                    let known = known.map_or_else(Vec::new, |(_, ledger)| ledger.volumes);
+                    let read = match read(inner, &entries) {
+                        Ok(read) => read,
+                        // Entries before a base were cleared away since the listing.
+                        Err(error) if error.kind() == Kind::NotFound => continue,
+                        Err(error) => return Err(error),
+                    };
+                    match follow(read, |listed| removed::load(inner, &there, listed, &known)) {
+                        Ok(ledger) => {
+                            let known = ((*last).clone(), ledger.clone());
+                            *inner.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(known);
+                            ledger
+                        }
+                        // Put together with others, for a newer state.
+                        Err(error) if error.kind() == Kind::NotFound && incomplete.as_ref() != Some(*last) => {
+                            incomplete = Some((*last).clone());
+                            continue;
+                        }
+                        Err(error) if error.kind() == Kind::NotFound => {
+                            return Err(damaged("a part of its state is missing").because(error));
+                        }
+                        Err(error) => return Err(error),
                     }
-                    // Entries before a base were cleared away since the listing.
-                    Err(error) if error.kind() == Kind::NotFound => continue,
-                    Err(error) => return Err(error),
-                },
+                }
             };
             if let Some(seen) = seen {
                 seen.check(&ledger, &inner.cache.path)?;
@@ -294,9 +369,9 @@ impl Repository {
             let (before, previous) = ledger.newest().unwrap_or_default();
             let number = before.checked_add(1).ok_or_else(|| Error::new(Kind::Failed, "the retention ledger has no more numbers"))?;
             let previous = previous.to_owned();
-            let base = number.is_multiple_of(BASE_EVERY).then(|| ledger.state());
-            let has_base = base.is_some();
-            let entry = Entry { number, previous, time: now, host: host_name(), decision, base };
+            let state = if number.is_multiple_of(BASE_EVERY) { Some(self.write_state(&ledger, number)?) } else { None };
+            let volumes = state.as_ref().map(|state| state.volumes.clone());
+            let entry = Entry { number, previous, time: now, host: host_name(), decision, state, base: None };
             let key = key_of(number);
             let content = serde_json::to_vec(&entry).context(Kind::Bug, || "encode an entry of the retention ledger".into())?;
             let sealed = inner.seal_object(ObjectKind::Ledger, &key, &content)?;
@@ -304,8 +379,8 @@ impl Repository {
             match inner.block_on(inner.store.create(&key, Bytes::from(sealed))) {
                 Ok(_) => {
                     SeenLedger { number, hash }.write(&inner.cache.path)?;
-                    if has_base {
-                        self.clear_before(number);
+                    if let Some(volumes) = volumes {
+                        self.clear_before(number, &volumes);
                     }
                     return Ok(true);
                 }
@@ -337,7 +412,7 @@ impl Repository {
         let listed = inner.block_on(inner.store.list(FOLDER))?;
         let newer: Vec<ObjectInfo> =
             listed.into_iter().filter(|object| number_of(&object.key).is_some_and(|number| number > last)).collect();
-        for (entry, _) in read(inner, &newer)? {
+        for (entry, _) in read(inner, &newer.iter().collect::<Vec<_>>())? {
             let (key, time, host) = (key_of(entry.number), entry.time, entry.host);
             since.decisions.extend(entry.decision.describe().map(|what| LaterDecision { key, time, host, what }));
         }
@@ -376,8 +451,10 @@ impl Repository {
     pub(super) fn put_ledger_back_to(&self, then: &Ledger) -> Result<()> {
         let inner = &self.inner;
         let last = then.newest().map_or(0, |(number, _)| number);
-        for object in inner.block_on(inner.store.list(FOLDER))?.iter().rev() {
-            if number_of(&object.key).is_some_and(|number| number > last) {
+        let listed = inner.block_on(inner.store.list(FOLDER))?;
+        // Then the volumes that were written for them.
+        for of in [number_of, volume_number] {
+            for object in listed.iter().rev().filter(|object| of(&object.key).is_some_and(|number| number > last)) {
                 inner.block_on(inner.store.delete(&object.key))?;
             }
         }
@@ -439,10 +516,96 @@ impl Repository {
     fn ledger_of(&self, versions: &[Version]) -> Result<Ledger> {
         use futures::{StreamExt as _, TryStreamExt as _};
         let inner = &self.inner;
-        let fetches = futures::stream::iter(versions).map(|version| inner.store.get_version(&version.key, &version.version));
+        let entries: Vec<&Version> = versions.iter().filter(|version| number_of(&version.key).is_some()).collect();
+        let fetches = futures::stream::iter(&entries).map(|version| inner.store.get_version(&version.key, &version.version));
         let fetched: Vec<Bytes> = inner.block_on(fetches.buffered(REQUESTS).try_collect())?;
-        let entries = versions.iter().zip(fetched).map(|(version, bytes)| open_entry(inner, &version.key, &bytes));
-        follow(entries.collect::<Result<_>>()?)
+        let opened = entries.iter().zip(fetched).map(|(version, bytes)| open_entry(inner, &version.key, &bytes));
+        let volume = |listed: &ListedVolume| {
+            let key = listed.ids_key();
+            let version = versions.iter().find(|version| version.key == key);
+            let version = version.ok_or_else(|| damaged(&format!("{key} was not there")))?;
+            removed::open_volume(inner, listed, &inner.block_on(inner.store.get_version(&version.key, &version.version))?)
+        };
+        follow(opened.collect::<Result<_>>()?, |listed| listed.iter().map(volume).collect())
+    }
+
+    /// What is known of a snapshot that was removed; `None`: it was not.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn removal(&self, ledger: &Ledger, id: SnapshotId) -> Result<Option<RemovedSnapshot>> {
+        match (ledger.recent.get(&id), ledger.volume_of(id)) {
+            (Some(recent), _) => Ok(Some(recent.clone())),
+            (None, Some(volume)) => Ok(self.records_of(volume)?.into_iter().find(|snapshot| snapshot.id == id)),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Goes through all that is known of snapshots that were removed, a volume at a time, in no order: there may be a million.
+    ///
+    /// # Errors
+    /// When some of it cannot be read.
+    pub fn removals(&self, ledger: &Ledger, mut each: impl FnMut(RemovedSnapshot)) -> Result<()> {
+        for volume in ledger.volumes() {
+            self.removals_in(ledger, volume, &mut each)?;
+        }
+        ledger.recent.values().cloned().for_each(each);
+        Ok(())
+    }
+
+    /// The same of one volume.
+    pub(super) fn removals_in(&self, ledger: &Ledger, volume: &Volume, each: impl FnMut(RemovedSnapshot)) -> Result<()> {
+        self.records_of(volume)?.into_iter().filter(|snapshot| !ledger.reinstated.contains(&snapshot.id)).for_each(each);
+        Ok(())
+    }
+
+    /// The records of a volume, also when it was put together with others since the ledger was read.
+    fn records_of(&self, volume: &Volume) -> Result<Vec<RemovedSnapshot>> {
+        let inner = &self.inner;
+        let gone = match removed::records(inner, volume) {
+            Err(error) if error.kind() == Kind::NotFound => error,
+            records => return records,
+        };
+        let ledger = self.ledger()?;
+        if ledger.lists(&volume.listed.records_key()) {
+            return Err(damaged("a part of its state is missing").because(gone));
+        }
+        let mut records = Vec::new();
+        for other in ledger.volumes.iter().filter(|other| volume.ids().iter().any(|id| other.has(*id))) {
+            let again = removed::records(inner, other).map_err(|error| match error.kind() {
+                Kind::NotFound => {
+                    Error::new(Kind::Unavailable, "read the retention ledger: its volumes are put together while they are read")
+                        .hint("try again")
+                }
+                _ => error,
+            });
+            records.extend(again?.into_iter().filter(|snapshot| volume.has(snapshot.id)));
+        }
+        Ok(records)
+    }
+
+    /// Writes what was removed since the last state into volumes; yields what is the state before the entry with this number. Small volumes before are
+    /// put together with it, and those that have what was taken back are written anew.
+    fn write_state(&self, ledger: &Ledger, number: u64) -> Result<State> {
+        let is_changed = |volume: &Volume| !ledger.reinstated.is_empty() && volume.ids().iter().any(|id| ledger.reinstated.contains(id));
+        let (mut again, mut kept): (Vec<&Arc<Volume>>, Vec<&Arc<Volume>>) = ledger.volumes.iter().partition(|volume| is_changed(volume));
+        let mut count = ledger.recent.len();
+        while let Some(last) = kept.pop_if(|last| last.ids().len() <= count && count + last.ids().len() <= VOLUME_SNAPSHOTS) {
+            count += last.ids().len();
+            again.push(last);
+        }
+        let mut snapshots: BTreeMap<SnapshotId, RemovedSnapshot> =
+            ledger.recent.iter().map(|(id, snapshot)| (*id, snapshot.clone())).collect();
+        for volume in again {
+            self.removals_in(ledger, volume, |snapshot| {
+                snapshots.entry(snapshot.id).or_insert(snapshot);
+            })?;
+        }
+        let mut volumes: Vec<ListedVolume> = kept.into_iter().map(|volume| volume.listed.clone()).collect();
+        for (ids, records) in removed::into_volumes(&snapshots) {
+            volumes.push(removed::write(&self.inner, number, &ids, &records)?);
+        }
+        Ok(State { volumes, logs: ledger.logs.clone(), holds: ledger.holds.values().cloned().collect() })
     }
 
     /// What the ledger is to remember of snapshots that are removed, each with its reason. Those are left out whose objects are gone: somebody else
@@ -507,13 +670,20 @@ impl Repository {
         Ok(SeenSession::are_decided(&sessions.collect::<Vec<_>>(), self)?.contains(&false))
     }
 
-    /// Removes the entries that a base has made superfluous. Best effort: one that stays harms nothing.
-    fn clear_before(&self, number: u64) {
+    /// Removes what the state of an entry, which lists these volumes, has made superfluous: entries before it, and volumes that were written for it or
+    /// before and that it does not list. (Those of later entries may be about to be listed.) Best effort: one that stays harms nothing.
+    fn clear_before(&self, number: u64, volumes: &[ListedVolume]) {
         let inner = &self.inner;
         let Ok(listed) = inner.block_on(inner.store.list(FOLDER)) else { return };
-        for object in listed.iter().filter(|object| number_of(&object.key).is_some_and(|other| other < number)) {
+        let kept: HashSet<String> = volumes.iter().flat_map(ListedVolume::keys).collect();
+        let is_over = |key: &str| match (number_of(key), volume_number(key)) {
+            (Some(entry), _) => entry < number,
+            (None, Some(written_for)) => written_for <= number && !kept.contains(key),
+            (None, None) => false,
+        };
+        for object in listed.iter().filter(|object| is_over(&object.key)) {
             if let Err(error) = inner.block_on(inner.store.delete(&object.key)) {
-                tracing::debug!(?error, "an old entry of the retention ledger could not be removed");
+                tracing::debug!(?error, "an old part of the retention ledger could not be removed");
                 return;
             }
         }
@@ -533,7 +703,7 @@ pub(super) fn number_of(key: &str) -> Option<u64> {
 
 /// What one ledger keeps that another one, which came after it, does not.
 fn since(then: &Ledger, now: &Ledger) -> DecidedSince {
-    let mut removed: Vec<SnapshotId> = now.removed.keys().filter(|id| then.removed(**id).is_none()).copied().collect();
+    let mut removed: Vec<SnapshotId> = now.removed_ids().filter(|id| !then.is_removed(*id)).collect();
     removed.sort_unstable();
     let holds = then.holds.values().filter(|hold| now.holds.get(&hold.snapshot) != Some(*hold)).cloned().collect();
     DecidedSince { decisions: Vec::new(), removed, holds }
@@ -547,7 +717,7 @@ fn damaged(what: &str) -> Error {
 }
 
 /// Reads the entries that a listing shows, in the order of their numbers.
-fn read(inner: &Inner, listed: &[ObjectInfo]) -> Result<Vec<Stored>> {
+fn read(inner: &Inner, listed: &[&ObjectInfo]) -> Result<Vec<Stored>> {
     let mut numbers = Vec::with_capacity(listed.len());
     for ObjectInfo { key, .. } in listed {
         numbers.push(number_of(key).ok_or_else(|| damaged(&format!("{key} is no name of an entry")))?);
@@ -583,26 +753,27 @@ pub(super) fn parse<'a>(contents: impl Iterator<Item = &'a [u8]>) -> bool {
         })
         .collect();
     let count = entries.len();
-    let Ok(ledger) = follow(entries) else { return false };
-    assert_eq!(ledger.newest().is_none(), count == 0);
-    let state = ledger.state();
-    let again = Ledger {
-        removed: state.removed.iter().map(|snapshot| (snapshot.id, snapshot.clone())).collect(),
-        holds: state.holds.iter().map(|hold| (hold.snapshot, hold.clone())).collect(),
-        ..Ledger::default()
+    let Ok(ledger) = follow(entries, |volumes| volumes.iter().map(|_| Err(damaged("there are no volumes here"))).collect()) else {
+        return false;
     };
-    assert_eq!(again.state(), state, "a base says what the entries before it said");
+    assert_eq!(ledger.newest().is_none(), count == 0);
+    let snapshots: BTreeMap<SnapshotId, RemovedSnapshot> = ledger.recent.iter().map(|(id, snapshot)| (*id, snapshot.clone())).collect();
+    let volumes = removed::into_volumes(&snapshots);
+    let again = volumes.iter().flat_map(|(_, records)| removed::decode_records(records).unwrap_or_default());
+    assert!(again.eq(snapshots.into_values()), "a volume says what the entries before it said");
     count > 0
 }
 
-/// What entries say, in the order of their numbers: begins with the newest base and checks that none is missing from there on.
-fn follow(read: Vec<Stored>) -> Result<Ledger> {
+/// What entries say, in the order of their numbers: begins with the newest base and checks that none is missing from there on. `load` reads the volumes
+/// that it lists.
+fn follow(read: Vec<Stored>, load: impl FnOnce(&[ListedVolume]) -> Result<Vec<Arc<Volume>>>) -> Result<Ledger> {
     let mut ledger = Ledger::default();
-    let first = read.iter().rposition(|(entry, _)| entry.base.is_some()).unwrap_or(0);
+    let first = read.iter().rposition(|(entry, _)| entry.is_base()).unwrap_or(0);
+    let mut load = Some(load);
     for (entry, hash) in read.into_iter().skip(first) {
         let number = entry.number;
         match ledger.newest() {
-            None if entry.base.is_none() && number != 1 => {
+            None if !entry.is_base() && number != 1 => {
                 return Err(damaged(&format!("entries before {} are missing", key_of(number))));
             }
             Some((before, previous)) if before.checked_add(1) != Some(number) || entry.previous != previous => {
@@ -611,8 +782,13 @@ fn follow(read: Vec<Stored>) -> Result<Ledger> {
             Some(_) => {}
             None => {
                 ledger.before = entry.previous;
-                if let Some(base) = entry.base {
-                    ledger.removed = base.removed.into_iter().map(|snapshot| (snapshot.id, snapshot)).collect();
+                if let (Some(state), Some(load)) = (entry.state, load.take()) {
+                    ledger.volumes = load(&state.volumes)?;
+                    ledger.logs = state.logs;
+                    ledger.holds = state.holds.into_iter().map(|hold| (hold.snapshot, hold)).collect();
+                } else if let Some(base) = entry.base {
+                    base.removed.iter().for_each(|snapshot| ledger.note_logs(snapshot));
+                    ledger.recent = Arc::new(base.removed.into_iter().map(|snapshot| (snapshot.id, snapshot)).collect());
                     ledger.holds = base.holds.into_iter().map(|hold| (hold.snapshot, hold)).collect();
                 }
             }

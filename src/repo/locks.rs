@@ -7,7 +7,7 @@
 //! Each class of objects has a time of its own ([`object_lock`]): no piece of log is locked for longer than the snapshot that it goes on from, and no snapshot for
 //! longer than the keys that open it. What a snapshot consists of is one class.
 //!
-//! Given up is what the ledger has removed, entries of the ledger before its newest base, packs that have a tombstone and were deleted, and key slots
+//! Given up is what the ledger has removed, entries of the ledger before its newest base and volumes that this does not list, packs that have a tombstone and were deleted, and key slots
 //! of whose removal there is a signed event. Versions are listed *before* these are read: whoever removes something says so first, so a delete marker on any
 //! other pack, manifest, entry or key was made by somebody else.
 
@@ -209,7 +209,7 @@ impl Repository {
             }
             Err(error) => return Err(error),
         };
-        let removed = |key: &str| id_of(key).is_some_and(|id| ledger.as_ref().is_some_and(|ledger| ledger.removed(id).is_some()));
+        let removed = |key: &str| id_of(key).is_some_and(|id| ledger.as_ref().is_some_and(|ledger| ledger.is_removed(id)));
         // Entries before the newest base are cleared away; where the ledger cannot be read, those before all that are there.
         let there = || versions.iter().filter(|version| version.latest && !version.marker).filter_map(|version| number_of(&version.key));
         let first_entry = ledger.as_ref().map_or_else(|| there().min(), Ledger::base).unwrap_or(1);
@@ -229,6 +229,8 @@ impl Repository {
                     }
                 }
                 _ if ledger.is_none() => Hidden::Kept,
+                // A volume of removed snapshots that a state still lists.
+                None if ledger.as_ref().is_some_and(|ledger| ledger.lists(key)) => Hidden::Stolen,
                 _ => Hidden::GivenUp,
             },
             // A collection removes a record that nothing leads through, and says so nowhere; `verify` and the next collection miss one that is needed.

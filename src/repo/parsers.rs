@@ -19,14 +19,14 @@ use crate::repo::seen::SeenLedger;
 use crate::repo::session::{SessionObject, decode_tombstones};
 use crate::repo::tree::{NodeEncoder, PackRef, decode_list, decode_records, encode_list};
 use crate::repo::wire::{Reader, put_blob, put_varint, unzigzag, zigzag};
-use crate::repo::{FormatObject, KeyEvent, Manifest, ReportRecord, index, keyring, ledger, object_lock, report, seal};
+use crate::repo::{FormatObject, KeyEvent, Manifest, ReportRecord, index, keyring, ledger, object_lock, removed, report, seal};
 use crate::store::LockMode;
 
 /// A name, and what reads bytes.
 pub type Parser = (&'static str, fn(&[u8]) -> bool);
 
 /// All of them.
-pub const PARSERS: [Parser; 18] = [
+pub const PARSERS: [Parser; 19] = [
     ("wire", wire),
     ("pack_directory", pack_directory),
     ("pack_tail", pack_tail),
@@ -43,6 +43,7 @@ pub const PARSERS: [Parser; 18] = [
     ("log_piece", log_piece),
     ("moved", moved),
     ("ledger", ledger),
+    ("removed", removed::parse),
     ("collection", collection),
     ("local", local),
 ];
@@ -482,6 +483,34 @@ mod tests {
         }
     }
 
+    /// The ids of a volume of the ledger, and its records: with all that a record may have, and with as little.
+    fn some_removed() -> Vec<Vec<u8>> {
+        let now = chrono::DateTime::from_timestamp(1_790_000_000, 7).unwrap();
+        let mut ids: Vec<SnapshotId> = (0..3).map(|_| SnapshotId::generate(now)).collect();
+        ids.sort_unstable();
+        let parent = |id, hash: &str| crate::repo::Parent { id, hash: hash.to_owned() };
+        let whole = crate::repo::RemovedSnapshot {
+            id: ids[1],
+            plan: Name::new("crm").unwrap(),
+            hash: "ab".repeat(32),
+            parents: vec![parent(ids[0], &"cd".repeat(32)), parent(ids[0], ""), parent(ids[0], "no hash")],
+            removed_at: now,
+            reason: "the rules".into(),
+            logs: vec![Name::new("db").unwrap()],
+        };
+        let least = crate::repo::RemovedSnapshot {
+            id: ids[2],
+            hash: String::new(),
+            parents: vec![],
+            logs: vec![],
+            reason: String::new(),
+            ..whole.clone()
+        };
+        let mut records = Vec::new();
+        [whole, least].iter().for_each(|snapshot| removed::encode_record(&mut records, snapshot));
+        vec![removed::encode_ids(&ids), records]
+    }
+
     /// Some lines that are entries of a ledger, one after the other.
     fn some_entries() -> Vec<u8> {
         let now = chrono::DateTime::from_timestamp(1_790_000_000, 0).unwrap();
@@ -507,9 +536,13 @@ mod tests {
         let (mut lines, mut previous) = (Vec::new(), String::new());
         for (number, decision) in (1..).zip(decisions) {
             let base = (number == 4).then(|| serde_json::json!({ "removed": [removed(one), removed(two)], "holds": [] }));
+            let state = (number == 5).then(|| serde_json::json!({ "volumes": [], "logs": { "crm": ["db"] }, "holds": [hold(one)] }));
             let mut entry = serde_json::json!({ "number": number, "previous": previous, "time": now, "host": "h", "decision": decision });
             if let Some(base) = base {
                 entry["base"] = base;
+            }
+            if let Some(state) = state {
+                entry["state"] = state;
             }
             let line = entry.to_string();
             previous = blake3::hash(line.as_bytes()).to_hex().to_string();
@@ -597,6 +630,7 @@ mod tests {
             ("log_piece", vec![piece, b"0000000000000001-0000000000000000-0000000000000010".to_vec()]),
             ("moved", vec![rewritten.encode(), MovedRecord::default().encode()]),
             ("ledger", vec![some_entries()]),
+            ("removed", some_removed()),
             (
                 "collection",
                 vec![

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::event::Cancel;
 use crate::id::{ReportId, SnapshotId};
 use crate::repo::Repository;
 use crate::repo::format::ObjectKind;
@@ -14,6 +15,9 @@ use crate::repo::keys::{Keys, Role};
 
 /// In the cache folder: the last run of each share of the data that was verified here (JSON, by percent).
 const RUNS: &str = "runs.json";
+
+/// Reports that are deleted at a time.
+const DELETES: usize = 500;
 
 /// What a report is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,11 +69,8 @@ impl Repository {
     /// `Damaged` names the object that cannot be opened.
     pub fn reports(&self, kind: Option<ReportKind>) -> Result<Vec<ReportRecord>> {
         let mut reports: Vec<ReportRecord> = Vec::new();
-        for (_, report) in self.listed_reports(&|_| ())? {
-            let (report, _) = report?;
-            if kind.is_none_or(|kind| report.kind == kind) {
-                reports.push(report);
-            }
+        for (_, report) in self.listed_reports(&|report, _| kind.is_none_or(|kind| report.kind == kind).then_some(report))? {
+            reports.extend(report?);
         }
         reports.sort_by_key(|r| (r.time, r.id));
         Ok(reports)
@@ -83,12 +84,12 @@ impl Repository {
         self.reports_where(|report, _| kind.is_none_or(|kind| report.kind == kind))
     }
 
-    /// The same of all kinds, each without what `forget` takes from it as soon as it was read: so that memory does not follow what is not needed.
+    /// The same of all kinds, each as what `digest` makes of it as soon as it was read (in no order): so that memory does not follow what is not needed.
     ///
     /// # Errors
     /// As [`Repository::sound_reports`].
-    pub fn sound_reports_without(&self, forget: &dyn Fn(&mut ReportRecord)) -> Result<(Vec<ReportRecord>, Vec<Error>)> {
-        Self::sound_of(self.listed_reports(forget)?, |_, _| true)
+    pub fn sound_reports_as<T>(&self, digest: &dyn Fn(ReportRecord) -> T) -> Result<(Vec<T>, Vec<Error>)> {
+        Self::sound_of(self.listed_reports(&|report, _| Some(digest(report)))?)
     }
 
     /// The same, but only what a reader has signed: whoever only writes cannot make these.
@@ -100,35 +101,52 @@ impl Repository {
     }
 
     fn reports_where(&self, wanted: impl Fn(&ReportRecord, bool) -> bool) -> Result<(Vec<ReportRecord>, Vec<Error>)> {
-        Self::sound_of(self.listed_reports(&|_| ())?, wanted)
-    }
-
-    fn sound_of(
-        all: Vec<(String, Result<(ReportRecord, bool)>)>,
-        wanted: impl Fn(&ReportRecord, bool) -> bool,
-    ) -> Result<(Vec<ReportRecord>, Vec<Error>)> {
-        let (mut reports, mut damaged) = (Vec::new(), Vec::new());
-        for (key, report) in all {
-            match report {
-                Ok((report, is_signed)) if wanted(&report, is_signed) => reports.push(report),
-                Ok(_) => {}
-                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => damaged.push(e.within(format!("read the report {key}"))),
-                Err(e) => return Err(e.within(format!("read the report {key}"))),
-            }
-        }
+        let (mut reports, damaged) =
+            Self::sound_of(self.listed_reports(&|report, is_signed| wanted(&report, is_signed).then_some(report))?)?;
         reports.sort_by_key(|r| (r.time, r.id));
         Ok((reports, damaged))
     }
 
-    /// With whether a reader has signed it.
-    fn listed_reports(&self, forget: &dyn Fn(&mut ReportRecord)) -> Result<Vec<(String, Result<(ReportRecord, bool)>)>> {
+    fn sound_of<T>(all: Vec<(String, Result<Option<T>>)>) -> Result<(Vec<T>, Vec<Error>)> {
+        let (mut reports, mut damaged) = (Vec::new(), Vec::new());
+        for (key, report) in all {
+            match report {
+                Ok(report) => reports.extend(report),
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => damaged.push(e.within(format!("read the report {key}"))),
+                Err(e) => return Err(e.within(format!("read the report {key}"))),
+            }
+        }
+        Ok((reports, damaged))
+    }
+
+    /// Each as what is made of it, and of whether a reader has signed it, as soon as it was read.
+    fn listed_reports<T>(&self, take: &dyn Fn(ReportRecord, bool) -> Option<T>) -> Result<Vec<(String, Result<Option<T>>)>> {
         let listed = self.inner.block_on(self.inner.store.list("reports/"))?;
-        let open = |key: &str, bytes: &[u8]| {
-            let (mut report, is_signed) = self.decode_report(key, bytes)?;
-            forget(&mut report);
-            Ok((report, is_signed))
-        };
+        let open = |key: &str, bytes: &[u8]| self.decode_report(key, bytes).map(|(report, is_signed)| take(report, is_signed));
         Ok(crate::repo::kept::open_all(&self.inner, "reports/", &listed, |_| true, open))
+    }
+
+    /// Deletes reports. Yields how many are gone, and of those that the store refused to delete how many and the first reason.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub fn delete_reports(&self, reports: &[ReportId], cancel: &Cancel) -> Result<(u64, u64, Option<Error>)> {
+        let keys: Vec<String> = reports.iter().map(|id| format!("reports/{id}")).collect();
+        let (mut deleted, mut refused, mut first) = (0, 0, None);
+        for some in keys.chunks(DELETES) {
+            cancel.check()?;
+            for answer in self.inner.block_on(self.inner.store.delete_all(some)) {
+                match answer {
+                    Ok(()) => deleted += 1,
+                    Err(error) if error.kind() == Kind::Failed => {
+                        refused += 1;
+                        first.get_or_insert(error);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok((deleted, refused, first))
     }
 
     /// Each as it is in the store now.

@@ -212,8 +212,8 @@ impl Repository {
         }
         // Asked last: the object of a manifest goes only after the ledger has removed its snapshot.
         match self.ledger() {
-            Ok(ledger) => Ok(match (ledger.removed(id), gone) {
-                (Some(removed), _) => Decided::Removed(Box::new(removed.clone())),
+            Ok(ledger) => Ok(match (self.removal(&ledger, id)?, gone) {
+                (Some(removed), _) => Decided::Removed(Box::new(removed)),
                 (None, Some(error)) => return Err(error.within("fence a run that is gone")),
                 (None, None) => Decided::Void,
             }),
@@ -283,7 +283,7 @@ impl SeenSession {
             Err(error) if error.kind() == Kind::Damaged => Ledger::default(),
             Err(error) => return Err(error),
         };
-        let is_removed = |session: &Self| id_of(&session.commits).is_some_and(|id| ledger.removed(id).is_some());
+        let is_removed = |session: &Self| id_of(&session.commits).is_some_and(|id| ledger.is_removed(id));
         Ok(sessions.iter().zip(there).map(|(session, there)| there || is_removed(session)).collect())
     }
 

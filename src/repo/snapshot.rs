@@ -279,7 +279,7 @@ impl Repository {
     pub fn manifest(&self, id: SnapshotId) -> Result<Manifest> {
         let inner = &self.inner;
         if let Some(removed) = self.removed(id) {
-            return Err(removed.error());
+            return Err(removed);
         }
         let listed = inner.block_on(inner.store.list("snapshots/"))?;
         let name = format!("/{id}");
@@ -303,14 +303,27 @@ impl Repository {
         format!("{}{id}", self.manifest_prefix(Some(plan)))
     }
 
-    /// What the ledger says of a snapshot that was removed. A ledger that cannot be read says nothing: what is there may be restored.
+    /// What to say to who asks for a snapshot that was removed; `None`: it was not. A ledger that cannot be read says nothing: what is there may be restored.
     #[must_use]
-    pub fn removed(&self, id: SnapshotId) -> Option<RemovedSnapshot> {
+    pub fn removed(&self, id: SnapshotId) -> Option<Error> {
         match self.ledger() {
-            Ok(ledger) => ledger.removed(id).cloned(),
+            Ok(ledger) => ledger.is_removed(id).then(|| self.removed_error(&ledger, id)),
             Err(error) => {
                 tracing::warn!(?error, "the retention ledger cannot be read; what was removed is not known");
                 None
+            }
+        }
+    }
+
+    /// What to say to who asks for a snapshot that the ledger says was removed.
+    #[must_use]
+    pub fn removed_error(&self, ledger: &Ledger, id: SnapshotId) -> Error {
+        match self.removal(ledger, id) {
+            Ok(Some(removed)) => removed.error(),
+            Ok(None) => Error::new(Kind::NoRecoveryPoint, format!("snapshot {id} was removed")).hint(LIST_HINT),
+            Err(error) => {
+                let message = format!("snapshot {id} was removed; when and why cannot be read");
+                Error::new(Kind::NoRecoveryPoint, message).because(error).hint(LIST_HINT)
             }
         }
     }
@@ -346,7 +359,7 @@ impl Repository {
             Err(error) if error.kind() == Kind::Damaged => (Ledger::default(), Some(("retention/".to_owned(), Err(error)))),
             Err(error) => return Err(error),
         };
-        let is_there = |key: &str| id_of(key).is_none_or(|id| ledger.removed(id).is_none());
+        let is_there = |key: &str| id_of(key).is_none_or(|id| !ledger.is_removed(id));
         Ok(opened.into_iter().filter(|(key, _)| is_there(key)).chain(unread).collect())
     }
 
@@ -401,7 +414,7 @@ impl Repository {
         };
         let mut newest = Vec::new();
         let mut unreadable = Vec::new();
-        let there = listed.iter().rev().filter(|object| id_of(&object.key).is_none_or(|id| ledger.removed(id).is_none()));
+        let there = listed.iter().rev().filter(|object| id_of(&object.key).is_none_or(|id| !ledger.is_removed(id)));
         for object in there.take(HEADS_WINDOW * 8) {
             if newest.len() == HEADS_WINDOW {
                 break;
@@ -443,9 +456,11 @@ impl RemovedSnapshot {
             self.removed_at.format("%Y-%m-%d %H:%M UTC"),
             self.reason
         );
-        Error::new(Kind::NoRecoveryPoint, message).hint("`lifeboat snapshots` lists what there is")
+        Error::new(Kind::NoRecoveryPoint, message).hint(LIST_HINT)
     }
 }
+
+const LIST_HINT: &str = "`lifeboat snapshots` lists what there is";
 
 /// The machine's name, for manifests and messages.
 pub fn host_name() -> String {

@@ -12,12 +12,13 @@ use crate::id::{Name, SnapshotId};
 use crate::repo::Repository;
 use crate::repo::format::{ChunkId, ObjectKind, PackId, PackKind};
 use crate::repo::keys::{OWN_FIRST, Role, key_of};
+use crate::repo::ledger::{Ledger, RemovedSnapshot};
 use crate::repo::nodes::NodeReader;
 use crate::repo::pack::ChunkEntry;
 use crate::repo::packs::PackNo;
 use crate::repo::read::{DecodeWorker, StoredContent};
 use crate::repo::session::{condemn, read_tombstones};
-use crate::repo::snapshot::Manifest;
+use crate::repo::snapshot::{Manifest, Parent};
 use crate::repo::tree::{Content, NodeRef, PackRef, Place, Record, Stored};
 
 /// How deep to look.
@@ -312,20 +313,22 @@ impl Repository {
         let ledger = self.ledger().or_else(told)?;
         // Nothing proves what `format` says: what is sealed was made since.
         let stated = crate::repo::read_format(&inner.store, &inner.runtime)?.created;
-        let known = ledger.all_removed().filter_map(|removed| removed.id.generated()).chain(verification.earliest);
+        let known = ledger.removed_ids().filter_map(SnapshotId::generated).chain(verification.earliest);
         let created = known.fold(stated, DateTime::min);
         let key = |plan: &Name, id: SnapshotId| self.snapshot_key(plan, id);
         let found: HashSet<&str> = verification.findings.iter().map(|finding| finding.object.as_str()).collect();
-        let mut first: HashMap<&Name, SnapshotId> = HashMap::new();
-        let here = verification.snapshots.iter().map(|(plan, id)| (plan, *id));
-        for (plan, id) in here.chain(ledger.all_removed().map(|removed| (&removed.plan, removed.id))) {
-            first.entry(plan).and_modify(|first| *first = id.min(*first)).or_insert(id);
-        }
+        let mut first: HashMap<Name, SnapshotId> = HashMap::new();
+        let mut note = |plan: &Name, id: SnapshotId| match first.get_mut(plan) {
+            Some(first) => *first = id.min(*first),
+            None => drop(first.insert(plan.clone(), id)),
+        };
+        verification.snapshots.iter().for_each(|(plan, id)| note(plan, *id));
+        self.removals(&ledger, |removed| note(&removed.plan, removed.id)).or_else(told)?;
         let known: HashSet<SnapshotId> = verification.snapshots.iter().map(|(_, id)| *id).collect();
         // Of a plan whose first one came after another one that is gone nobody knows what else is.
         let broken = verification.findings.iter().filter(|finding| finding.kind == "chain-broken");
         let torn: HashSet<&str> = broken
-            .filter(|finding| finding.snapshots.iter().all(|id| !known.contains(id) && ledger.removed(*id).is_none()))
+            .filter(|finding| finding.snapshots.iter().all(|id| !known.contains(id) && !ledger.is_removed(*id)))
             .filter_map(|finding| finding.object.rsplit_once('/'))
             .filter(|(folder, id)| {
                 let of_plan = first.iter().find(|(plan, _)| self.manifest_prefix(Some(plan)).strip_suffix('/') == Some(folder));
@@ -340,7 +343,7 @@ impl Repository {
                 let is_later = first.get(plan).is_none_or(|first| id > first) || is_torn(plan);
                 let belongs = id.generated().is_none_or(|at| at >= created) && is_later;
                 // One that cannot be read is a finding of its own.
-                belongs && !known.contains(id) && ledger.removed(*id).is_none() && !found.contains(key(plan, *id).as_str())
+                belongs && !known.contains(id) && !ledger.is_removed(*id) && !found.contains(key(plan, *id).as_str())
             })
             .collect();
         gone.sort_unstable_by_key(|(_, id)| *id);
@@ -381,7 +384,7 @@ impl Repository {
     /// Forgets what was found of snapshots that were removed while this went on.
     fn without_removed(&self, mut manifests: Vec<Manifest>, findings: &mut Findings) -> Result<Vec<Manifest>> {
         let ledger = self.ledger().or_else(told)?;
-        let removed: HashSet<SnapshotId> = manifests.iter().map(|m| m.id).filter(|id| ledger.removed(*id).is_some()).collect();
+        let removed: HashSet<SnapshotId> = manifests.iter().map(|m| m.id).filter(|id| ledger.is_removed(*id)).collect();
         if removed.is_empty() {
             return Ok(manifests);
         }
@@ -396,14 +399,14 @@ impl Repository {
 
     /// Opens every manifest and follows the chains, through what was removed on purpose.
     fn verify_manifests(&self, out: &mut Verification, findings: &mut Findings) -> Result<Vec<Manifest>> {
-        let mut opened = HashMap::new();
+        let mut opened: HashMap<SnapshotId, (Name, String)> = HashMap::new();
         let mut manifests = Vec::new();
         let mut broken: HashSet<String> = HashSet::new();
         for (key, manifest) in self.open_manifests("snapshots/")? {
             out.objects_checked += 1;
             match manifest {
                 Ok(Some((manifest, hash))) => {
-                    opened.insert((manifest.plan.clone(), manifest.id), hash);
+                    opened.insert(manifest.id, (manifest.plan.clone(), hash));
                     manifests.push(manifest);
                 }
                 Ok(None) => {}
@@ -417,31 +420,64 @@ impl Repository {
         manifests.sort_by_key(|m| m.id);
         // A damaged ledger is told by the manifests' reading.
         let ledger = self.ledger().or_else(told)?;
-        for removed in ledger.all_removed() {
-            opened.insert((removed.plan.clone(), removed.id), removed.hash.clone());
-        }
-        let of_removed = ledger.all_removed().map(|removed| (removed.id, &removed.plan, &removed.parents));
-        for (id, plan, parents) in manifests.iter().map(|m| (m.id, &m.plan, &m.parents)).chain(of_removed) {
-            let folder = format!("snapshots/{}", self.inner.keys.chain_name(plan.as_str()));
-            for parent in parents {
-                let key = format!("{folder}/{}", parent.id);
-                match opened.get(&(plan.clone(), parent.id)) {
-                    None if broken.contains(&key) => {}
-                    None => findings.add(
-                        &key,
-                        "chain-broken",
-                        format!("snapshot {id} of plan {plan} came after it, and it is gone although nobody removed it"),
-                        [parent.id],
-                    ),
-                    // An empty one was not known: of a damaged manifest, or of one that was removed when nobody could say what it had been.
-                    Some(hash) if *hash != parent.hash && !parent.hash.is_empty() && !hash.is_empty() => {
-                        findings.add(&key, "chain-broken", format!("it is not the one that snapshot {id} came after"), [parent.id]);
-                    }
-                    Some(_) => {}
+        let (removed, named) = self.verify_removed(&ledger, out, findings)?;
+        let of_manifests = manifests.iter().flat_map(|m| m.parents.iter().map(move |parent| (m.id, &m.plan, parent)));
+        for (id, plan, parent) in of_manifests.chain(named.iter().map(|(id, plan, parent)| (*id, plan, parent))) {
+            let key = format!("snapshots/{}/{}", self.inner.keys.chain_name(plan.as_str()), parent.id);
+            let there = opened.get(&parent.id).filter(|(of, _)| of == plan).map(|(_, hash)| hash.clone());
+            match there.or_else(|| removed.hash(plan, parent.id)) {
+                None if broken.contains(&key) => {}
+                None => findings.add(
+                    &key,
+                    "chain-broken",
+                    format!("snapshot {id} of plan {plan} came after it, and it is gone although nobody removed it"),
+                    [parent.id],
+                ),
+                // An empty one was not known: of a damaged manifest, or of one that was removed when nobody could say what it had been.
+                Some(hash) if hash != parent.hash && !parent.hash.is_empty() && !hash.is_empty() => {
+                    findings.add(&key, "chain-broken", format!("it is not the one that snapshot {id} came after"), [parent.id]);
                 }
+                Some(_) => {}
             }
         }
         Ok(manifests)
+    }
+
+    /// Reads all volumes of the ledger as they are in the store now. Yields what is known of removed snapshots, and parents that these name (with who does,
+    /// of which plan) and that are not known to be right by that alone.
+    fn verify_removed(&self, ledger: &Ledger, out: &mut Verification, findings: &mut Findings) -> Result<(Removed, Vec<Named>)> {
+        let mut removed = Removed::default();
+        let mut named: Vec<Named> = Vec::new();
+        let mut of_volume: Vec<RemovedSnapshot> = Vec::new();
+        for volume in ledger.volumes() {
+            out.objects_checked += 2;
+            of_volume.clear();
+            let read = self.removals_in(ledger, volume, |snapshot| of_volume.push(snapshot));
+            if let Err(error) = read {
+                findings.add_error(&volume.listed.records_key(), &tolerable(error)?, []);
+                // That they were removed is known all the same.
+                removed.add_unknown(volume.ids().iter().copied());
+            }
+            match crate::repo::removed::check_ids(&self.inner, volume) {
+                Ok(()) => {}
+                // Put together with others meanwhile.
+                Err(error) if error.kind() == Kind::NotFound && !self.ledger().or_else(told)?.lists(&volume.listed.ids_key()) => {}
+                Err(error) => findings.add_error(&volume.listed.ids_key(), &tolerable(error)?, []),
+            }
+            removed.add(&of_volume);
+            // Most came after one that was removed with them or before.
+            for snapshot in of_volume.drain(..) {
+                let unknown =
+                    snapshot.parents.into_iter().filter(|parent| removed.hash(&snapshot.plan, parent.id).as_ref() != Some(&parent.hash));
+                named.extend(unknown.map(|parent| (snapshot.id, snapshot.plan.clone(), parent)));
+            }
+        }
+        let recent: Vec<RemovedSnapshot> = ledger.recent().cloned().collect();
+        removed.add(&recent);
+        for snapshot in recent {
+            named.extend(snapshot.parents.into_iter().map(|parent| (snapshot.id, snapshot.plan.clone(), parent)));
+        }
+        Ok((removed, named))
     }
 
     /// Reads every node of every tree once and checks every reference against the directory of its pack.
@@ -764,6 +800,69 @@ pub(super) fn in_share(id: PackId, percent: u8, run: u64) -> bool {
 /// Nothing in place of what is damaged, which is told where it is looked at.
 fn told<T: Default>(error: Error) -> Result<T> {
     if error.kind() == Kind::Damaged { Ok(T::default()) } else { Err(error) }
+}
+
+/// A snapshot that names another one as parent, its plan, and the parent.
+type Named = (SnapshotId, Name, Parent);
+
+/// Snapshots that were removed on purpose, and the hashes of their manifests: some 60 bytes each.
+#[derive(Default)]
+struct Removed {
+    plans: Vec<Name>,
+    /// Each ascending by id: number of the plan (`None`: any) and the hash, empty where it is not known.
+    parts: Vec<Vec<(SnapshotId, Option<u32>, Hash)>>,
+}
+
+/// Of a manifest, in as few bytes as it takes.
+enum Hash {
+    Bytes([u8; 32]),
+    Text(Box<str>),
+}
+
+impl Hash {
+    fn of(text: &str) -> Self {
+        let mut bytes = [0; 32];
+        match hex::decode_to_slice(text, &mut bytes) {
+            Ok(()) if hex::encode(bytes) == text => Self::Bytes(bytes),
+            _ => Self::Text(text.into()),
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Bytes(bytes) => hex::encode(bytes),
+            Self::Text(text) => text.to_string(),
+        }
+    }
+}
+
+impl Removed {
+    fn add(&mut self, snapshots: &[RemovedSnapshot]) {
+        let mut part = Vec::with_capacity(snapshots.len());
+        for snapshot in snapshots {
+            let plan = self.plans.iter().position(|plan| *plan == snapshot.plan).unwrap_or_else(|| {
+                self.plans.push(snapshot.plan.clone());
+                self.plans.len() - 1
+            });
+            part.push((snapshot.id, Some(plan as u32), Hash::of(&snapshot.hash)));
+        }
+        part.sort_unstable_by_key(|(id, ..)| *id);
+        self.parts.push(part);
+    }
+
+    /// Of these nothing else is known. Ascending.
+    fn add_unknown(&mut self, ids: impl Iterator<Item = SnapshotId>) {
+        self.parts.push(ids.map(|id| (id, None, Hash::Text("".into()))).collect());
+    }
+
+    /// The hash of the manifest of a snapshot of this plan that was removed.
+    fn hash(&self, plan: &Name, id: SnapshotId) -> Option<String> {
+        let may_have = |part: &&Vec<(SnapshotId, _, _)>| part.first().is_some_and(|(first, ..)| *first <= id);
+        self.parts.iter().filter(may_have).find_map(|part| {
+            let (_, of, hash) = &part[part.binary_search_by_key(&id, |(id, ..)| *id).ok()?];
+            of.is_none_or(|of| self.plans[of as usize] == *plan).then(|| hash.text())
+        })
+    }
 }
 
 /// Damage and absence become findings; a store that is away, or an interruption, ends the verification.

@@ -85,7 +85,7 @@ impl<'a> Marker<'a> {
             let listed = inner.block_on(inner.store.list("snapshots/"))?;
             let ledger = self.repository.ledger()?;
             for object in listed.iter().filter(|object| !self.seen.contains(&object.key)) {
-                if id_of(&object.key).is_some_and(|id| ledger.removed(id).is_some()) {
+                if id_of(&object.key).is_some_and(|id| ledger.is_removed(id)) {
                     continue;
                 }
                 match self.repository.open_manifest(&object.key) {

@@ -140,7 +140,7 @@ impl Repository {
         // Manifests that the ledger has removed, also one that a writer created again which had not heard of its commit.
         let ledger = self.ledger()?;
         let manifests = inner.block_on(inner.store.list("snapshots/"))?;
-        gone.extend(manifests.into_iter().map(|object| object.key).filter(|key| id_of(key).is_some_and(|id| ledger.removed(id).is_some())));
+        gone.extend(manifests.into_iter().map(|object| object.key).filter(|key| id_of(key).is_some_and(|id| ledger.is_removed(id))));
         // Sessions of what is decided: its void marker stays, and of a manifest the ledger knows more.
         let open: HashSet<&str> = open.iter().map(|session| session.key.as_str()).collect();
         let mut sessions = SeenSession::list(inner)?;

@@ -1,8 +1,15 @@
 //! The retention ledger: what this machine has seen of it counts, and what somebody decided without a right to can be taken back.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use chrono::DateTime;
+
 use super::*;
+use crate::id::SnapshotId;
+use crate::repo::format::ObjectKind;
+use crate::repo::removed::{self, VOLUME_SNAPSHOTS};
+use crate::store::Verb;
 
 /// As a process on a machine with this cache folder opens it.
 fn on_machine(bench: &Bench, cache: &Path) -> Repository {
@@ -138,7 +145,7 @@ fn what_somebody_decided_without_a_right_to_is_taken_back() {
         let ledger = repository.ledger().unwrap();
         let held = |at: usize| ledger.hold(snapshots[at].id, Utc::now()).is_some();
         assert_eq!((held(1), held(2), held(3)), (true, false, true));
-        assert!(ledger.removed(snapshots[0].id).is_some(), "what was rightly removed before stays removed");
+        assert!(ledger.is_removed(snapshots[0].id), "what was rightly removed before stays removed");
         collect(&repository);
         for (at, snapshot) in snapshots.iter().enumerate().skip(1) {
             assert_eq!(restore(&repository, snapshot).unwrap(), expected(&files(at as u64)));
@@ -190,4 +197,308 @@ fn a_removal_that_does_not_know_what_the_snapshot_was_breaks_no_chain() {
     bench.runtime.block_on(bench.store.delete(&repository.manifest_key(first))).unwrap();
     let found = bench.open().verify(VerifyDepth::Structure, &Silent, &Cancel::default()).unwrap();
     assert_eq!(found.findings, []);
+}
+
+/// A snapshot that never was, of one of a hundred plans, made and removed in this hour, whose parent is that plan's one before (`before` hours ago).
+fn removal(hour: u64, before: Option<&RemovedSnapshot>) -> RemovedSnapshot {
+    let time = DateTime::from_timestamp(1_700_000_000 + hour as i64 * 36, 0).unwrap();
+    RemovedSnapshot {
+        id: SnapshotId::generate(time),
+        plan: Name::new(format!("plan-{}", hour % 100)).unwrap(),
+        hash: blake3::hash(&hour.to_le_bytes()).to_hex().to_string(),
+        parents: before.map(|before| Parent { id: before.id, hash: before.hash.clone() }).into_iter().collect(),
+        removed_at: time,
+        reason: "no rule keeps it".into(),
+        logs: if hour % 100 == 7 { vec![Name::new("db").unwrap()] } else { Vec::new() },
+    }
+}
+
+fn decide(repository: &Repository, decision: &Decision) {
+    assert!(repository.amend_ledger(Utc::now(), |_| Ok(Some(decision.clone()))).unwrap());
+}
+
+/// Everything that the ledger knows of removed snapshots, by id.
+fn known(repository: &Repository) -> BTreeMap<SnapshotId, RemovedSnapshot> {
+    let ledger = repository.ledger().unwrap();
+    let mut all = BTreeMap::new();
+    repository.removals(&ledger, |snapshot| assert!(all.insert(snapshot.id, snapshot).is_none(), "each once")).unwrap();
+    assert_eq!(all.keys().copied().collect::<Vec<_>>(), BTreeSet::from_iter(ledger.removed_ids()).into_iter().collect::<Vec<_>>());
+    assert!(all.keys().all(|id| ledger.is_removed(*id)));
+    all
+}
+
+/// A hundred plans that back up each hour, after more than a year of it: the ledger stays small in memory, and so does what a decision writes.
+#[test]
+fn a_ledger_of_a_million_removals_goes_on() {
+    const COUNT: u64 = 1_000_000;
+    let bench = Bench::new();
+    let faults = Faults::new();
+    let repository = bench.open_apart(Store::with_faults(bench.store.clone(), faults.clone()));
+    // As if entries had removed them: that would take an hour.
+    let mut newest: Vec<RemovedSnapshot> = Vec::new();
+    let mut volumes = Vec::new();
+    let mut stored = 0;
+    let size = |key: String| bench.runtime.block_on(bench.store.head(&key)).unwrap().unwrap().size;
+    for first in (0..COUNT).step_by(VOLUME_SNAPSHOTS) {
+        let mut of_volume = BTreeMap::new();
+        for hour in first..COUNT.min(first + VOLUME_SNAPSHOTS as u64) {
+            let snapshot = removal(hour, newest.get(hour as usize % 100));
+            of_volume.insert(snapshot.id, snapshot.clone());
+            match newest.get_mut(hour as usize % 100) {
+                Some(before) => *before = snapshot,
+                None => newest.push(snapshot),
+            }
+        }
+        for (ids, records) in removed::into_volumes(&of_volume) {
+            let listed = removed::write(&repository.inner, 64, &ids, &records).unwrap();
+            stored += listed.keys().into_iter().map(size).sum::<u64>();
+            volumes.push(listed);
+        }
+    }
+    assert_eq!(volumes.len() as u64, COUNT.div_ceil(VOLUME_SNAPSHOTS as u64));
+    assert!(stored < COUNT * 100, "{} bytes a removal", stored / COUNT);
+    let entry = serde_json::json!({
+        "number": 64, "previous": "", "time": Utc::now(), "host": "h", "decision": { "action": "pass", "reason": "a test" },
+        "state": { "volumes": volumes, "logs": { "plan-7": ["db"] }, "holds": [] },
+    });
+    let key = "retention/0000000000000040";
+    let sealed = repository.inner.seal_object(ObjectKind::Ledger, key, entry.to_string().as_bytes()).unwrap();
+    repository.create(key, sealed).unwrap();
+
+    faults.forget_calls();
+    let ledger = repository.ledger().unwrap();
+    let read: u64 = faults.calls().iter().filter(|call| matches!(call.verb, Verb::Get | Verb::GetRange)).map(|call| call.bytes).sum();
+    assert!(read < COUNT * 16 + 100_000, "ids alone are read: {read} bytes");
+    assert_eq!(ledger.removed_ids().count() as u64, COUNT);
+    assert!(
+        ledger.volumes().iter().map(|volume| volume.ids().len() * size_of::<SnapshotId>()).sum::<usize>() <= 16_000_000,
+        "bytes of memory"
+    );
+    let of_volumes = || repository.ledger().unwrap().volumes().len();
+    faults.forget_calls();
+    let again = repository.ledger().unwrap();
+    assert_eq!((again.removed_ids().count() as u64, faults.keys(Verb::Get)), (COUNT, Vec::new()), "what was read is not read again");
+
+    // What was removed is known; a hold, a removal, and a backup whose parents are there.
+    assert!(ledger.is_removed(newest[5].id) && !ledger.is_removed(SnapshotId::generate(Utc::now())));
+    let error = repository.removed(newest[5].id).unwrap().to_string();
+    assert!(error.contains("of plan plan-5 was removed on"), "{error}");
+    let snapshots: Vec<Manifest> = (0..2).map(|seed| bench.backup(&files(seed))).collect();
+    hold(&repository, snapshots[1].id);
+    faults.forget_calls();
+    remove(&repository, &[&snapshots[0]]);
+    let written = |faults: &Faults| faults.calls().iter().filter(|call| call.verb == Verb::Create).map(|call| call.bytes).sum::<u64>();
+    assert!(written(&faults) < 2_000, "{} bytes for a removal", written(&faults));
+    assert_eq!(bench.open().manifests(None).unwrap().iter().map(|manifest| manifest.id).collect::<Vec<_>>(), [snapshots[1].id]);
+
+    // Another state, of two removals an entry: what it writes follows what is new.
+    faults.forget_calls();
+    let mut removals = 0;
+    for hour in COUNT..COUNT + 62 {
+        let one = removal(hour, newest.get(hour as usize % 100));
+        let two = removal(hour, None);
+        decide(&repository, &Decision::Remove { snapshots: vec![one, two] });
+        removals += 2;
+    }
+    assert!(written(&faults) < removals * 2_000, "{} bytes for {removals} removals", written(&faults));
+    let entries = bench.keys("retention/").into_iter().filter(|key| !removed::is_volume_key(key));
+    assert_eq!(entries.collect::<Vec<_>>(), ["retention/0000000000000080"], "the entries before are not needed");
+    assert_eq!(of_volumes(), volumes.len() + 1);
+    let whole = bench.open_apart(bench.store.clone()).ledger().unwrap();
+    assert_eq!(whole.removed_ids().count() as u64, COUNT + removals + 1);
+    assert!(whole.hold(snapshots[1].id, Utc::now()).is_some());
+    assert_eq!(whole.logs_of_removed().map(|(plan, source)| format!("{plan} {source}")).collect::<Vec<_>>(), ["plan-7 db"]);
+}
+
+/// Whatever is decided: what the ledger knows is what a plain list of it would, and volumes stay few.
+#[test]
+fn volumes_say_what_the_entries_before_them_said() {
+    let bench = Bench::new();
+    let (repository, other) = (bench.open(), bench.open_apart(bench.store.clone()));
+    let mut model: BTreeMap<SnapshotId, RemovedSnapshot> = BTreeMap::new();
+    let mut hour = 0;
+    for round in 0..420_u64 {
+        let random = u64::from_le_bytes(blake3::hash(&round.to_le_bytes()).as_bytes()[..8].try_into().unwrap());
+        // Some are many, as in the first prune of a repository: more than a volume holds.
+        let many = if round == 150 { VOLUME_SNAPSHOTS as u64 + 10 } else { random % 40 };
+        match if round == 150 { 0 } else { random % 5 } {
+            0..3 => {
+                let mut snapshots: Vec<RemovedSnapshot> = (hour..hour + many).map(|hour| removal(hour, None)).collect();
+                hour += many;
+                // Also one that was removed already: what was known of it first counts.
+                snapshots.extend(model.values().next().map(|known| RemovedSnapshot { reason: "again".into(), ..known.clone() }));
+                decide(&repository, &Decision::Remove { snapshots: snapshots.clone() });
+                for snapshot in snapshots {
+                    model.entry(snapshot.id).or_insert(snapshot);
+                }
+            }
+            3 => {
+                let snapshots: Vec<SnapshotId> = model.keys().copied().filter(|id| id.to_bytes()[15].is_multiple_of(7)).take(5).collect();
+                decide(
+                    &repository,
+                    &Decision::Reinstate { snapshots: snapshots.clone(), holds: vec![], by: "t".into(), reason: "x".into() },
+                );
+                let taken: Vec<RemovedSnapshot> = snapshots.iter().filter_map(|id| model.remove(id)).collect();
+                // And some of these removed once more, for another reason.
+                let again: Vec<RemovedSnapshot> =
+                    taken.into_iter().take(2).map(|snapshot| RemovedSnapshot { reason: "later".into(), ..snapshot }).collect();
+                decide(&repository, &Decision::Remove { snapshots: again.clone() });
+                model.extend(again.into_iter().map(|snapshot| (snapshot.id, snapshot)));
+            }
+            _ => repository.pass_in_ledger("a test", Utc::now()).unwrap(),
+        }
+        if round % 40 == 0 || round == 419 {
+            assert!(known(&repository) == model && known(&other) == model, "round {round}");
+            assert!(known(&bench.open_apart(bench.store.clone())) == model, "round {round}");
+        }
+    }
+    let volumes = repository.ledger().unwrap().volumes().to_vec();
+    assert!((2..12).contains(&volumes.len()) && volumes.iter().all(|volume| volume.ids().len() <= VOLUME_SNAPSHOTS), "{}", volumes.len());
+    assert_eq!(bench.keys("retention/ids/").len(), volumes.len(), "nothing is left of those before");
+    assert_eq!(bench.keys("retention/removed/").len(), volumes.len());
+}
+
+/// What a state lists is checked like an entry: without it nothing is decided, and a verification tells what is wrong.
+#[test]
+fn a_volume_that_is_missing_or_another_one_is_damage() {
+    let bench = Bench::new();
+    let snapshots: Vec<Manifest> = (0..4).map(|seed| bench.backup(&files(seed))).collect();
+    let repository = bench.open();
+    remove(&repository, &[&snapshots[0], &snapshots[1]]);
+    (1..64).for_each(|_| repository.pass_in_ledger("a test", Utc::now()).unwrap());
+    // The next state has one of its own beside, that is larger.
+    for hour in 0..64 {
+        decide(&repository, &Decision::Remove { snapshots: vec![removal(hour, None), removal(hour, None), removal(hour, None)] });
+    }
+    collect(&repository);
+    let first = repository.ledger().unwrap();
+    assert_eq!(first.volumes().len(), 1, "put together: {:?}", first.volumes());
+    (0..63).for_each(|_| repository.pass_in_ledger("a test", Utc::now()).unwrap());
+    remove(&repository, &[&snapshots[2]]);
+    (0..64).for_each(|_| repository.pass_in_ledger("a test", Utc::now()).unwrap());
+    let volumes = repository.ledger().unwrap().volumes().to_vec();
+    assert_eq!(volumes.len(), 3, "the others are smaller");
+    let verify = |repository: &Repository| repository.verify(VerifyDepth::Structure, &Silent, &Cancel::default()).unwrap().findings;
+    assert_eq!(verify(&repository), []);
+    let keys: Vec<String> = volumes.iter().flat_map(|volume| volume.listed.keys()).collect();
+    let objects: BTreeMap<&String, Bytes> = keys.iter().map(|key| (key, bench.runtime.block_on(bench.store.get(key)).unwrap())).collect();
+    for key in &keys {
+        let is_ids = key.starts_with("retention/ids/");
+        let swapped = keys.iter().find(|other| *other != key && other.starts_with("retention/ids/") == is_ids).unwrap();
+        // The same content sealed anew is another object, too.
+        let kind = if is_ids { ObjectKind::RemovedIds } else { ObjectKind::Removed };
+        let content = crate::repo::seal::open(&repository.inner.keys, repository.inner.id, kind, key, &objects[key]).unwrap();
+        let anew = repository.inner.seal_object(kind, key, &content).unwrap();
+        for (what, bytes) in [("missing", None), ("swapped", Some(objects[swapped].clone())), ("sealed anew", Some(Bytes::from(anew)))] {
+            match bytes {
+                None => bench.runtime.block_on(faults::remove(&bench.store, key)).unwrap(),
+                Some(bytes) => bench.runtime.block_on(faults::replace(&bench.store, key, bytes)).unwrap(),
+            }
+            let fresh = bench.open_apart(bench.store.clone());
+            let found = verify(&fresh);
+            assert!(found.iter().any(|finding| finding.object.starts_with("retention/")), "{key} {what}: {found:?}");
+            if is_ids || what == "missing" {
+                assert_eq!(fresh.ledger().unwrap_err().kind(), Kind::Damaged, "{key} {what}");
+                let decided = fresh.amend_ledger(Utc::now(), |_| panic!("nothing may be decided"));
+                assert_eq!(decided.unwrap_err().kind(), Kind::Damaged);
+                assert!(!collect(&fresh).blocked.is_empty());
+            } else {
+                // That they were removed is known; what they were is not.
+                assert!(fresh.ledger().unwrap().is_removed(volumes[0].ids()[0]));
+                let told = volumes.iter().find(|volume| volume.listed.records_key() == *key).unwrap().ids()[0];
+                assert!(fresh.removed(told).unwrap().to_string().contains("was removed; when and why cannot be read"));
+                assert!(
+                    found.iter().all(|finding| finding.kind != "chain-broken" || !finding.object.contains(&snapshots[1].id.to_string()))
+                );
+            }
+            assert_eq!(restore(&fresh, &snapshots[3]).unwrap(), expected(&files(3)), "what is there can be restored all the same");
+            bench.runtime.block_on(faults::replace(&bench.store, key, objects[key].clone())).unwrap();
+        }
+    }
+    assert_eq!(verify(&bench.open_apart(bench.store.clone())), []);
+}
+
+/// Who read the ledger before its volumes were put together still finds what they knew; and what a writer left that did not come to its entry is cleared
+/// away, but not what is for an entry to come.
+#[test]
+fn volumes_that_were_put_together_meanwhile_are_found_again() {
+    let bench = Bench::new();
+    let (repository, slow) = (bench.open(), bench.open_apart(bench.store.clone()));
+    let mut model = BTreeMap::new();
+    let round = |hours: std::ops::Range<u64>, model: &mut BTreeMap<SnapshotId, RemovedSnapshot>| {
+        for hour in hours {
+            let snapshot = removal(hour, None);
+            decide(&repository, &Decision::Remove { snapshots: vec![snapshot.clone()] });
+            model.insert(snapshot.id, snapshot);
+        }
+    };
+    round(0..64, &mut model);
+    let before = slow.ledger().unwrap();
+    let (then, first) = (model.clone(), bench.keys("retention/ids/"));
+    let written = |number: u64| removed::write(&repository.inner, number, &[], &[]).unwrap();
+    let (left, to_come) = (written(128), written(192));
+    round(64..150, &mut model);
+    let keys = bench.keys("retention/ids/");
+    assert!(!keys.contains(&first[0]) && !keys.contains(&left.ids_key()), "{keys:?}");
+    assert!(keys.contains(&to_come.ids_key()), "{keys:?}");
+    let mut found = BTreeMap::new();
+    slow.removals(&before, |snapshot| drop(found.insert(snapshot.id, snapshot))).unwrap();
+    assert!(found == then);
+    assert!(known(&slow) == model);
+    round(150..200, &mut model);
+    assert!(!bench.keys("retention/ids/").contains(&to_come.ids_key()), "nobody took it");
+    assert!(known(&slow) == model);
+}
+
+/// The chain goes on through volumes: of what was removed long ago a thief cannot take a parent away unnoticed.
+#[test]
+fn a_chain_goes_on_through_volumes() {
+    let bench = Bench::new();
+    let snapshots: Vec<Manifest> = (0..5).map(|seed| bench.backup(&files(seed))).collect();
+    let repository = bench.open();
+    remove(&repository, &[&snapshots[0], &snapshots[2], &snapshots[3]]);
+    (0..70).for_each(|_| repository.pass_in_ledger("a test", Utc::now()).unwrap());
+    assert_eq!(repository.ledger().unwrap().volumes().len(), 1);
+    let verify = || bench.open().verify(VerifyDepth::Structure, &Silent, &Cancel::default()).unwrap().findings;
+    assert_eq!(verify(), []);
+    bench.runtime.block_on(bench.store.delete(&repository.manifest_key(&snapshots[1]))).unwrap();
+    let found = verify();
+    assert_eq!(
+        (found.len(), found[0].kind.as_str(), found[0].snapshots.as_slice()),
+        (1, "chain-broken", &[snapshots[1].id][..]),
+        "{found:?}"
+    );
+    // Nor put another one in the place of one that was removed: its child has the hash of what it came after.
+    let mut decision = repository.removals_of(&[(&snapshots[4], "the rules")], Utc::now()).unwrap();
+    decision[0].parents[0].hash = "00".repeat(32);
+    decide(&repository, &Decision::Remove { snapshots: decision });
+    let found = verify();
+    assert!(found.iter().any(|finding| finding.message.contains("is not the one that snapshot")), "{found:?}");
+}
+
+/// What an older program wrote whole into an entry goes on, and the next state has it in volumes.
+#[test]
+fn the_base_of_an_older_program_is_read_and_goes_on_in_volumes() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let removed: Vec<RemovedSnapshot> = (0..100).map(|hour| removal(hour, None)).collect();
+    let hold =
+        Hold { snapshot: SnapshotId::generate(Utc::now()), until: None, reason: "audit".into(), by: "t".into(), held_at: Utc::now() };
+    let entry = serde_json::json!({
+        "number": 64, "previous": "", "time": Utc::now(), "host": "h", "decision": { "action": "pass", "reason": "a test" },
+        "base": { "removed": removed, "holds": [hold] },
+    });
+    let key = "retention/0000000000000040";
+    repository.create(key, repository.inner.seal_object(ObjectKind::Ledger, key, entry.to_string().as_bytes()).unwrap()).unwrap();
+    let model: BTreeMap<SnapshotId, RemovedSnapshot> = removed.into_iter().map(|snapshot| (snapshot.id, snapshot)).collect();
+    for round in 0..70 {
+        if round % 35 == 0 || round > 62 {
+            let ledger = repository.ledger().unwrap();
+            assert!(known(&repository) == model && ledger.hold(hold.snapshot, Utc::now()) == Some(&hold), "round {round}");
+            assert_eq!(ledger.logs_of_removed().count(), 1);
+            assert_eq!(ledger.volumes().len(), usize::from(round > 63));
+        }
+        repository.pass_in_ledger("a test", Utc::now()).unwrap();
+    }
+    assert!(known(&bench.open_apart(bench.store.clone())) == model);
 }
