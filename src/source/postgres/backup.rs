@@ -38,7 +38,7 @@ use crate::source::postgres::layout::{self, CONFIGURATION_FOLDER, RelationFile};
 use crate::source::postgres::local::{LocalReader, LocalSettings};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::recover::Target;
-use crate::source::postgres::remote::{Archive, ArchiveReader, Cluster, Finished, kept_inside, warned_of};
+use crate::source::postgres::remote::{Archive, ArchiveReader, Cluster, Finished, kept_inside, links_left_out, warned_of};
 use crate::source::postgres::replication::{
     self, BackupEnd, BackupPart, BaseBackupOptions, LogPosition, Tablespace, base_backup, create_physical_slot, identify_system,
 };
@@ -444,6 +444,7 @@ impl BaseSnapshot {
                     return Err(error.within("the server found damaged pages that did not arrive as such"));
                 }
                 problems.extend(warned_of(&warnings, is_certain));
+                self.warnings.extend(links_left_out(&warnings));
                 (position.lsn, problems, is_certain)
             }
             Files::Read => return Err(Error::new(Kind::Bug, "the files of a base backup ended twice")),

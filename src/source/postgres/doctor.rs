@@ -24,6 +24,8 @@ const LITTLE_ROOM: u64 = 256 << 20;
 
 /// So many tables are named.
 const TOLD: usize = 5;
+/// An archiver that works takes a segment within this.
+const WAITED_MINUTES: u32 = 5;
 
 /// Everything that a source needs, in the order in which an operator would set it up.
 pub(super) fn diagnose(settings: &Settings, source: &PostgresSource) -> Vec<Diagnosis> {
@@ -301,6 +303,18 @@ fn named_elsewhere(sql: &mut Connection, data: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// How many segments wait to be archived for longer than that; 0 where the role may not know.
+fn waiting(sql: &mut Connection) -> Result<u64> {
+    let question = format!(
+        "SELECT count(*) FROM pg_catalog.pg_ls_archive_statusdir() WHERE name LIKE '%.ready' AND modification < now() - interval '{WAITED_MINUTES} minutes'"
+    );
+    match sql.value(&question) {
+        Ok(count) => Ok(count.and_then(|count| count.parse().ok()).unwrap_or(0)),
+        Err(error) if sqlstate(&error) == Some("42501") => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether the server's archiver does what the plan expects of it. `ours`: it is to bring the log by `lifeboat log push`.
 fn archiving(sql: &mut Connection, ours: bool) -> Result<String> {
     let row = one_row(
@@ -331,6 +345,11 @@ fn archiving(sql: &mut Connection, ours: bool) -> Result<String> {
                 .hint("the archive_command of docs/postgresql.md; a script of your own around it is not seen from here: name it so that it contains the words"))
         }
         (true, true) if text(3) == "t" => Err(Error::new(Kind::Usage, fails).hint("the server's own log has what the command said")),
+        // A command that ends with more than 125 ends the archiver itself, which counts as no failure.
+        (true, true) if waiting(sql)? > 0 => {
+            let what = format!("segments of the log wait for more than {WAITED_MINUTES} minutes for archive_command");
+            Err(Error::new(Kind::Usage, what).hint("the server's own log has what the command said; is the program where the command says, and may the server's user run it?"))
+        }
         (true, true) => Ok(match text(7) {
             "" => "archive_command calls lifeboat; nothing was archived yet".to_owned(),
             last => format!("archive_command calls lifeboat, last for {last}"),

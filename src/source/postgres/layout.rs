@@ -24,6 +24,10 @@ const EMPTY_FOLDERS: [&[u8]; 8] =
 /// Folders in `pg_wal` that a server expects there; in a backup they are empty. The second since 17.
 const WAL_FOLDERS: [&[u8]; 2] = [b"pg_wal/archive_status", b"pg_wal/summaries"];
 
+/// Folders of the server itself: a link instead of one of them is followed. Any other link is kept as a link.
+pub const OWN_FOLDERS: [&[u8]; 10] =
+    [b"base", b"global", b"log", b"pg_commit_ts", b"pg_logical", b"pg_multixact", b"pg_stat", b"pg_tblspc", b"pg_twophase", b"pg_xact"];
+
 /// Files that belong to the running server or to another backup.
 const LEFT_OUT: [&[u8]; 12] = [
     b"backup_label",

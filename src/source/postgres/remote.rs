@@ -284,6 +284,22 @@ pub fn kept_inside(oid: u32, location: &str) -> Result<bool> {
     .hint("stop the server and make the link an absolute one, or give the source its data_directory, if it is on this host"))
 }
 
+/// Links at the top of the data folder that are no part of the server's own: its configuration is behind them, or what somebody put there. The server does not send them.
+#[must_use]
+pub fn links_left_out(warnings: &Warnings) -> Option<String> {
+    let paths = warnings.first.iter().filter(|warning| warning.routine == SKIPS).map(|warning| skipped(&warning.message));
+    let paths: Vec<String> = paths
+        .filter(|path| !is_needless(path.as_bytes()) && !is_content(path.as_bytes()))
+        .map(|path| display_path(path.as_bytes()))
+        .collect();
+    (!paths.is_empty()).then(|| {
+        format!(
+            "links in the data folder, which the server does not send, are not in this backup: {}; with data_directory in the source they are kept, and configuration behind them is captured",
+            paths.join(", ")
+        )
+    })
+}
+
 /// What a backup lacks, and what else its server warned of. `pages_told`: damaged pages are known, so its words of these are not told again.
 #[must_use]
 pub fn warned_of(warnings: &Warnings, pages_told: bool) -> Vec<Problem> {
@@ -297,7 +313,7 @@ pub fn warned_of(warnings: &Warnings, pages_told: bool) -> Vec<Problem> {
             continue;
         }
         let path = skipped(&warning.message);
-        if !is_needless(path.as_bytes()) {
+        if !is_needless(path.as_bytes()) && is_content(path.as_bytes()) {
             let message = format!(
                 "is a symbolic link, a pipe or a device where no server makes one, and the server did not send it: what it leads to is not in this backup; \
                  with data_directory in the source a link is kept and configuration behind it is captured (the server: {})",
@@ -317,6 +333,11 @@ pub fn warned_of(warnings: &Warnings, pages_told: bool) -> Vec<Problem> {
 fn skipped(message: &str) -> &str {
     let path = message.find("./").map(|at| &message[at + 2..]).or_else(|| message.find('/').map(|at| &message[at..]));
     path.unwrap_or(message).split(['"', '»', '«', '”', '“', '」', '』']).next().unwrap_or(message)
+}
+
+/// Whether no server is whole without it: below a folder, one of the server's own folders, or its version.
+fn is_content(path: &[u8]) -> bool {
+    path.contains(&b'/') || layout::OWN_FOLDERS.contains(&path) || path == b"PG_VERSION"
 }
 
 /// What no restored server misses: sockets of whoever listens, what is left out anyway, and the folder of its own log, which it makes.

@@ -13,12 +13,8 @@ use crate::entry::display_path;
 use crate::error::{Error, Result};
 use crate::source::Problem;
 use crate::source::postgres::control;
-use crate::source::postgres::layout::{self, Keep, TABLESPACE_FOLDER};
+use crate::source::postgres::layout::{self, Keep, OWN_FOLDERS, TABLESPACE_FOLDER};
 use crate::source::postgres::remote::TablespaceLink;
-
-/// Folders of the server itself: a link instead of one of them is followed. Any other link is kept as a link.
-const OWN_FOLDERS: [&[u8]; 10] =
-    [b"base", b"global", b"log", b"pg_commit_ts", b"pg_logical", b"pg_multixact", b"pg_stat", b"pg_tblspc", b"pg_twophase", b"pg_xact"];
 
 /// Something that a backup keeps.
 pub struct Found {

@@ -72,8 +72,8 @@ pub(super) fn find(least: u32, first: u32, bin_directory: Option<&Path>) -> Resu
 
 fn command(tools: &Tools, name: &str, settings: &Settings, database: &str) -> Result<Command> {
     let mut command = tools.command(name, Account::own())?;
-    // Nobody but root and this user can see it, and it is in no file. A file of this host must not be used in its place.
-    command.env("PGPASSFILE", "/dev/null");
+    // Nobody but root and this user can see it, and it is in no file. A file of this host must not be used in its place (of one that is there libpq warns).
+    command.env("PGPASSFILE", "/dev/null/none");
     if let Some(password) = settings.password(database)? {
         command.env("PGPASSWORD", password.as_str());
     }

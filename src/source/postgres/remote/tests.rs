@@ -149,7 +149,8 @@ fn what_the_server_left_out_is_told_in_any_language() {
     };
     let first = vec![
         warning("sendDir", "skipping special file \"./base/5/16401\""),
-        warning("sendDir", "Spezialdatei »./postgresql.conf« wird ausgelassen"),
+        warning("sendDir", "Spezialdatei »./pg_xact« wird ausgelassen"),
+        warning("sendDir", "skipping special file \"./postgresql.conf\""),
         warning("sendDir", "skipping special file or directory \"/space/PG_18_202506291/5/1 two\""),
         // A socket, and what no backup holds.
         warning("sendDir", "skipping special file \"./.s.PGSQL.5432\""),
@@ -163,9 +164,11 @@ fn what_the_server_left_out_is_told_in_any_language() {
         warned_of(&warnings, pages_told).into_iter().map(|problem| (problem.object, problem.kind)).collect::<Vec<_>>()
     };
     let of = |object: &str, kind: &str| (object.to_owned(), kind.to_owned());
-    let links = ["base/5/16401", "postgresql.conf", "/space/PG_18_202506291/5/1 two"].map(|object| of(object, "link-not-followed"));
+    let links = ["base/5/16401", "pg_xact", "/space/PG_18_202506291/5/1 two"].map(|object| of(object, "link-not-followed"));
     let other = || of("the base backup", "server-warning");
     assert_eq!(told(0, true), [&links[..], &[other()]].concat());
     assert_eq!(told(0, false), [&links[..], &[other(), other()]].concat());
+    let configuration = links_left_out(&Warnings { first: first.clone(), more: 0 }).unwrap();
+    assert!(configuration.contains("are not in this backup: postgresql.conf; with data_directory"), "{configuration}");
     assert_eq!(told(7, true), [&links[..], &[other(), of("the base backup", "link-not-followed")]].concat());
 }
