@@ -22,13 +22,13 @@ fn it_is_private_and_leaves_nothing() {
     source.sql("ALTER SYSTEM SET archive_command = 'touch /tmp/lifeboat-test-archived'");
     source.sql("ALTER DATABASE postgres SET default_transaction_read_only = off");
     source.sql("ALTER ROLE postgres SET lc_messages = 'C.UTF-8'");
-    source.sql("ALTER ROLE postgres SET session_preload_libraries = 'no_such_library'");
     for setting in
         ["timezone = 'Asia/Tokyo'", "datestyle = 'German'", "default_transaction_isolation = 'repeatable read'", "exit_on_error = on"]
     {
         source.sql(&format!("ALTER DATABASE postgres SET {setting}"));
     }
     source.sql("ALTER ROLE postgres IN DATABASE postgres SET bytea_output = 'escape'");
+    source.sql("ALTER ROLE postgres SET session_preload_libraries = 'no_such_library'");
     let restored = source.base_backup("restored");
     crate::source::postgres::recover::prepare(&restored, Account::choose(&restored).unwrap()).unwrap();
     let (instance, _) = source.begin_with(&restored, Target::Immediate, &["pg_prewarm".to_owned()]).unwrap();

@@ -286,7 +286,7 @@ fn the_order_of_an_index_is_no_damage_where_its_collation_is_another_version() {
 
 #[test]
 fn event_triggers_that_always_fire_do_not_and_stay() {
-    const STATES: &str = "SELECT string_agg(evtname || evtenabled, ' ' ORDER BY evtname) FROM pg_event_trigger";
+    const STATES: &str = "SELECT string_agg(evtname || evtenabled::text, ' ' ORDER BY evtname) FROM pg_event_trigger";
     let source = Archived::start("");
     let (instance, _, mut request) = recovered(&source);
     request.compare_percent = 0;
