@@ -770,7 +770,7 @@ fn a_local_repository_that_goes_away_keeps_the_log_waiting_and_a_backup_from_com
     fs::rename(&place, &aside).unwrap();
     write(&cluster, 500);
     wait_until("the stream tells it", || world.status()["error"].as_str().is_some_and(|error| error.contains("the folder is gone")));
-    world.json(&["backup", "crm"], 1);
+    assert_eq!(world.json(&["backup", "crm"], 10)["error"]["kind"], "no-repository");
     assert!(!place.exists());
     fs::rename(&aside, &place).unwrap();
     world.wait_for(1, flushed(&cluster));
