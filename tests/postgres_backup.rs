@@ -280,7 +280,9 @@ fn a_backup_during_which_more_log_is_written_than_slots_may_keep_succeeds() {
         assert_restores(&world, "restored", &made);
         if version == distribution_version() {
             let drill = world.json(&["drill", "run", "crm"], 0);
-            assert!(checks(&drill).contains(&("content of postgres.public.ledger".into(), "passed".into())), "{drill}");
+            let is_ledger =
+                |(name, outcome): &(String, String)| name.starts_with("content of postgres.public.ledger") && outcome == "passed";
+            assert!(checks(&drill).iter().any(is_ledger), "{drill}");
         }
     }
 }
