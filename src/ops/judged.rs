@@ -375,10 +375,10 @@ mod tests {
         let mut went = 0;
         for seed in 0..120_u64 {
             let mut draws = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
-            let mut draw = |below: u64| {
-                let mut bytes = [0; 8];
+            let mut draw = |below: u32| {
+                let mut bytes = [0; 4];
                 draws.fill(&mut bytes);
-                u64::from_le_bytes(bytes) % below
+                u32::from_le_bytes(bytes) % below
             };
             let there: Vec<SnapshotId> = (0..4).map(|_| SnapshotId::generate(now())).collect();
             let gone: Vec<SnapshotId> = (0..3).map(|_| SnapshotId::generate(now())).collect();
@@ -387,15 +387,20 @@ mod tests {
             let mut reports = Vec::new();
             let mut runs = BTreeMap::<u64, u64>::new();
             // Some have been left alone for long, some only lately.
-            let (first, last) = (600 + draw(500) as i64, draw(450) as i64);
+            let (first, last) = (600 + draw(500), draw(450));
             for _ in 0..draw(60) {
-                let time = now() - DAY * i32::try_from(last + draw((first - last) as u64) as i64).unwrap();
-                let one = all[draw(7) as usize];
+                let time = now() - DAY * i32::try_from(last + draw(first - last)).unwrap();
+                let one = all[usize::try_from(draw(7)).unwrap()];
                 reports.push(match draw(8) {
                     0 => drill(time, "crm", one, None),
-                    1 => drill(time, ["crm", "other"][draw(2) as usize], one, Some(["differs", "damaged", "no-space"][draw(3) as usize])),
+                    1 => drill(
+                        time,
+                        ["crm", "other"][usize::try_from(draw(2)).unwrap()],
+                        one,
+                        Some(["differs", "damaged", "no-space"][usize::try_from(draw(3)).unwrap()]),
+                    ),
                     kind => {
-                        let percent = [100, 50, 34][draw(3) as usize];
+                        let percent = [100, 50, 34][usize::try_from(draw(3)).unwrap()];
                         let share = (kind > 2).then(|| (percent, *runs.entry(percent).and_modify(|run| *run += 1).or_default()));
                         let pack = format!("packs/{0:02x}/{0:02x}{1}", draw(3) * 60, "00".repeat(31));
                         let harmed: Vec<SnapshotId> = all.iter().copied().filter(|_| draw(3) == 0).collect();
@@ -452,7 +457,7 @@ mod tests {
         let digests: Vec<Digest> = (0..VERIFICATIONS)
             .map(|day| {
                 let mut record = one.clone();
-                (record.time, record.id) = (now() - DAY * day as i32, ReportId::generate(now()));
+                (record.time, record.id) = (now() - DAY * i32::try_from(day).unwrap(), ReportId::generate(now()));
                 Digest::of(record, &existing)
             })
             .collect();

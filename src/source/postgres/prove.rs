@@ -78,19 +78,16 @@ pub(super) fn enter(instance: &Instance, user: &str, known: &BTreeSet<String>, c
     let others = known.iter().map(String::as_str).filter(|name| !USUAL.contains(name));
     let (mut absent, mut closed) = (Vec::new(), None);
     for database in USUAL.into_iter().chain(others) {
-        let error = match connect(&settings, database, cancel) {
-            Ok(_) => {
-                settings.database = Some(database.to_owned());
-                return Ok(settings);
-            }
-            Err(error) => error,
+        let Err(error) = connect(&settings, database, cancel) else {
+            settings.database = Some(database.to_owned());
+            return Ok(settings);
         };
         match (sqlstate(&error), not_here(&error)) {
             (_, Some(why)) => closed = closed.or(Some(why)),
             (Some("3D000"), None) => absent.push(database.to_owned()),
             // ALLOW_CONNECTIONS false.
             (Some("55000"), None) => {
-                closed = closed.or_else(|| Some(format!("{}; at the source: {}", described(&error), fingerprint::opening(database))))
+                closed = closed.or_else(|| Some(format!("{}; at the source: {}", described(&error), fingerprint::opening(database))));
             }
             _ => return Err(error),
         }
@@ -554,7 +551,8 @@ fn loud_event_triggers(connection: &mut Connection) -> Result<Vec<(String, &'sta
 /// Statements, to be run as one transaction, between which these event triggers do not fire, and which leaves them as they are.
 fn silently(statements: &str, loud: &[(String, &'static str)]) -> String {
     let alter = |state: &dyn Fn(&'static str) -> &'static str| -> String {
-        loud.iter().map(|(name, enabled)| format!("ALTER EVENT TRIGGER {name} {}; ", state(enabled))).collect()
+        let each = loud.iter().map(|(name, enabled)| format!("ALTER EVENT TRIGGER {name} {}; ", state(enabled)));
+        each.collect::<Vec<_>>().concat()
     };
     format!("{}{statements}; {}", alter(&|_| "DISABLE"), alter(&|enabled| enabled))
 }
