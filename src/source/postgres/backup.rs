@@ -452,14 +452,18 @@ impl BaseSnapshot {
         self.damaged_pages(&mut problems, is_certain)?;
         let name = format!("lifeboat {}", self.slot.trim_start_matches("lifeboat_"));
         let options = fingerprint::Options { budget: self.fingerprint_budget, ..fingerprint::Options::default() };
-        let taken = self.fingerprints(&name, &options).map_err(|error| error.within("take the fingerprints of the tables"))?;
-        let end = stop.max(taken.position.lsn);
-        if taken.position.restore_point.is_none() {
+        let of_tables = |error: Error| error.within("take the fingerprints of the tables");
+        let snapshot = self.fingerprints(&name, &options).map_err(of_tables)?;
+        let position = snapshot.position().clone();
+        let end = stop.max(position.lsn);
+        if position.restore_point.is_none() {
             self.is_the_same_server()?;
         }
+        // Before the rows are read, which takes a while: nothing more is asked of the server's log after that.
         let way = self.way(end)?;
         let timeline = way.timeline();
         self.log.lead_to(way, end)?;
+        let taken = snapshot.read(&self.key, self.throttle.as_ref(), &self.cancel).map_err(of_tables)?;
         let point = Point {
             system_identifier: self.system_identifier.to_string(),
             server_version: self.facts.version,
@@ -634,16 +638,14 @@ impl BaseSnapshot {
     }
 
     /// Somebody may hold a table for a moment (vacuum, a long transaction): such a one gets a few more chances, each at a point of its own.
-    fn fingerprints(&self, name: &str, options: &fingerprint::Options) -> Result<Taken> {
+    fn fingerprints(&self, name: &str, options: &fingerprint::Options) -> Result<fingerprint::Snapshot> {
         let mut attempt = 1;
         loop {
             match fingerprint::Snapshot::take(&self.settings, &format!("{name} {attempt}"), options, &self.cancel) {
                 // Another backup pauses the same standby.
                 Err(error) if error.kind() == Kind::Busy && attempt < FINGERPRINT_TRIES => {}
                 Err(error) => return Err(error),
-                Ok(snapshot) if snapshot.left_out().is_empty() || attempt == FINGERPRINT_TRIES => {
-                    return snapshot.read(&self.key, self.throttle.as_ref(), &self.cancel);
-                }
+                Ok(snapshot) if snapshot.left_out().is_empty() || attempt == FINGERPRINT_TRIES => return Ok(snapshot),
                 Ok(_) => {}
             }
             attempt += 1;
