@@ -511,7 +511,7 @@ fn what_the_server_does_not_send_is_no_good_backup() {
     for version in [distribution_version(), NEWEST] {
         let world = Crm::new(version, false);
         world.json(&["backup", "crm"], 0);
-        let (data, outside) = (world.cluster.data().to_owned(), world.path("outside"));
+        let (data, outside) = (world.cluster.data(), world.path("outside"));
         fs::create_dir(&outside).unwrap();
         let table = world.cluster.value("SELECT pg_relation_filepath('ledger')");
         // As `cp -a` and a link leave it: the server goes on as if nothing had been.

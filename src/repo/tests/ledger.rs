@@ -222,7 +222,7 @@ fn known(repository: &Repository) -> BTreeMap<SnapshotId, RemovedSnapshot> {
     let ledger = repository.ledger().unwrap();
     let mut all = BTreeMap::new();
     repository.removals(&ledger, |snapshot| assert!(all.insert(snapshot.id, snapshot).is_none(), "each once")).unwrap();
-    assert_eq!(all.keys().copied().collect::<Vec<_>>(), BTreeSet::from_iter(ledger.removed_ids()).into_iter().collect::<Vec<_>>());
+    assert_eq!(all.keys().copied().collect::<Vec<_>>(), ledger.removed_ids().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>());
     assert!(all.keys().all(|id| ledger.is_removed(*id)));
     all
 }
@@ -270,10 +270,7 @@ fn a_ledger_of_a_million_removals_goes_on() {
     let read: u64 = faults.calls().iter().filter(|call| matches!(call.verb, Verb::Get | Verb::GetRange)).map(|call| call.bytes).sum();
     assert!(read < COUNT * 16 + 100_000, "ids alone are read: {read} bytes");
     assert_eq!(ledger.removed_ids().count() as u64, COUNT);
-    assert!(
-        ledger.volumes().iter().map(|volume| volume.ids().len() * size_of::<SnapshotId>()).sum::<usize>() <= 16_000_000,
-        "bytes of memory"
-    );
+    assert!(ledger.volumes().iter().map(|volume| size_of_val(volume.ids())).sum::<usize>() <= 16_000_000, "bytes of memory");
     let of_volumes = || repository.ledger().unwrap().volumes().len();
     faults.forget_calls();
     let again = repository.ledger().unwrap();

@@ -139,7 +139,7 @@ fn only_a_control_file_that_is_not_whole_is_damaged() {
     let bytes = fs::read(&path).unwrap();
     assert!(control().unwrap().checksums);
 
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     let kept_out = control().unwrap_err();
     assert_eq!(kept_out.kind(), Kind::Usage, "{kept_out:?}");
     assert!(kept_out.to_string().contains("Permission denied") && kept_out.hint_text().unwrap().contains("--state"), "{kept_out:?}");
