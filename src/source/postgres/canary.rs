@@ -64,7 +64,7 @@ pub fn write(connection: &mut Connection, name: &str) -> Result<Written> {
 /// The same, taken back at once: nobody sees any of it.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn try_out(connection: &mut Connection, name: &str) -> Result<Written> {
     connection.execute("BEGIN")?;
     let tried = write(connection, name);
