@@ -719,8 +719,7 @@ const BY_ITSELF: &str = "
     CREATE EVENT TRIGGER note_always ON ddl_command_end EXECUTE FUNCTION note(); ALTER EVENT TRIGGER note_always ENABLE ALWAYS;
     CREATE EVENT TRIGGER note_replica ON ddl_command_start EXECUTE FUNCTION note(); ALTER EVENT TRIGGER note_replica ENABLE REPLICA;
     CREATE EVENT TRIGGER asleep ON ddl_command_start EXECUTE FUNCTION refuse(); ALTER EVENT TRIGGER asleep DISABLE;
-    CREATE TABLE noted(n int);
-    CREATE EVENT TRIGGER refuse ON ddl_command_start EXECUTE FUNCTION refuse(); ALTER EVENT TRIGGER refuse ENABLE ALWAYS;";
+    CREATE TABLE noted(n int);";
 
 #[test]
 fn what_a_source_runs_by_itself_runs_neither_in_a_restore_nor_in_a_drill() {
@@ -733,6 +732,10 @@ fn what_a_source_runs_by_itself_runs_neither_in_a_restore_nor_in_a_drill() {
             CREATE EVENT TRIGGER come ON login EXECUTE FUNCTION come()";
         world.sql("second", login);
     }
+    world.sql(
+        "second",
+        "CREATE EVENT TRIGGER refuse ON ddl_command_start EXECUTE FUNCTION refuse(); ALTER EVENT TRIGGER refuse ENABLE ALWAYS",
+    );
     world.json(&["backup", "crm"], 0);
     let target = Cluster::start(version);
     let url = world.url(&target, "");
