@@ -8,7 +8,7 @@ mod world;
 use std::time::Duration;
 
 use serde_json::Value;
-use support::postgres::{Cluster, distribution_version};
+use support::postgres::{Cluster, Options, distribution_version};
 use world::{World, started};
 
 fn now(cluster: &Cluster) -> String {
@@ -22,10 +22,15 @@ fn moment<'a>(document: &'a Value, source: &str) -> &'a Value {
     document["moments"].as_array().unwrap().iter().find(|one| one["source"] == source).unwrap_or_else(|| panic!("{source}: {document}"))
 }
 
+/// A server whose log is archived by hand, later: it must not forget it meanwhile.
+fn keeping(version: u32) -> Cluster {
+    Options::new(version).setting("wal_keep_size", "512").start()
+}
+
 #[test]
 fn each_source_goes_to_the_moment_through_its_own_log_and_what_cannot_is_exit_13() {
     let version = distribution_version();
-    let (crm, billing) = (Cluster::start(version), Cluster::start(version));
+    let (crm, billing) = (keeping(version), keeping(version));
     for cluster in [&crm, &billing] {
         cluster.sql("CREATE TABLE ledger(id int PRIMARY KEY)");
     }
@@ -96,7 +101,7 @@ fn each_source_goes_to_the_moment_through_its_own_log_and_what_cannot_is_exit_13
 
 #[test]
 fn a_moment_before_a_source_came_to_the_plan_or_after_one_went_is_recovered_through_the_log() {
-    let crm = Cluster::start(distribution_version());
+    let crm = keeping(distribution_version());
     crm.sql("CREATE TABLE ledger(id int PRIMARY KEY)");
     let world = World::new(&[("crm", &crm)]);
     std::fs::write(world.path("attachments/letter"), "dear").unwrap();
