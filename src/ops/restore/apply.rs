@@ -99,7 +99,7 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     for record in sources {
         let one = match fetch(job, record, &partial) {
             Ok(one) => one,
-            Err(error) => return Err(stopped(error, record, plan, &place, &mut partial)),
+            Err(error) => return Err(stopped(error, None, record, plan, &place, &mut partial)),
         };
         lost.push(one.lost);
         brought.add(one);
@@ -111,19 +111,19 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
     for (record, lost) in sources.iter().zip(lost) {
         let mut one = match adopt(job, record, &partial) {
             Ok(one) => Restored { lost, ..one },
-            Err(error) => return Err(stopped(error, record, plan, &place, &mut partial)),
+            Err(error) => return Err(stopped(error, None, record, plan, &place, &mut partial)),
         };
         if let Some(recovery) = plan.recoveries().find(|recovery| recovery.source == record.name)
             && let Err(error) = replay::bring(job, &plan.manifest, recovery, &one.usable)
         {
             let instead = error.hint_text().map(str::to_owned);
-            return Err(stopped_or(error, instead, record, plan, &place, &mut partial));
+            return Err(stopped(error, instead, record, plan, &place, &mut partial));
         }
         if !plan.only.is_empty() {
             match extract(&mut one, &plan.only, &partial) {
                 Ok(warnings) => brought.warnings.extend(warnings),
                 Err(error) if matches!(error.kind(), Kind::Usage | Kind::Failed) => return Err(inextricable(error, partial)),
-                Err(error) => return Err(stopped(error, record, plan, &place, &mut partial)),
+                Err(error) => return Err(stopped(error, None, record, plan, &place, &mut partial)),
             }
         }
         restored.push(one);
@@ -135,7 +135,7 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
             let target = if restored.len() > 1 { place.target().join(one.record.name.as_str()) } else { place.target().to_owned() };
             let handed = match one.source.hand_over(&one.usable, &target, &plan.hand_over) {
                 Ok(handed) => handed,
-                Err(error) => return Err(stopped(error, &one.record, plan, &place, &mut partial)),
+                Err(error) => return Err(stopped(error, None, &one.record, plan, &place, &mut partial)),
             };
             let named = |sentence: String| format!("{}: {sentence}", one.record.name);
             dangers.extend(handed.dangers.into_iter().map(named));
@@ -429,13 +429,9 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
     }
 }
 
-/// A restore that stopped at a source: says what was kept and what to do. Where going on cannot help, that is recorded.
-fn stopped(error: Error, record: &SourceRecord, plan: &RestorePlan, place: &Place, partial: &mut Partial) -> Error {
-    stopped_or(error, None, record, plan, place, partial)
-}
-
-/// `instead`: what can be had where something is damaged, if it is not another snapshot.
-fn stopped_or(
+/// A restore that stopped at a source: says what was kept and what to do. Where going on cannot help, that is recorded. `instead`: what can be had where
+/// something is damaged, if it is not another snapshot.
+fn stopped(
     error: Error,
     instead: Option<String>,
     record: &SourceRecord,
