@@ -527,6 +527,11 @@ fn a_record_that_was_damaged_before_it_was_archived_is_told_and_the_server_goes_
     world.write_more();
     let problems = || world.json(&["status"], 0)["plans"][0]["problems"].to_string();
     assert!(problems().contains("cannot be replayed past"), "{}", problems());
+    // A server that asks for it must not end its recovery there unnoticed.
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let refused = world.fetch(name, "copy", 150);
+    assert!(refused.to_string().contains("cannot be replayed past"), "{refused}");
+    world.json(&["log", "fetch", "crm", "--end-at-gap", name, world.path("copy").to_str().unwrap()], 0);
     let to = world.path("restored");
     let report = world.json(&["restore", "crm", "--latest", "--to", to.to_str().unwrap(), "--yes"], 3);
     assert!(report.to_string().contains("the log has a hole at"), "{report}");

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::ops::explain;
 use crate::ops::log::archive::{AHEAD, Archive, Shelf, parse_any, stored_history, workers};
+use crate::ops::log::ranges::unreadable;
 use crate::ops::resolve::{RepositorySettings, Surroundings};
 use crate::ops::restore::fallback::may_help;
 use crate::repo::{Gap, Log, PieceInfo, runs};
@@ -23,6 +24,9 @@ use crate::source::postgres::wal::{PieceFacts, SegmentHeader, SegmentSize, Timel
 
 /// Bytes of the hash before what was fetched ahead.
 const HASH: usize = 32;
+/// What to do where recovery would end before the log does.
+const ENDS_UNNOTICED: &str = "recovery cannot pass it, and must not end there unnoticed. To recover only up to there, add --end-at-gap to restore_command; else begin with \
+     a snapshot from behind it";
 
 /// `lifeboat.log-fetch/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,6 +203,15 @@ impl Request<'_> {
             return Err(Error::new(Kind::Usage, format!("a cluster with segments of {} bytes has none of this name", size.bytes())));
         };
         let (start, end) = (size.start(number).0, size.start(number + 1).0);
+        let unreadable = if self.end_at_gap { Vec::new() } else { self.unreadable(timeline)? };
+        let stops_in = |start: u64, end: u64| unreadable.iter().find(|at| (start..end).contains(&at.0));
+        if let Some(at) = stops_in(start, end) {
+            return Err(Error::new(
+                Kind::NoRecoveryPoint,
+                format!("the log of timeline {timeline} cannot be replayed past {at}: it came damaged from its server"),
+            )
+            .hint(ENDS_UNNOTICED));
+        }
         let stretches = self.stretches(&pieces, timeline, start, end)?;
         let reached = stretches.last().map_or(start, |stretch| stretch.2);
         if reached < end
@@ -210,17 +223,16 @@ impl Request<'_> {
                 report.found = false;
                 return Ok(());
             }
-            return Err(Error::new(Kind::NoRecoveryPoint, format!("the log has a hole at {} of timeline {timeline}: {why}", Lsn(reached))).hint(
-                "recovery cannot pass it, and must not end there unnoticed. To recover only up to the hole, add --end-at-gap to restore_command; \
-                 else begin with a snapshot from behind it",
-            ));
+            return Err(Error::new(Kind::NoRecoveryPoint, format!("the log has a hole at {} of timeline {timeline}: {why}", Lsn(reached)))
+                .hint(ENDS_UNNOTICED));
         }
         if reached == start {
             report.found = false;
             return Ok(());
         }
         report.partial = reached < end;
-        let next: VecDeque<(String, u64)> = if report.partial { VecDeque::new() } else { following(&pieces, size, timeline, number) };
+        let mut next: VecDeque<(String, u64)> = if report.partial { VecDeque::new() } else { following(&pieces, size, timeline, number) };
+        next.retain(|(_, start)| stops_in(*start, start + u64::from(size.bytes())).is_none());
         let waiting = Mutex::new(next);
         let ahead = || self.fetch_ahead(&pieces, timeline, size, &waiting, shelf);
         let (main, ahead) = std::thread::scope(|scope| {
@@ -237,6 +249,16 @@ impl Request<'_> {
         });
         report.ahead = ahead;
         write_whole(self.destination, &main?)
+    }
+
+    /// Where a record of a timeline's log is none that can be replayed.
+    fn unreadable(&self, timeline: u32) -> Result<Vec<Lsn>> {
+        let (gaps, damaged) = self.log.gaps()?;
+        for error in damaged {
+            // It need not be of this kind, and the pieces are there: no reason to stop a recovery.
+            tracing::warn!(?error, "a gap on record cannot be read");
+        }
+        Ok(unreadable(&gaps).into_iter().filter(|(stream, _)| *stream == u64::from(timeline)).map(|(_, at)| at).collect())
     }
 
     /// As the pieces say; `None` when there is no log at all.

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::id::Name;
 use crate::ops::backup::finish_of;
 use crate::ops::log::fork::{Fork, forks};
@@ -47,8 +47,12 @@ pub fn reach(log: &Log, source: &Name, snapshot: &Manifest) -> Result<Option<Rea
     let mut pieces = log.pieces()?;
     let histories: Vec<TimelineHistory> =
         if pieces.is_empty() { Vec::new() } else { histories(log)?.into_iter().map(|(history, _)| history).collect() };
-    // One that cannot be read here is told by whoever verifies or restores.
-    let unreadable = if pieces.is_empty() { Vec::new() } else { unreadable(&log.gaps()?.0) };
+    let (gaps, damaged) = if pieces.is_empty() { (Vec::new(), Vec::new()) } else { log.gaps()? };
+    // Whoever cannot read what is missing does not know that nothing is.
+    if let Some(error) = damaged.into_iter().find(|error| error.kind() == Kind::Damaged) {
+        return Err(error);
+    }
+    let unreadable = unreadable(&gaps);
     let mut reach = along(&runs(&pieces), &histories, base.timeline, base.point, &unreadable);
     if reach.behind.is_some() {
         // A listing is not of one moment: what seems to be missing must be missing in a second one.
@@ -110,7 +114,7 @@ fn moment(log: &Log, on_it: &[PieceInfo]) -> Result<Option<DateTime<Utc>>> {
         let facts = match log.facts(piece) {
             Ok(facts) => facts,
             // A larger one has taken its place since; one that is a little older will do.
-            Err(error) if error.kind() == crate::error::Kind::NotFound => continue,
+            Err(error) if error.kind() == Kind::NotFound => continue,
             Err(error) => return Err(error),
         };
         let Ok(facts) = serde_json::from_value::<PieceFacts>(facts) else { continue };
