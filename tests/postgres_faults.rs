@@ -136,6 +136,9 @@ fn another_cluster_behind_the_url_is_refused() {
         assert!(said.contains(&identifier(&first)) && said.contains(&identifier(&second)) && said.contains("new source name"), "{said}");
         assert_eq!(world.snapshots(), 1);
         assert_server_is_free(&second);
+        let doctor = world.json(&["doctor", "crm"], 2);
+        let check = doctor["checks"].as_array().unwrap().iter().find(|check| check["name"] == "source crm: same as before").unwrap();
+        assert!(check["ok"] == false && check["message"].as_str().unwrap().contains(&identifier(&second)), "{doctor}");
         // As it says: under a new name, and the old one can still be brought back.
         world.say_plan("crm2", &data_key(&second, local), "");
         let made = world.json(&["backup", "crm"], 0);

@@ -89,7 +89,9 @@ pub fn run(job: &Job) -> Result<BackupReport> {
     let time = job.clock.now();
     let mut snapshots = begin_all(job, &folder)?;
     for (source, snapshot) in &snapshots {
-        same_as_before(&source.name, snapshot.as_ref(), &earlier)?;
+        if let Some((field, now)) = snapshot.belongs() {
+            same_as_before(&source.name, (field, &now), &earlier).map_err(|e| e.within("back up"))?;
+        }
         not_left_behind(job, &source.name, snapshot.as_ref())?;
     }
     // A dump waits, perhaps with a transaction open, until its output is read.
@@ -153,9 +155,11 @@ fn begin_all<'a>(job: &'a Job, folder: &RunFolder) -> Result<Vec<(&'a NamedSourc
 }
 
 /// Snapshots under one name are states of one thing. Of another cluster behind the same URL they would look like its next state: `--latest`
-/// would bring back the wrong one, and the retention of the right one would be counted by it. Nothing was read yet.
-fn same_as_before(name: &Name, snapshot: &dyn SourceSnapshot, earlier: &[Manifest]) -> Result<()> {
-    let Some((field, now)) = snapshot.belongs() else { return Ok(()) };
+/// would bring back the wrong one, and the retention of the right one would be counted by it. `field` and `now` as [`SourceSnapshot::belongs`] tells.
+///
+/// # Errors
+/// `Usage`.
+pub(crate) fn same_as_before(name: &Name, (field, now): (&str, &str), earlier: &[Manifest]) -> Result<()> {
     let of = |manifest: &Manifest| {
         let record = manifest.sources.iter().find(|record| record.name == *name)?;
         Some(finish_of(record).ok()?.consistency.get(field)?.as_str()?.to_owned())
@@ -168,7 +172,7 @@ fn same_as_before(name: &Name, snapshot: &dyn SourceSnapshot, earlier: &[Manifes
     let what = field.replace('_', " ");
     Err(Error::new(
         Kind::Usage,
-        format!("back up source {name}: this is another one than before: its {what} is {now}, that of snapshot {} is {before}", manifest.id),
+        format!("source {name}: this is another one than before: its {what} is {now}, that of snapshot {} is {before}", manifest.id),
     )
     .hint(format!(
         "if the URL or folder in the plan is wrong, correct it; if this one replaces the other for good (a new cluster, a major upgrade), give \

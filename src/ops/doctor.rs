@@ -10,7 +10,7 @@ use crate::ops::log::fork;
 use crate::ops::resolve::{CopyPlace, RepositorySettings, Resolved, Surroundings};
 use crate::ops::restore::free_bytes;
 use crate::ops::work::{make_missing, make_private, remove_tree, write_private};
-use crate::ops::{NamedSource, counted, explain, key_age, select};
+use crate::ops::{NamedSource, backup, counted, explain, key_age, select};
 use crate::repo::{Manifest, Repository, Role};
 use crate::source::Diagnosis;
 use crate::source::postgres::instance::Account;
@@ -66,9 +66,10 @@ pub fn run(resolved: &Resolved, surroundings: &Surroundings) -> DoctorReport {
     }
     if let Some(repository) = repository {
         keys(&mut findings, &repository, resolved, surroundings);
-        snapshots(&mut findings, &repository, resolved, surroundings);
+        let manifests = snapshots(&mut findings, &repository, resolved, surroundings);
         locked(&mut findings, "locked objects", &repository, &resolved.plan, surroundings);
         for source in &resolved.sources {
+            same_as_before(&mut findings, source, &manifests);
             timeline(&mut findings, &repository, &resolved.plan, source);
         }
     }
@@ -130,6 +131,20 @@ fn state_folder(findings: &mut Findings, resolved: &Resolved, surroundings: &Sur
     match tried {
         Ok(()) => findings.good("state folder", format!("{} is writable", surroundings.state.display())),
         Err(error) => findings.error("state folder", &error),
+    }
+}
+
+/// Whether what is there now is what the snapshots are of: a backup of anything else is refused.
+fn same_as_before(findings: &mut Findings, source: &NamedSource, manifests: &[Manifest]) {
+    let name = format!("source {}: same as before", source.name);
+    let (field, now) = match source.source.belongs() {
+        Ok(Some(told)) => told,
+        Ok(None) => return,
+        Err(error) => return findings.error(&name, &error),
+    };
+    match backup::same_as_before(&source.name, (field, &now), manifests) {
+        Ok(()) => findings.good(&name, format!("{} {now}", field.replace('_', " "))),
+        Err(error) => findings.error(&name, &error),
     }
 }
 
@@ -319,17 +334,27 @@ fn keys(findings: &mut Findings, repository: &Repository, resolved: &Resolved, s
     }
 }
 
-/// What the snapshots say about clock and room.
-fn snapshots(findings: &mut Findings, repository: &Repository, resolved: &Resolved, surroundings: &Surroundings) {
-    let (manifests, damaged) = match repository.sound_manifests(Some(&resolved.plan)) {
-        Ok(found) => found,
-        Err(error) => return findings.error("snapshots", &error),
-    };
-    for lost in &damaged {
-        findings.error("manifest", &lost.error);
+/// Those that can be read.
+fn snapshots(findings: &mut Findings, repository: &Repository, resolved: &Resolved, surroundings: &Surroundings) -> Vec<Manifest> {
+    match repository.sound_manifests(Some(&resolved.plan)) {
+        Ok((manifests, damaged)) => {
+            for lost in &damaged {
+                findings.error("manifest", &lost.error);
+            }
+            clock_and_room(findings, repository, &manifests, surroundings);
+            manifests
+        }
+        Err(error) => {
+            findings.error("snapshots", &error);
+            Vec::new()
+        }
     }
+}
+
+/// What the snapshots say about clock and room.
+fn clock_and_room(findings: &mut Findings, repository: &Repository, manifests: &[Manifest], surroundings: &Surroundings) {
     let now = surroundings.clock.now();
-    let Some(latest) = select::latest(&manifests) else {
+    let Some(latest) = select::latest(manifests) else {
         return findings.good("snapshots", "none yet: run `lifeboat backup`");
     };
     findings.good("snapshots", format!("{}, the latest is {}", manifests.len(), select::describe(latest)));

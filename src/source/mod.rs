@@ -121,6 +121,14 @@ pub trait Source: Send + Sync {
         Ok(None)
     }
 
+    /// Whose data it has now, as [`SourceSnapshot::belongs`] tells it of a snapshot.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    fn belongs(&self) -> Result<Option<(&'static str, String)>> {
+        Ok(None)
+    }
+
     /// Whether everything is there that a restore needs of this machine, secrets for example; asked before anything is fetched.
     ///
     /// # Errors

@@ -77,13 +77,16 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     }
     problems.extend(drill_problems(facts, stored, &drills));
     if stored.is_some() && proven.is_none() && recovery_point.is_some() {
-        let was = drills.iter().any(|(record, _)| record.passed);
+        let passed = drills.iter().map(|(record, _)| record).filter(|record| record.passed);
+        let of_snapshots: Vec<bool> = passed.map(|record| !record.snapshots.is_empty()).collect();
         problems.push(Problem::new(
             ProblemKind::NeverProven,
-            if was {
-                "no snapshot that is there is proven: what drills proved is gone, or a later drill or verification took it back"
-            } else {
-                "no drill has ever passed: recovery is not proven"
+            match of_snapshots.contains(&true) {
+                true => "no snapshot that is there is proven: what drills proved is gone, or a later drill or verification took it back",
+                false if of_snapshots.is_empty() => "no drill has ever passed: recovery is not proven",
+                false => {
+                    "drills recovered moments between snapshots, where there is nothing to compare content with: no snapshot is proven (`lifeboat drill`)"
+                }
             },
         ));
     }

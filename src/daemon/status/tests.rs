@@ -133,6 +133,19 @@ fn no_problem_is_exit_0() {
 }
 
 #[test]
+fn drills_to_moments_between_snapshots_prove_no_snapshot_and_are_not_called_missing() {
+    let made = manifest("11:30:00", "db", &[]);
+    let mut to_a_moment = drill("11:40:00", made.id, true);
+    to_a_moment.snapshots.clear();
+    let status = judged(&facts(std::slice::from_ref(&made), &[to_a_moment.clone()]));
+    assert_eq!(kinds(&status), ["never-proven"]);
+    assert!(message(&status, "never-proven").contains("moments between snapshots"), "{status:?}");
+    to_a_moment.passed = false;
+    let status = judged(&facts(std::slice::from_ref(&made), &[to_a_moment]));
+    assert!(message(&status, "never-proven").contains("no drill has ever passed"), "{status:?}");
+}
+
+#[test]
 fn damage_stands_after_a_shallower_verification_and_takes_proof_away() {
     let made = manifest("11:30:00", "db", &[]);
     let mut reports = vec![drill("11:40:00", made.id, true), verify("11:45:00", Some(100), &[made.id]), verify("11:50:00", None, &[])];

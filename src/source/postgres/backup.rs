@@ -57,7 +57,7 @@ const PG_GLOBAL: u32 = 1664;
 /// So many files with damaged pages are told with the names of their relations.
 const NAMED_RELATIONS: usize = 16;
 /// Tells clusters apart, in what a snapshot says of itself.
-const SYSTEM_IDENTIFIER: &str = "system_identifier";
+pub(super) const SYSTEM_IDENTIFIER: &str = "system_identifier";
 /// Tables that are in use when they are to be locked are tried again so often, with this pause.
 const FINGERPRINT_TRIES: u32 = 5;
 const FINGERPRINT_PAUSE: Duration = Duration::from_millis(700);

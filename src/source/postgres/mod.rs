@@ -59,7 +59,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::event::Cancel;
-use crate::source::postgres::backup::{BaseSnapshot, POINT_FILE, Point};
+use crate::source::postgres::backup::{BaseSnapshot, POINT_FILE, Point, SYSTEM_IDENTIFIER};
 use crate::source::postgres::client::{Connection, Mode};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::instance::{Account, Instance, Tools, major_of};
@@ -254,6 +254,12 @@ impl Source for PostgresSource {
         let position = identity.position;
         let position = if is_standby { stream::without_page_header(position).0.saturating_sub(1) } else { position.0 };
         Ok(Some((identity.timeline, position)))
+    }
+
+    fn belongs(&self) -> Result<Option<(&'static str, String)>> {
+        let mut connection = Connection::connect(self.settings()?, Mode::Replication, &Cancel::default())?;
+        let identity = replication::identify_system(&mut connection)?;
+        Ok(Some((SYSTEM_IDENTIFIER, identity.system_identifier.to_string())))
     }
 
     fn keeps_content(&self) -> bool {

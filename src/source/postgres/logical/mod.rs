@@ -38,7 +38,7 @@ use crate::source::postgres::client::{Connection, Mode};
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::diagnosis;
 use crate::source::postgres::instance::Tools;
-use crate::source::postgres::logical::snapshot::LogicalSnapshot;
+use crate::source::postgres::logical::snapshot::{LogicalSnapshot, SYSTEM_IDENTIFIER, system_identifier};
 use crate::source::{CheckResult, Diagnosis, HandOver, HandedOver, LOAD, Problem, ProveRequest, Source, SourceContext, SourceSnapshot};
 
 /// In manifests: another kind than a physical backup, which comes back another way.
@@ -112,6 +112,11 @@ impl Source for LogicalSource {
 
     fn diagnose(&self) -> Vec<Diagnosis> {
         self.look().unwrap_or_else(|error| vec![diagnosis("server", Err(error))])
+    }
+
+    fn belongs(&self) -> Result<Option<(&'static str, String)>> {
+        let mut sql = Connection::connect(self.settings()?, Mode::Sql { database: None }, &Cancel::default())?;
+        Ok(system_identifier(&mut sql).map(|identifier| (SYSTEM_IDENTIFIER, identifier)))
     }
 
     fn begin(&self, context: &SourceContext) -> Result<Box<dyn SourceSnapshot>> {

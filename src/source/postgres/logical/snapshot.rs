@@ -31,7 +31,7 @@ use crate::source::postgres::logical::rows;
 use crate::source::postgres::throttle::{Throttle, Throttled};
 use crate::source::{Closed, Finish, Problem, SourceContext, SourceSnapshot, TableFingerprint};
 
-const SYSTEM_IDENTIFIER: &str = "system_identifier";
+pub(super) const SYSTEM_IDENTIFIER: &str = "system_identifier";
 /// Streams at a time.
 const STREAMS: usize = 4;
 /// How often a wait looks whether it is still wanted.
@@ -120,6 +120,11 @@ pub(super) struct LogicalSnapshot {
     bytes: u64,
 }
 
+/// Of the cluster, where the role may ask.
+pub(super) fn system_identifier(sql: &mut Connection) -> Option<String> {
+    sql.value("SELECT system_identifier::text FROM pg_catalog.pg_control_system()").ok().flatten()
+}
+
 impl LogicalSnapshot {
     pub(super) fn begin(source: &LogicalSource, context: &SourceContext) -> Result<Self> {
         let (settings, cancel) = (source.settings()?, &context.cancel);
@@ -141,8 +146,7 @@ impl LogicalSnapshot {
             settings: catalog::settings(&mut sql, 0)?,
             databases: Vec::new(),
         };
-        // Not everybody may ask.
-        let system_identifier = sql.value("SELECT system_identifier::text FROM pg_catalog.pg_control_system()").ok().flatten();
+        let system_identifier = system_identifier(&mut sql);
         drop(sql);
         let (mut leaders, mut shared) = (Vec::new(), Shared::new(settings, tools, context));
         for name in &names {
