@@ -465,3 +465,55 @@ fn a_tablespace_that_was_created_meanwhile_makes_a_backup_incomplete() {
         assert!(told.iter().zip(&places).all(|(problem, place)| problem["message"].as_str().unwrap().contains(place.to_str().unwrap())));
     }
 }
+
+/// A replay copies the files of a database as the backup has them, and need not bring back what the server had. A copy whose original stays as it is is one.
+#[test]
+fn a_database_that_was_moved_or_copied_by_its_files_meanwhile_is_restored_or_the_backup_fails() {
+    let run = |cluster: &Cluster, database: &str, sql: &str| {
+        let to = format!("host={} port={} user=postgres dbname={database}", cluster.folder().display(), cluster.port);
+        cluster.run("psql", ["-qX".into(), "-v".into(), "ON_ERROR_STOP=1".into(), "-d".into(), to, "-c".into(), sql.into()]);
+    };
+    let rows = "CREATE TABLE t AS SELECT g, repeat('x', 100) AS v FROM generate_series(1, 3000) g";
+    let copied = "CREATE DATABASE NAME TEMPLATE original STRATEGY file_copy";
+    for local in [true, false] {
+        let cluster = Options::new(distribution_version()).start();
+        cluster.sql(TABLES);
+        for database in ["moved", "original"] {
+            cluster.sql(&format!("CREATE DATABASE {database}"));
+            run(&cluster, database, rows);
+        }
+        let place = cluster.folder().join("space");
+        assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&place).status().unwrap().success());
+        cluster.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", place.display()));
+        let world = World::new(&cluster, "crm", "");
+        world.say_plan("crm", &format!("{}\n{SLOW}", data_key(&cluster, local)), "");
+
+        let (failed, _) = with_backup(&world, &cluster, || cluster.sql("ALTER DATABASE moved SET TABLESPACE space")).end(1);
+        let said = failed["error"].to_string();
+        assert!(said.contains("database moved was moved to another tablespace") && said.contains("back up again"), "{said}");
+        let (failed, _) = with_backup(&world, &cluster, || {
+            cluster.sql(&copied.replace("NAME", "early"));
+            run(&cluster, "original", "UPDATE t SET v = 'later' WHERE g % 10 = 0; INSERT INTO t VALUES (0, 'later')");
+        })
+        .end(1);
+        let said = failed["error"].to_string();
+        assert!(said.contains("database early was created as a copy of the files of original"), "{said}");
+        let (failed, _) = with_backup(&world, &cluster, || {
+            cluster.sql("CREATE DATABASE third TEMPLATE early STRATEGY file_copy");
+            cluster.sql("DROP DATABASE early");
+        })
+        .end(1);
+        let said = failed["error"].to_string();
+        assert!(said.contains("database third was created as a copy of the files of"), "{said}");
+        assert_server_is_free(&cluster);
+        assert_eq!(world.json(&["snapshots", "crm"], 0)["snapshots"], Value::Array(Vec::new()));
+
+        with_backup(&world, &cluster, || cluster.sql(&copied.replace("NAME", "copy"))).end(0);
+        let restored = world.restored("restored", &[]);
+        for (database, later) in [("moved", "0"), ("original", "301"), ("third", "0"), ("copy", "301")] {
+            let rows = restored.connect_to(database).value("SELECT count(*) FROM t WHERE v = 'later'").unwrap();
+            assert_eq!(rows.as_deref(), Some(later), "{database}");
+        }
+        assert_eq!(world.json(&["drill", "run", "crm"], 0)["verdict"], "passed");
+    }
+}

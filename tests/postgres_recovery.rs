@@ -365,6 +365,58 @@ fn one_table_comes_back_as_it_was_at_a_moment() {
     assert!(gone["error"].to_string().contains("no table young"), "{gone}");
 }
 
+/// It is gone before its removal is committed, which is all that a server looks at that is to recover to a time.
+#[test]
+fn a_database_that_was_dropped_is_whole_at_the_moment_before() {
+    let world = Ledger::of(Options::new(distribution_version()).setting("max_prepared_transactions", "5"));
+    let mut capture = world.capture();
+    world.cluster.sql("CREATE DATABASE customers");
+    let settings = world.cluster.socket_settings();
+    let Host::Socket(socket) = &settings.host else { panic!("no socket") };
+    let (host, port) = (socket.display(), settings.port);
+    let in_customers = |sql: &str| {
+        let to = format!("host={host} port={port} user=postgres dbname=customers");
+        world.cluster.run("psql", ["-qX".into(), "-d".into(), to, "-c".into(), sql.into()]);
+    };
+    in_customers("CREATE TABLE t AS SELECT generate_series(1, 2000) AS n");
+    world.commit(1);
+    world.json(&["backup", "crm"], 0);
+    in_customers("INSERT INTO t SELECT generate_series(1, 1001)");
+    world.commit(2);
+    world.cluster.sql("BEGIN; INSERT INTO ledger VALUES (100); PREPARE TRANSACTION 'open'");
+    let before: Lsn = world.cluster.value("SELECT pg_current_wal_insert_lsn()").parse().unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    let whole = world.cluster.value(NOW);
+    std::thread::sleep(Duration::from_millis(20));
+    world.cluster.sql("DROP DATABASE customers");
+    world.commit(3);
+    world.take(&mut capture);
+
+    let restored = world.restored("whole", &["--at", &whole]);
+    assert_eq!(rows_of(&restored), "1,2");
+    assert_eq!(restored.connect_to("customers").value("SELECT count(*) FROM t").unwrap().as_deref(), Some("3001"));
+    assert_eq!(restored.value("SELECT string_agg(gid, ',') FROM pg_prepared_xacts"), "open");
+    drop(restored);
+    assert_eq!(world.json(&["drill", "run", "crm", "--at", &whole], 0)["verdict"], "passed");
+    world.cluster.sql("CREATE DATABASE back");
+    let back = format!("postgresql://postgres@/back?host={host}&port={port}");
+    let report = world.json(&["restore", "crm", "--yes", "--to", &back, "--only", "customers/t", "--at", &whole], 0);
+    assert_eq!(report["tables"][0]["rows"], 3001, "{report}");
+
+    // Right between.
+    let end = world.cluster.value("SELECT pg_current_wal_insert_lsn()");
+    let log = world.cluster.data().join("pg_wal");
+    let dumped =
+        world.cluster.run("pg_waldump", ["-p".into(), log.to_str().unwrap().into(), "-s".into(), before.to_string(), "-e".into(), end]);
+    let lines = text(&dumped.stdout);
+    let commit =
+        lines.lines().skip_while(|line| !line.starts_with("rmgr: Database")).find(|line| line.starts_with("rmgr: Transaction")).unwrap();
+    let between = commit.split("lsn: ").nth(1).unwrap().split(',').next().unwrap();
+    let target = world.path("between");
+    let report = world.json(&["restore", "crm", "--to", target.to_str().unwrap(), "--yes", "--lsn", between], 3);
+    assert!(report["notes"][0].as_str().unwrap().contains("was being dropped at this moment: its files are gone"), "{report}");
+}
+
 #[test]
 fn a_hole_bounds_what_can_be_recovered_and_a_later_snapshot_goes_on_behind_it() {
     let world = Ledger::new(distribution_version());

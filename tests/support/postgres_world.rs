@@ -253,7 +253,11 @@ pub struct Restored {
 
 impl Restored {
     pub fn connect(&self) -> Connection {
-        let settings = Settings::parse(&format!("host={} user=postgres dbname=postgres", self.socket.display())).unwrap();
+        self.connect_to("postgres")
+    }
+
+    pub fn connect_to(&self, database: &str) -> Connection {
+        let settings = Settings::parse(&format!("host={} user=postgres dbname={database}", self.socket.display())).unwrap();
         Connection::connect(&settings, Mode::Sql { database: None }, &Cancel::default()).unwrap()
     }
 

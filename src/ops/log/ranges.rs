@@ -151,6 +151,8 @@ pub struct Replay {
     pub end: Lsn,
     /// With no other target than the end of the log: how far replay must come to be what was asked for.
     pub reaches: Option<Lsn>,
+    /// As [`Request::stops_before`](crate::source::postgres::recover::Request::stops_before).
+    pub stops_before: Option<Lsn>,
 }
 
 /// Log that is known of, and that the way to the newest moment does not come to.
@@ -598,7 +600,13 @@ fn find(wanted: &Wanted, paths: &[(&Base, Path)]) -> Result<Option<Route>> {
             base: base.id,
             along: base.timeline,
             at: path.from,
-            replay: Some(Replay { target: Target::Immediate, timeline: base.to(base.timeline), end: base.point, reaches: None }),
+            replay: Some(Replay {
+                target: Target::Immediate,
+                timeline: base.to(base.timeline),
+                end: base.point,
+                reaches: None,
+                stops_before: None,
+            }),
         })),
         Wanted::Xid(_) => Err(Error::new(Kind::Bug, "a transaction was looked for without reading the log")),
     }
@@ -643,7 +651,7 @@ impl Path {
     fn through(&self, base: &Base, target: Target, end: Lsn, reaches: Option<Lsn>, at: DateTime<Utc>) -> Route {
         // Of a timeline whose log is not there yet, a server could not find its way.
         let last = self.history.timeline_at(Lsn(end.0.saturating_sub(1)));
-        let replay = Replay { target, timeline: base.to(last), end, reaches };
+        let replay = Replay { target, timeline: base.to(last), end, reaches, stops_before: None };
         Route { base: base.id, along: self.history.timeline(), replay: Some(replay), at }
     }
 
@@ -702,6 +710,17 @@ impl Path {
     pub fn to_record(&self, base: &Base, target: Target, end: Lsn, at: DateTime<Utc>) -> Route {
         let end = self.seen.iter().map(|(piece, _)| *piece).find(|piece| *piece >= end).unwrap_or(self.end);
         self.stopping(base, target, end, at)
+    }
+
+    /// Where to begin to look for the last commit before those that are later than `time`, as facts tell: the nearest place first, and each farther than the one before.
+    #[must_use]
+    pub fn before_later(&self, base: &Base, time: DateTime<Utc>) -> Vec<Lsn> {
+        let is_later = |facts: &PieceFacts| [facts.first_commit, facts.last_commit].into_iter().flatten().any(|commit| commit > time);
+        let first = self.seen.iter().position(|(_, facts)| is_later(facts)).unwrap_or(self.seen.len());
+        let with_commits = (0..first).rev().filter(|at| self.seen[*at].1.last_commit.is_some());
+        // Each piece begins where the one before it ends, or earlier.
+        let starts = with_commits.filter_map(|at| Some(self.seen[at.checked_sub(1)?].0)).filter(|start| *start > base.point);
+        starts.chain([base.point]).collect()
     }
 
     /// The parts up to a position. `None` when they do not get there.

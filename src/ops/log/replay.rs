@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path as FilePath;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Kind, Result};
@@ -42,6 +42,8 @@ pub struct LogRecovery {
     /// Where the log that is brought ends.
     pub to: Lsn,
     pub reaches: Option<Lsn>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stops_before: Option<Lsn>,
     /// Of log, in whole files.
     pub bytes: u64,
     /// The moment of the recovered content.
@@ -626,12 +628,12 @@ fn one_source(telling: &Manifest, asked: &[String]) -> Option<Name> {
 
 /// `None`: nothing is replayed.
 fn recovery_of(view: &View, source: &Name, manifest: &Manifest, route: Route) -> Result<Option<LogRecovery>> {
-    let Route { along, at, replay: Some(Replay { target, timeline, end, reaches }), .. } = route else { return Ok(None) };
+    let Route { along, at, replay: Some(Replay { target, timeline, end, reaches, stops_before }), .. } = route else { return Ok(None) };
     let base = view.bases.iter().find(|base| base.id == manifest.id).ok_or_else(|| Error::new(Kind::Bug, "a snapshot is gone"))?;
     let segment = view.path(base, along).ok_or_else(|| Error::new(Kind::Bug, "the way to a snapshot is gone"))?.segment;
     let bytes =
         if end > base.point { (segment.number_before(end) + 1 - segment.number(base.point)) * u64::from(segment.bytes()) } else { 0 };
-    Ok(Some(LogRecovery { source: source.clone(), target, timeline, along, from: base.point, to: end, reaches, bytes, at }))
+    Ok(Some(LogRecovery { source: source.clone(), target, timeline, along, from: base.point, to: end, reaches, stops_before, bytes, at }))
 }
 
 /// The log itself, read for what facts do not tell.
@@ -675,7 +677,8 @@ impl Reading<'_> {
     fn settle(&self, route: Route, wanted: &Wanted) -> Result<Route> {
         match (wanted, route.replay.as_ref().map(|replay| &replay.target)) {
             (Wanted::Lsn(lsn), Some(Target::Lsn { .. })) => self.before_record(route, *lsn),
-            (Wanted::Time(_), Some(Target::Latest)) => self.before_commit(route),
+            (Wanted::Time(_), Some(Target::Latest)) => self.before_commit(route).and_then(|route| self.behind_commit(route)),
+            (Wanted::Time(_), Some(Target::Time(_))) => self.behind_commit(route),
             _ => Ok(route),
         }
     }
@@ -714,6 +717,35 @@ impl Reading<'_> {
             let Some(record) = self.across((base, &path), start)? else { continue };
             if matches!(record.meaning, Meaning::Commit { time: at, .. } | Meaning::Abort { time: at, .. } if at > time) {
                 return Ok(path.to_record(base, Target::Time(time), record.end, time));
+            }
+        }
+        Ok(route)
+    }
+
+    /// A server that is to recover to a time replays everything before the first commit that is later. What takes effect without a commit is in that: `DROP
+    /// DATABASE` removes the files, and commits afterwards. So it is told a position: behind the last record before that commit which is known to be of this time or earlier.
+    fn behind_commit(&self, mut route: Route) -> Result<Route> {
+        let (Some((base, path)), Some(Replay { target: Target::Time(time), .. })) = (self.view.way(&route), &route.replay) else {
+            return Ok(route);
+        };
+        // As a server is told it, in microseconds.
+        let time = time.trunc_subsecs(6);
+        for from in path.before_later(base, time) {
+            let (mut last, mut is_later) = (None, false);
+            self.records((base, &path), from, path.end, |record| {
+                match record.meaning {
+                    Meaning::Commit { time: at, .. } | Meaning::Abort { time: at, .. } if at > time => is_later = true,
+                    Meaning::Commit { .. } | Meaning::Abort { .. } => last = Some(record.end),
+                    Meaning::Prepare { time: at } | Meaning::RestorePoint { time: at, .. } if at <= time => last = Some(record.end),
+                    _ => {}
+                }
+                is_later
+            })?;
+            let is_all = from <= base.point;
+            let behind = last.filter(|last| *last > base.point).or_else(|| is_all.then_some(base.point));
+            if is_later && let (Some(lsn), Some(replay)) = (behind, &mut route.replay) {
+                replay.stops_before = Some(lsn);
+                return Ok(route);
             }
         }
         Ok(route)
@@ -800,7 +832,8 @@ pub(in crate::ops) fn bring(job: &Job, manifest: &Manifest, recovery: &LogRecove
             place_log_file(data, name.as_str(), &content)?;
         }
     }
-    Request { target: recovery.target.clone(), timeline: recovery.timeline, reaches: recovery.reaches }.write(data)
+    Request { target: recovery.target.clone(), timeline: recovery.timeline, reaches: recovery.reaches, stops_before: recovery.stops_before }
+        .write(data)
 }
 
 /// What can be had where the log is damaged in the segment that begins here.

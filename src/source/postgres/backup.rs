@@ -27,7 +27,7 @@ use crate::entry::{Entry, EntryKind, Layout, Order};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::Cancel;
 use crate::source::postgres::PostgresSource;
-use crate::source::postgres::backup::log::{BackupLog, LONGEST_PAGE_HEADER, Waited, other_server};
+use crate::source::postgres::backup::log::{BackupLog, LONGEST_PAGE_HEADER, Spoiled, Waited, other_server};
 use crate::source::postgres::client::{Connection, Mode, quote_literal, sqlstate};
 use crate::source::postgres::configuration::Configuration;
 use crate::source::postgres::conninfo::Settings;
@@ -617,6 +617,27 @@ impl BaseSnapshot {
         Error::new(Kind::Unavailable, what).because(error).hint(hint)
     }
 
+    /// Why this backup is not one of a database.
+    fn not_brought_back(&mut self, spoiled: Spoiled) -> Error {
+        let names = self.sql.query("SELECT oid, datname FROM pg_catalog.pg_database").unwrap_or_default();
+        let name = |oid: u32| {
+            let row = names.iter().find(|row| row.named("oid") == Some(oid.to_string().as_str()));
+            row.and_then(|row| row.named("datname")).map_or_else(|| format!("{oid} (which is gone)"), str::to_owned)
+        };
+        let what = match spoiled {
+            Spoiled::Moved { database } => format!(
+                "database {} was moved to another tablespace while the backup ran: its log copies files that the backup need not have",
+                name(database)
+            ),
+            Spoiled::Copied { database, source } => format!(
+                "database {} was created as a copy of the files of {} while the backup ran, and {1} was changed or dropped after that: a restore would copy what it became",
+                name(database),
+                name(source)
+            ),
+        };
+        Error::new(Kind::Failed, what).hint("nothing was committed; back up again, at a time at which this is not done")
+    }
+
     /// Tablespaces that were created while the backup ran, also those that are gone again: a replay creates them where the source has them.
     fn tablespaces_created(&mut self, created: &[(u32, String)]) -> Result<Vec<Problem>> {
         if created.is_empty() {
@@ -864,7 +885,11 @@ impl SourceSnapshot for BaseSnapshot {
         if !self.extra.is_empty() {
             return Err(Error::new(Kind::Bug, "a base backup was finished before its end"));
         }
-        let created = self.log.finish(&taken.position)?.to_vec();
+        let (created, spoiled) = self.log.finish(&taken.position)?;
+        let created = created.to_vec();
+        if let Some(spoiled) = spoiled {
+            return Err(self.not_brought_back(spoiled));
+        }
         problems.extend(self.tablespaces_created(&created)?);
         let (rows, bytes, milliseconds) =
             taken.cost.iter().fold((0, 0, 0), |sum, one| (sum.0 + one.rows, sum.1 + one.bytes, sum.2 + one.duration_ms));

@@ -142,7 +142,7 @@ impl PostgresSource {
         } else {
             expected
         };
-        let Recovered { instance, outcome, missing_libraries, reached } = match private.recover(context) {
+        let Recovered { instance, outcome, missing_libraries, without_files, reached } = match private.recover(context) {
             Ok(recovered) => recovered,
             Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::NoSpace) => return Err(error),
             // Of this host, before the server ran.
@@ -172,6 +172,7 @@ impl PostgresSource {
             outcome.timeline
         );
         let mut results = vec![check("server", Outcome::Passed, &expected, started)];
+        results.extend(without_files.into_iter().map(|why| check("databases being dropped", Outcome::Skipped, "none", why)));
         if request.compare_percent > 0 {
             let without = |problem: &crate::source::Problem| {
                 check(
@@ -347,15 +348,14 @@ impl PostgresSource {
             ));
         }
         let created = ahead.created();
-        let dangers = if created.is_empty() {
-            Vec::new()
-        } else {
-            vec![format!(
+        let mut dangers = ahead.without_files();
+        if !created.is_empty() {
+            dangers.push(format!(
                 "DO NOT START IT on a host where these folders are in use: tablespaces were created in the log that it replays, and then the server takes their folders for its own: {}; or restore a \
                  later snapshot, or a moment before that (--at)",
                 created.join(", ")
-            )]
-        };
+            ));
+        }
         if bare {
             steps.push(format!(
                 "its configuration was not in the data folder: a minimal one was written (socket only, local users by their own names); what was backed up of the source's is below {}/lifeboat_conf; \

@@ -22,6 +22,7 @@ pub(super) struct Private<'a> {
     tools: &'a Tools,
     account: Account,
     asked: Option<Request>,
+    without_files: Vec<String>,
 }
 
 /// A private server that was recovered and answers.
@@ -30,6 +31,8 @@ pub(super) struct Recovered {
     pub(super) outcome: Outcome,
     /// `shared_preload_libraries` of the source that are not on this host.
     pub(super) missing_libraries: Vec<String>,
+    /// As [`Ahead::without_files`].
+    pub(super) without_files: Vec<String>,
     /// Whether replay came as far as it had to.
     pub(super) reached: bool,
 }
@@ -42,7 +45,8 @@ impl<'a> Private<'a> {
     /// no whole base backup. As the system says.
     pub(super) fn prepare(point: &'a Point, data: &'a Path, tools: &'a Tools, account: Account) -> Result<Self> {
         let asked = Request::read(data)?;
-        let created = point.look_ahead(data, &point.recovery(asked.as_ref()).target)?.created();
+        let ahead = point.look_ahead(data, &point.recovery(asked.as_ref()).target)?;
+        let (created, without_files) = (ahead.created(), ahead.without_files());
         if !created.is_empty() {
             return Err(Error::new(
                 Kind::Incomplete,
@@ -53,7 +57,7 @@ impl<'a> Private<'a> {
             ));
         }
         recover::prepare(data, account)?;
-        Ok(Self { point, data, tools, account, asked })
+        Ok(Self { point, data, tools, account, asked, without_files })
     }
 
     /// Where it goes, in words.
@@ -87,7 +91,7 @@ impl<'a> Private<'a> {
             None => self.point.is_reached(outcome.end),
             Some(asked) => asked.reaches.is_none_or(|end| outcome.end >= end),
         };
-        Ok(Recovered { instance, outcome, missing_libraries, reached })
+        Ok(Recovered { instance, outcome, missing_libraries, without_files: self.without_files, reached })
     }
 }
 
@@ -108,6 +112,7 @@ impl Point {
         for timeline in recover::timelines_in_log(data)?.into_iter().filter(|timeline| *timeline != self.timeline && *timeline >= first) {
             let more = recover::look_ahead(data, identifier, timeline, self.start, target)?;
             ahead.tablespaces.extend(more.tablespaces);
+            ahead.half_dropped.extend(more.half_dropped);
             ahead.room = ahead.room.with(more.room);
         }
         Ok(ahead)
@@ -118,6 +123,7 @@ impl Point {
         let (target, timeline) = match asked {
             // The control file may still be of the timeline that it begins on.
             None => (self.target(), self.start_timeline.map_or(Timeline::Current, |_| Timeline::Number(self.timeline))),
+            Some(Request { stops_before: Some(lsn), timeline, .. }) => (Target::Lsn { lsn: *lsn, inclusive: false }, *timeline),
             Some(asked) => (asked.target.clone(), asked.timeline),
         };
         Recovery { target, timeline, restore_command: None, action: Action::Promote }

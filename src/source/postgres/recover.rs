@@ -137,6 +137,9 @@ pub struct Request {
     pub timeline: Timeline,
     /// Where replay must come to at least. A server that is to go to the end of its log calls any end the end.
     pub reaches: Option<Lsn>,
+    /// Where replay stops for a target that is a time: before the first record that begins at or behind this position. `None`: as the server understands the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stops_before: Option<Lsn>,
 }
 
 impl Request {
@@ -328,6 +331,8 @@ pub struct Ahead {
     /// The tablespaces that it would create: oid and folder. A server that replays one takes that folder for its own, whoever uses it on this host, and
     /// before PostgreSQL 15 even empties it.
     pub tablespaces: BTreeSet<(u32, String)>,
+    /// Databases whose files it would remove without that their removal was committed: nobody can connect to them then. Their numbers.
+    pub half_dropped: BTreeSet<u32>,
     /// The most that the settings of the source were raised to. Zeros: they were not changed.
     pub room: Room,
     /// Of the valid log.
@@ -339,6 +344,15 @@ impl Ahead {
     #[must_use]
     pub fn created(&self) -> Vec<String> {
         self.tablespaces.iter().map(|(oid, location)| format!("{oid} at {location}")).collect()
+    }
+
+    /// The databases without files, in words.
+    #[must_use]
+    pub fn without_files(&self) -> Vec<String> {
+        let without = |oid| {
+            format!("the database with number {oid} was being dropped at this moment: its files are gone, and an earlier moment has it")
+        };
+        self.half_dropped.iter().map(without).collect()
     }
 }
 
@@ -375,6 +389,8 @@ pub fn look_ahead(data: &Path, system_identifier: u64, timeline: u32, start: Lsn
     let mut reader = WalReader::new(size.start(first), size, Some(system_identifier))?;
     let (mut ahead, mut ended) = (Ahead::default(), false);
     let mut buffer = vec![0; 1 << 20];
+    // By the transactions that drop them.
+    let mut dropping: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
     for (_, path) in (first..).zip(files.range(first..)).take_while(|(number, (of, _))| number == *of).map(|(_, file)| file) {
         let mut file = File::open(path).io_context(failed)?;
         loop {
@@ -394,11 +410,19 @@ pub fn look_ahead(data: &Path, system_identifier: u64, timeline: u32, start: Lsn
                         ahead.tablespaces.insert((oid, location));
                     }
                     Meaning::ParameterChange { room, .. } => ahead.room = ahead.room.with(room),
+                    // One that moved to another tablespace loses its old folder outside of a transaction.
+                    Meaning::DropDatabase { database } if record.xid != 0 => {
+                        dropping.entry(record.xid).or_default().insert(database);
+                    }
+                    Meaning::Commit { xid, .. } => {
+                        dropping.remove(&xid);
+                    }
                     _ => {}
                 }
             });
         }
     }
+    ahead.half_dropped = dropping.into_values().flatten().collect();
     ahead.end = reader.valid_end();
     Ok(ahead)
 }

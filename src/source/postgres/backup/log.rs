@@ -8,7 +8,7 @@
 //! Where the server goes on to another timeline, so does the stream, from the beginning of the segment that holds the switch: the younger timeline's file has all of that
 //! one. Whether this was the way that the backup takes is known, and judged, at its end.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use crate::source::postgres::client::Connection;
 use crate::source::postgres::fingerprint::Position;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::replication::{LogPosition, WalEvent, start_replication};
-use crate::source::postgres::wal::{Meaning, SegmentSize, TimelineHistory, WalName, WalReader, Why};
+use crate::source::postgres::wal::{Meaning, Record, SegmentSize, TimelineHistory, WalName, WalReader, Why};
 
 /// Log that waits to be taken; one message of the server more at most.
 const WAITING_BYTES: usize = 16 << 20;
@@ -274,13 +274,16 @@ impl BackupLog {
     }
 
     /// Judges the log once all of it was taken; `position`: where the fingerprints are of. Tablespaces that its replay creates where the source has them: oid and
-    /// place.
+    /// place; and a database that it does not bring back.
     ///
     /// # Errors
     /// As [`LogCheck::finish`]; [`Kind::Bug`] before that.
-    pub(super) fn finish(&self, position: &Position) -> Result<&[(u32, String)]> {
+    pub(super) fn finish(&self, position: &Position) -> Result<(&[(u32, String)], Option<Spoiled>)> {
         match (&self.check, &self.goal) {
-            (Some(check), Some(goal)) if self.is_complete() => check.finish(goal.end, position).map(|()| check.created.as_slice()),
+            (Some(check), Some(goal)) if self.is_complete() => {
+                check.finish(goal.end, position)?;
+                Ok((&check.created, check.copies.spoiled()))
+            }
             _ => Err(Error::new(Kind::Bug, "a base backup was finished without its log")),
         }
     }
@@ -565,22 +568,73 @@ struct LogCheck {
     start: Lsn,
     /// Tablespaces outside the data folder whose creation is replayed: oid and place.
     created: Vec<(u32, String)>,
+    copies: Copies,
+}
+
+/// What a replay copies from the files of another database, as the backup has them. The server copied them in a moment in which nothing changed them; they are
+/// read before or after.
+#[derive(Debug, Default)]
+struct Copies {
+    /// Copies and what they are of.
+    made: BTreeSet<(u32, u32)>,
+    /// Moved from one tablespace to another: the files are gone from where they are copied from.
+    moved: BTreeSet<u32>,
+    /// Changed or dropped after they were copied.
+    changed: BTreeSet<u32>,
+}
+
+/// A database whose content a replay need not bring back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spoiled {
+    Moved { database: u32 },
+    Copied { database: u32, source: u32 },
+}
+
+impl Copies {
+    fn pass(&mut self, record: &Record) {
+        let changed = match record.meaning {
+            Meaning::CopyDatabase { database, source } if database == source => {
+                self.moved.insert(database);
+                None
+            }
+            Meaning::CopyDatabase { database, source } => {
+                self.made.insert((database, source));
+                None
+            }
+            Meaning::DropDatabase { database } => Some(database),
+            _ => record.changes,
+        };
+        self.changed.extend(changed.filter(|changed| self.made.iter().any(|(_, source)| source == changed)));
+    }
+
+    fn spoiled(&self) -> Option<Spoiled> {
+        let moved = self.moved.first().map(|database| Spoiled::Moved { database: *database });
+        let copied = || self.made.iter().find(|(_, source)| self.changed.contains(source) || self.moved.contains(source));
+        moved.or_else(|| copied().map(|(database, source)| Spoiled::Copied { database: *database, source: *source }))
+    }
 }
 
 impl LogCheck {
     /// Of the log from the segment of `start` on.
     fn new(start: Lsn, segment: SegmentSize, system_identifier: u64, label: String) -> Result<Self> {
         let reader = WalReader::new(segment.start(segment.number(start)), segment, Some(system_identifier))?;
-        Ok(Self { reader, label, points: Vec::new(), start, created: Vec::new() })
+        Ok(Self { reader, label, points: Vec::new(), start, created: Vec::new(), copies: Copies::default() })
     }
 
     /// The bytes that follow.
     fn pass(&mut self, bytes: &[u8]) {
-        let Self { reader, label, points, start, created } = self;
-        reader.push(bytes, |record| match record.meaning {
-            Meaning::RestorePoint { name, .. } if name.starts_with(label.as_str()) => points.push((name, record.end)),
-            Meaning::CreateTablespace { oid, location } if record.start >= *start && !location.is_empty() => created.push((oid, location)),
-            _ => {}
+        let Self { reader, label, points, start, created, copies } = self;
+        reader.push(bytes, |record| {
+            if record.start >= *start {
+                copies.pass(&record);
+            }
+            match record.meaning {
+                Meaning::RestorePoint { name, .. } if name.starts_with(label.as_str()) => points.push((name, record.end)),
+                Meaning::CreateTablespace { oid, location } if record.start >= *start && !location.is_empty() => {
+                    created.push((oid, location));
+                }
+                _ => {}
+            }
         });
     }
 

@@ -3,8 +3,8 @@
 use crate::error::{Error, Kind, Result};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::wal::name::SegmentSize;
-use crate::source::postgres::wal::reader::{IS_LONG, MAGICS, PAGE_BYTES, u16_at};
-use crate::source::postgres::wal::record::{u32_at, u64_at};
+use crate::source::postgres::wal::reader::{IS_LONG, MAGICS, PAGE_BYTES};
+use crate::source::postgres::wal::record::{u16_at, u32_at, u64_at};
 
 /// The long header of a segment's first page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,6 +8,7 @@
 //! left of the continued record (u32), 4 unused; on the first page of a segment file also the system identifier (u64), segment size and page size (u32 each).
 //! Records begin at multiples of 8 and run on over page ends.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crc_fast::{CrcAlgorithm, Digest};
@@ -15,7 +16,9 @@ use crc_fast::{CrcAlgorithm, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::wal::name::SegmentSize;
-use crate::source::postgres::wal::record::{HEADER_BYTES, Header, Record, meaning, u32_at, u64_at};
+use crate::source::postgres::wal::record::{
+    BLOCK_HEADERS_MAX, HEADER_BYTES, Header, Meaning, Record, databases, meaning, u16_at, u32_at, u64_at,
+};
 
 /// Of all builds in use.
 pub const PAGE_BYTES: u32 = 8192;
@@ -91,6 +94,8 @@ pub struct WalReader {
     last: Option<Lsn>,
     valid_end: Lsn,
     end: Option<End>,
+    /// Databases that were copied.
+    copied: BTreeSet<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,6 +162,7 @@ impl WalReader {
             last: None,
             valid_end: start,
             end: None,
+            copied: BTreeSet::new(),
         })
     }
 
@@ -327,7 +333,12 @@ impl WalReader {
             let record = &mut self.record;
             record.crc.update(taken);
             record.body_bytes += u64::try_from(length).unwrap_or(0);
-            if record.header.is_some_and(|header| header.is_interesting()) && record.kept.len() < KEPT_MAX {
+            let most = match record.header {
+                Some(header) if header.is_interesting() => KEPT_MAX,
+                _ if !self.copied.is_empty() => BLOCK_HEADERS_MAX,
+                _ => 0,
+            };
+            if record.kept.len() < most {
                 record.kept.extend_from_slice(taken);
             }
             Ok(())
@@ -379,6 +390,12 @@ impl WalReader {
             Lsn(aligned(self.position.0))
         };
         (self.last, self.valid_end, self.skip_to) = (Some(self.record.start), end, end);
+        let magic = self.magic.unwrap_or(0);
+        let meaning = meaning(&header, &self.record.kept, magic);
+        let changes = if self.copied.is_empty() { None } else { self.changes(magic) };
+        if let Meaning::CopyDatabase { source, .. } = meaning {
+            self.copied.insert(source);
+        }
         each(Record {
             start: self.record.start,
             end,
@@ -387,8 +404,18 @@ impl WalReader {
             resource_manager: header.resource_manager,
             info: header.info,
             length: header.length,
-            meaning: meaning(&header, &self.record.kept, self.magic.unwrap_or(0)),
+            meaning,
+            changes,
         });
+    }
+
+    /// Which of the databases that were copied the record changes that is complete now.
+    fn changes(&self, magic: u16) -> Option<u32> {
+        match databases(&self.record.kept, clamp(self.record.body_bytes, usize::MAX), magic) {
+            Some(databases) => databases.into_iter().find(|database| self.copied.contains(database)),
+            // It may be any of them.
+            None => self.copied.first().copied(),
+        }
     }
 }
 
@@ -398,10 +425,6 @@ fn aligned(bytes: u64) -> u64 {
 
 fn clamp(wanted: u64, have: usize) -> usize {
     usize::try_from(wanted).map_or(have, |wanted| wanted.min(have))
-}
-
-pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk::<2>().map(|bytes| u16::from_le_bytes(*bytes))
 }
 
 #[cfg(test)]

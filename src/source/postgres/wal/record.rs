@@ -1,6 +1,6 @@
 //! Records of the log: the few kinds that matter to recovery.
 //!
-//! Source: `access/xlogrecord.h`, `access/xact.h`, `access/xlog_internal.h`, `catalog/pg_control.h`, `commands/tablespace.h` of PostgreSQL 14 to 18. A record is a header of 24 bytes (total
+//! Source: `access/xlogrecord.h`, `access/xact.h`, `access/xlog_internal.h`, `catalog/pg_control.h`, `commands/tablespace.h`, `commands/dbcommands_xlog.h` of PostgreSQL 14 to 18. A record is a header of 24 bytes (total
 //! length u32, transaction u32, start of the previous record u64, info u8, resource manager u8, 2 unused, CRC-32C u32 of everything after the header and then
 //! of the header up to here), headers of its parts, and its data; the main data comes last.
 
@@ -13,11 +13,19 @@ pub const HEADER_BYTES: usize = 24;
 
 const XLOG: u8 = 0;
 const XACT: u8 = 1;
+const DATABASE: u8 = 4;
 const TABLESPACE: u8 = 5;
+/// Page magic of 15.
+const SINCE_15: u16 = 0xD110;
 /// The upper half of `info` belongs to the resource manager.
 const INFO: u8 = 0xF0;
 const XACT_OPERATION: u8 = 0x70;
 const XACT_HAS_INFO: u8 = 0x80;
+const BLOCK_ID_MAX: u8 = 32;
+const BLOCK_HAS_IMAGE: u8 = 0x10;
+const BLOCK_SAME_RELATION: u8 = 0x80;
+/// What the headers of all pages that a record refers to come to at most.
+pub const BLOCK_HEADERS_MAX: usize = 1024;
 /// 2000-01-01, where the server's times begin, in seconds since 1970.
 const EPOCH_SECS: i64 = 946_684_800;
 
@@ -31,6 +39,10 @@ pub enum Meaning {
     },
     Abort {
         xid: u32,
+        time: DateTime<Utc>,
+    },
+    /// `PREPARE TRANSACTION`: it becomes visible later, if at all.
+    Prepare {
         time: DateTime<Utc>,
     },
     /// Made by `pg_create_restore_point`. Bytes that are no UTF-8 are replaced.
@@ -71,6 +83,16 @@ pub enum Meaning {
         oid: u32,
         location: String,
     },
+    /// Replaying it copies the folder that the database `source` has in a tablespace, as it is then: `CREATE DATABASE` (since 15 only with `STRATEGY file_copy`),
+    /// and with the same number twice `ALTER DATABASE … SET TABLESPACE`.
+    CopyDatabase {
+        database: u32,
+        source: u32,
+    },
+    /// Its folder is removed; also where it moved to another tablespace.
+    DropDatabase {
+        database: u32,
+    },
     /// Anything else.
     Other,
 }
@@ -90,6 +112,8 @@ pub struct Record {
     /// Header included.
     pub length: u32,
     pub meaning: Meaning,
+    /// A database that a [`Meaning::CopyDatabase`] earlier in this run of log copied, and pages of which this record changes.
+    pub changes: Option<u32>,
 }
 
 /// A record's fixed header.
@@ -118,8 +142,9 @@ impl Header {
     /// Whether [`meaning`] needs the body.
     pub fn is_interesting(&self) -> bool {
         match self.resource_manager {
-            XACT => matches!(self.info & XACT_OPERATION, 0x00 | 0x20 | 0x30 | 0x40),
+            XACT => matches!(self.info & XACT_OPERATION, 0x00 | 0x10 | 0x20 | 0x30 | 0x40),
             XLOG => matches!(self.info & INFO, 0x00 | 0x10 | 0x40..=0x70 | 0x90 | 0xD0),
+            DATABASE => matches!(self.info & INFO, 0x00 | 0x10 | 0x20),
             TABLESPACE => self.info & INFO == 0x00,
             _ => false,
         }
@@ -141,6 +166,9 @@ fn understand(header: &Header, body: &[u8], magic: u16) -> Option<Meaning> {
     }
     let data = main_data(body)?;
     let info = header.info;
+    if header.resource_manager == XACT && info & XACT_OPERATION == 0x10 {
+        return Some(Meaning::Prepare { time: time_at(data, 16)? });
+    }
     if header.resource_manager == XACT {
         let time = time_at(data, 0)?;
         let operation = info & XACT_OPERATION;
@@ -154,6 +182,15 @@ fn understand(header: &Header, body: &[u8], magic: u16) -> Option<Meaning> {
     }
     if header.resource_manager == TABLESPACE && info & INFO == 0x00 {
         return Some(Meaning::CreateTablespace { oid: u32_at(data, 0)?, location: text_at(data, 4)? });
+    }
+    if header.resource_manager == DATABASE {
+        let database = u32_at(data, 0)?;
+        return match info & INFO {
+            0x00 => Some(Meaning::CopyDatabase { database, source: u32_at(data, 8)? }),
+            0x10 if magic < SINCE_15 => Some(Meaning::DropDatabase { database }),
+            0x20 if magic >= SINCE_15 => Some(Meaning::DropDatabase { database }),
+            _ => None,
+        };
     }
     if header.resource_manager != XLOG {
         return None;
@@ -182,6 +219,38 @@ fn understand(header: &Header, body: &[u8], magic: u16) -> Option<Meaning> {
         0xD0 => Some(Meaning::OverwriteContrecord { at: Lsn(u64_at(data, 0)?) }),
         _ => None,
     }
+}
+
+/// The databases whose pages a record refers to, shared catalogs left out (0); more than once where it refers to several pages. `None`: they cannot be told.
+/// `body`: everything after the header, or at least its first [`BLOCK_HEADERS_MAX`] bytes; `length`: of all of it. `magic`: of its page.
+pub fn databases(body: &[u8], length: usize, magic: u16) -> Option<Vec<u32>> {
+    let mut found = Vec::new();
+    // They come first; what they announce, their data and images, comes last.
+    let (mut at, mut announced) = (0, 0);
+    while at + announced < length
+        && let id = *body.get(at)?
+        && id <= BLOCK_ID_MAX
+    {
+        let flags = *body.get(at + 1)?;
+        announced += usize::from(u16_at(body, at + 2)?);
+        at += 4;
+        if flags & BLOCK_HAS_IMAGE != 0 {
+            announced += usize::from(u16_at(body, at)?);
+            let image = *body.get(at + 4)?;
+            let compressed = if magic < SINCE_15 { 0x02 } else { 0x1C };
+            // A hole is there, and since the image is compressed, its length cannot be told from that of the image.
+            at += if image & 0x01 != 0 && image & compressed != 0 { 7 } else { 5 };
+        }
+        if flags & BLOCK_SAME_RELATION == 0 {
+            let database = u32_at(body, at + 4)?;
+            if database != 0 {
+                found.push(database);
+            }
+            at += 12;
+        }
+        at += 4;
+    }
+    Some(found)
 }
 
 /// The main data of a record that refers to no blocks, which those that we understand never do.
@@ -230,6 +299,10 @@ fn text_at(data: &[u8], at: usize) -> Option<String> {
 fn time_at(data: &[u8], at: usize) -> Option<DateTime<Utc>> {
     let micros = u64_at(data, at)?.cast_signed();
     DateTime::from_timestamp_micros(micros.checked_add(EPOCH_SECS * 1_000_000)?)
+}
+
+pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk::<2>().map(|bytes| u16::from_le_bytes(*bytes))
 }
 
 pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {

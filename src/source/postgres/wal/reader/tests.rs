@@ -49,6 +49,8 @@ struct Dumped {
     start: Lsn,
     length: u32,
     xid: u32,
+    /// Whose pages it refers to.
+    databases: Vec<u32>,
     description: String,
 }
 
@@ -63,6 +65,7 @@ fn dump(server: &TestServer, timeline: u32, start: Lsn) -> (Vec<Dumped>, String)
         start: until(&after(line, "lsn:")).parse().unwrap(),
         length: until(&after(&after(line, "(rec/tot):"), "/")).parse().unwrap(),
         xid: until(&after(line, "tx:")).parse().unwrap(),
+        databases: line.split(": rel ").skip(1).map(|rest| rest.split('/').nth(1).unwrap().parse().unwrap()).collect(),
         description: after(line, "desc:"),
     });
     (records.collect(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -74,6 +77,7 @@ fn described(meaning: &Meaning) -> Option<String> {
     match meaning {
         Meaning::Commit { time: at, .. } => Some(format!("COMMIT{{}} {}", time(at))),
         Meaning::Abort { time: at, .. } => Some(format!("ABORT{{}} {}", time(at))),
+        Meaning::Prepare { time: at } => Some(format!("PREPARE{{}} {}", time(at))),
         Meaning::RestorePoint { name, .. } => Some(format!("RESTORE_POINT {name}")),
         Meaning::Checkpoint { shutdown, redo, timeline, previous_timeline, .. } => Some(format!(
             "CHECKPOINT_{} redo {redo}; tli {timeline}; prev tli {previous_timeline};",
@@ -87,6 +91,8 @@ fn described(meaning: &Meaning) -> Option<String> {
         Meaning::Switch => Some("SWITCH".into()),
         Meaning::OverwriteContrecord { at } => Some(format!("OVERWRITE_CONTRECORD lsn {at}")),
         Meaning::CreateTablespace { oid, location } => Some(format!("CREATE {oid} \"{location}\"")),
+        Meaning::CopyDatabase { database, source } => Some(format!("copy dir 1663/{source} to 1663/{database}")),
+        Meaning::DropDatabase { database } => Some(format!("DROP dir 1663/{database}")),
         Meaning::Other => None,
     }
 }
@@ -105,17 +111,20 @@ fn compare(server: &TestServer, timeline: u32) -> Vec<Record> {
                 // COMMIT, or COMMIT_PREPARED 730: with the transaction that was prepared.
                 Some((word, time)) => {
                     assert!(description.starts_with(word) && description.contains(time), "{ours:?} {theirs:?}");
-                    let (Meaning::Commit { xid, .. } | Meaning::Abort { xid, .. }) = ours.meaning else { unreachable!() };
+                    let (Meaning::Commit { xid, .. } | Meaning::Abort { xid, .. }) = ours.meaning else { continue };
                     let rest = &description[word.len()..];
                     let prepared = rest.strip_prefix("_PREPARED ").map(|rest| rest.split(':').next().unwrap().parse().unwrap());
                     assert_eq!(xid, prepared.unwrap_or(theirs.xid), "{theirs:?}");
                 }
+                // Since 15: CREATE_FILE_COPY copy dir …
+                None if text.starts_with("copy dir") => assert!(description.contains(&text), "{ours:?} {theirs:?}"),
                 None => assert!(description.starts_with(&text), "{ours:?} {theirs:?}"),
             },
             None => {
                 for word in [
                     "COMMIT",
                     "ABORT",
+                    "PREPARE",
                     "RESTORE_POINT",
                     "CHECKPOINT_ONLINE",
                     "CHECKPOINT_SHUTDOWN",
@@ -123,10 +132,20 @@ fn compare(server: &TestServer, timeline: u32) -> Vec<Record> {
                     "END_OF_REC",
                     "BACKUP_END",
                     "OVERWRITE",
+                    "CREATE_FILE_COPY",
+                    "DROP dir",
                 ] {
                     assert!(!description.starts_with(word), "{ours:?} {theirs:?}");
                 }
             }
+        }
+    }
+    let mut copied = std::collections::BTreeSet::new();
+    for (ours, theirs) in records.iter().zip(&dumped) {
+        let changes = theirs.databases.iter().find(|database| copied.contains(*database));
+        assert_eq!(ours.changes.as_ref(), changes, "{theirs:?}");
+        if let Meaning::CopyDatabase { source, .. } = ours.meaning {
+            copied.insert(source);
         }
     }
     assert_eq!(records.len(), dumped.len(), "{stderr}");
@@ -170,6 +189,19 @@ fn load(server: &TestServer) {
     server.sql("INSERT INTO pgbench_history (tid) SELECT generate_series(1, 1000)");
 }
 
+/// Two copies of databases by their files, of which one original is changed afterwards, in small records and with images of pages.
+fn copies(server: &TestServer) {
+    let strategy = if server.sql("SHOW server_version_num").parse::<u32>().unwrap() < 150_000 { "" } else { " STRATEGY file_copy" };
+    server.sql("CREATE DATABASE original");
+    let in_original =
+        |sql: &str| server.tool("psql", &["-h", server.folder().to_str().unwrap(), "-U", "postgres", "-d", "original", "-qc", sql]);
+    in_original("CREATE TABLE t AS SELECT g, repeat('x', 100) AS text FROM generate_series(1, 1000) g");
+    server.sql(&format!("CREATE DATABASE copy TEMPLATE original{strategy}"));
+    server.sql(&format!("CREATE DATABASE second TEMPLATE template0{strategy}"));
+    in_original("UPDATE t SET text = 'y' WHERE g % 3 = 0; CHECKPOINT; UPDATE t SET text = 'z' WHERE g % 7 = 0; CREATE INDEX ON t (g)");
+    server.sql("DROP DATABASE second");
+}
+
 const CONFIGURATION: &str = "max_prepared_transactions = 5\nwal_keep_size = '1GB'\nautovacuum = off";
 
 #[test]
@@ -182,6 +214,7 @@ fn every_record_is_as_pg_waldump_has_it() {
         let mut server = TestServer::start(&["--wal-segsize=1"], &format!("{CONFIGURATION}\n{extra}"));
         load(&server);
         server.session().sql("SET allow_in_place_tablespaces = on;\nCREATE TABLESPACE inside LOCATION ''");
+        copies(&server);
         let last_commit = server.sql("INSERT INTO pgbench_history (tid) VALUES (1); SELECT 1");
         assert_eq!(last_commit, "1");
         server.stop("immediate");
@@ -193,6 +226,10 @@ fn every_record_is_as_pg_waldump_has_it() {
         );
         assert!(records.iter().any(|record| record.length > 3_000_000));
         assert_eq!(count(&records, |meaning| matches!(meaning, Meaning::CreateTablespace { .. })), 1);
+        // That of template0 is made of template1 when a cluster is made.
+        assert_eq!(count(&records, |meaning| matches!(meaning, Meaning::CopyDatabase { source, .. } if *source != 1)), 2);
+        assert_eq!(count(&records, |meaning| matches!(meaning, Meaning::DropDatabase { .. })), 1);
+        assert!(records.iter().filter(|record| record.changes.is_some()).count() > 50);
         torn_anywhere(&server, &records);
         // Recovery from the crash goes on right where we say that the log ends.
         let end = records.last().unwrap().end;
