@@ -538,3 +538,51 @@ fn a_record_that_was_damaged_before_it_was_archived_is_told_and_the_server_goes_
     world.json(&["backup", "crm"], 0);
     assert!(!problems().contains("log-gap"), "{}", problems());
 }
+
+/// As for a bulk load: what is written then is in no log, and no server recovers through it.
+#[test]
+fn a_stay_in_wal_level_minimal_bounds_what_can_be_recovered() {
+    let world = Archived::with(quiet(), "log = \"push\"");
+    world.json(&["backup", "crm"], 0);
+    world.write_more();
+    let state = world.cluster.value(STATE);
+    let setting = |level: &str, senders: &str, archives: &str| {
+        world.cluster.stop_server();
+        let settings = [("wal_level", level), ("max_wal_senders", senders), ("archive_mode", archives)];
+        world.cluster.configure(&settings.map(|(name, value)| (name.into(), value.into())));
+        world.cluster.start_server();
+    };
+    setting("minimal", "0", "off");
+    world.cluster.sql("CREATE TABLE loaded AS SELECT generate_series(1, 1000) AS n");
+    setting("replica", "10", "on");
+    let segment = world.write_more();
+    let problems = || world.json(&["status"], 0)["plans"][0]["problems"].to_string();
+    assert!(problems().contains("log-gap") && problems().contains("wal_level = minimal"), "{}", problems());
+    let to = world.path("restored");
+    let restore = |code: i32| world.json(&["restore", "crm", "--latest", "--to", to.to_str().unwrap(), "--yes"], code);
+    let report = restore(3);
+    assert!(report.to_string().contains("the log has a hole at"), "{report}");
+    let restored = world.start("bounded", &to);
+    restored.wait_until_promoted();
+    assert_eq!(restored.value(STATE), state);
+    drop(restored);
+    world.json(&["drill", "run", "crm", "--latest"], 3);
+
+    // Log of before this was known: it is seen where it is to be replayed.
+    let gaps: Vec<PathBuf> =
+        workspace::files(&world.path("repository")).into_iter().filter(|path| path.to_string_lossy().contains("/gaps/")).collect();
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+    fs::remove_file(&gaps[0]).unwrap();
+    fs::remove_dir_all(&to).unwrap();
+    let report = restore(3);
+    assert!(report["notes"][0].as_str().unwrap().contains("began to run with wal_level = minimal"), "{report}");
+    let drill = world.json(&["drill", "run", "crm", "--latest"], 3);
+    assert!(drill["checks"].to_string().contains("not started: at"), "{drill}");
+
+    world.json(&["backup", "crm"], 0);
+    world.write_more();
+    assert!(!problems().contains("log-gap"), "{}", problems());
+    fs::remove_dir_all(&to).unwrap();
+    restore(0);
+    assert!(segment < world.write_more());
+}

@@ -81,6 +81,21 @@ fn limits_of_a_millisecond_end_no_session() {
     }
 }
 
+/// It is for the applications of that database, and may do less than who backs up. Unless the address itself asks for one.
+#[test]
+fn a_role_that_a_database_has_as_a_setting_is_not_taken() {
+    let cluster = Cluster::start(distribution_version());
+    let mut admin = cluster.connect();
+    admin
+        .execute("CREATE ROLE application; ALTER DATABASE postgres SET role = application; ALTER ROLE ALL SET role = application")
+        .unwrap();
+    let value = |settings: &Settings| connect(settings).unwrap().value("SELECT current_user").unwrap().unwrap();
+    let mut settings = cluster.socket_settings();
+    assert_eq!(value(&settings), "postgres");
+    settings.options = Some("-c role=application".into());
+    assert_eq!(value(&settings), "application");
+}
+
 /// Something that speaks as a server, refuses what it is told of limits, as an older server or a pooler does, and lets in whoever does not say it.
 #[test]
 fn a_server_that_does_not_know_a_limit_is_asked_without_it() {

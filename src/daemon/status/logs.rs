@@ -65,7 +65,7 @@ fn holes(source: &Name, reach: Option<&Reach>) -> Vec<Problem> {
         Some(Reach { behind: Some(behind), end, .. }) if behind == end => vec![Problem::new(
             ProblemKind::LogGap,
             format!(
-                "the log of source {source} cannot be replayed past {end}: the server's own record there is damaged, as it was when it came; nothing behind can be recovered before the next backup"
+                "the log of source {source} cannot be replayed past {end}: the server's own record there was damaged when it came, or it ran with wal_level = minimal from there on; nothing behind can be recovered before the next backup"
             ),
         )],
         Some(Reach { behind: Some(behind), end, point, .. }) if end == point => vec![Problem::new(

@@ -208,7 +208,7 @@ impl Request<'_> {
         if let Some(at) = stops_in(start, end) {
             return Err(Error::new(
                 Kind::NoRecoveryPoint,
-                format!("the log of timeline {timeline} cannot be replayed past {at}: it came damaged from its server"),
+                format!("the log of timeline {timeline} cannot be replayed past {at}: it came damaged from its server, or that one ran with wal_level = minimal from there on"),
             )
             .hint(ENDS_UNNOTICED));
         }

@@ -21,7 +21,7 @@ use crate::ops::resolve::Surroundings;
 use crate::repo::{Gap, Log, PieceInfo, Repository, Sealed, runs};
 use crate::source::postgres::control::Control;
 use crate::source::postgres::lsn::Lsn;
-use crate::source::postgres::wal::{FactsReader, SegmentHeader, TimelineHistory, WalName};
+use crate::source::postgres::wal::{FactsReader, SegmentHeader, TimelineHistory, WalName, Why};
 
 /// Greatest piece of the repository.
 const PIECE_MAX: usize = 128 << 20;
@@ -361,7 +361,7 @@ impl Target<'_> {
         let pieces = bytes.chunks(PIECE_MAX).map(seal).collect::<Result<_>>()?;
         let end = header.position.plus(bytes.len() as u64);
         // A partial segment ends where it can be read.
-        let stops = reader.end().filter(|_| matches!(item.content, Content::Segment { .. }));
+        let stops = reader.end().filter(|end| end.why == Why::Minimal || matches!(item.content, Content::Segment { .. }));
         Ok(Prepared { pieces, unreadable: stops.map(|stop| unreadable_gap(*timeline, stop, end, self.now)) })
     }
 

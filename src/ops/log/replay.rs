@@ -782,7 +782,7 @@ impl Reading<'_> {
         let along = whole.replay.map_or(timeline, |_| Some(whole.along));
         let no_transaction = || {
             Error::new(Kind::NoRecoveryPoint, format!("recover to transaction {xid}: its end is not in the log that continues a snapshot"))
-                .hint(format!("{}; a transaction that wrote nothing is not in the log", view.available(timeline)))
+                .hint(format!("{}; a transaction that wrote nothing is not in the log, and of one with savepoints (PL/pgSQL: EXCEPTION) only the number of the whole is looked for, not one that `xmin` of a row may tell", view.available(timeline)))
         };
         let along = along.or_else(|| view.timelines().last().copied()).ok_or_else(no_transaction)?;
         let mut paths: Vec<(&Base, Path)> = view.bases.iter().filter_map(|base| Some((base, view.path(base, along)?))).collect();

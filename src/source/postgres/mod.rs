@@ -348,7 +348,7 @@ impl PostgresSource {
             ));
         }
         let created = ahead.created();
-        let mut dangers = ahead.without_files();
+        let mut dangers: Vec<String> = ahead.impassable().into_iter().chain(ahead.without_files()).collect();
         if !created.is_empty() {
             dangers.push(format!(
                 "DO NOT START IT on a host where these folders are in use: tablespaces were created in the log that it replays, and then the server takes their folders for its own: {}; or restore a \

@@ -41,7 +41,7 @@ impl<'a> Private<'a> {
     /// Looks whether the folder can be recovered on this host without harm, and makes it ready for that.
     ///
     /// # Errors
-    /// `Incomplete` when the log creates tablespaces: nothing was touched. `Damaged` when the log does not reach the snapshot's own moment, or the folder is
+    /// `Incomplete` when the log creates tablespaces, or is none to recover through: nothing was touched. `Damaged` when the log does not reach the snapshot's own moment, or the folder is
     /// no whole base backup. As the system says.
     pub(super) fn prepare(point: &'a Point, data: &'a Path, tools: &'a Tools, account: Account) -> Result<Self> {
         let asked = Request::read(data)?;
@@ -55,6 +55,9 @@ impl<'a> Private<'a> {
                     created.join(", ")
                 ),
             ));
+        }
+        if let Some(why) = ahead.impassable() {
+            return Err(Error::new(Kind::Incomplete, why));
         }
         recover::prepare(data, account)?;
         Ok(Self { point, data, tools, account, asked, without_files })
@@ -113,6 +116,7 @@ impl Point {
             let more = recover::look_ahead(data, identifier, timeline, self.start, target)?;
             ahead.tablespaces.extend(more.tablespaces);
             ahead.half_dropped.extend(more.half_dropped);
+            ahead.minimal = ahead.minimal.or(more.minimal);
             ahead.room = ahead.room.with(more.room);
         }
         Ok(ahead)

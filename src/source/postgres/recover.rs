@@ -333,6 +333,8 @@ pub struct Ahead {
     pub tablespaces: BTreeSet<(u32, String)>,
     /// Databases whose files it would remove without that their removal was committed: nobody can connect to them then. Their numbers.
     pub half_dropped: BTreeSet<u32>,
+    /// Where the server began to run with `wal_level = minimal`, which no replay gets past.
+    pub minimal: Option<Lsn>,
     /// The most that the settings of the source were raised to. Zeros: they were not changed.
     pub room: Room,
     /// Of the valid log.
@@ -344,6 +346,15 @@ impl Ahead {
     #[must_use]
     pub fn created(&self) -> Vec<String> {
         self.tablespaces.iter().map(|(oid, location)| format!("{oid} at {location}")).collect()
+    }
+
+    /// That no replay gets to the target, in words.
+    #[must_use]
+    pub fn impassable(&self) -> Option<String> {
+        let at = self.minimal?;
+        Some(format!(
+            "at {at}, on the way, the server began to run with wal_level = minimal: a server that recovers refuses to go on there, and does not start; choose an earlier moment, or a later snapshot"
+        ))
     }
 
     /// The databases without files, in words.
@@ -409,7 +420,12 @@ pub fn look_ahead(data: &Path, system_identifier: u64, timeline: u32, start: Lsn
                     Meaning::CreateTablespace { oid, location } if !location.is_empty() => {
                         ahead.tablespaces.insert((oid, location));
                     }
-                    Meaning::ParameterChange { room, .. } => ahead.room = ahead.room.with(room),
+                    Meaning::ParameterChange { room, wal_level } => {
+                        ahead.room = ahead.room.with(room);
+                        if wal_level == 0 {
+                            ahead.minimal.get_or_insert(record.start);
+                        }
+                    }
                     // One that moved to another tablespace loses its old folder outside of a transaction.
                     Meaning::DropDatabase { database } if record.xid != 0 => {
                         dropping.entry(record.xid).or_default().insert(database);

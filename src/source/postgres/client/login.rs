@@ -56,6 +56,9 @@ pub fn server_certificate(settings: &Settings, cancel: &Cancel) -> Result<Option
 const PATIENT: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 \
                        -c client_min_messages=warning";
 
+/// Before what the address asks for: a role that a database or user has as a setting is for its applications, and may do less than this one.
+const AS_ITSELF: &str = "-c role=none";
+
 /// Sends the start-up message and does everything until the server is ready.
 pub(crate) fn log_in(
     connection: &mut Connection,
@@ -76,7 +79,7 @@ pub(crate) fn log_in(
     parameters.push(("application_name", &settings.application_name));
     // A limit of a millisecond is over before a session could say SET, which one that replicates cannot say at all.
     let own = settings.options.as_deref().unwrap_or_default();
-    let options = if patient { format!("{own} {PATIENT}") } else { own.to_owned() };
+    let options = if patient { format!("{AS_ITSELF} {own} {PATIENT}") } else { own.to_owned() };
     if !options.is_empty() {
         parameters.push(("options", options.trim_start()));
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::wal::name::SegmentSize;
-use crate::source::postgres::wal::reader::{End, WalReader};
+use crate::source::postgres::wal::reader::{End, WalReader, Why};
 use crate::source::postgres::wal::record::Meaning;
 
 /// Kept with a piece `start .. end` of a timeline. It tells times and names of restore points, nothing of rows.
@@ -58,6 +58,7 @@ pub struct FactsReader {
     reader: WalReader,
     segment: SegmentSize,
     system_identifier: u64,
+    minimal: Option<End>,
 }
 
 impl FactsReader {
@@ -66,7 +67,8 @@ impl FactsReader {
     /// # Errors
     /// [`crate::error::Kind::Bug`] when `start` is none.
     pub fn new(start: Lsn, segment: SegmentSize, system_identifier: u64) -> Result<Self> {
-        Ok(Self { reader: WalReader::new(start, segment, Some(system_identifier))?, segment, system_identifier })
+        let reader = WalReader::new(start, segment, Some(system_identifier))?;
+        Ok(Self { reader, segment, system_identifier, minimal: None })
     }
 
     /// Position of the next byte.
@@ -75,10 +77,10 @@ impl FactsReader {
         self.reader.position()
     }
 
-    /// Where and why the log cannot be read on, once that is so: nothing that follows has facts of records.
+    /// Where and why no recovery goes on, once that is so. Where the log cannot be read on, nothing that follows has facts of records.
     #[must_use]
     pub fn end(&self) -> Option<&End> {
-        self.reader.end()
+        self.minimal.as_ref().or(self.reader.end())
     }
 
     /// The facts of the piece that these next bytes are, of `timeline`; the server's clock is for the caller to add.
@@ -93,7 +95,11 @@ impl FactsReader {
             server_clock: None,
             valid_to: self.reader.position(),
         };
+        let minimal = &mut self.minimal;
         self.reader.push(bytes, |record| match record.meaning {
+            Meaning::ParameterChange { wal_level: 0, .. } => {
+                minimal.get_or_insert(End { at: record.start, found_at: record.start, why: Why::Minimal });
+            }
             Meaning::Commit { time, .. } | Meaning::Abort { time, .. } => {
                 facts.first_commit.get_or_insert(time);
                 facts.last_commit = Some(time);

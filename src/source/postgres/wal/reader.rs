@@ -50,6 +50,8 @@ pub enum Why {
     OtherServer(u64),
     /// Page format of a version that is not supported.
     UnknownVersion(u16),
+    /// The server ran with `wal_level = minimal` from there on, and wrote data that is in no log: a recovery refuses to go on.
+    Minimal,
     /// Anything else that is not valid: torn by a crash, the end of a reused file, or damage.
     Invalid(&'static str),
 }
@@ -60,6 +62,7 @@ impl fmt::Display for Why {
             Self::Empty => f.write_str("nothing was written there"),
             Self::OldPage(at) => write!(f, "a page of {at} is there"),
             Self::OtherServer(identifier) => write!(f, "it is of another cluster, with system identifier {identifier}"),
+            Self::Minimal => f.write_str("the server ran with wal_level = minimal from there on"),
             Self::UnknownVersion(magic) => write!(f, "its page format {magic:04X} is unknown"),
             Self::Invalid(what) => f.write_str(what),
         }
