@@ -5,11 +5,13 @@
     LIFEBOAT_PASSPHRASE=… extract.py REPOSITORY_FOLDER restore SNAPSHOT TARGET_FOLDER
     LIFEBOAT_PASSPHRASE=… extract.py REPOSITORY_FOLDER logs
     LIFEBOAT_PASSPHRASE=… extract.py REPOSITORY_FOLDER log PLAN/SOURCE TARGET_FOLDER
+    LIFEBOAT_PASSPHRASE=… extract.py REPOSITORY_FOLDER wal PLAN/SOURCE TARGET_FOLDER
 
 REPOSITORY_FOLDER is a repository on a local folder, or a copy of a bucket's objects below their prefix. The passphrase is that of a
 reader slot, or the recovery key, or the text of a key file or of a recipient's private key, or as many shares as are needed. SNAPSHOT is an id or a unique beginning of it. TARGET_FOLDER must not exist; it gets one
 folder for each source of the snapshot. `log` writes the pieces of a source's continuous log there, each under STREAM-START-END, and its side
-files into `history`. Everything that is read is checked: seals, hashes, ids, order, counts. Any doubt ends the program with exit 1
+files into `history`; `wal` writes the log of a PostgreSQL server as its own files: segments, those that are not whole with `.partial` behind
+their names, and histories of timelines. Everything that is read is checked: seals, hashes, ids, order, counts. Any doubt ends the program with exit 1
 and leaves what was written so far: a target is complete only when the program ends with exit 0.
 
 Needs Python 3.9 and, from PyPI: cryptography, argon2-cffi, blake3, zstandard.
@@ -34,7 +36,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-CHUNK_MAX, FRAME_MAX, PACK_MAX, OBJECT_MAX, LOG_PIECE_MAX = 4 << 20, 16 << 20, 1 << 30, 256 << 20, 128 << 20
+CHUNK_MAX, FRAME_MAX, PACK_MAX, OBJECT_MAX, LOG_PIECE_MAX = 4 << 20, 16 << 20, 512 << 20, 256 << 20, 128 << 20
 DATA, NODES, LOG = 1, 2, 3
 MANIFEST, VOID, LOG_SIDE, LOG_GAP, LEDGER, MOVED, REMOVED_IDS, PLAN_KEY = 2, 6, 7, 8, 9, 10, 12, 32
 OWN_FIRST = 0x8000
@@ -356,8 +358,8 @@ class Repository:
             kind, secret = "key-file", from_text("LBKF1", compact, 32)
         elif compact.startswith("LBSK1"):
             kind, secret = "recipient", Hpke(kdf("lifeboat v1 recipient key pair", from_text("LBSK1", compact, 32)))
-        elif "LBSH1" in compact:
-            parts = compact.split("LBSH1")[1:]
+        elif "LBSH1-" in text.upper() or compact.startswith("LBSH1"):
+            parts = ["".join(c for c in part if not c.isspace() and c != "-") for part in text.upper().split("LBSH1")[1:]]
             kind, secret = "key-file", combine(["LBSH1" + part[:65] for part in parts])
         elif compact.startswith("LBRK1") and len(compact[5:].encode()) == 32:
             secret = ("LBRK1" + compact[5:].translate(str.maketrans("OIL", "011"))).encode()
@@ -943,13 +945,17 @@ def decode_entries(data):
 
 
 def parent_of(root, path):
-    """A descriptor of the folder that `path` is in, reached without passing through a symbolic link, and the last name."""
+    """A descriptor of the folder that `path` is in, reached without passing through a symbolic link, and the last name. What is missing is made."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
     folder = os.open(root, flags)
     parts = path.split(b"/")
     for part in parts[:-1]:
         try:
-            below = os.open(part, flags, dir_fd=folder)
+            try:
+                below = os.open(part, flags, dir_fd=folder)
+            except FileNotFoundError:
+                os.mkdir(part, 0o700, dir_fd=folder)
+                below = os.open(part, flags, dir_fd=folder)
         finally:
             os.close(folder)
         folder = below
@@ -1062,8 +1068,49 @@ def extract_log(repository, log, target):
     print(f"extracted {len(pieces)} pieces and {len(sides)} side files")
 
 
+def extract_wal(repository, log, target):
+    """The log of a PostgreSQL server as its files."""
+    chain = mac16(repository.chain_names, log.encode()).hex()
+    sides, gaps = repository.beside_log(chain)
+    pieces = repository.pieces(chain)
+    need(pieces or sides or gaps, f"there is no log of {log}")
+    os.mkdir(target, 0o700)
+    segments = {}
+    for name, stream, start, end in pieces:
+        label, plain = repository.piece(name, start, end)
+        facts = label["facts"]
+        size = facts["segment_bytes"]
+        need(facts["timeline"] == stream and size & (size - 1) == 0 and 1 << 20 <= size <= 1 << 30, f"{name}: impossible facts")
+        at = start
+        while at < end:
+            number, to = at // size, min(end, at - at % size + size)
+            path = os.path.join(target, f"{stream:08X}{number // ((1 << 32) // size):08X}{number % ((1 << 32) // size):08X}")
+            covered = segments.setdefault((path, size), [])
+            if not covered:
+                with open(path, "xb") as file:
+                    file.truncate(size)
+            with open(path, "r+b") as file:
+                file.seek(at % size)
+                file.write(plain[at - start : to - start])
+            covered.append((at % size, at % size + to - at))
+            at = to
+    for (path, size), covered in segments.items():
+        reached = 0
+        for first, last in sorted(covered):
+            reached = max(reached, last) if first <= reached else reached
+        if reached < size:
+            os.rename(path, path + ".partial")
+    for name, content in sides.items():
+        need(re.fullmatch(r"[0-9A-F]{8}\.history", name), "a side file is no history of a timeline")
+        with open(os.path.join(target, name), "xb") as file:
+            file.write(content)
+    for gap in gaps:
+        print(f"gap: stream {gap['stream']} from {gap['from']:#x} to {gap['to']:#x}: {gap['reason']}")
+    print(f"extracted {len(segments)} segments and {len(sides)} side files")
+
+
 def main(words):
-    if len(words) < 2 or len(words) != {"list": 2, "logs": 2, "restore": 4, "log": 4}.get(words[1]):
+    if len(words) < 2 or len(words) != {"list": 2, "logs": 2, "restore": 4, "log": 4, "wal": 4}.get(words[1]):
         print(__doc__, file=sys.stderr)
         return 2
     passphrase = os.environ.get("LIFEBOAT_PASSPHRASE")
@@ -1079,6 +1126,9 @@ def main(words):
             return 0
         if words[1] == "log":
             extract_log(repository, words[2], words[3])
+            return 0
+        if words[1] == "wal":
+            extract_wal(repository, words[2], words[3])
             return 0
         manifests, problems = repository.manifests()
         for problem in problems:

@@ -1521,6 +1521,37 @@ fn an_extraction_goes_on_and_says_what_is_not_there() {
     assert!(erased.missing[0].contains("hr") && erased.failed.is_empty(), "{erased:?}");
 }
 
+/// After a repair that lost nothing an extraction has everything, and is none that failed; it says under which ids.
+#[test]
+fn what_came_whole_under_another_id_is_extracted_without_an_alarm() {
+    use lifeboat::ops::extract::{self, ExtractRequest};
+    let (world, snapshots) = everything();
+    let data = world.own.base.keys().filter(|key| key.starts_with("packs/")).max_by_key(|key| world.own.base[*key].len()).unwrap();
+    Harm::Missing.inflict(&world, data);
+    let take = |what: &str, snapshots: Vec<String>| {
+        let request = ExtractRequest { to: world.folder.path().join(what), plans: Vec::new(), snapshots, latest: false, logs: true };
+        extract::run(&world.own.sound, &request, &Silent, &Cancel::default()).unwrap()
+    };
+    let before = take("before", Vec::new());
+    assert_eq!((before.exit(), before.warnings.len()), (Some(Kind::Damaged), 0), "{before:?}");
+    assert!(repair(&world, true).unwrap().lost.is_empty());
+    let after = take("after", Vec::new());
+    let replaced: Vec<SnapshotId> = snapshots.iter().map(|(id, _)| *id).filter(|id| stands_for(&world, *id) != *id).collect();
+    assert!(!replaced.is_empty() && after.exit().is_none() && after.failed.is_empty(), "{after:?}");
+    assert_eq!(after.warnings.len(), replaced.len(), "{after:?}");
+    for (id, content) in &snapshots {
+        let other = stands_for(&world, *id);
+        let folder = PathBuf::from(&after.snapshots.iter().find(|done| done.snapshot == other).unwrap().folder);
+        assert!(trees(&census(&folder)) == trees(content), "{id}: {after:?}");
+        let is_told = after.warnings.iter().any(|warning| warning.contains(&id.to_string()) && warning.contains(&other.to_string()));
+        assert_eq!(is_told, replaced.contains(id), "{after:?}");
+    }
+    // Alone, nothing of it is there, but it is said where it is.
+    let alone = take("alone", vec![replaced[0].to_string()]);
+    assert_eq!((alone.exit(), alone.failed.len(), alone.snapshots.len()), (Some(Kind::Damaged), 1, 0), "{alone:?}");
+    assert!(alone.failed[0].contains(&stands_for(&world, replaced[0]).to_string()), "{alone:?}");
+}
+
 /// What an operation asks of a store: requests by verb, and bytes in both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Asked {

@@ -61,7 +61,7 @@ pub struct ExtractReport {
     pub to: String,
     pub snapshots: Vec<ExtractedSnapshot>,
     pub logs: Vec<ExtractedLog>,
-    /// Owners and attributes that could not be set.
+    /// Owners and attributes that could not be set; damaged snapshots whose content came whole as another one, which stands in their place.
     pub warnings: Vec<String>,
     /// What is not there and is not damaged either: holes in logs, and data whose key was destroyed.
     pub missing: Vec<String>,
@@ -98,16 +98,30 @@ pub fn run(repository: &Repository, request: &ExtractRequest, progress: &dyn Pro
         missing: Vec::new(),
         failed: lost.iter().map(|lost| explain(&lost.error)).collect(),
     };
+    let mut damaged: Vec<(&Manifest, String)> = Vec::new();
     for manifest in &chosen {
         cancel.check()?;
         match snapshot(repository, manifest, &request.to, progress, cancel, &mut report.warnings) {
             Ok(done) => report.snapshots.push(done),
-            Err(error) if error.kind() == Kind::Damaged => report.failed.push(format!("snapshot {}: {}", manifest.id, explain(&error))),
+            Err(error) if error.kind() == Kind::Damaged => damaged.push((manifest, explain(&error))),
             // The plan's key was destroyed on purpose.
             Err(error) if error.kind() == Kind::NoRecoveryPoint => {
                 report.missing.push(format!("snapshot {} of plan {}: {}", manifest.id, manifest.plan, explain(&error)));
             }
             Err(error) => return Err(error.within(format!("extract snapshot {}", manifest.id))),
+        }
+    }
+    for (manifest, why) in damaged {
+        let (id, stand_for_it) = (manifest.id, in_place_of(&all, manifest.id));
+        match (report.snapshots.iter().find(|done| stand_for_it.contains(&done.snapshot)), stand_for_it.last()) {
+            (Some(whole), _) => report.warnings.push(format!(
+                "snapshot {id} is damaged, and whole as snapshot {} in {}, which was brought back in its place; what there is of it in {} is not whole: {why}",
+                whole.snapshot,
+                whole.folder,
+                folder_of(manifest, &request.to).display()
+            )),
+            (None, Some(other)) => report.failed.push(format!("snapshot {id}, in whose place snapshot {other} was brought back: {why}")),
+            (None, None) => report.failed.push(format!("snapshot {id}: {why}")),
         }
     }
     let with_log =
@@ -122,6 +136,14 @@ pub fn run(repository: &Repository, request: &ExtractRequest, progress: &dyn Pro
         }
     }
     Ok(report)
+}
+
+/// The snapshots that were brought back in the place of a damaged one, also of one that had been brought back itself.
+fn in_place_of(all: &[Manifest], id: SnapshotId) -> BTreeSet<SnapshotId> {
+    let mut reached = BTreeSet::from([id]);
+    while all.iter().any(|manifest| manifest.replaces().is_some_and(|damaged| reached.contains(&damaged)) && reached.insert(manifest.id)) {}
+    reached.remove(&id);
+    reached
 }
 
 fn choose<'a>(all: &'a [Manifest], request: &ExtractRequest) -> Result<Vec<&'a Manifest>> {
@@ -152,6 +174,10 @@ fn choose<'a>(all: &'a [Manifest], request: &ExtractRequest) -> Result<Vec<&'a M
     Ok(chosen)
 }
 
+fn folder_of(manifest: &Manifest, to: &Path) -> PathBuf {
+    to.join(manifest.plan.as_str()).join(format!("{}-{}", manifest.time.format("%Y-%m-%dT%H-%M-%SZ"), manifest.id))
+}
+
 fn snapshot(
     repository: &Repository,
     manifest: &Manifest,
@@ -160,7 +186,7 @@ fn snapshot(
     cancel: &Cancel,
     warnings: &mut Vec<String>,
 ) -> Result<ExtractedSnapshot> {
-    let folder = to.join(manifest.plan.as_str()).join(format!("{}-{}", manifest.time.format("%Y-%m-%dT%H-%M-%SZ"), manifest.id));
+    let folder = folder_of(manifest, to);
     progress.event(Event::Phase { name: "extract", detail: folder.display().to_string() });
     progress.event(Event::Total { bytes: manifest.stats.bytes_source, items: manifest.stats.entries });
     let (mut bytes, mut entries) = (0, 0);

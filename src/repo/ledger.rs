@@ -98,16 +98,19 @@ pub enum Decision {
 
 impl Decision {
     /// In words, for people; `None`: it decides nothing.
-    fn describe(&self) -> Option<String> {
+    pub(super) fn describe(&self) -> Option<String> {
+        // A release need not have one.
+        let why = |reason: &str, by: &str| if reason.is_empty() { format!("by {by}") } else { format!("{reason}, by {by}") };
         match self {
             Self::Remove { snapshots } => {
                 let reasons: BTreeSet<&str> = snapshots.iter().map(|snapshot| snapshot.reason.as_str()).collect();
                 Some(format!("removed {} snapshots ({})", snapshots.len(), reasons.into_iter().collect::<Vec<_>>().join("; ")))
             }
-            Self::Hold { hold } => Some(format!("held snapshot {} ({}, by {})", hold.snapshot, hold.reason, hold.by)),
-            Self::Release { snapshot, by, reason } => Some(format!("released snapshot {snapshot} ({reason}, by {by})")),
+            Self::Hold { hold } => Some(format!("held snapshot {} ({})", hold.snapshot, why(&hold.reason, &hold.by))),
+            Self::Release { snapshot, by, reason } => Some(format!("released snapshot {snapshot} ({})", why(reason, by))),
             Self::Reinstate { snapshots, holds, by, reason } => {
-                Some(format!("took back the removal of {} snapshots and set {} holds ({reason}, by {by})", snapshots.len(), holds.len()))
+                let why = why(reason, by);
+                Some(format!("took back the removal of {} snapshots and set {} holds ({why})", snapshots.len(), holds.len()))
             }
             Self::Pass { .. } => None,
         }

@@ -155,6 +155,14 @@ fn what_somebody_decided_without_a_right_to_is_taken_back() {
     }
 }
 
+#[test]
+fn a_decision_without_a_reason_is_told_without_one() {
+    let snapshot = crate::id::SnapshotId::generate(Utc::now());
+    let release = |reason: &str| Decision::Release { snapshot, by: "uid 0 on vm".into(), reason: reason.into() }.describe().unwrap();
+    assert_eq!(release("done"), format!("released snapshot {snapshot} (done, by uid 0 on vm)"));
+    assert_eq!(release(""), format!("released snapshot {snapshot} (by uid 0 on vm)"));
+}
+
 /// Entries that somebody put in the place of others do not go on from those when they are back: they are deleted, and this machine, which had seen them,
 /// believes the ledger as it is then.
 #[test]
