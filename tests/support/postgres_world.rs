@@ -252,8 +252,13 @@ pub struct Restored {
 }
 
 impl Restored {
+    /// As a plan names it.
+    pub fn url(&self) -> String {
+        format!("host={} user=postgres dbname=postgres", self.socket.display())
+    }
+
     pub fn connect(&self) -> Connection {
-        let settings = Settings::parse(&format!("host={} user=postgres dbname=postgres", self.socket.display())).unwrap();
+        let settings = Settings::parse(&self.url()).unwrap();
         Connection::connect(&settings, Mode::Sql { database: None }, &Cancel::default()).unwrap()
     }
 
