@@ -870,6 +870,40 @@ fn what_was_brought_back_lets_retention_go_on() {
     assert!(world.own.sound.removed(snapshots[1].0).is_none());
 }
 
+/// A half of what the ledger knows of snapshots removed long ago, where the store keeps no versions and there is no copy of the bucket.
+#[test]
+fn a_harmed_volume_of_removed_snapshots_is_made_anew_or_given_up() {
+    let (mut world, snapshots) = everything();
+    let own = world.own.sound.clone();
+    (0..70).for_each(|_| own.pass_in_ledger("a test", world.clock.now()).unwrap());
+    world.own.keep(&world.runtime);
+    let gone: Vec<SnapshotId> = own.ledger().unwrap().removed_ids().collect();
+    assert!(!gone.is_empty());
+    for (folder, harm) in [
+        ("retention/removed/", Harm::Flipped(90)),
+        ("retention/removed/", Harm::Missing),
+        ("retention/ids/", Harm::Flipped(90)),
+        ("retention/ids/", Harm::Missing),
+    ] {
+        world.own.put_back(&world.runtime);
+        let key = world.own.base.keys().find(|key| key.starts_with(folder)).unwrap().clone();
+        let at = format!("{key} {harm:?}");
+        harm.inflict(&world, &key);
+        let (dry, cancel) = (request(&world, false, true), Cancel::default());
+        let planned = repair::plan(&dry, &world.clock, &Silent, &cancel).unwrap().report;
+        let told: Vec<_> = planned.actions.iter().filter(|action| action.what == "ledger").collect();
+        assert!(told.len() == 1 && told[0].detail.contains(&key) && !told[0].done, "{at}: {planned:#?}");
+        repair(&world, false).unwrap();
+        // What was asked of the ledger before it could be read is asked again.
+        let again = repair(&world, false).unwrap();
+        assert!(again.exit().is_none() && again.actions.is_empty(), "{at}: {again:#?}");
+        assert_eq!(own.ledger().unwrap().removed_ids().collect::<Vec<_>>(), gone, "{at}");
+        prune::hold(&own, snapshots[1].0, None, "audit", "a test", world.clock.now()).unwrap();
+        prune(&world, &own, 1).unwrap_or_else(|error| panic!("{at}: {error:?}"));
+        world.assert_snapshot(&own, snapshots[1].0, &at);
+    }
+}
+
 #[test]
 fn what_was_brought_back_stands_where_the_damaged_one_stood() {
     let (world, snapshots) = everything();

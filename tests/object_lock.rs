@@ -515,6 +515,85 @@ fn a_piece_of_log_that_was_repaired_is_no_alarm() {
     }
 }
 
+/// A copy brings log again that a prune of it had removed: sealed anew, of the same content.
+#[test]
+fn log_that_comes_again_after_a_prune_is_no_alarm_and_what_somebody_put_there_is_one() {
+    let runtime = runtime();
+    let folder = tempfile::tempdir().unwrap();
+    let open = |identity: &str| Store::open(&config("main10", identity)).unwrap();
+    let options = OpenOptions { cache: Some(folder.path().to_owned()), workers: 1 };
+    let passphrase = Passphrase::new("correct horse battery staple");
+    let now = Utc::now();
+    let (repository, _) = Repository::init(open("maintainer"), runtime.handle().clone(), &passphrase, &options, now).unwrap();
+    let keep = || repository.keep_locked(now, true, &Silent, &Cancel::default()).unwrap().unwrap();
+    let name = |text: &str| Name::new(text).unwrap();
+    let log = repository.log(&name("crm"), &name("db"));
+    let facts = serde_json::json!({});
+    let bytes = |piece: u64| vec![u8::try_from(piece).unwrap(); 3000];
+    let store = |piece: u64| log.append(1, piece * 3000, piece * 3000 + 3000, &facts, &bytes(piece)).unwrap().piece;
+    let pieces: Vec<_> = (0..3).map(store).collect();
+    assert_eq!(keep().alarms, Vec::<String>::new());
+    let (gone, refusal) = log.remove(&pieces).unwrap();
+    assert!(gone.len() == 3 && refusal.is_none());
+    let given_up = keep();
+    for piece in 0..3 {
+        store(piece);
+    }
+    let first = keep();
+    assert_eq!((&first.alarms, first.objects), (&vec![], given_up.objects + 3), "{first:?}");
+    let objects = versions("main10");
+    let of_log: Vec<&Version> = objects.iter().filter(|version| version.key.contains("/pieces/")).collect();
+    assert_eq!(of_log.iter().map(|version| version.marker).collect::<Vec<_>>(), [false, true, false].repeat(3));
+    // What is there now is locked for itself, what was removed as long as it was.
+    let later = now + TimeDelta::days(12);
+    let moved = repository.keep_locked(later, true, &Silent, &Cancel::default()).unwrap().unwrap();
+    assert_eq!((&moved.alarms, moved.objects), (&vec![], first.objects), "{moved:?}");
+    for version in of_log.iter().filter(|version| !version.marker) {
+        let (_, until) = runtime.block_on(open("reader").lock_of(&version.key, &version.version)).unwrap().unwrap();
+        assert_eq!(until >= later + TimeDelta::days(30), version.latest, "{until} {version:?}");
+    }
+    // Again, by a machine that knows nothing, and by one that remembers.
+    let keep = || repository.keep_locked(later, true, &Silent, &Cancel::default()).unwrap().unwrap().alarms;
+    let cache = folder.path().join(repository.id().to_string()).join("locks");
+    std::fs::remove_file(&cache).unwrap();
+    assert_eq!((keep(), keep()), (vec![], vec![]));
+    // Removed and brought again twice is the same; what is put there by somebody without keys is told, by each run, whether it was hidden before or not, and
+    // also where it ends as what was there.
+    log.remove(&pieces[..1]).unwrap();
+    store(0);
+    assert_eq!(keep(), Vec::<String>::new());
+    let careless = Bucket::secret_of("careless");
+    let request = |method: &str, key: &str, body: &str| {
+        let path = format!("{LOCKED}/main10/{key}");
+        let (status, answer) = server().signed((method, &path, ""), &[], body, ("careless", &careless));
+        assert!((200..300).contains(&status), "{method} {key}: {status} {answer}");
+    };
+    let mut keys: Vec<&String> = of_log.iter().map(|version| &version.key).collect();
+    keys.dedup();
+    let mut forged = runtime.block_on(open("reader").get(keys[1])).unwrap().to_vec();
+    forged[100] ^= 1;
+    request("DELETE", keys[0], "");
+    request("PUT", keys[0], "evil");
+    request("DELETE", keys[1], "");
+    runtime.block_on(open("careless").create(keys[1], forged.into())).unwrap();
+    request("PUT", keys[2], "evil");
+    for _ in 0..2 {
+        let told = keep();
+        for key in &keys {
+            assert!(told.iter().any(|alarm| alarm.starts_with(&format!("{key} was overwritten by somebody else"))), "{told:?}");
+        }
+    }
+    // Whatever of it can be brought back stays.
+    let much_later = later + TimeDelta::days(12);
+    repository.keep_locked(much_later, true, &Silent, &Cancel::default()).unwrap().unwrap();
+    for key in keys {
+        let all = versions("main10");
+        let first = all.iter().rfind(|version| version.key == *key).unwrap();
+        let (_, until) = runtime.block_on(open("reader").lock_of(key, &first.version)).unwrap().unwrap();
+        assert!(until >= much_later + TimeDelta::days(30), "{key}: {until}");
+    }
+}
+
 /// A thief of the maintainer's key prunes by rules of its own: the snapshots come back, and not only their objects.
 #[test]
 fn what_a_stolen_key_decided_is_told_and_taken_back() {

@@ -50,9 +50,13 @@ impl Logged {
     }
 
     fn log(&self) -> Log {
-        let store = Store::open(&StoreConfig::at(format!("file://{}", self.path("repository").display()))).unwrap();
+        self.log_in("repository", PASSPHRASE)
+    }
+
+    fn log_in(&self, folder: &str, passphrase: &str) -> Log {
+        let store = Store::open(&StoreConfig::at(format!("file://{}", self.path(folder).display()))).unwrap();
         let repository =
-            Repository::open(store, self.runtime.handle().clone(), &Passphrase::new(PASSPHRASE), &OpenOptions::default()).unwrap();
+            Repository::open(store, self.runtime.handle().clone(), &Passphrase::new(passphrase), &OpenOptions::default()).unwrap();
         repository.log(&Name::new("crm").unwrap(), &Name::new("db").unwrap())
     }
 
@@ -623,6 +627,60 @@ fn a_recovery_in_place_ends_how_far_the_log_was_behind() {
     let status = || world.status();
     wait_until("the log to be all there", || status()["timeline"] == 2 && status()["connected"] == true && status()["lag_bytes"] == 0);
     streamer.stop();
+}
+
+/// Damage was found late: the server goes back to a snapshot that is older than the window, and the positions of its new timeline are lower than those of all
+/// snapshots of the window.
+#[test]
+fn after_a_recovery_in_place_to_an_old_snapshot_no_prune_takes_the_new_timeline_and_copies_have_it() {
+    let cluster = server(distribution_version()).setting("wal_keep_size", "512").start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = Logged::new(&cluster);
+    world.say_secret("other", "another passphrase");
+    let keep = "keep = { last = 1, log = \"1s\" }\n";
+    let folder = world.path("").display().to_string();
+    let copy = format!(
+        "[[plan.crm.copy]]\nto = \"offsite\"\n{keep}[repository.offsite]\nurl = \"file://{folder}/offsite\"\npassphrase = {{ file = \"{folder}/other\" }}\n"
+    );
+    world.say_plan("db", "log = \"stream\"", &format!("{keep}{copy}"));
+    world.json(&["repo", "init", "offsite"], 0);
+    let streamer = world.stream();
+    let mut snapshots = Vec::new();
+    for _ in 0..3 {
+        let report = world.json(&["backup", "crm"], 0);
+        snapshots.push(report["snapshot"].as_str().unwrap().to_owned());
+        write(&cluster, 9000);
+        world.wait_for(1, flushed(&cluster));
+    }
+    streamer.stop();
+    let far = flushed(&cluster);
+    cluster.stop_server();
+    // The server is what was restored from now on.
+    let restored = world.restored("back", &["--snapshot", &snapshots[0]]);
+    world.say_url(&restored.url());
+    let streamer = world.stream();
+    restored.connect().execute("CREATE TABLE since(id int); INSERT INTO since SELECT generate_series(1, 77)").unwrap();
+    let end: Lsn = restored.value("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+    let run = world.wait_for(2, end);
+    streamer.stop();
+    assert!(run.end + 8 * SEGMENT < far.0, "{run:?} {far}");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    // A copy of the newest snapshot alone does not have what the timeline goes on from.
+    world.json(&["copy", "crm", "--to", "offsite", "--last", "1"], 0);
+    let copied = || runs(&world.log_in("offsite", "another passphrase").pieces().unwrap());
+    assert!(copied().iter().any(|run| run.stream == 2 && run.start <= end.0 && end.0 <= run.end), "{:?}", copied());
+    let pruned = world.json(&["prune", "crm"], 0);
+    let fates = pruned["snapshots"].as_array().unwrap().iter();
+    let kept: Vec<&str> = fates.filter(|fate| fate["kept"] == true).map(|fate| fate["id"].as_str().unwrap()).collect();
+    assert_eq!(kept, [&*snapshots[0], &*snapshots[2]], "{pruned:#}");
+    assert!(pruned["snapshots"][0]["reasons"].to_string().contains("recovery along timeline 2 begins with it"), "{pruned:#}");
+    assert!(world.runs().iter().any(|run| run.stream == 2 && run.start <= end.0 && end.0 <= run.end), "{:?}", world.runs());
+    assert!(copied().iter().any(|run| run.stream == 2 && run.start <= end.0 && end.0 <= run.end), "{:?}", copied());
+    // What was written since comes back, here and from a copy that has the snapshot.
+    assert_eq!(world.restored("again", &["--latest"]).value("SELECT count(*) FROM since"), "77");
+    world.json(&["copy", "crm", "--to", "offsite", "--snapshot", &snapshots[0]], 0);
+    world.json(&["prune", "crm"], 0);
+    assert_eq!(world.restored("copy", &["--latest", "--repository", "offsite"]).value("SELECT count(*) FROM since"), "77");
 }
 
 /// A plan's key is destroyed to have its log destroyed: a stream must neither go on beside a new key, nor seal to one that is gone and stay green.

@@ -16,6 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Progress};
 use crate::id::{Name, SnapshotId};
 use crate::ops::log::replay;
+use crate::ops::log::way::{Needed, Way};
 use crate::ops::retention::Rules;
 use crate::ops::verdict::millis;
 use crate::ops::work::lock_copy;
@@ -430,13 +431,17 @@ fn copy_logs(
     // Snapshots that are asked for by themselves come with their log.
     let all_of_it = request.all || request.snapshot.is_some();
     let there: Vec<&Manifest> = copies.iter().chain(wanted.iter().copied()).collect();
-    let there = if all_of_it { there } else { prune::needing_log(&request.to, &request.rules, there, job.clock.now())? };
+    let retained = if all_of_it { None } else { prune::Retained::read(&request.to, &request.rules, &there, job.clock.now())? };
     let all = originals.iter().chain(copies).flat_map(|manifest| &manifest.sources);
     let sources: BTreeSet<&Name> = all.filter(|record| replay::can_have_log(record)).map(|record| &record.name).collect();
     for source in sources {
         let (from, to) = (job.repository.log(&job.plan, source), request.to.log(&job.plan, source));
         // What comes before the end of the oldest snapshot there leads from nothing to nothing.
-        let needed = replay::first_needed(&from, there.iter().copied(), source)?;
+        let needing = match &retained {
+            Some(retained) => retained.needing_log(Way::of(&from, source)?.as_ref()),
+            None => there.clone(),
+        };
+        let needed = replay::needed(&from, &needing, source)?;
         let mut log = CopiedLog { source: source.to_string(), ..CopiedLog::default() };
         job.progress.event(Event::Phase { name: "log", detail: source.to_string() });
         copy_log(job, &from, &to, needed, &mut log, &mut report.findings)
@@ -447,14 +452,15 @@ fn copy_logs(
     Ok(())
 }
 
-fn copy_log(job: &Job, from: &Log, to: &Log, needed: u64, out: &mut CopiedLog, findings: &mut Vec<CopyFinding>) -> Result<()> {
+fn copy_log(job: &Job, from: &Log, to: &Log, needed: Needed, out: &mut CopiedLog, findings: &mut Vec<CopyFinding>) -> Result<()> {
     let mut damaged: Vec<(PieceInfo, String)> = Vec::new();
     for listing in 1..=LISTINGS {
         let there: BTreeSet<(u64, u64, u64)> = to.pieces()?.iter().map(stretch).collect();
         let listed = from.pieces()?;
         let missing: VecDeque<PieceInfo> = listed
             .iter()
-            .filter(|piece| piece.end > needed && !there.contains(&stretch(piece)) && damaged.iter().all(|(bad, _)| bad != *piece))
+            .filter(|piece| needed.has(piece.stream, piece.end) && !there.contains(&stretch(piece)))
+            .filter(|piece| damaged.iter().all(|(bad, _)| bad != *piece))
             .copied()
             .collect();
         if listing == 1 {
@@ -506,7 +512,7 @@ fn copy_log(job: &Job, from: &Log, to: &Log, needed: u64, out: &mut CopiedLog, f
         });
     }
     let (known, _) = to.gaps()?;
-    for gap in gaps.iter().filter(|gap| gap.to > needed && (gap.unreadable || !is_covered(gap.stream, gap.from, gap.to))) {
+    for gap in gaps.iter().filter(|gap| needed.has(gap.stream, gap.to) && (gap.unreadable || !is_covered(gap.stream, gap.from, gap.to))) {
         if known.iter().all(|other| (other.stream, other.from, other.to) != (gap.stream, gap.from, gap.to)) {
             to.record_gap(gap)?;
             out.gaps += 1;

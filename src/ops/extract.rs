@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! DIR/<plan>/<time>-<snapshot>/<source>/…    the tree as it was backed up
-//! DIR/<plan>/log-<source>/<segment files>    the continuous log; histories beside them; what a segment lacks at its end is `.partial`
+//! DIR/<plan>/log-<source>/<segment files>    the continuous log; histories beside them; one that is not all there is `.partial`, with zeros for the rest
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -237,14 +238,23 @@ fn segments(
             .missing
             .push(format!("the log of {source} has a hole: {:x} to {:x} of timeline {}", pair[0].end, pair[1].start, pair[0].stream));
     }
+    // Of a segment with a hole inside, what comes before it and what comes after.
+    let mut parts: BTreeMap<(u32, u64), Vec<Range<u64>>> = BTreeMap::new();
     for run in &found {
         let Ok(timeline) = u32::try_from(run.stream) else { continue };
         for number in size.number(Lsn(run.start))..=size.number(Lsn(run.end - 1)) {
-            cancel.check()?;
-            let (start, end) = (size.start(number).0, size.start(number + 1).0);
-            let positions = run.start.max(start)..run.end.min(end);
-            let name = WalName::Segment { timeline, number }.text(size);
-            let bytes = match log.read_span(&pieces, run.stream, positions.clone()) {
+            let positions = run.start.max(size.start(number).0)..run.end.min(size.start(number + 1).0);
+            parts.entry((timeline, number)).or_default().push(positions);
+        }
+    }
+    for ((timeline, number), parts) in parts {
+        cancel.check()?;
+        let (start, end) = (size.start(number).0, size.start(number + 1).0);
+        let name = WalName::Segment { timeline, number }.text(size);
+        let mut whole = vec![0; usize::try_from(size.bytes()).unwrap_or(usize::MAX)];
+        let mut read = 0;
+        for positions in &parts {
+            let bytes = match log.read_span(&pieces, u64::from(timeline), positions.clone()) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == Kind::Damaged => {
                     report.failed.push(format!("segment {name} of the log of {source}: {}", explain(&error)));
@@ -256,15 +266,16 @@ fn segments(
                 }
                 Err(error) => return Err(error),
             };
-            let skip = usize::try_from(positions.start - start).map_err(|_| Error::new(Kind::Bug, "a segment over memory"))?;
-            let mut whole = vec![0; skip];
-            whole.extend_from_slice(&bytes);
-            let is_whole = positions == (start..end);
-            whole.resize(usize::try_from(size.bytes()).unwrap_or(usize::MAX), 0);
-            write_private(&folder.join(if is_whole { name } else { format!("{name}.partial") }), &whole)?;
-            out.segments += 1;
-            out.bytes += bytes.len() as u64;
+            let at = usize::try_from(positions.start - start).map_err(|_| Error::new(Kind::Bug, "a segment over memory"))?;
+            whole[at..at + bytes.len()].copy_from_slice(&bytes);
+            read += bytes.len() as u64;
         }
+        if read == 0 {
+            continue;
+        }
+        write_private(&folder.join(if read == end - start { name } else { format!("{name}.partial") }), &whole)?;
+        out.segments += 1;
+        out.bytes += read;
     }
     Ok(Some(out))
 }
@@ -311,13 +322,25 @@ mod tests {
         add(4);
         let (done, report) = take();
         assert_eq!((done, report.missing.len(), report.exit()), (Some(3), 1, Some(Kind::Incomplete)), "{report:?}");
+        // A hole inside a segment: what comes before it leads on from the segment before, and is in the same file as what comes after.
+        let part = |from: u64, to: u64, byte: u8| {
+            let bytes = vec![byte; usize::try_from(to - from).unwrap()];
+            log.append(1, 5 * MIB + from, 5 * MIB + to, &facts, &bytes).unwrap();
+        };
+        part(0, 300_000, 8);
+        part(500_000, 600_000, 9);
+        let (done, report) = take();
+        assert_eq!((done, report.missing.len(), report.exit()), (Some(4), 2, Some(Kind::Incomplete)), "{report:?}");
+        let file = std::fs::read(folder.path().join("000000010000000000000005.partial")).unwrap();
+        let expected = [vec![8; 300_000], vec![0; 200_000], vec![9; 100_000], vec![0; (1 << 20) - 600_000]].concat();
+        assert!(file == expected);
         let keys = |folder: &str| -> Vec<String> {
             let listed = runtime.block_on(store.list("logs/")).unwrap();
             listed.into_iter().map(|object| object.key).filter(|key| key.contains(folder)).collect()
         };
         runtime.block_on(truncate(&store, &keys("/history/")[0], 20)).unwrap();
         let (done, report) = take();
-        assert_eq!((done, report.failed.len(), report.exit()), (Some(3), 1, Some(Kind::Damaged)), "{report:?}");
+        assert_eq!((done, report.failed.len(), report.exit()), (Some(4), 1, Some(Kind::Damaged)), "{report:?}");
         // Nothing of it can be read: that is not the same as that there is none.
         keys("/pieces/").iter().for_each(|key| runtime.block_on(truncate(&store, key, 100)).unwrap());
         let (done, report) = take();

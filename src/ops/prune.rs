@@ -15,6 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, ReportId, SnapshotId};
 use crate::ops::judged::{Existing, Judged, Judgement};
+use crate::ops::log::way::Way;
 use crate::ops::log::{replay, retain};
 use crate::ops::retention::{self, Candidate, Fate, Rules};
 use crate::ops::verdict::millis;
@@ -286,6 +287,8 @@ pub fn run(
 struct Planned {
     by_plan: Vec<(Name, Vec<Candidate>, Vec<Fate>)>,
     manifests: BTreeMap<SnapshotId, Manifest>,
+    /// Of plans and their sources whose log went back to the past, the snapshot that the window begins with along its newest timeline.
+    begins: BTreeMap<(Name, Name), SnapshotId>,
     /// Plans and their sources whose log snapshots continued that are removed already.
     logs_before: BTreeSet<(Name, Name)>,
     /// How many reports there are, and those that nobody needs any more.
@@ -298,6 +301,21 @@ struct Planned {
 impl Planned {
     fn fates(&self) -> impl Iterator<Item = (&Name, &Fate)> {
         self.by_plan.iter().flat_map(|(plan, _, fates)| fates.iter().map(move |fate| (plan, fate)))
+    }
+
+    /// Keeps what the newest timelines of the logs of a plan go on from, whatever is newer than that by time: nothing else leads to what was written on them.
+    /// `snapshots`: of the plan.
+    fn keep_ways(&mut self, plan: &PlanRules, ways: &[Way], snapshots: &[(&Candidate, &Manifest)], fates: &mut [Fate], now: DateTime<Utc>) {
+        for way in ways {
+            let beginnings = way.beginnings(&plan.rules, snapshots, now);
+            for (id, why) in beginnings.reasons(way.timeline()) {
+                for fate in fates.iter_mut().filter(|fate| fate.id == id && !fate.kept) {
+                    fate.kept = true;
+                    fate.reasons = vec![why.clone()];
+                }
+            }
+            self.begins.extend(beginnings.window.map(|id| ((plan.plan.clone(), way.source().clone()), id)));
+        }
     }
 
     /// What is removed: plan, snapshot and why.
@@ -337,13 +355,17 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
         Err(error) => return Err(error),
     };
     let superseded = superseded(&manifests, &judged, ledger, &open, now);
-    for PlanRules { plan, rules, zone, .. } in plans {
+    let ways = ways(repository, plans, &manifests, &mut planned.blocked)?;
+    for rules_of in plans {
+        let PlanRules { plan, rules, zone, .. } = rules_of;
         // Without rules nothing is ever removed.
         let goes = |id: &SnapshotId| !rules.is_everything() && superseded.contains_key(id);
-        let of_plan = manifests.iter().filter(|manifest| manifest.plan == *plan && !goes(&manifest.id));
-        let candidates: Vec<Candidate> = of_plan.map(|manifest| candidate(manifest, ledger, &judged, &open, now)).collect();
+        let of_plan: Vec<&Manifest> = manifests.iter().filter(|manifest| manifest.plan == *plan && !goes(&manifest.id)).collect();
+        let candidates: Vec<Candidate> = of_plan.iter().map(|manifest| candidate(manifest, ledger, &judged, &open, now)).collect();
         planned.warnings.extend(of_the_future(plan, &candidates, &manifests, now));
         let mut fates = retention::plan(rules, &candidates, *zone, now);
+        let snapshots: Vec<(&Candidate, &Manifest)> = candidates.iter().zip(of_plan).collect();
+        planned.keep_ways(rules_of, ways.get(plan).map_or(&[], Vec::as_slice), &snapshots, &mut fates, now);
         for (id, by) in superseded.iter().filter(|(id, by)| by.plan == *plan && goes(id)) {
             let reasons = vec![format!("it was damaged, and its content was brought back as snapshot {}", by.id)];
             fates.push(Fate { id: *id, time: by.time, kept: false, reasons });
@@ -369,6 +391,31 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
         planned.reports_over = judged.over(&with_rules);
     }
     Ok(planned)
+}
+
+/// The ways of the logs of these plans' sources, where retention removes anything at all. A history that cannot be read is damage that stands in its way: what
+/// is needed is not known then.
+fn ways<'a>(
+    repository: &Repository,
+    plans: &'a [PlanRules],
+    manifests: &[Manifest],
+    blocked: &mut Vec<String>,
+) -> Result<BTreeMap<&'a Name, Vec<Way>>> {
+    let mut ways: BTreeMap<&Name, Vec<Way>> = BTreeMap::new();
+    for PlanRules { plan, .. } in plans.iter().filter(|plan| !plan.rules.is_everything()) {
+        let records = manifests.iter().filter(|manifest| manifest.plan == *plan).flat_map(|manifest| &manifest.sources);
+        let sources: BTreeSet<&Name> = records.filter(|record| replay::can_have_log(record)).map(|record| &record.name).collect();
+        for source in sources {
+            match Way::of(&repository.log(plan, source), source) {
+                Ok(way) => ways.entry(plan).or_default().extend(way),
+                Err(error) if error.kind() == Kind::Damaged => {
+                    blocked.push(explain(&error.within(format!("see where the log of source {source} of plan {plan} goes on"))));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(ways)
 }
 
 /// A warning where snapshots are dated in the future.
@@ -429,25 +476,44 @@ fn candidate(manifest: &Manifest, ledger: &Ledger, judged: &Judged, open: &[Snap
     }
 }
 
-/// Of snapshots of one plan, those whose log a prune by these rules would leave. All without a window.
-///
-/// # Errors
-/// When the store cannot be asked.
-pub(in crate::ops) fn needing_log<'a>(
-    repository: &Repository,
-    rules: &Rules,
-    manifests: Vec<&'a Manifest>,
+/// Snapshots of one plan as a prune by rules with a window would see them.
+pub(in crate::ops) struct Retained<'a> {
+    rules: &'a Rules,
+    manifests: &'a [&'a Manifest],
+    /// One for each of them.
+    candidates: Vec<Candidate>,
     now: DateTime<Utc>,
-) -> Result<Vec<&'a Manifest>> {
-    if rules.log.is_none() {
-        return Ok(manifests);
+}
+
+impl<'a> Retained<'a> {
+    /// `None`: there is no window, and each needs its log.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub(in crate::ops) fn read(
+        repository: &Repository,
+        rules: &'a Rules,
+        manifests: &'a [&'a Manifest],
+        now: DateTime<Utc>,
+    ) -> Result<Option<Self>> {
+        if rules.log.is_none() {
+            return Ok(None);
+        }
+        let existing = Existing::new(manifests.iter().copied(), &[]);
+        let (judged, _) = Judged::read(repository, &existing, now)?;
+        let ledger = repository.ledger()?;
+        let candidates = manifests.iter().map(|manifest| candidate(manifest, &ledger, &judged, &[], now)).collect();
+        Ok(Some(Self { rules, manifests, candidates, now }))
     }
-    let existing = Existing::new(manifests.iter().copied(), &[]);
-    let (judged, _) = Judged::read(repository, &existing, now)?;
-    let ledger = repository.ledger()?;
-    let candidates: Vec<Candidate> = manifests.iter().map(|manifest| candidate(manifest, &ledger, &judged, &[], now)).collect();
-    let needing: Vec<SnapshotId> = retention::needing_log(rules, &candidates, now).iter().map(|candidate| candidate.id).collect();
-    Ok(manifests.into_iter().filter(|manifest| needing.contains(&manifest.id)).collect())
+
+    /// Those whose log it would leave. `way`: of the source in question.
+    pub(in crate::ops) fn needing_log(&self, way: Option<&Way>) -> Vec<&'a Manifest> {
+        let mut needing: BTreeSet<SnapshotId> =
+            retention::needing_log(self.rules, &self.candidates, self.now).iter().map(|candidate| candidate.id).collect();
+        let snapshots: Vec<(&Candidate, &Manifest)> = self.candidates.iter().zip(self.manifests.iter().copied()).collect();
+        needing.extend(way.and_then(|way| way.beginnings(self.rules, &snapshots, self.now).window));
+        self.manifests.iter().copied().filter(|manifest| needing.contains(&manifest.id)).collect()
+    }
 }
 
 /// Removes what no kept snapshot of the plan needs of its logs.
@@ -493,6 +559,8 @@ fn prune_logs(
                 let is_settled = repository.manifests(Some(&plan.plan))?.iter().all(known);
                 Ok((!is_settled).then_some("a backup of the plan was committed meanwhile: all of it stays"))
             };
+            let begins = planned.begins.get(&(plan.plan.clone(), source.clone())).and_then(|id| planned.manifests.get(id));
+            let needed: Vec<&Manifest> = needed.iter().copied().chain(begins).collect();
             logs.push(retain::prune(repository, &plan.plan, source, &needed, orphaned, dry_run, &stands_in_the_way)?);
         }
     }
@@ -643,23 +711,47 @@ mod tests {
 
         /// A base backup that began in segment `day * 10` and ended in the next one, and the log of the day.
         fn back_up(&self, day: i64) -> Manifest {
+            self.back_up_on(1, u64::try_from(day).unwrap() * 10, day)
+        }
+
+        /// The same on any timeline, from any segment on.
+        fn back_up_on(&self, timeline: u32, first: u64, day: i64) -> Manifest {
             let repository = self.open("reader");
-            let first = u64::try_from(day).unwrap() * 10;
-            let log = repository.log(&crm(), &crm());
-            let bytes = vec![1; SEGMENT_BYTES];
-            for segment in first..first + 10 {
-                let (start, end) = (segment * SEGMENT, (segment + 1) * SEGMENT);
-                let facts = serde_json::json!({ "system_identifier": "7", "timeline": 1, "segment_bytes": SEGMENT, "valid_to": Lsn(end) });
-                log.append(1, start, end, &facts, &bytes).unwrap();
-            }
+            self.write_log(timeline, first..first + 10);
             let now = self.day(day);
             let mut writer = repository.begin(&crm(), now, &Cancel::default()).unwrap();
             let tree = writer.tree(&crm(), "postgres", Order::Tree).unwrap();
             let at = |segment: u64, offset: u64| Lsn((first + segment) * SEGMENT + offset);
-            let consistency = serde_json::json!({ "system_identifier": "7", "timeline": 1, "start_lsn": at(0, 40), "stop_lsn": at(1, 80), "lsn": at(1, 80) });
+            let consistency = serde_json::json!({ "system_identifier": "7", "timeline": timeline, "start_lsn": at(0, 40), "stop_lsn": at(1, 80), "lsn": at(1, 80) });
             let finish = Finish { consistency, fingerprints: vec![], problems: vec![] };
             let record = tree.finish(serde_json::to_value(finish).unwrap()).unwrap();
             writer.commit(vec![record], now, vec![], &Silent).unwrap().manifest
+        }
+
+        fn write_log(&self, timeline: u32, segments: std::ops::Range<u64>) {
+            let log = self.open("reader").log(&crm(), &crm());
+            for segment in segments {
+                let (start, end) = (segment * SEGMENT, (segment + 1) * SEGMENT);
+                let facts =
+                    serde_json::json!({ "system_identifier": "7", "timeline": timeline, "segment_bytes": SEGMENT, "valid_to": Lsn(end) });
+                log.append(u64::from(timeline), start, end, &facts, &vec![1; SEGMENT_BYTES]).unwrap();
+            }
+        }
+
+        /// A server was recovered in place to the moment of the snapshot that began in this segment, and goes on as timeline 2.
+        fn went_back_to(&self, first: u64) {
+            let history = format!("1\t{}\tno recovery target specified\n", Lsn((first + 1) * SEGMENT + 80));
+            self.open("reader").log(&crm(), &crm()).put_side(&Name::new("00000002.history").unwrap(), history.as_bytes()).unwrap();
+        }
+
+        /// Segments of a timeline that are stored.
+        fn segments_of(&self, timeline: u64) -> Vec<u64> {
+            let pieces = self.open("reader").log(&crm(), &crm()).pieces().unwrap();
+            pieces.iter().filter(|piece| piece.stream == timeline).map(|piece| piece.start / SEGMENT).collect()
+        }
+
+        fn left(&self) -> Vec<SnapshotId> {
+            self.open("reader").manifests(None).unwrap().iter().map(|manifest| manifest.id).collect()
         }
 
         fn prune(&self, role: &str, rules: &Rules, day: i64, dry_run: bool) -> Result<PruneReport> {
@@ -693,6 +785,77 @@ mod tests {
         let found =
             world.open("reader").verify(crate::repo::VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap();
         assert_eq!(found.findings, vec![]);
+    }
+
+    /// The positions of the new timeline are lower than those of all snapshots of the window, and nothing else holds what is written on it.
+    #[test]
+    fn after_a_recovery_in_place_the_new_timeline_and_what_it_goes_on_from_stay() {
+        let world = World::new();
+        let snapshots: Vec<Manifest> = (0..6).map(|day| world.back_up(day)).collect();
+        // Nothing keeps the oldest but that the server went back to it.
+        let rules = Rules { last: 1, log: Some(Duration::from_hours(36)), ..Rules::default() };
+        world.went_back_to(0);
+        world.write_log(2, 1..5);
+        for (day, dry_run) in [(7, true), (7, false), (9, false)] {
+            let done = world.prune("maintainer", &rules, day, dry_run).unwrap();
+            assert_eq!((world.segments_of(2), done.logs[0].pieces, done.exit()), (vec![1, 2, 3, 4], 0, None), "{done:?}");
+            let why = &done.snapshots[0].reasons[0];
+            assert!(done.snapshots[0].kept && why == "recovery along timeline 2 begins with it", "{why}");
+        }
+        assert_eq!(world.left(), [snapshots[0].id, snapshots[5].id]);
+        // A backup of the new timeline: its log before that is in the window for as long as no snapshot on the way is as old.
+        let next = world.back_up_on(2, 5, 10);
+        world.prune("maintainer", &rules, 11, false).unwrap();
+        assert_eq!((world.left(), world.segments_of(2)), (vec![snapshots[0].id, snapshots[5].id, next.id], (1..15).collect()));
+        let done = world.prune("maintainer", &rules, 12, false).unwrap();
+        assert_eq!((world.left(), world.segments_of(2)), (vec![next.id], (5..15).collect()), "{done:?}");
+        assert_eq!(done.logs[0].before, Some(Lsn(5 * SEGMENT).to_string()));
+    }
+
+    /// Its history is not stored (yet), or the snapshot that it goes on from is gone.
+    #[test]
+    fn log_of_a_timeline_that_no_snapshot_is_of_stays_whatever_its_positions_are() {
+        let world = World::new();
+        let snapshots: Vec<Manifest> = (0..6).map(|day| world.back_up(day)).collect();
+        world.write_log(2, 1..5);
+        let rules = Rules { last: 1, log: Some(Duration::from_hours(36)), ..Rules::default() };
+        let done = world.prune("maintainer", &rules, 7, false).unwrap();
+        assert_eq!(
+            (world.left(), world.segments_of(2), world.segments_of(1)),
+            (vec![snapshots[5].id], vec![1, 2, 3, 4], (50..60).collect())
+        );
+        assert!(done.logs[0].pieces == 50 && done.logs[0].reason.contains("log of timelines after 1 stays"), "{done:?}");
+        // As soon as there is one, it is like any other log.
+        world.went_back_to(0);
+        world.back_up_on(2, 5, 8);
+        let done = world.prune("maintainer", &rules, 9, false).unwrap();
+        assert_eq!((world.segments_of(2), done.logs[0].pieces), ((5..15).collect(), 4), "{done:?}");
+    }
+
+    /// A failover goes on from the newest snapshot, and holds nothing back.
+    #[test]
+    fn after_a_failover_log_goes_as_before() {
+        let world = World::new();
+        let mut snapshots: Vec<Manifest> = (0..4).map(|day| world.back_up(day)).collect();
+        let history = format!("1\t{}\tno recovery target specified\n", Lsn(40 * SEGMENT));
+        world.open("reader").log(&crm(), &crm()).put_side(&Name::new("00000002.history").unwrap(), history.as_bytes()).unwrap();
+        snapshots.extend((4..6).map(|day| world.back_up_on(2, u64::try_from(day).unwrap() * 10, day)));
+        let rules = Rules { last: 3, log: Some(Duration::from_hours(36)), ..Rules::default() };
+        world.prune("maintainer", &rules, 6, false).unwrap();
+        assert_eq!(world.left(), snapshots[3..].iter().map(|manifest| manifest.id).collect::<Vec<_>>());
+        assert_eq!((world.segments_of(1), world.segments_of(2)), (vec![], (40..60).collect()));
+    }
+
+    #[test]
+    fn a_history_that_cannot_be_read_stands_in_the_way_of_retention() {
+        let world = World::new();
+        (0..3).for_each(|day| drop(world.back_up(day)));
+        world.went_back_to(0);
+        let key = world.runtime.block_on(world.store.list("logs/")).unwrap().into_iter().find(|object| object.key.contains("/history/"));
+        world.runtime.block_on(crate::store::faults::flip_byte(&world.store, &key.unwrap().key, 80)).unwrap();
+        let done = world.prune("maintainer", &Rules { last: 1, ..Rules::default() }, 3, false).unwrap();
+        assert_eq!((done.snapshots_removed, done.exit(), world.left().len(), world.segments().len()), (0, Some(Kind::Damaged), 3, 30));
+        assert!(done.blocked[0].contains("see where the log of source crm of plan crm goes on"), "{done:?}");
     }
 
     /// After a recovery to the past, what a backup at work needs lies before what older snapshots need.

@@ -1,7 +1,7 @@
 //! Repair: finds everything that is wrong, puts right what can be, and says what is lost by snapshot and file.
 //!
 //! First every stored byte is read (`verify`, with its stored report and its marks on damaged packs). Then: the index is made anew from the packs;
-//! tombstones that cannot be read are replaced; snapshots that are harmed are brought back from another repository that has them, as new
+//! tombstones that cannot be read are replaced; so is a half of a volume of the retention ledger; snapshots that are harmed are brought back from another repository that has them, as new
 //! snapshots in their place; log is fetched from there. Nothing damaged is removed unless what replaces it was read whole before, so a repair
 //! never makes anything worse, may be interrupted anywhere, and is run again to go on. It runs beside backups as a backup does.
 
@@ -18,7 +18,7 @@ use crate::id::{Name, ReportId, SnapshotId};
 use crate::ops::verdict::millis;
 use crate::ops::verify::{self, Depth};
 use crate::ops::{Commit, CommitGate, counted, explain};
-use crate::repo::{Finding, IndexRepair, Log, Manifest, Repository};
+use crate::repo::{Finding, HarmedVolume, IndexRepair, Log, Manifest, Repository};
 
 /// A repository that may have what this one lost: a copy of it, or what it is a copy of.
 #[derive(Clone)]
@@ -44,7 +44,7 @@ pub struct RepairRequest {
 /// One thing that is put right.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Action {
-    /// `index`, `tombstones`, `snapshot`, `log` or `moved`.
+    /// `index`, `tombstones`, `ledger`, `snapshot`, `log` or `moved`.
     pub what: String,
     /// A key, or the id of the damaged snapshot.
     pub object: String,
@@ -188,6 +188,7 @@ pub fn plan(request: &RepairRequest, clock: &dyn Clock, progress: &dyn Progress,
     for (name, why) in &request.unreachable {
         report.warnings.push(format!("repository {name} was not asked for what is missing here: {why}"));
     }
+    plan_volumes(repository, &mut report)?;
     let have = ask_others(request, &mut report);
     report.findings.extend(forgotten(request, &have, &report.findings)?);
     let snapshots = plan_snapshots(request, &manifests, &have, &mut report, cancel)?;
@@ -229,6 +230,36 @@ fn index_actions(index: &IndexRepair) -> Vec<Action> {
         actions.push(action("tombstones", "gc/tombstones/", detail));
     }
     actions
+}
+
+/// Objects of volumes of the retention ledger that cannot be read, where the other half of the volume can.
+fn plan_volumes(repository: &Repository, report: &mut RepairReport) -> Result<()> {
+    if !report.findings.iter().any(|finding| finding.object.starts_with("retention/")) {
+        return Ok(());
+    }
+    let harmed = match repository.harmed_volumes() {
+        Ok(harmed) => harmed,
+        // More of it is damaged: it is left as it is, and said.
+        Err(error) if error.kind() == Kind::Damaged => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let keys =
+        |harm: HarmedVolume| harmed.iter().filter(move |(_, of)| **of == harm).map(|(key, _)| key.as_str()).collect::<Vec<_>>().join(", ");
+    let (ids, records) = (keys(HarmedVolume::Ids), keys(HarmedVolume::Records));
+    let mut details = Vec::new();
+    if !ids.is_empty() {
+        details.push(format!("make {ids} anew from the records of the same removed snapshots"));
+    }
+    if !records.is_empty() {
+        details.push(format!(
+            "give up {records}: what was known of snapshots removed long ago (plan, time, reason, hash), so that retention goes on. That they were removed stays known. \
+             Where the store keeps versions, or there is a copy of the bucket, bring it back from there instead (`lifeboat repo undelete`)"
+        ));
+    }
+    if !details.is_empty() {
+        report.actions.push(action("ledger", "retention/", details.join("; ")));
+    }
+    Ok(())
 }
 
 /// The sound snapshots of each of the others; none, and a warning, of one that cannot be asked.
@@ -363,11 +394,20 @@ fn copies_that_are_lost(
         let copied: BTreeSet<SnapshotId> = manifests.iter().filter_map(origin).flat_map(|from| [from.snapshot, from.place()]).collect();
         let plans: BTreeSet<&Name> = theirs.iter().map(|manifest| &manifest.plan).collect();
         let mut removed: BTreeMap<Name, Vec<SnapshotId>> = BTreeMap::new();
-        other.repository.removals(&other.repository.ledger()?, |snapshot| {
+        let ledger = other.repository.ledger()?;
+        // Of those whose records cannot be read it is not known of which plan they were.
+        let mut of_any_plan: BTreeSet<SnapshotId> = ledger.removed_ids().collect();
+        let read = other.repository.removals(&ledger, |snapshot| {
+            of_any_plan.remove(&snapshot.id);
             if plans.contains(&snapshot.plan) {
                 removed.entry(snapshot.plan).or_default().push(snapshot.id);
             }
-        })?;
+        });
+        if let Err(error) = read
+            && error.kind() != Kind::Damaged
+        {
+            return Err(error);
+        }
         for plan in plans {
             let is_of_plan = |id: &&SnapshotId| objects.contains(request.repository.snapshot_key(plan, **id).as_str());
             let lost: Vec<SnapshotId> = unread.iter().filter(is_of_plan).filter(|id| !pairs.contains_key(*id)).copied().collect();
@@ -378,7 +418,7 @@ fn copies_that_are_lost(
             let own = request.repository.id().to_string();
             let is_own = |m: &Manifest| m.copied_from.as_ref().is_some_and(|from| from.repository == own);
             let there: Vec<&Manifest> = of_plan.iter().filter(|m| may_be(m.id) && !replaced.contains(&m.id) && !is_own(m)).collect();
-            let was_there = removed.get(plan).into_iter().flatten().copied().map(Some);
+            let was_there = removed.get(plan).into_iter().flatten().chain(&of_any_plan).copied().map(Some);
             let gone = was_there.chain(unreadable.iter().map(|lost| lost.id)).filter(|id| id.is_none_or(may_be)).count();
             let in_order = there.iter().zip(&lost).all(|(original, copy)| original.id.generated() <= copy.generated());
             if gone == 0 && there.len() == lost.len() && in_order {
@@ -519,9 +559,12 @@ fn plan_moved(repository: &Repository, report: &mut RepairReport) -> Result<Vec<
 fn leave_rest(index: &IndexRepair, report: &mut RepairReport) {
     let moved = report.actions.iter().filter(|action| action.what == "moved").map(|action| &action.object);
     let handled: BTreeSet<String> = index.replaced().iter().chain(index.tombstones()).chain(moved).cloned().collect();
+    let is_ledger_mended = report.actions.iter().any(|action| action.what == "ledger");
     for finding in &report.findings {
         let folder = finding.object.split('/').next().unwrap_or_default();
         let advice = match (folder, finding.kind.as_str()) {
+            // Otherwise it could be read.
+            ("retention", _) if is_ledger_mended => continue,
             _ if handled.contains(finding.object.as_str()) || finding.kind == "not-indexed" => continue,
             ("logs", _) => continue,
             ("keys", _) if finding.object.starts_with("keys/plan-") => {
@@ -590,6 +633,11 @@ pub fn apply(
     }
     let done = request.repository.replace_tombstones(&index, clock.now()).map(|some| refused.extend(some));
     outcomes.insert(key("tombstones", "gc/tombstones/"), done.map(|()| (None, 0)));
+    if report.actions.iter().any(|action| action.what == "ledger") {
+        progress.event(Event::Phase { name: "ledger", detail: String::new() });
+        let done = request.repository.mend_volumes("a repair made parts of its state anew", clock.now());
+        outcomes.insert(key("ledger", "retention/"), done.map(|_| (None, 0)));
+    }
     for harmed in &snapshots {
         cancel.check()?;
         progress.event(Event::Phase { name: "snapshot", detail: harmed.id.to_string() });

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::repo::format::ObjectKind;
-use crate::repo::removed::{self, ListedVolume, VOLUME_SNAPSHOTS, Volume, volume_number};
+use crate::repo::removed::{self, HarmedVolume, HarmedVolumes, ListedVolume, VOLUME_SNAPSHOTS, Volume, volume_number};
 use crate::repo::seen::SeenLedger;
 use crate::repo::session::SeenSession;
 use crate::repo::snapshot::{Manifest, Parent, host_name, id_of};
@@ -251,6 +251,12 @@ impl Ledger {
         self.entries.last_key_value().map(|(number, hash)| (*number, hash.as_str()))
     }
 
+    /// Number of the entry that comes next.
+    fn next(&self) -> Result<u64> {
+        let before = self.newest().map_or(0, |(number, _)| number);
+        before.checked_add(1).ok_or_else(|| Error::new(Kind::Failed, "the retention ledger has no more numbers"))
+    }
+
     /// Number of the entry that a reader begins with; those before it are not needed.
     pub(super) fn base(&self) -> Option<u64> {
         self.entries.first_key_value().map(|(number, _)| *number)
@@ -365,33 +371,92 @@ impl Repository {
     /// # Errors
     /// What `decide` says; `Unavailable`: the decision may count or not (read the ledger to see).
     pub fn amend_ledger(&self, now: DateTime<Utc>, mut decide: impl FnMut(&Ledger) -> Result<Option<Decision>>) -> Result<bool> {
-        let inner = &self.inner;
         for _ in 0..ATTEMPTS {
             let ledger = self.ledger()?;
             let Some(decision) = decide(&ledger)? else { return Ok(false) };
-            let (before, previous) = ledger.newest().unwrap_or_default();
-            let number = before.checked_add(1).ok_or_else(|| Error::new(Kind::Failed, "the retention ledger has no more numbers"))?;
-            let previous = previous.to_owned();
-            let state = if number.is_multiple_of(BASE_EVERY) { Some(self.write_state(&ledger, number)?) } else { None };
-            let volumes = state.as_ref().map(|state| state.volumes.clone());
-            let entry = Entry { number, previous, time: now, host: host_name(), decision, state, base: None };
-            let key = key_of(number);
-            let content = serde_json::to_vec(&entry).context(Kind::Bug, || "encode an entry of the retention ledger".into())?;
-            let sealed = inner.seal_object(ObjectKind::Ledger, &key, &content)?;
-            let hash = blake3::hash(&sealed).to_hex().to_string();
-            match inner.block_on(inner.store.create(&key, Bytes::from(sealed))) {
-                Ok(_) => {
-                    SeenLedger { number, hash }.write(&inner.cache.path)?;
-                    if let Some(volumes) = volumes {
-                        self.clear_before(number, &volumes);
-                    }
-                    return Ok(true);
-                }
-                Err(error) if error.kind() == Kind::AlreadyExists => {}
-                Err(error) => return Err(error.within("write the retention ledger")),
+            let number = ledger.next()?;
+            let state =
+                if number.is_multiple_of(BASE_EVERY) { Some(self.write_state(&ledger, number, &HarmedVolumes::new())?) } else { None };
+            if self.add_entry(&ledger, number, decision, state, now)? {
+                return Ok(true);
             }
         }
-        Err(Error::new(Kind::Busy, "write the retention ledger: others were quicker every time").hint("try again"))
+        Err(too_slow())
+    }
+
+    /// Makes volumes anew of which one half cannot be read: ids from records, which say them too; of records that are lost, that these snapshots were removed stays
+    /// known. Returns what it made anew.
+    ///
+    /// # Errors
+    /// `Damaged` when more of the ledger is; as [`Repository::amend_ledger`].
+    pub fn mend_volumes(&self, reason: &str, now: DateTime<Utc>) -> Result<HarmedVolumes> {
+        for _ in 0..ATTEMPTS {
+            let (ledger, harmed) = self.harmed_ledger()?;
+            if harmed.is_empty() {
+                return Ok(harmed);
+            }
+            let number = ledger.next()?;
+            let state = self.write_state(&ledger, number, &harmed)?;
+            if self.add_entry(&ledger, number, Decision::Pass { reason: reason.to_owned() }, Some(state), now)? {
+                return Ok(harmed);
+            }
+        }
+        Err(too_slow())
+    }
+
+    /// The keys of objects of volumes that [`Repository::mend_volumes`] would make anew, or give up.
+    ///
+    /// # Errors
+    /// `Damaged` when more of the ledger is; when the store cannot be asked.
+    pub fn harmed_volumes(&self) -> Result<BTreeMap<String, HarmedVolume>> {
+        let (ledger, harmed) = self.harmed_ledger()?;
+        let key = |volume: &Arc<Volume>| {
+            let harm = *harmed.get(&volume.listed.name)?;
+            Some((if harm == HarmedVolume::Ids { volume.listed.ids_key() } else { volume.listed.records_key() }, harm))
+        };
+        Ok(ledger.volumes.iter().filter_map(key).collect())
+    }
+
+    /// The ledger as it is in the store now, also where one half of a volume cannot be read. All of it is read.
+    fn harmed_ledger(&self) -> Result<(Ledger, HarmedVolumes)> {
+        let inner = &self.inner;
+        let seen = SeenLedger::read(&inner.cache.path);
+        let there = inner.block_on(inner.store.list(FOLDER))?;
+        let entries: Vec<&ObjectInfo> = there.iter().filter(|object| volume_number(&object.key).is_none()).collect();
+        let mut harmed = HarmedVolumes::new();
+        let ledger = follow(read(inner, &entries)?, |listed| {
+            let (volumes, found) = removed::load_harmed(inner, listed)?;
+            harmed = found;
+            Ok(volumes)
+        })?;
+        if let Some(seen) = seen {
+            seen.check(&ledger, &inner.cache.path)?;
+        }
+        Ok((ledger, harmed))
+    }
+
+    /// Writes the entry with this number, which is the next one after the ledger's, and clears away what its state makes superfluous. `false`: somebody else
+    /// was quicker.
+    fn add_entry(&self, ledger: &Ledger, number: u64, decision: Decision, state: Option<State>, now: DateTime<Utc>) -> Result<bool> {
+        let inner = &self.inner;
+        let previous = ledger.newest().map_or_else(String::new, |(_, hash)| hash.to_owned());
+        let volumes = state.as_ref().map(|state| state.volumes.clone());
+        let entry = Entry { number, previous, time: now, host: host_name(), decision, state, base: None };
+        let key = key_of(number);
+        let content = serde_json::to_vec(&entry).context(Kind::Bug, || "encode an entry of the retention ledger".into())?;
+        let sealed = inner.seal_object(ObjectKind::Ledger, &key, &content)?;
+        let hash = blake3::hash(&sealed).to_hex().to_string();
+        match inner.block_on(inner.store.create(&key, Bytes::from(sealed))) {
+            Ok(_) => {
+                SeenLedger { number, hash }.write(&inner.cache.path)?;
+                if let Some(volumes) = volumes {
+                    self.clear_before(number, &volumes);
+                }
+                Ok(true)
+            }
+            Err(error) if error.kind() == Kind::AlreadyExists => Ok(false),
+            Err(error) => Err(error.within("write the retention ledger")),
+        }
     }
 
     /// Takes the next number for nothing. Who has looked at the ledger before, and may have been paused since for however long, finds it taken.
@@ -547,13 +612,17 @@ impl Repository {
     /// Goes through all that is known of snapshots that were removed, a volume at a time, in no order: there may be a million.
     ///
     /// # Errors
-    /// When some of it cannot be read.
+    /// `Damaged`, after all that can be read, when some of it cannot be or was lost; when the store cannot be asked.
     pub fn removals(&self, ledger: &Ledger, mut each: impl FnMut(RemovedSnapshot)) -> Result<()> {
+        let mut damaged = None;
         for volume in ledger.volumes() {
-            self.removals_in(ledger, volume, &mut each)?;
+            match self.removals_in(ledger, volume, &mut each) {
+                Err(error) if error.kind() == Kind::Damaged => damaged = damaged.or(Some(error)),
+                read => read?,
+            }
         }
         ledger.recent.values().cloned().for_each(each);
-        Ok(())
+        damaged.map_or(Ok(()), Err)
     }
 
     /// The same of one volume.
@@ -588,10 +657,13 @@ impl Repository {
     }
 
     /// Writes what was removed since the last state into volumes; yields what is the state before the entry with this number. Small volumes before are
-    /// put together with it, and those that have what was taken back are written anew.
-    fn write_state(&self, ledger: &Ledger, number: u64) -> Result<State> {
+    /// put together with it, and those that have what was taken back are written anew, as those that are `harmed`. One whose records cannot be read stays as it
+    /// is where nothing must be done about it: that what it has was removed is known, and a decision must not depend on more.
+    fn write_state(&self, ledger: &Ledger, number: u64, harmed: &HarmedVolumes) -> Result<State> {
         let is_changed = |volume: &Volume| !ledger.reinstated.is_empty() && volume.ids().iter().any(|id| ledger.reinstated.contains(id));
-        let (mut again, mut kept): (Vec<&Arc<Volume>>, Vec<&Arc<Volume>>) = ledger.volumes.iter().partition(|volume| is_changed(volume));
+        let is_to_be_written = |volume: &Volume| is_changed(volume) || harmed.contains_key(&volume.listed.name);
+        let (mut again, mut kept): (Vec<&Arc<Volume>>, Vec<&Arc<Volume>>) =
+            ledger.volumes.iter().partition(|volume| is_to_be_written(volume));
         let mut count = ledger.recent.len();
         while let Some(last) = kept.pop_if(|last| last.ids().len() <= count && count + last.ids().len() <= VOLUME_SNAPSHOTS) {
             count += last.ids().len();
@@ -599,14 +671,32 @@ impl Repository {
         }
         let mut snapshots: BTreeMap<SnapshotId, RemovedSnapshot> =
             ledger.recent.iter().map(|(id, snapshot)| (*id, snapshot.clone())).collect();
+        let mut volumes = Vec::new();
         for volume in again {
-            self.removals_in(ledger, volume, |snapshot| {
-                snapshots.entry(snapshot.id).or_insert(snapshot);
-            })?;
+            let mut records = Vec::new();
+            let is_lost = volume.listed.is_without_records() || harmed.get(&volume.listed.name) == Some(&HarmedVolume::Records);
+            let read = if is_lost { Ok(()) } else { self.removals_in(ledger, volume, |snapshot| records.push(snapshot)) };
+            match read {
+                Ok(()) if is_lost && is_to_be_written(volume) => {
+                    let ids: Vec<SnapshotId> = volume.ids().iter().copied().filter(|id| !ledger.reinstated.contains(id)).collect();
+                    if !ids.is_empty() {
+                        volumes.push(removed::write(&self.inner, number, &ids, None)?);
+                    }
+                }
+                Ok(()) if is_lost => kept.push(volume),
+                Ok(()) => {
+                    for snapshot in records {
+                        snapshots.entry(snapshot.id).or_insert(snapshot);
+                    }
+                }
+                Err(error) if error.kind() == Kind::Damaged && !is_to_be_written(volume) => kept.push(volume),
+                Err(error) if error.kind() == Kind::Damaged => return Err(error.hint("`lifeboat repair` says what can be done about it")),
+                Err(error) => return Err(error),
+            }
         }
-        let mut volumes: Vec<ListedVolume> = kept.into_iter().map(|volume| volume.listed.clone()).collect();
+        volumes.splice(0..0, kept.into_iter().map(|volume| volume.listed.clone()));
         for (ids, records) in removed::into_volumes(&snapshots) {
-            volumes.push(removed::write(&self.inner, number, &ids, &records)?);
+            volumes.push(removed::write(&self.inner, number, &ids, Some(&records))?);
         }
         Ok(State { volumes, logs: ledger.logs.clone(), holds: ledger.holds.values().cloned().collect() })
     }
@@ -714,6 +804,10 @@ fn since(then: &Ledger, now: &Ledger) -> DecidedSince {
 
 /// An entry, and the hex BLAKE3 of what is stored.
 type Stored = (Entry, String);
+
+fn too_slow() -> Error {
+    Error::new(Kind::Busy, "write the retention ledger: others were quicker every time").hint("try again")
+}
 
 fn damaged(what: &str) -> Error {
     Error::new(Kind::Damaged, format!("the retention ledger: {what}"))

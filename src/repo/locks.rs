@@ -11,7 +11,7 @@
 //! of whose removal there is a signed event. Versions are listed *before* these are read: whoever removes something says so first, so a delete marker on any
 //! other pack, manifest, entry or key was made by somebody else.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
@@ -42,6 +42,8 @@ const LOGS: LockClass = LockClass { name: "logs", folders: &["logs/"], retain: D
 
 /// Requests at a time.
 const REQUESTS: usize = 16;
+/// Pieces of log that are in memory at a time.
+const PIECES: usize = 4;
 /// Most alarms that are told one by one.
 const ALARMS: usize = 20;
 
@@ -117,6 +119,7 @@ impl LockSample {
 pub(super) struct Known {
     /// When everything was looked at and nothing was wrong.
     at: Option<DateTime<Utc>>,
+    /// Of versions by name and version, but for objects that somebody had overwritten.
     dates: HashMap<(String, String), DateTime<Utc>>,
 }
 
@@ -161,7 +164,7 @@ impl Repository {
         }
         let versions = inner.block_on(inner.store.versions(""))?;
         cancel.check()?;
-        let targets = self.to_lock(&versions, &lock, &mut locks)?;
+        let (targets, overwritten) = self.to_lock(&versions, &lock, &known, &mut locks)?;
         progress.event(Event::Total { bytes: 0, items: targets.len() as u64 });
         let mut dates = HashMap::new();
         let one = async |(version, lock): (&Version, ObjectRetention)| -> Result<((String, String), DateTime<Utc>, bool, bool)> {
@@ -187,7 +190,9 @@ impl Repository {
             locks.objects += 1;
             locks.asked += u64::from(asked);
             locks.extended += u64::from(extended);
-            dates.insert(name, until);
+            if !overwritten.contains(name.0.as_str()) {
+                dates.insert(name, until);
+            }
         }
         // What is wrong is looked at again by the next run, however soon.
         let at = locks.alarms.is_empty().then_some(now);
@@ -197,8 +202,15 @@ impl Repository {
         Ok(Some(locks))
     }
 
-    /// The versions whose lock is to be kept up, and how: of each object the first, which is what was committed, and the one that is read.
-    fn to_lock<'a>(&self, versions: &'a [Version], lock: &ObjectLock, locks: &mut Locks) -> Result<Vec<(&'a Version, ObjectRetention)>> {
+    /// The versions whose lock is to be kept up, and how: of each object the first, which is what was committed, and the one that is read. Of log, the first
+    /// since it was last removed. Also the names of those that somebody has overwritten.
+    fn to_lock<'a>(
+        &self,
+        versions: &'a [Version],
+        lock: &ObjectLock,
+        known: &Known,
+        locks: &mut Locks,
+    ) -> Result<(Vec<(&'a Version, ObjectRetention)>, HashSet<&'a str>)> {
         let tombstoned = read_tombstones(&self.inner)?;
         let ledger = match self.ledger() {
             Ok(ledger) => Some(ledger),
@@ -241,6 +253,7 @@ impl Repository {
         let mut targets = Vec::new();
         let (mut stolen, mut overwritten, mut entries, mut keys) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut made = None;
+        let again = self.came_again(versions, known)?;
         for of_key in versions.chunk_by(|a, b| a.key == b.key) {
             let key = of_key[0].key.as_str();
             if lock.of(key).is_none() || key.starts_with("snapshots/") && removed(key) {
@@ -266,14 +279,24 @@ impl Repository {
                 }
                 continue;
             }
-            targets.push(first);
-            if first.version != newest.version {
+            // Whoever may removes log without saying so, and what comes into its place later is locked for itself.
+            let is_log = key.starts_with(LOGS.folders[0]);
+            let since = if is_log { since_removal(of_key) } else { first };
+            targets.push(since);
+            if since.version != newest.version {
                 targets.push(newest);
-                let is_other = !self.is_same(first, newest)? && !self.is_mended(first, newest)?;
-                if is_other
-                    && ledger.as_ref().filter(|_| number_of(key).is_some()).map_or(Ok(true), |it| self.is_entry_replaced(it, of_key))?
-                {
-                    overwritten.push(key);
+            }
+            let mut is_other = false;
+            if !is_log || !known.found_right(newest) {
+                let before_removal = Some(first).filter(|first| first.version != since.version && !again.contains(key));
+                for before in std::iter::once(since).chain(before_removal).filter(|before| before.version != newest.version) {
+                    is_other = is_other || !self.is_same(before, newest)? && !self.is_mended(before, newest)?;
+                }
+            }
+            if is_other && ledger.as_ref().filter(|_| number_of(key).is_some()).map_or(Ok(true), |it| self.is_entry_replaced(it, of_key))? {
+                overwritten.push(key);
+                if first.version != since.version {
+                    targets.push(first);
                 }
             }
         }
@@ -283,7 +306,7 @@ impl Repository {
         let entries = ledger.as_ref().map_or_else(|| Ok(Vec::new()), |ledger| self.stolen_entries(ledger, &entries))?;
         stolen.extend(keys.iter().chain(&entries).map(|version| version.key.as_str()));
         targets.extend(keys.into_iter().chain(entries));
-        for (keys, what) in [(stolen, "was deleted by somebody else"), (overwritten, "was overwritten by somebody else")] {
+        for (keys, what) in [(&stolen, "was deleted by somebody else"), (&overwritten, "was overwritten by somebody else")] {
             let told = keys.iter().take(ALARMS).map(|key| format!("{key} {what}: an earlier version of it is there"));
             locks.alarms.extend(told);
             if keys.len() > ALARMS {
@@ -294,7 +317,25 @@ impl Repository {
             let hint = "find out who, change the store's credentials, then bring everything back: `lifeboat repo undelete` (docs/guide.md, Immutability)";
             locks.alarms.push(hint.to_owned());
         }
-        Ok(targets.into_iter().filter_map(|version| Some((version, lock.of(&version.key)?))).collect())
+        let targets = targets.into_iter().filter_map(|version| Some((version, lock.of(&version.key)?))).collect();
+        Ok((targets, overwritten.into_iter().collect()))
+    }
+
+    /// Names of pieces of log that were removed and are there again with the same content: a copy brings what its own prune removed where somebody asks for it,
+    /// sealed anew. What was found right before is not read again.
+    fn came_again<'a>(&self, versions: &'a [Version], known: &Known) -> Result<HashSet<&'a str>> {
+        let inner = &self.inner;
+        let pair = |of_key: &'a [Version]| {
+            let first = of_key.iter().rfind(|version| !version.marker)?;
+            let newest = of_key.iter().find(|version| version.latest && !version.marker)?;
+            (first.key.starts_with(LOGS.folders[0]) && first.version != since_removal(of_key).version).then_some((first, newest))
+        };
+        let pairs = versions.chunk_by(|a, b| a.key == b.key).filter_map(pair).filter(|(_, newest)| !known.found_right(newest));
+        let look = async |(first, newest): (&'a Version, &'a Version)| -> Result<Option<&'a str>> {
+            Ok(log::is_same_piece(inner, first, newest).await?.then_some(first.key.as_str()))
+        };
+        let looked = futures::stream::iter(pairs).map(look).buffer_unordered(PIECES).try_collect::<Vec<_>>();
+        Ok(inner.block_on(looked)?.into_iter().flatten().collect())
     }
 
     /// Whether two versions have the same bytes: an object that was brought back, or created again.
@@ -407,9 +448,19 @@ impl Repository {
     }
 }
 
+/// Of the versions of one object, the newest first: the first one that came after its last removal. Pure.
+fn since_removal(of_key: &[Version]) -> &Version {
+    of_key.iter().take_while(|version| !version.marker).last().unwrap_or(&of_key[0])
+}
+
 impl Known {
+    /// Whether this version was looked at and nobody had overwritten the object by then. Versions do not change, and no earlier ones come.
+    fn found_right(&self, version: &Version) -> bool {
+        self.dates.contains_key(&(version.key.clone(), version.version.clone()))
+    }
+
     fn head(lock: &ObjectLock) -> String {
-        let mut head = format!("lifeboat locks 2 {} {}", lock.mode.word(), lock.retain.as_secs());
+        let mut head = format!("lifeboat locks 3 {} {}", lock.mode.word(), lock.retain.as_secs());
         for class in &lock.classes {
             let _ = write!(head, " {}", class.retain.as_secs());
         }
@@ -505,7 +556,7 @@ mod tests {
         for other in [ObjectLock { mode: LockMode::Compliance, ..LOCK }, with(31, 20, 10), with(30, 21, 10), with(30, 20, 11)] {
             assert!(Known::read(&place, &other).at.is_none() && Known::read(&place, &other).dates.is_empty());
         }
-        fs::write(&place, "lifeboat locks 2 governance 2592000 1728000 864000\nx\n").unwrap();
+        fs::write(&place, "lifeboat locks 3 governance 2592000 1728000 864000\nx\n").unwrap();
         assert!(Known::read(&place, &LOCK).at.is_none());
     }
 }

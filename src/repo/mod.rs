@@ -77,7 +77,7 @@ pub use locks::{LockSample, Locks, UNLOCKED, object_lock};
 pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, Sealed, runs};
 pub use lost_format::LostFormat;
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
-pub use removed::is_volume_key;
+pub use removed::{HarmedVolume, is_volume_key};
 pub use repair::{HarmedFiles, IndexRepair};
 pub use report::{ReportKind, ReportRecord};
 pub use session::Decided;

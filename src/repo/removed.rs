@@ -9,7 +9,7 @@
 //!   blob reason ‖ varint count of parents, each id ‖ hash ‖ varint count of sources that a log continued, each blob name. A hash is u8 0 and 32 bytes, or (of
 //!   what had none) u8 1 and a blob of text.
 //!
-//! The state names both by the hashes of what is stored. Small volumes are put together into larger ones, each about twice as large as the one before, up to
+//! The state names both by the hashes of what is stored. Records that were lost are given up by a repair ([`HarmedVolume`]): the state names the ids alone. Small volumes are put together into larger ones, each about twice as large as the one before, up to
 //! [`VOLUME_SNAPSHOTS`]: so there are few, and what is removed is written again a few times at most.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -43,7 +43,7 @@ pub struct ListedVolume {
     /// Below both folders.
     pub name: String,
     pub snapshots: u64,
-    /// Hex BLAKE3 of the two stored objects.
+    /// Hex BLAKE3 of the two stored objects. Of records that were lost and given up, empty: there is no such object then.
     pub ids: String,
     pub removed: String,
 }
@@ -57,10 +57,29 @@ impl ListedVolume {
         format!("{RECORDS}{}", self.name)
     }
 
-    pub fn keys(&self) -> [String; 2] {
-        [self.ids_key(), self.records_key()]
+    /// Whether nothing is known of its snapshots but that they were removed.
+    pub fn is_without_records(&self) -> bool {
+        self.removed.is_empty()
+    }
+
+    /// Of its objects.
+    pub fn keys(&self) -> Vec<String> {
+        let records = (!self.is_without_records()).then(|| self.records_key());
+        std::iter::once(self.ids_key()).chain(records).collect()
     }
 }
+
+/// What of a volume cannot be read, where the other half of it can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HarmedVolume {
+    /// The ids, which the records say too.
+    Ids,
+    /// The records: what was removed is known, and nothing else of it.
+    Records,
+}
+
+/// Names of volumes of which one half cannot be read.
+pub type HarmedVolumes = BTreeMap<String, HarmedVolume>;
 
 /// A volume, with what everybody asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -78,6 +97,11 @@ impl Volume {
 
     pub fn ids(&self) -> &[SnapshotId] {
         &self.ids
+    }
+
+    /// Whether these are its records.
+    fn is_of(&self, records: &[RemovedSnapshot]) -> bool {
+        records.iter().map(|record| &record.id).eq(&self.ids)
     }
 }
 
@@ -200,11 +224,11 @@ pub fn into_volumes(snapshots: &BTreeMap<SnapshotId, RemovedSnapshot>) -> Vec<(V
     volumes
 }
 
-/// Writes a volume for the state of the entry with this number.
+/// Writes a volume for the state of the entry with this number. `records`: `None` where they are lost.
 ///
 /// # Errors
 /// When the store takes it not.
-pub fn write(inner: &Inner, number: u64, ids: &[SnapshotId], records: &[u8]) -> Result<ListedVolume> {
+pub fn write(inner: &Inner, number: u64, ids: &[SnapshotId], records: Option<&[u8]>) -> Result<ListedVolume> {
     let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(|e| Error::new(Kind::Bug, "ask for random bytes").because(e))?;
     let name = name_of(number, u64::from_le_bytes(random));
@@ -216,7 +240,9 @@ pub fn write(inner: &Inner, number: u64, ids: &[SnapshotId], records: &[u8]) -> 
         Ok(hash)
     };
     listed.ids = create(ObjectKind::RemovedIds, &listed.ids_key(), &encode_ids(ids))?;
-    listed.removed = create(ObjectKind::Removed, &listed.records_key(), records)?;
+    if let Some(records) = records {
+        listed.removed = create(ObjectKind::Removed, &listed.records_key(), records)?;
+    }
     Ok(listed)
 }
 
@@ -254,6 +280,46 @@ pub fn load(inner: &Inner, there: &[ObjectInfo], listed: &[ListedVolume], known:
         .collect()
 }
 
+/// The same, every byte of them read, also where one of the two objects of a volume cannot be.
+///
+/// # Errors
+/// `Damaged` when neither of the two can be read; when the store cannot be asked.
+pub fn load_harmed(inner: &Inner, listed: &[ListedVolume]) -> Result<(Vec<Arc<Volume>>, HarmedVolumes)> {
+    let (mut volumes, mut harmed) = (Vec::new(), HarmedVolumes::new());
+    for listed in listed {
+        let stored = inner.block_on(inner.store.get(&listed.ids_key()));
+        let ids = or_none(stored.and_then(|bytes| open_ids(inner, listed, &bytes)))?;
+        let read = if listed.is_without_records() { None } else { or_none(open_records(inner, listed))? };
+        let volume = match (ids, read) {
+            (Some(ids), read) => {
+                let volume = Volume { listed: listed.clone(), ids };
+                if !listed.is_without_records() && read.is_none_or(|records| !volume.is_of(&records)) {
+                    harmed.insert(listed.name.clone(), HarmedVolume::Records);
+                }
+                volume
+            }
+            (None, Some(records)) if records.len() as u64 == listed.snapshots => {
+                harmed.insert(listed.name.clone(), HarmedVolume::Ids);
+                Volume { listed: listed.clone(), ids: records.iter().map(|record| record.id).collect() }
+            }
+            (None, _) => {
+                return Err(Error::new(Kind::Damaged, format!("the retention ledger: nothing of its volume {} can be read", listed.name)));
+            }
+        };
+        volumes.push(Arc::new(volume));
+    }
+    Ok((volumes, harmed))
+}
+
+/// `None` for what is damaged or not there.
+fn or_none<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// The volume whose ids these are, as they are stored.
 ///
 /// # Errors
@@ -271,13 +337,23 @@ fn open_ids(inner: &Inner, listed: &ListedVolume, bytes: &[u8]) -> Result<Vec<Sn
 /// The records of a volume, as they are in the store now.
 ///
 /// # Errors
-/// `NotFound`, `Damaged`.
+/// `NotFound`; `Damaged`, also where they were lost and given up.
 pub fn records(inner: &Inner, volume: &Volume) -> Result<Vec<RemovedSnapshot>> {
-    let key = volume.listed.records_key();
+    if volume.listed.is_without_records() {
+        return Err(Error::new(
+            Kind::Damaged,
+            format!("what was known of the removed snapshots of volume {} was lost, and a repair gave it up", volume.listed.name),
+        ));
+    }
+    let records = open_records(inner, &volume.listed)?;
+    if volume.is_of(&records) { Ok(records) } else { Err(another(&volume.listed.records_key())) }
+}
+
+fn open_records(inner: &Inner, listed: &ListedVolume) -> Result<Vec<RemovedSnapshot>> {
+    let key = listed.records_key();
     let bytes = inner.block_on(inner.store.get(&key))?;
-    let content = open(inner, ObjectKind::Removed, &key, &volume.listed.removed, &bytes)?;
-    let records = decode_records(&content).map_err(|e| cannot_be_decoded(&key, e))?;
-    if records.iter().map(|record| &record.id).eq(&volume.ids) { Ok(records) } else { Err(another(&key)) }
+    let content = open(inner, ObjectKind::Removed, &key, &listed.removed, &bytes)?;
+    decode_records(&content).map_err(|e| cannot_be_decoded(&key, e))
 }
 
 /// Reads the ids of a volume again as they are in the store now.

@@ -450,12 +450,18 @@ impl Repository {
         let mut named: Vec<Named> = Vec::new();
         let mut of_volume: Vec<RemovedSnapshot> = Vec::new();
         for volume in ledger.volumes() {
-            out.objects_checked += 2;
+            out.objects_checked += volume.listed.keys().len() as u64;
             of_volume.clear();
-            let read = self.removals_in(ledger, volume, |snapshot| of_volume.push(snapshot));
-            if let Err(error) = read {
+            let is_known = if volume.listed.is_without_records() {
+                false
+            } else if let Err(error) = self.removals_in(ledger, volume, |snapshot| of_volume.push(snapshot)) {
                 findings.add_error(&volume.listed.records_key(), &tolerable(error)?, []);
-                // That they were removed is known all the same.
+                false
+            } else {
+                true
+            };
+            // That they were removed is known all the same.
+            if !is_known {
                 removed.add_unknown(volume.ids().iter().copied());
             }
             match crate::repo::removed::check_ids(&self.inner, volume) {

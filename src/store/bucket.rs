@@ -21,6 +21,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Kind, Result};
+use crate::store::backend::Want;
 use crate::store::lock::{Held, LockMode, ObjectLock, ObjectRetention};
 use crate::store::refusal::Refusals;
 
@@ -294,15 +295,24 @@ impl Bucket {
         Ok(found)
     }
 
-    /// A version's bytes, at most `limit`.
-    pub async fn read(&self, key: &str, version: &str, limit: u64) -> Result<Bytes> {
+    /// A version's bytes.
+    pub async fn read(&self, key: &str, version: &str, want: Want) -> Result<Bytes> {
         let address = self.object(key, &[("versionId", Some(version))]);
-        let response = self.call("read", key, Method::GET, address, HeaderMap::new(), Bytes::new()).await?;
-        let bytes = self.bytes("read", key, response).await?;
-        if bytes.len() as u64 > limit {
-            return Err(Error::new(Kind::Damaged, format!("{}: it has {} bytes", self.refusals.message("read", key), bytes.len())));
+        let mut headers = HeaderMap::new();
+        if let Want::Range(range) = &want {
+            headers.insert(hyper::http::header::RANGE, value(&format!("bytes={}-{}", range.start, range.end.saturating_sub(1)))?);
         }
-        Ok(bytes)
+        let response = self.call("read", key, Method::GET, address, headers, Bytes::new()).await?;
+        let bytes = self.bytes("read", key, response).await?;
+        let fits = match want {
+            Want::All { limit } => bytes.len() as u64 <= limit,
+            Want::Range(range) => bytes.len() as u64 == range.end - range.start,
+        };
+        if fits {
+            Ok(bytes)
+        } else {
+            Err(Error::new(Kind::Damaged, format!("{}: the answer has {} bytes", self.refusals.message("read", key), bytes.len())))
+        }
     }
 
     async fn bytes(&self, operation: &str, key: &str, response: HttpResponse) -> Result<Bytes> {

@@ -1,9 +1,12 @@
 //! The façade's verbs for versions and Object Lock, with retries, limits and counters. Only S3 has them.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use crate::error::{Error, Kind, Result};
+use crate::store::backend::Want;
 use crate::store::bucket::{Bucket, Version};
 use crate::store::lock::{self, Held, LockMode, LockProbe, ObjectLock};
 use crate::store::{MAX_OBJECT_BYTES, Store, Verb, check_key};
@@ -95,11 +98,23 @@ impl Store {
     /// # Errors
     /// As [`Store::get`].
     pub async fn get_version(&self, key: &str, version: &str) -> Result<Bytes> {
+        self.read_version(key, version, Want::All { limit: MAX_OBJECT_BYTES }).await
+    }
+
+    /// Exactly these of them; not empty.
+    ///
+    /// # Errors
+    /// As [`Store::get_range`].
+    pub async fn get_version_range(&self, key: &str, version: &str, range: Range<u64>) -> Result<Bytes> {
+        self.read_version(key, version, Want::Range(range)).await
+    }
+
+    async fn read_version(&self, key: &str, version: &str, want: Want) -> Result<Bytes> {
         check_key(key)?;
         let bucket = self.bucket()?;
         self.retrying(|| async {
             let _place = self.0.limits.request().await;
-            self.counted(Verb::Get, bucket.read(key, version, MAX_OBJECT_BYTES).await, |bytes| bytes.len() as u64)
+            self.counted(Verb::Get, bucket.read(key, version, want.clone()).await, |bytes| bytes.len() as u64)
         })
         .await
     }

@@ -252,12 +252,21 @@ pub struct Restored {
 }
 
 impl Restored {
+    /// As a plan names it.
+    pub fn url(&self) -> String {
+        self.url_of("postgres")
+    }
+
+    fn url_of(&self, database: &str) -> String {
+        format!("host={} user=postgres dbname={database}", self.socket.display())
+    }
+
     pub fn connect(&self) -> Connection {
         self.connect_to("postgres")
     }
 
     pub fn connect_to(&self, database: &str) -> Connection {
-        let settings = Settings::parse(&format!("host={} user=postgres dbname={database}", self.socket.display())).unwrap();
+        let settings = Settings::parse(&self.url_of(database)).unwrap();
         Connection::connect(&settings, Mode::Sql { database: None }, &Cancel::default()).unwrap()
     }
 

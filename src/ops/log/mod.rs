@@ -10,3 +10,4 @@ pub mod reach;
 pub mod replay;
 pub mod retain;
 pub mod stream;
+pub mod way;

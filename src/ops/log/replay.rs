@@ -10,6 +10,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::id::Name;
 use crate::ops::log::ranges::{Base, Part, Path, Replay, Route, Unreached, View};
+use crate::ops::log::way::Needed;
 use crate::ops::select::{self, Choice, Wanted};
 use crate::ops::verdict::duration_text;
 use crate::ops::{Job, Snapshots, backup, damage, damaged_warning, explain};
@@ -227,13 +228,14 @@ pub(in crate::ops::log) fn base_of(manifest: &Manifest, record: &SourceRecord) -
     })
 }
 
-/// The position that no snapshot's way begins before: the start of a segment; 0 when that is not known of one.
+/// What of a log these snapshots need: all of it when one does not tell, or there is none.
 ///
 /// # Errors
 /// When the store cannot be asked.
-pub(in crate::ops) fn first_needed<'a>(log: &Log, manifests: impl Iterator<Item = &'a Manifest>, source: &Name) -> Result<u64> {
-    let point = first_point(manifests, source);
-    Ok(segment_size(log, &log.pieces()?)?.map_or(0, |size| size.start(size.number(Lsn(point))).0))
+pub(in crate::ops) fn needed(log: &Log, manifests: &[&Manifest], source: &Name) -> Result<Needed> {
+    let (point, newest) = first_point(manifests, source);
+    let from = segment_size(log, &log.pieces()?)?.map_or(0, |size| size.start(size.number(Lsn(point))).0);
+    Ok(Needed { from, newest })
 }
 
 /// As the newest piece says that can be read. `None`: none says it.
@@ -256,11 +258,14 @@ pub(in crate::ops) fn segment_size(log: &Log, pieces: &[PieceInfo]) -> Result<Op
     Ok(None)
 }
 
-fn first_point<'a>(manifests: impl Iterator<Item = &'a Manifest>, source: &Name) -> u64 {
-    let of = |manifest: &'a Manifest| {
-        manifest.sources.iter().find(|record| record.name == *source && record.kind == KIND).map(|r| (manifest, r))
+/// The first point of theirs, and the greatest timeline that one is of.
+fn first_point(manifests: &[&Manifest], source: &Name) -> (u64, u32) {
+    let of = |manifest: &&Manifest| {
+        let record = manifest.sources.iter().find(|record| record.name == *source && record.kind == KIND)?;
+        Some(base_of(manifest, record).map_or((0, 0), |base| (base.point.0, base.timeline)))
     };
-    manifests.filter_map(of).map(|(manifest, record)| base_of(manifest, record).map_or(0, |base| base.point.0)).min().unwrap_or(0)
+    let known: Vec<(u64, u32)> = manifests.iter().filter_map(of).collect();
+    (known.iter().map(|(point, _)| *point).min().unwrap_or(0), known.iter().map(|(_, timeline)| *timeline).max().unwrap_or(0))
 }
 
 /// What of the log leads to a choice. `None`: the log has no part in it, and the choice is among snapshots, which are listed anew where something seems to

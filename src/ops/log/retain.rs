@@ -1,8 +1,11 @@
 //! Which pieces of a log no snapshot needs any more.
 //!
 //! Recovery from a base backup reads log from the segment on in which that backup began. So what lies before the first such segment of all
-//! snapshots that need their log is of no use, on every timeline: a path from a snapshot only leads to later positions. Removing a beginning
-//! makes no hole. Where no snapshot begins it any more, and none is to come, all of it is of no use.
+//! snapshots that need their log is of no use, on every timeline that they are of: a path from a snapshot only leads to later positions. Removing a
+//! beginning makes no hole. A newer timeline than those stays whole until a snapshot is of it: nothing else holds what was written on it. Where no
+//! snapshot begins a log any more, and none is to come, all of it is of no use.
+
+use std::fmt::Write as _;
 
 use serde::Deserialize;
 
@@ -10,13 +13,14 @@ use crate::error::{Kind, Result};
 use crate::id::Name;
 use crate::ops::backup::finish_of;
 use crate::ops::log::replay::base_of;
+use crate::ops::log::way::Needed;
 use crate::ops::prune::LogFate;
 use crate::repo::{Log, Manifest, PieceInfo, Repository};
 use crate::source::Finish;
 use crate::source::postgres::lsn::Lsn;
 use crate::source::postgres::wal::PieceFacts;
 
-/// Removes the pieces of a source's log that lie wholly before what `needed` (snapshots of the plan) need. `stands_in_the_way` is asked once
+/// Removes the pieces of a source's log of which `needed` (snapshots of the plan) need nothing. `stands_in_the_way` is asked once
 /// the pieces were listed: a backup that begins after that needs none of them, and whatever is at work or was committed before has to be
 /// among `needed`, or nothing may go. (After a recovery to the past the positions of a new timeline are lower than those of older snapshots.)
 /// `orphaned`: no snapshot that is kept is of this source, and the plan keeps no log of it any more.
@@ -44,19 +48,19 @@ pub fn prune(
             .clone_into(&mut fate.reason);
         return remove(&log, &pieces, fate, dry_run);
     }
-    let starts: Option<Vec<u64>> = needed
+    let begins: Option<Vec<(u64, u32)>> = needed
         .iter()
         .filter_map(|manifest| manifest.sources.iter().find(|record| record.name == *source).map(|record| (manifest, record)))
         .map(|(manifest, record)| {
             let base = base_of(manifest, record)?;
-            Some(start_of(record).unwrap_or(base.point).min(base.point).0)
+            Some((start_of(record).unwrap_or(base.point).min(base.point).0, base.timeline))
         })
         .collect();
-    let Some(starts) = starts else {
+    let Some(begins) = begins else {
         "a snapshot does not tell where its log begins: all of it stays".clone_into(&mut fate.reason);
         return Ok(fate);
     };
-    let (Some(first), Some(newest)) = (starts.into_iter().min(), pieces.last()) else {
+    let (Some(first), Some(newest)) = (begins.iter().map(|(start, _)| *start).min(), pieces.last()) else {
         "no kept snapshot has a log: all of it stays".clone_into(&mut fate.reason);
         return Ok(fate);
     };
@@ -64,10 +68,14 @@ pub fn prune(
         "its pieces do not tell the size of a segment: all of it stays".clone_into(&mut fate.reason);
         return Ok(fate);
     };
-    let before = first - first % segment;
-    fate.before = Some(Lsn(before).to_string());
+    let timeline = begins.iter().map(|(_, timeline)| *timeline).max().unwrap_or(0);
+    let needed = Needed { from: first - first % segment, newest: timeline };
+    fate.before = Some(Lsn(needed.from).to_string());
     "the oldest snapshot that needs the log begins there".clone_into(&mut fate.reason);
-    remove(&log, &superfluous(&pieces, before), fate, dry_run)
+    if pieces.iter().any(|piece| piece.end <= needed.from && needed.is_above(piece.stream)) {
+        let _ = write!(fate.reason, "; log of timelines after {timeline} stays, because no snapshot is of them yet");
+    }
+    remove(&log, &superfluous(&pieces, needed), fate, dry_run)
 }
 
 /// Removes them, or says how many that would be.
@@ -83,9 +91,9 @@ fn remove(log: &Log, pieces: &[PieceInfo], mut fate: LogFate, dry_run: bool) -> 
     Ok(fate)
 }
 
-/// Pieces that lie wholly before a position. Pure.
-fn superfluous(pieces: &[PieceInfo], before: u64) -> Vec<PieceInfo> {
-    pieces.iter().filter(|piece| piece.end <= before).copied().collect()
+/// Pieces of which nothing is needed. Pure.
+fn superfluous(pieces: &[PieceInfo], needed: Needed) -> Vec<PieceInfo> {
+    pieces.iter().filter(|piece| !needed.has(piece.stream, piece.end)).copied().collect()
 }
 
 fn start_of(record: &crate::repo::SourceRecord) -> Option<Lsn> {
@@ -122,15 +130,17 @@ mod tests {
         fn what_stays_is_all_from_the_position_on_and_no_hole_is_new(
             pieces in proptest::collection::vec((0u64..3, 0u64..60, 1u64..12), 0..30),
             before in 0u64..70,
+            newest in 0u32..3,
         ) {
             let pieces: Vec<PieceInfo> = pieces.into_iter().map(|(stream, start, len)| PieceInfo { stream, start, end: start + len, size: 1 }).collect();
-            let gone = superfluous(&pieces, before);
+            let gone = superfluous(&pieces, Needed { from: before, newest });
             let left: Vec<PieceInfo> = pieces.iter().filter(|piece| !gone.contains(piece)).copied().collect();
             for stream in 0..3 {
                 let covers = |pieces: &[PieceInfo], at: u64| pieces.iter().any(|p| p.stream == stream && p.start <= at && at < p.end);
-                for at in before..80 {
+                for at in if stream > u64::from(newest) { 0 } else { before }..80 {
                     prop_assert_eq!(covers(&pieces, at), covers(&left, at));
                 }
+                prop_assert!(stream > u64::from(newest) || left.iter().all(|p| p.stream != stream || p.end > before));
             }
             // Holes between runs that are left were there before.
             let holes = |pieces: &[PieceInfo]| {

@@ -28,7 +28,7 @@ use crate::id::Name;
 use crate::repo::format::{LOG_PIECE_MAX, ObjectKind};
 use crate::repo::keys::Role;
 use crate::repo::{Inner, Repository};
-use crate::store::ObjectInfo;
+use crate::store::{ObjectInfo, Version};
 use known::Known;
 pub(super) use known::decode as decode_known;
 pub(super) use piece::{Label, parse_name};
@@ -567,6 +567,27 @@ pub(super) fn is_whole(inner: &Inner, key: &str, bytes: Bytes) -> Result<bool> {
         Err(error) if error.kind() == Kind::Damaged => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Whether a version of an object below `logs/` is a whole piece with the content that an earlier version has by its label. Reads the later one.
+///
+/// # Errors
+/// When the store cannot be asked.
+pub(super) async fn is_same_piece(inner: &Inner, earlier: &Version, later: &Version) -> Result<bool> {
+    let ["logs", _, "pieces", name] = later.key.split('/').collect::<Vec<_>>()[..] else { return Ok(false) };
+    let Some((stream, start, end)) = parse_name(name) else { return Ok(false) };
+    match have_same_content(inner, earlier, later, (stream, start, end)).await {
+        Err(error) if error.kind() == Kind::Damaged => Ok(false),
+        result => result,
+    }
+}
+
+async fn have_same_content(inner: &Inner, earlier: &Version, later: &Version, (stream, start, end): (u64, u64, u64)) -> Result<bool> {
+    let piece = |version: &Version| PieceInfo { stream, start, end, size: version.size };
+    let before = OpenPiece::fetch_version(inner, earlier, &piece(earlier)).await?;
+    let bytes = inner.store.get_version(&later.key, &later.version).await?;
+    let (after, _) = piece::open_whole(inner, &later.key, &piece(later), bytes)?;
+    Ok(before.label.content == after.label.content)
 }
 
 /// Reads a piece without asking for the role first, for a test of what the keys allow.

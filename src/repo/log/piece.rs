@@ -18,6 +18,7 @@ use crate::repo::pack::{
     ChunkEntry, Directory, FrameEntry, HEADER_BYTES, PackBuilder, TRAILER_BYTES, open_log_directory, read_log_trailer,
 };
 use crate::repo::read::DecodeWorker;
+use crate::store::Version;
 
 /// A piece of a log, as a listing shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,16 +110,29 @@ impl OpenPiece {
     /// # Errors
     /// `NotFound`, `Damaged`, `Unavailable`.
     pub async fn fetch(inner: &Inner, key: &str, piece: &PieceInfo) -> Result<Self> {
+        Self::fetch_with(inner, key, piece, async |range| inner.store.get_small(key, range).await).await
+    }
+
+    /// The same of one version of it, in a versioned bucket.
+    ///
+    /// # Errors
+    /// As [`OpenPiece::fetch`].
+    pub async fn fetch_version(inner: &Inner, version: &Version, piece: &PieceInfo) -> Result<Self> {
+        let key = version.key.as_str();
+        Self::fetch_with(inner, key, piece, async |range| inner.store.get_version_range(key, &version.version, range).await).await
+    }
+
+    async fn fetch_with(inner: &Inner, key: &str, piece: &PieceInfo, get: impl AsyncFn(Range<u64>) -> Result<Bytes>) -> Result<Self> {
         check_size(key, piece)?;
         let size = piece.size;
         let frames = (piece.end - piece.start).div_ceil(LOG_FRAME as u64);
         let take = size.min(TAIL_BYTES + frames * TAIL_FRAME_BYTES);
-        let mut tail = inner.store.get_small(key, size - take..size).await?;
+        let mut tail = get(size - take..size).await?;
         let need = tail_len(inner, key, size, &tail)?;
         if need <= take {
             tail = tail.slice((take - need) as usize..);
         } else {
-            tail = inner.store.get_small(key, size - need..size).await?;
+            tail = get(size - need..size).await?;
         }
         Self::open(inner, key, piece, &tail)
     }

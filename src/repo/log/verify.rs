@@ -13,6 +13,9 @@ use crate::repo::log::ranges::{covered, holes, runs};
 use crate::repo::log::{REQUESTS, open_gap};
 use crate::repo::verify::{Findings, SealedTo, Verification, VerifyDepth, in_share, tolerable};
 
+/// Stream, start and end.
+type Stretch = (u64, u64, u64);
+
 /// What a listing shows of one log.
 #[derive(Default)]
 struct Listed {
@@ -68,24 +71,23 @@ impl Repository {
             let holes = holes(&runs(&log.pieces)).into_iter();
             unexplained.extend(holes.filter(|(stream, from, to)| !covered(&gaps, *stream, *from, *to)).map(|hole| (chain, hole)));
         }
-        // A writer at work stores segments and removes the small pieces that they contain, and a listing is not of one moment: what seems to
-        // be missing must be missing in a second one.
-        if !gone.is_empty() || !unexplained.is_empty() {
+        // A writer at work stores segments and removes the small pieces that they contain, a prune removes the beginning, and a listing is not of one moment:
+        // what seems to be missing must be missing in two more.
+        for _ in 0..2 {
+            if gone.is_empty() && unexplained.is_empty() {
+                break;
+            }
             let again = self.list_logs(&mut Vec::new())?;
-            let missing = |chain: &str, (stream, from, to): (u64, u64, u64)| {
-                !again.get(chain).is_some_and(|log| covered(&runs(&log.pieces), stream, from, to))
-            };
-            for (key, chain, stretch) in gone {
-                if missing(&chain, stretch) {
-                    findings.add(&key, "missing", "it was listed and is not there", []);
-                }
-            }
-            for (chain, (stream, from, to)) in unexplained {
-                if missing(chain, (stream, from, to)) {
-                    let key = format!("logs/{chain}/pieces/{}", stretch_name(stream, from, to));
-                    findings.add(&key, "missing", "the log has a hole here that no gap record explains: pieces of it were removed", []);
-                }
-            }
+            let missing = |chain: &str, stretch: &Stretch| again.get(chain).is_some_and(|log| is_missing(&log.pieces, *stretch));
+            gone.retain(|(_, chain, stretch)| missing(chain, stretch));
+            unexplained.retain(|(chain, stretch)| missing(chain, stretch));
+        }
+        for (key, _, _) in gone {
+            findings.add(&key, "missing", "it was listed and is not there", []);
+        }
+        for (chain, (stream, from, to)) in unexplained {
+            let key = format!("logs/{chain}/pieces/{}", stretch_name(stream, from, to));
+            findings.add(&key, "missing", "the log has a hole here that no gap record explains: pieces of it were removed", []);
         }
         if let VerifyDepth::Data { percent, run } = depth {
             self.verify_log_data(&logs, &shut, percent, run, out, findings, progress, cancel)?;
@@ -122,7 +124,7 @@ impl Repository {
         shut: &mut HashSet<String>,
         out: &mut Verification,
         findings: &mut Findings,
-        gone: &mut Vec<(String, String, (u64, u64, u64))>,
+        gone: &mut Vec<(String, String, Stretch)>,
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<()> {
@@ -239,6 +241,12 @@ impl Repository {
         }
         Ok(())
     }
+}
+
+/// Whether a stretch that was there is missing, by what is there now. A prune removes the beginning of a stream, by the ends of its pieces: where no piece is
+/// left that ends before this one did, nobody can tell that from it. Pure.
+fn is_missing(there: &[PieceInfo], (stream, from, to): Stretch) -> bool {
+    !covered(&runs(there), stream, from, to) && there.iter().any(|piece| piece.stream == stream && piece.end < to)
 }
 
 fn piece_key(chain: &str, piece: &PieceInfo) -> String {

@@ -258,7 +258,7 @@ fn a_ledger_of_a_million_removals_goes_on() {
             }
         }
         for (ids, records) in removed::into_volumes(&of_volume) {
-            let listed = removed::write(&repository.inner, 64, &ids, &records).unwrap();
+            let listed = removed::write(&repository.inner, 64, &ids, Some(&records)).unwrap();
             stored += listed.keys().into_iter().map(size).sum::<u64>();
             volumes.push(listed);
         }
@@ -440,7 +440,7 @@ fn volumes_that_were_put_together_meanwhile_are_found_again() {
     round(0..64, &mut model);
     let before = slow.ledger().unwrap();
     let (then, first) = (model.clone(), bench.keys("retention/ids/"));
-    let written = |number: u64| removed::write(&repository.inner, number, &[], &[]).unwrap();
+    let written = |number: u64| removed::write(&repository.inner, number, &[], Some(&[])).unwrap();
     let (left, to_come) = (written(128), written(192));
     round(64..150, &mut model);
     let keys = bench.keys("retention/ids/");
@@ -453,6 +453,86 @@ fn volumes_that_were_put_together_meanwhile_are_found_again() {
     round(150..200, &mut model);
     assert!(!bench.keys("retention/ids/").contains(&to_come.ids_key()), "nobody took it");
     assert!(known(&slow) == model);
+}
+
+/// Rotten bytes in what only the chain asks for end neither retention nor holds, and a repair gives them up, or makes the other half anew.
+#[test]
+fn a_volume_of_which_one_half_is_lost_keeps_nobody_from_deciding() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let mut model: BTreeMap<SnapshotId, RemovedSnapshot> = BTreeMap::new();
+    let round = |hours: std::ops::Range<u64>, model: &mut BTreeMap<SnapshotId, RemovedSnapshot>| {
+        for hour in hours {
+            let snapshot = removal(hour, None);
+            decide(&repository, &Decision::Remove { snapshots: vec![snapshot.clone()] });
+            model.insert(snapshot.id, snapshot);
+        }
+    };
+    let verify = || bench.open_apart(bench.store.clone()).verify(VerifyDepth::Structure, &Silent, &Cancel::default()).unwrap().findings;
+    round(0..64, &mut model);
+    let held =
+        Hold { snapshot: SnapshotId::generate(Utc::now()), until: None, reason: "audit".into(), by: "t".into(), held_at: Utc::now() };
+    decide(&repository, &Decision::Hold { hold: held.clone() });
+    let volume = repository.ledger().unwrap().volumes()[0].clone();
+    let (first, records) = (volume.ids()[0], volume.listed.records_key());
+    bench.runtime.block_on(faults::flip_byte(&bench.store, &records, 90)).unwrap();
+    // Through three more states, each of which would put it together with its own.
+    round(64..250, &mut model);
+    let ledger = bench.open_apart(bench.store.clone()).ledger().unwrap();
+    assert_eq!(ledger.removed_ids().collect::<BTreeSet<_>>(), model.keys().copied().collect());
+    assert!(ledger.volumes().contains(&volume) && ledger.hold(held.snapshot, Utc::now()) == Some(&held));
+    let found = verify();
+    assert!(found.iter().all(|finding| finding.object == records) && !found.is_empty(), "{found:?}");
+
+    assert_eq!(repository.harmed_volumes().unwrap().into_iter().collect::<Vec<_>>(), [(records.clone(), HarmedVolume::Records)]);
+    assert_eq!(repository.mend_volumes("a test", Utc::now()).unwrap().len(), 1);
+    assert_eq!((verify(), repository.mend_volumes("a test", Utc::now()).unwrap().len()), (vec![], 0));
+    assert!(!bench.keys("retention/").contains(&records));
+    let ledger = bench.open_apart(bench.store.clone()).ledger().unwrap();
+    assert_eq!(ledger.removed_ids().collect::<BTreeSet<_>>(), model.keys().copied().collect());
+    assert_eq!(ledger.hold(held.snapshot, Utc::now()), Some(&held));
+    let mut known = BTreeMap::new();
+    let read = repository.removals(&ledger, |snapshot| drop(known.insert(snapshot.id, snapshot)));
+    assert_eq!(read.unwrap_err().kind(), Kind::Damaged);
+    assert!(known == model.clone().into_iter().filter(|(id, _)| !volume.has(*id)).collect());
+    assert!(repository.removed(first).unwrap().to_string().contains("was removed; when and why cannot be read"));
+    // What was lost can be taken back like any other.
+    decide(&repository, &Decision::Reinstate { snapshots: vec![first], holds: vec![], by: "t".into(), reason: "x".into() });
+    model.remove(&first);
+    round(250..400, &mut model);
+    let ledger = bench.open_apart(bench.store.clone()).ledger().unwrap();
+    assert_eq!(ledger.removed_ids().collect::<BTreeSet<_>>(), model.keys().copied().collect());
+    assert_eq!(verify(), []);
+
+    // The ids are in the records, too.
+    let volume = ledger.volumes().iter().find(|volume| !volume.listed.is_without_records()).unwrap().clone();
+    let ids = volume.listed.ids_key();
+    let whole = bench.runtime.block_on(bench.store.get(&ids)).unwrap();
+    for harm in ["flipped", "gone"] {
+        if harm == "gone" {
+            bench.runtime.block_on(faults::remove(&bench.store, &ids)).unwrap();
+        } else {
+            bench.runtime.block_on(faults::flip_byte(&bench.store, &ids, 90)).unwrap();
+        }
+        let fresh = bench.open_apart(bench.store.clone());
+        assert_eq!(fresh.ledger().unwrap_err().kind(), Kind::Damaged);
+        assert_eq!(fresh.harmed_volumes().unwrap().into_iter().collect::<Vec<_>>(), [(ids.clone(), HarmedVolume::Ids)]);
+        if harm == "flipped" {
+            bench.runtime.block_on(faults::replace(&bench.store, &ids, whole.clone())).unwrap();
+        }
+    }
+    let fresh = bench.open_apart(bench.store.clone());
+    assert_eq!(fresh.mend_volumes("a test", Utc::now()).unwrap().len(), 1);
+    assert_eq!(fresh.ledger().unwrap().removed_ids().collect::<BTreeSet<_>>(), model.keys().copied().collect());
+    assert_eq!(verify(), []);
+    // Nothing of both halves: nothing is known, and nothing is decided.
+    let volume = fresh.ledger().unwrap().volumes().iter().find(|volume| !volume.listed.is_without_records()).unwrap().clone();
+    for key in volume.listed.keys() {
+        bench.runtime.block_on(faults::flip_byte(&bench.store, &key, 90)).unwrap();
+    }
+    let fresh = bench.open_apart(bench.store.clone());
+    assert_eq!(fresh.mend_volumes("a test", Utc::now()).unwrap_err().kind(), Kind::Damaged);
+    assert_eq!(fresh.ledger().unwrap_err().kind(), Kind::Damaged);
 }
 
 /// The chain goes on through volumes: of what was removed long ago a thief cannot take a parent away unnoticed.

@@ -393,6 +393,54 @@ fn pieces_that_are_replaced_meanwhile_are_no_finding() {
     assert_eq!(verify(&repository).len(), 1);
 }
 
+/// A verification beside a prune that removes the beginning of the log: nobody can tell that from retention, and it is retention.
+#[test]
+fn a_beginning_that_is_removed_meanwhile_is_no_finding() {
+    let bench = Bench::new();
+    let faults = Faults::new();
+    let repository = bench.open_on(Store::with_faults(bench.store.clone(), faults.clone()));
+    let log = log(&repository);
+    let ends = [0, 0x100, 0x110, 0x1000, 0x2000, 0x3000];
+    for stream in [1, 2] {
+        for pair in ends.windows(2) {
+            log.append(stream, pair[0], pair[1], &json!({}), &wal(pair[0] + stream, (pair[1] - pair[0]) as usize)).unwrap();
+        }
+    }
+    let keys = bench.keys("logs/");
+    // The beginnings of the names of the first three of a timeline, of the second and third, of the last one, and of all.
+    let first = |stream: usize| keys[stream * 5 - 5][..keys[0].len() - 20].to_owned();
+    let (second, last) = (keys[1][..keys[1].len() - 19].to_owned(), keys[4].clone());
+    let all = keys[0][..keys[0].len() - 33].to_owned();
+    let below = |prefix: &str| keys.iter().filter(|key| key.starts_with(prefix)).count();
+    assert_eq!([&first(1), &first(2), &second, &last, &all].map(|prefix| below(prefix)), [3, 3, 2, 1, 5]);
+    // What is hidden from which listings, the first and the last of them; and what cannot be opened.
+    let verify_while = |lists: &[(&str, u64, u64)], gone: &str| {
+        for (prefix, from, to) in lists {
+            for number in *from..=*to {
+                faults.add(faults::Rule::on(Verb::List).below(prefix).nth(number).then(faults::Effect::Hide));
+            }
+        }
+        for verb in [Verb::Get, Verb::GetRange] {
+            faults.add(faults::Rule::on(verb).below(gone).always().then(faults::Effect::Hide));
+        }
+        let found = verify(&repository);
+        faults.clear();
+        found
+    };
+    for removed in [&first(1), &first(2), &all] {
+        assert_eq!(verify_while(&[(removed, 2, 9)], removed), [], "{removed}");
+    }
+    // Several are removed at a time; a listing had the first before it was removed, and not the next ones.
+    assert_eq!(verify_while(&[(&second, 2, 2), (&first(1), 3, 9)], &first(1)), []);
+    assert_eq!(verify_while(&[(&second, 1, 1), (&first(1), 2, 9)], &first(1)), []);
+    // In the middle or at the end it is one, and so is a hole.
+    let missing = |some: &[&String]| some.iter().map(|key| ((*key).clone(), "missing".to_owned())).collect::<Vec<_>>();
+    assert_eq!(verify_while(&[(&second, 2, 9)], &second), missing(&[&keys[1], &keys[2]]));
+    assert_eq!(verify_while(&[(&last, 2, 9)], &last), missing(&[&last]));
+    let hole = keys[1].replace("0000000000000110", "0000000000001000");
+    assert_eq!(verify_while(&[(&second, 1, 9)], &second), missing(&[&hole]));
+}
+
 #[test]
 fn an_append_that_crashes_is_all_or_nothing_and_can_be_repeated() {
     let bench = Bench::new();
