@@ -25,7 +25,7 @@ use lifeboat::repo::{Log, Passphrase};
 use lifeboat::source::postgres::conninfo::Host;
 use lifeboat::source::postgres::lsn::Lsn;
 use lifeboat::source::postgres::wal::{FactsReader, SegmentSize, WalName};
-use postgres_world::{NOW, PASSPHRASE, Restored, World, give_to_server};
+use postgres_world::{NOW, PASSPHRASE, Restored, World, give_to_server, socket_url};
 use serde_json::Value;
 use support::postgres::{Cluster, Options, as_server_user, bin_directory, distribution_version, wait_until};
 use workspace::text;
@@ -415,6 +415,40 @@ fn a_database_that_was_dropped_is_whole_at_the_moment_before() {
     let target = world.path("between");
     let report = world.json(&["restore", "crm", "--to", target.to_str().unwrap(), "--yes", "--lsn", between], 3);
     assert!(report["notes"][0].as_str().unwrap().contains("was being dropped at this moment: its files are gone"), "{report}");
+}
+
+/// It has no restore point of its own, and the piece of log that goes on from it may be a whole segment.
+#[test]
+fn moments_right_behind_a_snapshot_of_a_standby_can_be_recovered() {
+    let world = Ledger::new(distribution_version());
+    world.commit(1);
+    let standby = Cluster::empty(world.cluster.version);
+    world.cluster.run(
+        "pg_basebackup",
+        [
+            format!("--pgdata={}", standby.data().display()),
+            "--checkpoint=fast".into(),
+            "--write-recovery-conf".into(),
+            format!("--dbname=host={} port={} user=postgres", world.cluster.folder().display(), world.cluster.port),
+        ],
+    );
+    standby.configure(&[]);
+    standby.start_server();
+    let mut capture = world.capture();
+    world.commit(2);
+    wait_until("the standby to have everything", || standby.value("SELECT count(*) FROM ledger") == "2");
+    world.say_url(&socket_url(&standby));
+    world.json(&["backup", "crm"], 0);
+    // What a checkpoint says of its time is in seconds.
+    std::thread::sleep(Duration::from_secs(3));
+    let third = world.commit(3);
+    world.commit(4);
+    world.cluster.sql("SELECT pg_switch_wal()");
+    world.commit(5);
+    world.take(&mut capture);
+    let from = world.ranges()[0]["from"].as_str().unwrap().parse::<DateTime<Utc>>().unwrap();
+    assert!(from < third.time.parse::<DateTime<Utc>>().unwrap(), "{from} {third:?}");
+    world.assert_restores("third", &["--at", &third.time], 3);
 }
 
 #[test]

@@ -117,6 +117,32 @@ pub(super) fn history_name(timeline: u32) -> Result<Name> {
     Name::new(format!("{timeline:08X}.history"))
 }
 
+/// The history of a timeline: stored, or, of one that a younger one came from, as that one's tells it. A server that looks for the newest timeline asks for one
+/// after the other, and takes the first that is not there for the end.
+pub(super) fn history_of(log: &Log, timeline: u32) -> Result<Option<String>> {
+    if let Some(text) = stored_history(log, timeline)? {
+        return Ok(Some(text));
+    }
+    for name in log.sides()? {
+        if let Some(WalName::History { timeline: younger }) = parse_any(name.as_str())
+            && younger > timeline
+            && let Some(text) = stored_history(log, younger)?
+            && let Some(before) = before_ancestor(&text, timeline)
+        {
+            return Ok(Some(before));
+        }
+    }
+    Ok(None)
+}
+
+/// What a history says of the ancestors of one of its ancestors, which is that one's own. Pure.
+fn before_ancestor(text: &str, ancestor: u32) -> Option<String> {
+    let is_it = |line: &&str| line.split_whitespace().next().is_some_and(|number| number.parse() == Ok(ancestor));
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let at = lines.iter().position(|line| is_it(&line))?;
+    Some(lines[..at].concat())
+}
+
 /// A stored history.
 pub(super) fn stored_history(log: &Log, timeline: u32) -> Result<Option<String>> {
     let text = |content| {
@@ -124,4 +150,18 @@ pub(super) fn stored_history(log: &Log, timeline: u32) -> Result<Option<String>>
             .map_err(|_| Error::new(Kind::Damaged, format!("the history of timeline {timeline} that is stored is no text")))
     };
     log.side(&history_name(timeline)?)?.map(text).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_tells_those_of_its_ancestors() {
+        let five = "1\t0/3000108\tbefore 2026\n\n2\t0/5000000\tno recovery target specified\n4\t0/700A0B8\tno recovery target specified\n";
+        let four = "1\t0/3000108\tbefore 2026\n\n2\t0/5000000\tno recovery target specified\n";
+        assert_eq!(before_ancestor(five, 4).as_deref(), Some(four));
+        assert_eq!(before_ancestor(five, 2).as_deref(), Some("1\t0/3000108\tbefore 2026\n\n"));
+        assert_eq!(before_ancestor(five, 3), None, "it does not go through that one");
+    }
 }

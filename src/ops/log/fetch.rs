@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::ops::explain;
-use crate::ops::log::archive::{AHEAD, Archive, Shelf, parse_any, stored_history, workers};
+use crate::ops::log::archive::{AHEAD, Archive, Shelf, history_of, parse_any, stored_history, workers};
 use crate::ops::log::ranges::unreadable;
 use crate::ops::resolve::{RepositorySettings, Surroundings};
 use crate::ops::restore::fallback::may_help;
@@ -146,7 +146,7 @@ impl Place<'_> {
         let log = repository.log(&archive.plan, &archive.source);
         match *parsed {
             WalName::History { timeline } => {
-                let stored = stored_history(&log, timeline).map_err(within)?;
+                let stored = history_of(&log, timeline).map_err(within)?;
                 match stored {
                     Some(text) => write_whole(destination, text.as_bytes())?,
                     None if timeline > 1 && log.pieces()?.iter().any(|piece| piece.stream == u64::from(timeline)) => {

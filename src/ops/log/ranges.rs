@@ -39,6 +39,8 @@ pub struct Base {
     /// End of the log that it holds itself: its own moment.
     pub point: Lsn,
     pub restore_point: Option<String>,
+    /// When what it holds was committed at the latest, by the source's clock. `None`: not known, as of older snapshots.
+    pub moment: Option<DateTime<Utc>>,
     /// As its manifest says, by the clock of who backed up.
     pub time: DateTime<Utc>,
 }
@@ -267,12 +269,12 @@ impl View {
         self.pieces.iter().filter(move |(info, facts)| inside(info) && facts.system_identifier == base.system_identifier)
     }
 
-    /// When a snapshot is of. Its manifest tells when the backup began, by another clock; its restore point in the log is better, and
-    /// otherwise nothing that the log around its point tells may be later.
+    /// When a snapshot is of. Its manifest tells when the backup began, by another clock; its restore point in the log is better, or what it says itself of its
+    /// log, and otherwise nothing that the log around its point tells may be later.
     fn moment_of(&self, base: &Base, seen: &[(Lsn, Arc<PieceFacts>)]) -> DateTime<Utc> {
         let points = self.pieces.iter().flat_map(|(_, facts)| &facts.restore_points);
         let own = |point: &&RestorePoint| Some(&point.name) == base.restore_point.as_ref() && point.lsn <= base.point;
-        points.filter(own).map(|point| point.time).max().unwrap_or_else(|| {
+        points.filter(own).map(|point| point.time).max().or(base.moment).unwrap_or_else(|| {
             let around = seen.first().and_then(|(_, facts)| facts.server_clock.max(facts.last_commit));
             around.map_or(base.time, |time| time.max(base.time))
         })

@@ -187,6 +187,7 @@ pub(crate) struct Consistency {
     stop_lsn: Lsn,
     lsn: Lsn,
     restore_point: Option<String>,
+    moment: Option<DateTime<Utc>>,
     #[serde(default)]
     standby: bool,
 }
@@ -224,6 +225,7 @@ pub(in crate::ops::log) fn base_of(manifest: &Manifest, record: &SourceRecord) -
         timeline: known.timeline,
         start_timeline: known.start_timeline.unwrap_or(known.timeline),
         restore_point: known.restore_point,
+        moment: known.moment,
         time: manifest.time,
     })
 }

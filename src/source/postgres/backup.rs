@@ -901,6 +901,7 @@ impl SourceSnapshot for BaseSnapshot {
             "stop_lsn": stop,
             "lsn": taken.position.lsn,
             "restore_point": taken.position.restore_point,
+            "moment": self.log.moment(),
             "standby": self.facts.in_recovery,
             "data_checksums": self.facts.checksums,
             "tablespaces": self.tablespaces,

@@ -15,6 +15,7 @@ fn base(timeline: u32, point: u64) -> Base {
         start_timeline: timeline,
         point: Lsn(point),
         restore_point: Some(format!("lifeboat {timeline} {point}")),
+        moment: None,
         time: time(point >> 13),
     }
 }

@@ -84,6 +84,7 @@ fn base(page: u64) -> Base {
         start_timeline: 1,
         point: Lsn(page * PAGE),
         restore_point: None,
+        moment: None,
         time: time(page),
     }
 }

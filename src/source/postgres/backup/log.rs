@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use crate::error::{Error, Kind, Result};
@@ -286,6 +287,11 @@ impl BackupLog {
             }
             _ => Err(Error::new(Kind::Bug, "a base backup was finished without its log")),
         }
+    }
+
+    /// By the source's clock, when what the backup holds was committed at the latest. `None`: its log does not tell.
+    pub(super) fn moment(&self) -> Option<DateTime<Utc>> {
+        self.check.as_ref()?.newest
     }
 
     /// Bytes of the next segment that the backup needs.
@@ -569,6 +575,8 @@ struct LogCheck {
     /// Tablespaces outside the data folder whose creation is replayed: oid and place.
     created: Vec<(u32, String)>,
     copies: Copies,
+    /// The newest time at which something in it was committed, or the checkpoint that it begins with was begun.
+    newest: Option<DateTime<Utc>>,
 }
 
 /// What a replay copies from the files of another database, as the backup has them. The server copied them in a moment in which nothing changed them; they are
@@ -618,12 +626,12 @@ impl LogCheck {
     /// Of the log from the segment of `start` on.
     fn new(start: Lsn, segment: SegmentSize, system_identifier: u64, label: String) -> Result<Self> {
         let reader = WalReader::new(segment.start(segment.number(start)), segment, Some(system_identifier))?;
-        Ok(Self { reader, label, points: Vec::new(), start, created: Vec::new(), copies: Copies::default() })
+        Ok(Self { reader, label, points: Vec::new(), start, created: Vec::new(), copies: Copies::default(), newest: None })
     }
 
     /// The bytes that follow.
     fn pass(&mut self, bytes: &[u8]) {
-        let Self { reader, label, points, start, created, copies } = self;
+        let Self { reader, label, points, start, created, copies, newest } = self;
         reader.push(bytes, |record| {
             if record.start >= *start {
                 copies.pass(&record);
@@ -633,6 +641,9 @@ impl LogCheck {
                 Meaning::CreateTablespace { oid, location } if record.start >= *start && !location.is_empty() => {
                     created.push((oid, location));
                 }
+                Meaning::Commit { time, .. } | Meaning::Abort { time, .. } => *newest = (*newest).max(Some(time)),
+                // In whole seconds, before the checkpoint chooses its position.
+                Meaning::Checkpoint { time, .. } => *newest = (*newest).max(Some(time + TimeDelta::seconds(2))),
                 _ => {}
             }
         });
