@@ -70,6 +70,9 @@ impl fmt::Display for Name {
     }
 }
 
+/// The year 2200 in milliseconds since 1970: a name a century ahead is no clock's.
+const CENTURY_AHEAD: u64 = 7_258_118_400_000;
+
 macro_rules! ulid_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -94,13 +97,18 @@ macro_rules! ulid_id {
             pub fn generate_after(now: chrono::DateTime<chrono::Utc>, newest: Option<Self>) -> Self {
                 let id = Self::generate(now);
                 match newest {
-                    // A name a century ahead is no clock's.
-                    Some(newest) if id.0.timestamp_ms() <= newest.0.timestamp_ms() && newest.0.timestamp_ms() < 7_258_118_400_000 => {
+                    Some(newest) if id.0.timestamp_ms() <= newest.0.timestamp_ms() && newest.0.timestamp_ms() + 1 < CENTURY_AHEAD => {
                         let random = id.0.random();
                         Self(Ulid::from_parts(newest.0.timestamp_ms() + 1, random))
                     }
                     _ => id,
                 }
+            }
+
+            /// Whether a clock can have said the moment in it.
+            #[must_use]
+            pub fn is_of_a_clock(self) -> bool {
+                self.0.timestamp_ms() < CENTURY_AHEAD
             }
         }
 
@@ -167,7 +175,7 @@ ulid_id!(
     RunId
 );
 ulid_id!(
-    /// Identifies a report (drill, verify) in the repository.
+    /// Identifies a report (drill, verify) in the repository; sorts by the order in which they were begun.
     ReportId
 );
 ulid_id!(

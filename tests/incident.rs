@@ -10,9 +10,11 @@ use std::process::{Command, Output};
 
 use lifeboat::daemon::journal::{Filter, Job, Journal, NewRun, State};
 use lifeboat::id::Name;
+use lifeboat::repo::{OpenOptions, Passphrase, Repository, share_covers};
+use lifeboat::store::{Store, StoreConfig};
 use serde_json::Value;
 use support::s3::{Bucket, SeaweedFs};
-use workspace::{MARKER, PASSPHRASE, Workspace, bare, files, text};
+use workspace::{MARKER, PASSPHRASE, Workspace, bare, damage, files, text};
 
 fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
@@ -545,6 +547,63 @@ fn a_share_without_a_pack_says_so() {
     let runs: Vec<Value> = (0..10).map(|_| workspace.json(&["verify", "crm", "--data", "10"], 0)).collect();
     assert_eq!(runs.iter().map(due).sum::<u64>(), runs[0]["packs"].as_u64().unwrap(), "each once in ten runs");
     assert_eq!(runs.iter().filter(|run| due(run) == 0).count(), none);
+}
+
+/// What only reading shows is taken back by nothing but reading these bytes again.
+#[test]
+fn damage_in_a_piece_of_a_log_is_told_until_the_piece_is_read_again_or_gone() {
+    const PIECE: u64 = 64 << 10;
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let store = Store::open(&StoreConfig::at(format!("file://{}", workspace.path("repository").display()))).unwrap();
+    let repository = Repository::open(store, runtime.handle().clone(), &Passphrase::new(PASSPHRASE), &OpenOptions::default()).unwrap();
+    let log = repository.log(&Name::new("crm").unwrap(), &Name::new("database").unwrap());
+    let mut noise = blake3::Hasher::new().update(b"log").finalize_xof();
+    let keys = || -> Vec<String> {
+        let root = workspace.path("repository");
+        let key = |path: PathBuf| path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+        files(&root.join("logs")).into_iter().map(key).collect()
+    };
+    // So many that each tenth has some.
+    let covered = |run| keys().iter().any(|key| share_covers(key, 10, run));
+    let mut pieces = Vec::new();
+    while pieces.is_empty() || !(0..10).all(covered) {
+        let start = pieces.len() as u64 * PIECE;
+        let mut bytes = vec![0; usize::try_from(PIECE).unwrap()];
+        noise.fill(&mut bytes);
+        pieces.push(log.append(1, start, start + PIECE, &serde_json::json!({}), &bytes).unwrap().piece);
+    }
+    let without_packs: Vec<String> = (0..10)
+        .map(|_| text(&workspace.run(&["verify", "main", "--data", "10"]).stdout))
+        .filter(|said| said.contains("was due this time"))
+        .collect();
+    assert!(!without_packs.is_empty(), "few packs in ten shares");
+    assert!(without_packs.iter().all(|said| said.contains("only log was read") && !said.contains("no stored byte")), "{without_packs:?}");
+
+    let told = || workspace.json(&["status"], 0)["plans"][0]["problems"].to_string().contains("damage in 1 place");
+    assert!(!told());
+    let key = &keys()[0];
+    damage(&workspace.path("repository").join(key));
+    let found = workspace.json(&["verify", "main", "--data"], 20);
+    assert_eq!(found["findings"][0]["object"], key.as_str(), "{found}");
+    workspace.json(&["verify", "main"], 0);
+    assert!(told(), "the structure says nothing of it");
+    let shares: Vec<i32> = (0..4).map(|_| code(&workspace.run(&["verify", "main", "--data", "25"]))).collect();
+    assert_eq!(shares.iter().filter(|code| **code == 20).count(), 1, "{shares:?}");
+    assert!(told() && shares.iter().all(|code| [0, 20].contains(code)), "{shares:?}");
+    // It is put back as it was, and read in its turn.
+    damage(&workspace.path("repository").join(key));
+    assert!(told());
+    workspace.json(&["verify", "main", "--data"], 0);
+    assert!(!told());
+    // It is too old, and retention takes it.
+    damage(&workspace.path("repository").join(key));
+    workspace.json(&["verify", "main", "--data"], 20);
+    assert!(told());
+    log.remove(&pieces).unwrap();
+    assert!(!told());
+    workspace.json(&["verify", "main"], 0);
 }
 
 #[test]

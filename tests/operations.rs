@@ -533,7 +533,7 @@ fn a_problem_is_committed_recorded_and_never_passes() {
     assert!(restored.warnings.iter().any(|w| w.contains("deep/gone")), "{restored:?}");
     let drilled = world.drill();
     assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)));
-    assert_eq!(snapshots::run(&world.job().repository, None, Utc::now()).unwrap().snapshots[0].problems, 1);
+    assert_eq!(snapshots::run(&world.job().repository, None, world.clock.now()).unwrap().snapshots[0].problems, 1);
 }
 
 #[test]
@@ -1095,7 +1095,7 @@ fn a_drill_notices_a_changed_row() {
     let drilled = world.drill();
     assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Failed, Some(Kind::Differs)), "{}", report::text(&drilled));
     assert!(drilled.reasons.iter().any(|r| r.contains("customer")), "{:?}", drilled.reasons);
-    assert_eq!(snapshots::run(&world.job().repository, None, Utc::now()).unwrap().snapshots[0].proven_at, None);
+    assert_eq!(snapshots::run(&world.job().repository, None, world.clock.now()).unwrap().snapshots[0].proven_at, None);
 }
 
 fn packs(world: &World) -> Vec<PathBuf> {
@@ -1125,7 +1125,7 @@ fn damage_in_the_repository_fails_drill_restore_and_verify() {
     assert!(good.bytes_checked > 6_000_000);
     world.pass(1);
     assert_eq!(world.drill().exit(), None);
-    let listed = |world: &World| snapshots::run(&world.job().repository, None, Utc::now()).unwrap().snapshots[0].clone();
+    let listed = |world: &World| snapshots::run(&world.job().repository, None, world.clock.now()).unwrap().snapshots[0].clone();
     assert!(listed(&world).verified_at.is_some() && listed(&world).proven_at.is_some());
 
     let pack = packs(&world).pop().unwrap();
@@ -1150,6 +1150,42 @@ fn damage_in_the_repository_fails_drill_restore_and_verify() {
     assert_eq!(listed(&world).damaged.map(|known| (known.found_by, known.time)), Some(("verify".into(), bad.time)));
 }
 
+/// One host's clock stood ten years ahead once, and another one's is an hour behind.
+#[test]
+fn a_report_by_a_wrong_clock_silences_nothing_that_is_found_later() {
+    const YEARS: i64 = 3653 * 86_400;
+    let world = World::files();
+    let made = world.backup();
+    let listed = || snapshots::run(&world.job().repository, None, world.clock.now()).unwrap().snapshots[0].clone();
+    let all = Depth::Data { percent: 100 };
+    world.pass(YEARS);
+    assert_eq!((verify_all(&world, all).exit(), world.drill().exit()), (None, None));
+    assert!(listed().verified_at.is_some() && listed().proven_at.is_some());
+    world.pass(-YEARS);
+    assert_eq!((listed().verified_at, listed().proven_at), (None, None), "when that was nobody knows");
+    assert!(world.restore(Choice::LatestProven, "back").is_err());
+    let (sound, proven) = (verify_all(&world, all), world.drill());
+    assert_eq!((listed().verified_at, listed().proven_at), (Some(sound.time), Some(proven.time)));
+
+    let pack = packs(&world).pop().unwrap();
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
+    flip(&pack, fs::metadata(&pack).unwrap().len() / 2);
+    world.pass(-3600);
+    let bad = verify_all(&world, all);
+    assert_eq!((bad.exit(), bad.time < sound.time, bad.id > proven.id), (Some(Kind::Damaged), true, true));
+    for passed in [0, 3660, YEARS, YEARS] {
+        world.pass(passed);
+        let listed = listed();
+        assert_eq!((listed.verified_at, listed.proven_at), (None, None));
+        assert_eq!(listed.damaged.map(|known| (known.report, known.time)), Some((bad.id, bad.time)));
+    }
+    world.pass(-2 * YEARS - 3660);
+    flip(&pack, fs::metadata(&pack).unwrap().len() / 2);
+    assert_eq!(verify_all(&world, all).exit(), None);
+    let listed = listed();
+    assert_eq!((listed.damaged, listed.id), (None, made.snapshot), "a later one took it back, by whatever clock");
+}
+
 #[test]
 fn damage_that_is_known_is_told_before_and_after_a_restore() {
     let world = World::files();
@@ -1157,7 +1193,7 @@ fn damage_that_is_known_is_told_before_and_after_a_restore() {
     let old = packs(&world);
     fs::write(world.path("live/new"), noise(77, 2_000_000)).unwrap();
     let second = world.backup();
-    let list = || snapshots::run(&world.job().repository, None, Utc::now()).unwrap();
+    let list = || snapshots::run(&world.job().repository, None, world.clock.now()).unwrap();
     assert_eq!((list().recovery_ranges[0].points, list().exit()), (2, None));
     let pack = packs(&world).into_iter().rfind(|pack| !old.contains(pack)).unwrap();
     fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
@@ -1277,7 +1313,7 @@ fn a_rotating_verification_covers_everything_in_its_runs() {
         bytes += report.bytes_checked;
     }
     assert!(bytes >= 6_000_000, "{bytes}");
-    assert!(snapshots::run(&world.job().repository, None, Utc::now()).unwrap().snapshots[0].verified_at.is_some());
+    assert!(snapshots::run(&world.job().repository, None, world.clock.now()).unwrap().snapshots[0].verified_at.is_some());
 }
 
 /// Else whoever may write, or may not be written by, has the same share verified for ever.
@@ -1352,7 +1388,7 @@ fn an_objective_that_is_missed_is_exit_22_and_no_damage() {
     let drilled = world.drill();
     assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Passed, Some(Kind::ObjectiveMissed)), "{}", report::text(&drilled));
     assert!(report::text(&drilled).contains("MISSED"));
-    assert!(snapshots::run(&world.job().repository, None, Utc::now()).unwrap().snapshots[0].proven_at.is_some());
+    assert!(snapshots::run(&world.job().repository, None, world.clock.now()).unwrap().snapshots[0].proven_at.is_some());
 }
 
 #[test]
@@ -1687,7 +1723,7 @@ fn nothing_of_the_data_is_in_documents() {
     let made = world.backup();
     let mut all = serde_json::to_string(&made).unwrap();
     all += &serde_json::to_string(&world.drill()).unwrap();
-    all += &serde_json::to_string(&snapshots::run(&world.job().repository, None, Utc::now()).unwrap()).unwrap();
+    all += &serde_json::to_string(&snapshots::run(&world.job().repository, None, world.clock.now()).unwrap()).unwrap();
     all += &serde_json::to_string(&world.restore(Choice::Latest, "back.db").unwrap()).unwrap();
     std::io::sink().write_all(all.as_bytes()).unwrap();
     assert!(!all.contains("MARKER-5f1e"));
@@ -1712,7 +1748,7 @@ fn a_record_that_cannot_be_read_never_passes_a_drill() {
         assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)), "{}", report::text(&drilled));
         let unread = |c: &lifeboat::ops::CheckRecord| c.outcome == Outcome::Skipped && c.actual.contains("cannot be read by this version");
         assert!(drilled.checks.iter().any(unread), "{:?}", drilled.checks);
-        let list = snapshots::run(&world.repository, None, Utc::now()).unwrap();
+        let list = snapshots::run(&world.repository, None, world.clock.now()).unwrap();
         assert_eq!(list.snapshots.last().unwrap().problems, 1, "not known to be complete");
     }
     let mut finish = manifest.sources[0].finish.clone();
@@ -1746,10 +1782,10 @@ fn a_key_that_cannot_do_it_does_not_begin_and_proves_nothing() {
     let all = Depth::Data { percent: 100 };
     let looked = verify::run(&writer.repository, None, all, &world.clock, &Silent, &Cancel::default()).unwrap();
     assert_eq!(looked.exit(), Some(Kind::Incomplete));
-    assert_eq!(snapshots::run(&world.repository, None, Utc::now()).unwrap().snapshots[0].verified_at, None, "nothing was opened");
+    assert_eq!(snapshots::run(&world.repository, None, world.clock.now()).unwrap().snapshots[0].verified_at, None, "nothing was opened");
     world.pass(60);
     let looked = verify_all(&world, all);
-    assert_eq!(snapshots::run(&world.repository, None, Utc::now()).unwrap().snapshots[0].verified_at, Some(looked.time));
+    assert_eq!(snapshots::run(&world.repository, None, world.clock.now()).unwrap().snapshots[0].verified_at, Some(looked.time));
 
     let maintainer = open(Role::Maintainer, "for maintenance only");
     let before = BEGUN.load(Ordering::Relaxed);

@@ -95,7 +95,7 @@ impl App {
         // Wrong plan files are told as such: the plan may be in one of them.
         let plan = Name::new(name).ok().filter(|_| self.plan_folders().and_then(|paths| Ok(Plans::load(&paths)?)).is_ok());
         let journal = || self.journal_to_read().ok().flatten();
-        let last = |plan: &Name| status::last_backup(&journal()?.newest(&[plan]).ok()?, plan).map(|run| run.started);
+        let last = |plan: &Name| status::last_backup(&journal()?.newest(&[plan], self.clock.now()).ok()?, plan).map(|run| run.started);
         let Some(last) = plan.as_ref().and_then(last) else { return error };
         Error::new(Kind::Usage, format!("plan {name} is in no plan file any more; its last backup was of {}", select::moment(last)))
             .hint(format!(

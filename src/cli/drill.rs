@@ -78,7 +78,7 @@ pub(super) fn history(app: &App, plan: Option<&str>) -> Result<Exit> {
         }
         (all, lost)
     };
-    drills.sort_by_key(|drill| (drill.time, drill.id));
+    drills.sort_by_key(|drill| drill.id);
     let damaged: Vec<String> = damaged.iter().map(ops::explain).collect();
     let unstored = unstored(app, plan, &drills, &damaged)
         .unwrap_or_else(|error| vec![format!("drills whose report is not in the repository are not known: {}", ops::explain(&error))]);

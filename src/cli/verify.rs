@@ -94,12 +94,9 @@ pub(super) fn text(report: &VerifyReport) -> String {
     for warning in &report.warnings {
         let _ = writeln!(text, "warning: {warning}");
     }
-    if report.packs_due == Some(0) && report.packs.is_some_and(|packs| packs > 0) {
-        let _ = writeln!(
-            text,
-            "no stored byte was read: none of the {} packs was due this time; the share goes round, later runs read them",
-            report.packs.unwrap_or_default()
-        );
+    if let Some(packs) = report.packs.filter(|packs| *packs > 0 && report.packs_due == Some(0)) {
+        let read = if report.bytes_checked == 0 { "no stored byte was read" } else { "only log was read" };
+        let _ = writeln!(text, "{read}: none of the {packs} packs was due this time; the share goes round, later runs read them");
     }
     let depth = report.percent.map_or_else(|| report.depth.clone(), |percent| format!("{} ({percent}%)", report.depth));
     let _ = writeln!(

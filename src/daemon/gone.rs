@@ -109,7 +109,7 @@ pub fn look(plans: &Plans, journal: &Journal, state: &Path, now: DateTime<Utc>) 
     let asked: BTreeSet<&Name> =
         gone.iter().copied().chain(unscheduled.keys().copied()).chain(copies.iter().map(|(plan, ..)| plan)).collect();
     let asked: Vec<&Name> = asked.into_iter().collect();
-    let newest = if asked.is_empty() { Newest::default() } else { journal.newest(&asked)? };
+    let newest = if asked.is_empty() { Newest::default() } else { journal.newest(&asked, now)? };
     let nodes = if asked.is_empty() || !journal.is_shared() { Vec::new() } else { journal.nodes_within(RESTART, now)? };
     // Other nodes may have other plan files: the one that had the last run tells, and where that one is gone for good, all do.
     let told_elsewhere = |last: &Run| journal.is_shared() && last.node != journal.node() && nodes.iter().any(|node| node.name == last.node);

@@ -387,7 +387,7 @@ fn copy_snapshots(
         chosen.owed.remove(&manifest.id);
         let place = places.of(manifest.id);
         let notes = CopyNotes {
-            proven_at: select::proven(reports, manifest),
+            proven_at: select::proven(reports, manifest, job.clock.now()),
             stands_for: (place != manifest.id).then_some(place),
             owed: chosen.owed.iter().copied().collect(),
             beside: chosen.beside.clone(),

@@ -1,8 +1,12 @@
 //! Damage that stands: what a verification found and no later one that looked as deep has found sound again. Pure.
 //!
 //! Whether a later verification takes a finding back depends on what it looked at. What the check of the structure sees, every verification
-//! sees again. What only reading the stored bytes shows (a pack whose bytes were changed) is taken back by nothing less than reading these
-//! very bytes again, with a key that opens them. A finding is also over when none of the snapshots that it harmed exists any more.
+//! sees again. What only reading the stored bytes shows (a pack or a piece of a log whose bytes were changed) is taken back by nothing less than
+//! reading these very bytes again, with a key that opens them. A finding is also over when none of the snapshots that it harmed exists any more, and
+//! one of a piece of a log when that is gone.
+//!
+//! Which one is later is told by the ids of reports, which grow with each that is begun, and not by clocks. A report that is dated in the future takes
+//! nothing back (see [`select::is_misdated`]).
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +18,7 @@ use crate::error::Kind;
 use crate::id::{Name, ReportId, SnapshotId};
 use crate::ops::select;
 use crate::ops::verify::VerifyReport;
-use crate::repo::{Finding, ReportKind, ReportRecord, share_covers};
+use crate::repo::{Finding, ReportKind, ReportRecord, is_piece_key, share_covers};
 
 /// One finding that stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +29,8 @@ pub struct Damage {
     pub time: DateTime<Utc>,
     /// When the first of those verifications found it that did so without one between that took it back.
     pub since: DateTime<Utc>,
+    /// That one.
+    pub(in crate::ops) first: ReportId,
     /// Only reading the object's stored bytes can show that it is sound again.
     deep: bool,
     /// A snapshot that is gone although a journal knows that it was committed, and its plan: only who knows that too can see it there again.
@@ -42,6 +48,13 @@ pub struct KnownDamage {
 }
 
 impl Damage {
+    /// The key of the piece of a log whose bytes are damaged, where this is about one: when it is gone (it is too old, or a later one holds what it held), this
+    /// is over. Where it leaves a hole, that is a finding itself.
+    #[must_use]
+    pub fn piece(&self) -> Option<&str> {
+        (self.finding.kind == "damaged" && is_piece_key(&self.finding.object)).then_some(self.finding.object.as_str())
+    }
+
     /// As what is known against a snapshot that it harms.
     pub(in crate::ops) fn known(&self) -> KnownDamage {
         KnownDamage {
@@ -69,10 +82,10 @@ impl KnownDamage {
 /// it that found damage or a difference, unless one passed since. Damage that a drill found is taken back also by a verification of all
 /// its stored bytes; a difference is not, since the bytes may be as they were stored.
 #[must_use]
-pub fn of_snapshot(reports: &[impl Borrow<ReportRecord>], standing: &[Damage], id: SnapshotId) -> Option<KnownDamage> {
-    let found = standing.iter().filter(|damage| damage.finding.snapshots.contains(&id)).max_by_key(|damage| (damage.time, damage.report));
+pub fn of_snapshot(reports: &[impl Borrow<ReportRecord>], standing: &[Damage], id: SnapshotId, now: DateTime<Utc>) -> Option<KnownDamage> {
+    let found = standing.iter().filter(|damage| damage.finding.snapshots.contains(&id)).max_by_key(|damage| damage.report);
     let found = found.map(Damage::known);
-    found.into_iter().chain(of_drill(reports, id)).max_by_key(|known| (known.time, known.report))
+    found.into_iter().chain(of_drill(reports, id, now)).max_by_key(|known| known.report)
 }
 
 /// What a drill found against its snapshot: whether that is damage of stored bytes (or a difference, which such need not have), and how it says so. `None`: it says
@@ -87,18 +100,15 @@ pub(in crate::ops) fn found_by_drill(record: &ReportRecord) -> Option<(bool, Str
     Some((is_damage, text("/failure/message").or_else(|| text("/reasons/0")).unwrap_or("a drill of it failed").to_owned()))
 }
 
-fn of_drill(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Option<KnownDamage> {
+fn of_drill(reports: &[impl Borrow<ReportRecord>], id: SnapshotId, now: DateTime<Utc>) -> Option<KnownDamage> {
+    let is_good = |record: &ReportRecord| record.passed && !select::is_misdated(record.id, record.time, now);
     let told = |record: &&ReportRecord| {
-        record.kind == ReportKind::Drill && record.snapshots.contains(&id) && (record.passed || found_by_drill(record).is_some())
+        record.kind == ReportKind::Drill && record.snapshots.contains(&id) && (is_good(record) || found_by_drill(record).is_some())
     };
-    let last = reports
-        .iter()
-        .map(Borrow::<ReportRecord>::borrow)
-        .filter(told)
-        .max_by_key(|record| (record.time, record.id))
-        .filter(|record| !record.passed)?;
+    let last =
+        reports.iter().map(Borrow::<ReportRecord>::borrow).filter(told).max_by_key(|record| record.id).filter(|record| !record.passed)?;
     let (is_damage, message) = found_by_drill(last)?;
-    if is_damage && select::verified_at(reports, id).is_some_and(|verified| verified > last.time) {
+    if is_damage && select::verified(reports, id, now).is_some_and(|(verified, _)| verified > last.id) {
         return None;
     }
     Some(KnownDamage::by_drill(last.id, last.time, message))
@@ -106,18 +116,19 @@ fn of_drill(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Option<Kno
 
 /// Findings that stand, by object. `existing`: every snapshot of the repository; `None`: not all could be listed, so none counts as gone.
 #[must_use]
-pub fn standing(reports: &[ReportRecord], existing: Option<&BTreeSet<SnapshotId>>) -> Vec<Damage> {
+pub fn standing(reports: &[ReportRecord], existing: Option<&BTreeSet<SnapshotId>>, now: DateTime<Utc>) -> Vec<Damage> {
     let mut ordered: Vec<&ReportRecord> = reports.iter().filter(|report| report.kind == ReportKind::Verify).collect();
-    ordered.sort_by_key(|report| (report.time, report.id));
+    ordered.sort_by_key(|report| report.id);
     let decoded: Vec<Option<VerifyReport>> = ordered.iter().map(|record| VerifyReport::deserialize(&record.document).ok()).collect();
-    let standing =
-        standing_of(ordered.iter().zip(&decoded).map(|(record, report)| (record.id, record.time, record.passed, report.as_ref())));
+    let told = |(record, report): (&&ReportRecord, _)| (record.id, record.time, record.passed, report);
+    let standing = standing_of(ordered.iter().zip(decoded.iter().map(Option::as_ref)).map(told), now);
     standing.into_iter().filter(|damage| existing.is_none_or(|existing| !is_gone(damage, existing))).collect()
 }
 
 /// The same of verifications in their order: id, time, whether it passed, and the document, where this version can read it.
 pub(in crate::ops) fn standing_of<'a>(
     verifications: impl Iterator<Item = (ReportId, DateTime<Utc>, bool, Option<&'a VerifyReport>)>,
+    now: DateTime<Utc>,
 ) -> Vec<Damage> {
     let mut standing: BTreeMap<(String, String), Damage> = BTreeMap::new();
     for (id, time, passed, report) in verifications {
@@ -128,15 +139,23 @@ pub(in crate::ops) fn standing_of<'a>(
             }
             continue;
         };
-        standing.retain(|_, damage| !takes_back(report, damage));
+        if !select::is_misdated(id, time, now) {
+            standing.retain(|_, damage| !takes_back(report, damage));
+        }
         for finding in report.all_findings() {
             let key = (finding.object.clone(), finding.kind.clone());
-            let deep = reads(report, &finding.object) && is_pack(&finding.object) && matches!(finding.kind.as_str(), "damaged" | "missing");
+            let by_reading = match finding.kind.as_str() {
+                "damaged" => is_pack(&finding.object) || is_piece_key(&finding.object),
+                // Of a piece, every verification sees the hole.
+                "missing" => is_pack(&finding.object),
+                _ => false,
+            };
             let earlier = standing.get(&key);
-            let (deep, since) = (deep || earlier.is_some_and(|earlier| earlier.deep), earlier.map_or(time, |earlier| earlier.since));
+            let deep = (by_reading && reads(report, &finding.object)) || earlier.is_some_and(|earlier| earlier.deep);
+            let (first, since) = earlier.map_or((id, time), |earlier| (earlier.first, earlier.since));
             let gone = finding.snapshots.first().filter(|_| finding.kind == "missing");
             let vanished = gone.and_then(|id| Some((report.vanished.get(id)?.clone(), *id)));
-            standing.insert(key, Damage { finding: finding.clone(), report: id, time, since, deep, vanished });
+            standing.insert(key, Damage { finding: finding.clone(), report: id, time, since, first, deep, vanished });
         }
     }
     standing.into_values().collect()
@@ -150,7 +169,7 @@ fn unreadable(id: ReportId, time: DateTime<Utc>) -> Damage {
         message: "this verification did not pass, and what it found cannot be read by this version".into(),
         snapshots: Vec::new(),
     };
-    Damage { finding, report: id, time, since: time, deep: true, vanished: None }
+    Damage { finding, report: id, time, since: time, first: id, deep: true, vanished: None }
 }
 
 fn takes_back(report: &VerifyReport, damage: &Damage) -> bool {
@@ -165,10 +184,10 @@ fn takes_back(report: &VerifyReport, damage: &Damage) -> bool {
     !damage.deep || (report.skipped.is_empty() && reads(report, &damage.finding.object))
 }
 
-/// Whether a verification read the stored bytes of this object. What is no pack stands for more than one object: all must be read.
+/// Whether a verification read the stored bytes of this object. What is no pack and no piece of a log stands for more than one object: all must be read.
 fn reads(report: &VerifyReport, object: &str) -> bool {
     match (report.percent, report.run) {
-        (Some(percent), Some(run)) if is_pack(object) => share_covers(object, percent, run),
+        (Some(percent), Some(run)) if is_pack(object) || is_piece_key(object) => share_covers(object, percent, run),
         (Some(percent), _) => percent >= 100,
         (None, _) => false,
     }
@@ -228,8 +247,66 @@ mod tests {
         ReportRecord { id, kind: ReportKind::Verify, time: time(hour), plan: None, snapshots: Vec::new(), passed, document }
     }
 
+    /// Later than all here.
+    fn now() -> DateTime<Utc> {
+        time(100)
+    }
+
     fn count(reports: &[ReportRecord]) -> usize {
-        standing(reports, None).len()
+        standing(reports, None, now()).len()
+    }
+
+    #[test]
+    fn damage_in_a_piece_of_a_log_stands_until_that_piece_is_read_again() {
+        let stretch = |start: u64| format!("{:016x}-{start:016x}-{:016x}", 1, start + 16);
+        let piece = format!("logs/{}/pieces/{}", "ab".repeat(16), stretch(32));
+        let due = (0..4).find(|run| share_covers(&piece, 25, *run)).unwrap();
+        let bad = finding(&piece, "damaged", &[]);
+        for share in [(100, 0), (25, due)] {
+            let mut reports = vec![verify(1, Some(share), std::slice::from_ref(&bad))];
+            assert_eq!(standing(&reports, None, now())[0].piece(), Some(piece.as_str()));
+            reports.push(verify(2, None, &[]));
+            reports.extend((1..4).map(|later| verify(2 + i64::try_from(later).unwrap(), Some((25, due + later)), &[])));
+            assert_eq!(count(&reports), 1, "labels, and three quarters that it is not in");
+            reports.push(verify(6, Some((25, due + 4)), &[]));
+            assert_eq!(count(&reports), 0, "its own quarter was read");
+        }
+        // What the check of labels has found, or of what is there, the next one finds again.
+        let hole = finding(&piece, "missing", &[]);
+        assert_eq!(count(&[verify(1, None, std::slice::from_ref(&bad)), verify(2, None, &[])]), 0);
+        let holes = [verify(1, Some((100, 0)), std::slice::from_ref(&hole)), verify(2, None, &[])];
+        assert_eq!(count(&holes), 0);
+        assert_eq!(standing(&holes[..1], None, now())[0].piece(), None, "a hole is there because nothing is");
+    }
+
+    /// One report was dated by a clock that was ten years ahead, or by one that is behind.
+    #[test]
+    fn what_comes_later_is_told_by_ids_and_not_by_clocks() {
+        let bad = finding(&pack(60), "damaged", &[]);
+        let mut after = None;
+        let mut at = |hour: i64, dated: i64, findings: &[Finding]| {
+            let mut record = verify(dated, Some((100, 0)), findings);
+            record.id = ReportId::generate_after(time(dated), after.max(Some(ReportId::generate(time(hour)))));
+            after = Some(record.id);
+            record
+        };
+        let (years, now) = (10 * 366 * 24, time(100));
+        // Sound, by the clock of 2036; then the pack rots.
+        let future = at(1, years, &[]);
+        let found = at(2, 2, std::slice::from_ref(&bad));
+        let stands =
+            |reports: &[&ReportRecord], now| standing(&reports.iter().map(|record| (*record).clone()).collect::<Vec<_>>(), None, now).len();
+        assert_eq!(stands(&[&future, &found], now), 1);
+        assert_eq!(stands(&[&future, &found], time(2 * years)), 1, "nor when that moment has come");
+        // Found by a host whose clock is behind that of the one that found nothing before.
+        let (sound, behind) = (at(5, 5, &[]), at(6, 3, std::slice::from_ref(&bad)));
+        assert_eq!(stands(&[&sound, &behind], now), 1);
+        assert_eq!(stands(&[&behind, &at(7, 2, &[])], now), 0, "and it is taken back by one whose clock is behind");
+        // Versions that named reports by the clock alone: what is of the future takes nothing back, and finds what it finds.
+        let named = |dated: i64, findings: &[Finding]| verify(dated, Some((100, 0)), findings);
+        assert_eq!(stands(&[&named(1, std::slice::from_ref(&bad)), &named(years, &[])], now), 1);
+        assert_eq!(stands(&[&named(years, std::slice::from_ref(&bad)), &named(2, &[])], now), 1);
+        assert_eq!(stands(&[&named(years, std::slice::from_ref(&bad)), &at(9, 9, &[])], now), 0, "the next one has a greater id");
     }
 
     #[test]
@@ -290,7 +367,7 @@ mod tests {
     fn damage_to_nothing_that_still_exists_is_over() {
         let (gone, there) = (SnapshotId::generate(time(0)), SnapshotId::generate(time(0)));
         let existing: BTreeSet<SnapshotId> = [there].into();
-        let of = |finding: Finding| standing(&[verify(1, Some((100, 0)), &[finding])], Some(&existing)).len();
+        let of = |finding: Finding| standing(&[verify(1, Some((100, 0)), &[finding])], Some(&existing), now()).len();
         assert_eq!(of(finding(&pack(1), "damaged", &[gone])), 0);
         assert_eq!(of(finding(&pack(1), "damaged", &[gone, there])), 1);
         assert_eq!(of(finding("snapshots/x/y", "chain-broken", &[gone])), 1, "that it is gone is the finding");

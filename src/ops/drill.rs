@@ -162,7 +162,7 @@ const CLEANUP_GRACE: Duration = Duration::from_mins(1);
 pub fn run(job: &Job, request: &DrillRequest) -> Result<DrillReport> {
     job.repository.require_reader("drill")?;
     let time = job.clock.now();
-    let id = ReportId::generate(time);
+    let id = job.repository.new_report_id(time)?;
     let folder = RunFolder::create(&job.work, time)?;
     let mut watch = Stopwatch::start();
     let began = Instant::now();
@@ -331,7 +331,7 @@ impl Turn {
     fn after(job: &Job, reports: &[ReportRecord]) -> Self {
         let drills = reports.iter().filter(|report| report.kind == ReportKind::Drill && report.plan.as_deref() == Some(job.plan.as_str()));
         let mut drills: Vec<&ReportRecord> = drills.collect();
-        drills.sort_by_key(|report| (report.time, report.id));
+        drills.sort_by_key(|report| report.id);
         let has = |report: &ReportRecord, field: &str| report.document.get(field).is_some_and(|value| !value.is_null());
         match drills.pop() {
             Some(last) if !has(last, "recovery") => {

@@ -4,7 +4,7 @@
 //! needs → reports that nobody needs ([`judged`](crate::ops::judged)) → collection.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
@@ -17,6 +17,7 @@ use crate::id::{Name, ReportId, SnapshotId};
 use crate::ops::judged::{Existing, Judged, Judgement};
 use crate::ops::log::way::Way;
 use crate::ops::log::{replay, retain};
+use crate::ops::restore::fallback::original;
 use crate::ops::retention::{self, Candidate, Fate, Rules};
 use crate::ops::verdict::millis;
 use crate::ops::{backup, explain, select};
@@ -167,9 +168,10 @@ impl PruneReport {
     }
 }
 
-/// How far this machine's clock may be ahead of the store's where times decide what goes, and how far a snapshot's may be without being told.
+/// How far this machine's clock may be ahead of the store's where times decide what goes.
 const CLOCK_AHEAD: TimeDelta = TimeDelta::hours(1);
-const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(5);
+/// How long prunes warn of snapshots of a clock that was behind; longer, what is shown of each says it.
+const WARNED: TimeDelta = TimeDelta::days(30);
 
 /// By a clock that is ahead, what `within` keeps, holds and the windows of logs are over too early, and that cannot be taken back. What listings showed tells
 /// mostly enough; where nothing was written for long, the store is asked.
@@ -282,10 +284,18 @@ pub fn run(
     })
 }
 
+/// The fates of the snapshots of one plan, and by which rules.
+struct PlannedOf {
+    plan: Name,
+    rules: Rules,
+    candidates: Vec<Candidate>,
+    fates: Vec<Fate>,
+}
+
 /// The fates of all snapshots of the plans.
 #[derive(Default)]
 struct Planned {
-    by_plan: Vec<(Name, Vec<Candidate>, Vec<Fate>)>,
+    by_plan: Vec<PlannedOf>,
     manifests: BTreeMap<SnapshotId, Manifest>,
     /// Of plans and their sources whose log went back to the past, the snapshot that the window begins with along its newest timeline.
     begins: BTreeMap<(Name, Name), SnapshotId>,
@@ -300,21 +310,28 @@ struct Planned {
 
 impl Planned {
     fn fates(&self) -> impl Iterator<Item = (&Name, &Fate)> {
-        self.by_plan.iter().flat_map(|(plan, _, fates)| fates.iter().map(move |fate| (plan, fate)))
+        self.by_plan.iter().flat_map(|of| of.fates.iter().map(move |fate| (&of.plan, fate)))
     }
 
     /// Keeps what the newest timelines of the logs of a plan go on from, whatever is newer than that by time: nothing else leads to what was written on them.
     /// `snapshots`: of the plan.
-    fn keep_ways(&mut self, plan: &PlanRules, ways: &[Way], snapshots: &[(&Candidate, &Manifest)], fates: &mut [Fate], now: DateTime<Utc>) {
+    fn keep_ways(
+        &mut self,
+        (plan, rules): (&Name, &Rules),
+        ways: &[Way],
+        snapshots: &[(&Candidate, &Manifest)],
+        fates: &mut [Fate],
+        now: DateTime<Utc>,
+    ) {
         for way in ways {
-            let beginnings = way.beginnings(&plan.rules, snapshots, now);
+            let beginnings = way.beginnings(rules, snapshots, now);
             for (id, why) in beginnings.reasons(way.timeline()) {
                 for fate in fates.iter_mut().filter(|fate| fate.id == id && !fate.kept) {
                     fate.kept = true;
                     fate.reasons = vec![why.clone()];
                 }
             }
-            self.begins.extend(beginnings.window.map(|id| ((plan.plan.clone(), way.source().clone()), id)));
+            self.begins.extend(beginnings.window.map(|id| ((plan.clone(), way.source().clone()), id)));
         }
     }
 
@@ -356,16 +373,24 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
     };
     let superseded = superseded(&manifests, &judged, ledger, &open, now);
     let ways = ways(repository, plans, &manifests, &mut planned.blocked)?;
-    for rules_of in plans {
-        let PlanRules { plan, rules, zone, .. } = rules_of;
+    for PlanRules { plan, rules, zone, logs } in plans {
         // Without rules nothing is ever removed.
         let goes = |id: &SnapshotId| !rules.is_everything() && superseded.contains_key(id);
         let of_plan: Vec<&Manifest> = manifests.iter().filter(|manifest| manifest.plan == *plan && !goes(&manifest.id)).collect();
-        let candidates: Vec<Candidate> = of_plan.iter().map(|manifest| candidate(manifest, ledger, &judged, &open, now)).collect();
+        let candidates = candidates(&of_plan, ledger, &judged, &open, now);
         planned.warnings.extend(of_the_future(plan, &candidates, &manifests, now));
-        let mut fates = retention::plan(rules, &candidates, *zone, now);
+        planned.warnings.extend(of_a_clock_behind(plan, &candidates, &manifests, now).filter(|_| !rules.is_everything()));
+        let mut rules = rules.clone();
+        if logs.is_empty()
+            && !rules.is_everything()
+            && let Some(window) = rules.log
+            && is_log_over(repository, ledger, plan, window, &candidates, now)?
+        {
+            rules.log = None;
+        }
+        let mut fates = retention::plan(&rules, &candidates, *zone, now);
         let snapshots: Vec<(&Candidate, &Manifest)> = candidates.iter().zip(of_plan).collect();
-        planned.keep_ways(rules_of, ways.get(plan).map_or(&[], Vec::as_slice), &snapshots, &mut fates, now);
+        planned.keep_ways((plan, &rules), ways.get(plan).map_or(&[], Vec::as_slice), &snapshots, &mut fates, now);
         for (id, by) in superseded.iter().filter(|(id, by)| by.plan == *plan && goes(id)) {
             let reasons = vec![format!("it was damaged, and its content was brought back as snapshot {}", by.id)];
             fates.push(Fate { id: *id, time: by.time, kept: false, reasons });
@@ -381,7 +406,7 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
                 planned.warnings.push(format!("the hold of snapshot {} ({}) is over", hold.snapshot, hold.reason));
             }
         }
-        planned.by_plan.push((plan.clone(), candidates, fates));
+        planned.by_plan.push(PlannedOf { plan: plan.clone(), rules, candidates, fates });
     }
     planned.logs_before = ledger.logs_of_removed().map(|(plan, source)| (plan.clone(), source.clone())).collect();
     planned.manifests = manifests.into_iter().map(|manifest| (manifest.id, manifest)).collect();
@@ -420,7 +445,7 @@ fn ways<'a>(
 
 /// A warning where snapshots are dated in the future.
 fn of_the_future(plan: &Name, candidates: &[Candidate], manifests: &[Manifest], now: DateTime<Utc>) -> Option<String> {
-    let future: Vec<&Candidate> = candidates.iter().filter(|candidate| candidate.time - now > CLOCK_TOLERANCE).collect();
+    let future: Vec<&Candidate> = candidates.iter().filter(|candidate| select::is_to_come(candidate.time, now)).collect();
     let last = future.iter().max_by_key(|candidate| (candidate.time, candidate.id))?;
     let host = manifests.iter().find(|manifest| manifest.id == last.id).map_or("", |manifest| manifest.host.as_str());
     Some(format!(
@@ -434,6 +459,51 @@ fn of_the_future(plan: &Name, candidates: &[Candidate], manifests: &[Manifest], 
         last.id,
         select::moment(last.time),
     ))
+}
+
+/// A warning where the clock of a host was behind when it made snapshots, as long as that may be news.
+fn of_a_clock_behind(plan: &Name, candidates: &[Candidate], manifests: &[Manifest], now: DateTime<Utc>) -> Option<String> {
+    let behind: Vec<&Candidate> = candidates.iter().filter(|candidate| candidate.behind).collect();
+    let last = behind.iter().max_by_key(|candidate| candidate.place)?;
+    if last.place.generated().is_some_and(|at_least| now - at_least > WARNED) {
+        return None;
+    }
+    let host = manifests.iter().find(|manifest| manifest.id == last.id).map_or("", |manifest| manifest.host.as_str());
+    Some(format!(
+        "{} of plan {plan} {} dated before others that were committed earlier, the last of them {} of {}, made by {host}: that host's clock was behind, or that of \
+         another one ahead. No rule counts them, and they stay while a rule reaches back to when they may be of",
+        match behind.len() {
+            1 => "a snapshot".to_owned(),
+            count => format!("{count} snapshots"),
+        },
+        if behind.len() == 1 { "is" } else { "are" },
+        last.id,
+        select::moment(last.time),
+    ))
+}
+
+/// Of a plan that keeps no log any more, whether all there may be of it is older than the window: a snapshot is that came later and has none, also one that is
+/// removed by now. Else the last snapshot with a log, and that log, would stay for ever, as the beginning of a window in which nothing is.
+fn is_log_over(
+    repository: &Repository,
+    ledger: &Ledger,
+    plan: &Name,
+    window: Duration,
+    candidates: &[Candidate],
+    now: DateTime<Utc>,
+) -> Result<bool> {
+    let last = candidates.iter().filter(|candidate| candidate.has_log).map(|candidate| candidate.place).max();
+    let earliest = TimeDelta::from_std(window).ok().and_then(|window| now.checked_sub_signed(window));
+    let (Some(last), Some(earliest)) = (last, earliest) else { return Ok(false) };
+    let ended = |place: SnapshotId, time: DateTime<Utc>| place > last && time <= earliest;
+    let mut is_over = candidates.iter().any(|candidate| !candidate.has_log && !candidate.behind && ended(candidate.place, candidate.time));
+    if !is_over {
+        repository.removals(ledger, |removed| {
+            let time = removed.id.generated();
+            is_over |= removed.plan == *plan && removed.logs.is_empty() && time.is_some_and(|time| ended(removed.id, time));
+        })?;
+    }
+    Ok(is_over)
 }
 
 /// Damaged snapshots whose content stands in another one, which is not known to be damaged itself. They would stand in the way of everything as long
@@ -457,6 +527,37 @@ fn superseded<'a>(
         .collect()
 }
 
+/// Snapshots of one plan as retention sees them.
+fn candidates(manifests: &[&Manifest], ledger: &Ledger, judged: &Judged, open: &[SnapshotId], now: DateTime<Utc>) -> Vec<Candidate> {
+    let behind = behind(manifests, now);
+    let of = |manifest: &&Manifest| Candidate { behind: behind.contains(&manifest.id), ..candidate(manifest, ledger, judged, open, now) };
+    manifests.iter().map(of).collect()
+}
+
+/// Those that were made while the clock of their host was behind: of a snapshot its id tells ([`select::clock_was_behind`]), of a copy that its original was begun
+/// before one that was committed earlier. Of what was brought back nothing tells it.
+fn behind(manifests: &[&Manifest], now: DateTime<Utc>) -> BTreeSet<SnapshotId> {
+    let mut behind: BTreeSet<SnapshotId> =
+        manifests.iter().filter(|manifest| select::clock_was_behind(manifest, now).is_some()).map(|manifest| manifest.id).collect();
+    let mut copies: BTreeMap<&str, Vec<(SnapshotId, &Manifest)>> = BTreeMap::new();
+    for manifest in manifests.iter().filter(|manifest| manifest.replaces().is_none()) {
+        if let Some(from) = &manifest.copied_from {
+            copies.entry(&from.repository).or_default().push((from.place(), manifest));
+        }
+    }
+    for mut of_one in copies.into_values() {
+        of_one.sort_by_key(|(place, _)| *place);
+        let mut latest = DateTime::<Utc>::MIN_UTC;
+        for (_, copy) in of_one.into_iter().filter(|(_, copy)| !select::is_to_come(copy.started, now)) {
+            if select::is_to_come(latest, copy.started) {
+                behind.insert(copy.id);
+            }
+            latest = latest.max(copy.started);
+        }
+    }
+    behind
+}
+
 fn candidate(manifest: &Manifest, ledger: &Ledger, judged: &Judged, open: &[SnapshotId], now: DateTime<Utc>) -> Candidate {
     let Judgement { proven_at, damaged, .. } = judged.of(manifest.id);
     let held = ledger.hold(manifest.id, now).map(|hold| {
@@ -473,6 +574,8 @@ fn candidate(manifest: &Manifest, ledger: &Ledger, judged: &Judged, open: &[Snap
         held,
         unended: open.contains(&manifest.id),
         has_log: manifest.sources.iter().any(replay::can_have_log),
+        place: manifest.replaces().unwrap_or_else(|| original(manifest)),
+        behind: false,
     }
 }
 
@@ -502,7 +605,7 @@ impl<'a> Retained<'a> {
         let existing = Existing::new(manifests.iter().copied(), &[]);
         let (judged, _) = Judged::read(repository, &existing, now)?;
         let ledger = repository.ledger()?;
-        let candidates = manifests.iter().map(|manifest| candidate(manifest, &ledger, &judged, &[], now)).collect();
+        let candidates = candidates(manifests, &ledger, &judged, &[], now);
         Ok(Some(Self { rules, manifests, candidates, now }))
     }
 
@@ -525,7 +628,9 @@ fn prune_logs(
     dry_run: bool,
     cancel: &Cancel,
 ) -> Result<Vec<LogFate>> {
-    let Some((_, candidates, fates)) = planned.by_plan.iter().find(|(name, ..)| *name == plan.plan) else { return Ok(Vec::new()) };
+    let Some(PlannedOf { rules, candidates, fates, .. }) = planned.by_plan.iter().find(|of| of.plan == plan.plan) else {
+        return Ok(Vec::new());
+    };
     let manifests: Vec<&Manifest> = planned.manifests.values().filter(|manifest| manifest.plan == plan.plan).collect();
     let mut sources: Vec<&Name> = manifests.iter().flat_map(|m| &m.sources).filter(|s| replay::can_have_log(s)).map(|s| &s.name).collect();
     // With those whose last snapshot is gone, and their log is not: this was interrupted, or the store had refused.
@@ -537,7 +642,7 @@ fn prune_logs(
     let kept: BTreeSet<SnapshotId> = fates.iter().filter(|fate| fate.kept).map(|fate| fate.id).collect();
     let kept: Vec<&Manifest> = manifests.iter().copied().filter(|manifest| kept.contains(&manifest.id)).collect();
     let is_kept = |source: &Name| kept.iter().flat_map(|m| &m.sources).any(|s| s.name == *source && replay::can_have_log(s));
-    let needed: Vec<&Manifest> = retention::log_needed_by(&plan.rules, candidates, fates, now)
+    let needed: Vec<&Manifest> = retention::log_needed_by(rules, candidates, fates, now)
         .into_iter()
         .filter_map(|candidate| planned.manifests.get(&candidate.id))
         .collect();
@@ -657,8 +762,6 @@ pub fn release(repository: &Repository, id: SnapshotId, reason: &str, by: &str, 
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::clock::ManualClock;
     use crate::entry::Order;
@@ -716,9 +819,17 @@ mod tests {
 
         /// The same on any timeline, from any segment on.
         fn back_up_on(&self, timeline: u32, first: u64, day: i64) -> Manifest {
+            self.back_up_of(timeline, first, self.day(day))
+        }
+
+        /// The same by a clock that says `now`.
+        fn back_up_at(&self, day: i64, now: DateTime<Utc>) -> Manifest {
+            self.back_up_of(1, u64::try_from(day).unwrap() * 10, now)
+        }
+
+        fn back_up_of(&self, timeline: u32, first: u64, now: DateTime<Utc>) -> Manifest {
             let repository = self.open("reader");
             self.write_log(timeline, first..first + 10);
-            let now = self.day(day);
             let mut writer = repository.begin(&crm(), now, &Cancel::default()).unwrap();
             let tree = writer.tree(&crm(), "postgres", Order::Tree).unwrap();
             let at = |segment: u64, offset: u64| Lsn((first + segment) * SEGMENT + offset);
@@ -923,6 +1034,66 @@ mod tests {
             let future = done.snapshots.iter().filter(|fate| fate.reasons.iter().any(|why| why.contains("has not been yet")));
             assert_eq!(future.count(), 3);
             assert!(done.warnings.iter().any(|why| why.starts_with("3 snapshots of plan crm are dated in the future")), "{done:?}");
+        }
+    }
+
+    /// Of a host that lost the battery of its clock and stood at 2020 for two weeks.
+    #[test]
+    fn snapshots_of_a_clock_that_was_behind_are_told_and_do_not_go_first() {
+        let world = World::new();
+        (0..5).for_each(|day| drop(world.back_up(day)));
+        let wrong: Vec<SnapshotId> = (5..19).map(|day| world.back_up_at(day, world.day(day - 2200)).id).collect();
+        world.back_up(19);
+        let gone = |rules: &Rules, day: i64, dry_run: bool| {
+            let done = world.prune("maintainer", rules, day, dry_run).unwrap();
+            let gone = done.snapshots.iter().filter(|fate| !fate.kept).map(|fate| fate.id).collect::<Vec<_>>();
+            (gone, done.warnings)
+        };
+        for rules in [
+            Rules { last: 3, within: Some(Duration::from_hours(24 * 30)), ..Rules::default() },
+            Rules { daily: 14, ..Rules::default() },
+            Rules { last: 3, ..Rules::default() },
+        ] {
+            let (gone, warnings) = gone(&rules, 20, true);
+            assert!(wrong.iter().all(|id| !gone.contains(id)), "{gone:?}");
+            assert!(warnings.iter().any(|why| why.starts_with("14 snapshots of plan crm are dated before others")), "{warnings:?}");
+        }
+        // Their log stays with them, and both go in their time.
+        let (last, window) = (Rules { last: 3, ..Rules::default() }, Some(Duration::from_hours(24)));
+        gone(&Rules { log: window, ..last.clone() }, 20, false);
+        assert!(world.segments().contains(&50), "{:?}", world.segments());
+        (40..43).for_each(|day| drop(world.back_up(day)));
+        let (all, warnings) = gone(&Rules { log: window, ..last }, 60, false);
+        assert!(wrong.iter().all(|id| all.contains(id)), "{all:?}");
+        assert!(!warnings.iter().any(|why| why.contains("dated before")), "{warnings:?}");
+        assert_eq!(world.segments(), (420..430).collect::<Vec<_>>());
+    }
+
+    /// No other rule reaches as far as the window: what it is to begin with stays until it is as old, and so does the log.
+    #[test]
+    fn a_window_grows_to_its_length_where_other_rules_keep_less() {
+        let world = World::new();
+        let rules = Rules { last: 2, log: Some(Duration::from_hours(24 * 4)), ..Rules::default() };
+        for day in 0..30 {
+            world.back_up(day);
+            let done = world.prune("maintainer", &rules, day, false).unwrap();
+            let first = u64::try_from((day - 4).max(0)).unwrap() * 10;
+            let oldest = u64::try_from((day - 9).max(0)).unwrap() * 10;
+            let segments = world.segments();
+            assert!(segments[0] <= first && segments[0] >= oldest, "day {day}: {segments:?}: {done:?}");
+            assert!(world.open("reader").manifests(None).unwrap().len() <= 4);
+        }
+        // A source that the plan gives up: its last snapshot and its log stay until all of it is older than the window.
+        let mut world = world;
+        world.logs.clear();
+        for day in 30..40 {
+            let mut writer = world.open("reader").begin(&crm(), world.day(day), &Cancel::default()).unwrap();
+            let tree = writer.tree(&Name::new("new").unwrap(), "files", Order::Tree).unwrap();
+            let finish = Finish { consistency: serde_json::json!({}), fingerprints: vec![], problems: vec![] };
+            let record = tree.finish(serde_json::to_value(finish).unwrap()).unwrap();
+            writer.commit(vec![record], world.day(day), vec![], &Silent).unwrap();
+            world.prune("maintainer", &rules, day, false).unwrap();
+            assert_eq!(world.segments().is_empty(), day >= 34, "day {day}: {:?}", world.segments());
         }
     }
 

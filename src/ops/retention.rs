@@ -7,13 +7,21 @@
 //! A snapshot of a moment that has not been yet (a clock was wrong) stays, too, and is none of those until that moment: neither the newest of
 //! anything nor in a place of any rule, or a few of them would push all real ones out for years.
 //!
+//! One that was made while the clock of its host was behind would look older than what was made before it, and go first. It is in no place of any rule, and
+//! stays as long as rules reach back to the moment before which it must have been made: that of the next snapshot that was committed after it, by a right
+//! clock. What is the newest is asked of it, too, in the order of commits.
+//!
+//! The window of a log begins with the newest sound snapshot that is as old as the window. Until there is one, the oldest stays in its place: else each prune
+//! would remove what the window is to begin with. And one more stays, of no more than a window later, with which it goes on: else the first one, and all log
+//! after it, would be needed for ever.
+//!
 //! Rules of periods keep the newest *whole* snapshot of each of the last so many periods that have one (the newest at all where none is
 //! whole), by the calendar of the plan's zone; weeks are those of ISO 8601. A snapshot that is known to be damaged takes no place in them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use chrono::{DateTime, Datelike as _, Timelike as _, Utc};
+use chrono::{DateTime, Datelike as _, TimeDelta, Timelike as _, Utc};
 use chrono_tz::Tz;
 
 use crate::id::SnapshotId;
@@ -62,6 +70,17 @@ pub struct Candidate {
     pub unended: bool,
     /// Whether it can be the beginning of a recovery along a log.
     pub has_log: bool,
+    /// Its place in the order of commits: its id, or of what stands for another one, that one's.
+    pub place: SnapshotId,
+    /// The clock of the host that made it was behind: it is later than its time.
+    pub behind: bool,
+}
+
+impl Candidate {
+    /// Whether a recovery along the log can begin with it.
+    fn is_usable(&self) -> bool {
+        self.has_log && self.whole && self.damaged.is_none() && !self.behind
+    }
 }
 
 /// What is to become of a snapshot.
@@ -91,10 +110,18 @@ pub fn plan(rules: &Rules, snapshots: &[Candidate], zone: Tz, now: DateTime<Utc>
     for snapshot in future {
         keep(snapshot.id, "of a moment that has not been yet: it stays, and takes no other one's place".to_owned());
     }
-    by_state(&ordered, &past, &mut keep);
-    let sound: Vec<&Candidate> = past.into_iter().filter(|snapshot| snapshot.damaged.is_none()).collect();
+    by_state(&ordered, &in_order(&past), &mut keep);
+    let (behind, right): (Vec<&Candidate>, Vec<&Candidate>) = past.into_iter().partition(|snapshot| snapshot.behind);
+    let sound: Vec<&Candidate> = right.iter().copied().filter(|snapshot| snapshot.damaged.is_none()).collect();
+    let earliest = rules.within.and_then(|within| before(now, within));
+    // The earliest moment that a rule keeps something of.
+    let mut reach = earliest;
+    let mut by_rule = |snapshot: &Candidate, why: String| {
+        reach = Some(reach.map_or(snapshot.time, |reach| reach.min(snapshot.time)));
+        keep(snapshot.id, why);
+    };
     for snapshot in sound.iter().rev().take(rules.last as usize) {
-        keep(snapshot.id, format!("one of the last {}", rules.last));
+        by_rule(snapshot, format!("one of the last {}", rules.last));
     }
     for (count, period) in [
         (rules.hourly, Period::Hour),
@@ -103,9 +130,26 @@ pub fn plan(rules: &Rules, snapshots: &[Candidate], zone: Tz, now: DateTime<Utc>
         (rules.monthly, Period::Month),
         (rules.yearly, Period::Year),
     ] {
-        by_period(&sound, count, period, zone, &mut keep);
+        by_period(&sound, count, period, zone, &mut by_rule);
     }
-    if let Some(earliest) = rules.within.and_then(|within| before(now, within)) {
+    if let Some((first, next)) = window(rules, &right, now) {
+        by_rule(first, "the recovery window begins with it".to_owned());
+        if let Some(next) = next {
+            by_rule(next, "the recovery window goes on with it".to_owned());
+        }
+    }
+    for snapshot in behind {
+        let until = right.iter().filter(|other| other.place > snapshot.place).map(|other| other.time).min().unwrap_or(now);
+        if sound.is_empty() || reach.is_some_and(|reach| until >= reach) {
+            keep(
+                snapshot.id,
+                "dated before one that was committed earlier, by a clock that was wrong: it stays while a rule reaches back to when it may be of, and takes \
+                 no other one's place"
+                    .to_owned(),
+            );
+        }
+    }
+    if let Some(earliest) = earliest {
         for snapshot in ordered.iter().filter(|snapshot| snapshot.time >= earliest) {
             keep(snapshot.id, "younger than `within`".to_owned());
         }
@@ -114,9 +158,6 @@ pub fn plan(rules: &Rules, snapshots: &[Candidate], zone: Tz, now: DateTime<Utc>
         if let Some(tag) = snapshot.tags.iter().find(|tag| rules.tags.contains(tag)) {
             keep(snapshot.id, format!("tagged {tag:?}"));
         }
-    }
-    if let Some(first) = log_begins(rules, &ordered, now) {
-        keep(first.id, "the recovery window begins with it".to_owned());
     }
     let fate = |snapshot: &&Candidate| {
         let why = reasons.remove(&snapshot.id);
@@ -130,7 +171,18 @@ pub fn plan(rules: &Rules, snapshots: &[Candidate], zone: Tz, now: DateTime<Utc>
     ordered.iter().map(fate).collect()
 }
 
-/// What is kept whatever the rules say. `past`: those that are not of the future.
+/// In the order in which they were made, of those of the past that are in the order of their times: one that is dated too early comes after those that were
+/// committed before it.
+fn in_order<'a>(past: &[&'a Candidate]) -> Vec<&'a Candidate> {
+    let mut ordered = past.to_vec();
+    ordered.sort_by_cached_key(|snapshot| {
+        let earlier = past.iter().filter(|other| snapshot.behind && !other.behind && other.place < snapshot.place);
+        (earlier.map(|other| other.time).max().unwrap_or(snapshot.time), snapshot.behind, snapshot.place, snapshot.id)
+    });
+    ordered
+}
+
+/// What is kept whatever the rules say. `past`: those that are not of the future, in the order in which they were made.
 fn by_state(ordered: &[&Candidate], past: &[&Candidate], keep: &mut impl FnMut(SnapshotId, String)) {
     if let Some(newest) = past.last() {
         keep(newest.id, "the newest".to_owned());
@@ -144,8 +196,7 @@ fn by_state(ordered: &[&Candidate], past: &[&Candidate], keep: &mut impl FnMut(S
     if let Some(whole) = past.iter().rev().find(|snapshot| snapshot.whole && snapshot.damaged.is_none()) {
         keep(whole.id, "the newest whole one".to_owned());
     }
-    let proven = past.iter().filter(|snapshot| snapshot.proven_at.is_some() && snapshot.damaged.is_none());
-    if let Some(proven) = proven.max_by_key(|snapshot| (snapshot.time, snapshot.id)) {
+    if let Some(proven) = past.iter().rev().find(|snapshot| snapshot.proven_at.is_some() && snapshot.damaged.is_none()) {
         keep(proven.id, "the newest that a drill has proven".to_owned());
     }
     for snapshot in ordered {
@@ -196,7 +247,7 @@ impl Period {
     }
 }
 
-fn by_period(sound: &[&Candidate], count: u32, period: Period, zone: Tz, keep: &mut impl FnMut(SnapshotId, String)) {
+fn by_period(sound: &[&Candidate], count: u32, period: Period, zone: Tz, keep: &mut impl FnMut(&Candidate, String)) {
     if count == 0 {
         return;
     }
@@ -209,15 +260,25 @@ fn by_period(sound: &[&Candidate], count: u32, period: Period, zone: Tz, keep: &
         }
     }
     for snapshot in periods.values().rev().take(count as usize) {
-        keep(snapshot.id, period.told(snapshot.time, zone));
+        keep(snapshot, period.told(snapshot.time, zone));
     }
 }
 
 /// The snapshot that recovery to the beginning of the window starts from: the newest sound one that is not later.
 fn log_begins<'a>(rules: &Rules, ordered: &[&'a Candidate], now: DateTime<Utc>) -> Option<&'a Candidate> {
     let earliest = before(now, rules.log?)?;
-    let mut usable = ordered.iter().copied().filter(|snapshot| snapshot.has_log && snapshot.whole && snapshot.damaged.is_none());
-    usable.rfind(|snapshot| snapshot.time <= earliest)
+    ordered.iter().copied().rfind(|snapshot| snapshot.is_usable() && snapshot.time <= earliest)
+}
+
+/// The snapshots that the window stands on: the one that it begins with, or while none is as old as it the oldest; and the newest that is no more than a window
+/// later than that, or where there is none the next one. So the log that is kept reaches back no more than about twice as far as the window.
+fn window<'a>(rules: &Rules, right: &[&'a Candidate], now: DateTime<Utc>) -> Option<(&'a Candidate, Option<&'a Candidate>)> {
+    let log = TimeDelta::from_std(rules.log?).unwrap_or(TimeDelta::MAX);
+    let usable: Vec<&Candidate> = right.iter().copied().filter(|snapshot| snapshot.is_usable()).collect();
+    let first = log_begins(rules, &usable, now).or_else(|| usable.first().copied())?;
+    let later = || usable.iter().copied().filter(|snapshot| (snapshot.time, snapshot.id) > (first.time, first.id));
+    let next = later().take_while(|snapshot| snapshot.time - first.time <= log).last().or_else(|| later().next());
+    Some((first, next))
 }
 
 /// Of the snapshots that are kept, those whose log is needed from their beginning on. Oldest first.
@@ -236,7 +297,8 @@ fn needing_log_of<'a>(rules: &Rules, mut kept: Vec<&'a Candidate>, now: DateTime
     kept.sort_by_key(|snapshot| (snapshot.time, snapshot.id));
     let first = log_begins(rules, &kept, now).map(|first| (first.time, first.id));
     // Without a snapshot as old as the window the whole log is needed.
-    kept.into_iter().filter(|snapshot| snapshot.has_log && first.is_none_or(|first| (snapshot.time, snapshot.id) >= first)).collect()
+    let is_inside = |snapshot: &Candidate| snapshot.behind || first.is_none_or(|first| (snapshot.time, snapshot.id) >= first);
+    kept.into_iter().filter(|snapshot| snapshot.has_log && is_inside(snapshot)).collect()
 }
 
 fn before(now: DateTime<Utc>, duration: Duration) -> Option<DateTime<Utc>> {
@@ -257,8 +319,11 @@ mod tests {
     }
 
     fn snapshot(time: DateTime<Utc>) -> Candidate {
+        let id = SnapshotId::generate(time);
         Candidate {
-            id: SnapshotId::generate(time),
+            id,
+            place: id,
+            behind: false,
             time,
             tags: vec![],
             whole: true,
@@ -364,18 +429,112 @@ mod tests {
         assert_eq!(kept(&fates), ["01-19", "05-06", "05-10", "05-11", "05-12", "05-13", "05-14"]);
     }
 
+    /// Daily backups and prunes of a plan that keeps two snapshots and a window of log: it grows to its length, stays, and does not keep log for ever.
+    #[test]
+    fn a_window_that_no_other_rule_reaches_grows_to_its_length_and_goes_on() {
+        let log = Some(Duration::from_hours(24 * 14));
+        let (last, daily) = (Rules { last: 2, log, ..Rules::default() }, Rules { daily: 1, log, ..Rules::default() });
+        let within = Rules { within: Some(Duration::from_hours(50)), ..daily.clone() };
+        for (rules, every) in [(&last, 24), (&daily, 24), (&last, 70), (&within, 24), (&last, 1), (&last, 24 * 20)] {
+            let (window, every) = (chrono::Duration::days(14), chrono::Duration::hours(every));
+            let begin = at("2026-01-01T01:15:00Z");
+            let mut snapshots: Vec<Candidate> = Vec::new();
+            let mut most = 0;
+            for number in 0..1000 {
+                // Nor does it matter that the time of a backup jitters.
+                let made = begin + every * number + chrono::Duration::minutes(i64::from(number * 7 % 13));
+                snapshots.push(Candidate { has_log: true, ..snapshot(made) });
+                let now = made + chrono::Duration::minutes(30);
+                let fates = plan(rules, &snapshots, ZONE, now);
+                let needed = log_needed_by(rules, &snapshots, &fates, now).first().map(|first| first.time).unwrap();
+                assert!(needed <= begin.max(now - window), "{every}: {number}");
+                assert!(now - needed <= window * 2 + every + every, "{every}: {number}: log of {}", now - needed);
+                snapshots.retain(|snapshot| fates.iter().any(|fate| fate.kept && fate.id == snapshot.id));
+                most = most.max(snapshots.len());
+            }
+            assert!(most <= 5, "{every}: {most} snapshots");
+            // Backups stop: what is left leads from the last one on, and log before it goes.
+            let last = snapshots.last().unwrap().time;
+            let now = last + window * 3;
+            let fates = plan(rules, &snapshots, ZONE, now);
+            let needed: Vec<DateTime<Utc>> = log_needed_by(rules, &snapshots, &fates, now).iter().map(|s| s.time).collect();
+            assert_eq!(needed, [last]);
+        }
+    }
+
+    /// Five right days, two weeks of 2020 by a clock without a battery, and the clock is right again.
+    #[test]
+    fn snapshots_of_a_clock_that_was_behind_do_not_go_as_the_oldest() {
+        let day = |day: i64| at("2026-11-10T01:15:00Z") + chrono::Duration::days(day);
+        let mut all: Vec<Candidate> = (0..5).map(|number| snapshot(day(number))).collect();
+        for number in 0..14 {
+            let last = all.last().unwrap().id;
+            let time = at("2020-01-01T00:00:00Z") + chrono::Duration::days(number);
+            let id = SnapshotId::generate_after(time, Some(last));
+            all.push(Candidate { id, place: id, behind: true, ..snapshot(time) });
+        }
+        let wrong: Vec<SnapshotId> = all[5..].iter().map(|s| s.id).collect();
+        let gone = |all: &[Candidate], rules: &Rules, now| {
+            plan(rules, all, ZONE, now).into_iter().filter(|fate| !fate.kept).map(|fate| fate.id).collect::<Vec<_>>()
+        };
+        let (last, within) = (Rules { last: 3, ..Rules::default() }, Some(Duration::from_hours(24 * 30)));
+        // While it lasts, and seen by a clock that is right: the newest is the last of them.
+        assert_eq!(gone(&all, &last, day(18)), [all[0].id, all[1].id]);
+        let newest = plan(&last, &all, ZONE, day(18)).into_iter().find(|fate| fate.id == *wrong.last().unwrap()).unwrap();
+        assert!(newest.reasons[0] == "the newest" && newest.reasons[1] == "the newest whole one", "{newest:?}");
+        all.push(snapshot(day(19)));
+        let rules = Rules { within, ..last.clone() };
+        assert_eq!(gone(&all, &rules, day(20)), vec![]);
+        assert_eq!(gone(&all, &Rules { daily: 14, ..Rules::default() }, day(20)), vec![]);
+        assert_eq!(gone(&all, &last, day(20)), all[..3].iter().map(|s| s.id).collect::<Vec<_>>());
+        // Not for ever: they go with those that were made before and after them.
+        all.extend((20..60).map(|number| snapshot(day(number))));
+        for rules in [&last, &rules, &Rules { daily: 14, ..Rules::default() }] {
+            let gone = gone(&all, rules, day(60));
+            assert!(wrong.iter().all(|id| gone.contains(id)), "{rules:?}");
+        }
+        assert!(!gone(&all, &Rules { daily: 45, ..Rules::default() }, day(60)).contains(&wrong[0]), "as far as a rule reaches");
+        // What is proven of them alone stays for good.
+        all[7].proven_at = Some(day(10));
+        assert!(!gone(&all, &last, day(60)).contains(&wrong[2]));
+    }
+
     /// The same question, asked of each snapshot alone by counting.
     fn naive(rules: &Rules, all: &[Candidate], one: &Candidate, now: DateTime<Utc>) -> bool {
         let has_been = |s: &Candidate| (now - s.time) >= chrono::Duration::zero();
-        let later = |a: &Candidate, b: &Candidate| has_been(a) && (a.time, a.id) > (b.time, b.id);
+        let is_right = |s: &Candidate| has_been(s) && !s.behind;
         let usable = |s: &Candidate| s.damaged.is_none();
+        // Behind all right ones that were committed before it.
+        let moment = |s: &Candidate| {
+            let before = all.iter().filter(|other| s.behind && is_right(other) && other.place < s.place);
+            (before.map(|other| other.time).max().unwrap_or(s.time), s.behind, s.place)
+        };
+        let later = |a: &Candidate, b: &Candidate| has_been(a) && moment(a) > moment(b);
         let newest_of = |filter: &dyn Fn(&Candidate) -> bool| filter(one) && !all.iter().any(|s| filter(s) && later(s, one));
         let mut kept = newest_of(&|_| true) || newest_of(&|s| s.whole && usable(s)) || newest_of(&|s| s.proven_at.is_some() && usable(s));
         kept |= all.iter().all(|s| s.id <= one.id);
         kept |= !has_been(one);
         kept |= one.held.is_some() || one.damaged.is_some() || one.unended;
         kept |= one.tags.iter().any(|tag| rules.tags.contains(tag));
-        kept |= rules.within.is_some_and(|within| now - one.time <= chrono::Duration::from_std(within).unwrap());
+        let within = rules.within.map(|within| now - chrono::Duration::from_std(within).unwrap());
+        kept |= within.is_some_and(|earliest| one.time >= earliest);
+        if is_right(one) {
+            kept |= naive_rules(rules, all, one, now);
+        } else if one.behind {
+            let by_rule = all.iter().filter(|s| is_right(s) && naive_rules(rules, all, s, now)).map(|s| s.time);
+            let reach = by_rule.chain(within).min();
+            let until = all.iter().filter(|s| is_right(s) && s.place > one.place).map(|s| s.time).min().unwrap_or(now);
+            kept |= reach.is_some_and(|reach| reach <= until) || !all.iter().any(|s| is_right(s) && usable(s));
+        }
+        kept || rules.is_everything()
+    }
+
+    /// Whether a rule that counts keeps a snapshot that is dated right.
+    fn naive_rules(rules: &Rules, all: &[Candidate], one: &Candidate, now: DateTime<Utc>) -> bool {
+        let has_been = |s: &Candidate| now - s.time >= chrono::Duration::zero() && !s.behind;
+        let later = |a: &Candidate, b: &Candidate| has_been(a) && (a.time, a.id) > (b.time, b.id);
+        let usable = |s: &Candidate| s.damaged.is_none();
+        let mut kept = false;
         if usable(one) {
             kept |= all.iter().filter(|s| usable(s) && later(s, one)).count() < rules.last as usize;
             let formats =
@@ -393,18 +552,37 @@ mod tests {
                 kept |= best && newer.len() < count as usize;
             }
         }
-        if let Some(log) = rules.log {
-            let begins = |s: &Candidate| s.has_log && s.whole && usable(s) && now - s.time >= chrono::Duration::from_std(log).unwrap();
-            kept |= newest_of(&begins);
+        if let Some(log) = rules.log.map(|log| chrono::Duration::from_std(log).unwrap()) {
+            let base = |s: &Candidate| s.has_log && s.whole && usable(s) && has_been(s);
+            let old = |s: &Candidate| base(s) && now - s.time >= log;
+            let begins = |s: &Candidate| match all.iter().any(old) {
+                true => old(s) && !all.iter().any(|other| old(other) && later(other, s)),
+                false => base(s) && !all.iter().any(|other| base(other) && later(s, other)),
+            };
+            let first = all.iter().find(|s| begins(s));
+            kept |= first.is_some_and(|first| first.id == one.id);
+            // What the window goes on with.
+            let goes_on = |s: &Candidate| first.is_some_and(|first| base(s) && later(s, first));
+            let near = |s: &Candidate| goes_on(s) && first.is_some_and(|first| s.time - first.time <= log);
+            kept |= match all.iter().any(near) {
+                true => near(one) && !all.iter().any(|other| near(other) && later(other, one)),
+                false => goes_on(one) && !all.iter().any(|other| goes_on(other) && later(one, other)),
+            };
         }
-        kept || rules.is_everything()
+        kept
     }
 
     fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
-        let one = (0i64..4_000, any::<[bool; 3]>(), 0u8..12).prop_map(|(hours, [whole, proven, has_log], odd)| {
+        let one = (0i64..4_000, any::<[bool; 3]>(), 0u8..13).prop_map(|(hours, [whole, proven, has_log], odd)| {
             // Around both changes of the clock.
-            let time = at("2026-03-01T00:10:00Z") + chrono::Duration::minutes(hours * 97);
+            let right = at("2026-03-01T00:10:00Z") + chrono::Duration::minutes(hours * 97);
+            let behind = odd >= 10;
+            let time = if behind { right - chrono::Duration::days(90) } else { right };
+            let place = SnapshotId::generate(right);
             Candidate {
+                id: place,
+                place,
+                behind,
                 whole: whole || odd > 3,
                 proven_at: (proven && odd == 1).then_some(time),
                 damaged: (odd == 2).then(|| "x".to_owned()),

@@ -5,13 +5,16 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 
 use crate::error::{Error, Kind, Result};
-use crate::id::SnapshotId;
+use crate::id::{ReportId, SnapshotId};
 use crate::ops::Verdict;
 use crate::repo::{Manifest, ReportKind, ReportRecord};
 use crate::source::postgres::lsn::Lsn;
+
+/// By how much the clocks of hosts may differ without being told.
+pub const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(5);
 
 /// Which snapshot is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +73,7 @@ pub fn choose<'a>(manifests: &'a [Manifest], reports: &[ReportRecord], choice: &
         Choice::Latest => Ok(latest),
         Choice::Snapshot(text) => by_id(manifests, text),
         Choice::At(moment) => at(manifests, *moment, now),
-        Choice::LatestProven => latest_proven(manifests, reports).map(|(manifest, _)| manifest).ok_or_else(|| {
+        Choice::LatestProven => latest_proven(manifests, reports, now).map(|(manifest, _)| manifest).ok_or_else(|| {
             Error::new(Kind::NoRecoveryPoint, "find a proven snapshot: no drill has passed on any that still exist")
                 .hint(format!("run `lifeboat drill run`, or restore what is there unproven; the latest is {}", describe(latest)))
         }),
@@ -115,22 +118,55 @@ pub fn latest(manifests: &[Manifest]) -> Option<&Manifest> {
     manifests.iter().max_by_key(|m| (!superseded.contains(&m.id) && !is_older_copy(m), m.time, m.id))
 }
 
+/// Whether a moment has not been yet, by more than clocks differ.
+#[must_use]
+pub fn is_to_come(moment: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+    moment - now > CLOCK_TOLERANCE
+}
+
+/// Whether a report is dated in the future, or under a name that is no clock's: when it was made nobody knows. Which reports came before it is told by ids,
+/// but of versions that went by the clock alone they do not tell that either: what such a report found sound does not count, what it found wrong does.
+#[must_use]
+pub fn is_misdated(id: ReportId, time: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+    !id.is_of_a_clock() || is_to_come(time, now)
+}
+
+/// Where the clock of the host that made a snapshot was behind: the moment that had been by then at the least. Ids of a plan grow with each backup, so that of
+/// such a snapshot is later than its host believed. Of copies that cannot be told by themselves.
+#[must_use]
+pub fn clock_was_behind(manifest: &Manifest, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let at_least = manifest.id.generated()?;
+    // Behind one that is of the future, all that come are right.
+    let is_behind = is_to_come(at_least, manifest.started) && !is_to_come(at_least, now);
+    (is_behind && manifest.copied_from.is_none()).then_some(at_least)
+}
+
 /// The newest snapshot that is proven, and since when; see [`proven_at`].
 #[must_use]
-pub fn latest_proven<'a>(manifests: &'a [Manifest], reports: &[impl Borrow<ReportRecord>]) -> Option<(&'a Manifest, DateTime<Utc>)> {
-    by_age(manifests).into_iter().rev().find_map(|manifest| Some((manifest, proven(reports, manifest)?)))
+pub fn latest_proven<'a>(
+    manifests: &'a [Manifest],
+    reports: &[impl Borrow<ReportRecord>],
+    now: DateTime<Utc>,
+) -> Option<(&'a Manifest, DateTime<Utc>)> {
+    by_age(manifests).into_iter().rev().find_map(|manifest| Some((manifest, proven(reports, manifest, now)?)))
 }
 
 /// When a drill last proved this snapshot, unless a later drill of it failed or a later verification found that it is harmed. A drill that
-/// this machine or the store kept from finishing says nothing either way.
+/// this machine or the store kept from finishing says nothing either way. Later is what has the greater id.
 #[must_use]
-pub fn proven_at(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Option<DateTime<Utc>> {
-    proven_since(reports, id, None)
+pub fn proven_at(reports: &[impl Borrow<ReportRecord>], id: SnapshotId, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    proven_since(reports, id, None, now)
 }
 
-fn proven_since(reports: &[impl Borrow<ReportRecord>], id: SnapshotId, before: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
-    by_time(reports, id).into_iter().fold(before, |proven, report| match report.kind {
-        ReportKind::Drill if report.passed => Some(report.time),
+fn proven_since(
+    reports: &[impl Borrow<ReportRecord>],
+    id: SnapshotId,
+    before: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Option<DateTime<Utc>> {
+    in_order(reports, id).into_iter().fold(before, |proven, report| match report.kind {
+        ReportKind::Drill if report.passed && is_misdated(report.id, report.time, now) => proven,
+        ReportKind::Drill if report.passed => proven.max(Some(report.time)),
         ReportKind::Drill if is_disproof(report) => None,
         ReportKind::Verify if harms(report, id) => None,
         _ => proven,
@@ -139,23 +175,35 @@ fn proven_since(reports: &[impl Borrow<ReportRecord>], id: SnapshotId, before: O
 
 /// The same of a snapshot or a copy of one: what had been proven of the original counts, until something is found against the copy.
 #[must_use]
-pub fn proven(reports: &[impl Borrow<ReportRecord>], manifest: &Manifest) -> Option<DateTime<Utc>> {
-    proven_since(reports, manifest.id, manifest.copied_from.as_ref().and_then(|from| from.proven_at))
+pub fn proven(reports: &[impl Borrow<ReportRecord>], manifest: &Manifest, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    proven_since(reports, manifest.id, manifest.copied_from.as_ref().and_then(|from| from.proven_at), now)
 }
 
 /// When all stored bytes of this snapshot were last found sound: by one full verification, or by as many rotating shares in a row as
 /// cover everything. A later finding that harms it takes that back.
 #[must_use]
-pub fn verified_at(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Option<DateTime<Utc>> {
-    let mut verified = None;
+pub fn verified_at(reports: &[impl Borrow<ReportRecord>], id: SnapshotId, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    verified(reports, id, now).map(|(_, time)| time)
+}
+
+/// The same with the report that completed it.
+pub(in crate::ops) fn verified(
+    reports: &[impl Borrow<ReportRecord>],
+    id: SnapshotId,
+    now: DateTime<Utc>,
+) -> Option<(ReportId, DateTime<Utc>)> {
+    let mut verified: Option<(ReportId, DateTime<Utc>)> = None;
     // The rotation being followed: percent, last run, how many in a row.
     let mut streak: Option<(u64, u64, u64)> = None;
-    for report in by_time(reports, id) {
+    for report in in_order(reports, id) {
         if report.kind != ReportKind::Verify {
             continue;
         }
         if harms(report, id) {
             (verified, streak) = (None, None);
+            continue;
+        }
+        if is_misdated(report.id, report.time, now) {
             continue;
         }
         if is_blind(report) {
@@ -173,7 +221,7 @@ pub fn verified_at(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Opt
         };
         streak = Some((percent, run, in_a_row));
         if in_a_row >= 100u64.div_ceil(percent) {
-            verified = Some(report.time);
+            verified = Some((report.id, verified.map_or(report.time, |(_, time)| time.max(report.time))));
         }
     }
     verified
@@ -274,11 +322,11 @@ fn by_age(manifests: &[Manifest]) -> Vec<&Manifest> {
     ordered
 }
 
-/// Reports that can say something about a snapshot, oldest first.
-fn by_time(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Vec<&ReportRecord> {
+/// Reports that can say something about a snapshot, in the order in which they were begun.
+fn in_order(reports: &[impl Borrow<ReportRecord>], id: SnapshotId) -> Vec<&ReportRecord> {
     let all = reports.iter().map(Borrow::<ReportRecord>::borrow);
     let mut ordered: Vec<&ReportRecord> = all.filter(|r| r.kind == ReportKind::Verify || r.snapshots.contains(&id)).collect();
-    ordered.sort_by_key(|r| (r.time, r.id));
+    ordered.sort_by_key(|r| r.id);
     ordered
 }
 
@@ -429,12 +477,12 @@ mod tests {
         assert_eq!(choose(&list, &reports, &Choice::LatestProven, time(9)).unwrap().id, list[1].id);
         // A drill that ran out of disk proves nothing and disproves nothing.
         reports.push(drill(6, list[1].id, false, Some("no-space")));
-        assert_eq!(proven_at(&reports, list[1].id), Some(time(5)));
+        assert_eq!(proven_at(&reports, list[1].id, time(9)), Some(time(5)));
         reports.push(drill(7, list[1].id, false, Some("incomplete")));
-        assert_eq!(proven_at(&reports, list[1].id), Some(time(5)));
+        assert_eq!(proven_at(&reports, list[1].id, time(9)), Some(time(5)));
         for exit in ["failed", "not-found", "damaged"] {
             let failed = [reports.clone(), vec![drill(7, list[1].id, false, Some(exit))]].concat();
-            assert_eq!(proven_at(&failed, list[1].id), None, "a drill of it that failed takes the proof back: {exit}");
+            assert_eq!(proven_at(&failed, list[1].id, time(9)), None, "a drill of it that failed takes the proof back: {exit}");
         }
         reports.push(drill(7, list[1].id, false, Some("differs")));
         assert_eq!(choose(&list, &reports, &Choice::LatestProven, time(9)).unwrap().id, list[0].id);
@@ -446,16 +494,16 @@ mod tests {
     fn verified_needs_every_share_in_a_row() {
         let id = manifest(1).id;
         let mut reports = vec![verify(1, &[id], &[], None)];
-        assert_eq!(verified_at(&reports, id), None, "structure alone");
+        assert_eq!(verified_at(&reports, id, time(9)), None, "structure alone");
         reports.push(verify(2, &[id], &[], Some((40, 7))));
         reports.push(verify(3, &[id], &[], Some((40, 8))));
-        assert_eq!(verified_at(&reports, id), None, "two of three shares");
+        assert_eq!(verified_at(&reports, id, time(9)), None, "two of three shares");
         reports.push(verify(4, &[id], &[], Some((40, 9))));
-        assert_eq!(verified_at(&reports, id), Some(time(4)));
+        assert_eq!(verified_at(&reports, id, time(9)), Some(time(4)));
         reports.push(verify(5, &[], &[id], Some((100, 0))));
-        assert_eq!(verified_at(&reports, id), None, "damaged since");
+        assert_eq!(verified_at(&reports, id, time(9)), None, "damaged since");
         reports.push(verify(6, &[id], &[], Some((100, 1))));
-        assert_eq!(verified_at(&reports, id), Some(time(6)));
+        assert_eq!(verified_at(&reports, id, time(9)), Some(time(6)));
     }
 
     #[test]
@@ -468,13 +516,51 @@ mod tests {
             report
         };
         let mut reports = vec![skipped(1, (100, 0))];
-        assert_eq!(verified_at(&reports, id), None);
+        assert_eq!(verified_at(&reports, id, time(9)), None);
         reports.extend([verify(2, &[id], &[], Some((50, 0))), skipped(3, (50, 1)), verify(4, &[id], &[], Some((50, 2)))]);
-        assert_eq!(verified_at(&reports, id), None, "the row was interrupted");
+        assert_eq!(verified_at(&reports, id, time(9)), None, "the row was interrupted");
         reports.push(verify(5, &[id], &[], Some((50, 3))));
-        assert_eq!(verified_at(&reports, id), Some(time(5)));
+        assert_eq!(verified_at(&reports, id, time(9)), Some(time(5)));
         reports.push(skipped(6, (100, 1)));
-        assert_eq!(verified_at(&reports, id), Some(time(5)), "what was known before still is");
+        assert_eq!(verified_at(&reports, id, time(9)), Some(time(5)), "what was known before still is");
+    }
+
+    #[test]
+    fn reports_of_the_future_find_nothing_sound_and_ids_tell_what_comes_later() {
+        let list = [manifest(1)];
+        let (id, now) = (list[0].id, time(9));
+        let dated = |record: ReportRecord, hour: i64| ReportRecord { time: time(hour), ..record };
+        let mut reports = vec![dated(drill(2, id, true, None), 90_000), dated(verify(3, &[id], &[], Some((100, 0))), 90_000)];
+        assert_eq!((proven_at(&reports, id, now), verified_at(&reports, id, now)), (None, None));
+        assert_eq!(choose(&list, &reports, &Choice::LatestProven, now).unwrap_err().kind(), Kind::NoRecoveryPoint);
+        let then = time(90_000);
+        assert_eq!((proven_at(&reports, id, then), verified_at(&reports, id, then)), (Some(then), Some(then)));
+        reports.extend([drill(4, id, true, None), verify(5, &[id], &[], Some((100, 1)))]);
+        assert_eq!((proven_at(&reports, id, now), verified_at(&reports, id, now)), (Some(time(4)), Some(time(5))));
+        // By a clock that is behind: it came later all the same, and does not make older what was known before.
+        reports.extend([dated(drill(6, id, true, None), -9), dated(verify(7, &[id], &[], Some((100, 2))), -9)]);
+        assert_eq!((proven_at(&reports, id, now), verified_at(&reports, id, now)), (Some(time(4)), Some(time(5))));
+        reports.push(dated(verify(8, &[], &[id], Some((100, 3))), -8));
+        assert_eq!((proven_at(&reports, id, now), verified_at(&reports, id, now)), (None, None));
+        assert_eq!(proven_at(&reports, id, then), None, "nor when that moment has come");
+        // A name that no clock has said is later than all others.
+        let forged = ReportRecord { id: ReportId::generate(time(9_000_000)), ..drill(9, id, true, None) };
+        reports.push(forged);
+        assert_eq!(proven_at(&reports, id, now), None);
+    }
+
+    #[test]
+    fn a_clock_that_was_behind_is_told_by_an_id_that_is_ahead_of_it() {
+        let first = manifest(3);
+        let by_clock =
+            |hour: i64, after: &Manifest| Manifest { id: SnapshotId::generate_after(time(hour), Some(after.id)), ..manifest(hour) };
+        let behind = by_clock(-90_000, &first);
+        assert_eq!(clock_was_behind(&behind, time(9)), first.id.generated().map(|at| at + TimeDelta::milliseconds(1)));
+        let right = by_clock(4, &behind);
+        assert_eq!((clock_was_behind(&first, time(9)), clock_was_behind(&right, time(9))), (None, None));
+        // Behind one that is of the future all are, and are right.
+        let after = by_clock(5, &by_clock(90_000, &right));
+        assert_eq!(clock_was_behind(&after, time(9)), None);
     }
 
     #[test]

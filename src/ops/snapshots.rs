@@ -86,7 +86,7 @@ impl SnapshotList {
     }
 }
 
-/// Lists the snapshots of one plan, or of all. `now`: for holds whose time is over.
+/// Lists the snapshots of one plan, or of all. `now`: for holds whose time is over, and reports whose time has not come.
 ///
 /// # Errors
 /// What the repository says.
@@ -96,7 +96,7 @@ pub fn run(repository: &Repository, plan: Option<&Name>, now: DateTime<Utc>) -> 
     let (mut manifests, damaged) = manifests?;
     manifests.sort_by_key(|m| (m.time, m.id));
     let ((reports, damaged_reports), ledger) = others?;
-    let mut list = list(&manifests, &reports);
+    let mut list = list(&manifests, &reports, now);
     list.damaged = damaged.iter().map(|lost| &lost.error).chain(&damaged_reports).map(explain).collect();
     let unread = with_logs(repository, &manifests, &mut list)?;
     list.damaged.extend(unread);
@@ -152,10 +152,10 @@ fn with_logs(repository: &Repository, manifests: &[Manifest], list: &mut Snapsho
 
 /// The document, of manifests in the order to show. Pure.
 #[must_use]
-pub fn list(manifests: &[Manifest], reports: &[ReportRecord]) -> SnapshotList {
+pub fn list(manifests: &[Manifest], reports: &[ReportRecord], now: DateTime<Utc>) -> SnapshotList {
     let existing = Existing::new(manifests, &[]);
     let digests = reports.iter().map(|report| Digest::of(report.clone(), &existing)).collect();
-    let judged = judged::judge(digests, &existing, DateTime::<Utc>::MAX_UTC);
+    let judged = judged::judge(digests, &existing, now);
     let mut snapshots: Vec<ListedSnapshot> = manifests.iter().map(|manifest| listed(manifest, judged.of(manifest.id))).collect();
     let sound: BTreeSet<SnapshotId> = snapshots.iter().filter(|one| one.damaged.is_none()).map(|one| one.id).collect();
     let replacing: BTreeMap<SnapshotId, SnapshotId> =

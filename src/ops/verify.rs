@@ -18,7 +18,7 @@ use crate::repo::{Finding, Manifest, ReportKind, ReportRecord, Repository, Role,
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
     Structure,
-    /// Also this share of the stored bytes, 1–100 percent; below 100 it rotates, so that ⌈100/percent⌉ runs in a row cover everything.
+    /// Also this share of the stored bytes of packs and of pieces of logs, 1–100 percent; below 100 it rotates, so that ⌈100/percent⌉ runs in a row cover everything.
     Data {
         percent: u8,
     },
@@ -117,6 +117,7 @@ pub fn run_against(
     {
         return Err(Error::new(Kind::Usage, format!("verify {percent} percent of the data")).hint("the share is 1 to 100 percent"));
     }
+    let id = repository.new_report_id(time)?;
     let mut warnings = Vec::new();
     let share = match depth {
         Depth::Structure => None,
@@ -151,7 +152,7 @@ pub fn run_against(
     let (replaced, findings) = settle(repository, verification.findings, &verification.snapshots_sound)?;
     let mut report = VerifyReport {
         schema: "lifeboat.verify/1".into(),
-        id: ReportId::generate(time),
+        id,
         plan: plan.map(ToString::to_string),
         time,
         depth: if share.is_some() { "data" } else { "structure" }.into(),

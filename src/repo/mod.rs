@@ -74,7 +74,7 @@ pub use keyring::{GenerationShare, KeyEvent, PlanKey, Rotation};
 pub use keys::{KeyFile, KeySlot, Lock, Passphrase, Recipient, RecoveryKey, Role, Share, combine_shares};
 pub use ledger::{DecidedSince, Decision, Hold, LaterDecision, Ledger, RemovedSnapshot};
 pub use locks::{LockSample, Locks, UNLOCKED, object_lock};
-pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, Sealed, runs};
+pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, Sealed, is_piece_key, runs};
 pub use lost_format::LostFormat;
 pub use read::{BlockSink, FetchStats, StoredEntry, TreeReader, Wanted};
 pub use removed::{HarmedVolume, is_volume_key};

@@ -51,6 +51,17 @@ struct ReportObject {
 }
 
 impl Repository {
+    /// The id of a report on what is looked at from now on: greater than that of each one that is there, whatever a clock says or said. So ids tell in
+    /// which order reports were begun.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub fn new_report_id(&self, now: DateTime<Utc>) -> Result<ReportId> {
+        let listed = self.inner.block_on(self.inner.store.list("reports/"))?;
+        let ids = listed.iter().filter_map(|object| object.key["reports/".len()..].parse::<ReportId>().ok());
+        Ok(ReportId::generate_after(now, ids.filter(|id| id.is_of_a_clock()).max()))
+    }
+
     /// Stores a report, sealed, and signed when the role allows.
     ///
     /// # Errors
@@ -63,7 +74,7 @@ impl Repository {
         Ok(())
     }
 
-    /// All reports of a kind, oldest first.
+    /// All reports of a kind, oldest first (by id).
     ///
     /// # Errors
     /// `Damaged` names the object that cannot be opened.
@@ -72,7 +83,7 @@ impl Repository {
         for (_, report) in self.listed_reports(&|report, _| kind.is_none_or(|kind| report.kind == kind).then_some(report))? {
             reports.extend(report?);
         }
-        reports.sort_by_key(|r| (r.time, r.id));
+        reports.sort_by_key(|r| r.id);
         Ok(reports)
     }
 
@@ -103,7 +114,7 @@ impl Repository {
     fn reports_where(&self, wanted: impl Fn(&ReportRecord, bool) -> bool) -> Result<(Vec<ReportRecord>, Vec<Error>)> {
         let (mut reports, damaged) =
             Self::sound_of(self.listed_reports(&|report, is_signed| wanted(&report, is_signed).then_some(report))?)?;
-        reports.sort_by_key(|r| (r.time, r.id));
+        reports.sort_by_key(|r| r.id);
         Ok((reports, damaged))
     }
 

@@ -13,6 +13,7 @@ use crate::repo::Repository;
 use crate::repo::format::{ChunkId, ObjectKind, PackId, PackKind};
 use crate::repo::keys::{OWN_FIRST, Role, key_of};
 use crate::repo::ledger::{Ledger, RemovedSnapshot};
+use crate::repo::log::{is_piece_key, share_of_piece};
 use crate::repo::nodes::NodeReader;
 use crate::repo::pack::ChunkEntry;
 use crate::repo::packs::PackNo;
@@ -26,7 +27,8 @@ use crate::repo::tree::{Content, NodeRef, PackRef, Place, Record, Stored};
 pub enum VerifyDepth {
     /// Every object's presence, seals, chain, index, trees and directories; no data of packs.
     Structure,
-    /// Also every byte of this share of packs (1–100 percent); `run` is a counter: any ⌈100 / percent⌉ consecutive values cover every pack.
+    /// Also every byte of this share of packs and of pieces of logs (1–100 percent); `run` is a counter: any ⌈100 / percent⌉ consecutive values cover
+    /// all of them.
     Data { percent: u8, run: u64 },
 }
 
@@ -790,10 +792,11 @@ fn note_use(used: &mut HashMap<PackId, PackUse>, pack: PackRef, snapshot: Snapsh
     entry.snapshots.insert(snapshot);
 }
 
-/// Whether a verification of data by this share and run reads the object of this key. Only packs are shared out: all else is always read.
+/// Whether a verification of data by this share and run reads the object of this key. Packs and pieces of logs are shared out: all else is always read.
 #[must_use]
 pub fn share_covers(key: &str, percent: u8, run: u64) -> bool {
-    (1..=100).contains(&percent) && PackId::from_key(key).is_none_or(|id| in_share(id, percent, run))
+    let shared = PackId::from_key(key).or_else(|| is_piece_key(key).then(|| share_of_piece(key)));
+    (1..=100).contains(&percent) && shared.is_none_or(|id| in_share(id, percent, run))
 }
 
 /// Whether a pack is verified in this run: its name puts it into one of 100 buckets, and runs go round the buckets.

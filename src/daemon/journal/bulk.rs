@@ -27,30 +27,33 @@ pub(super) fn mistyped(run: &str) -> String {
 }
 
 impl Tables {
-    /// The newest run of each job and state of these plans, without what was mistyped.
-    pub(super) fn newest(&self, plans: &[&Name]) -> Result<Newest> {
+    /// The newest run of each job and state of these plans that began by `until`, without what was mistyped. One that goes on counts whatever its clock says.
+    pub(super) fn newest(&self, plans: &[&Name], until: DateTime<Utc>) -> Result<Newest> {
         // From the end of the index over (plan, job, state, started_ms): the last row of a plan is the newest of its last job and state, and what comes
         // before all rows of that job and state is the newest of the next. Two comparisons, since SQLite serves none of a pair of columns by the index.
+        // A run that a clock dated in the future would hide all later ones.
         let last = |condition: &str| {
             format!(
                 "(SELECT run.id FROM runs run WHERE {condition} AND NOT {}
+                    AND (CASE WHEN run.state = 'running' THEN 0 ELSE run.started_ms END) <= CAST($2 AS bigint)
                     ORDER BY run.job DESC, run.state DESC, run.started_ms DESC, run.id DESC LIMIT 1)",
                 mistyped("run")
             )
         };
         let sql = format!(
-            "WITH RECURSIVE newest (id) AS (
-                SELECT {} FROM (SELECT value ->> 0 AS plan FROM {}) wanted
+            "WITH RECURSIVE wanted (plan) AS (SELECT value ->> 0 FROM {}),
+             newest (id) AS (
+                SELECT {} FROM wanted
                 UNION ALL
                 SELECT coalesce({}, {}) FROM newest JOIN runs found ON found.id = newest.id)
              SELECT {COLUMNS}, {} FROM newest JOIN runs USING (id)",
-            last("run.plan = wanted.plan"),
             self.0.each(),
+            last("run.plan = wanted.plan"),
             last("run.plan = found.plan AND run.job = found.job AND run.state < found.state"),
             last("run.plan = found.plan AND run.job < found.job"),
             self.0.lease_is_over()
         );
-        let rows = self.one(Purpose::Read, sql, vec![wanted(plans.iter().map(|plan| [plan.as_str()]))])?;
+        let rows = self.one(Purpose::Read, sql, vec![wanted(plans.iter().map(|plan| [plan.as_str()])), until.timestamp_millis().into()])?;
         // A row that this version cannot read (a job of a later release) is none of its business.
         rows.iter().filter_map(|row| read_run(row).transpose()).collect()
     }

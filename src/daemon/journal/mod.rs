@@ -37,6 +37,7 @@ use crate::daemon::owner::{self, Owner, Process};
 use crate::error::{Error, Kind, Result};
 use crate::event::Reason;
 use crate::id::{Name, RunId};
+use crate::ops::select;
 use crate::plan::{Plan, Plans};
 use crate::source::postgres::conninfo::Settings;
 
@@ -477,12 +478,12 @@ impl Journal {
 
     /// The newest run of each job and state of these plans, asked for once however many they are. Without what failed by how it was asked for: a
     /// command typed by hand that named no recovery point, did not open with its passphrase, or was not a right one. A backup is asked for in one
-    /// way only, so that its `usage` is the plan's and counts.
+    /// way only, so that its `usage` is the plan's and counts. Nor what ended and is dated in the future: by a clock that was wrong.
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn newest(&self, plans: &[&Name]) -> Result<Newest> {
-        self.0.tables.newest(plans)
+    pub fn newest(&self, plans: &[&Name], now: DateTime<Utc>) -> Result<Newest> {
+        self.0.tables.newest(plans, now + select::CLOCK_TOLERANCE)
     }
 
     /// Earlier attempts of a run, oldest first.

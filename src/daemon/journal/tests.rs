@@ -68,7 +68,7 @@ fn what_was_mistyped_is_in_the_history_and_no_failure_of_the_plan() {
         claim.id
     };
     let plan = Name::new("crm").unwrap();
-    let last = |job| journal.newest(&[&plan]).unwrap().of(&plan, job, State::Failed).map(|run| run.id);
+    let last = |job| journal.newest(&[&plan], later(100)).unwrap().of(&plan, job, State::Failed).map(|run| run.id);
     let real = failed(&manual(Job::Drill), Kind::Damaged);
     for kind in [Kind::Usage, Kind::NoRecoveryPoint, Kind::WrongKey] {
         failed(&manual(Job::Drill), kind);
@@ -79,6 +79,31 @@ fn what_was_mistyped_is_in_the_history_and_no_failure_of_the_plan() {
     let usage = failed(&manual(Job::Backup), Kind::Usage);
     assert_eq!(last(Job::Backup), Some(usage), "a backup's usage is the plan's");
     assert_eq!(journal.runs(&Filter::default()).unwrap().len(), 6);
+}
+
+/// A run that a clock dated ten years ahead hides no later one, and one that goes on is never hidden.
+#[test]
+fn what_ended_in_the_future_is_the_newest_of_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path(), now()).unwrap();
+    let plan = Name::new("crm").unwrap();
+    let years = chrono::TimeDelta::days(3653);
+    let run = |time: DateTime<Utc>, ending: Option<Ending>| {
+        let claim = journal.begin(&manual(Job::Verify), time).unwrap();
+        let id = claim.id;
+        if let Some(ending) = ending {
+            journal.close(claim, &ending, time).unwrap();
+        }
+        id
+    };
+    let newest = |state, now| journal.newest(&[&plan], now).unwrap().of(&plan, Job::Verify, state).map(|run| run.id);
+    let real = run(later(1), Some(Ending::new(State::Succeeded)));
+    let ahead = run(now() + years, Some(Ending::new(State::Succeeded)));
+    let failed = run(later(2), Some(Ending::of_error(&Error::new(Kind::Damaged, "x"))));
+    assert_eq!((newest(State::Succeeded, later(3)), newest(State::Failed, later(3))), (Some(real), Some(failed)));
+    assert_eq!(newest(State::Succeeded, now() + years), Some(ahead), "at its time it is like any other");
+    let running = run(now() + years, None);
+    assert_eq!(newest(State::Running, later(3)), Some(running));
 }
 
 #[test]
@@ -401,11 +426,11 @@ fn old_runs_are_forgotten_but_not_what_status_needs() {
     let crm = Name::new("crm").unwrap();
     let key = ScheduleKey { plan: crm.clone(), job: Job::Backup, expression: "x".into() };
     let last_slot = || journal.known(std::slice::from_ref(&key), day(99)).unwrap()[0].last.unwrap();
-    assert_eq!(journal.newest(&[&crm]).unwrap().of(&crm, Job::Drill, State::Failed).unwrap().id, real);
+    assert_eq!(journal.newest(&[&crm], day(99)).unwrap().of(&crm, Job::Drill, State::Failed).unwrap().id, real);
     assert_eq!(last_slot().state, State::Missed);
     // Even if all is old.
     journal.forget(day(9999)).unwrap();
-    assert_eq!(journal.newest(&[&crm]).unwrap().of(&crm, Job::Backup, State::Succeeded).unwrap().started, day(39));
+    assert_eq!(journal.newest(&[&crm], day(99)).unwrap().of(&crm, Job::Backup, State::Succeeded).unwrap().started, day(39));
     assert_eq!(last_slot().slot, day(40));
     assert_eq!(journal.run(live.id).unwrap().state, State::Running);
 }

@@ -218,14 +218,14 @@ fn put(question: &Question, pulse: &Pulse, surroundings: &Surroundings, tell: &d
     let names = |plans: &[Arc<Plan>]| plans.iter().map(|plan| plan.name.clone()).collect::<Vec<Name>>();
     if !question.own.is_empty() {
         let names = names(&question.own);
-        let found =
-            Reports::read(&repository).and_then(|reports| Ok((repository.sound_manifests_of(&names.iter().collect::<Vec<_>>())?, reports)));
+        let found = Reports::read(&repository, asked)
+            .and_then(|reports| Ok((repository.sound_manifests_of(&names.iter().collect::<Vec<_>>())?, reports)));
         match found {
             Ok((found, reports)) => {
                 for (plan, found) in question.own.iter().zip(found) {
                     let stored = found.and_then(|found| {
                         let lock = lapsed_lock(&repository, &found.0, asked)?;
-                        Ok(Stored { lock, ..stored(plan, found, &repository, &reports)? })
+                        Ok(Stored { lock, ..stored(plan, found, &repository, &reports, asked)? })
                     });
                     let stored = stored.map(|stored| Stored { asked: Some(asked), changed: changed.clone(), ..stored });
                     let unasked = |error: Error| Unasked { kind: error.kind(), message: format!("{error:?}"), secret: false };
@@ -272,12 +272,13 @@ fn stored(
     (manifests, damaged): (Vec<Manifest>, Vec<LostManifest>),
     repository: &Repository,
     reports: &Reports,
+    asked: DateTime<Utc>,
 ) -> Result<Stored> {
     let damaged = damaged_warning(&damaged).into_iter().chain(reports.damaged.clone()).collect();
     let about = reports.about(&plan.name, &manifests);
     let mut stored = Stored { manifests, reports: about, standing: Arc::clone(&reports.standing), damaged, ..Stored::default() };
     for source in plan.sources.iter().filter(|source| source.kind.keeps_log()) {
-        let Some(whole) = newest_whole(plan, &stored) else { break };
+        let Some(whole) = newest_whole(plan, &stored, asked) else { break };
         match reach(&repository.log(&plan.name, &source.name), &source.name, whole) {
             Ok(found) => stored.reaches.extend(found.map(|reach| (source.name.clone(), reach))),
             Err(error) if error.kind() == Kind::Damaged => stored.damaged.push(format!("the log of source {}: {error:?}", source.name)),

@@ -46,12 +46,12 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     let without_gap = stored.and_then(|stored| stored.manifests.iter().filter(|m| gaps(plan, m).is_empty()).map(|m| m.time).max());
     let gone_back = stored.and_then(|stored| gone_back(stored, journal_backup?));
     let last_success = without_gap.max(whole_run.filter(|_| gone_back.is_none()).and_then(|run| run.ended));
-    let whole = stored.and_then(|stored| newest_whole(plan, stored));
+    let whole = stored.and_then(|stored| newest_whole(plan, stored, now));
     let whole_point = whole.map(|manifest| manifest.time).max(whole_later.map(|run| run.started));
     let data_loss_ms = whole_point.and_then(|point| select::age_ms(point, now));
-    let drills = stored.map(|stored| drills(plan, stored)).unwrap_or_default();
+    let drills = stored.map(|stored| drills(plan, stored, now)).unwrap_or_default();
     let recovery_time_ms = drills.iter().rev().find_map(|(_, drill)| measured_ms(plan, drill.as_ref()?));
-    let proven = stored.and_then(|stored| select::latest_proven(&stored.manifests, &stored.reports));
+    let proven = stored.and_then(|stored| select::latest_proven(&stored.manifests, &stored.reports, now));
 
     if recovery_point.is_none() && stored.is_some() {
         problems.push(Problem::new(ProblemKind::NeverBackedUp, "there is no snapshot: nothing can be restored"));
@@ -59,6 +59,8 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     // A later one that is incomplete says so by its run.
     problems.extend(newest.filter(|_| backup_later.is_none()).and_then(|newest| incomplete(plan, newest)));
     problems.extend(clock(stored.map_or(&[], |stored| &stored.manifests), recovery_point, now));
+    problems.extend(newest.and_then(|newest| clock_behind(newest, now)));
+    problems.extend(stored.into_iter().flat_map(|stored| misdated(plan, stored, now)));
     problems.extend(facts.overdue.iter().map(|(job, due)| overdue(*job, *due, &facts.running)));
     problems.extend(facts.running.iter().filter_map(|run| too_long(run, &facts.usual, now)));
     // The newest snapshot says itself what it lacks.
@@ -104,7 +106,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
         whole_snapshot: whole_later.and_then(|run| run.snapshot.clone()).or_else(|| whole.map(|manifest| manifest.id.to_string())),
         whole_point,
         snapshots: stored.map_or(0, |stored| u64::try_from(stored.manifests.len()).unwrap_or(u64::MAX)),
-        restorable_from: stored.and_then(|stored| oldest_whole(plan, stored)).or(whole_point),
+        restorable_from: stored.and_then(|stored| oldest_whole(plan, stored, now)).or(whole_point),
         restorable_to: whole_point,
         bytes_source: whole.map(bytes),
         data_loss_ms,
@@ -231,9 +233,14 @@ fn too_old_soon(plan: &Plan, whole_point: Option<DateTime<Utc>>, facts: &Facts, 
     ))
 }
 
-/// The drills of the plan, oldest first; the document is `None` where it is of a later version than this program can read.
-fn drills<'a>(plan: &Plan, stored: &'a Stored) -> Vec<(&'a ReportRecord, Option<DrillReport>)> {
-    let own = |record: &&ReportRecord| record.kind == ReportKind::Drill && record.plan.as_deref() == Some(plan.name.as_str());
+/// The drills of the plan, oldest first, without those that passed at a moment that has not been yet; the document is `None` where it is of a later version than
+/// this program can read.
+fn drills<'a>(plan: &Plan, stored: &'a Stored, now: DateTime<Utc>) -> Vec<(&'a ReportRecord, Option<DrillReport>)> {
+    let own = |record: &&ReportRecord| {
+        record.kind == ReportKind::Drill
+            && record.plan.as_deref() == Some(plan.name.as_str())
+            && !(record.passed && select::is_misdated(record.id, record.time, now))
+    };
     stored
         .reports
         .iter()
@@ -257,22 +264,22 @@ fn gaps(plan: &Plan, manifest: &Manifest) -> Vec<String> {
 
 /// The newest that lacks no content and is not known to be damaged. A source that the plan got after the last whole one counts: there is no
 /// snapshot that has it.
-pub(in crate::daemon::status) fn newest_whole<'a>(plan: &Plan, stored: &'a Stored) -> Option<&'a Manifest> {
+pub(in crate::daemon::status) fn newest_whole<'a>(plan: &Plan, stored: &'a Stored, now: DateTime<Utc>) -> Option<&'a Manifest> {
     let whole = |manifest: &&Manifest| {
         !backup::lacks_content(&manifest.sources)
             && without(plan, manifest).next().is_none()
-            && damage::of_snapshot(&stored.reports, &stored.standing, manifest.id).is_none()
+            && damage::of_snapshot(&stored.reports, &stored.standing, manifest.id, now).is_none()
     };
     let newest = select::latest(&stored.manifests).filter(whole);
     newest.or_else(|| stored.manifests.iter().filter(whole).max_by_key(|manifest| (manifest.time, manifest.id)))
 }
 
 /// The moment of the oldest that is whole in this sense.
-fn oldest_whole(plan: &Plan, stored: &Stored) -> Option<DateTime<Utc>> {
+fn oldest_whole(plan: &Plan, stored: &Stored, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let whole = |manifest: &&Manifest| {
         !backup::lacks_content(&manifest.sources)
             && without(plan, manifest).next().is_none()
-            && damage::of_snapshot(&stored.reports, &stored.standing, manifest.id).is_none()
+            && damage::of_snapshot(&stored.reports, &stored.standing, manifest.id, now).is_none()
     };
     stored.manifests.iter().filter(whole).map(|manifest| manifest.time).min()
 }
@@ -299,6 +306,39 @@ fn clock(manifests: &[Manifest], recovery_point: Option<DateTime<Utc>>, now: Dat
         ProblemKind::Clock,
         format!("a snapshot is of {}, and now is {}: {whose} wrong{unknown}", select::moment(moment), select::moment(now)),
     ))
+}
+
+/// The last snapshot was made while the clock of its host was behind: what the plan has is newer than it looks.
+fn clock_behind(newest: &Manifest, now: DateTime<Utc>) -> Option<Problem> {
+    let at_least = select::clock_was_behind(newest, now)?;
+    Some(Problem::new(
+        ProblemKind::Clock,
+        format!(
+            "the last snapshot ({}) is dated {}, and one that was committed before it {}: the clock of {} that made it is behind, or that of the other one was ahead",
+            newest.id,
+            select::moment(newest.time),
+            select::moment(at_least),
+            newest.host
+        ),
+    ))
+}
+
+/// The last verification, or drill of the plan, is of a moment that has not been yet: what it found sound does not count, until then or until there is another one.
+fn misdated(plan: &Plan, stored: &Stored, now: DateTime<Utc>) -> Vec<Problem> {
+    let is_own = |record: &&ReportRecord| record.kind == ReportKind::Verify || record.plan.as_deref() == Some(plan.name.as_str());
+    let told = |(kind, job): (ReportKind, Job)| {
+        let of_kind = stored.reports.iter().map(AsRef::as_ref).filter(is_own).filter(|record| record.kind == kind);
+        let last = of_kind.max_by_key(|record| record.id).filter(|record| select::is_misdated(record.id, record.time, now))?;
+        let message = format!(
+            "the last {} (report {}) is dated {}, and now is {}: the clock of the host that ran it was wrong; what it found sound does not count, run another one",
+            job.word(),
+            last.id,
+            select::moment(last.time),
+            select::moment(now)
+        );
+        Some(Problem::of(ProblemKind::Clock, job, message))
+    };
+    [(ReportKind::Verify, Job::Verify), (ReportKind::Drill, Job::Drill)].into_iter().filter_map(told).collect()
 }
 
 /// A run in the way does not excuse what did not start: it may hang.
@@ -405,7 +445,7 @@ fn drill_problems(facts: &Facts, stored: Option<&Stored>, drills: &[(&ReportReco
 
 fn standing_damage(stored: &Stored) -> Option<Problem> {
     let standing = &stored.standing;
-    let last = standing.iter().max_by_key(|damage| (damage.time, damage.report))?;
+    let last = standing.iter().max_by_key(|damage| damage.report)?;
     let own = stored.manifests.iter().filter(|m| standing.iter().any(|damage| damage.finding.snapshots.contains(&m.id))).count();
     let message = format!(
         "verification found damage in {} that none as deep has found sound since; harmed snapshots of this plan: {own}; {} is {} (report {} of {})",

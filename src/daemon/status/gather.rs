@@ -159,7 +159,7 @@ pub(in crate::daemon::status) fn without_journal(plan: &Plan, stored: Option<&St
     let mut facts = Facts::default();
     for (job, schedule) in schedules(plan) {
         facts.next.extend(schedule.next_after(now).map(|at| (job, at)));
-        let since = stored.and_then(|stored| last_stored(job, stored));
+        let since = stored.and_then(|stored| last_stored(job, stored, now));
         facts.overdue.extend(since.and_then(|since| waits(plan, schedule, since, now)).map(|slot| (job, slot)));
     }
     facts
@@ -171,11 +171,12 @@ fn waits(plan: &Plan, schedule: &Schedule, since: DateTime<Utc>, now: DateTime<U
     Slots::next_after(schedule, since).filter(|slot| *slot + jitter + OVERDUE < now)
 }
 
-/// When the repository says that such a job was last done for the plan.
-fn last_stored(job: Job, stored: &Stored) -> Option<DateTime<Utc>> {
-    let report = |kind| stored.reports.iter().filter(|report| report.kind == kind).map(|report| report.time).max();
+/// When the repository says that such a job was last done for the plan, of moments that have been.
+fn last_stored(job: Job, stored: &Stored, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let has_been = |time: &DateTime<Utc>| !select::is_to_come(*time, now);
+    let report = |kind| stored.reports.iter().filter(|report| report.kind == kind).map(|report| report.time).filter(has_been).max();
     match job {
-        Job::Backup => stored.manifests.iter().map(|manifest| manifest.time).max(),
+        Job::Backup => stored.manifests.iter().map(|manifest| manifest.time).filter(has_been).max(),
         Job::Drill => report(ReportKind::Drill),
         Job::Verify => report(ReportKind::Verify),
         _ => None,
@@ -219,5 +220,5 @@ pub(in crate::daemon::status) fn journal_facts(plan: &Plan, heard: &Heard, store
 /// that was lost) by the repository: that nobody runs it at all must be seen too.
 fn followed_since(job: Job, known: &Known, facts: &Facts, stored: Option<&Stored>, now: DateTime<Utc>) -> DateTime<Utc> {
     let last_backup = || facts.last_backup.as_ref().filter(|_| job == Job::Backup).map(|run| run.started);
-    known.since.or_else(last_backup).or_else(|| stored.and_then(|stored| last_stored(job, stored))).unwrap_or(now)
+    known.since.or_else(last_backup).or_else(|| stored.and_then(|stored| last_stored(job, stored, now))).unwrap_or(now)
 }

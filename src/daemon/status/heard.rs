@@ -37,7 +37,7 @@ impl Heard {
             of_plan.entry(key.plan).or_default().push((key.job, known));
         }
         let held = if journal.is_shared() { journal.held_here(&streams(plans), now)? } else { BTreeMap::new() };
-        Ok(Self { newest: journal.newest(&names)?, broken: journal.broken()?, schedules: of_plan, held })
+        Ok(Self { newest: journal.newest(&names, now)?, broken: journal.broken()?, schedules: of_plan, held })
     }
 
     /// The schedules of a plan, as they were when this was asked.

@@ -3,6 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
+
 use crate::error::Result;
 use crate::id::{Name, SnapshotId};
 use crate::ops::damage::{self, Damage};
@@ -11,7 +13,7 @@ use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
 
 /// The reports of one repository.
 pub(super) struct Reports {
-    /// Oldest first.
+    /// Oldest first, by their ids.
     all: Vec<Arc<ReportRecord>>,
     /// Places in `all`: of verifications, and of drills by plan and by snapshot.
     verifications: Vec<usize>,
@@ -23,20 +25,25 @@ pub(super) struct Reports {
 }
 
 impl Reports {
-    /// Reads them.
+    /// Reads them; `now`: those that are dated later find nothing sound.
     ///
     /// # Errors
     /// When the store cannot be asked.
-    pub(super) fn read(repository: &Repository) -> Result<Self> {
+    pub(super) fn read(repository: &Repository, now: DateTime<Utc>) -> Result<Self> {
         let (all, damaged) = repository.sound_reports(None)?;
-        let mut standing = damage::standing(&all, None);
+        let mut standing = damage::standing(&all, None, now);
         if !standing.is_empty() {
             // What plans have matters only where something was found; where not all of it can be read, nothing counts as gone.
             let (manifests, lost) = repository.sound_manifests(None)?;
             if lost.is_empty() {
                 let existing: BTreeSet<SnapshotId> = manifests.iter().map(|manifest| manifest.id).collect();
-                standing = damage::standing(&all, Some(&existing));
+                standing = damage::standing(&all, Some(&existing), now);
             }
+        }
+        let pieces: BTreeSet<String> = standing.iter().filter_map(Damage::piece).map(str::to_owned).collect();
+        if !pieces.is_empty() {
+            let there = repository.pieces_there(&pieces.iter().map(String::as_str).collect())?;
+            standing.retain(|damage| damage.piece().is_none_or(|piece| there.contains(piece)));
         }
         Ok(Self::of(all, standing, damaged_reports_warning(&damaged)))
     }
@@ -71,8 +78,6 @@ impl Reports {
 
 #[cfg(test)]
 mod tests {
-    use chrono::{DateTime, Utc};
-
     use super::*;
     use crate::daemon::status::tests::{drill, manifest, verify};
 

@@ -85,7 +85,7 @@ pub(super) fn verify(time: &str, percent: Option<u8>, harmed: &[SnapshotId]) -> 
 
 fn facts(manifests: &[Manifest], reports: &[ReportRecord]) -> Facts {
     let existing = manifests.iter().map(|manifest| manifest.id).collect();
-    let standing = Arc::new(crate::ops::damage::standing(reports, Some(&existing)));
+    let standing = Arc::new(crate::ops::damage::standing(reports, Some(&existing), at("12:00:00")));
     let reports = reports.iter().cloned().map(Arc::new).collect();
     let stored = Stored { manifests: manifests.to_vec(), reports, standing, ..Stored::default() };
     Facts { repository: Some(Ok(Arc::new(stored))), ..Facts::default() }
@@ -300,7 +300,7 @@ fn an_answer_that_is_older_than_the_last_runs_is_made_up_by_what_the_journal_say
     // The snapshot was committed before it was asked, and the run closed after: the repository knows best.
     let harmed = stored("11:00:00", &[&incomplete, &new]);
     let Some(Ok(repository)) = &harmed.repository else { panic!() };
-    let damage = crate::ops::damage::standing(&[verify("10:50:00", Some(100), &[new.id])], None);
+    let damage = crate::ops::damage::standing(&[verify("10:50:00", Some(100), &[new.id])], None, at("12:00:00"));
     let repository = Stored { standing: Arc::new(damage), ..Stored::clone(repository) };
     let status = judged(&Facts { repository: Some(Ok(Arc::new(repository))), ..harmed });
     assert_ne!(status.whole_snapshot, Some(new.id.to_string()), "{status:?}");
@@ -312,6 +312,36 @@ fn an_answer_that_is_older_than_the_last_runs_is_made_up_by_what_the_journal_say
     let status = judged(&Facts { last: vec![backup.clone(), run.clone()], failed_drill: Some(run), ..known });
     let told: Vec<&str> = status.problems.iter().filter(|one| one.kind == "drill-failed").map(|one| one.message.as_str()).collect();
     assert!(told.len() == 2 && told[1].contains("was not looked for yet"), "{told:?}");
+}
+
+#[test]
+fn a_report_of_the_future_proves_nothing_and_is_told_until_there_is_another_one() {
+    let made = manifest("10:30:00", "db", &[]);
+    let ahead = |record: ReportRecord| ReportRecord { time: record.time + chrono::TimeDelta::days(3653), ..record };
+    let clocks = |status: &PlanStatus| kinds(status).into_iter().filter(|kind| *kind == "clock").count();
+    let mut reports =
+        vec![verify("10:40:00", Some(100), &[made.id]), ahead(drill("10:50:00", made.id, true)), ahead(verify("10:51:00", Some(100), &[]))];
+    let status = judged(&facts(std::slice::from_ref(&made), &reports));
+    assert_eq!((status.proven_at, status.recovery_time_ms, clocks(&status)), (None, None, 2), "{status:?}");
+    assert!(message(&status, "clock").contains("the last verify") && message(&status, "clock").contains("does not count"), "{status:?}");
+    assert!(["never-proven", "damaged"].iter().all(|kind| kinds(&status).contains(kind)), "{status:?}");
+    reports.extend([verify("11:00:00", Some(100), &[]), drill("11:10:00", made.id, true)]);
+    let status = judged(&facts(std::slice::from_ref(&made), &reports));
+    assert_eq!((status.proven_at, clocks(&status)), (Some(at("11:10:00")), 0), "{status:?}");
+    assert!(!kinds(&status).contains(&"damaged"), "{status:?}");
+}
+
+#[test]
+fn a_last_snapshot_by_a_clock_that_is_behind_is_told() {
+    let first = manifest("10:30:00", "db", &[]);
+    let mut last = manifest("10:40:00", "db", &[]);
+    last.parents = vec![crate::repo::Parent { id: first.id, hash: String::new() }];
+    let told = |last: &crate::repo::Manifest| judged(&facts(&[first.clone(), last.clone()], &[]));
+    assert!(!kinds(&told(&last)).contains(&"clock"));
+    last.time -= chrono::TimeDelta::days(2000);
+    last.started = last.time;
+    let status = told(&last);
+    assert!(message(&status, "clock").contains("committed before it 2026-11-20T10:40:00Z"), "{status:?}");
 }
 
 #[test]

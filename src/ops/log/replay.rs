@@ -382,8 +382,9 @@ struct Survey {
 fn survey(job: &Job, all: &[Manifest], wanted: &Wanted, sources: &[String], reports: &[ReportRecord]) -> Result<Option<Survey>> {
     let Some(source) = telling(all, wanted, sources).and_then(|telling| one_source(telling, sources)) else { return Ok(None) };
     let log = job.repository.log(&job.plan, &source);
-    let standing = damage::standing(reports, None);
-    let sound: Vec<&Manifest> = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id).is_none()).collect();
+    let now = job.clock.now();
+    let standing = damage::standing(reports, None, now);
+    let sound: Vec<&Manifest> = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id, now).is_none()).collect();
     let (view, damaged) = view(&log, &sound, &source)?;
     Ok(view.map(|view| Survey { source, log, view, damaged }))
 }
@@ -444,8 +445,9 @@ pub(in crate::ops) fn locate_set(
     if wanted.len() < 2 {
         return Ok(None);
     }
-    let standing = damage::standing(reports, None);
-    let sound: Vec<&Manifest> = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id).is_none()).collect();
+    let now = job.clock.now();
+    let standing = damage::standing(reports, None, now);
+    let sound: Vec<&Manifest> = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id, now).is_none()).collect();
     let has_all = |m: &&Manifest| wanted.iter().all(|want| m.sources.iter().any(|has| has.name == want.name && has.kind == want.kind));
     let mut before: Vec<&Manifest> = sound.iter().copied().filter(has_all).filter(|m| m.time <= time).collect();
     before.sort_by_key(|m| std::cmp::Reverse((m.time, m.id)));
@@ -572,8 +574,9 @@ pub(in crate::ops) fn towards(
     let [record] = wanted.sources.as_slice() else { return Ok(None) };
     let Some(base) = Some(record).filter(|record| can_have_log(record)).and_then(|record| base_of(wanted, record)) else { return Ok(None) };
     let Some(restore_point) = base.restore_point.clone() else { return Ok(None) };
-    let standing = damage::standing(reports, None);
-    let sound: Vec<&Manifest> = manifests.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id).is_none()).collect();
+    let now = job.clock.now();
+    let standing = damage::standing(reports, None, now);
+    let sound: Vec<&Manifest> = manifests.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id, now).is_none()).collect();
     let (view, _) = view(&job.repository.log(&job.plan, &record.name), &sound, &record.name)?;
     let Some(view) = view else { return Ok(None) };
     // Where a table has no fingerprint, a comparison is not whole.

@@ -3,6 +3,8 @@
 
 use std::collections::HashSet;
 
+use chrono::{DateTime, Utc};
+
 use crate::id::SnapshotId;
 use crate::ops::select::{self, Choice, Wanted};
 use crate::ops::verdict::{duration_text, millis};
@@ -20,9 +22,16 @@ pub(super) struct Doubts {
 
 impl Doubts {
     /// `all` and `lost`: the plan's manifests, where they were looked at.
-    pub(super) fn of(manifest: &Manifest, all: &[Manifest], lost: &[LostManifest], reports: &[ReportRecord], choice: &Choice) -> Self {
-        let newer_unread = newer_unread(manifest, all, lost, reports, choice);
-        let damage = known_damage(manifest, all, reports);
+    pub(super) fn of(
+        manifest: &Manifest,
+        all: &[Manifest],
+        lost: &[LostManifest],
+        reports: &[ReportRecord],
+        choice: &Choice,
+        now: DateTime<Utc>,
+    ) -> Self {
+        let newer_unread = newer_unread(manifest, all, lost, reports, choice, now);
+        let damage = known_damage(manifest, all, reports, now);
         let sentences = unread_sentence(manifest, &newer_unread).into_iter().chain(damage).chain(older_complete(manifest, all, choice));
         Self { sentences: sentences.collect(), newer_unread }
     }
@@ -35,13 +44,14 @@ fn newer_unread(
     lost: &[LostManifest],
     reports: &[ReportRecord],
     choice: &Choice,
+    now: DateTime<Utc>,
 ) -> Vec<SnapshotId> {
     let followed: HashSet<SnapshotId> = all.iter().flat_map(|m| m.parents.iter().map(|parent| parent.id)).collect();
     let meant = |id: &SnapshotId| match choice {
         Choice::Latest | Choice::Along { wanted: Wanted::Latest | Wanted::Immediate, .. } => !followed.contains(id),
         // A snapshot is begun before the moment that its content is of.
         Choice::At(wanted) | Choice::Along { wanted: Wanted::Time(wanted), .. } => id.generated().is_none_or(|begun| begun <= *wanted),
-        Choice::LatestProven => select::proven_at(reports, *id).is_some(),
+        Choice::LatestProven => select::proven_at(reports, *id, now).is_some(),
         Choice::Snapshot(_) | Choice::Random { .. } | Choice::Along { .. } => false,
     };
     let mut newer: Vec<SnapshotId> = lost.iter().filter_map(|lost| lost.id).filter(|id| *id > manifest.id).filter(meant).collect();
@@ -63,10 +73,10 @@ fn unread_sentence(manifest: &Manifest, newer: &[SnapshotId]) -> Option<String> 
     ))
 }
 
-fn known_damage(manifest: &Manifest, all: &[Manifest], reports: &[ReportRecord]) -> Option<String> {
-    let standing = damage::standing(reports, None);
-    let known = damage::of_snapshot(reports, &standing, manifest.id)?;
-    let other = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id).is_none()).max_by_key(|m| (m.time, m.id));
+fn known_damage(manifest: &Manifest, all: &[Manifest], reports: &[ReportRecord], now: DateTime<Utc>) -> Option<String> {
+    let standing = damage::standing(reports, None, now);
+    let known = damage::of_snapshot(reports, &standing, manifest.id, now)?;
+    let other = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id, now).is_none()).max_by_key(|m| (m.time, m.id));
     let other = other.map_or_else(String::new, |m| format!("; the newest without known damage is {}", select::describe(m)));
     Some(format!("this snapshot is known to be damaged, so its restore will probably fail: {}{other}", known.describe()))
 }

@@ -20,7 +20,7 @@ pub(super) struct Measurement {
 pub(super) fn measurements(reports: &[ReportRecord], plan: &str, sources: &[SourceRecord]) -> Vec<Measurement> {
     let mut ordered: Vec<&ReportRecord> =
         reports.iter().filter(|r| r.kind == ReportKind::Drill && r.plan.as_deref() == Some(plan)).collect();
-    ordered.sort_by_key(|r| (r.time, r.id));
+    ordered.sort_by_key(|r| r.id);
     let measured: Vec<Measurement> = ordered
         .into_iter()
         .filter_map(|r| {

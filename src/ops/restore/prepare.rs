@@ -33,7 +33,7 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         let manifest = resumed_manifest(job, &left)?;
         check_resumed(job, request, &left, &reports)?;
         let (sound, _) = reports.unwrap_or_default();
-        let doubts = Doubts::of(&manifest, &[], &[], &sound, &Choice::Snapshot(manifest.id.to_string()));
+        let doubts = Doubts::of(&manifest, &[], &[], &sound, &Choice::Snapshot(manifest.id.to_string()), job.clock.now());
         let part = Part { sources: left.sources, only: left.only, moments: left.moments };
         let mut plan = plan_of(job, manifest, &request.to, &part, None, left.recovery, &sound)?;
         plan.log_hole = left.log_hole;
@@ -62,7 +62,7 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
     };
     let Snapshots { all, lost } = snapshots;
     let (sound, damaged_reports) = reports.unwrap_or_default();
-    let doubts = Doubts::of(&manifest, &all, &lost, &sound, &request.choice);
+    let doubts = Doubts::of(&manifest, &all, &lost, &sound, &request.choice, job.clock.now());
     let part = Part { sources, only: request.only.clone(), moments };
     let mut plan = plan_of(job, manifest, &request.to, &part, Some(&request.choice), recovery, &sound)?;
     told.into_iter().chain(hole.clone()).for_each(|warning| plan.tell(warning));

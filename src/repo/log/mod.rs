@@ -16,6 +16,7 @@ mod verify;
 pub use piece::PieceInfo;
 pub use ranges::{LogRun, runs};
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ use known::Known;
 pub(super) use known::decode as decode_known;
 pub(super) use piece::{Label, parse_name};
 use piece::{OpenPiece, stretch_name};
+pub(super) use verify::share_of_piece;
 
 /// The log of one source of a plan.
 #[derive(Clone)]
@@ -87,12 +89,33 @@ pub struct Gap {
 const FACTS_MAX: usize = 64 << 10;
 /// Pieces asked for at a time; the store's own limits bound what is really in flight.
 const REQUESTS: usize = 256;
+/// Whether this is the key of a piece of a log.
+#[must_use]
+pub fn is_piece_key(key: &str) -> bool {
+    let parts: Vec<&str> = key.split('/').collect();
+    matches!(parts.as_slice(), ["logs", _, "pieces", name] if parse_name(name).is_some())
+}
+
 /// Facts that are in memory as they were read.
 const FACTS_BATCH: usize = 4096;
 /// Removals at a time.
 const REMOVALS: usize = 16;
 
 impl Repository {
+    /// Which of these pieces of logs (by their keys) are there. One listing for each log.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub fn pieces_there<'a>(&self, keys: &BTreeSet<&'a str>) -> Result<BTreeSet<&'a str>> {
+        let folders: BTreeSet<&str> = keys.iter().filter_map(|key| Some(key.rsplit_once('/')?.0)).collect();
+        let mut there = BTreeSet::new();
+        for folder in folders {
+            let listed = self.inner.block_on(self.inner.store.list(folder))?;
+            there.extend(listed.iter().filter_map(|object| keys.get(object.key.as_str()).copied()));
+        }
+        Ok(there)
+    }
+
     /// The log of a source. Asks nobody.
     #[must_use]
     pub fn log(&self, plan: &Name, source: &Name) -> Log {

@@ -181,8 +181,7 @@ impl Repository {
         for (chain, log) in logs {
             for piece in &log.pieces {
                 let key = piece_key(chain, piece);
-                // The name says where it is, not what is in it, so its hash decides the share.
-                if in_share(PackId(*blake3::hash(key.as_bytes()).as_bytes()), percent, run) {
+                if in_share(share_of_piece(&key), percent, run) {
                     pieces.push((key, *piece));
                 }
             }
@@ -247,6 +246,11 @@ impl Repository {
 /// left that ends before this one did, nobody can tell that from it. Pure.
 fn is_missing(there: &[PieceInfo], (stream, from, to): Stretch) -> bool {
     !covered(&runs(there), stream, from, to) && there.iter().any(|piece| piece.stream == stream && piece.end < to)
+}
+
+/// What decides in which share a piece is read: its name says where it is, not what is in it, so the hash of its key.
+pub fn share_of_piece(key: &str) -> PackId {
+    PackId(*blake3::hash(key.as_bytes()).as_bytes())
 }
 
 fn piece_key(chain: &str, piece: &PieceInfo) -> String {

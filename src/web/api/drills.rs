@@ -63,7 +63,7 @@ pub(super) async fn list(State(web): State<Arc<Web>>, query: Result<Query<Drills
 fn newest(plan: &Plan, limit: usize, surroundings: &Surroundings) -> Result<Value> {
     let repository = resolve::repository(&plan.repository)?.open(surroundings)?;
     let (mut drills, damaged) = drill::history(&repository, Some(&plan.name))?;
-    drills.sort_by_key(|drill| (drill.time, drill.id));
+    drills.sort_by_key(|drill| drill.id);
     let older = drills.len().saturating_sub(limit);
     drills.drain(..older);
     let damaged: Vec<String> = damaged.iter().map(crate::ops::explain).collect();

@@ -58,7 +58,7 @@ impl Look {
     pub fn take(context: &Context, status: Arc<Status>, intervals: &mut Intervals) -> Result<Self> {
         let plans = context.control.plans();
         let now = context.surroundings.clock.now();
-        let newest = context.journal.newest(&plans.plans.keys().collect::<Vec<&Name>>())?;
+        let newest = context.journal.newest(&plans.plans.keys().collect::<Vec<&Name>>(), now)?;
         // A backup that another machine made counts too.
         let elsewhere: BTreeMap<&str, DateTime<Utc>> =
             status.plans.iter().filter_map(|of| Some((of.name.as_str(), of.last_success?))).collect();
