@@ -142,9 +142,18 @@ def letters_of(data):
     return "".join(ALPHABET[bits >> 5 * (count - 1 - at) & 31] for at in range(count))
 
 
+FORGIVEN = str.maketrans("OIL", "011")
+
+
+def meant(text):
+    """A key as it was meant: without white space and dashes, in capitals, O as 0, I and L as 1."""
+    compact = "".join(c for c in text if not c.isspace() and c != "-")
+    return "".join(c.upper() if c.isascii() else c for c in compact).translate(FORGIVEN)
+
+
 def from_text(prefix, text, length):
-    """The bytes of a key as text. `text` is without white space and dashes, in capitals."""
-    letters = text[len(prefix) :].translate(str.maketrans("OIL", "011"))
+    """The bytes of a key as text. `text` is as `meant` reads it."""
+    letters = text[len(prefix) :]
     count = -(-length * 8 // 5)
     need(len(letters) == count + 4 and all(letter in ALPHABET for letter in letters), f"a text that begins with {prefix} is not whole")
     bits = 0
@@ -351,18 +360,17 @@ class Repository:
     def _unlock(self, passphrase):
         """The key generations of the reader slot that opens, in any order."""
         text = passphrase.rstrip("\r\n")
-        compact = "".join(c for c in text if not c.isspace() and c != "-")
-        compact = "".join(c.upper() if c.isascii() else c for c in compact)
+        compact = meant(text)
         kind, secret = "passphrase", text.encode()
-        if compact.startswith("LBKF1"):
+        if compact.startswith(meant("LBKF1")):
             kind, secret = "key-file", from_text("LBKF1", compact, 32)
-        elif compact.startswith("LBSK1"):
+        elif compact.startswith(meant("LBSK1")):
             kind, secret = "recipient", Hpke(kdf("lifeboat v1 recipient key pair", from_text("LBSK1", compact, 32)))
-        elif "LBSH1-" in text.upper() or compact.startswith("LBSH1"):
-            parts = ["".join(c for c in part if not c.isspace() and c != "-") for part in text.upper().split("LBSH1")[1:]]
+        elif meant("LBSH1") + "-" in text.upper().translate(FORGIVEN) or compact.startswith(meant("LBSH1")):
+            parts = compact.split(meant("LBSH1"))[1:]
             kind, secret = "key-file", combine(["LBSH1" + part[:65] for part in parts])
-        elif compact.startswith("LBRK1") and len(compact[5:].encode()) == 32:
-            secret = ("LBRK1" + compact[5:].translate(str.maketrans("OIL", "011"))).encode()
+        elif compact.startswith(meant("LBRK1")) and len(compact[5:].encode()) == 32:
+            secret = ("LBRK1" + compact[5:]).encode()
         problems, weaker, found = [], None, []
         for name in self.names("keys"):
             if not re.fullmatch("keys/[0-9a-f]{16}", name):

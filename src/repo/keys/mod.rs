@@ -100,17 +100,14 @@ pub struct RecoveryKey(Passphrase);
 
 /// Label of the slot that the recovery key opens.
 pub const RECOVERY_LABEL: &str = "recovery key";
-/// What a recovery key begins with.
-const RECOVERY_PREFIX: &str = "LBRK1-";
-
 impl RecoveryKey {
     /// 160 random bits in base 32, in groups of four.
     fn generate() -> Self {
         let mut random = Zeroizing::new([0u8; 32]);
         getrandom::fill(&mut *random).expect("the operating system's random source works");
-        let mut text = String::from(RECOVERY_PREFIX);
+        let mut text = String::from(Prefix::Recovery.word());
         for (i, byte) in random.iter().enumerate() {
-            if i > 0 && i % 4 == 0 {
+            if i % 4 == 0 {
                 text.push('-');
             }
             text.push(char::from(text::ALPHABET[usize::from(byte & 31)]));
@@ -174,19 +171,9 @@ impl Passphrase {
 /// Recovery keys are read from paper: case, spaces and dashes do not matter, and O, I, L mean 0, 1, 1.
 fn normalise(text: &str) -> Zeroizing<String> {
     let text = text.trim_end_matches(['\n', '\r']);
-    let compact: Zeroizing<String> =
-        Zeroizing::new(text.chars().filter(|c| !c.is_whitespace() && *c != '-').collect::<String>().to_ascii_uppercase());
-    let prefix = RECOVERY_PREFIX.trim_end_matches('-');
-    match compact.strip_prefix(prefix) {
-        Some(rest) if rest.len() == 32 => {
-            let mut out = Zeroizing::new(prefix.to_owned());
-            out.extend(rest.chars().map(|c| match c {
-                'O' => '0',
-                'I' | 'L' => '1',
-                c => c,
-            }));
-            out
-        }
+    let prefix = Prefix::Recovery.word();
+    match text::compact(text).strip_prefix(&**text::forgiven(prefix)) {
+        Some(rest) if rest.len() == 32 => Zeroizing::new(format!("{prefix}{rest}")),
         _ => Zeroizing::new(text.to_owned()),
     }
 }
@@ -709,6 +696,7 @@ impl Keys {
     }
 }
 
+/// See [`Keys::ids_name`].
 fn ids_name_of(key: &[u8; 32]) -> String {
     hex::encode(&blake3::derive_key("lifeboat v1 chunk ids name", key)[..8])
 }
@@ -811,8 +799,11 @@ mod tests {
     #[test]
     fn recovery_keys_survive_being_copied_from_paper() {
         let key = RecoveryKey::generate();
-        let sloppy = key.reveal().to_lowercase().replace('-', " ").replace('0', "o");
-        assert_eq!(normalise(key.reveal()), normalise(&sloppy));
+        for one in ["1", "l", "I"] {
+            let sloppy = key.reveal().to_lowercase().replace('-', " ").replace('0', "o").replace('1', one);
+            assert_eq!(normalise(key.reveal()), normalise(&sloppy), "{sloppy}");
+        }
+        assert!(normalise(key.reveal()).starts_with("LBRK1"));
         assert_eq!(*normalise("An ordinary passphrase\n"), "An ordinary passphrase");
     }
 

@@ -85,7 +85,7 @@ impl Share {
     /// Whether a text holds a share.
     #[must_use]
     pub fn is_in(text: &str) -> bool {
-        Zeroizing::new(text.to_ascii_uppercase()).contains(&format!("{}-", Prefix::Share.word()))
+        text::forgiven(text).contains(&*text::forgiven(&format!("{}-", Prefix::Share.word())))
     }
 
     /// All shares in a text, such as a printed page, or several: the letters of each are in groups of four, joined by dashes or line breaks.
@@ -95,9 +95,9 @@ impl Share {
     pub fn find(text: &str) -> Result<Vec<Self>> {
         let letters = (SHARE_BYTES * 8).div_ceil(5) + 4;
         let mut shares = Vec::new();
-        let upper = Zeroizing::new(text.to_ascii_uppercase());
-        for (at, word) in upper.match_indices(Prefix::Share.word()) {
-            let rest = &upper[at + word.len()..];
+        let meant = text::forgiven(text);
+        for (at, word) in meant.match_indices(&*text::forgiven(Prefix::Share.word())) {
+            let rest = &meant[at + word.len()..];
             // A page names what a share begins with in no other place; letters after the last group are not the share's.
             let mut one = Zeroizing::new(String::from(word));
             one.extend(rest.chars().filter(|c| !c.is_whitespace() && *c != '-').take(letters));
@@ -317,6 +317,12 @@ mod tests {
         let mut twice = one[1].clone();
         twice.value[0] ^= 1;
         assert!(combine(&[one[0].clone(), one[1].clone(), twice]).unwrap_err().to_string().contains("share 2"));
+        // As typed from paper, each on a page with other text around it.
+        let pages: String =
+            one[..3].iter().map(|share| format!("SHARE of a key\n  {}\n", share.reveal().replace("LBSH1-", "lbshl-"))).collect();
+        assert!(Share::is_in(&pages));
+        assert_eq!(Share::find(&pages).unwrap(), one[..3]);
+        assert_eq!(Share::read(&one[0].reveal().replacen('1', "I", 1)).unwrap(), one[0]);
         let mut typo = one[0].reveal().to_string();
         let other = if typo[8..9] == *"Z" { "Y" } else { "Z" };
         typo.replace_range(8..9, other);

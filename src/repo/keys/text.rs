@@ -9,7 +9,7 @@
 //! | `LBPK1-` | the public key of one |
 //! | `LBSH1-` | a share of a key file, see `shares` |
 //!
-//! Reading forgives case, spaces, dashes, and O, I, L for 0, 1, 1. The check finds a mistyped letter (all but one in 2²⁰ of any mistakes).
+//! Reading forgives case, spaces, dashes, and O, I, L for 0, 1, 1, in the prefix too. The check finds a mistyped letter (all but one in 2²⁰ of any mistakes).
 
 use zeroize::Zeroizing;
 
@@ -43,20 +43,24 @@ impl Prefix {
     }
 }
 
-/// Letters without white space and dashes, in capitals.
+/// As it was meant, each character in its place: in capitals, O as 0, I and L as 1. To be compared with what was read the same way.
+pub fn forgiven(text: &str) -> Zeroizing<String> {
+    Zeroizing::new(text.chars().map(forgive).collect())
+}
+
+/// The same without white space and dashes.
 pub fn compact(text: &str) -> Zeroizing<String> {
-    Zeroizing::new(text.chars().filter(|c| !c.is_whitespace() && *c != '-').collect::<String>().to_ascii_uppercase())
+    Zeroizing::new(text.chars().filter(|c| !c.is_whitespace() && *c != '-').map(forgive).collect())
 }
 
 /// What a text says it is.
 pub fn prefix_of(text: &str) -> Option<Prefix> {
     let compact = compact(text);
-    Prefix::ALL.into_iter().find(|prefix| compact.starts_with(prefix.word()))
+    Prefix::ALL.into_iter().find(|prefix| compact.starts_with(&**forgiven(prefix.word())))
 }
 
-/// A letter as it was meant.
-pub fn forgive(letter: char) -> char {
-    match letter {
+fn forgive(letter: char) -> char {
+    match letter.to_ascii_uppercase() {
         'O' => '0',
         'I' | 'L' => '1',
         letter => letter,
@@ -84,10 +88,10 @@ pub fn encode(prefix: Prefix, bytes: &[u8]) -> Zeroizing<String> {
 /// What is wrong with it, without repeating it.
 pub fn decode(prefix: Prefix, text: &str, len: usize) -> Result<Zeroizing<Vec<u8>>, &'static str> {
     let compact = compact(text);
-    let letters = compact.strip_prefix(prefix.word()).ok_or("it does not begin as it should")?;
+    let letters = compact.strip_prefix(&**forgiven(prefix.word())).ok_or("it does not begin as it should")?;
     let wanted = (len * 8).div_ceil(5) + CHECK_LETTERS;
     let mut bits = Zeroizing::new(Vec::with_capacity(wanted));
-    for letter in letters.chars().map(forgive) {
+    for letter in letters.chars() {
         let value = ALPHABET.iter().position(|known| char::from(*known) == letter);
         bits.push(u8::try_from(value.ok_or("it has a character that does not occur in keys")?).unwrap_or(0));
     }
@@ -147,10 +151,15 @@ mod tests {
     fn texts_come_back_however_they_are_typed() {
         for len in [1, 2, 16, 32, 33, 40] {
             let bytes: Vec<u8> = (0..len).map(|i| (i * 37 + 5) as u8).collect();
-            let text = encode(Prefix::KeyFile, &bytes);
-            assert_eq!(*decode(Prefix::KeyFile, &text, len).unwrap(), bytes);
-            let sloppy = text.to_lowercase().replace('-', " ").replace('0', "o").replace('1', "l");
-            assert_eq!(*decode(Prefix::KeyFile, &sloppy.replacen("lbkfl", "lbkf1", 1), len).unwrap(), bytes);
+            for prefix in Prefix::ALL {
+                let text = encode(prefix, &bytes);
+                assert_eq!(*decode(prefix, &text, len).unwrap(), bytes);
+                for one in ["l", "I", "i", "L"] {
+                    // The 1 of the prefix is the first that is mistyped.
+                    let sloppy = text.to_lowercase().replace('-', " ").replace('0', "o").replace('1', one);
+                    assert_eq!((prefix_of(&sloppy), &*decode(prefix, &sloppy, len).unwrap()), (Some(prefix), &bytes), "{sloppy}");
+                }
+            }
         }
     }
 
