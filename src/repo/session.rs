@@ -150,7 +150,8 @@ pub fn publish_tombstones(inner: &Inner, packs: &[PackId], now: DateTime<Utc>) -
 
 impl Repository {
     /// Marks the packs that were found damaged while something was read, as a verification would: no later backup leans on them, and stores
-    /// their content again where the source still has it. Returns how many are marked that were not before.
+    /// their content again where the source still has it. Returns how many are marked that were not before. One that is missing is reused by nobody, and needs
+    /// no mark.
     ///
     /// # Errors
     /// When the store does not take the mark (a credential that only reads): backups may go on reusing them.
@@ -161,6 +162,13 @@ impl Repository {
         }
         let known = read_tombstones(&self.inner).unwrap_or_default();
         packs.retain(|pack| !known.contains(pack));
+        let mut missing = HashSet::new();
+        for pack in &packs {
+            if self.inner.block_on(self.inner.store.head(&pack.key()))?.is_none() {
+                missing.insert(*pack);
+            }
+        }
+        packs.retain(|pack| !missing.contains(pack));
         condemn(&self.inner, &packs, now)?;
         Ok(packs.len())
     }

@@ -31,7 +31,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::{SessionId, SnapshotId};
 use crate::repo::format::{ObjectKind, PackId, PackKind};
-use crate::repo::index::{PackHead, decode_heads};
+use crate::repo::index::{IndexedPack, PackHead, decode_heads};
 use crate::repo::moved::FOLDER;
 use crate::repo::pack::Directory;
 use crate::repo::packs::PackNo;
@@ -147,8 +147,8 @@ const TOMBSTONES_MAX: usize = 32;
 struct Found {
     present: HashMap<PackId, (u64, DateTime<Utc>)>,
     index: IndexHeads,
-    /// Index objects that list packs which are not there and must not be.
-    stale_index: bool,
+    /// Given up, needed by a snapshot, listed and not there.
+    lost: HashSet<PackId>,
 }
 
 /// What the index says of packs.
@@ -160,11 +160,15 @@ struct IndexHeads {
 }
 
 impl Found {
-    fn new(listed: Vec<ObjectInfo>, index: IndexHeads, tombstoned: &HashSet<PackId>) -> Self {
+    fn new(listed: Vec<ObjectInfo>, index: IndexHeads) -> Self {
         let present: HashMap<PackId, (u64, DateTime<Utc>)> =
             listed.into_iter().filter_map(|object| Some((PackId::from_key(&object.key)?, (object.size, object.modified)))).collect();
-        let stale_index = index.heads.keys().any(|pack| !present.contains_key(pack) && tombstoned.contains(pack));
-        Self { present, index, stale_index }
+        Self { present, index, lost: HashSet::new() }
+    }
+
+    /// Whether an index object must not list a pack: it was deleted, and is needed by nobody.
+    fn is_stale(&self, pack: PackId, tombstoned: &HashSet<PackId>) -> bool {
+        tombstoned.contains(&pack) && !self.present.contains_key(&pack) && !self.lost.contains(&pack)
     }
 }
 
@@ -244,14 +248,15 @@ impl Repository {
         );
         let ((moved_before, mut marker), (index, warnings)) = (marked?, index?);
         out.warnings.extend(warnings);
-        let found = Found::new(listed, index, &tombstoned);
-        refuse_lost_records(inner, &marker, &found, &tombstoned)?;
+        let mut found = Found::new(listed, index);
+        found.lost = lost_packs(inner, &marker, &found, &tombstoned)?;
         out.packs = found.present.len() as u64;
         out.bytes = found.present.values().map(|(len, _)| len).sum();
 
         // What is dead, and what is worth rewriting.
         let young = open.iter().map(|session| session.published).min();
         let mut choice = choose(inner, &found, &marker, &tombstoned, young, options, cancel, out)?;
+        self.spare_what_was_lost(&found, &mut choice, out)?;
         let waits = |open: &[SeenSession]| open.iter().map(|session| session.told(options, &marker.commits, now)).collect::<Vec<_>>();
         if !open.is_empty() && !choice.rewrite.is_empty() {
             out.warnings.push(format!(
@@ -374,6 +379,43 @@ impl Repository {
         Ok(open)
     }
 
+    /// Takes out of what is dead whatever may hold what lost packs held: should one have been put together anew, and the record be lost, it is there.
+    fn spare_what_was_lost(&self, found: &Found, choice: &mut Choice, out: &mut Collection) -> Result<(), Unmarked> {
+        let Some(first) = found.lost.iter().min() else { return Ok(()) };
+        let dead: HashSet<PackId> = choice.dead.iter().copied().collect();
+        let (mut held, mut spared) = (HashSet::new(), HashSet::new());
+        self.each_listed(found, &|pack| found.lost.contains(pack), &mut |pack| held.extend(pack.prefixes))?;
+        self.each_listed(found, &|pack| dead.contains(pack), &mut |pack| {
+            if pack.prefixes.iter().any(|id| held.contains(id)) {
+                spared.insert(pack.id);
+            }
+        })?;
+        choice.dead.retain(|pack| !spared.contains(pack));
+        out.warnings.push(format!(
+            "{} ({} in all) is needed by a snapshot and is lost: {} dead packs that may hold the same are kept, as long as the snapshot is there. `lifeboat verify` says what is              harmed, `lifeboat repair` brings it back from a copy",
+            first.key(),
+            found.lost.len(),
+            spared.len()
+        ));
+        Ok(())
+    }
+
+    /// What index objects say of some packs.
+    fn each_listed(&self, found: &Found, wanted: &dyn Fn(&PackId) -> bool, take: &mut dyn FnMut(IndexedPack)) -> Result<(), Unmarked> {
+        let inner = &self.inner;
+        let keys = found.index.objects.iter().filter(|(_, packs)| packs.iter().any(wanted)).map(|(key, _)| key);
+        for key in keys {
+            let packs = inner.block_on(inner.store.get(key)).and_then(|bytes| self.decode_index_object(key, &bytes));
+            // Somebody else's collection has replaced it.
+            let packs = packs.map_err(|error| match error.kind() {
+                Kind::NotFound => Error::new(Kind::Unavailable, "read the index: it changes while it is read").hint("try again"),
+                _ => error,
+            })?;
+            packs.into_iter().filter(|pack| wanted(&pack.id)).for_each(&mut *take);
+        }
+        Ok(())
+    }
+
     /// Packs that no open session can lean on. For the others it is written down whom they wait for.
     fn settled_packs(
         &self,
@@ -413,18 +455,20 @@ struct Choice {
     rewrite: Vec<PackId>,
 }
 
-/// What a snapshot needs, is not there and was given up by an earlier collection can only have been put together anew, and the record of where it is
-/// now is gone. Nothing else leads to that: it would be taken for garbage, and be lost for good.
-fn refuse_lost_records(inner: &Inner, marker: &Marker<'_>, found: &Found, tombstoned: &HashSet<PackId>) -> Result<(), Unmarked> {
+/// What a snapshot needs, is not there and was given up. It was damaged, and then lost; or it was put together anew, and the record of where it is now is gone:
+/// nothing else leads to that, so it would be taken for garbage, and be lost for good. A collection takes a pack out of the index before it deletes it, so of one
+/// that is still listed it is known what it held, see [`Repository::spare_what_was_lost`].
+fn lost_packs(inner: &Inner, marker: &Marker<'_>, found: &Found, tombstoned: &HashSet<PackId>) -> Result<HashSet<PackId>, Unmarked> {
     let needed = marker.marks.packs().map(|pack| inner.packs.get(pack).id);
     let lost: BTreeSet<PackId> = needed.filter(|pack| tombstoned.contains(pack) && !found.present.contains_key(pack)).collect();
-    let Some(first) = lost.first() else { return Ok(()) };
+    let (listed, unlisted): (BTreeSet<PackId>, BTreeSet<PackId>) = lost.into_iter().partition(|pack| found.index.heads.contains_key(pack));
+    let Some(first) = unlisted.first() else { return Ok(listed.into_iter().collect()) };
     Err(Unmarked::Blocked(vec![format!(
         "{} ({} in all) is needed by a snapshot and was given up by an earlier prune: its content was moved, and the record below {FOLDER} that says where \
          to is gone. Bring that record back (an earlier version of the object, another copy of the storage) or, from another repository, the snapshots: \
          `lifeboat verify` names them. Nothing is deleted until then",
         first.key(),
-        lost.len()
+        unlisted.len()
     )]))
 }
 

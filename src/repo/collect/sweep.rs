@@ -30,14 +30,14 @@ impl Repository {
         cancel: &Cancel,
         out: &mut Collection,
     ) -> Result<()> {
-        if dead.is_empty() && !found.stale_index {
+        if dead.is_empty() && !found.index.heads.keys().any(|pack| found.is_stale(*pack, tombstoned)) {
             return Ok(());
         }
         progress.event(Event::Phase { name: "delete", detail: format!("{} packs", dead.len()) });
         progress.event(Event::Total { bytes: 0, items: dead.len() as u64 });
         let gone: HashSet<PackId> = dead.iter().copied().collect();
         // Also what an earlier collection has deleted and somebody listed again.
-        let is_gone = |pack| gone.contains(&pack) || tombstoned.contains(&pack) && !found.present.contains_key(&pack);
+        let is_gone = |pack| gone.contains(&pack) || found.is_stale(pack, tombstoned);
         self.unlist(&is_gone, &found.index.objects, cancel, out)?;
         let keys: Vec<String> = dead.iter().map(PackId::key).collect();
         let mut deleted = self.delete_all(&keys, cancel, out)?.into_iter();

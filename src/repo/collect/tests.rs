@@ -1102,3 +1102,74 @@ fn a_pack_that_a_snapshot_needs_is_missing_whatever_a_record_says() {
         assert!(told, "{found:?}");
     }
 }
+
+/// A pack that is lost harms the snapshots that need it and stops nothing else, whoever has missed it and whatever was noted of it then.
+#[test]
+fn a_lost_pack_that_somebody_missed_stands_in_no_way() {
+    use crate::repo::format::PackId;
+    let bench = Bench::new();
+    let harmed = bench.backup(&one(1, 300));
+    let largest = |bench: &Bench| {
+        let len = |key: &String| bench.runtime.block_on(bench.store.get(key)).unwrap().len();
+        bench.keys("packs/").into_iter().max_by_key(len).unwrap()
+    };
+    let lost = largest(&bench);
+    let others: Vec<Manifest> = (2..6).map(|seed| bench.backup(&one(seed, 300))).collect();
+    bench.runtime.block_on(bench.store.delete(&lost)).unwrap();
+    let reader = bench.open();
+    let error = restore(&reader, &harmed).unwrap_err();
+    assert!(error.kind() == Kind::Damaged && format!("{error:?}").contains("is missing"), "{error:?}");
+    assert_eq!((reader.condemn_found(Utc::now()).unwrap(), bench.keys("gc/tombstones/")), (0, Vec::new()));
+    remove(&bench.open(), &[&others[0]]).unwrap();
+    let done = collect(&bench.open());
+    assert!(done.blocked.is_empty() && done.packs_deleted >= 1, "{done:?}");
+    // As programs did that marked what is missing, too.
+    crate::repo::session::condemn(&bench.open().inner, &[PackId::from_key(&lost).unwrap()], Utc::now()).unwrap();
+    for removed in &others[1..3] {
+        remove(&bench.open(), &[removed]).unwrap();
+        let done = collect(&bench.open());
+        assert!(done.blocked.is_empty() && done.packs_deleted >= 1, "{done:?}");
+        assert!(done.warnings.iter().any(|told| told.contains(&lost) && told.contains("is lost")), "{done:?}");
+    }
+    assert_eq!(restore(&bench.open(), &others[3]).unwrap(), content(&one(5, 300)));
+    let found = bench.open().verify(crate::repo::VerifyDepth::Structure, &Silent, &Cancel::default()).unwrap().findings;
+    assert!(matches!(found.as_slice(), [one] if one.object == lost && one.kind == "missing" && one.snapshots == [harmed.id]), "{found:?}");
+}
+
+/// A pack that was put together anew looks like a lost one where its record is lost and somebody has listed it again: what took its place stays.
+#[test]
+fn what_may_have_taken_the_place_of_a_lost_pack_is_kept() {
+    let base = noise(77, 8192 * 260);
+    let files = |round| vec![("db", Layout::Pages(8192), &b""[..], generation(&base, round))];
+    let bench = Bench::new();
+    let snapshots: Vec<Manifest> = (0..3).map(|round| bench.backup(&files(round))).collect();
+    let take = |folder: &str| -> Vec<(String, Bytes)> {
+        bench.keys(folder).into_iter().map(|key| (key.clone(), bench.runtime.block_on(bench.store.get(&key)).unwrap())).collect()
+    };
+    let put = |objects: &[(String, Bytes)]| {
+        for (key, bytes) in objects {
+            if !bench.keys(key).contains(key) {
+                bench.runtime.block_on(bench.store.create(key, bytes.clone())).unwrap();
+            }
+        }
+    };
+    let index = take("index/");
+    remove(&bench.open(), &[&snapshots[0], &snapshots[1]]).unwrap();
+    let of_data = CollectOptions { rewrite: &|pack| pack.kind == PackKind::Data && pack.dead_percent() > 0, ..CollectOptions::default() };
+    assert!(collect_with(&bench.open(), &of_data).packs_rewritten >= 1);
+    let records = take("gc/moved/");
+    records.iter().for_each(|(key, _)| bench.runtime.block_on(bench.store.delete(key)).unwrap());
+    put(&index);
+    // More garbage, which goes.
+    let gone = bench.backup(&one(4, 300));
+    bench.backup(&one(5, 300));
+    remove(&bench.open(), &[&gone]).unwrap();
+    for round in 0..2 {
+        let done = collect(&bench.open());
+        assert!(done.blocked.is_empty() && (done.packs_deleted >= 1) == (round == 0), "{done:?}");
+        assert!(done.warnings.iter().any(|told| told.contains("is lost")), "{done:?}");
+    }
+    put(&records);
+    assert_eq!(restore(&bench.open(), &snapshots[2]).unwrap(), content(&files(2)));
+    sound(&bench.open());
+}
