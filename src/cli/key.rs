@@ -253,7 +253,11 @@ fn repack(app: &App, repo: &str) -> Result<Exit> {
             );
         }
         if old > 0 {
-            let _ = writeln!(text, "INCOMPLETE: run it again when no backup is at work: lifeboat key rotate {repo} --repack");
+            let when = if done.waiting_for.is_empty() { "" } else { " when these have ended" };
+            let _ = writeln!(text, "INCOMPLETE: run it again{when}: lifeboat key rotate {repo} --repack");
+            for session in &done.waiting_for {
+                let _ = writeln!(text, "  {session}");
+            }
         }
         text
     })?;

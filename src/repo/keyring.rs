@@ -843,7 +843,7 @@ impl Repository {
     /// `Unavailable`; `WrongKey` from a slot that was left behind. Damaged packs are left out (`verify` finds them).
     pub fn generation_shares(&self) -> Result<Vec<GenerationShare>> {
         let mut shares: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
-        for pack in self.pack_generations()? {
+        for pack in self.pack_generations()?.0 {
             for (number, bytes) in &pack.bytes {
                 let share = shares.entry(*number).or_default();
                 share.1 += bytes;
@@ -863,7 +863,7 @@ impl Repository {
     }
 
     /// Rewrites the packs that hold something of an older generation, so that nothing stays under it but what plans' own keys seal, and
-    /// collects what is dead by then. May be interrupted and called again. Also returns how many packs are there whose generation cannot be
+    /// collects what is dead by then. May be interrupted and called again. Also returns how many packs were there afterwards whose generation cannot be
     /// read: of them nothing is known.
     ///
     /// # Errors
@@ -872,19 +872,18 @@ impl Repository {
         self.require_reader("seal anew what is stored")?;
         self.inner.keys.require_current()?;
         let newest = self.inner.keys.generation;
-        let packs = self.pack_generations()?;
+        let (packs, _) = self.pack_generations()?;
         let old: std::collections::HashSet<_> =
             packs.into_iter().filter(|pack| pack.bytes.keys().any(|number| *number < newest)).map(|pack| pack.id).collect();
         let options = CollectOptions { rewrite: &|pack| old.contains(&pack.id), ..CollectOptions::default() };
         let done = self.collect(&options, now, progress, cancel)?;
-        let known: std::collections::HashSet<_> = self.pack_generations()?.into_iter().map(|pack| pack.id.key()).collect();
-        let listed = self.inner.block_on(self.inner.store.list("packs/"))?;
-        let unread = listed.iter().filter(|object| !known.contains(&object.key)).count() as u64;
+        let (_, unread) = self.pack_generations()?;
         Ok((done, unread))
     }
 
-    /// What each pack is sealed under: bytes by the generation of envelopes (for a pack of nodes and for directories, that of the pack).
-    pub(super) fn pack_generations(&self) -> Result<Vec<PackGenerations>> {
+    /// What each pack is sealed under: bytes by the generation of envelopes (for a pack of nodes and for directories, that of the pack). And how many packs of
+    /// the same listing cannot be read: one that went away since is none of them.
+    pub(super) fn pack_generations(&self) -> Result<(Vec<PackGenerations>, u64)> {
         let inner = &self.inner;
         let listed: Vec<_> = inner
             .block_on(inner.store.list("packs/"))?
@@ -895,31 +894,35 @@ impl Repository {
         let known: KnownGenerations = std::fs::read(&cache).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         let queue = std::sync::Mutex::new(listed.into_iter());
         let next = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-        let found: Vec<Result<Vec<PackGenerations>>> = std::thread::scope(|scope| {
+        let read = |id, len| -> Result<_> { Ok(generations_of(&inner.directory_of_listed(id, len)?.1, inner.pack_generation(id, len)?)) };
+        let found: Vec<Result<(Vec<PackGenerations>, u64)>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..LOOKERS)
                 .map(|_| {
                     scope.spawn(|| {
-                        let mut found = Vec::new();
+                        let (mut found, mut unread) = (Vec::new(), 0);
                         while let Some((id, len)) = next() {
-                            let bytes = match known.get(&hex::encode(id.0)) {
-                                Some(bytes) => bytes.clone(),
-                                None => match inner.directory_of_listed(id, len) {
-                                    Ok((_, directory)) => generations_of(&directory, inner.pack_generation(id, len)?),
-                                    Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => continue,
-                                    Err(e) => return Err(e),
-                                },
+                            let bytes = match known.get(&hex::encode(id.0)).cloned().map_or_else(|| read(id, len), Ok) {
+                                Ok(bytes) => bytes,
+                                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NotFound) => {
+                                    // A collection beside this one may have deleted it since the listing.
+                                    unread += u64::from(inner.block_on(inner.store.head(&id.key()))?.is_some());
+                                    continue;
+                                }
+                                Err(e) => return Err(e),
                             };
                             found.push(PackGenerations { id, bytes });
                         }
-                        Ok(found)
+                        Ok((found, unread))
                     })
                 })
                 .collect();
             threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::new(Kind::Bug, "a thread panicked")))).collect()
         });
-        let mut packs = Vec::new();
+        let (mut packs, mut unread) = (Vec::new(), 0);
         for some in found {
-            packs.extend(some?);
+            let (some, of_some) = some?;
+            packs.extend(some);
+            unread += of_some;
         }
         packs.sort_by_key(|pack| pack.id);
         let known: BTreeMap<String, &BTreeMap<u16, u64>> = packs.iter().map(|pack| (hex::encode(pack.id.0), &pack.bytes)).collect();
@@ -929,7 +932,7 @@ impl Repository {
         {
             tracing::debug!(%error, "what packs are sealed under was not kept");
         }
-        Ok(packs)
+        Ok((packs, unread))
     }
 }
 

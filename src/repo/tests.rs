@@ -11,7 +11,8 @@ use crate::entry::{Entry, EntryKind, Layout, Order};
 use crate::event::{Cancel, Silent};
 use crate::id::Name;
 use crate::repo::seen::SeenLedger;
-use crate::store::faults::{self, Faults, When};
+use crate::store::Verb;
+use crate::store::faults::{self, Effect, Faults, Rule, When};
 
 mod copy;
 pub(super) mod keys;

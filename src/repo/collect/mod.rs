@@ -119,7 +119,7 @@ pub struct Collection {
     pub packs_rewritten: u64,
     /// Written for them.
     pub bytes_moved: u64,
-    /// Sessions that stand in the way: whose they are, and until when they are waited for.
+    /// Sessions that something of this waits for: whose they are, and until when they are waited for.
     pub waiting_for: Vec<String>,
     /// Sessions that were fenced: their backups, if they still run, will fail at their end.
     pub fenced: Vec<String>,
@@ -258,16 +258,19 @@ impl Repository {
         let mut choice = choose(inner, &found, &marker, &tombstoned, young, options, cancel, out)?;
         self.spare_what_was_lost(&found, &mut choice, out)?;
         let waits = |open: &[SeenSession]| open.iter().map(|session| session.told(options, &marker.commits, now)).collect::<Vec<_>>();
-        if !open.is_empty() && !choice.rewrite.is_empty() {
+        let is_held_up = !open.is_empty() && !choice.rewrite.is_empty();
+        if is_held_up {
             out.warnings.push(format!(
-                "{} partly dead packs are not rewritten yet: that waits for {}",
+                "{} packs are not rewritten yet: that waits for {}",
                 choice.rewrite.len(),
                 waits(&open).join("; and for ")
             ));
             choice.rewrite.clear();
         }
-        if options.dry_run {
+        if options.dry_run || is_held_up || out.packs_young > 0 {
             out.waiting_for = waits(&open);
+        }
+        if options.dry_run {
             return Ok(());
         }
 
@@ -301,7 +304,7 @@ impl Repository {
             choice.dead.iter().copied().filter(|pack| !kept.contains(pack)).partition(|pack| settled.contains(pack));
         out.packs_waiting = waiting.len() as u64;
         out.bytes_waiting = waiting.iter().filter_map(|pack| found.present.get(pack)).map(|(len, _)| len).sum();
-        if !waiting.is_empty() {
+        if !waiting.is_empty() || choice.rewrite.iter().any(|pack| !settled.contains(pack)) {
             out.waiting_for = open.iter().map(|session| session.told(options, &marker.commits, now)).collect();
         }
 

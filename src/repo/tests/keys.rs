@@ -461,6 +461,22 @@ fn a_plan_with_its_own_key_can_be_destroyed_alone() {
         assert!(format!("{error:?}").contains("plan hr's data was destroyed"), "{error:?}");
     }
     assert_eq!(log(&reader, &hr).read(&hr_piece).unwrap_err().kind(), Kind::NoRecoveryPoint);
+    // Everybody knows which they are, and when it was done, without reading any of it: by the record of the key alone.
+    let janitor = Passphrase::new("some words of a janitor");
+    bench.open().add_key("janitor", Role::Maintainer, &janitor, Utc::now()).unwrap();
+    for repository in [bench.open(), writer(), open_with(&bench, &janitor).unwrap()] {
+        let at: Vec<_> = [&own, &again, &later].map(|manifest| repository.destroyed_at(manifest)).into_iter().collect();
+        assert!(at.iter().all(Option::is_some), "{:?}: {at:?}", repository.role());
+        assert_eq!(repository.require_content(&own).unwrap_err().kind(), Kind::NoRecoveryPoint);
+        assert_eq!([&before, &neighbour].map(|manifest| repository.destroyed_at(manifest)), [None, None], "{:?}", repository.role());
+        for (plan, piece) in [(&hr, Some(hr_piece)), (&crm, None)] {
+            let log = log(&repository, plan);
+            // From the store, and then from what was kept.
+            for _ in 0..2 {
+                assert_eq!(log.destroyed(&log.listed().unwrap()).unwrap().into_iter().collect::<Vec<_>>(), Vec::from_iter(piece));
+            }
+        }
+    }
     for manifest in [&before, &neighbour] {
         assert_eq!(restore(&reader, manifest).unwrap(), expected(&small()), "all others live on");
     }
@@ -474,12 +490,64 @@ fn a_plan_with_its_own_key_can_be_destroyed_alone() {
     bench.open().make_plan_key(&hr, Utc::now()).unwrap();
     let fresh = backup_as(&writer(), &hr, &small()).unwrap();
     assert_eq!(restore(&bench.open(), &fresh).unwrap(), expected(&small()));
+    assert_eq!((bench.open().destroyed_at(&fresh), bench.open().destroyed_at(&own).is_some()), (None, true));
+    // What has no content has lost none.
+    let none: [TestFile; 1] = [("empty", Layout::Content, b"", Vec::new())];
+    let empty = backup_as(&writer(), &hr, &none).unwrap();
+    bench.open().erase_plan(&hr, Utc::now()).unwrap();
+    assert_eq!((bench.open().destroyed_at(&empty), bench.open().destroyed_at(&fresh).is_some()), (None, true));
+    assert_eq!(restore(&bench.open(), &empty).unwrap(), expected(&none));
+    bench.open().make_plan_key(&hr, Utc::now()).unwrap();
+    let fresh = backup_as(&writer(), &hr, &small()).unwrap();
     // A damaged key of a plan: nothing is written rather than under a wrong key, and others are restored.
-    delete(&bench, "keys/plan-8002");
-    put(&bench, "keys/plan-8002", b"garbage that is long enough to be looked at as an object of some kind, which it is not".to_vec());
+    delete(&bench, "keys/plan-8003");
+    put(&bench, "keys/plan-8003", b"garbage that is long enough to be looked at as an object of some kind, which it is not".to_vec());
     assert_eq!(backup_as(&writer(), &hr, &small()).unwrap_err().kind(), Kind::Damaged);
     assert_eq!(restore(&bench.open(), &fresh).unwrap_err().kind(), Kind::Damaged);
     assert_eq!(restore(&bench.open(), &neighbour).unwrap(), expected(&small()));
+}
+
+/// What a rotation cannot store anew yet is no damage, and whom it waits for is told.
+#[test]
+fn rewriting_beside_backups_takes_nothing_for_damage_and_tells_what_it_waits_for() {
+    let bench = Bench::new();
+    // One that will never end: what it has stored is nobody's yet, and all there is of the old generation.
+    let killed = bench.open();
+    let mut writer = killed.begin(&plan(), Utc::now(), &Cancel::default()).unwrap();
+    let mut tree = writer.tree(&plan(), "files", Order::Tree).unwrap();
+    let own: [TestFile; 1] = [("new", Layout::Content, b"", noise(17, 400_000))];
+    for (entry, bytes) in tree_of(&own) {
+        if tree.add(entry).unwrap() == Added::NeedsContent {
+            tree.content(&mut &bytes[..]).unwrap();
+        }
+    }
+    tree.finish(serde_json::Value::Null).unwrap();
+    writer.settle().unwrap();
+    bench.open().rotate(&passphrase(), &[], false, Utc::now()).unwrap();
+    let retire = || bench.open().retire_generations(Utc::now(), &Silent, &Cancel::default()).unwrap();
+    let old =
+        || bench.open().generation_shares().unwrap().iter().filter(|share| share.generation == 1).map(|share| share.bytes).sum::<u64>();
+    let (held_up, unread) = retire();
+    assert!(unread == 0 && held_up.blocked.is_empty() && old() > 400_000, "{held_up:?}");
+    let told = |done: &Collection| done.waiting_for.len() == 1 && done.waiting_for[0].contains("a backup (sessions/");
+    assert!(told(&held_up), "{held_up:?}");
+    bench.keys("sessions/").iter().for_each(|key| delete(&bench, key));
+    let (done, unread) = retire();
+    assert!(unread == 0 && done.waiting_for.is_empty() && old() == 0, "{done:?}");
+    // A name that is none of a pack is no pack; a pack that cannot be read is damage, and one that is gone by then is not.
+    put(&bench, "packs/ab/strange", "x");
+    assert_eq!(retire().1, 0);
+    delete(&bench, "packs/ab/strange");
+    bench.backup(&[("more", Layout::Content, b"", noise(18, 300_000))]);
+    let largest = data_packs(&bench).into_iter().max_by_key(|key| get(&bench, key).len()).unwrap();
+    let bytes = get(&bench, &largest);
+    delete(&bench, &largest);
+    put(&bench, &largest, bytes[..bytes.len() - 9].to_vec());
+    assert_eq!(retire().1, 1);
+    let faults = Faults::new();
+    faults.add(Rule::on(Verb::Head).below(&largest).always().then(Effect::Hide));
+    let beside = bench.open_on(Store::with_faults(bench.store.clone(), faults));
+    assert_eq!(beside.pack_generations().unwrap().1, 0, "a collection deleted it since the listing");
 }
 
 /// Like a backup that goes on for long: `meanwhile` comes before its commit. What it was told.
