@@ -870,6 +870,30 @@ fn what_was_brought_back_lets_retention_go_on() {
     assert!(world.own.sound.removed(snapshots[1].0).is_none());
 }
 
+/// A hold is of a content: what was brought back is held as long as the damaged one is.
+#[test]
+fn what_was_brought_back_is_held_like_the_damaged_one() {
+    let (world, snapshots) = everything();
+    let (held, content) = &snapshots[0];
+    let nodes = world.own.base.keys().filter(|key| key.starts_with("packs/")).min_by_key(|key| world.own.base[*key].len()).unwrap();
+    prune::hold(&world.own.sound, *held, None, "audit", "a test", world.clock.now()).unwrap();
+    Harm::Cut(30).inflict(&world, nodes);
+    assert_eq!(repair(&world, true).unwrap().exit(), None);
+    let back = stands_for(&world, *held);
+    assert_ne!(back, *held);
+    let list = ops_snapshots::run(&world.own.sound, None, world.clock.now()).unwrap();
+    let shown = list.snapshots.into_iter().find(|one| one.id == back).unwrap().held.unwrap();
+    assert!(shown.contains("audit") && shown.contains(&held.to_string()), "{shown}");
+    world.back_up(&world.own.sound).unwrap();
+    prune(&world, &world.own.sound, 1).unwrap();
+    assert!(world.own.sound.removed(back).is_none());
+    assert!(world.restored(&world.own.sound, back).unwrap() == *content);
+    // It is the damaged one that is held, and released.
+    prune::release(&world.own.sound, *held, "done", "a test", world.clock.now()).unwrap();
+    prune(&world, &world.own.sound, 1).unwrap();
+    assert!(world.own.sound.removed(back).is_some() && world.own.sound.removed(*held).is_some());
+}
+
 /// A half of what the ledger knows of snapshots removed long ago, where the store keeps no versions and there is no copy of the bucket.
 #[test]
 fn a_harmed_volume_of_removed_snapshots_is_made_anew_or_given_up() {

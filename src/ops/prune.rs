@@ -21,7 +21,7 @@ use crate::ops::restore::fallback::original;
 use crate::ops::retention::{self, Candidate, Fate, Rules};
 use crate::ops::verdict::millis;
 use crate::ops::{backup, explain, select};
-use crate::repo::{CollectOptions, Collection, Decision, Hold, Ledger, Locks, Manifest, Repository, Role, beside};
+use crate::repo::{CollectOptions, Collection, Decision, Hold, Ledger, Locks, Manifest, Repository, Role, beside, replacements};
 
 /// Whose snapshots are looked at, and by which rules.
 #[derive(Debug, Clone)]
@@ -371,7 +371,8 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
         }
         Err(error) => return Err(error),
     };
-    let superseded = superseded(&manifests, &judged, ledger, &open, now);
+    let replaces = replacements(&manifests);
+    let superseded = superseded(&manifests, &replaces, &judged, ledger, &open, now);
     let ways = ways(repository, plans, &manifests, &mut planned.blocked)?;
     for PlanRules { plan, rules, zone, logs } in plans {
         // Without rules nothing is ever removed.
@@ -510,6 +511,7 @@ fn is_log_over(
 /// as they are there: what they lead to cannot be told. One that is held stays, and one whose writer may not have heard of its commit.
 fn superseded<'a>(
     manifests: &'a [Manifest],
+    replaces: &BTreeMap<SnapshotId, SnapshotId>,
     judged: &Judged,
     ledger: &Ledger,
     open: &[SnapshotId],
@@ -523,14 +525,17 @@ fn superseded<'a>(
         .filter(|manifest| !is_damaged(manifest.id))
         .filter_map(|manifest| Some((manifest.replaces()?, manifest)))
         .filter(|(id, _)| is_damaged(*id) || !is_read(*id))
-        .filter(|(id, _)| !ledger.is_removed(*id) && ledger.hold(*id, now).is_none() && !open.contains(id))
+        .filter(|(id, _)| !ledger.is_removed(*id) && ledger.hold_in_place(*id, replaces, now).is_none() && !open.contains(id))
         .collect()
 }
 
 /// Snapshots of one plan as retention sees them.
 fn candidates(manifests: &[&Manifest], ledger: &Ledger, judged: &Judged, open: &[SnapshotId], now: DateTime<Utc>) -> Vec<Candidate> {
-    let behind = behind(manifests, now);
-    let of = |manifest: &&Manifest| Candidate { behind: behind.contains(&manifest.id), ..candidate(manifest, ledger, judged, open, now) };
+    let (behind, replaces) = (behind(manifests, now), replacements(manifests.iter().copied()));
+    let of = |manifest: &&Manifest| Candidate {
+        behind: behind.contains(&manifest.id),
+        ..candidate(manifest, &replaces, ledger, judged, open, now)
+    };
     manifests.iter().map(of).collect()
 }
 
@@ -558,11 +563,23 @@ fn behind(manifests: &[&Manifest], now: DateTime<Utc>) -> BTreeSet<SnapshotId> {
     behind
 }
 
-fn candidate(manifest: &Manifest, ledger: &Ledger, judged: &Judged, open: &[SnapshotId], now: DateTime<Utc>) -> Candidate {
+/// Says of a hold that it is of another snapshot, in whose place this one stands.
+pub(in crate::ops) fn in_place_of(hold: &Hold, id: SnapshotId) -> String {
+    if hold.snapshot == id { String::new() } else { format!(", as what stands in the place of snapshot {}", hold.snapshot) }
+}
+
+fn candidate(
+    manifest: &Manifest,
+    replaces: &BTreeMap<SnapshotId, SnapshotId>,
+    ledger: &Ledger,
+    judged: &Judged,
+    open: &[SnapshotId],
+    now: DateTime<Utc>,
+) -> Candidate {
     let Judgement { proven_at, damaged, .. } = judged.of(manifest.id);
-    let held = ledger.hold(manifest.id, now).map(|hold| {
+    let held = ledger.hold_in_place(manifest.id, replaces, now).map(|hold| {
         let until = hold.until.map_or_else(String::new, |until| format!(" until {}", select::moment(until)));
-        format!("{} (by {}{until})", hold.reason, hold.by)
+        format!("{} (by {}{until}){}", hold.reason, hold.by, in_place_of(hold, manifest.id))
     });
     Candidate {
         id: manifest.id,

@@ -10,8 +10,8 @@ use crate::id::{Name, SnapshotId};
 use crate::ops::damage::KnownDamage;
 use crate::ops::judged::{self, Digest, Existing, Judgement};
 use crate::ops::log::replay;
-use crate::ops::{backup, explain, select};
-use crate::repo::{Manifest, ReportRecord, Repository, SourceRecord, beside};
+use crate::ops::{backup, explain, prune, select};
+use crate::repo::{Manifest, ReportRecord, Repository, SourceRecord, beside, replacements};
 
 /// One source of a listed snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,10 +102,11 @@ pub fn run(repository: &Repository, plan: Option<&Name>, now: DateTime<Utc>) -> 
     list.damaged.extend(unread);
     // A ledger that cannot be read is among the damaged.
     if let Ok(ledger) = ledger {
+        let replaces = replacements(&manifests);
         for snapshot in &mut list.snapshots {
-            snapshot.held = ledger.hold(snapshot.id, now).map(|hold| {
+            snapshot.held = ledger.hold_in_place(snapshot.id, &replaces, now).map(|hold| {
                 let until = hold.until.map_or_else(String::new, |until| format!(" until {}", select::moment(until)));
-                format!("{}{until}", hold.reason)
+                format!("{}{until}{}", hold.reason, prune::in_place_of(hold, snapshot.id))
             });
         }
     }

@@ -275,6 +275,21 @@ impl Ledger {
         self.holds.get(&id).filter(|hold| hold.until.is_none_or(|until| now < until))
     }
 
+    /// The same of a snapshot or of one in whose place it stands: what was brought back is held as long as the damaged one was to be. `replaces`: see
+    /// [`replacements`](crate::repo::replacements).
+    #[must_use]
+    pub fn hold_in_place(&self, id: SnapshotId, replaces: &BTreeMap<SnapshotId, SnapshotId>, now: DateTime<Utc>) -> Option<&Hold> {
+        let mut place = Some(id);
+        // As long as the longest chain can be: one that closes a ring leads nowhere.
+        for _ in 0..=replaces.len() {
+            if let Some(hold) = self.hold(place?, now) {
+                return Some(hold);
+            }
+            place = replaces.get(&place?).copied();
+        }
+        None
+    }
+
     fn apply(&mut self, decision: Decision) {
         match decision {
             Decision::Remove { snapshots } => {

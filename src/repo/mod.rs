@@ -81,7 +81,7 @@ pub use removed::{HarmedVolume, is_volume_key};
 pub use repair::{HarmedFiles, IndexRepair};
 pub use report::{ReportKind, ReportRecord};
 pub use session::Decided;
-pub use snapshot::{CopiedFrom, LostManifest, Manifest, Parent, SourceRecord, Stats};
+pub use snapshot::{CopiedFrom, LostManifest, Manifest, Parent, SourceRecord, Stats, replacements};
 pub use totals::{ObjectTotals, Totals};
 pub use verify::{Finding, Verification, VerifyDepth, share_covers};
 pub use write::{Added, BackupWriter, Committed, TreeWriter};

@@ -1,6 +1,6 @@
 //! Snapshot manifests: the commit. Chained per plan by the hashes of their sealed bytes, so one that disappears is noticed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::{self, Write as _};
 
 use chrono::{DateTime, Utc};
@@ -438,6 +438,12 @@ impl Repository {
         let parents = heads.chain(lost).filter(|parent| !named.contains(&parent.id)).collect();
         Ok((parents, newest.into_iter().next().map(|(m, _)| m)))
     }
+}
+
+/// Of these snapshots, each that was brought back, with the damaged one whose place it takes.
+#[must_use]
+pub fn replacements<'a>(manifests: impl IntoIterator<Item = &'a Manifest>) -> BTreeMap<SnapshotId, SnapshotId> {
+    manifests.into_iter().filter_map(|manifest| Some((manifest.id, manifest.replaces()?))).collect()
 }
 
 /// The snapshot that a manifest's key names.
