@@ -1086,6 +1086,40 @@ mod tests {
         assert_eq!(world.segments(), (420..430).collect::<Vec<_>>());
     }
 
+    #[test]
+    fn a_copy_of_a_snapshot_by_a_clock_that_was_behind_is_told_by_the_others() {
+        let world = World::new();
+        let right = [world.back_up(0), world.back_up(1)];
+        let wrong = world.back_up_at(2, world.day(-2200));
+        let last = world.back_up(3);
+        let copied = |manifest: &Manifest, day: i64, repository: &str| {
+            let from = crate::repo::CopiedFrom {
+                repository: repository.into(),
+                snapshot: manifest.id,
+                copied_at: world.day(day),
+                fingerprint_key: String::new(),
+                stands_for: None,
+                owed: vec![],
+                beside: vec![],
+                proven_at: None,
+                replaces: None,
+                replaces_signature: None,
+                unproven: None,
+            };
+            Manifest { id: SnapshotId::generate(world.day(day)), copied_from: Some(from), ..manifest.clone() }
+        };
+        let told = |all: &[Manifest]| behind(&all.iter().collect::<Vec<_>>(), world.day(9));
+        assert_eq!(told(&[right[0].clone(), right[1].clone(), wrong.clone(), last.clone()]), BTreeSet::from([wrong.id]));
+        // Days later, in any order.
+        let mut copies = vec![copied(&last, 6, "a"), copied(&right[0], 7, "a"), copied(&wrong, 8, "a")];
+        assert_eq!(told(&copies), BTreeSet::from([copies[2].id]));
+        assert_eq!(told(&[copied(&last, 6, "b"), copies[2].clone()]), BTreeSet::new(), "places of other repositories say nothing");
+        // What was brought back is dated as it is, and one of the future makes nobody late.
+        copies[2].copied_from.as_mut().unwrap().replaces = Some(wrong.id);
+        let future = world.back_up(4000);
+        assert_eq!(told(&[copies[0].clone(), copies[2].clone(), copied(&future, 9, "a"), world.back_up(5)]), BTreeSet::new());
+    }
+
     /// No other rule reaches as far as the window: what it is to begin with stays until it is as old, and so does the log.
     #[test]
     fn a_window_grows_to_its_length_where_other_rules_keep_less() {

@@ -555,18 +555,22 @@ mod tests {
         if let Some(log) = rules.log.map(|log| chrono::Duration::from_std(log).unwrap()) {
             let base = |s: &Candidate| s.has_log && s.whole && usable(s) && has_been(s);
             let old = |s: &Candidate| base(s) && now - s.time >= log;
-            let begins = |s: &Candidate| match all.iter().any(old) {
-                true => old(s) && !all.iter().any(|other| old(other) && later(other, s)),
-                false => base(s) && !all.iter().any(|other| base(other) && later(s, other)),
+            let begins = |s: &Candidate| {
+                if all.iter().any(old) {
+                    old(s) && !all.iter().any(|other| old(other) && later(other, s))
+                } else {
+                    base(s) && !all.iter().any(|other| base(other) && later(s, other))
+                }
             };
             let first = all.iter().find(|s| begins(s));
             kept |= first.is_some_and(|first| first.id == one.id);
             // What the window goes on with.
             let goes_on = |s: &Candidate| first.is_some_and(|first| base(s) && later(s, first));
             let near = |s: &Candidate| goes_on(s) && first.is_some_and(|first| s.time - first.time <= log);
-            kept |= match all.iter().any(near) {
-                true => near(one) && !all.iter().any(|other| near(other) && later(other, one)),
-                false => goes_on(one) && !all.iter().any(|other| goes_on(other) && later(one, other)),
+            kept |= if all.iter().any(near) {
+                near(one) && !all.iter().any(|other| near(other) && later(other, one))
+            } else {
+                goes_on(one) && !all.iter().any(|other| goes_on(other) && later(one, other))
             };
         }
         kept
