@@ -106,7 +106,7 @@ pub const UNCHANGED_DELETES: u64 = 1;
 pub const UNCHANGED_LISTS: u64 = 11;
 pub const UNCHANGED_READS: u64 = 40;
 /// Lists of a verification and of a prune. Tests hold them (`tests/faults.rs`).
-pub const VERIFY_LISTS: u64 = 18;
+pub const VERIFY_LISTS: u64 = 19;
 pub const PRUNE_LISTS: u64 = 21;
 /// Writes of a prune that removes something and rewrites nothing: the ledger's entry, tombstones, an index object.
 pub const PRUNE_WRITES: u64 = 3;
