@@ -503,7 +503,9 @@ fn prove_all(
     folder: &RunFolder,
     watch: &mut Stopwatch,
 ) -> (Vec<CheckRecord>, Option<u64>) {
-    let (mut checks, mut recovery_ms) = (Vec::new(), Some(watch.elapsed_ms()));
+    // What passes between two phases is the recovery's as well.
+    let mut began_ms = watch.elapsed_ms();
+    let (mut checks, mut recovery_ms) = (Vec::new(), Some(began_ms));
     let (mut fetched, mut phase) = (done.report.phases.as_slice(), "");
     let mut begin = |watch: &mut Stopwatch, name| {
         if phase != name {
@@ -516,14 +518,15 @@ fn prove_all(
     for restored in unfinished.into_iter().chain(finished) {
         let rest = restored.source.unfinished();
         begin(watch, rest.unwrap_or("check"));
-        let (began_ms, mut usable_ms) = (watch.elapsed_ms(), None);
+        let mut usable_ms = None;
         checks.extend(prove(job, restored, selected, folder, &mut || {
-            usable_ms = Some(watch.elapsed_ms());
             begin(watch, "check");
+            usable_ms = Some(watch.elapsed_ms());
         }));
         if rest.is_some() {
             recovery_ms = recovery_ms.zip(usable_ms).map(|(before, usable)| before + (usable - began_ms));
         }
+        began_ms = watch.elapsed_ms();
     }
     (checks, recovery_ms)
 }

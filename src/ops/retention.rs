@@ -52,6 +52,7 @@ impl Rules {
 }
 
 /// A snapshot as retention sees it.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, each asked for by another rule")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     pub id: SnapshotId,

@@ -139,7 +139,7 @@ pub(super) fn history_of(log: &Log, timeline: u32) -> Result<Option<String>> {
 fn before_ancestor(text: &str, ancestor: u32) -> Option<String> {
     let is_it = |line: &&str| line.split_whitespace().next().is_some_and(|number| number.parse() == Ok(ancestor));
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
-    let at = lines.iter().position(|line| is_it(&line))?;
+    let at = lines.iter().position(is_it)?;
     Some(lines[..at].concat())
 }
 

@@ -318,8 +318,11 @@ mod tests {
         twice.value[0] ^= 1;
         assert!(combine(&[one[0].clone(), one[1].clone(), twice]).unwrap_err().to_string().contains("share 2"));
         // As typed from paper, each on a page with other text around it.
-        let pages: String =
-            one[..3].iter().map(|share| format!("SHARE of a key\n  {}\n", share.reveal().replace("LBSH1-", "lbshl-"))).collect();
+        let pages: String = one[..3]
+            .iter()
+            .map(|share| format!("SHARE of a key\n  {}\n", share.reveal().replace("LBSH1-", "lbshl-")))
+            .collect::<Vec<_>>()
+            .concat();
         assert!(Share::is_in(&pages));
         assert_eq!(Share::find(&pages).unwrap(), one[..3]);
         assert_eq!(Share::read(&one[0].reveal().replacen('1', "I", 1)).unwrap(), one[0]);
