@@ -384,7 +384,7 @@ mod tests {
             cost("backup", 30, [2 + 20 + 2, 11, 40 + 20, 1], 0),
             // All of the newest snapshot that is stored: 1000 MiB by 4 MiB. Writes its report.
             cost("drill", 5, [1, 11, 40 + 250, 0], 1000 << 20),
-            cost("verify", 4, [1, 18, 40 + 25, 0], 100 << 20),
+            cost("verify", 4, [1, 19, 40 + 25, 0], 100 << 20),
             // Between two of five prunes there are six backups, each of 20 packs and a manifest: these go, and an index object.
             cost("prune", 5, [3, 21, 40 + 2 + 3, 1 + 6 * 21], 8 << 20),
             cost("copy", 30, [0, 11, 40 + 50, 0], 200 << 20),
