@@ -42,6 +42,15 @@ MANIFEST, VOID, LOG_SIDE, LOG_GAP, LEDGER, MOVED, REMOVED_IDS, PLAN_KEY = 2, 6, 
 OWN_FIRST = 0x8000
 RAW, ZSTD, DELTA, PAGES = 0, 1, 2, 3
 ZERO_NONCE = bytes(12)
+_HEX16, _ULID = "[0-9a-f]{16}", "[0-9a-hjkmnp-tv-z]{26}"
+# Names of objects; what has another name is somebody else's.
+OBJECT = re.compile(
+    rf"format|keys/({_HEX16}(\.[0-9]+-{_HEX16})?|generation-[0-9]+|plan-[0-9a-f]{{4}}(-erased)?)"
+    rf"|packs/(?P<pp>[0-9a-f]{{2}})/(?P=pp)[0-9a-f]{{62}}|index/[0-9a-f]{{64}}"
+    rf"|snapshots/[0-9a-f]{{32}}/{_ULID}|(reports|sessions|key-events|gc/(tombstones|waits|moved))/{_ULID}"
+    rf"|retention/({_HEX16}|(ids|removed)/{_HEX16}-{_HEX16})"
+    rf"|logs/[0-9a-f]{{32}}/((pieces|gaps)/{_HEX16}-{_HEX16}-{_HEX16}|history/[0-9A-Za-z][0-9A-Za-z_.-]*\.history)"
+)
 
 
 class Bad(Exception):
@@ -355,7 +364,7 @@ class Repository:
         for folder, _, files in os.walk(self.path(prefix)):
             inside = os.path.relpath(folder, self.folder).replace(os.sep, "/")
             found += [f"{inside}/{name}" for name in files if "#" not in name]
-        return sorted(found)
+        return sorted(name for name in found if OBJECT.fullmatch(name))
 
     def _unlock(self, passphrase):
         """The key generations of the reader slot that opens, in any order."""
@@ -551,7 +560,7 @@ class Repository:
             entry = json.loads(content)
             need(kind == LEDGER and name == f"retention/{entry['number']:016x}", f"{name}: holds another entry than its name says")
             entries.append((entry, blake3(self.read(name)).hexdigest()))
-        based = [at for at, (entry, _) in enumerate(entries) if entry.get("state") or entry.get("base")]
+        based = [at for at, (entry, _) in enumerate(entries) if self.state(entry) or entry.get("base")]
         entries = entries[based[-1] :] if based else entries
         if not entries:
             return set()
@@ -559,8 +568,8 @@ class Repository:
         need(based or first["number"] == 1, "its first entries are missing")
         for (before, digest), (after, _) in zip(entries, entries[1:]):
             need(after["number"] == before["number"] + 1 and after["previous"] == digest, f"entry {after['number']} follows no other")
-        if first.get("state"):
-            removed = {id for volume in first["state"]["volumes"] for id in self.removed_ids(volume)}
+        if self.state(first):
+            removed = {id for volume in self.state(first)["volumes"] for id in self.removed_ids(volume)}
         else:
             removed = {snapshot["id"] for snapshot in (first.get("base") or {"removed": []})["removed"]}
         for entry, _ in entries:
@@ -570,6 +579,11 @@ class Repository:
             elif decision["action"] == "reinstate":
                 removed -= set(decision["snapshots"])
         return removed
+
+    @staticmethod
+    def state(entry):
+        """All that the entries of the retention ledger before this one say, if it has that."""
+        return entry.get("state") or entry.get("state_with_losses")
 
     def removed_ids(self, volume):
         """Ids of a volume of the retention ledger, as a state lists it."""
@@ -718,11 +732,9 @@ class Repository:
         """(name, stream, start, end) of the pieces of one log, or of all."""
         found = []
         for name in self.names("logs" if chain is None else f"logs/{chain}"):
-            match = re.fullmatch("logs/([0-9a-f]{32})/(pieces|gaps|history)/(.*)", name)
-            need(match, f"{name}: is no name of an object of a log")
-            if match[2] == "pieces":
-                stretch = re.fullmatch("([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})", match[3])
-                need(stretch and stretch[2] < stretch[3], f"{name}: is no name of a piece of a log")
+            stretch = re.fullmatch("logs/[0-9a-f]{32}/pieces/([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})", name)
+            if stretch:
+                need(stretch[2] < stretch[3], f"{name}: is no name of a piece of a log")
                 found.append((name, *(int(part, 16) for part in stretch.groups())))
         return found
 

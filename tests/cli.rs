@@ -311,8 +311,15 @@ fn keys_are_rotated_shared_exported_and_destroyed() {
     let both = std::fs::read_to_string(share(1)).unwrap() + &page;
     assert!(with(&both, &["snapshots", "crm"]).status.success(), "the pages themselves, one after the other");
 
+    // As a tired person types it, the prefix too.
+    std::fs::write(workspace.path("typed.txt"), std::fs::read_to_string(share(1)).unwrap().replace("LBSH1-", "lbshl-")).unwrap();
+    workspace.json(&["key", "combine", &path("typed.txt"), &share(2), "--out", &path("typed.key")], 0);
+
     let paper = workspace.json(&["key", "export", "main", "--paper"], 0);
-    assert!(with(paper["recovery_key"].as_str().unwrap(), &["snapshots", "crm"]).status.success());
+    let key = paper["recovery_key"].as_str().unwrap();
+    for typed in [key.to_owned(), key.replacen('1', "I", 1), key.to_lowercase().replacen('1', "l", 1)] {
+        assert!(with(&typed, &["snapshots", "crm"]).status.success());
+    }
     workspace.json(&["key", "remove", "main", paper["key"]["id"].as_str().unwrap()], 0);
 
     // A rotation that shuts somebody out: the others go on with what they have.
@@ -337,10 +344,10 @@ fn keys_are_rotated_shared_exported_and_destroyed() {
     let refused = workspace.json(&["key", "remove", "main", &own], 2);
     assert!(refused["error"]["hint"].as_str().unwrap().contains(&format!("--confirm {own}")), "{refused}");
     let mut events: Vec<&str> = keys["events"].as_array().unwrap().iter().map(|event| event["event"].as_str().unwrap()).collect();
-    assert_eq!((events[0], events[events.len() - 1]), ("add", "rotate"));
+    assert_eq!((events[0], events[events.len() - 1]), ("init", "rotate"));
     // What one command does has one time.
     events.sort_unstable();
-    assert_eq!(events, ["add", "add", "add", "add", "export", "export", "remove", "rotate"]);
+    assert_eq!(events, ["add", "add", "add", "add", "export", "export", "init", "remove", "rotate"]);
     assert!(keys["events"].as_array().unwrap().iter().all(|event| event["signed"] == true));
 
     // An escrow file brings the repository back when all slots are lost.
@@ -371,6 +378,85 @@ fn keys_are_rotated_shared_exported_and_destroyed() {
     // Not damage; but not all was opened, and that is said.
     assert_eq!(workspace.json(&["verify", "main", "--data"], 3)["findings"], serde_json::json!([]));
     assert!(text(&workspace.run(&["key", "list", "main"]).stdout).contains("DESTROYED"));
+}
+
+#[test]
+fn snapshots_whose_key_was_destroyed_restore_nothing_and_everybody_says_so() {
+    let workspace = Workspace::new("");
+    workspace.write_plan(&format!(
+        "keep = {{ last = 1 }}\n[[plan.crm.copy]]\nto = \"second\"\n[repository.second]\nurl = \"file://{}\"\npassphrase = {{ env = \"CRM_PASSPHRASE\" }}",
+        workspace.path("second").display()
+    ));
+    for repository in ["main", "second"] {
+        workspace.json(&["repo", "init", repository], 0);
+    }
+    let path = |name: &str| workspace.path(name).to_str().unwrap().to_owned();
+    let id = |report: &Value| report["snapshot"].as_str().unwrap().to_owned();
+    let backup = |note: &str| {
+        std::fs::write(workspace.path("crm/attachments/note.txt"), note).unwrap();
+        id(&workspace.backup())
+    };
+    let first = backup("before it had a key of its own");
+    workspace.json(&["key", "own", "main", "--plan", "crm"], 0);
+    let second = backup("under its own key");
+    workspace.json(&["key", "erase", "main", "--plan", "crm", "--confirm", "crm"], 0);
+
+    let list = workspace.json(&["snapshots", "crm"], 0);
+    let listed = list["snapshots"].as_array().unwrap();
+    let destroyed: Vec<(&str, bool)> = listed.iter().map(|one| (one["id"].as_str().unwrap(), one["destroyed_at"].is_string())).collect();
+    assert_eq!(destroyed, [(first.as_str(), false), (second.as_str(), true)]);
+    for range in list["recovery_ranges"].as_array().unwrap() {
+        assert_eq!((&range["to"], range["points"].as_u64()), (&listed[0]["time"], Some(1)), "{list}");
+    }
+    assert!(text(&workspace.run(&["snapshots", "crm"]).stdout).contains(&format!("DESTROYED: snapshot {second}")));
+    let problem = |status: &Value| {
+        let problems = status["plans"][0]["problems"].as_array().unwrap();
+        problems.iter().find(|problem| problem["kind"] == "key-destroyed").map(|problem| problem["message"].to_string())
+    };
+    let status = workspace.json(&["status"], 0);
+    let plan = &status["plans"][0];
+    assert_eq!((&plan["restorable_to"], &plan["whole_snapshot"]), (&listed[0]["time"], &Value::from(first.as_str())), "{status}");
+    assert!(problem(&status).unwrap().contains(&second), "{status}");
+    assert_eq!(workspace.run(&["doctor", "crm"]).status.code(), Some(12), "the next backup is refused");
+
+    // What there is comes back, and is not what was asked for.
+    let dry = workspace.json(&["restore", "crm", "--to", &path("back"), "--dry-run"], 3);
+    assert_eq!((dry["snapshot"].as_str(), &dry["newer_unread"]), (Some(first.as_str()), &serde_json::json!([second])), "{dry}");
+    assert!(dry["warnings"].to_string().contains("their key was destroyed at"), "{dry}");
+    let report = workspace.json(&["restore", "crm", "--to", &path("back"), "--yes"], 3);
+    assert_eq!((id(&report), &report["newer_unread"]), (first.clone(), &dry["newer_unread"]), "{report}");
+    let gone = path("gone");
+    for words in [&["--dry-run"][..], &["--yes"]] {
+        let named = [&["restore", "crm", "--snapshot", &second[..20], "--to", &gone], words].concat();
+        assert!(workspace.json(&named, 13).to_string().contains("the key of plan crm's data was destroyed"));
+    }
+    assert!(!workspace.path(".gone.lifeboat-partial").exists());
+    let drill = workspace.json(&["drill", "run", "crm"], 0);
+    assert!(id(&drill) == first && drill["warnings"].to_string().contains(&second), "{drill}");
+
+    // It takes no place of what can be read, is copied by nobody, and goes with the next backup.
+    let fates = |report: &Value| -> Vec<(String, bool, String)> {
+        let fates = report["snapshots"].as_array().unwrap().iter();
+        fates.map(|fate| (fate["id"].as_str().unwrap().to_owned(), fate["kept"] == true, fate["reasons"].to_string())).collect()
+    };
+    let planned = fates(&workspace.json(&["prune", "crm", "--dry-run"], 0));
+    assert!(planned[0].1 && planned[0].2.contains("the newest whole one") && planned[0].2.contains("one of the last 1"), "{planned:?}");
+    assert_eq!((planned[1].1, planned[1].2.as_str()), (true, "[\"the last that was committed\"]"));
+    let copied = workspace.json(&["copy", "crm", "--to", "second"], 0);
+    assert_eq!((copied["snapshots"].as_array().unwrap().len(), &copied["snapshots"][0]["original"]), (1, &Value::from(first.as_str())));
+    assert!(copied["behind_ms"] == 0 && copied["warnings"].to_string().contains(&second), "{copied}");
+    assert_eq!(kind(&workspace.json(&["copy", "crm", "--to", "second", "--snapshot", &second], 13)), "no-recovery-point");
+
+    workspace.json(&["key", "own", "main", "--plan", "crm"], 0);
+    let third = backup("under a new key");
+    assert_eq!(problem(&workspace.json(&["status"], 0)), None);
+    let pruned = fates(&workspace.json(&["prune", "crm"], 0));
+    assert_eq!(
+        pruned.iter().map(|(id, kept, _)| (id.as_str(), *kept)).collect::<Vec<_>>(),
+        [(&*first, true), (&*second, false), (&*third, true)]
+    );
+    assert!(pruned[0].2.contains("a drill has proven") && pruned[1].2.contains("the key of its content was destroyed at"), "{pruned:?}");
+    assert_eq!(id(&workspace.json(&["restore", "crm", "--to", &path("new"), "--yes"], 0)), third);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use lifeboat::id::{Name, SnapshotId};
 use lifeboat::ops::copy::{self, CopyRequest};
 use lifeboat::ops::drill::{self, DrillRequest};
 use lifeboat::ops::prune::{self, PlanRules};
-use lifeboat::ops::repair::{self, Other, RepairReport, RepairRequest};
+use lifeboat::ops::repair::{self, Acceptance, Other, RepairReport, RepairRequest};
 use lifeboat::ops::restore::{self, RestoreRequest};
 use lifeboat::ops::retention::Rules;
 use lifeboat::ops::select::Choice;
@@ -669,6 +669,7 @@ fn request(world: &World, others: bool, dry_run: bool) -> RepairRequest {
         committed: Vec::new(),
         dry_run,
         gate: CommitGate::default(),
+        accept: None,
     }
 }
 
@@ -870,30 +871,6 @@ fn what_was_brought_back_lets_retention_go_on() {
     assert!(world.own.sound.removed(snapshots[1].0).is_none());
 }
 
-/// A hold is of a content: what was brought back is held as long as the damaged one is.
-#[test]
-fn what_was_brought_back_is_held_like_the_damaged_one() {
-    let (world, snapshots) = everything();
-    let (held, content) = &snapshots[0];
-    let data = world.own.base.keys().filter(|key| key.starts_with("packs/")).max_by_key(|key| world.own.base[*key].len()).unwrap();
-    prune::hold(&world.own.sound, *held, None, "audit", "a test", world.clock.now()).unwrap();
-    Harm::Flipped(300).inflict(&world, data);
-    assert_eq!(repair(&world, true).unwrap().exit(), None);
-    let back = stands_for(&world, *held);
-    assert_ne!(back, *held);
-    let list = ops_snapshots::run(&world.own.sound, None, world.clock.now()).unwrap();
-    let shown = list.snapshots.into_iter().find(|one| one.id == back).unwrap().held.unwrap();
-    assert!(shown.contains("audit") && shown.contains(&held.to_string()), "{shown}");
-    world.back_up(&world.own.sound).unwrap();
-    prune(&world, &world.own.sound, 1).unwrap();
-    assert!(world.own.sound.removed(back).is_none());
-    assert!(world.restored(&world.own.sound, back).unwrap() == *content);
-    // It is the damaged one that is held, and released.
-    prune::release(&world.own.sound, *held, "done", "a test", world.clock.now()).unwrap();
-    prune(&world, &world.own.sound, 1).unwrap();
-    assert!(world.own.sound.removed(back).is_some() && world.own.sound.removed(*held).is_some());
-}
-
 /// A half of what the ledger knows of snapshots removed long ago, where the store keeps no versions and there is no copy of the bucket.
 #[test]
 fn a_harmed_volume_of_removed_snapshots_is_made_anew_or_given_up() {
@@ -925,6 +902,388 @@ fn a_harmed_volume_of_removed_snapshots_is_made_anew_or_given_up() {
         prune::hold(&own, snapshots[1].0, None, "audit", "a test", world.clock.now()).unwrap();
         prune(&world, &own, 1).unwrap_or_else(|error| panic!("{at}: {error:?}"));
         world.assert_snapshot(&own, snapshots[1].0, &at);
+    }
+}
+
+/// A hold is of a content: what was brought back is held as long as the damaged one is, whatever of that can be read.
+#[test]
+fn what_was_brought_back_is_held_like_the_damaged_one() {
+    let (world, snapshots) = everything();
+    let (held, content) = &snapshots[0];
+    let manifest = world.own.base.keys().find(|key| key.ends_with(&held.to_string())).unwrap();
+    let data = world.own.base.keys().filter(|key| key.starts_with("packs/")).max_by_key(|key| world.own.base[*key].len()).unwrap();
+    let nodes = world.own.base.keys().filter(|key| key.starts_with("packs/")).min_by_key(|key| world.own.base[*key].len()).unwrap();
+    let listed = |id: SnapshotId| {
+        let list = ops_snapshots::run(&world.own.sound, None, world.clock.now()).unwrap();
+        list.snapshots.into_iter().find(|one| one.id == id).unwrap()
+    };
+    for (key, harm) in [(manifest, Harm::Cut(30)), (manifest, Harm::Missing), (nodes, Harm::Cut(30)), (data, Harm::Flipped(300))] {
+        world.own.put_back(&world.runtime);
+        world.copy.put_back(&world.runtime);
+        let at = format!("{key} {harm:?}");
+        prune::hold(&world.own.sound, *held, None, "audit", "a test", world.clock.now()).unwrap();
+        harm.inflict(&world, key);
+        assert_eq!(repair(&world, true).unwrap().exit(), None, "{at}");
+        let back = stands_for(&world, *held);
+        assert_ne!(back, *held, "{at}");
+        let shown = listed(back).held.unwrap();
+        assert!(shown.contains("audit") && shown.contains(&held.to_string()), "{at}: {shown}");
+        world.back_up(&world.own.sound).unwrap();
+        prune(&world, &world.own.sound, 1).unwrap_or_else(|error| panic!("{at}: {error:?}"));
+        assert!(world.own.sound.removed(back).is_none(), "{at}");
+        assert!(world.restored(&world.own.sound, back).unwrap() == *content, "{at}");
+        world.assert_sound(&world.own, &at);
+        // It is the damaged one that is held, and released.
+        let now = world.clock.now();
+        let refused = prune::release(&world.own.sound, back, "done", "a test", now).unwrap_err();
+        assert!(refused.hint_text().unwrap().contains(&held.to_string()), "{at}: {refused:?}");
+        prune::release(&world.own.sound, *held, "done", "a test", now).unwrap();
+        prune(&world, &world.own.sound, 1).unwrap();
+        assert!(world.own.sound.removed(back).is_some() && world.own.sound.removed(*held).is_some(), "{at}");
+        world.assert_sound(&world.own, &at);
+    }
+}
+
+/// Nothing removes the damaged snapshot of a plan that keeps everything, or is in no file any more: it must not stand in the way of the others.
+#[test]
+fn what_was_brought_back_blocks_no_collection_of_a_plan_without_rules() {
+    let (world, snapshots) = everything();
+    let manifest = world.own.base.keys().find(|key| key.ends_with(&snapshots[0].0.to_string())).unwrap();
+    let nodes = world.own.base.keys().filter(|key| key.starts_with("packs/")).min_by_key(|key| world.own.base[*key].len()).unwrap();
+    for (key, harm) in [(manifest, Harm::Cut(30)), (nodes, Harm::Cut(30))] {
+        world.own.put_back(&world.runtime);
+        world.copy.put_back(&world.runtime);
+        let at = format!("{key} {harm:?}");
+        harm.inflict(&world, key);
+        let collect =
+            |options: &CollectOptions<'_>| world.own.sound.collect(options, world.clock.now(), &Silent, &Cancel::default()).unwrap();
+        assert!(!collect(&CollectOptions::default()).blocked.is_empty(), "{at}: what nobody brought back may lead to anything");
+        assert_eq!(repair(&world, true).unwrap().exit(), None, "{at}");
+        // Everything is put together anew, so that all that is alive must be known as such.
+        let done = collect(&CollectOptions { rewrite: &|_| true, ..CollectOptions::default() });
+        assert_eq!(done.blocked, Vec::<String>::new(), "{at}");
+        for plan in ["crm", "other"] {
+            let plans = [PlanRules { plan: name(plan), rules: Rules::default(), zone: chrono_tz::UTC, logs: Vec::new() }];
+            let report = prune::run(&world.own.sound, &plans, false, &world.clock, &Silent, &Cancel::default(), &|| Ok(())).unwrap();
+            assert_eq!((report.exit(), report.snapshots_removed), (None, 0), "{at}: {report:?}");
+        }
+        for (id, content) in &snapshots {
+            assert!(world.restored(&world.own.sound, stands_for(&world, *id)).unwrap() == *content, "{at}: {id}");
+        }
+        world.assert_sound(&world.own, &at);
+    }
+}
+
+#[test]
+fn who_asks_for_a_damaged_snapshot_hears_what_stands_in_its_place() {
+    let (world, snapshots) = everything();
+    let id = snapshots[0].0;
+    let manifest = world.own.base.keys().find(|key| key.ends_with(&id.to_string())).unwrap();
+    let data = world.own.base.keys().filter(|key| key.starts_with("packs/")).max_by_key(|key| world.own.base[*key].len()).unwrap();
+    let request = RestoreRequest {
+        choice: Choice::Snapshot(id.to_string()),
+        to: world.folder.path().join("never"),
+        sources: Vec::new(),
+        only: Vec::new(),
+        resume: false,
+    };
+    for (key, harm) in [(data, Harm::Flipped(300)), (manifest, Harm::Cut(30))] {
+        world.own.put_back(&world.runtime);
+        world.copy.put_back(&world.runtime);
+        harm.inflict(&world, key);
+        assert_eq!(repair(&world, true).unwrap().exit(), None, "{key}");
+        let back = stands_for(&world, id).to_string();
+        let told = match restore::plan(&world.job(&world.own.sound), &request) {
+            Ok(plan) => plan.warnings.join("; "),
+            Err(error) => error.hint_text().unwrap().to_owned(),
+        };
+        assert!(told.contains("stands in its place") && told.contains(&back), "{key}: {told}");
+    }
+}
+
+fn accept(world: &World, others: bool, ids: &[SnapshotId]) -> Result<RepairReport> {
+    world.clock.set(world.clock.now() + chrono::Duration::seconds(60));
+    let accept = Acceptance {
+        snapshots: ids.iter().map(ToString::to_string).collect(),
+        reason: "a disk of June".into(),
+        by: "a test".into(),
+        plans: vec![name("crm")],
+    };
+    let (request, cancel) = (RepairRequest { accept: Some(accept), ..request(world, others, false) }, Cancel::default());
+    let planned = repair::plan(&request, &world.clock, &Silent, &cancel)?;
+    repair::apply(planned, &request, &world.clock, &Silent, &cancel)
+}
+
+/// A snapshot of which nothing can be reached and that nobody has: until a person says so by name, nothing is collected, and every verification tells it.
+#[test]
+fn a_loss_of_all_of_a_snapshot_ends_when_somebody_accepts_it() {
+    let (world, snapshots) = everything();
+    let (lost, kept) = (snapshots[0].0, snapshots[1].0);
+    let key = world.own.base.keys().find(|key| key.ends_with(&lost.to_string())).unwrap();
+    for harm in [Harm::Cut(30), Harm::Missing] {
+        world.own.put_back(&world.runtime);
+        world.copy.put_back(&world.runtime);
+        let at = format!("{harm:?}");
+        // What is sound, and what another repository has, is not lost.
+        let sound = accept(&world, false, &[lost]).unwrap_err();
+        assert_eq!(sound.kind(), Kind::Usage, "{at}: {sound:?}");
+        harm.inflict(&world, key);
+        let before = world.own.objects(&world.runtime);
+        let elsewhere = accept(&world, true, &[lost]).unwrap_err();
+        assert!(elsewhere.kind() == Kind::Usage && elsewhere.to_string().contains("another repository has it"), "{at}: {elsewhere:?}");
+        let other = accept(&world, false, &[kept]).unwrap_err();
+        assert!(other.hint_text().unwrap().contains(&lost.to_string()), "{at}: {other:?}");
+        let unasked = RepairRequest {
+            unreachable: vec![(name("offsite"), "it is away".into())],
+            accept: Some(Acceptance { snapshots: vec![lost.to_string()], reason: "x".into(), by: "t".into(), plans: Vec::new() }),
+            ..request(&world, false, false)
+        };
+        let unasked = repair::plan(&unasked, &world.clock, &Silent, &Cancel::default()).map(drop).unwrap_err();
+        assert!(unasked.kind() == Kind::Unavailable && unasked.to_string().contains("offsite"), "{at}: {unasked:?}");
+        let mut after = world.own.objects(&world.runtime);
+        after.retain(|key, _| !(key.starts_with("reports/") || key.starts_with("gc/")));
+        assert!(after.iter().all(|(key, bytes)| before.get(key) == Some(bytes)), "{at}: what was refused changed something");
+        let blocked = prune(&world, &world.own.sound, 2);
+        assert_eq!(blocked.is_err(), matches!(harm, Harm::Cut(_)), "{at}: {blocked:?}");
+        assert_eq!(repair(&world, false).unwrap().exit(), Some(Kind::Damaged), "{at}");
+
+        let done = accept(&world, false, &[lost]).unwrap();
+        assert_eq!(done.exit(), None, "{at}: {done:#?}");
+        let told = world.own.sound.removed(lost).unwrap().to_string();
+        assert!(told.contains("lost, and that was accepted: a disk of June (by a test)"), "{at}: {told}");
+        world.assert_sound(&world.own, &at);
+        assert_eq!(repair(&world, false).unwrap().exit(), None, "{at}");
+        assert_eq!(ops_snapshots::run(&world.own.sound, None, world.clock.now()).unwrap().exit(), None, "{at}");
+        assert!(world.restored(&world.own.sound, kept).unwrap() == snapshots[1].1, "{at}");
+        // Retention goes on, also when none of those that came after it is left.
+        world.back_up(&world.own.sound).unwrap();
+        prune(&world, &world.own.sound, 1).unwrap_or_else(|error| panic!("{at}: {error:?}"));
+        assert!(!world.own.objects(&world.runtime).keys().any(|key| key.ends_with(&lost.to_string())), "{at}");
+        world.assert_sound(&world.own, &at);
+    }
+}
+
+/// What came before a snapshot whose loss was accepted is missed as before, when it vanishes.
+#[test]
+fn what_came_before_an_accepted_loss_does_not_vanish_unseen() {
+    let world = World::new();
+    let first = world.first();
+    let lost = world.back_up(&world.own.sound).unwrap();
+    world.back_up(&world.own.sound).unwrap();
+    let key_of = |id: SnapshotId| world.own.sound.snapshot_key(&name("crm"), id);
+    Harm::Cut(30).inflict(&world, &key_of(lost));
+    assert_eq!(accept(&world, false, &[lost]).unwrap().exit(), None);
+    world.assert_sound(&world.own, "accepted");
+    Harm::Missing.inflict(&world, &key_of(first));
+    let report = verify::run(&world.own.sound, None, Depth::Structure, &world.clock, &Silent, &Cancel::default()).unwrap();
+    assert!(report.findings.iter().any(|finding| finding.object == key_of(first) && finding.kind == "chain-broken"), "{report:#?}");
+}
+
+/// Of a snapshot that lost some of its content the rest stays, as long as the rules say; what else is lost of it is told.
+#[test]
+fn a_loss_of_a_part_of_a_snapshot_that_was_accepted_is_told_no_more_and_takes_nothing_else() {
+    let mut world = World::new();
+    let first = world.first();
+    let packs: Vec<String> = world.own.base.keys().filter(|key| key.starts_with("packs/")).cloned().collect();
+    world.copy.keep(&world.runtime);
+    let (nodes, data): (Vec<&String>, Vec<&String>) = packs.iter().partition(|key| world.own.base[*key].len() < 20_000);
+    assert!(!nodes.is_empty() && !data.is_empty(), "{packs:?}");
+    for (key, harm) in [
+        (data[0], Harm::Flipped(300)),
+        (nodes[0], Harm::Flipped(60)),
+        (nodes[0], Harm::Cut(60)),
+        (data[0], Harm::Missing),
+        (nodes[0], Harm::Missing),
+    ] {
+        world.own.put_back(&world.runtime);
+        world.copy.put_back(&world.runtime);
+        world.own.restart(&world.runtime);
+        let at = format!("{key} {harm:?}");
+        harm.inflict(&world, key);
+        let report = repair(&world, false).unwrap();
+        assert_eq!(report.lost.iter().map(|lost| lost.snapshot).collect::<Vec<_>>(), [first], "{at}");
+        let second = world.back_up(&world.own.sound).unwrap();
+        assert!(world.copy_all(&world.own.sound, &world.copy.sound).is_err(), "{at}: it owes the first");
+        assert_eq!(ops_snapshots::run(&world.own.sound, None, world.clock.now()).unwrap().exit(), Some(Kind::Damaged), "{at}");
+        let done = accept(&world, false, &[first]).unwrap();
+        assert_eq!(done.exit(), None, "{at}: {done:#?}");
+        world.assert_sound(&world.own, &at);
+        let again = verify::run(&world.own.sound, None, Depth::Data { percent: 100 }, &world.clock, &Silent, &Cancel::default()).unwrap();
+        assert!(again.accepted.iter().any(|finding| finding.object == *key) && !again.snapshots_sound.contains(&first), "{at}: {again:#?}");
+        let list = ops_snapshots::run(&world.own.sound, None, world.clock.now()).unwrap();
+        let shown = list.snapshots.iter().find(|one| one.id == first).unwrap();
+        assert!(shown.damaged.is_some() && shown.loss_accepted.as_ref().unwrap().contains("a disk of June"), "{at}: {shown:?}");
+        assert_eq!(list.exit(), None, "{at}");
+        assert_eq!(repair(&world, false).unwrap().exit(), None, "{at}");
+        world.copy_all(&world.own.sound, &world.copy.sound).unwrap();
+        // The rules keep two: it is one of them, and takes no other one's place.
+        prune(&world, &world.own.sound, 2).unwrap_or_else(|error| panic!("{at}: {error:?}"));
+        assert!(world.own.sound.removed(first).is_none(), "{at}");
+        let (here, collected) = (world.own.objects(&world.runtime), &world.own.base);
+        if data.contains(&key) {
+            assert!(packs.iter().all(|pack| pack == key || here.get(pack) == collected.get(pack)), "{at}: something of the rest is gone");
+        }
+        // Another loss is another one.
+        let other = packs.iter().filter(|pack| *pack != key).filter_map(|pack| Some((here.get(pack)?.len(), pack))).min().unwrap().1;
+        Harm::Flipped(here[other].len() / 2).inflict(&world, other);
+        world.clock.set(world.clock.now() + chrono::Duration::seconds(60));
+        let report = verify::run(&world.own.sound, None, Depth::Data { percent: 100 }, &world.clock, &Silent, &Cancel::default()).unwrap();
+        assert_eq!(report.exit(), Some(Kind::Damaged), "{at}: {other}");
+        assert_eq!(ops_snapshots::run(&world.own.sound, None, world.clock.now()).unwrap().exit(), Some(Kind::Damaged), "{at}");
+        // It keeps the snapshot, and all that is alive below what cannot be read.
+        let blocked = prune(&world, &world.own.sound, 1);
+        assert!(world.own.sound.removed(first).is_none(), "{at}: {blocked:?}");
+        let left = world.own.objects(&world.runtime);
+        assert!(here.keys().filter(|key| key.starts_with("packs/")).all(|pack| left.contains_key(pack)), "{at}: {blocked:?}");
+        world.runtime.block_on(lifeboat::store::faults::replace(&world.own.store, other, here[other].clone())).unwrap();
+        world.assert_sound(&world.own, &at);
+        prune(&world, &world.own.sound, 1).unwrap_or_else(|error| panic!("{at}: {error:?}"));
+        let told = world.own.sound.removed(first).unwrap().to_string();
+        assert!(told.contains("that it is not whole was accepted: a disk of June"), "{at}: {told}");
+        world.assert_snapshot(&world.own.sound, second, &at);
+        world.assert_sound(&world.own, &at);
+    }
+}
+
+fn verified(world: &World, depth: Depth) -> verify::VerifyReport {
+    world.clock.set(world.clock.now() + chrono::Duration::seconds(1));
+    verify::run(&world.own.sound, None, depth, &world.clock, &Silent, &Cancel::default()).unwrap()
+}
+
+const ALL: Depth = Depth::Data { percent: 100 };
+
+/// Packs of a repository as it was kept: of nodes, and of data.
+fn packs_of(place: &Place) -> (Vec<String>, Vec<String>) {
+    let packs = place.base.keys().filter(|key| key.starts_with("packs/")).cloned();
+    packs.partition(|key| place.base[key].len() < 20_000)
+}
+
+/// What is found of a tree that cannot be read names the manifest too. When that is gone itself, everything is lost, and nobody has accepted that.
+#[test]
+fn who_accepts_that_a_part_is_lost_has_not_accepted_that_all_of_it_is() {
+    let mut world = World::new();
+    let first = world.first();
+    let key = world.own.sound.snapshot_key(&name("crm"), first);
+    packs_of(&world.own).0.iter().for_each(|pack| Harm::Foreign.inflict(&world, pack));
+    assert_eq!(repair(&world, false).unwrap().exit(), Some(Kind::Damaged));
+    world.back_up(&world.own.sound).unwrap();
+    let done = accept(&world, false, &[first]).unwrap();
+    assert!(done.actions.iter().all(|action| action.done) && done.lost.len() == 1 && done.remaining.is_empty(), "{done:#?}");
+    assert!(verified(&world, ALL).accepted.iter().any(|finding| finding.object == key), "the tree of it is not read");
+    world.own.keep(&world.runtime);
+    for harm in [Harm::Cut(30), Harm::Missing] {
+        world.own.put_back(&world.runtime);
+        world.own.restart(&world.runtime);
+        let at = format!("{harm:?}");
+        prune::hold(&world.own.sound, first, None, "audit", "a test", world.clock.now()).unwrap();
+        harm.inflict(&world, &key);
+        let report = verified(&world, ALL);
+        assert!(report.exit() == Some(Kind::Damaged) && report.findings.iter().any(|f| f.object == key), "{at}: {report:#?}");
+        let told = repair(&world, false).unwrap();
+        assert_eq!((told.exit(), told.lost.len()), (Some(Kind::Damaged), 1), "{at}: {told:#?}");
+        let held = accept(&world, false, &[first]).unwrap_err();
+        assert!(held.kind() == Kind::Usage && held.to_string().contains("it is held"), "{at}: {held:?}");
+        prune::release(&world.own.sound, first, "done", "a test", world.clock.now()).unwrap();
+        let done = accept(&world, false, &[first]).unwrap();
+        assert!(done.actions.iter().all(|action| action.done) && done.remaining.is_empty(), "{at}: {done:#?}");
+        assert!(world.own.sound.removed(first).is_some(), "{at}");
+        // The damaged pack, which nothing needs any more, goes with it.
+        prune(&world, &world.own.sound, 1).unwrap_or_else(|error| panic!("{at}: {error:?}"));
+        world.assert_sound(&world.own, &at);
+        assert_eq!(repair(&world, false).unwrap().exit(), None, "{at}");
+    }
+}
+
+/// A copy that lost what its original lost, or whose key was destroyed, brings nothing back: it is lost, and somebody can accept that.
+#[test]
+fn what_no_repository_has_whole_is_lost_and_can_be_accepted() {
+    for destroyed in [false, true] {
+        let mut world = World::new();
+        let (first, folder) = (world.first(), world.folder.path().to_owned());
+        if destroyed {
+            world.copy.sound.make_plan_key(&name("crm"), world.clock.now()).unwrap();
+            world.copy.reopen(&world.runtime, &folder);
+        }
+        world.copy_all(&world.own.sound, &world.copy.sound).unwrap();
+        world.copy.keep(&world.runtime);
+        let (_, of_copy) = packs_of(&world.copy);
+        if destroyed {
+            world.copy.sound.erase_plan(&name("crm"), world.clock.now()).unwrap();
+            world.copy.reopen(&world.runtime, &folder);
+        } else {
+            for pack in &of_copy {
+                world.runtime.block_on(lifeboat::store::faults::truncate(&world.copy.store, pack, 100)).unwrap();
+            }
+        }
+        let (_, data) = packs_of(&world.own);
+        Harm::Missing.inflict(&world, &data[0]);
+        let at = format!("destroyed: {destroyed}");
+        let told = repair(&world, true).unwrap();
+        assert_eq!(told.exit(), Some(Kind::Damaged), "{at}: {told:#?}");
+        let [lost] = &told.lost[..] else { panic!("{at}: {told:#?}") };
+        assert!(lost.snapshot == first && !lost.files.is_empty(), "{at}: {told:#?}");
+        let done = accept(&world, true, &[first]).unwrap();
+        assert_eq!(done.exit(), None, "{at}: {done:#?}");
+        assert_eq!(verified(&world, ALL).findings, [], "{at}");
+        let again = repair(&world, true).unwrap();
+        assert_eq!((again.exit(), again.actions.len()), (None, 0), "{at}: {again:#?}");
+        if destroyed {
+            continue;
+        }
+        // The copy is whole again: what was given up comes back all the same.
+        world.copy.put_back(&world.runtime);
+        assert_eq!(repair(&world, true).unwrap().exit(), None, "{at}");
+        assert_ne!(stands_for(&world, first), first, "{at}");
+        world.assert_sound(&world.own, &at);
+    }
+}
+
+/// What was destroyed on purpose is missed by nobody: what its packs lose is no damage, stands in no way, and comes back from no copy.
+#[test]
+fn what_was_destroyed_on_purpose_is_neither_damaged_nor_brought_back() {
+    let mut world = World::new();
+    let folder = world.folder.path().to_owned();
+    world.own.sound.make_plan_key(&name("crm"), world.clock.now()).unwrap();
+    world.own.reopen(&world.runtime, &folder);
+    let before = packs_of(&world.own);
+    let second = world.back_up(&world.own.sound).unwrap();
+    world.copy_all(&world.own.sound, &world.copy.sound).unwrap();
+    world.own.keep(&world.runtime);
+    world.own.sound.erase_plan(&name("crm"), world.clock.now()).unwrap();
+    world.own.reopen(&world.runtime, &folder);
+    world.own.sound.make_plan_key(&name("crm"), world.clock.now()).unwrap();
+    world.own.reopen(&world.runtime, &folder);
+    let manifest = world.own.sound.manifest(second).unwrap();
+    assert!(world.own.sound.destroyed_at(&manifest).is_some());
+    let fresh = |now: Vec<String>, before: &[String]| now.into_iter().find(|pack| !before.contains(pack)).unwrap();
+    let now = packs_of(&world.own);
+    let (nodes, data) = (fresh(now.0, &before.0), fresh(now.1, &before.1));
+    let sound = verified(&world, ALL);
+    // That not all was opened is said, and says nothing of what was.
+    assert_eq!((sound.exit(), &sound.findings[..], sound.skipped.len()), (Some(Kind::Incomplete), &[][..], 1), "{sound:#?}");
+    let list = ops_snapshots::run(&world.own.sound, None, world.clock.now()).unwrap();
+    assert!(list.snapshots.iter().all(|snapshot| snapshot.verified_at.is_some() == (snapshot.id != second)), "{list:#?}");
+    let nothing = repair(&world, true).unwrap();
+    assert_eq!((nothing.exit(), nothing.left.len()), (None, 0), "{nothing:#?}");
+    assert!(nothing.warnings.iter().any(|warning| warning.contains("can never be")), "{nothing:#?}");
+    world.own.keep(&world.runtime);
+    for (key, harm) in [(&data, Harm::Missing), (&data, Harm::Flipped(300)), (&nodes, Harm::Missing)] {
+        world.own.put_back(&world.runtime);
+        world.own.restart(&world.runtime);
+        let at = format!("{key} {harm:?}");
+        harm.inflict(&world, key);
+        let report = verified(&world, ALL);
+        assert!(report.findings.is_empty() && report.accepted.iter().any(|finding| finding.object == *key), "{at}: {report:#?}");
+        let repaired = repair(&world, true).unwrap();
+        assert_eq!((repaired.exit(), stands_for(&world, second)), (None, second), "{at}: {repaired:#?}");
+        assert!(!repaired.actions.iter().any(|action| action.what == "snapshot"), "{at}: {repaired:#?}");
+        let collected = world.own.sound.collect(&CollectOptions::default(), world.clock.now(), &Silent, &Cancel::default()).unwrap();
+        assert_eq!(collected.blocked, Vec::<String>::new(), "{at}");
+        let third = world.back_up(&world.own.sound).unwrap();
+        world.assert_snapshot(&world.own.sound, third, &at);
+        prune(&world, &world.own.sound, 1).unwrap_or_else(|error| panic!("{at}: {error:?}"));
+        assert!(world.own.sound.removed(second).is_some(), "{at}");
+        world.assert_sound(&world.own, &at);
     }
 }
 
@@ -1579,6 +1938,26 @@ fn an_extraction_goes_on_and_says_what_is_not_there() {
     assert!(erased.missing[0].contains("hr") && erased.failed.is_empty(), "{erased:?}");
 }
 
+/// Of a plan whose newest snapshots were destroyed the newest that can be read is taken, and the others are named.
+#[test]
+fn an_extraction_of_the_latest_takes_the_newest_that_can_be_read() {
+    use lifeboat::ops::extract::{self, ExtractRequest};
+    let mut world = World::new();
+    let (first, folder) = (world.first(), world.folder.path().to_owned());
+    world.own.sound.make_plan_key(&name("crm"), world.clock.now()).unwrap();
+    world.own.reopen(&world.runtime, &folder);
+    let destroyed = [world.back_up(&world.own.sound).unwrap(), world.back_up(&world.own.sound).unwrap()];
+    world.own.sound.erase_plan(&name("crm"), world.clock.now()).unwrap();
+    world.own.reopen(&world.runtime, &folder);
+    let request =
+        ExtractRequest { to: world.folder.path().join("out"), plans: Vec::new(), snapshots: Vec::new(), latest: true, logs: true };
+    let report = extract::run(&world.own.sound, &request, &Silent, &Cancel::default()).unwrap();
+    assert_eq!(report.snapshots.iter().map(|done| done.snapshot).collect::<Vec<_>>(), [first], "{report:?}");
+    let [missing] = &report.missing[..] else { panic!("{report:?}") };
+    assert!(missing.contains(&destroyed[1].to_string()) && missing.contains("was destroyed"), "{report:?}");
+    assert_eq!(report.exit(), Some(Kind::Incomplete));
+}
+
 /// After a repair that lost nothing an extraction has everything, and is none that failed; it says under which ids.
 #[test]
 fn what_came_whole_under_another_id_is_extracted_without_an_alarm() {
@@ -1666,11 +2045,11 @@ const BOUNDS: [Bound; 10] = [
     Bound { what: "unchanged backup", lists: 11, creates: 2, reads: 7, deletes: 1, bytes_written: 1_300, bytes_read: 3_300 },
     // Lists reports, manifests and ledger. Reads the manifest and of each of four packs the directory and one range of frames.
     Bound { what: "restore", lists: 3, creates: 0, reads: 9, deletes: 0, bytes_written: 0, bytes_read: CONTENT + 4_000 },
-    // Lists thirteen folders (of reports the names, behind which its own comes), tombstones and the ledger twice more. Reads both slots, both manifests, the index object, the directory of each pack and each
+    // Lists thirteen folders (of reports the names, behind which its own comes), tombstones and the ledger twice more. Reads both slots and the event that notes them, both manifests, the index object, the directory of each pack and each
     // node for each snapshot and way through it. Writes its report.
-    Bound { what: "verify", lists: 17, creates: 1, reads: 15, deletes: 0, bytes_written: 600, bytes_read: 8_000 },
+    Bound { what: "verify", lists: 17, creates: 1, reads: 16, deletes: 0, bytes_written: 600, bytes_read: 9_000 },
     // As before, and the reports (to know what share is due) with the one that is there; reads each pack whole, and its trailer.
-    Bound { what: "verify --data", lists: 19, creates: 1, reads: 25, deletes: 0, bytes_written: 600, bytes_read: CONTENT + 12_000 },
+    Bound { what: "verify --data", lists: 19, creates: 1, reads: 26, deletes: 0, bytes_written: 600, bytes_read: CONTENT + 12_000 },
     // As a restore, of the plan's manifests, with both reports, and the names of reports once more, behind which its own comes; and the trees once more, to compare with what is on disk. Writes its report.
     Bound { what: "drill", lists: 4, creates: 1, reads: 14, deletes: 0, bytes_written: 1_300, bytes_read: CONTENT + 7_000 },
     // Of two snapshots of one content: manifests, reports, and each byte of content once.

@@ -5,12 +5,13 @@ mod support;
 #[path = "support/workspace.rs"]
 mod workspace;
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use lifeboat::daemon::journal::{Filter, Job, Journal, NewRun, State};
 use lifeboat::id::Name;
-use lifeboat::repo::{OpenOptions, Passphrase, Repository, share_covers};
+use lifeboat::repo::{Gap, OpenOptions, Passphrase, Repository, share_covers};
 use lifeboat::store::{Store, StoreConfig};
 use serde_json::Value;
 use support::s3::{Bucket, SeaweedFs};
@@ -197,6 +198,315 @@ fn a_restore_of_the_latest_says_that_later_ones_are_gone() {
     let now = chrono::Utc::now().to_rfc3339();
     assert_eq!(restore("then", &["--at", &now], 3)["newer_unread"][0], second["snapshot"]);
     assert_eq!(restore("named", &["--snapshot", first["snapshot"].as_str().unwrap()], 0)["snapshot"], first["snapshot"]);
+}
+
+/// Files that a NAS, a file manager or NFS puts into every folder that it sees are nobody's objects, and stop nothing.
+#[test]
+fn files_of_others_in_the_repository_are_passed_over() {
+    let workspace = Workspace::ready("keep = { last = 2 }");
+    workspace.backup();
+    workspace.json(&["drill", "run", "crm"], 0);
+    workspace.json(&["key", "own", "main", "--plan", "crm"], 0);
+    let first = workspace.backup();
+    workspace.json(&["snapshots", "hold", first["snapshot"].as_str().unwrap(), "--reason", "audit"], 0);
+    workspace.json(&["prune", "crm"], 0);
+    let repository = workspace.path("repository");
+    for folder in ["sessions", "gc/tombstones", "gc/waits", "gc/moved", "retention/ids"] {
+        std::fs::create_dir_all(repository.join(folder)).unwrap();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let store = Store::open(&StoreConfig::at(format!("file://{}", repository.display()))).unwrap();
+    let opened = Repository::open(store, runtime.handle().clone(), &Passphrase::new(PASSPHRASE), &OpenOptions::default()).unwrap();
+    let log = opened.log(&Name::new("other").unwrap(), &Name::new("database").unwrap());
+    for piece in 0..2 {
+        log.append(1, piece * 10, piece * 10 + 5, &serde_json::json!({}), b"bytes").unwrap();
+    }
+    log.record_gap(&Gap { stream: 1, from: 5, to: 10, reason: "a test".into(), noticed_at: chrono::Utc::now(), unreadable: false })
+        .unwrap();
+    log.put_side(&Name::new("00000002.history").unwrap(), b"1\t0/1\tpromoted\n").unwrap();
+    let mut folders = vec![repository.clone()];
+    let mut at = 0;
+    while at < folders.len() {
+        let inside = std::fs::read_dir(&folders[at]).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+        folders.extend(inside.collect::<Vec<_>>());
+        at += 1;
+    }
+    assert!(folders.len() > 15, "{folders:?}");
+    for folder in &folders {
+        for name in ["x~", "copy of x (1)", ".DS_Store", ".nfs000000000123ab", "Thumbs.db", "desktop.ini"] {
+            std::fs::write(folder.join(name), "not an object").unwrap();
+        }
+        std::fs::write(folder.join(std::ffi::OsStr::from_bytes(b"no text \xff")), "").unwrap();
+        std::fs::create_dir(folder.join("@eaDir")).unwrap();
+        std::fs::write(folder.join("@eaDir/format@SynoEAStream"), "").unwrap();
+    }
+    let second = workspace.backup();
+    assert_eq!(workspace.json(&["snapshots", "crm"], 0)["snapshots"].as_array().unwrap().len(), 3);
+    let to = workspace.path("back");
+    assert_eq!(workspace.json(&["restore", "crm", "--to", to.to_str().unwrap(), "--yes"], 0)["snapshot"], second["snapshot"]);
+    for words in [&["verify", "main", "--data"][..], &["verify", "main"]] {
+        let verified = workspace.json(words, 0);
+        assert!(verified["warnings"].to_string().contains("cannot be objects of it by their names"), "{verified}");
+    }
+    let keyless = workspace.json(&["verify", "--keyless", &format!("file://{}", repository.display())], 0);
+    assert!(keyless["warnings"].to_string().contains("cannot be objects of it by their names"), "{keyless}");
+    for words in [
+        &["prune", "crm"][..],
+        &["drill", "run", "crm"],
+        &["key", "list", "main", "--events"],
+        &["repo", "stats", "main"],
+        &["doctor", "crm"],
+    ] {
+        workspace.json(words, 0);
+    }
+    workspace.json(&["key", "rotate", "main"], 0);
+    workspace.json(&["key", "rotate", "main", "--repack"], 0);
+    workspace.backup();
+    assert!(problems(&workspace).is_empty(), "{:?}", problems(&workspace));
+    // Nobody took them away.
+    assert!(folders.iter().filter(|folder| folder.exists()).all(|folder| folder.join("Thumbs.db").exists()));
+}
+
+/// The newest snapshot cannot be had from the plan's own repository, and a copy has it.
+#[test]
+fn a_restore_of_the_latest_takes_it_from_the_copy_that_has_it() {
+    let workspace = Workspace::new("");
+    workspace.write_plan(&format!(
+        "[[plan.crm.copy]]\nto = \"second\"\n[repository.second]\nurl = \"file://{}\"\npassphrase = {{ env = \"CRM_PASSPHRASE\" }}",
+        workspace.path("second").display()
+    ));
+    for repository in ["main", "second"] {
+        workspace.json(&["repo", "init", repository], 0);
+    }
+    let first = workspace.backup();
+    let keep = |name: &str| {
+        assert!(Command::new("cp").arg("-a").arg(workspace.path("repository")).arg(workspace.path(name)).status().unwrap().success());
+    };
+    keep("old");
+    std::fs::write(workspace.path("crm/attachments/new.txt"), "later").unwrap();
+    let second = workspace.backup();
+    let restore = |to: &str, more: &[&str], exit: i32| {
+        let to = workspace.path(to);
+        workspace.json(&[&["restore", "crm", "--to", to.to_str().unwrap(), "--yes"], more].concat(), exit)
+    };
+    let manifest = files(&workspace.path("repository/snapshots"))
+        .into_iter()
+        .find(|path| path.ends_with(second["snapshot"].as_str().unwrap()))
+        .unwrap();
+    let whole = std::fs::read(&manifest).unwrap();
+    damage(&manifest);
+    // No copy has it yet: that they were looked at is said.
+    workspace.json(&["copy", "crm", "--to", "second"], 20);
+    let older = restore("older", &[], 3);
+    assert_eq!((&older["snapshot"], &older["newer_unread"][0]), (&first["snapshot"], &second["snapshot"]));
+    assert!(older["warnings"].to_string().contains("no copy has anything newer either (second)"), "{older}");
+    std::fs::remove_file(&manifest).unwrap();
+    std::fs::write(&manifest, whole).unwrap();
+    workspace.json(&["copy", "crm", "--to", "second"], 0);
+
+    let is_whole = |report: &serde_json::Value, to: &str| {
+        assert_eq!(
+            (report["fallback"]["repository"].as_str(), &report["fallback"]["older"]),
+            (Some("second"), &serde_json::Value::Null),
+            "{report}"
+        );
+        assert_eq!(std::fs::read_to_string(workspace.path(to).join("attachments/new.txt")).unwrap(), "later");
+    };
+    damage(&manifest);
+    is_whole(&restore("unread", &[], 0), "unread");
+    // Asked for alone, it says what it lacks.
+    assert_eq!(restore("alone", &["--repository", "main"], 3)["newer_unread"][0], second["snapshot"]);
+    std::fs::remove_dir_all(workspace.path("repository")).unwrap();
+    std::fs::rename(workspace.path("old"), workspace.path("repository")).unwrap();
+    is_whole(&restore("put-back", &[], 0), "put-back");
+    let alone = restore("alone-again", &["--repository", "main"], 3);
+    assert_eq!((&alone["snapshot"], &alone["newer_unread"][0]), (&first["snapshot"], &second["snapshot"]), "{alone}");
+    // A later backup that no copy has is told.
+    std::fs::write(workspace.path("crm/attachments/new.txt"), "later still").unwrap();
+    keep("older");
+    let third = workspace.backup();
+    std::fs::remove_dir_all(workspace.path("repository")).unwrap();
+    std::fs::rename(workspace.path("older"), workspace.path("repository")).unwrap();
+    let report = restore("between", &[], 3);
+    assert!(report["fallback"]["older"].as_str().unwrap().contains(third["snapshot"].as_str().unwrap()), "{report}");
+}
+
+/// Several copies have something newer than the plan's own repository: the newest is taken, and where it turns out to be damaged what comes next, down to what the
+/// own one has.
+#[test]
+fn a_restore_of_the_latest_takes_the_newest_copy_and_where_that_is_damaged_the_next() {
+    let workspace = Workspace::new("");
+    let repository = |name: &str| {
+        format!(
+            "[[plan.crm.copy]]\nto = \"{name}\"\n[repository.{name}]\nurl = \"file://{}\"\npassphrase = {{ env = \"CRM_PASSPHRASE\" }}\n",
+            workspace.path(name).display()
+        )
+    };
+    workspace.write_plan(&[repository("second"), repository("third")].concat());
+    for repository in ["main", "second", "third"] {
+        workspace.json(&["repo", "init", repository], 0);
+    }
+    let keep = |from: &str, to: &str| {
+        assert!(Command::new("cp").arg("-a").arg(workspace.path(from)).arg(workspace.path(to)).status().unwrap().success());
+    };
+    let mut snapshots = vec![workspace.backup()["snapshot"].clone()];
+    keep("repository", "old");
+    for (seed, copy) in [(1u8, "second"), (2, "third")] {
+        let mut bytes = vec![0; 300_000];
+        blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
+        std::fs::write(workspace.path("crm/attachments/new.bin"), bytes).unwrap();
+        snapshots.push(workspace.backup()["snapshot"].clone());
+        workspace.json(&["copy", "crm", "--to", copy], 0);
+    }
+    std::fs::remove_dir_all(workspace.path("repository")).unwrap();
+    keep("old", "repository");
+    let restore = |to: &str, exit: i32| {
+        let to = workspace.path(to);
+        workspace.json(&["restore", "crm", "--to", to.to_str().unwrap(), "--yes"], exit)
+    };
+    let from = |report: &Value| report["fallback"]["repository"].as_str().map(str::to_owned);
+    // The first copy has something newer, too.
+    let newest = restore("newest", 0);
+    assert_eq!((from(&newest).as_deref(), &newest["fallback"]["older"]), (Some("third"), &Value::Null), "{newest}");
+    assert_eq!(std::fs::metadata(workspace.path("newest/attachments/new.bin")).unwrap().len(), 300_000);
+    let damage_data = |repository: &str, more_than: u64| {
+        let packs = files(&workspace.path(repository).join("packs"));
+        let data: Vec<_> = packs.into_iter().filter(|path| std::fs::metadata(path).unwrap().len() > more_than).collect();
+        assert!(!data.is_empty());
+        data.iter().for_each(|path| damage(path));
+    };
+    damage_data("third", 100_000);
+    let next = restore("next", 3);
+    assert_eq!(from(&next).as_deref(), Some("second"), "{next}");
+    assert!(next["fallback"]["older"].as_str().unwrap().contains(snapshots[2].as_str().unwrap()), "{next}");
+    assert!(next["warnings"].to_string().contains("could not be restored from the copy third"), "{next}");
+    damage_data("second", 100_000);
+    let own = restore("own", 3);
+    assert_eq!((from(&own), &own["snapshot"], &own["newer_unread"][1]), (None, &snapshots[0], &snapshots[2]), "{own}");
+    for copy in ["second", "third"] {
+        assert!(own["warnings"].to_string().contains(&format!("could not be restored from the copy {copy}")), "{own}");
+    }
+    damage_data("repository", 0);
+    assert!(restore("none", 20)["error"]["message"].is_string());
+}
+
+/// The newest snapshot is gone for good, and that was accepted: nobody asks for it any more.
+#[test]
+fn an_accepted_loss_of_the_newest_snapshot_is_told_no_more() {
+    let workspace = Workspace::ready("");
+    let first = workspace.backup();
+    let second = workspace.backup()["snapshot"].as_str().unwrap().to_owned();
+    let manifest = files(&workspace.path("repository/snapshots")).into_iter().find(|path| path.ends_with(&second)).unwrap();
+    std::fs::remove_file(manifest).unwrap();
+    let restore = |to: &str, exit: i32| {
+        let to = workspace.path(to);
+        workspace.json(&["restore", "crm", "--to", to.to_str().unwrap(), "--yes"], exit)
+    };
+    assert_eq!(restore("before", 3)["newer_unread"][0], second.as_str());
+    let refused = code(&workspace.run(&["repair", "main", "--yes"]));
+    assert_eq!(refused, 20, "it is lost, and nobody has accepted that");
+    workspace.json(&["repair", "main", "--yes", "--accept-loss", &second, "--reason", "no copy yet"], 0);
+    assert_eq!(restore("after", 0)["snapshot"], first["snapshot"]);
+    assert!(!problems(&workspace).contains(&"damaged".to_owned()), "{:?}", problems(&workspace));
+    workspace.json(&["verify", "main", "--data"], 0);
+}
+
+/// A folder of manifests that somebody copied beside the other one, or moved, is nobody's: what is in there harms no snapshot and stops nothing.
+#[test]
+fn copied_manifests_are_passed_over() {
+    let workspace = Workspace::ready("keep = { last = 1 }");
+    workspace.backup();
+    let chain = files(&workspace.path("repository/snapshots")).pop().unwrap().parent().unwrap().to_owned();
+    for beside in [format!("{}.bak", chain.display()), workspace.path("repository/snapshots/old").display().to_string()] {
+        assert!(Command::new("cp").arg("-a").arg(&chain).arg(&beside).status().unwrap().success());
+    }
+    workspace.backup();
+    let verified = workspace.json(&["verify", "main"], 0);
+    assert!(verified["warnings"].to_string().contains("cannot be objects of it by their names"), "{verified}");
+    assert_eq!(workspace.json(&["prune", "crm"], 0)["snapshots_removed"], 1);
+    assert_eq!(workspace.json(&["verify", "main", "--data"], 0)["findings"].as_array().unwrap().len(), 0);
+    assert!(!problems(&workspace).contains(&"damaged".to_owned()));
+}
+
+/// Nobody has seen the new generation but the command that made it: what is there was put back, and that is told by everything that looks.
+#[test]
+fn keys_that_were_put_back_are_told_at_once_and_by_all_that_look() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let repository = workspace.path("repository");
+    assert!(Command::new("cp").arg("-a").arg(&repository).arg(workspace.path("old")).status().unwrap().success());
+    assert!(!problems(&workspace).contains(&"repository-changed".to_owned()));
+    workspace.json(&["key", "rotate", "main"], 0);
+    std::fs::remove_dir_all(&repository).unwrap();
+    assert!(Command::new("cp").arg("-a").arg(workspace.path("old")).arg(&repository).status().unwrap().success());
+    for words in [&["verify", "main"][..], &["verify", "main", "--data"]] {
+        let verified = workspace.json(words, 20);
+        let finding = &verified["findings"][0];
+        assert_eq!((&finding["object"], &finding["kind"]), (&"keys/generation-2".into(), &"missing".into()), "{verified}");
+        assert!(finding["message"].as_str().unwrap().contains("has seen the repository at key generation 2"), "{verified}");
+    }
+    assert!(problems(&workspace).contains(&"repository-changed".to_owned()), "{:?}", problems(&workspace));
+    assert_eq!(code(&workspace.run(&["status", "--check"])), 20);
+    workspace.json(&["backup", "crm"], 12);
+    // Its own slot is damaged, too: nothing is accepted that does not open, and what was seen is not forgotten for it.
+    let slots: Vec<PathBuf> = files(&repository.join("keys"));
+    let before: Vec<Vec<u8>> = slots.iter().map(|slot| rewrite(slot, |bytes| flipped(bytes, "\"sealed\"", 20))).collect();
+    let refused = workspace.run(&["repo", "accept", "main"]);
+    assert!(!refused.status.success(), "{}", text(&refused.stdout));
+    for (slot, before) in slots.iter().zip(before) {
+        rewrite(slot, |_| before);
+    }
+    workspace.json(&["backup", "crm"], 12);
+    assert_eq!(workspace.json(&["repo", "accept", "main"], 0)["generation_forgotten"], 2);
+    workspace.json(&["verify", "main"], 0);
+    assert!(!problems(&workspace).contains(&"repository-changed".to_owned()));
+    workspace.backup();
+}
+
+/// The storage was put back to how it was before a rotation of the keys. Whoever has seen that writes nothing there, until somebody says that it is meant.
+#[test]
+fn a_repository_from_before_a_rotation_is_written_again_once_it_is_accepted() {
+    let workspace = Workspace::ready("");
+    workspace.backup();
+    let keep = |name: &str| {
+        assert!(Command::new("cp").arg("-a").arg(workspace.path("repository")).arg(workspace.path(name)).status().unwrap().success());
+    };
+    keep("old");
+    workspace.json(&["key", "rotate", "main"], 0);
+    workspace.backup();
+    std::fs::remove_dir_all(workspace.path("repository")).unwrap();
+    std::fs::rename(workspace.path("old"), workspace.path("repository")).unwrap();
+    for words in [&["backup", "crm"][..], &["key", "rotate", "main"]] {
+        let refused = workspace.json(words, 12).to_string();
+        assert!(
+            refused.contains("has seen the repository at key generation 2, and it is at 1 now") && refused.contains("repo accept"),
+            "{refused}"
+        );
+    }
+    let doctor = workspace.run(&["doctor", "crm"]);
+    assert!(code(&doctor) == 12 && text(&doctor.stdout).contains("repo accept"), "{}", text(&doctor.stdout));
+    let keys = workspace.json(&["key", "list", "main"], 0);
+    assert!(keys["generation"] == 1 && keys["warnings"].to_string().contains("key generation 2, which is nowhere"), "{keys}");
+    let accepted = workspace.json(&["repo", "accept", "main"], 0);
+    assert_eq!(accepted["generation_forgotten"], 2, "{accepted}");
+    workspace.backup();
+    assert_eq!(workspace.json(&["repo", "accept", "main"], 0)["generation_forgotten"], serde_json::Value::Null);
+
+    // Another generation of the same number, made by a machine that never saw the first: the same here.
+    keep("old");
+    workspace.json(&["key", "rotate", "main"], 0);
+    workspace.json(&["key", "list", "main"], 0);
+    std::fs::remove_dir_all(workspace.path("repository")).unwrap();
+    std::fs::rename(workspace.path("old"), workspace.path("repository")).unwrap();
+    let elsewhere = workspace.path("elsewhere");
+    let mut rotate = bare(&["key", "rotate", "main"]);
+    rotate.arg("--plans").arg(workspace.path("plans")).arg("--state").arg(&elsewhere).env("CRM_PASSPHRASE", PASSPHRASE);
+    let rotated = rotate.output().unwrap();
+    assert!(rotated.status.success(), "{}", text(&rotated.stderr));
+    let refused = workspace.json(&["backup", "crm"], 20).to_string();
+    assert!(refused.contains("another one than this machine has known") && refused.contains("repo accept"), "{refused}");
+    assert_eq!(workspace.json(&["repo", "accept", "main"], 0)["generation_forgotten"], 2);
+    workspace.backup();
 }
 
 /// A store that takes connections and never answers.
@@ -715,4 +1025,70 @@ fn a_plan_that_is_gone_is_answered_with_the_way_to_its_snapshots() {
     // A name that never was is only unknown.
     let unknown = workspace.json(&["snapshots", "never"], 2);
     assert!(message(&unknown).contains("unknown plan"), "{unknown}");
+}
+
+/// Backs up after a change; the snapshot.
+fn backup_with(workspace: &Workspace, note: &str) -> String {
+    std::fs::write(workspace.path("crm/attachments/note.txt"), note).unwrap();
+    workspace.backup()["snapshot"].as_str().unwrap().to_owned()
+}
+
+fn manifest_of(workspace: &Workspace, repository: &str, id: &str) -> PathBuf {
+    files(&workspace.path(repository).join("snapshots")).into_iter().find(|path| path.ends_with(id)).unwrap()
+}
+
+/// No copy, and one manifest that rots: what is told, what is refused, and how it ends.
+#[test]
+fn a_loss_that_cannot_be_repaired_is_accepted_by_name() {
+    let workspace = Workspace::ready("keep = { last = 2 }");
+    let ids: Vec<String> = ["one", "two", "three"].iter().map(|note| backup_with(&workspace, note)).collect();
+    workspace.json(&["snapshots", "hold", &ids[0], "--reason", "audit"], 0);
+    rewrite(&manifest_of(&workspace, "repository", &ids[0]), |bytes| bytes[..50].to_vec());
+    let told = |words: &[&str], code: i32| {
+        let output = workspace.run(words);
+        let told = format!("{}{}", text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {told}");
+        told
+    };
+    let way = format!("--accept-loss {}", ids[0]);
+    assert!(told(&["prune", "crm"], 20).contains("`lifeboat repair`"));
+    assert!(told(&["repair", "main", "--yes"], 20).contains(&way));
+    assert!(problems(&workspace).contains(&"damaged".to_owned()));
+    let accept = |id: &str, code: i32| told(&["repair", "main", "--accept-loss", id, "--reason", "disk of June", "--yes"], code);
+    told(&["repair", "main", "--accept-loss", &ids[0], "--yes"], 2);
+    assert!(accept(&ids[2], 2).contains(&format!("lost are: {}", ids[0])));
+    assert!(accept(&ids[0], 2).contains(&format!("lifeboat snapshots release {}", ids[0])));
+    told(&["snapshots", "release", &ids[0]], 0);
+    let dry = told(&["repair", "main", "--accept-loss", &ids[0][..20], "--reason", "disk of June", "--dry-run"], 20);
+    assert!(dry.contains("to do: accept") && dry.contains("disk of June"), "{dry}");
+    assert!(accept(&ids[0][..20], 0).contains("done: accept"));
+    assert!(!problems(&workspace).contains(&"damaged".to_owned()));
+    told(&["prune", "crm"], 0);
+    told(&["verify", "main", "--data"], 0);
+    told(&["snapshots", "crm"], 0);
+    let gone = workspace.json(&["restore", "crm", "--snapshot", &ids[0], "--to", workspace.path("gone").to_str().unwrap(), "--yes"], 13);
+    assert!(message(&gone).contains("lost, and that was accepted: disk of June"), "{gone}");
+
+    // A pack that rots takes a part: it is told until that is accepted, and no longer.
+    let largest = files(&workspace.path("repository/packs")).into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    workspace::damage(&largest);
+    told(&["verify", "main", "--data"], 20);
+    assert!(problems(&workspace).contains(&"damaged".to_owned()));
+    let lost: Vec<String> = {
+        let report = workspace.json(&["repair", "main", "--dry-run"], 20);
+        report["lost"].as_array().unwrap().iter().map(|lost| lost["snapshot"].as_str().unwrap().to_owned()).collect()
+    };
+    assert!(!lost.is_empty());
+    for id in &lost {
+        accept(id, if Some(id) == lost.last() { 0 } else { 20 });
+    }
+    assert!(!problems(&workspace).contains(&"damaged".to_owned()));
+    assert!(told(&["verify", "main", "--data"], 0).contains("accepted: damaged"));
+    assert!(told(&["snapshots", "crm"], 0).contains("this loss was accepted: disk of June"));
+    let fresh = backup_with(&workspace, "four");
+    told(&["verify", "main", "--data"], 0);
+    assert_eq!(
+        workspace.json(&["restore", "crm", "--to", workspace.path("fresh").to_str().unwrap(), "--yes"], 0)["snapshot"],
+        fresh.as_str()
+    );
 }

@@ -206,13 +206,13 @@ fn dates_move_on_while_they_are_needed_and_tampering_is_told() {
     let keep = |now: DateTime<Utc>, always: bool| repository.keep_locked(now, always, &Silent, &Cancel::default());
 
     let first = keep(start, false).unwrap().unwrap();
-    assert_eq!((first.objects, first.asked, first.extended), (3, 3, 0), "the format and two key slots: {first:?}");
+    assert_eq!((first.objects, first.asked, first.extended), (4, 4, 0), "the format, two key slots and their event: {first:?}");
     assert_eq!(keep(start, false).unwrap(), None, "not again so soon");
     let known = keep(start, true).unwrap().unwrap();
-    assert_eq!((known.objects, known.asked, known.extended), (3, 0, 0), "{known:?}");
+    assert_eq!((known.objects, known.asked, known.extended), (4, 0, 0), "{known:?}");
     let later = start + TimeDelta::days(6);
     let moved = keep(later, false).unwrap().unwrap();
-    assert_eq!((moved.objects, moved.extended), (3, 3), "{moved:?}");
+    assert_eq!((moved.objects, moved.extended), (4, 4), "{moved:?}");
     for version in versions("main2").iter().filter(|version| LOCK.of(&version.key).is_some()) {
         let (_, until) = runtime.block_on(open("reader").lock_of(&version.key, &version.version)).unwrap().unwrap();
         assert!(until >= later + TimeDelta::days(37), "{}: {until}", version.key);
@@ -221,7 +221,7 @@ fn dates_move_on_while_they_are_needed_and_tampering_is_told() {
     std::fs::remove_dir_all(folder.path().join("cache")).unwrap();
     std::fs::create_dir_all(folder.path().join("cache").join(repository.id().to_string())).unwrap();
     let asked = keep(later, false).unwrap().unwrap();
-    assert_eq!((asked.asked, asked.extended), (3, 0), "{asked:?}");
+    assert_eq!((asked.asked, asked.extended), (4, 0), "{asked:?}");
 
     // Who reads only cannot keep anything locked, and says so.
     let mut reading = config("main2", "reader");
@@ -320,6 +320,35 @@ fn a_bucket_that_does_not_enforce_it_is_never_green() {
     assert!(!probe.keeps && !probe.enforces(LockMode::Compliance), "{probe}");
     let free = Store::open(&StoreConfig { object_lock: None, ..config }).unwrap();
     runtime().block_on(free.create("packs/y", "y".into())).unwrap();
+}
+
+/// Credentials that may only read say nothing of the bucket, and are in order where nothing writes by itself.
+#[test]
+fn a_machine_that_only_restores_is_told_apart_from_a_bad_bucket() {
+    let (prefix, admin) = ("main11", Bucket::keys().0);
+    let workspace = Workspace::new("");
+    plan(&workspace, LOCKED, prefix, GOVERNED);
+    expect(&workspace, admin, 0, &["repo", "init", "main"]);
+    expect(&workspace, "writer", 0, &["backup", "crm"]);
+    for identity in ["reader", "auditor"] {
+        let doctor = expect(&workspace, identity, 0, &["doctor", "crm"]);
+        let checks = doctor["checks"].as_array().unwrap();
+        let store = checks.iter().find(|check| check["name"] == "store").unwrap();
+        assert!(store["ok"] == true && store["message"].as_str().unwrap().contains("these credentials may not write there"), "{store:#}");
+        // Its dates can be read; what the bucket enforces cannot be tried.
+        assert!(checks.iter().any(|check| check["name"] == "locked objects" && check["ok"] == true), "{doctor:#}");
+        assert!(checks.iter().all(|check| check["name"] != "object lock"), "{doctor:#}");
+    }
+    let file = workspace.path("plans/crm.toml");
+    let plan = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, plan.replace("[plan.crm]\n", "[plan.crm]\nschedule = \"15 2 * * *\"\n")).unwrap();
+    let doctor = expect(&workspace, "reader", 1, &["doctor", "crm"]);
+    assert!(doctor.to_string().contains("the plan has a schedule for what must write (backup)"), "{doctor:#}");
+    expect(&workspace, "writer", 0, &["doctor", "crm"]);
+    // Credentials that are wrong may not read either.
+    let mut command = workspace.command(&["doctor", "crm"]);
+    let output = command.env("STORE_KEY", "reader").env("STORE_SECRET", "another").output().unwrap();
+    assert!(text(&output.stdout).contains("FAILED store: "), "{}", text(&output.stdout));
 }
 
 /// Dates are moved on by runs, and by nothing else.
@@ -492,6 +521,13 @@ fn a_piece_of_log_that_was_repaired_is_no_alarm() {
         let (status, answer) = server().signed((method, &path, ""), &[], body, ("careless", &careless));
         assert!((200..300).contains(&status), "{method} {key}: {status} {answer}");
     };
+    // What others put there is not locked, and may go.
+    for method in ["PUT", "DELETE"] {
+        for key in ["packs/Thumbs.db", "logs/desktop.ini"] {
+            request(method, key, "");
+        }
+        assert_eq!(alarms(), Vec::<String>::new(), "{method}");
+    }
     let key_of = |folder: &str| versions("main8").into_iter().map(|version| version.key).find(|key| key.contains(folder)).unwrap();
     // What was committed is rotten, was deleted by the repair, and is there anew.
     let (piece, side) = (key_of("/pieces/"), key_of("/history/"));

@@ -675,6 +675,41 @@ fn an_interrupted_restore_is_continued_and_never_looks_whole() {
     assert_ne!(first.snapshot, second.snapshot);
 }
 
+/// A restore that can never be completed, because its key was destroyed meanwhile, keeps no other from its target.
+#[test]
+fn a_restore_whose_key_was_destroyed_stands_in_nobodys_way() {
+    let mut world = World::files();
+    let first = world.backup();
+    let reopen = |world: &mut World| world.repository = world.resolved.repository.open(&world.surroundings()).unwrap();
+    world.repository.make_plan_key(&name("crm"), world.clock.now()).unwrap();
+    reopen(&mut world);
+    let second = world.backup();
+    // One is interrupted before, one is planned before and finds out when it reads.
+    let interrupted = Job { progress: Arc::new(CrashAt("adopt")), ..world.job() };
+    let plan = restore::plan(&interrupted, &resume_free(&world.path("left"))).unwrap();
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| restore::apply(&interrupted, &plan, None))).is_err());
+    let planned = restore::plan(&world.job(), &resume_free(&world.path("late"))).unwrap();
+    assert_eq!((plan.snapshot, planned.snapshot), (second.snapshot, second.snapshot));
+    world.repository.erase_plan(&name("crm"), world.clock.now()).unwrap();
+    reopen(&mut world);
+    let late = restore::apply(&world.job(), &planned, None).unwrap_err();
+    assert_eq!(late.kind(), Kind::NoRecoveryPoint, "{late:?}");
+    assert!(late.hint_text().unwrap().contains("to the same target too, without --resume"), "{late:?}");
+    assert!(world.path(".late.lifeboat-partial").exists() && world.path(".left.lifeboat-partial").exists());
+    let resumed = restore::plan(&world.job(), &resume(&world.path("left"))).unwrap_err();
+    assert_eq!(resumed.kind(), Kind::NoRecoveryPoint, "{resumed:?}");
+    assert!(resumed.hint_text().unwrap().contains("without --resume"), "{resumed:?}");
+    for target in ["left", "late"] {
+        let report = world.restore(Choice::Latest, target).unwrap();
+        assert_eq!(
+            (report.snapshot, report.exit(), &report.newer_unread),
+            (first.snapshot, Some(Kind::Incomplete), &vec![second.snapshot])
+        );
+        assert_eq!(census(&world.path(target)), census(&world.path("live")));
+        assert!(!world.path(&format!(".{target}.lifeboat-partial")).exists());
+    }
+}
+
 #[test]
 fn what_is_not_of_the_snapshot_does_not_survive_a_resumed_restore() {
     let world = World::files();
@@ -1295,7 +1330,7 @@ fn a_damaged_manifest_does_not_hide_the_others() {
     assert_eq!(restore::plan(&job, &named).unwrap_err().kind(), Kind::Damaged);
     let drilled = drill::run(&job, &DrillRequest::default()).unwrap();
     assert_eq!((drilled.verdict, drilled.exit()), (Verdict::Incomplete, Some(Kind::Incomplete)));
-    assert_eq!(doctor::run(&world.resolved, &world.surroundings()).exit(), Some(Kind::Damaged));
+    assert_eq!(doctor::run(&world.resolved, &[], &world.surroundings()).exit(), Some(Kind::Damaged));
     assert_eq!(verify_all(&world, Depth::Structure).exit(), Some(Kind::Damaged));
     let third = backup::run(&job).unwrap();
     assert!(third.warnings.iter().any(|w| w.contains("cannot be read")), "{:?}", third.warnings);
@@ -1434,7 +1469,7 @@ fn without_a_snapshot_or_the_key_nothing_begins() {
     assert_eq!(world.restore(Choice::At(DateTime::<Utc>::UNIX_EPOCH), "x").unwrap_err().kind(), Kind::NoRecoveryPoint);
     world.resolved.repository.passphrase = Passphrase::new("something else altogether");
     assert_eq!(world.resolved.open(&world.surroundings()).err().unwrap().kind(), Kind::WrongKey);
-    let doctor = doctor::run(&world.resolved, &world.surroundings());
+    let doctor = doctor::run(&world.resolved, &[], &world.surroundings());
     assert_eq!(doctor.exit(), Some(Kind::WrongKey));
 }
 
@@ -1442,7 +1477,7 @@ fn without_a_snapshot_or_the_key_nothing_begins() {
 fn doctor_looks_at_everything() {
     let world = World::sqlite();
     world.backup();
-    let healthy = doctor::run(&world.resolved, &world.surroundings());
+    let healthy = doctor::run(&world.resolved, &[], &world.surroundings());
     assert!(healthy.ok, "{healthy:?}");
     for wanted in ["state folder", "store", "repository", "key", "clock", "room for a drill"] {
         assert!(healthy.checks.iter().any(|c| c.name == wanted), "{wanted}: {healthy:?}");
@@ -1450,7 +1485,7 @@ fn doctor_looks_at_everything() {
     assert!(healthy.checks.iter().any(|c| c.name.starts_with("source crm")));
     fs::remove_file(world.path("live.db")).unwrap();
     world.pass(-86_400);
-    let ill = doctor::run(&world.resolved, &world.surroundings());
+    let ill = doctor::run(&world.resolved, &[], &world.surroundings());
     assert_eq!(ill.exit(), Some(Kind::Usage));
     let wrong: Vec<&str> = ill.checks.iter().filter(|c| !c.ok).map(|c| c.name.as_str()).collect();
     assert!(wrong.contains(&"clock") && wrong.iter().any(|n| n.starts_with("source crm")), "{wrong:?}");
@@ -1801,7 +1836,7 @@ fn an_empty_folder_and_a_source_that_is_not_there_are_incomplete() {
     });
     let made = world.backup();
     assert_eq!((made.exit(), made.problems[0].kind.as_str()), (Some(Kind::Incomplete), "empty-folder"));
-    assert!(!doctor::run(&world.resolved, &world.surroundings()).ok);
+    assert!(!doctor::run(&world.resolved, &[], &world.surroundings()).ok);
     fs::write(world.path("live/x"), "x").unwrap();
     let honest = world.resolved.sources.clone();
     let source = Arc::new(FilesSource { path: world.path("live"), exclude: vec!["*".into()], page_size: None });
@@ -1809,7 +1844,7 @@ fn an_empty_folder_and_a_source_that_is_not_there_are_incomplete() {
     let made = world.backup();
     assert_eq!((made.exit(), made.problems[0].kind.as_str()), (Some(Kind::Incomplete), "all-excluded"), "{made:?}");
     assert!(made.problems[0].message.contains("exclude") && !made.problems[0].message.contains("mounted"), "{made:?}");
-    let checked = doctor::run(&world.resolved, &world.surroundings());
+    let checked = doctor::run(&world.resolved, &[], &world.surroundings());
     assert!(!checked.ok && checked.checks.iter().any(|check| check.message.contains("`exclude` leaves nothing")), "{checked:?}");
     world.resolved.sources = honest;
     assert_eq!(world.backup().exit(), None);

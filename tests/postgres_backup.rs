@@ -466,6 +466,38 @@ fn a_tablespace_that_was_created_meanwhile_makes_a_backup_incomplete() {
     }
 }
 
+/// A file, or the folder of a database, that somebody moved to another disk: a restored server that followed the link would write into the source's own files.
+#[test]
+fn a_link_in_the_data_folder_leads_no_restored_server_into_the_sources_files() {
+    let cluster = Options::new(distribution_version()).start();
+    cluster.sql(TABLES);
+    let table = cluster.data().join(cluster.value("SELECT pg_relation_filepath('ledger')"));
+    let database = cluster.data().join(format!("base/{}", cluster.value("SELECT oid FROM pg_database WHERE datname = 'template1'")));
+    let elsewhere = cluster.folder().join("disk2");
+    assert!(as_server_user("mkdir").args(["-m", "700"]).arg(&elsewhere).status().unwrap().success());
+    cluster.stop_server();
+    for moved in [&table, &database] {
+        let place = elsewhere.join(moved.file_name().unwrap());
+        assert!(as_server_user("mv").arg(moved).arg(&place).status().unwrap().success());
+        assert!(as_server_user("ln").arg("-s").arg(&place).arg(moved).status().unwrap().success());
+    }
+    cluster.start_server();
+    let world = World::new(&cluster, "crm", "");
+    world.say_plan("crm", &data_key(&cluster, true), "");
+    let made = world.json(&["backup", "crm"], 3);
+    let told = made["problems"].as_array().unwrap().iter().filter(|problem| problem["kind"] == "link-not-followed").count();
+    assert_eq!(told, 2, "{made}");
+    let target = world.path("restored");
+    let restored = world.json(&["restore", "crm", "--to", target.to_str().unwrap(), "--yes"], 3);
+    let first = restored["notes"][0].as_str().unwrap();
+    assert!(first.contains("DO NOT START IT"), "{restored}");
+    for moved in [&table, &database] {
+        let inside = moved.strip_prefix(cluster.data()).unwrap();
+        assert!(first.contains(&format!("{} (to {}", inside.display(), elsewhere.display())), "{restored}");
+        assert!(target.join(inside).symlink_metadata().is_err(), "{} is there", inside.display());
+    }
+}
+
 /// A replay copies the files of a database as the backup has them, and need not bring back what the server had. A copy whose original stays as it is is one.
 #[test]
 fn a_database_that_was_moved_or_copied_by_its_files_meanwhile_is_restored_or_the_backup_fails() {

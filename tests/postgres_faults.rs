@@ -22,7 +22,7 @@ use lifeboat::source::postgres::client::{Connection, Mode};
 use postgres_world::{Load, NOW, World, assert_nowhere, checks, data_key, socket_url};
 use serde_json::Value;
 use support::certificates::Authority;
-use support::postgres::{Cluster, NEWEST, Options, PASSWORD, as_server_user, distribution_version, server_user, wait_until};
+use support::postgres::{Cluster, NEWEST, Options, PASSWORD, as_server_user, bin_directory, distribution_version, server_user, wait_until};
 use support::proxy::Proxy;
 use workspace::text;
 
@@ -955,6 +955,54 @@ fn incomplete(world: &World, reasons: &[&str]) -> Value {
     drill
 }
 
+/// Waits for a process of a private server of this world that is called so for so long, and kills it.
+fn kill_one(world: &World, title: &str, stays: Duration) {
+    let is_it = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(title));
+    let mut found = None;
+    wait_until(title, || {
+        found = servers_below(&world.path("state")).into_iter().find(is_it);
+        if found.is_some() {
+            std::thread::sleep(stays);
+        }
+        found.as_ref().is_some_and(is_it)
+    });
+    let pid = rustix::process::Pid::from_raw(found.unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_private_server_that_is_killed_is_no_damage() {
+    let cluster = Cluster::start(distribution_version());
+    cluster.sql("CREATE TABLE ledger AS SELECT 1 AS n");
+    let world = Faulty::new(&cluster, false);
+    let check = |sql: &str| format!("[[plan.crm.drill.check]]\nname = \"slow\"\nsql = \"{sql}\"\nexpect = \"= 1\"\ntimeout = \"60s\"");
+    world.say_plan("crm", "", &check("SELECT 1 FROM pg_sleep(40)"));
+    world.json(&["backup", "crm"], 0);
+    // One of its sessions, and the whole of it before it answers.
+    for title in ["[local] SELECT", "config_file="] {
+        std::thread::scope(|scope| {
+            let drill = scope.spawn(|| incomplete(&world, &["signal 9", "memory"]));
+            // The plan's SQL, and none of what is asked before it.
+            kill_one(&world, title, if title == "[local] SELECT" { Duration::from_secs(1) } else { Duration::ZERO });
+            let drill = drill.join().unwrap();
+            assert!(checks(&drill).iter().all(|(_, outcome)| outcome != "failed" && outcome != "differs"), "{drill}");
+        });
+    }
+    let file = world.path("part");
+    let words = ["restore", "crm", "--only", "postgres/ledger", "--to", file.to_str().unwrap(), "--yes"];
+    std::thread::scope(|scope| {
+        let restore = scope.spawn(|| world.json(&words, 1));
+        kill_one(&world, "config_file=", Duration::ZERO);
+        let failed = restore.join().unwrap();
+        assert!(failed["error"]["kind"] == "failed" && failed.to_string().contains("memory"), "{failed}");
+    });
+    assert!(!file.exists() && !is_known_damaged(&world));
+    assert_eq!(servers_below(&world.path("state")), Vec::<i32>::new());
+    world.say_plan("crm", "", &check("SELECT 1"));
+    world.proven();
+    world.json(&words, 0);
+}
+
 fn connect_as(cluster: &Cluster, user: &str, database: &str) -> Connection {
     let mut settings = cluster.socket_settings();
     user.clone_into(&mut settings.user);
@@ -1102,4 +1150,127 @@ fn collations_and_locales_that_a_host_has_otherwise_are_no_damage() {
     let file = world.path("part");
     let refused = world.json(&["restore", "crm", "--only", "other", "--to", file.to_str().unwrap(), "--yes"], 2).to_string();
     assert!(refused.contains("install the locale"), "{refused}");
+}
+
+/// A change of one file of a server that stands still for it.
+fn tamper(cluster: &Cluster, file: &str, change: impl FnOnce(&fs::File)) {
+    cluster.sql("CHECKPOINT");
+    cluster.stop_server();
+    change(&fs::OpenOptions::new().write(true).open(cluster.data().join(file)).unwrap());
+    cluster.start_server();
+}
+
+#[test]
+fn damage_that_no_query_meets_fails_the_drill() {
+    use std::os::unix::fs::FileExt as _;
+    let distribution = distribution_version();
+    for (options, local) in [(Options::new(distribution).without_checksums(), true), (Options::new(17), false)] {
+        let cluster = options.setting("autovacuum", "off").start();
+        let is_bare = cluster.value("SHOW data_checksums") == "off";
+        let make = |table: &str| {
+            cluster.sql(&format!(
+                "CREATE TABLE {table}(n int PRIMARY KEY, v text, a int[]); INSERT INTO {table} SELECT n, md5(n::text), ARRAY[n, n % 100] FROM generate_series(1, 8000) n"
+            ));
+        };
+        for table in ["first", "second", "third"] {
+            make(table);
+        }
+        cluster.sql("CREATE INDEX third_a ON third USING gin(a); CREATE SEQUENCE s; CREATE TABLE bare AS SELECT n FROM generate_series(1, 90000) n; ANALYZE bare");
+        cluster.connect().execute("VACUUM first").unwrap();
+        let path = |name: &str| cluster.value(&format!("SELECT pg_relation_filepath('{name}')"));
+        let world = Faulty::new(&cluster, local);
+        world.json(&["backup", "crm"], 0);
+        // All is looked at by lifeboat itself, and what was found does not depend on a program.
+        let (programs, bin) = (bin_directory(cluster.version), world.path("bin"));
+        fs::create_dir(&bin).unwrap();
+        for program in fs::read_dir(&programs).unwrap().flatten().filter(|program| program.file_name() != "pg_checksums") {
+            std::os::unix::fs::symlink(program.path(), bin.join(program.file_name())).unwrap();
+        }
+        let plan = fs::read_to_string(world.path("plans/crm.toml")).unwrap();
+        fs::write(world.path("plans/crm.toml"), plan.replace(programs.to_str().unwrap(), bin.to_str().unwrap())).unwrap();
+        let proven = world.proven();
+        let pages = if is_bare { "page headers" } else { "page checksums" };
+        for name in ["sequences", pages, "pages that maps and indexes lead to", "sizes of tables", "folders of databases"] {
+            assert!(proven.contains(&name.to_owned()), "{name}: {proven:?}");
+        }
+        // Each is told by name, and held against the snapshot; then it is made good.
+        let fails = |words: &[&str], mend: &str| {
+            let made = world.run(&["backup", "crm"]);
+            assert_eq!(made.status.code(), Some(0), "{words:?}: {}", text(&made.stdout));
+            let drill = world.json(&["drill", "run", "crm"], 20);
+            let told = drill["reasons"].to_string();
+            assert!(words.iter().all(|word| told.contains(word)), "{words:?}: {drill}");
+            assert!(is_known_damaged(&world), "{drill}");
+            cluster.sql(mend);
+        };
+        let zero = |file: &fs::File| file.write_all_at(&[0; 8192], 3 * 8192).unwrap();
+        tamper(&cluster, &path("first"), zero);
+        fails(&["postgres.public.first: block 3, ", "visibility map", "is all zeros"], "DROP TABLE first");
+        tamper(&cluster, &path("second"), |file| file.set_len(5 * 8192).unwrap());
+        fails(
+            &["postgres.public.second: block 5, which its index postgres.public.second_pkey leads to", "there are 5 blocks"],
+            "DROP TABLE second",
+        );
+        tamper(&cluster, &path("third_a"), zero);
+        fails(&["postgres.public.third_a: block 3, which the index needs"], "REINDEX INDEX third_a");
+        tamper(&cluster, &path("s"), |file| file.set_len(0).unwrap());
+        fails(&["postgres: public.s: it has 0 rows"], "DROP SEQUENCE s");
+        if is_bare {
+            tamper(&cluster, &path("third_a"), |file| file.write_all_at(&[0xA5; 8192], 4 * 8192).unwrap());
+            let place = format!("{}, block 4 of postgres.public.third_a", path("third_a"));
+            fails(&[&place, "its header makes no sense"], "REINDEX INDEX third_a");
+        }
+        let template = cluster.data().join("base").join(cluster.value("SELECT oid FROM pg_database WHERE datname = 'template0'"));
+        let away = cluster.folder().join("away");
+        fs::rename(&template, &away).unwrap();
+        fails(&["of database template0: the folder is missing"], "SELECT 1");
+        fs::rename(&away, &template).unwrap();
+        // What nothing leads to is no proof, and no damage.
+        tamper(&cluster, &path("bare"), |file| file.set_len(0).unwrap());
+        world.json(&["backup", "crm"], 0);
+        incomplete(&world, &["postgres.public.bare has 0 pages", "VACUUM it there"]);
+        cluster.connect().execute("VACUUM bare").unwrap();
+        world.json(&["backup", "crm"], 0);
+        world.proven();
+    }
+}
+
+#[test]
+fn a_busy_server_is_proven_while_its_tables_shrink_and_grow() {
+    let versions = [Options::new(distribution_version()).without_checksums(), Options::new(17)];
+    for (options, local) in versions.into_iter().zip([true, false]) {
+        let cluster = Arc::new(options.setting("autovacuum_naptime", "1s").setting("max_wal_size", "64MB").start());
+        cluster.sql(
+            "CREATE TABLE t(n int, v text, a int[]); CREATE INDEX ON t(n); CREATE INDEX ON t USING hash(v); CREATE INDEX ON t USING gin(a); CREATE INDEX ON t USING brin(n);
+             CREATE TABLE w(n int PRIMARY KEY); CREATE UNLOGGED TABLE u(n serial PRIMARY KEY); CREATE SEQUENCE s",
+        );
+        let statements = [
+            "INSERT INTO t SELECT n, md5(random()::text), ARRAY[n % 500, n] FROM generate_series(1, 600) n",
+            "UPDATE t SET v = md5(random()::text) WHERE n % 7 = 3",
+            "DELETE FROM t WHERE n > 200",
+            "VACUUM t",
+            "BEGIN; TRUNCATE w; INSERT INTO w SELECT generate_series(1, 2000); COMMIT",
+            "DELETE FROM w",
+            "VACUUM w",
+            "INSERT INTO u DEFAULT VALUES",
+            "CREATE INDEX IF NOT EXISTS again ON t(v)",
+            "SELECT nextval('s')",
+            "DROP INDEX IF EXISTS again",
+            "REINDEX TABLE w",
+        ];
+        let world = Faulty::new(&cluster, local);
+        for _ in 0..2 {
+            let load = Load::start(&cluster, move |number| statements[usize::try_from(number).unwrap() % statements.len()].to_owned());
+            wait_until("some writes", || cluster.value("SELECT last_value FROM s").parse::<u64>().unwrap() > 3);
+            for _ in 0..2 {
+                world.json(&["backup", "crm"], 0);
+                world.proven();
+            }
+            load.end();
+            cluster.kill_server();
+            cluster.start_server();
+            world.json(&["backup", "crm"], 0);
+            world.proven();
+        }
+    }
 }

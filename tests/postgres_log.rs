@@ -341,6 +341,87 @@ fn a_promotion_is_followed_to_the_next_timeline() {
     }
 }
 
+/// A server that recovers looks for timelines one by one, and takes the first number without a history for the last.
+#[test]
+fn histories_of_timelines_that_nobody_streamed_are_stored_too() {
+    let cluster = server(distribution_version()).setting("wal_keep_size", "512").start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    for _ in 0..2 {
+        cluster.stop_server();
+        cluster.write(&cluster.data().join("standby.signal"), "");
+        cluster.start_server();
+        cluster.promote();
+        write(&cluster, 10);
+    }
+    // It begins on the last one.
+    let world = Logged::new(&cluster);
+    let streamer = world.stream();
+    wait_until("the stream", || world.status()["connected"] == true);
+    write(&cluster, 10);
+    let end = flushed(&cluster);
+    world.wait_for(3, end);
+    streamer.stop();
+    let stored = |name: &str| world.log().side(&Name::new(name).unwrap()).unwrap();
+    for name in ["00000002.history", "00000003.history"] {
+        assert_eq!(stored(name), Some(fs::read(cluster.data().join("pg_wal").join(name)).unwrap()), "{name}");
+    }
+    // What is pushed brings those beside it, but none of another way.
+    let text = |lines: &[(u32, u64)]| -> String {
+        let known = String::from_utf8(stored("00000003.history").unwrap()).unwrap();
+        lines.iter().fold(known, |text, (timeline, at)| format!("{text}{timeline}\t{}\tx\n", Lsn(*at)))
+    };
+    let folder = world.path("pg_wal");
+    fs::create_dir(&folder).unwrap();
+    let four = text(&[(3, end.0)]);
+    for (name, content) in [
+        ("00000004.history", four.clone()),
+        ("00000005.history", text(&[(3, end.0 + 8)])),
+        ("00000006.history", text(&[(3, end.0), (4, end.0 + 64), (5, end.0 + 128)])),
+    ] {
+        fs::write(folder.join(name), content).unwrap();
+    }
+    world.json(&["log", "push", "crm", folder.join("00000006.history").to_str().unwrap()], 0);
+    assert_eq!((stored("00000004.history"), stored("00000005.history")), (Some(four.into_bytes()), None));
+    assert!(stored("00000006.history").is_some());
+}
+
+/// By mistake: with a state folder of its own nothing on this host keeps it from starting.
+#[test]
+fn a_second_stream_says_who_has_the_slot_and_how_far_the_log_is_stored() {
+    let cluster = server(distribution_version()).setting("wal_keep_size", "512").start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = Logged::new(&cluster);
+    world.json(&["backup", "crm"], 0);
+    let streamer = world.stream();
+    write(&cluster, 3000);
+    let end = flushed(&cluster);
+    world.wait_for(1, end);
+    fs::create_dir(world.path("other")).unwrap();
+    let other = |words: &[&str]| {
+        let mut command = workspace::bare(words);
+        command.current_dir(world.path("")).arg("--plans").arg(world.path("plans")).args(["--state", "other", "--json"]);
+        command
+    };
+    let mut second =
+        other(&["log", "stream", "crm"]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let noted =
+        || -> Value { serde_json::from_slice(&fs::read(world.path("other/work/crm/log-db.json")).unwrap_or_default()).unwrap_or_default() };
+    wait_until("the second one to tell it", || noted()["error"].is_string());
+    let note = noted();
+    let error = note["error"].as_str().unwrap();
+    assert!(error.contains("another `lifeboat serve` or `log stream` streams this log") && error.contains("is active for PID"), "{note}");
+    assert!(note["durable_to"].as_str().unwrap().parse::<Lsn>().unwrap() >= end, "{end} {note}");
+    assert!(note["lag_bytes"].as_u64().unwrap() < SEGMENT, "{note}");
+    let status = other(&["status", "crm"]).output().unwrap();
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    let problems = status["plans"][0]["problems"].as_array().unwrap();
+    let told = problems.iter().find(|problem| problem["kind"] == "log-not-streamed").unwrap()["message"].as_str().unwrap();
+    assert!(told.contains("another `lifeboat serve`") && told.contains("it is stored until 20"), "{told}");
+    second.kill().unwrap();
+    second.wait().unwrap();
+    streamer.stop();
+}
+
 /// What is stored of timeline 1 ends in the middle of a segment, or with one.
 fn set_back(at_a_boundary: bool) {
     let cluster = server(distribution_version()).start();
@@ -442,14 +523,44 @@ fn an_old_primary_is_refused_as_soon_as_the_history_of_the_new_timeline_is_store
     let cluster = server(distribution_version()).start();
     cluster.sql("CREATE TABLE t(g int, v text)");
     let world = Logged::new(&cluster);
+    let streamer = world.stream();
     write(&cluster, 100);
     let left_at = flushed(&cluster);
+    world.wait_for(1, left_at);
+    streamer.stop();
+    let stored = world.log().pieces().unwrap();
     write(&cluster, 100);
     world.log().put_side(&Name::new("00000002.history").unwrap(), format!("1\t{left_at}\tx\n").as_bytes()).unwrap();
     let refused = world.json(&["log", "stream", "crm"], 1);
     assert_eq!(refused["error"]["kind"], "split-brain", "{refused}");
     let message = refused["error"]["message"].as_str().unwrap();
     assert!(message.contains(&format!("which left timeline 1 at {left_at}")), "{message}");
+    assert_eq!(world.log().pieces().unwrap(), stored);
+
+    // It is the right one all the same, and begins a timeline of its own, as the guide says: the log goes on along that from the first moment on.
+    cluster.sql("ALTER SYSTEM SET restore_command = 'false'");
+    cluster.sql("ALTER SYSTEM SET recovery_target_timeline = 'current'");
+    cluster.stop_server();
+    cluster.write(&cluster.data().join("pg_wal/00000002.history"), &format!("1\t{left_at}\tx\n"));
+    cluster.write(&cluster.data().join("recovery.signal"), "");
+    cluster.start_server();
+    let _streamer = world.stream();
+    write(&cluster, 100);
+    world.wait_for(3, flushed(&cluster));
+    let told = fs::read_to_string(world.path("spawned.log")).unwrap();
+    assert!(!told.contains("not the primary any more"), "{told}");
+}
+
+#[test]
+fn a_server_of_another_way_gets_no_slot() {
+    let cluster = server(distribution_version()).start();
+    cluster.sql("CREATE TABLE t(g int, v text)");
+    let world = Logged::new(&cluster);
+    let left_at = flushed(&cluster);
+    write(&cluster, 100);
+    world.log().put_side(&Name::new("00000002.history").unwrap(), format!("1\t{left_at}\tx\n").as_bytes()).unwrap();
+    let refused = world.json(&["log", "stream", "crm"], 1);
+    assert_eq!(refused["error"]["kind"], "split-brain", "{refused}");
     assert!(world.log().pieces().unwrap().is_empty());
     assert_eq!(cluster.value("SELECT count(*) FROM pg_replication_slots"), "0", "it would fill the old server's disk");
 }
@@ -488,12 +599,15 @@ fn a_damaged_piece_is_told_and_keeps_no_new_log_from_being_stored() {
     let segment: u64 = cluster.value("SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'").parse().unwrap();
     let is_whole = |piece: &&PieceInfo| piece.end - piece.start == segment;
     damage(world.log().pieces().unwrap().iter().rev().find(is_whole).unwrap());
-    let _streamer = world.stream();
+    let streamer = world.stream();
     write(&cluster, 500);
     let end = flushed(&cluster);
     world.wait_for(1, end);
     let told = fs::read_to_string(world.path("spawned.log")).unwrap();
     assert!(told.contains("new log is stored all the same: compare with what is stored as"), "{told}");
+    let noted = world.status();
+    assert!(noted["damaged"][0].as_str().unwrap().contains("`lifeboat verify`") && noted["connected"] == true, "{noted}");
+    streamer.stop_with(20);
 }
 
 /// The server's disk lost some of its log before it was sent: nothing can bring it back, and everybody must hear of it before it is needed.
@@ -535,6 +649,11 @@ fn log_that_came_damaged_is_on_record_and_bounds_what_can_be_recovered() {
     let problems = || world.json(&["status", "crm"], 0)["plans"][0]["problems"].to_string();
     let told = problems();
     assert!(told.contains("log-gap"), "{told}");
+    // Up to there everything can be had, which is what all of them say.
+    let range = world.continuous().unwrap().1;
+    let status = world.json(&["status", "crm"], 0);
+    let told_to = status["plans"][0]["restorable_to"].as_str().unwrap().parse::<chrono::DateTime<chrono::Utc>>().unwrap();
+    assert_eq!(told_to, range, "{status}");
     let at = Lsn(gaps[0].from).to_string();
     let restore = |name: &str, choice: &[&str], code: i32| {
         let to = world.path(name);

@@ -16,7 +16,9 @@ use lifeboat::event::Cancel;
 use lifeboat::source::postgres::client::{Connection, Mode};
 use lifeboat::source::postgres::conninfo::Host;
 use serde_json::Value;
-use support::postgres::{Cluster, NEWEST, Options, PASSWORD, as_server_user, bin_directory, distribution_version, wait_until};
+use support::postgres::{
+    Cluster, NEWEST, Options, PASSWORD, as_server_user, bin_directory, distribution_version, locale_with_a_comma, wait_until,
+};
 use tempfile::TempDir;
 use workspace::{bare, text};
 
@@ -153,6 +155,18 @@ database = "{DATABASE}"
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// With a folder of its own, for one that is loaded without the program.
+    fn context(&self) -> lifeboat::source::SourceContext {
+        let scratch = self.path("scratch");
+        fs::create_dir(&scratch).unwrap();
+        lifeboat::source::SourceContext {
+            scratch,
+            fingerprint_key: [0; 32],
+            progress: Arc::new(lifeboat::event::Silent),
+            cancel: Cancel::default(),
+        }
     }
 
     fn connect(cluster: &Cluster, database: &str) -> Connection {
@@ -446,6 +460,90 @@ fn what_may_not_be_read_is_named_and_fails() {
     world.is_clean();
 }
 
+/// `pg_dump` is told what the sessions of the program itself are.
+#[test]
+fn settings_of_roles_and_databases_change_nothing_of_what_is_backed_up() {
+    let world = World::new(distribution_version(), "postgres", "databases = [\"second\"]").without_check();
+    world.cluster.sql("CREATE ROLE app");
+    world.sql(
+        "second",
+        "CREATE TABLE kept(id int PRIMARY KEY, owner text); INSERT INTO kept SELECT n, 'owner ' || n FROM generate_series(1, 100) n; \
+         ALTER TABLE kept ENABLE ROW LEVEL SECURITY; ALTER TABLE kept FORCE ROW LEVEL SECURITY; CREATE POLICY few ON kept USING (id < 10); \
+         CREATE TABLE odd(b bytea DEFAULT '\\x00ff5c'::bytea, f float8 DEFAULT (0.1::float8 + 0.2::float8), g float8 DEFAULT 0.30000000000000004, \
+           i interval DEFAULT '-1 day 2 hours 3.5 seconds', t timestamptz DEFAULT '2026-03-04 05:06:07+00'); COMMENT ON TABLE odd IS 'twenty €'; \
+         GRANT SELECT ON ALL TABLES IN SCHEMA public TO app; CREATE FOREIGN DATA WRAPPER w; CREATE SERVER far FOREIGN DATA WRAPPER w; \
+         CREATE USER MAPPING FOR postgres SERVER far OPTIONS (password 'kept too'); \
+         CREATE SUBSCRIPTION s CONNECTION 'dbname=x' PUBLICATION p WITH (connect = false)",
+    );
+    // Together with what an application may be given.
+    for setting in [
+        "role = 'app'",
+        "row_security = on",
+        "default_transaction_read_only = on",
+        "statement_timeout = '1ms'",
+        "lock_timeout = '1ms'",
+        "search_path = nowhere",
+        "\"DateStyle\" = 'German'",
+        "\"IntervalStyle\" = 'sql_standard'",
+        "extra_float_digits = -10",
+        "bytea_output = 'escape'",
+        "quote_all_identifiers = on",
+        "client_min_messages = error",
+    ] {
+        world.cluster.sql(&format!("ALTER DATABASE second SET {setting}"));
+    }
+    world.cluster.sql("ALTER ROLE postgres SET client_encoding = 'LATIN1'");
+    let backup = world.json(&["backup", "crm"], 0);
+    assert!(!backup["warnings"].to_string().contains("not dumped"), "{backup}");
+    let target = Cluster::start(distribution_version());
+    let url = world.url(&target, "");
+    world.json(&["restore", "crm", "--to", &url, "--yes"], 0);
+    let questions = [
+        "SELECT count(*)::text || md5(string_agg(k::text, '' ORDER BY id)) FROM kept k",
+        "SELECT string_agg(umoptions::text, ',') FROM pg_user_mappings",
+        "SELECT string_agg(subname || subconninfo, ',') FROM pg_subscription",
+        "SELECT string_agg(pg_get_expr(adbin, adrelid), '; ' ORDER BY adnum) FROM pg_attrdef",
+        "SELECT obj_description('public.odd'::regclass) || polname FROM pg_policy",
+    ];
+    let ask = |cluster: &Cluster| {
+        let mut sql = World::connect(cluster, "second");
+        sql.execute("SET search_path = public; SET bytea_output = hex; SET extra_float_digits = 3; SET DateStyle = ISO; SET IntervalStyle = postgres").unwrap();
+        questions.map(|question| sql.value(question).unwrap().unwrap_or_else(|| panic!("nothing: {question}")))
+    };
+    assert_eq!(ask(&target), ask(&world.cluster));
+    assert!(ask(&target)[1].contains("kept too"));
+    let drill = world.json(&["drill", "run", "crm"], 0);
+    assert_eq!(drill["verdict"], "passed", "{drill}");
+    world.is_clean();
+}
+
+#[test]
+fn a_drill_whose_server_is_killed_is_incomplete() {
+    let world = World::new(distribution_version(), "postgres", "databases = [\"second\"]").without_check();
+    world.json(&["backup", "crm"], 0);
+    let state = world.path("state").display().to_string();
+    let is_it = |line: &str| line.contains(&state) && line.contains("config_file=");
+    std::thread::scope(|scope| {
+        let drill = scope.spawn(|| world.json(&["drill", "run", "crm"], 3));
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(100);
+        let pid = loop {
+            assert!(std::time::Instant::now() < deadline, "no server");
+            let all = fs::read_dir("/proc").unwrap().filter_map(|item| item.ok()?.file_name().to_str()?.parse::<i32>().ok());
+            let mut found = all.filter(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| is_it(&line)));
+            if let Some(pid) = found.next() {
+                break pid;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        };
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+        let drill = drill.join().unwrap();
+        let told = drill["reasons"].to_string();
+        assert!(drill["verdict"] == "incomplete" && told.contains("signal 9") && told.contains("memory"), "{drill}");
+    });
+    assert_eq!(world.json(&["drill", "run", "crm"], 0)["verdict"], "passed");
+    world.is_clean();
+}
+
 #[test]
 fn a_killed_restore_never_looks_finished() {
     let world = World::new(distribution_version(), "postgres", "databases = [\"Mein CRM é\"]");
@@ -636,14 +734,7 @@ fn every_encoding_comes_back_byte_for_byte() {
     contents["databases"] = serde_json::json!([latin1]);
     fs::write(tree.join("manifest.json"), contents.to_string()).unwrap();
     target.sql("DROP DATABASE latin1");
-    let scratch = world.path("scratch");
-    fs::create_dir(&scratch).unwrap();
-    let context = lifeboat::source::SourceContext {
-        scratch,
-        fingerprint_key: [0; 32],
-        progress: Arc::new(lifeboat::event::Silent),
-        cancel: Cancel::default(),
-    };
+    let context = world.context();
     let settings = target.socket_settings();
     let Host::Socket(socket) = &settings.host else { panic!("no socket") };
     let place =
@@ -813,14 +904,7 @@ fn a_locale_that_a_target_lacks_is_named() {
     let target = Cluster::start(distribution_version());
     let place = format!("host={} port={} user=postgres", target.folder().display(), target.port);
     let place = lifeboat::source::postgres::logical::Target::parse(&place).unwrap();
-    let scratch = world.path("scratch");
-    fs::create_dir(&scratch).unwrap();
-    let context = lifeboat::source::SourceContext {
-        scratch,
-        fingerprint_key: [0; 32],
-        progress: Arc::new(lifeboat::event::Silent),
-        cancel: Cancel::default(),
-    };
+    let context = world.context();
     let error =
         lifeboat::source::postgres::logical::load(&tree, &place, Some(&bin_directory(distribution_version())), &context).unwrap_err();
     assert!(format!("{error:?}").contains("de_XX.UTF-8") && error.hint_text().unwrap().contains("locale -a"), "{error:?}");
@@ -870,4 +954,287 @@ fn memory_does_not_follow_the_widest_row() {
     }
     let asked = "SELECT md5(b) FROM wide";
     assert_eq!(World::connect(&target, "second").value(asked).unwrap(), World::connect(&world.cluster, "second").value(asked).unwrap());
+}
+
+/// What one transaction does while a backup waits for a table that it has locked: what must be there before, the transaction, and what tells whether a restore has
+/// all of it from one moment.
+const MEANWHILE: [[&str; 3]; 8] = [
+    [
+        "CREATE TABLE orders(id int); INSERT INTO orders SELECT generate_series(1, 1000)",
+        "CREATE TABLE orders_new(id int); INSERT INTO orders_new SELECT id FROM orders; ALTER TABLE orders RENAME TO orders_old; ALTER TABLE orders_new RENAME TO orders",
+        "SELECT (SELECT count(*) FROM orders) || '/' || (SELECT count(*) FROM orders_old)",
+    ],
+    [
+        "CREATE TABLE a(v text); INSERT INTO a VALUES ('a'); COMMENT ON TABLE a IS 'a'; CREATE TABLE b(v text); INSERT INTO b VALUES ('b'); COMMENT ON TABLE b IS 'b'",
+        "ALTER TABLE a RENAME TO c; ALTER TABLE b RENAME TO a; ALTER TABLE c RENAME TO b",
+        "SELECT (SELECT v FROM a) || obj_description('a'::regclass) || (SELECT v FROM b) || obj_description('b'::regclass)",
+    ],
+    [
+        "CREATE SCHEMA aside; CREATE TABLE moved(n int); INSERT INTO moved SELECT generate_series(1, 10)",
+        "CREATE TABLE aside.next AS SELECT n FROM moved; ALTER TABLE moved SET SCHEMA aside; ALTER TABLE aside.next RENAME TO mov; ALTER TABLE aside.mov SET SCHEMA public; \
+         ALTER TABLE mov RENAME TO moved",
+        "SELECT (SELECT count(*) FROM moved) || '/' || (SELECT count(*) FROM aside.moved)",
+    ],
+    [
+        "CREATE TABLE again(n int); INSERT INTO again SELECT generate_series(1, 10)",
+        "CREATE TABLE again_2 AS SELECT n FROM again; DROP TABLE again; ALTER TABLE again_2 RENAME TO again",
+        "SELECT count(*)::text FROM again",
+    ],
+    // Of what no lock keeps anybody from, while a table holds the backup up.
+    [
+        "CREATE TABLE held(n int); CREATE FUNCTION number() RETURNS int LANGUAGE sql AS 'SELECT 7'; CREATE TABLE numbered(n int DEFAULT number())",
+        "LOCK TABLE held; ALTER FUNCTION number() RENAME TO number_since",
+        "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef WHERE adrelid = 'numbered'::regclass",
+    ],
+    [
+        "CREATE TYPE state AS ENUM ('new', 'done'); CREATE TABLE task(s state DEFAULT 'new'); INSERT INTO task DEFAULT VALUES",
+        "LOCK TABLE held; ALTER TYPE state RENAME VALUE 'new' TO 'open'",
+        "SELECT s || pg_get_expr(adbin, adrelid) FROM task, pg_attrdef WHERE adrelid = 'task'::regclass",
+    ],
+    [
+        "CREATE TABLE emptied(n int); INSERT INTO emptied VALUES (1)",
+        "TRUNCATE emptied; CREATE ROLE late; CREATE TABLE of_late(n int); ALTER TABLE of_late OWNER TO late; GRANT late TO clerk",
+        "SELECT relowner::regrole || pg_has_role('clerk', 'late', 'member')::text FROM pg_class WHERE relname = 'of_late'",
+    ],
+    [
+        "CREATE ROLE passing; GRANT SELECT ON held TO passing",
+        "LOCK TABLE held; REVOKE ALL ON held FROM passing; DROP ROLE passing",
+        "SELECT count(*)::text FROM pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner))) WHERE relname = 'held'",
+    ],
+];
+
+#[test]
+fn what_gets_another_name_while_a_backup_begins_is_of_one_moment() {
+    let world = World::new(distribution_version(), "postgres", "databases = [\"second\"]").without_check();
+    let target = Cluster::start(distribution_version());
+    let url = world.url(&target, "");
+    for [before, meanwhile, question] in MEANWHILE {
+        world.sql("second", before);
+        let mut other = World::connect(&world.cluster, "second");
+        other.execute(&format!("BEGIN; {meanwhile}")).unwrap();
+        let backup = world.command(&["backup", "crm"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'second' AND wait_event_type = 'Lock'";
+        wait_until("the backup to wait", || world.cluster.value(waiting) != "0");
+        other.execute("COMMIT").unwrap();
+        let backup = backup.wait_with_output().unwrap();
+        assert_eq!(backup.status.code(), Some(0), "{meanwhile}: {}", text(&backup.stdout));
+        world.json(&["restore", "crm", "--to", &url, "--yes"], 0);
+        let [source, restored] = [&*world.cluster, &target].map(|cluster| World::connect(cluster, "second").value(question).unwrap());
+        assert!(source.is_some() && source == restored, "{meanwhile}: {source:?}, {restored:?}");
+        wait_until("sessions to end", || target.connect().execute("DROP DATABASE second").is_ok());
+    }
+    world.is_clean();
+}
+
+#[test]
+fn what_is_altered_while_rows_are_read_is_of_one_moment_or_fails() {
+    let world = World::new(distribution_version(), "postgres", "databases = [\"second\"]\nread_limit = \"2MiB/s\"").without_check();
+    let mut fill = "CREATE TABLE big(v text); INSERT INTO big SELECT repeat('x', 1000) FROM generate_series(1, 24000); \
+        CREATE SEQUENCE loose START 5; CREATE SEQUENCE counted; SELECT setval('counted', 100); \
+        CREATE TYPE state AS ENUM ('new', 'done'); CREATE TYPE pair AS (a int, b int); CREATE SCHEMA blue; CREATE SCHEMA green"
+        .to_owned();
+    for number in 10..40 {
+        for schema in ["blue", "green"] {
+            fill = format!(
+                "{fill}; CREATE TABLE {schema}.t{number}(v text, s state DEFAULT 'new', p pair DEFAULT '(1,2)'); INSERT INTO {schema}.t{number} VALUES ('{schema}')"
+            );
+        }
+    }
+    world.sql("second", &fill);
+    // While the large table is read, and behind the definitions, of which the leading session has asked whether they changed; most small tables come behind the large one.
+    let read = "SELECT EXISTS (SELECT FROM pg_stat_progress_copy WHERE datname = 'second') AND EXISTS (SELECT FROM pg_stat_activity \
+        WHERE datname = 'second' AND state = 'idle in transaction' AND query ~ 'xmax' AND state_change < now() - interval '1 second')";
+    let backup_while = |alter: &dyn Fn()| -> Output {
+        let child =
+            world.command(&["backup", "crm"]).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let (process, mut ended) = (child.id().to_string(), false);
+        let dumps = || Command::new("pgrep").args(["-P", &process, "pg_dump"]).output().unwrap().status.success();
+        wait_until("rows to be read", || {
+            ended = !PathBuf::from(format!("/proc/{process}/exe")).exists();
+            ended || !dumps() && world.cluster.value(read) == "t"
+        });
+        if !ended {
+            alter();
+        }
+        let output = child.wait_with_output().unwrap();
+        assert!(!ended, "the backup ended early: {}\n{}", text(&output.stdout), text(&output.stderr));
+        output
+    };
+    // Somebody who waits for a table is behind the backup, whose streams are not behind him.
+    let waiting = std::cell::Cell::new(None);
+    let output = backup_while(&|| {
+        world.sql("second", "DROP SEQUENCE loose; ALTER SEQUENCE counted RESTART WITH 1");
+        let cluster = Arc::clone(&world.cluster);
+        waiting.set(Some(std::thread::spawn(move || World::connect(&cluster, "second").execute("TRUNCATE green.t39, green.t38").unwrap())));
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^TRUNCATE' AND wait_event_type = 'Lock'";
+        wait_until("somebody to wait", || world.cluster.value(waits) == "1");
+    });
+    assert_eq!(output.status.code(), Some(0), "{}\n{}", text(&output.stdout), text(&output.stderr));
+    waiting.take().unwrap().join().unwrap();
+    assert_eq!(World::connect(&world.cluster, "second").value("SELECT count(*) FROM green.t39").unwrap().unwrap(), "0");
+    let target = Cluster::start(distribution_version());
+    world.json(&["restore", "crm", "--to", &world.url(&target, ""), "--yes"], 0);
+    let asked = "SELECT (SELECT v FROM green.t39) || (SELECT v FROM green.t38) || nextval('loose') || '/' || nextval('counted')";
+    assert_eq!(World::connect(&target, "second").value(asked).unwrap().unwrap(), "greengreen5/101");
+    // What cannot be of one moment any more.
+    for (alter, told) in [
+        (
+            "BEGIN; ALTER SCHEMA blue RENAME TO red; ALTER SCHEMA green RENAME TO blue; ALTER SCHEMA red RENAME TO green; COMMIT",
+            "its schema was renamed",
+        ),
+        ("ALTER TYPE state RENAME VALUE 'new' TO 'open'", "labels of type state changed"),
+        ("ALTER TYPE pair ADD ATTRIBUTE c int", "attributes of type public.pair changed"),
+    ] {
+        let output = backup_while(&|| world.sql("second", alter));
+        assert_eq!(output.status.code(), Some(11), "{alter}: {}\n{}", text(&output.stdout), text(&output.stderr));
+        assert!(text(&output.stdout).contains(told), "{alter}: {}", text(&output.stdout));
+    }
+    world.is_clean();
+}
+
+#[test]
+fn amounts_of_money_in_definitions_are_what_they_were() {
+    let world = World::new(distribution_version(), "postgres", "databases = [\"second\"]").without_check();
+    let locales = locale_with_a_comma();
+    world.cluster.stop_server();
+    world.cluster.start_server_with(&[("LOCPATH", locales.path())]);
+    world.cluster.sql("ALTER SYSTEM SET lc_monetary = 'comma'");
+    world.cluster.sql("SELECT pg_reload_conf()");
+    wait_until("the setting to be in force", || world.cluster.value("SHOW lc_monetary") == "comma");
+    world.sql(
+        "second",
+        "CREATE TABLE pay(amount money DEFAULT '12,34', CHECK (amount < '99,50'::money)); INSERT INTO pay DEFAULT VALUES; \
+         CREATE TABLE part(amount money) PARTITION BY RANGE (amount); CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM ('0') TO ('99,50'); \
+         INSERT INTO part VALUES ('98,76')",
+    );
+    let amounts = |cluster: &Cluster, database: &str| {
+        let mut sql = World::connect(cluster, database);
+        sql.execute("SET lc_monetary = 'C'").unwrap();
+        let asked = "SELECT (SELECT amount FROM pay)::text || pg_get_expr(adbin, adrelid) || (SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'pay'::regclass) \
+            || (SELECT pg_get_expr(relpartbound, oid) || amount FROM pg_class, part WHERE relname = 'part_1') FROM pg_attrdef";
+        sql.value(asked).unwrap().unwrap()
+    };
+    let right = amounts(&world.cluster, "second");
+    assert!(right.contains("$12.34'") && right.contains("'$99.50'"), "{right}");
+    world.json(&["backup", "crm"], 0);
+    // Into a server that writes them otherwise, and into one that writes them as the source.
+    let target = Cluster::start(distribution_version());
+    let url = world.url(&target, "");
+    world.json(&["restore", "crm", "--to", &url, "--yes"], 0);
+    assert_eq!(amounts(&target, "second"), right);
+    let own = world.url(&world.cluster, "copy");
+    world.json(&["restore", "crm", "--to", &own, "--yes"], 0);
+    assert_eq!(amounts(&world.cluster, "copy"), right);
+    let drill = world.json(&["drill", "run", "crm"], 0);
+    assert_eq!(drill["verdict"], "passed", "{drill}");
+    // As snapshots were that did not say it.
+    let tree = world.path("tree");
+    world.json(&["restore", "crm", "--to", tree.to_str().unwrap(), "--yes"], 0);
+    let mut contents: Value = serde_json::from_slice(&fs::read(tree.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!((contents["format"].as_u64(), contents["databases"][0]["lc_monetary"].as_str()), (Some(3), Some("C")));
+    contents["format"] = 1.into();
+    contents["databases"][0].as_object_mut().unwrap().remove("lc_monetary");
+    fs::write(tree.join("manifest.json"), contents.to_string()).unwrap();
+    wait_until("sessions to end", || target.connect().execute("DROP DATABASE second").is_ok());
+    let context = world.context();
+    let place = format!("host={} port={} user=postgres", target.folder().display(), target.port);
+    let place = lifeboat::source::postgres::logical::Target::parse(&place).unwrap();
+    let loaded = lifeboat::source::postgres::logical::load(&tree, &place, Some(&bin_directory(distribution_version())), &context).unwrap();
+    assert!(loaded.lacking.iter().any(|told| told.contains("type money")), "{:?}", loaded.lacking);
+    // Where there is none, older programs read the snapshot too.
+    world.sql("second", "DROP TABLE pay, part");
+    world.json(&["backup", "crm"], 0);
+    let plain = world.path("plain");
+    world.json(&["restore", "crm", "--to", plain.to_str().unwrap(), "--yes"], 0);
+    let contents: Value = serde_json::from_slice(&fs::read(plain.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!((contents["format"].as_u64(), contents["databases"][0].get("lc_monetary")), (Some(1), None));
+}
+
+#[test]
+fn privileges_and_memberships_come_back_or_are_told() {
+    let world = World::new(distribution_version(), "postgres", "").without_check();
+    world.cluster.sql("CREATE ROLE app LOGIN; CREATE ROLE app_ro; GRANT app_ro TO app; CREATE ROLE app_admin; GRANT app_admin TO app");
+    world
+        .cluster
+        .sql("REVOKE ALL ON DATABASE second FROM postgres; GRANT CONNECT ON DATABASE second TO app; ALTER ROLE ALL SET my.everybody = '1'");
+    world.cluster.sql("CREATE DATABASE shelf IS_TEMPLATE true");
+    world.sql(
+        "second",
+        "SELECT lo_create(99); REVOKE ALL ON LARGE OBJECT 99 FROM postgres; GRANT SELECT ON LARGE OBJECT 99 TO app; SELECT lo_create(100); ALTER LARGE OBJECT 100 OWNER TO app; \
+         REVOKE UPDATE ON LARGE OBJECT 100 FROM app",
+    );
+    let backup = world.json(&["backup", "crm"], 0);
+    let warnings = backup["warnings"].to_string();
+    for told in ["database shelf is a template", "ALTER ROLE ALL SET) are not in the backup: my.everybody"] {
+        assert_eq!(warnings.matches(told).count(), 1, "{warnings}");
+    }
+    let target = Cluster::start(distribution_version());
+    let url = world.url(&target, "");
+    // As a managed server has the one that logs in before there is anything for it.
+    target.sql("CREATE ROLE app LOGIN");
+    world.json(&["restore", "crm", "--to", &url, "--yes"], 0);
+    assert_eq!(
+        target.value("SELECT pg_has_role('app', 'app_ro', 'member')::text || pg_has_role('app', 'app_admin', 'member')"),
+        "truetrue"
+    );
+    for asked in [
+        "SELECT datacl::text FROM pg_database WHERE datname = 'second'",
+        "SELECT string_agg(oid || coalesce(lomacl::text, '-'), ',' ORDER BY oid) FROM pg_largeobject_metadata",
+    ] {
+        let [source, restored] = [&*world.cluster, &target].map(|cluster| World::connect(cluster, "second").value(asked).unwrap());
+        assert!(source.is_some() && source == restored, "{asked}: {source:?}, {restored:?}");
+    }
+    let drill = world.json(&["drill", "run", "crm"], 0);
+    assert_eq!(drill["verdict"], "passed", "{drill}");
+    target.sql("REVOKE app_admin FROM app");
+    wait_until("sessions to end", || target.connect().execute("DROP DATABASE second").is_ok());
+    target.sql(&format!("DROP DATABASE \"{DATABASE}\""));
+    let report = world.json(&["restore", "crm", "--to", &url, "--yes"], 3);
+    assert!(report.to_string().contains("without: app in app_admin"), "{report}");
+    // A function that finds nothing without the source's search_path.
+    world.sql(
+        "second",
+        "CREATE TABLE allowed(v int); INSERT INTO allowed VALUES (1); CREATE FUNCTION is_allowed(int) RETURNS bool LANGUAGE plpgsql AS \
+         $$ BEGIN RETURN EXISTS (SELECT FROM allowed WHERE v = $1); END $$; CREATE TABLE checked(v int CHECK (is_allowed(v))); INSERT INTO checked VALUES (1)",
+    );
+    let plan = fs::read_to_string(world.path("plans/crm.toml")).unwrap();
+    let with = |database: &str| {
+        let plan = plan.replace("method = \"logical\"", &format!("method = \"logical\"\ndatabases = [\"{database}\"]"));
+        fs::write(world.path("plans/crm.toml"), plan).unwrap();
+    };
+    with("second");
+    world.json(&["backup", "crm"], 0);
+    let url = world.url(&target, "another");
+    let refused = world.json(&["restore", "crm", "--to", &url, "--yes"], 1);
+    assert!(refused["error"]["hint"].as_str().unwrap().contains("search_path"), "{refused}");
+    with("shelf");
+    let refused = world.json(&["backup", "crm"], 2);
+    assert!(refused["error"]["hint"].as_str().unwrap().contains("IS_TEMPLATE false"), "{refused}");
+}
+
+#[test]
+fn a_limit_of_connections_is_told_before_it_is_met() {
+    let world = World::new(distribution_version(), "keeper", "databases = [\"second\"]").without_check();
+    world.cluster.sql("GRANT pg_read_all_data TO keeper");
+    let fill = |number: i32| {
+        format!("CREATE TABLE t{number}(v text); INSERT INTO t{number} SELECT repeat('x', 1000) FROM generate_series(1, 500)")
+    };
+    world.sql("second", &(0..40).map(fill).collect::<Vec<_>>().join("; "));
+    let doctor = || text(&world.run(&["doctor", "crm"]).stdout);
+    for (limited, told) in [
+        ("ALTER DATABASE second CONNECTION LIMIT", "sessions in database second, whose limit is 3"),
+        ("ALTER ROLE keeper CONNECTION LIMIT", "the limit of role keeper is 3"),
+    ] {
+        world.cluster.sql(&format!("{limited} 3"));
+        assert!(doctor().contains(told), "{}", doctor());
+        let refused = world.run(&["backup", "crm"]);
+        assert_ne!(refused.status.code(), Some(0));
+        assert!(text(&refused.stdout).contains("may have are taken: ALTER"), "{}", text(&refused.stdout));
+        // As many as it says.
+        world.cluster.sql(&format!("{limited} 6"));
+        assert!(!doctor().contains("whose limit is") && !doctor().contains("the limit of role"), "{}", doctor());
+        wait_until("sessions to end", || world.cluster.value("SELECT count(*) FROM pg_stat_activity WHERE datname = 'second'") == "0");
+        world.json(&["backup", "crm"], 0);
+        world.cluster.sql(&format!("{limited} -1"));
+    }
 }

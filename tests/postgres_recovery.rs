@@ -415,6 +415,14 @@ fn a_database_that_was_dropped_is_whole_at_the_moment_before() {
     let target = world.path("between");
     let report = world.json(&["restore", "crm", "--to", target.to_str().unwrap(), "--yes", "--lsn", between], 3);
     assert!(report["notes"][0].as_str().unwrap().contains("was being dropped at this moment: its files are gone"), "{report}");
+    let drill = world.json(&["drill", "run", "crm", "--lsn", between], 3);
+    assert_eq!(drill["verdict"], "incomplete", "{drill}");
+    let check = drill["checks"].as_array().unwrap().iter().find(|check| check["name"] == "databases being dropped").unwrap();
+    assert!(check["outcome"] == "skipped" && check["actual"].as_str().unwrap().contains("its files are gone"), "{drill}");
+    // Nothing of the moment before it.
+    assert_eq!(world.json(&["drill", "run", "crm", "--lsn", &before.to_string()], 0)["verdict"], "passed");
+    world.json(&["drill", "run", "crm", "--lsn", "FF/0"], 13);
+    world.json(&["drill", "run", "crm", "--lsn", "nonsense"], 2);
 }
 
 /// It has no restore point of its own, and the piece of log that goes on from it may be a whole segment.
@@ -514,6 +522,8 @@ fn a_promoted_server_is_followed_and_the_old_timeline_only_when_it_is_named() {
     let promoted = world.restored("promoted", &["--at", &first.time]);
     assert_eq!(rows_of(&promoted), "1");
     promoted.value("INSERT INTO ledger VALUES (10) RETURNING id");
+    std::thread::sleep(Duration::from_millis(20));
+    let later = promoted.value(NOW);
     let history = fs::read(promoted.data.join("pg_wal/00000002.history")).unwrap();
     let text = String::from_utf8(history.clone()).unwrap();
     let switch: Lsn = text.split('\t').nth(1).unwrap().parse().unwrap();
@@ -526,6 +536,29 @@ fn a_promoted_server_is_followed_and_the_old_timeline_only_when_it_is_named() {
     assert_eq!(rows_of(&new), "1,10");
     assert_eq!(new.value("SELECT timeline_id FROM pg_control_checkpoint()"), "3");
     drop(new);
+    // Both wrote then: whoever asks for that moment must hear of the other one.
+    let told = |report: &Value| {
+        report["warnings"].as_array().unwrap().iter().any(|warning| {
+            let text = warning.as_str().unwrap();
+            text.contains("committed on timeline 1 alone") && text.contains("--timeline 1")
+        })
+    };
+    let target = world.path("dry");
+    let plan = |words: &[&str]| world.json(&[&["restore", "crm", "--to", target.to_str().unwrap(), "--dry-run"], words].concat(), 0);
+    assert!(told(&plan(&["--at", &abandoned.time])), "{}", plan(&["--at", &abandoned.time]));
+    for words in [&["--at", &first.time][..], &["--at", &later], &["--latest"], &["--timeline", "1", "--at", &abandoned.time]] {
+        assert!(!told(&plan(words)), "{words:?}: {}", plan(words));
+    }
+    let forked = world.restored("forked", &["--at", &abandoned.time]);
+    assert!(told(&forked.report), "{}", forked.report);
+    assert_eq!(rows_of(&forked), "1");
+    drop(forked);
+    let drill = world.json(&["drill", "run", "crm", "--at", &abandoned.time], 0);
+    assert!(drill["verdict"] == "passed" && told(&drill), "{drill}");
+    let file = world.path("part");
+    let part =
+        world.json(&["restore", "crm", "--only", "postgres/ledger", "--to", file.to_str().unwrap(), "--yes", "--at", &abandoned.time], 0);
+    assert!(told(&part), "{part}");
     world.assert_restores("old", &["--timeline", "1"], abandoned.rows);
     world.assert_restores("old-time", &["--timeline", "1", "--at", &abandoned.time], abandoned.rows);
     world.assert_unavailable(&["--timeline", "4"]);

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use lifeboat::event::Cancel;
-use lifeboat::repo::{Manifest, OpenOptions, Passphrase, Repository};
+use lifeboat::repo::{AcceptedLoss, Decision, Manifest, OpenOptions, Passphrase, Repository};
 use lifeboat::source::Problem;
 use lifeboat::source::postgres::backup::{Point, TablespacePlace};
 use lifeboat::source::postgres::client::{Connection, Mode};
@@ -242,12 +242,38 @@ fn the_second_reader_follows_what_was_removed_and_moved() {
     story.lifeboat(&["prune", "crm"]);
     let (repository, _runtime) = open(&story.at("repository"), PASSPHRASE);
     (0..64).for_each(|_| repository.pass_in_ledger("so that there is a state", chrono::Utc::now()).unwrap());
-    let volume = story.at("repository/retention/ids").read_dir().unwrap().next().unwrap().unwrap().path();
     assert_eq!(manifests(&story).len(), 1);
     before.iter().for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
-    let listed = story.extract(PASSPHRASE, &["list"]);
-    let listed = (String::from_utf8(listed.stdout).unwrap(), String::from_utf8(listed.stderr).unwrap());
+    let list = || {
+        let listed = story.extract(PASSPHRASE, &["list"]);
+        (String::from_utf8(listed.stdout).unwrap(), String::from_utf8(listed.stderr).unwrap())
+    };
+    let listed = list();
     assert!(listed.0.lines().count() == 1 && !removed.contains(&listed.0[..26]), "{listed:?}");
+    // And from one of a ledger with an accepted loss; files of others are passed over.
+    let loss = AcceptedLoss {
+        snapshot: listed.0[..26].parse().unwrap(),
+        objects: [format!("packs/00/{}", "00".repeat(32))].into(),
+        reason: "a disk".into(),
+        by: "t".into(),
+        accepted_at: chrono::Utc::now(),
+    };
+    repository.amend_ledger(chrono::Utc::now(), |_| Ok(Some(Decision::Accept { losses: vec![loss.clone()] }))).unwrap();
+    (0..64).for_each(|_| repository.pass_in_ledger("so that there is a state", chrono::Utc::now()).unwrap());
+    assert!(story.at("repository/retention").read_dir().unwrap().count() < 70, "a state was written, and the entry is gone");
+    let mut folders = vec![story.at("repository")];
+    while let Some(folder) = folders.pop() {
+        folders.extend(folder.read_dir().unwrap().map(|item| item.unwrap().path()).filter(|path| path.is_dir()));
+        std::fs::write(folder.join("Thumbs.db"), "not an object").unwrap();
+    }
+    assert_eq!(list(), listed);
+    let volume = story
+        .at("repository/retention/ids")
+        .read_dir()
+        .unwrap()
+        .map(|item| item.unwrap().path())
+        .find(|path| !path.ends_with("Thumbs.db"))
+        .unwrap();
     // A damaged one is told.
     let whole = std::fs::read(&volume).unwrap();
     std::fs::write(&volume, &whole[..whole.len() - 1]).unwrap();
@@ -453,7 +479,7 @@ fn the_page_names_every_field_of_postgresql() {
     let setting = || Setting { role: some(), name: text(), value: text() };
     let grants = || Some(vec![Grant { grantee: some(), privilege: text(), grantable: true }]);
     let contents = Contents {
-        format: 2,
+        format: 3,
         server_version: 180_001,
         dump_major: 18,
         superuser: text(),
@@ -514,6 +540,7 @@ fn the_page_names_every_field_of_postgresql() {
                 digest: text(),
             }],
             materialized_views: vec![(text(), text())],
+            lc_monetary: some(),
         }],
     };
     told(LOGICAL, serde_json::to_value(contents));

@@ -11,7 +11,7 @@ use lifeboat::error::Kind;
 use lifeboat::store::faults::{self, Faults};
 use lifeboat::store::{Created, Credential, Probe, Store, StoreConfig, Verb};
 use support::azure::Azurite;
-use support::s3::{Rclone, SECRET_KEY, SeaweedFs};
+use support::s3::{Bucket, Rclone, SECRET_KEY, SeaweedFs};
 
 /// All rules, on an empty store.
 async fn rules(store: Store) {
@@ -253,6 +253,23 @@ async fn a_listing_of_many_pages_is_complete() {
     expected.sort();
     listed.dedup();
     assert_eq!(listed, expected);
+}
+
+/// macOS puts `Icon\r` into folders; the client takes it for no key and gives no listing that has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_keeps_a_folder_from_being_listed_is_named_with_advice() {
+    let bucket = SeaweedFs::shared().bucket();
+    let config = bucket.fresh();
+    let store = Store::open(&config).unwrap();
+    store.create("packs/a", "abc".into()).await.unwrap();
+    let path = format!("{}/packs/Icon%0D", config.url.strip_prefix("s3://").unwrap());
+    let call = |method: &str| bucket.signed((method, &path, ""), &[], "x", Bucket::keys());
+    assert_eq!(call("PUT").0, 200);
+    let error = store.list("packs/").await.unwrap_err();
+    let hint = error.hint_text().unwrap();
+    assert!(hint.contains("packs/Icon\\r") && hint.contains("take it out"), "{error:?}");
+    assert_eq!(call("DELETE").0, 204);
+    assert_eq!(store.list("packs/").await.unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -138,8 +138,9 @@ Examples:
     ///
     /// Reads every stored byte first. The index is made anew from the packs; snapshots and log that are harmed are brought back from the repositories
     /// that the plans copy this one to (or copy to it). Nothing is removed but what was replaced. A dry run writes only what a verification does.
+    /// What no repository has is LOST; with --accept-loss that is put on record, and no longer told as damage or in the way of a prune.
     #[command(
-        after_help = "Examples:\n  lifeboat repair main --dry-run\n  lifeboat repair main --yes\n  lifeboat repair main --from offsite --yes"
+        after_help = "Examples:\n  lifeboat repair main --dry-run\n  lifeboat repair main --yes\n  lifeboat repair main --from offsite --yes\n  lifeboat repair main --accept-loss 01kb3v7m --reason 'disk of June, no copy yet' --yes"
     )]
     Repair(RepairArgs),
     /// Prove that recovery works
@@ -260,7 +261,8 @@ Examples:
     /// lifeboat remembers which repository it saw first at each place. Another one there (deleted and made anew, a bucket that was exchanged) opens with
     /// the same passphrase and takes the next backup, and what was backed up before is not in it: `status` tells it as `repository-changed` until
     /// the first one is back, or this command says that the new one is meant. The same for a retention ledger that was put back to an older state than this
-    /// machine has seen (`the retention ledger: this machine has seen its entry …`): it is believed as it is now. On each machine.
+    /// machine has seen (`the retention ledger: this machine has seen its entry …`), and for keys from before a rotation that it has seen: they are believed
+    /// as they are now. On each machine.
     #[command(after_help = "Example:\n  lifeboat repo accept main")]
     Accept {
         /// Name of the repository, or of a plan that uses it
@@ -510,6 +512,12 @@ pub struct RepairArgs {
     /// Bring back only from this repository (repeatable; default: all that the plans know to have copies)
     #[arg(long, value_name = "REPO")]
     pub from: Vec<String>,
+    /// Accept, on record, that this snapshot is lost or lost a part of itself, as the repair says (repeatable; a unique beginning is enough)
+    #[arg(long, value_name = "ID", requires = "reason", conflicts_with = "from")]
+    pub accept_loss: Vec<String>,
+    /// With --accept-loss: why; kept with who accepted it
+    #[arg(long, value_name = "TEXT", requires = "accept_loss")]
+    pub reason: Option<String>,
     /// Only say what would be done
     #[arg(long, conflicts_with = "yes")]
     pub dry_run: bool,
@@ -549,6 +557,9 @@ pub struct DrillRunArgs {
     /// The newest snapshot not later than this: RFC 3339, or local time of the plan's timezone (UTC where it has none)
     #[arg(long, value_name = "TIME", conflicts_with_all = ["random", "latest"])]
     pub at: Option<String>,
+    /// What was written before this position of the log, such as 16/B374D848
+    #[arg(long, value_name = "LSN", conflicts_with_all = ["at", "random", "latest"])]
+    pub lsn: Option<String>,
     /// The end of the continuous log where there is one, else the newest snapshot
     #[arg(long, conflicts_with = "random")]
     pub latest: bool,

@@ -9,6 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::Silent;
 use crate::ops::doctor::{DoctorReport, run as examine};
 use crate::ops::resolve;
+use crate::plan::JOBS;
 
 pub(super) fn run(app: &App, args: &DoctorArgs) -> Result<Exit> {
     let plans = app.plans()?;
@@ -24,7 +25,8 @@ pub(super) fn run(app: &App, args: &DoctorArgs) -> Result<Exit> {
     let surroundings = app.surroundings(Arc::new(Silent))?;
     let mut reports = Vec::new();
     for plan in &chosen {
-        reports.push(examine(&resolve::plan(plan)?, &surroundings));
+        let scheduled: Vec<&str> = JOBS.into_iter().filter(|job| plan.schedule_of(job).is_some()).collect();
+        reports.push(examine(&resolve::plan(plan)?, &scheduled, &surroundings));
     }
     // One plan asked for is one document; all plans are a list of the same documents.
     if args.plan.is_some() {

@@ -16,7 +16,7 @@ use crate::id::Name;
 use crate::ops;
 use crate::ops::drill::{DrillReport, DrillRequest};
 use crate::ops::resolve;
-use crate::ops::select::Choice;
+use crate::ops::select::{Choice, Wanted};
 use crate::plan::{Repository, parse_duration};
 
 pub(super) fn run(app: &App, args: &DrillRunArgs) -> Result<Exit> {
@@ -36,6 +36,8 @@ pub(super) fn make(app: &App, args: &DrillRunArgs) -> Result<DrillReport> {
         let at = time::parse(at, plan.zone())?;
         note(&format!("recovery point asked for: {}", render::time_in_both(at, plan.zone())));
         Some(Choice::At(at))
+    } else if let Some(lsn) = &args.lsn {
+        Some(Choice::Along { wanted: Wanted::Lsn(lsn.parse()?), timeline: None })
     } else if args.latest {
         Some(ops::drill::END)
     } else if args.random {

@@ -59,9 +59,14 @@ fn list(app: &App, repo: &str, with_events: bool) -> Result<Exit> {
     let repository = settings.open(&app.surroundings(Arc::new(Warnings))?)?;
     let slots = repository.key_slots()?;
     let plans = repository.plan_keys();
-    let (_, newest) = repository.key_generations();
+    let (held, newest) = repository.key_generations();
+    // What this machine has seen is nowhere: no slot was left behind by it.
+    let newest = repository.generation_seen().and_then(|_| held.first().copied()).unwrap_or(newest);
     let aged = settings.max_key_age.map_or_else(Vec::new, |most| key_age::aged(repo, &slots, most, app.clock.now()));
-    let warnings: Vec<&str> = aged.iter().map(|aged| aged.message.as_str()).collect();
+    let older = repository.generation_seen().map(|seen| {
+        format!("this machine has seen key generation {seen}, which is nowhere: the repository was put back to an older state, or somebody deleted what is below keys/; `lifeboat repo accept` if that is meant")
+    });
+    let warnings: Vec<&str> = aged.iter().map(|aged| aged.message.as_str()).chain(older.as_deref()).collect();
     let mut document = json!({
         "schema": "lifeboat.keys/1", "repository": repo, "generation": newest, "keys": slots, "plans": plans, "warnings": warnings,
     });
@@ -176,12 +181,16 @@ fn remove(app: &App, repo: &str, id: &str, confirm: Option<&str>) -> Result<Exit
     let slots = repository.key_slots()?;
     let slot = find(&slots, repo, id)?;
     let whole = slot.map_or(id, |slot| slot.id.as_str());
-    repository.remove_key(whole, confirm, app.clock.now())?;
+    let was_there = repository.remove_key(whole, confirm, app.clock.now())?;
     app.output.result(&json!({ "schema": "lifeboat.key-removed/1", "repository": repo, "id": whole, "key": slot }), || {
+        let what = match slot {
+            Some(slot) => format!("removed key {whole} ({})", slot.label),
+            None if was_there => format!("removed key {whole} (damaged)"),
+            None => format!("key {whole} was gone already: now it is on record that it is meant to be"),
+        };
         format!(
-            "removed key {whole} ({})\n\
-             Whoever held it may have kept a copy of what it opened: `lifeboat key rotate {repo}` shuts that out of what is stored from now on.\n",
-            slot.map_or("damaged", |slot| slot.label.as_str())
+            "{what}\n\
+             Whoever held it may have kept a copy of what it opened: `lifeboat key rotate {repo}` shuts that out of what is stored from now on.\n"
         )
     })?;
     Ok(None)

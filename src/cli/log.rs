@@ -71,6 +71,7 @@ fn text(status: &LogStatus) -> String {
         ("behind the server", render::bytes(status.lag_bytes)),
     ];
     pairs.extend(status.gaps.iter().map(|gap| ("GAP", format!("{} to {}: {}", Lsn(gap.from), Lsn(gap.to), gap.reason))));
+    pairs.extend(status.damaged.iter().map(|what| ("DAMAGED", what.clone())));
     pairs.extend(status.error.iter().map(|error| ("DID NOT STREAM", error.clone())));
     render::pairs(&pairs)
 }

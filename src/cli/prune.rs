@@ -75,6 +75,12 @@ fn text(report: &PruneReport) -> String {
     for blocked in report.blocked.iter().chain(&report.collection.blocked) {
         let _ = writeln!(text, "BLOCKED, nothing is deleted: {blocked}");
     }
+    if !report.blocked.is_empty() || !report.collection.blocked.is_empty() {
+        let _ = writeln!(
+            text,
+            "`lifeboat repair` brings back what another repository has; where none has it, it says what is lost and how that is accepted"
+        );
+    }
     for warning in &report.warnings {
         let _ = writeln!(text, "warning: {warning}");
     }

@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::cli::args::RepairArgs;
+use crate::cli::context::who;
 use crate::cli::output::{ask, can_ask, note};
 use crate::cli::{App, Exit, render};
 use crate::error::{Error, Kind, Result};
-use crate::id::Name;
-use crate::ops::repair::{Other, RepairReport, RepairRequest, apply, plan};
+use crate::id::{Name, SnapshotId};
+use crate::ops::repair::{Acceptance, LostSnapshot, Other, RepairReport, RepairRequest, apply, plan};
 use crate::ops::resolve::{self, RepositorySettings, Surroundings};
 use crate::ops::{CommitGate, explain};
 use crate::plan::{Plans, Repository};
@@ -47,7 +48,14 @@ fn make(app: &App, args: &RepairArgs) -> Result<RepairReport> {
         warnings.push(format!("the journal could not be asked which snapshots were committed: {}", explain(&error)));
         Vec::new()
     });
-    let request = RepairRequest { repository, others, unreachable, committed, dry_run: args.dry_run, gate: CommitGate::default() };
+    let accept = (!args.accept_loss.is_empty()).then(|| Acceptance {
+        snapshots: args.accept_loss.clone(),
+        reason: args.reason.clone().unwrap_or_default(),
+        by: format!("{} on {}", who(), rustix::system::uname().nodename().to_string_lossy()),
+        plans: plans.plans.keys().cloned().collect(),
+    });
+    let (dry_run, gate) = (args.dry_run, CommitGate::default());
+    let request = RepairRequest { repository, others, unreachable, committed, dry_run, gate, accept };
     let clock = &*surroundings.clock;
     let mut planned = plan(&request, clock, &*surroundings.progress, &surroundings.cancel)?;
     planned.report.warnings.extend(warnings);
@@ -141,8 +149,11 @@ fn text(report: &RepairReport) -> String {
             continue;
         }
         let Some((plan, time)) = lost.plan.as_ref().zip(lost.time) else {
-            let _ =
-                writeln!(text, "LOST: snapshot {}: its manifest is gone or cannot be read, and no other repository has it", lost.snapshot);
+            let _ = writeln!(
+                text,
+                "LOST: snapshot {}: its manifest is gone or cannot be read, and no other repository gives it whole",
+                lost.snapshot
+            );
             continue;
         };
         let what = match lost.files_count {
@@ -152,7 +163,7 @@ fn text(report: &RepairReport) -> String {
         };
         let _ = writeln!(
             text,
-            "LOST: of snapshot {} of plan {plan} ({}) {what}, and no other repository has it:",
+            "LOST: of snapshot {} of plan {plan} ({}) {what}, and no other repository gives it whole:",
             lost.snapshot,
             render::time(time)
         );
@@ -165,6 +176,16 @@ fn text(report: &RepairReport) -> String {
         for unread in &lost.unread {
             let _ = writeln!(text, "      and what this names: {unread}");
         }
+    }
+    let is_accepted = |id: &SnapshotId| report.actions.iter().any(|it| it.what == "accept" && it.object == id.to_string());
+    let for_good = |lost: &&LostSnapshot| lost.unknown.is_none() && !is_accepted(&lost.snapshot);
+    if let Some(lost) = report.lost.iter().find(for_good) {
+        let _ = writeln!(
+            text,
+            "what is LOST is told by every verification, and may stand in the way of every prune, until it is there again (the store's versions: `lifeboat repo \
+             undelete`; another copy of the storage) or its loss is accepted: `lifeboat repair … --accept-loss {} --reason TEXT`",
+            lost.snapshot
+        );
     }
     for left in &report.left {
         let object = if left.object.is_empty() { String::new() } else { format!("{}: ", left.object) };

@@ -167,13 +167,16 @@ fn extract_text(report: &ExtractReport) -> String {
 fn accept(app: &App, name: &str) -> Result<Exit> {
     let settings = app.plan_or_repository(name)?.1;
     let surroundings = app.surroundings(Arc::new(Silent))?;
-    let report = settings.accept(&settings.open(&surroundings)?, &surroundings)?;
+    let report = settings.accept(&surroundings)?;
     app.output.result(&report, || {
         let before = report.before.map_or_else(String::new, |before| format!(" instead of {before}"));
         let ledger = report.ledger_forgotten.map_or_else(String::new, |entry| {
             format!("its retention ledger is believed as it is now (this machine had seen {entry} entries)\n")
         });
-        format!("repository {} belongs at {} from now on{before}\n{ledger}", report.repository, report.url)
+        let keys = report.generation_forgotten.map_or_else(String::new, |generation| {
+            format!("its keys are believed as they are now (this machine had seen another generation {generation})\n")
+        });
+        format!("repository {} belongs at {} from now on{before}\n{ledger}{keys}", report.repository, report.url)
     })?;
     Ok(None)
 }

@@ -1,6 +1,6 @@
 //! `lifeboat restore`
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::ops::resolve::{self, CopyPlace, RepositorySettings, Resolved};
 use crate::ops::restore::fallback::{self, Fallback, Own};
 use crate::ops::restore::{self, RestorePlan, RestoreReport, RestoreRequest};
 use crate::ops::select::{Choice, Wanted};
-use crate::ops::{damaged_warning, explain};
+use crate::ops::{damaged_warning, explain, select};
 use crate::repo::Passphrase;
 use crate::source::postgres::{check_primary, check_slot};
 use crate::source::{Standby, TablespaceMapping};
@@ -31,9 +31,9 @@ const STANDBY_STATE: &str = "lifeboat_conf/standby";
 
 pub(super) fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
     if args.dry_run {
-        let (resolved, zone, request, lost) = requested(app, args)?;
-        let (_, plan, _) = looked_at(app, args, &resolved, &request, lost)?;
-        app.output.result(&plan, || plan_text(&plan, zone))?;
+        let requested = requested(app, args)?;
+        let (_, plan, _) = looked_at(app, args, &requested)?;
+        app.output.result(&plan, || plan_text(&plan, requested.zone))?;
         return Ok(plan.exit());
     }
     let report = make(app, args)?;
@@ -41,110 +41,219 @@ pub(super) fn run(app: &App, args: &RestoreArgs) -> Result<Exit> {
     Ok(report.exit())
 }
 
-/// What is asked for; and a warning where manifests could not be read.
-fn requested(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz, RestoreRequest, Option<String>)> {
-    let (resolved, zone, lost) = resolve_from(app, args)?;
+/// What is asked for, and where from.
+struct Requested {
+    resolved: Resolved,
+    /// Whether `resolved` leads to the plan's own repository, of which the journal knows.
+    is_own: bool,
+    /// For its times.
+    zone: Tz,
+    request: RestoreRequest,
+    /// A warning where manifests could not be read on the way.
+    lost: Option<String>,
+}
+
+fn requested(app: &App, args: &RestoreArgs) -> Result<Requested> {
+    let (resolved, is_own, zone, lost) = resolve_from(app, args)?;
     let choice = choice(args, zone)?;
     if let Choice::At(at) | Choice::Along { wanted: Wanted::Time(at), .. } = &choice {
         note(&format!("recovery point asked for: {}", render::time_in_both(*at, zone)));
     }
     let request =
         RestoreRequest { choice, to: args.to.clone(), sources: args.source.clone(), only: args.only.clone(), resume: args.resume };
-    Ok((resolved, zone, request, lost))
+    Ok(Requested { resolved, is_own, zone, request, lost })
 }
 
 /// One restore, without showing its result.
 pub(super) fn make(app: &App, args: &RestoreArgs) -> Result<RestoreReport> {
-    let (resolved, zone, request, lost) = requested(app, args)?;
+    let requested = requested(app, args)?;
     // Look and ask first, with nothing recorded and no bar in the way; then do it.
-    let (job, plan, copies) = looked_at(app, args, &resolved, &request, lost)?;
-    let (own, name) = (plan.fallback.is_none(), resolved.plan.clone());
-    match carried_out(app, args, zone, &name, job, &plan) {
-        Err(error) if fallback::may_help_on_the_way(error.kind()) && !copies.is_empty() => {
-            note(&format!("warning: the restore failed: {}; copies are tried", explain(&error)));
-            let planned = own.then_some(plan.at);
-            let (job, plan) = from_copies(app, args, &resolved, &copies, &request, planned, error)?;
-            carried_out(app, args, zone, &name, job, &plan)
-        }
-        done => done,
+    let (mut job, mut plan, mut ways) = looked_at(app, args, &requested)?;
+    let name = requested.resolved.plan.clone();
+    loop {
+        let error = match carried_out(app, args, requested.zone, &name, job, &plan) {
+            Err(error) if fallback::may_help_on_the_way(error.kind()) && !ways.left.is_empty() => error,
+            done => return done,
+        };
+        note(&format!("warning: the restore failed: {}; what else may have it is tried", explain(&error)));
+        ways.failed(&plan, error);
+        (job, plan) = ways.next(app, args, &requested)?;
     }
 }
 
-/// Plans it from the plan's own repository, or from a copy where that cannot be used. Also which copies are left.
-fn looked_at(
-    app: &App,
-    args: &RestoreArgs,
-    resolved: &Resolved,
-    request: &RestoreRequest,
-    lost: Option<String>,
-) -> Result<(crate::ops::Job, RestorePlan, Vec<CopyPlace>)> {
-    let quiet = app.surroundings(Arc::new(Silent))?;
-    let own = resolved.open(&quiet).and_then(|job| {
-        let mut plan = planned(app, args, &job, request, lost)?;
-        resolved.repository.changed(&job.repository, &quiet).into_iter().for_each(|changed| plan.tell(changed.message));
-        // A copy has ids of its own, and may keep less.
-        if args.repository.is_none() && args.from.is_none() {
-            let until = match request.choice {
-                Choice::Latest | Choice::Along { wanted: Wanted::Latest | Wanted::Immediate, .. } => Some(None),
-                // Else the log led to that very moment.
-                Choice::At(at) | Choice::Along { wanted: Wanted::Time(at), .. } if plan.recovery.is_none() && plan.moments.is_empty() => {
-                    Some(Some(at))
-                }
-                _ => None,
+/// Where what is asked for may be had from.
+enum Way {
+    Own,
+    Copy(CopyPlace),
+}
+
+/// What is left to try, in this order, and what is known from what was tried.
+struct Ways {
+    left: VecDeque<Way>,
+    own: Own,
+    /// Why not from the plan's own repository.
+    why: Error,
+    /// How the first copy failed that a restore was begun from, and sentences of all those.
+    of_copy: Option<Error>,
+    told: Vec<String>,
+}
+
+impl Ways {
+    fn new(app: &App, requested: &Requested, left: impl IntoIterator<Item = Way>, why: Error) -> Self {
+        let own = Own { planned: None, backups: backups(app, &requested.resolved.plan).unwrap_or_default() };
+        Self { left: left.into_iter().collect(), own, why, of_copy: None, told: Vec::new() }
+    }
+
+    /// Takes note of how a restore failed that was planned so.
+    fn failed(&mut self, plan: &RestorePlan, error: Error) {
+        if let Some(copy) = &plan.fallback {
+            self.told.push(format!("it could not be restored from the copy {}: {}", copy.repository, explain(&error)));
+            self.of_copy.get_or_insert(error);
+        } else {
+            (self.own.planned, self.why, self.of_copy) = (Some(plan.at), error, None);
+        }
+    }
+
+    /// Plans it by the first way left that can be planned; where none can, the error is how it failed before.
+    fn next(&mut self, app: &App, args: &RestoreArgs, requested: &Requested) -> Result<(crate::ops::Job, RestorePlan)> {
+        while let Some(way) = self.left.pop_front() {
+            let (what, planned) = match &way {
+                Way::Own => ("the plan's own repository".to_owned(), from_own(app, args, requested)),
+                Way::Copy(copy) => (format!("the copy {}", copy.name()), from_copy(app, args, requested, copy, &self.own, &self.why)),
             };
-            match (until, backups(app, &resolved.plan)) {
-                (None, _) => {}
-                (Some(until), Ok(backups)) => plan.lacks_newer(&gone(&job, &plan, &backups, until)?),
-                (Some(_), Err(error)) => {
-                    plan.tell(format!("whether later backups are gone is not known, the journal cannot be read: {}", explain(&error)));
+            match planned {
+                Ok((job, mut plan)) => {
+                    self.told.iter().for_each(|told| plan.tell(told.clone()));
+                    return Ok((job, plan));
                 }
+                Err(error) if error.kind() == Kind::Interrupted => return Err(error),
+                Err(error) => note(&format!("warning: {what} cannot be used either: {}", explain(&error))),
             }
         }
-        Ok((job, plan))
-    });
-    match own {
-        Ok((job, plan)) => Ok((job, plan, resolved.copies.clone())),
+        let why = std::mem::replace(&mut self.why, Error::new(Kind::Bug, "every way was tried twice"));
+        Err(self.of_copy.take().unwrap_or(why))
+    }
+}
+
+/// Plans it from the plan's own repository, or from a copy where that cannot be used, or has newer snapshots that were meant. Also what is left to try.
+fn looked_at(app: &App, args: &RestoreArgs, requested: &Requested) -> Result<(crate::ops::Job, RestorePlan, Ways)> {
+    let Requested { resolved, request, .. } = requested;
+    let copies = || resolved.copies.iter().cloned().map(Way::Copy);
+    match from_own(app, args, requested) {
+        Ok((job, plan)) if !plan.newer_unread.is_empty() && !request.resume && !resolved.copies.is_empty() => {
+            newer_from_copies(app, args, requested, job, plan)
+        }
+        Ok((job, plan)) => {
+            let why = Error::new(Kind::Bug, "no restore from the plan's own repository has failed");
+            Ok((job, plan, Ways::new(app, requested, copies(), why)))
+        }
         Err(error) if fallback::may_help(error.kind()) && !resolved.copies.is_empty() => {
-            let (job, plan) = from_copies(app, args, resolved, &resolved.copies, request, None, error)?;
-            Ok((job, plan, Vec::new()))
+            let mut ways = Ways::new(app, requested, copies(), error);
+            let (job, plan) = ways.next(app, args, requested)?;
+            Ok((job, plan, ways))
         }
         Err(error) => Err(error),
     }
 }
 
-/// Plans it from the first copy that has what is asked for. `error`: why not from the plan's own repository, and what is said when no copy
-/// helps. `planned`: the moment that it would have led to.
-fn from_copies(
-    app: &App,
-    args: &RestoreArgs,
-    resolved: &Resolved,
-    copies: &[CopyPlace],
-    request: &RestoreRequest,
-    planned_at: Option<DateTime<Utc>>,
-    error: Error,
-) -> Result<(crate::ops::Job, RestorePlan)> {
+/// Plans it from the repository that is asked for: the plan's own one, unless another was named.
+fn from_own(app: &App, args: &RestoreArgs, requested: &Requested) -> Result<(crate::ops::Job, RestorePlan)> {
+    let Requested { resolved, is_own, request, lost, .. } = requested;
     let quiet = app.surroundings(Arc::new(Silent))?;
-    let own = Own { planned: planned_at, backups: backups(app, &resolved.plan).unwrap_or_default() };
-    for copy in copies {
-        let tried = copy.settings().and_then(|settings| {
-            let job = resolved.with(settings.clone()).open(&quiet)?;
-            let args = &RestoreArgs { repository: Some(copy.name().to_string()), ..args.clone() };
-            let mut plan = planned(app, args, &job, request, None)?;
-            let mut fallback = Fallback::new(&job, copy.name().as_str(), &error);
-            fallback.older = fallback::older(&plan, &request.choice, &own);
-            settings.changed(&job.repository, &quiet).into_iter().for_each(|changed| plan.tell(changed.message));
-            plan.fell_back(fallback);
-            Ok((job, plan))
-        });
-        match tried {
-            Ok(found) => return Ok(found),
-            Err(other) => note(&format!("warning: the copy {} cannot be used either: {}", copy.name(), explain(&other))),
+    let job = resolved.open(&quiet)?;
+    let mut plan = planned(app, args, &job, request, lost.clone())?;
+    resolved.repository.changed(&job.repository, &quiet).into_iter().for_each(|changed| plan.tell(changed.message));
+    // A copy has ids of its own, and may keep less.
+    if *is_own {
+        let until = match request.choice {
+            Choice::Latest | Choice::Along { wanted: Wanted::Latest | Wanted::Immediate, .. } => Some(None),
+            // Else the log led to that very moment.
+            Choice::At(at) | Choice::Along { wanted: Wanted::Time(at), .. } if plan.recovery.is_none() && plan.moments.is_empty() => {
+                Some(Some(at))
+            }
+            _ => None,
+        };
+        match (until, backups(app, &resolved.plan)) {
+            (None, _) => {}
+            (Some(until), Ok(backups)) => plan.lacks_newer(&gone(&job, &plan, &backups, until)?),
+            (Some(_), Err(error)) => {
+                plan.tell(format!("whether later backups are gone is not known, the journal cannot be read: {}", explain(&error)));
+            }
         }
     }
-    Err(error)
+    Ok((job, plan))
 }
 
-/// Those of `committed` that are newer than all that the repository has of the plan and were begun before `until`, sorted. Nobody removes the newest one on purpose.
+/// Plans it from one copy. `why`: not from the plan's own repository.
+fn from_copy(
+    app: &App,
+    args: &RestoreArgs,
+    requested: &Requested,
+    copy: &CopyPlace,
+    own: &Own,
+    why: &Error,
+) -> Result<(crate::ops::Job, RestorePlan)> {
+    let quiet = app.surroundings(Arc::new(Silent))?;
+    let settings = copy.settings()?;
+    let job = requested.resolved.with(settings.clone()).open(&quiet)?;
+    let args = &RestoreArgs { repository: Some(copy.name().to_string()), ..args.clone() };
+    let mut plan = planned(app, args, &job, &requested.request, None)?;
+    let mut fallback = Fallback::new(&job, copy.name().as_str(), why);
+    fallback.older = fallback::older(&plan, &requested.request.choice, own);
+    settings.changed(&job.repository, &quiet).into_iter().for_each(|changed| plan.tell(changed.message));
+    plan.fell_back(fallback);
+    Ok((job, plan))
+}
+
+/// Plans it from the copy that leads to the newest moment, where one leads further than the plan's own repository, which lacks snapshots that were meant. What
+/// that one gives (`of_own`) is tried behind all copies that lead further, and told of as older than what is asked for.
+fn newer_from_copies(
+    app: &App,
+    args: &RestoreArgs,
+    requested: &Requested,
+    job: crate::ops::Job,
+    mut of_own: RestorePlan,
+) -> Result<(crate::ops::Job, RestorePlan, Ways)> {
+    let lacking = &of_own.newer_unread;
+    let what = lacking.last().map_or_else(String::new, |last| format!("it cannot give snapshot {last}, only "));
+    let error = Error::new(Kind::NoRecoveryPoint, format!("{what}{} of {}", of_own.snapshot, select::moment(of_own.at)));
+    let mut ways = Ways::new(app, requested, [], error);
+    let mut own = ways.own.clone();
+    own.backups.extend(lacking);
+    // Through the log it may be of a later moment than a snapshot that is missing.
+    let by_log = of_own.recovery.is_some() || !of_own.moments.is_empty();
+    let (mut newer, mut others) = (Vec::new(), Vec::new());
+    for copy in &requested.resolved.copies {
+        match from_copy(app, args, requested, copy, &own, &ways.why) {
+            Ok((job, plan)) if plan.at > of_own.at || (!by_log && lacking.contains(&fallback::original(&plan.manifest))) => {
+                newer.push((copy.clone(), job, plan));
+            }
+            Ok(_) => others.push(copy.clone()),
+            Err(error) if error.kind() == Kind::Interrupted => return Err(error),
+            Err(other) => {
+                note(&format!("warning: the copy {} cannot be used: {}", copy.name(), explain(&other)));
+                others.push(copy.clone());
+            }
+        }
+    }
+    // Of several that lead as far the first in the plan.
+    newer.sort_by_key(|(_, _, plan)| std::cmp::Reverse(plan.at));
+    let mut newer = newer.into_iter();
+    let best = newer.next();
+    ways.left.extend(newer.map(|(copy, ..)| Way::Copy(copy)));
+    ways.left.extend(best.is_some().then_some(Way::Own));
+    ways.left.extend(others.into_iter().map(Way::Copy));
+    if let Some((_, job, plan)) = best {
+        ways.own = own;
+        return Ok((job, plan, ways));
+    }
+    let names: Vec<&str> = requested.resolved.copies.iter().map(|copy| copy.name().as_str()).collect();
+    of_own.tell(format!("no copy has anything newer either ({})", names.join(", ")));
+    Ok((job, of_own, ways))
+}
+
+/// Those of `committed` that are newer than all that the repository has of the plan and were begun before `until`, sorted. Nobody removes the newest one on purpose,
+/// but who accepts that it is lost.
 fn gone(job: &crate::ops::Job, plan: &RestorePlan, committed: &[SnapshotId], until: Option<DateTime<Utc>>) -> Result<Vec<SnapshotId>> {
     let before = |id: &SnapshotId| until.is_none_or(|until| id.generated().is_some_and(|begun| begun <= until));
     let mut newer: Vec<SnapshotId> = committed.iter().copied().filter(|id| *id > plan.manifest.id && before(id)).collect();
@@ -155,6 +264,10 @@ fn gone(job: &crate::ops::Job, plan: &RestorePlan, committed: &[SnapshotId], unt
     let (manifests, lost) = job.repository.sound_manifests(Some(&job.plan))?;
     let newest = manifests.iter().map(|manifest| manifest.id).chain(lost.iter().filter_map(|lost| lost.id)).max();
     newer.retain(|id| newest.is_none_or(|newest| *id > newest));
+    if !newer.is_empty() {
+        let ledger = job.repository.ledger_or_none()?;
+        newer.retain(|id| !ledger.is_removed(*id));
+    }
     newer.sort_unstable();
     Ok(newer)
 }
@@ -264,8 +377,8 @@ fn kept(error: Error, args: &RestoreArgs) -> Error {
     }
 }
 
-/// The plan to restore by, the zone for its times, and a warning where manifests could not be read.
-fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz, Option<String>)> {
+/// The plan to restore by, whether that is from its own repository, the zone for its times, and a warning where manifests could not be read.
+fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, bool, Tz, Option<String>)> {
     let Some(url) = &args.from else {
         let name = args.plan.as_deref().ok_or_else(|| Error::new(Kind::Usage, "restore: no plan was named"))?;
         let plan = app.sound_plan(name)?;
@@ -274,7 +387,8 @@ fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz, Option<S
             Some(name) => resolved.with(resolve::repository_of(&plan, name)?),
             None => resolved,
         };
-        return Ok((resolved, plan.zone(), None));
+        let is_own = args.repository.as_deref().is_none_or(|named| named == plan.repository.name.as_str());
+        return Ok((resolved, is_own, plan.zone(), None));
     };
     let passphrase = std::env::var("LIFEBOAT_PASSPHRASE").ok().filter(|text| !text.is_empty()).ok_or_else(|| {
         Error::new(Kind::Usage, "restore by URL: the environment variable LIFEBOAT_PASSPHRASE is not set")
@@ -295,7 +409,7 @@ fn resolve_from(app: &App, args: &RestoreArgs) -> Result<(Resolved, Tz, Option<S
     let plan = inside.into_iter().find(|plan| plan.as_str() == name).ok_or_else(|| {
         Error::new(Kind::NoRecoveryPoint, format!("restore {name}: the repository holds no snapshot of that plan")).hint(hint)
     })?;
-    Ok((Resolved::bare(plan, settings), Tz::UTC, lost))
+    Ok((Resolved::bare(plan, settings), false, Tz::UTC, lost))
 }
 
 fn choice(args: &RestoreArgs, zone: Tz) -> Result<Choice> {

@@ -24,13 +24,13 @@ use crate::plan::{Plan, Repository};
 pub(super) fn run(app: &App, args: &SnapshotsArgs) -> Result<Exit> {
     match &args.command {
         Some(SnapshotsCommand::Hold { id, until, reason }) => {
-            return hold(app, id, |repository, id, zone, by, now| {
+            return hold(app, id, false, |repository, id, zone, by, now| {
                 let until = until.as_deref().map(|until| time::parse(until, zone)).transpose()?;
                 prune::hold(repository, id, until, reason, by, now)
             });
         }
         Some(SnapshotsCommand::Release { id, reason }) => {
-            return hold(app, id, |repository, id, _, by, now| prune::release(repository, id, reason, by, now));
+            return hold(app, id, true, |repository, id, _, by, now| prune::release(repository, id, reason, by, now));
         }
         None => {}
     }
@@ -108,10 +108,11 @@ fn from_a_copy(app: &App, plan: &Plan, surroundings: &Surroundings, error: Error
     Err(error)
 }
 
-/// Holds or releases a snapshot, which is looked for in the repositories of all plans.
+/// Holds or releases a snapshot, which is looked for in the repositories of all plans. `held`: also among those that are held and cannot be read.
 fn hold(
     app: &App,
     text: &str,
+    held: bool,
     act: impl Fn(&crate::repo::Repository, SnapshotId, Tz, &str, DateTime<Utc>) -> Result<HoldReport>,
 ) -> Result<Exit> {
     let surroundings = app.surroundings(Arc::new(Warnings))?;
@@ -122,9 +123,15 @@ fn hold(
         let repository = resolve::repository(repository)?.open(&surroundings)?;
         let (manifests, _) = repository.sound_manifests(None)?;
         let wanted = text.to_ascii_lowercase();
-        found.extend(manifests.into_iter().filter(|m| m.id.to_string().starts_with(&wanted)).map(|m| (repository.clone(), m)));
+        let begins = |id: &SnapshotId| id.to_string().starts_with(&wanted);
+        let known: BTreeSet<SnapshotId> = manifests.iter().map(|manifest| manifest.id).collect();
+        if held {
+            let unread = repository.ledger()?.holds().keys().filter(|id| begins(id) && !known.contains(id)).copied().collect::<Vec<_>>();
+            found.extend(unread.into_iter().map(|id| (repository.clone(), id, None)));
+        }
+        found.extend(manifests.into_iter().filter(|m| begins(&m.id)).map(|m| (repository.clone(), m.id, Some(m.plan))));
     }
-    let (repository, manifest) = match found.as_slice() {
+    let (repository, id, plan) = match found.as_slice() {
         [one] => one,
         [] => {
             return Err(Error::new(Kind::NoRecoveryPoint, format!("find snapshot {text}: there is none")).hint("see `lifeboat snapshots`"));
@@ -135,13 +142,15 @@ fn hold(
             );
         }
     };
-    let zone = plans.plans.get(&manifest.plan).map_or(Tz::UTC, |plan| plan.zone());
+    let zone = plan.as_ref().and_then(|plan| plans.plans.get(plan)).map_or(Tz::UTC, |plan| plan.zone());
     let by = format!("{} on {}", who(), rustix::system::uname().nodename().to_string_lossy());
-    let report = act(repository, manifest.id, zone, &by, app.clock.now())?;
+    let report = act(repository, *id, zone, &by, app.clock.now())?;
     app.output.result(&report, || {
         let until = report.until.map_or_else(|| "until it is released".to_owned(), |until| format!("until {}", render::time(until)));
         if report.held {
             format!("snapshot {} of plan {} is held {until}: {}\n", report.snapshot, report.plan, report.reason)
+        } else if report.plan.is_empty() {
+            format!("snapshot {}, which cannot be read, is no longer held\n", report.snapshot)
         } else {
             format!("snapshot {} of plan {} is no longer held\n", report.snapshot, report.plan)
         }
@@ -177,6 +186,7 @@ fn text(list: &SnapshotList, none: &str) -> String {
                 render::or_dash(snapshot.verified_at.map(render::time)),
                 render::or_dash(snapshot.proven_at.map(render::time)),
                 match (&snapshot.damaged, snapshot.problems) {
+                    _ if snapshot.destroyed_at.is_some() => "DESTROYED".to_owned(),
                     (Some(_), _) => "DAMAGED".to_owned(),
                     (None, 0) => snapshot.held.as_ref().map_or_else(String::new, |why| format!("held: {why}")),
                     (None, problems) => format!("incomplete: {problems} missing"),
@@ -187,8 +197,16 @@ fn text(list: &SnapshotList, none: &str) -> String {
     let mut text = render::table(&["id", "plan", "content of", "sources", "size", "stored", "verified", "proven", ""], &rows, &[4, 5]);
     text.push('\n');
     for snapshot in &list.snapshots {
-        if let Some(damaged) = &snapshot.damaged {
-            let _ = writeln!(text, "DAMAGED: snapshot {}: {}", snapshot.id, damaged.describe());
+        if let Some(at) = snapshot.destroyed_at {
+            let _ =
+                writeln!(text, "DESTROYED: snapshot {}: its key was destroyed at {}: nobody can restore it", snapshot.id, render::time(at));
+        } else if let Some(damaged) = &snapshot.damaged {
+            let what = match (&snapshot.loss_accepted, &snapshot.replaced_by) {
+                (_, Some(by)) => format!("; snapshot {by} stands in its place"),
+                (Some(accepted), None) => format!("; this loss was accepted: {accepted}"),
+                (None, None) => String::new(),
+            };
+            let _ = writeln!(text, "DAMAGED: snapshot {}: {}{what}", snapshot.id, damaged.describe());
         }
     }
     for damaged in &list.damaged {

@@ -38,6 +38,9 @@ fn keyless_text(report: &KeylessReport) -> String {
     for not in &report.not_checked {
         let _ = writeln!(text, "cannot be seen without a key: {not}");
     }
+    for warning in &report.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
     let _ = writeln!(
         text,
         "{}: {} packs and index objects ({}) compared with their names, {} other objects looked at by their shape, in {}: {}",
@@ -85,6 +88,13 @@ pub(super) fn text(report: &VerifyReport) -> String {
         let _ = writeln!(
             text,
             "replaced: {}: {}: {} (what it harms was brought back, see `lifeboat snapshots`)",
+            finding.kind, finding.object, finding.message
+        );
+    }
+    for finding in &report.accepted {
+        let _ = writeln!(
+            text,
+            "accepted: {}: {}: {} (of what it harms the loss was accepted, or the key was destroyed, see `lifeboat snapshots`)",
             finding.kind, finding.object, finding.message
         );
     }

@@ -238,8 +238,14 @@ fn is_due(plan: &Plan, planned: &PlannedCopy, slot: DateTime<Utc>, since: DateTi
     if own == slot {
         return Ok(true);
     }
-    let of = |repository| resolve::repository(repository)?.open(surroundings)?.sound_manifests(Some(&plan.name));
-    let (originals, copied) = (of(&plan.repository)?.0, of(&planned.to)?.0);
+    // What nobody can read any more is not to be copied, and no copy.
+    let of = |repository| -> Result<Vec<Manifest>> {
+        let repository = resolve::repository(repository)?.open(surroundings)?;
+        let (mut manifests, _) = repository.sound_manifests(Some(&plan.name))?;
+        manifests.retain(|manifest| repository.destroyed_at(manifest).is_none());
+        Ok(manifests)
+    };
+    let (originals, copied) = (of(&plan.repository)?, of(&planned.to)?);
     Ok(copy::lacks(&planned.tags, &originals, copied.iter().map(|manifest| manifest.time).max(), own).is_some())
 }
 

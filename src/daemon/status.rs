@@ -17,7 +17,7 @@ use crate::ops::damage::Damage;
 use crate::ops::log::reach::Reach;
 use crate::ops::log::stream::LogStatus;
 use crate::ops::resolve::Changed;
-use crate::repo::{Manifest, ReportRecord};
+use crate::repo::{Ledger, Manifest, ReportRecord};
 
 mod ask;
 mod assess;
@@ -89,7 +89,7 @@ pub struct PlanStatus {
     pub name: String,
     /// End of the last backup that committed a snapshot without a gap, from the repository or the journal, whichever is later.
     pub last_success: Option<DateTime<Utc>>,
-    /// The newest snapshot in the repository, and the moment its content is of.
+    /// The newest snapshot in the repository that anybody can restore, and the moment its content is of.
     pub snapshot: Option<String>,
     pub recovery_point: Option<DateTime<Utc>>,
     /// The newest snapshot that lacks no content and is not known to be damaged, and the moment its content is of.
@@ -166,6 +166,7 @@ impl Problem {
             "damaged" | "drill-failed" | "never-proven" | "repository-changed" => Kind::Damaged,
             "failed" | "incomplete" | "interrupted" if proving => Kind::Damaged,
             "never-backed-up"
+            | "key-destroyed"
             | "overdue"
             | "missed"
             | "schedule-gone"
@@ -227,12 +228,18 @@ pub struct Stored {
     pub asked: Option<DateTime<Utc>>,
     /// That it is not the repository that the plan's backups went to before, or that nobody can say so.
     pub changed: Option<Changed>,
-    /// Of the plan, oldest first.
+    /// Of the plan, oldest first, without those that nobody can restore any more.
     pub manifests: Vec<Manifest>,
+    /// Those whose key was destroyed, and when; oldest first.
+    pub destroyed: Vec<(Manifest, DateTime<Utc>)>,
     /// Oldest first: drills of the plan and of its snapshots, and all verifications of the repository: each is of all plans, whichever asked for it.
     pub reports: Vec<Arc<ReportRecord>>,
     /// What verifications found and none has taken back, in the whole repository.
     pub standing: Arc<Vec<Damage>>,
+    /// Of these, what needs nobody: it harms only what was brought back or destroyed, or whose loss was accepted.
+    pub settled: Arc<Vec<Damage>>,
+    /// What was removed on purpose, of the whole repository.
+    pub ledger: Ledger,
     /// Manifests and reports that cannot be read; sentences. All else here is of those that can.
     pub damaged: Vec<String>,
     /// How far the stored log leads from the newest whole snapshot, by source; only of sources whose log is to be kept.
@@ -242,6 +249,13 @@ pub struct Stored {
     /// The plan's copies, and what is wrong with them.
     pub copies: Vec<CopyStatus>,
     pub copy_problems: Vec<Problem>,
+}
+
+impl Stored {
+    /// All snapshots that are there, whether or not anybody can restore them.
+    fn there(&self) -> impl Iterator<Item = &Manifest> {
+        self.manifests.iter().chain(self.destroyed.iter().map(|(manifest, _)| manifest))
+    }
 }
 
 /// A schedule's next run is this late before it is called overdue: jitter and a busy plan are not yet a problem.

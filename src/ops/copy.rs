@@ -20,7 +20,7 @@ use crate::ops::log::way::{Needed, Way};
 use crate::ops::retention::Rules;
 use crate::ops::verdict::millis;
 use crate::ops::work::lock_copy;
-use crate::ops::{Commit, Job, condemn, damaged_warning, explain, prune, select};
+use crate::ops::{Commit, Job, condemn, counted, damage, damaged_warning, explain, prune, select};
 use crate::repo::{CopyNotes, Gap, Log, Manifest, PieceInfo, Predecessor, ReportRecord, Repository, Role, runs};
 
 /// What is copied, and where to.
@@ -142,10 +142,25 @@ pub fn run(job: &Job, request: &CopyRequest) -> Result<CopyReport> {
     }
     let _lock = lock_copy(&job.work, &request.name, started)?;
     let mut warnings = Vec::new();
-    let (originals, lost) = from.sound_manifests(Some(&job.plan))?;
+    let (known, lost) = from.sound_manifests(Some(&job.plan))?;
     warnings.extend(damaged_warning(&lost).map(|lost| format!("in the repository that is copied from, {lost}")));
-    let (mut copies, lost_copies) = to.sound_manifests(Some(&job.plan))?;
+    let (known_copies, lost_copies) = to.sound_manifests(Some(&job.plan))?;
     warnings.extend(damaged_warning(&lost_copies).map(|lost| format!("in the copy, {lost}")));
+    // What nobody can read any more cannot be copied, and is no copy of anything.
+    let (destroyed, originals): (Vec<Manifest>, Vec<Manifest>) =
+        known.into_iter().partition(|manifest| from.destroyed_at(manifest).is_some());
+    let mut copies: Vec<Manifest> = known_copies.into_iter().filter(|copy| to.destroyed_at(copy).is_none()).collect();
+    if let Some(last) = destroyed.last() {
+        warnings.push(format!(
+            "{} cannot be copied, nobody can read them any more: the key of their content was destroyed (the last is {})",
+            counted(destroyed.len(), "snapshot"),
+            select::describe(last)
+        ));
+    }
+    if let Some(id) = &request.snapshot {
+        let named = select::choose(&destroyed, &[], &select::Choice::Snapshot(id.clone()), DateTime::<Utc>::MAX_UTC);
+        named.map_or(Ok(()), |named| from.require_content(named))?;
+    }
     let reports = match from.sound_reports(None) {
         Ok((reports, _)) => reports,
         Err(error) => {
@@ -156,7 +171,21 @@ pub fn run(job: &Job, request: &CopyRequest) -> Result<CopyReport> {
     // What was brought back from there is there, and what that replaces is copied by nobody.
     let there: BTreeSet<SnapshotId> =
         originals.iter().filter(|manifest| came_from(manifest, to)).flat_map(|m| [Some(m.id), m.replaces()]).flatten().collect();
-    let originals_to_copy: Vec<Manifest> = originals.iter().filter(|manifest| !there.contains(&manifest.id)).cloned().collect();
+    let mut originals_to_copy: Vec<Manifest> = originals.iter().filter(|manifest| !there.contains(&manifest.id)).cloned().collect();
+    let standing = damage::standing(&reports, None, started);
+    if request.snapshot.is_none() && !standing.is_empty() {
+        // What is known to be lost in part, and accepted, would be damaged each time.
+        let ledger = from.ledger_or_none()?;
+        let loss_of = |id| damage::accepted(&damage::of_snapshot(&reports, &standing, id, started)?, id, &standing, &ledger);
+        originals_to_copy.retain(|original| {
+            let Some(loss) = loss_of(original.id) else { return true };
+            if !copies.iter().any(|copy| copy.copied_from.as_ref().is_some_and(|from| from.snapshot == original.id)) {
+                let why = format!("a part of it is lost, and that was accepted: {} (by {})", loss.reason, loss.by);
+                warnings.push(format!("snapshot {} is not copied: {why}", select::describe(original)));
+            }
+            false
+        });
+    }
     let unread: Vec<SnapshotId> = lost.iter().filter_map(|lost| lost.id).collect();
     let mut chosen = choose(&originals_to_copy, &unread, &copies, &from.id().to_string(), request)?;
     let mut report = CopyReport {
@@ -454,9 +483,12 @@ fn copy_logs(
 
 fn copy_log(job: &Job, from: &Log, to: &Log, needed: Needed, out: &mut CopiedLog, findings: &mut Vec<CopyFinding>) -> Result<()> {
     let mut damaged: Vec<(PieceInfo, String)> = Vec::new();
+    let mut destroyed: BTreeSet<PieceInfo> = BTreeSet::new();
     for listing in 1..=LISTINGS {
         let there: BTreeSet<(u64, u64, u64)> = to.pieces()?.iter().map(stretch).collect();
-        let listed = from.pieces()?;
+        let listed = from.listed()?;
+        destroyed = from.destroyed(&listed)?;
+        let listed: Vec<PieceInfo> = listed.into_iter().map(|listed| listed.piece).filter(|piece| !destroyed.contains(piece)).collect();
         let missing: VecDeque<PieceInfo> = listed
             .iter()
             .filter(|piece| needed.has(piece.stream, piece.end) && !there.contains(&stretch(piece)))
@@ -502,15 +534,11 @@ fn copy_log(job: &Job, from: &Log, to: &Log, needed: Needed, out: &mut CopiedLog
             object: format!("log of {}, {:x} to {:x} of stream {}", out.source, piece.start, piece.end, piece.stream),
             message: message.clone(),
         });
-        gaps.push(Gap {
-            stream: piece.stream,
-            from: piece.start,
-            to: piece.end,
-            reason: format!("damaged in the repository that it was to be copied from: {message}"),
-            noticed_at: job.clock.now(),
-            unreadable: false,
-        });
+        gaps.push(missing(&piece, format!("damaged in the repository that it was to be copied from: {message}"), job.clock.now()));
     }
+    // Done on purpose: no finding. That it is missing must be known there all the same.
+    let reason = "its key was destroyed in the repository that it was to be copied from";
+    gaps.extend(destroyed.iter().map(|piece| missing(piece, reason.to_owned(), job.clock.now())));
     let (known, _) = to.gaps()?;
     for gap in gaps.iter().filter(|gap| needed.has(gap.stream, gap.to) && (gap.unreadable || !is_covered(gap.stream, gap.from, gap.to))) {
         if known.iter().all(|other| (other.stream, other.from, other.to) != (gap.stream, gap.from, gap.to)) {
@@ -519,6 +547,11 @@ fn copy_log(job: &Job, from: &Log, to: &Log, needed: Needed, out: &mut CopiedLog
         }
     }
     Ok(())
+}
+
+/// The record of a piece that a copy does not get.
+fn missing(piece: &PieceInfo, reason: String, now: DateTime<Utc>) -> Gap {
+    Gap { stream: piece.stream, from: piece.start, to: piece.end, reason, noticed_at: now, unreadable: false }
 }
 
 fn stretch(piece: &PieceInfo) -> (u64, u64, u64) {

@@ -14,11 +14,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Kind;
+use crate::error::{Kind, Result};
 use crate::id::{Name, ReportId, SnapshotId};
 use crate::ops::select;
 use crate::ops::verify::VerifyReport;
-use crate::repo::{Finding, ReportKind, ReportRecord, is_piece_key, share_covers};
+use crate::repo::{AcceptedLoss, Finding, Ledger, Manifest, ReportKind, ReportRecord, Repository, is_piece_key, share_covers};
 
 /// One finding that stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +55,14 @@ impl Damage {
         (self.finding.kind == "damaged" && is_piece_key(&self.finding.object)).then_some(self.finding.object.as_str())
     }
 
+    /// Whether it harms only snapshots in whose place another one stands that nothing standing harms, or that are excused: damage that needs nobody.
+    /// `replaced`: see [`replaced_soundly`].
+    #[must_use]
+    pub fn is_settled(&self, replaced: &BTreeSet<SnapshotId>, excused: &Excused) -> bool {
+        let Finding { object, snapshots, .. } = &self.finding;
+        !snapshots.is_empty() && snapshots.iter().all(|id| replaced.contains(id) || excused.has(*id, object))
+    }
+
     /// As what is known against a snapshot that it harms.
     pub(in crate::ops) fn known(&self) -> KnownDamage {
         KnownDamage {
@@ -76,6 +84,63 @@ impl KnownDamage {
     pub fn describe(&self) -> String {
         format!("{} (found by {} at {}, report {})", self.message, self.found_by, select::moment(self.time), self.report)
     }
+}
+
+/// Snapshots of which nobody waits that what they lost is put right.
+pub struct Excused {
+    /// Those whose manifests can be read.
+    readable: BTreeSet<SnapshotId>,
+    /// Those that nobody can restore any more.
+    destroyed: BTreeSet<SnapshotId>,
+    ledger: Ledger,
+}
+
+impl Excused {
+    /// By the repository's ledger (one that cannot be read is a finding elsewhere, and excuses nothing). `manifests`: all that can be read.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub fn of(repository: &Repository, manifests: &[Manifest]) -> Result<Self> {
+        let destroyed = manifests.iter().filter(|manifest| repository.destroyed_at(manifest).is_some());
+        Ok(Self {
+            readable: manifests.iter().map(|manifest| manifest.id).collect(),
+            destroyed: destroyed.map(|manifest| manifest.id).collect(),
+            ledger: repository.ledger_or_none()?,
+        })
+    }
+
+    /// Whether it was accepted that this snapshot lost what this object held, or its key was destroyed, so that there is nothing to lose. Who accepts that a
+    /// part is lost can read the rest: where the manifest cannot be read any more, all is lost, and that nobody has accepted.
+    #[must_use]
+    pub fn has(&self, id: SnapshotId, object: &str) -> bool {
+        self.is_destroyed(id) || (self.readable.contains(&id) && self.ledger.is_accepted(id, object))
+    }
+
+    /// Whether nobody can restore it any more, because its key was destroyed.
+    #[must_use]
+    pub fn is_destroyed(&self, id: SnapshotId) -> bool {
+        self.destroyed.contains(&id)
+    }
+}
+
+/// The accepted loss that all of what is known against a snapshot is; `None`: something else is known against it. A drill that found damage after the last
+/// verification that did may have met another one. `standing`: what stands, as [`standing`] has it.
+pub(in crate::ops) fn accepted<'a>(
+    known: &KnownDamage,
+    id: SnapshotId,
+    standing: &[Damage],
+    ledger: &'a Ledger,
+) -> Option<&'a AcceptedLoss> {
+    let mut harms = standing.iter().filter(|damage| damage.finding.snapshots.contains(&id)).map(|damage| damage.finding.object.as_str());
+    let loss = ledger.accepted().get(&id)?;
+    (known.found_by == "verify" && harms.all(|object| loss.objects.contains(object))).then_some(loss)
+}
+
+/// Damaged snapshots in whose place others stand, which none of these findings harms.
+#[must_use]
+pub fn replaced_soundly(standing: &[Damage], manifests: &[Manifest]) -> BTreeSet<SnapshotId> {
+    let harmed: BTreeSet<SnapshotId> = standing.iter().flat_map(|damage| damage.finding.snapshots.iter().copied()).collect();
+    manifests.iter().filter(|manifest| !harmed.contains(&manifest.id)).filter_map(Manifest::replaces).collect()
 }
 
 /// What is known against a snapshot that exists, the last of it: a finding that stands (`standing` is of the same reports), or a drill of
@@ -181,7 +246,7 @@ fn takes_back(report: &VerifyReport, damage: &Damage) -> bool {
         return report.witnessed.get(plan).is_some_and(|oldest| oldest <= id);
     }
     // A key that opens no data saw that bytes fit their names, not that their content is sound.
-    !damage.deep || (report.skipped.is_empty() && reads(report, &damage.finding.object))
+    !damage.deep || (report.unchecked().next().is_none() && reads(report, &damage.finding.object))
 }
 
 /// Whether a verification read the stored bytes of this object. What is no pack and no piece of a log stands for more than one object: all must be read.
@@ -232,6 +297,7 @@ mod tests {
             run: share.map(|share| share.1),
             findings: findings.to_vec(),
             replaced: Vec::new(),
+            accepted: Vec::new(),
             bytes_checked: 0,
             objects_checked: 0,
             snapshots_sound: Vec::new(),
@@ -240,6 +306,7 @@ mod tests {
             packs_due: None,
             packs: None,
             skipped: Vec::new(),
+            destroyed: Vec::new(),
             duration_ms: 0,
             warnings: Vec::new(),
         };
@@ -347,6 +414,9 @@ mod tests {
         blind.document["skipped"] = serde_json::json!(["the content was not opened"]);
         reports.push(blind);
         assert_eq!(count(&reports), 1, "a key that opens no data");
+        let mut of_destroyed = reports.clone();
+        of_destroyed[3].document["destroyed"] = of_destroyed[3].document["skipped"].clone();
+        assert_eq!(count(&of_destroyed), 0, "what nobody can open says nothing of the rest");
         reports.push(verify(5, Some((50, 1)), &[]));
         assert_eq!(count(&reports), 0, "its own half was read and is sound");
         reports.push(verify(6, None, &[finding(&pack(60), "not-indexed", &[])]));

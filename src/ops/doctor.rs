@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
 use crate::id::Name;
 use crate::ops::log::fork;
 use crate::ops::resolve::{CopyPlace, RepositorySettings, Resolved, Surroundings};
@@ -15,6 +15,7 @@ use crate::repo::{Manifest, Repository, Role};
 use crate::source::Diagnosis;
 use crate::source::postgres::instance::Account;
 use crate::source::postgres::lsn::Lsn;
+use crate::store::{Probe, Store, is_for_want_of_rights};
 
 /// `lifeboat.doctor/1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,13 +45,15 @@ impl DoctorReport {
 /// How far a clock may be from the store's before it is told.
 const CLOCK_TOLERANCE_SECS: i64 = 300;
 
-/// Examines one plan. Never fails as such: what is wrong is in the report.
+/// Examines one plan, whose jobs that begin by themselves are `scheduled` (words of [`JOBS`](crate::plan::JOBS)). Never fails as such:
+/// what is wrong is in the report.
 #[must_use]
-pub fn run(resolved: &Resolved, surroundings: &Surroundings) -> DoctorReport {
+pub fn run(resolved: &Resolved, scheduled: &[&str], surroundings: &Surroundings) -> DoctorReport {
     let mut findings = Findings::default();
     state_folder(&mut findings, resolved, surroundings);
-    store(&mut findings, resolved, surroundings);
-    object_lock(&mut findings, "object lock", &resolved.repository, surroundings);
+    if store(&mut findings, resolved, scheduled, surroundings) {
+        object_lock(&mut findings, "object lock", &resolved.repository, surroundings);
+    }
     let repository = repository(&mut findings, resolved, surroundings);
     for source in &resolved.sources {
         for mut diagnosis in source.source.diagnose() {
@@ -62,7 +65,7 @@ pub fn run(resolved: &Resolved, surroundings: &Surroundings) -> DoctorReport {
         }
     }
     for place in &resolved.copies {
-        copy(&mut findings, place, &resolved.plan, repository.as_ref(), surroundings);
+        copy(&mut findings, place, (&resolved.plan, scheduled), repository.as_ref(), surroundings);
     }
     if let Some(repository) = repository {
         keys(&mut findings, &repository, resolved, surroundings);
@@ -175,22 +178,29 @@ fn way_for_servers(findings: &mut Findings, source: &Name, work: &Path) {
 }
 
 /// Whether copies can be made there, and used.
-fn copy(findings: &mut Findings, place: &CopyPlace, plan: &Name, own: Option<&Repository>, surroundings: &Surroundings) {
+fn copy(
+    findings: &mut Findings,
+    place: &CopyPlace,
+    (plan, scheduled): (&Name, &[&str]),
+    own: Option<&Repository>,
+    surroundings: &Surroundings,
+) {
     let name = format!("copy to {}", place.name());
-    let opened = place.settings().and_then(|settings| {
-        let probe = surroundings.runtime.block_on(settings.open_store()?.probe())?;
+    let tried = place.settings().and_then(|settings| Ok((tried(&settings.open_store()?, surroundings)?, settings)));
+    if let Ok((Some(_), settings)) = &tried {
+        object_lock(findings, &format!("{name}: object lock"), settings, surroundings);
+    }
+    let opened = tried.and_then(|(probe, settings)| {
         let repository = settings.open(surroundings)?;
         settings.must_belong(&repository, surroundings)?;
-        Ok((repository, probe.is_safe() || settings.store.single_writer, probe))
+        Ok((repository, probe, settings.store.single_writer))
     });
-    if let Ok(settings) = place.settings() {
-        object_lock(findings, &format!("{name}: object lock"), &settings, surroundings);
-    }
-    let (repository, safe, probe) = match opened {
+    let (repository, probe, single_writer) = match opened {
         Ok(opened) => opened,
         Err(error) => return findings.error(&name, &error),
     };
-    if !safe {
+    let may_write = probe.is_some();
+    if let Some(probe) = probe.filter(|probe| !probe.is_safe() && !single_writer) {
         let what = format!("the store does not do what a repository needs: {}", probe.to_string().replace('\n', "; "));
         return findings.wrong(&name, Kind::Usage, what);
     }
@@ -202,6 +212,9 @@ fn copy(findings: &mut Findings, place: &CopyPlace, plan: &Name, own: Option<&Re
         );
     }
     locked(findings, &format!("{name}: locked objects"), &repository, plan, surroundings);
+    if !may_write {
+        return read_only(findings, &name, place_of(&repository), &["copy"], scheduled);
+    }
     match (repository.role(), own.map(Repository::role)) {
         (Role::Maintainer, _) => {
             findings.wrong(&name, Kind::WrongKey, "the passphrase opens a maintainer key slot: nothing can be copied with it");
@@ -221,29 +234,61 @@ fn place_of(repository: &Repository) -> &str {
     repository.store().describe()
 }
 
-fn store(findings: &mut Findings, resolved: &Resolved, surroundings: &Surroundings) {
+/// What the place does; `None`: these credentials may read and not write there, as those of a machine that only restores.
+fn tried(store: &Store, surroundings: &Surroundings) -> Result<Option<Probe>> {
+    match surroundings.runtime.block_on(store.probe()) {
+        // Wrong credentials may not read either.
+        Err(error) if is_for_want_of_rights(&error) && surroundings.runtime.block_on(store.list("keys")).is_ok() => Ok(None),
+        probe => probe.map(Some),
+    }
+}
+
+/// A machine whose credentials may only read is in order, unless one of the `jobs` that write begins there by itself.
+fn read_only(findings: &mut Findings, name: &str, place: &str, jobs: &[&str], scheduled: &[&str]) {
+    let told = format!(
+        "{place} can be read, and these credentials may not write there: fit for restores, and for drills and verifications where they may \
+         write reports. What the store does with what is written was not tried"
+    );
+    let needed: Vec<&str> = jobs.iter().copied().filter(|job| scheduled.contains(job)).collect();
+    if needed.is_empty() {
+        findings.good(name, told);
+    } else {
+        findings.wrong(name, Kind::Failed, format!("{told}; but the plan has a schedule for what must write ({})", needed.join(", ")));
+    }
+}
+
+/// `false`: nothing more is to be tried by writing.
+fn store(findings: &mut Findings, resolved: &Resolved, scheduled: &[&str], surroundings: &Surroundings) -> bool {
     let store = match resolved.repository.open_store() {
         Ok(store) => store,
-        Err(error) => return findings.error("store", &error),
+        Err(error) => {
+            findings.error("store", &error);
+            return true;
+        }
     };
     let single_writer = resolved.repository.store.single_writer;
-    match surroundings.runtime.block_on(store.probe()) {
-        Ok(probe) if probe.is_safe() => {
+    match tried(&store, surroundings) {
+        Ok(None) => {
+            read_only(findings, "store", store.describe(), &["backup", "prune"], scheduled);
+            return false;
+        }
+        Ok(Some(probe)) if probe.is_safe() => {
             findings.good(
                 "store",
                 format!("{} keeps its promises (a small create took {} ms)", store.describe(), probe.create_took.as_millis()),
             );
         }
-        Ok(probe) if single_writer && probe.read_after_write && probe.list_after_write && probe.range_reads => {
+        Ok(Some(probe)) if single_writer && probe.read_after_write && probe.list_after_write && probe.range_reads => {
             findings.good("store", format!("{} ignores conditional create; the plan says there is a single writer", store.describe()));
         }
-        Ok(probe) => findings.wrong(
+        Ok(Some(probe)) => findings.wrong(
             "store",
             Kind::Usage,
             format!("{} does not do what a repository needs: {}", store.describe(), probe.to_string().replace('\n', "; ")),
         ),
         Err(error) => findings.error("store", &error),
     }
+    true
 }
 
 /// What the bucket does about locks, where the plan asks for them.
@@ -302,10 +347,11 @@ fn repository(findings: &mut Findings, resolved: &Resolved, surroundings: &Surro
                 Ok(()) => findings.good("repository", format!("{} opens", hex::encode(repository.id().0))),
                 Err(error) => findings.error("repository", &error),
             }
-            if repository.role() == Role::Maintainer {
-                findings.wrong("key", Kind::WrongKey, role);
-            } else {
-                findings.good("key", role);
+            match repository.may_write(&resolved.plan) {
+                _ if repository.role() == Role::Maintainer => findings.wrong("key", Kind::WrongKey, role),
+                // The next backup would be refused.
+                Err(error) => findings.error("key", &error),
+                Ok(()) => findings.good("key", role),
             }
             Some(repository)
         }
@@ -334,14 +380,20 @@ fn keys(findings: &mut Findings, repository: &Repository, resolved: &Resolved, s
     }
 }
 
-/// Those that can be read.
+/// Those whose manifests can be read.
 fn snapshots(findings: &mut Findings, repository: &Repository, resolved: &Resolved, surroundings: &Surroundings) -> Vec<Manifest> {
     match repository.sound_manifests(Some(&resolved.plan)) {
         Ok((manifests, damaged)) => {
             for lost in &damaged {
                 findings.error("manifest", &lost.error);
             }
-            clock_and_room(findings, repository, &manifests, surroundings);
+            let readable: Vec<Manifest> =
+                manifests.iter().filter(|manifest| repository.destroyed_at(manifest).is_none()).cloned().collect();
+            if readable.len() < manifests.len() {
+                let destroyed = counted(manifests.len() - readable.len(), "snapshot");
+                findings.good("destroyed", format!("the key of {destroyed} was destroyed: nobody can restore them"));
+            }
+            clock_and_room(findings, repository, &readable, surroundings);
             manifests
         }
         Err(error) => {

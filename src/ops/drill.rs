@@ -18,7 +18,7 @@ use crate::ops::transfer::{Compared, Metadata, Transfer};
 use crate::ops::verdict::{Facts, duration_text, judge, millis, objectives};
 use crate::ops::work::{Kept, RunFolder, exists, keep, let_through, make_private};
 use crate::ops::{
-    Canary, CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Snapshots, Verdict, backup, condemn, context_of,
+    Canary, CheckRecord, Job, Missing, Objective, Phase, PlannedCheck, Snapshots, Verdict, backup, condemn, context_of, damage,
     damaged_reports_warning, damaged_warning, explain, resolve, unless_removed,
 };
 use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
@@ -214,14 +214,16 @@ struct Selected {
     to_the_end: bool,
     /// And there is log behind it that it does not come to.
     hole: Option<String>,
+    /// What to know about the choice.
+    told: Vec<String>,
     /// Of the newest snapshot there is.
     newest: DateTime<Utc>,
     reports: Vec<ReportRecord>,
     seed: Option<u64>,
     /// Some snapshots could not be looked at: perhaps the one that was meant.
     damaged: Option<String>,
-    /// Some reports could not be.
-    warning: Option<String>,
+    /// Some reports could not be, or newer snapshots restore nothing any more.
+    warning: Vec<String>,
 }
 
 fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Result<Selected> {
@@ -231,12 +233,18 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         (None, false) => Choice::Latest,
     };
     let mut snapshots = job.snapshots()?;
+    if !matches!(choice, Choice::Snapshot(_)) {
+        snapshots.require_any(&job.repository)?;
+    }
     let (reports, warning) = match job.repository.sound_reports(None) {
         Ok((reports, damaged)) => (reports, damaged_reports_warning(&damaged)),
         Err(error) => (Vec::new(), Some(format!("earlier reports could not be read: {}", explain(&error)))),
     };
     let turn = Turn::after(job, &reports);
     let drawn = if let Choice::Random { seed, .. } = choice { Some(seed) } else { None };
+    if drawn.is_some() {
+        without_accepted(job, &mut snapshots, &reports, now)?;
+    }
     // Whose log a moment was drawn from.
     let mut drawn_from = Vec::new();
     // By hand always; on schedule when the content of snapshots was proven before, which no random moment can do.
@@ -252,8 +260,8 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
     let mut through = None;
     // The latest and a random snapshot: what they hold is compared with their fingerprints.
     if matches!(choice, Choice::Latest | Choice::Random { .. }) && turn != Turn::Files {
-        let chosen = select::choose(&snapshots.all, &reports, &choice, now)?;
-        through = replay::towards(job, &snapshots.all, &reports, chosen)?.map(|found| (found, chosen.clone()));
+        let chosen = snapshots.choose(&job.repository, &reports, &choice, now)?;
+        through = replay::towards(job, &snapshots.all, &reports, &chosen)?.map(|found| (found, chosen));
         // With one snapshot alone there is no log between two.
         if through.is_none()
             && let Some((source, moment)) = moment_of(job, &snapshots.all, &choice, &reports, now)?
@@ -264,20 +272,20 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
             choice = END;
         }
     }
-    let located = if matches!(choice, Choice::At(_)) || choice == END {
+    let located = if matches!(choice, Choice::At(_) | Choice::Along { .. }) {
         replay::locate(job, &mut snapshots, &choice, &drawn_from, &reports)?
     } else {
         None
     };
     let to_the_end = choice == END && located.as_ref().is_some_and(|found| found.recovery.is_some());
-    let hole = located.as_ref().and_then(|found| found.hole.clone());
+    let (hole, told) = located.as_ref().map(|found| (found.hole.clone(), found.told.clone())).unwrap_or_default();
     if choice == END && located.is_none() {
         choice = Choice::Latest;
     }
     let (manifest, recovery, compared) = match (through, located) {
         (Some(((older, recovery), compared)), _) => (older, Some(recovery), Some(compared)),
         (None, Some(found)) => (found.manifest, found.recovery, None),
-        (None, None) => (select::choose(&snapshots.all, &reports, &choice, now)?.clone(), None, None),
+        (None, None) => (snapshots.choose(&job.repository, &reports, &choice, now)?, None, None),
     };
     let newest = newest_moment(job, &mut snapshots, &reports).unwrap_or(manifest.time);
     let seed = match drawn {
@@ -287,7 +295,27 @@ fn select_snapshot(job: &Job, request: &DrillRequest, now: DateTime<Utc>) -> Res
         _ => None,
     };
     let damaged = damaged_warning(&snapshots.lost);
-    Ok(Selected { manifest, recovery, compared, to_the_end, hole, newest, reports, seed, damaged, warning })
+    let newer = snapshots.destroyed.iter().filter(|gone| gone.time > newest).max_by_key(|gone| (gone.time, gone.id));
+    let destroyed =
+        newer.map(|gone| format!("snapshot {} is newer, and nobody can restore it: its key was destroyed", select::describe(gone)));
+    let warning = warning.into_iter().chain(destroyed).collect();
+    Ok(Selected { manifest, recovery, compared, to_the_end, hole, told, newest, reports, seed, damaged, warning })
+}
+
+/// What is known to be lost, and accepted, need not be found out again by chance.
+fn without_accepted(job: &Job, snapshots: &mut Snapshots, reports: &[ReportRecord], now: DateTime<Utc>) -> Result<()> {
+    let standing = damage::standing(reports, None, now);
+    if standing.is_empty() {
+        return Ok(());
+    }
+    let ledger = job.repository.ledger_or_none()?;
+    let known = |id| damage::of_snapshot(reports, &standing, id, now);
+    let is_accepted =
+        |manifest: &Manifest| known(manifest.id).is_some_and(|known| damage::accepted(&known, manifest.id, &standing, &ledger).is_some());
+    if !snapshots.all.iter().all(is_accepted) {
+        snapshots.all.retain(|manifest| !is_accepted(manifest));
+    }
+    Ok(())
 }
 
 /// A random moment of the log where a random choice is asked for and there is a log.
@@ -710,7 +738,7 @@ fn account(job: &Job, id: ReportId, time: DateTime<Utc>, selected: Selected, att
             .chain(by_canary)
             .collect(),
         missing,
-        warnings: selected.warning.into_iter().chain(uncompared).chain(clock).chain(attempt.warnings).collect(),
+        warnings: selected.warning.into_iter().chain(selected.told).chain(uncompared).chain(clock).chain(attempt.warnings).collect(),
         cleanup: Cleanup { removed: false, kept: None, kept_until: None, message: String::new() },
         seed: selected.seed,
         exit: None,

@@ -89,14 +89,22 @@ impl ExtractReport {
 pub fn run(repository: &Repository, request: &ExtractRequest, progress: &dyn Progress, cancel: &Cancel) -> Result<ExtractReport> {
     repository.require_reader("extract")?;
     let (all, lost) = repository.sound_manifests(None)?;
-    let chosen = choose(&all, request)?;
+    let destroyed_at = |manifest: &Manifest| repository.destroyed_at(manifest);
+    let (chosen, passed_over) = choose(&all, request, &|manifest| destroyed_at(manifest).is_some())?;
+    let destroyed = |manifest: &Manifest| {
+        let at = destroyed_at(manifest).map_or_else(String::new, |at| format!(" at {}", select::moment(at)));
+        format!("the key of {} was destroyed{at}; what came before it is extracted", select::describe(manifest))
+    };
     let mut report = ExtractReport {
         schema: "lifeboat.extract/1".into(),
         to: request.to.display().to_string(),
         snapshots: Vec::new(),
         logs: Vec::new(),
         warnings: Vec::new(),
-        missing: Vec::new(),
+        missing: passed_over
+            .iter()
+            .map(|manifest| format!("a newer snapshot of plan {}: {}", manifest.plan, destroyed(manifest)))
+            .collect(),
         failed: lost.iter().map(|lost| explain(&lost.error)).collect(),
     };
     let mut damaged: Vec<(&Manifest, String)> = Vec::new();
@@ -147,7 +155,12 @@ fn in_place_of(all: &[Manifest], id: SnapshotId) -> BTreeSet<SnapshotId> {
     reached
 }
 
-fn choose<'a>(all: &'a [Manifest], request: &ExtractRequest) -> Result<Vec<&'a Manifest>> {
+/// What is asked for; and where only the newest is, the newest of each plan of which an older one is taken, because nobody can read that one any more.
+fn choose<'a>(
+    all: &'a [Manifest],
+    request: &ExtractRequest,
+    is_destroyed: &dyn Fn(&Manifest) -> bool,
+) -> Result<(Vec<&'a Manifest>, Vec<&'a Manifest>)> {
     let mut chosen: Vec<&Manifest> = if request.snapshots.is_empty() {
         all.iter().collect()
     } else {
@@ -161,18 +174,23 @@ fn choose<'a>(all: &'a [Manifest], request: &ExtractRequest) -> Result<Vec<&'a M
             .hint(if names.is_empty() { "it holds no snapshot".to_owned() } else { format!("plans in this repository: {names}") }));
     }
     chosen.retain(|manifest| request.plans.is_empty() || request.plans.iter().any(|plan| plan == manifest.plan.as_str()));
+    let mut passed_over = Vec::new();
     if request.latest {
-        let newest = |plan: &str| {
-            let own: Vec<Manifest> = chosen.iter().filter(|m| m.plan.as_str() == plan).map(|m| (*m).clone()).collect();
-            select::latest(&own).map(|manifest| manifest.id)
-        };
-        let keep: BTreeSet<SnapshotId> = names.iter().filter_map(|plan| newest(plan)).collect();
+        let (mut keep, mut passed) = (BTreeSet::new(), BTreeSet::new());
+        for plan in &names {
+            let own: Vec<Manifest> = chosen.iter().filter(|m| m.plan.as_str() == *plan).map(|m| (*m).clone()).collect();
+            let readable: Vec<Manifest> = own.iter().filter(|manifest| !is_destroyed(manifest)).cloned().collect();
+            let (newest, taken) = (select::latest(&own).map(|m| m.id), select::latest(&readable).map(|m| m.id));
+            keep.extend(taken.or(newest));
+            passed.extend(newest.filter(|newest| taken.is_some_and(|taken| taken != *newest)));
+        }
+        passed_over = chosen.iter().filter(|manifest| passed.contains(&manifest.id)).copied().collect();
         chosen.retain(|manifest| keep.contains(&manifest.id));
     }
     if chosen.is_empty() {
         return Err(Error::new(Kind::NoRecoveryPoint, "extract: there is no snapshot to extract").hint("see `lifeboat snapshots`"));
     }
-    Ok(chosen)
+    Ok((chosen, passed_over))
 }
 
 fn folder_of(manifest: &Manifest, to: &Path) -> PathBuf {

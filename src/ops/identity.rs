@@ -43,6 +43,10 @@ pub struct AcceptReport {
     pub before: Option<RepositoryId>,
     /// The newest entry of its retention ledger that this machine had seen, which is forgotten: the ledger is believed as it is now. `None`: none was.
     pub ledger_forgotten: Option<u64>,
+    /// The key generation that this machine had seen, where the repository has none as new or another one of that number: it is forgotten, and the keys are
+    /// believed as they are now. `None`: what was seen is there.
+    #[serde(default)]
+    pub generation_forgotten: Option<u16>,
     pub time: DateTime<Utc>,
 }
 
@@ -116,6 +120,7 @@ pub fn accept(state: &Path, url: &str, id: RepositoryId, now: DateTime<Utc>) -> 
         repository: id,
         before,
         ledger_forgotten: None,
+        generation_forgotten: None,
         time: now,
     })
 }

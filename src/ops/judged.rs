@@ -17,7 +17,7 @@ use crate::id::{ReportId, SnapshotId};
 use crate::ops::damage::{self, Damage, KnownDamage};
 use crate::ops::select;
 use crate::ops::verify::VerifyReport;
-use crate::repo::{LostManifest, Manifest, ReportKind, ReportRecord, Repository};
+use crate::repo::{AcceptedLoss, Ledger, LostManifest, Manifest, ReportKind, ReportRecord, Repository};
 
 /// How long a report is kept that nothing rests on: whoever looks at the last year sees all of it.
 pub(in crate::ops) const KEPT: TimeDelta = TimeDelta::days(400);
@@ -37,9 +37,11 @@ impl Existing {
         let mut existing = Self { numbers: HashMap::new(), proven_before: Vec::new() };
         let read = manifests.into_iter().map(|m| (m.id, m.copied_from.as_ref().and_then(|from| from.proven_at)));
         for (id, proven_before) in read.chain(lost.iter().filter_map(|lost| Some((lost.id?, None)))) {
-            if existing.numbers.insert(id, existing.proven_before.len()).is_none() {
+            // An id may come twice: one that is read, and something else under its name.
+            existing.numbers.entry(id).or_insert_with(|| {
                 existing.proven_before.push(proven_before);
-            }
+                existing.proven_before.len() - 1
+            });
         }
         existing
     }
@@ -132,6 +134,8 @@ pub(in crate::ops) struct Judged {
     by_id: HashMap<SnapshotId, Judgement>,
     /// How many reports there are.
     pub reports: u64,
+    /// What stands, as [`damage::standing`] has it.
+    standing: Vec<Damage>,
     /// Drills that nobody needs any more, with their plans; and verifications.
     over: Vec<(ReportId, Option<String>)>,
     /// Steps of the work: reports that were looked at, once for all of them or once for a snapshot.
@@ -156,6 +160,11 @@ impl Judged {
 
     pub fn is_damaged(&self, id: SnapshotId) -> bool {
         self.by_id.get(&id).is_some_and(|judgement| judgement.damaged.is_some())
+    }
+
+    /// The accepted loss that all of what is known against a snapshot is: see [`damage::accepted`].
+    pub fn accepted<'a>(&self, id: SnapshotId, ledger: &'a Ledger) -> Option<&'a AcceptedLoss> {
+        damage::accepted(self.by_id.get(&id)?.damaged.as_ref()?, id, &self.standing, ledger)
     }
 
     /// Reports that nobody needs any more: drills of these plans, and verifications, which are of the whole repository.
@@ -267,6 +276,7 @@ pub(in crate::ops) fn judge(mut digests: Vec<Digest>, existing: &Existing, now: 
     }
     let verified: BTreeSet<usize> = followed.iter().filter_map(|followed| Some(followed.verified?.0)).collect();
     judged.over = over(&digests, &standing, &verified, now);
+    judged.standing = standing;
     judged
 }
 
@@ -361,6 +371,7 @@ fn began(digests: &[Digest], percent: u64, run: u64) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
     use crate::repo::share_covers;
 
     const DAY: TimeDelta = TimeDelta::days(1);
@@ -372,6 +383,16 @@ mod tests {
     fn existing(ids: &[SnapshotId]) -> Existing {
         let numbers = ids.iter().enumerate().map(|(number, id)| (*id, number)).collect();
         Existing { numbers, proven_before: vec![None; ids.len()] }
+    }
+
+    /// One that is read, and something else under its name.
+    #[test]
+    fn a_snapshot_that_is_listed_twice_is_one() {
+        let ids = [SnapshotId::generate(now()), SnapshotId::generate(now())];
+        let lost = |id| LostManifest { id: Some(id), error: Error::new(Kind::Damaged, "it is no manifest") };
+        let existing = Existing::new(std::iter::empty::<&Manifest>(), &[lost(ids[0]), lost(ids[1]), lost(ids[0])]);
+        assert_eq!((existing.numbers(ids), existing.proven_before.len()), (vec![0, 1], 2));
+        assert!(ids.iter().all(|id| judge(Vec::new(), &existing, now()).of(*id).damaged.is_none()));
     }
 
     fn verify(

@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::error::{Kind, Result};
 use crate::event::{Cancel, Progress};
 use crate::ops::verdict::millis;
+use crate::ops::verify::strange_warning;
 use crate::repo::{Finding, check_keyless};
 use crate::store::Store;
 
@@ -28,6 +29,8 @@ pub struct KeylessReport {
     /// What nobody can see without a key, in words; the same always.
     pub not_checked: Vec<String>,
     pub duration_ms: u64,
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 impl KeylessReport {
@@ -67,5 +70,6 @@ pub fn run(
         objects_shaped: check.objects_shaped,
         not_checked: NOT_CHECKED.map(str::to_owned).to_vec(),
         duration_ms: millis(began.elapsed()),
+        warnings: strange_warning(&check.strange).into_iter().collect(),
     })
 }

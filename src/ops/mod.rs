@@ -40,11 +40,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::event::{Cancel, Progress};
 use crate::id::{Name, SnapshotId};
-use crate::repo::{LostManifest, Manifest, Repository};
+use crate::ops::select::Choice;
+use crate::repo::{LostManifest, Manifest, ReportRecord, Repository};
 use crate::source::{Source, SourceContext, SqlCheck};
 
 pub use work::sweep;
@@ -84,9 +87,40 @@ pub struct Job {
 /// The snapshots of a plan, as one listing has them.
 #[derive(Default)]
 pub(in crate::ops) struct Snapshots {
+    /// Those that can be chosen.
     pub all: Vec<Manifest>,
+    /// Those that nobody can restore any more, because the key of their content was destroyed.
+    pub destroyed: Vec<Manifest>,
     /// Those that cannot be read.
     pub lost: Vec<LostManifest>,
+}
+
+impl Snapshots {
+    /// Chooses as [`select::choose`]. One that is named may be one that nobody can restore any more: who is about to restore it says why.
+    pub fn choose(&self, repository: &Repository, reports: &[ReportRecord], choice: &Choice, now: DateTime<Utc>) -> Result<Manifest> {
+        if matches!(choice, Choice::Snapshot(_)) {
+            let named: Vec<Manifest> = self.all.iter().chain(&self.destroyed).cloned().collect();
+            return select::choose(&named, reports, choice, now).cloned();
+        }
+        self.require_any(repository)?;
+        select::choose(&self.all, reports, choice, now).cloned()
+    }
+
+    /// # Errors
+    /// `NoRecoveryPoint` where there are snapshots, and nobody can restore any of them.
+    pub fn require_any(&self, repository: &Repository) -> Result<()> {
+        match self.destroyed.iter().max_by_key(|manifest| (manifest.time, manifest.id)) {
+            Some(last) if self.all.is_empty() => repository.require_content(last).map_err(|error| {
+                error.within(format!("find a snapshot: of {} there is none that can be read", counted(self.destroyed.len(), "snapshot")))
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether or not they can be restored.
+    pub fn into_known(self) -> impl Iterator<Item = Manifest> {
+        self.all.into_iter().chain(self.destroyed)
+    }
 }
 
 impl Job {
@@ -96,8 +130,9 @@ impl Job {
     /// When the store cannot be asked.
     pub(in crate::ops) fn snapshots(&self) -> Result<Snapshots> {
         let listed = self.repository.sound_manifests(Some(&self.plan));
-        let (all, lost) = listed.map_err(|e| e.within(format!("list the snapshots of plan {}", self.plan)))?;
-        Ok(Snapshots { all, lost })
+        let (known, lost) = listed.map_err(|e| e.within(format!("list the snapshots of plan {}", self.plan)))?;
+        let (destroyed, all) = known.into_iter().partition(|manifest| self.repository.destroyed_at(manifest).is_some());
+        Ok(Snapshots { all, destroyed, lost })
     }
 }
 

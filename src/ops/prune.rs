@@ -337,7 +337,7 @@ impl Planned {
 
     /// What is removed: plan, snapshot and why.
     fn removed(&self) -> impl Iterator<Item = (&Name, SnapshotId, &str)> {
-        self.fates().filter(|(_, fate)| !fate.kept).filter_map(|(plan, fate)| Some((plan, fate.id, fate.reasons.first()?.as_str())))
+        self.fates().filter(|(_, fate)| !fate.kept).filter_map(|(plan, fate)| Some((plan, fate.id, fate.reasons.last()?.as_str())))
     }
 
     fn shown(&self) -> Vec<SnapshotFate> {
@@ -378,7 +378,7 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
         // Without rules nothing is ever removed.
         let goes = |id: &SnapshotId| !rules.is_everything() && superseded.contains_key(id);
         let of_plan: Vec<&Manifest> = manifests.iter().filter(|manifest| manifest.plan == *plan && !goes(&manifest.id)).collect();
-        let candidates = candidates(&of_plan, ledger, &judged, &open, now);
+        let candidates = candidates(repository, &of_plan, ledger, &judged, &open, now);
         planned.warnings.extend(of_the_future(plan, &candidates, &manifests, now));
         planned.warnings.extend(of_a_clock_behind(plan, &candidates, &manifests, now).filter(|_| !rules.is_everything()));
         let mut rules = rules.clone();
@@ -390,6 +390,21 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
             rules.log = None;
         }
         let mut fates = retention::plan(&rules, &candidates, *zone, now);
+        let accepted = |id: &SnapshotId| judged.accepted(*id, ledger);
+        if candidates.iter().any(|candidate| accepted(&candidate.id).is_some()) {
+            // A snapshot whose loss was accepted takes no other one's place, and stays as long as it would if it were whole.
+            let is_whole = |candidate: &Candidate| match accepted(&candidate.id) {
+                Some(_) => Candidate { damaged: None, ..candidate.clone() },
+                None => candidate.clone(),
+            };
+            let whole = retention::plan(&rules, &candidates.iter().map(is_whole).collect::<Vec<_>>(), *zone, now);
+            for (fate, whole) in fates.iter_mut().zip(whole) {
+                if let Some(loss) = accepted(&fate.id) {
+                    let why = format!("that it is not whole was accepted: {} (by {})", loss.reason, loss.by);
+                    *fate = Fate { reasons: whole.reasons.iter().cloned().chain([why]).collect(), ..whole };
+                }
+            }
+        }
         let snapshots: Vec<(&Candidate, &Manifest)> = candidates.iter().zip(of_plan).collect();
         planned.keep_ways((plan, &rules), ways.get(plan).map_or(&[], Vec::as_slice), &snapshots, &mut fates, now);
         for (id, by) in superseded.iter().filter(|(id, by)| by.plan == *plan && goes(id)) {
@@ -403,7 +418,8 @@ fn decide(repository: &Repository, ledger: &Ledger, plans: &[PlanRules], now: Da
             }
         }
         for hold in ledger.holds().values().filter(|hold| ledger.hold(hold.snapshot, now).is_none()) {
-            if candidates.iter().any(|candidate| candidate.id == hold.snapshot) {
+            let is_of = |id: SnapshotId| id == hold.snapshot || replaces.get(&id) == Some(&hold.snapshot);
+            if candidates.iter().any(|candidate| is_of(candidate.id)) {
                 planned.warnings.push(format!("the hold of snapshot {} ({}) is over", hold.snapshot, hold.reason));
             }
         }
@@ -530,11 +546,18 @@ fn superseded<'a>(
 }
 
 /// Snapshots of one plan as retention sees them.
-fn candidates(manifests: &[&Manifest], ledger: &Ledger, judged: &Judged, open: &[SnapshotId], now: DateTime<Utc>) -> Vec<Candidate> {
+fn candidates(
+    repository: &Repository,
+    manifests: &[&Manifest],
+    ledger: &Ledger,
+    judged: &Judged,
+    open: &[SnapshotId],
+    now: DateTime<Utc>,
+) -> Vec<Candidate> {
     let (behind, replaces) = (behind(manifests, now), replacements(manifests.iter().copied()));
     let of = |manifest: &&Manifest| Candidate {
         behind: behind.contains(&manifest.id),
-        ..candidate(manifest, &replaces, ledger, judged, open, now)
+        ..candidate(repository, manifest, &replaces, ledger, judged, open, now)
     };
     manifests.iter().map(of).collect()
 }
@@ -569,6 +592,7 @@ pub(in crate::ops) fn in_place_of(hold: &Hold, id: SnapshotId) -> String {
 }
 
 fn candidate(
+    repository: &Repository,
     manifest: &Manifest,
     replaces: &BTreeMap<SnapshotId, SnapshotId>,
     ledger: &Ledger,
@@ -576,6 +600,7 @@ fn candidate(
     open: &[SnapshotId],
     now: DateTime<Utc>,
 ) -> Candidate {
+    let destroyed = repository.destroyed_at(manifest);
     let Judgement { proven_at, damaged, .. } = judged.of(manifest.id);
     let held = ledger.hold_in_place(manifest.id, replaces, now).map(|hold| {
         let until = hold.until.map_or_else(String::new, |until| format!(" until {}", select::moment(until)));
@@ -588,9 +613,10 @@ fn candidate(
         whole: backup::missing(&manifest.sources).is_empty(),
         proven_at,
         damaged: damaged.map(|known| known.describe()),
+        destroyed,
         held,
         unended: open.contains(&manifest.id),
-        has_log: manifest.sources.iter().any(replay::can_have_log),
+        has_log: destroyed.is_none() && manifest.sources.iter().any(replay::can_have_log),
         place: manifest.replaces().unwrap_or_else(|| original(manifest)),
         behind: false,
     }
@@ -622,7 +648,7 @@ impl<'a> Retained<'a> {
         let existing = Existing::new(manifests.iter().copied(), &[]);
         let (judged, _) = Judged::read(repository, &existing, now)?;
         let ledger = repository.ledger()?;
-        let candidates = candidates(manifests, &ledger, &judged, &[], now);
+        let candidates = candidates(repository, manifests, &ledger, &judged, &[], now);
         Ok(Some(Self { rules, manifests, candidates, now }))
     }
 
@@ -761,10 +787,17 @@ pub fn hold(
 pub fn release(repository: &Repository, id: SnapshotId, reason: &str, by: &str, now: DateTime<Utc>) -> Result<HoldReport> {
     repository.amend_ledger(now, |ledger| {
         if !ledger.holds().contains_key(&id) {
-            return Err(Error::new(Kind::Usage, format!("release snapshot {id}: it is not held")));
+            let error = Error::new(Kind::Usage, format!("release snapshot {id}: it is not held"));
+            let replaces = replacements(&repository.sound_manifests(None)?.0);
+            return Err(match ledger.hold_in_place(id, &replaces, now) {
+                Some(hold) => error
+                    .hint(format!("it is kept as what stands in the place of snapshot {}, which is held: release that one", hold.snapshot)),
+                None => error,
+            });
         }
         Ok(Some(Decision::Release { snapshot: id, by: by.to_owned(), reason: reason.to_owned() }))
     })?;
+    // One that is held may be damaged, or gone.
     let plan = repository.manifest(id).map(|manifest| manifest.plan.to_string()).unwrap_or_default();
     Ok(HoldReport {
         schema: "lifeboat.hold/1".into(),

@@ -15,10 +15,11 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, ReportId, SnapshotId};
+use crate::ops::damage::Excused;
 use crate::ops::verdict::millis;
 use crate::ops::verify::{self, Depth};
 use crate::ops::{Commit, CommitGate, counted, explain};
-use crate::repo::{Finding, HarmedVolume, IndexRepair, Log, Manifest, Repository};
+use crate::repo::{AcceptedLoss, Decision, Finding, HarmedVolume, IndexRepair, Log, Manifest, Parent, Repository};
 
 /// A repository that may have what this one lost: a copy of it, or what it is a copy of.
 #[derive(Clone)]
@@ -39,12 +40,38 @@ pub struct RepairRequest {
     pub committed: Vec<(Name, SnapshotId)>,
     pub dry_run: bool,
     pub gate: CommitGate,
+    /// Losses to accept, where they cannot be repaired.
+    pub accept: Option<Acceptance>,
+}
+
+/// That a person accepts what is lost for good.
+#[derive(Debug, Clone)]
+pub struct Acceptance {
+    /// Ids of the snapshots, or unique beginnings.
+    pub snapshots: Vec<String>,
+    pub reason: String,
+    /// Who accepts it: user and host.
+    pub by: String,
+    /// The plans that may have made them: of what cannot be read only the name of its object tells.
+    pub plans: Vec<Name>,
+}
+
+impl Acceptance {
+    /// Whether one of the ids or beginnings of ids may be that of this snapshot.
+    fn may_mean(&self, id: SnapshotId) -> bool {
+        self.snapshots.iter().any(|text| is_begun_by(&text.to_ascii_lowercase(), &id.to_string()))
+    }
+}
+
+/// Whether what somebody typed, in lower case, is an id or a beginning of it.
+fn is_begun_by(wanted: &str, id: &str) -> bool {
+    !wanted.is_empty() && id.starts_with(wanted)
 }
 
 /// One thing that is put right.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Action {
-    /// `index`, `tombstones`, `ledger`, `snapshot`, `log` or `moved`.
+    /// `index`, `tombstones`, `ledger`, `snapshot`, `log`, `moved` or `accept`.
     pub what: String,
     /// A key, or the id of the damaged snapshot.
     pub object: String,
@@ -101,6 +128,9 @@ pub struct RepairReport {
     pub actions: Vec<Action>,
     pub lost: Vec<LostSnapshot>,
     pub left: Vec<Left>,
+    /// Repositories that could not be asked for what is lost: names.
+    #[serde(default)]
+    pub unasked: Vec<String>,
     /// What a verification of the structure still found afterwards; empty in a dry run.
     pub remaining: Vec<Finding>,
     pub duration_ms: u64,
@@ -118,7 +148,8 @@ impl RepairReport {
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
         let undone = self.actions.iter().any(|action| !action.done);
-        let wrong = undone || !self.lost.is_empty() || !self.left.is_empty() || !self.remaining.is_empty();
+        let accepted = |lost: &LostSnapshot| self.actions.iter().any(|it| it.what == "accept" && it.object == lost.snapshot.to_string());
+        let wrong = undone || !self.lost.iter().all(accepted) || !self.left.is_empty() || !self.remaining.is_empty();
         wrong.then_some(Kind::Damaged)
     }
 }
@@ -134,6 +165,7 @@ pub struct Planned {
     logs: Vec<HarmedLog>,
     /// Records of moved packs that cannot be read and are not needed.
     moved: Vec<String>,
+    accepted: Vec<Loss>,
     /// Snapshots that there were.
     known: BTreeSet<SnapshotId>,
     /// Its actions are in the order of the steps above.
@@ -145,6 +177,19 @@ struct Harmed {
     manifest: Option<Manifest>,
     /// Which of the others have it, and as what.
     sources: Vec<(usize, Manifest)>,
+}
+
+/// A loss that is to be accepted.
+struct Loss {
+    id: SnapshotId,
+    what: LossOf,
+}
+
+enum LossOf {
+    /// Nothing of it can be reached: its manifest, of this plan, cannot be read or is gone.
+    All(Name),
+    /// What these objects held.
+    Part(BTreeSet<String>),
 }
 
 struct HarmedLog {
@@ -174,11 +219,14 @@ pub fn plan(request: &RepairRequest, clock: &dyn Clock, progress: &dyn Progress,
         actions: index_actions(&index),
         lost: Vec::new(),
         left: Vec::new(),
+        unasked: Vec::new(),
         remaining: Vec::new(),
         duration_ms: 0,
         warnings: verified.warnings.clone(),
     };
-    for skipped in &verified.skipped {
+    // Nobody has a key for it.
+    report.warnings.extend(verified.destroyed.iter().map(|destroyed| format!("not checked: {destroyed}")));
+    for skipped in verified.unchecked() {
         report.left.push(Left {
             object: String::new(),
             message: format!("not checked: {skipped}"),
@@ -187,17 +235,20 @@ pub fn plan(request: &RepairRequest, clock: &dyn Clock, progress: &dyn Progress,
     }
     for (name, why) in &request.unreachable {
         report.warnings.push(format!("repository {name} was not asked for what is missing here: {why}"));
+        report.unasked.push(name.to_string());
     }
     plan_volumes(repository, &mut report)?;
     let have = ask_others(request, &mut report);
     report.findings.extend(forgotten(request, &have, &report.findings)?);
-    let snapshots = plan_snapshots(request, &manifests, &have, &mut report, cancel)?;
+    let excused = Excused::of(repository, &manifests)?;
+    let snapshots = plan_snapshots(request, &manifests, &have, &verified.accepted, &excused, &mut report, cancel)?;
     let logs = plan_logs(request, &manifests, &mut report);
     let moved = plan_moved(repository, &mut report)?;
     leave_rest(&index, &mut report);
+    let accepted = plan_acceptance(request, &manifests, &mut report)?;
     report.duration_ms = millis(began.elapsed());
     let known = manifests.iter().map(|manifest| manifest.id).collect();
-    Ok(Planned { index, snapshots, logs, moved, known, report })
+    Ok(Planned { index, snapshots, logs, moved, accepted, known, report })
 }
 
 fn action(what: &str, object: &str, detail: String) -> Action {
@@ -270,6 +321,7 @@ fn ask_others(request: &RepairRequest, report: &mut RepairReport) -> Vec<Vec<Man
             Ok((manifests, _)) => have.push(manifests),
             Err(error) => {
                 report.warnings.push(format!("repository {} was not asked for what is missing here: {}", other.name, explain(&error)));
+                report.unasked.push(other.name.to_string());
                 have.push(Vec::new());
             }
         }
@@ -314,11 +366,14 @@ fn forgotten(request: &RepairRequest, have: &[Vec<Manifest>], findings: &[Findin
     Ok(copied.into_iter().map(missing).collect())
 }
 
-/// Which snapshots are harmed, and who has them. `have`: what each of the others has.
+/// Which snapshots are harmed, and who has them. `have`: what each of the others has. `accepted`: findings that harm only what nobody waits for; if
+/// another repository has it by now, it comes back all the same. What was destroyed on purpose does not.
 fn plan_snapshots(
     request: &RepairRequest,
     manifests: &[Manifest],
     have: &[Vec<Manifest>],
+    accepted: &[Finding],
+    excused: &Excused,
     report: &mut RepairReport,
     cancel: &Cancel,
 ) -> Result<Vec<Harmed>> {
@@ -338,13 +393,22 @@ fn plan_snapshots(
             });
         }
     }
+    let replaced: BTreeSet<SnapshotId> = manifests.iter().filter_map(Manifest::replaces).collect();
+    let of_accepted = accepted.iter().flat_map(|finding| finding.snapshots.iter().copied());
+    let accepted_alone: BTreeSet<SnapshotId> = of_accepted.filter(|id| !harmed.contains(id) && !replaced.contains(id)).collect();
+    harmed.extend(&accepted_alone);
+    harmed.retain(|id| !excused.is_destroyed(*id));
     if harmed.is_empty() {
         return Ok(Vec::new());
     }
-    let bad: BTreeSet<String> = report.findings.iter().map(|finding| finding.object.clone()).collect();
+    let found = report.findings.clone();
+    let bad: BTreeSet<String> = found.iter().chain(accepted).map(|finding| finding.object.clone()).collect();
     let known: HashMap<SnapshotId, &Manifest> = manifests.iter().map(|manifest| (manifest.id, manifest)).collect();
     let unread: Vec<SnapshotId> = harmed.iter().copied().filter(|id| !known.contains_key(id)).collect();
-    let (pairs, unknown) = copies_that_are_lost(request, manifests, have, &unread, &report.findings)?;
+    let (pairs, unknown) = copies_that_are_lost(request, manifests, have, &unread, &found)?;
+    // It shares what it lost with others whose loss was not accepted.
+    let is_accepted =
+        |id: SnapshotId| found.iter().filter(|finding| finding.snapshots.contains(&id)).all(|finding| excused.has(id, &finding.object));
     let mut planned = Vec::new();
     for id in harmed {
         let manifest = known.get(&id).copied();
@@ -355,6 +419,12 @@ fn plan_snapshots(
                 .find(|theirs| is_same(id, manifest, &request.repository.id().to_string(), theirs, &other.repository.id().to_string()));
             sources.extend(found.map(|found| (number, found.clone())));
         }
+        sources.retain(|(number, theirs)| request.others[*number].repository.destroyed_at(theirs).is_none());
+        // Of what was given up, and of what is to be, nothing is promised that is not there.
+        let is_to_be_accepted = request.accept.as_ref().is_some_and(|acceptance| acceptance.may_mean(id));
+        if is_to_be_accepted || accepted_alone.contains(&id) || is_accepted(id) {
+            sources = give_all(request, sources, cancel)?;
+        }
         if let Some((number, theirs)) = sources.first() {
             let detail = format!(
                 "bring its content back from {} (snapshot {} there) as a new snapshot in its place",
@@ -362,12 +432,30 @@ fn plan_snapshots(
             );
             report.actions.push(action("snapshot", &id.to_string(), detail));
             planned.push(Harmed { id, manifest: manifest.cloned(), sources });
-        } else {
+        } else if !accepted_alone.contains(&id) && !is_accepted(id) {
             let lost = lost(&request.repository, id, manifest, &bad, cancel)?;
             report.lost.push(LostSnapshot { unknown: unknown.get(&id).cloned(), ..lost });
         }
     }
     Ok(planned)
+}
+
+/// Of repositories that have a snapshot, those that give all of it, or cannot say whether they do now. The others have lost of it too.
+fn give_all(request: &RepairRequest, sources: Vec<(usize, Manifest)>, cancel: &Cancel) -> Result<Vec<(usize, Manifest)>> {
+    let mut giving = Vec::new();
+    for (number, theirs) in sources {
+        match request.others[number].repository.read_whole(&theirs, cancel) {
+            Err(error) if error.kind() == Kind::Interrupted => return Err(error),
+            Err(error) if is_lost_there(error.kind()) => {}
+            _ => giving.push((number, theirs)),
+        }
+    }
+    Ok(giving)
+}
+
+/// Whether what could not be read so is not there to be read.
+fn is_lost_there(kind: Kind) -> bool {
+    matches!(kind, Kind::Damaged | Kind::NotFound | Kind::NoRecoveryPoint)
 }
 
 /// By snapshots that were copies and whose manifests are gone: the original that each is brought back from.
@@ -621,7 +709,7 @@ pub fn apply(
     cancel: &Cancel,
 ) -> Result<RepairReport> {
     let began = Instant::now();
-    let Planned { index, snapshots, logs, moved, known, mut report } = planned;
+    let Planned { index, snapshots, logs, moved, accepted, known, mut report } = planned;
     let mut outcomes: BTreeMap<(String, String), Result<(Option<SnapshotId>, u64)>> = BTreeMap::new();
     let key = |what: &str, object: &str| (what.to_owned(), object.to_owned());
     // Objects that were replaced and that the store refuses to delete.
@@ -641,7 +729,13 @@ pub fn apply(
     for harmed in &snapshots {
         cancel.check()?;
         progress.event(Event::Phase { name: "snapshot", detail: harmed.id.to_string() });
-        outcomes.insert(key("snapshot", &harmed.id.to_string()), bring_back(request, harmed, clock, progress, cancel));
+        let outcome = bring_back(request, harmed, clock, progress, cancel);
+        if outcome.as_ref().is_err_and(|error| is_lost_there(error.kind())) && give_all(request, harmed.sources.clone(), cancel)?.is_empty()
+        {
+            let bad = report.findings.iter().map(|finding| finding.object.clone()).collect();
+            report.lost.push(lost(&request.repository, harmed.id, harmed.manifest.as_ref(), &bad, cancel)?);
+        }
+        outcomes.insert(key("snapshot", &harmed.id.to_string()), outcome);
     }
     for log in &logs {
         cancel.check()?;
@@ -650,6 +744,9 @@ pub fn apply(
     }
     for record in &moved {
         outcomes.insert(key("moved", record), request.repository.remove_damaged_record(record).map(|()| (None, 0)));
+    }
+    for loss in &accepted {
+        outcomes.insert(key("accept", &loss.id.to_string()), accept(request, loss, clock.now()).map(|()| (None, 0)));
     }
     cancel.check()?;
     for action in &mut report.actions {
@@ -664,12 +761,13 @@ pub fn apply(
     let left: BTreeSet<&str> = report.left.iter().map(|left| left.object.as_str()).collect();
     // An index object that stays although what it lists is listed anew harms nothing; tombstones that cannot be read fail every backup.
     let stays: BTreeSet<&str> = refused.iter().map(|(key, _)| key.as_str()).filter(|key| key.starts_with("index/")).collect();
+    let excused = Excused::of(&request.repository, &request.repository.sound_manifests(None)?.0)?;
     let only_listed = |finding: &Finding| finding.object.starts_with("packs/") && finding.kind == "missing" && finding.snapshots.is_empty();
     let is_told = |finding: &Finding| {
         left.contains(finding.object.as_str())
             || stays.contains(finding.object.as_str())
             || !stays.is_empty() && only_listed(finding)
-            || (!finding.snapshots.is_empty() && finding.snapshots.iter().all(|id| told.contains(id)))
+            || (!finding.snapshots.is_empty() && finding.snapshots.iter().all(|id| told.contains(id) || excused.has(*id, &finding.object)))
     };
     report.remaining = after.findings.into_iter().filter(|finding| !is_told(finding)).collect();
     report.warnings.extend(after.warnings);
@@ -681,6 +779,128 @@ pub fn apply(
     lean_on_damage(request, &known, &mut report, cancel)?;
     report.duration_ms += millis(began.elapsed());
     Ok(report)
+}
+
+/// Of the losses that are to be accepted, what each is. Nothing is accepted that is not lost, or of which nobody can say that it is.
+fn plan_acceptance(request: &RepairRequest, manifests: &[Manifest], report: &mut RepairReport) -> Result<Vec<Loss>> {
+    let Some(acceptance) = &request.accept else { return Ok(Vec::new()) };
+    let usage = |message: String, hint: String| Err(Error::new(Kind::Usage, message).hint(hint));
+    if !report.unasked.is_empty() {
+        let who = report.unasked.join(", ");
+        return Err(Error::new(Kind::Unavailable, format!("accept a loss: repository {who} could not be asked, and may have what is lost"))
+            .hint("nothing was accepted. Run it again when that repository can be read; if it is gone for good, take it out of the plan files first"));
+    }
+    let (ledger, open) = (request.repository.ledger()?, request.repository.open_commits()?);
+    let mut losses: Vec<Loss> = Vec::new();
+    for text in &acceptance.snapshots {
+        let wanted = text.to_ascii_lowercase();
+        let found: Vec<&LostSnapshot> = report.lost.iter().filter(|lost| is_begun_by(&wanted, &lost.snapshot.to_string())).collect();
+        let lost = match found.as_slice() {
+            [one] => *one,
+            [] if report.actions.iter().any(|action| action.what == "snapshot" && is_begun_by(&wanted, &action.object)) => {
+                return usage(
+                    format!("accept the loss of snapshot {text}: it is not lost, another repository has it"),
+                    "run the repair without --accept-loss: it brings it back".to_owned(),
+                );
+            }
+            [] => {
+                let ids: Vec<String> = report.lost.iter().map(|lost| lost.snapshot.to_string()).collect();
+                let hint = if ids.is_empty() { "nothing is lost".to_owned() } else { format!("lost are: {}", ids.join(", ")) };
+                return usage(format!("accept the loss of snapshot {text}: no snapshot that is lost is called so"), hint);
+            }
+            several => {
+                return usage(
+                    format!("accept the loss of snapshot {text}: {} begin with that", several.len()),
+                    "give more of the id".into(),
+                );
+            }
+        };
+        let id = lost.snapshot;
+        if let Some(why) = &lost.unknown {
+            return usage(format!("accept the loss of snapshot {id}: that it is lost is not certain: {why}"), "do that first".to_owned());
+        }
+        if losses.iter().any(|loss| loss.id == id) {
+            continue;
+        }
+        let harming = report.findings.iter().filter(|finding| finding.snapshots.contains(&id));
+        let objects: BTreeSet<String> = harming.map(|finding| finding.object.clone()).collect();
+        let (what, detail) = if manifests.iter().any(|manifest| manifest.id == id) {
+            let detail = format!(
+                "accept that it lost what {} held ({}): what is left of it stays until no rule of its plan keeps it, and can be restored until then",
+                counted(objects.len(), "object"),
+                acceptance.reason
+            );
+            (LossOf::Part(objects), detail)
+        } else {
+            if let Some(hold) = ledger.hold(id, report.time) {
+                return usage(
+                    format!("accept the loss of snapshot {id}: it is held ({}, by {})", hold.reason, hold.by),
+                    format!("whoever holds it has to know: `lifeboat snapshots release {id}`, then run it again"),
+                );
+            }
+            if open.contains(&id) {
+                return Err(Error::new(Kind::Busy, format!("accept the loss of snapshot {id}: its backup has not ended yet"))
+                    .hint("run it again when that backup has ended, or was given up by a prune"));
+            }
+            let of_journal = request.committed.iter().map(|(plan, _)| plan);
+            let mut plans = manifests.iter().map(|manifest| &manifest.plan).chain(&acceptance.plans).chain(of_journal);
+            let Some(plan) = plans.find(|plan| objects.contains(&request.repository.snapshot_key(plan, id))) else {
+                return usage(
+                    format!("accept the loss of snapshot {id}: which plan made it is not known"),
+                    "only the plan's name tells: run it where a plan file with that name is".to_owned(),
+                );
+            };
+            let detail = format!(
+                "accept that all of it is lost ({}): it counts as removed from plan {plan} on purpose, and what nothing else needs goes with the next prune",
+                acceptance.reason
+            );
+            (LossOf::All(plan.clone()), detail)
+        };
+        report.actions.push(action("accept", &id.to_string(), detail));
+        losses.push(Loss { id, what });
+    }
+    Ok(losses)
+}
+
+/// Puts on record, in the retention ledger, that a loss is accepted.
+fn accept(request: &RepairRequest, loss: &Loss, now: DateTime<Utc>) -> Result<()> {
+    let Some(Acceptance { reason, by, .. }) = &request.accept else { return Ok(()) };
+    let (repository, id) = (&request.repository, loss.id);
+    repository.amend_ledger(now, |ledger| {
+        // After the ledger: what it says of these is known.
+        let (manifests, _) = repository.sound_manifests(None)?;
+        let is_read = manifests.iter().any(|manifest| manifest.id == id);
+        if ledger.is_removed(id) {
+            return Ok(None);
+        }
+        let decision = match &loss.what {
+            LossOf::Part(_) if !is_read => Err("its manifest cannot be read any more"),
+            LossOf::All(_) if is_read => Err("its manifest can be read now"),
+            LossOf::All(_) if ledger.hold(id, now).is_some() => Err("it is held now"),
+            LossOf::Part(objects) => {
+                let (objects, reason, by) = (objects.clone(), reason.clone(), by.clone());
+                Ok(Decision::Accept { losses: vec![AcceptedLoss { snapshot: id, objects, reason, by, accepted_at: now }] })
+            }
+            LossOf::All(plan) => {
+                let reason = format!("lost, and that was accepted: {reason} (by {by})");
+                let mut removed = repository.removal_of_unread(plan, id, manifests.iter(), &reason, now);
+                // Nothing but it said that this one was there.
+                let of_plan = || manifests.iter().filter(|manifest| manifest.plan == *plan);
+                let named: BTreeSet<SnapshotId> = of_plan().flat_map(|manifest| manifest.parents.iter().map(|parent| parent.id)).collect();
+                if let Some(before) = of_plan().filter(|manifest| manifest.id < id && !named.contains(&manifest.id)).max_by_key(|m| m.id) {
+                    let known = repository.removals_of(&[(before, "")], now)?;
+                    removed.parents.extend(known.into_iter().map(|known| Parent { id: known.id, hash: known.hash }));
+                }
+                Ok(Decision::Remove { snapshots: vec![removed] })
+            }
+        };
+        let decision =
+            decision.map_err(|why| Error::new(Kind::Busy, format!("accept the loss of snapshot {id}: {why}")).hint("run it again"))?;
+        // Right before the entry, as for every other removal.
+        request.gate.ask(None, Commit::Retention)?;
+        Ok(Some(decision))
+    })?;
+    Ok(())
 }
 
 /// Backups that began before the damaged packs were marked may lean on them, which the check of the structure does not see.

@@ -58,7 +58,7 @@ pub struct RepositorySettings {
 /// What is wrong with which repository is at a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changed {
-    /// Another one is there; else nobody can say which belongs there.
+    /// Another one is there, or an older state of it; else nobody can say which belongs there.
     pub certain: bool,
     /// A sentence.
     pub message: String,
@@ -140,22 +140,45 @@ impl RepositorySettings {
         self.changed(repository, surroundings).map(|changed| changed.message)
     }
 
-    /// That another repository is there than belongs there, or that nobody can say which does.
+    /// That another repository is there than belongs there, or one with keys from before those that this machine has seen, or that nobody can say which belongs
+    /// there.
     #[must_use]
     pub fn changed(&self, repository: &Repository, surroundings: &Surroundings) -> Option<Changed> {
-        self.must_belong(repository, surroundings).err().map(|error| {
+        let told = |error: Error, certain: bool| {
             let hint = error.hint_text().map_or_else(String::new, |hint| format!("; {hint}"));
-            Changed { certain: error.kind() == Kind::Damaged, message: format!("{}{hint}", explain(&error)) }
-        })
+            Changed { certain, message: format!("{}{hint}", explain(&error)) }
+        };
+        match self.must_belong(repository, surroundings) {
+            Err(error) => {
+                let certain = error.kind() == Kind::Damaged;
+                Some(told(error, certain))
+            }
+            Ok(()) => repository.require_generation_seen().err().map(|error| told(error, true)),
+        }
     }
 
-    /// From now on this repository belongs there, with its retention ledger as it is.
+    /// From now on the repository that is there belongs there, with its retention ledger and its keys as they are.
     ///
     /// # Errors
-    /// When the state folder cannot be written.
-    pub fn accept(&self, repository: &Repository, surroundings: &Surroundings) -> Result<AcceptReport> {
+    /// As [`Self::open`]; when the state folder cannot be written.
+    pub fn accept(&self, surroundings: &Surroundings) -> Result<AcceptReport> {
+        let forget = || Repository::forget_generation(&self.open_store()?, &surroundings.runtime, &self.options(&surroundings.state)?);
+        let (repository, generation_forgotten) = match self.open(surroundings) {
+            Ok(repository) if repository.generation_seen().is_some() => (repository, forget()?),
+            Ok(repository) => (repository, None),
+            // It may be that a generation is another one than was seen: then it opens where nothing was. Else what was seen is not forgotten.
+            Err(error) if error.kind() == Kind::Damaged => {
+                let unseen = OpenOptions { cache: None, ..self.options(&surroundings.state)? };
+                if Repository::open(self.open_store()?, surroundings.runtime.clone(), &self.passphrase, &unseen).is_err() {
+                    return Err(error);
+                }
+                let seen = forget()?;
+                (self.open(surroundings)?, seen)
+            }
+            Err(error) => return Err(error),
+        };
         let report = identity::accept(&surroundings.state, &self.place(), repository.id(), surroundings.clock.now())?;
-        Ok(AcceptReport { ledger_forgotten: repository.forget_ledger()?, ..report })
+        Ok(AcceptReport { ledger_forgotten: repository.forget_ledger()?, generation_forgotten, ..report })
     }
 
     /// # Errors

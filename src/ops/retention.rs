@@ -17,6 +17,9 @@
 //!
 //! Rules of periods keep the newest *whole* snapshot of each of the last so many periods that have one (the newest at all where none is
 //! whole), by the calendar of the plan's zone; weeks are those of ISO 8601. A snapshot that is known to be damaged takes no place in them.
+//!
+//! A snapshot whose key was destroyed restores nothing. No rule keeps it and it is the newest of nothing; it stays only while it is held, its backup has not
+//! ended, it is the last that was committed (later ones name it), or of a moment that has not been yet.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,6 +28,7 @@ use chrono::{DateTime, Datelike as _, TimeDelta, Timelike as _, Utc};
 use chrono_tz::Tz;
 
 use crate::id::SnapshotId;
+use crate::ops::select;
 
 /// The rules of a plan.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,6 +69,8 @@ pub struct Candidate {
     pub proven_at: Option<DateTime<Utc>>,
     /// What is known against it.
     pub damaged: Option<String>,
+    /// When the key of its content was destroyed.
+    pub destroyed: Option<DateTime<Utc>>,
     /// Why it is held.
     pub held: Option<String>,
     /// Whether its backup may not have heard of its commit.
@@ -97,15 +103,25 @@ pub struct Fate {
 /// Decides for all snapshots of one plan. In the order of their times, oldest first.
 #[must_use]
 pub fn plan(rules: &Rules, snapshots: &[Candidate], zone: Tz, now: DateTime<Utc>) -> Vec<Fate> {
-    let mut ordered: Vec<&Candidate> = snapshots.iter().collect();
-    ordered.sort_by_key(|snapshot| (snapshot.time, snapshot.id));
+    let mut all: Vec<&Candidate> = snapshots.iter().collect();
+    all.sort_by_key(|snapshot| (snapshot.time, snapshot.id));
+    let (destroyed, ordered): (Vec<&Candidate>, Vec<&Candidate>) = all.iter().copied().partition(|snapshot| snapshot.destroyed.is_some());
     let mut reasons: BTreeMap<SnapshotId, Vec<String>> = BTreeMap::new();
     let mut keep = |id: SnapshotId, why: String| reasons.entry(id).or_default().push(why);
 
     if rules.is_everything() {
-        for snapshot in &ordered {
+        for snapshot in &all {
             keep(snapshot.id, "the plan has no keep rules: nothing is removed".to_owned());
         }
+    }
+    for snapshot in &destroyed {
+        if snapshot.time > now {
+            keep(snapshot.id, "of a moment that has not been yet".to_owned());
+        }
+        if snapshots.iter().all(|other| other.id <= snapshot.id) {
+            keep(snapshot.id, "the last that was committed".to_owned());
+        }
+        by_others(snapshot, &mut keep);
     }
     let (past, future): (Vec<&Candidate>, Vec<&Candidate>) = ordered.iter().copied().partition(|snapshot| snapshot.time <= now);
     for snapshot in future {
@@ -166,10 +182,25 @@ pub fn plan(rules: &Rules, snapshots: &[Candidate], zone: Tz, now: DateTime<Utc>
             id: snapshot.id,
             time: snapshot.time,
             kept: why.is_some(),
-            reasons: why.unwrap_or_else(|| vec!["no rule keeps it".to_owned()]),
+            reasons: why.unwrap_or_else(|| {
+                vec![snapshot.destroyed.map_or_else(
+                    || "no rule keeps it".to_owned(),
+                    |at| format!("the key of its content was destroyed at {}: nobody can restore it", select::moment(at)),
+                )]
+            }),
         }
     };
-    ordered.iter().map(fate).collect()
+    all.iter().map(fate).collect()
+}
+
+/// What keeps a snapshot whatever is in it.
+fn by_others(snapshot: &Candidate, keep: &mut impl FnMut(SnapshotId, String)) {
+    if let Some(why) = &snapshot.held {
+        keep(snapshot.id, format!("held: {why}"));
+    }
+    if snapshot.unended {
+        keep(snapshot.id, "its backup has not ended yet".to_owned());
+    }
 }
 
 /// In the order in which they were made, of those of the past that are in the order of their times: one that is dated too early comes after those that were
@@ -201,15 +232,10 @@ fn by_state(ordered: &[&Candidate], past: &[&Candidate], keep: &mut impl FnMut(S
         keep(proven.id, "the newest that a drill has proven".to_owned());
     }
     for snapshot in ordered {
-        if let Some(why) = &snapshot.held {
-            keep(snapshot.id, format!("held: {why}"));
-        }
         if let Some(why) = &snapshot.damaged {
             keep(snapshot.id, format!("not known to be sound, so not removed by itself: {why}"));
         }
-        if snapshot.unended {
-            keep(snapshot.id, "its backup has not ended yet".to_owned());
-        }
+        by_others(snapshot, keep);
     }
 }
 
@@ -330,6 +356,7 @@ mod tests {
             whole: true,
             proven_at: None,
             damaged: None,
+            destroyed: None,
             held: None,
             unended: false,
             has_log: false,
@@ -500,9 +527,47 @@ mod tests {
         assert!(!gone(&all, &last, day(60)).contains(&wrong[2]));
     }
 
+    /// Backups that nobody can restore any more push none out that somebody can, and go themselves.
+    #[test]
+    fn what_was_destroyed_takes_no_place_and_goes() {
+        let mut snapshots = daily(6);
+        let destroyed = Some(at("2026-01-06T12:00:00Z"));
+        for snapshot in &mut snapshots[2..] {
+            (snapshot.destroyed, snapshot.proven_at, snapshot.tags) = (destroyed, Some(snapshot.time), vec!["release".into()]);
+        }
+        let rules = Rules {
+            last: 1,
+            daily: 2,
+            within: Some(Duration::from_hours(24 * 5)),
+            tags: vec!["release".into()],
+            log: Some(Duration::from_hours(24)),
+            ..Rules::default()
+        };
+        let now = at("2026-01-07T00:00:00Z");
+        let fates = plan(&rules, &snapshots, ZONE, now);
+        assert_eq!(kept(&fates), ["01-01", "01-02", "01-06"]);
+        assert!(fates[1].reasons.iter().any(|why| why == "the newest whole one"), "{fates:?}");
+        assert_eq!(fates[5].reasons, ["the last that was committed"]);
+        assert_eq!(fates[4].reasons, ["the key of its content was destroyed at 2026-01-06T12:00:00Z: nobody can restore it"]);
+        // Somebody holds one, and a later backup was committed.
+        snapshots[3].held = Some("the court wants its names".into());
+        snapshots.push(snapshot(at("2026-01-06T20:00:00Z")));
+        let fates = plan(&rules, &snapshots, ZONE, now);
+        assert_eq!(kept(&fates), ["01-02", "01-04", "01-06"], "{fates:?}");
+        assert!(!fates[5].kept && fates[6].kept);
+        // Without rules nothing goes at all.
+        assert!(plan(&Rules::default(), &snapshots, ZONE, now).iter().all(|fate| fate.kept));
+    }
+
     /// The same question, asked of each snapshot alone by counting.
     fn naive(rules: &Rules, all: &[Candidate], one: &Candidate, now: DateTime<Utc>) -> bool {
         let has_been = |s: &Candidate| (now - s.time) >= chrono::Duration::zero();
+        if one.destroyed.is_some() {
+            let is_last = all.iter().all(|s| s.id <= one.id);
+            return rules.is_everything() || is_last || !has_been(one) || one.held.is_some() || one.unended;
+        }
+        let all: Vec<Candidate> = all.iter().filter(|s| s.destroyed.is_none()).cloned().collect();
+        let all = all.as_slice();
         let is_right = |s: &Candidate| has_been(s) && !s.behind;
         let usable = |s: &Candidate| s.damaged.is_none();
         // Behind all right ones that were committed before it.
@@ -578,10 +643,10 @@ mod tests {
     }
 
     fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
-        let one = (0i64..4_000, any::<[bool; 3]>(), 0u8..13).prop_map(|(hours, [whole, proven, has_log], odd)| {
+        let one = (0i64..4_000, any::<[bool; 3]>(), 0u8..16).prop_map(|(hours, [whole, proven, has_log], odd)| {
             // Around both changes of the clock.
             let right = at("2026-03-01T00:10:00Z") + chrono::Duration::minutes(hours * 97);
-            let behind = odd >= 10;
+            let behind = (10..13).contains(&odd);
             let time = if behind { right - chrono::Duration::days(90) } else { right };
             let place = SnapshotId::generate(right);
             Candidate {
@@ -591,6 +656,7 @@ mod tests {
                 whole: whole || odd > 3,
                 proven_at: (proven && odd == 1).then_some(time),
                 damaged: (odd == 2).then(|| "x".to_owned()),
+                destroyed: (odd >= 13).then_some(time),
                 held: (odd == 3).then(|| "y".to_owned()),
                 unended: odd == 4,
                 tags: if odd == 5 { vec!["a".into(), "b".into()] } else { vec![] },

@@ -262,10 +262,17 @@ fn by_id<'a>(manifests: &'a [Manifest], text: &str) -> Result<&'a Manifest> {
         .collect();
     match found.as_slice() {
         [one] => Ok(one),
-        [] => Err(Error::new(Kind::NoRecoveryPoint, format!("find snapshot {text}: there is none")).hint(format!(
-            "`lifeboat snapshots` lists what is there; the latest is {}",
-            latest(manifests).map(describe).unwrap_or_default()
-        ))),
+        [] => {
+            let back = manifests.iter().find(|m| m.replaces().is_some_and(|damaged| damaged.to_string().starts_with(&wanted)));
+            let hint = match back {
+                Some(back) => format!("its content was brought back and stands in its place as snapshot {}", describe(back)),
+                None => format!(
+                    "`lifeboat snapshots` lists what is there; the latest is {}",
+                    latest(manifests).map(describe).unwrap_or_default()
+                ),
+            };
+            Err(Error::new(Kind::NoRecoveryPoint, format!("find snapshot {text}: there is none")).hint(hint))
+        }
         several => {
             let list: Vec<String> = several.iter().take(10).map(|m| describe(m)).collect();
             Err(Error::new(Kind::Usage, format!("find snapshot {text}: {} begin with that", several.len())).hint(format!(
@@ -357,7 +364,9 @@ pub(in crate::ops) fn harmed(report: &ReportRecord) -> impl Iterator<Item = Snap
 /// Whose key opens no data (a writer's, a maintainer's) has not seen that the content is sound: neither verified nor part of a row.
 pub(in crate::ops) fn is_blind(report: &ReportRecord) -> bool {
     let list = |field: &str| report.document.get(field).and_then(serde_json::Value::as_array).map_or(0, Vec::len);
-    list("skipped") > 0 || (!report.passed && list("findings") == 0)
+    // What nobody can open, because its key was destroyed, says nothing of the rest.
+    let destroyed = list("destroyed");
+    list("skipped") > destroyed || (!report.passed && list("findings") == 0 && destroyed == 0)
 }
 
 /// Percent and run of a verification of data.
@@ -521,6 +530,9 @@ mod tests {
         assert_eq!(verified_at(&reports, id, time(9)), None, "the row was interrupted");
         reports.push(verify(5, &[id], &[], Some((50, 3))));
         assert_eq!(verified_at(&reports, id, time(9)), Some(time(5)));
+        let mut of_destroyed = skipped(6, (100, 1));
+        of_destroyed.document["destroyed"] = of_destroyed.document["skipped"].clone();
+        assert_eq!((is_blind(&of_destroyed), is_blind(&skipped(6, (100, 1)))), (false, true));
         reports.push(skipped(6, (100, 1)));
         assert_eq!(verified_at(&reports, id, time(9)), Some(time(5)), "what was known before still is");
     }

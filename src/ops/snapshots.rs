@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Kind, Result};
 use crate::id::{Name, SnapshotId};
-use crate::ops::damage::KnownDamage;
+use crate::ops::damage::{self, KnownDamage};
 use crate::ops::judged::{self, Digest, Existing, Judgement};
 use crate::ops::log::replay;
 use crate::ops::{backup, explain, prune, select};
@@ -39,12 +39,18 @@ pub struct ListedSnapshot {
     pub verified_at: Option<DateTime<Utc>>,
     /// The last drill that passed on it.
     pub proven_at: Option<DateTime<Utc>>,
+    /// When the key of its content was destroyed, on purpose: nobody can restore it, and it is in no recovery range.
+    #[serde(default)]
+    pub destroyed_at: Option<DateTime<Utc>>,
     /// What is known against it: it cannot be counted on, and is in no recovery range.
     #[serde(default)]
     pub damaged: Option<KnownDamage>,
     /// Of a damaged one: the snapshot without known damage that has its content and its place, brought back from a copy.
     #[serde(default)]
     pub replaced_by: Option<SnapshotId>,
+    /// Of a damaged one: who accepted all of that loss, and why.
+    #[serde(default)]
+    pub loss_accepted: Option<String>,
     /// Why no retention removes it, and until when: it is held.
     #[serde(default)]
     pub held: Option<String>,
@@ -77,11 +83,21 @@ pub struct SnapshotList {
     pub damaged: Vec<String>,
 }
 
+impl ListedSnapshot {
+    /// Whether it can be counted on, as far as is known.
+    fn is_usable(&self) -> bool {
+        self.damaged.is_none() && self.destroyed_at.is_none()
+    }
+}
+
 impl SnapshotList {
     /// How the process should end: `None` is exit 0.
     #[must_use]
     pub fn exit(&self) -> Option<Kind> {
-        let harmed = self.snapshots.iter().any(|snapshot| snapshot.damaged.is_some() && snapshot.replaced_by.is_none());
+        let is_harmed = |one: &ListedSnapshot| {
+            one.damaged.is_some() && one.replaced_by.is_none() && one.loss_accepted.is_none() && one.destroyed_at.is_none()
+        };
+        let harmed = self.snapshots.iter().any(is_harmed);
         (harmed || !self.damaged.is_empty()).then_some(Kind::Damaged)
     }
 }
@@ -96,12 +112,17 @@ pub fn run(repository: &Repository, plan: Option<&Name>, now: DateTime<Utc>) -> 
     let (mut manifests, damaged) = manifests?;
     manifests.sort_by_key(|m| (m.time, m.id));
     let ((reports, damaged_reports), ledger) = others?;
-    let mut list = list(&manifests, &reports, now);
+    let mut list = list(&manifests, &reports, now, &|manifest| repository.destroyed_at(manifest));
     list.damaged = damaged.iter().map(|lost| &lost.error).chain(&damaged_reports).map(explain).collect();
     let unread = with_logs(repository, &manifests, &mut list)?;
     list.damaged.extend(unread);
     // A ledger that cannot be read is among the damaged.
     if let Ok(ledger) = ledger {
+        let standing = if ledger.accepted().is_empty() { Vec::new() } else { damage::standing(&reports, None, now) };
+        for snapshot in &mut list.snapshots {
+            let loss = snapshot.damaged.as_ref().and_then(|known| damage::accepted(known, snapshot.id, &standing, &ledger));
+            snapshot.loss_accepted = loss.map(|loss| format!("{} (by {}, {})", loss.reason, loss.by, select::moment(loss.accepted_at)));
+        }
         let replaces = replacements(&manifests);
         for snapshot in &mut list.snapshots {
             snapshot.held = ledger.hold_in_place(snapshot.id, &replaces, now).map(|hold| {
@@ -115,7 +136,7 @@ pub fn run(repository: &Repository, plan: Option<&Name>, now: DateTime<Utc>) -> 
 
 /// Puts what the logs of sources make possible in place of the moments of their snapshots. Returns what could not be read of them.
 fn with_logs(repository: &Repository, manifests: &[Manifest], list: &mut SnapshotList) -> Result<Vec<String>> {
-    let sound: BTreeSet<SnapshotId> = list.snapshots.iter().filter(|s| s.damaged.is_none()).map(|s| s.id).collect();
+    let sound: BTreeSet<SnapshotId> = list.snapshots.iter().filter(|s| s.is_usable()).map(|s| s.id).collect();
     let mut sources: BTreeMap<(Name, Name), Vec<&Manifest>> = BTreeMap::new();
     for manifest in manifests.iter().filter(|manifest| sound.contains(&manifest.id)) {
         for source in manifest.sources.iter().filter(|source| replay::can_have_log(source)) {
@@ -151,25 +172,30 @@ fn with_logs(repository: &Repository, manifests: &[Manifest], list: &mut Snapsho
     Ok(unread)
 }
 
-/// The document, of manifests in the order to show. Pure.
+/// The document, of manifests in the order to show. `destroyed_at`: see [`Repository::destroyed_at`]. Pure.
 #[must_use]
-pub fn list(manifests: &[Manifest], reports: &[ReportRecord], now: DateTime<Utc>) -> SnapshotList {
+pub fn list(
+    manifests: &[Manifest],
+    reports: &[ReportRecord],
+    now: DateTime<Utc>,
+    destroyed_at: &dyn Fn(&Manifest) -> Option<DateTime<Utc>>,
+) -> SnapshotList {
     let existing = Existing::new(manifests, &[]);
     let digests = reports.iter().map(|report| Digest::of(report.clone(), &existing)).collect();
     let judged = judged::judge(digests, &existing, now);
-    let mut snapshots: Vec<ListedSnapshot> = manifests.iter().map(|manifest| listed(manifest, judged.of(manifest.id))).collect();
-    let sound: BTreeSet<SnapshotId> = snapshots.iter().filter(|one| one.damaged.is_none()).map(|one| one.id).collect();
+    let mut snapshots: Vec<ListedSnapshot> = manifests.iter().map(|m| listed(m, judged.of(m.id), destroyed_at(m))).collect();
+    let sound: BTreeSet<SnapshotId> = snapshots.iter().filter(|one| one.is_usable()).map(|one| one.id).collect();
     let replacing: BTreeMap<SnapshotId, SnapshotId> =
         manifests.iter().filter(|m| sound.contains(&m.id)).filter_map(|m| Some((m.replaces()?, m.id))).collect();
     for one in snapshots.iter_mut().filter(|one| one.damaged.is_some()) {
         one.replaced_by = replacing.get(&one.id).copied();
     }
-    let sound = manifests.iter().zip(&snapshots).filter(|(_, listed)| listed.damaged.is_none()).map(|(manifest, _)| manifest);
+    let sound = manifests.iter().zip(&snapshots).filter(|(_, listed)| listed.is_usable()).map(|(manifest, _)| manifest);
     let every = sound.flat_map(|manifest| manifest.sources.iter().map(move |source| (manifest, &source.name)));
     SnapshotList { schema: "lifeboat.snapshots/1".into(), recovery_ranges: ranges(every), snapshots, damaged: Vec::new() }
 }
 
-fn listed(manifest: &Manifest, judged: Judgement) -> ListedSnapshot {
+fn listed(manifest: &Manifest, judged: Judgement, destroyed_at: Option<DateTime<Utc>>) -> ListedSnapshot {
     let source = |s: &SourceRecord| ListedSource { name: s.name.to_string(), kind: s.kind.clone(), bytes: s.bytes, entries: s.entries };
     ListedSnapshot {
         id: manifest.id,
@@ -183,8 +209,10 @@ fn listed(manifest: &Manifest, judged: Judgement) -> ListedSnapshot {
         problems: backup::missing(&manifest.sources).len() as u64,
         verified_at: judged.verified_at,
         proven_at: judged.proven_at,
+        destroyed_at,
         damaged: judged.damaged,
         replaced_by: None,
+        loss_accepted: None,
         held: None,
     }
 }

@@ -10,8 +10,9 @@ use crate::clock::Clock;
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::{Name, ReportId, SnapshotId};
+use crate::ops::damage::Excused;
 use crate::ops::verdict::millis;
-use crate::ops::{damaged_reports_warning, explain};
+use crate::ops::{counted, damaged_reports_warning, explain};
 use crate::repo::{Finding, Manifest, ReportKind, ReportRecord, Repository, Role, VerifyDepth};
 
 /// How deep to look.
@@ -45,6 +46,10 @@ pub struct VerifyReport {
     /// Findings that harm only snapshots whose content was brought back: another one, which was found sound, stands in the place of each.
     #[serde(default)]
     pub replaced: Vec<Finding>,
+    /// Findings that harm only snapshots whose loss by that very object was accepted (see `lifeboat repair --accept-loss`), that nobody can restore any more
+    /// because their key was destroyed, or that were brought back.
+    #[serde(default)]
+    pub accepted: Vec<Finding>,
     pub bytes_checked: u64,
     pub objects_checked: u64,
     /// Snapshots all of whose objects were looked at, at this depth, without a finding.
@@ -58,6 +63,9 @@ pub struct VerifyReport {
     pub vanished: BTreeMap<SnapshotId, Name>,
     /// What this key's role could not check.
     pub skipped: Vec<String>,
+    /// Of these, what nobody can check any more, because the key was destroyed that it is sealed to: all else was looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub destroyed: Vec<String>,
     pub duration_ms: u64,
     pub warnings: Vec<String>,
 }
@@ -65,7 +73,7 @@ pub struct VerifyReport {
 impl VerifyReport {
     /// Everything that was found.
     pub fn all_findings(&self) -> impl Iterator<Item = &Finding> {
-        self.findings.iter().chain(&self.replaced)
+        self.findings.iter().chain(&self.replaced).chain(&self.accepted)
     }
 
     /// How the process should end: `None` is exit 0.
@@ -78,6 +86,11 @@ impl VerifyReport {
         } else {
             None
         }
+    }
+
+    /// What could not be checked, and could be with another key.
+    pub fn unchecked(&self) -> impl Iterator<Item = &String> {
+        self.skipped.iter().filter(|skipped| !self.destroyed.contains(skipped))
     }
 }
 
@@ -149,7 +162,15 @@ pub fn run_against(
     warnings.extend(verification.unproven.iter().map(|(by, of)| {
         format!("snapshot {by} says that it stands in the place of snapshot {of}, and no reader key has signed that: it counts for nothing")
     }));
-    let (replaced, findings) = settle(repository, verification.findings, &verification.snapshots_sound)?;
+    warnings.extend(strange_warning(&repository.store().strange()));
+    if !verification.destroyed.is_empty() {
+        // Their content was not opened.
+        let (manifests, _) = repository.sound_manifests(None)?;
+        let destroyed = manifests.iter().filter(|manifest| repository.destroyed_at(manifest).is_some());
+        let destroyed: HashSet<SnapshotId> = destroyed.map(|manifest| manifest.id).collect();
+        verification.snapshots_sound.retain(|id| !destroyed.contains(id));
+    }
+    let (findings, replaced, accepted) = settle(repository, verification.findings, &verification.snapshots_sound)?;
     let mut report = VerifyReport {
         schema: "lifeboat.verify/1".into(),
         id,
@@ -162,12 +183,14 @@ pub fn run_against(
         packs: share.map(|_| verification.packs),
         findings,
         replaced,
+        accepted,
         bytes_checked: verification.bytes_checked,
         objects_checked: verification.objects_checked,
         snapshots_sound: verification.snapshots_sound,
         witnessed: oldest(committed),
         vanished,
         skipped: verification.skipped,
+        destroyed: verification.destroyed,
         duration_ms: millis(began.elapsed()),
         warnings,
     };
@@ -188,6 +211,15 @@ pub fn run_against(
     Ok(report)
 }
 
+/// What somebody else has put there harms nothing.
+pub(in crate::ops) fn strange_warning(strange: &[String]) -> Option<String> {
+    let first = strange.first()?;
+    Some(format!(
+        "{} in the repository's folders cannot be objects of it by their names, and are passed over (the first is {first}): whatever puts them there should not",
+        counted(strange.len(), "thing")
+    ))
+}
+
 fn oldest(committed: &[(Name, SnapshotId)]) -> BTreeMap<Name, SnapshotId> {
     let mut oldest = BTreeMap::new();
     for (plan, id) in committed {
@@ -196,15 +228,20 @@ fn oldest(committed: &[(Name, SnapshotId)]) -> BTreeMap<Name, SnapshotId> {
     oldest
 }
 
-/// Puts what harms only snapshots that are soundly replaced apart.
-fn settle(repository: &Repository, findings: Vec<Finding>, sound: &[SnapshotId]) -> Result<(Vec<Finding>, Vec<Finding>)> {
+/// What is wrong; apart from it what harms only snapshots that are soundly replaced, and what else harms only those that are excused.
+fn settle(repository: &Repository, findings: Vec<Finding>, sound: &[SnapshotId]) -> Result<(Vec<Finding>, Vec<Finding>, Vec<Finding>)> {
     if findings.iter().all(|finding| finding.snapshots.is_empty()) {
-        return Ok((Vec::new(), findings));
+        return Ok((findings, Vec::new(), Vec::new()));
     }
     let (manifests, _) = repository.sound_manifests(None)?;
     let replaced: HashSet<SnapshotId> = manifests.iter().filter(|m| sound.contains(&m.id)).filter_map(Manifest::replaces).collect();
-    let is_settled = |finding: &Finding| !finding.snapshots.is_empty() && finding.snapshots.iter().all(|id| replaced.contains(id));
-    Ok(findings.into_iter().partition(is_settled))
+    let excused = Excused::of(repository, &manifests)?;
+    let harms_none =
+        |finding: &Finding, but: &dyn Fn(SnapshotId) -> bool| !finding.snapshots.is_empty() && finding.snapshots.iter().all(|id| but(*id));
+    let (settled, findings): (Vec<_>, Vec<_>) = findings.into_iter().partition(|finding| harms_none(finding, &|id| replaced.contains(&id)));
+    let is_accepted = |finding: &Finding| harms_none(finding, &|id| replaced.contains(&id) || excused.has(id, &finding.object));
+    let (accepted, findings) = findings.into_iter().partition(is_accepted);
+    Ok((findings, settled, accepted))
 }
 
 fn store(repository: &Repository, report: &VerifyReport) -> Result<()> {

@@ -1,7 +1,8 @@
 //! The check that needs no key: for whoever runs the storage, or has only a bucket.
 //!
 //! Packs and index objects are named by the hash of their bytes, so every change of one is found. Of all else only the shape can be looked at. What is
-//! missing cannot be known without a key, nor whether the names that are there are those that were written.
+//! missing cannot be known without a key, nor whether the names that are there are those that were written. What has another name than objects have is of
+//! somebody else, and is passed over.
 
 use futures::StreamExt as _;
 
@@ -9,10 +10,9 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::repo::format::{FORMAT_KEY, ObjectKind, PackId, RepositoryId};
 use crate::repo::keys::{KeyObject, Marker, StoredSlot, Update};
-use crate::repo::log::parse_name;
 use crate::repo::pack::{TRAILER_BYTES, read_log_trailer, read_trailer};
 use crate::repo::verify::{Findings, tolerable};
-use crate::repo::{Finding, read_format, seal};
+use crate::repo::{Finding, names, read_format, seal};
 use crate::store::{ObjectInfo, Store};
 
 /// Objects looked at at a time; packs are held whole.
@@ -28,12 +28,16 @@ pub struct KeylessCheck {
     pub bytes_compared: u64,
     /// Others: only their shape was looked at.
     pub objects_shaped: u64,
+    /// Keys of what was passed over, because its name is none of an object; the first thousand, sorted.
+    pub strange: Vec<String>,
 }
 
 /// Whether every byte was compared, and how many.
 enum Seen {
     Compared(u64),
     Shape,
+    /// Neither by its name nor by what it holds an object.
+    Strange,
 }
 
 /// Checks the repository in a place, without a key.
@@ -51,6 +55,7 @@ pub fn check_keyless(store: &Store, runtime: &tokio::runtime::Handle, progress: 
         Err(error) => return Err(error),
     };
     let mut out = KeylessCheck::default();
+    let store = &store.with_names(names::is_object);
     let listed = runtime.block_on(store.list(""))?;
     progress.event(Event::Phase { name: "objects", detail: listed.len().to_string() });
     progress.event(Event::Total { bytes: listed.iter().map(|object| object.size).sum(), items: listed.len() as u64 });
@@ -67,6 +72,7 @@ pub fn check_keyless(store: &Store, runtime: &tokio::runtime::Handle, progress: 
                     out.bytes_compared += bytes;
                 }
                 Ok(Seen::Shape) => out.objects_shaped += 1,
+                Ok(Seen::Strange) => out.strange.push(object.key.clone()),
                 // Listed, and ended or collected since.
                 Err(error) if error.kind() == Kind::NotFound => {}
                 Err(error) => findings.add_error(&object.key, &tolerable(error)?, []),
@@ -75,6 +81,8 @@ pub fn check_keyless(store: &Store, runtime: &tokio::runtime::Handle, progress: 
         Ok::<(), Error>(())
     })?;
     out.findings = findings.into_sorted();
+    out.strange.extend(store.strange());
+    out.strange.sort_unstable();
     Ok(out)
 }
 
@@ -84,7 +92,7 @@ async fn look(store: &Store, id: Option<RepositoryId>, object: &ObjectInfo) -> R
     let folder = key.split('/').next().unwrap_or_default();
     match folder {
         "packs" => {
-            let pack = PackId::from_key(key).ok_or_else(|| damaged("is no name of a pack"))?;
+            let Some(pack) = PackId::from_key(key) else { return Ok(Seen::Strange) };
             let bytes = store.get(key).await?;
             if *blake3::hash(&bytes).as_bytes() != pack.0 {
                 return Err(damaged("its bytes do not match its name (changed or truncated in the store)"));
@@ -106,18 +114,18 @@ async fn look(store: &Store, id: Option<RepositoryId>, object: &ObjectInfo) -> R
         "keys" => {
             let bytes = store.get(key).await?;
             let is_whole = match KeyObject::of(key) {
+                KeyObject::Slot(_) if !KeyObject::is_slot_name(key) && StoredSlot::from_json(&bytes).is_err() => return Ok(Seen::Strange),
                 KeyObject::Slot(_) => StoredSlot::from_json(&bytes).is_ok_and(|slot| slot.is_whole() && slot.key() == key),
                 KeyObject::Marker(number) => serde_json::from_slice::<Marker>(&bytes).is_ok_and(|marker| marker.generation == number),
                 KeyObject::Update { slot, generation, .. } => {
                     serde_json::from_slice::<Update>(&bytes).is_ok_and(|update| update.slot == slot && update.generation == generation)
                 }
                 KeyObject::PlanKey { .. } => return shape(id, key, &bytes, Some(&[ObjectKind::PlanKey])).map(|()| Seen::Shape),
-                KeyObject::Other => return Err(damaged("is no name of an object of keys")),
+                KeyObject::Other => return Ok(Seen::Strange),
             };
             if is_whole { Ok(Seen::Shape) } else { Err(damaged("is not as it was stored")) }
         }
         "logs" if key.contains("/pieces/") => {
-            key.rsplit('/').next().and_then(parse_name).ok_or_else(|| damaged("is no name of a piece of a log"))?;
             let start = object.size.saturating_sub(TRAILER_BYTES as u64);
             let trailer = store.get_range(key, start..object.size).await?;
             id.map_or(Ok(0), |id| read_log_trailer(id, key, &trailer)).map(|_| Seen::Shape)
@@ -126,7 +134,7 @@ async fn look(store: &Store, id: Option<RepositoryId>, object: &ObjectInfo) -> R
         "logs" | "sessions" | "gc" | "reports" | "key-events" | "audit" | "retention" => {
             shape(id, key, &store.get(key).await?, None).map(|()| Seen::Shape)
         }
-        _ => Err(damaged("is nothing that a repository holds")),
+        _ => Ok(Seen::Strange),
     }
 }
 

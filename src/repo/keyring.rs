@@ -24,7 +24,7 @@ use crate::repo::keys::{
     erased_key_of, generate_recovery_key, key_of, split_shares,
 };
 use crate::repo::snapshot::host_name;
-use crate::repo::{CollectOptions, Collection, Inner, Repository, block_on, seal, seen};
+use crate::repo::{CollectOptions, Collection, Inner, OpenOptions, Repository, block_on, seal, seen};
 use crate::store::{ObjectInfo, Store, Version};
 
 /// Slots and marks asked for at a time.
@@ -99,7 +99,12 @@ impl Ring {
             let damaged = |what: &str| Error::new(Kind::Damaged, format!("object {}: {what}", object.key));
             match KeyObject::of(&object.key) {
                 KeyObject::Slot(_) => {
-                    let slot = bytes().and_then(|bytes| {
+                    let bytes = bytes();
+                    // Neither by its name nor by what it holds: others put it there.
+                    if !KeyObject::is_slot_name(&object.key) && bytes.as_ref().is_ok_and(|bytes| StoredSlot::from_json(bytes).is_err()) {
+                        continue;
+                    }
+                    let slot = bytes.and_then(|bytes| {
                         let slot = StoredSlot::from_json(&bytes).map_err(|e| damaged("is not a key slot").because(e))?;
                         if slot.key() == object.key { Ok(slot) } else { Err(damaged("holds another key slot than its name says")) }
                     });
@@ -293,7 +298,7 @@ pub struct PlanKey {
 pub struct KeyEvent {
     pub id: String,
     pub time: DateTime<Utc>,
-    /// `add`, `remove`, `rotate`, `export`, `import`, `plan-key`, `erase`.
+    /// `init`, `add`, `remove`, `rotate`, `export`, `import`, `plan-key`, `erase`.
     pub event: String,
     pub host: String,
     /// The slot that did it.
@@ -303,8 +308,8 @@ pub struct KeyEvent {
     /// Ids of slots that were removed by it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub removed: Vec<String>,
-    /// Objects below `keys/` that were made by it and must be there from then on: updates of slots (until newer ones come) and keys of plans (until they are
-    /// destroyed). Older programs did not say.
+    /// Objects below `keys/` that were made by it and must be there from then on: slots (until they are removed), updates of slots (until newer ones come) and
+    /// keys of plans (until they are destroyed). Older programs did not say, or not of slots.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub made: Vec<String>,
     /// Whether a reader signed it: `None` when this bundle cannot tell. Not stored.
@@ -389,24 +394,28 @@ impl Repository {
             inner.block_on(inner.store.delete(&slot.key()))?;
             return Err(rotated_meanwhile("add a key slot"));
         }
-        self.note_key_event("add", &format!("{} slot {} ({label}), opens with a {}", role, slot.id, slot.kind()), now)?;
+        let detail = format!("{role} slot {} ({label}), opens with a {}", slot.id, slot.kind());
+        put_key_event(inner, &inner.keys, "add", &detail, Changed::made(vec![slot.key()]), now)?;
         Ok(slot.public(slot.generation(), false))
     }
 
-    /// Removes a slot. `confirmed`: the whole id, where that is asked for: of the slot in use, and of the last one with the reader role.
+    /// Removes a slot; `false`: it was gone already, and now that is on record. `confirmed`: the whole id, where that is asked for: of the slot in use, and of the
+    /// last one with the reader role.
     ///
     /// # Errors
     /// `WrongKey` without the reader role; `Usage` when there is no such slot or it needs to be confirmed.
-    pub fn remove_key(&self, id: &str, confirmed: Option<&str>, now: DateTime<Utc>) -> Result<()> {
+    pub fn remove_key(&self, id: &str, confirmed: Option<&str>, now: DateTime<Utc>) -> Result<bool> {
         self.require_reader("remove a key slot")?;
         let slots = self.key_slots()?;
         let slot = slots.iter().find(|s| s.id == id);
         let ring = self.ring()?;
         if !ring.slots.iter().any(|(key, _)| *key == format!("keys/{id}")) {
-            if self.was_deleted(&format!("keys/{id}"))? {
+            let is_missed = || Ok::<_, Error>(check::missing_slots(&ring, &self.events_that_count()?).contains(id));
+            if self.was_deleted(&format!("keys/{id}"))? || is_missed()? {
                 // By hand, or by somebody else: now it is said.
                 let detail = format!("slot {id}, which was gone already");
-                return put_key_event(&self.inner, &self.inner.keys, "remove", &detail, Changed::removed(id), now);
+                put_key_event(&self.inner, &self.inner.keys, "remove", &detail, Changed::removed(id), now)?;
+                return Ok(false);
             }
             return Err(Error::new(Kind::Usage, format!("there is no key slot {id:?}")).hint("see `lifeboat key list`"));
         }
@@ -430,7 +439,8 @@ impl Repository {
         // Noted first: afterwards there may be nobody who can.
         let label = slot.map_or("damaged", |slot| slot.label.as_str());
         put_key_event(&self.inner, &self.inner.keys, "remove", &format!("slot {id} ({label})"), Changed::removed(id), now)?;
-        self.delete_slot(&ring, id)
+        self.delete_slot(&ring, id)?;
+        Ok(true)
     }
 
     /// Of objects below `keys/` that were deleted (of each what was committed), those of which no command did that.
@@ -439,9 +449,7 @@ impl Repository {
             return Ok(deleted);
         }
         let (inner, ring) = (&self.inner, self.ring()?);
-        // An event that no reader signed says nothing; one that cannot be checked is believed.
-        let events = self.key_events()?.into_iter().filter_map(Result::ok).filter(|event| event.signed != Some(false));
-        let removed: HashSet<String> = events.flat_map(|event| event.removed).collect();
+        let removed: HashSet<String> = self.events_that_count()?.into_iter().flat_map(|event| event.removed).collect();
         let there = ring.slots.iter().filter_map(|(key, _)| key.strip_prefix("keys/"));
         let kept: HashSet<String> = there.map(str::to_owned).chain(deleted.iter().filter_map(|version| slot_of(&version.key))).collect();
         let mut stolen = HashSet::new();
@@ -468,6 +476,11 @@ impl Repository {
         }
         deleted.retain(|version| stolen.contains(&version.key));
         Ok(deleted)
+    }
+
+    /// Key events, oldest first, without those that say nothing, because no reader signed them; what cannot be checked is believed.
+    fn events_that_count(&self) -> Result<Vec<KeyEvent>> {
+        Ok(self.key_events()?.into_iter().filter_map(Result::ok).filter(|event| event.signed != Some(false)).collect())
     }
 
     /// Whether a versioned bucket has an earlier version of what is not there.
@@ -556,6 +569,7 @@ impl Repository {
                 None if current => {
                     let new = StoredSlot::create(&inner.keys, inner.id, slot.role, &slot.label, &Lock::Passphrase(passphrase), now)?;
                     self.create(&new.key(), new.to_json()?)?;
+                    created.push(new.key());
                     if let Some((key, update)) = next.update_for(inner.id, &new)? {
                         self.create(&key, to_json(&update)?)?;
                         created.push(key);
@@ -579,6 +593,8 @@ impl Repository {
             // It may have landed: what was made stays, and is either right or never looked at.
             return Err(error);
         }
+        // At once: a state from before that is put in its place is found out from now on.
+        let remembered = remember(&inner.cache.path, &next);
         let gone: Vec<String> = rotation.removed.iter().map(|slot| slot.id.clone()).chain(renewed).chain(unread).collect();
         let names = |slots: &[KeySlot]| slots.iter().map(|s| format!("{} ({})", s.id, s.label)).collect::<Vec<_>>().join(", ");
         let detail = format!(
@@ -606,6 +622,11 @@ impl Repository {
             }
         }
         self.clear_plan_keys_of_none(&ring);
+        remembered.map_err(|error| {
+            error.within(format!("the keys are at generation {number} now; take note of it on this machine")).hint(
+                "the rotation is done; until this machine has seen the new keys once more, it would not find out that they were put back to an older state",
+            )
+        })?;
         Ok(rotation)
     }
 
@@ -725,7 +746,8 @@ impl Repository {
         let keys = ring.bring_up(store, runtime, id, &slot, &opened, keys)?;
         block_on(runtime, store.create(&slot.key(), Bytes::from(slot.to_json()?)))?;
         if keys.behind().is_none() {
-            let event = event("import", &slot.id, &format!("{} slot {} ({})", slot.role, slot.id, slot.label), Changed::default(), now);
+            let made = Changed::made(vec![slot.key()]);
+            let event = event("import", &slot.id, &format!("{} slot {} ({})", slot.role, slot.id, slot.label), made, now);
             put_event_at(store, runtime, id, &keys, &event)?;
         }
         Ok(slot.public(slot.generation(), false))
@@ -748,8 +770,7 @@ impl Repository {
         let key = key_of(number);
         let content = inner.keys.create_plan_key(inner.id, plan.as_str(), number, now)?;
         self.create(&key, inner.seal_object(ObjectKind::PlanKey, &key, &content)?)?;
-        let made = Changed { made: vec![key], removed: Vec::new() };
-        put_key_event(inner, &inner.keys, "plan-key", &format!("key {number:04x} for plan {plan}"), made, now)?;
+        put_key_event(inner, &inner.keys, "plan-key", &format!("key {number:04x} for plan {plan}"), Changed::made(vec![key]), now)?;
         Ok(PlanKey {
             number: format!("{number:04x}"),
             plan: plan.to_string(),
@@ -959,21 +980,54 @@ pub(super) fn remember_generation(cache: &std::path::Path, keys: &mut Keys) -> R
                     format!("key generation {} of this repository is another one than this machine has known", known.generation),
                 )
                 .hint(format!(
-                    "somebody replaced what is below keys/, or another repository has this one's id: find out first; if it is right, remove {}",
+                    "somebody replaced what is below keys/, or another repository has this one's id: find out first; if it is right, `lifeboat repo accept` says so on each machine ({})",
                     cache.join(seen::GENERATION).display()
                 )));
             }
             Some(_) if known.generation == keys.generation => return Ok(()),
             Some(_) => {}
             // The slot was left behind, or the store serves a state from before a rotation: either way nothing may be written.
-            None => {
-                keys.note_newest(known.generation);
+            None if known.generation > keys.behind().unwrap_or(keys.generation) => {
+                keys.note_seen(known.generation);
                 return Ok(());
             }
+            None => return Ok(()),
         }
     }
+    remember(cache, keys)
+}
+
+/// Writes down which generation this machine has seen last.
+fn remember(cache: &std::path::Path, keys: &Keys) -> Result<()> {
     let Some(name) = keys.generation_name(keys.generation) else { return Ok(()) };
     seen::write(cache, seen::GENERATION, &Remembered { generation: keys.generation, name }, "the repository's key generation")
+}
+
+impl Repository {
+    /// The key generation that this machine has seen of the repository, where it is newer than all that are there now.
+    #[must_use]
+    pub fn generation_seen(&self) -> Option<u16> {
+        self.inner.keys.seen()
+    }
+
+    /// # Errors
+    /// `WrongKey` where this machine has seen a newer key generation of the repository than all that are there now, with what to do about it.
+    pub fn require_generation_seen(&self) -> Result<()> {
+        self.inner.keys.seen().map_or(Ok(()), |_| self.inner.keys.require_current())
+    }
+
+    /// Forgets which key generation of the repository at a store this machine has seen, so that keys which were put back to an older state, or were
+    /// made anew since, are believed: its number, if one was remembered. What is open already does not hear of it.
+    ///
+    /// # Errors
+    /// `NoRepository` and the like; when the file cannot be removed.
+    pub fn forget_generation(store: &Store, runtime: &tokio::runtime::Handle, options: &OpenOptions) -> Result<Option<u16>> {
+        let id = crate::repo::read_format(store, runtime)?.id;
+        let Some(cache) = options.cache.as_ref().map(|cache| cache.join(id.to_string())) else { return Ok(None) };
+        let known = seen::read::<Remembered>(&cache, seen::GENERATION);
+        seen::forget(&cache, seen::GENERATION)?;
+        Ok(known.map(|known| known.generation))
+    }
 }
 
 /// The file of what packs are sealed under: by name of the pack and number of the generation or plan's key, sealed bytes.
@@ -1022,7 +1076,7 @@ fn rotated_meanwhile(operation: &str) -> Error {
         .hint("nothing was changed; run it again")
 }
 
-const EVENTS: &str = "key-events/";
+pub(super) const EVENTS: &str = "key-events/";
 
 /// Content of the sealed objects below `key-events/` (JSON): an event as text, signed by a reader.
 #[derive(Serialize, Deserialize)]
@@ -1056,6 +1110,10 @@ struct Changed {
 }
 
 impl Changed {
+    fn made(keys: Vec<String>) -> Self {
+        Self { removed: Vec::new(), made: keys }
+    }
+
     fn removed(slot: &str) -> Self {
         Self { removed: vec![slot.to_owned()], made: Vec::new() }
     }
@@ -1064,6 +1122,21 @@ impl Changed {
 fn put_key_event(inner: &Inner, keys: &Keys, what: &str, detail: &str, changed: Changed, now: DateTime<Utc>) -> Result<()> {
     tracing::info!(event = what, detail, "keys");
     put_event_at(&inner.store, &inner.runtime, inner.id, keys, &event(what, &inner.slot, detail, changed, now))
+}
+
+/// Notes the slots that a repository begins with.
+pub(super) fn put_first_event(
+    store: &Store,
+    runtime: &tokio::runtime::Handle,
+    id: RepositoryId,
+    keys: &Keys,
+    slots: &[&StoredSlot],
+    now: DateTime<Utc>,
+) -> Result<()> {
+    let told: Vec<String> = slots.iter().map(|slot| format!("{} slot {} ({})", slot.role, slot.id, slot.label)).collect();
+    let made = Changed::made(slots.iter().map(|slot| slot.key()).collect());
+    let by = slots.first().map_or("", |slot| slot.id.as_str());
+    put_event_at(store, runtime, id, keys, &event("init", by, &told.join(", "), made, now))
 }
 
 fn put_event_at(store: &Store, runtime: &tokio::runtime::Handle, id: RepositoryId, keys: &Keys, event: &KeyEvent) -> Result<()> {

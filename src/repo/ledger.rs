@@ -68,6 +68,19 @@ pub struct Hold {
     pub held_at: DateTime<Utc>,
 }
 
+/// That a loss of a snapshot which can be read in part is accepted: what these objects held of it is gone. It is not expected to be whole any more, and goes when
+/// no rule keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptedLoss {
+    pub snapshot: SnapshotId,
+    /// Keys of what was found missing or damaged. Damage to anything else was not accepted.
+    pub objects: BTreeSet<String>,
+    pub reason: String,
+    /// Who accepted it: user and host, as they call themselves.
+    pub by: String,
+    pub accepted_at: DateTime<Utc>,
+}
+
 /// One decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "lowercase")]
@@ -82,6 +95,10 @@ pub enum Decision {
         snapshot: SnapshotId,
         by: String,
         reason: String,
+    },
+    /// Losses that cannot be repaired.
+    Accept {
+        losses: Vec<AcceptedLoss>,
     },
     /// Takes removals back, and puts holds in their place again: somebody decided who had no right to.
     Reinstate {
@@ -108,6 +125,11 @@ impl Decision {
             }
             Self::Hold { hold } => Some(format!("held snapshot {} ({})", hold.snapshot, why(&hold.reason, &hold.by))),
             Self::Release { snapshot, by, reason } => Some(format!("released snapshot {snapshot} ({})", why(reason, by))),
+            Self::Accept { losses } => {
+                let told =
+                    |loss: &AcceptedLoss| format!("accepted the loss of snapshot {} ({})", loss.snapshot, why(&loss.reason, &loss.by));
+                Some(losses.iter().map(told).collect::<Vec<_>>().join("; "))
+            }
             Self::Reinstate { snapshots, holds, by, reason } => {
                 let why = why(reason, by);
                 Some(format!("took back the removal of {} snapshots and set {} holds ({why})", snapshots.len(), holds.len()))
@@ -161,6 +183,8 @@ struct State {
     /// Of removed snapshots, sources that a log continued, by plan.
     logs: BTreeMap<Name, BTreeSet<Name>>,
     holds: Vec<Hold>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    accepted: Vec<AcceptedLoss>,
 }
 
 /// Content of an entry (JSON).
@@ -172,9 +196,12 @@ struct Entry {
     time: DateTime<Utc>,
     host: String,
     decision: Decision,
-    /// The state before this entry.
+    /// The state before this entry, where no loss is accepted.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     state: Option<State>,
+    /// The same where losses are. Programs that know nothing of them do not know this either: they take the entries before for missing, and remove nothing.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    state_with_losses: Option<State>,
     /// The same of an older program.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     base: Option<Base>,
@@ -183,7 +210,7 @@ struct Entry {
 impl Entry {
     /// Whether the entries before are not needed.
     fn is_base(&self) -> bool {
-        self.state.is_some() || self.base.is_some()
+        self.state.is_some() || self.state_with_losses.is_some() || self.base.is_some()
     }
 }
 
@@ -201,6 +228,8 @@ pub struct Ledger {
     recent: Arc<HashMap<SnapshotId, RemovedSnapshot>>,
     logs: BTreeMap<Name, BTreeSet<Name>>,
     holds: BTreeMap<SnapshotId, Hold>,
+    /// Of snapshots that were not removed.
+    accepted: BTreeMap<SnapshotId, AcceptedLoss>,
 }
 
 impl Ledger {
@@ -269,6 +298,18 @@ impl Ledger {
         there.is_some_and(|hash| *hash != seen.hash)
     }
 
+    /// Losses that were accepted, of snapshots that were not removed since.
+    #[must_use]
+    pub fn accepted(&self) -> &BTreeMap<SnapshotId, AcceptedLoss> {
+        &self.accepted
+    }
+
+    /// Whether it was accepted that this snapshot lost what this object held.
+    #[must_use]
+    pub fn is_accepted(&self, id: SnapshotId, object: &str) -> bool {
+        self.accepted.get(&id).is_some_and(|loss| loss.objects.contains(object))
+    }
+
     /// The hold of a snapshot, if it holds now.
     #[must_use]
     pub fn hold(&self, id: SnapshotId, now: DateTime<Utc>) -> Option<&Hold> {
@@ -295,6 +336,7 @@ impl Ledger {
             Decision::Remove { snapshots } => {
                 for snapshot in snapshots {
                     self.holds.remove(&snapshot.id);
+                    self.accepted.remove(&snapshot.id);
                     if !self.is_removed(snapshot.id) {
                         self.note_logs(&snapshot);
                         Arc::make_mut(&mut self.recent).insert(snapshot.id, snapshot);
@@ -306,6 +348,14 @@ impl Ledger {
             }
             Decision::Release { snapshot, .. } => {
                 self.holds.remove(&snapshot);
+            }
+            Decision::Accept { losses } => {
+                for mut loss in losses {
+                    if let Some(before) = self.accepted.remove(&loss.snapshot) {
+                        loss.objects.extend(before.objects);
+                    }
+                    self.accepted.insert(loss.snapshot, loss);
+                }
             }
             Decision::Reinstate { snapshots, holds, .. } => {
                 for id in snapshots {
@@ -378,6 +428,17 @@ impl Repository {
             return Ok(ledger);
         }
         Err(Error::new(Kind::Unavailable, "read the retention ledger: its entries go away while they are read").hint("try again"))
+    }
+
+    /// The same for those who only want to know what else it says of what is there: a damaged one, which is told elsewhere, says nothing.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub fn ledger_or_none(&self) -> Result<Ledger> {
+        match self.ledger() {
+            Err(error) if error.kind() == Kind::Damaged => Ok(Ledger::default()),
+            ledger => ledger,
+        }
     }
 
     /// Adds a decision. `decide` gets the ledger and must look at everything that it decides upon *after* that; it is called again when
@@ -456,7 +517,9 @@ impl Repository {
         let inner = &self.inner;
         let previous = ledger.newest().map_or_else(String::new, |(_, hash)| hash.to_owned());
         let volumes = state.as_ref().map(|state| state.volumes.clone());
-        let entry = Entry { number, previous, time: now, host: host_name(), decision, state, base: None };
+        let (state_with_losses, state) =
+            state.map_or((None, None), |state| if state.accepted.is_empty() { (None, Some(state)) } else { (Some(state), None) });
+        let entry = Entry { number, previous, time: now, host: host_name(), decision, state, state_with_losses, base: None };
         let key = key_of(number);
         let content = serde_json::to_vec(&entry).context(Kind::Bug, || "encode an entry of the retention ledger".into())?;
         let sealed = inner.seal_object(ObjectKind::Ledger, &key, &content)?;
@@ -713,7 +776,8 @@ impl Repository {
         for (ids, records) in removed::into_volumes(&snapshots) {
             volumes.push(removed::write(&self.inner, number, &ids, Some(&records))?);
         }
-        Ok(State { volumes, logs: ledger.logs.clone(), holds: ledger.holds.values().cloned().collect() })
+        let (holds, accepted) = (ledger.holds.values().cloned().collect(), ledger.accepted.values().cloned().collect());
+        Ok(State { volumes, logs: ledger.logs.clone(), holds, accepted })
     }
 
     /// What the ledger is to remember of snapshots that are removed, each with its reason. Those are left out whose objects are gone: somebody else
@@ -894,10 +958,11 @@ fn follow(read: Vec<Stored>, load: impl FnOnce(&[ListedVolume]) -> Result<Vec<Ar
             Some(_) => {}
             None => {
                 ledger.before = entry.previous;
-                if let (Some(state), Some(load)) = (entry.state, load.take()) {
+                if let (Some(state), Some(load)) = (entry.state.or(entry.state_with_losses), load.take()) {
                     ledger.volumes = load(&state.volumes)?;
                     ledger.logs = state.logs;
                     ledger.holds = state.holds.into_iter().map(|hold| (hold.snapshot, hold)).collect();
+                    ledger.accepted = state.accepted.into_iter().map(|loss| (loss.snapshot, loss)).collect();
                 } else if let Some(base) = entry.base {
                     base.removed.iter().for_each(|snapshot| ledger.note_logs(snapshot));
                     ledger.recent = Arc::new(base.removed.into_iter().map(|snapshot| (snapshot.id, snapshot)).collect());

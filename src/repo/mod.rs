@@ -40,6 +40,7 @@ mod locks;
 mod log;
 mod lost_format;
 mod moved;
+mod names;
 mod nodes;
 mod pack;
 mod packs;
@@ -72,7 +73,7 @@ pub use index::{IndexedPack, LocalIndex};
 pub use keyless::{KeylessCheck, check_keyless};
 pub use keyring::{GenerationShare, KeyEvent, PlanKey, Rotation};
 pub use keys::{KeyFile, KeySlot, Lock, Passphrase, Recipient, RecoveryKey, Role, Share, combine_shares};
-pub use ledger::{DecidedSince, Decision, Hold, LaterDecision, Ledger, RemovedSnapshot};
+pub use ledger::{AcceptedLoss, DecidedSince, Decision, Hold, LaterDecision, Ledger, RemovedSnapshot};
 pub use locks::{LockSample, Locks, UNLOCKED, object_lock};
 pub use log::{Appended, Gap, Listed, Log, LogRun, PieceInfo, Sealed, is_piece_key, runs};
 pub use lost_format::LostFormat;
@@ -187,6 +188,7 @@ impl Repository {
         options: &OpenOptions,
         now: DateTime<Utc>,
     ) -> Result<(Self, RecoveryKey)> {
+        let store = store.with_names(names::is_object);
         let exists = |what: &str| {
             Error::new(Kind::AlreadyExists, format!("{what} at {}", store.describe()))
                 .hint("use it as it is (a plan that names it can back up right away), or choose another, empty place")
@@ -199,9 +201,11 @@ impl Repository {
                 return Err(format_lost(Kind::AlreadyExists, &store));
             }
         }
-        // Key slots alone are what an interrupted `init` leaves: they open nothing.
-        for object in block_on(&runtime, store.list("keys/"))? {
-            block_on(&runtime, store.delete(&object.key))?;
+        // Key slots and their event alone are what an interrupted `init` leaves: they open nothing.
+        for folder in ["keys/", keyring::EVENTS] {
+            for object in block_on(&runtime, store.list(folder))? {
+                block_on(&runtime, store.delete(&object.key))?;
+            }
         }
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(|e| Error::new(Kind::Bug, "ask for random bytes").because(e))?;
@@ -211,10 +215,11 @@ impl Repository {
         let slot = StoredSlot::create(&keys, id, Role::Reader, "passphrase", &Lock::Passphrase(passphrase), now)?;
         let lock = Lock::Passphrase(recovery.passphrase());
         let recovery_slot = StoredSlot::create(&keys, id, Role::Reader, keys::RECOVERY_LABEL, &lock, now)?;
-        // Slots first: with `format` there, the repository can be opened.
+        // Slots first, and that they must be there: with `format` there, the repository can be opened.
         for slot in [&slot, &recovery_slot] {
             block_on(&runtime, store.create(&slot.key(), Bytes::from(slot.to_json()?)))?;
         }
+        keyring::put_first_event(&store, &runtime, id, &keys, &[&slot, &recovery_slot], now)?;
         let format = FormatObject { format: FORMAT_WORD.into(), version: format::VERSION, id, created: now };
         block_on(&runtime, store.create(FORMAT_KEY, Bytes::from(to_json(&format)?)))
             .map_err(|e| if e.kind() == Kind::AlreadyExists { exists("somebody else has just created a repository") } else { e })?;
@@ -226,6 +231,7 @@ impl Repository {
     /// # Errors
     /// `NoRepository`, `WrongKey`, `Damaged`, `Unavailable`.
     pub fn open(store: Store, runtime: tokio::runtime::Handle, passphrase: &Passphrase, options: &OpenOptions) -> Result<Self> {
+        let store = store.with_names(names::is_object);
         // Far away each answer takes its time: what does not need the other is asked for at the same time.
         let (format, ring) = beside(|| Ring::read(&store, &runtime), || read_format(&store, &runtime));
         let format = format?;

@@ -556,7 +556,8 @@ mod tests {
         let locks = "lifeboat locks 3 governance 2592000 2592000 2592000\n1790000000\n1795000000 v1 packs/00/00ab\n1795000001 v2 format\n";
         let none = "lifeboat locks 3 governance 2592000 2592000 2592000\n-\n";
         let segments = serde_json::json!([{ "file": "a", "covers": ["b"], "records": 2, "packs": [["ab".repeat(32), 9, 7]] }]);
-        let facts = serde_json::json!([{ "stretch": [1, 0, 16], "size": 9, "modified": "2026-11-01T00:00:00Z", "facts": "{}" }]);
+        let facts =
+            serde_json::json!([{ "stretch": [1, 0, 16], "size": 9, "modified": "2026-11-01T00:00:00Z", "sealed_to": 1, "facts": "{}" }]);
         let seen = serde_json::json!({ "number": 7, "hash": "ab".repeat(32) });
         let generation = serde_json::json!({ "generation": 2, "name": "cd" });
         let packs = serde_json::json!({ "abcd": { "1": 900, "32768": 5 } });

@@ -10,13 +10,13 @@ use crossbeam_channel::{Receiver, TrySendError, bounded};
 
 use crate::entry::{Entry, EntryKind, tree_order};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Cancel, Event, Progress};
+use crate::event::{Cancel, Event, Progress, Silent};
 use crate::repo::format::PackKind;
 use crate::repo::frame::{Decoder, Encoding, apply_patch};
 use crate::repo::nodes::NodeReader;
 use crate::repo::pack::{Directory, FrameEntry, FrameOpener};
 use crate::repo::packs::{PackNo, missing_pack};
-use crate::repo::snapshot::SourceRecord;
+use crate::repo::snapshot::{Manifest, SourceRecord};
 use crate::repo::tree::{Chunk, Content, NodeRef, PackRef, Place, Record, Stored};
 use crate::repo::{Inner, Repository};
 
@@ -153,6 +153,15 @@ pub trait BlockSink: Sync {
     }
 }
 
+/// Takes all and keeps nothing.
+struct Nowhere;
+
+impl BlockSink for Nowhere {
+    fn write(&self, _file: usize, _offset: u64, _data: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// What a fetch moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FetchStats {
@@ -172,6 +181,8 @@ pub(super) struct Item {
     pub(super) chunk: Chunk<PackNo>,
 }
 
+/// Entries of a tree that are read together where nothing is kept of them.
+const BATCH_ENTRIES: usize = 10_000;
 /// Chunks planned at a time: bounds memory (about 64 bytes each).
 const WINDOW_ITEMS: usize = 400_000;
 /// Sealed bytes asked for in one request, and the gap worth reading over.
@@ -255,6 +266,32 @@ impl Repository {
         }
         finished.drain(..).try_for_each(|file| sink.done(file))?;
         Ok(totals)
+    }
+
+    /// Reads all of a snapshot and keeps none of it: whether it can be had. Needs the reader role.
+    ///
+    /// # Errors
+    /// `Damaged` or `NotFound` where a part of it cannot; `NoRecoveryPoint` where its key was destroyed; as [`Self::fetch`].
+    pub fn read_whole(&self, manifest: &Manifest, cancel: &Cancel) -> Result<()> {
+        self.require_content(manifest)?;
+        for source in &manifest.sources {
+            let (mut entries, mut bytes) = (0, 0);
+            let mut tree = self.tree(source)?;
+            loop {
+                let batch: Vec<StoredEntry> = tree.by_ref().take(BATCH_ENTRIES).collect::<Result<_>>()?;
+                if batch.is_empty() {
+                    break;
+                }
+                entries += batch.len() as u64;
+                bytes += batch.iter().map(StoredEntry::size).sum::<u64>();
+                let wanted: Vec<Wanted<'_>> = batch.iter().enumerate().map(|(file, entry)| Wanted { file, entry }).collect();
+                self.fetch(&wanted, &Nowhere, &Silent, cancel)?;
+            }
+            if (entries, bytes) != (source.entries, source.bytes) {
+                return Err(Error::new(Kind::Damaged, format!("source {} has other entries than its manifest says", source.name)));
+            }
+        }
+        Ok(())
     }
 
     /// The bytes of one file in order (for pipes). Needs the reader role.

@@ -34,6 +34,16 @@ pub fn write<T: Serialize>(cache: &Path, file: &str, value: &T, what: &str) -> R
     Ok(())
 }
 
+/// # Errors
+/// When the file cannot be removed.
+pub fn forget(cache: &Path, file: &str) -> Result<()> {
+    let file: PathBuf = cache.join(file);
+    match fs::remove_file(&file) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).io_context(|| format!("remove {}", file.display())),
+        _ => Ok(()),
+    }
+}
+
 /// The newest entry of the retention ledger that was seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenLedger {
@@ -90,11 +100,7 @@ impl Repository {
     pub fn forget_ledger(&self) -> Result<Option<u64>> {
         let cache = &self.inner.cache.path;
         let seen = SeenLedger::read(cache);
-        let file: PathBuf = cache.join(LEDGER);
-        match fs::remove_file(&file) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).io_context(|| format!("remove {}", file.display()))?,
-            _ => {}
-        }
+        forget(cache, LEDGER)?;
         Ok(seen.map(|seen| seen.number))
     }
 }

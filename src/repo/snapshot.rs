@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::id::{Name, SnapshotId};
 use crate::repo::format::{ObjectKind, RepositoryId};
 use crate::repo::ledger::{Ledger, RemovedSnapshot};
-use crate::repo::{Repository, beside, kept, seal};
+use crate::repo::{Repository, beside, kept, keys, seal};
 
 /// An earlier manifest of the same plan, by id and hash of its sealed bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -289,6 +289,21 @@ impl Repository {
             }
         }
         Err(Error::new(Kind::NoRecoveryPoint, format!("there is no snapshot {id}")).hint("see `lifeboat snapshots`"))
+    }
+
+    /// When the key was destroyed that the content of a snapshot is sealed to, so that nobody can restore it any more; `None`: it was not. Asks nobody: it is
+    /// of when this repository was opened.
+    #[must_use]
+    pub fn destroyed_at(&self, manifest: &Manifest) -> Option<DateTime<Utc>> {
+        // Names and the like are under the repository's own keys: where there is no content, nothing is lost.
+        let with_content = manifest.sources.iter().filter(|record| record.bytes > 0);
+        with_content.filter_map(|record| self.inner.keys.ids_destroyed_at(record.tree.ids.as_deref()?)).max()
+    }
+
+    /// # Errors
+    /// `NoRecoveryPoint` where nobody can restore a snapshot any more, see [`Repository::destroyed_at`].
+    pub fn require_content(&self, manifest: &Manifest) -> Result<()> {
+        self.destroyed_at(manifest).map_or(Ok(()), |at| Err(keys::destroyed(manifest.plan.as_str(), at)))
     }
 
     /// The key of a manifest's object.

@@ -717,8 +717,8 @@ fn every_damage_is_found() {
                 Err(e) => assert!(matches!(e.kind(), Kind::Damaged | Kind::WrongKey | Kind::NoRepository), "{key} {what}: {e:?}"),
                 Ok(repository) => {
                     let verification = repository.verify(VerifyDepth::Data { percent: 100, run: 0 }, &Silent, &Cancel::default()).unwrap();
-                    // A deleted key slot, index object or newest manifest leaves a whole, smaller repository.
-                    let quiet = what == "deleted" && (folder == "keys" || *key == newest_manifest(&objects));
+                    // A deleted key event or newest manifest leaves a whole, smaller repository.
+                    let quiet = what == "deleted" && (folder == "key-events" || *key == newest_manifest(&objects));
                     assert_eq!(verification.findings.is_empty(), quiet, "{key} {what}: {verification:?}");
                     match restore(&repository, &first) {
                         Ok(restored) => assert_eq!(restored, expected(&files), "{key} {what}"),

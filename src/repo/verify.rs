@@ -55,6 +55,8 @@ pub struct Verification {
     pub snapshots_sound: Vec<SnapshotId>,
     /// What could not be checked with this key's role, in words.
     pub skipped: Vec<String>,
+    /// Of these, what nobody can check any more, because the key was destroyed that it is sealed to.
+    pub destroyed: Vec<String>,
     /// Packs that are there, and how many of them this run was to read; 0 at the depth of structure.
     pub packs: u64,
     pub packs_due: u64,
@@ -216,12 +218,7 @@ impl Repository {
         }
         let mut present: HashMap<PackId, u64> = HashMap::new();
         for object in inner.block_on(inner.store.list("packs/"))? {
-            match PackId::from_key(&object.key) {
-                Some(id) => {
-                    present.insert(id, object.size);
-                }
-                None => findings.add(&object.key, "damaged", "is no name of a pack", []),
-            }
+            present.extend(PackId::from_key(&object.key).map(|id| (id, object.size)));
         }
         // A collector deletes what it has given up; one that was at work just now, or another index object, may still list it.
         let given_up = read_tombstones(inner).or_else(told)?;
@@ -716,9 +713,11 @@ impl Repository {
         let plans: BTreeSet<&str> =
             inner.keys.own_keys().into_iter().filter(|own| unopened.contains(&own.number)).map(|own| own.plan.as_str()).collect();
         for plan in plans {
-            out.skipped.push(format!(
+            let destroyed = format!(
                 "data of plan {plan} that is sealed to a key which was destroyed was not opened, and can never be: its bytes were compared with their names"
-            ));
+            );
+            out.destroyed.push(destroyed.clone());
+            out.skipped.push(destroyed);
         }
         let known = read_tombstones(inner).unwrap_or_default();
         let mut condemned = Vec::new();

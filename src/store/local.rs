@@ -28,11 +28,11 @@ use object_store::local::LocalFileSystem;
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Pulse;
-use crate::store::ObjectInfo;
 use crate::store::backend::{Backend, PutMode, Want};
 use crate::store::limits::Rate;
 use crate::store::objects::Objects;
 use crate::store::refusal::Refusals;
+use crate::store::{ObjectInfo, is_listed};
 
 /// A temporary file that was not touched for so long belongs to a process that is gone.
 const ABANDONED: Duration = Duration::from_hours(24);
@@ -245,10 +245,8 @@ impl Inner {
                 pulse.beat();
                 let entry = entry.map_err(|error| refused(&folder, error))?;
                 let name = entry.file_name();
-                let Some(name) = name.to_str() else {
-                    let odd = format!("{}: the name {} is no text", self.refusals.message("list", &folder), name.display());
-                    return Err(Error::new(Kind::Failed, odd).hint("take what does not belong there out of the repository's folder"));
-                };
+                // What is no text has a character in place of that which no key has.
+                let name = &*name.to_string_lossy();
                 let key = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
                 let is_link = entry.file_type().map_err(|error| refused(&key, error))?.is_symlink();
                 let about = match if is_link { fs::metadata(entry.path()) } else { entry.metadata() } {
@@ -256,7 +254,10 @@ impl Inner {
                     Err(error) if gone(&error) => continue,
                     Err(error) => return Err(refused(&key, error)),
                 };
-                if about.is_dir() {
+                if about.is_dir() && !is_listed(name) {
+                    // Whatever is in there is nobody's object: it is shown as one thing, to be passed over.
+                    objects.push(ObjectInfo { key, size: 0, modified: chrono::DateTime::UNIX_EPOCH });
+                } else if about.is_dir() {
                     let links = links + u8::from(is_link);
                     if links > LINKS {
                         return Err(Error::new(Kind::Failed, format!("{}: links go in a circle", self.refusals.message("list", &key))));

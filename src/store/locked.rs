@@ -41,7 +41,7 @@ impl Store {
         self.retrying(|| lock::probe(bucket, Utc::now())).await
     }
 
-    /// All versions and delete markers below the folder `prefix`, by key, each key's newest first.
+    /// All versions and delete markers below the folder `prefix`, by key, each key's newest first. What has a name that no object has is passed over.
     ///
     /// # Errors
     /// `Usage` where the store is no S3 bucket; `Unavailable` after retries. Never a part of the list.
@@ -51,11 +51,14 @@ impl Store {
         if !prefix.is_empty() {
             check_key(prefix)?;
         }
-        self.retrying(|| async {
-            let _place = self.0.limits.request().await;
-            self.counted(Verb::List, bucket.versions(prefix).await, |_| 0)
-        })
-        .await
+        let mut versions = self
+            .retrying(|| async {
+                let _place = self.0.limits.request().await;
+                self.counted(Verb::List, bucket.versions(prefix).await, |_| 0)
+            })
+            .await?;
+        versions.retain(|version| (self.2)(&version.key));
+        Ok(versions)
     }
 
     /// Until when a version is locked, and how; `None`: it is not.

@@ -30,14 +30,14 @@ mod probe;
 mod refusal;
 mod retry;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use object_store::memory::InMemory;
@@ -60,6 +60,7 @@ pub use crate::store::config::{Credential, StoreConfig};
 pub use crate::store::lock::{LockClass, LockMode, LockProbe, ObjectLock, ObjectRetention};
 pub use crate::store::metrics::{Metrics, Verb, VerbMetrics, process as process_metrics};
 pub use crate::store::probe::Probe;
+pub(crate) use crate::store::refusal::is_for_want_of_rights;
 
 /// The greatest object that is written or read whole; far above the greatest pack.
 pub const MAX_OBJECT_BYTES: u64 = 512 << 20;
@@ -99,7 +100,10 @@ pub struct ObjectInfo {
 
 /// An open store. Cheap to clone; clones share limits and counters.
 #[derive(Clone)]
-pub struct Store(Arc<Inner>, Pulse);
+pub struct Store(Arc<Inner>, Pulse, Names);
+
+/// Which keys are of objects that whoever uses the store puts there.
+type Names = fn(&str) -> bool;
 
 struct Inner {
     backend: Arc<dyn Backend>,
@@ -118,7 +122,12 @@ struct Inner {
     bucket: Option<Arc<Bucket>>,
     /// See [`Store::newest_seen`]; milliseconds since 1970.
     newest: AtomicI64,
+    /// See [`Store::strange`].
+    strange: Mutex<BTreeSet<String>>,
 }
+
+/// Names of what is no object that are remembered.
+const STRANGE: usize = 1000;
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -147,8 +156,10 @@ impl Store {
                 beneath: None,
                 bucket,
                 newest: AtomicI64::new(i64::MIN),
+                strange: Mutex::default(),
             }),
             Pulse::default(),
+            |_| true,
         ))
     }
 
@@ -180,8 +191,10 @@ impl Store {
                 beneath: None,
                 bucket: None,
                 newest: AtomicI64::new(i64::MIN),
+                strange: Mutex::default(),
             }),
             Pulse::default(),
+            |_| true,
         )
     }
 
@@ -203,15 +216,30 @@ impl Store {
                 beneath: Some(inner.beneath().clone()),
                 bucket: inner.0.bucket.clone(),
                 newest: AtomicI64::new(i64::MIN),
+                strange: Mutex::default(),
             }),
             inner.1,
+            inner.2,
         )
     }
 
     /// The same place, whose answers are beats of this pulse: a request that is repeated because the place is away, or is not answered at all, is none.
     #[must_use]
     pub fn with_pulse(&self, pulse: &Pulse) -> Self {
-        Self(Arc::clone(&self.0), pulse.clone())
+        Self(Arc::clone(&self.0), pulse.clone(), self.2)
+    }
+
+    /// The same place, whose listings show only objects with these names.
+    #[must_use]
+    pub fn with_names(&self, names: Names) -> Self {
+        Self(Arc::clone(&self.0), self.1.clone(), names)
+    }
+
+    /// What listings of this store and its clones passed over, because its name is none of an object: others put files into folders, too (a NAS, a file manager,
+    /// NFS). The first thousand, sorted.
+    #[must_use]
+    pub fn strange(&self) -> Vec<String> {
+        self.0.strange.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// Beats with each answer of the place.
@@ -363,7 +391,7 @@ impl Store {
     }
 
     /// All objects below the folder `prefix` (`"packs"` and `"packs/"` are the same; `""` is everything), sorted by key, complete.
-    /// A folder that is not there is empty.
+    /// A folder that is not there is empty. What has a name that no object has is passed over, see [`Store::strange`].
     ///
     /// # Errors
     /// [`Kind::Unavailable`] after retries; [`Kind::Failed`]. Never a part of the list.
@@ -379,6 +407,16 @@ impl Store {
             })
             .await?;
         objects.retain(|object| prefix.is_empty() || object.key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/')));
+        objects.retain(|object| {
+            let is_known = object.key.split('/').all(is_listed) && object.key.len() <= MAX_KEY_BYTES && (self.2)(&object.key);
+            if !is_known {
+                let mut strange = self.0.strange.lock().unwrap_or_else(PoisonError::into_inner);
+                if strange.len() < STRANGE && strange.insert(object.key.clone()) {
+                    tracing::debug!(key = object.key, "no object has such a name: it is passed over");
+                }
+            }
+            is_known
+        });
         objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         if let Some(newest) = objects.iter().map(|object| object.modified.timestamp_millis()).max() {
             self.0.newest.fetch_max(newest, Ordering::Relaxed);
@@ -566,16 +604,23 @@ impl Store {
     }
 }
 
+/// Whether a key may have this between two slashes.
+fn is_segment(segment: &str) -> bool {
+    !segment.is_empty()
+        && segment.len() <= 200
+        && segment != "."
+        && segment != ".."
+        && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
+/// The same of what a listing shows: no object is hidden.
+fn is_listed(segment: &str) -> bool {
+    is_segment(segment) && !segment.starts_with('.')
+}
+
 /// Keys are made by this program from checked parts, so a bad one is a bug; but it must never reach a file system.
 fn check_key(key: &str) -> Result<()> {
-    let segment_is_fine = |segment: &str| {
-        !segment.is_empty()
-            && segment.len() <= 200
-            && segment != "."
-            && segment != ".."
-            && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-    };
-    if key.len() <= MAX_KEY_BYTES && key.split('/').all(segment_is_fine) {
+    if key.len() <= MAX_KEY_BYTES && key.split('/').all(is_segment) {
         Ok(())
     } else {
         Err(Error::new(Kind::Bug, format!("not a key of an object: {key:?}")))

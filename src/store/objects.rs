@@ -110,6 +110,23 @@ impl Objects {
         self.damaged(key, format!("bytes {}..{} were asked for but it has only {size}", range.start, range.end))
     }
 
+    /// A key that is none for the client ends its listing: then the error says which it is, and what to do about it.
+    fn unlisted(&self, folder: &str, error: object_store::Error) -> Error {
+        use object_store::path::Error as Name;
+        let key = match &error {
+            object_store::Error::InvalidPath { source: Name::BadSegment { path, .. } | Name::EmptySegment { path } } => Some(path.clone()),
+            _ => None,
+        };
+        let refused = self.refusals.error("list", folder, error);
+        match key {
+            Some(key) => refused.hint(format!(
+                "somebody has put the object {key:?} into the bucket, and a control character or an empty name in a key (as `Icon\\r`, which macOS puts into folders) keeps \
+                 everything beside it from being listed: it is none of the repository's, take it out with the store's own tools"
+            )),
+            None => refused,
+        }
+    }
+
     fn damaged(&self, key: &str, what: String) -> Error {
         Error::new(Kind::Damaged, format!("{}: {what}", self.refusals.message("read", key)))
     }
@@ -151,7 +168,7 @@ impl Backend for Objects {
             let folder = if path.as_ref().is_empty() { None } else { Some(&path) };
             self.reader
                 .list(folder)
-                .map_err(|error| self.refusals.error("list", prefix, error))
+                .map_err(|error| self.unlisted(prefix, error))
                 .inspect_ok(|_| pulse.beat())
                 .try_filter_map(|meta| futures::future::ok(self.info(&meta)))
                 .try_collect()

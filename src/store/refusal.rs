@@ -152,6 +152,11 @@ const MEDIUM: &str = "the disk or file system below the repository cannot read i
 const CREDENTIALS: &str = "check the access key, its secret and its rights on this bucket";
 const NO_CREDENTIALS: &str =
     "no credentials were found: name them in the plan, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE";
+
+/// Whether a store refused because of who asked.
+pub fn is_for_want_of_rights(error: &Error) -> bool {
+    error.hint_text() == Some(CREDENTIALS)
+}
 const CLOCK: &str = "the clocks of this machine and of the server differ too much: set this machine's clock";
 const BUCKET: &str = "create the bucket or container first, or correct its name";
 const ROOM: &str = "free space in the store, then run the same command again";

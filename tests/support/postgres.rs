@@ -91,6 +91,7 @@ pub struct Options {
     initdb: Vec<String>,
     settings: Vec<(String, String)>,
     hba: String,
+    locales: Option<PathBuf>,
 }
 
 impl Options {
@@ -99,7 +100,7 @@ impl Options {
         let hba = "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n\
                    host replication all 127.0.0.1/32 scram-sha-256\n";
         let programs = bin_directory(version);
-        Self { version, programs, initdb: vec!["--data-checksums".into()], settings: Vec::new(), hba: hba.into() }
+        Self { version, programs, initdb: vec!["--data-checksums".into()], settings: Vec::new(), hba: hba.into(), locales: None }
     }
 
     /// The programs in this folder, of the same version.
@@ -123,6 +124,20 @@ impl Options {
         self
     }
 
+    /// The locales in this folder (and `C`), in place of the system's.
+    #[must_use]
+    pub fn locales(mut self, folder: &Path) -> Self {
+        self.locales = Some(folder.to_owned());
+        self.initdb("--locale=C")
+    }
+
+    /// Pages without checksums, `initdb`'s default up to 17.
+    #[must_use]
+    pub fn without_checksums(mut self) -> Self {
+        self.initdb.retain(|argument| argument != "--data-checksums");
+        if self.version >= 18 { self.initdb("--no-data-checksums") } else { self }
+    }
+
     /// In place of the usual `pg_hba.conf`. The socket must stay trusted.
     #[must_use]
     pub fn hba(mut self, text: &str) -> Self {
@@ -141,6 +156,7 @@ impl Options {
     pub fn create(self) -> Cluster {
         let mut cluster = Cluster::empty(self.version);
         cluster.programs = self.programs;
+        cluster.locales = self.locales;
         let password = cluster.folder.join("password");
         cluster.write(&password, PASSWORD);
         cluster.run(
@@ -162,6 +178,7 @@ pub struct Cluster {
     pub version: u32,
     pub port: u16,
     programs: PathBuf,
+    locales: Option<PathBuf>,
     folder: PathBuf,
     data: PathBuf,
     guard: Child,
@@ -192,7 +209,16 @@ impl Cluster {
             .spawn()
             .unwrap();
         let alive = guard.stdin.take();
-        Self { version, port: super::free_port(), programs: bin_directory(version), data: folder.join("data"), folder, guard, alive }
+        Self {
+            version,
+            port: super::free_port(),
+            programs: bin_directory(version),
+            locales: None,
+            data: folder.join("data"),
+            folder,
+            guard,
+            alive,
+        }
     }
 
     /// The data folder.
@@ -237,22 +263,40 @@ impl Cluster {
     /// # Panics
     /// With its output when it fails.
     pub fn run(&self, program: &str, arguments: impl IntoIterator<Item = String>) -> Output {
-        let output = as_server_user(self.programs.join(program)).args(arguments).output().unwrap();
+        let output = self.command(program).args(arguments).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(output.status.success(), "{program}: {}\n{}{}\n{}", output.status, text(&output.stdout), text(&output.stderr), self.log());
         output
     }
 
+    fn command(&self, program: &str) -> Command {
+        let mut command = as_server_user(self.programs.join(program));
+        command.envs(self.locales.iter().map(|folder| ("LOCPATH", folder)));
+        command
+    }
+
     fn pg_ctl(&self, arguments: &[&str]) {
+        self.pg_ctl_with(arguments, &[]);
+    }
+
+    fn pg_ctl_with(&self, arguments: &[&str], environment: &[(&str, &Path)]) {
         let all = arguments.iter().map(|&argument| argument.to_owned()).chain([format!("--pgdata={}", self.data.display())]);
         // Not to a pipe: the server would keep it open.
-        let status = as_server_user(self.programs.join("pg_ctl")).args(all).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        let mut command = self.command("pg_ctl");
+        command.envs(environment.iter().copied()).args(all).stdout(Stdio::null()).stderr(Stdio::null());
+        let status = command.status().unwrap();
         assert!(status.success(), "pg_ctl {arguments:?}: {status}\n{}", self.log());
     }
 
     /// Starts the server and waits until it takes connections.
     pub fn start_server(&self) {
         self.pg_ctl(&["start", "--wait", "--timeout=240", &format!("--log={}", self.folder.join("log").display())]);
+    }
+
+    /// Starts the server with more in its environment.
+    pub fn start_server_with(&self, environment: &[(&str, &Path)]) {
+        let arguments = ["start", "--wait", "--timeout=240", &format!("--log={}", self.folder.join("log").display())];
+        self.pg_ctl_with(&arguments, environment);
     }
 
     /// Stops it in an orderly way; sessions are ended.
@@ -329,4 +373,29 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(start.elapsed() < Duration::from_mins(4), "waited too long for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// A folder with the locale `comma`, which writes amounts as they are written in Argentina: `$ 12,34`, with a point between thousands.
+///
+/// # Panics
+/// Where `localedef` makes none.
+#[must_use]
+pub fn locale_with_a_comma() -> tempfile::TempDir {
+    let folder = tempfile::Builder::new().prefix("lbloc-").tempdir_in("/tmp").unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // Both by hand: a machine without the package `locales` has neither.
+    let letters = "<code_set_name> ANSI_X3.4-1968\n<comment_char> %\n<escape_char> /\nCHARMAP\n<U0000>..<U007F> /x00 x\nEND CHARMAP\n";
+    let money = "comment_char %\nescape_char /\nLC_MONETARY\nint_curr_symbol \"ARS \"\ncurrency_symbol \"$\"\nmon_decimal_point \",\"\nmon_thousands_sep \".\"\n\
+        mon_grouping 3;3\npositive_sign \"\"\nnegative_sign \"-\"\nint_frac_digits 2\nfrac_digits 2\np_cs_precedes 1\np_sep_by_space 1\nn_cs_precedes 1\n\
+        n_sep_by_space 1\np_sign_posn 1\nn_sign_posn 1\nEND LC_MONETARY\n";
+    fs::write(folder.path().join("letters"), letters).unwrap();
+    fs::write(folder.path().join("money"), money).unwrap();
+    let made = std::process::Command::new("localedef")
+        .current_dir(folder.path())
+        .args(["-c", "--no-archive", "-f", "./letters", "-i", "./money", "./comma"])
+        .output();
+    let said = made.expect("localedef of libc-bin");
+    // It ends with 1, because there is nothing but amounts in it.
+    assert!(folder.path().join("comma/LC_MONETARY").is_file(), "{}", String::from_utf8_lossy(&said.stderr));
+    folder
 }

@@ -162,7 +162,7 @@ repository = "main"
         let page = include_str!("../../docs/postgresql.md");
         let line = page.lines().find_map(|line| line.strip_prefix(&format!("{setting} = '"))?.strip_suffix('\''));
         let folder = self.folder.path().display();
-        let words = line.unwrap().strip_prefix("lifeboat ").unwrap().replace("crm-postgres", "crm");
+        let words = line.unwrap().strip_prefix("lifeboat ").unwrap().replace("crm-archive", "crm");
         format!("{folder}/lifeboat --plans {folder}/plans --state {folder}/state {words}")
     }
 

@@ -269,7 +269,10 @@ fn make_backup(demo: &App) -> Result<BackupReport> {
 }
 
 fn make_drill(demo: &App) -> Result<DrillReport> {
-    drill::make(demo, &DrillRunArgs { plan: PLAN.to_owned(), at: None, latest: false, random: false, keep_target: None, repository: None })
+    drill::make(
+        demo,
+        &DrillRunArgs { plan: PLAN.to_owned(), at: None, lsn: None, latest: false, random: false, keep_target: None, repository: None },
+    )
 }
 
 fn make_restore(demo: &App, to: &Path) -> Result<PathBuf> {

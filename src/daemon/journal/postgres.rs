@@ -31,6 +31,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// After a connection could not be made, nobody tries again for so long.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// So often what a deadlock with another node undid is done again.
+const ROLLED_BACK_TRIES: u32 = 3;
+
 /// A connection that was idle for so long is tried before something is sent that must not be repeated.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -206,6 +209,13 @@ impl Database for Postgres {
         let had = session.connection.is_some();
         let mut outcome = self.send(&mut session, statements);
         if had && purpose != Purpose::WriteOnce && session.connection.is_none() {
+            outcome = self.send(&mut session, statements);
+        }
+        for _ in 0..ROLLED_BACK_TRIES {
+            // The server has undone all of it, so that others can go on: nothing can happen twice.
+            if !outcome.as_ref().is_err_and(|error| matches!(sqlstate(error), Some("40P01" | "40001"))) {
+                break;
+            }
             outcome = self.send(&mut session, statements);
         }
         outcome.map_err(|error| self.within(purpose.word(), error))

@@ -322,7 +322,7 @@ fn take(state: &mut State, question: &Question, answers: Vec<(Name, Asked)>) {
 /// Without what no judgement needs: fingerprints of every table are most of a manifest, and this stays in memory.
 fn slim(stored: Arc<Stored>) -> Arc<Stored> {
     let mut stored = Arc::unwrap_or_clone(stored);
-    for manifest in &mut stored.manifests {
+    for manifest in stored.manifests.iter_mut().chain(stored.destroyed.iter_mut().map(|(manifest, _)| manifest)) {
         for source in &mut manifest.sources {
             if let Some(fingerprints) = source.finish.get_mut("fingerprints").and_then(serde_json::Value::as_array_mut) {
                 *fingerprints = Vec::new();

@@ -180,7 +180,7 @@ pub fn occasion_of(kind: &str, job: Option<&str>) -> Occasion {
         "drill-failed" => Occasion::DrillFailed,
         "failed" | "incomplete" if job == Some("drill") => Occasion::DrillFailed,
         "never-proven" => Occasion::NeverProven,
-        "overdue" | "missed" | "never-backed-up" | "plan-gone" | "schedule-gone" => Occasion::Overdue,
+        "overdue" | "missed" | "never-backed-up" | "key-destroyed" | "plan-gone" | "schedule-gone" => Occasion::Overdue,
         "damaged" | "repository-changed" | "repository-unknown" => Occasion::Damaged,
         "data-loss-objective" | "recovery-time-objective" => Occasion::ObjectiveMissed,
         "data-loss-forecast" | "recovery-time-forecast" | "running-long" => Occasion::ObjectiveAtRisk,

@@ -33,7 +33,7 @@ struct Question {
 }
 
 enum Answer {
-    Own(Name, std::result::Result<Stored, Unasked>),
+    Own(Name, Box<std::result::Result<Stored, Unasked>>),
     Copy(Name, std::result::Result<Held, Unasked>),
 }
 
@@ -51,7 +51,7 @@ impl Answers {
         let repository = &question.repository.name;
         for answer in said.answers {
             match answer {
-                Answer::Own(plan, asked) => drop(self.own.insert(plan, asked)),
+                Answer::Own(plan, asked) => drop(self.own.insert(plan, *asked)),
                 Answer::Copy(plan, held) => drop(self.copies.insert((repository.clone(), plan), held)),
             }
         }
@@ -195,7 +195,7 @@ fn put(question: &Question, pulse: &Pulse, surroundings: &Surroundings, tell: &d
     let asked = surroundings.clock.now();
     let refuse_own = |error: &Error, secret| {
         let why = Unasked { kind: error.kind(), message: format!("{error:?}"), secret };
-        question.own.iter().for_each(|plan| tell(Answer::Own(plan.name.clone(), Err(why.clone()))));
+        question.own.iter().for_each(|plan| tell(Answer::Own(plan.name.clone(), Box::new(Err(why.clone())))));
     };
     let refuse_copied = |error: &Error, secret| {
         let why = Unasked { kind: error.kind(), message: explain(error), secret };
@@ -218,18 +218,20 @@ fn put(question: &Question, pulse: &Pulse, surroundings: &Surroundings, tell: &d
     let names = |plans: &[Arc<Plan>]| plans.iter().map(|plan| plan.name.clone()).collect::<Vec<Name>>();
     if !question.own.is_empty() {
         let names = names(&question.own);
-        let found = Reports::read(&repository, asked)
-            .and_then(|reports| Ok((repository.sound_manifests_of(&names.iter().collect::<Vec<_>>())?, reports)));
+        let found = Reports::read(&repository, asked).and_then(|reports| {
+            Ok((repository.sound_manifests_of(&names.iter().collect::<Vec<_>>())?, reports, repository.ledger_or_none()?))
+        });
         match found {
-            Ok((found, reports)) => {
+            Ok((found, reports, ledger)) => {
                 for (plan, found) in question.own.iter().zip(found) {
                     let stored = found.and_then(|found| {
                         let lock = lapsed_lock(&repository, &found.0, asked)?;
                         Ok(Stored { lock, ..stored(plan, found, &repository, &reports, asked)? })
                     });
-                    let stored = stored.map(|stored| Stored { asked: Some(asked), changed: changed.clone(), ..stored });
+                    let stored =
+                        stored.map(|stored| Stored { asked: Some(asked), changed: changed.clone(), ledger: ledger.clone(), ..stored });
                     let unasked = |error: Error| Unasked { kind: error.kind(), message: format!("{error:?}"), secret: false };
-                    tell(Answer::Own(plan.name.clone(), stored.map_err(unasked)));
+                    tell(Answer::Own(plan.name.clone(), Box::new(stored.map_err(unasked))));
                 }
             }
             Err(error) => refuse_own(&error, false),
@@ -240,7 +242,9 @@ fn put(question: &Question, pulse: &Pulse, surroundings: &Surroundings, tell: &d
         match repository.sound_manifests_of(&names.iter().collect::<Vec<_>>()) {
             Ok(found) => {
                 for (name, found) in names.into_iter().zip(found) {
-                    let held = found.and_then(|(manifests, lost)| {
+                    let held = found.and_then(|(mut manifests, lost)| {
+                        // What nobody can read any more is no copy.
+                        manifests.retain(|manifest| repository.destroyed_at(manifest).is_none());
                         Ok(Held::of(&manifests, &lost, changed.clone(), lapsed_lock(&repository, &manifests, asked)?))
                     });
                     let unasked = |error: Error| Unasked { kind: error.kind(), message: explain(&error), secret: false };
@@ -276,7 +280,22 @@ fn stored(
 ) -> Result<Stored> {
     let damaged = damaged_warning(&damaged).into_iter().chain(reports.damaged.clone()).collect();
     let about = reports.about(&plan.name, &manifests);
-    let mut stored = Stored { manifests, reports: about, standing: Arc::clone(&reports.standing), damaged, ..Stored::default() };
+    let (mut destroyed, mut readable) = (Vec::new(), Vec::new());
+    for manifest in manifests {
+        match repository.destroyed_at(&manifest) {
+            Some(at) => destroyed.push((manifest, at)),
+            None => readable.push(manifest),
+        }
+    }
+    let mut stored = Stored {
+        manifests: readable,
+        destroyed,
+        reports: about,
+        standing: Arc::clone(&reports.standing),
+        settled: Arc::clone(&reports.settled),
+        damaged,
+        ..Stored::default()
+    };
     for source in plan.sources.iter().filter(|source| source.kind.keeps_log()) {
         let Some(whole) = newest_whole(plan, &stored, asked) else { break };
         match reach(&repository.log(&plan.name, &source.name), &source.name, whole) {

@@ -7,8 +7,9 @@ use crate::daemon::status::forecast::{Forecast, Measured, Size, forecast};
 use crate::daemon::status::{Facts, OVERDUE, PlanStatus, Problem, ProblemKind, Stored, ms};
 use crate::error::Kind;
 use crate::id::{Name, SnapshotId};
+use crate::ops::damage::{self, Damage};
 use crate::ops::drill::DrillReport;
-use crate::ops::{Missing, backup, damage, select};
+use crate::ops::{Missing, backup, select};
 use crate::plan::Plan;
 use crate::repo::{Manifest, ReportKind, ReportRecord};
 
@@ -27,6 +28,9 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
                     ProblemKind::SecretUnavailable,
                     format!("the repository was not asked, a secret cannot be had: {}", why.message),
                 ),
+                Kind::Damaged => {
+                    Problem::new(ProblemKind::Damaged, format!("the repository is damaged, and could not be asked: {}", why.message))
+                }
                 Kind::WrongKey => {
                     Problem::new(ProblemKind::WrongKey, format!("the passphrase does not open the repository: {}", why.message))
                 }
@@ -53,9 +57,11 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
     let recovery_time_ms = drills.iter().rev().find_map(|(_, drill)| measured_ms(plan, drill.as_ref()?));
     let proven = stored.and_then(|stored| select::latest_proven(&stored.manifests, &stored.reports, now));
 
-    if recovery_point.is_none() && stored.is_some() {
+    let destroyed = stored.and_then(|stored| newest_destroyed(stored, recovery_point));
+    if recovery_point.is_none() && destroyed.is_none() && stored.is_some() {
         problems.push(Problem::new(ProblemKind::NeverBackedUp, "there is no snapshot: nothing can be restored"));
     }
+    problems.extend(destroyed);
     // A later one that is incomplete says so by its run.
     problems.extend(newest.filter(|_| backup_later.is_none()).and_then(|newest| incomplete(plan, newest)));
     problems.extend(clock(stored.map_or(&[], |stored| &stored.manifests), recovery_point, now));
@@ -105,7 +111,7 @@ pub fn assess(plan: &Plan, facts: &Facts, now: DateTime<Utc>) -> PlanStatus {
         recovery_point,
         whole_snapshot: whole_later.and_then(|run| run.snapshot.clone()).or_else(|| whole.map(|manifest| manifest.id.to_string())),
         whole_point,
-        snapshots: stored.map_or(0, |stored| u64::try_from(stored.manifests.len()).unwrap_or(u64::MAX)),
+        snapshots: stored.map_or(0, |stored| u64::try_from(stored.there().count()).unwrap_or(u64::MAX)),
         restorable_from: stored.and_then(|stored| oldest_whole(plan, stored, now)).or(whole_point),
         restorable_to: whole_point,
         bytes_source: whole.map(bytes),
@@ -133,7 +139,7 @@ fn ended_later(run: &Run, stored: &Stored) -> bool {
 
 fn has_snapshot_of(stored: &Stored, run: &Run) -> bool {
     let id = run.snapshot.as_deref().and_then(|id| id.parse::<SnapshotId>().ok());
-    id.is_some_and(|id| stored.manifests.iter().any(|manifest| manifest.id == id))
+    id.is_some_and(|id| stored.there().any(|manifest| manifest.id == id))
 }
 
 /// The last backup's snapshot is not there, and none that is newer: nobody removes the newest on purpose. `None` where the plan has no snapshot at all (that is told
@@ -141,8 +147,10 @@ fn has_snapshot_of(stored: &Stored, run: &Run) -> bool {
 fn gone_back(stored: &Stored, last: &Run) -> Option<Problem> {
     let id: SnapshotId = last.snapshot.as_deref()?.parse().ok()?;
     let is_newer = last.ended? + CLOCKS > stored.asked?;
-    let newest = stored.manifests.iter().map(|manifest| manifest.id).max()?;
-    if is_newer || newest >= id || !stored.damaged.is_empty() {
+    let newest = stored.there().map(|manifest| manifest.id).max()?;
+    // Somebody has accepted that it is lost.
+    let is_removed = stored.ledger.is_removed(id);
+    if is_newer || newest >= id || is_removed || !stored.damaged.is_empty() {
         return None;
     }
     let message = format!(
@@ -151,6 +159,20 @@ fn gone_back(stored: &Stored, last: &Run) -> Option<Problem> {
         last.id
     );
     Some(Problem::of(ProblemKind::Damaged, Job::Backup, message))
+}
+
+/// That the newest snapshots restore nothing, whatever was backed up: until the next backup, only what is of `recovery_point` does.
+fn newest_destroyed(stored: &Stored, recovery_point: Option<DateTime<Utc>>) -> Option<Problem> {
+    let newer: Vec<_> = stored.destroyed.iter().filter(|(manifest, _)| recovery_point.is_none_or(|point| manifest.time > point)).collect();
+    let (last, at) = newer.iter().max_by_key(|(manifest, _)| (manifest.time, manifest.id))?;
+    let left = recovery_point.map_or_else(|| "nothing".to_owned(), |point| format!("nothing newer than {}", select::moment(point)));
+    let message = format!(
+        "{left} can be restored: the key of {} (the last is {}) was destroyed at {}. Make a new key with `lifeboat key own` and a backup, or take the plan out",
+        crate::ops::counted(newer.len(), "snapshot"),
+        select::describe(last),
+        select::moment(*at)
+    );
+    Some(Problem::new(ProblemKind::KeyDestroyed, message))
 }
 
 /// A backup or a drill that goes on for so many times as long as the last one took is told of, long before its next slot comes; never before
@@ -444,7 +466,7 @@ fn drill_problems(facts: &Facts, stored: Option<&Stored>, drills: &[(&ReportReco
 }
 
 fn standing_damage(stored: &Stored) -> Option<Problem> {
-    let standing = &stored.standing;
+    let standing: Vec<&Damage> = stored.standing.iter().filter(|damage| !stored.settled.contains(damage)).collect();
     let last = standing.iter().max_by_key(|damage| damage.report)?;
     let own = stored.manifests.iter().filter(|m| standing.iter().any(|damage| damage.finding.snapshots.contains(&m.id))).count();
     let message = format!(

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::daemon::journal::Job;
 use crate::daemon::status::{Problem, ProblemKind, Unasked};
+use crate::error::Kind;
 use crate::id::Name;
 use crate::ops::copy::{behind, lacks};
 use crate::ops::resolve::Changed;
@@ -66,10 +67,10 @@ pub fn of(
                 all.push(CopyStatus { repository: to.to_string(), newest, behind_ms, reachable: true });
             }
             Err(unasked) => {
-                let (kind, why) = if unasked.secret {
-                    (ProblemKind::SecretUnavailable, "was not asked")
-                } else {
-                    (ProblemKind::CopyUnreachable, "could not be asked")
+                let (kind, why) = match unasked.kind {
+                    _ if unasked.secret => (ProblemKind::SecretUnavailable, "was not asked"),
+                    Kind::Damaged => (ProblemKind::Damaged, "is damaged, and could not be asked"),
+                    _ => (ProblemKind::CopyUnreachable, "could not be asked"),
                 };
                 problems.push(Problem::of(kind, Job::Copy, format!("the copy in {to} {why}: {}", unasked.message)));
                 all.push(CopyStatus { repository: to.to_string(), newest: None, behind_ms: None, reachable: false });

@@ -122,9 +122,9 @@ pub fn view(plan: &Plan, heard: Option<&Heard>, asked: Option<Asked>, surroundin
     let work = surroundings.state.join("work").join(plan.name.as_str());
     let elsewhere = |kind: &str, source: &Name| heard.is_some_and(|heard| heard.is_elsewhere(kind, &plan.name, source));
     for source in plan.sources.iter().filter(|source| source.kind.streams_log() && !elsewhere("log", &source.name)) {
-        let point = stored.and_then(|stored| Some(stored.reaches.get(&source.name)?.point));
+        let reach = stored.and_then(|stored| stored.reaches.get(&source.name));
         let noted = stream::status(&work, &source.name);
-        let (log, problems) = logs::stream_problems(source.name.as_str(), noted, status.whole_point, point, now);
+        let (log, problems) = logs::stream_problems(source.name.as_str(), noted, status.whole_point, reach, now);
         status.logs.extend(log);
         status.problems.extend(problems);
     }
@@ -176,7 +176,7 @@ fn last_stored(job: Job, stored: &Stored, now: DateTime<Utc>) -> Option<DateTime
     let has_been = |time: &DateTime<Utc>| !select::is_to_come(*time, now);
     let report = |kind| stored.reports.iter().filter(|report| report.kind == kind).map(|report| report.time).filter(has_been).max();
     match job {
-        Job::Backup => stored.manifests.iter().map(|manifest| manifest.time).filter(has_been).max(),
+        Job::Backup => stored.there().map(|manifest| manifest.time).filter(has_been).max(),
         Job::Drill => report(ReportKind::Drill),
         Job::Verify => report(ReportKind::Verify),
         _ => None,

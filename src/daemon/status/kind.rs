@@ -25,6 +25,8 @@ macro_rules! problem_kinds {
 
 problem_kinds! {
     NeverBackedUp = "never-backed-up",
+    /// The newest snapshots restore nothing any more.
+    KeyDestroyed = "key-destroyed",
     Overdue = "overdue",
     Failed = "failed",
     Incomplete = "incomplete",

@@ -15,7 +15,6 @@ use crate::ops::log::stream::LogStatus;
 use crate::ops::{explain, select};
 use crate::plan::{Plan, Source};
 use crate::repo::Gap;
-use crate::source::postgres::lsn::Lsn;
 
 /// A stream that says nothing for so long does not run.
 const LOG_SILENCE: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
@@ -62,6 +61,12 @@ fn holes(source: &Name, reach: Option<&Reach>) -> Vec<Problem> {
                 format!("nothing of the log of source {source} is stored: only snapshots can be recovered"),
             )]
         }
+        Some(Reach { destroyed: true, end, .. }) => vec![Problem::new(
+            ProblemKind::LogGap,
+            format!(
+                "the log of source {source} cannot be replayed past {end}: the key of what follows was destroyed; nothing behind can be recovered before the next backup"
+            ),
+        )],
         Some(Reach { behind: Some(behind), end, .. }) if behind == end => vec![Problem::new(
             ProblemKind::LogGap,
             format!(
@@ -81,12 +86,12 @@ fn holes(source: &Name, reach: Option<&Reach>) -> Vec<Problem> {
     }
 }
 
-/// What is wrong with a stream. A gap is told until a snapshot is whole that was made after it, or begins behind it: `point` is where log goes on from that one. Pure.
+/// What is wrong with a stream. A gap is told until a snapshot is whole that was made after it, or begins behind it, by where the log of the repository goes on from that one (`reach`). Pure.
 pub(in crate::daemon::status) fn stream_problems(
     source: &str,
     log: Result<Option<LogStatus>>,
     whole_point: Option<DateTime<Utc>>,
-    point: Option<Lsn>,
+    reach: Option<&Reach>,
     now: DateTime<Utc>,
 ) -> (Option<LogStatus>, Vec<Problem>) {
     let log = match log {
@@ -103,7 +108,12 @@ pub(in crate::daemon::status) fn stream_problems(
         }
     };
     let mut problems = Vec::new();
-    let until = log.server_clock.or(log.newest_commit).map_or_else(|| "no known moment".to_owned(), select::moment);
+    // What another stream has stored counts as well.
+    let until = log
+        .server_clock
+        .or(log.newest_commit)
+        .max(reach.and_then(|reach| reach.moment))
+        .map_or_else(|| "no known moment".to_owned(), select::moment);
     if now - log.time > LOG_SILENCE {
         let last = select::moment(log.time);
         problems.push(Problem::new(
@@ -123,7 +133,7 @@ pub(in crate::daemon::status) fn stream_problems(
             format!("the replication slot {} of source {source} is {state}: log is about to be missing", log.slot),
         ));
     }
-    let is_ahead = |gap: &&Gap| point.is_none_or(|point| gap.to > point.0) && whole_point.is_none_or(|whole| whole <= gap.noticed_at);
+    let is_ahead = |gap: &&Gap| reach.is_none_or(|reach| gap.to > reach.point.0) && whole_point.is_none_or(|whole| whole <= gap.noticed_at);
     let new = log.gaps.iter().filter(is_ahead).count();
     if new > 0 {
         let what = crate::ops::counted(new, "gap");
@@ -157,13 +167,13 @@ pub(in crate::daemon::status) fn canary_problem(
     ))
 }
 
-/// The moment up to which everything is stored, where the logs of all sources go on without a gap from the newest whole snapshot.
+/// The moment up to which everything is stored that goes on without a gap from the newest whole snapshot, in the logs of all sources: what a restore of the latest comes to.
 pub(in crate::daemon::status) fn covered(plan: &Plan, stored: &Stored, status: &PlanStatus) -> Option<DateTime<Utc>> {
     let whole = status.whole_point?;
     let moment = |source: &Arc<Source>| {
-        let reach = stored.reaches.get(&source.name).filter(|reach| reach.behind.is_none())?;
-        // A stream knows more than what it stored last: that nothing has been written since.
-        let log = status.logs.iter().find(|log| log.source == source.name.as_str());
+        let reach = stored.reaches.get(&source.name)?;
+        // A stream knows more than what it stored last: that nothing has been written since. What lies behind a hole leads nowhere.
+        let log = status.logs.iter().find(|log| log.source == source.name.as_str() && reach.behind.is_none());
         let joined = log.filter(|log| reach.timeline == log.timeline && reach.end >= log.durable_to);
         joined.and_then(|log| log.server_clock).max(reach.moment)
     };

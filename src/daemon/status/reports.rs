@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 use crate::error::Result;
 use crate::id::{Name, SnapshotId};
-use crate::ops::damage::{self, Damage};
+use crate::ops::damage::{self, Damage, Excused};
 use crate::ops::damaged_reports_warning;
 use crate::repo::{Manifest, ReportKind, ReportRecord, Repository};
 
@@ -20,6 +20,8 @@ pub(super) struct Reports {
     of_plan: HashMap<String, Vec<usize>>,
     of_snapshot: HashMap<SnapshotId, Vec<usize>>,
     pub(super) standing: Arc<Vec<Damage>>,
+    /// Of these, what needs nobody: see [`Damage::is_settled`].
+    pub(super) settled: Arc<Vec<Damage>>,
     /// A sentence about those that cannot be read.
     pub(super) damaged: Option<String>,
 }
@@ -32,6 +34,7 @@ impl Reports {
     pub(super) fn read(repository: &Repository, now: DateTime<Utc>) -> Result<Self> {
         let (all, damaged) = repository.sound_reports(None)?;
         let mut standing = damage::standing(&all, None, now);
+        let mut settled = Vec::new();
         if !standing.is_empty() {
             // What plans have matters only where something was found; where not all of it can be read, nothing counts as gone.
             let (manifests, lost) = repository.sound_manifests(None)?;
@@ -39,13 +42,15 @@ impl Reports {
                 let existing: BTreeSet<SnapshotId> = manifests.iter().map(|manifest| manifest.id).collect();
                 standing = damage::standing(&all, Some(&existing), now);
             }
+            let (replaced, excused) = (damage::replaced_soundly(&standing, &manifests), Excused::of(repository, &manifests)?);
+            settled = standing.iter().filter(|damage| damage.is_settled(&replaced, &excused)).cloned().collect();
         }
         let pieces: BTreeSet<String> = standing.iter().filter_map(Damage::piece).map(str::to_owned).collect();
         if !pieces.is_empty() {
             let there = repository.pieces_there(&pieces.iter().map(String::as_str).collect())?;
             standing.retain(|damage| damage.piece().is_none_or(|piece| there.contains(piece)));
         }
-        Ok(Self::of(all, standing, damaged_reports_warning(&damaged)))
+        Ok(Self { settled: Arc::new(settled), ..Self::of(all, standing, damaged_reports_warning(&damaged)) })
     }
 
     fn of(all: Vec<ReportRecord>, standing: Vec<Damage>, damaged: Option<String>) -> Self {
@@ -63,7 +68,7 @@ impl Reports {
             }
         }
         let all = all.into_iter().map(Arc::new).collect();
-        Self { all, verifications, of_plan, of_snapshot, standing: Arc::new(standing), damaged }
+        Self { all, verifications, of_plan, of_snapshot, standing: Arc::new(standing), settled: Arc::default(), damaged }
     }
 
     /// Those that may say something of a plan with these snapshots, oldest first.

@@ -11,9 +11,10 @@ use crate::ops::log::reach::Reach;
 use crate::ops::log::stream::LogStatus;
 use crate::ops::resolve::Changed;
 use crate::plan::{Plan, Plans};
-use crate::repo::ReportKind;
+use crate::repo::{Decision, OpenOptions, Passphrase, ReportKind, Repository};
 use crate::source::postgres::lsn::Lsn;
 use crate::source::{Finish, Problem as Unread};
+use crate::store::Store;
 
 fn at(text: &str) -> DateTime<Utc> {
     format!("2026-11-20T{text}Z").parse().unwrap()
@@ -198,6 +199,10 @@ fn a_failed_drill_whose_report_was_not_stored_is_known_by_the_journal() {
     let away = Err(Unasked { kind: Kind::Unavailable, message: "away".into(), secret: false });
     let status = judged(&Facts { repository: Some(away), failed_drill: Some(run), ..Facts::default() });
     assert_eq!(kinds(&status), ["repository-unreachable", "drill-failed"]);
+    // One that is there and does not open because it is damaged is not away.
+    let damaged = Err(Unasked { kind: Kind::Damaged, message: "the format object cannot be decoded".into(), secret: false });
+    let status = judged(&Facts { repository: Some(damaged), ..Facts::default() });
+    assert_eq!((kinds(&status), exit(&status)), (vec!["damaged"], Some(Kind::Damaged)));
 }
 
 #[test]
@@ -412,6 +417,59 @@ fn locks_that_end_are_told() {
 }
 
 #[test]
+fn snapshots_whose_key_was_destroyed_are_there_and_promise_nothing() {
+    let (first, second, third) = (manifest("09:00:00", "db", &[]), manifest("11:20:00", "db", &[]), manifest("11:50:00", "db", &[]));
+    let judge = |readable: &[&Manifest], destroyed: &[&Manifest]| {
+        let manifests = readable.iter().map(|m| (*m).clone()).collect();
+        let destroyed = destroyed.iter().map(|m| ((*m).clone(), at("11:55:00"))).collect();
+        let stored = Stored { asked: Some(at("12:00:00")), manifests, destroyed, ..Stored::default() };
+        // What the journal knows to be committed is there.
+        let ending = Ending { snapshot: Some(third.id.to_string()), ..Ending::new(State::Succeeded) };
+        let last = ran(Job::Backup, "11:50:00", Some(ending));
+        let facts = Facts {
+            repository: Some(Ok(Arc::new(stored))),
+            last_whole_backup: Some(last.clone()),
+            last_backup: Some(last),
+            ..Facts::default()
+        };
+        judged(&facts)
+    };
+    let status = judge(&[&first], &[&second, &third]);
+    assert_eq!(kinds(&status), ["key-destroyed", "data-loss-objective", "never-proven"]);
+    assert!(
+        message(&status, "key-destroyed").starts_with("nothing newer than 2026-11-20T09:00:00Z can be restored: the key of 2 snapshots")
+    );
+    assert_eq!((status.restorable_to, status.whole_point, status.recovery_point), (Some(first.time), Some(first.time), Some(first.time)));
+    assert_eq!((status.snapshots, status.data_loss_ms), (3, Some(3 * 3_600_000)));
+    let status = judge(&[], &[&second, &third]);
+    assert_eq!(kinds(&status), ["key-destroyed"], "it was backed up");
+    assert!(message(&status, "key-destroyed").starts_with("nothing can be restored"), "{status:?}");
+    assert_eq!((status.restorable_to, status.data_loss_ms, exit(&status)), (None, None, Some(Kind::ObjectiveMissed)));
+    // A later backup has made up for it.
+    assert_eq!(kinds(&judge(&[&third], &[&first, &second])), ["never-proven"]);
+}
+
+#[test]
+fn a_newest_snapshot_that_is_gone_is_missed_until_its_loss_is_accepted() {
+    let (first, second) = (manifest("09:00:00", "db", &[]), manifest("11:20:00", "db", &[]));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let passphrase = Passphrase::new("correct horse battery staple");
+    let made = Repository::init(Store::in_memory(), runtime.handle().clone(), &passphrase, &OpenOptions::default(), at("08:00:00"));
+    let (repository, _) = made.unwrap();
+    let ending = Ending { snapshot: Some(second.id.to_string()), ..Ending::new(State::Succeeded) };
+    let last = ran(Job::Backup, "11:20:00", Some(ending));
+    let judge = || {
+        let ledger = repository.ledger().unwrap();
+        let stored = Stored { asked: Some(at("12:00:00")), manifests: vec![first.clone()], ledger, ..Stored::default() };
+        judged(&Facts { repository: Some(Ok(Arc::new(stored))), last_backup: Some(last.clone()), ..Facts::default() })
+    };
+    assert!(message(&judge(), "damaged").contains(&format!("snapshot {}, which backup", second.id)));
+    let removed = repository.removal_of_unread(&plan().name, second.id, std::iter::empty(), "lost, and that was accepted", at("11:59:00"));
+    repository.amend_ledger(at("11:59:00"), |_| Ok(Some(Decision::Remove { snapshots: vec![removed.clone()] }))).unwrap();
+    assert!(!kinds(&judge()).contains(&"damaged"), "{:?}", judge());
+}
+
+#[test]
 fn a_run_that_goes_on_hides_no_overdue_slot() {
     let folder = tempfile::tempdir().unwrap();
     let plan = plan();
@@ -583,6 +641,7 @@ fn joined(end: u64) -> Reach {
         end: Lsn(end),
         timeline: 1,
         moment: (end > 100).then(|| at("11:50:00")),
+        destroyed: false,
         behind: None,
         short: None,
         forks: Vec::new(),
@@ -597,7 +656,9 @@ fn log_counts_only_where_it_goes_on_from_the_newest_whole_snapshot() {
     assert_eq!(lost_with(Some(joined(150)), streamed()), Some(at("11:50:00")), "the stream's end is not what the repository leads to");
     assert_eq!(lost_with(Some(Reach { timeline: 2, ..joined(200) }), streamed()), Some(at("11:50:00")));
     assert_eq!(lost_with(Some(joined(100)), streamed()), None, "nothing goes on from the snapshot");
-    assert_eq!(lost_with(Some(Reach { behind: Some(Lsn(300)), ..joined(200) }), streamed()), None);
+    let holed = Reach { behind: Some(Lsn(300)), ..joined(200) };
+    assert_eq!(lost_with(Some(holed), streamed()), Some(at("11:50:00")), "up to the hole, whatever a stream has behind it");
+    assert_eq!(lost_with(Some(Reach { behind: Some(Lsn(300)), ..joined(100) }), streamed()), None, "a hole at the snapshot");
     assert_eq!(lost_with(None, streamed()), None);
 }
 

@@ -3,7 +3,7 @@
 //! A server that is told "it is not there" believes that the log ends and opens for writing. So that is said only where the log does end;
 //! damage, a hole with later log behind it, and everything that fails is an error, which must reach the server as an exit code over 125.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -194,8 +194,11 @@ struct Request<'a> {
 
 impl Request<'_> {
     fn bring(&self, shelf: &Shelf, report: &mut FetchReport) -> Result<()> {
-        let pieces = self.log.pieces()?;
-        let Some(size) = self.segment_size(&pieces)? else {
+        let listed = self.log.listed()?;
+        let destroyed = self.log.destroyed(&listed)?;
+        let all: Vec<PieceInfo> = listed.into_iter().map(|listed| listed.piece).collect();
+        let pieces: Vec<PieceInfo> = all.iter().copied().filter(|piece| !destroyed.contains(piece)).collect();
+        let Some(size) = self.segment_size(&all)? else {
             report.found = false;
             return Ok(());
         };
@@ -216,7 +219,7 @@ impl Request<'_> {
         let reached = stretches.last().map_or(start, |stretch| stretch.2);
         if reached < end
             && !self.end_at_gap
-            && let Some(why) = self.hole(&pieces, timeline, reached)?
+            && let Some(why) = self.hole(&pieces, &destroyed, timeline, reached)?
         {
             if reached == start && self.is_whole_here(size, start)? {
                 // From the base backup: the server takes its own.
@@ -309,10 +312,14 @@ impl Request<'_> {
         Ok(histories)
     }
 
-    /// Why the log does not end at this position although nothing follows it.
-    fn hole(&self, pieces: &[PieceInfo], timeline: u32, reached: u64) -> Result<Option<String>> {
+    /// Why the log does not end at this position although nothing follows it. `destroyed`: stored, and nobody can read them any more.
+    fn hole(&self, pieces: &[PieceInfo], destroyed: &BTreeSet<PieceInfo>, timeline: u32, reached: u64) -> Result<Option<String>> {
         let stream = u64::from(timeline);
-        if let Some(later) = pieces.iter().find(|piece| piece.stream == stream && piece.end > reached) {
+        if destroyed.iter().any(|piece| piece.stream == stream && piece.start <= reached && reached < piece.end) {
+            return Ok(Some("the key of what follows was destroyed".to_owned()));
+        }
+        let mut stored = pieces.iter().chain(destroyed);
+        if let Some(later) = stored.find(|piece| piece.stream == stream && piece.end > reached) {
             return Ok(Some(format!("it goes on at {}", Lsn(later.start))));
         }
         let (gaps, damaged) = self.log.gaps()?;

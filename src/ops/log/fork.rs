@@ -3,7 +3,10 @@
 //! A failover makes a timeline that leaves the old one at a position. Whoever writes on the old one behind that position was left behind. Where that one
 //! is meant after all, it begins a timeline of its own, which is then the newest.
 
+use std::collections::BTreeSet;
+
 use crate::error::{Error, Kind, Result};
+use crate::id::Name;
 use crate::ops::log::archive::{parse_any, stored_history};
 use crate::ops::log::ranges::LONGEST_PAGE_HEADER;
 use crate::repo::{Log, PieceInfo};
@@ -19,11 +22,19 @@ const WAY_OUT: &str = "if the failover was meant: stop this server, it must not 
 /// # Errors
 /// When the store cannot be asked.
 pub fn newest(log: &Log) -> Result<Option<u32>> {
-    let timelines = log.sides()?.into_iter().filter_map(|name| match parse_any(name.as_str()) {
+    Ok(timelines(log)?.last().copied())
+}
+
+/// The timelines whose histories are stored. One listing.
+///
+/// # Errors
+/// When the store cannot be asked.
+pub fn timelines(log: &Log) -> Result<BTreeSet<u32>> {
+    let number = |name: Name| match parse_any(name.as_str()) {
         Some(WalName::History { timeline }) => Some(timeline),
         _ => None,
-    });
-    Ok(timelines.max())
+    };
+    Ok(log.sides()?.into_iter().filter_map(number).collect())
 }
 
 /// Refuses a server that was left behind; `what` is of it, and begins on `timeline` at `start`. Asks for nothing where no timeline is newer.

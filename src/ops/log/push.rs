@@ -324,6 +324,7 @@ impl Target<'_> {
                 if let Some(found) = cluster_beside(&item.path)? {
                     self.is_of(&found)?;
                 }
+                self.store_ancestors(item, history)?;
                 let new = self
                     .log
                     .put_side(&history_name(history.timeline())?, &item.bytes)
@@ -335,6 +336,27 @@ impl Target<'_> {
             }
             Content::Segment { .. } | Content::Partial { .. } => self.commit(self.prepare(item)?),
         }
+    }
+
+    /// Stores the histories of a timeline's ancestors that are not stored and lie beside its own: a server that was promoted archives those that it has come by only where it
+    /// archived then.
+    fn store_ancestors(&self, item: &Item, history: &TimelineHistory) -> Result<()> {
+        for (before, ancestor) in history.ancestors().iter().enumerate().filter(|(_, ancestor)| ancestor.timeline > 1) {
+            let name = history_name(ancestor.timeline)?;
+            let beside = item.path.with_file_name(name.as_str());
+            if stored_history(self.log, ancestor.timeline)?.is_some() || !beside.is_file() {
+                continue;
+            }
+            match Item::read(&beside) {
+                Ok(Item { content: Content::History { history: own }, bytes, .. }) if own.ancestors() == &history.ancestors()[..before] => {
+                    self.log.put_side(&name, &bytes)?;
+                }
+                // What the younger one says of it is given to whoever asks.
+                Ok(_) => tracing::warn!("{} is not on the way to {}: it is not stored", beside.display(), item.name),
+                Err(error) => tracing::warn!(?error, "{} cannot be read: it is not stored", beside.display()),
+            }
+        }
+        Ok(())
     }
 
     /// Everything but storing it: whether it may be stored, and its pieces. Other files have none.

@@ -63,6 +63,8 @@ pub struct View {
     spare: Vec<PieceInfo>,
     /// Stored, and what is said of them cannot be read: no way goes through them.
     unread: Vec<PieceInfo>,
+    /// Stored, and nobody can read their bytes any more, because their key was destroyed: no way goes through them, ever.
+    destroyed: Vec<PieceInfo>,
     runs: Vec<LogRun>,
     /// No way goes on behind these.
     unreadable: Vec<Unreadable>,
@@ -171,7 +173,8 @@ const SEGMENT_UNKNOWN: u64 = 16 << 20;
 
 impl View {
     /// Of snapshots, and pieces with their facts. `None` without a piece. Pieces of another cluster than the snapshots' do not count. `spare`:
-    /// pieces inside of others. `unread`: pieces whose facts cannot be read. `gaps`: what is on record as missing or not to be replayed.
+    /// pieces inside of others. `unread`: pieces whose facts cannot be read. `destroyed`: pieces whose key was destroyed. `gaps`: what is on record as missing or
+    /// not to be replayed.
     ///
     /// # Errors
     /// `Damaged` when the facts say what no server says.
@@ -180,6 +183,7 @@ impl View {
         pieces: Vec<(PieceInfo, PieceFacts)>,
         spare: Vec<PieceInfo>,
         unread: Vec<PieceInfo>,
+        destroyed: Vec<PieceInfo>,
         histories: Vec<TimelineHistory>,
         gaps: &[Gap],
     ) -> Result<Option<Self>> {
@@ -188,13 +192,13 @@ impl View {
         let counted = |piece: &(PieceInfo, PieceFacts)| of_cluster(piece);
         let pieces: Vec<(PieceInfo, Arc<PieceFacts>)> =
             pieces.into_iter().filter(counted).map(|(info, facts)| (info, Arc::new(facts))).collect();
-        if pieces.is_empty() && unread.is_empty() {
+        if pieces.is_empty() && unread.is_empty() && destroyed.is_empty() {
             return Ok(None);
         }
         let segment = SegmentSize::new(pieces.last().map_or(SEGMENT_UNKNOWN, |(_, newest)| u64::from(newest.segment_bytes)))?;
         let infos: Vec<PieceInfo> = pieces.iter().map(|(info, _)| *info).collect();
         let histories = histories.into_iter().map(|history| (history.timeline(), history)).collect();
-        Ok(Some(Self { segment, runs: runs(&infos), pieces, spare, unread, unreadable: unreadable(gaps), histories, bases }))
+        Ok(Some(Self { segment, runs: runs(&infos), pieces, spare, unread, destroyed, unreadable: unreadable(gaps), histories, bases }))
     }
 
     /// Size of the segment files that parts of a path are of, as their newest piece says.
@@ -215,7 +219,7 @@ impl View {
     /// Timelines that anything is known of.
     #[must_use]
     pub fn timelines(&self) -> BTreeSet<u32> {
-        let unread = self.unread.iter().map(|piece| piece.stream);
+        let unread = self.unread.iter().chain(&self.destroyed).map(|piece| piece.stream);
         let streams = self.runs.iter().map(|run| run.stream).chain(unread).filter_map(|stream| u32::try_from(stream).ok());
         self.bases.iter().map(|base| base.timeline).chain(streams).chain(self.histories.keys().copied()).collect()
     }
@@ -417,7 +421,7 @@ impl View {
     pub fn unreached(&self, route: &Route, timeline: Option<u32>, gaps: &[Gap]) -> Option<Unreached> {
         let base = self.bases.iter().find(|base| base.id == route.base)?;
         let of_cluster = self.pieces.iter().filter(|(_, facts)| facts.system_identifier == base.system_identifier);
-        let stored = of_cluster.map(|(info, _)| info).chain(&self.unread).map(|piece| (piece.stream, piece.end));
+        let stored = of_cluster.map(|(info, _)| info).chain(&self.unread).chain(&self.destroyed).map(|piece| (piece.stream, piece.end));
         let all = stored.chain(gaps.iter().map(|gap| (gap.stream, gap.to)));
         let known: Vec<(u32, Lsn)> = all.filter_map(|(stream, to)| Some((u32::try_from(stream).ok()?, Lsn(to)))).collect();
         // Every timeline between is one whose history is not there.
@@ -489,6 +493,21 @@ impl View {
     #[must_use]
     pub fn available(&self, timeline: Option<u32>) -> String {
         self.told(&timeline.map_or_else(|| self.followed(), |timeline| vec![timeline]))
+    }
+
+    /// Log on the way of other timelines, from the snapshot of a route on, that has commits where that way and the one that is followed are not one any more; each with where that
+    /// begins.
+    #[must_use]
+    pub fn forks(&self, route: &Route) -> Vec<(Path, Lsn)> {
+        let Some((base, followed)) = self.way(route) else { return Vec::new() };
+        let others = self.timelines().into_iter().filter(|timeline| *timeline != route.along);
+        let forked = others.filter_map(|timeline| {
+            let other = self.path(base, timeline)?;
+            let shared = other.history.shared_with(&followed.history);
+            let has_commits = other.seen.iter().any(|(end, facts)| *end > shared && facts.last_commit.is_some());
+            (has_commits && shared.0 + LONGEST_PAGE_HEADER < other.end.0).then_some((other, shared))
+        });
+        forked.collect()
     }
 
     /// The snapshot and the log that a route goes through. `None`: it goes through no log, or is of another view.

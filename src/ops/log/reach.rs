@@ -1,5 +1,7 @@
 //! How far the stored log leads from a snapshot, without reading what is said of every piece: for whoever asks often.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 
 use crate::error::{Kind, Result};
@@ -27,6 +29,8 @@ pub struct Reach {
     pub moment: Option<DateTime<Utc>>,
     /// Where log begins again behind a hole after `end`: it cannot be replayed. The end itself: the record there is none that can be.
     pub behind: Option<Lsn>,
+    /// What follows `end` is stored, and its key was destroyed; then `behind` is where that begins.
+    pub destroyed: bool,
     /// Where all log that is stored ends, which is before the end of the snapshot's own backup, although the server had no reason to keep it longer.
     pub short: Option<Lsn>,
     /// Log that is not on the way to the newest timeline, unless the snapshot is of a moment after it was left.
@@ -36,6 +40,37 @@ pub struct Reach {
 /// Pieces that are asked for a time, from the newest back.
 const ASKED: usize = 64;
 
+/// One listing.
+struct Pieces {
+    all: Vec<PieceInfo>,
+    /// Those that a recovery may use.
+    readable: Vec<PieceInfo>,
+    /// Those whose key was destroyed.
+    destroyed: BTreeSet<PieceInfo>,
+}
+
+impl Pieces {
+    fn of(log: &Log) -> Result<Self> {
+        let listed = log.listed()?;
+        let destroyed = log.destroyed(&listed)?;
+        let all: Vec<PieceInfo> = listed.into_iter().map(|listed| listed.piece).collect();
+        let readable = all.iter().copied().filter(|piece| !destroyed.contains(piece)).collect();
+        Ok(Self { all, readable, destroyed })
+    }
+}
+
+impl Reach {
+    /// Ends it where log comes next whose key was destroyed. Pure.
+    fn up_to<'a>(&mut self, destroyed: impl IntoIterator<Item = &'a PieceInfo>) {
+        let comes_next = destroyed.into_iter().filter(|piece| piece.stream == u64::from(self.timeline) && piece.end > self.end.0);
+        let Some(at) = comes_next.map(|piece| Lsn(piece.start).max(self.end)).min() else { return };
+        self.has_log = true;
+        if self.behind.is_none_or(|behind| at <= behind) {
+            (self.behind, self.destroyed) = (Some(at), true);
+        }
+    }
+}
+
 /// Looks at the log of a source from a snapshot of it. Two listings, or three where there is a hole, and a few small requests.
 ///
 /// # Errors
@@ -44,7 +79,8 @@ pub fn reach(log: &Log, source: &Name, snapshot: &Manifest) -> Result<Option<Rea
     let record = snapshot.sources.iter().find(|record| record.name == *source);
     let Some(base) = record.and_then(|record| base_of(snapshot, record)) else { return Ok(None) };
     let switched_at = record.and_then(|record| Consistency::of(finish_of(record).ok()?)?.switched_at());
-    let mut pieces = log.pieces()?;
+    let mut found = Pieces::of(log)?;
+    let pieces = &found.all;
     let histories: Vec<TimelineHistory> =
         if pieces.is_empty() { Vec::new() } else { histories(log)?.into_iter().map(|(history, _)| history).collect() };
     let (gaps, damaged) = if pieces.is_empty() { (Vec::new(), Vec::new()) } else { log.gaps()? };
@@ -53,15 +89,17 @@ pub fn reach(log: &Log, source: &Name, snapshot: &Manifest) -> Result<Option<Rea
         return Err(error);
     }
     let unreadable = unreadable(&gaps);
-    let mut reach = along(&runs(&pieces), &histories, base.timeline, base.point, &unreadable);
+    let mut reach = along(&runs(&found.readable), &histories, base.timeline, base.point, &unreadable);
     if reach.behind.is_some() {
         // A listing is not of one moment: what seems to be missing must be missing in a second one.
-        pieces = log.pieces()?;
-        reach = along(&runs(&pieces), &histories, base.timeline, base.point, &unreadable);
+        found = Pieces::of(log)?;
+        reach = along(&runs(&found.readable), &histories, base.timeline, base.point, &unreadable);
     }
+    reach.up_to(&found.destroyed);
+    let Pieces { all: pieces, readable, .. } = found;
     let last = pieces.iter().map(|piece| Lsn(piece.end)).max();
     reach.short = last.filter(|last| switched_at.is_some_and(|at| *last < at));
-    reach.moment = moment(log, &on_the_way(&pieces, &histories, base.timeline, &reach))?;
+    reach.moment = moment(log, &on_the_way(&readable, &histories, base.timeline, &reach))?;
     if let Some(newest) = histories.iter().max_by_key(|history| history.timeline()) {
         let is_behind = |fork: &Fork| newest.contains(base.timeline, base.point) && base.point >= fork.left_at;
         reach.forks = forks(log, &pieces, newest)?.into_iter().filter(|fork| !is_behind(fork)).collect();
@@ -88,6 +126,7 @@ fn along(runs: &[LogRun], histories: &[TimelineHistory], timeline: u32, point: L
         timeline: newest,
         moment: None,
         behind: stop.or(behind).or_else(foreign),
+        destroyed: false,
         short: None,
         forks: Vec::new(),
     }
@@ -146,6 +185,24 @@ mod tests {
         let reach = along(&[run(1, 0, 5 * PAGE)], &[], 1, Lsn(5 * PAGE + 17), &[]);
         assert_eq!((reach.end, reach.behind), (reach.point, None));
         assert!(!along(&[], &[], 1, Lsn(17), &[]).has_log);
+    }
+
+    #[test]
+    fn log_whose_key_was_destroyed_ends_the_way_before_it() {
+        let piece = |stream, from: u64, to: u64| PieceInfo { stream, start: from * PAGE, end: to * PAGE, size: 1 };
+        let reach = |runs: &[LogRun], destroyed: &[PieceInfo]| {
+            let mut reach = along(runs, &[], 1, Lsn(5 * PAGE + 17), &[]);
+            reach.up_to(destroyed);
+            (reach.end.0 / PAGE, reach.behind.map(|behind| behind.0 / PAGE), reach.destroyed)
+        };
+        let lost = [piece(1, 10, 12), piece(1, 12, 20)];
+        assert_eq!(reach(&[run(1, 0, 10 * PAGE)], &lost), (10, Some(10), true), "nothing has come since");
+        assert_eq!(reach(&[run(1, 0, 10 * PAGE), run(1, 20 * PAGE, 30 * PAGE)], &lost), (10, Some(10), true));
+        assert_eq!(reach(&[run(1, 0, 8 * PAGE), run(1, 9 * PAGE, 10 * PAGE)], &lost), (8, Some(9), false), "the hole comes first");
+        assert_eq!(reach(&[], &lost), (5, Some(10), true));
+        // What larger pieces under another key have, and what comes before the snapshot, harms nothing.
+        assert_eq!(reach(&[run(1, 0, 20 * PAGE)], &lost), (20, None, false));
+        assert_eq!(reach(&[run(1, 5 * PAGE, 20 * PAGE)], &[piece(1, 0, 5), piece(2, 30, 40)]), (20, None, false));
     }
 
     #[test]

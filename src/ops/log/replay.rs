@@ -76,22 +76,24 @@ pub fn view(log: &Log, manifests: &[&Manifest], source: &Name) -> Result<(Option
     });
     let bases: Vec<Base> = bases.collect();
     let mut listings = 0;
-    let (pieces, spare) = loop {
+    let (pieces, spare, destroyed) = loop {
         listings += 1;
-        let listed = log.listed()?;
+        let mut listed = log.listed()?;
+        let destroyed = log.destroyed(&listed)?;
+        listed.retain(|listed| !destroyed.contains(&listed.piece));
         match pieces_of(log, &listed, &bases, listings == LISTINGS, &mut damaged) {
-            Ok(found) => break found,
+            Ok((pieces, spare)) => break (pieces, spare, destroyed),
             // Replaced by a larger one since the listing.
             Err(error) if error.kind() == Kind::NotFound && listings < LISTINGS => damaged.clear(),
             Err(error) => return Err(error),
         }
     };
     let (unread, why): (Vec<PieceInfo>, Vec<String>) = damaged.into_iter().unzip();
-    let is_empty = pieces.is_empty() && unread.is_empty();
+    let is_empty = pieces.is_empty() && unread.is_empty() && destroyed.is_empty();
     let histories = if is_empty { Vec::new() } else { histories(log)?.into_iter().map(|(history, _)| history).collect() };
     // A record of one that cannot be read is told where the end of the log is asked for.
     let (gaps, _) = if is_empty { (Vec::new(), Vec::new()) } else { log.gaps()? };
-    Ok((View::new(bases, pieces, spare, unread, histories, &gaps)?, why))
+    Ok((View::new(bases, pieces, spare, unread, destroyed.into_iter().collect(), histories, &gaps)?, why))
 }
 
 /// Pieces with their facts, and those that add nothing to what larger ones say. `last`: those that went away since the listing count as
@@ -335,6 +337,9 @@ fn look(job: &Job, snapshots: &Snapshots, choice: &Choice, sources: &[String], r
     }
     if let Wanted::Time(time) = wanted {
         told.extend(was_set_back(&view, &source, &route, time));
+        if timeline.is_none() {
+            told.extend(reading.forked(&route, time, "")?);
+        }
     }
     let mut hole = None;
     if wanted == Wanted::Latest {
@@ -433,7 +438,7 @@ pub(in crate::ops) struct LocatedSet {
 /// `NoRecoveryPoint` when a source with a log cannot come there, with what each has.
 pub(in crate::ops) fn locate_set(
     job: &Job,
-    Snapshots { all, lost }: &Snapshots,
+    Snapshots { all, lost, .. }: &Snapshots,
     choice: &Choice,
     sources: &[String],
     reports: &[ReportRecord],
@@ -486,6 +491,11 @@ pub(in crate::ops) fn locate_set(
             let through = routes.iter().find(|(name, ..)| **name == record.name);
             let recovery = through.map(|(_, view, route)| recovery_of(view, &record.name, manifest, route.clone())).transpose()?.flatten();
             told.extend(through.and_then(|(_, view, route)| was_set_back(view, &record.name, route, time)));
+            if let Some((name, view, route)) = through {
+                let log = job.repository.log(&job.plan, name);
+                let reading = Reading { log: &log, view, pieces: view.pieces(), cancel: &job.cancel };
+                told.extend(reading.forked(route, time, &format!("--source {name} "))?);
+            }
             let at = if through.is_some() { time } else { manifest.time };
             let earlier_ms = u64::try_from((time - at).num_milliseconds()).unwrap_or(0);
             moments.push(SourceMoment { source: record.name.clone(), at, exact: at == time, earlier_ms, recovery });
@@ -759,6 +769,48 @@ impl Reading<'_> {
             }
         }
         Ok(route)
+    }
+
+    /// What to say where a moment is one at which two servers wrote: commits of a timeline that is not followed, of that moment or earlier, unless the moment is behind all that is
+    /// stored of it and the followed one had gone on by then. `words`: what names the source.
+    fn forked(&self, route: &Route, time: DateTime<Utc>, words: &str) -> Result<Vec<String>> {
+        let Some((base, followed)) = self.view.way(route) else { return Ok(Vec::new()) };
+        let mut told = Vec::new();
+        for (other, shared) in self.view.forks(route) {
+            let Some(first) = self.first_commit((base, &other), shared)?.filter(|first| *first <= time) else { continue };
+            if other.to < time && self.first_commit((base, &followed), shared)?.is_some_and(|first| first <= time) {
+                continue;
+            }
+            let (timeline, exact) =
+                (other.history.timeline(), |time: DateTime<Utc>| time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true));
+            told.push(format!(
+                "two servers wrote at this moment: what was committed on timeline {timeline} alone, from {} on, is NOT included; it is stored up to {} (log position {}). Timeline {}, which is followed, \
+                 goes another way from {shared} on: `restore {words}--timeline {timeline}` follows the other",
+                exact(first),
+                exact(other.to),
+                other.end,
+                route.along
+            ));
+        }
+        Ok(told)
+    }
+
+    /// When the first transaction committed behind a position. Where the log cannot be read up to it, when the way begins: it may have been any time later.
+    fn first_commit(&self, (base, path): (&Base, &Path), behind: Lsn) -> Result<Option<DateTime<Utc>>> {
+        let mut first = None;
+        let read = self.records((base, path), behind, path.end, |record| {
+            if let Meaning::Commit { time, .. } = record.meaning
+                && record.start >= behind
+            {
+                first = Some(time);
+            }
+            first.is_some()
+        });
+        match read {
+            Err(error) if error.kind() == Kind::Damaged => Ok(Some(path.from)),
+            Err(error) => Err(error),
+            Ok(_) => Ok(first),
+        }
     }
 
     /// The record that lies across the start of a page.

@@ -54,13 +54,19 @@ pub struct LogStatus {
     pub wal_status: Option<String>,
     pub slot: String,
     pub gaps: Vec<Gap>,
+    /// What is stored and was found damaged by this stream, which stored new log all the same; sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<String>,
     pub error: Option<String>,
 }
 
 impl LogStatus {
-    /// How a stream that was stopped ends, which had begun at this moment: `None` (exit 0) only when it was streaming, and missed nothing.
+    /// How a stream that was stopped ends, which had begun at this moment: `None` (exit 0) only when it was streaming, missed nothing, and found nothing damaged.
     #[must_use]
     pub fn exit(&self, begun: DateTime<Utc>) -> Option<Kind> {
+        if !self.damaged.is_empty() {
+            return Some(Kind::Damaged);
+        }
         if self.error.is_some() || self.durable_to == Lsn(0) {
             return Some(Kind::Failed);
         }
@@ -228,6 +234,7 @@ impl<'a> Sink<'a> {
             wal_status: None,
             slot: slot.to_owned(),
             gaps,
+            damaged: Vec::new(),
             error: None,
         };
         Ok(Self {
@@ -311,7 +318,7 @@ impl<'a> Sink<'a> {
 
     /// Of the cluster whose log or backups are stored: of the newest piece that can be read, else of the newest snapshot. What is damaged is told, and must
     /// not keep new log from being stored.
-    fn system_identifier(&self, pieces: &[PieceInfo]) -> Result<Option<u64>> {
+    fn system_identifier(&mut self, pieces: &[PieceInfo]) -> Result<Option<u64>> {
         for piece in pieces.iter().rev() {
             let facts = self.log.facts(piece).and_then(|facts| {
                 let facts: PieceFacts = serde_json::from_value(facts).context(Kind::Damaged, || "understand what is said of it".into())?;
@@ -334,9 +341,9 @@ impl<'a> Sink<'a> {
         text.map(identifier).transpose()
     }
 
-    /// Of the newest timeline. A damaged one is told; what is stored of its log refuses a server that was left behind all the same.
-    fn newest_history(&self) -> Result<Option<TimelineHistory>> {
-        let Some(newest) = fork::newest(&self.log)? else { return Ok(None) };
+    /// Of the newest of these timelines. A damaged one is told; what is stored of its log refuses a server that was left behind all the same.
+    fn newest_history(&mut self, stored: &BTreeSet<u32>) -> Result<Option<TimelineHistory>> {
+        let Some(newest) = stored.last().copied() else { return Ok(None) };
         match stored_history(&self.log, newest).and_then(|text| text.map(|text| TimelineHistory::parse(newest, &text)).transpose()) {
             Err(error) if error.kind() == Kind::Damaged => {
                 self.tell_damage(&format!("history of timeline {newest}"), &error);
@@ -347,13 +354,17 @@ impl<'a> Sink<'a> {
     }
 
     /// What must not keep new log from being stored.
-    fn tell_damage(&self, what: &str, error: &Error) {
+    fn tell_damage(&mut self, what: &str, error: &Error) {
         let message = format!(
             "the {what} in the log of source {} is damaged (`lifeboat verify`), new log is stored all the same: {}",
             self.source,
             explain(error)
         );
         tracing::error!(plan = %self.plan, source = %self.source, "{message}");
+        // Found again whenever the stream begins anew.
+        if !self.status.damaged.contains(&message) {
+            self.status.damaged.push(message.clone());
+        }
         self.progress.event(Event::Warning { message });
     }
 
@@ -398,7 +409,8 @@ impl LogSink for Sink<'_> {
             let near = newest.end.saturating_sub(UNIT_BYTES_MAX);
             self.small = pieces.iter().filter(|piece| piece.stream == newest.stream && piece.start >= near).copied().collect();
         }
-        Ok(Known { system_identifier, stretches, newest: self.newest_history()? })
+        let histories = fork::timelines(&self.log)?;
+        Ok(Known { system_identifier, stretches, newest: self.newest_history(&histories)?, histories })
     }
 
     fn piece(&mut self, piece: &LogPiece<'_>) -> Result<()> {

@@ -12,7 +12,7 @@ use crate::ops::document::Stopwatch;
 use crate::ops::log::replay;
 use crate::ops::restore::partial::{Partial, left_at};
 use crate::ops::restore::place::{Place, free_bytes, sync_folder};
-use crate::ops::restore::prepare::{identity, restores_folder, shape};
+use crate::ops::restore::prepare::{identity, never_completed, restores_folder, shape};
 use crate::ops::restore::{RestorePlan, RestoreReport};
 use crate::ops::transfer::{Brought, Metadata, Transfer};
 use crate::ops::work::{movable, remove_tree};
@@ -78,10 +78,10 @@ pub(in crate::ops) fn bring_back(job: &Job, plan: &RestorePlan, confirmed: Optio
             .hint(format!("to finish that one, {hint}; to begin anew, remove {}", place.partial().display())));
     }
     if left.is_some_and(|left| left.is_placed(place.target())) {
-        return finish(job, plan, &place, Partial::own(&place, wanted, job.clock.now())?, watch);
+        return finish(job, plan, &place, Partial::own(&place, wanted, job.clock.now(), &|_| None)?, watch);
     }
     check_confirmed(&place, plan, confirmed)?;
-    let mut partial = Partial::own(&place, wanted, job.clock.now())?;
+    let mut partial = Partial::own(&place, wanted, job.clock.now(), &|left| never_completed(job, left))?;
     let reused = if plan.delta && !partial.resumed() { Some(place.target()) } else { None };
     if let Err(error) = check_space(&place, &partial, plan, reused) {
         // Nothing was written: nothing is worth keeping.
@@ -430,7 +430,7 @@ fn account(plan: &RestorePlan, brought: &Brought, moved_aside: Vec<crate::ops::E
 }
 
 /// A restore that stopped at a source: says what was kept and what to do. Where going on cannot help, that is recorded. `instead`: what can be had where
-/// something is damaged, if it is not another snapshot.
+/// something cannot be read, if it is not another snapshot.
 fn stopped(
     error: Error,
     instead: Option<String>,
@@ -439,8 +439,8 @@ fn stopped(
     place: &Place,
     partial: &mut Partial,
 ) -> Error {
-    if error.kind() == Kind::Damaged {
-        return damaged(error, instead, record, plan, place, partial);
+    if matches!(error.kind(), Kind::Damaged | Kind::NoRecoveryPoint) {
+        return unreadable(error, instead, record, plan, place, partial);
     }
     let error = error.within(format!("restore source {} to {}", record.name, place.target().display()));
     if error.hint_text().is_some() {
@@ -451,8 +451,9 @@ fn stopped(
     error.hint(format!("what was restored so far is kept in {partial}; run the same command again with --resume to go on"))
 }
 
-/// What is damaged stays so until somebody mends it: another snapshot, or the other sources of this one, may take the place.
-fn damaged(
+/// What is damaged stays so until somebody mends it, and what is gone (its key was destroyed, log was removed) for ever: another snapshot, or the other sources
+/// of this one, may take the place.
+fn unreadable(
     error: Error,
     instead: Option<String>,
     record: &SourceRecord,
@@ -464,8 +465,11 @@ fn damaged(
     let error = error.within(format!("restore source {} to {}", record.name, place.target().display()));
     let others: Vec<String> =
         plan.manifest.sources.iter().filter(|s| s.name != record.name).map(|s| format!("--source {}", s.name)).collect();
-    let mut hint =
-        instead.unwrap_or_else(|| "`lifeboat verify` says which snapshots are harmed: restore another one with --snapshot ID".to_owned());
+    let mut hint = instead.unwrap_or_else(|| {
+        let told =
+            if error.kind() == Kind::Damaged { "`lifeboat verify` says which snapshots are harmed" } else { "nobody can read it any more" };
+        format!("{told}: restore another one with --snapshot ID")
+    });
     if !others.is_empty() {
         hint =
             format!("the other sources of this snapshot alone: {} (one source: TARGET is what that source is); {hint}", others.join(" "));

@@ -9,7 +9,7 @@ use crate::id::SnapshotId;
 use crate::ops::select::{self, Choice, Wanted};
 use crate::ops::verdict::{duration_text, millis};
 use crate::ops::{backup, damage};
-use crate::repo::{LostManifest, Manifest, ReportRecord};
+use crate::repo::{LostManifest, Manifest, ReportRecord, replacements};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -73,11 +73,22 @@ fn unread_sentence(manifest: &Manifest, newer: &[SnapshotId]) -> Option<String> 
     ))
 }
 
+/// Whether damage of it is known.
+pub(super) fn is_damaged(manifest: &Manifest, reports: &[ReportRecord], now: DateTime<Utc>) -> bool {
+    damage::of_snapshot(reports, &damage::standing(reports, None, now), manifest.id, now).is_some()
+}
+
 fn known_damage(manifest: &Manifest, all: &[Manifest], reports: &[ReportRecord], now: DateTime<Utc>) -> Option<String> {
     let standing = damage::standing(reports, None, now);
     let known = damage::of_snapshot(reports, &standing, manifest.id, now)?;
-    let other = all.iter().filter(|m| damage::of_snapshot(reports, &standing, m.id, now).is_none()).max_by_key(|m| (m.time, m.id));
-    let other = other.map_or_else(String::new, |m| format!("; the newest without known damage is {}", select::describe(m)));
+    let is_sound = |m: &&Manifest| damage::of_snapshot(reports, &standing, m.id, now).is_none();
+    let replaces = replacements(all);
+    let back = all.iter().filter(is_sound).find(|m| replaces.get(&m.id) == Some(&manifest.id));
+    let other = match (back, all.iter().filter(is_sound).max_by_key(|m| (m.time, m.id))) {
+        (Some(back), _) => format!("; its content was brought back and stands in its place: restore that (--snapshot {})", back.id),
+        (None, Some(newest)) => format!("; the newest without known damage is {}", select::describe(newest)),
+        (None, None) => String::new(),
+    };
     Some(format!("this snapshot is known to be damaged, so its restore will probably fail: {}{other}", known.describe()))
 }
 

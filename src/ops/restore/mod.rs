@@ -333,7 +333,7 @@ pub fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
 /// # Errors
 /// `Usage` when something stands at the target and was not confirmed; `NoSpace` before anything is written when there is no room;
 /// `Damaged`, `Unavailable`, `Interrupted` leave the private partial folder, which a next call continues. The target appears whole or
-/// not at all. `NoRecoveryPoint` when the snapshot was removed by retention meanwhile.
+/// not at all. `NoRecoveryPoint` when the snapshot was removed by retention meanwhile, or the key of its content was destroyed.
 pub fn apply(job: &Job, plan: &RestorePlan, confirmed: Option<&str>) -> Result<RestoreReport> {
     apply_whole(job, plan, confirmed).map_err(|error| unless_removed(&job.repository, plan.manifest.id, error))
 }

@@ -26,7 +26,7 @@ use crate::ops::select::{Choice, Wanted};
 use crate::ops::work::{RunFolder, make_private};
 use crate::ops::{Job, backup, context_of, resolve};
 use crate::repo::{Manifest, ReportRecord, SourceRecord};
-use crate::source::postgres::extract::{Selection, Target};
+use crate::source::postgres::extract::{Selection, Target, value_options};
 use crate::source::{ExtractRequest, Extracted, HandOver};
 
 const SCHEMES: [&str; 2] = ["postgresql://", "postgres://"];
@@ -208,7 +208,9 @@ fn bring(job: &Job, plan: &RestorePlan, folder: &RunFolder) -> Result<RestoreRep
         job.cancel.check()?;
         put(&request.dump, &plan.to)?;
         report.notes.push(format!(
-            "load it into a database that exists: pg_restore --single-transaction --exit-on-error --dbname=postgresql://USER@HOST/DATABASE {}",
+            "load it into a database that exists, with these settings, by which its values were written: PGOPTIONS='{}' pg_restore --single-transaction --exit-on-error \
+             --dbname=postgresql://USER@HOST/DATABASE {}",
+            value_options(),
             plan.target
         ));
     }

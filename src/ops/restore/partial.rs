@@ -138,12 +138,17 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Makes the folder, continues one of the same content, or replaces one of a restore that failed: of that, sources of the same
-    /// snapshot are continued.
+    /// Makes the folder, continues one of the same content, or replaces one of a restore that failed or, as `never_completed` says, always will: of that,
+    /// sources of the same snapshot are continued.
     ///
     /// # Errors
     /// `Busy` while another process restores there; `Usage` when it holds another restore.
-    pub(super) fn own(place: &Place, wanted: Identity, now: DateTime<Utc>) -> Result<Self> {
+    pub(super) fn own(
+        place: &Place,
+        wanted: Identity,
+        now: DateTime<Utc>,
+        never_completed: &dyn Fn(&Identity) -> Option<String>,
+    ) -> Result<Self> {
         let folder = place.partial();
         make_private(&folder)?;
         let owner = FileLock::try_take(&folder.join("owner"), now)?.map_err(|holder| {
@@ -154,7 +159,7 @@ impl Partial {
         let mut resumed = left.is_some();
         let identity = match left {
             Some(left) if !left.same_content(&wanted) => {
-                if left.failed.is_none() {
+                if left.failed.is_none() && never_completed(&left).is_none() {
                     return Err(in_the_way(&folder, &left));
                 }
                 let kept = if left.same_snapshot(&wanted) { wanted.sources.as_slice() } else { &[] };
@@ -325,21 +330,25 @@ mod tests {
         Place::new(&parent.join("crm.db"), crate::ops::restore::place::Shape::File { sqlite: true }).unwrap()
     }
 
+    fn own(place: &Place, wanted: Identity) -> Result<Partial> {
+        Partial::own(place, wanted, now(), &|_| None)
+    }
+
     #[test]
     fn only_the_same_restore_continues() {
         let parent = tempfile::tempdir().unwrap();
         let place = place(parent.path());
         let folder = place.partial();
         let first = identity(SnapshotId::generate(now()));
-        let partial = Partial::own(&place, first.clone(), now()).unwrap();
+        let partial = own(&place, first.clone()).unwrap();
         assert!(!partial.resumed());
-        assert_eq!(Partial::own(&place, first.clone(), now()).unwrap_err().kind(), Kind::Busy);
+        assert_eq!(own(&place, first.clone()).unwrap_err().kind(), Kind::Busy);
         make_private(&partial.tree(&first.plan)).unwrap();
         drop(partial);
-        let other = Partial::own(&place, identity(SnapshotId::generate(now())), now()).unwrap_err();
+        let other = own(&place, identity(SnapshotId::generate(now()))).unwrap_err();
         assert_eq!(other.kind(), Kind::Usage);
         assert!(other.hint_text().unwrap().contains("--resume"));
-        let again = Partial::own(&place, Identity { id: "new".into(), ..first.clone() }, now()).unwrap();
+        let again = own(&place, Identity { id: "new".into(), ..first.clone() }).unwrap();
         assert!(again.resumed());
         assert_eq!(again.id(), first.id, "the name of what is moved aside outlives a crash");
         again.remove().unwrap();
@@ -347,18 +356,34 @@ mod tests {
     }
 
     #[test]
+    fn what_can_never_be_completed_is_replaced_by_another_restore() {
+        let parent = tempfile::tempdir().unwrap();
+        let place = place(parent.path());
+        let first = identity(SnapshotId::generate(now()));
+        let partial = own(&place, first.clone()).unwrap();
+        make_private(&partial.tree(&first.plan)).unwrap();
+        drop(partial);
+        let other = identity(SnapshotId::generate(now()));
+        assert_eq!(own(&place, other.clone()).unwrap_err().kind(), Kind::Usage);
+        let gone = |left: &Identity| (left.snapshot == first.snapshot).then(|| "its key was destroyed".to_owned());
+        let replaced = Partial::own(&place, other.clone(), now(), &gone).unwrap();
+        assert_eq!((replaced.resumed(), replaced.identity.snapshot), (false, other.snapshot));
+        assert!(!replaced.tree(&first.plan).exists());
+    }
+
+    #[test]
     fn what_must_not_be_used_is_told_after_a_crash_too() {
         let parent = tempfile::tempdir().unwrap();
         let place = place(parent.path());
         let wanted = identity(SnapshotId::generate(now()));
-        let mut partial = Partial::own(&place, wanted.clone(), now()).unwrap();
+        let mut partial = own(&place, wanted.clone()).unwrap();
         assert_eq!(partial.dangers(), Vec::<String>::new());
         let whole = partial.tree(&wanted.plan);
         fs::write(&whole, "").unwrap();
         partial.place(&whole, Vec::new(), vec!["do not".into()]).unwrap();
         fs::rename(&whole, place.target()).unwrap();
         drop(partial);
-        let again = Partial::own(&place, wanted, now()).unwrap();
+        let again = own(&place, wanted).unwrap();
         assert_eq!(again.dangers(), ["do not"]);
     }
 
@@ -370,14 +395,14 @@ mod tests {
         fs::create_dir(&victim).unwrap();
         std::os::unix::fs::symlink(&victim, &folder).unwrap();
         let wanted = identity(SnapshotId::generate(now()));
-        assert_eq!(Partial::own(&place, wanted.clone(), now()).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(own(&place, wanted.clone()).unwrap_err().kind(), Kind::Usage);
         assert_eq!(left_at(&folder, place.target()).unwrap_err().kind(), Kind::Usage, "noticed when it is planned");
         fs::remove_file(&folder).unwrap();
         for inside in ["owner", "restore.new", "tree"] {
             fs::create_dir(&folder).unwrap();
             std::os::unix::fs::symlink(victim.join("new"), folder.join(inside)).unwrap();
             // What is only replaced may be a link; what is opened may not.
-            assert_eq!(Partial::own(&place, wanted.clone(), now()).is_ok(), inside == "restore.new", "{inside}");
+            assert_eq!(own(&place, wanted.clone()).is_ok(), inside == "restore.new", "{inside}");
             remove_tree(&folder).unwrap();
         }
         assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);

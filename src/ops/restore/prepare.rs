@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use chrono::{DateTime, Utc};
+
 use crate::error::{Error, Kind, Result};
 use crate::id::{RunId, SnapshotId};
 use crate::ops::log::replay::{self, LogRecovery, SourceMoment};
-use crate::ops::restore::doubt::Doubts;
+use crate::ops::restore::doubt::{self, Doubts};
 use crate::ops::restore::estimate::{estimate, measurements};
 use crate::ops::restore::fallback::original;
 use crate::ops::restore::part;
@@ -35,7 +37,10 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         let (sound, _) = reports.unwrap_or_default();
         let doubts = Doubts::of(&manifest, &[], &[], &sound, &Choice::Snapshot(manifest.id.to_string()), job.clock.now());
         let part = Part { sources: left.sources, only: left.only, moments: left.moments };
-        let mut plan = plan_of(job, manifest, &request.to, &part, None, left.recovery, &sound)?;
+        let mut plan = plan_of(job, manifest, &request.to, &part, None, left.recovery, &sound).map_err(|error| {
+            let given_up = format!("what the interrupted restore left is replaced by another one to {}, without --resume", left.target);
+            if error.kind() == Kind::NoRecoveryPoint { error.hint(given_up) } else { error }
+        })?;
         plan.log_hole = left.log_hole;
         plan.newer_unread = left.newer_unread;
         doubts.sentences.into_iter().chain(plan.log_hole.clone()).for_each(|warning| plan.tell(warning));
@@ -44,6 +49,9 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
     let known = reports.as_ref().map_or(&[][..], |(sound, _)| sound.as_slice());
     let mut moments = Vec::new();
     let mut snapshots = listed_for(job, &request.choice)?;
+    if !matches!(request.choice, Choice::Snapshot(_)) {
+        snapshots.require_any(&job.repository)?;
+    }
     let located = replay::locate(job, &mut snapshots, &request.choice, &request.sources, known)?;
     let set = if located.is_none() { replay::locate_set(job, &snapshots, &request.choice, &request.sources, known)? } else { None };
     // What else that snapshot has is not brought back at another moment than was asked for.
@@ -60,8 +68,11 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         }
         (None, None) => (chosen(job, &snapshots, &request.choice, &reports)?, None, Vec::new(), None),
     };
-    let Snapshots { all, lost } = snapshots;
+    let Snapshots { all, destroyed, lost } = snapshots;
     let (sound, damaged_reports) = reports.unwrap_or_default();
+    // Which other one to restore is told of one that is known to be damaged alone.
+    let unlisted = all.is_empty() && doubt::is_damaged(&manifest, &sound, job.clock.now());
+    let all = if unlisted { job.snapshots().map_or_else(|_| Vec::new(), |snapshots| snapshots.all) } else { all };
     let doubts = Doubts::of(&manifest, &all, &lost, &sound, &request.choice, job.clock.now());
     let part = Part { sources, only: request.only.clone(), moments };
     let mut plan = plan_of(job, manifest, &request.to, &part, Some(&request.choice), recovery, &sound)?;
@@ -73,6 +84,18 @@ pub(super) fn plan(job: &Job, request: &RestoreRequest) -> Result<RestorePlan> {
         plan.steps.push(replay::set_text(&plan.moments));
     }
     plan.newer_unread = doubts.newer_unread;
+    let gone = destroyed_instead(&plan, &destroyed, &sound, &request.choice, job.clock.now());
+    if let Some((newest, at)) = gone.iter().filter_map(|m| Some((*m, job.repository.destroyed_at(m)?))).max_by_key(|(m, _)| (m.time, m.id))
+    {
+        plan.newer_unread.extend(gone.iter().map(|manifest| manifest.id));
+        plan.newer_unread.sort_unstable();
+        plan.tell(format!(
+            "newer snapshots ({}, the last is {}) cannot be restored by anybody: their key was destroyed at {}",
+            gone.len(),
+            select::describe(newest),
+            select::moment(at)
+        ));
+    }
     let unread = if request.choice == Choice::LatestProven { damaged_reports_warning(&damaged_reports) } else { None };
     doubts.sentences.into_iter().chain(damaged_warning(&lost)).chain(unread).for_each(|warning| plan.tell(warning));
     if let (Choice::Latest, None, Some(newest)) = (&request.choice, &plan.recovery, all.iter().max_by_key(|m| m.time))
@@ -173,7 +196,7 @@ fn chosen(job: &Job, snapshots: &Snapshots, choice: &Choice, reports: &Result<(V
         (Ok((sound, _)), _) => sound.as_slice(),
         (Err(_), _) => &[],
     };
-    select::choose(&snapshots.all, proofs, choice, job.clock.now()).cloned().map_err(|error| {
+    snapshots.choose(&job.repository, proofs, choice, job.clock.now()).map_err(|error| {
         let unread = reports.as_ref().ok().filter(|_| *choice == Choice::LatestProven).and_then(|(_, lost)| damaged_reports_warning(lost));
         let lost = damaged_warning(&snapshots.lost).into_iter().chain(unread);
         lost.fold(error, |error, lost| error.within(format!("choose a snapshot: {lost}")))
@@ -194,6 +217,7 @@ pub(in crate::ops) fn plan_of(
         return Err(Error::new(Kind::Damaged, format!("snapshot {} holds no source", manifest.id)).hint("restore another snapshot"));
     }
     let left_out = keep_sources(&mut manifest, &part.sources)?;
+    job.repository.require_content(&manifest).map_err(|error| error.within(format!("restore snapshot {}", select::describe(&manifest))))?;
     let only = part.only.as_slice();
     if part::is_wanted(&manifest, only) {
         return part::plan(job, manifest, to, part, left_out, choice, recovery, reports);
@@ -209,7 +233,10 @@ pub(in crate::ops) fn plan_of(
     let place = Place::new(to, shape(job, &manifest.sources))?;
     let mut identity = identity(job, &manifest, &place, only, recovery.as_ref());
     identity.moments.clone_from(&part.moments);
-    let left = left_at(&place.partial(), place.target())?;
+    let mut left = left_at(&place.partial(), place.target())?;
+    if let Some(left) = left.as_mut().filter(|left| left.failed.is_none() && !left.same_content(&identity)) {
+        left.failed = never_completed(job, left);
+    }
     let continued = left.as_ref().filter(|left| left.same_content(&identity));
     if let Some(left) = left.as_ref().filter(|left| continued.is_none() && left.failed.is_none()) {
         return Err(in_the_way(&place.partial(), left));
@@ -398,6 +425,36 @@ fn check_only(manifest: &Manifest, only: &[String]) -> Result<()> {
     })
 }
 
+/// Snapshots newer than what a plan leads to that its choice would have preferred, were their key still there.
+fn destroyed_instead<'a>(
+    plan: &RestorePlan,
+    destroyed: &'a [Manifest],
+    reports: &[ReportRecord],
+    choice: &Choice,
+    now: DateTime<Utc>,
+) -> Vec<&'a Manifest> {
+    let meant = |manifest: &Manifest| match choice {
+        Choice::Latest | Choice::Along { wanted: Wanted::Latest | Wanted::Immediate, .. } => true,
+        Choice::At(wanted) | Choice::Along { wanted: Wanted::Time(wanted), .. } => manifest.time <= *wanted,
+        Choice::LatestProven => select::proven(reports, manifest, now).is_some(),
+        Choice::Snapshot(_) | Choice::Random { .. } | Choice::Along { .. } => false,
+    };
+    destroyed.iter().filter(|manifest| manifest.time > plan.at && meant(manifest)).collect()
+}
+
+/// Why what an interrupted restore left can never be completed, whoever goes on with it: its snapshot was removed, or nobody can read it any more.
+pub(super) fn never_completed(job: &Job, left: &Identity) -> Option<String> {
+    // Of another repository nothing is known here.
+    if left.repository != hex::encode(job.repository.id().0) {
+        return None;
+    }
+    let known = job.repository.manifest(left.snapshot).and_then(|mut manifest| {
+        manifest.sources.retain(|record| left.sources.iter().any(|name| *name == record.name.as_str()));
+        job.repository.require_content(&manifest)
+    });
+    known.err().filter(|error| error.kind() == Kind::NoRecoveryPoint).map(|error| explain(&error))
+}
+
 /// What an interrupted restore to this target left beside it.
 fn left_beside(to: &Path) -> Result<Option<Identity>> {
     // The partial folder's name depends on the target's name alone; the shape is not known before the snapshot is.
@@ -409,7 +466,7 @@ fn resumed_manifest(job: &Job, left: &Identity) -> Result<Manifest> {
     if left.repository != hex::encode(job.repository.id().0) {
         let is_copy =
             |m: &Manifest| m.copied_from.as_ref().is_some_and(|from| from.repository == left.repository && from.snapshot == left.snapshot);
-        if let Some(copy) = job.snapshots()?.all.into_iter().find(is_copy) {
+        if let Some(copy) = job.snapshots()?.into_known().find(is_copy) {
             return Ok(copy);
         }
         return Err(Error::new(Kind::Usage, format!("resume the restore to {}: it was from another repository", left.target))
@@ -423,7 +480,15 @@ fn one_of_plan(job: &Job, id: SnapshotId) -> Result<Manifest> {
     let manifest = match job.repository.manifest(id) {
         // By the name that it has where it was backed up to.
         Err(error) if error.kind() == Kind::NoRecoveryPoint => {
-            return job.snapshots()?.all.into_iter().find(|manifest| original(manifest) == id).ok_or(error);
+            let known = job.snapshots()?;
+            let error = naming_what_stands_for(id, &known.all, error);
+            return known.into_known().find(|manifest| original(manifest) == id).ok_or(error);
+        }
+        Err(error) if error.kind() == Kind::Damaged => {
+            return Err(match job.snapshots() {
+                Ok(snapshots) => naming_what_stands_for(id, &snapshots.all, error),
+                Err(_) => error,
+            });
         }
         found => found?,
     };
@@ -432,6 +497,14 @@ fn one_of_plan(job: &Job, id: SnapshotId) -> Result<Manifest> {
     }
     Err(Error::new(Kind::NoRecoveryPoint, format!("snapshot {id} is not of plan {} but of {}", job.plan, manifest.plan))
         .hint(format!("use `lifeboat restore {}`", manifest.plan)))
+}
+
+/// The same error, which says where the content is now, if it was brought back.
+fn naming_what_stands_for(id: SnapshotId, all: &[Manifest], error: Error) -> Error {
+    match all.iter().find(|manifest| manifest.replaces() == Some(id)) {
+        Some(back) => error.hint(format!("its content was brought back and stands in its place as snapshot {}", select::describe(back))),
+        None => error,
+    }
 }
 
 fn full_id(choice: &Choice) -> Option<SnapshotId> {

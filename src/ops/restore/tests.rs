@@ -463,3 +463,66 @@ fn a_log_without_a_hole_is_no_alarm() {
     bench.log("db").record_gap(&gap).unwrap();
     whole(&bench, 11);
 }
+
+/// Log that was stored while the plan had a key which was destroyed: no way goes through it, and nobody takes what lies before it for all there is.
+#[test]
+fn log_whose_key_was_destroyed_ends_the_way_before_it() {
+    let mut bench = Bench::new();
+    let plan = Name::new("crm").unwrap();
+    let reopen = |bench: &mut Bench| {
+        let options = OpenOptions { cache: None, workers: 1 };
+        let passphrase = Passphrase::new("correct horse battery staple");
+        bench.repository = Repository::open(bench.store.clone(), bench.runtime.handle().clone(), &passphrase, &options).unwrap();
+    };
+    let first = bench.back_up(5, &["db"]);
+    bench.append("db", 1, 0, 10);
+    bench.repository.make_plan_key(&plan, time(10)).unwrap();
+    reopen(&mut bench);
+    bench.append("db", 1, 10, 14);
+    assert_eq!((bench.latest().unwrap().at, bench.latest().unwrap().exit()), (time(13), None));
+    bench.repository.erase_plan(&plan, time(14)).unwrap();
+    reopen(&mut bench);
+    let ends_before = |bench: &Bench| {
+        let latest = bench.latest().unwrap();
+        assert_eq!((latest.snapshot, latest.at, latest.exit()), (first, time(9), Some(Kind::Incomplete)), "{latest:?}");
+        assert!(latest.log_hole.unwrap().contains("the log has a hole at"));
+        assert_exact(&bench.planned(&["db"], at(7), &[]).unwrap(), "db", 7);
+        assert_eq!(bench.planned(&["db"], at(12), &[]).unwrap_err().kind(), Kind::NoRecoveryPoint);
+        let list = crate::ops::snapshots::run(&bench.repository, None, time(1000)).unwrap();
+        assert_eq!(list.recovery_ranges[0].to, time(9));
+        let log = bench.log("db");
+        let snapshot = bench.repository.manifest(first).unwrap();
+        let reach = crate::ops::log::reach::reach(&log, &Name::new("db").unwrap(), &snapshot).unwrap().unwrap();
+        assert_eq!((reach.end, reach.behind, reach.destroyed, reach.moment), (Lsn(10 * PAGE), Some(Lsn(10 * PAGE)), true, Some(time(9))));
+    };
+    ends_before(&bench);
+    // Log that came later, under a new key, does not lead there; a snapshot that it goes on from does.
+    bench.repository.make_plan_key(&plan, time(14)).unwrap();
+    reopen(&mut bench);
+    bench.append("db", 1, 14, 20);
+    ends_before(&bench);
+    let second = bench.back_up(16, &["db"]);
+    let latest = bench.latest().unwrap();
+    assert_eq!((latest.snapshot, latest.at, latest.exit()), (second, time(19), None), "{latest:?}");
+    assert_eq!(bench.planned(&["db"], at(12), &[]).unwrap_err().kind(), Kind::NoRecoveryPoint);
+}
+
+/// All of the log is gone: the snapshot alone is not the end of it.
+#[test]
+fn a_snapshot_before_log_whose_key_was_destroyed_is_not_the_newest_moment() {
+    let mut bench = Bench::new();
+    let plan = Name::new("crm").unwrap();
+    let options = OpenOptions { cache: None, workers: 1 };
+    let open = |bench: &Bench| {
+        let passphrase = Passphrase::new("correct horse battery staple");
+        Repository::open(bench.store.clone(), bench.runtime.handle().clone(), &passphrase, &options).unwrap()
+    };
+    bench.back_up(5, &["db"]);
+    bench.repository.make_plan_key(&plan, time(6)).unwrap();
+    bench.repository = open(&bench);
+    bench.append("db", 1, 0, 10);
+    bench.repository.erase_plan(&plan, time(14)).unwrap();
+    bench.repository = open(&bench);
+    let latest = bench.latest().unwrap();
+    assert_eq!((latest.recovery.is_none(), latest.exit()), (true, Some(Kind::Incomplete)), "{latest:?}");
+}

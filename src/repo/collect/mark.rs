@@ -1,16 +1,20 @@
 //! Marking: what the manifests of all snapshots lead to.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::error::{Error, Kind, Result};
 use crate::event::{Cancel, Event, Progress};
 use crate::id::SnapshotId;
 use crate::repo::collect::marks::Marks;
+use crate::repo::format::PackId;
 use crate::repo::nodes::NodeReader;
 use crate::repo::packs::PackNo;
 use crate::repo::snapshot::{Manifest, id_of};
-use crate::repo::tree::{Content, Place, Record, decode_list};
+use crate::repo::tree::{Content, NodeRef, Place, Record, decode_list};
 use crate::repo::{Inner, Repository};
+
+/// What could not be read below something, by the pack that should hold it (`None`: it stands in the manifest itself): why, of the first of each.
+type Unread = BTreeMap<Option<PackId>, String>;
 
 /// Why marking cannot say what is garbage, or the error that ended it.
 pub enum Unmarked {
@@ -39,6 +43,10 @@ pub struct Marker<'a> {
     seen: HashSet<String>,
     /// Snapshots that count as removed.
     pub without: BTreeSet<SnapshotId>,
+    /// Damaged snapshots in whose place another one stands: what cannot be read of them leads to nothing that anybody could miss.
+    replaced: HashSet<SnapshotId>,
+    /// Nodes that are marked and could not be followed to their end.
+    unread: HashMap<Place<PackNo>, Unread>,
     /// Host and key of every manifest seen.
     pub commits: Vec<(String, String)>,
 }
@@ -64,20 +72,29 @@ impl<'a> Marker<'a> {
 
     fn new(repository: &'a Repository) -> Result<Self> {
         let nodes = NodeReader::new(&repository.inner)?;
-        Ok(Self { repository, nodes, marks: Marks::default(), seen: HashSet::new(), without: BTreeSet::new(), commits: Vec::new() })
+        Ok(Self {
+            repository,
+            nodes,
+            marks: Marks::default(),
+            seen: HashSet::new(),
+            without: BTreeSet::new(),
+            replaced: HashSet::new(),
+            unread: HashMap::new(),
+            commits: Vec::new(),
+        })
     }
 
     /// Marks what the manifests lead to that were not looked at before.
     pub fn mark(&mut self, progress: &dyn Progress, cancel: &Cancel) -> Result<(), Unmarked> {
         let inner = &self.repository.inner;
-        let mut blocked = Vec::new();
+        let mut lost: Vec<(String, Error)> = Vec::new();
         let mut manifests: Vec<(String, Manifest)> = Vec::new();
         if self.seen.is_empty() {
             for (key, opened) in self.repository.open_manifests("snapshots/")? {
                 match opened {
                     Ok(manifest) => manifests.extend(manifest.map(|(manifest, _)| (key.clone(), manifest))),
                     Err(_) if id_of(&key).is_some_and(|id| self.without.contains(&id)) => {}
-                    Err(error) => blocked.push(unreadable(&key, error)?),
+                    Err(error) => lost.push((key.clone(), error)),
                 }
                 self.seen.insert(key);
             }
@@ -90,10 +107,20 @@ impl<'a> Marker<'a> {
                 }
                 match self.repository.open_manifest(&object.key) {
                     Ok(manifest) => manifests.extend(manifest.map(|(manifest, _)| (object.key.clone(), manifest))),
-                    Err(error) => blocked.push(unreadable(&object.key, error)?),
+                    Err(error) => lost.push((object.key.clone(), error)),
                 }
             }
             self.seen.extend(listed.into_iter().map(|object| object.key));
+        }
+        manifests.retain(|(_, manifest)| !self.without.contains(&manifest.id));
+        self.replaced.extend(manifests.iter().filter_map(|(_, manifest)| manifest.replaces()));
+        let mut blocked = Vec::new();
+        for (key, error) in lost {
+            let why = unreadable(&key, error)?;
+            // All of its content is marked by way of the other one.
+            if id_of(&key).is_none_or(|id| !self.replaced.contains(&id)) {
+                blocked.push(why);
+            }
         }
         for (key, error) in &inner.moved().damaged {
             blocked.push(format!("{key} cannot be read: {error}"));
@@ -101,18 +128,24 @@ impl<'a> Marker<'a> {
         if !blocked.is_empty() {
             return Err(Unmarked::Blocked(blocked));
         }
-        manifests.retain(|(_, manifest)| !self.without.contains(&manifest.id));
         progress.event(Event::Total { bytes: 0, items: manifests.len() as u64 });
         for (key, manifest) in manifests {
             for source in &manifest.sources {
-                let Err(error) = source.tree.bytes().and_then(|root| self.list(&root, source.tree.depth, cancel)) else { continue };
-                let why = unreadable(&format!("the tree of {} of snapshot {}", source.name, manifest.id), error)?;
+                let mut unread = Unread::new();
+                let followed = source.tree.bytes().and_then(|root| self.list(&root, source.tree.depth, &mut unread, cancel));
+                followed.or_else(|error| note(&mut unread, None, error))?;
+                let Some(why) = unread.values().next() else { continue };
                 if self.repository.removed(manifest.id).is_some() {
-                    // Removed meanwhile, and collected by somebody else. Nodes on the way to what could not be read are marked and were
-                    // not followed to their end: these marks must not be used.
+                    // Removed meanwhile, and collected by somebody else.
                     return Err(Unmarked::Again);
                 }
-                blocked.push(why);
+                // Nor does a loss that was accepted, and that alone (what is left of the snapshot is marked), nor what nobody can restore any more.
+                let ledger = self.repository.ledger()?;
+                let is_accepted = |pack: &Option<PackId>| pack.is_some_and(|pack| ledger.is_accepted(manifest.id, &pack.key()));
+                let is_destroyed = self.repository.destroyed_at(&manifest).is_some();
+                if !self.replaced.contains(&manifest.id) && !is_destroyed && !unread.keys().all(is_accepted) {
+                    blocked.push(format!("the tree of {} of snapshot {} cannot be read: {why}", source.name, manifest.id));
+                }
             }
             self.commits.push((manifest.host.clone(), key));
             progress.event(Event::Advance { bytes: 0, items: 1 });
@@ -141,29 +174,40 @@ impl<'a> Marker<'a> {
         Ok(self.marks.set(place))
     }
 
-    /// Follows a list of nodes. A node that is marked already was followed already.
-    fn list(&mut self, bytes: &[u8], depth: u32, cancel: &Cancel) -> Result<()> {
+    /// Follows a list of nodes. A node that is marked already was followed already. Why something could not be read goes to `unread`, and all else is
+    /// followed: a node that others share is marked with everything below it, or known as one that is not.
+    fn list(&mut self, bytes: &[u8], depth: u32, unread: &mut Unread, cancel: &Cancel) -> Result<()> {
         let inner: &Inner = &self.repository.inner;
         let mut refs = decode_list(bytes, |pack| inner.packs.intern(pack))
             .map_err(|e| Error::new(Kind::Damaged, "a list of nodes cannot be decoded").because(e))?;
         inner.moved().resolve_refs(inner, &mut refs);
         for node in refs {
             cancel.check()?;
-            if !self.set(node.place)? {
-                continue;
+            let mut below = Unread::new();
+            let followed = self.node(&node, depth, &mut below, cancel);
+            followed.or_else(|error| note(&mut below, Some(inner.packs.get(node.place.pack).id), error))?;
+            if !below.is_empty() {
+                self.unread.insert(node.place, below.clone());
+                unread.extend(below);
             }
-            if depth > 0 {
-                let bytes = self.nodes.read(&node)?;
-                self.list(&bytes, depth - 1, cancel)?;
-                continue;
-            }
-            for record in self.nodes.records(&node)? {
-                if let Record::Stretch(chunks) | Record::Entry { content: Content::Inline(chunks), .. } = record {
-                    for chunk in chunks {
-                        for place in chunk.stored.places() {
-                            self.set(place)?;
-                        }
-                    }
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, node: &NodeRef<PackNo>, depth: u32, unread: &mut Unread, cancel: &Cancel) -> Result<()> {
+        if !self.set(node.place)? {
+            unread.extend(self.unread.get(&node.place).cloned().unwrap_or_default());
+            return Ok(());
+        }
+        if depth > 0 {
+            let bytes = self.nodes.read(node)?;
+            return self.list(&bytes, depth - 1, unread, cancel);
+        }
+        for record in self.nodes.records(node)? {
+            if let Record::Stretch(chunks) | Record::Entry { content: Content::Inline(chunks), .. } = record {
+                for place in chunks.iter().flat_map(|chunk| chunk.stored.places()) {
+                    let set = self.set(place).map(drop);
+                    set.or_else(|error| note(unread, Some(self.repository.inner.packs.get(place.pack).id), error))?;
                 }
             }
         }
@@ -173,10 +217,22 @@ impl<'a> Marker<'a> {
 
 /// What cannot be read because it is damaged stands in the way; a store that is away ends everything.
 fn unreadable(what: &str, error: Error) -> Result<String> {
+    told(error).map(|why| format!("{what} cannot be read: {why}"))
+}
+
+/// Notes what cannot be read because it is damaged; any other error ends everything.
+fn note(unread: &mut Unread, pack: Option<PackId>, error: Error) -> Result<()> {
+    let why = told(error)?;
+    unread.entry(pack).or_insert(why);
+    Ok(())
+}
+
+/// Why something that is damaged cannot be read; any other error ends everything.
+fn told(error: Error) -> Result<String> {
     match error.kind() {
         Kind::Damaged | Kind::NotFound => {
             let causes: Vec<String> = std::iter::once(error.to_string()).chain(error.causes()).collect();
-            Ok(format!("{what} cannot be read: {}", causes.join(": ")))
+            Ok(causes.join(": "))
         }
         _ => Err(error),
     }

@@ -1,6 +1,6 @@
 //! Whether everything below `keys/` is there and is what was stored: slots, marks of generations, the newest updates of slots, keys of plans.
 //!
-//! That something is gone shows in three ways: who holds a generation knows that its mark must be there; a reader who made an update or a plan's key
+//! That something is gone shows in three ways: who holds a generation knows that its mark must be there; a reader who made a slot, an update or a plan's key
 //! has signed that in a key event; and data names the key that it is sealed to.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -48,6 +48,14 @@ impl Repository {
         self.verify_updates(&ring, &verifying, out, findings)?;
         let there = self.verify_plan_keys(&ring, out, findings)?;
         verify_made(&ring, events, findings);
+        if !missing_slots(&ring, events).is_empty() {
+            // What was removed since the events were read is known by now.
+            for id in missing_slots(&ring, &self.events_that_count()?) {
+                let message = "this key slot is gone although no command removed it: whoever holds its key opens nothing with it. Bring the object back from the \
+                    store's versions or a copy of the bucket, or give its holder a new one; `lifeboat key remove` with its id says that it is meant to be gone";
+                findings.add(&format!("keys/{id}"), "missing", message, []);
+            }
+        }
         for (key, slot) in ring.whole() {
             out.objects_checked += 1;
             if let Err(error) = slot {
@@ -75,6 +83,10 @@ impl Repository {
                 Some(next) => drop(held.insert(marker.generation, next)),
                 None => findings.add(&Marker::key(marker.generation), "damaged", "is not signed by the key generation before it", []),
             }
+        }
+        // What is there goes on from no mark that this machine has seen.
+        if let (Some(seen), Err(error)) = (inner.keys.seen(), self.require_generation_seen()) {
+            findings.add(&Marker::key(seen), "missing", error.to_string(), []);
         }
         for generation in inner.keys.generations().filter(|generation| Some(*generation) != oldest && *generation > 1) {
             if !ring.markers.contains_key(&generation) && !ring.bad_markers.contains_key(&generation) {
@@ -182,6 +194,22 @@ impl Repository {
         }
         Ok(there)
     }
+}
+
+/// Ids of slots that must be there, as key events say or what rotations gave to them, and are not. Pure.
+pub(in crate::repo) fn missing_slots(ring: &Ring, events: &[KeyEvent]) -> BTreeSet<String> {
+    let slot_of = |key: &String| match KeyObject::of(key) {
+        KeyObject::Slot(id) | KeyObject::Update { slot: id, .. } => Some(id),
+        _ => None,
+    };
+    // Only a reader says what was made. Clocks may differ, and no id is given twice: one that was removed is not looked for.
+    let made = events.iter().filter(|event| event.signed == Some(true)).flat_map(|event| &event.made).filter_map(slot_of);
+    let removed = events.iter().filter(|event| event.signed != Some(false)).flat_map(|event| &event.removed);
+    let removed: BTreeSet<&str> = removed.map(String::as_str).collect();
+    let there: BTreeSet<&str> = ring.slots.iter().filter_map(|(key, _)| key.strip_prefix("keys/")).collect();
+    let is_committed = |generation: &u16, attempt: &str| ring.markers.get(generation).is_some_and(|marker| marker.attempt() == *attempt);
+    let updated = ring.updates.iter().filter(|(_, generation, attempt)| is_committed(generation, attempt)).map(|(id, ..)| id.clone());
+    made.chain(updated).filter(|id| !removed.contains(id.as_str()) && !there.contains(id.as_str())).collect()
 }
 
 /// What readers have signed that they made is there, unless something newer stands in its place.

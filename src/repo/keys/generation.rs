@@ -116,7 +116,6 @@ impl KeyObject {
     /// Of a whole key.
     pub fn of(key: &str) -> Self {
         let Some(name) = key.strip_prefix("keys/") else { return Self::Other };
-        let is_hex = |text: &str, len: usize| text.len() == len && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         if let Some(number) = name.strip_prefix("generation-") {
             return number.parse().ok().filter(|n| Marker::key(*n) == key && *n < OWN_FIRST).map_or(Self::Other, Self::Marker);
         }
@@ -138,6 +137,15 @@ impl KeyObject {
             _ => Self::Slot(name.to_owned()),
         }
     }
+
+    /// Whether a slot can have this key.
+    pub fn is_slot_name(key: &str) -> bool {
+        key.strip_prefix("keys/").is_some_and(|name| is_hex(name, 16))
+    }
+}
+
+fn is_hex(text: &str, len: usize) -> bool {
+    text.len() == len && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 impl Update {

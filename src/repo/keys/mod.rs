@@ -24,7 +24,7 @@ mod slot;
 mod text;
 
 pub use generation::{KeyObject, Marker, Update};
-pub use own::{OwnKey, erased_key_of, is_signed_record, key_of};
+pub use own::{OwnKey, destroyed, erased_key_of, is_signed_record, key_of};
 pub use shares::{Share, combine as combine_shares, split as split_shares};
 pub use slot::{KeyFile, KeySlot, Lock, Opened, Recipient, StoredSlot};
 
@@ -233,6 +233,8 @@ pub struct Keys {
     generations: Vec<Generation>,
     /// The repository's newest generation, when this bundle does not hold it.
     behind: Option<u16>,
+    /// One that is newer than all that the repository has, and that this machine has seen there.
+    seen: Option<u16>,
     own: Vec<OwnKey>,
     /// Why not all own keys are known.
     own_damaged: Option<String>,
@@ -347,7 +349,7 @@ impl Keys {
 
     fn of(role: Role, generations: Vec<Generation>) -> Self {
         let generation = generations[0].number;
-        Self { role, generation, generations, behind: None, own: Vec::new(), own_damaged: None, writes_to: None }
+        Self { role, generation, generations, behind: None, seen: None, own: Vec::new(), own_damaged: None, writes_to: None }
     }
 
     /// The same keys with a new generation on top, which is not committed yet. It takes the chunk-id key of the one before over, so that what
@@ -422,8 +424,19 @@ impl Keys {
     }
 
     /// # Errors
-    /// `WrongKey` when the keys were rotated and this slot was left behind: what it wrote would be open to those who were shut out.
+    /// `WrongKey` when the keys were rotated and this slot was left behind: what it wrote would be open to those who were shut out. The same when
+    /// the repository is older than this machine has seen it.
     pub fn require_current(&self) -> Result<()> {
+        if let Some(seen) = self.seen {
+            return Err(Error::new(
+                Kind::WrongKey,
+                format!("this machine has seen the repository at key generation {seen}, and it is at {} now", self.generation),
+            )
+            .hint(format!(
+                "it was put back to an older state, or somebody deleted what is below keys/: find out first, and bring keys/generation-{seen} and what was beside \
+                 it back (the store's versions, a copy of the bucket). If it was put back on purpose, `lifeboat repo accept` says so on each machine"
+            )));
+        }
         match self.behind {
             None => Ok(()),
             Some(newest) => Err(Error::new(
@@ -632,6 +645,17 @@ impl Keys {
         let keys = update.open(repository, slot, pair, verifying)?;
         let kept = self.generations.iter().all(|old| keys.held(old.number).is_some_and(|new| new.metadata == old.metadata));
         if kept { Ok(keys) } else { Err(slot.damaged("its update holds other keys of earlier generations")) }
+    }
+
+    /// Takes note of a generation that this machine has seen, and that is newer than all that the repository has.
+    pub fn note_seen(&mut self, seen: u16) {
+        self.seen = Some(seen);
+        self.note_newest(seen);
+    }
+
+    /// See [`Self::note_seen`].
+    pub fn seen(&self) -> Option<u16> {
+        self.seen
     }
 
     /// Takes note of the newest generation of the repository; of several notes the highest counts.

@@ -13,7 +13,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::repo::format::RepositoryId;
 use crate::repo::keys::hpke_box::{self, KeyPair};
-use crate::repo::keys::{Keys, OWN_FIRST, data_pair, is_signed, random};
+use crate::repo::keys::{Keys, OWN_FIRST, data_pair, ids_name_of, is_signed, random};
 
 const INFO: &[u8] = b"lifeboat v1 plan key";
 
@@ -31,6 +31,9 @@ pub struct OwnKey {
     pub created: Option<DateTime<Utc>>,
     #[zeroize(skip)]
     pub erased: Option<DateTime<Utc>>,
+    /// The name of the ids of chunks that are sealed to it, see [`Keys::ids_name`]; `None`: this role, or the record of its end, does not know it.
+    #[zeroize(skip)]
+    ids: Option<String>,
     pub(super) public: [u8; 32],
     pub(super) chunk_ids: Option<[u8; 32]>,
     root: Option<[u8; 32]>,
@@ -63,6 +66,9 @@ struct ErasedRecord {
     plan: String,
     generation: u16,
     erased: DateTime<Utc>,
+    /// See [`OwnKey::ids`]: by it everybody knows which snapshots restore nothing any more.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    ids: Option<String>,
 }
 
 /// Whether this is a signed record of a plan's key, or of the end of one, whoever signed it. For fuzzing.
@@ -103,7 +109,13 @@ impl Keys {
     /// The content of the object that says that a plan's key was destroyed.
     pub fn create_erased(&self, own: &OwnKey, now: DateTime<Utc>) -> Result<Vec<u8>> {
         self.require_reader("destroy the key of a plan")?;
-        self.sign_record(&ErasedRecord { number: own.number, plan: own.plan.clone(), generation: self.generation, erased: now })
+        self.sign_record(&ErasedRecord {
+            number: own.number,
+            plan: own.plan.clone(),
+            generation: self.generation,
+            erased: now,
+            ids: own.ids.clone(),
+        })
     }
 
     fn sign_record<T: Serialize>(&self, record: &T) -> Result<Vec<u8>> {
@@ -142,7 +154,8 @@ impl Keys {
         };
         self.own.retain(|own| own.number != number);
         let PlanKeyRecord { plan, generation, created, .. } = record;
-        self.own.push(OwnKey { number, plan, generation, created: Some(created), erased: None, public, chunk_ids, root });
+        let ids = chunk_ids.as_ref().map(ids_name_of);
+        self.own.push(OwnKey { number, plan, generation, created: Some(created), erased: None, ids, public, chunk_ids, root });
         Ok(())
     }
 
@@ -156,11 +169,13 @@ impl Keys {
         if record.number != number {
             return Err(damaged("speaks of another key than its name says"));
         }
-        let created = self.own.iter().find(|own| own.number == number).and_then(|own| own.created);
+        let known = self.own.iter().find(|own| own.number == number);
+        let (created, known_ids) = known.map_or((None, None), |own| (own.created, own.ids.clone()));
         self.own.retain(|own| own.number != number);
-        let ErasedRecord { plan, generation, erased, .. } = record;
+        let ErasedRecord { plan, generation, erased, ids, .. } = record;
+        let ids = ids.or(known_ids);
         // Should the key still be there (the destroyer was interrupted), it is not used any more all the same.
-        let gone = OwnKey { number, plan, generation, created, erased: Some(erased), public: [0; 32], chunk_ids: None, root: None };
+        let gone = OwnKey { number, plan, generation, created, erased: Some(erased), ids, public: [0; 32], chunk_ids: None, root: None };
         self.own.push(gone);
         Ok(())
     }
@@ -241,9 +256,7 @@ impl Keys {
         };
         let own = self.own.iter().find(|own| own.number == number).ok_or_else(unknown)?;
         if let Some(erased) = own.erased {
-            let when = erased.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-            return Err(Error::new(Kind::NoRecoveryPoint, format!("the key of plan {}'s data was destroyed at {when}", own.plan))
-                .hint("`lifeboat key erase` did that on purpose: nobody can read this data any more"));
+            return Err(destroyed(&own.plan, erased));
         }
         own.root.as_ref().map(data_pair).ok_or_else(unknown)
     }
@@ -268,10 +281,27 @@ impl Keys {
         ))
     }
 
+    /// When the key was destroyed whose chunk ids have this name, see [`Self::ids_name`]; `None`: no key that is known to have it was.
+    pub fn ids_destroyed_at(&self, name: &str) -> Option<DateTime<Utc>> {
+        self.own.iter().find(|own| own.ids.as_deref() == Some(name)).and_then(|own| own.erased)
+    }
+
+    /// Whether a key of this plan was destroyed.
+    pub fn has_destroyed(&self, plan: &str) -> bool {
+        self.own.iter().any(|own| own.plan == plan && own.erased.is_some())
+    }
+
     /// Whether data under this number can never be opened again.
     pub fn is_erased(&self, number: u16) -> bool {
         number >= OWN_FIRST && self.own.iter().any(|own| own.number == number && own.erased.is_some())
     }
+}
+
+/// What to say to who asks for data whose key was destroyed at this time.
+pub fn destroyed(plan: &str, at: DateTime<Utc>) -> Error {
+    let when = at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+    Error::new(Kind::NoRecoveryPoint, format!("the key of plan {plan}'s data was destroyed at {when}"))
+        .hint("`lifeboat key erase` did that on purpose: nobody can read this data any more")
 }
 
 fn associated(repository: RepositoryId, number: u16, plan: &str) -> Vec<u8> {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, IoContext as _, Kind, Result};
 use crate::repo::Inner;
 use crate::repo::format::ObjectKind;
-use crate::repo::log::Listed;
+use crate::repo::log::{Listed, Said};
 
 /// Facts that are kept of one log: some hundred bytes each.
 const KEPT_MAX: usize = 200_000;
@@ -29,6 +29,8 @@ pub(in crate::repo) struct Kept {
     stretch: (u64, u64, u64),
     size: u64,
     modified: DateTime<Utc>,
+    /// The generation, or the number of a plan's own key, that its bytes are sealed to.
+    sealed_to: u16,
     /// JSON: a text takes less memory than a tree.
     facts: Box<str>,
 }
@@ -55,16 +57,17 @@ impl Known {
         Self { path, place, kept: kept.into_iter().map(|kept| (kept.stretch, kept)).collect(), added: 0 }
     }
 
-    pub fn get(&self, listed: &Listed) -> Option<serde_json::Value> {
+    pub fn get(&self, listed: &Listed) -> Option<Said> {
         let kept = self.kept.get(&stretch(listed))?;
         let is_same = kept.size == listed.piece.size && kept.modified == listed.modified;
-        is_same.then(|| serde_json::from_str(&kept.facts).ok()).flatten()
+        let facts = is_same.then(|| serde_json::from_str(&kept.facts).ok()).flatten()?;
+        Some(Said { facts, sealed_to: kept.sealed_to })
     }
 
-    pub fn put(&mut self, listed: &Listed, facts: &serde_json::Value) {
+    pub fn put(&mut self, listed: &Listed, said: &Said) {
         if self.kept.len() < KEPT_MAX {
-            let facts = facts.to_string().into_boxed_str();
-            let kept = Kept { stretch: stretch(listed), size: listed.piece.size, modified: listed.modified, facts };
+            let (facts, sealed_to) = (said.facts.to_string().into_boxed_str(), said.sealed_to);
+            let kept = Kept { stretch: stretch(listed), size: listed.piece.size, modified: listed.modified, sealed_to, facts };
             self.kept.insert(kept.stretch, kept);
             self.added += 1;
         }

@@ -28,6 +28,7 @@ use crate::error::{Error, Kind, Result};
 use crate::id::Name;
 use crate::repo::format::{LOG_PIECE_MAX, ObjectKind};
 use crate::repo::keys::Role;
+use crate::repo::names::is_side_name;
 use crate::repo::{Inner, Repository};
 use crate::store::{ObjectInfo, Version};
 use known::Known;
@@ -68,6 +69,13 @@ pub struct Listed {
     pub piece: PieceInfo,
     /// When it was stored, by the store's clock.
     pub modified: DateTime<Utc>,
+}
+
+/// What the tail of a piece says.
+struct Said {
+    facts: serde_json::Value,
+    /// See [`OpenPiece::sealed_to`].
+    sealed_to: u16,
 }
 
 /// A stretch of a stream that is known to be missing.
@@ -262,27 +270,56 @@ impl Log {
     /// What was said of many pieces, as [`Log::facts`]: `take` gets each with its number in the list, in their order. Many requests at a time; what this machine read
     /// before of the same objects is not asked for again. `false` from `take` ends it.
     pub fn facts_of(&self, listed: &[Listed], mut take: impl FnMut(usize, Result<serde_json::Value>) -> bool) {
+        self.said_of(listed, |at, said| take(at, said.map(|said| said.facts)));
+    }
+
+    /// Those of these pieces whose bytes nobody can read any more, because the key that they are sealed to was destroyed. Asks nobody where no key of the
+    /// plan was, else as [`Log::facts_of`]. Of one that is damaged or gone nothing is known here.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub fn destroyed(&self, listed: &[Listed]) -> Result<BTreeSet<PieceInfo>> {
+        let keys = &self.inner.keys;
+        if !keys.has_destroyed(self.plan.as_str()) {
+            return Ok(BTreeSet::new());
+        }
+        let (mut destroyed, mut failed) = (BTreeSet::new(), None);
+        self.said_of(listed, |at, said| {
+            match said {
+                Ok(said) if keys.is_erased(said.sealed_to) => drop(destroyed.insert(listed[at].piece)),
+                Err(error) if !matches!(error.kind(), Kind::Damaged | Kind::NotFound) => failed = Some(error),
+                Ok(_) | Err(_) => {}
+            }
+            failed.is_none()
+        });
+        failed.map_or(Ok(destroyed), Err)
+    }
+
+    fn said_of(&self, listed: &[Listed], mut take: impl FnMut(usize, Result<Said>) -> bool) {
         use futures::StreamExt as _;
         let inner = &self.inner;
         let mut known = Known::open(inner, &self.folder);
         'batches: for (batch, some) in listed.chunks(FACTS_BATCH).enumerate() {
-            let mut found: Vec<Option<serde_json::Value>> = some.iter().map(|listed| known.get(listed)).collect();
+            let mut found: Vec<Option<Said>> = some.iter().map(|listed| known.get(listed)).collect();
             let unknown: Vec<usize> = (0..some.len()).filter(|at| found[*at].is_none()).collect();
             let fetches = futures::stream::iter(&unknown).map(|at| {
                 let piece = some[*at].piece;
                 let key = self.key(&piece);
-                async move { Ok(OpenPiece::fetch(inner, &key, &piece).await?.label.facts) }
+                async move {
+                    let open = OpenPiece::fetch(inner, &key, &piece).await?;
+                    Ok(Said { sealed_to: open.sealed_to(), facts: open.label.facts })
+                }
             });
-            let fetched: Vec<Result<serde_json::Value>> = inner.block_on(fetches.buffered(REQUESTS).collect());
-            for (at, facts) in unknown.iter().zip(&fetched) {
-                if let Ok(facts) = facts {
-                    known.put(&some[*at], facts);
+            let fetched: Vec<Result<Said>> = inner.block_on(fetches.buffered(REQUESTS).collect());
+            for (at, said) in unknown.iter().zip(&fetched) {
+                if let Ok(said) = said {
+                    known.put(&some[*at], said);
                 }
             }
             let mut fetched = fetched.into_iter();
             for (at, found) in found.iter_mut().enumerate() {
-                let Some(facts) = found.take().map(Ok).or_else(|| fetched.next()) else { break 'batches };
-                if !take(batch * FACTS_BATCH + at, facts) {
+                let Some(said) = found.take().map(Ok).or_else(|| fetched.next()) else { break 'batches };
+                if !take(batch * FACTS_BATCH + at, said) {
                     break 'batches;
                 }
             }
@@ -308,11 +345,11 @@ impl Log {
         piece::read_range(&self.inner, &self.key(piece), piece, positions)
     }
 
-    /// The bytes at these positions of a stream, put together from `pieces` (as [`Log::pieces`] lists them). Where one is damaged or gone,
-    /// others that have the same positions are used. Needs the reader role.
+    /// The bytes at these positions of a stream, put together from `pieces` (as [`Log::pieces`] lists them). Where one is damaged or gone, or its key was
+    /// destroyed, others that have the same positions are used. Needs the reader role.
     ///
     /// # Errors
-    /// `NoRecoveryPoint` when the pieces do not have all positions; `Damaged` when only damaged ones do; `WrongKey`.
+    /// `NoRecoveryPoint` when the pieces do not have all positions, or only such whose key was destroyed; `Damaged` when only damaged ones do; `WrongKey`.
     pub fn read_span(&self, pieces: &[PieceInfo], stream: u64, positions: Range<u64>) -> Result<Vec<u8>> {
         let near = |p: &&PieceInfo| p.stream == stream && p.start < positions.end && positions.start < p.end;
         let mut usable: Vec<PieceInfo> = pieces.iter().filter(near).copied().collect();
@@ -332,7 +369,7 @@ impl Log {
                 let whole = part == (piece.start..piece.end);
                 match if whole { self.read(&piece) } else { self.read_range(&piece, part) } {
                     Ok(mut read) => bytes.append(&mut read),
-                    Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound) => {
+                    Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound | Kind::NoRecoveryPoint) => {
                         tracing::warn!(piece = %self.key(&piece), error = ?error, "a log piece cannot be used; others are tried");
                         usable.retain(|other| *other != piece);
                         damage.get_or_insert(error);
@@ -478,6 +515,9 @@ impl Log {
     /// # Errors
     /// [`Kind::SplitBrain`] when another content is there; `Damaged` when what is there cannot be read.
     pub fn put_side(&self, name: &Name, content: &[u8]) -> Result<bool> {
+        if !is_side_name(name.as_str()) {
+            return Err(Error::new(Kind::Bug, format!("store the side file {name} of a log: no listing would show it")));
+        }
         let key = self.side_key(name);
         if self.create_sealed(ObjectKind::LogSide, &key, content)? {
             return Ok(true);

@@ -105,6 +105,11 @@ pub struct OpenPiece {
 }
 
 impl OpenPiece {
+    /// The generation, or the number of a plan's own key, that its bytes are sealed to: they have one envelope.
+    pub fn sealed_to(&self) -> u16 {
+        self.directory.envelopes.iter().map(|envelope| envelope.generation).max().unwrap_or_default()
+    }
+
     /// Reads them from the store: one small request, two for a large label.
     ///
     /// # Errors

@@ -36,11 +36,7 @@ impl Repository {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<()> {
-        let mut strange = Vec::new();
-        let logs = self.list_logs(&mut strange)?;
-        for key in strange {
-            findings.add(&key, "damaged", "is no name of an object of a log", []);
-        }
+        let logs = self.list_logs()?;
         let count = logs.values().map(|log| log.pieces.len() as u64).sum();
         if !logs.is_empty() {
             progress.event(Event::Phase { name: "logs", detail: format!("{count} pieces") });
@@ -77,7 +73,7 @@ impl Repository {
             if gone.is_empty() && unexplained.is_empty() {
                 break;
             }
-            let again = self.list_logs(&mut Vec::new())?;
+            let again = self.list_logs()?;
             let missing = |chain: &str, stretch: &Stretch| again.get(chain).is_some_and(|log| is_missing(&log.pieces, *stretch));
             gone.retain(|(_, chain, stretch)| missing(chain, stretch));
             unexplained.retain(|(chain, stretch)| missing(chain, stretch));
@@ -95,8 +91,8 @@ impl Repository {
         Ok(())
     }
 
-    /// By chain; `strange` gets keys that are none of a log's.
-    fn list_logs(&self, strange: &mut Vec<String>) -> Result<BTreeMap<String, Listed>> {
+    /// By chain.
+    fn list_logs(&self) -> Result<BTreeMap<String, Listed>> {
         let mut logs: BTreeMap<String, Listed> = BTreeMap::new();
         for object in self.inner.block_on(self.inner.store.list("logs/"))? {
             let parts: Vec<&str> = object.key.split('/').collect();
@@ -107,7 +103,8 @@ impl Repository {
                 }
                 ["logs", chain, "history", _] => logs.entry((*chain).to_owned()).or_default().sides.push(object.key.clone()),
                 ["logs", chain, "gaps", _] => logs.entry((*chain).to_owned()).or_default().gaps.push(object.key.clone()),
-                _ => strange.push(object.key.clone()),
+                // Of no other name is an object of a repository.
+                _ => {}
             }
         }
         Ok(logs)

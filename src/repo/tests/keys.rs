@@ -461,6 +461,22 @@ fn a_plan_with_its_own_key_can_be_destroyed_alone() {
         assert!(format!("{error:?}").contains("plan hr's data was destroyed"), "{error:?}");
     }
     assert_eq!(log(&reader, &hr).read(&hr_piece).unwrap_err().kind(), Kind::NoRecoveryPoint);
+    // Everybody knows which they are, and when it was done, without reading any of it: by the record of the key alone.
+    let janitor = Passphrase::new("some words of a janitor");
+    bench.open().add_key("janitor", Role::Maintainer, &janitor, Utc::now()).unwrap();
+    for repository in [bench.open(), writer(), open_with(&bench, &janitor).unwrap()] {
+        let at: Vec<_> = [&own, &again, &later].map(|manifest| repository.destroyed_at(manifest)).into_iter().collect();
+        assert!(at.iter().all(Option::is_some), "{:?}: {at:?}", repository.role());
+        assert_eq!(repository.require_content(&own).unwrap_err().kind(), Kind::NoRecoveryPoint);
+        assert_eq!([&before, &neighbour].map(|manifest| repository.destroyed_at(manifest)), [None, None], "{:?}", repository.role());
+        for (plan, piece) in [(&hr, Some(hr_piece)), (&crm, None)] {
+            let log = log(&repository, plan);
+            // From the store, and then from what was kept.
+            for _ in 0..2 {
+                assert_eq!(log.destroyed(&log.listed().unwrap()).unwrap().into_iter().collect::<Vec<_>>(), Vec::from_iter(piece));
+            }
+        }
+    }
     for manifest in [&before, &neighbour] {
         assert_eq!(restore(&reader, manifest).unwrap(), expected(&small()), "all others live on");
     }
@@ -474,9 +490,18 @@ fn a_plan_with_its_own_key_can_be_destroyed_alone() {
     bench.open().make_plan_key(&hr, Utc::now()).unwrap();
     let fresh = backup_as(&writer(), &hr, &small()).unwrap();
     assert_eq!(restore(&bench.open(), &fresh).unwrap(), expected(&small()));
+    assert_eq!((bench.open().destroyed_at(&fresh), bench.open().destroyed_at(&own).is_some()), (None, true));
+    // What has no content has lost none.
+    let none: [TestFile; 1] = [("empty", Layout::Content, b"", Vec::new())];
+    let empty = backup_as(&writer(), &hr, &none).unwrap();
+    bench.open().erase_plan(&hr, Utc::now()).unwrap();
+    assert_eq!((bench.open().destroyed_at(&empty), bench.open().destroyed_at(&fresh).is_some()), (None, true));
+    assert_eq!(restore(&bench.open(), &empty).unwrap(), expected(&none));
+    bench.open().make_plan_key(&hr, Utc::now()).unwrap();
+    let fresh = backup_as(&writer(), &hr, &small()).unwrap();
     // A damaged key of a plan: nothing is written rather than under a wrong key, and others are restored.
-    delete(&bench, "keys/plan-8002");
-    put(&bench, "keys/plan-8002", b"garbage that is long enough to be looked at as an object of some kind, which it is not".to_vec());
+    delete(&bench, "keys/plan-8003");
+    put(&bench, "keys/plan-8003", b"garbage that is long enough to be looked at as an object of some kind, which it is not".to_vec());
     assert_eq!(backup_as(&writer(), &hr, &small()).unwrap_err().kind(), Kind::Damaged);
     assert_eq!(restore(&bench.open(), &fresh).unwrap_err().kind(), Kind::Damaged);
     assert_eq!(restore(&bench.open(), &neighbour).unwrap(), expected(&small()));
@@ -717,6 +742,55 @@ fn everything_that_a_writer_host_has_opens_no_data() {
 fn structure(repository: &Repository) -> Vec<(String, String)> {
     let found = repository.verify(VerifyDepth::Structure, &Silent, &Cancel::default()).unwrap();
     found.findings.into_iter().map(|finding| (finding.object, finding.kind)).collect()
+}
+
+/// A key on paper is tried on the day on which nothing else is left: that its slot is gone must be known before.
+#[test]
+fn a_slot_that_nobody_removed_is_missed() {
+    let bench = Bench::new();
+    let words = Passphrase::new("some words of a writer");
+    bench.open().add_key("words", Role::Writer, &words, Utc::now()).unwrap();
+    let slots = || bench.open().key_slots().unwrap();
+    let missing = |repository: &Repository| -> Vec<String> {
+        structure(repository).into_iter().filter(|(_, kind)| kind == "missing").map(|(object, _)| object).collect()
+    };
+    for rotated in [false, true] {
+        if rotated {
+            bench.open().rotate(&passphrase(), &[], false, Utc::now()).unwrap();
+        }
+        for label in ["recovery key", "words"] {
+            let slot = slots().into_iter().find(|slot| slot.label == label).unwrap();
+            let key = format!("keys/{}", slot.id);
+            let bytes = get(&bench, &key);
+            delete(&bench, &key);
+            assert_eq!(missing(&bench.open()), std::slice::from_ref(&key), "{label}, rotated: {rotated}");
+            put(&bench, &key, bytes);
+            assert_eq!(structure(&bench.open()), []);
+        }
+    }
+    // Removed on purpose; and gone, and then said to be on purpose.
+    let mut ids: Vec<String> = slots().into_iter().filter(|slot| !slot.current).map(|slot| slot.id).collect();
+    let (removed, gone) = (ids.pop().unwrap(), ids.pop().unwrap());
+    bench.open().remove_key(&removed, None, Utc::now()).unwrap();
+    assert_eq!(structure(&bench.open()), []);
+    let (document, key) = {
+        let key = KeyFile::generate();
+        (
+            bench.open().export_slot("escrow", Role::Reader, &Lock::KeyFile(&key), Utc::now()).unwrap(),
+            Passphrase::new(key.reveal().to_string()),
+        )
+    };
+    assert_eq!(structure(&bench.open()), [], "it is in no repository");
+    delete(&bench, &format!("keys/{gone}"));
+    assert_eq!(missing(&bench.open()), [format!("keys/{gone}")]);
+    bench.open().remove_key(&gone, None, Utc::now()).unwrap();
+    assert_eq!(structure(&bench.open()), []);
+    assert_eq!(bench.open().remove_key("0123456789abcdef", None, Utc::now()).unwrap_err().kind(), Kind::Usage);
+    // What is brought in must stay, too.
+    let imported = Repository::import_slot(&bench.store, bench.runtime.handle(), &document.1, &key, Utc::now()).unwrap().id;
+    assert_eq!(structure(&bench.open()), []);
+    delete(&bench, &format!("keys/{imported}"));
+    assert_eq!(missing(&bench.open()), [format!("keys/{imported}")]);
 }
 
 /// Whoever verifies opens one slot: what the others need is looked at all the same.

@@ -587,3 +587,45 @@ fn the_base_of_an_older_program_is_read_and_goes_on_in_volumes() {
     }
     assert!(known(&bench.open_apart(bench.store.clone())) == model);
 }
+
+/// A loss that was accepted is known as long as its snapshot is there, whatever becomes of the entry that said so.
+#[test]
+fn an_accepted_loss_stands_in_every_later_state_until_its_snapshot_is_removed() {
+    let bench = Bench::new();
+    let snapshots = [bench.backup(&sample()), bench.backup(&sample())];
+    let repository = bench.open();
+    let accept = |objects: &[&str]| crate::repo::AcceptedLoss {
+        snapshot: snapshots[0].id,
+        objects: objects.iter().map(|object| (*object).to_owned()).collect(),
+        reason: "a disk".into(),
+        by: "t".into(),
+        accepted_at: Utc::now(),
+    };
+    for objects in [&["packs/one"][..], &["packs/two"]] {
+        repository.amend_ledger(Utc::now(), |_| Ok(Some(Decision::Accept { losses: vec![accept(objects)] }))).unwrap();
+    }
+    for number in 0..140 {
+        repository.pass_in_ledger(&number.to_string(), Utc::now()).unwrap();
+    }
+    assert!(bench.keys("retention/").len() < 70, "states were written, and the entry is gone");
+    // Programs that know nothing of it find no state, and the entries before are gone: to them the ledger is damaged, as it was by the entry.
+    let state = || {
+        let entries = bench.keys("retention/").into_iter().filter(|key| super::super::ledger::number_of(key).is_some());
+        let opened = entries.map(|key| serde_json::from_slice(&repository.inner.open_object(ObjectKind::Ledger, &key).unwrap()).unwrap());
+        opened.map(|entry: serde_json::Value| (entry["state"].is_object(), entry["state_with_losses"].is_object())).next().unwrap()
+    };
+    assert_eq!(state(), (false, true));
+    let ledger = bench.open().ledger().unwrap();
+    let known = |object: &str| ledger.is_accepted(snapshots[0].id, object);
+    assert_eq!(["packs/one", "packs/two", "packs/three"].map(known), [true, true, false]);
+    assert!(!ledger.is_accepted(snapshots[1].id, "packs/one"));
+    repository
+        .amend_ledger(Utc::now(), |_| {
+            Ok(Some(Decision::Remove { snapshots: repository.removals_of(&[(&snapshots[0], "no rule keeps it")], Utc::now())? }))
+        })
+        .unwrap();
+    assert!(bench.open().ledger().unwrap().accepted().is_empty());
+    (0..64).for_each(|number| repository.pass_in_ledger(&number.to_string(), Utc::now()).unwrap());
+    assert_eq!(state(), (true, false), "nothing keeps older programs out any more");
+    assert!(bench.open().ledger().unwrap().is_removed(snapshots[0].id));
+}

@@ -1,6 +1,7 @@
 //! A database, or tables of one, out of a restored cluster: recovered in a private server, taken out with the server's own `pg_dump`, and
 //! loaded with `pg_restore` into another server in one transaction, rows counted on both sides.
 
+mod around;
 pub(super) mod load;
 mod names;
 
@@ -11,15 +12,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-pub use self::load::Target;
+pub use self::load::{Target, value_options};
 pub use self::names::Selection;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::{Cancel, Event};
 use crate::source::postgres::backup::Point;
 use crate::source::postgres::client::{Connection, LONG_SILENCE, quote_identifier, sqlstate};
-use crate::source::postgres::extract::load::{ForeignKey, Load};
+use crate::source::postgres::extract::around::Around;
+use crate::source::postgres::extract::load::{ForeignKey, Load, Roles};
 use crate::source::postgres::extract::names::{near, near_table};
-use crate::source::postgres::instance::{Account, Instance, Stop, Tools, major_of};
+use crate::source::postgres::instance::{Account, Instance, Stop, Tools, from_outside, lost, major_of};
 use crate::source::postgres::private::{Private, Recovered};
 use crate::source::postgres::{fingerprint, prove};
 use crate::source::{ExtractRequest, Extracted, ExtractedTable, SourceContext};
@@ -84,7 +86,6 @@ pub fn tools(major: u32, bin_directory: Option<&Path>) -> Result<Tools> {
 pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractRequest, context: &SourceContext) -> Result<Extracted> {
     let selection = Selection::parse(&request.only)?;
     let target = request.load_into.as_deref().map(Target::parse).transpose()?;
-    let cancel = &context.cancel;
     let point = Point::read(data)?;
     let tools = tools(major_of(data)?, bin_directory)?;
     let account = Account::choose(data)?;
@@ -92,11 +93,31 @@ pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractReque
 
     phase("recover");
     let instance = start(data, &point, &tools, account, context)?;
+    let extracted =
+        take(&instance, &point, &tools, account, &selection, target.as_ref(), request, context).map_err(|error| instance.explain(error))?;
+    instance.stop(Stop::Immediate)?;
+    Ok(extracted)
+}
+
+/// What is asked for out of a server that was recovered.
+#[expect(clippy::too_many_arguments, reason = "one call, each of another thing")]
+fn take(
+    instance: &Instance,
+    point: &Point,
+    tools: &Tools,
+    account: Account,
+    selection: &Selection,
+    target: Option<&Target>,
+    request: &ExtractRequest,
+    context: &SourceContext,
+) -> Result<Extracted> {
+    let cancel = &context.cancel;
+    let phase = |name| context.progress.event(Event::Phase { name, detail: request.only.join(", ") });
     let no_database = || {
         Error::new(Kind::Usage, format!("restore only {}: the snapshot has no database {:?}", request.only.join(", "), selection.database))
     };
     let known = BTreeSet::from([selection.database.clone()]);
-    let settings = match prove::enter(&instance, &point.superuser, &known, cancel) {
+    let settings = match prove::enter(instance, &point.superuser, &known, cancel) {
         Ok(settings) => settings,
         Err(error) if error.kind() == Kind::NotFound && sqlstate(&error).is_none() => {
             return Err(no_database().because(error).hint("name one that it has; by none of these others they can be listed"));
@@ -111,16 +132,20 @@ pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractReque
     let mut sql = prove::connect(&settings, &selection.database, cancel).map_err(not_here)?;
     // Counting a large table says nothing for long.
     sql.set_timeout(LONG_SILENCE);
-    let chosen = choose(&mut sql, &selection, &request.only)?;
-    if let Some(target) = &target {
+    let chosen = choose(&mut sql, selection, &request.only)?;
+    // A whole database brings what surrounds its tables.
+    let around = if selection.tables.is_empty() { None } else { Some(Around::read(&mut sql, &chosen)?) };
+    if let Some(target) = target {
         let mut there = target.connect(cancel)?;
         target.check_version(&there, tools.major())?;
         target.check_free(&mut there, &chosen.iter().map(|one| (one.schema.clone(), one.name.clone())).collect())?;
+        target.check_free(&mut there, &around.iter().flat_map(|around| around.names.iter().cloned()).collect())?;
+        target.check_parents(&mut there, around.iter().flat_map(Around::inherited))?;
     }
 
     phase("dump");
-    dump(&tools, account, &instance, &point, &selection, &chosen, &request.dump, &context.scratch, cancel)?;
-    let contents = contents(&tools, &request.dump, &context.scratch, cancel)?;
+    dump(tools, account, instance, point, selection, &chosen, &request.dump, &context.scratch, cancel)?;
+    let contents = contents(tools, &request.dump, &context.scratch, cancel)?;
     is_whole(&contents, &chosen)?;
     let counted: Vec<&Relation> = chosen.iter().filter(|one| one.has_rows()).collect();
     let rows = count(&mut sql, &counted, cancel)?;
@@ -131,23 +156,27 @@ pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractReque
         .collect();
 
     let mut incomplete = false;
-    if let Some(target) = &target {
+    if let Some(target) = target {
         phase("load");
-        let single = !selection.tables.is_empty();
+        let single = around.is_some();
+        let unattached = if single { load::unattached(&contents) } else { BTreeSet::new() };
         let load = Load {
-            tools: &tools,
+            tools,
             dump: &request.dump,
             contents: &contents,
             scratch: &context.scratch,
             schemas: &if single { chosen.iter().map(|one| one.schema.clone()).collect() } else { BTreeSet::new() },
-            roles: &roles(&mut sql)?,
+            roles: &if single { roles_of(&mut sql, &chosen)? } else { roles(&mut sql)? },
+            unattached: &unattached,
             foreign_keys: &if single { foreign_keys(&mut sql, &chosen)? } else { Vec::new() },
             cancel,
         };
-        warnings.extend(target.load(&load)?);
+        let done = target.load(&load)?;
+        warnings.extend(done.warnings);
         let (loaded, hidden) = target.count(&counted, cancel)?;
         let countable: Vec<&Relation> = counted.iter().copied().filter(|one| !hidden.contains(&one.oid)).collect();
         compare(&countable, &rows, &loaded)?;
+        warnings.extend(filled_otherwise(&countable, &rows, &loaded));
         incomplete = !hidden.is_empty();
         warnings.extend(counted.iter().filter(|one| hidden.contains(&one.oid)).map(|one| {
             let had = rows.get(&one.oid).copied().unwrap_or_default();
@@ -157,9 +186,20 @@ pub fn extract(data: &Path, bin_directory: Option<&Path>, request: &ExtractReque
                 one.shown()
             )
         }));
+        let lacking = if let Some(around) = &around {
+            let own = target.is(&point.system_identifier, &selection.database, cancel)?;
+            target.surround(around, own, done.with_owners, cancel)?
+        } else {
+            warnings.extend(subscriptions(&mut sql)?);
+            target.money_as_text(&money_views(&mut sql)?, cancel)?
+        };
+        incomplete |= !lacking.is_empty();
+        warnings.extend(lacking);
+    } else if let Some(around) = &around {
+        let lacking = in_a_file(around);
+        incomplete = !lacking.is_empty();
+        warnings.extend(lacking);
     }
-    drop(sql);
-    instance.stop(Stop::Immediate)?;
     let tables =
         counted.iter().map(|one| ExtractedTable { table: one.shown(), rows: rows.get(&one.oid).copied().unwrap_or_default() }).collect();
     Ok(Extracted { tables, warnings, incomplete })
@@ -191,7 +231,22 @@ fn start(data: &Path, point: &Point, tools: &Tools, account: Account, context: &
     Ok(instance)
 }
 
-/// What is taken: everything in the database, or the tables named, partitions with them.
+/// What a dump of single tables in a file lacks, and what it needs.
+fn in_a_file(around: &Around) -> Vec<String> {
+    let mut lacking = around.alone();
+    if !lacking.is_empty() {
+        lacking.push(
+            "what attaches such a partition is in the dump all the same: load it without (pg_restore --list FILE | grep -v ' ATTACH ' >LIST, then pg_restore --use-list=LIST …)".into(),
+        );
+    }
+    lacking
+        .extend(around.inherited().map(|one| format!("{} inherits from {}, which must be where the dump is loaded", one.child, one.sql)));
+    lacking.extend(around.statistics.iter().map(|one| format!("the extended statistics {} are not in the dump: {}", one.name, one.sql)));
+    lacking.extend(around.large_objects.iter().filter_map(|one| one.missing(0)));
+    lacking
+}
+
+/// What is taken: everything in the database, or the tables named, partitions and all that inherits from them with them.
 fn choose(sql: &mut Connection, selection: &Selection, only: &[String]) -> Result<Vec<Relation>> {
     let all = relations(sql)?;
     if selection.tables.is_empty() {
@@ -203,10 +258,21 @@ fn choose(sql: &mut Connection, selection: &Selection, only: &[String]) -> Resul
         let refuse = |why: String| Error::new(Kind::Usage, format!("restore only {}: {why}", only.join(", ")));
         match fitting.as_slice() {
             [one] => {
-                oids.insert(one.oid);
-                if one.kind == "p" {
-                    let rows = sql.query(&format!("SELECT relid::pg_catalog.oid AS oid FROM pg_catalog.pg_partition_tree({})", one.oid))?;
-                    oids.extend(rows.iter().map(|row| number(row.required("oid")?)).collect::<Result<Vec<u32>>>()?);
+                let below = sql.query(&format!(
+                    "WITH RECURSIVE below(oid) AS (SELECT {}::pg_catalog.oid UNION SELECT i.inhrelid FROM below JOIN pg_catalog.pg_inherits i ON i.inhparent = below.oid) \
+                     SELECT c.oid, c.oid::pg_catalog.regclass AS name FROM below JOIN pg_catalog.pg_class c ON c.oid = below.oid WHERE c.relpersistence <> 't'",
+                    one.oid
+                ))?;
+                for row in &below {
+                    let oid: u32 = number(row.required("oid")?)?;
+                    if all.iter().all(|one| one.oid != oid) {
+                        let why = format!(
+                            "{}, a child of {wanted}, belongs to an extension, and a dump of tables leaves it out",
+                            row.required("name")?
+                        );
+                        return Err(refuse(why).hint(format!("take the whole database (--only {:?})", selection.database)));
+                    }
+                    oids.insert(oid);
                 }
             }
             [] => {
@@ -255,20 +321,83 @@ fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
 }
 
 /// Who owns something in this database or has privileges on it, by dependency; what belongs to the first superuser (10) has none.
-fn roles(sql: &mut Connection) -> Result<BTreeSet<String>> {
-    let rows = sql.query(
-        "SELECT DISTINCT r.rolname FROM pg_catalog.pg_shdepend d JOIN pg_catalog.pg_roles r ON r.oid = d.refobjid \
+fn roles(sql: &mut Connection) -> Result<Roles> {
+    // Tables and functions with a number below the first that is given to users are the system's own.
+    read_roles(
+        sql,
+        "SELECT r.rolname, CASE WHEN d.deptype = 'o' THEN 'owner' \
+           WHEN d.objid < 16384 AND d.classid IN ('pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass) THEN 'system' ELSE 'grantee' END AS why \
+         FROM pg_catalog.pg_shdepend d JOIN pg_catalog.pg_roles r ON r.oid = d.refobjid \
          WHERE d.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass \
            AND d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
-         UNION SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10",
+         UNION SELECT rolname, 'owner' FROM pg_catalog.pg_roles WHERE oid = 10",
+    )
+}
+
+/// The same of these tables, with their sequences and statistics.
+fn roles_of(sql: &mut Connection, chosen: &[Relation]) -> Result<Roles> {
+    let list = around::array(chosen);
+    let sequences = around::sequences(&list);
+    read_roles(
+        sql,
+        &format!(
+            "WITH taken AS (SELECT oid, relowner, relacl FROM pg_catalog.pg_class WHERE oid = ANY ({list}) OR oid IN ({sequences})), \
+               acls AS (SELECT relacl AS acl FROM taken UNION ALL SELECT a.attacl FROM pg_catalog.pg_attribute a JOIN taken ON taken.oid = a.attrelid), \
+               given AS (SELECT x.grantor, x.grantee FROM acls CROSS JOIN LATERAL pg_catalog.aclexplode(acl) x), \
+               needed(role, why) AS (SELECT relowner, 'owner' FROM taken UNION SELECT stxowner, 'owner' FROM pg_catalog.pg_statistic_ext WHERE stxrelid = ANY ({list}) \
+                 UNION SELECT grantor, 'grantee' FROM given UNION SELECT grantee, 'grantee' FROM given) \
+             SELECT r.rolname, n.why FROM needed n JOIN pg_catalog.pg_roles r ON r.oid = n.role"
+        ),
+    )
+}
+
+fn read_roles(sql: &mut Connection, query: &str) -> Result<Roles> {
+    let mut roles = Roles::default();
+    for row in &sql.query(query)? {
+        let role = row.required("rolname")?.to_owned();
+        match row.required("why")? {
+            "owner" => roles.owners.insert(role),
+            "system" => roles.system_grantees.insert(role),
+            _ => roles.grantees.insert(role),
+        };
+    }
+    Ok(roles)
+}
+
+/// What to know of subscriptions that came with a database.
+fn subscriptions(sql: &mut Connection) -> Result<Vec<String>> {
+    let rows = sql.query(
+        "SELECT pg_catalog.quote_ident(s.subname) AS name, s.subslotname AS slot FROM pg_catalog.pg_subscription s \
+         JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = pg_catalog.current_database() AND s.subslotname IS NOT NULL ORDER BY 1",
     )?;
-    rows.iter().map(|row| row.required("rolname").map(str::to_owned)).collect()
+    rows.iter()
+        .map(|row| {
+            let (name, slot) = (row.required("name")?, row.required("slot")?);
+            Ok(format!(
+                "subscription {name} came disabled, and names the slot {slot} of its publisher, which is the source's own: only one of them may have it; where the source \
+                 keeps it: ALTER SUBSCRIPTION {name} SET (slot_name = NONE), and only then drop it"
+            ))
+        })
+        .collect()
+}
+
+/// Materialized views that read an amount of money, and were filled.
+fn money_views(sql: &mut Connection) -> Result<Vec<String>> {
+    let rows = sql.query(
+        "SELECT DISTINCT pg_catalog.format('%I.%I', n.nspname, v.relname) AS name FROM pg_catalog.pg_class v JOIN pg_catalog.pg_namespace n ON n.oid = v.relnamespace \
+           JOIN pg_catalog.pg_rewrite w ON w.ev_class = v.oid \
+           JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = w.oid AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+           JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND (a.attnum = d.refobjsubid OR d.refobjsubid = 0) AND a.atttypid = 'pg_catalog.money'::pg_catalog.regtype \
+         WHERE v.relkind = 'm' AND v.relispopulated ORDER BY 1",
+    )?;
+    rows.iter().map(|row| row.required("name").map(str::to_owned)).collect()
 }
 
 fn foreign_keys(sql: &mut Connection, chosen: &[Relation]) -> Result<Vec<ForeignKey>> {
     let rows = sql.query(
         "SELECT k.oid, k.conname, k.conrelid, k.confrelid, n.nspname, c.relname FROM pg_catalog.pg_constraint k \
-         JOIN pg_catalog.pg_class c ON c.oid = k.confrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE k.contype = 'f'",
+         JOIN pg_catalog.pg_class c ON c.oid = k.confrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE k.contype = 'f' AND k.conparentid = 0",
     )?;
     let mut keys = Vec::new();
     for row in &rows {
@@ -336,10 +465,10 @@ fn dump(
     file.sync_all().io_context(|| format!("flush {}", to.display()))
 }
 
-/// The contents of a dump, as `pg_restore --list` says; it is read by that.
+/// The contents of a dump, as `pg_restore --list --verbose` says: with what each entry depends on.
 fn contents(tools: &Tools, dump: &Path, scratch: &Path, cancel: &Cancel) -> Result<String> {
     let mut command = tools.command(RESTORE, Account::own())?;
-    command.arg("--list").arg(dump);
+    command.args(["--list", "--verbose"]).arg(dump);
     run(command, scratch, &format!("read the dump {}", dump.display()), cancel)
 }
 
@@ -370,10 +499,11 @@ fn count_one(sql: &mut Connection, one: &Relation) -> Result<u64> {
     number(&rows.unwrap_or_default())
 }
 
+/// Tables with another number of rows than they had. Materialized views are none: they are filled anew from what was loaded.
 fn compare(relations: &[&Relation], taken: &BTreeMap<u32, u64>, loaded: &BTreeMap<u32, u64>) -> Result<()> {
     let differing: Vec<String> = relations
         .iter()
-        .filter(|one| taken.get(&one.oid) != loaded.get(&one.oid))
+        .filter(|one| one.kind != "m" && taken.get(&one.oid) != loaded.get(&one.oid))
         .map(|one| {
             let (there, had) = (loaded.get(&one.oid).copied().unwrap_or_default(), taken.get(&one.oid).copied().unwrap_or_default());
             format!("{} has {there} rows, {had} were taken out of the snapshot", one.shown())
@@ -384,6 +514,22 @@ fn compare(relations: &[&Relation], taken: &BTreeMap<u32, u64>, loaded: &BTreeMa
     }
     Err(Error::new(Kind::Differs, format!("compare what was loaded: {}", differing.join("; ")))
         .hint("what was loaded is in the target: see whether a program wrote to it, remove it and load again"))
+}
+
+/// Materialized views that had not been refreshed before the snapshot, and are now.
+fn filled_otherwise(relations: &[&Relation], taken: &BTreeMap<u32, u64>, loaded: &BTreeMap<u32, u64>) -> Vec<String> {
+    let differing = relations.iter().filter(|one| one.kind == "m" && taken.get(&one.oid) != loaded.get(&one.oid));
+    let rows = |of: &BTreeMap<u32, u64>, one: &Relation| of.get(&one.oid).copied().unwrap_or_default();
+    differing
+        .map(|one| {
+            format!(
+                "materialized view {} was filled anew from what was loaded: it has {} rows, and had {} in the snapshot",
+                one.shown(),
+                rows(loaded, one),
+                rows(taken, one)
+            )
+        })
+        .collect()
 }
 
 /// Runs a program of the server to its end and yields what it wrote.
@@ -430,7 +576,11 @@ fn run_to(mut command: Command, scratch: &Path, what: &str, cancel: &Cancel) -> 
     let said = String::from_utf8_lossy(&fs::read(&path).unwrap_or_default()).into_owned();
     let why = said.lines().find_map(harmless).map_or_else(|| format!("{name} ended with {status}"), |line| format!("{name}: {line}"));
     let said: String = said.chars().take(SAID_BYTES).collect();
-    Err(Error::new(Kind::Failed, format!("{what}: {why}")).saying(Some(said)))
+    let error = match from_outside(status) {
+        Some(signal) => lost(what, format!("{name} was killed by signal {signal}")),
+        None => Error::new(Kind::Failed, format!("{what}: {why}")),
+    };
+    Err(error.saying(Some(said)))
 }
 
 /// An error of the server about names, not rows.
@@ -471,5 +621,12 @@ mod tests {
         assert!(compare(&[&one], &BTreeMap::from([(1, 5)]), &BTreeMap::from([(1, 5)])).is_ok());
         let error = compare(&[&one], &BTreeMap::from([(1, 5)]), &BTreeMap::from([(1, 6)])).unwrap_err();
         assert_eq!((error.kind(), error.kind().exit_code()), (Kind::Differs, 21));
+        let view = Relation { kind: "m".into(), ..one };
+        let (had, has) = (BTreeMap::from([(1, 5)]), BTreeMap::from([(1, 6)]));
+        assert!(compare(&[&view], &had, &has).is_ok());
+        assert!(
+            filled_otherwise(&[&view], &had, &has)[0].contains("has 6 rows, and had 5")
+                && filled_otherwise(&[&view], &had, &had).is_empty()
+        );
     }
 }

@@ -15,7 +15,7 @@
 //! [`crate::source::fingerprint`] says, every value as text or null. These settings are part of the fingerprint: they may never change. Text is in UTF-8, or
 //! in the encoding that the table's name says ([`TableName::encoding`]).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -498,7 +498,8 @@ impl Snapshot {
         choose_samples(&mut databases, options.budget)?;
         let (mut tables, mut cost) = (Vec::new(), Vec::new());
         for Database { mut connection, tables: names, .. } in databases {
-            for name in names {
+            let labels = enum_labels(&mut connection)?;
+            for name in names.clone() {
                 cancel.check()?;
                 connection.execute("SAVEPOINT reading")?;
                 match read_table(&mut connection, &name, key, throttle, cancel) {
@@ -513,6 +514,12 @@ impl Snapshot {
                         connection.execute("ROLLBACK TO SAVEPOINT reading")?;
                     }
                 }
+            }
+            connection.execute("COMMIT")?;
+            for name in renamed_meanwhile(&mut connection, &labels, &names)? {
+                tables.retain(|table: &TableFingerprint| table.table != name);
+                let message = "a value of one of its enumerated types was renamed while it was read".to_owned();
+                left_out.push(Problem { object: name, kind: "no-fingerprint".into(), message });
             }
         }
         tables.sort_by(|one, other| one.table.cmp(&other.table));
@@ -900,6 +907,43 @@ fn read_table(
     let (table, bytes) = lines.finish(name.to_string())?;
     let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok((table.clone(), Cost { table: table.table, rows: table.rows, bytes, duration_ms }))
+}
+
+/// The labels of enumerated types, by the ids of the type and of the label: in a transaction those of its snapshot, while `COPY` writes those of now.
+fn enum_labels(connection: &mut Connection) -> Result<BTreeMap<(String, String), String>> {
+    let rows = connection.query("SELECT enumtypid, oid, enumlabel FROM pg_enum")?;
+    rows.iter()
+        .map(|row| {
+            let column = |name| row.required(name).map(str::to_owned);
+            Ok(((column("enumtypid")?, column("oid")?), column("enumlabel")?))
+        })
+        .collect()
+}
+
+/// Of tables that were read, those that may hold a value whose label is another one than in their snapshot; names as fingerprints have them. Asks outside of that.
+fn renamed_meanwhile(connection: &mut Connection, before: &BTreeMap<(String, String), String>, names: &[TableName]) -> Result<Vec<String>> {
+    if before.is_empty() {
+        return Ok(Vec::new());
+    }
+    let now = enum_labels(connection)?;
+    let changed: BTreeSet<&str> =
+        before.iter().filter(|(id, label)| now.get(*id) != Some(*label)).map(|((of, _), _)| of.as_str()).collect();
+    if changed.is_empty() {
+        return Ok(Vec::new());
+    }
+    let changed = changed.into_iter().collect::<Vec<_>>().join(", ");
+    let rows = connection.query(&format!(
+        "WITH RECURSIVE uses(oid) AS (SELECT t.oid FROM pg_type t WHERE t.oid IN ({changed}) UNION SELECT t.oid FROM uses u JOIN pg_type t \
+         ON t.typelem = u.oid OR t.typbasetype = u.oid OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.atttypid = u.oid) \
+         OR EXISTS (SELECT FROM pg_range r WHERE r.rngsubtype = u.oid AND r.rngtypid = t.oid)) \
+         SELECT DISTINCT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         JOIN pg_attribute a ON a.attrelid = c.oid JOIN uses ON uses.oid = a.atttypid"
+    ))?;
+    let mut found = BTreeSet::new();
+    for row in &rows {
+        found.insert((row.required("nspname")?, row.required("relname")?));
+    }
+    Ok(names.iter().filter(|name| found.contains(&(name.schema.as_str(), name.table.as_str()))).map(ToString::to_string).collect())
 }
 
 /// What `COPY` is told of the encoding of its lines, or nothing.

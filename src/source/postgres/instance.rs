@@ -20,20 +20,24 @@
 //!
 //! What lifeboat reads and writes as root is never in a folder in which the server's user could have put a link.
 
+mod fate;
 mod process;
 mod tools;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
+pub use self::fate::{Fate, advice, is_lost};
+pub(in crate::source::postgres) use self::fate::{from_outside, lost};
 pub use self::process::{FolderId, Identity};
 pub use self::tools::{Account, Control, Tools, major_of};
 use crate::error::{Context, Error, IoContext, Kind, Result};
@@ -52,6 +56,8 @@ const SOCKET_FOLDER_PREFIX: &str = "lifeboat-pg-";
 const LOG_TAIL_BYTES: u64 = 16 * 1024;
 /// How long each of an immediate shutdown and a kill may take.
 const END_PATIENCE: Duration = Duration::from_secs(10);
+/// A server that has lost one of its processes ends within this.
+pub const END_WORD: Duration = Duration::from_secs(5);
 
 /// What to start.
 pub struct Launch<'a> {
@@ -105,7 +111,8 @@ impl Instance {
     /// Starts a server and waits until it answers.
     ///
     /// # Errors
-    /// With the last lines of the server's log when it ends instead; `Unavailable` at the limit; `Interrupted`. Nothing is left behind.
+    /// With the last lines of the server's log when it ends instead, and as [`is_lost`] where something else ended it; `Unavailable` at the limit; `Interrupted`. Nothing is left
+    /// behind.
     pub fn start(launch: &Launch<'_>, cancel: &Cancel) -> Result<Self> {
         let begun = Instant::now();
         let data = fs::canonicalize(launch.data).io_context(|| format!("resolve {}", launch.data.display()))?;
@@ -245,31 +252,70 @@ impl Instance {
     /// Stops it, makes sure that none of its processes is left, and removes its folders (not the data folder).
     ///
     /// # Errors
-    /// When a process or folder could not be removed, or a fast stop ended without a clean folder.
+    /// When a process or folder could not be removed, or a fast stop ended without a clean folder ([`is_lost`]: because something else ended the server).
     pub fn stop(mut self, stop: Stop) -> Result<()> {
         let mut unclean = None;
         if let Stop::Fast(limit) = stop {
             unclean = self.stop_cleanly(limit)?;
         }
         self.end()?;
-        match unclean {
-            None => Ok(()),
-            Some(why) => Err(Error::new(Kind::Failed, format!("stop PostgreSQL on {}: {why}", self.record.data.display()))),
+        unclean.map_or(Ok(()), Err)
+    }
+
+    /// How it stands. What has just happened to one of its processes is waited for so long: it ends with each of them that is lost.
+    #[must_use]
+    pub fn fate(&self, patience: Duration) -> Fate {
+        let deadline = Instant::now() + patience;
+        let status = loop {
+            match self.peek() {
+                Some(status) => break status,
+                None if Instant::now() >= deadline => return Fate::Runs,
+                None => std::thread::park_timeout(Duration::from_millis(20)),
+            }
+        };
+        match fate::loss(status, &tail(&self.log()), false) {
+            Some(why) => Fate::Lost(why),
+            None => Fate::Fell(how_it_fell(status, &self.log())),
         }
     }
 
-    fn stop_cleanly(&mut self, limit: Duration) -> Result<Option<String>> {
+    /// An error of who used it, as one that [`is_lost`] where something else ended it meanwhile.
+    #[must_use]
+    pub fn explain(&self, error: Error) -> Error {
+        if !matches!(error.kind(), Kind::Failed | Kind::Unavailable) || is_lost(&error) {
+            return error;
+        }
+        match self.fate(END_WORD) {
+            Fate::Lost(why) => {
+                lost(error.to_string(), format!("the private server was ended: {why}")).saying(error.said().map(str::to_owned))
+            }
+            Fate::Runs | Fate::Fell(_) => error,
+        }
+    }
+
+    /// How its first process ended, which stays to be waited for. `None`: it has not.
+    fn peek(&self) -> Option<ExitStatus> {
+        let ended =
+            waitid(WaitId::Pid(Pid::from_child(&self.child)), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT);
+        let ended = ended.ok().flatten()?;
+        // As wait(2) has it.
+        Some(ExitStatus::from_raw(ended.terminating_signal().unwrap_or_else(|| ended.exit_status().unwrap_or_default() << 8)))
+    }
+
+    fn stop_cleanly(&mut self, limit: Duration) -> Result<Option<Error>> {
         let failed = || format!("stop PostgreSQL on {}", self.record.data.display());
         let members = process::members(self.record.data_id, self.record.server.as_ref()).io_context(failed)?;
         let Some(server) = members.iter().find(|member| u32::try_from(member.pid) == Ok(self.child.id())) else {
-            return Ok(Some(format!("it had ended by itself{}", self.last_words())));
+            let what = format!("{}: it had ended before", failed());
+            let status = self.child.wait().io_context(failed)?;
+            return Ok(Some(explain_end(&what, status, &self.log(), false)));
         };
         server.signal(Signal::INT).io_context(failed)?;
         if !server.has_ended(limit) {
-            return Ok(Some(format!("no clean shutdown within {} s", limit.as_secs())));
+            return Ok(Some(Error::new(Kind::Failed, format!("{}: no clean shutdown within {} s", failed(), limit.as_secs()))));
         }
         let status = self.child.wait().io_context(failed)?;
-        Ok((!status.success()).then(|| format!("{}{}", ended(status), self.last_words())))
+        Ok((!status.success()).then(|| explain_end(&failed(), status, &self.log(), false)))
     }
 
     /// Ends every process and removes the folders.
@@ -297,7 +343,7 @@ impl Instance {
         loop {
             cancel.check()?;
             if let Some(status) = self.child.try_wait().io_context(|| what.clone())? {
-                return Err(explain_end(&what, status, &self.log()));
+                return Err(explain_end(&what, status, &self.log(), true));
             }
             if is_ready(&self.record.data, self.child.id()) {
                 return Ok(());
@@ -604,20 +650,22 @@ fn is_ready(data: &Path, pid: u32) -> bool {
     lines.next().and_then(|line| line.trim().parse().ok()) == Some(pid) && lines.nth(6).is_some_and(|line| line.trim() == "ready")
 }
 
-fn ended(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("it exited with {code}"),
-        (None, Some(signal)) => format!("it was killed by signal {signal}"),
-        (None, None) => "it ended".into(),
+/// `before_ready`: it had not answered yet.
+fn explain_end(what: &str, status: ExitStatus, log: &Path, before_ready: bool) -> Error {
+    let text = tail(log);
+    if text.contains("No space left on device") {
+        let error = Error::new(Kind::NoSpace, format!("{what}: {}{}", fate::ended(status), last_words(log)));
+        return error.hint("free space on that file system, then run the same command again");
+    }
+    match fate::loss(status, &text, before_ready) {
+        Some(why) => lost(what, format!("the private server was ended: {why}{}", last_words(log))),
+        None => Error::new(Kind::Failed, format!("{what}: {}", how_it_fell(status, log))),
     }
 }
 
-fn explain_end(what: &str, status: ExitStatus, log: &Path) -> Error {
-    let text = tail(log);
-    let full = text.contains("No space left on device");
-    let error = Error::new(if full { Kind::NoSpace } else { Kind::Failed }, format!("{what}: {}{}", ended(status), last_words(log)));
-    if full { error.hint("free space on that file system, then run the same command again") } else { error }
+fn how_it_fell(status: ExitStatus, log: &Path) -> String {
+    let fell = fate::fall(&tail(log)).map(|line| format!(" ({line})")).unwrap_or_default();
+    format!("{}{fell}{}", fate::ended(status), last_words(log))
 }
 
 /// The end of a server's log.

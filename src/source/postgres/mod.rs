@@ -145,6 +145,9 @@ impl PostgresSource {
         let Recovered { instance, outcome, missing_libraries, without_files, reached } = match private.recover(context) {
             Ok(recovered) => recovered,
             Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::NoSpace) => return Err(error),
+            Err(error) if instance::is_lost(&error) => {
+                return Ok(vec![check("server", Outcome::Skipped, &expected, told_with_hint(&error))]);
+            }
             // Of this host, before the server ran.
             Err(error) if matches!(error.kind(), Kind::Usage | Kind::Busy) => {
                 return Ok(vec![check("server", Outcome::Skipped, &expected, told_with_hint(&error))]);
@@ -185,7 +188,7 @@ impl PostgresSource {
             results.extend(point.left_out.iter().map(without));
         }
         let options = prove::Options { user: point.superuser, missing_libraries, ..prove::Options::default() };
-        results.extend(prove::prove(instance, &tools, account, request, &options, context)?);
+        results.extend(prove::prove(instance, request, &options, context)?);
         if let Some(bytes) = little_room(data)? {
             for result in results.iter_mut().filter(|result| result.outcome == Outcome::Failed) {
                 result.outcome = Outcome::Skipped;
@@ -306,6 +309,7 @@ impl PostgresSource {
         let standby = wanted.standby.as_ref();
         let point = Point::read(usable)?;
         recover::clear(usable)?;
+        let cut = recover::cut_links(usable)?;
         tablespaces::keep_inside(usable)?;
         let mapped = tablespaces::map(usable, target, &point.tablespaces, &wanted.tablespaces)?;
         let asked = Request::read(usable)?;
@@ -337,8 +341,9 @@ impl PostgresSource {
             ),
         };
         let mut steps = vec![format!(
-            "start it as the user that owns the folder (never root): {program} -D {} -l /tmp/postgres.log start; {becomes}",
-            target.display(),
+            "start it as the user that owns the folder (never root): {program} -D {data} -l /tmp/postgres.log start; {becomes}. Where its port is taken, or nobody else is to reach it \
+             yet: {program} -D {data} -l /tmp/postgres.log -o \"-p 5433 -c listen_addresses=\" start",
+            data = target.display(),
         )];
         steps.extend(quiet.told);
         if let Some(standby) = standby {
@@ -354,6 +359,14 @@ impl PostgresSource {
                 "DO NOT START IT on a host where these folders are in use: tablespaces were created in the log that it replays, and then the server takes their folders for its own: {}; or restore a \
                  later snapshot, or a moment before that (--at)",
                 created.join(", ")
+            ));
+        }
+        if !cut.is_empty() {
+            dangers.push(format!(
+                "DO NOT START IT: links were in the source's data folder where no server makes one, and what they led to was not backed up; they were taken out, for the server would have \
+                 gone on working in the source's own files by them: {}. Put what they led to in their places first, as it was at the snapshot; and at the source back into the data \
+                 folder, or into a tablespace",
+                cut.join(", ")
             ));
         }
         if bare {

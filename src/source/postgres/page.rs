@@ -1,4 +1,4 @@
-//! Data pages: the checksum and what else a page says about itself.
+//! Data pages: the checksum, and what else a page says about itself.
 //!
 //! Source: PostgreSQL's `src/include/storage/checksum_impl.h` and `bufpage.h`, the same from 9.3 to 18 (little-endian machines).
 //!
@@ -92,14 +92,44 @@ pub fn page_lsn(page: &[u8]) -> Lsn {
 /// Judges a whole page (its length is the block size) of a cluster with data checksums. `block`: number in the whole relation fork, over all its segments.
 #[must_use]
 pub fn check_page(page: &[u8], block: u32) -> PageState {
+    let state = check_header(page);
+    if matches!(state, PageState::New | PageState::Bad(Damage::NotEmpty)) {
+        return state;
+    }
+    let (stored, computed) = (u16_at(page, 8), checksum(page, block));
+    if stored == computed { state } else { PageState::Bad(Damage::Checksum { stored, computed }) }
+}
+
+/// Judges a page of a cluster without data checksums, by what its server itself looks at before it uses one.
+#[must_use]
+pub fn check_header(page: &[u8]) -> PageState {
     if u16_at(page, 14) == 0 {
         return if page.iter().all(|&byte| byte == 0) { PageState::New } else { PageState::Bad(Damage::NotEmpty) };
     }
-    let (stored, computed) = (u16_at(page, 8), checksum(page, block));
-    if stored != computed {
-        return PageState::Bad(Damage::Checksum { stored, computed });
-    }
     if is_sane(page) { PageState::Valid } else { PageState::Bad(Damage::Header) }
+}
+
+/// `PD_ALL_VISIBLE`: a page of a table says that everybody sees all its rows. The visibility map may only say so of a page that does (`visibilitymap.c`).
+#[must_use]
+pub fn is_all_visible(page: &[u8]) -> bool {
+    u16_at(page, 10) & 0x0004 != 0
+}
+
+/// Where the space at the end of a page begins that belongs to its access method (`pd_special`).
+#[must_use]
+pub fn special_at(page: &[u8]) -> usize {
+    usize::from(u16_at(page, 16))
+}
+
+/// The items of a page, `ItemIdData` by `ItemIdData`, with their numbers from 1: those that have content, dead ones too. Of what reaches beyond the page nothing.
+pub fn items(page: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let count = usize::from(u16_at(page, 12).saturating_sub(HEADER_BYTES)) / 4;
+    (1..).zip(0..count).filter_map(|(number, index)| {
+        let pointer = u32_at(page, usize::from(HEADER_BYTES) + 4 * index) as usize;
+        let (at, state, length) = (pointer & 0x7FFF, (pointer >> 15) & 3, pointer >> 17);
+        // LP_NORMAL, LP_DEAD.
+        matches!(state, 1 | 3).then(|| page.get(at..at + length)).flatten().map(|item| (number, item))
+    })
 }
 
 /// As `PageIsVerified` has it.
@@ -152,11 +182,11 @@ fn mix(sums: &mut [u32; LANES], row: &[u32; LANES]) {
     }
 }
 
-fn u16_at(page: &[u8], at: usize) -> u16 {
+pub(in crate::source::postgres) fn u16_at(page: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([page[at], page[at + 1]])
 }
 
-fn u32_at(page: &[u8], at: usize) -> u32 {
+pub(in crate::source::postgres) fn u32_at(page: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
 }
 

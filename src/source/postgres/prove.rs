@@ -1,23 +1,26 @@
-//! Proving a recovered server: every database and its catalogue, extensions, tables against their fingerprints, heap and indexes
-//! by `amcheck`, the plan's SQL, and, once it is stopped, every page's checksum.
+//! Proving a recovered server: every database and its catalogue, sequences, extensions, tables against their fingerprints, heap and indexes
+//! by `amcheck`, the plan's SQL, and, once it is stopped, every page and what leads to it (`pages`).
 //!
 //! The server must be a private one that was promoted, because `amcheck` has to be installed where the source has not: that is the only change,
 //! made after the fingerprints were compared, and undone. Damage is a result, never an error. What the drill's host lacks or does otherwise, and what
-//! the source has arranged so that nobody can look ([`not_here`]), is no damage: it is skipped, with what to do about it.
+//! the source has arranged so that nobody can look ([`not_here`]), is no damage: it is skipped, with what to do about it. So is what could not be looked at because something else
+//! ended the server, or had no room for it; a server that falls by itself is a finding ([`until_the_end`]).
+
+mod pages;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::error::{Context, Error, IoContext, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::event::Cancel;
 use crate::source::expect::row_text;
-use crate::source::postgres::client::{Connection, LONG_SILENCE, Mode, Row, quote_identifier, server_error, sqlstate};
+use crate::source::postgres::client::{Connection, LONG_SILENCE, Mode, Row, is_broken, quote_identifier, server_error, sqlstate};
 use crate::source::postgres::conninfo::{Host, Settings};
 use crate::source::postgres::fingerprint::{self, TableName, described};
-use crate::source::postgres::instance::{Account, Instance, PORT, Stop, Tools};
+use crate::source::postgres::instance::{self, END_WORD, Fate, Instance, PORT, Stop};
+use crate::source::postgres::told as in_full;
 use crate::source::{CheckResult, Outcome, ProveRequest, SourceContext, SqlCheck, TableFingerprint};
 
 /// Where `amcheck` is installed for the time of the checks.
@@ -45,11 +48,11 @@ pub struct Options {
     /// A superuser of the cluster; no password is asked.
     pub user: String,
     pub amcheck: Amcheck,
-    /// Stops the server cleanly and checks every page, where the cluster has checksums.
+    /// Stops the server cleanly and checks every page.
     pub pages: bool,
     /// Connections at a time.
     pub threads: usize,
-    /// `shared_preload_libraries` of the source that are not on this host ([`Tools::libraries`]).
+    /// `shared_preload_libraries` of the source that are not on this host ([`libraries`](crate::source::postgres::instance::Tools::libraries)).
     pub missing_libraries: Vec<String>,
 }
 
@@ -110,6 +113,9 @@ pub(super) fn not_here(error: &Error) -> Option<String> {
         "22023" if message.starts_with("could not create locale ") => "install the locale here (locales-all, glibc-langpack-…)",
         "22023" if message.starts_with("could not open collator for locale ") => "use a PostgreSQL here whose ICU has that locale",
         "0A000" if message.starts_with("ICU is not supported") => "use a PostgreSQL here that was built with ICU",
+        "0A000" if message.starts_with("compression method ") && message.ends_with(" not supported") => {
+            "use a PostgreSQL here that was built with it"
+        }
         "XX000" if message.ends_with("has no actual version, but a version was recorded") => {
             "drill on a host whose C library has versions of collations, as the source's has"
         }
@@ -125,35 +131,84 @@ pub(super) fn not_here(error: &Error) -> Option<String> {
     Some(format!("{said}: {advice}"))
 }
 
-/// What an error means for a check, and what is told of it.
-fn judged(error: &Error) -> (Outcome, String) {
-    not_here(error).map_or_else(|| (Outcome::Failed, described(error)), |why| (Outcome::Skipped, why))
+/// Begins what is told of a check that the server did not live to answer.
+const LOST: &str = "the private server, or its session, was lost";
+/// The check that it did not end before it was stopped.
+const TO_THE_END: &str = "server to the end";
+
+/// Whether the server, or the session, was lost: that it ends, that another of its processes crashed, or that somebody ended the session.
+fn is_lost(error: &Error) -> bool {
+    server_error(error).map_or_else(|| is_broken(error), |said| matches!(said.sqlstate.as_str(), "57P01" | "57P02" | "57P03"))
 }
 
-/// All checks that are asked for, in a fixed order; then the server is stopped and its pages are checked. It and its folder are gone afterwards.
+/// What an error means for a check, and what is told of it. Why a server was lost, [`until_the_end`] tells.
+pub(super) fn judged(error: &Error) -> (Outcome, String) {
+    if let Some(why) = not_here(error) {
+        (Outcome::Skipped, why)
+    } else if is_lost(error) {
+        (Outcome::Skipped, format!("{LOST}: {}", in_full(error)))
+    } else if sqlstate(error).is_some_and(|state| state.starts_with("53")) {
+        (Outcome::Skipped, format!("this host, or the private server, has no room for it: {}", described(error)))
+    } else {
+        (Outcome::Failed, described(error))
+    }
+}
+
+/// Puts before these results that the server is gone, where it is: a finding where it fell by itself, and skipped where something else ended it.
+pub(super) fn until_the_end(instance: &Instance, results: &mut Vec<CheckResult>) {
+    let is_lost = results.iter().any(|result| result.actual.contains(LOST));
+    if results.iter().any(|result| result.name == TO_THE_END) {
+        return;
+    }
+    let (outcome, actual) = match instance.fate(if is_lost { END_WORD } else { Duration::ZERO }) {
+        Fate::Runs => return,
+        Fate::Fell(why) => (Outcome::Failed, why),
+        Fate::Lost(why) => (Outcome::Skipped, format!("it was ended: {why}; {}", instance::advice())),
+    };
+    results.insert(0, result(TO_THE_END, outcome, "it runs until it is stopped", actual));
+}
+
+/// All checks that are asked for, in a fixed order; then the server is stopped and its pages are checked. It and its folder are gone afterwards. What was found
+/// stands, whatever cannot be looked at after it.
 ///
 /// # Errors
-/// `Interrupted`; when the server could not be removed.
-pub fn prove(
-    instance: Instance,
-    tools: &Tools,
-    account: Account,
-    request: &ProveRequest,
-    options: &Options,
-    context: &SourceContext,
-) -> Result<Vec<CheckResult>> {
+/// `Interrupted`.
+pub fn prove(instance: Instance, request: &ProveRequest, options: &Options, context: &SourceContext) -> Result<Vec<CheckResult>> {
+    const CLEAN: &str = "a clean shutdown";
+    let cancel = &context.cancel;
     let mut results = ask(&instance, request, options, context)?;
     if !options.pages {
-        instance.stop(Stop::Immediate)?;
+        if let Err(error) = instance.stop(Stop::Immediate) {
+            results.push(result("shutdown", Outcome::Skipped, "a server that ends", described(&error)));
+        }
         return Ok(results);
     }
+    // Where nobody gets in, that has been told.
+    let catalogue = match enter(&instance, &options.user, &known(request), cancel) {
+        Ok(settings) => pages::Catalogue::read(&settings, cancel)?,
+        Err(_) => pages::Catalogue::unknown(),
+    };
     let data = instance.data().to_owned();
     match instance.stop(Stop::Fast(STOP_LIMIT)) {
-        Ok(()) => results.extend(check_pages(tools, account, &data)?),
-        Err(error) => results.push(result(PAGES, Outcome::Failed, "a clean shutdown", error.to_string())),
+        Ok(()) => match pages::check(&data, &catalogue, cancel) {
+            Ok(found) => results.extend(found),
+            Err(error) => {
+                cancel.check()?;
+                results.push(result(pages::CHECKSUMS, Outcome::Skipped, "0 bad pages", in_full(&error)));
+            }
+        },
+        Err(error) if instance::is_lost(&error) => {
+            results.push(result("shutdown", Outcome::Skipped, CLEAN, format!("{}; {}", in_full(&error), instance::advice())));
+        }
+        Err(error) => results.push(result("shutdown", Outcome::Failed, CLEAN, error.to_string())),
     }
-    context.cancel.check()?;
+    cancel.check()?;
     Ok(results)
+}
+
+/// Databases of which there are fingerprints.
+fn known(request: &ProveRequest) -> BTreeSet<String> {
+    request.fingerprints.iter().filter_map(|known| TableName::parse(&known.table)).map(|name| name.database).collect()
 }
 
 /// The checks of a running server.
@@ -161,9 +216,14 @@ pub fn prove(
 /// # Errors
 /// `Interrupted`.
 pub fn ask(instance: &Instance, request: &ProveRequest, options: &Options, context: &SourceContext) -> Result<Vec<CheckResult>> {
+    let mut results = ask_all(instance, request, options, context)?;
+    until_the_end(instance, &mut results);
+    Ok(results)
+}
+
+fn ask_all(instance: &Instance, request: &ProveRequest, options: &Options, context: &SourceContext) -> Result<Vec<CheckResult>> {
     let cancel = &context.cancel;
-    let known: BTreeSet<String> =
-        request.fingerprints.iter().filter_map(|known| TableName::parse(&known.table)).map(|name| name.database).collect();
+    let known = known(request);
     let entered = enter(instance, &options.user, &known, cancel);
     let (settings, databases) =
         match entered.and_then(|settings| fingerprint::databases(&settings, cancel).map(|databases| (settings, databases))) {
@@ -177,7 +237,7 @@ pub fn ask(instance: &Instance, request: &ProveRequest, options: &Options, conte
                     _ if is_absent => {
                         (Outcome::Skipped, format!("{error}, and which others it has is not known: at the source CREATE DATABASE postgres"))
                     }
-                    _ => (Outcome::Failed, described(&error)),
+                    _ => judged(&error),
                 };
                 return Ok(vec![result("databases", outcome, "a server that answers", actual)]);
             }
@@ -187,6 +247,7 @@ pub fn ask(instance: &Instance, request: &ProveRequest, options: &Options, conte
     let (collations, other_collations) = check_collations(&settings, &databases, cancel)?;
     results.push(collations);
     results.push(check_extensions(&settings, &databases, &options.missing_libraries, cancel)?);
+    results.push(check_sequences(&settings, &databases, cancel)?);
     // Before anything is installed.
     results.extend(check_content(&settings, request, options.threads, context)?);
     for check in &request.checks {
@@ -336,7 +397,7 @@ fn check_collations(settings: &Settings, databases: &[String], cancel: &Cancel) 
                     Ok(version) if version.as_deref() == Some(collation.version.as_str()) => continue,
                     Ok(version) => version.unwrap_or_else(|| "none".to_owned()),
                     // Not even open here.
-                    Err(error) if sqlstate(&error).is_some() => format!("none ({})", described(&error)),
+                    Err(error) if sqlstate(&error).is_some() && !is_lost(&error) => format!("none ({})", described(&error)),
                     Err(error) => return Err(error),
                 };
                 differing
@@ -372,7 +433,8 @@ fn check_closed(settings: &Settings, cancel: &Cancel) -> Result<Vec<CheckResult>
         Ok(closed) => closed,
         Err(error) => {
             cancel.check()?;
-            return Ok(vec![result("databases without connections", Outcome::Failed, "a server that answers", described(&error))]);
+            let (outcome, actual) = judged(&error);
+            return Ok(vec![result("databases without connections", outcome, "a server that answers", actual)]);
         }
     };
     let skipped = |name: &String| {
@@ -419,6 +481,43 @@ fn check_extensions(settings: &Settings, databases: &[String], preloaded: &[Stri
         found.skipped.insert(0, format!("not installed on this host: {}", lacking.join(", ")));
     }
     Ok(found.result(NAME, expected.to_owned(), installed.into_iter().collect::<Vec<_>>().join(", ")))
+}
+
+/// Every sequence answers as it does for `nextval`: its page is there, is one of a sequence, and has its one row.
+fn check_sequences(settings: &Settings, databases: &[String], cancel: &Cancel) -> Result<CheckResult> {
+    const SEQUENCES: &str = "SELECT c.oid, n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+        WHERE c.relkind = 'S' AND c.relpersistence <> 't' ORDER BY c.oid";
+    let (mut count, mut found) = (0, Found::default());
+    for database in databases {
+        cancel.check()?;
+        let mut look = || -> Result<()> {
+            let mut connection = connect(settings, database, cancel)?;
+            for row in connection.query(SEQUENCES)? {
+                cancel.check()?;
+                let (oid, schema, sequence) = (row.required("oid")?, row.required("nspname")?, row.required("relname")?);
+                let name = format!("{database}: {schema}.{sequence}");
+                let question = format!(
+                    "SELECT last_value, is_called, pg_catalog.pg_sequence_last_value({oid}::pg_catalog.oid::pg_catalog.regclass) FROM {}.{}",
+                    quote_identifier(schema),
+                    quote_identifier(sequence)
+                );
+                count += 1;
+                match connection.query_at_most(&question, 1) {
+                    Ok((_, 1)) => {}
+                    Ok((_, rows)) => found.failed.push(format!("{name}: it has {rows} rows instead of one")),
+                    // Not the server's word: the connection is lost.
+                    Err(error) if sqlstate(&error).is_none() => return Err(error),
+                    Err(error) => found.add(&name, &error),
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = look() {
+            found.add(database, &error);
+        }
+    }
+    cancel.check()?;
+    Ok(found.result("sequences", "every sequence answers".into(), format!("{count} sequences")))
 }
 
 fn shown(content: &TableFingerprint) -> String {
@@ -487,7 +586,7 @@ fn check_sql(settings: &Settings, check: &SqlCheck, cancel: &Cancel) -> CheckRes
         let why = "which database to ask is not known: the source's URL, which names it, cannot be read here; give the check a database";
         return result(&check.name, Outcome::Skipped, expected, why);
     };
-    let answer = || -> Result<(Vec<Row>, u64)> {
+    let answer = || -> Result<Option<(Vec<Row>, u64)>> {
         let mut connection = connect(settings, database, cancel)?;
         connection.set_timeout(limit + GRACE);
         // Before its time is over, so that a lock is told as one.
@@ -497,11 +596,15 @@ fn check_sql(settings: &Settings, check: &SqlCheck, cancel: &Cancel) -> CheckRes
             limit.as_millis().max(1),
             lock_limit.as_millis().max(1)
         ))?;
-        connection.query_at_most(&check.sql, 1)
+        if !connection.is_query(&check.sql)? {
+            return Ok(None);
+        }
+        connection.query_at_most(&check.sql, 1).map(Some)
     };
     let failed = |why: String| result(&check.name, Outcome::Failed, expected.clone(), why);
     match answer() {
-        Ok((rows, count)) => {
+        Ok(None) => failed("the statement was not run: it is no query, and yields no rows".into()),
+        Ok(Some((rows, count))) => {
             let ([row], 1) = (rows.as_slice(), count) else {
                 return failed(format!("the statement yields {count} rows, not one"));
             };
@@ -514,7 +617,10 @@ fn check_sql(settings: &Settings, check: &SqlCheck, cancel: &Cancel) -> CheckRes
             let shown = || values.iter().map(|value| shown_value(value.as_deref())).collect::<Vec<_>>().join("|");
             result(&check.name, outcome, expected.clone(), named.unwrap_or_else(shown))
         }
-        Err(error) if not_here(&error).is_some() => result(&check.name, Outcome::Skipped, expected, judged(&error).1),
+        Err(error) if judged(&error).0 == Outcome::Skipped => result(&check.name, Outcome::Skipped, expected, judged(&error).1),
+        Err(error) if server_error(&error).is_some_and(|said| said.message.starts_with("cannot insert multiple commands")) => {
+            failed("it was not run: a check is one statement, and these are several".into())
+        }
         Err(error) if sqlstate(&error) == Some("57014") => failed(format!("took longer than its limit of {} s", limit.as_secs_f64())),
         // What a statement says when it meets a row may quote the row; before it runs it knows only the plan's SQL and the catalogue.
         Err(error) => match sqlstate(&error) {
@@ -567,14 +673,19 @@ fn check_structure(settings: &Settings, database: &str, others: &BTreeSet<u32>, 
     let installed = connect(settings, database, cancel).and_then(|mut connection| {
         connection.execute("SET default_transaction_read_only = off")?;
         let found = connection.query(
-            "SELECT n.nspname FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'amcheck'",
+            "SELECT n.nspname, e.extversion IS DISTINCT FROM a.default_version AS old FROM pg_catalog.pg_extension e \
+             JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace LEFT JOIN pg_catalog.pg_available_extensions a ON a.name = e.extname \
+             WHERE e.extname = 'amcheck'",
         )?;
+        let loud = loud_event_triggers(&mut connection)?;
         if let Some(row) = found.first() {
+            // Of a cluster that was upgraded: an old one has not all functions.
+            if row.required("old")? == "t" {
+                connection.execute(&silently("ALTER EXTENSION amcheck UPDATE", &loud))?;
+            }
             return Ok((row.required("nspname")?.to_owned(), None, connection));
         }
-        let loud = loud_event_triggers(&mut connection)?;
-        connection
-            .execute(&silently(&format!("CREATE SCHEMA {OWN_SCHEMA}; CREATE EXTENSION amcheck WITH SCHEMA {OWN_SCHEMA}"), &loud))?;
+        connection.execute(&silently(&format!("CREATE SCHEMA {OWN_SCHEMA}; CREATE EXTENSION amcheck WITH SCHEMA {OWN_SCHEMA}"), &loud))?;
         Ok((OWN_SCHEMA.to_owned(), Some(loud), connection))
     });
     let (schema, own, mut connection) = match installed {
@@ -589,13 +700,21 @@ fn check_structure(settings: &Settings, database: &str, others: &BTreeSet<u32>, 
     };
     let report = match relations(&mut connection, &schema, options.amcheck) {
         Ok(relations) => look_at_all(settings, database, &relations, others, options.threads, cancel)?,
-        Err(error) => Report { failed: vec![described(&error)], ..Report::default() },
+        Err(error) => {
+            let (outcome, why) = judged(&error);
+            let (failed, skipped) = if outcome == Outcome::Failed { (vec![why], Vec::new()) } else { (Vec::new(), vec![why]) };
+            Report { failed, skipped, ..Report::default() }
+        }
     };
     if let Some(loud) = own
         && let Err(error) = connection.execute(&silently(&format!("DROP SCHEMA {OWN_SCHEMA} CASCADE"), &loud))
     {
         cancel.check()?;
-        return Ok(result(&name, Outcome::Failed, expected, format!("amcheck cannot be removed: {}", described(&error))));
+        let (outcome, why) = judged(&error);
+        // What was found before is not passed over for it.
+        if outcome == Outcome::Failed || report.failed.is_empty() {
+            return Ok(result(&name, outcome, expected, format!("amcheck cannot be removed: {why}")));
+        }
     }
     let checked = format!("{} checked", report.checked);
     Ok(if !report.failed.is_empty() {
@@ -727,41 +846,6 @@ fn look_at(settings: &Settings, database: &str, look: &Look, at: &mut Option<Con
         let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
         format!("block {}, item {}: {}{more}", field(row, "blkno"), field(row, "offnum"), field(row, "msg"))
     }))
-}
-
-const PAGES: &str = "page checksums";
-
-/// Every page of a cluster that was shut down cleanly; `None` where it has no checksums.
-///
-/// # Errors
-/// When the server's own tool cannot be run.
-pub fn check_pages(tools: &Tools, account: Account, data: &Path) -> Result<Option<CheckResult>> {
-    if !tools.control(data, account)?.checksums {
-        return Ok(None);
-    }
-    let mut command = tools.command("pg_checksums", account)?;
-    let output = command.arg("--check").arg("-D").arg(data).output().io_context(|| "run pg_checksums".into())?;
-    let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    let number = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map_or("?", str::trim).to_owned();
-    let expected = "0 bad pages";
-    if output.status.success() && number("Bad checksums:") == "0" {
-        return Ok(Some(result(
-            PAGES,
-            Outcome::Passed,
-            expected,
-            format!("{} pages in {} files", number("Blocks scanned:"), number("Files scanned:")),
-        )));
-    }
-    let place = format!("{}/", data.display());
-    let lines: Vec<String> = said
-        .lines()
-        .map(|line| line.trim_start_matches("pg_checksums: error: ").replace(&place, ""))
-        .filter(|line| !line.is_empty())
-        .collect();
-    if lines.is_empty() {
-        return Err(Error::new(Kind::Failed, "run pg_checksums: it failed without a word"));
-    }
-    Ok(Some(result(PAGES, Outcome::Failed, expected, told(&lines))))
 }
 
 #[cfg(test)]

@@ -623,6 +623,9 @@ impl Outcome {
 
 /// What a server that ended instead of recovering means for who asked.
 fn explain(error: Error, recovery: &Recovery) -> Error {
+    if instance::is_lost(&error) {
+        return error;
+    }
     let text = error.to_string();
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     let target = format!("recover to {:?}", recovery.target);
@@ -683,6 +686,28 @@ fn settle_links(data: &Path) -> Result<()> {
         Err(Error::new(Kind::Failed, format!("recover {}: {} is not a file or folder", data.display(), path.display()))
             .hint("a link could lead the server into the data of another one; restore the snapshot again into an empty folder"))
     })
+}
+
+/// Takes links out of the server's own part of a restored folder, but for those of tablespaces: they are the source's, and would lead the server into the files
+/// that this one still works in. What each was and where it led.
+///
+/// # Errors
+/// As the system says.
+pub fn cut_links(data: &Path) -> Result<Vec<String>> {
+    let mut cut = Vec::new();
+    walk(data, &mut |path, metadata| {
+        let inside = path.strip_prefix(data).unwrap_or(path);
+        let is_of_the_server = inside.iter().next().is_some_and(|name| OF_THE_SERVER.iter().any(|known| name == *known));
+        let is_tablespace = inside.parent().is_some_and(|parent| parent == Path::new("pg_tblspc"));
+        if metadata.is_symlink() && is_of_the_server && !is_tablespace {
+            let to = fs::read_link(path).io_context(|| format!("read the link {}", path.display()))?;
+            fs::remove_file(path).io_context(|| format!("remove the link {}", path.display()))?;
+            cut.push(format!("{} (to {})", inside.display(), to.display()));
+        }
+        Ok(())
+    })?;
+    cut.sort_unstable();
+    Ok(cut)
 }
 
 fn walk(root: &Path, each: &mut dyn FnMut(&Path, &fs::Metadata) -> Result<()>) -> Result<()> {

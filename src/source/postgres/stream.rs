@@ -9,6 +9,7 @@
 //! The source's clock comes from SQL: the clock is asked before the position, so whatever was committed before is in the log up to there. What a
 //! stream's own messages say is the other way round.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -77,9 +78,19 @@ pub struct Known {
     pub stretches: Vec<(u32, Lsn, Lsn)>,
     /// The newest timeline whose history is stored, also where nothing of that one's own log is.
     pub newest: Option<TimelineHistory>,
+    /// All whose history is stored.
+    pub histories: BTreeSet<u32>,
 }
 
 impl Known {
+    /// The history of a timeline is stored now: if it is the newest, the log goes on along it.
+    fn goes_on(&mut self, history: &TimelineHistory) {
+        let is_newer = self.newest.as_ref().is_none_or(|newest| newest.timeline() < history.timeline());
+        if is_newer && !history.ancestors().is_empty() {
+            self.newest = Some(history.clone());
+        }
+    }
+
     /// Refuses what a server wrote on a timeline up to `end`, where the way to the newest one left it before that.
     fn not_left_behind(&self, timeline: u32, end: Lsn) -> Result<()> {
         let last = Lsn(end.0.saturating_sub(1));
@@ -543,7 +554,7 @@ impl<'a> Session<'a> {
         }
         let mut connection = Connection::connect(&stream.settings, Mode::Replication, &stream.cancel)?;
         let identity = replication::identify_system(&mut connection)?;
-        let known = sink.known()?;
+        let mut known = sink.known()?;
         if let Some(ours) = known.system_identifier
             && ours != identity.system_identifier
         {
@@ -558,7 +569,8 @@ impl<'a> Session<'a> {
         }
         known.not_left_behind(identity.timeline, without_page_header(identity.position))?;
         let unit = u64::from(facts.segment.bytes()).min(UNIT_BYTES_MAX);
-        let history = history(&mut connection, sink, identity.timeline)?;
+        let history = history(&mut connection, sink, &known.histories, identity.timeline)?;
+        known.goes_on(&history);
         let mut from = resume(&known, &history, unit)?;
         if let Some(from) = &from
             && from.timeline == identity.timeline
@@ -642,7 +654,8 @@ impl<'a> Session<'a> {
     }
 
     fn connect(&mut self, connection: Connection) -> Result<()> {
-        self.wal = Some(replication::start_replication(connection, Some(&self.stream.slot), self.start, self.timeline)?);
+        let started = replication::start_replication(connection, Some(&self.stream.slot), self.start, self.timeline);
+        self.wal = Some(started.map_err(|error| self.explain_busy(error))?);
         self.state.connected = true;
         self.state.error = None;
         self.state.timeline = self.timeline;
@@ -650,6 +663,26 @@ impl<'a> Session<'a> {
         self.state.server_end = self.state.server_end.max(self.durable);
         self.sink.state(self.state);
         Ok(())
+    }
+
+    /// Where the slot is in use, who that may be. How far the log is stored is known all the same.
+    fn explain_busy(&mut self, error: Error) -> Error {
+        if sqlstate(&error) != Some("55006") {
+            return error;
+        }
+        let error = Error::new(
+            Kind::Busy,
+            format!(
+                "another `lifeboat serve` or `log stream` streams this log (from another state folder or host), or another program does, or the server takes an earlier session of \
+                 this one for alive: the replication slot {} is in use",
+                self.stream.slot
+            ),
+        )
+        .because(error)
+        .hint("one stream of a source is enough: end this one or the other; SELECT * FROM pg_stat_replication on the server tells who it is (a session that is gone ends after wal_sender_timeout)");
+        self.state.error = Some(told(&error));
+        (self.state.timeline, self.state.durable_to) = (self.timeline, self.durable);
+        error
     }
 
     fn wal(&mut self) -> Result<&mut WalStream> {
@@ -905,7 +938,8 @@ impl<'a> Session<'a> {
         }
         let wal = self.wal.take().ok_or_else(|| Error::new(Kind::Bug, "the log stream has ended already"))?;
         let mut connection = wal.stop()?;
-        history(&mut connection, self.sink, next)?;
+        let history = history(&mut connection, self.sink, &self.known.histories, next)?;
+        self.known.goes_on(&history);
         self.compare()?;
         self.unchecked = None;
         self.store_unit()?;
@@ -921,8 +955,9 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Fetches and stores the history of a timeline, before anything of it is stored.
-fn history(connection: &mut Connection, sink: &mut dyn LogSink, timeline: u32) -> Result<TimelineHistory> {
+/// Fetches and stores the history of a timeline, before anything of it is stored; and those of its ancestors that are not `stored`, as where several failovers came while nobody
+/// streamed.
+fn history(connection: &mut Connection, sink: &mut dyn LogSink, stored: &BTreeSet<u32>, timeline: u32) -> Result<TimelineHistory> {
     if timeline == 1 {
         return Ok(TimelineHistory::first(1));
     }
@@ -933,6 +968,19 @@ fn history(connection: &mut Connection, sink: &mut dyn LogSink, timeline: u32) -
         Err(error) => return Err(error),
     };
     let history = TimelineHistory::parse(timeline, &String::from_utf8_lossy(&file.content))?;
+    for ancestor in history.ancestors().iter().map(|ancestor| ancestor.timeline).filter(|one| *one > 1 && !stored.contains(one)) {
+        match replication::timeline_history(connection, ancestor) {
+            Ok(file) => {
+                TimelineHistory::parse(ancestor, &String::from_utf8_lossy(&file.content))?;
+                sink.history(&file.file_name, &file.content)?;
+            }
+            // Who asks for it gets what that of its descendant says.
+            Err(error) if sqlstate(&error) == Some("58P01") => {
+                tracing::info!(timeline = ancestor, "the server has no history of this timeline any more");
+            }
+            Err(error) => return Err(error),
+        }
+    }
     sink.history(&file.file_name, &file.content)?;
     Ok(history)
 }
@@ -956,6 +1004,7 @@ mod tests {
             system_identifier: None,
             stretches: stretches.iter().map(|&(timeline, start, end)| (timeline, Lsn(start), Lsn(end))).collect(),
             newest: None,
+            histories: BTreeSet::new(),
         }
     }
 
@@ -993,6 +1042,13 @@ mod tests {
         let error = two.not_left_behind(1, Lsn(0x501)).unwrap_err();
         assert_eq!(error.kind(), Kind::SplitBrain);
         assert!(error.to_string().contains("along timeline 2, which left timeline 1 at 0/500"), "{error}");
+        // Until it begins a timeline of its own.
+        let mut own = two;
+        own.goes_on(&TimelineHistory::first(3));
+        own.not_left_behind(1, Lsn(0x501)).unwrap_err();
+        own.goes_on(&TimelineHistory::parse(3, "1\t0/700\tx\n").unwrap());
+        own.not_left_behind(1, Lsn(0x700)).unwrap();
+        own.not_left_behind(1, Lsn(0x701)).unwrap_err();
         known(&[(1, 0, 0x400)]).not_left_behind(1, Lsn(0x501)).unwrap();
     }
 

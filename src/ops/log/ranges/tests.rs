@@ -37,7 +37,7 @@ fn piece(timeline: u32, from: u64, to: u64) -> (PieceInfo, PieceFacts) {
 }
 
 fn view(bases: &[Base], pieces: &[(PieceInfo, PieceFacts)], histories: &[TimelineHistory]) -> View {
-    View::new(bases.to_vec(), pieces.to_vec(), Vec::new(), Vec::new(), histories.to_vec(), &[]).unwrap().unwrap()
+    View::new(bases.to_vec(), pieces.to_vec(), Vec::new(), Vec::new(), Vec::new(), histories.to_vec(), &[]).unwrap().unwrap()
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn looked_at(log: &Log, bases: &[Base]) -> View {
     let mut damaged = Vec::new();
     let (pieces, spare) = pieces_of(log, &log.listed().unwrap(), bases, true, &mut damaged).unwrap();
     let unread = damaged.into_iter().map(|(piece, _)| piece).collect();
-    View::new(bases.to_vec(), pieces, spare, unread, Vec::new(), &[]).unwrap().unwrap()
+    View::new(bases.to_vec(), pieces, spare, unread, Vec::new(), Vec::new(), &[]).unwrap().unwrap()
 }
 
 /// `LIFEBOAT_LONG_LOG=20000` measures more.
@@ -161,7 +161,7 @@ fn small_pieces_inside_a_sound_whole_one_are_not_asked_for_and_serve_when_it_is_
     let (pieces, spare) = pieces_of(&far, &far.listed().unwrap(), &bases, true, &mut damaged).unwrap();
     assert_eq!((pieces.len(), spare.len(), damaged.len()), (12, 0, 2), "{damaged:?}");
     let unread = damaged.into_iter().map(|(piece, _)| piece).collect();
-    let view = View::new(bases.to_vec(), pieces, spare, unread, Vec::new(), &[]).unwrap().unwrap();
+    let view = View::new(bases.to_vec(), pieces, spare, unread, Vec::new(), Vec::new(), &[]).unwrap().unwrap();
     let ranges = view.ranges();
     assert_eq!((ranges.len(), ranges[0].to, ranges[0].to_lsn), (1, time(11), Lsn(12 * PAGE)));
     assert_eq!(far.read_span(&view.pieces(), 1, PAGE..12 * PAGE).unwrap().len() as u64, 11 * PAGE);

@@ -8,6 +8,9 @@ use postgres_protocol::message::backend::ErrorFields;
 
 use crate::error::{Error, Kind};
 
+/// So ends what is told of a server that says nothing.
+pub(super) const SILENCE: &str = "does not answer in time";
+
 /// A server's error, the cause of the [`Error`]s that [`crate::source::postgres::client`] returns for one; or its warning. DETAIL, CONTEXT and the
 /// statement are not kept: they show rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +61,7 @@ impl ServerError {
     /// `doing`: what was being done to what.
     pub(crate) fn into_error(self, doing: String, at_login: bool) -> Error {
         let kind = kind(&self.sqlstate, at_login);
-        let hint = self.hint.clone().or_else(|| usual_hint(&self.sqlstate).map(str::to_owned));
+        let hint = self.hint.clone().or_else(|| usual_hint(&self.sqlstate, &self.routine).map(str::to_owned));
         let error = Error::new(kind, doing).because(self);
         match hint {
             Some(hint) => error.hint(hint),
@@ -81,8 +84,14 @@ fn kind(sqlstate: &str, at_login: bool) -> Kind {
     }
 }
 
-fn usual_hint(sqlstate: &str) -> Option<&'static str> {
+fn usual_hint(sqlstate: &str, routine: &str) -> Option<&'static str> {
     Some(match sqlstate {
+        "53300" if routine == "CheckMyDatabase" => {
+            "All connections that this database may have are taken: ALTER DATABASE … CONNECTION LIMIT, or try later."
+        }
+        "53300" if routine == "InitializeSessionUserId" => {
+            "All connections that this role may have are taken: ALTER ROLE … CONNECTION LIMIT, or try later."
+        }
         "22P05" => {
             "A name, a comment or a value has a character without an equivalent in UTF-8, in which lifeboat asks; only rows are read in the database's own encoding."
         }
@@ -113,4 +122,14 @@ pub fn server_error(error: &Error) -> Option<&ServerError> {
         next = cause.source();
     }
     None
+}
+
+/// Whether the connection was lost, or there was nobody to connect to: not what a server said, nor that it says nothing.
+#[must_use]
+pub(in crate::source::postgres) fn is_broken(error: &Error) -> bool {
+    let is_silence = |text: &str| text.ends_with(SILENCE);
+    error.kind() == Kind::Unavailable
+        && server_error(error).is_none()
+        && !is_silence(&error.to_string())
+        && !error.causes().iter().any(|cause| is_silence(cause))
 }

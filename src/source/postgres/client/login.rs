@@ -59,6 +59,11 @@ const PATIENT: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_trans
 /// Before what the address asks for: a role that a database or user has as a setting is for its applications, and may do less than this one.
 const AS_ITSELF: &str = "-c role=none";
 
+/// What such a session says of itself before it begins, with what its address asks for (`own`): it wins over what a role or a database has as a setting.
+pub(in crate::source::postgres) fn session_options(own: Option<&str>) -> String {
+    format!("{AS_ITSELF} {} {PATIENT}", own.unwrap_or_default())
+}
+
 /// Sends the start-up message and does everything until the server is ready.
 pub(crate) fn log_in(
     connection: &mut Connection,
@@ -78,11 +83,12 @@ pub(crate) fn log_in(
     let mut parameters = vec![("user", settings.user.as_str()), ("client_encoding", encoding)];
     parameters.push(("application_name", &settings.application_name));
     // A limit of a millisecond is over before a session could say SET, which one that replicates cannot say at all.
-    let own = settings.options.as_deref().unwrap_or_default();
-    let options = if patient { format!("{AS_ITSELF} {own} {PATIENT}") } else { own.to_owned() };
+    let own = settings.options.as_deref();
+    let options = if patient { session_options(own) } else { own.unwrap_or_default().to_owned() };
     if !options.is_empty() {
-        parameters.push(("options", options.trim_start()));
+        parameters.push(("options", &options));
     }
+    connection.takes_options = patient;
     match mode {
         Mode::Sql { .. } => parameters.extend(database.as_deref().map(|name| ("database", name))),
         Mode::Replication => parameters.push(("replication", "true")),

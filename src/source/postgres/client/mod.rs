@@ -24,8 +24,10 @@ use crate::event::Cancel;
 use crate::source::postgres::client::transport::Transport;
 use crate::source::postgres::conninfo::Settings;
 
+pub(in crate::source::postgres) use failure::is_broken;
 pub use failure::{ServerError, server_error, sqlstate};
 pub use login::server_certificate;
+pub(in crate::source::postgres) use login::session_options;
 
 /// The server's own limit for one message.
 const MESSAGE_BYTES: usize = 1 << 30;
@@ -72,6 +74,7 @@ pub struct Connection {
     rest: Option<usize>,
     /// Warnings of the server, since somebody wants them.
     warnings: Option<Warnings>,
+    takes_options: bool,
 }
 
 /// What a server warned of while it did something.
@@ -193,6 +196,7 @@ impl Connection {
             state: State::Broken,
             rest: None,
             warnings: None,
+            takes_options: false,
         };
         login::log_in(&mut connection, mode, proof, until, greeting)?;
         Ok(connection)
@@ -301,6 +305,28 @@ impl Connection {
         Ok((rows, count))
     }
 
+    /// Whether SQL, which must be one statement, yields rows. It is not run.
+    ///
+    /// # Errors
+    /// As [`Self::query`]; the server's, too, where it is several.
+    pub fn is_query(&mut self, sql: &str) -> Result<bool> {
+        let refused = |error| Error::new(Kind::Usage, "send SQL to PostgreSQL").because(error);
+        let mut out = BytesMut::new();
+        frontend::parse("", sql, [], &mut out).map_err(refused)?;
+        frontend::describe(b'S', "", &mut out).map_err(refused)?;
+        frontend::sync(&mut out);
+        self.start(&out)?;
+        let (mut yields_rows, mut failed) = (false, None);
+        while let Some(incoming) = self.next_of_answer(&mut failed)? {
+            match incoming {
+                Incoming::Message(Message::RowDescription(_)) => yields_rows = true,
+                Incoming::Message(Message::ParseComplete | Message::ParameterDescription(_) | Message::NoData) => {}
+                _ => return Err(self.confused("an answer to something that was not asked")),
+            }
+        }
+        Ok(yields_rows)
+    }
+
     /// Runs one statement with parameters (`$1`, `$2`, …; as text, of the types that the server infers) by the extended protocol, and
     /// yields the rows, as text.
     ///
@@ -405,6 +431,12 @@ impl Connection {
             Some(_) => Err(self.confused("something other than readiness for COPY data")),
             None => Err(Error::new(Kind::Bug, "COPY FROM turned out to be something else")),
         }
+    }
+
+    /// Whether what this session said of itself before it began ([`session_options`]) was taken: an older server, or a pooler, may not know it.
+    #[must_use]
+    pub(in crate::source::postgres) fn takes_options(&self) -> bool {
+        self.takes_options
     }
 
     /// The limit set by [`Self::set_timeout`].

@@ -15,6 +15,7 @@ use rustls::{ClientConfig, ClientConnection};
 
 use crate::error::{Error, Kind, Result};
 use crate::event::Cancel;
+use crate::source::postgres::client::failure::SILENCE;
 use crate::source::postgres::conninfo::{Host, Keepalives, Settings};
 
 /// The longest wait before looking at the cancel flag again.
@@ -273,7 +274,7 @@ impl Transport {
     }
 
     pub(crate) fn silent(&self) -> Error {
-        Error::new(Kind::Unavailable, format!("PostgreSQL at {} does not answer in time", self.server))
+        Error::new(Kind::Unavailable, format!("PostgreSQL at {} {SILENCE}", self.server))
             .hint("Is it overloaded, waiting for a lock, or is something between dropping packets? Try again, or raise the time limit.")
     }
 
@@ -379,7 +380,7 @@ fn in_time<T: Send + 'static>(
             Err(RecvTimeoutError::Disconnected) => return Err(Error::new(Kind::Bug, "the thread that connects ended without a result")),
         }
         if Instant::now() >= until {
-            return Ok(Err(io::Error::new(io::ErrorKind::TimedOut, format!("{server} does not answer in time"))));
+            return Ok(Err(io::Error::new(io::ErrorKind::TimedOut, format!("{server} {SILENCE}"))));
         }
     }
 }

@@ -87,11 +87,21 @@ impl Selection {
         let unknown = self.tables.iter().filter(|wanted| inside.iter().all(|known| !wanted.fits(&known.schema, &known.table)));
         unknown
             .map(|wanted| {
+                let none = "has no fingerprint in this snapshot (nor has any partitioned table, or one that was made later), and is looked for in what is recovered";
+                if inside.iter().any(|known| looks_like_a_partition(wanted, known)) {
+                    return format!("table {wanted} {none}");
+                }
                 let names: Vec<String> = inside.iter().map(|known| format!("{}.{}", known.schema, known.table)).collect();
-                format!("table {wanted} has no fingerprint in this snapshot: {}", near_table(wanted, &names))
+                format!("table {wanted} {none}: {}", near_table(wanted, &names))
             })
             .collect()
     }
+}
+
+/// Whether a name is that of the other with something behind it that is no letter, as partitions are mostly called: then the other is no mistake.
+fn looks_like_a_partition(wanted: &WantedTable, known: &TableName) -> bool {
+    let rest = known.table.strip_prefix(&wanted.table).and_then(|rest| rest.chars().next());
+    rest.is_some_and(|letter| !letter.is_alphabetic()) && wanted.schema.as_ref().is_none_or(|schema| *schema == known.schema)
 }
 
 fn wanted(text: &str) -> Result<(String, Option<WantedTable>)> {
@@ -214,6 +224,10 @@ mod tests {
         assert_eq!(parse(&["crm/orders", "crm/Füße.\"a\"\"b\""]).unwrap().doubts(&all), Vec::<String>::new());
         let doubts = parse(&["crm/order"]).unwrap().doubts(&all);
         assert!(doubts[0].contains("did you mean public.orders?"), "{doubts:?}");
+        let parted = [known("crm.sales.ev_25"), known("crm.sales.ev_26")];
+        let doubts = parse(&["crm/sales.ev", "crm/ev", "crm/sales.ev_2"]).unwrap().doubts(&parted);
+        assert!(doubts[..2].iter().all(|doubt| doubt.contains("is looked for") && !doubt.contains("did you mean")), "{doubts:?}");
+        assert!(parse(&["crm/sales.ew_25"]).unwrap().doubts(&parted)[0].contains("did you mean sales.ev_25?"));
         assert!(parse(&["crn"]).unwrap().doubts(&all)[0].contains("did you mean crm?"));
         assert!(parse(&["crm/x.orders"]).unwrap().doubts(&all)[0].contains("there is public.orders"));
     }

@@ -350,6 +350,32 @@ fn what_is_committed_while_a_table_is_waited_for_belongs_to_the_snapshot() {
     assert_eq!(taken.tables[0].rows, 1);
 }
 
+/// `COPY` writes the labels of enumerated types as they are now, whatever the snapshot.
+#[test]
+fn a_value_that_is_renamed_while_rows_are_read_is_no_difference_for_ever() {
+    let source = Archived::start("");
+    source.sql("CREATE TYPE mood AS ENUM ('fine', 'bad')");
+    source.sql("CREATE DOMAIN temper AS mood");
+    for (name, columns) in [("plain", "n int"), ("direct", "m mood"), ("list", "m mood[]"), ("domain", "m temper"), ("row_of", "d direct")]
+    {
+        source.sql(&format!("CREATE TABLE {name}({columns})"));
+    }
+    let settings = settings_of(&source, "postgres");
+    let read = |renamed: &[&str]| {
+        let snapshot = take_all(&settings, &Options::default());
+        renamed.iter().for_each(|statement| drop(source.sql(statement)));
+        let taken = snapshot.read(&[7; 32], None, &Cancel::default()).unwrap();
+        assert!(taken.left_out.iter().all(|problem| problem.message.contains("was renamed while it was read")), "{:?}", taken.left_out);
+        let mut left_out: Vec<String> = taken.left_out.iter().filter_map(|it| TableName::parse(&it.object)).map(|it| it.table).collect();
+        left_out.sort();
+        assert_eq!(left_out.len() + taken.tables.len(), 5, "{:?}", taken.tables);
+        left_out
+    };
+    assert_eq!(read(&[]), [""; 0]);
+    assert_eq!(read(&["ALTER TYPE mood ADD VALUE 'great'"]), [""; 0]);
+    assert_eq!(read(&["ALTER TYPE mood RENAME VALUE 'fine' TO 'well'"]), ["direct", "domain", "list", "row_of"]);
+}
+
 #[test]
 fn a_budget_reads_small_tables_whole_and_the_same_of_all_others() {
     let mib = 1 << 20;

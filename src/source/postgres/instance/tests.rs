@@ -129,6 +129,52 @@ fn a_server_that_does_not_start_says_why() {
     assert!(!folder.exists());
 }
 
+/// Waits for a process of the server on this folder that is called so, and sends it a signal.
+fn signal(data: &Path, title: &str, signal: &str) {
+    let is_it = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(title));
+    let deadline = Instant::now() + Duration::from_mins(1);
+    let pid = loop {
+        if let Some(pid) = workers(data).into_iter().find(is_it) {
+            break pid;
+        }
+        assert!(Instant::now() < deadline, "no process is called {title}");
+        std::thread::park_timeout(Duration::from_millis(5));
+    };
+    assert!(Command::new("kill").args(["-s", signal, &pid.to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn what_ends_a_recovery_from_outside_is_told_from_what_falls() {
+    let source = Archived::start("");
+    let restored = source.base_backup("restored");
+    let account = Account::choose(&restored).unwrap();
+    crate::source::postgres::recover::prepare(&restored, account).unwrap();
+    let tools = Tools::find(15, None).unwrap();
+    let folder = restored.with_extension("instance");
+    let launch =
+        Launch { tools: &tools, account, data: &restored, folder: &folder, settings: &[], preload: &[], limit: Duration::from_mins(1) };
+    // It asks for a file of the log, and waits.
+    let recovery =
+        crate::source::postgres::recover::Recovery { restore_command: Some("sleep 2; false".into()), ..source.recovery(Target::Latest) };
+    for (title, kind) in [("lifeboat: startup", "KILL"), ("config_file=", "KILL"), ("config_file=", "INT"), ("lifeboat: startup", "SEGV")] {
+        let error = std::thread::scope(|scope| {
+            let started = scope.spawn(|| crate::source::postgres::recover::recover(&launch, &recovery, &Cancel::default()));
+            signal(&restored, title, kind);
+            started.join().unwrap().unwrap_err()
+        });
+        let said = crate::source::postgres::told(&error);
+        assert_eq!((is_lost(&error), error.kind()), (kind != "SEGV", Kind::Failed), "{title} {kind}: {said}");
+        if kind == "SEGV" {
+            assert!(said.contains("signal 11"), "{said}");
+        } else {
+            assert!(error.hint_text().unwrap().contains("memory"), "{error:?}");
+            assert!(said.contains("signal 9") || said.contains("received fast shutdown request"), "{said}");
+        }
+        assert_eq!(workers(&restored), Vec::<i32>::new());
+        assert!(!folder.exists());
+    }
+}
+
 #[test]
 fn only_a_control_file_that_is_not_whole_is_damaged() {
     let source = Archived::start("");

@@ -151,7 +151,7 @@ impl Walk {
             self.problem(
                 &path,
                 "link-not-followed",
-                "is a symbolic link where no server makes one; the link is kept, what it leads to is not",
+                "is a symbolic link where no server makes one: what it leads to is not backed up, and a restore is not whole; move it back, or into a tablespace",
             );
         }
         Ok(Some(Found { path, kind: FoundKind::Link(target), stat }))

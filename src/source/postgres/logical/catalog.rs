@@ -1,5 +1,7 @@
 //! What there is in a server's databases, as one transaction sees it.
 
+use std::collections::BTreeSet;
+
 use crate::error::{Error, Kind, Result};
 use crate::source::Problem;
 use crate::source::postgres::client::{Connection, Row, quote_identifier, quote_literal};
@@ -10,6 +12,8 @@ use crate::source::postgres::logical::contents::{Database, Grant, LargeObject, M
 const TOLD: usize = 5;
 /// So many sequences are asked for at once.
 const SEQUENCES: usize = 500;
+/// Those of every server.
+const TEMPLATES: [&str; 2] = ["template0", "template1"];
 /// Databases that managed servers keep for themselves.
 const OF_PROVIDERS: [&str; 4] = ["rdsadmin", "cloudsqladmin", "azure_maintenance", "azure_sys"];
 
@@ -52,11 +56,13 @@ pub(super) struct Chosen {
 /// `Usage` for one that is not there, or may not be connected to.
 pub(super) fn choose_databases(sql: &mut Connection, wanted: &[String]) -> Result<Chosen> {
     let rows = sql.query(
-        "SELECT datname, datallowconn AS open, pg_catalog.has_database_privilege(oid, 'CONNECT') AS may FROM pg_catalog.pg_database \
-         WHERE datconnlimit <> -2 AND NOT datistemplate ORDER BY datname",
+        "SELECT datname, datistemplate AS template, datallowconn AS open, pg_catalog.has_database_privilege(oid, 'CONNECT') AS may \
+         FROM pg_catalog.pg_database WHERE datconnlimit <> -2 ORDER BY datname",
     )?;
     let named = |row: &Row| Ok((row.required("datname")?.to_owned(), is(row, "may")));
-    let (open, closed): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| is(row, "open"));
+    let (templates, rows): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| is(row, "template"));
+    let templates: Vec<String> = templates.into_iter().map(|row| Ok(named(row)?.0)).collect::<Result<_>>()?;
+    let (open, closed): (Vec<&Row>, Vec<&Row>) = rows.into_iter().partition(|row| is(row, "open"));
     let there: Vec<(String, bool)> = open.into_iter().map(named).collect::<Result<_>>()?;
     let closed: Vec<(String, bool)> = closed.into_iter().map(named).collect::<Result<_>>()?;
     let mut chosen = Chosen::default();
@@ -65,6 +71,8 @@ pub(super) fn choose_databases(sql: &mut Connection, wanted: &[String]) -> Resul
         let (left, found): (Vec<_>, Vec<_>) = there.into_iter().partition(|(name, may)| !may && is_of_provider(name));
         let (closed_left, closed): (Vec<_>, Vec<_>) = closed.into_iter().partition(|(name, _)| is_of_provider(name));
         let left = left.iter().chain(&closed_left);
+        let own = templates.iter().filter(|name| !TEMPLATES.contains(&name.as_str()));
+        chosen.warnings.extend(own.map(|name| format!("database {name} is a template (IS_TEMPLATE) and is not backed up")));
         chosen.warnings.extend(left.map(|(name, _)| format!("database {name} belongs to the server's provider and is not backed up")));
         chosen.problems.extend(closed.into_iter().map(|(name, _)| {
             let message = format!(
@@ -79,6 +87,11 @@ pub(super) fn choose_databases(sql: &mut Connection, wanted: &[String]) -> Resul
             there.iter().find(|(known, _)| known == name).cloned().ok_or_else(|| {
                 if closed.iter().any(|(known, _)| known == name) {
                     return Error::new(Kind::Usage, format!("back up database {name:?}: it takes no connections")).hint(opening(name));
+                }
+                if templates.contains(name) {
+                    let hint = format!("ALTER DATABASE {} IS_TEMPLATE false, or mend `databases` in the plan", quote_identifier(name));
+                    return Error::new(Kind::Usage, format!("back up database {name:?}: it is a template, which is not backed up"))
+                        .hint(hint);
                 }
                 let known: Vec<String> = there.iter().map(|(name, _)| name.clone()).collect();
                 Error::new(Kind::Usage, format!("back up database {name:?}: the server has none of that name to connect to"))
@@ -116,7 +129,7 @@ impl Found {
 pub(super) fn tables(sql: &mut Connection, folder: &str) -> Result<(Vec<Found>, Vec<String>)> {
     let standby = sql.value("SELECT pg_catalog.pg_is_in_recovery()")?.as_deref() == Some("t");
     let rows = sql.query(
-        "SELECT c.oid, n.nspname, c.relname, c.relpersistence, pg_catalog.pg_table_size(c.oid) AS bytes, \
+        "SELECT c.oid, n.nspname, c.relname, c.relpersistence, coalesce(pg_catalog.pg_table_size(c.oid), 0) AS bytes, \
            x.condition, x.condition IS NOT NULL AS of_extension, r.root_schema, r.root_name, \
            (SELECT pg_catalog.json_agg(a.attname ORDER BY a.attnum) FROM pg_catalog.pg_attribute a \
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') AS columns \
@@ -163,11 +176,12 @@ pub(super) fn tables(sql: &mut Connection, folder: &str) -> Result<(Vec<Found>, 
     Ok((found, warnings))
 }
 
-/// Tables and sequences that the role may not read, and tables whose row security would hide rows from it.
+/// Tables and sequences that the role may not read (of those that were dropped since the snapshot nothing is known), and tables whose row security would hide
+/// rows from it.
 pub(super) fn forbidden(sql: &mut Connection) -> Result<(Vec<String>, Vec<String>)> {
     let rows = sql.query(
         "SELECT n.nspname || '.' || c.relname AS name, \
-           pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS may, \
+           coalesce(pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE'), true) AS may, \
            c.relkind = 'r' AND pg_catalog.row_security_active(c.oid) AS hidden \
          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
          WHERE c.relkind IN ('r', 'p', 'S') AND c.relpersistence <> 't' \
@@ -292,6 +306,38 @@ pub(super) fn database(sql: &mut Connection, name: &str) -> Result<Database> {
         sequences: Vec::new(),
         large_objects: Vec::new(),
         materialized_views: views.iter().map(view).collect::<Result<_>>()?,
+        lc_monetary: None,
+    })
+}
+
+/// The `lc_monetary` of a session that said nothing of it.
+pub(super) fn lc_monetary(sql: &mut Connection) -> Result<String> {
+    Ok(sql.value("SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'lc_monetary'")?.unwrap_or_default())
+}
+
+/// Why the role cannot have so many sessions in this database at a time, or (`everywhere`) in the whole server.
+pub(super) fn too_few_sessions(sql: &mut Connection, database: &str, sessions: usize, everywhere: usize) -> Result<Option<String>> {
+    let rows = sql.query(
+        "SELECT r.rolname, r.rolconnlimit, d.datconnlimit FROM pg_catalog.pg_roles r, pg_catalog.pg_database d \
+         WHERE r.rolname = session_user AND NOT r.rolsuper AND d.datname = pg_catalog.current_database()",
+    )?;
+    // A superuser has no limits.
+    let Some(row) = rows.first() else { return Ok(None) };
+    let (of_role, of_database): (i64, i64) = (number(row.required("rolconnlimit")?)?, number(row.required("datconnlimit")?)?);
+    let is_less = |limit: i64, wanted: usize| usize::try_from(limit).is_ok_and(|limit| limit < wanted);
+    Ok(if is_less(of_database, sessions) {
+        let name = quote_identifier(database);
+        Some(format!(
+            "a backup has up to {sessions} sessions in database {database}, whose limit is {of_database}: ALTER DATABASE {name} CONNECTION LIMIT …"
+        ))
+    } else if is_less(of_role, everywhere) {
+        let role = row.required("rolname")?;
+        let name = quote_identifier(role);
+        Some(format!(
+            "a backup has up to {everywhere} sessions, and the limit of role {role} is {of_role}: ALTER ROLE {name} CONNECTION LIMIT …"
+        ))
+    } else {
+        None
     })
 }
 
@@ -324,6 +370,15 @@ pub(super) fn settings(sql: &mut Connection, database: u32) -> Result<Vec<Settin
         Ok(Setting { role: own(row.named("rolname")), name: row.required("name")?.to_owned(), value: row.required("value")?.to_owned() })
     };
     rows.iter().map(setting).collect()
+}
+
+/// Names of the settings of all roles in all databases (`ALTER ROLE ALL SET`).
+pub(super) fn settings_of_everybody(sql: &mut Connection) -> Result<Vec<String>> {
+    let rows = sql.query(
+        "SELECT pg_catalog.split_part(line, '=', 1) AS name FROM pg_catalog.pg_db_role_setting s \
+         CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) AS line WHERE s.setdatabase = 0 AND s.setrole = 0 ORDER BY 1",
+    )?;
+    rows.iter().map(|row| row.required("name").map(str::to_owned)).collect()
 }
 
 /// All roles but the server's own; with passwords where they may be read. Second: whether they could.
@@ -400,7 +455,7 @@ pub(super) fn large_objects(sql: &mut Connection, folder: &str) -> Result<Vec<La
     Ok(found)
 }
 
-/// Sequences as they are now: later than the rows, so that no value is given twice. Second: warnings of those that cannot be read here.
+/// Sequences as they are now: later than the snapshot, so that no value is given twice. Second: warnings of those that cannot be read here.
 pub(super) fn sequences(sql: &mut Connection) -> Result<(Vec<Sequence>, Vec<String>)> {
     // Since version 15 those of unlogged tables are unlogged too, and no standby lets anybody read them.
     let unreadable = "c.relpersistence = 'u' AND pg_catalog.pg_is_in_recovery()";
@@ -442,14 +497,200 @@ pub(super) fn sequences(sql: &mut Connection) -> Result<(Vec<Sequence>, Vec<Stri
     Ok((found, warnings))
 }
 
-/// Tables whose rows were replaced between the snapshot and the lock (`TRUNCATE`, a rewrite): the snapshot does not see the former ones.
+/// Tables of the snapshot that are not what the leading transaction has locked by their names, or whose rows were replaced before it had (`TRUNCATE`, a rewrite: the
+/// snapshot does not see the former ones); and sequences that were begun anew. A table that is locked is neither renamed, nor dropped, nor rewritten any more.
 pub(super) fn replaced(sql: &mut Connection, tables: &[Found]) -> Result<Vec<String>> {
     let oids = tables.iter().map(|found| found.oid.to_string()).collect::<Vec<_>>().join(",");
     let rows = sql.query(&format!(
         "SELECT n.nspname || '.' || c.relname AS name FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE c.oid = ANY ({}::pg_catalog.oid[]) AND c.relfilenode <> 0 \
-           AND pg_catalog.pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode",
+         WHERE c.oid = ANY ({0}::pg_catalog.oid[]) AND c.oid NOT IN (SELECT l.relation FROM pg_catalog.pg_locks l \
+             WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'relation' AND l.granted AND l.database = \
+               (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())) \
+           OR (c.oid = ANY ({0}::pg_catalog.oid[]) OR c.relkind = 'S' AND c.relpersistence <> 't') AND c.relfilenode <> 0 \
+             AND pg_catalog.pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode ORDER BY 1",
         quote_literal(&format!("{{{oids}}}"))
     ))?;
     rows.iter().map(|row| row.required("name").map(str::to_owned)).collect()
+}
+
+/// SQL that yields the oid of the table that has this name now, as [`is_named`] takes it.
+pub(super) fn who_is(found: &Found) -> String {
+    format!("SELECT pg_catalog.to_regclass({})::pg_catalog.oid AS oid", quote_literal(&found.sql()))
+}
+
+/// Fails when a table's name led to another one: its schema was renamed, which no lock of a table keeps anybody from.
+///
+/// # Errors
+/// `Busy`.
+pub(super) fn is_named(found: &Found, answer: &[Row]) -> Result<()> {
+    if answer.first().and_then(|row| row.named("oid")) == Some(found.oid.to_string().as_str()) {
+        return Ok(());
+    }
+    let what = format!("{} is another table now: its schema was renamed while the backup was made", found.sql());
+    Err(Error::new(Kind::Busy, what).hint("run it again when nobody renames schemas"))
+}
+
+/// What is looked at for changes since a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watch {
+    /// Names and definitions that the server tells `pg_dump` as they are now, whatever its snapshot: what refers to them would be of another moment than they are.
+    Definitions,
+    /// What the text of rows depends on beside them.
+    Rows,
+}
+
+/// Rows of a catalogue.
+struct Watched {
+    catalog: &'static str,
+    /// Of the object, an oid.
+    key: &'static str,
+    /// SQL for people.
+    name: &'static str,
+    /// What may not change, as columns.
+    content: &'static str,
+    /// Which of them.
+    only: &'static str,
+    /// Whether it is a table, whose rows say that there is a later version of them.
+    has_versions: bool,
+}
+
+const fn watched(catalog: &'static str, key: &'static str, name: &'static str, content: &'static str, only: &'static str) -> Watched {
+    Watched { catalog, key, name, content, only, has_versions: true }
+}
+
+const RELATION: &str = "(SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ";
+/// Not of a session's own schema, which goes with it.
+const LASTING: &str = "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname !~ '^pg_(toast$|toast_temp_|temp_)')";
+
+impl Watch {
+    fn all(self) -> Vec<Watched> {
+        let labels = watched(
+            "pg_enum",
+            "enumtypid",
+            "'labels of type ' || (SELECT typname FROM pg_catalog.pg_type t WHERE t.oid = enumtypid)",
+            "oid, enumlabel",
+            "true",
+        );
+        match self {
+            Self::Definitions => vec![
+                watched("pg_namespace", "oid", "'schema ' || nspname", "nspname", "nspname !~ '^pg_(toast$|toast_temp_|temp_)'"),
+                watched(
+                    "pg_class",
+                    "oid",
+                    "{oid}",
+                    "relname, relnamespace, relkind, relispartition, reloftype, CASE WHEN relkind = 'c' THEN relnatts END",
+                    "relnamespace IN {lasting}",
+                ),
+                watched(
+                    "pg_attribute",
+                    "attrelid",
+                    "'columns of ' || {attrelid}",
+                    "attnum, attname, atttypid, atttypmod, attcollation, attisdropped",
+                    "attnum > 0 AND attrelid IN (SELECT oid FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'c') AND relnamespace IN {lasting})",
+                ),
+                watched(
+                    "pg_type",
+                    "oid",
+                    "'type ' || typname",
+                    "typname, typnamespace, typbasetype, typtypmod",
+                    "typnamespace IN {lasting}",
+                ),
+                labels,
+                watched(
+                    "pg_proc",
+                    "oid",
+                    "'function ' || proname",
+                    "proname, pronamespace, prokind, prorettype, proargtypes, proallargtypes, proargmodes, proargnames, proargdefaults, prosqlbody",
+                    "pronamespace IN {lasting}",
+                ),
+                watched("pg_operator", "oid", "'operator ' || oprname", "oprname, oprnamespace", "true"),
+                watched("pg_opclass", "oid", "'operator class ' || opcname", "opcname, opcnamespace", "true"),
+                watched("pg_collation", "oid", "'collation ' || collname", "collname, collnamespace", "true"),
+                watched("pg_ts_config", "oid", "'text search configuration ' || cfgname", "cfgname, cfgnamespace", "true"),
+                watched("pg_ts_dict", "oid", "'text search dictionary ' || dictname", "dictname, dictnamespace", "true"),
+                watched(
+                    "pg_trigger",
+                    "oid",
+                    "'trigger ' || tgname",
+                    "tgrelid, tgname, tgfoid, tgtype, tgdeferrable, tginitdeferred, tgattr, tgargs, tgqual, tgoldtable, tgnewtable",
+                    "NOT tgisinternal AND tgrelid IN (SELECT oid FROM pg_catalog.pg_class WHERE relnamespace IN {lasting})",
+                ),
+                watched(
+                    "pg_statistic_ext",
+                    "oid",
+                    "'statistics ' || stxname",
+                    "stxname, stxnamespace, stxkeys, stxkind, stxexprs",
+                    "stxnamespace IN {lasting}",
+                ),
+                Watched {
+                    has_versions: false,
+                    ..watched(
+                        "pg_roles",
+                        "oid",
+                        "'role ' || rolname",
+                        "rolname",
+                        "oid IN (SELECT s.refobjid FROM pg_catalog.pg_shdepend s WHERE s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass \
+                         AND s.dbid = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()))",
+                    )
+                },
+            ],
+            Self::Rows => vec![
+                watched("pg_class", "oid", "'attributes of type ' || {oid}", "relnatts", "relkind = 'c' AND relnamespace IN {lasting}"),
+                labels,
+                watched(
+                    "pg_attribute",
+                    "attrelid",
+                    "'attributes of type ' || {attrelid}",
+                    "attnum, atttypid, atttypmod, attisdropped",
+                    "attnum > 0 AND attrelid IN (SELECT oid FROM pg_catalog.pg_class WHERE relkind = 'c' AND relnamespace IN {lasting})",
+                ),
+            ],
+        }
+    }
+}
+
+impl Watched {
+    /// As rows of `catalog`, `key`, `name`, `content`.
+    fn sql(&self, only: &str) -> String {
+        let relation = |key: &str| format!("{RELATION}{key})");
+        let name = self.name.replace("{oid}", &relation("pg_class.oid")).replace("{attrelid}", &relation("attrelid"));
+        format!(
+            "SELECT '{0}' AS catalog, {1}::pg_catalog.text AS key, {name} AS name, ROW({2})::pg_catalog.text AS content FROM pg_catalog.{0} WHERE {only}",
+            self.catalog, self.key, self.content
+        )
+    }
+}
+
+/// What a transaction's snapshot sees and what has changed since, by name. `now`: a session without a transaction, for where there may be something.
+pub(super) fn altered(sql: &mut Connection, watch: Watch, now: impl FnOnce() -> Result<Connection>) -> Result<Vec<String>> {
+    // A row that the snapshot sees has an `xmax` when somebody made a later version of it, or tried to.
+    let only = |watched: &Watched| {
+        let only = watched.only.replace("{lasting}", LASTING);
+        if watched.has_versions { format!("xmax <> '0'::pg_catalog.xid AND {only}") } else { only }
+    };
+    let watched = watch.all();
+    let query = watched.iter().map(|watched| watched.sql(&only(watched))).collect::<Vec<_>>().join(" UNION ALL ");
+    let before = sql.query(&query)?;
+    if before.is_empty() {
+        return Ok(Vec::new());
+    }
+    let keyed = |watched: &Watched| {
+        let keys = before.iter().filter(|row| row.named("catalog") == Some(watched.catalog)).filter_map(|row| row.named("key"));
+        let keys: BTreeSet<&str> = keys.collect();
+        let keys = keys.into_iter().collect::<Vec<_>>().join(",");
+        watched.sql(&format!("{} = ANY ({}::pg_catalog.oid[])", watched.key, quote_literal(&format!("{{{keys}}}"))))
+    };
+    let query = watched.iter().map(keyed).collect::<Vec<_>>().join(" UNION ALL ");
+    let after = now()?.query(&query)?;
+    let content = |row: &Row| -> Result<(String, String, String)> {
+        Ok((row.required("catalog")?.to_owned(), row.required("key")?.to_owned(), row.named("content").unwrap_or_default().to_owned()))
+    };
+    let after: BTreeSet<(String, String, String)> = after.iter().map(content).collect::<Result<_>>()?;
+    let mut changed = BTreeSet::new();
+    for row in &before {
+        if !after.contains(&content(row)?) {
+            changed.insert(row.named("name").unwrap_or("an object").to_owned());
+        }
+    }
+    Ok(changed.into_iter().collect())
 }

@@ -9,9 +9,11 @@ use crate::error::{Context, Error, Kind, Result};
 
 /// In the root of the tree.
 pub const MANIFEST: &str = "manifest.json";
-/// The newest that this version writes and reads; an older program must not take a newer one for complete. Since 2 rows may be in another encoding than UTF-8
-/// ([`Database::rows_encoding`]).
-pub const FORMAT: u32 = 2;
+/// The newest that this version writes and reads; an older program must not take a newer one for complete. Since 3 definitions say how amounts of money in them are
+/// written ([`Database::lc_monetary`]).
+pub const FORMAT: u32 = 3;
+/// Since 2 rows may be in another encoding than UTF-8 ([`Database::rows_encoding`]).
+const FORMAT_ENCODED: u32 = 2;
 /// Where no rows are.
 const FORMAT_UTF8: u32 = 1;
 /// Longer names are cut, and told apart by a hash: a file's name has 255 bytes at most.
@@ -56,7 +58,13 @@ impl Contents {
     /// The oldest format that says all of these.
     #[must_use]
     pub fn format_of(databases: &[Database]) -> u32 {
-        if databases.iter().any(|database| database.rows_encoding.is_some()) { FORMAT } else { FORMAT_UTF8 }
+        if databases.iter().any(|database| database.lc_monetary.is_some()) {
+            FORMAT
+        } else if databases.iter().any(|database| database.rows_encoding.is_some()) {
+            FORMAT_ENCODED
+        } else {
+            FORMAT_UTF8
+        }
     }
 }
 
@@ -146,6 +154,10 @@ pub struct Database {
     pub large_objects: Vec<LargeObject>,
     /// To be filled again, schema and name.
     pub materialized_views: Vec<(String, String)>,
+    /// The server's setting under which the definitions were written, and are to be loaded: amounts of money look otherwise under another one. `None`: they speak of no
+    /// money; or they are from before format 3, and it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lc_monetary: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

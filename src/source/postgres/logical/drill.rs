@@ -11,8 +11,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::event::Cancel;
 use crate::source::fingerprint::together;
 use crate::source::postgres::backup::MAJORS;
-use crate::source::postgres::fingerprint::described;
-use crate::source::postgres::instance::{Account, Instance, Launch, Stop, Tools};
+use crate::source::postgres::instance::{Account, Instance, Launch, Stop, Tools, is_lost};
 use crate::source::postgres::logical::catalog;
 use crate::source::postgres::logical::contents::{Contents, Database, Table};
 use crate::source::postgres::logical::load::{self, Loaded, Target};
@@ -109,7 +108,12 @@ pub(super) fn prove(
     let account = Account::choose(&context.scratch)?;
     make_cluster(&tools, account, &contents.superuser, &data, &context.scratch, &context.cancel)?;
     let launch = Launch { tools: &tools, account, data: &data, folder: &folder, settings: &[], preload: &[], limit: START_LIMIT };
-    let instance = Instance::start(&launch, &context.cancel)?;
+    let instance = match Instance::start(&launch, &context.cancel) {
+        Err(error) if is_lost(&error) => {
+            return Ok(vec![result(SERVER, Outcome::Skipped, "a private server that starts", told_with_hint(&error))]);
+        }
+        started => started?,
+    };
     let results = load(tree, &contents, &instance, bin_directory, context).and_then(|loaded| {
         let loaded = match loaded {
             Ok(loaded) => loaded,
@@ -164,7 +168,10 @@ fn load(
     match load::load(tree, &Target::new(settings), bin_directory, context) {
         Ok(loaded) => Ok(Ok(loaded)),
         Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::NoSpace) => Err(error),
-        Err(error) => Ok(Err(result(LOADED, failure(&error), expected(contents), told_with_hint(&error)))),
+        Err(error) => {
+            let error = instance.explain(error);
+            Ok(Err(result(LOADED, failure(&error), expected(contents), told_with_hint(&error))))
+        }
     }
 }
 
@@ -195,9 +202,17 @@ fn ask(contents: &Contents, instance: &Instance, request: &ProveRequest, context
         let chosen: BTreeSet<&str> = chosen.iter().map(|known| known.table.as_str()).collect();
         let settings = prove::settings(instance, &contents.superuser);
         for database in &contents.databases {
-            let mut sql = rows::open(&settings, &database.name, &context.cancel)?;
-            results.extend(compare(&mut sql, database, &chosen, context)?);
+            let opened = rows::open(&settings, &database.name, &context.cancel);
+            match opened.and_then(|mut sql| compare(&mut sql, database, &chosen, context)) {
+                Ok(compared) => results.extend(compared),
+                Err(error) => {
+                    context.cancel.check()?;
+                    let (outcome, actual) = prove::judged(&error);
+                    results.push(result(format!("content of {}", database.name), outcome, "as backed up", actual));
+                }
+            }
         }
+        prove::until_the_end(instance, &mut results);
     }
     Ok(results)
 }
@@ -207,7 +222,7 @@ fn failure(error: &Error) -> Outcome {
         Kind::Differs => Outcome::Differs,
         // Not the backup's fault, and no proof either: programs, or what the server needs, are not on this host.
         Kind::Usage => Outcome::Skipped,
-        _ if programs::is_lack(error) => Outcome::Skipped,
+        _ if programs::is_lack(error) || is_lost(error) => Outcome::Skipped,
         _ => Outcome::Failed,
     }
 }
@@ -277,7 +292,8 @@ fn compare(
             }
             Err(error) => {
                 context.cancel.check()?;
-                results.push(result(check, Outcome::Failed, expected, described(&error)));
+                let (outcome, actual) = prove::judged(&error);
+                results.push(result(check, outcome, expected, actual));
             }
         }
     }

@@ -17,7 +17,7 @@ use crate::source::postgres::client::{Connection, LONG_SILENCE, Mode, quote_iden
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::fingerprint::in_encoding;
 use crate::source::postgres::instance::Tools;
-use crate::source::postgres::logical::catalog::{number, qualified, told};
+use crate::source::postgres::logical::catalog::{self, number, qualified, told};
 use crate::source::postgres::logical::contents::{Contents, Database, Grant, LargeObject, Membership, Role, Setting, Table};
 use crate::source::postgres::logical::programs::{self, Section};
 use crate::source::postgres::logical::rows;
@@ -338,7 +338,9 @@ impl Load<'_> {
         self.context.progress.event(Event::Phase { name, detail: detail.to_owned() });
     }
 
+    /// All of them or, when it is killed, none: the next restore leaves those that are there as they are.
     fn make_roles(&mut self, admin: &mut Connection) -> Result<()> {
+        admin.execute("BEGIN")?;
         let (mut kept, mut new) = (Vec::new(), BTreeSet::new());
         self.roles = role_names(admin)?;
         for role in &self.contents.roles {
@@ -346,14 +348,11 @@ impl Load<'_> {
                 kept.push(role.name.clone());
                 continue;
             }
-            match admin.execute(&create_role(role, self.superuser)) {
-                Ok(()) => {
+            match part(admin, &create_role(role, self.superuser))? {
+                None => {
                     new.insert(role.name.as_str());
                 }
-                Err(error) if sqlstate(&error).is_some() => {
-                    self.loaded.lacking.push(format!("role {} could not be made: {}", role.name, server_words(&error)));
-                }
-                Err(error) => return Err(error),
+                Some(error) => self.loaded.lacking.push(format!("role {} could not be made: {}", role.name, server_words(&error))),
             }
         }
         self.roles = role_names(admin)?;
@@ -361,9 +360,19 @@ impl Load<'_> {
         if !others.is_empty() {
             self.loaded.warnings.push(format!("roles that exist were left as they are: {}", told(&others)));
         }
-        let mut statements = Vec::new();
-        for membership in in_one_grant(&self.contents.memberships).iter().filter(|one| new.contains(one.member.as_str())) {
-            statements.push(grant_role(membership, admin.server_version() >= 160_000));
+        let (mut statements, mut left) = (Vec::new(), Vec::new());
+        let there = membership_names(admin)?;
+        for membership in in_one_grant(&self.contents.memberships) {
+            let pair = (membership.role.clone(), membership.member.clone());
+            // Nothing that exists is changed by a new role's members.
+            if [&pair.0, &pair.1].iter().any(|name| new.contains(name.as_str())) {
+                statements.push(grant_role(&membership, admin.server_version() >= 160_000));
+            } else if !there.contains(&pair) && pair.1 != self.contents.superuser {
+                left.push(format!("{} in {}", pair.1, pair.0));
+            }
+        }
+        if !left.is_empty() {
+            self.loaded.lacking.push(format!("memberships of roles that exist were left as they are, without: {}", told(&left)));
         }
         for setting in &self.contents.settings {
             if let Some(role) = setting.role.as_deref().filter(|role| new.contains(role)) {
@@ -375,22 +384,28 @@ impl Load<'_> {
                 statements.push(format!("COMMENT ON ROLE {} IS {}", quote_identifier(&role.name), quote_literal(comment)));
             }
         }
-        self.try_all(admin, statements)
+        self.try_each(admin, statements, part)?;
+        admin.execute("COMMIT")
     }
 
     /// Statements without which the data is whole all the same: what fails is told.
     fn try_all(&mut self, sql: &mut Connection, statements: Vec<String>) -> Result<()> {
+        self.try_each(sql, statements, attempt)
+    }
+
+    fn try_each(
+        &mut self,
+        sql: &mut Connection,
+        statements: Vec<String>,
+        run: fn(&mut Connection, &str) -> Result<Option<Error>>,
+    ) -> Result<()> {
         for statement in statements {
-            match sql.execute(&statement) {
-                Ok(()) => {}
-                Err(error) if sqlstate(&error).is_some() => {
-                    // A value or a comment is nobody's business.
-                    let shown = [" TO '", " TO  E'", " IS '", " IS  E'"]
-                        .iter()
-                        .fold(statement.as_str(), |text, end| text.split(end).next().unwrap_or(text));
-                    self.loaded.lacking.push(format!("{shown}: {}", server_words(&error)));
-                }
-                Err(error) => return Err(error),
+            if let Some(error) = run(sql, &statement)? {
+                // A value or a comment is nobody's business.
+                let shown = [" TO '", " TO  E'", " IS '", " IS  E'"]
+                    .iter()
+                    .fold(statement.as_str(), |text, end| text.split(end).next().unwrap_or(text));
+                self.loaded.lacking.push(format!("{shown}: {}", server_words(&error)));
             }
         }
         Ok(())
@@ -453,14 +468,18 @@ impl Load<'_> {
     /// `holder` is asked meanwhile whether the server still answers: building an index says nothing for hours.
     fn definitions(&mut self, database: &Database, temporary: &str, section: Section, holder: &mut Connection) -> Result<()> {
         let dump = self.tree.join(&database.folder).join(format!("{}.dump", section.word()));
+        self.is_money_read_right(database, section, &dump, holder)?;
         let said = self.context.scratch.join("said");
         let usual = holder.timeout();
         holder.set_timeout(self.target.settings.timeout);
         let cancel = &self.context.cancel;
         let major = holder.server_version() / 10_000;
+        let takes_options = holder.takes_options();
         let mut alive = || holder.execute("SELECT 1");
+        let (tools, settings) = (&self.tools, &self.target.settings);
+        let money = database.lc_monetary.as_deref();
         let told =
-            programs::restore(&self.tools, &self.target.settings, major, temporary, &dump, self.superuser, &said, cancel, &mut alive);
+            programs::restore(tools, settings, major, temporary, takes_options, money, &dump, self.superuser, &said, cancel, &mut alive);
         holder.set_timeout(usual);
         let told = told.map_err(|error| {
             if error.hint_text().is_some() {
@@ -470,6 +489,32 @@ impl Load<'_> {
         })?;
         self.loaded.warnings.extend(told.into_iter().map(|line| format!("pg_restore of database {}: {line}", database.name)));
         Ok(())
+    }
+
+    /// An amount that was written under one `lc_monetary` may be another one, a hundred times as much, under another.
+    fn is_money_read_right(&mut self, database: &Database, section: Section, dump: &Path, holder: &mut Connection) -> Result<()> {
+        let Some(written) = &database.lc_monetary else {
+            // Format 3 says where there is some.
+            if self.contents.format < 3 && section == Section::Before && programs::may_hold_money(dump)? {
+                self.loaded.lacking.push(format!(
+                    "definitions of database {} speak of type money, and this older snapshot does not say how its amounts are written: compare defaults, checks and \
+                     bounds of partitions with the source, or back up again",
+                    database.name
+                ));
+            }
+            return Ok(());
+        };
+        if holder.takes_options() {
+            return Ok(());
+        }
+        let there = catalog::lc_monetary(holder)?;
+        if there == *written {
+            return Ok(());
+        }
+        Err(self
+            .target
+            .refuse(format!("its lc_monetary is {there:?}, and amounts of money in the definitions are written under {written:?}"))
+            .hint("it takes no start-up options: name the server itself, not a pooler before it"))
     }
 
     /// All tables, side by side.
@@ -652,7 +697,10 @@ impl Load<'_> {
         if self.superuser {
             statements.push(format!("ALTER DATABASE {quoted} OWNER TO {}", quote_identifier(&database.owner)));
             if let Some(grants) = &database.grants {
-                statements.push(format!("REVOKE ALL ON DATABASE {quoted} FROM PUBLIC"));
+                // What the owner has of it is among the grants.
+                for role in ["PUBLIC".to_owned(), quote_identifier(&database.owner)] {
+                    statements.push(format!("REVOKE ALL ON DATABASE {quoted} FROM {role}"));
+                }
                 statements.extend(grants.iter().map(|grant| granted(grant, &format!("DATABASE {quoted}"))));
             }
         }
@@ -713,6 +761,11 @@ fn refused_row(error: Error) -> Error {
             Error::new(Kind::Failed, format!("the server refuses a row: SQLSTATE {state}"))
                 .hint("its log tells which; restore to a server of the source's own version, or another snapshot")
         }
+        // Only a function in its definition speaks of other things than the table.
+        Some(state) if state.starts_with("42") => error.hint(
+            "a function of the table's definition (a check, a default, a generated column) fails here: one that names things without their schema needs ALTER FUNCTION … SET \
+             search_path at the source, and a new backup; the rows themselves are had with a folder as --to",
+        ),
         _ => error,
     }
 }
@@ -738,6 +791,31 @@ fn server_words(error: &Error) -> String {
         Some(state) => format!("SQLSTATE {state}"),
         None => error.to_string(),
     }
+}
+
+/// Begins a part of a transaction, which goes on whatever the server says against it.
+fn part(sql: &mut Connection, statement: &str) -> Result<Option<Error>> {
+    match sql.execute(&format!("SAVEPOINT part; {statement}; RELEASE SAVEPOINT part")) {
+        Err(error) if sqlstate(&error).is_some() => sql.execute("ROLLBACK TO SAVEPOINT part; RELEASE SAVEPOINT part").map(|()| Some(error)),
+        done => done.map(|()| None),
+    }
+}
+
+/// What the server says against a statement.
+fn attempt(sql: &mut Connection, statement: &str) -> Result<Option<Error>> {
+    match sql.execute(statement) {
+        Err(error) if sqlstate(&error).is_some() => Ok(Some(error)),
+        done => done.map(|()| None),
+    }
+}
+
+/// Of roles, with their members.
+fn membership_names(sql: &mut Connection) -> Result<BTreeSet<(String, String)>> {
+    let rows = sql.query(
+        "SELECT r.rolname AS role, u.rolname AS member FROM pg_catalog.pg_auth_members m \
+         JOIN pg_catalog.pg_roles r ON r.oid = m.roleid JOIN pg_catalog.pg_roles u ON u.oid = m.member",
+    )?;
+    rows.iter().map(|row| Ok((row.required("role")?.to_owned(), row.required("member")?.to_owned()))).collect()
 }
 
 fn role_names(sql: &mut Connection) -> Result<BTreeSet<String>> {
@@ -809,7 +887,10 @@ fn dress_object(object: &LargeObject, superuser: bool, roles: &BTreeSet<String>)
     let name = format!("LARGE OBJECT {}", object.oid);
     if superuser && roles.contains(&object.owner) {
         statements.push(format!("ALTER {name} OWNER TO {}", quote_identifier(&object.owner)));
-        statements.extend(object.grants.iter().flatten().map(|grant| granted(grant, &name)));
+        if let Some(grants) = &object.grants {
+            statements.push(format!("REVOKE ALL ON {name} FROM {}", quote_identifier(&object.owner)));
+            statements.extend(grants.iter().map(|grant| granted(grant, &name)));
+        }
     }
     statements.extend(object.comment.iter().map(|comment| format!("COMMENT ON {name} IS {}", quote_literal(comment))));
     statements

@@ -8,7 +8,7 @@
 //! DATABASE/post-data.dump             indexes, constraints, triggers
 //! ```
 //!
-//! Invariants: rows, large objects and definitions of one database are of one snapshot; several databases are each of their own, a moment apart. A
+//! Invariants: rows, large objects and definitions of one database are of one snapshot (what could not be is found, and fails the backup); several databases are each of their own, a moment apart. A
 //! table that cannot be read whole fails the backup. A restore makes each database under another name and renames it when it is complete.
 //!
 //! | module | owns |
@@ -81,7 +81,15 @@ impl LogicalSource {
         };
         found.push(diagnosis("databases", Ok(databases.iter().chain(&told).cloned().collect::<Vec<_>>().join(", "))));
         found.extend(problems.into_iter().map(|problem| diagnosis("databases", refuse(problem))));
+        let everywhere = databases.len() + snapshot::SESSIONS - 1;
         for name in &databases {
+            let sessions = rows::open(settings, name, &cancel)
+                .and_then(|mut sql| catalog::too_few_sessions(&mut sql, name, snapshot::SESSIONS, everywhere));
+            match sessions {
+                Ok(None) => {}
+                Ok(Some(why)) => found.push(diagnosis("connections", Err(Error::new(Kind::Usage, why)))),
+                Err(error) => found.push(diagnosis("connections", Err(error))),
+            }
             let readable = rows::open(settings, name, &cancel).and_then(|mut sql| {
                 catalog::must_be_readable(&mut sql, name)?;
                 let (tables, _) = catalog::tables(&mut sql, "")?;

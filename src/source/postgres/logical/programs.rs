@@ -19,7 +19,7 @@ use crate::source::postgres::backup::MAJORS;
 use crate::source::postgres::client::ServerError;
 use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::extract::load::conninfo;
-use crate::source::postgres::instance::{Account, Tools};
+use crate::source::postgres::instance::{Account, Tools, from_outside, lost};
 
 /// How long a definition that somebody else changes is waited for.
 pub(super) const LOCK_TIMEOUT_MS: u32 = 60_000;
@@ -70,14 +70,29 @@ pub(super) fn find(least: u32, first: u32, bin_directory: Option<&Path>) -> Resu
         .hint(format!("install the client's programs (postgresql-client-{first}), or say where they are with `bin_directory` in the plan")))
 }
 
-fn command(tools: &Tools, name: &str, settings: &Settings, database: &str) -> Result<Command> {
+/// `lc_monetary`: how amounts of money are written and read, where the session can say that of itself.
+fn command(
+    tools: &Tools,
+    name: &str,
+    settings: &Settings,
+    database: &str,
+    takes_options: bool,
+    lc_monetary: Option<&str>,
+) -> Result<Command> {
     let mut command = tools.command(name, Account::own())?;
+    let mut settings = settings.clone();
+    if takes_options {
+        let words = settings.options.take().into_iter().chain(["-c array_nulls=on".to_owned()]);
+        let money = lc_monetary.map(|locale| format!("-c lc_monetary={}", locale.replace('\\', "\\\\").replace(' ', "\\ ")));
+        settings.options = Some(words.chain(money).collect::<Vec<_>>().join(" "));
+    }
+    let settings = &settings;
     // Nobody but root and this user can see it, and it is in no file. A file of this host must not be used in its place (of one that is there libpq warns).
     command.env("PGPASSFILE", "/dev/null/none");
     if let Some(password) = settings.password(database)? {
         command.env("PGPASSWORD", password.as_str());
     }
-    command.arg("--no-password").arg(format!("--dbname={}", conninfo(settings, database, tools.major())?));
+    command.arg("--no-password").arg(format!("--dbname={}", conninfo(settings, database, tools.major(), takes_options)?));
     Ok(command)
 }
 
@@ -106,13 +121,20 @@ pub(super) struct Dump<'a> {
     /// As exported by a transaction that is still open.
     pub(super) snapshot: &'a str,
     pub(super) section: Section,
+    /// Of the database, as PostgreSQL calls it: that of its definitions, whatever a role has as a setting.
+    pub(super) encoding: &'a str,
+    /// As [`conninfo`] has it.
+    pub(super) takes_options: bool,
+    /// How amounts of money are written, where the session can say that of itself.
+    pub(super) lc_monetary: &'a str,
     pub(super) said: &'a Path,
 }
 
 impl Dump<'_> {
     /// Runs it; every piece of its output goes to `take`. Yields what it said although it ended well: what it left out.
     pub(super) fn run(&self, cancel: &Cancel, take: &mut dyn FnMut(Bytes) -> Result<()>) -> Result<Vec<String>> {
-        let mut command = command(self.tools, "pg_dump", self.settings, self.database)?;
+        let mut command = command(self.tools, "pg_dump", self.settings, self.database, self.takes_options, Some(self.lc_monetary))?;
+        command.arg(format!("--encoding={}", self.encoding));
         command.args(["--format=custom", "--compress=0", "--schema-only"]).arg(format!("--section={}", self.section.word()));
         command.arg(format!("--snapshot={}", self.snapshot)).arg(format!("--lock-wait-timeout={LOCK_TIMEOUT_MS}"));
         listen(&mut command, self.said)?;
@@ -146,7 +168,7 @@ impl Dump<'_> {
         }
         let ended = Instant::now();
         let mut wait = || if ended.elapsed() < END_LIMIT { cancel.check() } else { Err(silent()) };
-        let told = finish(child, self.said, &what(), &mut wait)?;
+        let told = finish(child, self.said, &what(), &mut wait).map_err(in_its_way)?;
         if any { Ok(told) } else { Err(Error::new(Kind::Failed, "pg_dump ended well and wrote nothing")) }
     }
 }
@@ -159,13 +181,15 @@ pub(super) fn restore(
     settings: &Settings,
     server_major: u32,
     database: &str,
+    takes_options: bool,
+    lc_monetary: Option<&str>,
     dump: &Path,
     with_owners: bool,
     said: &Path,
     cancel: &Cancel,
     alive: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<String>> {
-    let mut command = command(tools, "pg_restore", settings, database)?;
+    let mut command = command(tools, "pg_restore", settings, database, takes_options, lc_monetary)?;
     // As promised: everything goes to the default one. The target may lack the source's.
     command.arg("--no-tablespaces");
     // Its first error, which is none, must not end it then: it goes on after others too, which are found at its end.
@@ -194,6 +218,60 @@ pub(super) fn restore(
     match beside_the_timeout(&text).filter(|_| goes_on && status.code() == Some(1)) {
         Some(rest) => Ok(told(&rest)),
         None => judge(status, &text, &what),
+    }
+}
+
+/// Tells of a `pg_dump` that did not get a lock, or a session, what to do.
+fn in_its_way(error: Error) -> Error {
+    if error.said().is_some_and(|said| said.contains("LOCK TABLE")) {
+        return error.hint(
+            "somebody alters one of its tables, or waits to: run it again when nobody does (ALTER, TRUNCATE, DROP, VACUUM FULL, REINDEX)",
+        );
+    }
+    if error.said().is_some_and(|said| said.contains("too many connections for ")) {
+        return error.hint("All connections that the role or the database may have are taken: ALTER ROLE or ALTER DATABASE … CONNECTION LIMIT, or try later.");
+    }
+    error
+}
+
+/// Finds the name of a type in definitions that go by in pieces: without it there is no amount of money in them.
+#[derive(Default)]
+pub(super) struct MoneyFinder {
+    /// The end of the piece before.
+    end: Vec<u8>,
+    pub(super) found: bool,
+}
+
+const MONEY: &[u8] = b"money";
+
+impl MoneyFinder {
+    pub(super) fn add(&mut self, piece: &[u8]) {
+        if self.found {
+            return;
+        }
+        let is_in = |bytes: &[u8]| bytes.windows(MONEY.len()).any(|part| part == MONEY);
+        let rest = MONEY.len() - 1;
+        self.end.extend_from_slice(&piece[..piece.len().min(rest)]);
+        self.found = is_in(&self.end) || is_in(piece);
+        if piece.len() >= rest {
+            piece[piece.len() - rest..].clone_into(&mut self.end);
+        } else {
+            self.end.drain(..self.end.len().saturating_sub(rest));
+        }
+    }
+}
+
+/// Whether definitions in a file may hold amounts of money.
+pub(super) fn may_hold_money(dump: &Path) -> Result<bool> {
+    let failed = || format!("read {}", dump.display());
+    let mut file = fs::File::open(dump).io_context(failed)?;
+    let (mut finder, mut piece) = (MoneyFinder::default(), vec![0; PIECE]);
+    loop {
+        let count = file.read(&mut piece).io_context(failed)?;
+        finder.add(&piece[..count]);
+        if finder.found || count == 0 {
+            return Ok(finder.found);
+        }
     }
 }
 
@@ -289,6 +367,10 @@ fn judge(status: ExitStatus, text: &str, what: &str) -> Result<Vec<String>> {
         return Err(error.saying(Some(text.chars().take(4096).collect())));
     }
     // Definitions only: but a constraint that rows break is told with the row.
+    if let Some(signal) = from_outside(status) {
+        let error = lost(what, format!("the program was killed by signal {signal}"));
+        return Err(error.saying(Some(text.chars().take(4096).collect())));
+    }
     let why = text.lines().find_map(crate::source::postgres::extract::harmless);
     let why = why.map_or_else(|| format!("the program ended with {status}"), str::to_owned);
     Err(Error::new(Kind::Failed, format!("{what}: {why}")).saying(Some(text.chars().take(4096).collect())))
@@ -333,6 +415,28 @@ mod tests {
             let next = here.iter().copied().chain([18]).filter(|there| *there >= wanted).min().unwrap();
             assert_eq!((major(wanted, wanted), major(18, wanted)), (next, 18), "{here:?}");
         }
+    }
+
+    #[test]
+    fn money_is_found_in_whatever_pieces_it_comes() {
+        let text = b"CREATE TABLE t(a mone, b money)";
+        for size in 1..=text.len() {
+            let found = |text: &[u8]| {
+                let mut finder = MoneyFinder::default();
+                text.chunks(size).for_each(|piece| finder.add(piece));
+                finder.found
+            };
+            assert!(found(text) && !found(&text[..text.len() - 2]), "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn a_lock_that_pg_dump_does_not_get_is_explained() {
+        let said = "pg_dump: error: query failed: ERROR:  canceling statement due to lock timeout\npg_dump: detail: Query was: LOCK TABLE public.t IN ACCESS SHARE MODE\n";
+        let error = judge(ExitStatusExt::from_raw(256), said, "dump the definitions of crm").unwrap_err();
+        assert!(in_its_way(error).hint_text().unwrap().contains("waits to"));
+        let other = judge(ExitStatusExt::from_raw(256), "pg_dump: error: out of memory\n", "dump the definitions of crm").unwrap_err();
+        assert_eq!(in_its_way(other).hint_text(), None);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(super) struct Read {
 pub(super) fn open(settings: &Settings, database: &str, cancel: &Cancel) -> Result<Connection> {
     let mut connection = Connection::connect(settings, Mode::Sql { database: Some(database) }, cancel)?;
     connection.execute(SESSION)?;
-    connection.execute("SET xmloption = content; SET idle_session_timeout = 0")?;
+    connection.execute("SET xmloption = content; SET array_nulls = on; SET idle_session_timeout = 0")?;
     if connection.server_version() >= 170_000 {
         connection.execute("SET transaction_timeout = 0")?;
     }

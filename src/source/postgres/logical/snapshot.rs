@@ -2,8 +2,12 @@
 //!
 //! The leading transaction locks every table against being altered (`ACCESS SHARE`), so what its snapshot sees can be read until the end, and is
 //! asked at the end whether it is still there. Nothing goes to this host's disks.
+//!
+//! Names are the weak place: locks and streams go by them, and not all that a snapshot sees can be locked. So what was locked is compared with what the snapshot
+//! calls so; each stream asks before and after it whose name it read; and what `pg_dump`, or the text of a row, takes from the catalogue as it is now must not have
+//! changed since the snapshot.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,9 +28,9 @@ use crate::source::postgres::conninfo::Settings;
 use crate::source::postgres::fingerprint::TableName;
 use crate::source::postgres::instance::Tools;
 use crate::source::postgres::logical::LogicalSource;
-use crate::source::postgres::logical::catalog::{self, Found};
-use crate::source::postgres::logical::contents::{Contents, Database, MANIFEST, Table};
-use crate::source::postgres::logical::programs::{self, Dump, LOCK_TIMEOUT_MS, Section};
+use crate::source::postgres::logical::catalog::{self, Found, Watch};
+use crate::source::postgres::logical::contents::{Contents, Database, MANIFEST, Membership, Role, Setting, Table};
+use crate::source::postgres::logical::programs::{self, Dump, LOCK_TIMEOUT_MS, MoneyFinder, Section};
 use crate::source::postgres::logical::rows;
 use crate::source::postgres::throttle::{Throttle, Throttled};
 use crate::source::{Closed, Finish, Problem, SourceContext, SourceSnapshot, TableFingerprint};
@@ -34,6 +38,10 @@ use crate::source::{Closed, Finish, Problem, SourceContext, SourceSnapshot, Tabl
 pub(super) const SYSTEM_IDENTIFIER: &str = "system_identifier";
 /// Streams at a time.
 const STREAMS: usize = 4;
+/// Sessions in one database at a time: beside the streams the one that leads, and one that looks what has changed. In a server, one leads for each database.
+pub(super) const SESSIONS: usize = STREAMS + 2;
+/// A stream that waits for a lock for so long leaves its table to the leading transaction, which has it.
+const STREAM_LOCK_TIMEOUT_MS: u32 = 2_000;
 /// How often a wait looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(100);
 /// Pieces of one stream that wait to be read, and streams that were begun and wait.
@@ -41,7 +49,8 @@ const WAITING_PIECES: usize = 16;
 const WAITING_STREAMS: usize = 4;
 /// Tables locked by one statement.
 const BATCH_TABLES: usize = 64;
-/// A table that is truncated while the snapshot is taken makes it be taken again.
+const SHARED_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+/// What is altered while the snapshot is taken makes it be taken again.
 const TRIES: u32 = 5;
 
 /// What a stream is of: a database by its number, and what in it.
@@ -63,6 +72,16 @@ struct Leader {
     connection: Connection,
     snapshot: String,
     record: Database,
+    tables: Vec<Found>,
+}
+
+/// What of the server, beside its databases, a snapshot sees.
+#[derive(Default)]
+struct Globals {
+    roles: Vec<Role>,
+    memberships: Vec<Membership>,
+    settings: Vec<Setting>,
+    with_passwords: bool,
 }
 
 /// What all streams share.
@@ -75,13 +94,17 @@ struct Shared {
     cancel: Cancel,
     stop: Cancel,
     databases: Vec<Exported>,
+    /// Of each database; a stream may only wait for it when all before it have ended.
+    leaders: Vec<Mutex<Connection>>,
     jobs: Vec<Job>,
-    tables: Vec<Vec<Table>>,
+    tables: Vec<Vec<Found>>,
     objects: Vec<Vec<u32>>,
     next: AtomicUsize,
     done: Mutex<HashMap<usize, rows::Read>>,
     /// What `pg_dump` said although it ended well, each once.
     told: Mutex<Vec<String>>,
+    /// Databases whose definitions may hold amounts of money.
+    money: Mutex<BTreeSet<usize>>,
 }
 
 /// What a stream must know of its database.
@@ -90,6 +113,11 @@ struct Exported {
     snapshot: String,
     /// As [`Database::rows_encoding`].
     rows_encoding: Option<String>,
+    /// Its own.
+    encoding: String,
+    takes_options: bool,
+    /// Of the sessions of `pg_dump`.
+    lc_monetary: String,
 }
 
 enum Piece {
@@ -103,7 +131,7 @@ type Begun = (usize, Receiver<Piece>);
 /// A logical backup.
 pub(super) struct LogicalSnapshot {
     shared: Arc<Shared>,
-    leaders: Vec<Leader>,
+    records: Vec<Database>,
     contents: Contents,
     system_identifier: Option<String>,
     warnings: Vec<String>,
@@ -132,32 +160,36 @@ impl LogicalSnapshot {
         let version = supported(&sql)?;
         let tools = programs::find(version / 10_000, version / 10_000, source.bin_directory.as_deref())?;
         let catalog::Chosen { names, mut warnings, mut problems } = catalog::choose_databases(&mut sql, &source.databases)?;
-        let (roles, with_passwords) = catalog::roles(&mut sql)?;
-        if !with_passwords {
-            warnings.push("the passwords of roles are not in the backup: its role may not read pg_authid".into());
+        let everybody = catalog::settings_of_everybody(&mut sql)?;
+        if !everybody.is_empty() {
+            warnings.push(format!("settings of all roles (ALTER ROLE ALL SET) are not in the backup: {}", catalog::told(&everybody)));
         }
         let mut contents = Contents {
             format: Contents::format_of(&[]),
             server_version: version,
             dump_major: tools.major(),
             superuser: sql.value("SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10")?.unwrap_or_default(),
-            roles,
-            memberships: catalog::memberships(&mut sql)?,
-            settings: catalog::settings(&mut sql, 0)?,
+            roles: Vec::new(),
+            memberships: Vec::new(),
+            settings: Vec::new(),
             databases: Vec::new(),
         };
         let system_identifier = system_identifier(&mut sql);
         drop(sql);
-        let (mut leaders, mut shared) = (Vec::new(), Shared::new(settings, tools, context));
+        let (mut globals, mut making) = (Globals::default(), Making::new(settings, tools, context));
         for name in &names {
-            let (mut leader, found) = lead(settings, name, cancel, &mut warnings)?;
+            let mut leader = lead(settings, name, cancel, &mut warnings)?;
             problems.extend(catalog::hidden(&mut leader.connection, name)?);
-            shared.add(&leader, found);
-            leaders.push(leader);
+            globals = globals.then(Globals::read(&mut leader.connection)?);
+            making.add(leader)?;
         }
-        contents.databases = Vec::with_capacity(leaders.len());
-        let bytes = shared.estimate;
-        let shared = Arc::new(shared.shared);
+        if !globals.with_passwords {
+            warnings.push("the passwords of roles are not in the backup: its role may not read pg_authid".into());
+        }
+        (contents.roles, contents.memberships, contents.settings) = (globals.roles, globals.memberships, globals.settings);
+        let bytes = making.estimate;
+        let (shared, records) = making.done();
+        let shared = Arc::new(shared);
         let (sender, begun) = bounded(WAITING_STREAMS);
         let mut workers = Vec::new();
         for number in 0..STREAMS.min(shared.jobs.len()) {
@@ -167,7 +199,7 @@ impl LogicalSnapshot {
         }
         let mut snapshot = Self {
             shared,
-            leaders,
+            records,
             contents,
             system_identifier,
             warnings,
@@ -188,8 +220,8 @@ impl LogicalSnapshot {
     }
 
     fn list(&mut self) {
-        for leader in &self.leaders {
-            let folder = &leader.record.folder;
+        for record in &self.records {
+            let folder = &record.folder;
             for path in [folder.clone(), format!("{folder}/data"), format!("{folder}/large-objects")] {
                 self.queue.push_back(entry(path.into_bytes(), EntryKind::Directory, 0o700));
             }
@@ -205,12 +237,12 @@ impl LogicalSnapshot {
     fn conclude(&mut self) -> Result<Bytes> {
         let done = std::mem::take(&mut *self.shared.done.lock().unwrap_or_else(PoisonError::into_inner));
         let of = |number: usize| done.get(&number).ok_or_else(|| Error::new(Kind::Bug, "a stream was not read to its end"));
-        let mut records: Vec<Database> = Vec::with_capacity(self.leaders.len());
-        for leader in &mut self.leaders {
-            let (sequences, told) = catalog::sequences(&mut leader.connection)?;
-            leader.record.sequences = sequences;
-            self.warnings.extend(told);
-            records.push(leader.record.clone());
+        for database in 0..self.records.len() {
+            self.shared.is_unaltered(database, Watch::Rows)?;
+        }
+        let mut records = self.records.clone();
+        for database in &*self.shared.money.lock().unwrap_or_else(PoisonError::into_inner) {
+            records[*database].lc_monetary = Some(self.shared.databases[*database].lc_monetary.clone());
         }
         for (number, job) in self.shared.jobs.iter().enumerate() {
             let read = of(number)?;
@@ -218,7 +250,7 @@ impl LogicalSnapshot {
             match job.what {
                 What::Definitions(_) => {}
                 What::Table(index) => {
-                    let table = &self.shared.tables[job.database][index];
+                    let table = &self.shared.tables[job.database][index].table;
                     let rows::Read { rows, bytes, digest } = read.clone();
                     record.tables.push(Table { rows, bytes, digest, ..table.clone() });
                 }
@@ -276,43 +308,84 @@ fn entry(path: Vec<u8>, kind: EntryKind, mode: u32) -> Entry {
     }
 }
 
+impl Globals {
+    fn read(sql: &mut Connection) -> Result<Self> {
+        let (roles, with_passwords) = catalog::roles(sql)?;
+        Ok(Self { roles, memberships: catalog::memberships(sql)?, settings: catalog::settings(sql, 0)?, with_passwords })
+    }
+
+    /// What a later snapshot sees; and the roles that only the earlier one did: its database may have something of theirs.
+    fn then(self, mut later: Self) -> Self {
+        let known: HashSet<String> = later.roles.iter().map(|role| role.name.clone()).collect();
+        later.roles.extend(self.roles.into_iter().filter(|role| !known.contains(&role.name)));
+        later
+    }
+}
+
 /// Begins the leading transaction of a database, with everything locked that will be read.
-fn lead(settings: &Settings, name: &str, cancel: &Cancel, warnings: &mut Vec<String>) -> Result<(Leader, Vec<Found>)> {
+fn lead(settings: &Settings, name: &str, cancel: &Cancel, warnings: &mut Vec<String>) -> Result<Leader> {
     let what = || format!("read database {name}");
     let mut connection = rows::open(settings, name, cancel).map_err(|error| error.within(what()))?;
     connection.execute(&format!("SET lock_timeout = {LOCK_TIMEOUT_MS}"))?;
     let mut changed = Vec::new();
     for _ in 0..TRIES {
         cancel.check()?;
-        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
+        connection.execute(SHARED_SNAPSHOT)?;
         let snapshot = connection.value("SELECT pg_export_snapshot()")?.unwrap_or_default();
-        catalog::must_be_readable(&mut connection, name)?;
-        let mut record = catalog::database(&mut connection, name)?;
-        let (tables, told) = catalog::tables(&mut connection, &record.folder)?;
-        match lock(&mut connection, &tables, cancel) {
-            Ok(()) => changed = catalog::replaced(&mut connection, &tables)?,
+        match hold(&mut connection, settings, name, cancel) {
+            Ok(Held { mut record, tables, told, changed: none }) if none.is_empty() => {
+                record.large_objects = catalog::large_objects(&mut connection, &record.folder)?;
+                warnings.extend(told);
+                if record.tablespace != "pg_default" {
+                    warnings.push(format!("database {name} is in tablespace {}: it comes back in the default one", record.tablespace));
+                }
+                return Ok(Leader { connection, snapshot, record, tables });
+            }
+            Ok(held) => changed = held.changed,
             // Dropped since: the next snapshot does not know it.
             Err(error) if matches!(sqlstate(&error), Some("42P01" | "3F000")) => changed = vec![what()],
             Err(error) => {
                 let hint = match sqlstate(&error) {
                     Some("53200") => "raise max_locks_per_transaction and restart the server: every table is locked against being altered",
-                    _ => "run it again when nobody alters tables: TRUNCATE, ALTER and VACUUM FULL keep them from being read",
+                    Some("55P03" | "40P01") => {
+                        "run it again when nobody alters tables: TRUNCATE, ALTER and VACUUM FULL keep them from being read"
+                    }
+                    _ => return Err(error),
                 };
                 return Err(error.within(format!("{}: lock its tables", what())).hint(hint));
             }
         }
-        if changed.is_empty() {
-            record.large_objects = catalog::large_objects(&mut connection, &record.folder)?;
-            warnings.extend(told);
-            if record.tablespace != "pg_default" {
-                warnings.push(format!("database {name} is in tablespace {}: it comes back in the default one", record.tablespace));
-            }
-            return Ok((Leader { connection, snapshot, record }, tables));
-        }
         connection.execute("ROLLBACK")?;
     }
     Err(Error::new(Kind::Busy, format!("{}: {} changed in every one of {TRIES} tries to take a snapshot", what(), catalog::told(&changed)))
-        .hint("run it again when nobody truncates or rebuilds these tables"))
+        .hint("run it again when nobody truncates, rebuilds, renames or alters these"))
+}
+
+/// What a leading transaction found, and what of it is not as its snapshot sees it.
+struct Held {
+    record: Database,
+    tables: Vec<Found>,
+    told: Vec<String>,
+    changed: Vec<String>,
+}
+
+/// Finds what there is, and locks it.
+fn hold(connection: &mut Connection, settings: &Settings, name: &str, cancel: &Cancel) -> Result<Held> {
+    catalog::must_be_readable(connection, name)?;
+    let mut record = catalog::database(connection, name)?;
+    let (tables, mut told) = catalog::tables(connection, &record.folder)?;
+    lock(connection, &tables, cancel)?;
+    // Their values are known then: whoever alters one need not wait for the end, as with tables.
+    connection.execute("SAVEPOINT sequences")?;
+    let (sequences, unreadable) = catalog::sequences(connection)?;
+    connection.execute("ROLLBACK TO SAVEPOINT sequences; RELEASE SAVEPOINT sequences")?;
+    record.sequences = sequences;
+    told.extend(unreadable);
+    let mut changed = catalog::replaced(connection, &tables)?;
+    if changed.is_empty() {
+        changed = catalog::altered(connection, Watch::Definitions, || rows::open(settings, name, cancel))?;
+    }
+    Ok(Held { record, tables, told, changed })
 }
 
 fn lock(connection: &mut Connection, tables: &[Found], cancel: &Cancel) -> Result<()> {
@@ -327,32 +400,13 @@ fn lock(connection: &mut Connection, tables: &[Found], cancel: &Cancel) -> Resul
 /// [`Shared`] while it is put together.
 struct Making {
     shared: Shared,
+    records: Vec<Database>,
+    /// What comes behind the definitions of all databases: these take little time, in which what they refer to must not be altered.
+    later: Vec<Job>,
     estimate: u64,
 }
 
 impl Shared {
-    #[expect(clippy::new_ret_no_self, reason = "it is filled before it is shared")]
-    fn new(settings: &Settings, tools: Tools, context: &SourceContext) -> Making {
-        Making {
-            shared: Self {
-                settings: settings.clone(),
-                tools,
-                key: context.fingerprint_key,
-                scratch: context.scratch.clone(),
-                cancel: context.cancel.clone(),
-                stop: Cancel::default(),
-                databases: Vec::new(),
-                jobs: Vec::new(),
-                tables: Vec::new(),
-                objects: Vec::new(),
-                next: AtomicUsize::new(0),
-                done: Mutex::default(),
-                told: Mutex::default(),
-            },
-            estimate: 0,
-        }
-    }
-
     fn check(&self) -> Result<()> {
         self.cancel.check()?;
         self.stop.check()
@@ -375,12 +429,14 @@ impl Shared {
         let mut at: Option<(usize, Connection)> = None;
         while !self.stop.is_cancelled() {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
-            let Some(job) = self.jobs.get(index) else { return };
+            if index >= self.jobs.len() {
+                return;
+            }
             let (sender, receiver) = bounded(WAITING_PIECES);
             if self.send(begun, (index, receiver)).is_err() {
                 return;
             }
-            let end = match self.read(job, number, &mut at, &sender) {
+            let end = match self.read(index, number, &mut at, &sender) {
                 Ok(read) => {
                     self.done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, read);
                     Piece::End
@@ -395,76 +451,185 @@ impl Shared {
         }
     }
 
-    fn read(&self, job: &Job, number: usize, at: &mut Option<(usize, Connection)>, sender: &Sender<Piece>) -> Result<rows::Read> {
+    fn read(&self, index: usize, number: usize, at: &mut Option<(usize, Connection)>, sender: &Sender<Piece>) -> Result<rows::Read> {
+        let job = &self.jobs[index];
         let mut take = |bytes: Bytes| -> Result<()> {
             self.check()?;
             self.send(sender, Piece::Bytes(bytes))
         };
-        let Exported { name, snapshot, rows_encoding } = &self.databases[job.database];
         if let What::Definitions(section) = job.what {
-            let said = self.scratch.join(format!("said-{number}"));
-            let dump = Dump { tools: &self.tools, settings: &self.settings, database: name, snapshot, section, said: &said };
-            let mut bytes = 0;
-            let told = dump.run(&self.stop, &mut |piece: Bytes| {
-                bytes += piece.len() as u64;
-                take(piece)
-            })?;
-            let mut all = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            for line in told.into_iter().map(|line| format!("pg_dump of database {name}: {line}")) {
-                // Both halves of the definitions say the same.
-                if !all.contains(&line) {
-                    all.push(line);
-                }
-            }
-            return Ok(rows::Read { bytes, ..rows::Read::default() });
+            return self.definitions(job.database, section, number, &mut take);
         }
         if at.as_ref().is_none_or(|(database, _)| *database != job.database) {
-            *at = Some((job.database, self.connect(name, snapshot)?));
+            *at = Some((job.database, self.connect(job.database)?));
         }
         let Some((_, connection)) = at else { return Err(Error::new(Kind::Bug, "no connection")) };
-        let within = |error: Error| error.within(format!("read {} of database {name}", job.path));
+        let within = |error: Error| error.within(format!("read {} of database {}", job.path, self.databases[job.database].name));
+        // Each in a transaction of its own: it sees its table's name as it is now, and keeps no lock for those behind it.
+        let begin = format!("{SHARED_SNAPSHOT}; SET TRANSACTION SNAPSHOT {}", quote_literal(&self.databases[job.database].snapshot));
         match job.what {
-            What::Table(index) => {
-                let (table, encoding) = (&self.tables[job.database][index], rows_encoding.as_deref());
-                rows::table(connection, table, encoding, &self.key, &self.cancel, &mut take).map_err(within)
+            What::Table(table) => {
+                let found = &self.tables[job.database][table];
+                let asks = [format!("{begin}; {}", catalog::who_is(found)), format!("{}; COMMIT", catalog::who_is(found))];
+                match self.table(connection, job.database, found, asks, &mut take) {
+                    // Somebody waits to alter it, behind the leading transaction: a lock that this one has already waits for nobody.
+                    Err(error) if sqlstate(&error) == Some("55P03") => {
+                        *at = None;
+                        self.wait_for_those_before(index)?;
+                        let mut leader = self.leaders[job.database].lock().unwrap_or_else(PoisonError::into_inner);
+                        self.table(&mut leader, job.database, found, [catalog::who_is(found), catalog::who_is(found)], &mut take)
+                    }
+                    read => read,
+                }
+                .map_err(within)
             }
-            What::LargeObject(index) => {
-                rows::large_object(connection, self.objects[job.database][index], &self.key, &self.cancel, &mut take).map_err(within)
+            What::LargeObject(object) => {
+                connection.execute(&begin).map_err(within)?;
+                let read = rows::large_object(connection, self.objects[job.database][object], &self.key, &self.cancel, &mut take);
+                let read = read.map_err(within)?;
+                connection.execute("COMMIT").map_err(within)?;
+                Ok(read)
             }
             What::Definitions(_) => Err(Error::new(Kind::Bug, "definitions are read by pg_dump")),
         }
     }
 
-    fn connect(&self, name: &str, snapshot: &str) -> Result<Connection> {
-        let mut connection = rows::open(&self.settings, name, &self.cancel)?;
-        connection.execute(&format!("SET lock_timeout = {LOCK_TIMEOUT_MS}"))?;
-        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
-        connection.execute(&format!("SET TRANSACTION SNAPSHOT {}", quote_literal(snapshot)))?;
+    /// `asks` whose name the table's is, before and after it is read.
+    fn table(
+        &self,
+        connection: &mut Connection,
+        database: usize,
+        found: &Found,
+        asks: [String; 2],
+        take: &mut dyn FnMut(Bytes) -> Result<()>,
+    ) -> Result<rows::Read> {
+        let [before, after] = asks;
+        catalog::is_named(found, &connection.query(&before)?)?;
+        let encoding = self.databases[database].rows_encoding.as_deref();
+        let read = rows::table(connection, &found.table, encoding, &self.key, &self.cancel, take)?;
+        catalog::is_named(found, &connection.query(&after)?)?;
+        Ok(read)
+    }
+
+    fn definitions(
+        &self,
+        database: usize,
+        section: Section,
+        number: usize,
+        take: &mut dyn FnMut(Bytes) -> Result<()>,
+    ) -> Result<rows::Read> {
+        let said = self.scratch.join(format!("said-{number}"));
+        let Exported { name, snapshot, encoding, takes_options, lc_monetary, .. } = &self.databases[database];
+        let (tools, settings, takes_options) = (&self.tools, &self.settings, *takes_options);
+        let dump = Dump { tools, settings, database: name, snapshot, section, encoding, takes_options, lc_monetary, said: &said };
+        let (mut bytes, mut money) = (0, MoneyFinder::default());
+        let told = dump.run(&self.stop, &mut |piece: Bytes| {
+            bytes += piece.len() as u64;
+            money.add(&piece);
+            take(piece)
+        })?;
+        self.is_unaltered(database, Watch::Definitions)?;
+        if money.found {
+            self.money.lock().unwrap_or_else(PoisonError::into_inner).insert(database);
+        }
+        let mut all = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for line in told.into_iter().map(|line| format!("pg_dump of database {name}: {line}")) {
+            // Both halves of the definitions say the same.
+            if !all.contains(&line) {
+                all.push(line);
+            }
+        }
+        Ok(rows::Read { bytes, ..rows::Read::default() })
+    }
+
+    /// Fails when something was altered since the snapshot that what was read then does not fit to.
+    fn is_unaltered(&self, database: usize, watch: Watch) -> Result<()> {
+        let name = &self.databases[database].name;
+        let mut leader = self.leaders[database].lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = catalog::altered(&mut leader, watch, || rows::open(&self.settings, name, &self.cancel))?;
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let read = if watch == Watch::Rows { "rows" } else { "definitions" };
+        Err(Error::new(Kind::Busy, format!("read database {name}: {} changed while its {read} were read", catalog::told(&changed)))
+            .hint("run it again when nobody alters these: a backup of both moments would be none"))
+    }
+
+    /// So that the one that is waited for never waits for one behind it.
+    fn wait_for_those_before(&self, index: usize) -> Result<()> {
+        loop {
+            self.check()?;
+            let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+            if (0..index).all(|before| done.contains_key(&before)) {
+                return Ok(());
+            }
+            drop(done);
+            std::thread::park_timeout(LOOK);
+        }
+    }
+
+    fn connect(&self, database: usize) -> Result<Connection> {
+        let mut connection = rows::open(&self.settings, &self.databases[database].name, &self.cancel)?;
+        connection.execute(&format!("SET lock_timeout = {STREAM_LOCK_TIMEOUT_MS}"))?;
         Ok(connection)
     }
 }
 
 impl Making {
-    fn add(&mut self, leader: &Leader, found: Vec<Found>) {
-        let (database, folder) = (self.shared.databases.len(), &leader.record.folder);
-        let mut job = |path: String, what: What| self.shared.jobs.push(Job { path, database, what });
+    fn new(settings: &Settings, tools: Tools, context: &SourceContext) -> Self {
+        let shared = Shared {
+            settings: settings.clone(),
+            tools,
+            key: context.fingerprint_key,
+            scratch: context.scratch.clone(),
+            cancel: context.cancel.clone(),
+            stop: Cancel::default(),
+            databases: Vec::new(),
+            leaders: Vec::new(),
+            jobs: Vec::new(),
+            tables: Vec::new(),
+            objects: Vec::new(),
+            next: AtomicUsize::new(0),
+            done: Mutex::default(),
+            told: Mutex::default(),
+            money: Mutex::default(),
+        };
+        Self { shared, records: Vec::new(), later: Vec::new(), estimate: 0 }
+    }
+
+    fn add(&mut self, leader: Leader) -> Result<()> {
+        let Leader { mut connection, snapshot, record, tables } = leader;
+        let (database, folder) = (self.records.len(), &record.folder);
         for section in [Section::Before, Section::After] {
-            job(format!("{folder}/{}.dump", section.word()), What::Definitions(section));
+            let path = format!("{folder}/{}.dump", section.word());
+            self.shared.jobs.push(Job { path, database, what: What::Definitions(section) });
         }
-        for (index, found) in found.iter().enumerate() {
-            job(found.table.path.clone(), What::Table(index));
+        for (index, found) in tables.iter().enumerate() {
+            self.later.push(Job { path: found.table.path.clone(), database, what: What::Table(index) });
             self.estimate += found.bytes;
         }
-        for (index, object) in leader.record.large_objects.iter().enumerate() {
-            job(object.path.clone(), What::LargeObject(index));
+        for (index, object) in record.large_objects.iter().enumerate() {
+            self.later.push(Job { path: object.path.clone(), database, what: What::LargeObject(index) });
         }
-        self.shared.objects.push(leader.record.large_objects.iter().map(|object| object.oid).collect());
-        self.shared.tables.push(found.into_iter().map(|found| found.table).collect());
+        let takes_options = connection.takes_options();
         self.shared.databases.push(Exported {
-            name: leader.record.name.clone(),
-            snapshot: leader.snapshot.clone(),
-            rows_encoding: leader.record.rows_encoding.clone(),
+            name: record.name.clone(),
+            snapshot,
+            rows_encoding: record.rows_encoding.clone(),
+            encoding: record.encoding.clone(),
+            takes_options,
+            lc_monetary: if takes_options { "C".to_owned() } else { catalog::lc_monetary(&mut connection)? },
         });
+        self.shared.objects.push(record.large_objects.iter().map(|object| object.oid).collect());
+        self.shared.tables.push(tables);
+        self.shared.leaders.push(Mutex::new(connection));
+        self.records.push(record);
+        Ok(())
+    }
+
+    fn done(mut self) -> (Shared, Vec<Database>) {
+        self.shared.jobs.append(&mut self.later);
+        (self.shared, self.records)
     }
 }
 
@@ -559,12 +724,10 @@ impl SourceSnapshot for LogicalSnapshot {
         for worker in self.workers.drain(..) {
             worker.join().map_err(|_| Error::new(Kind::Bug, "a stream's thread panicked"))?;
         }
-        for leader in &mut self.leaders {
+        for (leader, record) in self.shared.leaders.iter().zip(&self.records) {
             // Lost meanwhile, it did not keep tables from being altered.
-            leader
-                .connection
-                .execute("SELECT 1; COMMIT")
-                .map_err(|error| error.within(format!("end the snapshot of database {}", leader.record.name)))?;
+            let mut leader = leader.lock().unwrap_or_else(PoisonError::into_inner);
+            leader.execute("SELECT 1; COMMIT").map_err(|error| error.within(format!("end the snapshot of database {}", record.name)))?;
         }
         let (mut fingerprints, mut databases) = (Vec::new(), serde_json::Map::new());
         for database in &self.contents.databases {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::event::Silent;
 use crate::source::Expectation;
-use crate::source::postgres::instance::Launch;
+use crate::source::postgres::instance::{Account, Launch, Tools};
 use crate::source::postgres::recover::Target;
 use crate::source::postgres::test_restored::Archived;
 use crate::source::postgres::test_server::TestServer;
@@ -78,10 +78,11 @@ fn a_sound_copy_passes_and_nothing_is_left_in_it() {
     }
     assert_eq!(source.ask(&instance, "SELECT count(*) FROM pg_extension WHERE extname = 'amcheck'"), "0");
     assert_eq!(source.ask(&instance, "SELECT count(*) FROM audit"), "0");
-    let (tools, account) = (Tools::find(15, None).unwrap(), Account::choose(&restored).unwrap());
     request.checks.clear();
-    let results = prove(instance, &tools, account, &request, &Options { amcheck: Amcheck::Off, ..Options::default() }, &context()).unwrap();
-    assert_eq!(outcome_of(&results, PAGES).outcome, Outcome::Passed, "{results:#?}");
+    let results = prove(instance, &request, &Options { amcheck: Amcheck::Off, ..Options::default() }, &context()).unwrap();
+    for name in [pages::CHECKSUMS, pages::LEADS, pages::SIZES, pages::FOLDERS] {
+        assert_eq!(outcome_of(&results, name).outcome, Outcome::Passed, "{results:#?}");
+    }
     assert!(!restored.join("postmaster.pid").exists());
 }
 
@@ -122,6 +123,68 @@ fn a_changed_row_a_missing_file_and_a_lying_index_are_found() {
     instance.stop(Stop::Immediate).unwrap();
 }
 
+/// Waits for a process of the server on this folder that is called so for a second, and sends it a signal.
+fn signal(data: &std::path::Path, title: &str, signal: &str) {
+    let works_there = |pid: &String| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data);
+    let is_it = |pid: &String| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(title));
+    for _ in 0..600 {
+        let all = fs::read_dir("/proc").unwrap().filter_map(|item| item.ok()?.file_name().into_string().ok());
+        let found = all.filter(works_there).find(is_it);
+        std::thread::sleep(if found.is_some() { Duration::from_secs(1) } else { Duration::from_millis(50) });
+        if let Some(pid) = found.filter(is_it) {
+            assert!(std::process::Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+            return;
+        }
+    }
+    panic!("no process is called {title}");
+}
+
+#[test]
+fn a_server_that_something_else_ends_is_no_finding_and_takes_none_back() {
+    let source = Archived::start("");
+    source.sql("CREATE TABLE t(n int)");
+    let request = ProveRequest {
+        // Found before the server ends: it stays found.
+        fingerprints: vec![TableFingerprint { table: "postgres.public.gone".into(), rows: 1, digest: "00".repeat(32) }],
+        compare_percent: 100,
+        checks: vec![SqlCheck { timeout: Duration::from_mins(1), ..check("slow", "SELECT 1 FROM pg_sleep(40)", "= 1") }],
+    };
+    for (number, (title, kind)) in
+        [("[local] SELECT", "KILL"), ("config_file=", "KILL"), ("[local] SELECT", "TERM"), ("[local] SELECT", "SEGV")]
+            .into_iter()
+            .enumerate()
+    {
+        let restored = source.base_backup(&format!("restored{number}"));
+        let (instance, _) = source.recover(&restored, Target::Immediate).unwrap();
+        let results = std::thread::scope(|scope| {
+            let request = &request;
+            let proving = scope.spawn(move || prove(instance, request, &Options::default(), &context()).unwrap());
+            signal(&restored, "[local] SELECT", "0");
+            signal(&restored, title, kind);
+            proving.join().unwrap()
+        });
+        let of = |outcome| results.iter().filter(|result| result.outcome == outcome).map(|result| result.name.as_str()).collect::<Vec<_>>();
+        assert_eq!(of(Outcome::Differs), ["content of postgres.public.gone"], "{kind}: {results:#?}");
+        let slow = outcome_of(&results, "slow");
+        assert!(slow.outcome == Outcome::Skipped && slow.actual.contains(LOST), "{kind}: {results:#?}");
+        match kind {
+            // The session alone.
+            "TERM" => assert_eq!((of(Outcome::Failed), of(Outcome::Skipped)), (vec![], vec!["slow"]), "{results:#?}"),
+            "KILL" => {
+                assert_eq!(of(Outcome::Failed), Vec::<&str>::new(), "{results:#?}");
+                let end = outcome_of(&results, TO_THE_END);
+                assert!(end.actual.contains("signal 9") && end.actual.contains("memory"), "{end:?}");
+                let pages = outcome_of(&results, "shutdown");
+                assert!(pages.outcome == Outcome::Skipped && pages.actual.contains("signal 9"), "{pages:?}");
+            }
+            _ => {
+                let end = outcome_of(&results, TO_THE_END);
+                assert!(end.outcome == Outcome::Failed && end.actual.contains("signal 11"), "{end:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn damaged_pages_are_found_by_their_checksums() {
     let source = Archived::start("");
@@ -130,11 +193,16 @@ fn damaged_pages_are_found_by_their_checksums() {
     let index = restored.join(source.ask(&instance, "SELECT pg_relation_filepath('t_pkey')"));
     instance.stop(Stop::Fast(Duration::from_mins(1))).unwrap();
     let (tools, account) = (Tools::find(15, None).unwrap(), Account::choose(&restored).unwrap());
-    assert_eq!(check_pages(&tools, account, &restored).unwrap().unwrap().outcome, Outcome::Passed);
+    let check_pages = || {
+        let results = pages::check(&restored, &pages::Catalogue::unknown(), &Cancel::default()).unwrap();
+        assert_eq!(outcome_of(&results, pages::LEADS).outcome, Outcome::Skipped, "{results:#?}");
+        outcome_of(&results, pages::CHECKSUMS).clone()
+    };
+    assert_eq!(check_pages().outcome, Outcome::Passed);
     for path in [&heap, &index] {
         fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"damage", 8192 + 4000).unwrap();
     }
-    let found = check_pages(&tools, account, &restored).unwrap().unwrap();
+    let found = check_pages();
     assert_eq!(found.outcome, Outcome::Failed);
     let relative = heap.strip_prefix(&restored).unwrap().to_str().unwrap();
     assert!(found.actual.contains(relative) && found.actual.contains("block 1"), "{found:?}");
@@ -150,6 +218,35 @@ fn damaged_pages_are_found_by_their_checksums() {
     assert!(amcheck.actual.contains("public.t_pkey: "), "{amcheck:?}");
     drop(instance);
     assert!(!folder.exists());
+}
+
+#[test]
+fn a_sequence_without_its_row_is_found() {
+    let source = Archived::start("");
+    source.sql("CREATE SEQUENCE one; CREATE SEQUENCE \"T w o\"; CREATE UNLOGGED TABLE u(n serial); SELECT nextval('one')");
+    let (instance, restored, mut request) = recovered(&source);
+    request.compare_percent = 0;
+    let options = Options { amcheck: Amcheck::Off, ..Options::default() };
+    let sequences = || outcome_of(&ask(&instance, &request, &options, &context()).unwrap(), "sequences").clone();
+    let found = sequences();
+    assert_eq!((found.outcome, found.actual.as_str()), (Outcome::Passed, "3 sequences"), "{found:?}");
+    // As a server that was just started: nothing of them is in its memory.
+    let paths = ["one", "\"T w o\""].map(|name| restored.join(source.ask(&instance, &format!("SELECT pg_relation_filepath('{name}')"))));
+    let (tools, account) = (Tools::find(15, None).unwrap(), Account::choose(&restored).unwrap());
+    instance.stop(Stop::Fast(Duration::from_mins(1))).unwrap();
+    fs::OpenOptions::new().write(true).open(&paths[0]).unwrap().set_len(0).unwrap();
+    fs::write(&paths[1], vec![0; 8192]).unwrap();
+    let folder = restored.with_extension("second");
+    let launch =
+        Launch { tools: &tools, account, data: &restored, folder: &folder, settings: &[], preload: &[], limit: Duration::from_mins(1) };
+    let instance = Instance::start(&launch, &Cancel::default()).unwrap();
+    let results = ask(&instance, &request, &options, &context()).unwrap();
+    let found = outcome_of(&results, "sequences");
+    assert_eq!(found.outcome, Outcome::Failed, "{found:?}");
+    for name in ["postgres: public.one: it has 0 rows", "postgres: public.T w o: it has 0 rows"] {
+        assert!(found.actual.contains(name), "{found:?}");
+    }
+    instance.stop(Stop::Immediate).unwrap();
 }
 
 #[test]
@@ -378,6 +475,45 @@ fn a_database_that_takes_no_connections_is_no_proof() {
     source.ask(&instance, "ALTER DATABASE shut ALLOW_CONNECTIONS true");
     let results = ask(&instance, &request, &Options { amcheck: Amcheck::Off, ..Options::default() }, &context()).unwrap();
     assert!(results.iter().all(|result| result.outcome == Outcome::Passed), "{results:#?}");
+    instance.stop(Stop::Immediate).unwrap();
+}
+
+#[test]
+fn a_check_is_one_query_and_changes_nothing() {
+    let server = TestServer::start(&[], "");
+    server.sql("CREATE TABLE t AS SELECT 1 AS n");
+    let settings = Settings::new(Host::Socket(server.folder().to_owned()), PORT, "postgres");
+    let made = server.folder().join("made");
+    let run = |sql: &str| check_sql(&settings, &check("one", sql, "= 1"), &Cancel::default());
+    let program = format!("COPY (SELECT 1) TO PROGRAM 'touch {}'", made.display());
+    for (sql, why) in [
+        ("SET TRANSACTION READ WRITE; DELETE FROM t; COMMIT; SELECT 1", "these are several"),
+        ("SELECT count(*) FROM t WHERE false; SELECT 1", "these are several"),
+        (program.as_str(), "is no query"),
+        ("DELETE FROM t", "is no query"),
+        ("", "is no query"),
+        ("DELETE FROM t RETURNING 1", "read-only transaction"),
+        ("SELECT 1 FROM set_config('transaction_read_only', 'off', false)", "SQLSTATE 25001"),
+    ] {
+        let result = run(sql);
+        assert_eq!(result.outcome, Outcome::Failed, "{sql}: {result:?}");
+        assert!(result.actual.contains(why) || result.actual.contains("before any query"), "{sql}: {result:?}");
+    }
+    assert!(!made.exists());
+    for sql in ["SELECT count(*) FROM t;", "WITH x AS (SELECT n FROM t) SELECT * FROM x", "TABLE t", "VALUES (1)"] {
+        assert_eq!(run(sql).outcome, Outcome::Passed, "{sql}");
+    }
+}
+
+/// A cluster that was upgraded from a version whose `amcheck` had not all of its functions.
+#[test]
+fn an_old_amcheck_of_the_source_is_updated_in_the_copy() {
+    let source = Archived::start("");
+    source.sql("CREATE EXTENSION amcheck VERSION '1.2'");
+    let (instance, _, request) = recovered(&source);
+    let results = ask(&instance, &request, &Options { amcheck: Amcheck::Full, ..Options::default() }, &context()).unwrap();
+    let amcheck = outcome_of(&results, "amcheck of postgres");
+    assert_eq!(amcheck.outcome, Outcome::Passed, "{amcheck:?}");
     instance.stop(Stop::Immediate).unwrap();
 }
 

@@ -103,6 +103,26 @@ impl TimelineHistory {
         (last.timeline != timeline || start >= last.left_at).then_some(Parting { from: last.timeline, at: last.left_at, to })
     }
 
+    /// Up to where the ways to two timelines are one.
+    #[must_use]
+    pub fn shared_with(&self, other: &Self) -> Lsn {
+        let way = |history: &Self| {
+            let own = (history.timeline, Lsn(u64::MAX));
+            history.ancestors.iter().map(|ancestor| (ancestor.timeline, ancestor.left_at)).chain([own]).collect::<Vec<_>>()
+        };
+        let mut shared = Lsn(0);
+        for ((timeline, to), (other_timeline, other_to)) in way(self).into_iter().zip(way(other)) {
+            if timeline != other_timeline {
+                break;
+            }
+            shared = to.min(other_to);
+            if to != other_to {
+                break;
+            }
+        }
+        shared
+    }
+
     /// Whether what was written on `timeline` before `end` is part of this history.
     #[must_use]
     pub fn contains(&self, timeline: u32, end: Lsn) -> bool {
@@ -138,6 +158,19 @@ mod tests {
         assert_eq!((parted(5, 0xff), parted(6, 0xff)), (None, None));
         let short = TimelineHistory::parse(5, "3\t0/C0\tx\n").unwrap();
         assert_eq!((short.parted(1, Lsn(0xff)), short.parted(4, Lsn(0)).map(|parting| parting.to)), (None, Some(5)));
+    }
+
+    #[test]
+    fn two_ways_are_one_up_to_where_the_first_of_them_goes_another() {
+        let of = |timeline, text: &str| TimelineHistory::parse(timeline, text).unwrap();
+        let (two, three, four) = (of(2, "1\t0/50\tx\n"), of(3, "1\t0/90\tx\n"), of(4, "1\t0/50\tx\n2\t0/70\tx\n"));
+        let shared = |one: &TimelineHistory, other: &TimelineHistory| {
+            assert_eq!(one.shared_with(other), other.shared_with(one));
+            one.shared_with(other).0
+        };
+        assert_eq!((shared(&TimelineHistory::first(1), &two), shared(&two, &three), shared(&two, &four)), (0x50, 0x50, 0x70));
+        assert_eq!((shared(&three, &four), shared(&four, &four)), (0x50, u64::MAX));
+        assert_eq!(shared(&TimelineHistory::first(7), &two), 0, "strangers");
     }
 
     #[test]
