@@ -111,6 +111,11 @@ impl<'a> Marker<'a> {
                 }
             }
             self.seen.extend(listed.into_iter().map(|object| object.key));
+            if !lost.is_empty() {
+                // Somebody else may have removed and deleted it since.
+                let ledger = self.repository.ledger()?;
+                lost.retain(|(key, _)| id_of(key).is_none_or(|id| !ledger.is_removed(id)));
+            }
         }
         manifests.retain(|(_, manifest)| !self.without.contains(&manifest.id));
         self.replaced.extend(manifests.iter().filter_map(|(_, manifest)| manifest.replaces()));

@@ -437,6 +437,49 @@ fn what_is_moved_while_it_is_marked_is_not_rewritten() {
     assert_eq!(collect_with(&bench.open(), &options).packs_rewritten, 0);
 }
 
+/// Does something when this phase begins.
+struct AtPhase<F>(&'static str, F);
+
+impl<F: Fn() + Sync + Send> Progress for AtPhase<F> {
+    fn event(&self, event: Event) {
+        if matches!(event, Event::Phase { name, .. } if name == self.0) {
+            (self.1)();
+        }
+    }
+}
+
+/// Two prunes at once: the other one removes and deletes what this one has just listed.
+#[test]
+fn a_snapshot_that_another_prune_takes_before_it_is_looked_at_blocks_nothing() {
+    use crate::store::Verb;
+    use crate::store::faults::{Effect, Rule};
+    let bench = Bench::new();
+    let files = |seed| vec![("db", Layout::Pages(8192), &b""[..], noise(seed, 8192 * 20))];
+    let kept = bench.backup(&files(1));
+    let faults = Faults::new();
+    let repository = bench.open_apart(Store::with_faults(bench.store.clone(), faults.clone()));
+    let done = std::thread::scope(|scope| {
+        let meanwhile = AtPhase("sessions", || {
+            let new = bench.backup(&files(2));
+            let key = bench.keys("snapshots/").into_iter().find(|key| key.ends_with(&new.id.to_string())).unwrap();
+            faults.add(Rule::on(Verb::Get).below(&key).then(Effect::Delay(Duration::from_secs(1))));
+            let (bench, faults) = (&bench, faults.clone());
+            scope.spawn(move || {
+                let waited = std::time::Instant::now();
+                while !faults.calls().iter().any(|call| call.key == key) {
+                    assert!(waited.elapsed() < Duration::from_secs(60), "nobody looked at {key}");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                remove(&bench.open(), &[&new]).unwrap();
+                bench.runtime.block_on(bench.store.delete(&key)).unwrap();
+            });
+        });
+        repository.collect(&CollectOptions::default(), Utc::now(), &meanwhile, &Cancel::default()).unwrap()
+    });
+    assert_eq!(done.blocked, Vec::<String>::new());
+    assert_eq!(restore(&bench.open(), &kept).unwrap(), content(&files(1)));
+}
+
 #[test]
 fn a_maintainer_moves_whole_frames_and_opens_none() {
     let bench = Bench::new();
