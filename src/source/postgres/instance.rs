@@ -42,6 +42,7 @@ pub use self::process::{FolderId, Identity};
 pub use self::tools::{Account, Control, Tools, major_of};
 use crate::error::{Context, Error, IoContext, Kind, Result};
 use crate::event::Cancel;
+use crate::source::postgres::little_room;
 
 /// Only names the socket: there is no network.
 pub const PORT: u16 = 5432;
@@ -653,11 +654,22 @@ fn is_ready(data: &Path, pid: u32) -> bool {
 /// `before_ready`: it had not answered yet.
 fn explain_end(what: &str, status: ExitStatus, log: &Path, before_ready: bool) -> Error {
     let text = tail(log);
-    if text.contains("No space left on device") {
-        let error = Error::new(Kind::NoSpace, format!("{what}: {}{}", fate::ended(status), last_words(log)));
+    let loss = fate::loss(status, &text, before_ready);
+    let is_silent = || status.code().is_some_and(|code| code != 0) && loss.as_ref() == Some(&fate::ended(status));
+    let full = if text.contains("No space left on device") {
+        Some("no space left".to_owned())
+    } else if is_silent() {
+        // It may not have had the room to say so: its log lies beside its data.
+        let room = log.parent().and_then(|folder| little_room(folder).ok().flatten());
+        room.map(|bytes| format!("only {bytes} bytes are free there"))
+    } else {
+        None
+    };
+    if let Some(full) = full {
+        let error = Error::new(Kind::NoSpace, format!("{what}: {full}: {}{}", fate::ended(status), last_words(log)));
         return error.hint("free space on that file system, then run the same command again");
     }
-    match fate::loss(status, &text, before_ready) {
+    match loss {
         Some(why) => lost(what, format!("the private server was ended: {why}{}", last_words(log))),
         None => Error::new(Kind::Failed, format!("{what}: {}", how_it_fell(status, log))),
     }
