@@ -108,6 +108,8 @@ pub fn is_piece_key(key: &str) -> bool {
 const FACTS_BATCH: usize = 4096;
 /// Removals at a time.
 const REMOVALS: usize = 16;
+/// How often pieces are listed again because they were replaced meanwhile.
+const LISTINGS: u32 = 5;
 
 impl Repository {
     /// Which of these pieces of logs (by their keys) are there. One listing for each log.
@@ -346,22 +348,30 @@ impl Log {
     }
 
     /// The bytes at these positions of a stream, put together from `pieces` (as [`Log::pieces`] lists them). Where one is damaged or gone, or its key was
-    /// destroyed, others that have the same positions are used. Needs the reader role.
+    /// destroyed, others that have the same positions are used, also those that came since the listing: a stream puts its pieces together into larger ones all
+    /// the time. Needs the reader role.
     ///
     /// # Errors
     /// `NoRecoveryPoint` when the pieces do not have all positions, or only such whose key was destroyed; `Damaged` when only damaged ones do; `WrongKey`.
     pub fn read_span(&self, pieces: &[PieceInfo], stream: u64, positions: Range<u64>) -> Result<Vec<u8>> {
         let near = |p: &&PieceInfo| p.stream == stream && p.start < positions.end && positions.start < p.end;
         let mut usable: Vec<PieceInfo> = pieces.iter().filter(near).copied().collect();
-        let mut damage = None;
+        let (mut unusable, mut damage): (Vec<PieceInfo>, Option<Error>) = (Vec::new(), None);
+        let (mut gone, mut is_outdated, mut listings): (Option<Error>, bool, u32) = (None, false, 0);
         'again: loop {
             let Some(parts) = runs(&usable).iter().find_map(|run| run.parts(positions.clone())) else {
+                if is_outdated && listings < LISTINGS {
+                    (is_outdated, listings) = (false, listings + 1);
+                    usable = self.pieces()?.iter().filter(near).filter(|piece| !unusable.contains(piece)).copied().collect();
+                    continue;
+                }
                 return Err(damage.unwrap_or_else(|| {
                     let what = format!(
                         "the log of source {} does not have positions {:#x} to {:#x} of stream {stream}",
                         self.source, positions.start, positions.end
                     );
-                    Error::new(Kind::NoRecoveryPoint, what)
+                    let error = Error::new(Kind::NoRecoveryPoint, what);
+                    gone.into_iter().fold(error, Error::because)
                 }));
             };
             let mut bytes = Vec::new();
@@ -372,7 +382,12 @@ impl Log {
                     Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound | Kind::NoRecoveryPoint) => {
                         tracing::warn!(piece = %self.key(&piece), error = ?error, "a log piece cannot be used; others are tried");
                         usable.retain(|other| *other != piece);
-                        damage.get_or_insert(error);
+                        if error.kind() == Kind::NotFound {
+                            (gone, is_outdated) = (Some(error), true);
+                        } else {
+                            unusable.push(piece);
+                            damage.get_or_insert(error);
+                        }
                         continue 'again;
                     }
                     Err(error) => return Err(error),

@@ -348,6 +348,33 @@ fn only_what_another_piece_contains_is_removed_and_a_refusal_is_no_failure() {
     assert!(log.read_span(&log.pieces().unwrap(), 1, 4000..10_000).unwrap() == bytes[4000..10_000]);
 }
 
+/// Whoever reads a long log has listed it long before: its end was put together into larger pieces since, or is lost.
+#[test]
+fn pieces_that_were_replaced_since_they_were_listed_are_read_where_they_are_now() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let log = log(&repository);
+    let bytes = wal(1, 16_384);
+    let append = |start: usize, end: usize| log.append(1, start as u64, end as u64, &json!({}), &bytes[start..end]).unwrap().piece;
+    let small = [append(0, 5000), append(5000, 9000), append(9000, 12_000)];
+    let listed = log.pieces().unwrap();
+    let larger = append(0, 9000);
+    assert!(log.remove_subsumed(&small[..2], &larger).unwrap());
+    assert!(log.read_span(&listed, 1, 0..12_000).unwrap() == bytes[..12_000]);
+    let whole = append(0, 16_384);
+    assert!(log.remove_subsumed(&[larger, small[2]], &whole).unwrap());
+    assert!(log.read_span(&listed, 1, 4990..12_000).unwrap() == bytes[4990..12_000]);
+    assert!(log.read_span(&listed, 1, 0..12_000).unwrap() == bytes[..12_000]);
+    // What is damaged is told as that.
+    runtime_flip(&bench, &key_of(&repository, &whole), 50);
+    assert_eq!(log.read_span(&listed, 1, 0..12_000).unwrap_err().kind(), Kind::Damaged);
+    // What is lost is a hole.
+    bench.runtime.block_on(bench.store.delete(&key_of(&repository, &whole))).unwrap();
+    let lost = log.read_span(&listed, 1, 0..12_000).unwrap_err();
+    assert_eq!(lost.kind(), Kind::NoRecoveryPoint);
+    assert!(lost.causes().iter().any(|cause| cause.contains("pieces/")), "{lost:?}");
+}
+
 #[test]
 fn a_damaged_piece_does_not_hide_sound_ones_that_have_the_same() {
     let bench = Bench::new();
