@@ -92,6 +92,19 @@ impl MovedPack {
         }
     }
 
+    /// What [`MovedPack::find`] found at this slot: the frame and slot here.
+    fn origin(&self, target: u32, frame: u32, slot: u32) -> Option<(u32, u32)> {
+        let of_frame = |moved: &MovedFrame| match *moved {
+            MovedFrame::Whole { target: to, frame: at } if (to, at) == (target, frame) => Some(slot),
+            MovedFrame::Part { target: to, frame: at, first_slot, slots, bits } if (to, at) == (target, frame) => {
+                let (number, kept) = (slot.checked_sub(first_slot)?, self.bits(slots, bits));
+                (0..slots).filter(|slot| kept[(slot / 8) as usize] >> (slot % 8) & 1 == 1).nth(number as usize)
+            }
+            _ => None,
+        };
+        self.frames.iter().zip(0..).find_map(|(moved, number)| Some((number, of_frame(moved)?)))
+    }
+
     fn decode_frame(&mut self, reader: &mut Reader<'_>, targets: usize) -> WireResult<()> {
         let mode = reader.u8()?;
         if mode == 0 {
@@ -200,11 +213,17 @@ pub struct MovedTable {
     /// Of records that cannot be read, their objects and why.
     pub damaged: Vec<(String, String)>,
     by_pack: HashMap<PackId, (Arc<MovedRecord>, usize)>,
+    /// Records that were there once.
+    earlier: BTreeMap<String, Arc<MovedRecord>>,
 }
 
 impl MovedTable {
     /// Records that lead in a circle, or into one, are damaged: so every place comes to an end.
-    fn new(mut records: BTreeMap<String, Arc<MovedRecord>>, mut damaged: Vec<(String, String)>) -> Self {
+    fn new(
+        mut records: BTreeMap<String, Arc<MovedRecord>>,
+        mut damaged: Vec<(String, String)>,
+        earlier: BTreeMap<String, Arc<MovedRecord>>,
+    ) -> Self {
         let mut by_pack = HashMap::new();
         for record in records.values() {
             for (number, source) in record.sources.iter().enumerate() {
@@ -222,7 +241,7 @@ impl MovedTable {
             });
             by_pack.retain(|pack, _| !endless.contains(pack));
         }
-        Self { records, damaged, by_pack }
+        Self { records, damaged, by_pack, earlier }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -241,11 +260,39 @@ impl MovedTable {
         if self.by_pack.is_empty() {
             return None;
         }
-        let (record, number) = self.by_pack.get(&inner.packs.get(place.pack).id)?;
+        self.step_from(inner, inner.packs.get(place.pack).id, place.frame, place.slot)
+    }
+
+    fn step_from(&self, inner: &Inner, pack: PackId, frame: u32, slot: u32) -> Option<Place<PackNo>> {
+        let (record, number) = self.by_pack.get(&pack)?;
         record.used.store(true, Ordering::Relaxed);
-        let (target, frame, slot) = record.sources[*number].find(place.frame, place.slot)?;
+        let (target, frame, slot) = record.sources[*number].find(frame, slot)?;
         let pack = inner.packs.intern(record.targets.get(target as usize)?.0);
         Some(Place { pack, frame, slot })
+    }
+
+    /// Where else the content of a place is: of the packs that it was put together from, another record may count by now than the one that led here.
+    fn elsewhere(&self, inner: &Inner, place: Place<PackNo>) -> Vec<Place<PackNo>> {
+        let mut found = Vec::new();
+        let mut waiting = vec![(inner.packs.get(place.pack).id, place.frame, place.slot)];
+        let mut seen: BTreeSet<_> = waiting.iter().copied().collect();
+        while let Some((id, frame, slot)) = waiting.pop() {
+            for record in self.records.values().chain(self.earlier.values()) {
+                let Some(target) = record.targets.iter().zip(0..).find_map(|((pack, _), number)| (pack.id == id).then_some(number)) else {
+                    continue;
+                };
+                let origins = record.sources.iter().filter_map(|source| {
+                    let (frame, slot) = source.origin(target, frame, slot)?;
+                    Some((source.id, frame, slot))
+                });
+                for origin in origins.filter(|origin| seen.insert(*origin)) {
+                    let now = self.step_from(inner, origin.0, origin.1, origin.2).map(|place| self.resolve(inner, place));
+                    found.extend(now.filter(|now| *now != place));
+                    waiting.push(origin);
+                }
+            }
+        }
+        found
     }
 
     pub fn resolve_chunks(&self, inner: &Inner, chunks: &mut [Chunk<PackNo>]) {
@@ -336,15 +383,36 @@ impl Inner {
             }
         }
         let changed = records.keys().ne(known.records.keys());
-        *self.moved.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(MovedTable::new(records, damaged));
+        let before = known.earlier.iter().chain(&known.records).filter(|(key, _)| !records.contains_key(*key));
+        let earlier = before.map(|(key, record)| (key.clone(), Arc::clone(record))).collect();
+        *self.moved.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(MovedTable::new(records, damaged, earlier));
         Ok(changed)
     }
 
     /// After something could not be read: where it is now, if that is another place.
+    ///
+    /// Two collectors may have moved the same packs. Then the record with the smaller name counts as soon as it is there, and where the other one had put the
+    /// content goes away: whoever was on the way there finds it by where it came from.
     pub(super) fn moved_since(&self, place: Place<PackNo>) -> Result<Option<Place<PackNo>>> {
         self.load_moved()?;
-        let now = self.moved().resolve(self, place);
-        Ok((now != place).then_some(now))
+        let moved = self.moved();
+        let now = moved.resolve(self, place);
+        if now != place {
+            return Ok(Some(now));
+        }
+        // Only from what is not there to what is: so nobody is led in a circle.
+        let is_there =
+            |place: Place<PackNo>| Ok::<_, Error>(self.block_on(self.store.head(&self.packs.get(place.pack).id.key()))?.is_some());
+        let others = moved.elsewhere(self, place);
+        if others.is_empty() || is_there(place)? {
+            return Ok(None);
+        }
+        for other in others {
+            if is_there(other)? {
+                return Ok(Some(other));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -442,11 +510,11 @@ mod tests {
             (format!("{FOLDER}{from:05}"), Arc::new(record))
         };
         let place = |n| Place { pack: inner.packs.intern(pack(n)), frame: 1, slot: 7 };
-        let long = MovedTable::new((0..5_000).map(|n| step(n, n + 1)).collect(), Vec::new());
+        let long = MovedTable::new((0..5_000).map(|n| step(n, n + 1)).collect(), Vec::new(), BTreeMap::new());
         assert_eq!(long.resolve(inner, place(0)), place(5_000));
         assert!(long.damaged.is_empty());
         // 0 → 1 → 2 → 3 → 1, and 4 → 5 beside it.
-        let circle = MovedTable::new([step(0, 1), step(1, 2), step(2, 3), step(3, 1), step(4, 5)].into(), Vec::new());
+        let circle = MovedTable::new([step(0, 1), step(1, 2), step(2, 3), step(3, 1), step(4, 5)].into(), Vec::new(), BTreeMap::new());
         assert_eq!(circle.damaged.len(), 4, "{:?}", circle.damaged);
         assert_eq!((circle.resolve(inner, place(0)), circle.resolve(inner, place(4))), (place(0), place(5)));
     }

@@ -437,6 +437,68 @@ fn what_is_moved_while_it_is_marked_is_not_rewritten() {
     assert_eq!(collect_with(&bench.open(), &options).packs_rewritten, 0);
 }
 
+/// Two collections have put the same packs together anew. Whoever has read where the first one put them finds them where the second one did, when that counts.
+#[test]
+fn who_was_on_the_way_to_moved_content_finds_it_when_another_record_counts() {
+    let bench = Bench::new();
+    let base = noise(84, 8192 * 260);
+    let files = |round| vec![("db", Layout::Pages(8192), &b""[..], generation(&base, round))];
+    let snapshots: Vec<Manifest> = (0..2).map(|round| bench.backup(&files(round))).collect();
+    let take = |folder: &str| -> Vec<(String, Bytes)> {
+        bench.keys(folder).into_iter().map(|key| (key.clone(), bench.runtime.block_on(bench.store.get(&key)).unwrap())).collect()
+    };
+    let put = |objects: &[(String, Bytes)]| {
+        for (key, bytes) in objects {
+            bench.runtime.block_on(bench.store.create(key, bytes.clone())).unwrap();
+        }
+    };
+    let delete = |objects: &[(String, Bytes)]| objects.iter().for_each(|(key, _)| bench.runtime.block_on(bench.store.delete(key)).unwrap());
+    let all = CollectOptions { rewrite: &|_| true, ..CollectOptions::default() };
+    let (before, sources) = (take(""), take("packs/"));
+    // The one whose record has the smaller name is committed last.
+    let mut ways: Vec<[Vec<(String, Bytes)>; 2]> = Vec::new();
+    for _ in 0..2 {
+        let done = collect_with(&bench.open(), &all);
+        assert_eq!((done.packs_rewritten, bench.keys("gc/moved/").len()), (sources.len() as u64, 1), "{done:?}");
+        ways.push([take("packs/"), take("gc/moved/")]);
+        delete(&take(""));
+        put(&before);
+    }
+    let [first, second] = ways.as_slice() else { unreachable!() };
+    assert!(first[1][0].0 < second[1][0].0 && first[0].iter().all(|pack| !second[0].contains(pack)));
+    delete(&sources);
+    second.iter().for_each(|objects| put(objects));
+    let reader = bench.open_apart(bench.store.clone());
+    reader.inner.load_moved().unwrap();
+    let mut nodes = crate::repo::nodes::NodeReader::new(&reader.inner).unwrap();
+    let trees: Vec<_> = snapshots.iter().map(|snapshot| reader.tree_nodes(&snapshot.sources[0]).unwrap()).collect();
+    let chunks: Vec<_> = trees.iter().flatten().flat_map(|node| nodes.records(node).unwrap()).collect();
+    first.iter().for_each(|objects| put(objects));
+    second.iter().for_each(|objects| delete(objects));
+    let mut nodes = crate::repo::nodes::NodeReader::new(&reader.inner).unwrap();
+    for node in trees.iter().flatten() {
+        nodes.read(node).unwrap();
+    }
+    let mut places = 0;
+    for record in chunks {
+        let (crate::repo::tree::Record::Stretch(chunks)
+        | crate::repo::tree::Record::Entry { content: crate::repo::tree::Content::Inline(chunks), .. }) = record
+        else {
+            continue;
+        };
+        for place in chunks.iter().flat_map(|chunk| chunk.stored.places()) {
+            let now = reader.inner.moved_since(place).unwrap().expect("it is somewhere");
+            assert!(reader.inner.directory(reader.inner.packs.get(now.pack)).unwrap().has(now.frame, now.slot));
+            places += 1;
+        }
+    }
+    assert!(places > 200, "{places}");
+    // What is really gone is nowhere, however it is asked for.
+    delete(&first[0]);
+    let lost = restore(&reader, &snapshots[0]).unwrap_err();
+    assert_eq!(lost.kind(), Kind::Damaged, "{lost:?}");
+}
+
 /// Does something when this phase begins.
 struct AtPhase<F>(&'static str, F);
 
