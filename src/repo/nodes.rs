@@ -95,21 +95,27 @@ impl NodeReader {
 
     /// All node references of a tree, list nodes resolved.
     pub fn leaves(&mut self, root: &[u8], depth: u32) -> Result<Vec<NodeRef<PackNo>>> {
-        let inner = Arc::clone(&self.inner);
-        let decode = |bytes: &[u8]| {
-            let mut refs = decode_list(bytes, |pack| inner.packs.intern(pack))
-                .map_err(|e| Error::new(Kind::Damaged, "a list of nodes cannot be decoded").because(e))?;
-            inner.moved().resolve_refs(&inner, &mut refs);
-            Ok::<_, Error>(refs)
-        };
-        let mut refs = decode(root)?;
+        let mut refs = self.list(root)?;
         for _ in 0..depth {
             let mut next = Vec::new();
             for node in &refs {
-                next.extend(decode(&self.read(node)?)?);
+                let bytes = self.read(node)?;
+                next.extend(self.list(&bytes)?);
             }
             refs = next;
         }
+        Ok(refs)
+    }
+
+    /// What a list of nodes leads to.
+    ///
+    /// # Errors
+    /// `Damaged` when it is none.
+    pub fn list(&self, bytes: &[u8]) -> Result<Vec<NodeRef<PackNo>>> {
+        let inner = &self.inner;
+        let mut refs = decode_list(bytes, |pack| inner.packs.intern(pack))
+            .map_err(|e| Error::new(Kind::Damaged, "a list of nodes cannot be decoded").because(e))?;
+        inner.moved().resolve_refs(inner, &mut refs);
         Ok(refs)
     }
 

@@ -202,11 +202,6 @@ impl Repository {
         Ok(TreeReader { nodes, refs, next: 0, records: Vec::new().into_iter(), stretches: Vec::new(), last_path: None, failed: false })
     }
 
-    /// All node references of a tree.
-    pub(super) fn tree_nodes(&self, source: &SourceRecord) -> Result<Vec<NodeRef<PackNo>>> {
-        NodeReader::new(&self.inner)?.leaves(&source.tree.bytes()?, source.tree.depth)
-    }
-
     /// Delivers the bytes of many files, in pack order, decoded in parallel; each chunk is checked against its id before it is
     /// delivered. Needs the reader role.
     ///

@@ -154,8 +154,14 @@ fn stored_entries(repository: &Repository, manifest: &Manifest) -> Vec<Entry> {
     repository.tree(&manifest.sources[0]).unwrap().map(|entry| entry.unwrap().entry).collect()
 }
 
+/// All nodes of the tree of the first source.
+pub(super) fn tree_nodes(repository: &Repository, manifest: &Manifest) -> Vec<crate::repo::tree::NodeRef<crate::repo::packs::PackNo>> {
+    let tree = &manifest.sources[0].tree;
+    crate::repo::nodes::NodeReader::new(&repository.inner).unwrap().leaves(&tree.bytes().unwrap(), tree.depth).unwrap()
+}
+
 fn node_ids(repository: &Repository, manifest: &Manifest) -> Vec<ChunkId> {
-    repository.tree_nodes(&manifest.sources[0]).unwrap().into_iter().map(|node| node.id).collect()
+    tree_nodes(repository, manifest).into_iter().map(|node| node.id).collect()
 }
 
 struct Collected(Mutex<BTreeMap<usize, Vec<u8>>>);

@@ -503,7 +503,7 @@ impl Repository {
         let mut unreadable: HashMap<(PackNo, u32, u32), (String, String)> = HashMap::new();
         for manifest in manifests {
             for source in &manifest.sources {
-                let refs = match self.tree_nodes(source) {
+                let mut refs = match source.tree.bytes().and_then(|root| nodes.list(&root)) {
                     Ok(refs) => refs,
                     Err(error) => {
                         let key = format!("snapshots/{}/{}", inner.keys.chain_name(manifest.plan.as_str()), manifest.id);
@@ -511,6 +511,22 @@ impl Repository {
                         continue;
                     }
                 };
+                // What one list cannot tell any more, others may.
+                for _ in 0..source.tree.depth {
+                    let mut below = Vec::new();
+                    for node in &refs {
+                        cancel.check()?;
+                        let pack = inner.packs.get(node.place.pack);
+                        note_use(&mut used, pack, manifest.id);
+                        match nodes.read(node).and_then(|bytes| nodes.list(&bytes)) {
+                            Ok(refs) => below.extend(refs),
+                            // A pack that is not there is told once, by the caller.
+                            Err(error) if !present.contains_key(&pack.id) => drop(tolerable(error)?),
+                            Err(error) => findings.add_error(&pack.id.key(), &tolerable(error)?, [manifest.id]),
+                        }
+                    }
+                    refs = below;
+                }
                 for node in &refs {
                     cancel.check()?;
                     let at = (node.place.pack, node.place.frame, node.place.slot);

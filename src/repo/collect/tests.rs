@@ -471,7 +471,7 @@ fn who_was_on_the_way_to_moved_content_finds_it_when_another_record_counts() {
     let reader = bench.open_apart(bench.store.clone());
     reader.inner.load_moved().unwrap();
     let mut nodes = crate::repo::nodes::NodeReader::new(&reader.inner).unwrap();
-    let trees: Vec<_> = snapshots.iter().map(|snapshot| reader.tree_nodes(&snapshot.sources[0]).unwrap()).collect();
+    let trees: Vec<_> = snapshots.iter().map(|snapshot| crate::repo::tests::tree_nodes(&reader, snapshot)).collect();
     let chunks: Vec<_> = trees.iter().flatten().flat_map(|node| nodes.records(node).unwrap()).collect();
     first.iter().for_each(|objects| put(objects));
     second.iter().for_each(|objects| delete(objects));
@@ -529,7 +529,7 @@ fn a_snapshot_that_another_prune_takes_before_it_is_looked_at_blocks_nothing() {
             scope.spawn(move || {
                 let waited = std::time::Instant::now();
                 while !faults.calls().iter().any(|call| call.key == key) {
-                    assert!(waited.elapsed() < Duration::from_secs(60), "nobody looked at {key}");
+                    assert!(waited.elapsed() < Duration::from_mins(1), "nobody looked at {key}");
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 remove(&bench.open(), &[&new]).unwrap();
