@@ -149,7 +149,7 @@ fn a_repository_that_was_made_anew_is_not_green_until_somebody_accepts_it() {
 fn a_hold_whose_entry_was_deleted_still_holds_here() {
     let workspace = Workspace::ready("keep = { last = 1 }");
     let first = workspace.json(&["backup", "crm"], 0)["snapshot"].as_str().unwrap().to_owned();
-    workspace.json(&["backup", "crm"], 0);
+    let second = workspace.json(&["backup", "crm"], 0)["snapshot"].as_str().unwrap().to_owned();
     workspace.json(&["snapshots", "hold", &first, "--reason", "audit"], 0);
     let entry = workspace.path("repository/retention/0000000000000001");
     let bytes = std::fs::read(&entry).unwrap();
@@ -172,7 +172,48 @@ fn a_hold_whose_entry_was_deleted_still_holds_here() {
     assert_eq!(workspace.run(&["prune", "crm"]).status.code(), Some(20));
     let accepted = workspace.json(&["repo", "accept", "main"], 0);
     assert_eq!((&accepted["ledger_forgotten"], &accepted["before"]), (&2.into(), &serde_json::Value::Null));
-    assert_eq!(workspace.json(&["prune", "crm"], 0)["snapshots_removed"], 1, "nothing holds it any more");
+    // That the second one was removed is forgotten, too: so it is gone although nobody removed it, until somebody says that it is.
+    let blocked = workspace.json(&["prune", "crm"], 20);
+    assert!(blocked["collection"]["blocked"].to_string().contains("is gone although nobody removed it"), "{blocked}");
+    workspace.json(&["repair", "main", "--yes", "--accept-loss", &second, "--reason", "it was removed"], 0);
+    workspace.json(&["prune", "crm"], 0);
+    let left = workspace.json(&["snapshots", "crm"], 0);
+    assert_eq!(left["snapshots"].as_array().unwrap().len(), 1, "nothing holds the first any more: {left}");
+}
+
+/// Who cannot see a manifest does not know what it leads to.
+#[test]
+fn a_manifest_that_is_gone_or_has_another_name_keeps_prune_from_deleting() {
+    let workspace = Workspace::ready("keep = { last = 4 }");
+    let mut ids = Vec::new();
+    for n in 0..3 {
+        std::fs::write(workspace.path("crm/attachments/new.txt"), vec![n; 300_000]).unwrap();
+        ids.push(workspace.backup()["snapshot"].as_str().unwrap().to_owned());
+    }
+    let all = files(&workspace.path("repository/snapshots"));
+    let manifest = |id: &str| all.iter().find(|path| path.ends_with(id)).unwrap().clone();
+    let chain = manifest(&ids[0]).parent().unwrap().to_owned();
+    let packs = files(&workspace.path("repository/packs"));
+    let renamed = |path: &Path, name: &str| path.with_file_name(name);
+    let (middle, newest) = (manifest(&ids[1]), manifest(&ids[2]));
+    for (what, from, to) in [
+        ("away", middle.clone(), workspace.path("away")),
+        ("in conflict", middle.clone(), renamed(&middle, &format!("{} (conflict)", ids[1]))),
+        ("in capitals", newest.clone(), renamed(&newest, &ids[2].to_uppercase())),
+        ("in a folder of another name", chain.clone(), renamed(&chain, &format!("{} (1)", chain.file_name().unwrap().to_str().unwrap()))),
+    ] {
+        std::fs::rename(&from, &to).unwrap();
+        let blocked = workspace.json(&["prune", "crm"], 20);
+        assert!(!blocked["collection"]["blocked"].as_array().unwrap().is_empty(), "{what}: {blocked}");
+        assert_eq!(files(&workspace.path("repository/packs")), packs, "{what}");
+        std::fs::rename(&to, &from).unwrap();
+    }
+    // What others copied or left there stands in nobody's way.
+    std::fs::copy(&middle, renamed(&middle, &format!("{}~", ids[1]))).unwrap();
+    std::fs::copy(&middle, renamed(&middle, &format!("._{}", ids[1]))).unwrap();
+    std::fs::write(chain.join(".DS_Store"), "x").unwrap();
+    workspace.json(&["prune", "crm"], 0);
+    workspace.json(&["verify", "main", "--data"], 0);
 }
 
 #[test]

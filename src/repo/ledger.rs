@@ -430,6 +430,12 @@ impl Repository {
         Err(Error::new(Kind::Unavailable, "read the retention ledger: its entries go away while they are read").hint("try again"))
     }
 
+    /// The ledger as it was last read here, which asks nobody.
+    pub(super) fn known_ledger(&self) -> Option<Ledger> {
+        let known = self.inner.ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        known.as_ref().map(|(_, ledger)| ledger.clone())
+    }
+
     /// The same for those who only want to know what else it says of what is there: a damaged one, which is told elsewhere, says nothing.
     ///
     /// # Errors

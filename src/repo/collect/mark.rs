@@ -130,6 +130,9 @@ impl<'a> Marker<'a> {
         for (key, error) in &inner.moved().damaged {
             blocked.push(format!("{key} cannot be read: {error}"));
         }
+        if blocked.is_empty() {
+            blocked.extend(self.stolen(&manifests)?);
+        }
         if !blocked.is_empty() {
             return Err(Unmarked::Blocked(blocked));
         }
@@ -156,6 +159,40 @@ impl<'a> Marker<'a> {
             progress.event(Event::Advance { bytes: 0, items: 1 });
         }
         if blocked.is_empty() { Ok(()) } else { Err(Unmarked::Blocked(blocked)) }
+    }
+
+    /// Snapshots that are gone although nobody removed them, as far as the ones that came after them say so, or their manifests stand there under names
+    /// that are none: what they lead to is as unknown as that of a manifest that cannot be read.
+    fn stolen(&self, manifests: &[(String, Manifest)]) -> Result<Vec<String>> {
+        let inner = &self.repository.inner;
+        let there: HashSet<SnapshotId> = self.seen.iter().filter_map(|key| id_of(key)).collect();
+        let parents = manifests.iter().flat_map(|(_, manifest)| manifest.parents.iter().map(move |parent| (parent.id, manifest)));
+        let mut gone: BTreeMap<SnapshotId, String> = parents
+            .filter(|(id, _)| !there.contains(id))
+            .map(|(id, after)| {
+                let key = self.repository.snapshot_key(&after.plan, id);
+                (id, format!("{key} is gone although nobody removed it: snapshot {} of plan {} came after it", after.id, after.plan))
+            })
+            .collect();
+        for key in inner.store.strange().iter().filter(|key| key.starts_with("snapshots/")) {
+            for id in ids_within(key).filter(|id| !there.contains(id)) {
+                gone.insert(
+                    id,
+                    format!("{key} may be the manifest of snapshot {id}, which is not there: give it back its name, or move it away"),
+                );
+            }
+        }
+        // As it was read after the listing; and anew for what was removed since.
+        if let Some(ledger) = self.repository.known_ledger() {
+            gone.retain(|id, _| !ledger.is_removed(*id));
+        }
+        if gone.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ledger = self.repository.ledger()?;
+        gone.retain(|id, _| !ledger.is_removed(*id));
+        let hint = "bring it back (an earlier version of the object, another copy of the storage), or run `lifeboat repair`, which also says how a loss is accepted";
+        Ok(gone.into_values().map(|why| format!("{why}. Nothing is deleted until then: {hint}")).collect())
     }
 
     /// Marks a chunk; `true` when it was not marked before. Numbers that would take much memory are believed only of a pack that has them.
@@ -218,6 +255,14 @@ impl<'a> Marker<'a> {
         }
         Ok(())
     }
+}
+
+/// Ids of snapshots that the last part of a strange key holds, in whatever case.
+fn ids_within(key: &str) -> impl Iterator<Item = SnapshotId> {
+    const ID_CHARACTERS: usize = 26;
+    let name = key.rsplit('/').next().unwrap_or_default();
+    let words = name.split(|letter: char| !letter.is_ascii_alphanumeric());
+    words.filter_map(|word| word.get(..ID_CHARACTERS)?.to_ascii_lowercase().parse().ok())
 }
 
 /// What cannot be read because it is damaged stands in the way; a store that is away ends everything.
